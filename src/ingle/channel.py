@@ -1,0 +1,171 @@
+"""Typed messages between two processes over a socket pair that only they hold.
+
+A frame is a 4-byte little-endian length and a msgpack body of one of the message types below; nothing is unpickled.
+The socket has no name, so no third process can connect to it, and it reads end-of-file when the peer dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+from ingle.config import EngineConfig
+from ingle.request import EngineOutput, EngineRequest
+
+MAX_FRAME_BYTES = 1 << 30
+_LENGTH = struct.Struct("<I")
+
+
+class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine is loaded and takes requests."""
+
+    max_model_len: int
+    vocab_size: int
+    max_num_seqs: int
+    num_pages: int
+    page_size: int
+    device: str
+    dtype: str
+    family: str
+    num_parameters: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    notices: list[str]
+    """What the user should know: limits that were cut to fit, types that were changed."""
+    timings_s: dict[str, float]
+    """Start-up phases and their seconds, in order."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """A step's counters; they come with every step, so that a busy engine that falls silent is a stalled one."""
+
+    num_steps: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_pages: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    """Prompt tokens computed since the start; those read from the prefix cache are not among them."""
+    num_generated_tokens: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """What the engine does while it starts."""
+
+    stage: str
+
+
+class StepMessage(msgspec.Struct, frozen=True, tag="step"):
+    """What one step brought."""
+
+    outputs: list[EngineOutput]
+    stats: EngineStats
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine stops. `expected` errors are for the user as they stand; others bring a traceback."""
+
+    message: str
+    expected: bool
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """The first message: what to load."""
+
+    config: EngineConfig
+    path: str
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    id: str
+
+
+ToEngine = Start | EngineRequest | Abort
+FromEngine = EngineInfo | Progress | StepMessage | Failed
+
+
+class ChannelClosed(Exception):
+    """The peer closed its end or died."""
+
+
+class Channel:
+    """The engine's end: blocking writes, reads that wait only when asked to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, message: FromEngine) -> None:
+        """Raises `ChannelClosed` when nobody reads any more."""
+        try:
+            self._socket.sendall(_frame(self._encoder, message))
+        except OSError as error:
+            raise ChannelClosed from error
+
+    def receive(self, *, wait: bool) -> list[ToEngine]:
+        """All messages that have arrived whole; with `wait`, blocks until there is one. Raises `ChannelClosed`."""
+        messages = self._parse()
+        while True:
+            ready, _, _ = select.select([self._socket], [], [], None if wait and not messages else 0)
+            if not ready:
+                return messages
+            data = self._socket.recv(1 << 18)
+            if not data:
+                raise ChannelClosed
+            self._buffer += data
+            messages += self._parse()
+
+    def _parse(self) -> list[ToEngine]:
+        messages, start = [], 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end].tobytes()))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+
+class AsyncChannel:
+    """The API process's end, on an event loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    @classmethod
+    async def open(cls, sock: socket.socket) -> AsyncChannel:
+        return cls(*await asyncio.open_connection(sock=sock))
+
+    def send(self, message: ToEngine) -> None:
+        """Queues a message; the event loop writes it."""
+        self._writer.write(_frame(self._encoder, message))
+
+    async def receive(self) -> FromEngine:
+        """The next message. Raises `ChannelClosed` when the engine has gone."""
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            return self._decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise ChannelClosed from error
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _frame(encoder: msgspec.msgpack.Encoder, message: Any) -> bytes:
+    body = encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body

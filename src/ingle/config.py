@@ -1,0 +1,120 @@
+"""Configuration: frozen values, validated once. Every command-line flag is a field here and its docstring the help."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ingle.errors import ConfigError
+
+DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+Device = Literal["auto", "cpu", "cuda"]
+
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the engine runs and within which limits."""
+
+    model: str
+    """Short name (smollm2:135m), a Hugging Face model folder, or a .gguf file."""
+    dtype: DType = "auto"
+    """Type of weights and activations. auto: the checkpoint's, or what this machine computes fastest."""
+    max_model_len: int | None = None
+    """Longest sequence, prompt and answer together. Default: the model's own, cut to what KV memory holds."""
+    max_num_seqs: int | None = None
+    """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory for weights, activations and KV cache together."""
+    kv_cache_memory: str | None = None
+    """Memory for the KV cache, such as 4GiB; on a CPU the default is a quarter of what is free, at most 4 GiB."""
+    block_size: int = 16
+    """Tokens in one page of the KV cache."""
+    num_gpu_blocks_override: int | None = None
+    """Exact number of KV pages instead of a memory budget; for tests and experiments."""
+    enable_prefix_caching: bool = True
+    """Reuse the keys and values of prompt prefixes seen before."""
+    load_format: LoadFormat = "auto"
+    """dummy: random seeded weights from config.json alone, to measure speed without a download."""
+    device: Device = "auto"
+    """auto takes a GPU when PyTorch sees one, and says which device runs."""
+    seed: int = 0
+    """Seeds dummy weights and the draws of requests that bring no seed."""
+    tensor_parallel_size: int = 1
+    """GPUs that share the model. Only 1 for now."""
+    quantization: str | None = None
+    """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
+    trust_remote_code: bool = False
+    """Run code from the model's folder. Refused: ingle runs no code that comes with a model."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    overlap: bool | None = None
+    """Plan and launch the next step while this one runs. Default: on a GPU only."""
+
+    def __post_init__(self) -> None:
+        _at_least("max_model_len", self.max_model_len, 1)
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"--gpu-memory-utilization {self.gpu_memory_utilization} is not a share: give a number above 0 and at most 1"
+            )
+        if self.block_size not in (8, 16, 32, 64, 128, 256):
+            raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")
+        if self.kv_cache_memory is not None:
+            parse_bytes("--kv-cache-memory", self.kv_cache_memory)
+        if self.tensor_parallel_size != 1:
+            raise ConfigError(
+                f"--tensor-parallel-size {self.tensor_parallel_size}: this version runs a model on one device; "
+                "leave the flag out or give 1"
+            )
+        if self.quantization is not None:
+            raise ConfigError(
+                f"--quantization {self.quantization}: this version does not quantize on load; "
+                "leave the flag out, GGUF files are read as they are"
+            )
+        if self.trust_remote_code:
+            raise ConfigError(
+                "--trust-remote-code: this version runs no code from a model's folder; leave the flag out"
+            )
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How the HTTP server is reached and what it calls the model."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = 8000
+    served_model_name: tuple[str, ...] = ()
+    """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
+    api_key: tuple[str, ...] = ()
+    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for."""
+    chat_template: str | None = None
+    """A Jinja file (or the template itself) to use instead of the model's own."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    disable_access_log: bool = False
+    """Do not log a line per HTTP request."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """Bytes in `4GiB`, `512m`, `1.5 G` or a plain number. Units are powers of 1024. Raises `ConfigError`."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is None or (value := float(match[1]) * 1024 ** " kmgt".index((match[2] or " ").lower())) < 1:
+        raise ConfigError(f"{flag} {text!r} is not a size: write for instance 4GiB or 512MiB")
+    return int(value)
+
+
+def _at_least(field: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ConfigError(f"--{field.replace('_', '-')} {value} is too small: give at least {low}")

@@ -1,0 +1,143 @@
+"""From a configuration to a running engine: device, type, weights, memory, in that order, each phase timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingle.channel import EngineInfo
+from ingle.config import EngineConfig
+from ingle.engine.engine import Engine
+from ingle.engine.memory import kv_budget, plan_memory
+from ingle.engine.pages import PagePool
+from ingle.engine.scheduler import Scheduler
+from ingle.engine.worker import Worker
+from ingle.errors import ConfigError
+from ingle.model.decoder import Decoder
+from ingle.model.load import load_decoder
+from ingle.model.registry import decoder_config
+from ingle.weights.hf_config import read_config
+from ingle.weights.source import open_source
+
+_DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+@dataclass
+class _Startup:
+    """Reports phases as they begin and keeps their seconds."""
+
+    report: Callable[[str], None]
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, stage: str) -> Iterator[None]:
+        self.report(stage)
+        start = time.perf_counter()
+        yield
+        self.timings_s[name] = round(time.perf_counter() - start, 3)
+
+
+def build_engine(
+    config: EngineConfig, path: Path, report: Callable[[str], None] = lambda stage: None
+) -> tuple[Engine, EngineInfo]:
+    """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
+
+    `report` is told what happens, for people. Raises `ModelError` and `ConfigError`.
+    """
+    startup = _Startup(report)
+    with startup.phase("config", "reading the configuration"):
+        hf_config = read_config(path)
+        model_config = decoder_config(hf_config)
+        device = pick_device(config)
+        dtype, dtype_notices = pick_dtype(config, hf_config, device)
+    with startup.phase("weights", f"loading weights of {model_config.family} as {_name(dtype)} on {device}"):
+        source = open_source(path, config.load_format, config.seed, tied=model_config.tied_embeddings)
+        try:
+            model = load_decoder(
+                model_config,
+                source,
+                dtype=dtype,
+                device=device,
+                max_model_len=config.max_model_len or model_config.max_position_embeddings,
+            )
+        finally:
+            source.close()
+    with startup.phase("kv_cache", "allocating the KV cache"):
+        budget = kv_budget(config, model_config, device)
+        memory = plan_memory(config, model_config, dtype=dtype, device=device, budget=budget)
+        worker = Worker(model, memory.limits, memory.num_pages, device, dtype)
+        scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
+    overlap = device.type == "cuda" if config.overlap is None else config.overlap
+    engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)
+    num_parameters, weight_bytes = _count(model)
+    info = EngineInfo(
+        max_model_len=memory.limits.max_model_len,
+        vocab_size=model_config.vocab_size,
+        max_num_seqs=memory.limits.max_num_seqs,
+        num_pages=memory.num_pages,
+        page_size=memory.limits.page_size,
+        device=_device_name(device),
+        dtype=_name(dtype),
+        family=model_config.family,
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        kv_cache_bytes=memory.kv_cache_bytes,
+        notices=[*dtype_notices, *memory.notices],
+        timings_s=startup.timings_s,
+    )
+    return engine, info
+
+
+def pick_device(config: EngineConfig) -> torch.device:
+    """Raises `ConfigError` when a GPU is asked for and PyTorch sees none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda: PyTorch sees no GPU here; give --device cpu, or check the driver with nvidia-smi"
+        )
+    wanted = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted, 0) if wanted == "cuda" else torch.device("cpu")
+
+
+def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
+    """The type to compute in, and what to tell the user about it."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype], []
+    stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
+    if device.type == "cuda":
+        if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
+            return (torch.bfloat16 if stored == torch.float32 else stored), []
+        return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
+    if _cpu_multiplies_bfloat16():
+        return torch.bfloat16, []
+    return torch.float32, [f"dtype {_name(stored)} -> float32: this CPU does not multiply it natively"]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16"))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _count(model: Decoder) -> tuple[int, int]:
+    """Parameters and bytes of the weights, tied ones once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in model.parameters()}
+    return sum(t.numel() for t in tensors.values()), sum(t.numel() * t.itemsize for t in tensors.values())

@@ -1,0 +1,84 @@
+"""The engine's process: `python -m ingle.engine.process FD`, FD being its end of the channel.
+
+It lives as long as that channel: when the API process closes it or dies, the engine exits and its memory is free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+from ingle.channel import Channel, ChannelClosed, Failed, Progress, Start, StepMessage
+from ingle.engine.build import build_engine
+from ingle.engine.engine import Engine
+from ingle.errors import IngleError, RequestError
+from ingle.request import EngineOutput, EngineRequest
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    _die_with_parent()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        (start,) = channel.receive(wait=True)
+        if not isinstance(start, Start):
+            raise TypeError(f"the first message must be Start, got {type(start).__name__}")
+        return _run(channel, start)
+    except ChannelClosed:
+        return 0
+
+
+def _run(channel: Channel, start: Start) -> int:
+    try:
+        engine, info = build_engine(start.config, Path(start.path), lambda stage: channel.send(Progress(stage)))
+        channel.send(info)
+        serve(engine, channel)
+    except ChannelClosed:
+        raise
+    except IngleError as error:
+        channel.send(Failed(str(error), expected=True))
+    except Exception:  # whatever it was, the API process must learn of it before this one ends
+        channel.send(Failed(traceback.format_exc(), expected=False))
+    return 1
+
+
+def serve(engine: Engine, channel: Channel) -> None:
+    """Steps while there is work, sleeps on the channel when there is none. Ends with `ChannelClosed`."""
+    while True:
+        if not engine.has_work:
+            engine.scheduler.check()
+        rejected = []
+        for message in channel.receive(wait=not engine.has_work):
+            if isinstance(message, EngineRequest):
+                rejected += _add(engine, message)
+            else:
+                engine.abort(message.id)  # type: ignore[union-attr]
+        outputs = engine.step() if engine.has_work else []
+        channel.send(StepMessage(rejected + outputs, engine.stats()))
+
+
+def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:
+    try:
+        engine.add(request)
+    except RequestError as error:
+        return [EngineOutput(request.id, [], "error", error=str(error))]
+    return []
+
+
+def _die_with_parent() -> None:
+    """Linux kills this process when its parent dies; elsewhere the closed channel ends it at its next message."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # it died before we asked
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

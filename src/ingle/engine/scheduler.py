@@ -1,0 +1,424 @@
+"""Decides, step by step, which tokens of which sequences are computed. Pure Python over lengths and page numbers.
+
+A sequence's tokens divide into half-open ranges:
+
+    [0, num_computed)                   keys and values are written, or a launched step is writing them
+    [num_computed, num_tokens)          still to be computed; one token for a sequence that decodes
+    [len(token_ids), num_tokens)        sampled by a launched step, value known once that step is retired
+
+With overlapped steps, step N+1 is planned before step N is retired. What a launched step can touch is not given back
+before that step is retired: a finished sequence keeps slot and pages until `num_in_flight` is 0, and preemption waits
+until nothing is in flight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from ingle.engine.pages import PagePool
+from ingle.engine.prefix import extend_hashes
+from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request inside the engine."""
+
+    id: str
+    sampling: SamplingParams
+    token_ids: list[int]
+    """Prompt, then every generated token whose value is known."""
+    num_prompt_tokens: int
+    max_num_tokens: int
+    """Prompt and answer together may not grow beyond this."""
+    eos_token_ids: frozenset[int]
+    seed: int
+    slot: int = -1
+    """Row of the worker's tables while running; -1 otherwise."""
+    page_ids: list[int] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)
+    """Of the first full pages of `token_ids`; grows as they are asked for."""
+    num_registered_pages: int = 0
+    """The first pages, which the prefix cache knows."""
+    num_computed: int = 0
+    num_sampled_ahead: int = 0
+    """Tokens that launched steps sample and that are not in `token_ids` yet."""
+    num_in_flight: int = 0
+    """Launched, unretired steps that touch this sequence."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache when first admitted."""
+    finished: bool = False
+    tainted: bool = False
+    """Its keys and values may hold NaN."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_sampled_ahead
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+@dataclass(slots=True)
+class Admission:
+    """A slot that starts, or restarts, with this content."""
+
+    slot: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    page_ids: list[int]
+    sampling: SamplingParams
+    seed: int
+    end_token_ids: tuple[int, ...]
+    """Tokens that are impossible before `sampling.min_tokens` are generated."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tokens [start, start + count) of the sequence in `slot`; if `samples`, the token after them is drawn."""
+
+    slot: int
+    start: int
+    count: int
+    samples: bool
+    prompt_logprobs: int | None = None
+    """Report the log probabilities of the prompt tokens that this chunk predicts, with this many alternatives."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step. `chunks` has the decoding sequences first; `sequences` runs parallel to it."""
+
+    admissions: list[Admission] = field(default_factory=list)
+    grown: list[tuple[int, int, int]] = field(default_factory=list)
+    """(slot, index in its page table, page) of pages that running sequences gained."""
+    scrubbed: list[int] = field(default_factory=list)
+    """Pages to be zeroed first: NaN left in them would reach their next owner through masked positions."""
+    chunks: list[Chunk] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    num_decodes: int = 0
+    num_tokens: int = 0
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step computed, per chunk that samples, in the plan's order."""
+
+    token_ids: list[int]
+    finite: list[bool]
+    """False where the logits held NaN or infinity: that request fails, the others go on."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """By index of the chunk in the plan."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """By index of the chunk in the plan: for prompt tokens [start + 1, start + count + 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one step and one sequence may take."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    enable_prefix_caching: bool = True
+
+
+class Scheduler:
+    """First come, first served; decodes before prefill chunks; the newest gives way when pages run out."""
+
+    def __init__(self, pages: PagePool, limits: Limits) -> None:
+        if limits.max_model_len > pages.capacity * limits.page_size:
+            raise ValueError("one sequence of max_model_len must fit the page pool")
+        self.pages = pages
+        self.limits = limits
+        self.running: list[Sequence] = []  # in order of admission
+        self.num_preemptions = 0
+        self._waiting: deque[Sequence] = deque()
+        self._by_id: dict[str, Sequence] = {}
+        self._leaving: dict[str, Sequence] = {}  # finished, but a launched step still touches them
+        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._tainted_pages: list[int] = []
+        self._num_steps_in_flight = 0
+
+    # ---- requests come and go
+
+    def add(self, request: EngineRequest, seed: int) -> None:
+        """Queues a request. Its lengths were checked by `ingle.request.check_prompt`."""
+        sampling = request.sampling
+        num_prompt_tokens = len(request.prompt_token_ids)
+        room = self.limits.max_model_len if sampling.max_tokens is None else num_prompt_tokens + sampling.max_tokens
+        seq = Sequence(
+            id=request.id,
+            sampling=sampling,
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=num_prompt_tokens,
+            max_num_tokens=min(room, self.limits.max_model_len),
+            eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
+            seed=seed,
+        )
+        if seq.id in self._by_id or seq.id in self._leaving:
+            raise ValueError(f"request id {seq.id!r} is already in use")
+        self._by_id[seq.id] = seq
+        self._waiting.append(seq)
+
+    def abort(self, request_id: str) -> bool:
+        """Takes a request out at once; its pages return when no launched step touches them. False if unknown."""
+        seq = self._by_id.get(request_id)
+        if seq is None:
+            return False
+        if seq.slot < 0:
+            self._waiting.remove(seq)
+        self._finish(seq)
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._by_id)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    # ---- planning
+
+    def plan(self) -> Plan | None:
+        """The next step, or None when nothing can be computed before a launched step is retired (or at all)."""
+        plan = Plan()
+        decodes, prefills = self._split_running()
+        if not self._make_room(decodes, prefills):
+            return None
+        for seq in decodes:
+            self._grow(plan, seq)
+            self._chunk(plan, seq, 1)
+        plan.num_decodes = len(decodes)
+        for seq in prefills:
+            self._chunk(plan, seq, seq.num_tokens - seq.num_computed)
+        self._admit(plan)
+        if not plan.chunks:
+            return None
+        plan.scrubbed, self._tainted_pages = self._tainted_pages, []
+        self._num_steps_in_flight += 1
+        return plan
+
+    def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
+        decodes, prefills = [], []
+        for seq in self.running:
+            remaining = seq.num_tokens - seq.num_computed
+            if remaining == 1 and seq.num_tokens > seq.num_prompt_tokens:
+                if seq.num_tokens < seq.max_num_tokens:  # otherwise its last token is in flight
+                    decodes.append(seq)
+            elif remaining > 0:
+                prefills.append(seq)
+        return decodes, prefills
+
+    def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
+        """Preempts from the newest until every decode has the page it writes to. False: retire a step first."""
+        while sum(map(self._lacks_page, decodes)) > self.pages.num_available:
+            if self._num_steps_in_flight:
+                return False
+            victim = self.running[-1]
+            for group in (decodes, prefills):
+                if victim in group:
+                    group.remove(victim)
+            self._preempt(victim)
+        return True
+
+    def _lacks_page(self, seq: Sequence) -> bool:
+        return seq.num_computed == len(seq.page_ids) * self.limits.page_size
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to the head of the queue, to be computed again; every token it has is kept."""
+        self.running.remove(seq)
+        self._give_back(seq)
+        seq.num_computed = 0
+        self._waiting.appendleft(seq)
+        self.num_preemptions += 1
+
+    def _grow(self, plan: Plan, seq: Sequence) -> None:
+        if self._lacks_page(seq):
+            (page_id,) = self.pages.allocate(1)
+            plan.grown.append((seq.slot, len(seq.page_ids), page_id))
+            seq.page_ids.append(page_id)
+
+    def _chunk(self, plan: Plan, seq: Sequence, wanted: int) -> None:
+        """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget goes."""
+        count = min(wanted, self.limits.max_num_batched_tokens - plan.num_tokens)
+        if count <= 0:
+            return
+        start = seq.num_computed
+        samples = start + count == seq.num_tokens
+        wants_prompt = seq.sampling.prompt_logprobs if start < seq.num_prompt_tokens - 1 else None
+        plan.chunks.append(Chunk(seq.slot, start, count, samples, wants_prompt))
+        plan.sequences.append(seq)
+        plan.num_tokens += count
+        seq.num_computed += count
+        seq.num_sampled_ahead += samples
+        seq.num_in_flight += 1
+        self._register(seq)
+
+    def _admit(self, plan: Plan) -> None:
+        limits = self.limits
+        while self._waiting and self._free_slots and plan.num_tokens < limits.max_num_batched_tokens:
+            seq = self._waiting[0]
+            shared = self._cached_prefix(seq)
+            for page_id in shared:
+                self.pages.share(page_id)
+            needed = -(-seq.num_tokens // limits.page_size) - len(shared)
+            # Each running sequence may soon want one more page: admitting into those would only bring preemption.
+            if needed + len(self.running) > self.pages.num_available:
+                self.pages.release(shared)
+                return
+            self._waiting.popleft()
+            self._start(plan, seq, shared, needed)
+
+    def _start(self, plan: Plan, seq: Sequence, shared: list[int], num_new_pages: int) -> None:
+        seq.slot = self._free_slots.pop()
+        seq.page_ids = shared + self.pages.allocate(num_new_pages)
+        seq.num_registered_pages = len(shared)
+        seq.num_computed = len(shared) * self.limits.page_size
+        if seq.num_cached_tokens is None:
+            seq.num_cached_tokens = seq.num_computed
+        self.running.append(seq)
+        plan.admissions.append(
+            Admission(
+                slot=seq.slot,
+                token_ids=seq.token_ids,
+                num_prompt_tokens=seq.num_prompt_tokens,
+                page_ids=seq.page_ids,
+                sampling=seq.sampling,
+                seed=seq.seed,
+                end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
+            )
+        )
+        self._chunk(plan, seq, seq.num_tokens - seq.num_computed)
+
+    # ---- prefix cache
+
+    def _cached_prefix(self, seq: Sequence) -> list[int]:
+        """Pages that hold the first tokens of `seq`; at least one token is left to compute, for its logits."""
+        if not self.limits.enable_prefix_caching or seq.sampling.prompt_logprobs is not None:
+            return []
+        num_full = (seq.num_tokens - 1) // self.limits.page_size
+        extend_hashes(seq.page_hashes, seq.token_ids, self.limits.page_size, num_full)
+        shared: list[int] = []
+        for content_hash in seq.page_hashes[:num_full]:
+            page_id = self.pages.find(content_hash)
+            if page_id is None:
+                break
+            shared.append(page_id)
+        return shared
+
+    def _register(self, seq: Sequence) -> None:
+        """Makes findable the full pages whose tokens are known and whose keys and values are (being) written.
+
+        A step that reads them, this one included, writes every key and value of a layer before it attends in it.
+        """
+        if not self.limits.enable_prefix_caching:
+            return
+        num_full = min(seq.num_computed, len(seq.token_ids)) // self.limits.page_size
+        if num_full > seq.num_registered_pages:
+            extend_hashes(seq.page_hashes, seq.token_ids, self.limits.page_size, num_full)
+            for index in range(seq.num_registered_pages, num_full):
+                self.pages.register(seq.page_ids[index], seq.page_hashes[index])
+            seq.num_registered_pages = num_full
+
+    # ---- results
+
+    def retire(self, plan: Plan, result: StepResult) -> list[EngineOutput]:
+        """Takes in what a launched step computed. Plans are retired in the order in which they were made."""
+        self._num_steps_in_flight -= 1
+        outputs = []
+        sampled = iter(zip(result.token_ids, result.finite, strict=True))
+        for index, (chunk, seq) in enumerate(zip(plan.chunks, plan.sequences, strict=True)):
+            seq.num_in_flight -= 1
+            if index in result.prompt_logprobs:
+                self._take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
+            if chunk.samples:
+                token_id, finite = next(sampled)
+                seq.num_sampled_ahead -= 1
+                if not seq.finished:
+                    outputs.append(self._take_token(seq, token_id, finite, result.logprobs.get(index)))
+            if seq.finished and seq.num_in_flight == 0:
+                self._leaving.pop(seq.id, None)
+                self._give_back(seq)
+        return outputs
+
+    def _take_prompt_logprobs(self, seq: Sequence, start: int, entries: Seq[TokenLogprobs]) -> None:
+        if seq.prompt_logprobs is None:
+            seq.prompt_logprobs = [None]  # nothing predicts the first token
+        num_known = len(seq.prompt_logprobs) - (start + 1)  # more than 0 after a preemption
+        seq.prompt_logprobs.extend(entries[num_known : seq.num_prompt_tokens - (start + 1)])
+
+    def _take_token(self, seq: Sequence, token_id: int, finite: bool, logprobs: TokenLogprobs | None) -> EngineOutput:
+        if not finite:
+            seq.tainted = True
+            self._finish(seq)
+            return EngineOutput(
+                seq.id,
+                [],
+                "error",
+                error="the model computed NaN or infinite logits for this request; try --dtype float32",
+            )
+        seq.token_ids.append(token_id)
+        self._register(seq)
+        reason, stop_token_id = self._finish_reason(seq, token_id)
+        first = seq.num_generated == 1
+        if reason is not None:
+            self._finish(seq)
+        return EngineOutput(
+            seq.id,
+            [token_id],
+            reason,
+            stop_token_id,
+            seq.num_cached_tokens or 0,
+            [logprobs] if logprobs is not None else None,
+            (seq.prompt_logprobs or [None]) if first and seq.sampling.prompt_logprobs is not None else None,
+        )
+
+    def _finish_reason(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
+        if token_id in seq.eos_token_ids:
+            return "stop", None
+        if token_id in seq.sampling.stop_token_ids:
+            return "stop", token_id
+        return ("length" if len(seq.token_ids) >= seq.max_num_tokens else None), None
+
+    def _finish(self, seq: Sequence) -> None:
+        seq.finished = True
+        del self._by_id[seq.id]
+        if seq.slot >= 0:
+            self.running.remove(seq)
+        if seq.num_in_flight:
+            self._leaving[seq.id] = seq
+        else:
+            self._give_back(seq)
+
+    def _give_back(self, seq: Sequence) -> None:
+        if seq.slot >= 0:
+            if seq.tainted:
+                exclusive = [page_id for page_id in seq.page_ids if self.pages.refs[page_id] == 1]
+                self.pages.forget(exclusive)
+                self._tainted_pages += exclusive
+            self.pages.release(seq.page_ids)
+            seq.page_ids = []
+            self._free_slots.append(seq.slot)
+            seq.slot = -1
+
+    def check(self) -> None:
+        """Proves the invariants of sequences, slots and pages. Raises `AssertionError`."""
+        live = [*self.running, *self._leaving.values()]
+        slots = [seq.slot for seq in live] + self._free_slots
+        assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or used twice"
+        for seq in self.running:
+            held = len(seq.page_ids) * self.limits.page_size
+            assert seq.num_computed <= min(held, seq.num_tokens), (
+                f"{seq.id} computed more than it has pages or tokens for"
+            )
+            assert not seq.finished and seq.num_tokens <= seq.max_num_tokens, f"{seq.id} should have left"
+        assert all(seq.slot == -1 and not seq.page_ids for seq in self._waiting), "a waiting sequence holds pages"
+        assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)}, "a request is lost"
+        self.pages.check(seq.page_ids for seq in live)

@@ -1,0 +1,207 @@
+"""The offline API: the engine inside this process, text in, text out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ingle.config import EngineConfig
+from ingle.engine.build import build_engine
+from ingle.errors import RequestError
+from ingle.hub.resolve import ensure_model
+from ingle.request import CompletionOutput, EngineRequest, RequestOutput, SamplingParams, TokenLogprobs, check_prompt
+from ingle.text.load import load_text_side
+from ingle.text.stream import TextStream
+
+Prompt = str | Sequence[int]
+Message = dict[str, Any]
+
+
+class LLM:
+    """A model and its engine, in this process.
+
+        llm = LLM("smollm2:135m")
+        print(llm.generate("The capital of France is")[0].outputs[0].text)
+
+    `model` is a short name, a Hugging Face folder or a .gguf file; `options` are the fields of
+    `ingle.config.EngineConfig`. Raises `ModelError` and `ConfigError`.
+    """
+
+    def __init__(self, model: str, *, chat_template: str | None = None, **options: Any) -> None:
+        config = EngineConfig(model=model, **options)
+        source = ensure_model(model)
+        text = load_text_side(source.path, chat_template)
+        self.tokenizer = text.tokenizer
+        self.chat_template = text.chat_template
+        self.default_sampling = text.default_sampling
+        self.engine, self.info = build_engine(config, Path(source.path))
+        self._ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Completes each prompt, text or token ids; the outputs are in the order of the prompts.
+
+        One `SamplingParams` serves all prompts, a sequence of them one each, None the model's own defaults.
+        Raises `RequestError` before anything runs when a prompt or a parameter cannot be served.
+        """
+        batch = _as_batch(prompts)
+        params = self._params_for(batch, sampling_params)
+        jobs = [_Job(self, prompt, p) for prompt, p in zip(batch, params, strict=True)]
+        with _progress(len(jobs), shown=use_tqdm) as progress:
+            task = progress.add_task("Generating", total=len(jobs), rate="")
+            self._run(jobs, progress, task)
+        return [job.result() for job in jobs]
+
+    def chat(
+        self,
+        message: str | Sequence[Message],
+        history: Sequence[Message] | None = None,
+        sampling_params: SamplingParams | None = None,
+    ) -> tuple[str, list[Message]]:
+        """The model's reply, and the conversation with it: `reply, history = llm.chat("你好", history=None)`.
+
+        `message` is the user's text, or messages that continue `history`.
+        """
+        new = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
+        messages = [*(history or ()), *new]
+        reply = "".join(self.stream_chat(messages, sampling_params))
+        return reply, [*messages, {"role": "assistant", "content": reply}]
+
+    def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[str]:
+        """The reply to a conversation, piece by piece. Closing the iterator stops the generation."""
+        if self.chat_template is None:
+            raise RequestError("this model has no chat template: give one with chat_template=, or use generate()")
+        params = sampling_params or self._default_params(max_tokens=None)
+        text = self.chat_template.render(list(messages))
+        job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params)
+        request, stream = job.requests[0], job.streams[0]
+        self.engine.add(request)
+        try:
+            while stream.finish_reason is None:
+                for output in self.engine.step():
+                    if output.id == request.id:
+                        yield stream.push(output).text
+        finally:
+            self._abort(request.id)
+
+    def _run(self, jobs: Sequence[_Job], progress: Progress, task: Any) -> None:
+        """Steps the engine until every job is done, or, when interrupted, takes them all out again."""
+        streams = {r.id: (job, stream) for job in jobs for r, stream in zip(job.requests, job.streams, strict=True)}
+        started, num_tokens = progress.get_time(), 0
+        try:
+            for job in jobs:
+                for request in job.requests:
+                    self.engine.add(request)
+            while streams:
+                for output in self.engine.step():
+                    if output.id not in streams:
+                        continue
+                    job, stream = streams[output.id]
+                    job.take(stream, output)
+                    num_tokens += len(output.token_ids)
+                    if stream.finish_reason is not None:
+                        del streams[output.id]
+                        if output.finish_reason is None:  # a stop string, which the engine knows nothing of
+                            self.engine.abort(output.id)
+                        if job.finished:
+                            rate = num_tokens / max(progress.get_time() - started, 1e-9)
+                            progress.update(task, advance=1, rate=f"{rate:,.0f} tokens/s")
+        finally:
+            for request_id in streams:
+                self._abort(request_id)
+
+    def _abort(self, request_id: str) -> None:
+        self.engine.abort(request_id)
+        if not self.engine.scheduler.has_work:
+            while self.engine.has_work:  # retire what is in flight, so that the pages return
+                self.engine.step()
+
+    def _params_for(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None:
+            params = self._default_params()
+        if isinstance(params, SamplingParams):
+            return [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts and {len(params)} sampling_params: give one for all or one each"
+            )
+        return list(params)
+
+    def _default_params(self, **overrides: Any) -> SamplingParams:
+        return SamplingParams(**{**self.default_sampling, **overrides})
+
+
+class _Job:
+    """One prompt: its `n` requests, and their text as it comes."""
+
+    def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+        self.prompt = prompt if isinstance(prompt, str) else None
+        self.token_ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        limit = check_prompt(
+            self.token_ids, params.max_tokens, vocab_size=llm.info.vocab_size, max_model_len=llm.info.max_model_len
+        )
+        self.requests = [
+            EngineRequest(
+                id=f"{next(llm._ids)}",
+                prompt_token_ids=self.token_ids,
+                sampling=msgspec.structs.replace(
+                    params, max_tokens=limit, seed=None if params.seed is None else params.seed + i
+                ),
+                eos_token_ids=llm.tokenizer.eos_token_ids,
+            )
+            for i in range(params.n)
+        ]
+        self.streams = [TextStream(llm.tokenizer, params) for _ in self.requests]
+        self.outputs = [CompletionOutput(i, "", []) for i in range(params.n)]
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs)
+
+    def take(self, stream: TextStream, output: Any) -> None:
+        completion = self.outputs[self.streams.index(stream)]
+        delta = stream.push(output)
+        completion.text += delta.text
+        completion.token_ids += delta.token_ids
+        if delta.logprobs:
+            completion.logprobs = (completion.logprobs or []) + delta.logprobs
+        completion.finish_reason, completion.stop_reason = delta.finish_reason, delta.stop_reason
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+
+    def result(self) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.requests[0].id,
+            prompt=self.prompt,
+            prompt_token_ids=self.token_ids,
+            outputs=self.outputs,
+            num_cached_tokens=self.num_cached_tokens,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many: text is one prompt, and so is a flat sequence of token ids."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _progress(total: int, *, shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.fields[rate]}"), disable=not shown or total == 0)

@@ -1,0 +1,102 @@
+"""Reads a normalized Hugging Face config (see `ingle.weights.hf_config`) into a `DecoderConfig`, checking as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ingle.errors import ModelError
+from ingle.model.architecture import DecoderConfig, RopeConfig
+
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
+_MAX_DIM = 1 << 24
+
+
+def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> DecoderConfig:
+    """The fields that every family names alike. Raises `ModelError` for what is missing, absurd or not supported."""
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ModelError(f"config.json: hidden_act {activation!r} is not supported for {family}, only silu is")
+    num_heads = integer(config, "num_attention_heads")
+    num_kv_heads = integer(config, "num_key_value_heads", num_heads)
+    hidden_size = integer(config, "hidden_size")
+    head_dim = integer(config, "head_dim", hidden_size // num_heads)
+    if num_heads % num_kv_heads:
+        raise ModelError(f"config.json: {num_heads} attention heads do not share {num_kv_heads} KV heads evenly")
+    if head_dim % 2:
+        raise ModelError(f"config.json: head_dim {head_dim} is odd, rotary embedding needs pairs")
+    return DecoderConfig(
+        family=family,
+        vocab_size=integer(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=integer(config, "intermediate_size"),
+        num_layers=integer(config, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
+        rope=rope_config(config, head_dim),
+        max_position_embeddings=_context(config),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        **choices,
+    )
+
+
+def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
+    """`rope_theta` and `rope_scaling`. An unknown scaling is an error: guessing gives text that is subtly wrong."""
+    scaling = config.get("rope_scaling") or {}
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope_type not in _ROPE_TYPES:
+        raise ModelError(
+            f"config.json: rope scaling {rope_type!r} is not supported; known are {', '.join(_ROPE_TYPES)}"
+        )
+    rotary_dim = int(head_dim * number(config, "partial_rotary_factor", 1.0))
+    original = scaling.get("original_max_position_embeddings")
+    factors = tuple(float(factor) for factor in scaling.get("factors", ()))
+    if rope_type == "factors" and (len(factors) != rotary_dim // 2 or min(factors) <= 0):
+        raise ModelError(
+            f"{len(factors)} rope factors do not fit {rotary_dim // 2} rotary frequencies, or are not positive"
+        )
+    return RopeConfig(
+        theta=number(config, "rope_theta", 10000.0),
+        rotary_dim=rotary_dim,
+        type=rope_type,
+        factor=number(scaling, "factor", 1.0),
+        original_max_position_embeddings=None if original is None else int(original),
+        low_freq_factor=number(scaling, "low_freq_factor", 1.0),
+        high_freq_factor=number(scaling, "high_freq_factor", 4.0),
+        beta_fast=number(scaling, "beta_fast", 32.0),
+        beta_slow=number(scaling, "beta_slow", 1.0),
+        attention_factor=scaling.get("attention_factor"),
+        mscale=scaling.get("mscale"),
+        mscale_all_dim=scaling.get("mscale_all_dim"),
+        truncate=bool(scaling.get("truncate", True)),
+        factors=factors,
+    )
+
+
+def integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A positive integer of the config."""
+    value = config.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_DIM:
+        raise ModelError(f"config.json: {name} is {value!r}, expected a positive integer")
+    return value
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A positive number of the config."""
+    value = config.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ModelError(f"config.json: {name} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    """The context length. Within its sliding window a model attends to everything, so the window bounds it here."""
+    context = integer(config, "max_position_embeddings", 2048)
+    window = config.get("sliding_window")
+    if window is not None and config.get("use_sliding_window", True):
+        context = min(context, integer(config, "sliding_window"))
+    return context

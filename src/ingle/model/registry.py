@@ -1,0 +1,25 @@
+"""Which family runs a checkpoint: by the config's `model_type`, never by a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ingle.errors import ModelError
+from ingle.model.architecture import DecoderConfig
+from ingle.model.families import llama
+
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
+    "llama": llama.llama,
+    "mistral": llama.llama,
+    "qwen2": llama.qwen2,
+    "qwen3": llama.qwen3,
+}
+
+
+def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """The decoder that a normalized config describes. Raises `ModelError` when no family knows it."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ModelError(f"model_type {model_type!r} is not supported; ingle runs {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type](config)

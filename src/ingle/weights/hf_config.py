@@ -1,0 +1,213 @@
+"""A model's configuration in one normal form, from `config.json` of any transformers or from GGUF metadata."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ingle.errors import ModelError
+from ingle.weights.gguf import GgufFile
+from ingle.weights.gguf_hf import ARCHITECTURES, config_from_gguf
+
+MAX_CONFIG_BYTES = 16 << 20
+
+_MODEL_TYPES = {architecture.model_type for architecture in ARCHITECTURES.values()}
+_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "vocab_size",
+    "rms_norm_eps",
+)
+# The largest believable value of each whole number: beyond it the file is damaged or means harm.
+_MAX_INTS = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "max_position_embeddings": 1 << 31,
+    "vocab_size": 1 << 24,
+}
+_BOOLS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+_DTYPES = ("float16", "bfloat16", "float32")
+
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+_ROPE_POSITIVE = ("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow")
+_ROPE_WITH_ORIGINAL_LENGTH = ("yarn", "llama3", "longrope")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the model at `path`, a Hugging Face folder or a GGUF file, with Hugging Face's key names.
+
+    Values of null are left out, and these keys have one form whichever way they were written:
+
+    - `torch_dtype`: "float16", "bfloat16", "float32", or None (not said, or the weights are quantized). Also read from
+      `dtype`, its name since transformers 5.
+    - `rope_theta`: float; `partial_rotary_factor`: in (0, 1], if given. Also read from `rope_parameters`, where
+      transformers 5 puts them.
+    - `rope_scaling`: None, or a dict with `rope_type` (never "default"; legacy `type` is renamed) and its values:
+      finite numbers, and with every factor that linear, dynamic, yarn and llama3 need. yarn, llama3 and longrope always
+      have `original_max_position_embeddings`. A GGUF file has `{"rope_type": "factors", "factors": [...]}` in place of
+      llama3: the divisor of each of the head_dim / 2 rotary frequencies. Rope parameters that differ by layer type stay
+      as they are, in `rope_parameters`.
+    - `num_key_value_heads`, `head_dim`, `tie_word_embeddings`: always there for a model type that ingle reads from
+      GGUF, as are `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `vocab_size`,
+      `max_position_embeddings` and `rms_norm_eps`. Other model types may describe themselves differently.
+
+    Raises `ModelError` for a file that is missing, damaged or larger than 16 MiB, and for values out of range.
+    """
+    if path.is_dir():
+        path = path / "config.json"
+        config = read_json_object(path, MAX_CONFIG_BYTES)
+    else:
+        config = config_from_gguf(GgufFile(path))
+    return normalize_config(path, config)
+
+
+def normalize_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The part of `read_config` after reading. `path` is what errors name."""
+    return _Normalizer(path, config).normalize()
+
+
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in a file. Raises `ModelError` if it is missing, too large, or anything else."""
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        with path.open("rb") as file:
+            text = file.read(max_bytes + 1)
+        if len(text) > max_bytes:
+            raise ModelError(f"{path}: larger than {max_bytes} bytes, which is no {path.name} of a model")
+        value = json.loads(text)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+class _Normalizer:
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = {key: value for key, value in config.items() if value is not None}
+
+    def normalize(self) -> dict[str, Any]:
+        model_type = self.config.get("model_type")
+        if not isinstance(model_type, str) or not model_type:
+            self.fail("model_type", model_type, "the name of a model family")
+        self.check_values()
+        self.normalize_dtype()
+        self.normalize_rope()
+        if model_type in _MODEL_TYPES:
+            self.complete()
+        return self.config
+
+    def fail(self, key: str, value: Any, expected: str) -> NoReturn:
+        raise ModelError(f"{self.path}: {key} is {reprlib.repr(value)}, not {expected}")
+
+    def check_values(self) -> None:
+        for key, most in _MAX_INTS.items():
+            value = self.config.get(key, 1)
+            if type(value) is not int or not 1 <= value <= most:
+                self.fail(key, value, f"a whole number from 1 to {most}")
+        for key in _BOOLS:
+            if type(self.config.get(key, False)) is not bool:
+                self.fail(key, self.config[key], "true or false")
+        for key in ("bos_token_id", "eos_token_id"):
+            value = self.config.get(key, [])
+            if any(type(token) is not int for token in _as_list(value)):
+                self.fail(key, value, "a token id")
+        self.check_number("rms_norm_eps", self.config.get("rms_norm_eps", 1e-6), 1.0)
+
+    def check_number(self, key: str, value: Any, most: float = sys.float_info.max) -> None:
+        """A number above 0, neither infinite nor NaN."""
+        if type(value) not in (int, float) or not 0 < value <= most:
+            self.fail(key, value, f"a number above 0 and at most {most:g}")
+
+    def normalize_dtype(self) -> None:
+        dtype = self.config.pop("dtype", self.config.get("torch_dtype"))
+        self.config["torch_dtype"] = dtype if dtype in _DTYPES else None
+
+    def normalize_rope(self) -> None:
+        rope = self.config.pop("rope_parameters", self.config.get("rope_scaling", {}))
+        if not isinstance(rope, dict):
+            self.fail("rope_parameters", rope, "an object")
+        if any(isinstance(value, dict) for value in rope.values()):
+            self.config["rope_parameters"] = rope
+            return
+        rope = {key: value for key, value in rope.items() if value is not None}
+        theta = rope.pop("rope_theta", self.config.get("rope_theta", 10000.0))
+        self.check_number("rope_theta", theta, 1e15)
+        self.config["rope_theta"] = float(theta)
+        if "partial_rotary_factor" in rope:
+            self.config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+        self.check_number("partial_rotary_factor", self.config.get("partial_rotary_factor", 1.0), 1.0)
+        legacy_type = rope.pop("type", "default")
+        rope["rope_type"] = rope.get("rope_type", legacy_type)
+        self.config["rope_scaling"] = None if rope["rope_type"] == "default" else self.checked_scaling(rope)
+
+    def checked_scaling(self, rope: dict[str, Any]) -> dict[str, Any]:
+        kind = rope["rope_type"]
+        if not isinstance(kind, str):
+            self.fail("rope_type", kind, "the name of a rope scaling")
+        if kind in _ROPE_WITH_ORIGINAL_LENGTH:
+            default = rope.get("original_max_position_embeddings", self.config.get("max_position_embeddings"))
+            rope["original_max_position_embeddings"] = self.config.get("original_max_position_embeddings", default)
+            self.check_number("original_max_position_embeddings", rope["original_max_position_embeddings"])
+        for key in _ROPE_NEEDS.get(kind, ()):
+            self.check_number(f"rope {key}", rope.get(key))
+        for key, value in rope.items():
+            if key in _ROPE_POSITIVE:
+                self.check_number(f"rope {key}", value)
+            elif key != "rope_type" and not all(_is_finite(item) for item in _as_list(value)):
+                self.fail(f"rope {key}", value, "a finite number or a list of them")
+        if kind == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
+            self.fail("rope high_freq_factor", rope["high_freq_factor"], "above low_freq_factor")
+        return rope
+
+    def complete(self) -> None:
+        """What a dense decoder of a known model type needs: present, or given the default that transformers gives."""
+        config = self.config
+        for key in _REQUIRED:
+            if key not in config:
+                raise ModelError(f"{self.path}: has no {key}, which the model cannot do without")
+        heads = config["num_attention_heads"]
+        if heads % config.setdefault("num_key_value_heads", heads):
+            self.fail("num_key_value_heads", config["num_key_value_heads"], f"a divisor of {heads} attention heads")
+        if "head_dim" not in config and config["hidden_size"] % heads:
+            self.fail("hidden_size", config["hidden_size"], f"a multiple of {heads} attention heads")
+        head_dim = config.setdefault("head_dim", config["hidden_size"] // heads)
+        if head_dim % 2:
+            self.fail("head_dim", head_dim, "even, as rotary embedding needs")
+        config.setdefault("tie_word_embeddings", False)
+        scaling = config.get("rope_scaling") or {}
+        if scaling.get("rope_type") == "factors":
+            self.check_factors(scaling.get("factors"), head_dim // 2)
+
+    def check_factors(self, factors: Any, count: int) -> None:
+        if not isinstance(factors, list) or len(factors) != count:
+            self.fail("rope factors", factors, f"a list of {count} numbers")
+        for factor in factors:
+            self.check_number("rope factor", factor)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max

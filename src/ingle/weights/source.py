@@ -1,0 +1,195 @@
+"""Where weights come from. Model code asks for tensors by Hugging Face name and never learns how they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ingle.config import LoadFormat
+from ingle.errors import ConfigError, ModelError
+from ingle.weights.dequantize import dequantize_into
+from ingle.weights.gguf import GgufFile, GgufTensor
+from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
+from ingle.weights.hf_config import normalize_config, read_json_object
+
+MAX_INDEX_BYTES = 64 << 20
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
+_DUMMY_STD = 0.02
+
+
+class WeightSource(Protocol):
+    """Tensors by Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        """Fill `out`, of any float dtype, on any device, maybe a slice of a fused parameter, with the named tensor.
+
+        Raises `ModelError` when there is no such tensor, its shape is not `out`'s, or it cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the files. The source is not used after this."""
+        ...
+
+
+def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -> WeightSource:
+    """The weights of the model at `path`, a Hugging Face folder or a GGUF file.
+
+    `tied` and `seed` shape the random weights of `load_format` "dummy": without `lm_head` when tied.
+    Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
+    """
+    if load_format == "dummy":
+        return DummySource(seed, tied=tied)
+    found: LoadFormat = "safetensors" if path.is_dir() else "gguf"
+    if load_format not in ("auto", found):
+        raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
+    return SafetensorsSource(path) if found == "safetensors" else GgufSource(path)
+
+
+class GgufSource:
+    """A GGUF file of an architecture in `gguf_hf.ARCHITECTURES`. Quantized weights are decoded as they are loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = GgufFile(path)
+        self._heads: dict[str, int] = {}
+        if architecture_of(self._file).permutes_qk:
+            config = normalize_config(path, config_from_gguf(self._file))
+            self._heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+
+    def __contains__(self, name: str) -> bool:
+        return gguf_tensor_name(name) in self._file.tensors
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        gguf_name = gguf_tensor_name(name)
+        tensor = self._file.tensors.get(gguf_name or "")
+        if tensor is None:
+            raise ModelError(f"{self._file.path}: has no tensor {gguf_name or name}, which the model needs")
+        _check_shape(tensor.path, tensor.name, tensor.shape, out)
+        order = self._row_order(tensor)
+        if order is None or out.dim() == 2:
+            dequantize_into(tensor, out, order)
+        else:
+            values = torch.empty(tensor.shape, dtype=torch.float32)
+            dequantize_into(tensor, values)
+            out.copy_(values[torch.from_numpy(order)])
+
+    def _row_order(self, tensor: GgufTensor) -> npt.NDArray[np.intp] | None:
+        """Which stored row is each row of a query or key projection; None where the order is kept.
+
+        llama.cpp rotates adjacent pairs of values, Hugging Face the two halves of a head. So its converter stores row
+        (head, half, i) as (head, i, half): `LlamaModel.permute` in convert_hf_to_gguf.py.
+        """
+        heads = self._heads.get(tensor.name.split(".")[-2])
+        if heads is None:
+            return None
+        rows = tensor.shape[0]
+        if rows % (2 * heads):
+            raise ModelError(f"{tensor.path}: tensor {tensor.name} has {rows} rows, no multiple of 2 x {heads} heads")
+        return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+    def close(self) -> None:
+        del self._file
+
+
+class SafetensorsSource:
+    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handles: dict[Path, Any] = {}
+        self._files = self._read_index() if (folder / _INDEX_FILE).is_file() else self._read_single()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        file = self._files.get(name)
+        if file is None:
+            if name.removesuffix("weight") + "qweight" in self._files:
+                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
+            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        with _reading(file):
+            stored = self._handle(file).get_slice(name)
+            shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+        if dtype not in _FLOAT_DTYPES:
+            raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
+        _check_shape(file, name, shape, out)
+        with _reading(file):
+            out.copy_(self._handle(file).get_tensor(name))
+
+    def close(self) -> None:
+        self._handles.clear()
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="pt", device="cpu")
+        return self._handles[file]
+
+    def _read_single(self) -> dict[str, Path]:
+        file = self._folder / _SINGLE_FILE
+        if not file.is_file():
+            hint = ""
+            if any(self._folder.glob("pytorch_model*.bin")):
+                hint = "; its .bin files are pickles, which ingle never loads: convert them to safetensors"
+            raise ModelError(f"{self._folder}: holds neither {_SINGLE_FILE} nor {_INDEX_FILE}{hint}")
+        with _reading(file):
+            return dict.fromkeys(self._handle(file).keys(), file)
+
+    def _read_index(self) -> dict[str, Path]:
+        index = self._folder / _INDEX_FILE
+        weight_map = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ModelError(f"{index}: weight_map does not map tensor names to file names")
+        for shard in sorted(set(weight_map.values())):
+            if not _SHARD_NAME.fullmatch(shard):
+                raise ModelError(f"{index}: {shard[:100]!r} is not the name of a .safetensors file in this folder")
+            if not (self._folder / shard).is_file():
+                raise ModelError(f"{self._folder}: {shard} is missing, which {_INDEX_FILE} lists; download it again")
+        return {name: self._folder / shard for name, shard in weight_map.items()}
+
+
+class DummySource:
+    """Random weights of any shape, for speed without a checkpoint: the same for the same seed and device type."""
+
+    def __init__(self, seed: int, *, tied: bool) -> None:
+        self._seed = seed
+        self._tied = tied
+
+    def __contains__(self, name: str) -> bool:
+        return not (self._tied and name == "lm_head.weight")
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
+        generator = torch.Generator(out.device).manual_seed(int.from_bytes(digest, "little"))
+        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, _DUMMY_STD, generator=generator)
+
+    def close(self) -> None:
+        pass
+
+
+def _check_shape(file: Path, name: str, shape: tuple[int, ...], out: torch.Tensor) -> None:
+    if shape != tuple(out.shape):
+        raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {tuple(out.shape)}")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: damaged or truncated safetensors file: {' '.join(str(error).split())}") from error

@@ -1,0 +1,25 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's file, pulled into the local store when it is not there yet."""
+    from ingle.hub.resolve import ensure_model
+
+    return ensure_model("smollm2:135m").path

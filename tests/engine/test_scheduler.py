@@ -1,0 +1,230 @@
+"""The plan: pure Python, so it is tried by the hundred thousand against a device that only pretends."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+
+from ingle.engine.pages import PagePool
+from ingle.engine.scheduler import Limits, Plan, Scheduler, StepResult
+from ingle.request import EngineOutput, EngineRequest, SamplingParams
+
+EOS = 7
+
+
+def limits(**overrides: int | bool) -> Limits:
+    return Limits(**{"max_num_seqs": 4, "max_num_batched_tokens": 12, "max_model_len": 40, "page_size": 4, **overrides})
+
+
+def request(name: str, length: int, max_tokens: int = 4, **options: object) -> EngineRequest:
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **options)
+    return EngineRequest(name, [100 + i for i in range(length)], params, (EOS,))
+
+
+def next_token(seed: int, position: int) -> int:
+    """What the pretended model says at a position; it ends a text one time in twelve."""
+    return random.Random(f"{seed}-{position}").choice([EOS, *range(20, 31)])
+
+
+class Device:
+    """Stands in for the worker: keeps what each page holds, and checks every read a real step would make."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.tokens: dict[int, list[int]] = {}
+        self.tables: dict[int, list[int]] = {}
+        self.seeds: dict[int, int] = {}
+        self.written: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def launch(self, plan: Plan) -> StepResult:
+        for admission in plan.admissions:
+            self.tokens[admission.slot] = list(admission.token_ids)
+            self.tables[admission.slot] = list(admission.page_ids)
+            self.seeds[admission.slot] = admission.seed
+        for slot, index, page in plan.grown:
+            assert len(self.tables[slot]) == index
+            self.tables[slot].append(page)
+        assert sum(chunk.count for chunk in plan.chunks) == plan.num_tokens
+        for chunk in plan.chunks:  # a layer writes all keys and values of the step, then attends
+            for position in range(chunk.start, chunk.start + chunk.count):
+                self.written[self._place(chunk.slot, position)] = tuple(self.tokens[chunk.slot][: position + 1])
+        drawn = []
+        for index, chunk in enumerate(plan.chunks):
+            assert index >= plan.num_decodes or chunk.count == 1
+            end = chunk.start + chunk.count
+            for position in range(end):
+                held = self.written[self._place(chunk.slot, position)]
+                assert held == tuple(self.tokens[chunk.slot][: position + 1]), "a page holds another prefix"
+            if chunk.samples:
+                assert end == len(self.tokens[chunk.slot])
+                token = next_token(self.seeds[chunk.slot], end)
+                self.tokens[chunk.slot].append(token)
+                drawn.append(token)
+        return StepResult(drawn, [True] * len(drawn))
+
+    def _place(self, slot: int, position: int) -> tuple[int, int]:
+        return self.tables[slot][position // self.page_size], position % self.page_size
+
+
+class Driver:
+    """Steps a scheduler over the pretended device, `depth` launched steps ahead of the retired ones."""
+
+    def __init__(self, num_pages: int, depth: int, bounds: Limits) -> None:
+        self.scheduler = Scheduler(PagePool(num_pages), bounds)
+        self.device = Device(bounds.page_size)
+        self.depth = depth
+        self.launched: deque[tuple[Plan, StepResult]] = deque()
+        self.outputs: dict[str, list[int]] = {}
+        self.reasons: dict[str, str] = {}
+
+    def add(self, new: EngineRequest, seed: int) -> None:
+        self.scheduler.add(new, seed)
+        self.outputs[new.id] = []
+
+    def step(self) -> None:
+        plan = self.scheduler.plan()
+        if plan is not None:
+            assert plan.num_tokens <= self.scheduler.limits.max_num_batched_tokens
+            self.launched.append((plan, self.device.launch(plan)))
+        while len(self.launched) > (self.depth if plan is not None else 0):
+            self.take(self.scheduler.retire(*self.launched.popleft()))
+
+    def take(self, outputs: list[EngineOutput]) -> None:
+        for output in outputs:
+            assert output.id not in self.reasons, "a finished request speaks"
+            self.outputs[output.id] += output.token_ids
+            if output.finish_reason is not None:
+                self.reasons[output.id] = output.finish_reason
+
+    def drain(self) -> None:
+        for _ in range(10_000):
+            if not self.scheduler.has_work and not self.launched:
+                return
+            self.step()
+        raise AssertionError("the scheduler makes no progress")
+
+
+def expected(seed: int, prompt_length: int, max_tokens: int, max_model_len: int) -> list[int]:
+    tokens: list[int] = []
+    while len(tokens) < max_tokens and prompt_length + len(tokens) < max_model_len:
+        tokens.append(next_token(seed, prompt_length + len(tokens)))
+        if tokens[-1] == EOS:
+            break
+    return tokens
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_a_million_random_operations(depth: int, prefix_caching: bool) -> None:
+    """Arrivals with shared prefixes, aborts, preemptions, chunks: no page lost or owned twice, no token wrong."""
+    operations = preemptions = hits = 0
+    round_number = 0
+    while operations < 250_000:
+        rng = random.Random(f"{depth}-{prefix_caching}-{round_number}")
+        round_number += 1
+        page_size = rng.choice([1, 2, 4])
+        max_model_len = rng.randint(page_size * 3, 30)
+        num_pages = 1 + -(-max_model_len // page_size) + rng.randint(0, 6)
+        bounds = Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching)
+        driver = Driver(num_pages, depth, bounds)
+        wanted: dict[str, list[int]] = {}
+        for number in range(60):
+            length = rng.randint(1, max_model_len - 1)
+            prompt = [rng.choice([1, 1, 1, 2]) for _ in range(length)]
+            params = SamplingParams(temperature=0.0, max_tokens=rng.randint(1, 12))
+            name, seed = str(number), rng.randrange(1 << 30)
+            driver.add(EngineRequest(name, prompt, params, (EOS,)), seed)
+            wanted[name] = expected(seed, length, params.max_tokens or 0, max_model_len)
+            for _ in range(rng.choice([0, 0, 1, 3])):
+                driver.step()
+                operations += 1 + len(driver.scheduler.running)
+            if rng.random() < 0.2:
+                victim = str(rng.randint(0, number))
+                if driver.scheduler.abort(victim):
+                    assert driver.outputs[victim] == wanted[victim][: len(driver.outputs[victim])]
+                    del wanted[victim]
+            if number % 7 == 0:
+                driver.scheduler.check()
+        driver.drain()
+        driver.scheduler.check()
+        assert driver.scheduler.pages.num_available == num_pages - 1
+        assert {name: driver.outputs[name] for name in wanted} == wanted
+        preemptions += driver.scheduler.num_preemptions
+        hits += driver.scheduler.pages.num_cached
+    assert preemptions > 100, "the budget was never tight"
+    assert bool(hits) == prefix_caching
+
+
+def test_decodes_come_first_and_prompts_take_what_is_left() -> None:
+    driver = Driver(40, 0, limits())
+    driver.add(request("short", 3, max_tokens=9, ignore_eos=True), 1)
+    driver.step()
+    driver.add(request("long", 30, ignore_eos=True), 2)
+    plan = driver.scheduler.plan()
+    assert plan is not None
+    assert [(chunk.start, chunk.count, chunk.samples) for chunk in plan.chunks] == [(3, 1, True), (0, 11, False)]
+    assert plan.num_decodes == 1
+
+
+def test_a_prefix_is_computed_once_even_within_a_step() -> None:
+    driver = Driver(40, 0, limits(max_num_batched_tokens=40))
+    for name in ("a", "b"):
+        driver.add(request(name, 10), 1)
+    plan = driver.scheduler.plan()
+    assert plan is not None
+    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(0, 10), (8, 2)]
+
+
+def test_the_newest_gives_way_and_is_computed_again() -> None:
+    driver = Driver(7, 0, limits(max_model_len=24, enable_prefix_caching=False))
+    for name in ("old", "new"):
+        driver.add(request(name, 6, max_tokens=16, ignore_eos=True), ord(name[0]))
+    driver.drain()
+    assert driver.scheduler.num_preemptions > 0
+    assert [len(tokens) for tokens in driver.outputs.values()] == [16, 16]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_aborted_request_is_in_no_later_plan(depth: int) -> None:
+    driver = Driver(40, depth, limits())
+    for name in ("stays", "goes"):
+        driver.add(request(name, 5, max_tokens=20, ignore_eos=True), 1)
+    driver.step()
+    slot = next(seq.slot for seq in driver.scheduler.running if seq.id == "goes")
+    assert driver.scheduler.abort("goes") and not driver.scheduler.abort("goes")
+    plan = driver.scheduler.plan()
+    assert plan is not None and all(chunk.slot != slot for chunk in plan.chunks)
+
+
+def test_nothing_a_launched_step_touches_is_given_back() -> None:
+    driver = Driver(12, 1, limits(enable_prefix_caching=False))
+    driver.add(request("a", 5, max_tokens=20, ignore_eos=True), 1)
+    driver.step()
+    before = driver.scheduler.pages.num_available
+    driver.scheduler.abort("a")
+    assert driver.scheduler.pages.num_available == before
+    driver.drain()
+    assert driver.scheduler.pages.num_available == driver.scheduler.pages.capacity
+
+
+def test_a_request_with_broken_logits_fails_alone_and_leaves_clean_pages() -> None:
+    driver = Driver(40, 0, limits())
+    for name in ("good", "bad"):
+        driver.add(request(name, 6, ignore_eos=True), 1)
+    plan = driver.scheduler.plan()
+    assert plan is not None
+    outputs = driver.scheduler.retire(plan, StepResult([1, 0], [True, False]))
+    assert [(output.id, output.finish_reason) for output in outputs] == [("good", None), ("bad", "error")]
+    assert "NaN" in (outputs[1].error or "")
+    after = driver.scheduler.plan()
+    assert after is not None and len(after.scrubbed) == 1, "its own page is zeroed, the shared prefix is not"
+    driver.scheduler.check()
+
+
+def test_a_request_id_cannot_be_used_twice_at_once() -> None:
+    driver = Driver(40, 0, limits())
+    driver.add(request("a", 3), 1)
+    with pytest.raises(ValueError, match="already in use"):
+        driver.add(request("a", 3), 1)

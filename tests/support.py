@@ -1,0 +1,121 @@
+"""What tests of the model and the engine share: tiny random checkpoints, and ways to run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ingle.config import EngineConfig
+from ingle.engine.build import build_engine
+from ingle.engine.engine import Engine
+from ingle.engine.pages import PagePool
+from ingle.engine.scheduler import Scheduler
+from ingle.engine.worker import Worker
+from ingle.request import EngineOutput, EngineRequest, SamplingParams
+
+TINY = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def save_checkpoint(folder: Path, model_type: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:
+    """A small random checkpoint in float32, as transformers writes it. Norm weights and biases are random too."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **{**TINY, **overrides})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + ("norm" in name))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * 0.08)
+    model.save_pretrained(folder)
+    return folder
+
+
+def reference_model(folder: Path) -> Any:
+    """The checkpoint in transformers, float32, eager attention."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@torch.inference_mode()
+def reference_greedy(model: Any, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """Greedy tokens by transformers' forward with its own cache."""
+    ids, cache, out = torch.tensor([list(prompt)]), None, []
+    for _ in range(num_tokens):
+        step = model(ids, past_key_values=cache, use_cache=True)
+        cache = step.past_key_values
+        ids = step.logits[:, -1:].argmax(-1)
+        out.append(int(ids))
+    return out
+
+
+def engine_for(folder: Path, **options: Any) -> Engine:
+    """A float32 engine on the CPU with a small KV cache."""
+    config = EngineConfig(
+        model=str(folder), **{"dtype": "float32", "device": "cpu", "kv_cache_memory": "8MiB", **options}
+    )
+    return build_engine(config, folder)[0]
+
+
+def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits: Any) -> Engine:
+    """The same weights under other limits, in a new engine."""
+    new = dataclasses.replace(engine.scheduler.limits, **limits)
+    new = dataclasses.replace(new, max_model_len=min(new.max_model_len, (num_pages - 1) * new.page_size))
+    worker = Worker(engine.worker.model, new, num_pages, torch.device("cpu"), torch.float32)
+    return Engine(Scheduler(PagePool(num_pages), new), worker, overlap=overlap, seed=0)
+
+
+def run(engine: Engine, requests: Iterable[EngineRequest]) -> dict[str, list[int]]:
+    """Tokens of each request, all added before the first step; checks that nothing is left behind."""
+    outputs = collect(engine, requests)
+    return {name: [token for output in parts for token in output.token_ids] for name, parts in outputs.items()}
+
+
+def collect(engine: Engine, requests: Iterable[EngineRequest]) -> dict[str, list[EngineOutput]]:
+    outputs: dict[str, list[EngineOutput]] = {}
+    for request in requests:
+        engine.add(request)
+        outputs[request.id] = []
+    while engine.has_work:
+        for output in engine.step():
+            outputs[output.id].append(output)
+    engine.scheduler.check()
+    return outputs
+
+
+def greedy(engine: Engine, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    return run(engine, [EngineRequest("greedy", list(prompt), params)])["greedy"]
+
+
+def random_prompt(seed: int, length: int, vocab_size: int = 256) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, vocab_size, (length,), generator=generator).tolist()
+
+
+@torch.inference_mode()
+def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
+    """Logits [len(prompt), vocab] of one forward through the pages of an idle engine."""
+    engine.add(EngineRequest("logits", list(prompt), SamplingParams(temperature=0.0, max_tokens=1)))
+    plan = engine.scheduler.plan()
+    assert plan is not None and plan.num_tokens == len(prompt), "the prompt must fit one step"
+    worker = engine.worker
+    step = worker.launch(plan)
+    logits = worker.model.logits(worker.model.forward(worker.tables.batch(plan), worker.kv_cache))
+    engine.scheduler.retire(plan, step.result())
+    return logits

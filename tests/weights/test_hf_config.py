@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ingle.errors import ModelError
+from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_config
+
+BASE = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "vocab_size": 40,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    def write_and_read(changes: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "config.json").write_text(json.dumps(BASE | changes))
+        return read_config(tmp_path)
+
+    return write_and_read
+
+
+def test_both_generations_of_transformers_come_out_the_same(read) -> None:
+    old = read({"torch_dtype": "bfloat16", "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}})
+    new = read({"dtype": "bfloat16", "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}})
+    assert old == new
+    assert new["torch_dtype"] == "bfloat16"
+    assert new["rope_theta"] == 5e5
+    assert new["rope_scaling"] == {"rope_type": "llama3", **LLAMA3}
+    assert "dtype" not in new and "rope_parameters" not in new
+
+
+def test_reads_what_transformers_saves(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e5}
+    LlamaConfig(**BASE | {"rope_parameters": scaling, "dtype": "float16", "head_dim": 32}).save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    assert {key: config[key] for key in BASE} == BASE
+    assert config["torch_dtype"] == "float16"
+    assert config["head_dim"] == 32
+    assert config["rope_theta"] == 5e5
+    assert config["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert config["tie_word_embeddings"] is False
+
+
+def test_defaults_and_nulls(read) -> None:
+    config = read({"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "torch_dtype": None})
+    assert (config["num_key_value_heads"], config["head_dim"], config["tie_word_embeddings"]) == (4, 16, False)
+    assert (config["rope_theta"], config["rope_scaling"], config["torch_dtype"]) == (10000.0, None, None)
+    assert read({"rope_scaling": {"rope_type": "default"}})["rope_scaling"] is None
+    assert read({"eos_token_id": [1, 2]})["eos_token_id"] == [1, 2]
+
+
+def test_an_unknown_family_is_left_to_the_registry(read) -> None:
+    config = read({"model_type": "mamba", "hidden_size": None, "state_size": 16})
+    assert (config["model_type"], config["state_size"]) == ("mamba", 16)
+    nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+    assert read({"model_type": "gemma3_text", "rope_parameters": nested})["rope_parameters"] == nested
+
+
+BAD_VALUES: list[dict[str, Any]] = [
+    {"model_type": None},
+    {"model_type": 3},
+    {"hidden_size": 0},
+    {"hidden_size": None},
+    {"hidden_size": "64"},
+    {"hidden_size": 64.0},
+    {"hidden_size": True},
+    {"num_hidden_layers": 10**9},
+    {"num_hidden_layers": -1},
+    {"vocab_size": 10**30},
+    {"num_key_value_heads": 3},
+    {"num_attention_heads": 5, "num_key_value_heads": 5},
+    {"head_dim": 15},
+    {"rms_norm_eps": -1e-5},
+    {"rms_norm_eps": "small"},
+    {"rope_theta": 0},
+    {"rope_theta": 10**4000},
+    {"tie_word_embeddings": "no"},
+    {"eos_token_id": "</s>"},
+    {"eos_token_id": [1, None]},
+    {"rope_scaling": []},
+    {"rope_parameters": {"partial_rotary_factor": 2.0}},
+    {"rope_scaling": {"rope_type": 5}},
+    {"rope_scaling": {"rope_type": "linear"}},
+    {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+    {"rope_scaling": {"rope_type": "linear", "factor": "2"}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": -1}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 10**400}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": "long"}},
+    {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}},
+    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    {"rope_scaling": {"rope_type": "factors", "factors": [1.0]}},
+]
+
+
+@pytest.mark.parametrize("changes", BAD_VALUES, ids=str)
+def test_values_out_of_range_are_refused_in_one_line(read, changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"config\.json") as caught:
+        read(changes)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"config"',
+        b"\xff\xfe\x00",
+        b'{"hidden_size": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b" " * (MAX_CONFIG_BYTES + 1),
+        b'{"model_type": "llama", "rms_norm_eps": NaN}',
+        b'{"model_type": "llama", "rope_theta": Infinity}',
+    ],
+    ids=range(10),
+)
+def test_damaged_config_files(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_missing_config_and_missing_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+        read_config(tmp_path)
+    with pytest.raises(ModelError, match=r"absent: no such file"):
+        read_config(tmp_path / "absent")
+
+
+def embedding() -> dict[str, np.ndarray]:
+    return {"token_embd.weight": np.zeros((40, 64), np.float16)}
+
+
+def test_gguf_metadata_gives_the_same_form(write_gguf, model_metadata) -> None:
+    config = read_config(write_gguf(model_metadata, embedding()))
+    assert config == {
+        **BASE,
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "head_dim": 16,
+        "rms_norm_eps": 0.5,
+        "rope_theta": 5000.0,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float16",
+    }
+
+
+@pytest.mark.parametrize("arch, class_name", [("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")])
+def test_other_architectures_bias_and_untied_head(write_gguf, model_metadata, arch: str, class_name: str) -> None:
+    metadata = {key.replace("llama.", f"{arch}."): value for key, value in model_metadata.items()}
+    metadata |= {f"{arch}.attention.key_length": 16, f"{arch}.attention.value_length": 16}
+    tensors = embedding() | {"output.weight": np.zeros((40, 64), np.float32), "blk.0.attn_q.bias": np.zeros(64)}
+    config = read_config(write_gguf(metadata, tensors, arch=arch))
+    assert (config["model_type"], config["architectures"]) == (arch, [class_name])
+    assert (config["tie_word_embeddings"], config["attention_bias"], config["head_dim"]) == (False, True, 16)
+
+
+ROPE = "llama.rope.scaling."
+
+
+@pytest.mark.parametrize(
+    "metadata, scaling",
+    [
+        ({ROPE + "type": "linear", ROPE + "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"llama.rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({ROPE + "type": "none", ROPE + "factor": 4.0}, None),
+        ({ROPE + "factor": 0.0}, None),
+        (
+            {ROPE + "type": "yarn", ROPE + "factor": 4.0, ROPE + "original_context_length": 32},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        ),
+        (
+            {ROPE + "type": "yarn", ROPE + "factor": 4.0, ROPE + "yarn_beta_fast": 16.0},
+            {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "original_max_position_embeddings": 128},
+        ),
+    ],
+    ids=str,
+)
+def test_gguf_rope_scaling(write_gguf, model_metadata, metadata: dict[str, Any], scaling: dict[str, Any]) -> None:
+    assert read_config(write_gguf(model_metadata | metadata, embedding()))["rope_scaling"] == scaling
+
+
+def test_gguf_rope_factors(write_gguf, model_metadata) -> None:
+    factors = np.array([1, 1, 1, 1, 2, 4, 8, 8], np.float32)
+    config = read_config(write_gguf(model_metadata, embedding() | {"rope_freqs.weight": factors}))
+    assert config["rope_scaling"] == {"rope_type": "factors", "factors": factors.tolist()}
+
+
+@pytest.mark.parametrize(
+    "factors", [np.ones(7), np.array([1.0] * 7 + [math.nan]), np.array([1.0] * 7 + [0.0])], ids=str
+)
+def test_bad_gguf_rope_factors(write_gguf, model_metadata, factors: np.ndarray) -> None:
+    path = write_gguf(model_metadata, embedding() | {"rope_freqs.weight": factors.astype(np.float32)})
+    with pytest.raises(ModelError, match="rope factor"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"llama.block_count": None}, "no llama.block_count"),
+        ({"llama.attention.head_count": [4, 4]}, "num_attention_heads"),
+        ({"llama.attention.layer_norm_rms_epsilon": math.nan}, "rms_norm_eps"),
+        ({"llama.rope.freq_base": math.inf}, "rope_theta"),
+        ({"llama.expert_count": 8}, "mixture-of-experts"),
+        ({"llama.attention.key_length": 16, "llama.attention.value_length": 8}, "different sizes"),
+        ({"llama.attention.key_length": 32, "llama.attention.value_length": 32}, "part of each head"),
+        ({ROPE + "type": "longrope", ROPE + "factor": 2.0}, "longrope"),
+        ({ROPE + "attn_factor": 2.0}, "attn_factor"),
+        ({"split.count": 3}, "llama-gguf-split"),
+    ],
+    ids=str,
+)
+def test_gguf_models_that_are_refused(write_gguf, model_metadata, changes: dict[str, Any], message: str) -> None:
+    metadata = {key: value for key, value in (model_metadata | changes).items() if value is not None}
+    with pytest.raises(ModelError, match=message):
+        read_config(write_gguf(metadata, embedding()))
+
+
+def test_unknown_gguf_architecture(write_gguf) -> None:
+    with pytest.raises(ModelError, match="'rwkv7' is not supported, only llama, qwen2, qwen3"):
+        read_config(write_gguf(arch="rwkv7"))

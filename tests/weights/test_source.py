@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+
+from ingle.errors import ConfigError, ModelError
+from ingle.weights.gguf_hf import gguf_tensor_name
+from ingle.weights.source import DummySource, GgufSource, SafetensorsSource, open_source
+
+Q = "model.layers.0.self_attn.q_proj"
+K = "model.layers.0.self_attn.k_proj"
+V = "model.layers.0.self_attn.v_proj"
+
+
+def permute(weights: np.ndarray, heads: int) -> np.ndarray:
+    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
+    half = weights.shape[0] // heads // 2
+    return weights.reshape(heads, 2, half, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def loaded(source: Any, name: str, *shape: int) -> torch.Tensor:
+    out = torch.empty(shape)
+    source.load_into(name, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "hf_name, name",
+    [
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.norm.weight", "output_norm.weight"),
+        ("lm_head.weight", "output.weight"),
+        ("model.layers.11.input_layernorm.weight", "blk.11.attn_norm.weight"),
+        ("model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+        ("model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias"),
+        ("model.layers.0.self_attn.o_proj.weight", "blk.0.attn_output.weight"),
+        ("model.layers.0.self_attn.k_norm.weight", "blk.0.attn_k_norm.weight"),
+        ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ("model.layers.0.mlp.experts.weight", None),
+        ("model.layers.x.mlp.down_proj.weight", None),
+        ("self_attn.q_proj.weight", None),
+        ("weight", None),
+    ],
+)
+def test_gguf_names(hf_name: str, name: str | None) -> None:
+    assert gguf_tensor_name(hf_name) == name
+
+
+def test_gguf_llama_gets_back_the_rows_of_queries_and_keys(write_gguf, model_metadata) -> None:
+    q, k, v, q_bias = random(64, 64), random(32, 64), random(32, 64), random(64)
+    tensors = {
+        "token_embd.weight": random(40, 64),
+        "blk.0.attn_q.weight": permute(q, 4),
+        "blk.0.attn_k.weight": permute(k, 2),
+        "blk.0.attn_v.weight": v,
+        "blk.0.attn_q.bias": permute(q_bias, 4),
+    }
+    source = GgufSource(write_gguf(model_metadata, tensors))
+    np.testing.assert_array_equal(loaded(source, f"{Q}.weight", 64, 64), q)
+    np.testing.assert_array_equal(loaded(source, f"{K}.weight", 32, 64), k)
+    np.testing.assert_array_equal(loaded(source, f"{V}.weight", 32, 64), v)
+    np.testing.assert_array_equal(loaded(source, f"{Q}.bias", 64), q_bias)
+    assert f"{Q}.bias" in source
+    assert "lm_head.weight" not in source and f"{K}.bias" not in source and "nonsense" not in source
+
+
+def test_gguf_quantized_rows_are_permuted_whole(write_gguf, model_metadata) -> None:
+    stored = permute(random(64, 64), 4)
+    path = write_gguf(
+        model_metadata,
+        {"token_embd.weight": random(40, 64), "blk.0.attn_q.weight": stored},
+        {"blk.0.attn_q.weight": gguf.GGMLQuantizationType.Q4_0},
+    )
+    decoded = gguf.dequantize(gguf.quantize(stored, gguf.GGMLQuantizationType.Q4_0), gguf.GGMLQuantizationType.Q4_0)
+    fused = torch.zeros(128, 64)
+    GgufSource(path).load_into(f"{Q}.weight", fused[64:])
+    np.testing.assert_array_equal(permute(fused[64:].numpy(), 4), decoded)
+    assert fused[:64].count_nonzero() == 0
+
+
+def test_gguf_qwen_rows_stay_where_they_are(write_gguf) -> None:
+    q = random(64, 64)
+    source = GgufSource(write_gguf(tensors={"blk.0.attn_q.weight": q}, arch="qwen3"))
+    np.testing.assert_array_equal(loaded(source, f"{Q}.weight", 64, 64), q)
+
+
+def test_gguf_errors_name_tensor_file_and_shapes(write_gguf, model_metadata) -> None:
+    path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64), "blk.0.attn_q.weight": random(12, 64)})
+    source = GgufSource(path)
+    with pytest.raises(ModelError, match=r"model\.gguf: tensor token_embd\.weight has shape \(40, 64\).*\(41, 64\)"):
+        source.load_into("model.embed_tokens.weight", torch.empty(41, 64))
+    with pytest.raises(ModelError, match=r"model\.gguf: has no tensor output_norm\.weight"):
+        source.load_into("model.norm.weight", torch.empty(64))
+    with pytest.raises(ModelError, match="12 rows, no multiple of 2 x 4 heads"):
+        source.load_into(f"{Q}.weight", torch.empty(12, 64))
+
+
+def test_default_model_is_read_as_the_reference_reads_it(smollm2_gguf: Path) -> None:
+    source = GgufSource(smollm2_gguf)
+    expected = {tensor.name: tensor for tensor in gguf.GGUFReader(smollm2_gguf).tensors}
+    for name, rows, heads in [("q_proj", 576, 9), ("k_proj", 192, 3), ("v_proj", 192, None), ("o_proj", 576, None)]:
+        weights = loaded(source, f"model.layers.29.self_attn.{name}.weight", rows, 576).numpy()
+        stored = expected[gguf_tensor_name(f"model.layers.29.self_attn.{name}.weight") or ""]
+        np.testing.assert_array_equal(
+            weights if heads is None else permute(weights, heads), gguf.dequantize(stored.data, stored.tensor_type)
+        )
+    assert "lm_head.weight" not in source
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    save_file({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"b": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "model-00002-of-00002.safetensors")
+    write_index(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    return tmp_path
+
+
+def write_index(folder: Path, weight_map: Any) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_safetensors_single_file(tmp_path: Path) -> None:
+    save_file({"w": torch.arange(6.0).view(2, 3)}, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    assert "w" in source and "v" not in source
+    fused = torch.zeros(4, 3, dtype=torch.bfloat16)
+    source.load_into("w", fused[1:3])
+    assert fused.tolist() == [[0, 0, 0], [0, 1, 2], [3, 4, 5], [0, 0, 0]]
+    source.close()
+
+
+def test_safetensors_shards_are_opened_when_needed(sharded: Path) -> None:
+    source = SafetensorsSource(sharded)
+    assert loaded(source, "b", 4).tolist() == [1, 1, 1, 1]
+    (sharded / "model-00001-of-00002.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors: damaged or truncated"):
+        loaded(source, "a", 2, 3)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../other.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "", "x.bin", "a\\b.safetensors"]
+)
+def test_safetensors_index_cannot_leave_the_folder(sharded: Path, shard: str) -> None:
+    write_index(sharded, {"a": shard})
+    with pytest.raises(ModelError, match=r"is not the name of a \.safetensors file in this folder"):
+        SafetensorsSource(sharded)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 1}, {"a": None}])
+def test_safetensors_index_of_another_form(sharded: Path, weight_map: Any) -> None:
+    write_index(sharded, weight_map)
+    with pytest.raises(ModelError, match="weight_map"):
+        SafetensorsSource(sharded)
+
+
+def test_safetensors_missing_shard_and_lying_index(sharded: Path) -> None:
+    write_index(sharded, {"b": "model-00001-of-00002.safetensors"})
+    with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors.* b"):
+        loaded(SafetensorsSource(sharded), "b", 4)
+    write_index(sharded, {"a": "model-00003-of-00003.safetensors"})
+    with pytest.raises(ModelError, match=r"model-00003-of-00003\.safetensors is missing"):
+        SafetensorsSource(sharded)
+
+
+def test_safetensors_wrong_shape_and_quantized_checkpoints(tmp_path: Path) -> None:
+    tensors = {
+        "w": torch.zeros(2, 3),
+        "i": torch.zeros(2, dtype=torch.int8),
+        "f": torch.zeros(2).to(torch.float8_e4m3fn),
+        "p.qweight": torch.zeros(2, dtype=torch.int32),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    with pytest.raises(ModelError, match=r"tensor w has shape \(2, 3\).*\(3, 2\)"):
+        loaded(source, "w", 3, 2)
+    for name in ("i", "f"):
+        with pytest.raises(ModelError, match=f"tensor {name} is .*quantized"):
+            loaded(source, name, 2)
+    with pytest.raises(ModelError, match=r"p\.weight is quantized"):
+        loaded(source, "p.weight", 2)
+    with pytest.raises(ModelError, match="has no tensor other"):
+        loaded(source, "other", 2)
+
+
+def test_folder_without_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds neither model\.safetensors nor"):
+        SafetensorsSource(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match="pickles, which ingle never loads"):
+        SafetensorsSource(tmp_path)
+
+
+SAVED = save({"w": torch.arange(8.0), "v": torch.ones(2, 2)})
+
+
+@given(
+    cut=st.integers(0, len(SAVED)),
+    flips=st.lists(st.tuples(st.integers(0, len(SAVED) - 1), st.integers(0, 255)), max_size=6),
+)
+@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_safetensors_never_raise_anything_else(tmp_path: Path, cut: int, flips: list[tuple[int, int]]) -> None:
+    raw = bytearray(SAVED)
+    for position, value in flips:
+        raw[position] = value
+    (tmp_path / "model.safetensors").write_bytes(raw[:cut])
+    try:
+        loaded(SafetensorsSource(tmp_path), "w", 8)
+    except ModelError as error:
+        assert "\n" not in str(error)
+
+
+def test_dummy_is_deterministic_per_seed_and_name() -> None:
+    source = DummySource(7, tied=False)
+    weights = loaded(source, f"{Q}.weight", 256, 64)
+    assert torch.equal(weights, loaded(DummySource(7, tied=True), f"{Q}.weight", 256, 64))
+    assert not torch.equal(weights, loaded(source, f"{K}.weight", 256, 64))
+    assert not torch.equal(weights, loaded(DummySource(8, tied=False), f"{Q}.weight", 256, 64))
+    assert abs(weights.mean()) < 0.002 and 0.015 < weights.std() < 0.025
+    assert abs(loaded(source, "model.norm.weight", 1000).mean() - 1) < 0.01
+
+
+def test_dummy_fills_only_the_slice_it_is_given() -> None:
+    fused = torch.zeros(6, 8, dtype=torch.bfloat16)
+    DummySource(0, tied=True).load_into("w", fused[2:4])
+    assert fused[:2].count_nonzero() == fused[4:].count_nonzero() == 0
+    assert fused[2:4].count_nonzero() > 0
+
+
+def test_dummy_head_is_there_unless_tied() -> None:
+    assert "lm_head.weight" in DummySource(0, tied=False)
+    assert "lm_head.weight" not in DummySource(0, tied=True)
+
+
+def test_open_source_picks_by_what_is_there(tmp_path: Path, write_gguf, model_metadata) -> None:
+    path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64)})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file({"w": torch.zeros(1)}, folder / "model.safetensors")
+    assert isinstance(open_source(path, "auto", 0, tied=True), GgufSource)
+    assert isinstance(open_source(path, "gguf", 0, tied=True), GgufSource)
+    assert isinstance(open_source(folder, "auto", 0, tied=True), SafetensorsSource)
+    assert isinstance(open_source(folder, "dummy", 0, tied=True), DummySource)
+    with pytest.raises(ConfigError, match="--load-format gguf"):
+        open_source(folder, "gguf", 0, tied=True)
+    with pytest.raises(ConfigError, match="--load-format safetensors"):
+        open_source(path, "safetensors", 0, tied=True)
+    with pytest.raises(ModelError, match="no such file"):
+        open_source(tmp_path / "absent", "auto", 0, tied=True)

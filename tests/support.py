@@ -116,6 +116,6 @@ def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
     assert plan is not None and plan.num_tokens == len(prompt), "the prompt must fit one step"
     worker = engine.worker
     step = worker.launch(plan)
-    logits = worker.model.logits(worker.model.forward(worker.tables.batch(plan), worker.kv_cache))
+    logits = worker.model.logits(worker.model.forward(worker.tables.batch(plan)[0], worker.kv_cache))
     engine.scheduler.retire(plan, step.result())
     return logits

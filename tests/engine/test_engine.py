@@ -60,13 +60,19 @@ def run_at_random_moments(engine: Engine, requests: list[EngineRequest]) -> dict
     return tokens
 
 
+@pytest.fixture(scope="module")
+def alone(engine: Engine) -> dict[str, list[int]]:
+    """What each of `mixed_requests` gets when nothing else runs."""
+    tokens: dict[str, list[int]] = {}
+    for request in mixed_requests(64):
+        tokens |= run(engine, [request])
+    return tokens
+
+
 @pytest.mark.parametrize("prefix_caching", [False, True])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_batched_equals_alone(folder: Path, engine: Engine, overlap: bool, prefix_caching: bool) -> None:
+def test_batched_equals_alone(folder: Path, alone: dict[str, list[int]], overlap: bool, prefix_caching: bool) -> None:
     requests = mixed_requests(64)
-    alone: dict[str, list[int]] = {}
-    for request in requests:
-        alone |= run(engine, [request])
     tight = restrict(engine_for(folder, block_size=8), num_pages=33, max_num_batched_tokens=24, max_num_seqs=12,
                      enable_prefix_caching=prefix_caching, overlap=overlap)  # fmt: skip
     assert run_at_random_moments(tight, requests) == alone

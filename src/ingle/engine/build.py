@@ -77,7 +77,8 @@ def build_engine(
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = kv_budget(config, model_config, device)
         memory = plan_memory(config, model_config, dtype=dtype, device=device, budget=budget)
-        worker = Worker(model, memory.limits, memory.num_pages, device, dtype)
+        use_graphs = device.type == "cuda" and not config.enforce_eager
+        worker = Worker(model, memory.limits, memory.num_pages, device, dtype, use_graphs=use_graphs)
         scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)

@@ -1,17 +1,18 @@
-"""Draws tokens from logits, each row by its own parameters.
+"""From logits to tokens, each row by its own parameters.
 
-Order: penalties, logit bias, forbidden end tokens, temperature, then the filters. All filters are thresholds on
-probability, so equally likely tokens stay or go together and no order among them matters. The draw is the inverse of
-the cumulative distribution at a number that depends on nothing but the request's seed and the position: the same seed
-gives the same text whatever else is in the batch.
+Order: penalties, logit bias, forbidden end tokens, then temperature, filters and the draw, which are the device's kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from ingle import kernels
+from ingle.engine.batch import SampleRows, to_device
 from ingle.engine.scheduler import Admission
 from ingle.request import SamplingParams, TokenLogprobs
 
@@ -29,144 +30,145 @@ class Samples:
 
 
 class Sampler:
-    """Sampling parameters of S slots, and the draw. Tables that only some requests need exist once one of them came."""
+    """Sampling parameters of S slots, and the draw. The penalties' table exists once a request came that needs it."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.device = device
-        self._temperature = torch.zeros(num_slots, device=device)
-        self._top_p = torch.ones(num_slots, device=device)
-        self._min_p = torch.zeros(num_slots, device=device)
-        self._top_k = torch.full((num_slots,), vocab_size, dtype=torch.int64, device=device)
-        self._seed = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        # [S, 3]: repetition, presence and frequency penalty
-        self._penalties = torch.tensor([[1.0, 0.0, 0.0]], device=device).repeat(num_slots, 1)
+        rows = num_slots + 1  # the last is for padding rows, which are greedy
+        # temperature, top_p, min_p
+        self.floats = torch.tensor([[0.0, 1.0, 0.0]], device=device).repeat(rows, 1)
+        # seed, top_k
+        self.ints = torch.tensor([[0, vocab_size]], device=device).repeat(rows, 1)
+        # repetition, presence and frequency penalty
+        self._penalties = torch.tensor([[1.0, 0.0, 0.0]], device=device).repeat(rows, 1)
         # int32 [S, vocab]: occurrences in the output, plus _PROMPT_FLAG for tokens of the prompt
         self._seen: torch.Tensor | None = None
         self._params: dict[int, SamplingParams] = {}
-        self._first_position: dict[int, int] = {}  # of the output, by slot
-        self._end_token_ids: dict[int, tuple[int, ...]] = {}
+        self._admissions: dict[int, Admission] = {}
 
-    def admit(self, admission: Admission) -> None:
-        """Takes in the parameters of a slot that starts or restarts."""
-        slot, params = admission.slot, admission.sampling
-        self._params[slot] = params
-        self._first_position[slot] = admission.num_prompt_tokens
-        self._end_token_ids[slot] = admission.end_token_ids
-        self._temperature[slot] = params.temperature
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
-        self._seed[slot] = admission.seed
-        if params.penalized:
-            self._admit_penalties(admission)
-
-    def _admit_penalties(self, admission: Admission) -> None:
-        slot, params = admission.slot, admission.sampling
-        if self._seen is None:
-            self._seen = torch.zeros(len(self._seed), self.vocab_size, dtype=torch.int32, device=self.device)
-        penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-        self._penalties[slot] = torch.tensor(penalties, device=self.device)
-        tokens = torch.tensor(admission.token_ids, device=self.device)
-        prompt, output = tokens[: admission.num_prompt_tokens], tokens[admission.num_prompt_tokens :]
-        seen = self._seen[slot].zero_()
-        seen[prompt] = _PROMPT_FLAG
-        seen.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
-
-    def sample(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> Samples:
-        """Draws the token at `positions` of each of `slots` from float32 logits [R, vocab], which it may overwrite."""
-        rows = torch.tensor(slots, dtype=torch.int64, device=self.device)
-        finite = logits.sum(dim=-1).isfinite()
-        params = [self._params[slot] for slot in slots]
+    def admit(self, admissions: Sequence[Admission]) -> None:
+        """Takes in the parameters of slots that start or restart."""
+        if not admissions:
+            return
+        for admission in admissions:
+            self._params[admission.slot] = admission.sampling
+            self._admissions[admission.slot] = admission
+        slots = np.array([admission.slot for admission in admissions], np.int64)
+        params = [admission.sampling for admission in admissions]
+        ints = np.array(
+            [(admission.seed, self._top_k(admission.sampling)) for admission in admissions], np.int64
+        )  # fmt: skip
+        rows = to_device(slots, self.device)
+        self.ints[rows] = to_device(ints, self.device)
+        floats = np.array([(p.temperature, p.top_p, p.min_p) for p in params], np.float32)
+        self.floats[rows] = to_device(floats, self.device)
         if any(p.penalized for p in params):
-            self._penalize(logits, [i for i, p in enumerate(params) if p.penalized], slots)
-        self._adjust(logits, slots, positions)
-        token_ids = logits.argmax(dim=-1)
-        drawn = [i for i, p in enumerate(params) if not p.greedy]
-        if drawn:
-            index = torch.tensor(drawn, device=self.device)
-            drawn_positions = torch.tensor([positions[i] for i in drawn], device=self.device)
-            filtered = any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params)
-            token_ids[index] = self._draw(logits[index], rows[index], drawn_positions, filtered)
-        # Whatever a broken row drew, the next step must be able to look it up.
-        token_ids = torch.where(finite, token_ids, 0)
-        if self._seen is not None:
-            self._seen.view(-1).index_add_(
-                0, rows * self.vocab_size + token_ids, torch.ones_like(rows, dtype=torch.int32)
-            )
-        return Samples(token_ids, finite)
+            self._admit_penalties([admission for admission in admissions if admission.sampling.penalized])
 
-    def _penalize(self, logits: torch.Tensor, indices: list[int], slots: list[int]) -> None:
+    def _top_k(self, params: SamplingParams) -> int:
+        return params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+
+    def _admit_penalties(self, admissions: Sequence[Admission]) -> None:
+        if self._seen is None:
+            self._seen = torch.zeros(len(self.ints), self.vocab_size, dtype=torch.int32, device=self.device)
+        for admission in admissions:
+            slot, params = admission.slot, admission.sampling
+            penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+            self._penalties[slot] = to_device(np.array(penalties, np.float32), self.device)
+            tokens = to_device(np.array(admission.token_ids, np.int64), self.device)
+            prompt, output = tokens[: admission.num_prompt_tokens], tokens[admission.num_prompt_tokens :]
+            seen = self._seen[slot].zero_()
+            seen[prompt] = _PROMPT_FLAG
+            seen.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+
+    def filters(self, slots: Sequence[int]) -> bool:
+        """Whether any of the slots cuts the distribution: top-k, top-p or min-p."""
+        params = [self._params[slot] for slot in slots]
+        return any(not p.greedy and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params)
+
+    def adjusts(self, slots: Sequence[int]) -> bool:
+        """Whether any of the slots changes its logits before the draw: penalties, bias, or min_tokens."""
+        params = [self._params[slot] for slot in slots]
+        return any(p.penalized or p.logit_bias or p.min_tokens for p in params)
+
+    def num_logprobs(self, slots: Sequence[int]) -> list[int | None]:
+        """How many alternatives each slot wants reported; None where no log probabilities are wanted."""
+        return [self._params[slot].logprobs for slot in slots]
+
+    def draw(self, logits: torch.Tensor, rows: SampleRows, *, filtered: bool) -> Samples:
+        """The tokens of unadjusted logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
+        kernel = kernels.of(logits).sample
+        token_ids, finite = kernel(logits, rows.slots, rows.positions, self.floats, self.ints, filtered=filtered)
+        # Whatever a broken row drew, the next step must be able to look it up.
+        return Samples(torch.where(finite, token_ids, 0), finite)
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows, slots: list[int], positions: list[int]) -> Samples:
+        """The tokens of logits [R, vocab] whose rows have `slots` and `positions`."""
+        if not self.adjusts(slots):
+            return self.draw(logits, rows, filtered=self.filters(slots))
+        finite = logits.sum(dim=-1, dtype=torch.float32).isfinite()
+        adjusted = self._adjust(logits.to(torch.float32, copy=True), slots, positions)
+        samples = self.draw(torch.nan_to_num(adjusted, neginf=-torch.inf), rows, filtered=self.filters(slots))
+        samples.finite = finite
+        if self._seen is not None:
+            ones = torch.ones_like(rows.slots, dtype=torch.int32)
+            self._seen.view(-1).index_add_(0, rows.slots * self.vocab_size + samples.token_ids, ones)
+        return samples
+
+    def _adjust(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> torch.Tensor:
+        params = [self._params[slot] for slot in slots]
+        penalized = [i for i, p in enumerate(params) if p.penalized]
+        if penalized:
+            logits = self._penalize(logits, penalized, slots)
+        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+            bias, admission = params[row].logit_bias, self._admissions[slot]
+            if bias:
+                ids = to_device(np.array(list(bias), np.int64), self.device)
+                logits[row].index_add_(0, ids, to_device(np.array(list(bias.values()), np.float32), self.device))
+            if position - admission.num_prompt_tokens < params[row].min_tokens and admission.end_token_ids:
+                logits[row, to_device(np.array(admission.end_token_ids, np.int64), self.device)] = -torch.inf
+        return logits
+
+    def _penalize(self, logits: torch.Tensor, indices: list[int], slots: list[int]) -> torch.Tensor:
         assert self._seen is not None
-        index = torch.tensor(indices, device=self.device)
-        rows = torch.tensor([slots[i] for i in indices], device=self.device)
+        index = to_device(np.array(indices, np.int64), self.device)
+        rows = to_device(np.array([slots[i] for i in indices], np.int64), self.device)
         seen = self._seen[rows]
         count = (seen & (_PROMPT_FLAG - 1)).float()
         repetition, presence, frequency = self._penalties[rows].unsqueeze(-1).unbind(1)
         x = logits[index]
         x = torch.where(seen > 0, torch.where(x > 0, x / repetition, x * repetition), x)
         logits[index] = x - presence * (count > 0) - frequency * count
-
-    def _adjust(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> None:
-        """Adds logit biases, and forbids end tokens to sequences shorter than their min_tokens."""
-        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
-            params = self._params[slot]
-            if params.logit_bias:
-                ids = torch.tensor(list(params.logit_bias), device=self.device)
-                logits[row].index_add_(0, ids, torch.tensor(list(params.logit_bias.values()), device=self.device))
-            if position - self._first_position[slot] < params.min_tokens and self._end_token_ids[slot]:
-                logits[row, torch.tensor(self._end_token_ids[slot], device=self.device)] = -torch.inf
-
-    def _draw(self, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, filtered: bool) -> torch.Tensor:
-        """Token ids int64 [N] for the rows whose temperature is above 0."""
-        # Relative to the largest, so that a tiny temperature cannot overflow.
-        scaled = (logits - logits.amax(dim=-1, keepdim=True)) / self._temperature[slots, None]
-        probs = torch.softmax(scaled, dim=-1)
-        if filtered:
-            threshold = _threshold(probs, self._top_k[slots], self._top_p[slots], self._min_p[slots])
-            probs = probs.masked_fill(probs < threshold[:, None], 0.0)
-        cumulative = probs.double().cumsum(dim=-1)
-        target = uniform(self._seed[slots], positions) * cumulative[:, -1]
-        # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
-        drawn = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-        return drawn.clamp_(max=self.vocab_size - 1)
+        return logits
 
 
-def _threshold(probs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """The least probability [N] that passes top-k, then top-p of what that leaves, and min-p."""
-    ordered = probs.sort(dim=-1, descending=True).values
-    kth = ordered.gather(1, (top_k - 1)[:, None])[:, 0]
-    kept = ordered.masked_fill(ordered < kth[:, None], 0.0)
-    before = kept.double().cumsum(dim=-1) - kept  # mass of the likelier tokens
-    num_kept = (before < (top_p * kept.sum(dim=-1))[:, None]).sum(dim=-1).clamp(min=1)
-    nucleus = ordered.gather(1, (num_kept - 1)[:, None])[:, 0]
-    return torch.maximum(torch.maximum(kth, nucleus), min_p * ordered[:, 0])
+@dataclass(slots=True)
+class LogprobRows:
+    """Log probabilities of some rows, still on the device; `entries` waits for them."""
+
+    token_ids: torch.Tensor
+    chosen: torch.Tensor
+    ranks: torch.Tensor
+    top_ids: torch.Tensor
+    top_logprobs: torch.Tensor
+    num_alternatives: list[int]
+
+    def entries(self) -> list[TokenLogprobs]:
+        rows = zip(
+            self.token_ids.tolist(), self.chosen.tolist(), self.ranks.tolist(), self.top_ids.tolist(),
+            self.top_logprobs.tolist(), self.num_alternatives, strict=True,
+        )  # fmt: skip
+        return [
+            TokenLogprobs([token_id, *ids[:count]], [logprob, *values[:count]], rank)
+            for token_id, logprob, rank, ids, values, count in rows
+        ]
 
 
-def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """float64 in [0, 1) for each (seed, position), int64 [N]: SplitMix64's finalizer (Steele et al., 2014)."""
-    x = seeds + (positions + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
-    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return _shift_right(x ^ _shift_right(x, 31), 11).double() * 2.0**-53
-
-
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift of int64, which PyTorch shifts arithmetically."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: list[int]) -> list[TokenLogprobs]:
-    """Log probabilities of `token_ids` [R] and of the most likely tokens under float32 logits [R, vocab]."""
-    logprobs = torch.log_softmax(logits, dim=-1)
+def logprob_rows(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: list[int]) -> LogprobRows:
+    """Log probabilities of `token_ids` [R] and of the most likely tokens under logits [R, vocab]."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])
     ranks = (logprobs > chosen).sum(dim=-1) + 1
     top = logprobs.topk(max(num_alternatives), dim=-1)
-    rows = zip(
-        token_ids.tolist(), chosen[:, 0].tolist(), ranks.tolist(), top.indices.tolist(), top.values.tolist(),
-        num_alternatives, strict=True,
-    )  # fmt: skip
-    return [
-        TokenLogprobs([token_id, *ids[:count]], [logprob, *values[:count]], rank)
-        for token_id, logprob, rank, ids, values, count in rows
-    ]
+    return LogprobRows(token_ids, chosen[:, 0], ranks, top.indices, top.values, num_alternatives)

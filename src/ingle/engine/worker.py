@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ingle.engine.batch import Batch, SlotTables
-from ingle.engine.sampler import Sampler, Samples, token_logprobs
+from ingle.engine.batch import Batch, SampleRows, SlotTables
+from ingle.engine.graphs import DecodeGraphs
+from ingle.engine.sampler import LogprobRows, Sampler, Samples, logprob_rows
 from ingle.engine.scheduler import Limits, Plan, StepResult
 from ingle.model.decoder import Decoder
-from ingle.request import SamplingParams, TokenLogprobs
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once: 64 x 150k x float32 is 40 MB."""
@@ -20,15 +20,25 @@ _LOGIT_ROWS = 64
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step whose kernels are queued; `result` waits for them."""
+    """A step whose kernels are queued; `result` waits for them, and only then do numbers come to the host."""
 
-    samples: Samples
-    logprobs: dict[int, TokenLogprobs]
-    prompt_logprobs: dict[int, list[TokenLogprobs]]
+    token_ids: torch.Tensor
+    finite: torch.Tensor
+    done: torch.cuda.Event | None
+    logprobs: dict[int, LogprobRows]
+    prompt_logprobs: dict[int, list[LogprobRows]]
 
     def result(self) -> StepResult:
+        if self.done is not None:
+            self.done.synchronize()
         return StepResult(
-            self.samples.token_ids.tolist(), self.samples.finite.tolist(), self.logprobs, self.prompt_logprobs
+            self.token_ids.tolist(),
+            self.finite.tolist(),
+            {index: rows.entries()[0] for index, rows in self.logprobs.items()},
+            {
+                index: [entry for rows in parts for entry in rows.entries()]
+                for index, parts in self.prompt_logprobs.items()
+            },
         )
 
 
@@ -36,7 +46,14 @@ class Worker:
     """One device's share of the engine."""
 
     def __init__(
-        self, model: Decoder, limits: Limits, num_pages: int, device: torch.device, dtype: torch.dtype
+        self,
+        model: Decoder,
+        limits: Limits,
+        num_pages: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        use_graphs: bool = False,
     ) -> None:
         config = model.config
         self.model = model
@@ -46,53 +63,90 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
-        self._sampling: dict[int, SamplingParams] = {}
+        self._graphs = (
+            DecodeGraphs(self._decode, limits.max_num_seqs, self.tables.padding_slot, device) if use_graphs else None
+        )
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:
         """Applies the plan to the tables and queues its computation."""
-        self._apply(plan)
-        batch = self.tables.batch(plan)
-        hidden = self.model.forward(batch, self.kv_cache)
-        prompt_logprobs = self._prompt_logprobs(batch, hidden)
-        logits = self.model.logits(hidden[batch.sample_rows])
-        sampled = [(index, chunk) for index, chunk in enumerate(batch.chunks) if chunk.samples]
-        wanted = [self._sampling[chunk.slot].logprobs for _, chunk in sampled]
-        raw = logits.clone() if any(count is not None for count in wanted) else None  # sampling overwrites logits
-        samples = self.sampler.sample(
-            logits, [chunk.slot for _, chunk in sampled], [chunk.start + chunk.count for _, chunk in sampled]
-        )
-        self.tables.token_ids[batch.sample_slots, batch.sample_positions] = samples.token_ids.int()
-        logprobs: dict[int, TokenLogprobs] = {}
-        if raw is not None:
-            rows = [row for row, count in enumerate(wanted) if count is not None]
-            counts = [count for count in wanted if count is not None]
-            entries = token_logprobs(raw[rows], samples.token_ids[rows], counts)
-            logprobs = {sampled[row][0]: entry for row, entry in zip(rows, entries, strict=True)}
-        return LaunchedStep(samples, logprobs, prompt_logprobs)
-
-    def _apply(self, plan: Plan) -> None:
         if plan.scrubbed:
             self.kv_cache[:, :, torch.tensor(plan.scrubbed, device=self.device)] = 0
-        self.tables.grow(plan.grown)
-        for admission in plan.admissions:
-            self.tables.admit(admission)
-            self.sampler.admit(admission)
-            self._sampling[admission.slot] = admission.sampling
+        self.tables.apply(plan)
+        self.sampler.admit(plan.admissions)
+        slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
+        if self._graphs is not None and plan.num_decodes == len(plan.chunks) and self._is_plain(slots):
+            positions = [chunk.start for chunk in plan.chunks]
+            return self._launched(self._graphs.run(slots, positions, filtered=self.sampler.filters(slots)))
+        return self._launch_eagerly(plan, slots)
 
-    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[TokenLogprobs]]:
+    def _is_plain(self, slots: list[int]) -> bool:
+        """Whether forward, draw and write-back are all there is to a decode of these slots."""
+        return not self.sampler.adjusts(slots) and all(count is None for count in self.sampler.num_logprobs(slots))
+
+    def _decode(self, slots: torch.Tensor, positions: torch.Tensor, filtered: bool) -> Samples:
+        """One token for each of `slots`, whose newest token is at `positions`: both int64 [B]. What graphs capture."""
+        batch = self.tables.gather(slots, positions, slots, positions + 1, len(slots))
+        logits = self.model.logits(self.model.forward(batch, self.kv_cache))
+        rows = SampleRows(slots, slots, positions + 1)
+        samples = self.sampler.draw(logits, rows, filtered=filtered)
+        self.tables.token_ids[rows.slots, rows.positions] = samples.token_ids.int()
+        return samples
+
+    def _launch_eagerly(self, plan: Plan, slots: list[int]) -> LaunchedStep:
+        batch, rows = self.tables.batch(plan)
+        hidden = self.model.forward(batch, self.kv_cache)
+        prompt_logprobs = self._prompt_logprobs(batch, hidden)
+        if not slots:
+            empty = torch.empty(0, dtype=torch.int64)
+            return LaunchedStep(empty, empty, None, {}, prompt_logprobs)
+        logits = self.model.logits(hidden[rows.rows])
+        positions = [chunk.start + chunk.count for chunk in plan.chunks if chunk.samples]
+        samples = self.sampler.sample(logits, rows, slots, positions)
+        self.tables.token_ids[rows.slots, rows.positions] = samples.token_ids.int()
+        logprobs = self._logprobs(plan, logits, samples, slots)
+        return self._launched(samples, logprobs, prompt_logprobs)
+
+    def _launched(
+        self,
+        samples: Samples,
+        logprobs: dict[int, LogprobRows] | None = None,
+        prompt_logprobs: dict[int, list[LogprobRows]] | None = None,
+    ) -> LaunchedStep:
+        """Starts the copy of the tokens to the host."""
+        if self.device.type == "cpu":
+            return LaunchedStep(samples.token_ids, samples.finite, None, logprobs or {}, prompt_logprobs or {})
+        token_ids = samples.token_ids.to("cpu", non_blocking=True)
+        finite = samples.finite.to("cpu", non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return LaunchedStep(token_ids, finite, done, logprobs or {}, prompt_logprobs or {})
+
+    def _logprobs(self, plan: Plan, logits: torch.Tensor, samples: Samples, slots: list[int]) -> dict[int, LogprobRows]:
+        """By index of the chunk in the plan, for the rows that want them: of the logits as the model gave them."""
+        wanted = self.sampler.num_logprobs(slots)
+        sampled = [index for index, chunk in enumerate(plan.chunks) if chunk.samples]
+        return {
+            sampled[row]: logprob_rows(logits[row : row + 1], samples.token_ids[row : row + 1], [count])
+            for row, count in enumerate(wanted)
+            if count is not None
+        }
+
+    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[LogprobRows]]:
         """For each chunk that asks: log probabilities of the tokens that follow its own, as far as they are known."""
-        found: dict[int, list[TokenLogprobs]] = {}
+        found: dict[int, list[LogprobRows]] = {}
         first = 0
         for index, chunk in enumerate(batch.chunks):
             if chunk.prompt_logprobs is not None:
                 following = self.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.start + chunk.count + 1].long()
-                entries: list[TokenLogprobs] = []
-                for low in range(0, chunk.count, _LOGIT_ROWS):
-                    high = min(low + _LOGIT_ROWS, chunk.count)
-                    logits = self.model.logits(hidden[first + low : first + high])
-                    entries += token_logprobs(logits, following[low:high], [chunk.prompt_logprobs] * (high - low))
-                found[index] = entries
+                found[index] = [
+                    logprob_rows(
+                        self.model.logits(hidden[first + low : first + low + _LOGIT_ROWS][: chunk.count - low]),
+                        following[low : low + _LOGIT_ROWS],
+                        [chunk.prompt_logprobs] * min(_LOGIT_ROWS, chunk.count - low),
+                    )
+                    for low in range(0, chunk.count, _LOGIT_ROWS)
+                ]
             first += chunk.count
         return found
 

@@ -1,0 +1,62 @@
+"""The operators of a decoder step, one implementation per kind of device.
+
+`of(x)` gives those of the device that x is on: plain PyTorch (`reference`, which is also what every other
+implementation is tested against) or Triton kernels (`gpu`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from ingle.engine.batch import Batch
+
+
+class Kernels(Protocol):
+    """Shapes and meaning are documented in `ingle.kernels.reference`."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor: ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor: ...
+
+    def rotate_and_store(
+        self,
+        qkv: torch.Tensor,
+        num_heads: int,
+        cos_sin: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        kv_cache: torch.Tensor,
+        kv_slots: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+    def paged_attention(self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor: ...
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        floats: torch.Tensor,
+        ints: torch.Tensor,
+        *,
+        filtered: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def of(x: torch.Tensor) -> Kernels:
+    """The kernels for tensors like x."""
+    if x.is_cuda:
+        from ingle.kernels import gpu  # Triton comes with PyTorch's CUDA builds only
+
+        return gpu
+    from ingle.kernels import reference
+
+    return reference

@@ -21,7 +21,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of x + residual, and that sum: both [T, E]."""
+    """The norm of x + residual, and that sum: both [T, E]. `residual` may be overwritten by the sum."""
     residual = residual + x
     return rms_norm(residual, weight, eps), residual
 
@@ -40,11 +40,29 @@ def rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
-def store_kv(kv_cache: torch.Tensor, kv_slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Writes k and v [T, Hkv, D] to the places kv_slots [T] of a layer's cache."""
-    flat = kv_cache.view(2, -1, *kv_cache.shape[-2:])
-    flat[0].index_copy_(0, kv_slots, k)
+def rotate_and_store(
+    qkv: torch.Tensor,
+    num_heads: int,
+    cos_sin: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+    kv_cache: torch.Tensor,
+    kv_slots: torch.Tensor,
+) -> torch.Tensor:
+    """Norms (if given weights [D]) and rotates the queries and keys in qkv [T, (Hq + 2 Hkv) * D]; returns q [T, Hq, D].
+
+    Writes keys and values to the places kv_slots [T] of a layer's cache.
+    """
+    num_kv_heads, head_dim = kv_cache.shape[-2:]
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    if q_norm is not None and k_norm is not None:
+        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+    flat = kv_cache.view(2, -1, num_kv_heads, head_dim)
+    flat[0].index_copy_(0, kv_slots, rotate(k, cos_sin))
     flat[1].index_copy_(0, kv_slots, v)
+    return rotate(q, cos_sin)
 
 
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
@@ -52,12 +70,11 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale
     out = torch.empty_like(q)
     n = batch.num_decodes
     if n:
-        out[:n] = _attend_decodes(q[:n], kv_cache, batch.page_tables[:n], batch.kv_lengths[:n], scale)
+        out[:n] = _attend_decodes(q[:n], kv_cache, batch.page_tables[batch.slots[:n]], batch.kv_lengths[:n], scale)
     row = n
-    for index in range(n, len(batch.chunks)):
-        chunk = batch.chunks[index]
+    for chunk in batch.chunks[n:]:
         rows = slice(row, row + chunk.count)
-        out[rows] = _attend_chunk(q[rows], kv_cache, batch.page_tables[index], chunk.start, scale)
+        out[rows] = _attend_chunk(q[rows], kv_cache, batch.page_tables[chunk.slot], chunk.start, scale)
         row += chunk.count
     return out
 
@@ -68,7 +85,6 @@ def _attend_decodes(
     """One token a sequence, all sequences at once, padded to the longest: q [B, Hq, D] to [B, Hq, D]."""
     num_seqs, num_heads, head_dim = q.shape
     num_kv_heads = kv_cache.shape[-2]
-    # Only as wide as the longest decoding sequence, which may be shorter than a chunk in the same step.
     num_pages = -(-int(kv_lengths.max()) // kv_cache.shape[2])
     k, v = kv_cache[:, page_tables[:, :num_pages]].flatten(2, 3).transpose(2, 3)  # [B, Hkv, P * page_size, D]
     mask = torch.arange(k.shape[2], device=q.device) < kv_lengths[:, None]
@@ -90,3 +106,65 @@ def _attend_chunk(
         q.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=start == 0, scale=scale, enable_gqa=True
     )
     return out[0].transpose(0, 1)
+
+
+def sample(
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    floats: torch.Tensor,
+    ints: torch.Tensor,
+    *,
+    filtered: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids int64 [R] and whether each row was finite, bool [R], for logits [R, vocab] of any float type.
+
+    slots, positions: int64 [R]. floats: float32 [S, 3], temperature, top_p and min_p of each slot. ints: int64 [S, 2],
+    seed and top_k. Without `filtered`, top_k, top_p and min_p are not looked at.
+
+    The filters are thresholds on probability, so equally likely tokens stay or go together. The draw is the inverse of
+    the cumulative distribution, in the order of token ids, at a number that only seed and position decide.
+    """
+    token_ids = logits.argmax(dim=-1)
+    drawn = (floats[slots, 0] > 0).nonzero()[:, 0]
+    if len(drawn):
+        rows = slots[drawn]
+        temperature, top_p, min_p = floats[rows].unbind(1)
+        seeds, top_k = ints[rows].unbind(1)
+        chosen = logits[drawn].float()
+        # Relative to the largest, so that a tiny temperature cannot overflow.
+        probs = torch.softmax((chosen - chosen.amax(dim=-1, keepdim=True)) / temperature[:, None], dim=-1)
+        if filtered:
+            probs = probs.masked_fill(probs < _least_probability(probs, top_k, top_p, min_p)[:, None], 0.0)
+        cumulative = probs.double().cumsum(dim=-1)
+        target = uniform(seeds, positions[drawn]) * cumulative[:, -1]
+        # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
+        found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+        token_ids[drawn] = found.clamp_(max=logits.shape[1] - 1)
+    return token_ids, logits.sum(dim=-1, dtype=torch.float32).isfinite()
+
+
+def _least_probability(
+    probs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """The least probability [N] that passes top-k, then top-p of what that leaves, and min-p."""
+    ordered = probs.sort(dim=-1, descending=True).values
+    kth = ordered.gather(1, (top_k - 1)[:, None])[:, 0]
+    kept = ordered.masked_fill(ordered < kth[:, None], 0.0)
+    before = kept.double().cumsum(dim=-1) - kept  # mass of the likelier tokens
+    num_kept = (before < (top_p * kept.sum(dim=-1))[:, None]).sum(dim=-1).clamp(min=1)
+    nucleus = ordered.gather(1, (num_kept - 1)[:, None])[:, 0]
+    return torch.maximum(torch.maximum(kth, nucleus), min_p * ordered[:, 0])
+
+
+def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """float64 in [0, 1) for each (seed, position), int64 [N]: SplitMix64's finalizer (Steele et al., 2014)."""
+    x = seeds + (positions + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
+    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return _shift_right(x ^ _shift_right(x, 31), 11).double() * 2.0**-53
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift of int64, which PyTorch shifts arithmetically."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

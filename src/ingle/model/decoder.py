@@ -51,8 +51,8 @@ class Decoder:
         return self.norm.add(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [R, vocab_size] for hidden states [R, E]."""
-        return self.lm_head(hidden).float()
+        """[R, vocab_size] for hidden states [R, E]."""
+        return self.lm_head(hidden)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """Every weight; the output head is the embedding itself when they are tied."""

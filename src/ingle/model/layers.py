@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ingle import kernels
 from ingle.engine.batch import Batch
-from ingle.kernels import reference as kernels
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class RMSNorm:
     eps: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.of(x).rms_norm(x, self.weight, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of x + residual, and that sum."""
-        return kernels.add_rms_norm(x, residual, self.weight, self.eps)
+        return kernels.of(x).add_rms_norm(x, residual, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,17 @@ class Attention:
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
     num_heads: int
-    num_kv_heads: int
     head_dim: int
 
     def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
         """x [T, E], cos_sin [T, rotary_dim], kv_cache as `ingle.kernels.reference` has it, to [T, E]."""
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        q, k, v = heads.split_with_sizes((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = kernels.rotate(q, cos_sin), kernels.rotate(k, cos_sin)
-        kernels.store_kv(kv_cache, batch.kv_slots, k, v)
-        return self.out(kernels.paged_attention(q, kv_cache, batch, self.head_dim**-0.5).flatten(1))
+        run = kernels.of(x)
+        q_norm, k_norm = (norm.weight if norm is not None else None for norm in (self.q_norm, self.k_norm))
+        eps = self.q_norm.eps if self.q_norm is not None else 0.0
+        q = run.rotate_and_store(
+            self.qkv(x), self.num_heads, cos_sin, q_norm, k_norm, eps, kv_cache, batch.kv_slots
+        )  # fmt: skip
+        return self.out(run.paged_attention(q, kv_cache, batch, self.head_dim**-0.5).flatten(1))
 
 
 @dataclass(frozen=True)
@@ -64,4 +63,4 @@ class GatedMLP:
     down: Linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(kernels.silu_mul(self.gate_up(x)))
+        return self.down(kernels.of(x).silu_mul(self.gate_up(x)))

@@ -93,7 +93,6 @@ def _load_layer(config: DecoderConfig, load: Loader, prefix: str) -> DecoderLaye
             q_norm=norm("self_attn.q_norm", config.head_dim) if config.qk_norm else None,
             k_norm=norm("self_attn.k_norm", config.head_dim) if config.qk_norm else None,
             num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
         ),
         post_attention_norm=norm("post_attention_layernorm", hidden),

@@ -1,0 +1,144 @@
+"""`ingle bench`: how fast this machine runs a model, beside how fast it could."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from ingle.bench.roofline import measure_ceilings
+from ingle.bench.throughput import Result, measure, warm_up
+from ingle.bench.workloads import select
+from ingle.channel import EngineInfo
+from ingle.config import DType, LoadFormat
+from ingle.engine.build import build_engine
+from ingle.version import __version__
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Run named workloads offline, all requests of one at once, and print tokens/s beside the roofline."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Short name, Hugging Face folder (config.json is enough for --load-format dummy), or .gguf file."""
+    workload: tuple[str, ...] = ()
+    """Names of workloads, or gpu or cpu for all of theirs. Default: the group of the device."""
+    num_runs: int = 3
+    """Runs of each; the median is reported."""
+    temperature: float = 0.6
+    """0 measures greedy decoding."""
+    dtype: DType = "auto"
+    load_format: LoadFormat = "auto"
+    """dummy: random weights of the right shapes."""
+    max_model_len: int | None = 4096
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: str | None = None
+    block_size: int = 16
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    overlap: bool | None = None
+    output: Path | None = None
+    """Write the figures here as JSON."""
+
+
+def main(argv: list[str]) -> int:
+    """`argv` without `ingle bench`. Returns the exit code."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"throughput": Throughput}, args=argv, prog="ingle bench", config=(tyro.conf.OmitSubcommandPrefixes,)
+    )
+    return throughput(command)
+
+
+def throughput(options: Throughput) -> int:
+    engine_options = {
+        name: value
+        for name, value in asdict(options).items()
+        if name not in ("workload", "num_runs", "temperature", "output")
+    }
+    engine, info, path = _engine(engine_options)
+    workloads = select(options.workload or (("gpu",) if engine.worker.device.type == "cuda" else ("cpu",)))
+    ceilings = measure_ceilings(engine.worker.device, engine.worker.model.embedding.dtype)
+    print(
+        f"{info.family}, {info.num_parameters / 1e9:.2f} B parameters as {info.dtype} on {info.device}; "
+        f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"
+    )
+    warm_up(engine, info.vocab_size, workloads)
+    print(_HEADER)
+    results = []
+    for workload in workloads:
+        result = measure(
+            engine, info, workload, ceilings, num_runs=options.num_runs, temperature=options.temperature, report=_status
+        )
+        print(_row(result), flush=True)
+        results.append(result)
+    if options.output is not None:
+        report = {
+            "benchmark": "throughput",
+            "command": ["ingle", "bench", *sys.argv[sys.argv.index("bench") + 1 :]]
+            if "bench" in sys.argv
+            else sys.argv,
+            "date": time.strftime("%Y-%m-%d"),
+            "ingle": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": info.device,
+            "num_threads": torch.get_num_threads(),
+            "ceilings": asdict(ceilings),
+            "model": path.name,
+            "engine": _info_dict(info),
+            "results": [result.as_dict() for result in results],
+        }
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+_COLUMNS = ("workload", 12), ("requests", 8), ("out tok/s", 10), ("prefill tok/s", 13), ("TTFT ms", 9), ("TPOT ms", 8)
+_TAIL = ("GB/s", 8), ("limit tok/s", 11), ("share", 6)
+_HEADER = "  ".join(f"{name:>{width}}" for name, width in (*_COLUMNS, *_TAIL))
+
+
+def _row(result: Result) -> str:
+    values = (
+        result.workload,
+        str(result.num_requests),
+        f"{result.output_tokens_per_s:,.1f}",
+        f"{result.prefill_tokens_per_s:,.0f}",
+        f"{result.mean_ttft_s * 1e3:,.1f}",
+        f"{result.mean_tpot_s * 1e3:,.2f}",
+        f"{result.achieved_gb_per_s:,.1f}",
+        f"{result.limit_tokens_per_s:,.0f}",
+        f"{result.share_of_limit:.0%}",
+    )
+    return "  ".join(f"{value:>{width}}" for value, (_, width) in zip(values, (*_COLUMNS, *_TAIL), strict=True))
+
+
+def _status(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="\r", file=sys.stderr, flush=True)
+
+
+def _engine(options: dict[str, Any]) -> Any:
+    """An engine without prefix cache: repeated runs must compute what they claim to."""
+    from ingle.config import EngineConfig
+    from ingle.hub.resolve import ensure_model
+
+    config = replace(EngineConfig(model=options["model"]), **options, enable_prefix_caching=False)
+    path = ensure_model(config.model).path
+    engine, info = build_engine(config, path, lambda stage: _status(stage))
+    for notice in info.notices:
+        print(f"notice: {notice}")
+    return engine, info, path
+
+
+def _info_dict(info: EngineInfo) -> dict[str, Any]:
+    return {name: getattr(info, name) for name in info.__struct_fields__}

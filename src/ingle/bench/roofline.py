@@ -1,0 +1,111 @@
+"""The least time a workload can take on a device: the yardstick beside every measured figure.
+
+Every step reads the weights once and each running sequence's keys and values once, and does its matrix work; nothing
+else costs, nothing overlaps with attention. What a step reads at the memory's bandwidth or computes at the matrix
+units' rate, whichever takes longer, is its least time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ingle.bench.workloads import Workload
+from ingle.engine.scheduler import Limits
+from ingle.model.architecture import DecoderConfig
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reaches at best, measured."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+@dataclass(frozen=True)
+class Least:
+    """Time and traffic of a workload at the limit."""
+
+    seconds: float
+    num_steps: int
+    num_bytes: int
+
+
+@dataclass
+class _Running:
+    num_tokens: int
+    num_left: int
+
+
+def least(
+    workload: Workload, model: DecoderConfig, weight_bytes: int, itemsize: int, limits: Limits, top: Ceilings
+) -> Least:
+    """The limit under these step limits, KV memory unbounded. `weight_bytes` are those of every weight, tied ones once."""
+    head = model.vocab_size * model.hidden_size
+    body_bytes = weight_bytes - head * itemsize * (1 if model.tied_embeddings else 2)
+    body = body_bytes / itemsize
+    kv_bytes = model.kv_elements_per_token * itemsize
+    attention_flops = 4 * model.num_layers * model.q_size
+    waiting = [[num_in, num_out, 0] for num_in, num_out in workload.lengths]
+    running: list[_Running] = []
+    seconds, num_steps, num_bytes = 0.0, 0, 0
+    while waiting or running:
+        kv_read = sum(seq.num_tokens for seq in running) * kv_bytes
+        for seq in running:
+            seq.num_tokens += 1
+            seq.num_left -= 1
+        budget, flops, rows = limits.max_num_batched_tokens - len(running), 0.0, len(running)
+        started: list[_Running] = []
+        while waiting and budget > 0 and len(running) + len(started) < limits.max_num_seqs:
+            num_in, num_out, done = waiting[0]
+            count = min(budget, num_in - done)
+            flops += attention_flops * count * (done + count / 2)
+            budget -= count
+            waiting[0][2] += count
+            if done + count == num_in:
+                waiting.pop(0)
+                started.append(_Running(num_in + 1, num_out - 1))
+                rows += 1
+        num_tokens = limits.max_num_batched_tokens - budget
+        head_bytes = head * itemsize if rows else 0
+        seconds += (
+            max(body_bytes / top.bytes_per_s, 2 * body * num_tokens / top.flops_per_s)
+            + max(head_bytes / top.bytes_per_s, 2 * head * rows / top.flops_per_s)
+            + kv_read / top.bytes_per_s
+            + flops / top.flops_per_s
+        )
+        num_steps += 1
+        num_bytes += int(body_bytes + head_bytes + kv_read)
+        running = [seq for seq in running + started if seq.num_left > 0]
+    return Least(seconds, num_steps, num_bytes)
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Memory reads in bytes/s and matrix products in FLOP/s, each the best of several tries of a few milliseconds."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:  # a copy reads and writes; each byte counts once each way
+        source = torch.empty(1 << 31, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        bytes_per_s = 2 * source.numel() / _best(lambda: target.copy_(source), device)
+        size = 8192
+    else:
+        floats = torch.ones(1 << 26)
+        bytes_per_s = floats.numel() * 4 / _best(floats.sum, device)
+        size = 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return Ceilings(bytes_per_s, 2 * size**3 / _best(lambda: torch.mm(a, b), device))
+
+
+def _best(function: object, device: torch.device, tries: int = 10) -> float:
+    assert callable(function)
+    times = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)

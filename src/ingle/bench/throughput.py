@@ -1,0 +1,134 @@
+"""Offline throughput: all requests of a workload at once, token ids in, tokens per second out."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from ingle.bench.roofline import Ceilings, least
+from ingle.bench.workloads import Workload
+from ingle.channel import EngineInfo
+from ingle.engine.engine import Engine
+from ingle.request import EngineRequest, SamplingParams
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over a workload."""
+
+    seconds: float
+    """From the first request to the last token."""
+    prefill_seconds: float
+    """From the first request to the last request's first token."""
+    mean_ttft_s: float
+    """Time to first token, mean over requests."""
+    mean_tpot_s: float
+    """Time per output token after the first, mean over requests."""
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A workload's figures, those of its median run."""
+
+    workload: str
+    num_requests: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    output_tokens_per_s: float
+    """All sequences together, prefill time included."""
+    prefill_tokens_per_s: float
+    """Prompt tokens over the time until the last request's first token."""
+    mean_ttft_s: float
+    mean_tpot_s: float
+    num_steps: int
+    achieved_gb_per_s: float
+    """Weights once a step and each sequence's keys and values once a step, over the whole time."""
+    limit_tokens_per_s: float
+    """Output tokens/s at the roofline."""
+    share_of_limit: float
+    seconds: list[float]
+    """Of every run, in order."""
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def measure(
+    engine: Engine,
+    info: EngineInfo,
+    workload: Workload,
+    ceilings: Ceilings,
+    *,
+    num_runs: int,
+    temperature: float,
+    report: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Runs a workload `num_runs` times, each with fresh prompts, on an idle, warmed-up engine."""
+    runs = []
+    for index in range(num_runs):
+        runs.append(run_once(engine, workload, info.vocab_size, temperature, seed=index + 1))
+        report(f"{workload.name}: run {index + 1} of {num_runs}, {runs[-1].seconds:.2f} s")
+    median = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
+    model = engine.worker.model
+    itemsize = model.embedding.itemsize
+    limit = least(workload, model.config, info.weight_bytes, itemsize, engine.scheduler.limits, ceilings)
+    return Result(
+        workload=workload.name,
+        num_requests=len(workload.lengths),
+        num_prompt_tokens=workload.num_prompt_tokens,
+        num_output_tokens=workload.num_output_tokens,
+        output_tokens_per_s=workload.num_output_tokens / median.seconds,
+        prefill_tokens_per_s=workload.num_prompt_tokens / median.prefill_seconds,
+        mean_ttft_s=median.mean_ttft_s,
+        mean_tpot_s=median.mean_tpot_s,
+        num_steps=median.num_steps,
+        achieved_gb_per_s=limit.num_bytes / median.seconds / 1e9,
+        limit_tokens_per_s=workload.num_output_tokens / limit.seconds,
+        share_of_limit=limit.seconds / median.seconds,
+        seconds=[run.seconds for run in runs],
+    )
+
+
+def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: float, seed: int) -> Run:
+    """One pass; nothing ends before its length."""
+    prompts = workload.prompts(vocab_size, seed)
+    requests = [
+        EngineRequest(
+            str(index), prompt, SamplingParams(temperature=temperature, max_tokens=num_out, ignore_eos=True, seed=index)
+        )
+        for index, (prompt, (_, num_out)) in enumerate(zip(prompts, workload.lengths, strict=True))
+    ]
+    first_token_s: dict[str, float] = {}
+    last_token_s: dict[str, float] = {}
+    first_step = engine.stats().num_steps
+    started = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        outputs = engine.step()
+        now = time.perf_counter() - started
+        for output in outputs:
+            first_token_s.setdefault(output.id, now)
+            last_token_s[output.id] = now
+    tpots = [
+        (last_token_s[request.id] - first_token_s[request.id]) / (num_out - 1)
+        for request, (_, num_out) in zip(requests, workload.lengths, strict=True)
+        if num_out > 1
+    ]
+    return Run(
+        seconds=max(last_token_s.values()),
+        prefill_seconds=max(first_token_s.values()),
+        mean_ttft_s=statistics.fmean(first_token_s.values()),
+        mean_tpot_s=statistics.fmean(tpots) if tpots else 0.0,
+        num_steps=engine.stats().num_steps - first_step,
+    )
+
+
+def warm_up(engine: Engine, vocab_size: int, workloads: Sequence[Workload]) -> None:
+    """Runs a shortened form of each workload, so that libraries are initialized and memory is touched."""
+    for workload in workloads:
+        lengths = tuple((num_in, min(num_out, 4)) for num_in, num_out in workload.lengths)
+        run_once(engine, Workload("warm-up", lengths), vocab_size, 0.6, seed=0)

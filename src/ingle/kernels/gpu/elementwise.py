@@ -1,0 +1,162 @@
+"""Norms, rotation and activation as Triton kernels: each reads its inputs once and writes its outputs once.
+
+The functions and their shapes are those of `ingle.kernels.reference`, against which they are tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x_ptr: Any, residual_ptr: Any, weight_ptr: Any, out_ptr: Any, x_stride: Any, eps: Any,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < SIZE
+    x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
+    if ADD:
+        x = (x + tl.load(residual_ptr + row * SIZE + columns, mask=mask, other=0.0)).to(x_ptr.dtype.element_ty)
+        tl.store(residual_ptr + row * SIZE + columns, x, mask=mask)
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
+    weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
+    tl.store(out_ptr + row * SIZE + columns, (wide * scale).to(x.dtype) * weight, mask=mask)
+
+
+def _norm_warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    block = triton.next_power_of_2(size)
+    _rms_norm_kernel[(x.numel() // size,)](
+        x, x, weight, out, x.stride(-2), eps, SIZE=size, BLOCK=block, ADD=False, num_warps=_norm_warps(block)
+    )
+    return out
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    block = triton.next_power_of_2(size)
+    _rms_norm_kernel[(x.shape[0],)](
+        x, residual, weight, out, x.stride(0), eps, SIZE=size, BLOCK=block, ADD=True, num_warps=_norm_warps(block)
+    )
+    return out, residual
+
+
+@triton.jit
+def _silu_mul_kernel(gate_up_ptr: Any, out_ptr: Any, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < SIZE
+    gate = tl.load(gate_up_ptr + row * 2 * SIZE + columns, mask=mask, other=0.0)
+    up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + columns, mask=mask, other=0.0)
+    wide = gate.to(tl.float32)
+    tl.store(out_ptr + row * SIZE + columns, (wide / (1 + tl.exp(-wide))).to(gate.dtype) * up, mask=mask)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
+    block = min(triton.next_power_of_2(size), 1024)
+    _silu_mul_kernel[(num_rows, triton.cdiv(size, block))](gate_up, out, SIZE=size, BLOCK=block, num_warps=4)
+    return out
+
+
+@triton.jit
+def _head_weight(q_norm_ptr: Any, k_norm_ptr: Any, columns: Any, of_q: Any, of_k: Any):
+    """The norm weight of each head's columns: of_q and of_k [heads, columns] exclude each other."""
+    return tl.load(q_norm_ptr + columns, mask=of_q, other=0.0) + tl.load(k_norm_ptr + columns, mask=of_k, other=0.0)
+
+
+@triton.jit
+def _rotate_and_store_kernel(
+    qkv_ptr: Any, cos_sin_ptr: Any, q_norm_ptr: Any, k_norm_ptr: Any, q_ptr: Any, kv_ptr: Any, kv_slots_ptr: Any,
+    v_offset: Any, eps: Any,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK)[:, None]
+    is_head = heads < NUM_HEADS + 2 * NUM_KV_HEADS
+    is_q = heads < NUM_HEADS
+    is_k = (heads >= NUM_HEADS) & (heads < NUM_HEADS + NUM_KV_HEADS)
+    rotates = heads < NUM_HEADS + NUM_KV_HEADS
+    half = tl.arange(0, HALF_BLOCK)[None, :]
+    in_half = half < HALF
+    row = qkv_ptr + token * (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM + heads * HEAD_DIM
+    first = tl.load(row + half, mask=is_head & in_half, other=0.0)
+    second = tl.load(row + HALF + half, mask=is_head & in_half, other=0.0)
+    # A key goes to its slot of the cache, a value to the same slot of the second half, a query to the output.
+    slot = tl.load(kv_slots_ptr + token)
+    kv_head = tl.where(is_k, heads - NUM_HEADS, heads - NUM_HEADS - NUM_KV_HEADS)
+    kv_row = kv_ptr + (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM + tl.where(is_k, 0, v_offset)
+    q_row = q_ptr + (token * NUM_HEADS + heads) * HEAD_DIM
+    if REST_BLOCK > 0:
+        rest_at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
+        in_rest = rest_at < HEAD_DIM
+        rest = tl.load(row + rest_at, mask=is_head & in_rest, other=0.0)
+    if NORM:
+        wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
+        square = tl.sum(wide_first * wide_first, 1) + tl.sum(wide_second * wide_second, 1)
+        if REST_BLOCK > 0:
+            wide_rest = rest.to(tl.float32)
+            square += tl.sum(wide_rest * wide_rest, 1)
+        scale = tl.rsqrt(square / HEAD_DIM + eps)[:, None]
+        first_weight = _head_weight(q_norm_ptr, k_norm_ptr, half, is_q & in_half, is_k & in_half)
+        second_weight = _head_weight(q_norm_ptr, k_norm_ptr, HALF + half, is_q & in_half, is_k & in_half)
+        first = tl.where(rotates, (wide_first * scale).to(first.dtype) * first_weight, first)
+        second = tl.where(rotates, (wide_second * scale).to(second.dtype) * second_weight, second)
+        if REST_BLOCK > 0:
+            rest_weight = _head_weight(q_norm_ptr, k_norm_ptr, rest_at, is_q & in_rest, is_k & in_rest)
+            rest = tl.where(rotates, (wide_rest * scale).to(rest.dtype) * rest_weight, rest)
+    cos = tl.load(cos_sin_ptr + token * 2 * HALF + half, mask=in_half, other=0.0)
+    sin = tl.load(cos_sin_ptr + token * 2 * HALF + HALF + half, mask=in_half, other=0.0)
+    rotated_first = tl.where(rotates, (first * cos - second * sin).to(first.dtype), first)
+    rotated_second = tl.where(rotates, (second * cos + first * sin).to(second.dtype), second)
+    tl.store(q_row + half, rotated_first, mask=is_q & in_half)
+    tl.store(q_row + HALF + half, rotated_second, mask=is_q & in_half)
+    is_kv = is_head & (heads >= NUM_HEADS)
+    tl.store(kv_row + half, rotated_first, mask=is_kv & in_half)
+    tl.store(kv_row + HALF + half, rotated_second, mask=is_kv & in_half)
+    if REST_BLOCK > 0:
+        tl.store(q_row + rest_at, rest, mask=is_q & in_rest)
+        tl.store(kv_row + rest_at, rest, mask=is_kv & in_rest)
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    num_heads: int,
+    cos_sin: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+    kv_cache: torch.Tensor,
+    kv_slots: torch.Tensor,
+) -> torch.Tensor:
+    num_tokens, half = qkv.shape[0], cos_sin.shape[-1] // 2
+    num_kv_heads, head_dim = kv_cache.shape[-2:]
+    q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    total = num_heads + 2 * num_kv_heads
+    head_block = 2 if num_tokens < 64 else 8  # few tokens: more programs; many: fewer, larger ones
+    rest = head_dim - 2 * half
+    _rotate_and_store_kernel[(num_tokens, triton.cdiv(total, head_block))](
+        qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, kv_cache, kv_slots,
+        kv_cache.stride(0), eps,
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=half, HEAD_BLOCK=head_block,
+        HALF_BLOCK=triton.next_power_of_2(half), REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
+        NORM=q_norm is not None, num_warps=1 if num_tokens < 64 else 4,
+    )  # fmt: skip
+    return q

@@ -1,0 +1,182 @@
+"""The Triton kernels against plain PyTorch: under Triton's interpreter where there is no GPU, else on it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+import numpy as np
+
+from ingle.engine.batch import Batch, SlotTables
+from ingle.engine.scheduler import Admission, Chunk, Plan
+from ingle.kernels import gpu, reference
+from ingle.request import SamplingParams
+
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+# The interpreter multiplies bfloat16 wrongly, so that type is tried on a GPU only.
+DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
+    assert not torch.isnan(ours).any(), "an element was not written"
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 96), (3, 1536)])
+def test_norms(rows: int, size: int, dtype: torch.dtype) -> None:
+    x, residual, weight = randn(rows, size, dtype=dtype), randn(rows, size, dtype=dtype), randn(size, dtype=dtype)
+    close(gpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), dtype)
+    normed, summed = reference.add_rms_norm(x, residual, weight, 1e-5)
+    ours = gpu.add_rms_norm(x, residual.clone(), weight, 1e-5)
+    close(ours[0], normed, dtype)
+    close(ours[1], summed, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 32), (5, 1500)])
+def test_silu_mul(rows: int, size: int, dtype: torch.dtype) -> None:
+    gate_up = randn(rows, 2 * size, dtype=dtype)
+    close(gpu.silu_mul(gate_up), reference.silu_mul(gate_up), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "head_dim", "rotary_dim"),
+    [(1, 4, 2, 16, 16), (5, 9, 3, 24, 24), (3, 4, 1, 32, 16), (70, 2, 2, 16, 16)],
+)
+def test_rotate_and_store(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: int, norm: bool, dtype: torch.dtype
+) -> None:
+    qkv = randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    angles = torch.rand(tokens, rotary_dim // 2, device=DEVICE) * 6
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+    weights = [randn(head_dim, dtype=dtype) if norm else None for _ in range(2)]
+    slots = torch.randperm(10 * 8, device=DEVICE)[:tokens]
+    caches = [torch.zeros(2, 10, 8, kv_heads, head_dim, dtype=dtype, device=DEVICE) for _ in range(2)]
+    outs = [
+        kernel(qkv, heads, cos_sin, *weights, 1e-6, cache, slots)
+        for kernel, cache in zip((gpu.rotate_and_store, reference.rotate_and_store), caches, strict=True)
+    ]
+    close(outs[0], outs[1], dtype)
+    close(caches[0], caches[1], dtype)
+
+
+def attention_case(chunks: list[Chunk], num_decodes: int, page_size: int) -> Batch:
+    """A batch over shuffled pages, made as the engine makes it."""
+    longest = max(chunk.start + chunk.count for chunk in chunks)
+    tables = SlotTables(len(chunks) + 2, longest, page_size, DEVICE)
+    pages = iter(np.random.permutation(np.arange(1, 400)).tolist())
+    admissions = [
+        Admission(
+            slot=chunk.slot,
+            token_ids=[0] * (chunk.start + chunk.count),
+            num_prompt_tokens=1,
+            page_ids=[next(pages) for _ in range(-(-(chunk.start + chunk.count) // page_size))],
+            sampling=SamplingParams(),
+            seed=0,
+            end_token_ids=(),
+        )
+        for chunk in chunks
+    ]
+    plan = Plan(admissions=admissions, chunks=chunks, num_decodes=num_decodes, num_tokens=sum(c.count for c in chunks))
+    tables.apply(plan)
+    return tables.batch(plan)[0]
+
+
+CASES = {
+    "one-decode": ([Chunk(1, 0, 1, True)], 1),
+    "decodes": ([Chunk(3, 200, 1, True), Chunk(0, 15, 1, True), Chunk(2, 64, 1, True), Chunk(1, 63, 1, True)], 4),
+    "prompt": ([Chunk(0, 0, 70, True)], 0),
+    "prompts": ([Chunk(1, 0, 1, True), Chunk(0, 0, 65, False), Chunk(2, 0, 3, True)], 0),
+    "continued": ([Chunk(1, 130, 5, True), Chunk(0, 64, 64, False)], 0),
+    "mixed": ([Chunk(4, 77, 1, True), Chunk(1, 5, 1, True), Chunk(0, 33, 100, True), Chunk(2, 0, 9, False)], 2),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "page_size"), [(4, 2, 16, 16), (9, 3, 24, 8), (7, 1, 32, 16)]
+)
+def test_paged_attention(
+    case: str, heads: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype
+) -> None:
+    chunks, num_decodes = CASES[case]
+    batch = attention_case(chunks, num_decodes, page_size)
+    q = randn(sum(c.count for c in chunks), heads, head_dim, dtype=dtype)
+    cache = randn(2, 400, page_size, kv_heads, head_dim, dtype=dtype)
+    expected = reference.paged_attention(q.float(), cache.float(), batch, 0.3)
+    close(gpu.paged_attention(q, cache, batch, 0.3).float(), expected, dtype)
+
+
+def sampling_tables(params: list[tuple[float, float, float, int]], vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(temperature, top_p, min_p, top_k) per slot."""
+    floats = torch.tensor([p[:3] for p in params], device=DEVICE)
+    ints = torch.tensor([(1000 + i, p[3] or vocab) for i, p in enumerate(params)], device=DEVICE)
+    return floats, ints
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [50, 5000, 9001])
+def test_draws_equal_the_reference(vocab: int, dtype: torch.dtype) -> None:
+    params = [(0.0, 1.0, 0.0, 0), (1.0, 1.0, 0.0, 0), (0.6, 0.9, 0.0, 0), (1.3, 1.0, 0.0, 5), (0.8, 0.8, 0.0, 20),
+              (1.0, 1.0, 0.2, 0), (2.0, 0.5, 0.01, 40), (1e-6, 1.0, 0.0, 0)]  # fmt: skip
+    floats, ints = sampling_tables(params, vocab)
+    slots = torch.randperm(len(params), device=DEVICE)
+    agreed = total = 0
+    for position in range(6):
+        logits = (torch.randn(len(params), vocab, device=DEVICE) * 3).to(dtype)
+        positions = torch.full_like(slots, position * 7)
+        for filtered in (False, True):
+            ours, finite = gpu.sample(logits, slots, positions, floats, ints, filtered=filtered)
+            theirs, _ = reference.sample(logits, slots, positions, floats, ints, filtered=filtered)
+            assert finite.all()
+            agreed += int((ours == theirs).sum())
+            total += len(ours)
+    # The draw may fall between two tokens whose cumulative masses differ by the order of a sum.
+    assert agreed >= total - 1
+
+
+def test_filters_are_exact() -> None:
+    """Over many draws exactly the tokens that pass are seen: ties at the threshold stay together."""
+    logits = torch.full((1, 300), -8.0, device=DEVICE)
+    logits[0, [7, 80, 150, 299]] = torch.tensor([3.0, 2.0, 2.0, 1.0], device=DEVICE)
+    for params, passing in [
+        ((1.0, 1.0, 0.0, 1), {7}),
+        ((1.0, 1.0, 0.0, 2), {7, 80, 150}),
+        ((1.0, 1.0, 0.0, 4), {7, 80, 150, 299}),
+        ((1.0, 0.5, 0.0, 0), {7}),
+        ((1.0, 0.6, 0.0, 0), {7, 80, 150}),
+        ((1.0, 1.0, 0.2, 0), {7, 80, 150}),
+    ]:
+        floats, ints = sampling_tables([params], 300)
+        repeated = logits.repeat(60, 1)
+        slots = torch.zeros(60, dtype=torch.int64, device=DEVICE)
+        drawn, _ = gpu.sample(repeated, slots, torch.arange(60, device=DEVICE), floats, ints, filtered=True)
+        assert set(drawn.tolist()) == passing, params
+
+
+def test_broken_rows_are_reported_and_forbidden_tokens_are_not_drawn() -> None:
+    logits = torch.zeros(3, 5000, device=DEVICE)
+    logits[0, 4999] = torch.nan
+    logits[1, 3] = torch.inf
+    logits[2, 1:] = -1e30
+    floats, ints = sampling_tables([(1.0, 1.0, 0.0, 0)] * 3, 5000)
+    slots = torch.arange(3, device=DEVICE)
+    tokens, finite = gpu.sample(logits, slots, slots, floats, ints, filtered=False)
+    assert finite.tolist() == [False, False, True]
+    assert tokens[2] == 0

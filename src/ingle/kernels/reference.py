@@ -89,7 +89,7 @@ def _attend_decodes(
     k, v = kv_cache[:, page_tables[:, :num_pages]].flatten(2, 3).transpose(2, 3)  # [B, Hkv, P * page_size, D]
     mask = torch.arange(k.shape[2], device=q.device) < kv_lengths[:, None]
     grouped = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask[:, None, None, :], scale=scale).view_as(q)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask[:, None, None, :], scale=scale).reshape(q.shape)
 
 
 def _attend_chunk(

@@ -7,8 +7,6 @@ that share a key head are handled together, so that keys and values are read onc
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -34,8 +32,8 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale
 
 @triton.jit
 def _decode_kernel(
-    q_ptr: Any, kv_ptr: Any, page_tables_ptr: Any, slots_ptr: Any, lengths_ptr: Any, out_ptr: Any, sums_ptr: Any,
-    scale: Any, table_stride: Any, v_offset: Any,
+    q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, out_ptr, sums_ptr,
+    scale, table_stride, v_offset,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, NUM_SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -91,7 +89,7 @@ def _decode_kernel(
 
 @triton.jit
 def _join_kernel(
-    parts_ptr: Any, sums_ptr: Any, out_ptr: Any,
+    parts_ptr, sums_ptr, out_ptr,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, NUM_SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Joins the splits of one head: each part weighs as much as the sum of its exponentials."""
@@ -140,8 +138,8 @@ def _decode(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float,
 
 @triton.jit
 def _prefill_kernel(
-    q_ptr: Any, kv_ptr: Any, page_tables_ptr: Any, slots_ptr: Any, lengths_ptr: Any, starts_ptr: Any, blocks_ptr: Any,
-    out_ptr: Any, scale: Any, table_stride: Any, v_offset: Any,
+    q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, starts_ptr, blocks_ptr,
+    out_ptr, scale, table_stride, v_offset,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -170,21 +168,21 @@ def _prefill_kernel(
     full = first_position // KEYS * KEYS
     for start in range(0, full, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr, v_offset,
-            kv_head, scale, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, False, PRECISION,
+            q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
+            v_offset, kv_head, scale, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, False, PRECISION,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr, v_offset,
-            kv_head, scale, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, True, PRECISION,
+            q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
+            v_offset, kv_head, scale, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, True, PRECISION,
         )  # fmt: skip
     tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _attend(
-    q: Any, acc: Any, total: Any, best: Any, keys: Any, positions: Any, last_key: Any, dims: Any, in_head: Any,
-    table: Any, kv_ptr: Any, v_offset: Any, kv_head: Any, scale: Any,
+    q, acc, total, best, keys, positions, last_key, dims, in_head,
+    table, kv_ptr, v_offset, kv_head, scale,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip

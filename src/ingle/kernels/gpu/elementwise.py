@@ -5,8 +5,6 @@ The functions and their shapes are those of `ingle.kernels.reference`, against w
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr: Any, residual_ptr: Any, weight_ptr: Any, out_ptr: Any, x_stride: Any, eps: Any,
+    x_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -57,7 +55,7 @@ def add_rms_norm(
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up_ptr: Any, out_ptr: Any, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
@@ -76,15 +74,15 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _head_weight(q_norm_ptr: Any, k_norm_ptr: Any, columns: Any, of_q: Any, of_k: Any):
+def _head_weight(q_norm_ptr, k_norm_ptr, columns, of_q, of_k):
     """The norm weight of each head's columns: of_q and of_k [heads, columns] exclude each other."""
     return tl.load(q_norm_ptr + columns, mask=of_q, other=0.0) + tl.load(k_norm_ptr + columns, mask=of_k, other=0.0)
 
 
 @triton.jit
 def _rotate_and_store_kernel(
-    qkv_ptr: Any, cos_sin_ptr: Any, q_norm_ptr: Any, k_norm_ptr: Any, q_ptr: Any, kv_ptr: Any, kv_slots_ptr: Any,
-    v_offset: Any, eps: Any,
+    qkv_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_slots_ptr,
+    v_offset, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip

@@ -8,8 +8,6 @@ its type has bits, and exact. What is drawn is what `ingle.engine.sampler` defin
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +17,7 @@ _FILTER_BLOCK = 8192
 
 
 @triton.jit
-def _uniform(seed: Any, position: Any):
+def _uniform(seed, position):
     """float64 in [0, 1) of (seed, position): the generator of `ingle.engine.sampler.uniform`."""
     x = seed.to(tl.uint64) + (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
@@ -29,8 +27,8 @@ def _uniform(seed: Any, position: Any):
 
 @triton.jit
 def _block_kernel(
-    logits_ptr: Any, slots_ptr: Any, floats_ptr: Any, thresholds_ptr: Any, best_ptr: Any, best_id_ptr: Any,
-    mass_ptr: Any, check_ptr: Any, VOCAB: tl.constexpr, BLOCK: tl.constexpr, FILTERED: tl.constexpr,
+    logits_ptr, slots_ptr, floats_ptr, thresholds_ptr, best_ptr, best_id_ptr,
+    mass_ptr, check_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr, FILTERED: tl.constexpr,
 ):  # fmt: skip
     """Of each block of a row: its largest logit and where, its mass relative to that, and its plain sum."""
     row = tl.program_id(0).to(tl.int64)
@@ -53,8 +51,8 @@ def _block_kernel(
 
 @triton.jit
 def _draw_kernel(
-    logits_ptr: Any, slots_ptr: Any, positions_ptr: Any, floats_ptr: Any, ints_ptr: Any, thresholds_ptr: Any,
-    best_ptr: Any, best_id_ptr: Any, mass_ptr: Any, tokens_ptr: Any,
+    logits_ptr, slots_ptr, positions_ptr, floats_ptr, ints_ptr, thresholds_ptr,
+    best_ptr, best_id_ptr, mass_ptr, tokens_ptr,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr, BLOCKS: tl.constexpr, FILTERED: tl.constexpr,
 ):  # fmt: skip
     """The token of a row: the likeliest where the temperature is 0, the drawn one elsewhere."""
@@ -91,14 +89,14 @@ def _draw_kernel(
 
 
 @triton.jit
-def _ordered(bits: Any):
+def _ordered(bits):
     """Maps the bits of a float32 to uint32 in the order of the floats, and (being its own mirror) is undone below."""
     return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
 
 
 @triton.jit
 def _threshold_kernel(
-    logits_ptr: Any, slots_ptr: Any, floats_ptr: Any, ints_ptr: Any, thresholds_ptr: Any,
+    logits_ptr, slots_ptr, floats_ptr, ints_ptr, thresholds_ptr,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, LOWEST_BIT: tl.constexpr,
 ):  # fmt: skip
     """The least logit that passes a row's filters; -inf for rows without any."""
@@ -133,12 +131,12 @@ def _threshold_kernel(
 
 @triton.jit
 def _bisect(
-    base: Any, top: Any, temperature: Any, wanted: Any, floor: Any,
+    base, top, temperature, wanted, floor,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, LOWEST_BIT: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The largest logit at or above which there are `wanted` logits (COUNT), or their mass is at least `wanted`.
 
-    Sets the bits of its ordered form from the highest down, keeping each that leaves enough. Logits below `floor` are out.
+    Sets the bits of its ordered form from the highest down, keeping each that leaves enough. Those below `floor` are out.
     """
     found = tl.full([], 0, tl.uint32)
     for step in range(31 - LOWEST_BIT + 1):

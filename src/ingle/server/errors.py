@@ -1,0 +1,76 @@
+"""Every error leaves as OpenAI shapes it: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from ingle.errors import EngineError, RequestError
+
+logger = logging.getLogger("ingle.server")
+
+MAX_MESSAGE_CHARS = 1000
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct):
+    error: ErrorDetail
+
+
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> ErrorBody:
+    """The body of an error. The message, which may quote the client, becomes one line of bounded length."""
+    line = " ".join(message.split())
+    if len(line) > MAX_MESSAGE_CHARS:
+        line = line[:MAX_MESSAGE_CHARS] + "…"
+    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    return ErrorBody(ErrorDetail(line, kind, param, code))
+
+
+def describe(error: Exception) -> tuple[int, ErrorBody]:
+    """HTTP status and body for any exception. What nobody foresaw is logged in full and tells the client nothing."""
+    if isinstance(error, RequestError):
+        return error.status, error_body(error.status, str(error), param=error.param, code=error.code)
+    if isinstance(error, EngineError):
+        return 503, error_body(503, f"The engine is not available: {error}", code="engine_unavailable")
+    logger.error("a request failed", exc_info=error)
+    return 500, error_body(500, "The server failed on this request; its log has the reason.", code="internal_error")
+
+
+def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(RequestError, _answer)
+    app.add_exception_handler(EngineError, _answer)
+    app.add_exception_handler(HTTPException, _answer_routing)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    status, body = describe(error)
+    # The rest of a refused upload is not worth reading: uvicorn closes the connection on this header.
+    headers = {"Connection": "close"} if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else None
+    return error_response(status, body, headers)
+
+
+async def _answer_routing(request: Request, error: Exception) -> Response:
+    """404 for unknown paths and 405 for wrong methods, as the router raises them."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"Invalid URL ({request.method} {request.url.path})"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"Not allowed to {request.method} on {request.url.path}"
+    else:
+        message = error.detail
+    return error_response(error.status_code, error_body(error.status_code, message), error.headers)

@@ -1,0 +1,149 @@
+"""`ingle serve`: binds the port, starts the engine's process, loads the text side meanwhile, serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingle.channel import EngineInfo
+from ingle.config import EngineConfig, ServerConfig
+from ingle.errors import ConfigError, EngineError
+from ingle.hub.resolve import ModelSource, ensure_model
+from ingle.server.context import ServerContext
+from ingle.server.engine_client import EngineClient, EngineProcess
+from ingle.text.load import TextSide, load_text_side
+
+if TYPE_CHECKING:
+    import uvicorn
+
+_GIB = 1 << 30
+_GRACE_S = 5
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+logger = logging.getLogger("ingle")
+
+
+def run_server(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+    """Serves until interrupted. Raises an `IngleError` when it cannot start, or when the engine fails on the way."""
+    started = time.perf_counter()
+    logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` ends it as Ctrl-C does
+    with bind(server_config.host, server_config.port) as sock:
+        source = ensure_model(engine_config.model)
+        process = EngineProcess(engine_config, Path(source.path))
+        try:
+            import uvloop  # from here on, imports run while the engine's process imports torch
+
+            uvloop.run(_serve(sock, process, source, engine_config, server_config, started))
+        finally:
+            process.stop()
+
+
+async def _serve(
+    sock: socket.socket,
+    process: EngineProcess,
+    source: ModelSource,
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    started: float,
+) -> None:
+    import uvicorn
+
+    from ingle.server.app import create_app
+
+    connecting = asyncio.create_task(EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)))
+    model = await asyncio.to_thread(load_text_side, source.path, server_config.chat_template)
+    engine = await connecting
+    context = _context(engine, model, engine_config, server_config)
+    config = uvicorn.Config(
+        create_app(context), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
+    )
+    server = uvicorn.Server(config)
+    _announce(context, engine.info, sock, time.perf_counter() - started)
+    watcher = asyncio.create_task(_stop_with_engine(engine, server))
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        watcher.cancel()
+        await engine.close()
+    if engine.failure is not None:
+        raise EngineError(engine.failure)
+
+
+async def _stop_with_engine(engine: EngineClient, server: uvicorn.Server) -> None:
+    """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
+    await engine.closed.wait()
+    server.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises `ConfigError` when the port is taken or the address is not this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen()  # at once: two sockets may bind one port, but only one can listen; early clients wait their turn
+    except OSError as error:
+        hint = (
+            f"port {port} is taken: stop what uses it, or give another --port"
+            if error.errno == errno.EADDRINUSE
+            else error
+        )
+        raise ConfigError(f"cannot listen on {host}:{port}: {hint}") from error
+    return sock
+
+
+def _context(
+    engine: EngineClient, model: TextSide, engine_config: EngineConfig, server_config: ServerConfig
+) -> ServerContext:
+    return ServerContext(
+        engine=engine,
+        tokenizer=model.tokenizer,
+        chat_template=model.chat_template,
+        model_names=server_config.served_model_name or (engine_config.model,),
+        model_root=engine_config.model,
+        default_sampling=model.default_sampling,
+        api_keys=server_config.api_key,
+        allowed_hosts=_LOOPBACK_NAMES if _is_loopback(server_config.host) else (),
+        access_log=not server_config.disable_access_log,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, seconds: float) -> None:
+    name = context.model_names[0]
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    for notice in info.notices:
+        logger.warning("notice: %s", notice)
+    phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
+    logger.info(
+        "%s: %s, %.2f B parameters, %.2f GiB of weights as %s on %s; context %d, %d pages of %d tokens (%.2f GiB of KV cache)",
+        name, info.family, info.num_parameters / 1e9, info.weight_bytes / _GIB, info.dtype, info.device,
+        info.max_model_len, info.num_pages, info.page_size, info.kv_cache_bytes / _GIB,
+    )  # fmt: skip
+    logger.info("sampling defaults of the model: %s", dict(context.default_sampling) or "none")
+    if context.chat_template is None:
+        logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
+    logger.info("ready in %.2f s (engine: %s)", seconds, phases)
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if context.api_keys else ""
+    body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
+    logger.info("base URL: %s/v1\ntry it: curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'",
+                url, url, key, json.dumps(body, ensure_ascii=False))  # fmt: skip

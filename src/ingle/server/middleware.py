@@ -1,0 +1,131 @@
+"""Pure ASGI middleware: request ids and the access log, the Host check, API keys.
+
+Starlette's `BaseHTTPMiddleware` is not used: it pipes every streamed chunk through another task.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ingle.server.errors import describe, error_body, error_response
+
+access_logger = logging.getLogger("ingle.access")
+
+CLIENT_CLOSED_REQUEST = 499
+"""What the access log says of a client that left before its answer; nginx's number."""
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestScope:
+    """Outermost: names the request, logs it, and answers what failed unforeseen."""
+
+    def __init__(self, app: ASGIApp, access_log: bool) -> None:
+        self._app = app
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        status = 0
+        started_s = time.perf_counter()
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except ClientDisconnect:
+            status = CLIENT_CLOSED_REQUEST
+        except Exception as error:
+            if status:
+                raise  # part of the answer is out: only the closed connection can tell the client
+            await error_response(*describe(error))(scope, receive, send_named)
+        finally:
+            if self._access_log:
+                _log_access(scope, status, time.perf_counter() - started_s, request_id)
+
+
+class HostGuard:
+    """Refuses other names in the Host header, so that no web page reaches a local server by DNS rebinding."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            host = Headers(scope=scope).get("host", "")
+            if _host_name(host) not in self._allowed:
+                body = error_body(
+                    403, f"This server does not answer to the host name {host!r}.", code="host_not_allowed"
+                )
+                await error_response(403, body)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class ApiKeyGuard:
+    """Asks for `Authorization: Bearer KEY` on every path but /health."""
+
+    def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
+        self._app = app
+        self._keys = tuple(key.encode() for key in api_keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asks = scope["type"] in ("http", "websocket") and scope["path"] != "/health"
+        if asks and not self._authorized(scope):
+            body = error_body(
+                401, "Missing or wrong API key: send the header 'Authorization: Bearer KEY'.", code="invalid_api_key"
+            )
+            await error_response(401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _authorized(self, scope: Scope) -> bool:
+        # uvicorn hands header bytes through; latin-1 is how Headers decodes them.
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = key.strip().encode("latin-1")
+        # Every key is compared, in constant time, so that the time taken tells nothing about any of them.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _host_name(host: str) -> str:
+    """`Example.com:80` and `[::1]:80` without their port, lower case."""
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    return name.lower()
+
+
+def _log_access(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    client = scope.get("client") or ("-", 0)
+    access_logger.info(
+        '%s "%s %s" %d %.0f ms %s',
+        client[0],
+        scope["method"],
+        quote(scope["path"]),
+        status,
+        seconds * 1000,
+        request_id,
+    )

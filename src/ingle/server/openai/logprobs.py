@@ -1,0 +1,95 @@
+"""Log probabilities in the three shapes that clients know: chat, completions, and vLLM's `prompt_logprobs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from ingle.request import TokenLogprobs
+from ingle.server.openai.responses import (
+    ChatLogprobs,
+    ChatTokenLogprob,
+    CompletionLogprobs,
+    PromptLogprobs,
+    RankedToken,
+    TopLogprob,
+)
+
+if TYPE_CHECKING:
+    from ingle.text.tokenizer import Tokenizer
+
+_LOWEST = -9999.0
+"""Stands for minus infinity, which JSON cannot say; vLLM's number."""
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs]) -> ChatLogprobs:
+    return ChatLogprobs([_chat_token(tokenizer, entry) for entry in entries])
+
+
+class CompletionLogprobsWriter:
+    """Turns one choice's log probabilities into parallel lists, keeping `text_offset` across the chunks of a stream.
+
+    Offsets add up the texts of the tokens, as vLLM's do: where tokens split a character they are approximate.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._offset = 0
+
+    def write(self, tokens: Iterable[tuple[int, TokenLogprobs | None]]) -> CompletionLogprobs:
+        """Token ids with their entries; None where the model predicts nothing, as at a prompt's first token."""
+        written = CompletionLogprobs([], [], [], [])
+        for token_id, entry in tokens:
+            self._write(written, token_id, entry)
+        return written
+
+    def _write(self, written: CompletionLogprobs, token_id: int, entry: TokenLogprobs | None) -> None:
+        token = self._tokenizer.token(token_id)
+        written.tokens.append(token)
+        written.text_offset.append(self._offset)
+        self._offset += len(token)
+        if entry is None:
+            written.token_logprobs.append(None)
+            written.top_logprobs.append(None)
+            return
+        top: dict[str, float] = {}
+        for candidate_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True):
+            # Tokens may share a text: the chosen one, and then the likelier one, keeps it.
+            top.setdefault(self._tokenizer.token(candidate_id), _finite(logprob))
+        written.token_logprobs.append(_finite(entry.logprobs[0]))
+        written.top_logprobs.append(top)
+
+
+def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        list(chain.from_iterable(part.tokens for part in parts)),
+        list(chain.from_iterable(part.token_logprobs for part in parts)),
+        list(chain.from_iterable(part.top_logprobs for part in parts)),
+        list(chain.from_iterable(part.text_offset for part in parts)),
+    )
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
+    return [None if entry is None else _ranked(tokenizer, entry) for entry in entries]
+
+
+def _chat_token(tokenizer: Tokenizer, entry: TokenLogprobs) -> ChatTokenLogprob:
+    chosen, *top = (
+        TopLogprob(tokenizer.token(token_id), _finite(logprob), list(tokenizer.token_bytes(token_id)))
+        for token_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
+    )
+    return ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
+
+
+def _ranked(tokenizer: Tokenizer, entry: TokenLogprobs) -> dict[str, RankedToken]:
+    # The most likely tokens come in falling order after the chosen one, so that their place is their rank.
+    ranks = (entry.rank, *range(1, len(entry.token_ids)))
+    return {
+        str(token_id): RankedToken(_finite(logprob), rank, tokenizer.token(token_id))
+        for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=True)
+    }
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LOWEST)

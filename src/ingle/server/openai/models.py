@@ -1,0 +1,48 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from ingle.request import SamplingParams
+from ingle.server.context import ServerContext
+from ingle.server.openai.responses import ModelCard, ModelList, ModelPermission
+
+router = APIRouter()
+
+_DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    context: ServerContext = request.app.state.context
+    return _json(ModelList(data=[_card(context, name) for name in context.model_names]))
+
+
+# `:path`, since names such as Qwen/Qwen3-8B hold slashes.
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(request: Request) -> Response:
+    context: ServerContext = request.app.state.context
+    name: str = request.path_params["model"]
+    context.check_model(name)
+    return _json(_card(context, name))
+
+
+def _card(context: ServerContext, name: str) -> ModelCard:
+    permission = ModelPermission(id=f"modelperm-{uuid.uuid4().hex}", created=context.created)
+    sampling = SamplingParams(**context.default_sampling)
+    return ModelCard(
+        id=name,
+        created=context.created,
+        root=context.model_root,
+        max_model_len=context.engine.info.max_model_len,
+        permission=[permission],
+        default_sampling_params={field: getattr(sampling, field) for field in _DEFAULTED_FIELDS},
+    )
+
+
+def _json(body: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,0 +1,46 @@
+"""One request's way through the server, whatever its endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+import msgspec
+from fastapi import Request, Response
+
+from ingle.server.body import read_body
+from ingle.server.context import ServerContext
+from ingle.server.streaming import EventStream, unless_disconnected
+
+
+class Answer(Protocol):
+    """A request that has been checked and tokenized, ready to run."""
+
+    @property
+    def streamed(self) -> bool: ...
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events; each item may hold several."""
+        ...
+
+    async def whole(self) -> msgspec.Struct: ...
+
+
+async def respond(
+    request: Request, prepare: Callable[[ServerContext, bytes], Answer], *, inline_bytes: int
+) -> Response:
+    """Runs one request through: read, prepare, generate. Ends with the client's connection if that ends first.
+
+    `prepare` parses, renders and tokenizes: for bodies above `inline_bytes` in a thread, since every stream of the
+    server waits for what runs on the loop.
+    """
+    context: ServerContext = request.app.state.context
+    body = await read_body(request)
+    context.check_engine()
+    inline = len(body) <= inline_bytes
+    answer = prepare(context, body) if inline else await asyncio.to_thread(prepare, context, body)
+    if answer.streamed:
+        return EventStream(answer.events())
+    whole = await unless_disconnected(answer.whole(), request.receive)
+    return Response(msgspec.json.encode(whole), media_type="application/json")

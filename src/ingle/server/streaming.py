@@ -1,0 +1,120 @@
+"""Server-sent events, and answers that stop when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from ingle.server.errors import describe, logger
+
+T = TypeVar("T")
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+def event(data: msgspec.Struct) -> bytes:
+    """One server-sent event whose data is JSON, and so holds no line break."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled as soon as the client is gone.
+
+    The request's body must have been read. Raises `ClientDisconnect`, or what `work` raises.
+    """
+    worker = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientDisconnect
+        return worker.result()
+    finally:
+        await _cancel(worker, watcher)
+
+
+async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Items of all sources as they come. The first exception ends it; closing it closes every source."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as source:
+            async for item in source:
+                yield item
+        return
+    queue: asyncio.Queue[T | _End] = asyncio.Queue(maxsize=len(sources))
+    pumps = [asyncio.ensure_future(_pump(source, queue)) for source in sources]
+    running = len(pumps)
+    try:
+        while running:
+            entry = await queue.get()
+            if not isinstance(entry, _End):
+                yield entry
+            elif entry.error is not None:
+                raise entry.error
+            else:
+                running -= 1
+    finally:
+        await _cancel(*pumps)
+
+
+class EventStream(Response):
+    """A response of server-sent events. When the client leaves, the generator of events is closed at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        # Proxies that buffer (nginx does) would hold tokens back.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await unless_disconnected(self._send_events(send), receive)
+
+    async def _send_events(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for chunk in self._events:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except Exception as error:
+            # The status line is out: the stream itself is the only place left to say what happened.
+            _, body = describe(error)
+            await send({"type": "http.response.body", "body": event(body), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _End:
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+
+async def _pump(source: AsyncGenerator[T, None], queue: asyncio.Queue[T | _End]) -> None:
+    try:
+        async with aclosing(source):
+            async for item in source:
+                await queue.put(item)
+    except Exception as error:
+        await queue.put(_End(error))
+    else:
+        await queue.put(_End(None))
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    for outcome in await asyncio.gather(*running, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            logger.warning("a cancelled request did not end cleanly", exc_info=outcome)

@@ -1,0 +1,151 @@
+"""Tokenizers from Hugging Face model folders, read as transformers 5 reads them.
+
+`tokenizer.json` is the tokenizer as it stands. Its own post-processor decides about BOS and EOS: `add_bos_token` in
+`tokenizer_config.json` does not count beside it, as in `PreTrainedTokenizerBase._from_pretrained` of transformers 5.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from ingle.errors import ModelError
+from ingle.text.chat_template import MAX_TEMPLATE_CHARS, SPECIAL_TOKEN_NAMES
+from ingle.text.tokenizer import Tokenizer
+
+# Several times the largest that models ship.
+_MAX_TOKENIZER_BYTES = 256 << 20
+_MAX_CONFIG_BYTES = 64 << 20
+
+_OTHER_VOCABULARIES = ("tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer of a model folder; `chat_template` replaces the folder's own.
+
+    Raises `ModelError` when the folder has none, or its files are damaged.
+    """
+    config = _tokenizer_config(folder)
+    special_tokens = _special_tokens(config)
+    if (folder / "tokenizer.json").is_file():
+        backend = _read_backend(folder / "tokenizer.json")
+        _add_tokens(backend, config, special_tokens)
+    else:
+        backend = _converted_by_transformers(folder)
+    return Tokenizer(
+        backend,
+        special_tokens=special_tokens,
+        eos_token_ids=_end_ids(folder),
+        chat_template=chat_template or _chat_template(folder, config),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read_text(path, _MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: damaged: it holds {type(value).__name__}, not an object")
+    return value
+
+
+def _read_text(path: Path, max_bytes: int) -> str:
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise ModelError(f"{path}: it has {size} bytes, more than the {max_bytes} that are taken")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # written before transformers 4.34
+        config |= _read_json(folder / "special_tokens_map.json")
+    return config
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Named tokens: the usual ones first, then a model's own such as `image_token`."""
+    named = {name: config.get(name) for name in SPECIAL_TOKEN_NAMES}
+    named |= {name: value for name, value in config.items() if name.endswith("_token")}
+    extra = config.get("extra_special_tokens")
+    named |= extra if isinstance(extra, dict) else {}
+    return {name: content for name, value in named.items() if (content := _content(value))}
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token, which files write as a string or as an object."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    text = _read_text(path, _MAX_TOKENIZER_BYTES)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # all that `tokenizers` raises
+        raise ModelError(f"{path}: not a tokenizer: {error}") from error
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
+    """Tokens that `tokenizer_config.json` adds to `tokenizer.json`, or whose flags it changes."""
+    listed = config.get("added_tokens_decoder")
+    if isinstance(listed, dict):
+        in_order = sorted((item for item in listed.items() if item[0].isdecimal()), key=lambda item: int(item[0]))
+        backend.add_tokens([_added_token(token) for _, token in in_order if _content(token)])
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    named = [*special_tokens.values(), *filter(None, map(_content, more if isinstance(more, list) else []))]
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([AddedToken(token, special=True) for token in dict.fromkeys(named) if token not in known])
+
+
+def _added_token(token: Any) -> AddedToken:
+    flags = {flag: bool(token[flag]) for flag in _TOKEN_FLAGS if isinstance(token, dict) and flag in token}
+    return AddedToken(_content(token), **flags)
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """`eos_token_id` of `generation_config.json`, or of `config.json` in folders from before there was one."""
+    name = "generation_config.json" if (folder / "generation_config.json").is_file() else "config.json"
+    value = _read_json(folder / name).get("eos_token_id")
+    values: Iterable[Any] = value if isinstance(value, list) else [value]
+    return [token_id for token_id in values if type(token_id) is int and token_id >= 0]
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The default template: from a file of its own, or else from `tokenizer_config.json`, which may name several."""
+    for file in (folder / "additional_chat_templates" / "default.jinja", folder / "chat_template.jinja"):
+        if file.is_file():
+            return _read_text(file, 4 * MAX_TEMPLATE_CHARS)
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]
+        template = named[-1].get("template") if named else None
+    return template if isinstance(template, str) else None
+
+
+def _converted_by_transformers(folder: Path) -> tokenizers.Tokenizer:
+    """For folders from before `tokenizer.json`: transformers builds one, which takes seconds."""
+    if not any((folder / name).is_file() for name in _OTHER_VOCABULARIES):
+        raise ModelError(f"{folder}: no tokenizer: tokenizer.json is missing")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises what its many converters raise
+        raise ModelError(f"{folder}: tokenizer.json is missing, and transformers cannot make it: {error}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise ModelError(f"{folder}: tokenizer.json is missing, and {type(tokenizer).__name__} has no equivalent")
+    return backend

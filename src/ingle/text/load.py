@@ -1,0 +1,61 @@
+"""Everything about a model that is text: tokenizer, chat template, and the sampling its makers recommend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingle.errors import ConfigError, ModelError
+from ingle.text.chat_template import ChatTemplate
+from ingle.text.tokenizer import Tokenizer, load_tokenizer
+
+_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TextSide:
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    default_sampling: dict[str, Any]
+    """What generation_config.json sets among temperature, top_p, top_k, min_p and repetition_penalty."""
+
+
+def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
+    """Reads a model folder or .gguf file. `chat_template` is a file, or a template itself, that replaces the model's.
+
+    Raises `ModelError` and `ConfigError`.
+    """
+    tokenizer = load_tokenizer(path, None if chat_template is None else _given_template(chat_template))
+    template = tokenizer.chat_template
+    return TextSide(
+        tokenizer,
+        ChatTemplate(template, tokenizer.special_tokens) if template is not None else None,
+        default_sampling(path),
+    )
+
+
+def default_sampling(path: Path) -> dict[str, Any]:
+    """The sampling parameters in the folder's generation_config.json; empty for a .gguf file or where there is none."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_bytes()[:_MAX_BYTES])
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} holds no JSON object")
+    return {name: config[name] for name in _SAMPLING_FIELDS if isinstance(config.get(name), (int, float))}
+
+
+def _given_template(text: str) -> str:
+    """A template is told from a file name by its braces."""
+    if "{" in text:
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template {text!r} cannot be read: {error}") from error

@@ -1,0 +1,87 @@
+"""From the engine's tokens to the text that a client reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
+from ingle.text.stop import StopMatch, StopMatcher
+
+if TYPE_CHECKING:
+    from ingle.text.tokenizer import Tokenizer
+
+
+@dataclass
+class TextDelta:
+    """What one output of the engine adds to a completion.
+
+    `text` may lag behind `token_ids`: unfinished characters and possible stop strings are held back.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    """One per entry of `token_ids`, when asked for."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    """The stop string or stop token id that ended the text; None when an end token or a limit did."""
+
+
+class TextStream:
+    """The text of one completion as it grows. When a stop string ends it, the caller aborts the engine's request."""
+
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
+        self._sampling = sampling
+        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens)
+        self._stops = StopMatcher(sampling.stop)
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, output: EngineOutput) -> TextDelta:
+        """Take the engine's next output of this request. After the end of the text every delta is empty."""
+        if self.finish_reason is not None:
+            return TextDelta()
+        texts: list[str] = []
+        shown = output.token_ids[:-1] if self._hides_last_token(output) else output.token_ids
+        for count, token_id in enumerate(shown, start=1):
+            self.num_tokens += 1
+            if stop := self._take(self._detokenizer.push(token_id), texts):
+                return self._delta(output, texts, count, "stop", stop)
+        self.num_tokens += len(output.token_ids) - len(shown)
+        if output.finish_reason in ("stop", "length") and (stop := self._take(self._detokenizer.flush(), texts)):
+            return self._delta(output, texts, len(output.token_ids), "stop", stop)
+        if output.finish_reason is not None:
+            texts.append(self._stops.flush())
+        return self._delta(output, texts, len(output.token_ids), output.finish_reason, output.stop_token_id)
+
+    def _hides_last_token(self, output: EngineOutput) -> bool:
+        """Whether the token that ended the text is kept out of it."""
+        if output.finish_reason != "stop":
+            return False
+        if output.stop_token_id is not None:
+            return not self._sampling.include_stop_str_in_output
+        return self._sampling.skip_special_tokens
+
+    def _take(self, piece: str, texts: list[str]) -> str | None:
+        """Add to `texts` what is safe to give out, and return the stop string that `piece` completes, if any."""
+        safe = self._stops.push(piece, armed=self.num_tokens >= self._sampling.min_tokens)
+        if not isinstance(safe, StopMatch):
+            texts.append(safe)
+            return None
+        texts.append(safe.text)
+        if self._sampling.include_stop_str_in_output:
+            texts.append(safe.string)
+        return safe.string
+
+    def _delta(
+        self,
+        output: EngineOutput,
+        texts: list[str],
+        num_tokens: int,
+        finish_reason: FinishReason | None,
+        stop_reason: int | str | None,
+    ) -> TextDelta:
+        self.finish_reason = finish_reason
+        logprobs = output.logprobs[:num_tokens] if output.logprobs is not None else None
+        return TextDelta("".join(texts), output.token_ids[:num_tokens], logprobs, finish_reason, stop_reason)

@@ -1,0 +1,113 @@
+"""Text to token ids and back, for models of every origin."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from ingle.errors import RequestError
+from ingle.text.chat_template import ChatTemplate
+from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
+
+log = logging.getLogger(__name__)
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with what a language model's files say beside it. Safe to use from any thread."""
+
+    chat_template: str | None
+    """The source of the model's chat template."""
+    special_tokens: dict[str, str]
+    """bos_token, eos_token, ... as chat templates name them."""
+    eos_token_ids: tuple[int, ...]
+    """Every token that ends an answer: the end tokens of the model's files and of its chat template."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        eos_token_ids: Iterable[int],
+        chat_template: str | None,
+    ) -> None:
+        self._backend = backend
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._decoding: Decoding = decoding_of(backend)
+        self._added_ids = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+        self.special_token_ids = frozenset(
+            token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id = self._id_of("bos_token")
+        ends = [*eos_token_ids, self._id_of("eos_token"), self._end_of_turn_id()]
+        self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. Special tokens spelled out in the text become what they name, as in transformers.
+
+        `add_special_tokens` adds those that the model wants around a plain text, such as BOS. Raises `RequestError`
+        for text that is no Unicode.
+        """
+        try:
+            token_ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:  # what `tokenizers` says to half of a surrogate pair, which JSON can spell
+            raise RequestError("the text holds half of a surrogate pair: send valid Unicode", param="prompt") from error
+        return token_ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; those that the vocabulary lacks leave no trace."""
+        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
+        """For the tokens of one new sequence."""
+        return self._decoding.detokenizer(self.special_token_ids if skip_special_tokens else frozenset())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for amid a text, which may be part of a character; empty for an unknown id."""
+        return self._decoding.token_bytes(token_id)
+
+    def token(self, token_id: int) -> str:
+        """`token_bytes` as text, with U+FFFD for part of a character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+    def _end_of_turn_id(self) -> int | None:
+        """The token that the chat template writes after what the assistant said."""
+        if self.chat_template is None:
+            return None
+        answer = "what the assistant said"
+        turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+        try:
+            template = ChatTemplate(self.chat_template, self.special_tokens)
+            text = template.render(turns, add_generation_prompt=False)
+        except RequestError as error:
+            log.warning("the chat template does not render a question and an answer: %s", error)
+            return None
+        _, found, tail = text.rpartition(answer)
+        ends = [token for token in self._added_ids if found and token.strip() and tail.lstrip().startswith(token)]
+        return self._added_ids[max(ends, key=len)] if ends else None
+
+
+def load_tokenizer(source_path: Path, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer of a model folder or a `.gguf` file; `chat_template` replaces the model's own.
+
+    Raises `ModelError` when there is none, or one that cannot be used.
+    """
+    if source_path.is_dir():
+        from ingle.text.folder_tokenizer import tokenizer_from_folder
+
+        return tokenizer_from_folder(source_path, chat_template)
+    from ingle.text.gguf_tokenizer import tokenizer_from_gguf
+    from ingle.weights.gguf import GgufFile
+
+    return tokenizer_from_gguf(GgufFile(source_path).metadata, source_path, chat_template)

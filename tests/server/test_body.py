@@ -1,0 +1,160 @@
+"""What a body may be, whatever the endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from ingle.server import body as body_module
+
+from .fakes import assert_error
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"prompt": "a"} x',
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": Infinity}',
+        b'{"prompt": "a", "temperature": 1e999}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": ' + b"9" * 5000 + b"}",
+    ],
+)
+async def test_malformed_json(client: httpx.AsyncClient, body: bytes) -> None:
+    assert_error(await client.post("/v1/completions", content=body, headers=JSON), 400, "not valid JSON")
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"3", b"null"])
+async def test_not_an_object(client: httpx.AsyncClient, body: bytes) -> None:
+    assert_error(await client.post("/v1/completions", content=body, headers=JSON), 400, "must be a JSON object")
+
+
+@pytest.mark.parametrize("depth", [50, 300, 900, 100_000])
+@pytest.mark.parametrize("field", ["prompt", "stop", "metadata", "response_format", "unknown"])
+async def test_deep_nesting_is_answered(client: httpx.AsyncClient, depth: int, field: str) -> None:
+    nested = b'{"a":' * depth + b"1" + b"}" * depth
+    body = b'{"prompt": "a", "' + field.encode() + b'": ' + nested + b"}"
+    response = await client.post("/v1/completions", content=body, headers=JSON)
+    if field == "metadata" and response.status_code == 200:
+        assert depth <= 900
+    else:
+        assert_error(response, 400, param=response.json()["error"]["param"])
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
+async def test_other_content_types(client: httpx.AsyncClient, content_type: str) -> None:
+    response = await client.post("/v1/completions", content=b'{"prompt":"a"}', headers={"Content-Type": content_type})
+    assert_error(response, 415, "application/json")
+
+
+async def test_charset_is_allowed(client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert (await client.post("/v1/completions", content=b'{"prompt":"a"}', headers=headers)).status_code == 200
+
+
+async def test_body_limit_holds_for_announced_and_chunked_bodies(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "MAX_BODY_BYTES", 1000)
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 100
+            yield b" " * 100
+
+    response = await client.post("/v1/completions", content=b" " * 1001, headers=JSON)
+    assert_error(response, 413, "1000 bytes")
+    assert response.headers["connection"] == "close"
+    assert_error(await client.post("/v1/completions", content=endless(), headers=JSON), 413, "1000 bytes")
+    assert read <= 1200
+
+
+@pytest.mark.parametrize(
+    ("extra", "param", "message"),
+    [
+        ({"foo": 1}, "foo", "Unrecognized request argument: foo"),
+        ({"foo\nbar": 1}, "foo\nbar", "Unrecognized request argument: foo bar"),
+        ({"temperature": "hot"}, "temperature", 'temperature must be a valid number, got "hot"'),
+        ({"temperature": True}, "temperature", "temperature must be a valid number, got true"),
+        ({"temperature": -1}, "temperature", "temperature must be between 0.0 and 100.0, got -1"),
+        ({"top_p": 0}, "top_p", "top_p must be greater than 0"),
+        ({"n": 0}, "n", "n must be greater than or equal to 1, got 0"),
+        ({"n": 10**6}, "n", "n must be less than or equal to 128"),
+        ({"n": 1.5}, "n", "n must be a valid integer, got 1.5"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens must be greater than or equal to 1, got 0"),
+        ({"min_tokens": 20, "max_tokens": 3}, "min_tokens", "min_tokens (20) is greater than max_tokens (3)"),
+        ({"seed": 2**64}, "seed", "seed must be"),
+        ({"stop": [1]}, "stop", "stop must be a string or a list of strings, got a list"),
+        ({"stop": [""]}, "stop", "not empty"),
+        ({"stop_token_ids": ["1"]}, "stop_token_ids", "stop_token_ids must be a list of token ids"),
+        ({"stop_token_ids": [10**6]}, "stop_token_ids", "1000000"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", 'logit_bias has the key "x"'),
+        ({"logit_bias": {"1": "a"}}, "logit_bias", 'logit_bias has "a" for token 1'),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "between -100.0 and 100.0"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
+        ({"logit_bias": []}, "logit_bias", "logit_bias must be an object"),
+        ({"stream": "yes"}, "stream", 'stream must be a valid boolean, got "yes"'),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed when stream is true"),
+        ({"stream": True, "stream_options": []}, "stream_options", "stream_options must be an object, got a list"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "argument: stream_options.x"),
+        ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "not available when stream is true"),
+        ({"user": 3}, "user", "user must be a valid string, got 3"),
+        ({"store": True}, "store", "store is not supported by this server: leave it out, or null (got true)"),
+        ({"store": 0}, "store", "store is not supported"),
+        ({"service_tier": "flex"}, "service_tier", 'got "flex"'),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "truncate_prompt_tokens is not supported"),
+        ({"model": "gpt"}, "model", "The model 'gpt' does not exist. This server has: tiny/bytes, alias"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_bad_field_is_named(
+    client: httpx.AsyncClient, path: str, extra: dict[str, object], param: str, message: str
+) -> None:
+    base = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    response = await client.post(path, json=base | extra)
+    assert_error(response, 404 if param == "model" else 400, message, param=param)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_neutral_and_informational_fields_are_accepted(client: httpx.AsyncClient, path: str) -> None:
+    base = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    neutral = {
+        "model": "alias",
+        "user": "u",
+        "metadata": {"k": "v"},
+        "store": False,
+        "service_tier": "auto",
+        "safety_identifier": "s",
+        "prompt_cache_key": "p",
+        "response_format": {"type": "text"},
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "truncate_prompt_tokens": None,
+        "n": None,
+        "temperature": None,
+        "stop": None,
+        "logit_bias": None,
+        "stream": None,
+        "stream_options": None,
+    }
+    assert (await client.post(path, json=base | neutral)).status_code == 200
+
+
+async def test_long_values_are_cut_in_messages(client: httpx.AsyncClient) -> None:
+    for extra in ({"model": "m" * 10**6}, {"temperature": "h" * 10**6}, {"x" * 10**6: 1}):
+        response = await client.post("/v1/completions", json={"prompt": "a"} | extra)
+        assert len(response.content) < 3000

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from ingle.server.context import ServerContext
+
+from .fakes import GREETING, MAX_MODEL_LEN, MODEL, Health, ScriptedEngine, assert_error, events
+
+pytestmark = pytest.mark.anyio
+
+
+async def complete(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    response = await client.post("/v1/completions", json={"prompt": "ab", "max_tokens": 100} | body)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+async def test_a_completion(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.num_cached_tokens = lambda request: 2
+    answer = await complete(client)
+    num_tokens = len(GREETING.encode()) + 1
+    assert answer.pop("id").startswith("cmpl-")
+    assert isinstance(answer.pop("created"), int)
+    assert answer == {
+        "object": "text_completion",
+        "model": MODEL,
+        "choices": [{"index": 0, "text": GREETING, "logprobs": None, "finish_reason": "stop", "stop_reason": None}],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": num_tokens,
+            "total_tokens": 3 + num_tokens,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        },
+        "system_fingerprint": None,
+    }
+
+
+async def test_max_tokens_defaults_to_16_and_is_cut_to_the_context(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    await client.post("/v1/completions", json={"prompt": "ab"})
+    await complete(client, max_tokens=10_000)
+    assert [request.sampling.max_tokens for request in engine.requests] == [16, MAX_MODEL_LEN - 3]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", ["<s>ab"]),
+        (["a", "bc"], ["<s>a", "<s>bc"]),
+        ([66, 67], [[66, 67]]),
+        ([[66], [67, 68]], [[66], [67, 68]]),
+    ],
+)
+async def test_forms_of_a_prompt(
+    client: httpx.AsyncClient, engine: ScriptedEngine, prompt: Any, expected: list[Any]
+) -> None:
+    answer = await complete(client, prompt=prompt)
+    sent = [request.prompt_token_ids for request in engine.requests]
+    texts = [engine.tokenizer.decode(ids, skip_special_tokens=False) for ids in sent]
+    assert [
+        text if isinstance(want, str) else ids for ids, text, want in zip(sent, texts, expected, strict=True)
+    ] == expected
+    assert [choice["index"] for choice in answer["choices"]] == list(range(len(expected)))
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, sent))
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], [[]], 3, None, [1.5], [True], ["a", 1], [["a"]], {"a": 1}, [-1], [10**9], [[3], "a"]]
+)
+async def test_wrong_prompts(client: httpx.AsyncClient, prompt: Any) -> None:
+    assert_error(await client.post("/v1/completions", json={"prompt": prompt}), 400, param="prompt")
+
+
+async def test_prompt_is_required(client: httpx.AsyncClient) -> None:
+    assert_error(await client.post("/v1/completions", json={}), 400, "prompt is required", param="prompt")
+
+
+async def test_an_empty_prompt_without_special_tokens(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "", "add_special_tokens": False}
+    assert_error(await client.post("/v1/completions", json=body), 400, "empty", param="prompt")
+
+
+async def test_a_prompt_that_fills_the_context(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/completions", json={"prompt": "x" * 300})
+    error = assert_error(response, 400, str(MAX_MODEL_LEN), "301", param="prompt")
+    assert error["code"] == "context_length_exceeded"
+
+
+async def test_too_many_choices(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/completions", json={"prompt": ["a"] * 100, "n": 100})
+    assert_error(response, 400, "10000 choices", param="prompt")
+
+
+async def test_choices_of_several_prompts_are_in_order(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.reply = lambda request: [*request.prompt_token_ids[1:], request.sampling.seed or 2, 1]
+    letter = engine.tokenizer.encode("0", add_special_tokens=False)[0]
+    answer = await complete(client, prompt=["a", "bc"], n=2, seed=letter, best_of=2)
+    assert [choice["text"] for choice in answer["choices"]] == ["a0", "a1", "bc0", "bc1"]
+    assert answer["usage"]["prompt_tokens"] == 2 + 3
+    assert answer["usage"]["completion_tokens"] == 3 + 3 + 4 + 4
+    assert len({request.id for request in engine.requests}) == 4
+    assert all(request.sampling.n == 1 for request in engine.requests)
+
+
+async def test_cached_tokens_count_once_per_prompt(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    """What later choices find in the cache is what the first has just computed: it was not saved."""
+    engine.num_cached_tokens = lambda request: 1 if request.id.endswith(("-0", "-2")) else 3
+    answer = await complete(client, prompt=["abc", "abd"], n=2)
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert answer["usage"]["prompt_tokens"] == 8
+
+
+async def test_sampling_reaches_the_engine(
+    make_client: Callable[..., httpx.AsyncClient], engine: ScriptedEngine
+) -> None:
+    client = make_client(default_sampling={"temperature": 0.5, "top_k": 7, "min_p": 0.1})
+    own = {"top_k": 3, "temperature": None, "logit_bias": {"5": -2}, "stop": "zz", "ignore_eos": True, "min_tokens": 2}
+    await complete(client, **own, presence_penalty=1, stop_token_ids=[9], skip_special_tokens=False)
+    sampling = engine.requests[0].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.5, 3, 0.1)
+    assert sampling.logit_bias == {5: -2.0}
+    assert (sampling.stop, sampling.stop_token_ids) == (("zz",), (9,))
+    assert (sampling.ignore_eos, sampling.min_tokens, sampling.presence_penalty) == (True, 2, 1.0)
+    assert sampling.skip_special_tokens is False
+    assert engine.requests[0].eos_token_ids == engine.tokenizer.eos_token_ids
+
+
+async def test_a_stop_string_cuts_the_text_and_aborts(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    [choice] = (await complete(client, stop=["örl"]))["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("Hello, w", "stop", "örl")
+    assert len(engine.aborted) == 1 and engine.running == 0
+
+
+async def test_length_is_a_finish_reason(client: httpx.AsyncClient) -> None:
+    answer = await complete(client, max_tokens=5)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["choices"][0]["text"] == "Hello"
+    assert answer["usage"]["completion_tokens"] == 5
+
+
+async def test_logprobs(client: httpx.AsyncClient) -> None:
+    [choice] = (await complete(client, logprobs=2, max_tokens=2))["choices"]
+    assert choice["logprobs"] == {
+        "tokens": ["H", "e"],
+        "token_logprobs": [-1.5, -1.5],
+        "top_logprobs": [{"H": -1.5, "G": -0.5}, {"e": -1.5, "d": -0.5}],
+        "text_offset": [0, 1],
+    }
+
+
+async def test_echo(client: httpx.AsyncClient) -> None:
+    for prompt in (["ab", "c"], [[66, 67], [68]]):
+        answer = await complete(client, prompt=prompt, echo=True, max_tokens=2)
+        assert [choice["text"] for choice in answer["choices"]] == ["abHe", "cHe"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_echo_with_logprobs(client: httpx.AsyncClient, stream: bool) -> None:
+    body = {"prompt": [66, 67], "echo": True, "logprobs": 0, "max_tokens": 2, "stream": stream}
+    response = await client.post("/v1/completions", json=body)
+    chunks = events(response)[:-1] if stream else [response.json()]
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [token for part in parts for token in part["tokens"]] == ["a", "b", "H", "e"]
+    assert [score for part in parts for score in part["token_logprobs"]] == [None, -1.5, -1.5, -1.5]
+    assert [offset for part in parts for offset in part["text_offset"]] == [0, 1, 2, 3]
+    assert [top for part in parts for top in part["top_logprobs"]] == [None, {"b": -1.5}, {"H": -1.5}, {"e": -1.5}]
+    assert all("prompt_logprobs" not in chunk["choices"][0] for chunk in chunks)
+
+
+async def test_prompt_logprobs(client: httpx.AsyncClient) -> None:
+    [choice] = (await complete(client, prompt=[66, 67], prompt_logprobs=1))["choices"]
+    assert choice["prompt_logprobs"] == [
+        None,
+        {
+            "67": {"logprob": -1.5, "rank": 2, "decoded_token": "b"},
+            "66": {"logprob": -0.5, "rank": 1, "decoded_token": "a"},
+        },
+    ]
+    assert choice["logprobs"] is None
+
+
+async def test_stream(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "a", "max_tokens": 100, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, usage, done = events(await client.post("/v1/completions", json=body))
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == GREETING
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert all(chunk["usage"] is None and chunk["object"] == "text_completion" for chunk in chunks)
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == len(GREETING.encode()) + 1
+    assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
+
+
+async def test_stream_without_usage_has_no_usage_field(client: httpx.AsyncClient) -> None:
+    *chunks, done = events(await client.post("/v1/completions", json={"prompt": "a", "stream": True}))
+    assert done == "[DONE]" and all("usage" not in chunk for chunk in chunks)
+
+
+async def test_one_stream_carries_every_choice(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.reply = lambda request: [*request.prompt_token_ids[1:], 1]
+    *chunks, _ = events(await client.post("/v1/completions", json={"prompt": ["abc", "de"], "n": 2, "stream": True}))
+    texts = dict.fromkeys(range(4), "")
+    for chunk in chunks:
+        [choice] = chunk["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert list(texts.values()) == ["abc", "abc", "de", "de"]
+
+
+async def test_best_of_must_equal_n(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/completions", json={"prompt": "a", "best_of": 2})
+    assert_error(response, 400, "best_of must equal n (1), got 2", param="best_of")
+
+
+async def test_suffix_is_refused(client: httpx.AsyncClient) -> None:
+    assert_error(
+        await client.post("/v1/completions", json={"prompt": "a", "suffix": "b"}), 400, "suffix", param="suffix"
+    )
+    await complete(client, suffix=None)
+
+
+async def test_a_failed_generation_is_a_500(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.fail_after = 3
+    response = await client.post("/v1/completions", json={"prompt": "a"})
+    assert assert_error(response, 500, "the logits are not finite")["code"] == "generation_failed"
+
+
+async def test_one_failing_choice_ends_the_others(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.fail_after = 3
+    assert_error(await client.post("/v1/completions", json={"prompt": "a", "n": 3}), 500, "not finite")
+    assert engine.running == 0
+
+
+async def test_a_failure_in_a_stream_is_an_event(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.fail_after = 3
+    *chunks, last = events(await client.post("/v1/completions", json={"prompt": "a", "stream": True}))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hel"
+    assert last["error"]["type"] == "server_error"
+    assert "not finite" in last["error"]["message"]
+
+
+async def test_a_dead_engine_is_a_503(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.die_after = 2
+    assert_error(await client.post("/v1/completions", json={"prompt": "a"}), 503, "killed by SIGKILL")
+    *_, last = events(await client.post("/v1/completions", json={"prompt": "a", "stream": True}))
+    assert last["error"]["code"] == "engine_unavailable"
+    engine.status = Health(False, "it died")
+    for stream in (False, True):
+        assert_error(await client.post("/v1/completions", json={"prompt": "a", "stream": stream}), 503, "it died")
+
+
+async def test_large_bodies_are_prepared_like_small_ones(client: httpx.AsyncClient) -> None:
+    """A prompt of this size is tokenized in a thread; one that no tokens could hold is not tokenized at all."""
+    response = await client.post("/v1/completions", json={"prompt": "x" * 10_000})
+    assert_error(response, 400, "10001", param="prompt")
+    response = await client.post("/v1/completions", json={"prompt": "x" * 100_000})
+    assert assert_error(response, 400, "100000 characters", param="prompt")["code"] == "context_length_exceeded"
+
+
+async def test_preparing_a_large_body_does_not_hold_up_streams(
+    client: httpx.AsyncClient, context: ServerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_thread = threading.get_ident()
+    threads = []
+    encode = context.tokenizer.encode
+
+    def noted(text: str, add_special_tokens: bool = True) -> list[int]:
+        threads.append(threading.get_ident())
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(context.tokenizer, "encode", noted)
+    for size in (10, 10_000):
+        await client.post("/v1/completions", json={"prompt": "x" * size})
+    assert threads[0] == loop_thread != threads[1]

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from ingle.server.app import create_app
+from ingle.server.context import ServerContext
+
+from .fakes import ScriptedEngine, assert_error
+
+pytestmark = pytest.mark.anyio
+
+
+def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Every method and path that the app has, parameters filled in."""
+    plain = [(method, route.path) for route in app.routes if isinstance(route, Route) for method in route.methods or ()]
+    described = [(verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs]
+    found = {(method, path.replace("{model}", "a/b")) for method, path in [*plain, *described]}
+    expected = {"/v1/models", "/v1/models/a/b", "/v1/completions", "/v1/chat/completions", "/openapi.json", "/docs"}
+    assert expected <= {path for _, path in found}
+    return found
+
+
+async def test_every_route_but_health_asks_for_a_key(
+    context: ServerContext, make_client: Callable[..., httpx.AsyncClient]
+) -> None:
+    client = make_client(api_keys=("secret-1", "schlüssel"))
+    for method, path in [*routes_of(create_app(context)), ("GET", "/nowhere"), ("OPTIONS", "/v1/models")]:
+        response = await client.request(method, path)
+        if path == "/health":
+            assert response.status_code == 200
+        elif method == "HEAD":
+            assert response.status_code == 401
+        else:
+            assert_error(response, 401, "Authorization: Bearer")
+            assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", ["secret-1", "schlüssel"])
+async def test_each_key_opens(make_client: Callable[..., httpx.AsyncClient], key: str) -> None:
+    client = make_client(api_keys=("secret-1", "schlüssel"))
+    response = await client.get("/v1/models", headers=[(b"Authorization", b"Bearer " + key.encode())])
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value", ["", "secret-1", "Bearer", "Bearer ", "Bearer secret", "Bearer secret-12", "Basic secret-1"]
+)
+async def test_nothing_else_opens(make_client: Callable[..., httpx.AsyncClient], value: str) -> None:
+    client = make_client(api_keys=("secret-1",))
+    assert_error(await client.get("/v1/models", headers={"Authorization": value}), 401)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("LOCALHOST:8000", 200), ("[::1]:8000", 200), ("evil.example", 403), ("", 403), ("[::1", 403)],
+)
+async def test_host_header(make_client: Callable[..., httpx.AsyncClient], host: str, status: int) -> None:
+    client = make_client(allowed_hosts=("localhost", "127.0.0.1", "[::1]"))
+    response = await client.get("/v1/models", headers={"Host": host})
+    assert response.status_code == status
+    if status == 403:
+        assert_error(response, 403, host)
+
+
+async def test_request_id_is_echoed_if_sane(client: httpx.AsyncClient) -> None:
+    sent = {"X-Request-Id": "trace-1.a:b"}
+    assert (await client.get("/version", headers=sent)).headers["x-request-id"] == "trace-1.a:b"
+    for bad in ("a b", "x" * 129, "\x7f"):
+        returned = (await client.get("/nowhere", headers={"X-Request-Id": bad})).headers["x-request-id"]
+        assert len(returned) == 32 and returned.isalnum()
+
+
+async def test_access_log_is_one_line_and_optional(
+    make_client: Callable[..., httpx.AsyncClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ingle.access")
+    await make_client(access_log=False).get("/version")
+    assert caplog.messages == []
+    await make_client().get("/v1/models/a%0Ab", headers={"X-Request-Id": "r1"})
+    [line] = caplog.messages
+    assert '"GET /v1/models/a%0Ab" 404' in line and line.endswith("ms r1")
+
+
+async def test_what_nobody_foresaw_is_a_500_and_logged(
+    client: httpx.AsyncClient, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(request: object) -> list[int]:
+        raise ZeroDivisionError("private detail")
+
+    engine.reply = broken
+    response = await client.post("/v1/completions", json={"prompt": "x"})
+    error = assert_error(response, 500)
+    assert "private" not in error["message"]
+    assert response.headers["x-request-id"]
+    assert "private detail" in caplog.text

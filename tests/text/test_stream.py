@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
+from ingle.text.stream import TextDelta, TextStream
+from ingle.text.tokenizer import Tokenizer
+from tests.text import toys
+
+TOKENIZER = Tokenizer(
+    toys.byte_level(), special_tokens={"eos_token": "<|im_end|>"}, eos_token_ids=[], chat_template=None
+)
+END = TOKENIZER.eos_token_ids[0]
+
+
+def ids_of(*texts: str) -> list[int]:
+    """One token per character, so that tests can count."""
+    return [token_id for text in texts for char in text for token_id in TOKENIZER.encode(char)]
+
+
+def output(
+    token_ids: list[int], finish: FinishReason | None = None, stop_token_id: int | None = None, logprobs: bool = False
+) -> EngineOutput:
+    entries = [TokenLogprobs([token_id], [-1.0], 1) for token_id in token_ids] if logprobs else None
+    return EngineOutput("r", token_ids, finish, stop_token_id, logprobs=entries)
+
+
+def stream(**sampling: Any) -> TextStream:
+    return TextStream(TOKENIZER, SamplingParams(**sampling))
+
+
+def test_plain_text_ends_with_the_limit() -> None:
+    text = stream()
+    assert text.push(output(ids_of("h"))) == TextDelta("h", ids_of("h"))
+    assert text.push(output(ids_of("i"), "length")) == TextDelta("i", ids_of("i"), None, "length")
+    assert (text.num_tokens, text.finish_reason) == (2, "length")
+    assert text.push(output(ids_of("x"))) == TextDelta() and text.num_tokens == 2
+
+
+@pytest.mark.parametrize(("skip", "shown"), [(True, "hi"), (False, "hi<|im_end|>")])
+def test_end_token_is_special_text(skip: bool, shown: str) -> None:
+    delta = stream(skip_special_tokens=skip).push(output([*ids_of("hi"), END], "stop"))
+    assert (delta.text, delta.token_ids) == (shown, [*ids_of("hi"), END])
+    assert (delta.finish_reason, delta.stop_reason) == ("stop", None)
+
+
+@pytest.mark.parametrize(("include", "shown"), [(False, "hi"), (True, "hi!")])
+def test_stop_token_shows_when_asked_for(include: bool, shown: str) -> None:
+    stop = ids_of("!")[0]
+    text = stream(stop_token_ids=(stop,), include_stop_str_in_output=include)
+    delta = text.push(output([*ids_of("hi"), stop], "stop", stop))
+    assert (delta.text, delta.stop_reason, len(delta.token_ids)) == (shown, stop, 3)
+
+
+@pytest.mark.parametrize(("include", "shown"), [(False, "one "), (True, "one STOP")])
+def test_stop_string_cuts_text_tokens_and_logprobs(include: bool, shown: str) -> None:
+    text = stream(stop=("STOP",), include_stop_str_in_output=include)
+    assert text.push(output(ids_of("one S"), logprobs=True)).text == "one "
+    delta = text.push(output(ids_of("TOP and on"), logprobs=True))
+    assert delta.text == shown.removeprefix("one ")
+    assert (delta.finish_reason, delta.stop_reason) == ("stop", "STOP")
+    assert delta.token_ids == ids_of("TOP")
+    assert [entry.token_ids for entry in delta.logprobs or []] == [[token_id] for token_id in delta.token_ids]
+    assert text.num_tokens == len("one STOP")
+
+
+def test_held_text_comes_when_no_stop_string_follows() -> None:
+    text = stream(stop=("STOP",))
+    assert text.push(output(ids_of("a STO"))) == TextDelta("a ", ids_of("a STO"))
+    assert text.push(output([END], "stop")) == TextDelta("STO", [END], None, "stop")
+
+
+def test_stop_string_counts_over_the_limit_and_in_the_last_character() -> None:
+    assert stream(stop=("x",)).push(output(ids_of("axb"), "length")).stop_reason == "x"
+    half = TOKENIZER.encode("鬱")[:1]
+    delta = stream(stop=("\ufffd",)).push(output([*ids_of("a"), *half], "length"))
+    assert (delta.text, delta.finish_reason, delta.stop_reason) == ("a", "stop", "\ufffd")
+
+
+def test_an_error_stays_an_error() -> None:
+    text = stream(stop=("ab",))
+    text.push(output(ids_of("xa")))
+    assert text.push(output([], "error")) == TextDelta("a", [], None, "error")
+
+
+def test_stop_strings_wait_for_min_tokens() -> None:
+    text = stream(stop=("ab",), min_tokens=4)
+    assert text.push(output(ids_of("abx"))).text == "abx"
+    delta = text.push(output(ids_of("abx")))
+    assert (delta.text, delta.token_ids, delta.stop_reason) == ("", ids_of("ab"), "ab")
+
+
+def test_stop_string_may_complete_with_the_last_of_min_tokens() -> None:
+    assert stream(stop=("ab",), min_tokens=2).push(output(ids_of("abab"))).token_ids == ids_of("ab")
+
+
+@settings(deadline=None)
+@given(
+    st.text("abST 你😀", max_size=20),
+    st.lists(st.integers(1, 4), min_size=30, max_size=30),
+    st.lists(st.text("abST你", min_size=1, max_size=3), max_size=2),
+)
+def test_deltas_join_to_the_text_however_the_engine_batches(text: str, sizes: list[int], stops: list[str]) -> None:
+    token_ids = [*ids_of(text), END]
+    whole = stream(stop=tuple(stops)).push(output(token_ids, "stop"))
+    parts, deltas, rest = stream(stop=tuple(stops)), [], token_ids
+    for size in sizes:
+        chunk, rest = rest[:size], rest[size:]
+        deltas.append(parts.push(output(chunk, None if rest else "stop")))
+        if deltas[-1].finish_reason is not None:
+            break
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == whole.token_ids
+    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", whole.stop_reason)
+    if not stops:
+        assert whole.text == text

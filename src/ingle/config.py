@@ -63,7 +63,8 @@ class EngineConfig:
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
-                f"--gpu-memory-utilization {self.gpu_memory_utilization} is not a share: give a number above 0 and at most 1"
+                f"--gpu-memory-utilization {self.gpu_memory_utilization} is not a share: "
+                "give a number above 0 and at most 1"
             )
         if self.block_size not in (8, 16, 32, 64, 128, 256):
             raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
+import numpy as np
 import pytest
 import torch
-
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
-
-import numpy as np
 
 from ingle.engine.batch import Batch, SlotTables
 from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.kernels import gpu, reference
 from ingle.request import SamplingParams
 
+ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # The interpreter multiplies bfloat16 wrongly, so that type is tried on a GPU only.
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])

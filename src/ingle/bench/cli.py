@@ -6,34 +6,30 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 
+from ingle.bench.profile import profile_decode, profile_prefill, table
 from ingle.bench.roofline import measure_ceilings
 from ingle.bench.throughput import Result, measure, warm_up
 from ingle.bench.workloads import select
 from ingle.channel import EngineInfo
-from ingle.config import DType, LoadFormat
+from ingle.config import Device, DType, EngineConfig, LoadFormat
 from ingle.engine.build import build_engine
+from ingle.engine.engine import Engine
+from ingle.hub.resolve import ensure_model
 from ingle.version import __version__
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """Run named workloads offline, all requests of one at once, and print tokens/s beside the roofline."""
-
-    model: Annotated[str, tyro.conf.Positional]
+class EngineOptions:
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Short name, Hugging Face folder (config.json is enough for --load-format dummy), or .gguf file."""
-    workload: tuple[str, ...] = ()
-    """Names of workloads, or gpu or cpu for all of theirs. Default: the group of the device."""
-    num_runs: int = 3
-    """Runs of each; the median is reported."""
-    temperature: float = 0.6
-    """0 measures greedy decoding."""
     dtype: DType = "auto"
     load_format: LoadFormat = "auto"
     """dummy: random weights of the right shapes."""
@@ -43,29 +39,66 @@ class Throughput:
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: str | None = None
     block_size: int = 16
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     enforce_eager: bool = False
     """No CUDA graphs."""
     overlap: bool | None = None
+    """Plan and launch the next step while this one runs. Default: on a GPU only."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Run named workloads offline, all requests of one at once, and print tokens/s beside the roofline."""
+
+    engine: EngineOptions
+    workload: tuple[str, ...] = ()
+    """Names of workloads, or gpu or cpu for all of theirs. Default: the group of the device."""
+    num_runs: int = 3
+    """Runs of each; the median is reported."""
+    temperature: float = 0.6
+    """0 measures greedy decoding."""
     output: Path | None = None
     """Write the figures here as JSON."""
 
 
-def main(argv: list[str]) -> int:
-    """`argv` without `ingle bench`. Returns the exit code."""
+@dataclass(frozen=True)
+class Profile:
+    """Print where the time of a step goes: attention, matmuls, sampling, waiting for the host."""
+
+    engine: EngineOptions
+    num_seqs: tuple[int, ...] = (1, 16, 64)
+    """Numbers of decoding sequences to look at."""
+    context: int = 256
+    """Tokens that each decoding sequence has."""
+    num_prompts: int = 4
+    prompt_tokens: int = 512
+    output: Path | None = None
+    """Write the figures here as JSON."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """`argv` without `ingle bench`."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"throughput": Throughput}, args=argv, prog="ingle bench", config=(tyro.conf.OmitSubcommandPrefixes,)
+        {"throughput": Throughput, "profile": Profile},
+        args=argv,
+        prog="ingle bench",
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
-    return throughput(command)
+    throughput(command) if isinstance(command, Throughput) else profile(command)
 
 
-def throughput(options: Throughput) -> int:
-    engine_options = {
-        name: value
-        for name, value in asdict(options).items()
-        if name not in ("workload", "num_runs", "temperature", "output")
-    }
-    engine, info, path = _engine(engine_options)
+def profile(options: Profile) -> None:
+    engine, _, _ = _engine(options.engine)
+    results = [profile_prefill(engine, num_seqs=options.num_prompts, context=options.prompt_tokens)]
+    results += [profile_decode(engine, num_seqs=n, context=options.context) for n in options.num_seqs]
+    for result in results:
+        print(table(result))
+    if options.output is not None:
+        options.output.write_text(json.dumps([result.as_dict() for result in results], indent=1) + "\n")
+
+
+def throughput(options: Throughput) -> None:
+    engine, info, path = _engine(options.engine)
     workloads = select(options.workload or (("gpu",) if engine.worker.device.type == "cuda" else ("cpu",)))
     ceilings = measure_ceilings(engine.worker.device, engine.worker.model.embedding.dtype)
     print(
@@ -99,7 +132,6 @@ def throughput(options: Throughput) -> int:
             "results": [result.as_dict() for result in results],
         }
         options.output.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 _COLUMNS = ("workload", 12), ("requests", 8), ("out tok/s", 10), ("prefill tok/s", 13), ("TTFT ms", 9), ("TPOT ms", 8)
@@ -127,12 +159,9 @@ def _status(text: str) -> None:
         print(f"\r\033[K{text}", end="\r", file=sys.stderr, flush=True)
 
 
-def _engine(options: dict[str, Any]) -> Any:
+def _engine(options: EngineOptions) -> tuple[Engine, EngineInfo, Path]:
     """An engine without prefix cache: repeated runs must compute what they claim to."""
-    from ingle.config import EngineConfig
-    from ingle.hub.resolve import ensure_model
-
-    config = replace(EngineConfig(model=options["model"]), **options, enable_prefix_caching=False)
+    config = EngineConfig(**asdict(options), enable_prefix_caching=False)
     path = ensure_model(config.model).path
     engine, info = build_engine(config, path, lambda stage: _status(stage))
     for notice in info.notices:

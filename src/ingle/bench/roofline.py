@@ -43,7 +43,7 @@ class _Running:
 def least(
     workload: Workload, model: DecoderConfig, weight_bytes: int, itemsize: int, limits: Limits, top: Ceilings
 ) -> Least:
-    """The limit under these step limits, KV memory unbounded. `weight_bytes` are those of every weight, tied ones once."""
+    """The limit under these step limits, KV memory unbounded. `weight_bytes` counts tied weights once."""
     head = model.vocab_size * model.hidden_size
     body_bytes = weight_bytes - head * itemsize * (1 if model.tied_embeddings else 2)
     body = body_bytes / itemsize

@@ -1,4 +1,4 @@
-"""What the benchmarks run: how many requests, how many tokens in and out of each. Named, seeded, the same everywhere."""
+"""What the benchmarks run: how many requests, with how many tokens in and out. Named, seeded, the same everywhere."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -49,7 +50,8 @@ def plan_memory(
     num_pages = config.num_gpu_blocks_override or min(budget // page_bytes, 1 + max_num_seqs * pages_per_seq)
     if num_pages < 2:
         raise ConfigError(
-            f"the KV cache gets {budget / _GIB:.2f} GiB and one page takes {page_bytes / _GIB:.3f} GiB: give it more with "
+            f"the KV cache gets {budget / _GIB:.2f} GiB and one page takes {page_bytes / _GIB:.3f} GiB: give it more "
+            + "with "
             + ("--gpu-memory-utilization" if on_gpu else "--kv-cache-memory")
         )
     capacity = (num_pages - 1) * page_size
@@ -89,10 +91,10 @@ def _activation_bytes(config: EngineConfig, model: DecoderConfig) -> int:
 
 
 def _available_host_bytes() -> int:
-    """Memory that can be had without swapping, of this host or of its control group."""
-    available = None
-    with open("/proc/meminfo") as lines:
-        for line in lines:
+    """Memory of this host that can be had without swapping."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    return available if available is not None else 4 * _GIB
+                return int(line.split()[1]) * 1024
+    return _CPU_DEFAULT_SHARE * _GIB  # not Linux: a modest cache, to be raised with --kv-cache-memory

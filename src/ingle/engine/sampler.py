@@ -1,6 +1,6 @@
 """From logits to tokens, each row by its own parameters.
 
-Order: penalties, logit bias, forbidden end tokens, then temperature, filters and the draw, which are the device's kernel.
+Order: penalties, logit bias, forbidden end tokens; then temperature, filters and the draw, by the device's kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs planned steps on a device: it owns the model, the KV pages and the per-slot tables, and knows slots, not requests."""
+"""Runs planned steps on a device: owns the model, the KV pages and the per-slot tables; knows slots, not requests."""
 
 from __future__ import annotations
 

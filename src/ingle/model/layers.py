@@ -1,4 +1,4 @@
-"""The parts of a decoder, each holding its weights. They read like the paper; devices and batches are not their business."""
+"""The parts of a decoder, each holding its weights. They read like the paper; devices are not their business."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Builds a decoder from a weight source: each parameter is allocated once, on its device, and read straight into place."""
+"""Builds a decoder from a weight source: each parameter is allocated once, on its device, and read into place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -46,22 +45,17 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
-    on_layer: Callable[[int], None] = lambda index: None,
 ) -> Decoder:
-    """Reads every parameter; `on_layer` is called after each layer. Raises `ModelError` for missing or misshapen ones."""
+    """Reads every parameter. Raises `ModelError` for missing or misshapen ones."""
     load = Loader(source, dtype, device)
     embedding = load.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
     tied = config.tied_embeddings or "lm_head.weight" not in source
     lm_head = embedding if tied else load.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
 
-    def layer(index: int) -> DecoderLayer:
-        loaded = _load_layer(config, load, f"model.layers.{index}")
-        on_layer(index)
-        return loaded
-
     # Two threads: reading a file and converting its numbers overlap; more would fight over memory bandwidth.
     with ThreadPoolExecutor(max_workers=2) as threads:
-        layers = tuple(threads.map(layer, range(config.num_layers)))
+        prefixes = [f"model.layers.{index}" for index in range(config.num_layers)]
+        layers = tuple(threads.map(lambda prefix: _load_layer(config, load, prefix), prefixes))
     return Decoder(
         config=config,
         embedding=embedding,

@@ -1,4 +1,4 @@
-"""`ingle serve`: binds the port, starts the engine's process, loads the text side meanwhile, serves until told to stop."""
+"""`ingle serve`: binds the port, starts the engine's process, loads the text side meanwhile, and serves."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, sec
         logger.warning("notice: %s", notice)
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info(
-        "%s: %s, %.2f B parameters, %.2f GiB of weights as %s on %s; context %d, %d pages of %d tokens (%.2f GiB of KV cache)",
+        "%s: %s, %.2f B parameters, %.2f GiB of weights as %s on %s; context %d, %d pages of %d tokens (%.2f GiB)",
         name, info.family, info.num_parameters / 1e9, info.weight_bytes / _GIB, info.dtype, info.device,
         info.max_model_len, info.num_pages, info.page_size, info.kv_cache_bytes / _GIB,
     )  # fmt: skip

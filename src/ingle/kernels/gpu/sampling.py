@@ -136,7 +136,8 @@ def _bisect(
 ):  # fmt: skip
     """The largest logit at or above which there are `wanted` logits (COUNT), or their mass is at least `wanted`.
 
-    Sets the bits of its ordered form from the highest down, keeping each that leaves enough. Those below `floor` are out.
+    Sets the bits of its ordered form from the highest down, keeping each that leaves enough. Those below `floor` do
+    not count.
     """
     found = tl.full([], 0, tl.uint32)
     for step in range(31 - LOWEST_BIT + 1):

@@ -1,4 +1,4 @@
-"""Reads a normalized Hugging Face config (see `ingle.weights.hf_config`) into a `DecoderConfig`, checking as it goes."""
+"""Reads a normalized Hugging Face config (`ingle.weights.hf_config`) into a `DecoderConfig`, checking as it goes."""
 
 from __future__ import annotations
 

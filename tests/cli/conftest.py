@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ingle.cli.main import main
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def ingle(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs `ingle` in this process, with a model store of its own, in a terminal 100 columns wide."""
+    monkeypatch.setenv("INGLE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*argv: str) -> Result:
+        capsys.readouterr()
+        try:
+            code = main(argv)
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            code = stop.code
+        return Result(code, *capsys.readouterr())
+
+    return run

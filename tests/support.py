@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ingle.config import EngineConfig
+from ingle.engine.batch import unpack
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.engine.pages import PagePool
@@ -116,6 +117,9 @@ def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
     assert plan is not None and plan.num_tokens == len(prompt), "the prompt must fit one step"
     worker = engine.worker
     step = worker.launch(plan)
-    logits = worker.model.logits(worker.model.forward(worker.tables.batch(plan)[0], worker.kv_cache))
+    layout = worker.tables.layout(plan)
+    inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)).to(worker.device), layout)
+    batch = worker.tables.batch(inputs, 0, layout.num_blocks, plan.chunks)
+    logits = worker.model.logits(worker.model.forward(batch, worker.kv_cache))
     engine.scheduler.retire(plan, step.result())
     return logits

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.engine.batch import Batch, SlotTables
+from ingle.engine.batch import Batch, Layout, SlotTables, unpack
 from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.kernels import gpu, reference
 from ingle.request import SamplingParams
@@ -68,7 +68,7 @@ def test_rotate_and_store(
     close(caches[0], caches[1], dtype)
 
 
-def attention_case(chunks: list[Chunk], num_decodes: int, page_size: int) -> Batch:
+def attention_case(chunks: list[Chunk], num_decodes: int, page_size: int, padding: int = 0) -> Batch:
     """A batch over shuffled pages, made as the engine makes it."""
     longest = max(chunk.start + chunk.count for chunk in chunks)
     tables = SlotTables(len(chunks) + 2, longest, page_size, DEVICE)
@@ -87,7 +87,14 @@ def attention_case(chunks: list[Chunk], num_decodes: int, page_size: int) -> Bat
     ]
     plan = Plan(admissions=admissions, chunks=chunks, num_decodes=num_decodes, num_tokens=sum(c.count for c in chunks))
     tables.apply(plan)
-    return tables.batch(plan)[0]
+    exact = tables.layout(plan)
+    layout = Layout(
+        *(getattr(exact, name) + padding for name in ("num_tokens", "num_seqs", "num_samples", "num_blocks"))
+    )
+    inputs = unpack(torch.from_numpy(tables.pack(plan, layout)).to(DEVICE), layout)
+    if not padding:
+        return tables.batch(inputs, num_decodes, layout.num_blocks, chunks)
+    return tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
 
 
 CASES = {
@@ -114,6 +121,20 @@ def test_paged_attention(
     cache = randn(2, 400, page_size, kv_heads, head_dim, dtype=dtype)
     expected = reference.paged_attention(q.float(), cache.float(), batch, 0.3)
     close(gpu.paged_attention(q, cache, batch, 0.3).float(), expected, dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_padding_changes_nothing(case: str) -> None:
+    """As a captured step is padded: the real rows come out as without it."""
+    chunks, num_decodes = CASES[case]
+    num_tokens = sum(c.count for c in chunks)
+    q, cache = randn(num_tokens, 4, 16), randn(2, 400, 8, 2, 16)
+    np.random.seed(0)
+    expected = reference.paged_attention(q, cache, attention_case(chunks, num_decodes, 8), 0.3)
+    np.random.seed(0)
+    padded = torch.cat((q, randn(5, 4, 16)))
+    ours = gpu.paged_attention(padded, cache, attention_case(chunks, num_decodes, 8, padding=5), 0.3)
+    close(ours[:num_tokens], expected, torch.float32)
 
 
 def sampling_tables(params: list[tuple[float, float, float, int]], vocab: int) -> tuple[torch.Tensor, torch.Tensor]:

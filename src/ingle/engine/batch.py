@@ -8,6 +8,7 @@ step samples is written into the token table by that step, so it never leaves th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,47 +20,94 @@ QUERY_BLOCK = 64
 """Query tokens of one prompt chunk that one program of the GPU's attention kernel handles."""
 
 
-@dataclass(slots=True)
-class Batch:
-    """T tokens of B sequences; the first `num_decodes` sequences have one token each. Tensors are int64 unless said."""
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """The keys of all decoding sequences in pieces of equal length, as a GPU's attention kernel shares them out."""
 
-    token_ids: torch.Tensor
-    """[T]"""
+    items: torch.Tensor
+    """int32 [N, 2]: the sequence of each piece and its index in it; N is an upper bound."""
+    head: torch.Tensor
+    """int64 [2]: the number of pieces, and the keys in each."""
+    arrived: torch.Tensor
+    """int32 [B, Hkv], zeros: pieces that are done, while a kernel runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How large a step's inputs are. Those of a captured step are fixed: a plan is padded to them."""
+
+    num_tokens: int
+    """T"""
+    num_seqs: int
+    """B"""
+    num_samples: int
+    """R"""
+    num_blocks: int
+    """N, blocks of up to `QUERY_BLOCK` prompt tokens of one sequence; 0 for a step of decodes only."""
+
+    def sizes(self) -> list[int]:
+        """Of the fields of `StepInputs`, in order."""
+        tokens, seqs, rows, blocks = self.num_tokens, self.num_seqs, self.num_samples, self.num_blocks
+        return [tokens, tokens, seqs, seqs, seqs, seqs + 1, 2 * blocks, 1, rows, rows, rows]
+
+
+class StepInputs(NamedTuple):
+    """All that a step brings to the device, int64. Padding belongs to the padding slot, or counts nothing."""
+
+    row_slots: torch.Tensor
+    """[T], each token's sequence, as its slot."""
     positions: torch.Tensor
     """[T], of each token in its sequence."""
-    kv_slots: torch.Tensor
-    """[T], where each token's key and value go: page * page_size + offset."""
     slots: torch.Tensor
-    """[B], each sequence's row of `page_tables`."""
+    """[B], decoding sequences first."""
     kv_lengths: torch.Tensor
     """[B], tokens of each sequence that its last token attends to, itself included."""
+    decode_lengths: torch.Tensor
+    """[B], the same for decoding sequences and 0 for others."""
+    query_starts: torch.Tensor
+    """[B + 1], each sequence's first row in T."""
+    query_blocks: torch.Tensor
+    """[2 N], for each block of prompt tokens its sequence in [0, B) and its first row in T."""
+    num_query_blocks: torch.Tensor
+    """[1]"""
+    sample_rows: torch.Tensor
+    """[R], rows of T whose next token is drawn."""
+    sample_slots: torch.Tensor
+    """[R]"""
+    sample_positions: torch.Tensor
+    """[R], of the tokens to be drawn."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """T tokens of B sequences; decoding sequences, with one token each, come first. Index tensors are int64."""
+
+    inputs: StepInputs
+    token_ids: torch.Tensor
+    """[T]"""
+    kv_slots: torch.Tensor
+    """[T], where each token's key and value go: page * page_size + offset."""
     page_tables: torch.Tensor
     """int32 [S, P], the pages of every slot."""
     num_decodes: int
+    """Decoding sequences; in a captured step, at most so many."""
+    num_blocks: int
+    """Blocks of prompt tokens; in a captured step, at most so many."""
     chunks: list[Chunk]
-    """Of the plan, one a sequence; empty in a captured step, which has decodes only."""
-    query_blocks: torch.Tensor | None = None
-    """[N, 2]: for each block of up to `QUERY_BLOCK` prompt tokens, its sequence in [0, B) and its first row in T."""
-    query_starts: torch.Tensor | None = None
-    """[B + 1], each sequence's first row in T."""
-
-
-@dataclass(slots=True)
-class SampleRows:
-    """The R rows of a step whose next token is drawn. Tensors are int64."""
-
-    rows: torch.Tensor
-    """[R], in T."""
-    slots: torch.Tensor
-    """[R]"""
-    positions: torch.Tensor
-    """[R], of the tokens to be drawn."""
+    """Of the plan, one a sequence; empty in a captured step."""
+    decode_work: DecodeWork | None = None
+    """Made by the first layer that needs it: it is the same for all."""
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A copy that a GPU makes in its own time: PyTorch keeps the pinned buffer until the copy is done."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def unpack(packed: torch.Tensor, layout: Layout) -> StepInputs:
+    """The fields of a step that `SlotTables.pack` made, as views."""
+    return StepInputs(*packed.split_with_sizes(layout.sizes()))
 
 
 class SlotTables:
@@ -94,53 +142,56 @@ class SlotTables:
         places, numbers = to_device(np.stack((flat, values)), self.device).unbind(0)
         table.view(-1)[places] = numbers.int()
 
-    def batch(self, plan: Plan) -> tuple[Batch, SampleRows]:
-        """The tensors of a step that was applied, brought over in a single copy."""
-        chunks = plan.chunks
-        fields = np.array([(c.slot, c.start, c.count, c.samples) for c in chunks], np.int64).reshape(-1, 4)
-        slots, starts, counts, samples = fields.T
-        ends, last_rows = starts + counts, np.cumsum(counts) - 1
-        # Row t of a chunk has the position start + (t - first row of the chunk).
-        positions = np.arange(plan.num_tokens) + np.repeat(ends - 1 - last_rows, counts)
-        drawn = samples.astype(bool)
-        blocks = _query_blocks(counts, last_rows + 1 - counts, plan.num_decodes)
-        query_starts = np.concatenate((np.zeros(1, np.int64), last_rows + 1))
-        parts = (np.repeat(slots, counts), positions, slots, ends, last_rows[drawn], slots[drawn], ends[drawn],
-                 query_starts, blocks.reshape(-1))  # fmt: skip
-        row_slots, rows, seqs, lengths, sample_rows, sample_slots, sample_positions, first_rows, flat_blocks = (
-            to_device(np.concatenate(parts), self.device).split_with_sizes([len(part) for part in parts])
-        )
-        batch = self.gather(row_slots, rows, seqs, lengths, plan.num_decodes)
-        batch.chunks, batch.query_blocks, batch.query_starts = chunks, flat_blocks.view(-1, 2), first_rows
-        return batch, SampleRows(sample_rows, sample_slots, sample_positions)
+    def layout(self, plan: Plan) -> Layout:
+        """The exact sizes of a plan."""
+        blocks = sum(-(-chunk.count // QUERY_BLOCK) for chunk in plan.chunks[plan.num_decodes :])
+        return Layout(plan.num_tokens, len(plan.chunks), sum(chunk.samples for chunk in plan.chunks), blocks)
 
-    def gather(
-        self,
-        row_slots: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        kv_lengths: torch.Tensor,
-        num_decodes: int,
-    ) -> Batch:
-        """A batch of the tokens at `positions` [T] of the sequences in `row_slots` [T]; runs on the device alone."""
-        pages = self.page_tables[row_slots, positions // self.page_size].long()
+    def pack(self, plan: Plan, layout: Layout) -> np.ndarray:
+        """The fields of `StepInputs` end to end, padded to `layout`: int64, to be brought over in a single copy."""
+        fields = np.array([(c.slot, c.start, c.count, c.samples) for c in plan.chunks], np.int64).reshape(-1, 4)
+        slots, starts, counts, samples = fields.T
+        ends, last_rows, drawn = starts + counts, np.cumsum(counts) - 1, samples.astype(bool)
+        first_rows = last_rows + 1 - counts
+        blocks = [
+            (index, int(first_rows[index]) + offset)
+            for index in range(plan.num_decodes, len(counts))
+            for offset in range(0, int(counts[index]), QUERY_BLOCK)
+        ]
+        nothing, nobody = 0, self.padding_slot
+        values_and_padding: list[tuple[np.ndarray, int]] = [
+            (np.repeat(slots, counts), nobody),
+            # Row t of a chunk has the position start + (t - first row of the chunk).
+            (np.arange(plan.num_tokens) + np.repeat(starts - first_rows, counts), nothing),
+            (slots, nobody),
+            (ends, nothing),
+            (ends[: plan.num_decodes], nothing),
+            (np.concatenate((np.zeros(1, np.int64), last_rows + 1)), nothing),
+            (np.array(blocks, np.int64).reshape(-1), nothing),
+            (np.array([len(blocks)]), nothing),
+            (last_rows[drawn], nothing),
+            (slots[drawn], nobody),
+            (ends[drawn], nothing),
+        ]
+        sizes = layout.sizes()
+        packed = np.empty(sum(sizes), np.int64)
+        start = 0
+        for (values, padding), size in zip(values_and_padding, sizes, strict=True):
+            packed[start : start + len(values)] = values
+            packed[start + len(values) : start + size] = padding
+            start += size
+        return packed
+
+    def batch(self, inputs: StepInputs, num_decodes: int, num_blocks: int, chunks: list[Chunk]) -> Batch:
+        """The batch of these inputs; runs on the device alone."""
+        slots, positions = inputs.row_slots, inputs.positions
+        pages = self.page_tables[slots, positions // self.page_size].long()
         return Batch(
-            token_ids=self.token_ids[row_slots, positions].long(),
-            positions=positions,
+            inputs=inputs,
+            token_ids=self.token_ids[slots, positions].long(),
             kv_slots=pages * self.page_size + positions % self.page_size,
-            slots=slots,
-            kv_lengths=kv_lengths,
             page_tables=self.page_tables,
             num_decodes=num_decodes,
-            chunks=[],
+            num_blocks=num_blocks,
+            chunks=chunks,
         )
-
-
-def _query_blocks(counts: np.ndarray, first_rows: np.ndarray, num_decodes: int) -> np.ndarray:
-    """(sequence, first row) of each block of query rows of the prompt chunks: int64 [N, 2]."""
-    pairs = [
-        (index, int(first_rows[index]) + offset)
-        for index in range(num_decodes, len(counts))
-        for offset in range(0, int(counts[index]), QUERY_BLOCK)
-    ]
-    return np.array(pairs, np.int64).reshape(-1, 2)

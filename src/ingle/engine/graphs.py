@@ -1,8 +1,9 @@
-"""Decode steps as CUDA graphs: one launch instead of some three hundred, sampling included.
+"""Steps as CUDA graphs: one launch instead of some three hundred, sampling included.
 
-A graph is captured for a padded number of sequences the first time that number is needed, so that nothing is captured
-before the first answer. Its inputs are slots and positions, in tensors of its own; everything else it finds in the
-per-slot tables. Padding rows belong to a slot of their own, whose page is the reserved one.
+A graph is captured for padded sizes the first time they are needed, or while the engine idles, so that nothing is
+captured before the first answer. Its inputs are one packed tensor; everything else it finds in the per-slot tables.
+Decode-only steps are padded in the number of sequences, steps with prompt chunks in the number of tokens. Padding rows
+belong to a slot of their own, whose page is the reserved one, and to no attention.
 """
 
 from __future__ import annotations
@@ -10,58 +11,85 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from ingle.engine.batch import to_device
+from ingle.engine.batch import QUERY_BLOCK, Layout, SlotTables, StepInputs, to_device, unpack
 from ingle.engine.sampler import Samples
+from ingle.engine.scheduler import Limits, Plan
 
-DecodeStep = Callable[[torch.Tensor, torch.Tensor, bool], Samples]
+Step = Callable[[StepInputs, Layout, bool], Samples]
 
 
 @dataclass(slots=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    inputs: torch.Tensor
-    """int64 [2, size]: slots, positions."""
+    packed: torch.Tensor
     samples: Samples
 
 
-class DecodeGraphs:
-    """Graphs of `step` for up to `max_num_seqs` sequences."""
+class StepGraphs:
+    """Graphs of `step` for every plan within `limits`."""
 
-    def __init__(self, step: DecodeStep, max_num_seqs: int, padding_slot: int, device: torch.device) -> None:
+    def __init__(self, step: Step, tables: SlotTables, limits: Limits) -> None:
         self._step = step
-        self._sizes = graph_sizes(max_num_seqs)
-        self._padding_slot = padding_slot
-        self._device = device
-        self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._tables = tables
+        self._max_num_seqs = limits.max_num_seqs
+        self._decode_sizes = decode_sizes(limits.max_num_seqs)
+        self._token_sizes = token_sizes(limits.max_num_batched_tokens)
+        self._captured: dict[tuple[Layout, bool], _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, slots: list[int], positions: list[int], *, filtered: bool) -> Samples:
-        """Launches the step of these sequences. The result is overwritten by the next step of the same size."""
-        size = next(size for size in self._sizes if size >= len(slots))
-        captured = self._captured.get((size, filtered)) or self._capture(size, filtered)
-        inputs = np.zeros((2, size), np.int64)
-        inputs[0] = self._padding_slot
-        inputs[0, : len(slots)] = slots
-        inputs[1, : len(slots)] = positions
-        captured.inputs.copy_(to_device(inputs, self._device), non_blocking=True)
+    def run(self, plan: Plan, num_samples: int, *, filtered: bool) -> Samples:
+        """Launches a plan that was applied. The result is overwritten by the next step of the same size."""
+        layout = self._layout(plan)
+        captured = self._captured.get((layout, filtered)) or self._capture(layout, filtered)
+        packed = to_device(self._tables.pack(plan, layout), self._tables.device)
+        captured.packed.copy_(packed, non_blocking=True)
         captured.graph.replay()
-        return Samples(captured.samples.token_ids[: len(slots)], captured.samples.finite[: len(slots)])
+        return Samples(captured.samples.token_ids[:num_samples], captured.samples.finite[:num_samples])
 
-    def _capture(self, size: int, filtered: bool) -> _Captured:
-        inputs = torch.zeros(2, size, dtype=torch.int64, device=self._device)
-        inputs[0] = self._padding_slot
-        self._step(inputs[0], inputs[1], filtered)  # compiles kernels and readies libraries, which a capture cannot
+    def capture_next(self) -> bool:
+        """Captures one more of the unfiltered steps, decodes first; False when there is none left."""
+        wanted = [_decode_layout(size) for size in self._decode_sizes]
+        wanted += [self._mixed_layout(size) for size in self._token_sizes]
+        for layout in wanted:
+            if (layout, False) not in self._captured:
+                self._capture(layout, False)
+                return True
+        return False
+
+    def _layout(self, plan: Plan) -> Layout:
+        if plan.num_decodes == len(plan.chunks):
+            return _decode_layout(next(size for size in self._decode_sizes if size >= plan.num_decodes))
+        return self._mixed_layout(next(size for size in self._token_sizes if size >= plan.num_tokens))
+
+    def _mixed_layout(self, num_tokens: int) -> Layout:
+        num_seqs = min(self._max_num_seqs, num_tokens)
+        # Every chunk may end in a block that is not full.
+        return Layout(num_tokens, num_seqs, num_seqs, num_tokens // QUERY_BLOCK + num_seqs)
+
+    def _capture(self, layout: Layout, filtered: bool) -> _Captured:
+        packed = torch.from_numpy(self._tables.pack(Plan(), layout)).to(self._tables.device)
+        inputs = unpack(packed, layout)
+        self._step(inputs, layout, filtered)  # compiles kernels and readies libraries, which a capture cannot
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            samples = self._step(inputs[0], inputs[1], filtered)
-        captured = self._captured[size, filtered] = _Captured(graph, inputs, samples)
+            samples = self._step(inputs, layout, filtered)
+        captured = self._captured[layout, filtered] = _Captured(graph, packed, samples)
         return captured
 
 
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Padded numbers of sequences: fine where a step is short, coarser above."""
+def _decode_layout(size: int) -> Layout:
+    return Layout(size, size, size, 0)
+
+
+def decode_sizes(max_num_seqs: int) -> list[int]:
+    """Padded numbers of decoding sequences: fine where a step is short, coarser above."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_num_seqs + 32, 32)]
     return sorted({min(size, max_num_seqs) for size in sizes})
+
+
+def token_sizes(max_num_batched_tokens: int) -> list[int]:
+    """Padded numbers of tokens of a step that reads prompts."""
+    sizes = [64, 128, 256, *range(512, 2048, 256), *range(2048, max_num_batched_tokens + 512, 512)]
+    return sorted({min(size, max_num_batched_tokens) for size in sizes})

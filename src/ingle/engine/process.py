@@ -50,12 +50,16 @@ def _run(channel: Channel, start: Start) -> int:
 
 
 def serve(engine: Engine, channel: Channel) -> None:
-    """Steps while there is work, sleeps on the channel when there is none. Ends with `ChannelClosed`."""
+    """Steps while there is work; without, captures graphs that will be needed, then sleeps on the channel.
+
+    Ends with `ChannelClosed`.
+    """
     while True:
-        if not engine.has_work:
+        idle = not engine.has_work
+        if idle:
             engine.scheduler.check()
         rejected = []
-        for message in channel.receive(wait=not engine.has_work):
+        for message in channel.receive(wait=idle and not engine.worker.capture_next()):
             if isinstance(message, EngineRequest):
                 rejected += _add(engine, message)
             else:

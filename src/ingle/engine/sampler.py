@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ingle import kernels
-from ingle.engine.batch import SampleRows, to_device
+from ingle.engine.batch import StepInputs, to_device
 from ingle.engine.scheduler import Admission
 from ingle.request import SamplingParams, TokenLogprobs
 
@@ -96,24 +96,27 @@ class Sampler:
         """How many alternatives each slot wants reported; None where no log probabilities are wanted."""
         return [self._params[slot].logprobs for slot in slots]
 
-    def draw(self, logits: torch.Tensor, rows: SampleRows, *, filtered: bool) -> Samples:
+    def draw(self, logits: torch.Tensor, inputs: StepInputs, *, filtered: bool) -> Samples:
         """The tokens of unadjusted logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
         kernel = kernels.of(logits).sample
-        token_ids, finite = kernel(logits, rows.slots, rows.positions, self.floats, self.ints, filtered=filtered)
+        token_ids, finite = kernel(
+            logits, inputs.sample_slots, inputs.sample_positions, self.floats, self.ints, filtered=filtered
+        )
         # Whatever a broken row drew, the next step must be able to look it up.
         return Samples(torch.where(finite, token_ids, 0), finite)
 
-    def sample(self, logits: torch.Tensor, rows: SampleRows, slots: list[int], positions: list[int]) -> Samples:
+    def sample(self, logits: torch.Tensor, inputs: StepInputs, slots: list[int], positions: list[int]) -> Samples:
         """The tokens of logits [R, vocab] whose rows have `slots` and `positions`."""
         if not self.adjusts(slots):
-            return self.draw(logits, rows, filtered=self.filters(slots))
+            return self.draw(logits, inputs, filtered=self.filters(slots))
         finite = logits.sum(dim=-1, dtype=torch.float32).isfinite()
         adjusted = self._adjust(logits.to(torch.float32, copy=True), slots, positions)
-        samples = self.draw(torch.nan_to_num(adjusted, neginf=-torch.inf), rows, filtered=self.filters(slots))
+        samples = self.draw(torch.nan_to_num(adjusted, neginf=-torch.inf), inputs, filtered=self.filters(slots))
         samples.finite = finite
         if self._seen is not None:
-            ones = torch.ones_like(rows.slots, dtype=torch.int32)
-            self._seen.view(-1).index_add_(0, rows.slots * self.vocab_size + samples.token_ids, ones)
+            rows = inputs.sample_slots
+            ones = torch.ones_like(rows, dtype=torch.int32)
+            self._seen.view(-1).index_add_(0, rows * self.vocab_size + samples.token_ids, ones)
         return samples
 
     def _adjust(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> torch.Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ingle.engine.batch import Batch, SampleRows, SlotTables
-from ingle.engine.graphs import DecodeGraphs
+from ingle.engine.batch import Batch, Layout, SlotTables, StepInputs, to_device, unpack
+from ingle.engine.graphs import StepGraphs
 from ingle.engine.sampler import LogprobRows, Sampler, Samples, logprob_rows
 from ingle.engine.scheduler import Limits, Plan, StepResult
 from ingle.model.decoder import Decoder
@@ -63,9 +63,7 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
-        self._graphs = (
-            DecodeGraphs(self._decode, limits.max_num_seqs, self.tables.padding_slot, device) if use_graphs else None
-        )
+        self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs else None
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:
@@ -75,35 +73,44 @@ class Worker:
         self.tables.apply(plan)
         self.sampler.admit(plan.admissions)
         slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
-        if self._graphs is not None and plan.num_decodes == len(plan.chunks) and self._is_plain(slots):
-            positions = [chunk.start for chunk in plan.chunks]
-            return self._launched(self._graphs.run(slots, positions, filtered=self.sampler.filters(slots)))
+        if self._graphs is not None and self._is_plain(plan, slots):
+            return self._launched(self._graphs.run(plan, len(slots), filtered=self.sampler.filters(slots)))
         return self._launch_eagerly(plan, slots)
 
-    def _is_plain(self, slots: list[int]) -> bool:
-        """Whether forward, draw and write-back are all there is to a decode of these slots."""
-        return not self.sampler.adjusts(slots) and all(count is None for count in self.sampler.num_logprobs(slots))
+    @torch.inference_mode()
+    def capture_next(self) -> bool:
+        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
+        return self._graphs is not None and self._graphs.capture_next()
 
-    def _decode(self, slots: torch.Tensor, positions: torch.Tensor, filtered: bool) -> Samples:
-        """One token for each of `slots`, whose newest token is at `positions`: both int64 [B]. What graphs capture."""
-        batch = self.tables.gather(slots, positions, slots, positions + 1, len(slots))
-        logits = self.model.logits(self.model.forward(batch, self.kv_cache))
-        rows = SampleRows(slots, slots, positions + 1)
-        samples = self.sampler.draw(logits, rows, filtered=filtered)
-        self.tables.token_ids[rows.slots, rows.positions] = samples.token_ids.int()
+    def _is_plain(self, plan: Plan, slots: list[int]) -> bool:
+        """Whether forward, draw and write-back are all there is to the step."""
+        return (
+            not self.sampler.adjusts(slots)
+            and all(count is None for count in self.sampler.num_logprobs(slots))
+            and all(chunk.prompt_logprobs is None for chunk in plan.chunks[plan.num_decodes :])
+        )
+
+    def _step(self, inputs: StepInputs, layout: Layout, filtered: bool) -> Samples:
+        """A plain step of padded inputs: what graphs capture."""
+        batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
+        hidden = self.model.forward(batch, self.kv_cache)
+        samples = self.sampler.draw(self.model.logits(hidden[inputs.sample_rows]), inputs, filtered=filtered)
+        self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 
     def _launch_eagerly(self, plan: Plan, slots: list[int]) -> LaunchedStep:
-        batch, rows = self.tables.batch(plan)
+        layout = self.tables.layout(plan)
+        inputs = unpack(to_device(self.tables.pack(plan, layout), self.device), layout)
+        batch = self.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
         hidden = self.model.forward(batch, self.kv_cache)
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
         if not slots:
             empty = torch.empty(0, dtype=torch.int64)
             return LaunchedStep(empty, empty, None, {}, prompt_logprobs)
-        logits = self.model.logits(hidden[rows.rows])
+        logits = self.model.logits(hidden[inputs.sample_rows])
         positions = [chunk.start + chunk.count for chunk in plan.chunks if chunk.samples]
-        samples = self.sampler.sample(logits, rows, slots, positions)
-        self.tables.token_ids[rows.slots, rows.positions] = samples.token_ids.int()
+        samples = self.sampler.sample(logits, inputs, slots, positions)
+        self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         logprobs = self._logprobs(plan, logits, samples, slots)
         return self._launched(samples, logprobs, prompt_logprobs)
 

@@ -1,7 +1,7 @@
 """Every operator of a decoder step in plain PyTorch: what runs on a CPU, and what GPU kernels are tested against.
 
 Shapes: T tokens in a step, B sequences, Hq query heads, Hkv key/value heads, D head dimension, E hidden size.
-A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values.
+A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values; in what order they lie in memory is open.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ def rotate_and_store(
     q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
     if q_norm is not None and k_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
-    flat = kv_cache.view(2, -1, num_kv_heads, head_dim)
-    flat[0].index_copy_(0, kv_slots, rotate(k, cos_sin))
-    flat[1].index_copy_(0, kv_slots, v)
+    page_size = kv_cache.shape[2]
+    places = kv_slots // page_size, kv_slots % page_size
+    kv_cache[0][places] = rotate(k, cos_sin)
+    kv_cache[1][places] = v
     return rotate(q, cos_sin)
 
 
@@ -70,7 +71,9 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale
     out = torch.empty_like(q)
     n = batch.num_decodes
     if n:
-        out[:n] = _attend_decodes(q[:n], kv_cache, batch.page_tables[batch.slots[:n]], batch.kv_lengths[:n], scale)
+        out[:n] = _attend_decodes(
+            q[:n], kv_cache, batch.page_tables[batch.inputs.slots[:n]], batch.inputs.kv_lengths[:n], scale
+        )
     row = n
     for chunk in batch.chunks[n:]:
         rows = slice(row, row + chunk.count)

@@ -39,7 +39,7 @@ class Decoder:
 
         kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
         """
-        cos_sin = self.cos_sin[batch.positions]
+        cos_sin = self.cos_sin[batch.inputs.positions]
         residual = F.embedding(batch.token_ids, self.embedding)
         x = self.layers[0].input_norm(residual)
         for index, layer in enumerate(self.layers):

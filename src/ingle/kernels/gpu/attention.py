@@ -7,16 +7,21 @@ that share a key head are handled together, so that keys and values are read onc
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
-from ingle.engine.batch import QUERY_BLOCK, Batch
+from ingle.engine.batch import QUERY_BLOCK, Batch, DecodeWork
 
 _MIN_DOT = 16
 """Rows that the matrix units need at least."""
 _KEYS = 64
-"""Keys that one iteration of a kernel reads."""
+"""Keys that one iteration of a kernel reads; also the granularity of splits."""
+_PROGRAMS_PER_PROCESSOR = 3
+_ROUNDS = 2
+_DECODE_WARPS, _DECODE_STAGES = 4, 3
 _LOG2_E = 1.4426950408889634
 
 
@@ -24,38 +29,86 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     if batch.num_decodes:
-        _decode(q, kv_cache, batch, scale, out)
-    if batch.query_blocks is not None and len(batch.query_blocks):
+        if batch.decode_work is None:  # the first layer makes it, the others find it
+            batch.decode_work = split_decodes(batch.inputs.decode_lengths[: batch.num_decodes], kv_cache.shape[3])
+        _decode(q, kv_cache, batch, batch.decode_work, scale, out)
+    if batch.num_blocks:
         _prefill(q, kv_cache, batch, scale, out)
     return out
 
 
 @triton.jit
-def _decode_kernel(
-    q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, out_ptr, sums_ptr,
-    scale, table_stride, v_offset,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, NUM_SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _split_kernel(
+    lengths_ptr, items_ptr, head_ptr, num_seqs, wanted_items,
+    SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Cuts the keys of all sequences into items of equal length; each program lists those of its own sequence."""
     seq = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
-    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
-    length = tl.load(lengths_ptr + seq)
-    per_split = tl.cdiv(tl.cdiv(length, KEYS), NUM_SPLITS) * KEYS
-    first_key = split * per_split
-    last_key = tl.minimum(first_key + per_split, length)
+    seqs = tl.arange(0, SEQS)
+    lengths = tl.load(lengths_ptr + seqs, mask=seqs < num_seqs, other=0)
+    split = tl.cdiv(tl.cdiv(tl.maximum(tl.sum(lengths, 0), 1), wanted_items), KEYS) * KEYS
+    counts = tl.cdiv(lengths, split)
+    first = tl.sum(tl.where(seqs < seq, counts, 0), 0)
+    count = tl.sum(tl.where(seqs == seq, counts, 0), 0)
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        tl.store(items_ptr + (first + index) * 2, seq, mask=index < count)
+        tl.store(items_ptr + (first + index) * 2 + 1, index, mask=index < count)
+    if seq == 0:
+        tl.store(head_ptr, tl.sum(counts, 0))
+        tl.store(head_ptr + 1, split)
 
+
+def split_decodes(lengths: torch.Tensor, num_kv_heads: int) -> DecodeWork:
+    """Equal pieces of work over sequences of `lengths` int64 [B], for a device to spread over its processors.
+
+    A length of 0 stands for no sequence.
+    """
+    num_seqs, device = len(lengths), lengths.device
+    # Few sequences: as many pieces as run at once. Many: enough more that the last to end does not end late.
+    rounds = 1 if num_seqs * num_kv_heads < _num_processors(device) else _ROUNDS
+    wanted = max(rounds * _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_kv_heads, 1)
+    items = torch.empty(num_seqs + wanted, 2, dtype=torch.int32, device=device)
+    head = torch.empty(2, dtype=torch.int64, device=device)
+    _split_kernel[(num_seqs,)](
+        lengths,
+        items,
+        head,
+        num_seqs,
+        wanted,
+        SEQS=triton.next_power_of_2(num_seqs),
+        KEYS=_KEYS,
+        BLOCK=128,
+        num_warps=4,
+    )
+    return DecodeWork(items, head, torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device))
+
+
+@triton.jit
+def _decode_kernel(
+    q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, items_ptr, head_ptr, arrived_ptr, parts_ptr, sums_ptr,
+    out_ptr, scale, table_stride, v_offset, page_stride, token_stride, head_stride,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    if item >= tl.load(head_ptr):
+        return
+    split = tl.load(head_ptr + 1)
     rows = tl.arange(0, HEAD_BLOCK)
-    heads = kv_head * GROUP + rows
     dims = tl.arange(0, DIM_BLOCK)
-    in_group = rows < GROUP
     in_head = dims < HEAD_DIM
-    q = tl.load(
-        q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :],
-        mask=in_group[:, None] & in_head[None, :], other=0.0,
-    )  # fmt: skip
+    mask = (rows < GROUP)[:, None] & in_head[None, :]
+    seq = tl.load(items_ptr + item * 2)
+    index = tl.load(items_ptr + item * 2 + 1)
+    length = tl.load(lengths_ptr + seq)
+    first_key = index * split
+    last_key = tl.minimum(first_key + split, length)
+    heads = kv_head * GROUP + rows
+    place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
+    q = tl.load(q_ptr + place, mask=mask, other=0.0)
     table = page_tables_ptr + tl.load(slots_ptr + seq) * table_stride
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
@@ -64,87 +117,91 @@ def _decode_kernel(
         keys = start + tl.arange(0, KEYS)
         seen = keys < last_key
         page = tl.load(table + keys // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-        row = ((page * PAGE_SIZE + keys % PAGE_SIZE) * NUM_KV_HEADS + kv_head) * HEAD_DIM
-        mask = seen[:, None] & in_head[None, :]
-        k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=mask, other=0.0)
+        row = page * page_stride + (keys % PAGE_SIZE) * token_stride + kv_head * head_stride
+        kv_mask = seen[:, None] & in_head[None, :]
+        k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=kv_mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
         shrink = tl.exp2(best - new_best)
-        v = tl.load(kv_ptr + v_offset + row[:, None] + dims[None, :], mask=mask, other=0.0)
+        v = tl.load(kv_ptr + v_offset + row[:, None] + dims[None, :], mask=kv_mask, other=0.0)
         acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, 1)
         best = new_best
-    mask = in_group[:, None] & in_head[None, :]
-    if NUM_SPLITS == 1:
-        place = out_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
-        tl.store(place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    num_parts = tl.cdiv(length, split)
+    if num_parts == 1:
+        tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        part = (seq * NUM_HEADS + heads) * NUM_SPLITS + split
-        safe_total = tl.where(total > 0, total, 1.0)
-        tl.store(out_ptr + part[:, None] * HEAD_DIM + dims[None, :], acc / safe_total[:, None], mask=mask)
-        tl.store(sums_ptr + part, tl.where(total > 0, best + tl.log2(safe_total), float("-inf")), mask=in_group)
+        part = (item * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
+        tl.store(parts_ptr + part, acc / total[:, None], mask=mask)
+        tl.store(sums_ptr + item * NUM_HEADS + heads, best + tl.log2(total), mask=rows < GROUP)
+        tl.debug_barrier()  # the whole program's stores come before its arrival
+        arrived = tl.atomic_add(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
+        if arrived == num_parts - 1:  # the last to arrive joins the parts, and leaves the counter as it was
+            _join(
+                parts_ptr, sums_ptr, out_ptr, item - index, num_parts, heads, rows < GROUP, dims, place, mask,
+                NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
+            )  # fmt: skip
+            tl.store(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 0)
 
 
 @triton.jit
-def _join_kernel(
-    parts_ptr, sums_ptr, out_ptr,
-    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, NUM_SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
+def _join(
+    parts_ptr, sums_ptr, out_ptr, first_item, num_parts, heads, in_group, dims, place, mask,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Joins the splits of one head: each part weighs as much as the sum of its exponentials."""
-    row = tl.program_id(0)
-    splits = tl.arange(0, SPLIT_BLOCK)
-    dims = tl.arange(0, DIM_BLOCK)
-    real = splits < NUM_SPLITS
-    sums = tl.load(sums_ptr + row * NUM_SPLITS + splits, mask=real, other=float("-inf"))
-    weights = tl.exp2(sums - tl.max(sums, 0))
-    mask = real[:, None] & (dims < HEAD_DIM)[None, :]
-    parts = tl.load(
-        parts_ptr + (row * NUM_SPLITS + splits[:, None]) * HEAD_DIM + dims[None, :], mask=mask, other=0.0
-    )  # fmt: skip
-    joined = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
-    tl.store(out_ptr + row * HEAD_DIM + dims, joined.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+    """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1."""
+    best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([HEAD_BLOCK], tl.float32)
+    acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
+    for index in range(num_parts):
+        row = (first_item + index) * NUM_HEADS + heads
+        log_sum = tl.load(sums_ptr + row, mask=in_group, other=0.0, cache_modifier=".cg")
+        part = tl.load(parts_ptr + row[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+        new_best = tl.maximum(best, log_sum)
+        shrink = tl.exp2(best - new_best)
+        weight = tl.exp2(log_sum - new_best)
+        acc = acc * shrink[:, None] + part * weight[:, None]
+        total = total * shrink + weight
+        best = new_best
+    tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def num_splits(num_seqs: int, num_kv_heads: int, num_processors: int) -> int:
-    """Programs per sequence and key head: enough to occupy the device about four times over, at most 32."""
-    wanted = 4 * num_processors // (num_seqs * num_kv_heads)
-    return min(triton.next_power_of_2(wanted + 1) // 2, 32) if wanted > 1 else 1
-
-
-def _decode(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float, out: torch.Tensor) -> None:
-    n, (_, num_heads, head_dim) = batch.num_decodes, q.shape
+def _decode(
+    q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, work: DecodeWork, scale: float, out: torch.Tensor
+) -> None:
+    inputs = batch.inputs
+    _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    splits = num_splits(n, num_kv_heads, _num_processors(q.device))
-    parts, sums = out, out
-    if splits > 1:
-        parts = torch.empty(n, num_heads, splits, head_dim, dtype=torch.float32, device=q.device)
-        sums = torch.empty(n, num_heads, splits, dtype=torch.float32, device=q.device)
-    dim_block = triton.next_power_of_2(head_dim)
-    _decode_kernel[(n, num_kv_heads, splits)](
-        q, kv_cache, batch.page_tables, batch.slots, batch.kv_lengths, parts, sums,
-        scale * _LOG2_E, batch.page_tables.stride(0), kv_cache.stride(0),
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
+    parts = torch.empty(len(work.items), num_heads, head_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
+    _decode_kernel[(num_kv_heads, len(work.items))](
+        q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, work.items, work.head, work.arrived, parts, sums,
+        out, scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=triton.next_power_of_2(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size, KEYS=_KEYS,
-        NUM_SPLITS=splits, PRECISION=_precision(q), num_warps=4, num_stages=3,
+        PRECISION=_precision(q), num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
     )  # fmt: skip
-    if splits > 1:
-        _join_kernel[(n * num_heads,)](
-            parts, sums, out, HEAD_DIM=head_dim, DIM_BLOCK=dim_block, NUM_SPLITS=splits,
-            SPLIT_BLOCK=triton.next_power_of_2(splits), num_warps=2,
-        )  # fmt: skip
+
+
+def _kv_strides(kv_cache: torch.Tensor) -> tuple[int, int, int, int]:
+    """Elements from keys to values, and from one page, token and head to the next."""
+    values, page, token, head, _ = kv_cache.stride()
+    return values, page, token, head
 
 
 @triton.jit
 def _prefill_kernel(
     q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, starts_ptr, blocks_ptr,
-    out_ptr, scale, table_stride, v_offset,
+    num_blocks_ptr, out_ptr, scale, table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     block = tl.num_programs(1) - 1 - tl.program_id(1)  # later blocks attend to more keys: start them first
+    if block >= tl.load(num_blocks_ptr):
+        return
     kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
     seq = tl.load(blocks_ptr + 2 * block)
     first_row = tl.load(blocks_ptr + 2 * block + 1)
@@ -169,27 +226,26 @@ def _prefill_kernel(
     for start in range(0, full, KEYS):
         acc, total, best = _attend(
             q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, kv_head, scale, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, False, PRECISION,
+            v_offset, page_stride, token_stride, kv_head * head_stride, scale, PAGE_SIZE, False, PRECISION,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
         acc, total, best = _attend(
             q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, kv_head, scale, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, True, PRECISION,
+            v_offset, page_stride, token_stride, kv_head * head_stride, scale, PAGE_SIZE, True, PRECISION,
         )  # fmt: skip
     tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _attend(
-    q, acc, total, best, keys, positions, last_key, dims, in_head,
-    table, kv_ptr, v_offset, kv_head, scale,
-    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, acc, total, best, keys, positions, last_key, dims, in_head, table, kv_ptr,
+    v_offset, page_stride, token_stride, head_offset, scale,
+    PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One iteration of the online softmax over the keys at positions `keys`."""
     seen = keys < last_key
     page = tl.load(table + keys // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-    row = ((page * PAGE_SIZE + keys % PAGE_SIZE) * NUM_KV_HEADS + kv_head) * HEAD_DIM
+    row = page * page_stride + (keys % PAGE_SIZE) * token_stride + head_offset
     mask = seen[:, None] & in_head[None, :]
     k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=mask, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
@@ -204,12 +260,13 @@ def _attend(
 
 
 def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float, out: torch.Tensor) -> None:
-    assert batch.query_blocks is not None
+    inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    _prefill_kernel[(num_heads, len(batch.query_blocks))](
-        q, kv_cache, batch.page_tables, batch.slots, batch.kv_lengths, batch.query_starts, batch.query_blocks, out,
-        scale * _LOG2_E, batch.page_tables.stride(0), kv_cache.stride(0),
+    _prefill_kernel[(num_heads, batch.num_blocks)](
+        q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
+        inputs.num_query_blocks, out,
+        scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         DIM_BLOCK=triton.next_power_of_2(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_KEYS,
         PRECISION=_precision(q), num_warps=4, num_stages=3,
@@ -221,6 +278,7 @@ def _precision(q: torch.Tensor) -> str:
     return "ieee" if q.dtype == torch.float32 else "tf32"
 
 
+@functools.cache
 def _num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4

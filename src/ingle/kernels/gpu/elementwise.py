@@ -82,9 +82,10 @@ def _head_weight(q_norm_ptr, k_norm_ptr, columns, of_q, of_k):
 @triton.jit
 def _rotate_and_store_kernel(
     qkv_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_slots_ptr,
-    v_offset, eps,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, NORM: tl.constexpr,
+    v_offset, page_stride, token_stride, head_stride, eps,
+    PAGE_SIZE: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK)[:, None]
@@ -100,7 +101,8 @@ def _rotate_and_store_kernel(
     # A key goes to its slot of the cache, a value to the same slot of the second half, a query to the output.
     slot = tl.load(kv_slots_ptr + token)
     kv_head = tl.where(is_k, heads - NUM_HEADS, heads - NUM_HEADS - NUM_KV_HEADS)
-    kv_row = kv_ptr + (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM + tl.where(is_k, 0, v_offset)
+    kv_row = kv_ptr + slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * token_stride
+    kv_row += kv_head * head_stride + tl.where(is_k, 0, v_offset)
     q_row = q_ptr + (token * NUM_HEADS + heads) * HEAD_DIM
     if REST_BLOCK > 0:
         rest_at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
@@ -152,9 +154,10 @@ def rotate_and_store(
     rest = head_dim - 2 * half
     _rotate_and_store_kernel[(num_tokens, triton.cdiv(total, head_block))](
         qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, kv_cache, kv_slots,
-        kv_cache.stride(0), eps,
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=half, HEAD_BLOCK=head_block,
-        HALF_BLOCK=triton.next_power_of_2(half), REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
+        *kv_cache.stride()[:4], eps,
+        PAGE_SIZE=kv_cache.shape[2], NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
+        HALF=half, HEAD_BLOCK=head_block, HALF_BLOCK=triton.next_power_of_2(half),
+        REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
         NORM=q_norm is not None, num_warps=1 if num_tokens < 64 else 4,
     )  # fmt: skip
     return q

@@ -1,0 +1,86 @@
+"""Times the GPU kernels one by one against the memory bandwidth they could reach: python benchmarks/kernels.py
+
+Decode attention over ragged lengths, several buffers in turn so that no cache holds the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import triton
+
+from ingle.engine.batch import Batch, StepInputs
+from ingle.kernels.gpu import attention
+
+DEVICE = torch.device("cuda")
+
+
+def decode_batch(lengths: list[int], page_size: int, generator: torch.Generator) -> tuple[Batch, int]:
+    """Decoding sequences over shuffled pages; also the number of pages."""
+    pages_of = [-(-length // page_size) for length in lengths]
+    num_pages = 1 + sum(pages_of)
+    order = iter((1 + torch.randperm(num_pages - 1, generator=generator)).tolist())
+    table = torch.zeros(len(lengths), max(pages_of), dtype=torch.int32)
+    for row, count in enumerate(pages_of):
+        table[row, :count] = torch.tensor([next(order) for _ in range(count)], dtype=torch.int32)
+    empty = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    kv_lengths = torch.tensor(lengths, device=DEVICE)
+    inputs = StepInputs(*[empty] * len(StepInputs._fields))._replace(
+        slots=torch.arange(len(lengths), device=DEVICE), kv_lengths=kv_lengths, decode_lengths=kv_lengths
+    )
+    return Batch(inputs, empty, empty, table.to(DEVICE), len(lengths), 0, []), num_pages
+
+
+def time_decode(lengths: list[int], heads: int, kv_heads: int, head_dim: int, page_size: int, by_head: bool) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    batch, num_pages = decode_batch(lengths, page_size, generator)
+    shape = (2, num_pages, kv_heads, page_size, head_dim) if by_head else (2, num_pages, page_size, kv_heads, head_dim)
+    num_bytes = 2 * sum(lengths) * kv_heads * head_dim * 2
+    copies = max(2, -(-200_000_000 // num_bytes))
+    caches = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
+    if by_head:
+        caches = [cache.transpose(2, 3) for cache in caches]
+    q = torch.randn(len(lengths), heads, head_dim, device=DEVICE, dtype=torch.bfloat16)
+
+    def run() -> None:
+        for cache in caches:
+            attention.paged_attention(q, cache, batch, head_dim**-0.5)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    ms = triton.testing.do_bench(graph.replay, warmup=5, rep=30, return_mode="median") / copies
+    return {"us": ms * 1e3, "gb_per_s": num_bytes / ms / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    ragged = torch.randint(100, 2048, (256,), generator=torch.Generator().manual_seed(1)).tolist()
+    cases = {
+        "1 x 400": [400],
+        "1 x 4000": [4000],
+        "36 x 300": [300] * 36,
+        "256 x 260": [260] * 256,
+        "256 ragged": ragged,
+    }
+    models = {"qwen3-0.6b": (16, 8, 128), "qwen2-7b": (28, 4, 128)}
+    results = []
+    for model, (heads, kv_heads, head_dim) in models.items():
+        for name, lengths in cases.items():
+            for by_head in (False, True):
+                figures = time_decode(lengths, heads, kv_heads, head_dim, 16, by_head)
+                row = {"kernel": "decode attention", "model": model, "case": name, "by_head": by_head, **figures}
+                results.append(row)
+                print(f"{model:12} {name:12} by_head={by_head!s:5} {row['us']:8.1f} us {row['gb_per_s']:8.0f} GB/s")
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

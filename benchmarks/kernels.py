@@ -1,11 +1,13 @@
 """Times the GPU kernels one by one against the memory bandwidth they could reach: python benchmarks/kernels.py
 
-Decode attention over ragged lengths, several buffers in turn so that no cache holds the input.
+Decode attention over even and ragged lengths, several buffers in turn so that no cache holds the input; prefill
+attention over whole prompts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -34,15 +36,13 @@ def decode_batch(lengths: list[int], page_size: int, generator: torch.Generator)
     return Batch(inputs, empty, empty, table.to(DEVICE), len(lengths), 0, []), num_pages
 
 
-def time_decode(lengths: list[int], heads: int, kv_heads: int, head_dim: int, page_size: int, by_head: bool) -> dict:
+def time_decode(lengths: list[int], heads: int, kv_heads: int, head_dim: int, page_size: int) -> dict:
     generator = torch.Generator().manual_seed(0)
     batch, num_pages = decode_batch(lengths, page_size, generator)
-    shape = (2, num_pages, kv_heads, page_size, head_dim) if by_head else (2, num_pages, page_size, kv_heads, head_dim)
+    shape = (2, num_pages, page_size, kv_heads, head_dim)
     num_bytes = 2 * sum(lengths) * kv_heads * head_dim * 2
     copies = max(2, -(-200_000_000 // num_bytes))
     caches = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
-    if by_head:
-        caches = [cache.transpose(2, 3) for cache in caches]
     q = torch.randn(len(lengths), heads, head_dim, device=DEVICE, dtype=torch.bfloat16)
 
     def run() -> None:
@@ -55,6 +55,31 @@ def time_decode(lengths: list[int], heads: int, kv_heads: int, head_dim: int, pa
         run()
     ms = triton.testing.do_bench(graph.replay, warmup=5, rep=30, return_mode="median") / copies
     return {"us": ms * 1e3, "gb_per_s": num_bytes / ms / 1e6}
+
+
+def time_prefill(lengths: list[int], heads: int, kv_heads: int, head_dim: int, page_size: int) -> dict:
+    """Whole prompts of these lengths, nothing cached before them."""
+    generator = torch.Generator().manual_seed(0)
+    batch, num_pages = decode_batch(lengths, page_size, generator)
+    starts = [0, *itertools.accumulate(lengths)]
+    blocks = [
+        (seq, starts[seq] + offset)
+        for seq, length in enumerate(lengths)
+        for offset in range(0, length, attention.QUERY_BLOCK)
+    ]
+    batch.inputs = batch.inputs._replace(
+        query_starts=torch.tensor(starts, device=DEVICE),
+        query_blocks=torch.tensor(blocks, device=DEVICE).view(-1),
+        num_query_blocks=torch.tensor([len(blocks)], device=DEVICE),
+    )
+    batch.num_decodes, batch.num_blocks = 0, len(blocks)
+    cache = torch.randn(2, num_pages, page_size, kv_heads, head_dim, device=DEVICE, dtype=torch.bfloat16)
+    q = torch.randn(sum(lengths), heads, head_dim, device=DEVICE, dtype=torch.bfloat16)
+    ms = triton.testing.do_bench(
+        lambda: attention.paged_attention(q, cache, batch, head_dim**-0.5), warmup=5, rep=30, return_mode="median"
+    )
+    flops = sum(4 * heads * head_dim * length * (length + 1) / 2 for length in lengths)
+    return {"us": ms * 1e3, "tflop_per_s": flops / ms / 1e9}
 
 
 def main() -> None:
@@ -73,11 +98,13 @@ def main() -> None:
     results = []
     for model, (heads, kv_heads, head_dim) in models.items():
         for name, lengths in cases.items():
-            for by_head in (False, True):
-                figures = time_decode(lengths, heads, kv_heads, head_dim, 16, by_head)
-                row = {"kernel": "decode attention", "model": model, "case": name, "by_head": by_head, **figures}
-                results.append(row)
-                print(f"{model:12} {name:12} by_head={by_head!s:5} {row['us']:8.1f} us {row['gb_per_s']:8.0f} GB/s")
+            figures = time_decode(lengths, heads, kv_heads, head_dim, 16)
+            results.append({"kernel": "decode attention", "model": model, "case": name, **figures})
+            print(f"{model:12} decode  {name:12} {figures['us']:8.1f} us {figures['gb_per_s']:8.0f} GB/s")
+        for name, lengths in {"4 x 2048": [2048] * 4, "16 x 512": [512] * 16}.items():
+            figures = time_prefill(lengths, heads, kv_heads, head_dim, 16)
+            results.append({"kernel": "prefill attention", "model": model, "case": name, **figures})
+            print(f"{model:12} prefill {name:12} {figures['us']:8.1f} us {figures['tflop_per_s']:8.0f} TFLOP/s")
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -16,6 +16,7 @@ import tyro
 
 from ingle.bench.profile import profile_decode, profile_prefill, table
 from ingle.bench.roofline import measure_ceilings
+from ingle.bench.startup import measure_startup
 from ingle.bench.throughput import Result, measure, warm_up
 from ingle.bench.workloads import select
 from ingle.channel import EngineInfo
@@ -44,6 +45,10 @@ class EngineOptions:
     """No CUDA graphs."""
     overlap: bool | None = None
     """Plan and launch the next step while this one runs. Default: on a GPU only."""
+
+    def config(self) -> EngineConfig:
+        """Without prefix cache: repeated runs must compute what they claim to."""
+        return EngineConfig(**asdict(self), enable_prefix_caching=False)
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,39 @@ class Profile:
     """Write the figures here as JSON."""
 
 
+@dataclass(frozen=True)
+class StartupOptions:
+    """Print the seconds from a process's start to its first token, with a cold and a warm cache of GPU kernels."""
+
+    engine: EngineOptions
+    output: Path | None = None
+    """Write the figures here as JSON."""
+
+
 def main(argv: Sequence[str]) -> None:
     """`argv` without `ingle bench`."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"throughput": Throughput, "profile": Profile},
+        {"throughput": Throughput, "profile": Profile, "startup": StartupOptions},
         args=argv,
         prog="ingle bench",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
-    throughput(command) if isinstance(command, Throughput) else profile(command)
+    if isinstance(command, Throughput):
+        throughput(command)
+    elif isinstance(command, Profile):
+        profile(command)
+    else:
+        startup(command)
+
+
+def startup(options: StartupOptions) -> None:
+    config = options.engine.config()
+    results = measure_startup(config, ensure_model(config.model).path)
+    for result in results:
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.phases_s.items())
+        print(f"{result.kernel_cache} kernel cache: first token after {result.first_token_s:.2f} s ({phases})")
+    if options.output is not None:
+        options.output.write_text(json.dumps([result.as_dict() for result in results], indent=1) + "\n")
 
 
 def profile(options: Profile) -> None:
@@ -160,8 +189,7 @@ def _status(text: str) -> None:
 
 
 def _engine(options: EngineOptions) -> tuple[Engine, EngineInfo, Path]:
-    """An engine without prefix cache: repeated runs must compute what they claim to."""
-    config = EngineConfig(**asdict(options), enable_prefix_caching=False)
+    config = options.config()
     path = ensure_model(config.model).path
     engine, info = build_engine(config, path, lambda stage: _status(stage))
     for notice in info.notices:

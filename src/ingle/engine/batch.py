@@ -25,7 +25,7 @@ class DecodeWork:
     """The keys of all decoding sequences in pieces of equal length, as a GPU's attention kernel shares them out."""
 
     items: torch.Tensor
-    """int32 [N, 2]: the sequence of each piece and its index in it; N is an upper bound."""
+    """int32 [N, 4]: of each piece its sequence, its index in it, the slot and the length; N is an upper bound."""
     head: torch.Tensor
     """int64 [2]: the number of pieces, and the keys in each."""
     arrived: torch.Tensor

@@ -21,7 +21,8 @@ _KEYS = 64
 """Keys that one iteration of a kernel reads; also the granularity of splits."""
 _PROGRAMS_PER_PROCESSOR = 3
 _ROUNDS = 2
-_DECODE_WARPS, _DECODE_STAGES = 4, 3
+_DECODE_WARPS, _DECODE_STAGES = 4, 2
+_PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
 _LOG2_E = 1.4426950408889634
 
 
@@ -30,7 +31,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale
     out = torch.empty_like(q)
     if batch.num_decodes:
         if batch.decode_work is None:  # the first layer makes it, the others find it
-            batch.decode_work = split_decodes(batch.inputs.decode_lengths[: batch.num_decodes], kv_cache.shape[3])
+            batch.decode_work = split_decodes(batch, kv_cache.shape[3])
         _decode(q, kv_cache, batch, batch.decode_work, scale, out)
     if batch.num_blocks:
         _prefill(q, kv_cache, batch, scale, out)
@@ -39,7 +40,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale
 
 @triton.jit
 def _split_kernel(
-    lengths_ptr, items_ptr, head_ptr, num_seqs, wanted_items,
+    lengths_ptr, slots_ptr, items_ptr, head_ptr, num_seqs, wanted_items,
     SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Cuts the keys of all sequences into items of equal length; each program lists those of its own sequence."""
@@ -50,28 +51,31 @@ def _split_kernel(
     counts = tl.cdiv(lengths, split)
     first = tl.sum(tl.where(seqs < seq, counts, 0), 0)
     count = tl.sum(tl.where(seqs == seq, counts, 0), 0)
+    slot, length = tl.load(slots_ptr + seq), tl.load(lengths_ptr + seq)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        tl.store(items_ptr + (first + index) * 2, seq, mask=index < count)
-        tl.store(items_ptr + (first + index) * 2 + 1, index, mask=index < count)
+        item = items_ptr + (first + index) * 4
+        tl.store(item, seq, mask=index < count)
+        tl.store(item + 1, index, mask=index < count)
+        tl.store(item + 2, slot, mask=index < count)
+        tl.store(item + 3, length, mask=index < count)
     if seq == 0:
         tl.store(head_ptr, tl.sum(counts, 0))
         tl.store(head_ptr + 1, split)
 
 
-def split_decodes(lengths: torch.Tensor, num_kv_heads: int) -> DecodeWork:
-    """Equal pieces of work over sequences of `lengths` int64 [B], for a device to spread over its processors.
-
-    A length of 0 stands for no sequence.
-    """
+def split_decodes(batch: Batch, num_kv_heads: int) -> DecodeWork:
+    """Equal pieces of work over the decoding sequences of a batch, for a device to spread over its processors."""
+    lengths = batch.inputs.decode_lengths[: batch.num_decodes]
     num_seqs, device = len(lengths), lengths.device
     # Few sequences: as many pieces as run at once. Many: enough more that the last to end does not end late.
     rounds = 1 if num_seqs * num_kv_heads < _num_processors(device) else _ROUNDS
     wanted = max(rounds * _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_kv_heads, 1)
-    items = torch.empty(num_seqs + wanted, 2, dtype=torch.int32, device=device)
+    items = torch.empty(num_seqs + wanted, 4, dtype=torch.int32, device=device)
     head = torch.empty(2, dtype=torch.int64, device=device)
     _split_kernel[(num_seqs,)](
         lengths,
+        batch.inputs.slots,
         items,
         head,
         num_seqs,
@@ -86,8 +90,8 @@ def split_decodes(lengths: torch.Tensor, num_kv_heads: int) -> DecodeWork:
 
 @triton.jit
 def _decode_kernel(
-    q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, items_ptr, head_ptr, arrived_ptr, parts_ptr, sums_ptr,
-    out_ptr, scale, table_stride, v_offset, page_stride, token_stride, head_stride,
+    q_ptr, kv_ptr, page_tables_ptr, items_ptr, head_ptr, arrived_ptr, parts_ptr, sums_ptr, out_ptr, scale,
+    table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -101,15 +105,15 @@ def _decode_kernel(
     dims = tl.arange(0, DIM_BLOCK)
     in_head = dims < HEAD_DIM
     mask = (rows < GROUP)[:, None] & in_head[None, :]
-    seq = tl.load(items_ptr + item * 2)
-    index = tl.load(items_ptr + item * 2 + 1)
-    length = tl.load(lengths_ptr + seq)
+    seq = tl.load(items_ptr + item * 4)
+    index = tl.load(items_ptr + item * 4 + 1)
+    table = page_tables_ptr + tl.load(items_ptr + item * 4 + 2) * table_stride
+    length = tl.load(items_ptr + item * 4 + 3)
     first_key = index * split
     last_key = tl.minimum(first_key + split, length)
     heads = kv_head * GROUP + rows
     place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + place, mask=mask, other=0.0)
-    table = page_tables_ptr + tl.load(slots_ptr + seq) * table_stride
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
     acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
@@ -171,14 +175,13 @@ def _join(
 def _decode(
     q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, work: DecodeWork, scale: float, out: torch.Tensor
 ) -> None:
-    inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
     parts = torch.empty(len(work.items), num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
     _decode_kernel[(num_kv_heads, len(work.items))](
-        q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, work.items, work.head, work.arrived, parts, sums,
-        out, scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
+        q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
+        scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=triton.next_power_of_2(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size, KEYS=_KEYS,
         PRECISION=_precision(q), num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
@@ -246,7 +249,7 @@ def _attend(
     seen = keys < last_key
     page = tl.load(table + keys // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
     row = page * page_stride + (keys % PAGE_SIZE) * token_stride + head_offset
-    mask = seen[:, None] & in_head[None, :]
+    mask = (seen[:, None] | (not MASKED)) & in_head[None, :]
     k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=mask, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if MASKED:
@@ -268,8 +271,8 @@ def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float
         inputs.num_query_blocks, out,
         scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=triton.next_power_of_2(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_KEYS,
-        PRECISION=_precision(q), num_warps=4, num_stages=3,
+        DIM_BLOCK=triton.next_power_of_2(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_PREFILL_KEYS,
+        PRECISION=_precision(q), num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES,
     )  # fmt: skip
 
 

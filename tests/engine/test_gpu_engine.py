@@ -1,0 +1,67 @@
+"""The engine on a GPU: kernels, CUDA graphs and overlap change nothing in what a request gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ingle.engine.engine import Engine
+from ingle.request import EngineRequest, SamplingParams
+from tests.engine.test_engine import mixed_requests, run_at_random_moments
+from tests.model.test_parity import CHECKPOINTS
+from tests.support import engine_for, engine_logits, random_prompt, reference_model, run, save_checkpoint
+
+pytestmark = pytest.mark.gpu
+
+
+def gpu_engine(folder: Path, **options: Any) -> Engine:
+    return engine_for(
+        folder, **{"device": "cuda", "kv_cache_memory": "64MiB", "max_num_batched_tokens": 256, **options}
+    )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.08)])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_logits_equal_transformers(name: str, dtype: str, tolerance: float, tmp_path: Path) -> None:
+    model_type, overrides = CHECKPOINTS[name]
+    save_checkpoint(tmp_path, model_type, **overrides)
+    prompt = random_prompt(1, 150)
+    with torch.inference_mode():
+        expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
+    logits = engine_logits(gpu_engine(tmp_path, dtype=dtype, enforce_eager=True), prompt).float().cpu()
+    scale = float(expected.std())
+    torch.testing.assert_close(logits / scale, expected / scale, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"), hidden_size=128, num_attention_heads=8)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("eager", [False, True])
+def test_batched_equals_alone(folder: Path, overlap: bool, eager: bool) -> None:
+    """float32: 64 requests at random moments, few pages, small steps, against each alone without graphs or overlap."""
+    requests = mixed_requests(64)
+    plain = gpu_engine(folder, enforce_eager=True, overlap=False, enable_prefix_caching=False, block_size=8)
+    alone: dict[str, list[int]] = {}
+    for request in requests:
+        alone |= run(plain, [request])
+    tight = gpu_engine(folder, enforce_eager=eager, overlap=overlap, block_size=8, num_gpu_blocks_override=33,
+                       max_num_batched_tokens=24, max_num_seqs=12)  # fmt: skip
+    assert run_at_random_moments(tight, requests) == alone
+    assert tight.scheduler.num_preemptions > 0
+
+
+def test_long_contexts_split_over_many_programs(folder: Path) -> None:
+    """One sequence alone is split far more than in a batch, and must decode to the same tokens."""
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    requests = [EngineRequest(str(i), random_prompt(i, 400 + i), params) for i in range(12)]
+    engine = gpu_engine(folder, enable_prefix_caching=False, max_num_batched_tokens=512)
+    alone: dict[str, list[int]] = {}
+    for request in requests:
+        alone |= run(engine, [request])
+    assert run(engine, requests) == alone

@@ -23,17 +23,20 @@ def gpu_engine(folder: Path, **options: Any) -> Engine:
     )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.08)])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_logits_equal_transformers(name: str, dtype: str, tolerance: float, tmp_path: Path) -> None:
+def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+    """float32 to 1e-4; bfloat16, whose products carry 8 bits, to 3 % of the logits' norm."""
     model_type, overrides = CHECKPOINTS[name]
     save_checkpoint(tmp_path, model_type, **overrides)
     prompt = random_prompt(1, 150)
     with torch.inference_mode():
         expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
-    logits = engine_logits(gpu_engine(tmp_path, dtype=dtype, enforce_eager=True), prompt).float().cpu()
-    scale = float(expected.std())
-    torch.testing.assert_close(logits / scale, expected / scale, atol=tolerance, rtol=0)
+    exact, rounded = (
+        engine_logits(gpu_engine(tmp_path, dtype=dtype, enforce_eager=True), prompt).float().cpu()
+        for dtype in ("float32", "bfloat16")
+    )
+    torch.testing.assert_close(exact, expected, atol=1e-4, rtol=0)
+    assert (rounded - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.fixture(scope="module")

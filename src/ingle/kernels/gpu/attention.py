@@ -16,7 +16,7 @@ import triton.language as tl
 from ingle.engine.batch import QUERY_BLOCK, Batch, DecodeWork
 
 _MIN_DOT = 16
-"""Rows that the matrix units need at least."""
+"""Rows and columns that the matrix units need at least."""
 _KEYS = 64
 """Keys that one iteration of a kernel reads; also the granularity of splits."""
 _PROGRAMS_PER_PROCESSOR = 3
@@ -182,7 +182,7 @@ def _decode(
     _decode_kernel[(num_kv_heads, len(work.items))](
         q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
         scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=triton.next_power_of_2(head_dim),
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size, KEYS=_KEYS,
         PRECISION=_precision(q), num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
     )  # fmt: skip
@@ -271,9 +271,13 @@ def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float
         inputs.num_query_blocks, out,
         scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=triton.next_power_of_2(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_PREFILL_KEYS,
+        DIM_BLOCK=_dim_block(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_PREFILL_KEYS,
         PRECISION=_precision(q), num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES,
     )  # fmt: skip
+
+
+def _dim_block(head_dim: int) -> int:
+    return max(int(triton.next_power_of_2(head_dim)), _MIN_DOT)
 
 
 def _precision(q: torch.Tensor) -> str:

@@ -90,6 +90,22 @@ def test_a_bug_is_not_hidden(ingle: Run, boom: types.ModuleType) -> None:
         ingle("boom")
 
 
+def test_interrupted_while_importing() -> None:
+    """Even when the module that is imported swallows what the signal raises."""
+    code = """
+import signal
+from ingle.cli.local import importing
+with importing():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        pass
+    print("survived")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 

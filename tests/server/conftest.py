@@ -8,13 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from ingle.server.app import create_app
 from ingle.server.context import ServerContext
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.tokenizer import Tokenizer, load_tokenizer
 
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, client_of
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ingle.cli.flags import Hidden
+from ingle.cli.main import EXIT_INTERRUPTED
 from ingle.config import EngineConfig
 from ingle.request import SamplingParams
 
@@ -51,12 +55,26 @@ class Sampling:
         return SamplingParams(**{"max_tokens": max_tokens, **model_defaults, **given})
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that take seconds: Ctrl-C ends the process with code 130 instead of raising.
+
+    Extension modules swallow a `KeyboardInterrupt` that hits their set-up, or turn it into an `ImportError`.
+    """
+    previous = signal.signal(signal.SIGINT, lambda signum, frame: os._exit(EXIT_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def load_llm(engine: EngineConfig) -> LLM:
     """Load the model, pulling it first when it is in the catalog and not on this machine yet."""
     from ingle.hub.resolve import ensure_model
 
     ensure_model(engine.model)  # LLM does this too, but its import brings torch: a wrong name should not wait for that
-    from ingle.llm import LLM
+    with importing():
+        from ingle.llm import LLM
 
     options = {field.name: getattr(engine, field.name) for field in dataclasses.fields(engine) if field.name != "model"}
     return LLM(engine.model, **options)

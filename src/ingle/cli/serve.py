@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse
+from ingle.cli.local import importing
 from ingle.config import EngineConfig, ServerConfig
 
 
@@ -23,6 +24,7 @@ class Serve:
 def main(argv: Sequence[str]) -> None:
     flags = parse(Serve, argv, command="serve")
 
-    from ingle.server.launch import run_server
+    with importing():
+        from ingle.server.launch import run_server
 
     run_server(flags.engine, flags.server)

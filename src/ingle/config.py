@@ -93,6 +93,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 8000
+    """Port to listen on; 0 for any free one."""
     served_model_name: tuple[str, ...] = ()
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
     api_key: tuple[str, ...] = ()
@@ -100,6 +101,7 @@ class ServerConfig:
     chat_template: str | None = None
     """A Jinja file (or the template itself) to use instead of the model's own."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least grave messages that are written to stderr."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
 

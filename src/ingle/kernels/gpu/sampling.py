@@ -91,7 +91,7 @@ def _draw_kernel(
 @triton.jit
 def _ordered(bits):
     """Maps the bits of a float32 to uint32 in the order of the floats, and (being its own mirror) is undone below."""
-    return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def _bisect(
             passes = (_ordered(logits.to(tl.uint32, bitcast=True)) >= candidate) & (logits >= floor) & (ids < VOCAB)
             amount += tl.where(passes, 1.0 if COUNT else tl.exp((logits - top) / temperature), 0.0)
         found = tl.where(tl.sum(amount, 0) >= wanted, candidate, found)
-    bits = tl.where(found >> 31 == 1, found & 0x7FFFFFFF, ~found)
+    bits = tl.where(found >> 31 == 1, found & 0x7FFFFFFF, found ^ 0xFFFFFFFF)
     return tl.maximum(bits.to(tl.float32, bitcast=True), floor)
 
 

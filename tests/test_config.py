@@ -1,0 +1,35 @@
+"""Configuration: refused once, at the door, with what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ingle.config import EngineConfig, ServerConfig, parse_bytes
+from ingle.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4GiB", 4 << 30), ("512m", 512 << 20), ("1.5 G", 3 << 29), ("100", 100), ("2kb", 2048)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_bytes("--kv-cache-memory", text) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_cache_memory": "lots"}, {"kv_cache_memory": "0"}, {"max_model_len": 0}, {"gpu_memory_utilization": 1.5},
+        {"block_size": 17}, {"tensor_parallel_size": 2}, {"quantization": "awq"}, {"trust_remote_code": True},
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_used_are_refused_with_their_flag(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
+        EngineConfig(model="x", **options)
+
+
+def test_a_port_is_a_port() -> None:
+    with pytest.raises(ConfigError, match="--port 70000"):
+        ServerConfig(port=70000)

@@ -25,11 +25,18 @@ def main() -> None:
     for shape in options.shapes:
         for command in ("throughput", "startup"):
             output = options.results / f"{time.strftime('%Y-%m-%d')}-gpu-{command}-{shape}.json"
-            arguments = [command, str(HERE / "shapes" / shape), "--load-format", "dummy", "--output", str(output)]
+            arguments = [
+                command,
+                f"benchmarks/shapes/{shape}",
+                "--load-format",
+                "dummy",
+                "--output",
+                str(output.absolute()),
+            ]
             if command == "throughput":
                 arguments += ["--num-runs", options.num_runs, "--workload", *options.workload]
             print(f"== {shape}: {command}", flush=True)
-            subprocess.run([sys.executable, "-m", "ingle", "bench", *arguments], check=True)
+            subprocess.run([sys.executable, "-m", "ingle", "bench", *arguments], check=True, cwd=HERE.parent)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ingle.errors import ConfigError
 
@@ -57,6 +57,10 @@ class EngineConfig:
     """Plan and launch the next step while this one runs. Default: on a GPU only."""
 
     def __post_init__(self) -> None:
+        for field, allowed in (("dtype", DType), ("load_format", LoadFormat), ("device", Device)):
+            if getattr(self, field) not in get_args(allowed):
+                flag = field.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, field)!r} is not one of {', '.join(get_args(allowed))}")
         _at_least("max_model_len", self.max_model_len, 1)
         _at_least("max_num_seqs", self.max_num_seqs, 1)
         _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
@@ -119,5 +123,7 @@ def parse_bytes(flag: str, text: str) -> int:
 
 
 def _at_least(field: str, value: int | None, low: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not a whole number")
     if value is not None and value < low:
         raise ConfigError(f"--{field.replace('_', '-')} {value} is too small: give at least {low}")

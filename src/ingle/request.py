@@ -36,7 +36,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one. In [0, 1]."""
     seed: int | None = None
-    """Same seed, same prompt, same parameters: same tokens, whatever else is in the batch."""
+    """Same seed, same prompt, same parameters: same tokens, whatever else is in the batch.
+
+    Exact as far as the logits are: 16-bit products round differently in batches of different sizes.
+    """
     repetition_penalty: float = 1.0
     """Divides positive (multiplies negative) logits of tokens seen in prompt or output. > 0."""
     presence_penalty: float = 0.0
@@ -133,7 +136,7 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
         kind = "an integer" if whole else "a number"
         raise RequestError(f"{name} must be {kind}, got {value!r}", param=name)
     if math.isnan(value) or not low <= value <= high:
-        bound = f"at least {low}" if high in (_I64_MAX, math.inf) else f"between {low} and {high}"
+        bound = f"at least {low}" if high == _I64_MAX and value < low else f"between {low} and {high}"
         raise RequestError(f"{name} must be {bound}, got {value}", param=name)
 
 

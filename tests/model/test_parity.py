@@ -80,6 +80,7 @@ def test_dynamic_scaling_stretches_for_a_longer_context(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, torch.cat((cos[0, :, :8], sin[0, :, :8]), -1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.timeout(900)  # half a minute on two idle cores
 def test_default_model_equals_transformers_on_the_same_file(smollm2_gguf: Path) -> None:
     """32 prompts x 64 greedy tokens, float32.
 

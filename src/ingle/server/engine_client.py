@@ -74,6 +74,7 @@ class EngineClient:
         self.stats = EngineStats()
         self.closed = asyncio.Event()
         self.failure: str | None = None
+        self._closing = False
         self._process = process
         self._channel = channel
         self._queues: dict[str, asyncio.Queue[EngineOutput | None]] = {}
@@ -122,7 +123,7 @@ class EngineClient:
                 yield output
         finally:
             del self._queues[request.id]
-            if not finished and self.failure is None:
+            if not finished and self.failure is None and not self._closing:
                 self._channel.send(Abort(request.id))
 
     def health(self) -> HealthStatus:
@@ -157,6 +158,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """Ends the engine; requests still running are dropped."""
+        self._closing = True
         self._reader.cancel()
         self._channel.close()
         await asyncio.to_thread(self._process.stop)

@@ -144,6 +144,6 @@ def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, sec
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
     logger.info("ready in %.2f s (engine: %s)", seconds, phases)
     key = " -H 'Authorization: Bearer YOUR_KEY'" if context.api_keys else ""
-    body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
+    body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0.2, "max_tokens": 64}
     logger.info("base URL: %s/v1\ntry it: curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'",
                 url, url, key, json.dumps(body, ensure_ascii=False))  # fmt: skip

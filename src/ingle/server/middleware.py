@@ -5,6 +5,7 @@ Starlette's `BaseHTTPMiddleware` is not used: it pipes every streamed chunk thro
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
@@ -23,6 +24,8 @@ access_logger = logging.getLogger("ingle.access")
 
 CLIENT_CLOSED_REQUEST = 499
 """What the access log says of a client that left before its answer; nginx's number."""
+SERVER_STOPPED = 503
+"""What it says of an answer that the server's own end cut off."""
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -53,6 +56,8 @@ class RequestScope:
             await self._app(scope, receive, send_named)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:
+            status = SERVER_STOPPED  # the server gives up on answers that outlast its grace; this task ends here
         except Exception as error:
             if status:
                 raise  # part of the answer is out: only the closed connection can tell the client

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingle.errors import ConfigError, ModelError
+from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -29,12 +29,11 @@ def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
     Raises `ModelError` and `ConfigError`.
     """
     tokenizer = load_tokenizer(path, None if chat_template is None else _given_template(chat_template))
-    template = tokenizer.chat_template
-    return TextSide(
-        tokenizer,
-        ChatTemplate(template, tokenizer.special_tokens) if template is not None else None,
-        default_sampling(path),
-    )
+    source = tokenizer.chat_template
+    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
+    if chat_template is not None and template is not None:
+        _try(template)
+    return TextSide(tokenizer, template, default_sampling(path))
 
 
 def default_sampling(path: Path) -> dict[str, Any]:
@@ -49,6 +48,14 @@ def default_sampling(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{file} holds no JSON object")
     return {name: config[name] for name in _SAMPLING_FIELDS if isinstance(config.get(name), (int, float))}
+
+
+def _try(template: ChatTemplate) -> None:
+    """A template that the user gave fails at the start, not at the first request."""
+    try:
+        template.render([{"role": "user", "content": "Hello"}])
+    except RequestError as error:
+        raise ConfigError(f"--chat-template cannot render a user's message: {error}") from error
 
 
 def _given_template(text: str) -> str:

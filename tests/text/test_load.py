@@ -1,0 +1,34 @@
+"""The text side of a model, and what the user may replace in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ingle.errors import ConfigError, ModelError
+from ingle.text.load import default_sampling, load_text_side
+
+
+def test_a_given_template_replaces_the_models_own(smollm2_gguf: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    template = load_text_side(smollm2_gguf, str(file)).chat_template
+    assert template is not None and template.render([{"role": "user", "content": "你好"}]) == "<你好>"
+
+
+@pytest.mark.parametrize("given", ["{% for %}", "{{ raise_exception('no') }}", "missing.jinja"])
+def test_a_given_template_that_cannot_work_fails_at_the_start(smollm2_gguf: Path, given: str) -> None:
+    with pytest.raises(ConfigError, match="--chat-template"):
+        load_text_side(smollm2_gguf, given)
+
+
+def test_sampling_defaults_come_from_the_generation_config(tmp_path: Path) -> None:
+    assert default_sampling(tmp_path) == {}
+    config = {"temperature": 0.6, "top_k": 20, "do_sample": True, "max_length": 5}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    assert default_sampling(tmp_path) == {"temperature": 0.6, "top_k": 20}
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="no JSON object"):
+        default_sampling(tmp_path)

@@ -10,7 +10,9 @@ from ingle.weights import dequantize
 from ingle.weights.dequantize import dequantize_into
 from ingle.weights.gguf import GgufFile, GgufTensor
 
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+SMALL = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"]
+LARGE = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"]
+TYPES = [*SMALL, *LARGE]
 
 
 def stored(write_gguf, type_name: str, rows: int, columns: int, seed: int = 0) -> tuple[GgufTensor, np.ndarray]:
@@ -24,8 +26,9 @@ def stored(write_gguf, type_name: str, rows: int, columns: int, seed: int = 0) -
 
 
 @pytest.mark.parametrize("type_name", TYPES)
-@pytest.mark.parametrize("rows, columns", [(1, 32), (7, 96), (33, 64)])
-def test_float32_equals_the_reference_exactly(write_gguf, type_name: str, rows: int, columns: int) -> None:
+@pytest.mark.parametrize("rows, blocks", [(1, 1), (7, 3), (33, 2)])
+def test_float32_equals_the_reference_exactly(write_gguf, type_name: str, rows: int, blocks: int) -> None:
+    columns = blocks * (256 if type_name in LARGE else 32)
     tensor, expected = stored(write_gguf, type_name, rows, columns, seed=rows)
     out = torch.full((rows, columns), 7.0)
     dequantize_into(tensor, out)
@@ -34,9 +37,9 @@ def test_float32_equals_the_reference_exactly(write_gguf, type_name: str, rows: 
 
 @pytest.mark.parametrize("type_name", TYPES)
 def test_chunks_join_without_a_seam(write_gguf, type_name: str, monkeypatch) -> None:
-    tensor, expected = stored(write_gguf, type_name, 10, 64)
-    monkeypatch.setattr(dequantize, "_CHUNK_ELEMENTS", 3 * 64)
-    out = torch.empty(10, 64)
+    tensor, expected = stored(write_gguf, type_name, 10, 512)
+    monkeypatch.setattr(dequantize, "_CHUNK_ELEMENTS", 3 * 512)
+    out = torch.empty(10, 512)
     dequantize_into(tensor, out)
     np.testing.assert_array_equal(out.numpy(), expected)
 
@@ -59,6 +62,6 @@ def test_slice_of_a_fused_parameter_and_row_order(write_gguf) -> None:
 
 
 def test_unsupported_type_names_tensor_type_and_alternatives(write_gguf) -> None:
-    tensor, _ = stored(write_gguf, "Q6_K", 2, 256)
-    with pytest.raises(ModelError, match=r"tensor w is stored as Q6_K; ingle reads F32, .*Q8_0"):
+    tensor, _ = stored(write_gguf, "IQ2_XXS", 2, 256)
+    with pytest.raises(ModelError, match=r"tensor w is stored as IQ2_XXS; ingle reads F32, .*Q8_0"):
         dequantize_into(tensor, torch.empty(2, 256))

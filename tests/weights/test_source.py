@@ -175,6 +175,14 @@ def test_safetensors_missing_shard_and_lying_index(sharded: Path) -> None:
         SafetensorsSource(sharded)
 
 
+def test_stored_types_count_numbers(sharded: Path, write_gguf, model_metadata) -> None:
+    assert SafetensorsSource(sharded).stored_types == {"F32": 6, "BF16": 4}
+    kinds = {"token_embd.weight": gguf.GGMLQuantizationType.Q4_0}
+    path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64), "output_norm.weight": random(64)}, kinds)
+    assert GgufSource(path).stored_types == {"Q4_0": 2560, "F32": 64}
+    assert DummySource(0, tied=True).stored_types == {}
+
+
 def test_safetensors_wrong_shape_and_quantized_checkpoints(tmp_path: Path) -> None:
     tensors = {
         "w": torch.zeros(2, 3),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,11 @@ class WeightSource(Protocol):
     """Tensors by Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`."""
 
     def __contains__(self, name: str) -> bool: ...
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        """Numbers stored in each type, such as Q4_K or BF16, the most first; empty for made-up weights."""
+        ...
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, of any float dtype, on any device, maybe a slice of a fused parameter, with the named tensor.
@@ -73,6 +80,10 @@ class GgufSource:
 
     def __contains__(self, name: str) -> bool:
         return gguf_tensor_name(name) in self._file.tensors
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        return self._file.parameters_by_type
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         gguf_name = gguf_tensor_name(name)
@@ -116,6 +127,15 @@ class SafetensorsSource:
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for name, file in self._files.items():
+            with _reading(file):
+                stored = self._handle(file).get_slice(name)
+                counts[stored.get_dtype()] += math.prod(stored.get_shape())
+        return dict(counts.most_common())
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         file = self._files.get(name)
@@ -172,6 +192,10 @@ class DummySource:
 
     def __contains__(self, name: str) -> bool:
         return not (self._tied and name == "lm_head.weight")
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        return {}
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()

@@ -16,6 +16,7 @@ import triton
 
 from ingle.engine.batch import Batch, StepInputs
 from ingle.kernels.gpu import attention
+from ingle.model.architecture import AttentionOptions
 
 DEVICE = torch.device("cuda")
 
@@ -47,7 +48,7 @@ def time_decode(lengths: list[int], heads: int, kv_heads: int, head_dim: int, pa
 
     def run() -> None:
         for cache in caches:
-            attention.paged_attention(q, cache, batch, head_dim**-0.5)
+            attention.paged_attention(q, cache, batch, AttentionOptions(head_dim**-0.5))
 
     run()
     graph = torch.cuda.CUDAGraph()
@@ -76,7 +77,10 @@ def time_prefill(lengths: list[int], heads: int, kv_heads: int, head_dim: int, p
     cache = torch.randn(2, num_pages, page_size, kv_heads, head_dim, device=DEVICE, dtype=torch.bfloat16)
     q = torch.randn(sum(lengths), heads, head_dim, device=DEVICE, dtype=torch.bfloat16)
     ms = triton.testing.do_bench(
-        lambda: attention.paged_attention(q, cache, batch, head_dim**-0.5), warmup=5, rep=30, return_mode="median"
+        lambda: attention.paged_attention(q, cache, batch, AttentionOptions(head_dim**-0.5)),
+        warmup=5,
+        rep=30,
+        return_mode="median",
     )
     flops = sum(4 * heads * head_dim * length * (length + 1) / 2 for length in lengths)
     return {"us": ms * 1e3, "tflop_per_s": flops / ms / 1e9}

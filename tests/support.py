@@ -41,7 +41,8 @@ def save_checkpoint(folder: Path, model_type: str = "llama", *, seed: int = 0, *
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.3 + ("norm" in name))
+                centre = "norm" in name and not model_type.startswith("gemma")  # whose norms multiply by 1 + weight
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + centre)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 0.08)
     model.save_pretrained(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ import torch
 from ingle.engine.batch import Batch, Layout, SlotTables, unpack
 from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.kernels import gpu, reference
+from ingle.model.architecture import Activation, AttentionOptions
 from ingle.request import SamplingParams
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # The interpreter multiplies bfloat16 wrongly, so that type is tried on a GPU only.
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
+PLAIN = AttentionOptions(0.3)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -30,34 +34,46 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 96), (3, 1536)])
 def test_norms(rows: int, size: int, dtype: torch.dtype) -> None:
-    x, residual, weight = randn(rows, size, dtype=dtype), randn(rows, size, dtype=dtype), randn(size, dtype=dtype)
-    close(gpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), dtype)
-    normed, summed = reference.add_rms_norm(x, residual, weight, 1e-5)
-    ours = gpu.add_rms_norm(x, residual.clone(), weight, 1e-5)
-    close(ours[0], normed, dtype)
-    close(ours[1], summed, dtype)
+    x, residual = randn(rows, size, dtype=dtype), randn(rows, size, dtype=dtype)
+    for weight in (randn(size, dtype=dtype), randn(size)):
+        close(gpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), dtype)
+        normed, summed = reference.add_rms_norm(x, residual, weight, 1e-5)
+        ours = gpu.add_rms_norm(x, residual.clone(), weight, 1e-5)
+        close(ours[0], normed, dtype)
+        close(ours[1], summed, dtype)
+
+
+def test_a_wide_norm_weight_is_rounded_once() -> None:
+    """As Gemma's norms are: 1 + weight in float32, its product too, and one rounding."""
+    x, weight = randn(5, 96, dtype=torch.float16), 1 + randn(96) * 1e-3
+    wide = x.float()
+    expected = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight).half()
+    assert torch.equal(reference.rms_norm(x, weight, 1e-6), expected)
+    close(gpu.rms_norm(x, weight, 1e-6), expected, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size"), [(1, 32), (5, 1500)])
-def test_silu_mul(rows: int, size: int, dtype: torch.dtype) -> None:
-    gate_up = randn(rows, 2 * size, dtype=dtype)
-    close(gpu.silu_mul(gate_up), reference.silu_mul(gate_up), dtype)
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_gated(rows: int, size: int, activation: Activation, dtype: torch.dtype) -> None:
+    gate_up = randn(rows, 2 * size, dtype=dtype) * 3
+    close(gpu.gated(gate_up, activation), reference.gated(gate_up, activation), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("norm", ["none", "same", "wide"])
 @pytest.mark.parametrize(
     ("tokens", "heads", "kv_heads", "head_dim", "rotary_dim"),
     [(1, 4, 2, 16, 16), (5, 9, 3, 24, 24), (3, 4, 1, 32, 16), (70, 2, 2, 16, 16)],
 )
 def test_rotate_and_store(
-    tokens: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: int, norm: bool, dtype: torch.dtype
+    tokens: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: int, norm: str, dtype: torch.dtype
 ) -> None:
     qkv = randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     angles = torch.rand(tokens, rotary_dim // 2, device=DEVICE) * 6
     cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
-    weights = [randn(head_dim, dtype=dtype) if norm else None for _ in range(2)]
+    norm_dtype = torch.float32 if norm == "wide" else dtype
+    weights = [None if norm == "none" else randn(head_dim, dtype=norm_dtype) for _ in range(2)]
     slots = torch.randperm(10 * 8, device=DEVICE)[:tokens]
     caches = [torch.zeros(2, 10, 8, kv_heads, head_dim, dtype=dtype, device=DEVICE) for _ in range(2)]
     outs = [
@@ -119,21 +135,63 @@ def test_paged_attention(
     batch = attention_case(chunks, num_decodes, page_size)
     q = randn(sum(c.count for c in chunks), heads, head_dim, dtype=dtype)
     cache = randn(2, 400, page_size, kv_heads, head_dim, dtype=dtype)
-    expected = reference.paged_attention(q.float(), cache.float(), batch, 0.3)
-    close(gpu.paged_attention(q, cache, batch, 0.3).float(), expected, dtype)
+    expected = reference.paged_attention(q.float(), cache.float(), batch, PLAIN)
+    close(gpu.paged_attention(q, cache, batch, PLAIN).float(), expected, dtype)
 
 
+OPTIONS = {
+    "one-key": AttentionOptions(0.3, window=1),
+    "narrow": AttentionOptions(0.3, window=10),
+    "wide": AttentionOptions(0.3, window=100),
+    "wider": AttentionOptions(0.3, window=1000),
+    "softcap": AttentionOptions(0.3, softcap=2.0),
+    "both": AttentionOptions(0.3, window=70, softcap=50.0),
+}
+
+
+def written_out(q: torch.Tensor, cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+    """Attention as its definition has it, a query at a time, in float64."""
+    out = torch.empty_like(q, dtype=torch.float64)
+    group, row = q.shape[1] // cache.shape[-2], 0
+    for chunk in batch.chunks:
+        for position in range(chunk.start, chunk.start + chunk.count):
+            first = 0 if options.window is None else max(position + 1 - options.window, 0)
+            places = torch.arange(first, position + 1, device=q.device)
+            pages = batch.page_tables[chunk.slot].long()[places // cache.shape[2]]
+            k, v = cache[:, pages, places % cache.shape[2]].double().repeat_interleave(group, dim=2)
+            scores = torch.einsum("hd,khd->hk", q[row].double(), k) * options.scale
+            if options.softcap is not None:
+                scores = options.softcap * torch.tanh(scores / options.softcap)
+            out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
+            row += 1
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_padding_changes_nothing(case: str) -> None:
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_windows_and_soft_caps(options: AttentionOptions, case: str, dtype: torch.dtype) -> None:
+    chunks, num_decodes = CASES[case]
+    batch = attention_case(chunks, num_decodes, 8)
+    q = randn(sum(c.count for c in chunks), 6, 16, dtype=dtype) * 3
+    cache = randn(2, 400, 8, 2, 16, dtype=dtype)
+    expected = written_out(q, cache, batch, options)
+    close(reference.paged_attention(q.float(), cache.float(), batch, options).double(), expected, torch.float32)
+    close(gpu.paged_attention(q, cache, batch, options).double(), expected, dtype)
+
+
+@pytest.mark.parametrize("options", [PLAIN, AttentionOptions(0.3, window=30, softcap=5.0)], ids=["plain", "both"])
+@pytest.mark.parametrize("case", CASES)
+def test_padding_changes_nothing(case: str, options: AttentionOptions) -> None:
     """As a captured step is padded: the real rows come out as without it."""
     chunks, num_decodes = CASES[case]
     num_tokens = sum(c.count for c in chunks)
     q, cache = randn(num_tokens, 4, 16), randn(2, 400, 8, 2, 16)
     np.random.seed(0)
-    expected = reference.paged_attention(q, cache, attention_case(chunks, num_decodes, 8), 0.3)
+    expected = reference.paged_attention(q, cache, attention_case(chunks, num_decodes, 8), options)
     np.random.seed(0)
     padded = torch.cat((q, randn(5, 4, 16)))
-    ours = gpu.paged_attention(padded, cache, attention_case(chunks, num_decodes, 8, padding=5), 0.3)
+    ours = gpu.paged_attention(padded, cache, attention_case(chunks, num_decodes, 8, padding=5), options)
     close(ours[:num_tokens], expected, torch.float32)
 
 

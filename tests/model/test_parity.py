@@ -43,9 +43,36 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("llama", {"rope_parameters": {"rope_theta": 1e4, **LLAMA3}}),
     "yarn": ("llama", {"rope_parameters": {"rope_theta": 1e4, **YARN}}),
     "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 40}),
     "qwen2": ("qwen2", {}),
+    "qwen2-window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "num_hidden_layers": 3},
+    ),
     "qwen3": ("qwen3", {"head_dim": 24}),
-}
+    "qwen3-window": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 33, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 30, "query_pre_attn_scalar": 24}),
+    "gemma2-untied": (
+        "gemma2",
+        {"head_dim": 32, "sliding_window": 64, "tie_word_embeddings": False, "num_key_value_heads": 1,
+         "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "attention_bias": True},
+    ),
+    "gemma2-uncapped": (
+        "gemma2",
+        {"head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3": ("gemma3_text", {"head_dim": 16, "sliding_window": 30, "num_hidden_layers": 7}),
+    "gemma3-linear": (
+        "gemma3_text",
+        {"head_dim": 32, "sliding_window": 48, "layer_types": ["full_attention", "sliding_attention"],
+         "query_pre_attn_scalar": 20, "final_logit_softcapping": 4.0, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -76,7 +103,7 @@ def test_dynamic_scaling_stretches_for_a_longer_context(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, rope_parameters=rope, max_position_embeddings=64)
     rotary = reference_model(tmp_path).model.rotary_emb
     cos, sin = rotary(torch.zeros(1), torch.arange(128)[None])
-    ours = engine_for(tmp_path, max_model_len=128).worker.model.cos_sin
+    (ours,) = engine_for(tmp_path, max_model_len=128).worker.model.cos_sin
     torch.testing.assert_close(ours, torch.cat((cos[0, :, :8], sin[0, :, :8]), -1), atol=1e-5, rtol=0)
 
 

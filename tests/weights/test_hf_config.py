@@ -69,8 +69,16 @@ def test_defaults_and_nulls(read) -> None:
 def test_an_unknown_family_is_left_to_the_registry(read) -> None:
     config = read({"model_type": "mamba", "hidden_size": None, "state_size": 16})
     assert (config["model_type"], config["state_size"]) == ("mamba", 16)
-    nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
-    assert read({"model_type": "gemma3_text", "rope_parameters": nested})["rope_parameters"] == nested
+
+
+def test_rope_parameters_by_layer_type(read) -> None:
+    full = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    nested = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 20000}}
+    new = read({"model_type": "gemma3_text", "rope_parameters": nested})
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    old = read({"model_type": "gemma3_text", "rope_theta": 5e5, "rope_scaling": scaling, "rope_local_base_freq": 2e4})
+    assert new == old
+    assert (new["rope_theta"], new["rope_scaling"], new["rope_local_base_freq"]) == (5e5, scaling, 2e4)
 
 
 BAD_VALUES: list[dict[str, Any]] = [
@@ -106,6 +114,20 @@ BAD_VALUES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}},
     {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
     {"rope_scaling": {"rope_type": "factors", "factors": [1.0]}},
+    {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+    {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_theta": -1}}},
+    {"rope_parameters": {"full_attention": {}, "sliding_attention": []}},
+    {"rope_parameters": {"full_attention": {}, "sliding_attention": {}, "chunked_attention": {}}},
+    {"sliding_window": 0},
+    {"max_window_layers": -1},
+    {"sliding_window_pattern": 0},
+    {"use_sliding_window": "yes"},
+    {"layer_types": "sliding_attention"},
+    {"layer_types": [1, 2]},
+    {"query_pre_attn_scalar": 0},
+    {"attn_logit_softcapping": -50.0},
+    {"final_logit_softcapping": "30"},
+    {"rope_local_base_freq": 0},
 ]
 
 

@@ -15,7 +15,10 @@ from ingle.request import EngineRequest, SamplingParams
 _KINDS = (
     ("attention", ("_decode_kernel", "_join_kernel", "_prefill_kernel", "scaled_dot_product")),
     ("sampling", ("_block_kernel", "_draw_kernel", "_threshold_kernel", "argmax", "softmax", "cumsum", "aten::sort")),
-    ("norms, rotation, activation", ("_rms_norm", "_rotate_and_store", "_silu_mul", "aten::mul", "aten::silu")),
+    (
+        "norms, rotation, activation",
+        ("_rms_norm", "_rotate_and_store", "_gated", "aten::mul", "aten::silu", "aten::gelu"),
+    ),
     ("matmuls", ("gemm", "nvjet", "cutlass", "gemv", "splitk", "cublas", "aten::mm", "aten::addmm")),
 )
 

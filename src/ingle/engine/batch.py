@@ -7,7 +7,7 @@ step samples is written into the token table by that step, so it never leaves th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ QUERY_BLOCK = 64
 
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
-    """The keys of all decoding sequences in pieces of equal length, as a GPU's attention kernel shares them out."""
+    """The keys that decoding sequences see in pieces of equal length, as a GPU's attention kernel shares them out."""
 
     items: torch.Tensor
     """int32 [N, 4]: of each piece its sequence, its index in it, the slot and the length; N is an upper bound."""
@@ -95,8 +95,8 @@ class Batch:
     """Blocks of prompt tokens; in a captured step, at most so many."""
     chunks: list[Chunk]
     """Of the plan, one a sequence; empty in a captured step."""
-    decode_work: DecodeWork | None = None
-    """Made by the first layer that needs it: it is the same for all."""
+    decode_work: dict[int | None, DecodeWork] = field(default_factory=dict)
+    """By window: made by the first layer that has it, for all that do."""
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ingle.model.architecture import Activation, AttentionOptions
+
 if TYPE_CHECKING:
     from ingle.engine.batch import Batch
 
@@ -23,7 +25,7 @@ class Kernels(Protocol):
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor: ...
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor: ...
 
     def rotate_and_store(
         self,
@@ -37,7 +39,9 @@ class Kernels(Protocol):
         kv_slots: torch.Tensor,
     ) -> torch.Tensor: ...
 
-    def paged_attention(self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor: ...
+    def paged_attention(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions
+    ) -> torch.Tensor: ...
 
     def sample(
         self,

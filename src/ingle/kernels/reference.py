@@ -10,12 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from ingle.engine.batch import Batch
+from ingle.model.architecture import Activation, AttentionOptions
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) * weight over the last dimension, computed in float32 (https://arxiv.org/abs/1910.07467)."""
+    """x / rms(x) * weight over the last dimension (https://arxiv.org/abs/1910.07467): [.., E] to x's type.
+
+    The quotient is computed in float32 and rounded to the type of the weight [E], in which the product is taken: that
+    of x, or float32, after which it is rounded once.
+    """
     wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed.to(weight.dtype) * weight).to(x.dtype)
 
 
 def add_rms_norm(
@@ -26,10 +32,10 @@ def add_rms_norm(
     return rms_norm(residual, weight, eps), residual
 
 
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up for [T, 2 * I] with the gate in the first half: [T, I]."""
+def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """activation(gate) * up for [T, 2 * I] with the gate in the first half: [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
@@ -66,49 +72,84 @@ def rotate_and_store(
     return rotate(q, cos_sin)
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
     """Causal attention of each token to the cached keys of its own sequence: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     n = batch.num_decodes
     if n:
         out[:n] = _attend_decodes(
-            q[:n], kv_cache, batch.page_tables[batch.inputs.slots[:n]], batch.inputs.kv_lengths[:n], scale
+            q[:n], kv_cache, batch.page_tables[batch.inputs.slots[:n]], batch.inputs.kv_lengths[:n], options
         )
     row = n
     for chunk in batch.chunks[n:]:
         rows = slice(row, row + chunk.count)
-        out[rows] = _attend_chunk(q[rows], kv_cache, batch.page_tables[chunk.slot], chunk.start, scale)
+        out[rows] = _attend_chunk(q[rows], kv_cache, batch.page_tables[chunk.slot], chunk.start, options)
         row += chunk.count
     return out
 
 
 def _attend_decodes(
-    q: torch.Tensor, kv_cache: torch.Tensor, page_tables: torch.Tensor, kv_lengths: torch.Tensor, scale: float
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    page_tables: torch.Tensor,
+    kv_lengths: torch.Tensor,
+    options: AttentionOptions,
 ) -> torch.Tensor:
     """One token a sequence, all sequences at once, padded to the longest: q [B, Hq, D] to [B, Hq, D]."""
     num_seqs, num_heads, head_dim = q.shape
-    num_kv_heads = kv_cache.shape[-2]
-    num_pages = -(-int(kv_lengths.max()) // kv_cache.shape[2])
+    page_size, num_kv_heads = kv_cache.shape[2:4]
+    if options.window is None:
+        num_pages = -(-int(kv_lengths.max()) // page_size)
+        places = torch.arange(num_pages * page_size, device=q.device)
+        mask = places < kv_lengths[:, None]
+    else:  # of each sequence just the pages that the window touches
+        first_keys = (kv_lengths - options.window).clamp(min=0)
+        first_pages = first_keys // page_size
+        num_pages = int((-(-kv_lengths // page_size) - first_pages).max())
+        pages = first_pages[:, None] + torch.arange(num_pages, device=q.device)
+        page_tables = page_tables.gather(1, pages.clamp(max=page_tables.shape[1] - 1))
+        places = first_pages[:, None] * page_size + torch.arange(num_pages * page_size, device=q.device)
+        mask = (places < kv_lengths[:, None]) & (places >= first_keys[:, None])
     k, v = kv_cache[:, page_tables[:, :num_pages]].flatten(2, 3).transpose(2, 3)  # [B, Hkv, P * page_size, D]
-    mask = torch.arange(k.shape[2], device=q.device) < kv_lengths[:, None]
     grouped = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask[:, None, None, :], scale=scale).reshape(q.shape)
+    return _attend(grouped, k, v, mask[:, None, None, :], options).reshape(q.shape)
 
 
 def _attend_chunk(
-    q: torch.Tensor, kv_cache: torch.Tensor, page_table: torch.Tensor, start: int, scale: float
+    q: torch.Tensor, kv_cache: torch.Tensor, page_table: torch.Tensor, start: int, options: AttentionOptions
 ) -> torch.Tensor:
     """Tokens [start, start + n) of one sequence: q [n, Hq, D] to [n, Hq, D]."""
-    end = start + q.shape[0]
-    num_pages = -(-end // kv_cache.shape[2])
-    k, v = kv_cache[:, page_table[:num_pages]].flatten(1, 2)[:, :end].transpose(1, 2)[:, None]  # [1, Hkv, end, D]
-    mask = None
-    if start:
-        mask = torch.ones(q.shape[0], end, dtype=torch.bool, device=q.device).tril(start)
-    out = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=start == 0, scale=scale, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
+    end, page_size = start + q.shape[0], kv_cache.shape[2]
+    first_page = 0 if options.window is None else max(start + 1 - options.window, 0) // page_size
+    first_key = first_page * page_size
+    pages = page_table[first_page : -(-end // page_size)]
+    k, v = kv_cache[:, pages].flatten(1, 2)[:, : end - first_key].transpose(1, 2)[:, None]  # [1, Hkv, keys, D]
+    mask = None  # causal
+    if start or options.softcap is not None or (options.window is not None and options.window < end):
+        mask = torch.ones(q.shape[0], end - first_key, dtype=torch.bool, device=q.device).tril(start - first_key)
+        if options.window is not None:
+            mask = mask.triu(start - first_key + 1 - options.window)
+        mask = mask[None, None]
+    return _attend(q.transpose(0, 1)[None], k, v, mask, options)[0].transpose(0, 1)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, options: AttentionOptions
+) -> torch.Tensor:
+    """Attention of q [B, Hq, n, D] to k and v [B, Hkv, m, D], each head of which serves Hq / Hkv neighbours of q.
+
+    mask: bool [B or 1, 1, n or 1, m], true for keys that are seen; without one attention is causal.
+    """
+    if options.softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=options.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    assert mask is not None
+    grouped = q.view(q.shape[0], k.shape[1], -1, *q.shape[2:])  # [B, Hkv, group, n, D]
+    scores = (grouped @ k[:, :, None].transpose(-1, -2)).float() * options.scale
+    scores = options.softcap * torch.tanh(scores / options.softcap)
+    weights = scores.masked_fill(~mask[:, :, None], float("-inf")).softmax(-1).to(q.dtype)
+    return (weights @ v[:, :, None]).flatten(1, 2)
 
 
 def sample(

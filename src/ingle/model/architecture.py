@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu"]
+Activation = Literal["silu", "gelu_tanh"]
+"""Of a gated MLP: x * sigmoid(x), or x * Phi(x) with Phi approximated by tanh (https://arxiv.org/abs/1606.08415)."""
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How scores become weights."""
+
+    scale: float
+    """Factor on the products of queries and keys."""
+    window: int | None = None
+    """How many keys a token sees at most, its own and the last before it; None for all (https://arxiv.org/abs/2310.06825)."""
+    softcap: float | None = None
+    """Scaled scores s become softcap * tanh(s / softcap) (https://arxiv.org/abs/2408.00118)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,29 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class WeightNames:
+    """What a family's checkpoints call their tensors. Several names for one projection are stacked in that order."""
+
+    embedding: str = "model.embed_tokens"
+    norm: str = "model.norm"
+    lm_head: str = "lm_head"
+    layers: str = "model.layers"
+    """Prefix of a layer's tensors, before its index."""
+    input_norm: str = "input_layernorm"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    """Queries, keys, values: one after the other, or in one tensor."""
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    attention_out: str = "self_attn.o_proj"
+    attention_post_norm: str = "post_attention_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    """Gate, then up: two tensors, or one."""
+    mlp_down: str = "mlp.down_proj"
+    mlp_post_norm: str = "post_feedforward_layernorm"
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only transformer with pre-norms, grouped-query attention and a gated MLP."""
 
@@ -46,12 +82,29 @@ class DecoderConfig:
     rope: RopeConfig
     max_position_embeddings: int
     tied_embeddings: bool
+    names: WeightNames = WeightNames()
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
     """RMSNorm over each head of Q and K, before the rotation."""
+    post_norms: bool = False
+    """RMSNorm of what attention and MLP give, before it is added to the residual."""
+    one_plus_norms: bool = False
+    """Norms multiply by 1 + weight, in float32, where others round first and multiply by the weight."""
     activation: Activation = "silu"
+    embedding_scale: float | None = None
+    """Factor on the embeddings, rounded to their type."""
+    attention_scale: float | None = None
+    """Factor on the scores; None for head_dim ** -0.5."""
+    windows: tuple[int | None, ...] = ()
+    """Of each layer, how many keys a token sees at most, itself included; None for all. Empty: all, in every layer."""
+    window_rope: RopeConfig | None = None
+    """The rotation in layers with a window, where it is another."""
+    attention_softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap)."""
+    logit_softcap: float | None = None
+    """The same for the logits."""
 
     @property
     def q_size(self) -> int:
@@ -65,3 +118,19 @@ class DecoderConfig:
     def kv_elements_per_token(self) -> int:
         """Numbers that one token adds to the KV cache, all layers together."""
         return 2 * self.num_layers * self.kv_size
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """Every rotation that some layer uses."""
+        return (self.rope,) if self.window_rope is None else (self.rope, self.window_rope)
+
+    def window(self, layer: int) -> int | None:
+        return self.windows[layer] if self.windows else None
+
+    def rope_index(self, layer: int) -> int:
+        """Which of `ropes` a layer uses."""
+        return int(self.window_rope is not None and self.window(layer) is not None)
+
+    def attention(self, layer: int) -> AttentionOptions:
+        scale = self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+        return AttentionOptions(scale, self.window(layer), self.attention_softcap)

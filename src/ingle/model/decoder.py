@@ -17,8 +17,12 @@ from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
 class DecoderLayer:
     input_norm: RMSNorm
     attention: Attention
-    post_attention_norm: RMSNorm
+    attention_post_norm: RMSNorm | None
+    mlp_norm: RMSNorm
     mlp: GatedMLP
+    mlp_post_norm: RMSNorm | None
+    rope: int
+    """Which of the decoder's rotations."""
 
 
 @dataclass(frozen=True)
@@ -28,41 +32,52 @@ class Decoder:
     config: DecoderConfig
     embedding: torch.Tensor
     """[vocab_size, hidden_size]"""
+    embedding_scale: float | None
+    """As the type of the embedding has it."""
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
     lm_head: Linear
-    cos_sin: torch.Tensor
-    """float32 [max_model_len, rotary_dim]"""
+    cos_sin: tuple[torch.Tensor, ...]
+    """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
 
         kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
         """
-        cos_sin = self.cos_sin[batch.inputs.positions]
+        cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
         residual = F.embedding(batch.token_ids, self.embedding)
+        if self.embedding_scale is not None:
+            residual = residual * self.embedding_scale
         x = self.layers[0].input_norm(residual)
         for index, layer in enumerate(self.layers):
             if index:
                 x, residual = layer.input_norm.add(x, residual)
-            x = layer.attention(x, cos_sin, kv_cache[index], batch)
-            x, residual = layer.post_attention_norm.add(x, residual)
+            x = layer.attention(x, cos_sin[layer.rope], kv_cache[index], batch)
+            if layer.attention_post_norm is not None:
+                x = layer.attention_post_norm(x)
+            x, residual = layer.mlp_norm.add(x, residual)
             x = layer.mlp(x)
+            if layer.mlp_post_norm is not None:
+                x = layer.mlp_post_norm(x)
         return self.norm.add(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""
-        return self.lm_head(hidden)
+        logits, cap = self.lm_head(hidden), self.config.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """Every weight; the output head is the embedding itself when they are tied."""
         yield from (self.embedding, self.norm.weight)
         yield from _tensors(self.lm_head)
         for layer in self.layers:
-            yield from (layer.input_norm.weight, layer.post_attention_norm.weight)
             for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down):
                 yield from _tensors(linear)
-            for norm in (layer.attention.q_norm, layer.attention.k_norm):
+            for norm in (
+                layer.input_norm, layer.attention.q_norm, layer.attention.k_norm, layer.attention_post_norm,
+                layer.mlp_norm, layer.mlp_post_norm,
+            ):  # fmt: skip
                 if norm is not None:
                     yield norm.weight
 

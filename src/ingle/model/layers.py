@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.engine.batch import Batch
+from ingle.model.architecture import Activation, AttentionOptions
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class RMSNorm:
+    """`weight` has the type of the model, or float32 where the product is to be rounded once."""
+
     weight: torch.Tensor
     eps: float
 
@@ -44,7 +47,7 @@ class Attention:
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
     num_heads: int
-    head_dim: int
+    options: AttentionOptions
 
     def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
         """x [T, E], cos_sin [T, rotary_dim], kv_cache as `ingle.kernels.reference` has it, to [T, E]."""
@@ -54,13 +57,14 @@ class Attention:
         q = run.rotate_and_store(
             self.qkv(x), self.num_heads, cos_sin, q_norm, k_norm, eps, kv_cache, batch.kv_slots
         )  # fmt: skip
-        return self.out(run.paged_attention(q, kv_cache, batch, self.head_dim**-0.5).flatten(1))
+        return self.out(run.paged_attention(q, kv_cache, batch, self.options).flatten(1))
 
 
 @dataclass(frozen=True)
 class GatedMLP:
     gate_up: Linear
     down: Linear
+    activation: Activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(kernels.of(x).silu_mul(self.gate_up(x)))
+        return self.down(kernels.of(x).gated(self.gate_up(x), self.activation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
-from ingle.model.rope import cos_sin_table
+from ingle.model.rope import cos_sin_tables
 from ingle.weights.source import WeightSource
 
 
@@ -25,17 +26,26 @@ class Loader:
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         return self.stacked([name], [shape[0]], *shape[1:])
 
-    def stacked(self, names: list[str], num_rows: list[int], *row_shape: int) -> torch.Tensor:
+    def stacked(self, names: Sequence[str], num_rows: Sequence[int], *row_shape: int) -> torch.Tensor:
         """The tensors `names`, of `num_rows` rows each, one below the other in a single tensor."""
         out = torch.empty(sum(num_rows), *row_shape, dtype=self.dtype, device=self.device)
-        for name, part in zip(names, out.split_with_sizes(num_rows), strict=True):
+        for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             self.source.load_into(name, part)
         return out
 
-    def linear(self, names: list[str], num_rows: list[int], in_features: int, *, bias: bool) -> Linear:
-        """One matrix product for the projections `names` of the same input."""
+    def linear(self, names: Sequence[str], num_rows: Sequence[int], in_features: int, *, bias: bool) -> Linear:
+        """One matrix product for the projections `names` of the same input; a single name has all the rows."""
+        num_rows = num_rows if len(names) > 1 else [sum(num_rows)]
         weight = self.stacked([f"{name}.weight" for name in names], num_rows, in_features)
         return Linear(weight, self.stacked([f"{name}.bias" for name in names], num_rows) if bias else None)
+
+    def norm(self, name: str, size: int, config: DecoderConfig) -> RMSNorm:
+        if not config.one_plus_norms:
+            return RMSNorm(self.tensor(f"{name}.weight", size), config.norm_eps)
+        # In float32, also in 16-bit models: there 1 + weight would lose most of the weight's digits.
+        weight = torch.empty(size, dtype=torch.float32, device=self.device)
+        self.source.load_into(f"{name}.weight", weight)
+        return RMSNorm(weight + 1.0, config.norm_eps)
 
 
 def load_decoder(
@@ -47,51 +57,54 @@ def load_decoder(
     max_model_len: int,
 ) -> Decoder:
     """Reads every parameter. Raises `ModelError` for missing or misshapen ones."""
-    load = Loader(source, dtype, device)
-    embedding = load.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-    tied = config.tied_embeddings or "lm_head.weight" not in source
-    lm_head = embedding if tied else load.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
+    load, names = Loader(source, dtype, device), config.names
+    embedding = load.tensor(f"{names.embedding}.weight", config.vocab_size, config.hidden_size)
+    head = f"{names.lm_head}.weight"
+    tied = config.tied_embeddings or head not in source
+    lm_head = embedding if tied else load.tensor(head, config.vocab_size, config.hidden_size)
+    scale = config.embedding_scale
 
     # Two threads: reading a file and converting its numbers overlap; more would fight over memory bandwidth.
     with ThreadPoolExecutor(max_workers=2) as threads:
-        prefixes = [f"model.layers.{index}" for index in range(config.num_layers)]
-        layers = tuple(threads.map(lambda prefix: _load_layer(config, load, prefix), prefixes))
+        layers = tuple(threads.map(lambda index: _load_layer(config, load, index), range(config.num_layers)))
     return Decoder(
         config=config,
         embedding=embedding,
+        embedding_scale=None if scale is None else float(torch.tensor(scale, dtype=dtype)),
         layers=layers,
-        norm=RMSNorm(load.tensor("model.norm.weight", config.hidden_size), config.norm_eps),
+        norm=load.norm(names.norm, config.hidden_size, config),
         lm_head=Linear(lm_head),
-        cos_sin=cos_sin_table(config.rope, max_model_len, config.max_position_embeddings).to(device),
+        cos_sin=cos_sin_tables(config, max_model_len, device),
     )
 
 
-def _load_layer(config: DecoderConfig, load: Loader, prefix: str) -> DecoderLayer:
-    def norm(name: str, size: int) -> RMSNorm:
-        return RMSNorm(load.tensor(f"{prefix}.{name}.weight", size), config.norm_eps)
+def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer:
+    names, prefix = config.names, f"{config.names.layers}.{index}"
 
-    def linear(names: list[str], num_rows: list[int], in_features: int, *, bias: bool) -> Linear:
-        return load.linear([f"{prefix}.{name}" for name in names], num_rows, in_features, bias=bias)
+    def norm(name: str, size: int) -> RMSNorm:
+        return load.norm(f"{prefix}.{name}", size, config)
+
+    def linear(parts: Sequence[str], num_rows: list[int], in_features: int, *, bias: bool) -> Linear:
+        return load.linear([f"{prefix}.{part}" for part in parts], num_rows, in_features, bias=bias)
 
     hidden, inner = config.hidden_size, config.intermediate_size
     return DecoderLayer(
-        input_norm=norm("input_layernorm", hidden),
+        input_norm=norm(names.input_norm, hidden),
         attention=Attention(
-            qkv=linear(
-                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-                [config.q_size, config.kv_size, config.kv_size],
-                hidden,
-                bias=config.qkv_bias,
-            ),
-            out=linear(["self_attn.o_proj"], [hidden], config.q_size, bias=config.output_bias),
-            q_norm=norm("self_attn.q_norm", config.head_dim) if config.qk_norm else None,
-            k_norm=norm("self_attn.k_norm", config.head_dim) if config.qk_norm else None,
+            qkv=linear(names.qkv, [config.q_size, config.kv_size, config.kv_size], hidden, bias=config.qkv_bias),
+            out=linear([names.attention_out], [hidden], config.q_size, bias=config.output_bias),
+            q_norm=norm(names.q_norm, config.head_dim) if config.qk_norm else None,
+            k_norm=norm(names.k_norm, config.head_dim) if config.qk_norm else None,
             num_heads=config.num_heads,
-            head_dim=config.head_dim,
+            options=config.attention(index),
         ),
-        post_attention_norm=norm("post_attention_layernorm", hidden),
+        attention_post_norm=norm(names.attention_post_norm, hidden) if config.post_norms else None,
+        mlp_norm=norm(names.mlp_norm, hidden),
         mlp=GatedMLP(
-            gate_up=linear(["mlp.gate_proj", "mlp.up_proj"], [inner, inner], hidden, bias=config.mlp_bias),
-            down=linear(["mlp.down_proj"], [hidden], inner, bias=config.mlp_bias),
+            gate_up=linear(names.gate_up, [inner, inner], hidden, bias=config.mlp_bias),
+            down=linear([names.mlp_down], [hidden], inner, bias=config.mlp_bias),
+            activation=config.activation,
         ),
+        mlp_post_norm=norm(names.mlp_post_norm, hidden) if config.post_norms else None,
+        rope=config.rope_index(index),
     )

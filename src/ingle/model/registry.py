@@ -7,11 +7,13 @@ from typing import Any
 
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
-from ingle.model.families import llama
+from ingle.model.families import gemma, llama
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
+    "gemma2": gemma.gemma2,
+    "gemma3_text": gemma.gemma3,
     "llama": llama.llama,
-    "mistral": llama.llama,
+    "mistral": llama.mistral,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
 }

@@ -6,7 +6,12 @@ import math
 
 import torch
 
-from ingle.model.architecture import RopeConfig
+from ingle.model.architecture import DecoderConfig, RopeConfig
+
+
+def cos_sin_tables(config: DecoderConfig, num_positions: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """`cos_sin_table` of each of the model's rotations."""
+    return tuple(cos_sin_table(rope, num_positions, config.max_position_embeddings).to(device) for rope in config.ropes)
 
 
 def cos_sin_table(rope: RopeConfig, num_positions: int, max_position_embeddings: int) -> torch.Tensor:

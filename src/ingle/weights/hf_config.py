@@ -9,12 +9,44 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ingle.errors import ModelError
+from ingle.model.registry import FAMILIES
 from ingle.weights.gguf import GgufFile
-from ingle.weights.gguf_hf import ARCHITECTURES, config_from_gguf
+from ingle.weights.gguf_hf import config_from_gguf
 
 MAX_CONFIG_BYTES = 16 << 20
 
-_MODEL_TYPES = {architecture.model_type for architecture in ARCHITECTURES.values()}
+# What transformers takes where config.json says nothing, for families whose published files rely on it.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4096},
+    "qwen2": {"sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"sliding_window": 4096, "max_window_layers": 28},
+    "gemma2": {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 256,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "tie_word_embeddings": True,
+    },
+}
 _REQUIRED = (
     "hidden_size",
     "intermediate_size",
@@ -34,8 +66,11 @@ _MAX_INTS = {
     "head_dim": 1 << 14,
     "max_position_embeddings": 1 << 31,
     "vocab_size": 1 << 24,
+    "sliding_window": 1 << 31,
+    "sliding_window_pattern": 1 << 12,
 }
-_BOOLS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+_POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq")
+_BOOLS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _DTYPES = ("float16", "bfloat16", "float32")
 
 _ROPE_NEEDS = {
@@ -60,11 +95,11 @@ def read_config(path: Path) -> dict[str, Any]:
     - `rope_scaling`: None, or a dict with `rope_type` (never "default"; legacy `type` is renamed) and its values:
       finite numbers, and with every factor that linear, dynamic, yarn and llama3 need. yarn, llama3 and longrope always
       have `original_max_position_embeddings`. A GGUF file has `{"rope_type": "factors", "factors": [...]}` in place of
-      llama3: the divisor of each of the head_dim / 2 rotary frequencies. Rope parameters that differ by layer type stay
-      as they are, in `rope_parameters`.
-    - `num_key_value_heads`, `head_dim`, `tie_word_embeddings`: always there for a model type that ingle reads from
-      GGUF, as are `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `vocab_size`,
-      `max_position_embeddings` and `rms_norm_eps`. Other model types may describe themselves differently.
+      llama3: the divisor of each of the head_dim / 2 rotary frequencies. Of rope parameters that differ by layer type,
+      these are those of full attention, and `rope_local_base_freq` is the base in layers with a window.
+    - `num_key_value_heads`, `head_dim`, `tie_word_embeddings`: always there for a model type of
+      `ingle.model.registry`, as are `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`,
+      `vocab_size`, `max_position_embeddings` and `rms_norm_eps`. Other model types may describe themselves differently.
 
     Raises `ModelError` for a file that is missing, damaged or larger than 16 MiB, and for values out of range.
     """
@@ -103,7 +138,9 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
 class _Normalizer:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
-        self.config = {key: value for key, value in config.items() if value is not None}
+        model_type = config.get("model_type")
+        defaults = _DEFAULTS.get(model_type, {}) if isinstance(model_type, str) else {}
+        self.config = {key: value for key, value in (defaults | config).items() if value is not None}
 
     def normalize(self) -> dict[str, Any]:
         model_type = self.config.get("model_type")
@@ -112,7 +149,7 @@ class _Normalizer:
         self.check_values()
         self.normalize_dtype()
         self.normalize_rope()
-        if model_type in _MODEL_TYPES:
+        if model_type in FAMILIES:
             self.complete()
         return self.config
 
@@ -132,6 +169,14 @@ class _Normalizer:
             if any(type(token) is not int for token in _as_list(value)):
                 self.fail(key, value, "a token id")
         self.check_number("rms_norm_eps", self.config.get("rms_norm_eps", 1e-6), 1.0)
+        for key in _POSITIVE:
+            self.check_number(key, self.config.get(key, 1.0), 1e15)
+        first = self.config.get("max_window_layers", 0)
+        if type(first) is not int or first < 0:
+            self.fail("max_window_layers", first, "a number of layers")
+        types = self.config.get("layer_types", [])
+        if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+            self.fail("layer_types", types, "a list of names")
 
     def check_number(self, key: str, value: Any, most: float = sys.float_info.max) -> None:
         """A number above 0, neither infinite nor NaN."""
@@ -147,8 +192,7 @@ class _Normalizer:
         if not isinstance(rope, dict):
             self.fail("rope_parameters", rope, "an object")
         if any(isinstance(value, dict) for value in rope.values()):
-            self.config["rope_parameters"] = rope
-            return
+            rope = self.split_by_layer_type(rope)
         rope = {key: value for key, value in rope.items() if value is not None}
         theta = rope.pop("rope_theta", self.config.get("rope_theta", 10000.0))
         self.check_number("rope_theta", theta, 1e15)
@@ -159,6 +203,19 @@ class _Normalizer:
         legacy_type = rope.pop("type", "default")
         rope["rope_type"] = rope.get("rope_type", legacy_type)
         self.config["rope_scaling"] = None if rope["rope_type"] == "default" else self.checked_scaling(rope)
+
+    def split_by_layer_type(self, rope: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of layers with full attention; the base of those with a window goes where Gemma 3 has it."""
+        local = rope.get("sliding_attention", {})
+        full = rope.get("full_attention", {})
+        if not isinstance(local, dict) or not isinstance(full, dict) or len(rope) > 2:
+            self.fail("rope_parameters", rope, "an object for full_attention and one for sliding_attention")
+        if local.get("rope_type", "default") != "default":
+            self.fail("rope_type of sliding_attention", local["rope_type"], "default, all that is supported there")
+        theta = local.get("rope_theta", self.config.get("rope_local_base_freq", 10000.0))
+        self.check_number("rope_theta of sliding_attention", theta, 1e15)
+        self.config["rope_local_base_freq"] = float(theta)
+        return full
 
     def checked_scaling(self, rope: dict[str, Any]) -> dict[str, Any]:
         kind = rope["rope_type"]

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ingle.engine.batch import QUERY_BLOCK, Batch, DecodeWork
+from ingle.model.architecture import AttentionOptions
 
 _MIN_DOT = 16
 """Rows and columns that the matrix units need at least."""
@@ -24,29 +25,34 @@ _ROUNDS = 2
 _DECODE_WARPS, _DECODE_STAGES = 4, 2
 _PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
 _LOG2_E = 1.4426950408889634
+_HIDDEN = tl.constexpr(-1e30)
+"""Score of a key that is not seen. Finite: where a query sees none of a block's keys, the next block's outweigh it."""
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     if batch.num_decodes:
-        if batch.decode_work is None:  # the first layer makes it, the others find it
-            batch.decode_work = split_decodes(batch, kv_cache.shape[3])
-        _decode(q, kv_cache, batch, batch.decode_work, scale, out)
+        work = batch.decode_work.get(options.window)
+        if work is None:  # the first layer with this window makes it, the others find it
+            work = batch.decode_work[options.window] = split_decodes(batch, kv_cache.shape[3], options.window)
+        _decode(q, kv_cache, batch, work, options, out)
     if batch.num_blocks:
-        _prefill(q, kv_cache, batch, scale, out)
+        _prefill(q, kv_cache, batch, options, out)
     return out
 
 
 @triton.jit
 def _split_kernel(
     lengths_ptr, slots_ptr, items_ptr, head_ptr, num_seqs, wanted_items,
-    SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
+    SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Cuts the keys of all sequences into items of equal length; each program lists those of its own sequence."""
     seq = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
     lengths = tl.load(lengths_ptr + seqs, mask=seqs < num_seqs, other=0)
+    if WINDOW:
+        lengths = tl.minimum(lengths, WINDOW)
     split = tl.cdiv(tl.cdiv(tl.maximum(tl.sum(lengths, 0), 1), wanted_items), KEYS) * KEYS
     counts = tl.cdiv(lengths, split)
     first = tl.sum(tl.where(seqs < seq, counts, 0), 0)
@@ -64,8 +70,8 @@ def _split_kernel(
         tl.store(head_ptr + 1, split)
 
 
-def split_decodes(batch: Batch, num_kv_heads: int) -> DecodeWork:
-    """Equal pieces of work over the decoding sequences of a batch, for a device to spread over its processors."""
+def split_decodes(batch: Batch, num_kv_heads: int, window: int | None = None) -> DecodeWork:
+    """Equal pieces of the keys that a batch's decoding sequences see, for a device to spread over its processors."""
     lengths = batch.inputs.decode_lengths[: batch.num_decodes]
     num_seqs, device = len(lengths), lengths.device
     # Few sequences: as many pieces as run at once. Many: enough more that the last to end does not end late.
@@ -83,17 +89,25 @@ def split_decodes(batch: Batch, num_kv_heads: int) -> DecodeWork:
         SEQS=triton.next_power_of_2(num_seqs),
         KEYS=_KEYS,
         BLOCK=128,
+        WINDOW=window or 0,
         num_warps=4,
     )
     return DecodeWork(items, head, torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device))
 
 
 @triton.jit
+def _capped(scores, cap):
+    """cap * tanh(x), given log2(e) * 2 x: in powers of 2, as everything here."""
+    return cap - 2 * cap / (tl.exp2(scores) + 1)
+
+
+@triton.jit
 def _decode_kernel(
-    q_ptr, kv_ptr, page_tables_ptr, items_ptr, head_ptr, arrived_ptr, parts_ptr, sums_ptr, out_ptr, scale,
+    q_ptr, kv_ptr, page_tables_ptr, items_ptr, head_ptr, arrived_ptr, parts_ptr, sums_ptr, out_ptr, scale, cap,
     table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(0)
@@ -109,7 +123,10 @@ def _decode_kernel(
     index = tl.load(items_ptr + item * 4 + 1)
     table = page_tables_ptr + tl.load(items_ptr + item * 4 + 2) * table_stride
     length = tl.load(items_ptr + item * 4 + 3)
-    first_key = index * split
+    first_seen = 0
+    if WINDOW:
+        first_seen = tl.maximum(length - WINDOW, 0)
+    first_key = first_seen + index * split
     last_key = tl.minimum(first_key + split, length)
     heads = kv_head * GROUP + rows
     place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
@@ -125,6 +142,8 @@ def _decode_kernel(
         kv_mask = seen[:, None] & in_head[None, :]
         k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=kv_mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if CAPPED:
+            scores = _capped(scores, cap)
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
@@ -133,7 +152,7 @@ def _decode_kernel(
         acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, 1)
         best = new_best
-    num_parts = tl.cdiv(length, split)
+    num_parts = tl.cdiv(length - first_seen, split)
     if num_parts == 1:
         tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
     else:
@@ -173,7 +192,12 @@ def _join(
 
 
 def _decode(
-    q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, work: DecodeWork, scale: float, out: torch.Tensor
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: Batch,
+    work: DecodeWork,
+    options: AttentionOptions,
+    out: torch.Tensor,
 ) -> None:
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
@@ -181,11 +205,19 @@ def _decode(
     sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
     _decode_kernel[(num_kv_heads, len(work.items))](
         q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
-        scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
+        *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size, KEYS=_KEYS,
-        PRECISION=_precision(q), num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
+        PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
+        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
     )  # fmt: skip
+
+
+def _scale_and_cap(options: AttentionOptions) -> tuple[float, float]:
+    """Factor on the products, and the cap, such that scores are exponents of 2; see `_capped`."""
+    if options.softcap is None:
+        return options.scale * _LOG2_E, 0.0
+    return 2 * options.scale / options.softcap * _LOG2_E, options.softcap * _LOG2_E
 
 
 def _kv_strides(kv_cache: torch.Tensor) -> tuple[int, int, int, int]:
@@ -197,9 +229,10 @@ def _kv_strides(kv_cache: torch.Tensor) -> tuple[int, int, int, int]:
 @triton.jit
 def _prefill_kernel(
     q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, starts_ptr, blocks_ptr,
-    num_blocks_ptr, out_ptr, scale, table_stride, v_offset, page_stride, token_stride, head_stride,
+    num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     block = tl.num_programs(1) - 1 - tl.program_id(1)  # later blocks attend to more keys: start them first
@@ -226,15 +259,29 @@ def _prefill_kernel(
     last_key = tl.minimum(first_position + QUERIES, length)
     # Keys before every query of the block need no causal mask.
     full = first_position // KEYS * KEYS
-    for start in range(0, full, KEYS):
+    begin = 0
+    if WINDOW:
+        # Keys before [begin, ..) are out of every query's window, those before [inside, ..) of the last query's.
+        begin = tl.maximum(first_position - WINDOW + 1, 0) // KEYS * KEYS
+        inside = tl.minimum(tl.cdiv(tl.maximum(first_position + QUERIES - WINDOW, 0), KEYS) * KEYS, full)
+        for start in range(begin, inside, KEYS):
+            acc, total, best = _attend(
+                q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
+                v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, True, PRECISION,
+                WINDOW, CAPPED,
+            )  # fmt: skip
+        begin = tl.maximum(begin, inside)
+    for start in range(begin, full, KEYS):
         acc, total, best = _attend(
             q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, PAGE_SIZE, False, PRECISION,
+            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, False, PRECISION,
+            WINDOW, CAPPED,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
         acc, total, best = _attend(
             q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, PAGE_SIZE, True, PRECISION,
+            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, True, PRECISION,
+            WINDOW, CAPPED,
         )  # fmt: skip
     tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -242,8 +289,8 @@ def _prefill_kernel(
 @triton.jit
 def _attend(
     q, acc, total, best, keys, positions, last_key, dims, in_head, table, kv_ptr,
-    v_offset, page_stride, token_stride, head_offset, scale,
-    PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    v_offset, page_stride, token_stride, head_offset, scale, cap,
+    PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """One iteration of the online softmax over the keys at positions `keys`."""
     seen = keys < last_key
@@ -252,8 +299,13 @@ def _attend(
     mask = (seen[:, None] | (not MASKED)) & in_head[None, :]
     k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=mask, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if CAPPED:
+        scores = _capped(scores, cap)
     if MASKED:
-        scores = tl.where(keys[None, :] <= positions[:, None], scores, float("-inf"))
+        visible = keys[None, :] <= positions[:, None]
+        if WINDOW:
+            visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
+        scores = tl.where(visible, scores, _HIDDEN)
     new_best = tl.maximum(best, tl.max(scores, 1))
     weights = tl.exp2(scores - new_best[:, None])
     shrink = tl.exp2(best - new_best)
@@ -262,17 +314,20 @@ def _attend(
     return acc, total * shrink + tl.sum(weights, 1), new_best
 
 
-def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, scale: float, out: torch.Tensor) -> None:
+def _prefill(
+    q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions, out: torch.Tensor
+) -> None:
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
-        scale * _LOG2_E, batch.page_tables.stride(0), *_kv_strides(kv_cache),
+        *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         DIM_BLOCK=_dim_block(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_PREFILL_KEYS,
-        PRECISION=_precision(q), num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES,
+        PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
+        num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES,
     )  # fmt: skip
 
 

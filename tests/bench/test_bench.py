@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingle.bench.cli import main
-from ingle.bench.roofline import Ceilings, least
+from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.workloads import WORKLOADS, Workload, select
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
@@ -31,10 +31,10 @@ def test_workloads_are_the_named_lengths() -> None:
 def test_the_roofline_counts_bytes_by_hand() -> None:
     """Two tokens after a prompt of 4, at a bandwidth of 1 byte/s and free matrix work."""
     head, body = 100 * 8 * 2, 5000
-    weights = body + 2 * head
-    limits = Limits(4, 16, 64, 16)
-    limit = least(Workload("x", ((4, 3),)), SHAPE, weights, 2, limits, Ceilings(1.0, 1e30))
     kv = SHAPE.kv_elements_per_token * 2
+    stored = Stored(body, body // 2, head, head // 2, kv)
+    limits = Limits(4, 16, 64, 16)
+    limit = least(Workload("x", ((4, 3),)), SHAPE, stored, limits, Ceilings(1.0, 1e30))
     assert limit.num_steps == 3
     assert limit.num_bytes == 3 * (body + head) + (5 + 6) * kv
     assert limit.seconds == pytest.approx(limit.num_bytes)

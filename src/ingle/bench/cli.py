@@ -129,7 +129,7 @@ def profile(options: Profile) -> None:
 def throughput(options: Throughput) -> None:
     engine, info, path = _engine(options.engine)
     workloads = select(options.workload or (("gpu",) if engine.worker.device.type == "cuda" else ("cpu",)))
-    ceilings = measure_ceilings(engine.worker.device, engine.worker.model.embedding.dtype)
+    ceilings = measure_ceilings(engine.worker.device, engine.worker.kv_cache.dtype)
     print(
         f"{info.family}, {info.num_parameters / 1e9:.2f} B parameters as {info.dtype} on {info.device}; "
         f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"

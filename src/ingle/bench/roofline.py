@@ -26,6 +26,17 @@ class Ceilings:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a step reads and multiplies by. The embedding, of which it looks up a few rows, is not among it."""
+
+    body_bytes: int
+    body_parameters: int
+    head_bytes: int
+    head_parameters: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True)
 class Least:
     """Time and traffic of a workload at the limit."""
 
@@ -40,20 +51,14 @@ class _Running:
     num_left: int
 
 
-def least(
-    workload: Workload, model: DecoderConfig, weight_bytes: int, itemsize: int, limits: Limits, top: Ceilings
-) -> Least:
-    """The limit under these step limits, KV memory unbounded. `weight_bytes` counts tied weights once."""
-    head = model.vocab_size * model.hidden_size
-    body_bytes = weight_bytes - head * itemsize * (1 if model.tied_embeddings else 2)
-    body = body_bytes / itemsize
-    kv_bytes = model.kv_elements_per_token * itemsize
+def least(workload: Workload, model: DecoderConfig, stored: Stored, limits: Limits, top: Ceilings) -> Least:
+    """The limit under these step limits, KV memory unbounded."""
     attention_flops = 4 * model.num_layers * model.q_size
     waiting = [[num_in, num_out, 0] for num_in, num_out in workload.lengths]
     running: list[_Running] = []
     seconds, num_steps, num_bytes = 0.0, 0, 0
     while waiting or running:
-        kv_read = sum(seq.num_tokens for seq in running) * kv_bytes
+        kv_read = sum(seq.num_tokens for seq in running) * stored.kv_bytes_per_token
         for seq in running:
             seq.num_tokens += 1
             seq.num_left -= 1
@@ -70,15 +75,15 @@ def least(
                 started.append(_Running(num_in + 1, num_out - 1))
                 rows += 1
         num_tokens = limits.max_num_batched_tokens - budget
-        head_bytes = head * itemsize if rows else 0
+        head_bytes = stored.head_bytes if rows else 0
         seconds += (
-            max(body_bytes / top.bytes_per_s, 2 * body * num_tokens / top.flops_per_s)
-            + max(head_bytes / top.bytes_per_s, 2 * head * rows / top.flops_per_s)
+            max(stored.body_bytes / top.bytes_per_s, 2 * stored.body_parameters * num_tokens / top.flops_per_s)
+            + max(head_bytes / top.bytes_per_s, 2 * stored.head_parameters * rows / top.flops_per_s)
             + kv_read / top.bytes_per_s
             + flops / top.flops_per_s
         )
         num_steps += 1
-        num_bytes += int(body_bytes + head_bytes + kv_read)
+        num_bytes += int(stored.body_bytes + head_bytes + kv_read)
         running = [seq for seq in running + started if seq.num_left > 0]
     return Least(seconds, num_steps, num_bytes)
 

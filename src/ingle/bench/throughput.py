@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from ingle.bench.roofline import Ceilings, least
+from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
@@ -73,8 +73,7 @@ def measure(
         report(f"{workload.name}: run {index + 1} of {num_runs}, {runs[-1].seconds:.2f} s")
     median = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
     model = engine.worker.model
-    itemsize = model.embedding.itemsize
-    limit = least(workload, model.config, info.weight_bytes, itemsize, engine.scheduler.limits, ceilings)
+    limit = least(workload, model.config, stored(engine, info), engine.scheduler.limits, ceilings)
     return Result(
         workload=workload.name,
         num_requests=len(workload.lengths),
@@ -89,6 +88,20 @@ def measure(
         limit_tokens_per_s=workload.num_output_tokens / limit.seconds,
         share_of_limit=limit.seconds / median.seconds,
         seconds=[run.seconds for run in runs],
+    )
+
+
+def stored(engine: Engine, info: EngineInfo) -> Stored:
+    """What a step of this engine reads."""
+    model, kv_cache = engine.worker.model, engine.worker.kv_cache
+    head = model.lm_head.weight
+    looked_up = [head] if head is model.embedding else [head, model.embedding]
+    return Stored(
+        body_bytes=info.weight_bytes - sum(weight.num_bytes for weight in looked_up),
+        body_parameters=info.num_parameters - sum(weight.num_parameters for weight in looked_up),
+        head_bytes=head.num_bytes,
+        head_parameters=head.num_parameters,
+        kv_bytes_per_token=model.config.kv_elements_per_token * kv_cache.itemsize,
     )
 
 

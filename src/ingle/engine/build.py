@@ -22,6 +22,7 @@ from ingle.errors import ConfigError
 from ingle.model.decoder import Decoder
 from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config
+from ingle.weights.formats import PlainFormat
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import open_source
 
@@ -68,6 +69,7 @@ def build_engine(
             model = load_decoder(
                 model_config,
                 source,
+                matrices=PlainFormat(dtype, device),
                 dtype=dtype,
                 device=device,
                 max_model_len=config.max_model_len or model_config.max_position_embeddings,
@@ -140,5 +142,10 @@ def _device_name(device: torch.device) -> str:
 
 def _count(model: Decoder) -> tuple[int, int]:
     """Parameters and bytes of the weights, tied ones once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in model.parameters()}
-    return sum(t.numel() for t in tensors.values()), sum(t.numel() * t.itemsize for t in tensors.values())
+    num_parameters = num_bytes = 0
+    for part in {id(part): part for part in model.parameters()}.values():
+        if isinstance(part, torch.Tensor):
+            num_parameters, num_bytes = num_parameters + part.numel(), num_bytes + part.numel() * part.itemsize
+        else:
+            num_parameters, num_bytes = num_parameters + part.num_parameters, num_bytes + part.num_bytes
+    return num_parameters, num_bytes

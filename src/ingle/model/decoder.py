@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ingle.engine.batch import Batch
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
+from ingle.weights.formats import Weight
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Decoder:
     """Tokens in, hidden states out; `logits` turns the rows that are asked for into logits."""
 
     config: DecoderConfig
-    embedding: torch.Tensor
+    embedding: Weight
     """[vocab_size, hidden_size]"""
     embedding_scale: float | None
     """As the type of the embedding has it."""
@@ -46,7 +46,7 @@ class Decoder:
         kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
         """
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
-        residual = F.embedding(batch.token_ids, self.embedding)
+        residual = self.embedding.rows(batch.token_ids)
         if self.embedding_scale is not None:
             residual = residual * self.embedding_scale
         x = self.layers[0].input_norm(residual)
@@ -67,13 +67,13 @@ class Decoder:
         logits, cap = self.lm_head(hidden), self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def parameters(self) -> Iterator[torch.Tensor]:
-        """Every weight; the output head is the embedding itself when they are tied."""
+    def parameters(self) -> Iterator[torch.Tensor | Weight]:
+        """Vectors and matrices; the output head is the embedding itself when they are tied."""
         yield from (self.embedding, self.norm.weight)
-        yield from _tensors(self.lm_head)
+        yield from _parameters(self.lm_head)
         for layer in self.layers:
             for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down):
-                yield from _tensors(linear)
+                yield from _parameters(linear)
             for norm in (
                 layer.input_norm, layer.attention.q_norm, layer.attention.k_norm, layer.attention_post_norm,
                 layer.mlp_norm, layer.mlp_post_norm,
@@ -82,7 +82,7 @@ class Decoder:
                     yield norm.weight
 
 
-def _tensors(linear: Linear) -> Iterator[torch.Tensor]:
+def _parameters(linear: Linear) -> Iterator[torch.Tensor | Weight]:
     yield linear.weight
     if linear.bias is not None:
         yield linear.bias

@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.engine.batch import Batch
 from ingle.model.architecture import Activation, AttentionOptions
+from ingle.weights.formats import Weight
 
 
 @dataclass(frozen=True)
 class Linear:
-    """x @ weight.T + bias, weight [out, in]."""
+    """x @ weight.T + bias, weight [out, in] in a format of its own."""
 
-    weight: torch.Tensor
+    weight: Weight
     bias: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        y = self.weight.multiply(x)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 @dataclass(frozen=True)

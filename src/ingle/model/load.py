@@ -12,14 +12,16 @@ from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
 from ingle.model.rope import cos_sin_tables
+from ingle.weights.formats import Weight, WeightFormat
 from ingle.weights.source import WeightSource
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads named tensors of `source` as `dtype` onto `device`."""
+    """Reads named tensors of `source`: matrices in `matrices`' format, all others as `dtype`, onto `device`."""
 
     source: WeightSource
+    matrices: WeightFormat
     dtype: torch.dtype
     device: torch.device
 
@@ -33,10 +35,13 @@ class Loader:
             self.source.load_into(name, part)
         return out
 
+    def matrix(self, name: str, num_rows: int, in_features: int) -> Weight:
+        return self.matrices.load(self.source, [name], [num_rows], in_features)
+
     def linear(self, names: Sequence[str], num_rows: Sequence[int], in_features: int, *, bias: bool) -> Linear:
         """One matrix product for the projections `names` of the same input; a single name has all the rows."""
         num_rows = num_rows if len(names) > 1 else [sum(num_rows)]
-        weight = self.stacked([f"{name}.weight" for name in names], num_rows, in_features)
+        weight = self.matrices.load(self.source, [f"{name}.weight" for name in names], num_rows, in_features)
         return Linear(weight, self.stacked([f"{name}.bias" for name in names], num_rows) if bias else None)
 
     def norm(self, name: str, size: int, config: DecoderConfig) -> RMSNorm:
@@ -52,16 +57,17 @@ def load_decoder(
     config: DecoderConfig,
     source: WeightSource,
     *,
+    matrices: WeightFormat,
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
 ) -> Decoder:
-    """Reads every parameter. Raises `ModelError` for missing or misshapen ones."""
-    load, names = Loader(source, dtype, device), config.names
-    embedding = load.tensor(f"{names.embedding}.weight", config.vocab_size, config.hidden_size)
+    """Reads every parameter; `dtype` is that of activations. Raises `ModelError` for missing or misshapen ones."""
+    load, names = Loader(source, matrices, dtype, device), config.names
+    embedding = load.matrix(f"{names.embedding}.weight", config.vocab_size, config.hidden_size)
     head = f"{names.lm_head}.weight"
     tied = config.tied_embeddings or head not in source
-    lm_head = embedding if tied else load.tensor(head, config.vocab_size, config.hidden_size)
+    lm_head = embedding if tied else load.matrix(head, config.vocab_size, config.hidden_size)
     scale = config.embedding_scale
 
     # Two threads: reading a file and converting its numbers overlap; more would fight over memory bandwidth.

@@ -1,0 +1,78 @@
+"""How a matrix of weights is stored and multiplied. Model code holds a `Weight` and never asks which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from ingle.weights.source import WeightSource
+
+
+class Weight(Protocol):
+    """A matrix [out_features, in_features]."""
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """That it takes in memory."""
+        ...
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """x @ weight.T: [.., in_features] to [.., out_features] of the same type."""
+        ...
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Some of its rows, as an embedding looks them up: int64 [T] to [T, in_features] of the activations' type."""
+        ...
+
+
+class WeightFormat(Protocol):
+    """Where a model's matrices go: one instance loads them all."""
+
+    def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
+        """The tensors `names`, of `num_rows` rows each, one below the other in a single matrix.
+
+        Raises `ModelError` for tensors that are missing or misshapen.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PlainWeight:
+    """Numbers of a float type, multiplied by PyTorch."""
+
+    tensor: torch.Tensor
+
+    @property
+    def num_parameters(self) -> int:
+        return self.tensor.numel()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.tensor.numel() * self.tensor.itemsize
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.tensor)
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        return F.embedding(indices, self.tensor)
+
+
+@dataclass(frozen=True)
+class PlainFormat:
+    """Decodes whatever the source stores to `dtype`."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
+        out = torch.empty(sum(num_rows), in_features, dtype=self.dtype, device=self.device)
+        for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
+            source.load_into(name, part)
+        return PlainWeight(out)

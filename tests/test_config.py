@@ -21,7 +21,7 @@ def test_sizes(text: str, expected: int) -> None:
     "options",
     [
         {"kv_cache_memory": "lots"}, {"kv_cache_memory": "0"}, {"max_model_len": 0}, {"gpu_memory_utilization": 1.5},
-        {"block_size": 17}, {"tensor_parallel_size": 2}, {"quantization": "awq"}, {"trust_remote_code": True},
+        {"block_size": 17}, {"tensor_parallel_size": 2}, {"quantization": "awq"},
         {"device": "tpu"}, {"dtype": "int8"}, {"load_format": "bin"}, {"max_model_len": "4k"},
     ],
 )  # fmt: skip

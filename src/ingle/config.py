@@ -50,7 +50,8 @@ class EngineConfig:
     quantization: str | None = None
     """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
     trust_remote_code: bool = False
-    """Run code from the model's folder. Refused: ingle runs no code that comes with a model."""
+    """Let transformers import Python code from the model's folder, if it needs any. Read that code first: it can do
+    whatever you can."""
     enforce_eager: bool = False
     """No CUDA graphs."""
     overlap: bool | None = None
@@ -83,10 +84,6 @@ class EngineConfig:
             raise ConfigError(
                 f"--quantization {self.quantization}: this version does not quantize on load; "
                 "leave the flag out, GGUF files are read as they are"
-            )
-        if self.trust_remote_code:
-            raise ConfigError(
-                "--trust-remote-code: this version runs no code from a model's folder; leave the flag out"
             )
 
 

@@ -80,7 +80,6 @@ def test_short_flags(ingle: Run, calls: Calls) -> None:
         ("m --port 99999", "--port 99999 is not a port"),
         ("m --port http", "'http' is not a whole number"),
         ("m -tp 2", "--tensor-parallel-size 2: this version runs a model on one device"),
-        ("m --trust-remote-code", "--trust-remote-code: this version runs no code"),
         ("m --gpu-memory-utilization nan", "--gpu-memory-utilization nan is not a share"),
         ("m --max-modle-len 4k", "did you mean --max-model-len?"),
         ("m --dtype int3", "'int3'"),

@@ -14,7 +14,7 @@ import torch
 
 from ingle.bench.workloads import Workload
 from ingle.engine.scheduler import Limits
-from ingle.model.architecture import DecoderConfig
+from ingle.model.interface import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Running:
     num_left: int
 
 
-def least(workload: Workload, model: DecoderConfig, stored: Stored, limits: Limits, top: Ceilings) -> Least:
+def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits, top: Ceilings) -> Least:
     """The limit under these step limits, KV memory unbounded."""
     attention_flops = 4 * model.num_layers * model.q_size
     waiting = [[num_in, num_out, 0] for num_in, num_out in workload.lengths]

@@ -94,7 +94,7 @@ def measure(
 def stored(engine: Engine, info: EngineInfo) -> Stored:
     """What a step of this engine reads."""
     model, kv_cache = engine.worker.model, engine.worker.kv_cache
-    head = model.lm_head.weight
+    head = model.head
     looked_up = [head] if head is model.embedding else [head, model.embedding]
     return Stored(
         body_bytes=info.weight_bytes - sum(weight.num_bytes for weight in looked_up),

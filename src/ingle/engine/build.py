@@ -19,9 +19,11 @@ from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
-from ingle.model.decoder import Decoder
+from ingle.model.architecture import DecoderConfig
+from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
+from ingle.model.interface import Model
 from ingle.model.load import load_decoder
-from ingle.model.registry import decoder_config
+from ingle.model.registry import decoder_config, is_native
 from ingle.weights.formats import PlainFormat
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import open_source
@@ -60,25 +62,14 @@ def build_engine(
     startup = _Startup(report)
     with startup.phase("config", "reading the configuration"):
         hf_config = read_config(path)
-        model_config = decoder_config(hf_config)
+        plan = _plan(config, path, hf_config)
         device = pick_device(config)
         dtype, dtype_notices = pick_dtype(config, hf_config, device)
-    with startup.phase("weights", f"loading weights of {model_config.family} as {_name(dtype)} on {device}"):
-        source = open_source(path, config.load_format, config.seed, tied=model_config.tied_embeddings)
-        try:
-            model = load_decoder(
-                model_config,
-                source,
-                matrices=PlainFormat(dtype, device),
-                dtype=dtype,
-                device=device,
-                max_model_len=config.max_model_len or model_config.max_position_embeddings,
-            )
-        finally:
-            source.close()
+    with startup.phase("weights", f"loading weights of {plan.family} as {_name(dtype)} on {device}"):
+        model = _load(config, path, plan, dtype, device)
     with startup.phase("kv_cache", "allocating the KV cache"):
-        budget = kv_budget(config, model_config, device)
-        memory = plan_memory(config, model_config, dtype=dtype, device=device, budget=budget)
+        budget = kv_budget(config, model.config, device)
+        memory = plan_memory(config, model.config, dtype=dtype, device=device, budget=budget)
         use_graphs = device.type == "cuda" and not config.enforce_eager
         worker = Worker(model, memory.limits, memory.num_pages, device, dtype, use_graphs=use_graphs)
         scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
@@ -87,20 +78,51 @@ def build_engine(
     num_parameters, weight_bytes = _count(model)
     info = EngineInfo(
         max_model_len=memory.limits.max_model_len,
-        vocab_size=model_config.vocab_size,
+        vocab_size=model.config.vocab_size,
         max_num_seqs=memory.limits.max_num_seqs,
         num_pages=memory.num_pages,
         page_size=memory.limits.page_size,
         device=_device_name(device),
         dtype=_name(dtype),
-        family=model_config.family,
+        family=model.config.family,
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
-        notices=[*dtype_notices, *memory.notices],
+        notices=[*_plan_notices(plan), *dtype_notices, *memory.notices],
         timings_s=startup.timings_s,
     )
     return engine, info
+
+
+def _plan(config: EngineConfig, path: Path, hf_config: dict[str, Any]) -> DecoderConfig | FallbackPlan:
+    """What will run the model: a family of ingle's own, else transformers' code."""
+    if is_native(hf_config):
+        return decoder_config(hf_config)
+    return plan_fallback(path, hf_config, trust_remote_code=config.trust_remote_code)
+
+
+def _plan_notices(plan: DecoderConfig | FallbackPlan) -> list[str]:
+    return [plan.notice] if isinstance(plan, FallbackPlan) else []
+
+
+def _load(
+    config: EngineConfig, path: Path, plan: DecoderConfig | FallbackPlan, dtype: torch.dtype, device: torch.device
+) -> Model:
+    if isinstance(plan, FallbackPlan):
+        seed = config.seed if config.load_format == "dummy" else None
+        return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
+    source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
+    try:
+        return load_decoder(
+            plan,
+            source,
+            matrices=PlainFormat(dtype, device),
+            dtype=dtype,
+            device=device,
+            max_model_len=config.max_model_len or plan.max_position_embeddings,
+        )
+    finally:
+        source.close()
 
 
 def pick_device(config: EngineConfig) -> torch.device:
@@ -140,7 +162,7 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _count(model: Decoder) -> tuple[int, int]:
+def _count(model: Model) -> tuple[int, int]:
     """Parameters and bytes of the weights, tied ones once."""
     num_parameters = num_bytes = 0
     for part in {id(part): part for part in model.parameters()}.values():

@@ -10,7 +10,7 @@ import torch
 from ingle.config import EngineConfig, parse_bytes
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
-from ingle.model.architecture import DecoderConfig
+from ingle.model.interface import ModelConfig
 
 _GIB = 1 << 30
 _CPU_DEFAULT_SHARE = 4
@@ -27,7 +27,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: EngineConfig, model: DecoderConfig, *, dtype: torch.dtype, device: torch.device, budget: int
+    config: EngineConfig, model: ModelConfig, *, dtype: torch.dtype, device: torch.device, budget: int
 ) -> MemoryPlan:
     """Pages and limits for `budget` bytes of KV cache. Raises `ConfigError` when not even one page per step fits."""
     on_gpu = device.type == "cuda"
@@ -65,7 +65,7 @@ def plan_memory(
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 
-def kv_budget(config: EngineConfig, model: DecoderConfig, device: torch.device) -> int:
+def kv_budget(config: EngineConfig, model: ModelConfig, device: torch.device) -> int:
     """Bytes the KV cache may take, asked once the weights are loaded."""
     if config.kv_cache_memory is not None:
         return parse_bytes("--kv-cache-memory", config.kv_cache_memory)
@@ -82,7 +82,7 @@ def kv_budget(config: EngineConfig, model: DecoderConfig, device: torch.device) 
     return budget
 
 
-def _activation_bytes(config: EngineConfig, model: DecoderConfig) -> int:
+def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """An upper bound on what one step allocates: its widest intermediates, and float32 logits a few times over."""
     tokens = config.max_num_batched_tokens or 8192
     rows = min(config.max_num_seqs or 256, tokens)

@@ -12,7 +12,7 @@ from ingle.engine.batch import Batch, Layout, SlotTables, StepInputs, to_device,
 from ingle.engine.graphs import StepGraphs
 from ingle.engine.sampler import LogprobRows, Sampler, Samples, logprob_rows
 from ingle.engine.scheduler import Limits, Plan, StepResult
-from ingle.model.decoder import Decoder
+from ingle.model.interface import Model
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once: 64 x 150k x float32 is 40 MB."""
@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         limits: Limits,
         num_pages: int,
         device: torch.device,
@@ -63,7 +63,7 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
-        self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs else None
+        self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:

@@ -39,6 +39,7 @@ class Decoder:
     lm_head: Linear
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
+    capturable: bool = True
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
@@ -66,6 +67,10 @@ class Decoder:
         """[R, vocab_size] for hidden states [R, E]."""
         logits, cap = self.lm_head(hidden), self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def head(self) -> Weight:
+        return self.lm_head.weight
 
     def parameters(self) -> Iterator[torch.Tensor | Weight]:
         """Vectors and matrices; the output head is the embedding itself when they are tied."""

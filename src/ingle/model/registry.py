@@ -19,6 +19,11 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
 }
 
 
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether one of ingle's own families runs it."""
+    return config.get("model_type") in FAMILIES
+
+
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a normalized config describes. Raises `ModelError` when no family knows it."""
     model_type = config.get("model_type")

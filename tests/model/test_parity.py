@@ -29,6 +29,8 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
+QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gqa": ("llama", {}),
     "mha": ("llama", {"num_key_value_heads": 4}),
@@ -72,6 +74,23 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
+    "mixtral-top3-tied": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "tie_word_embeddings": True}),
+    "qwen2-moe": ("qwen2_moe", {**QWEN_MOE, "shared_expert_intermediate_size": 48}),
+    "qwen2-moe-normed": ("qwen2_moe", {**QWEN_MOE, "shared_expert_intermediate_size": 80, "norm_topk_prob": True}),
+    "qwen2-moe-dense-between": (
+        "qwen2_moe",
+        {**QWEN_MOE, "num_hidden_layers": 4, "decoder_sparse_step": 2, "qkv_bias": False},
+    ),
+    "qwen3-moe": ("qwen3_moe", {**QWEN_MOE, "head_dim": 24, "norm_topk_prob": True}),
+    "qwen3-moe-one-expert": ("qwen3_moe", {**QWEN_MOE, "num_experts_per_tok": 1, "attention_bias": True}),
+    "qwen3-moe-dense-between": ("qwen3_moe", {**QWEN_MOE, "num_hidden_layers": 4, "mlp_only_layers": [0, 2]}),
+    "mixtral-window": ("mixtral", {"num_local_experts": 4, "sliding_window": 33}),
+    "qwen2-moe-window": (
+        "qwen2_moe",
+        {**QWEN_MOE, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 33, "max_window_layers": 3},
+    ),
+    "qwen3-moe-window": ("qwen3_moe", {**QWEN_MOE, "use_sliding_window": True, "sliding_window": 33}),
 }  # fmt: skip
 
 

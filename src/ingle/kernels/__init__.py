@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ingle.model.architecture import Activation, AttentionOptions
+from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 if TYPE_CHECKING:
     from ingle.engine.batch import Batch
@@ -26,6 +26,20 @@ class Kernels(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor: ...
+
+    def route(
+        self, logits: torch.Tensor, selection_bias: torch.Tensor | None, config: RouterConfig
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        activation: Activation,
+    ) -> torch.Tensor: ...
 
     def rotate_and_store(
         self,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ingle.engine.batch import Batch
-from ingle.model.architecture import Activation, AttentionOptions
+from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -36,6 +36,51 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     """activation(gate) * up for [T, 2 * I] with the gate in the first half: [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+
+def route(
+    logits: torch.Tensor, selection_bias: torch.Tensor | None, config: RouterConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of each token and their weights: int32 and float32 [T, K] for logits [T, N] of any float type.
+
+    selection_bias: float32 [N]. Which K experts of a row are taken, and in what order, is open where scores are equal.
+    Groups as in DeepSeek-V2 and V3 (https://arxiv.org/abs/2405.04434, https://arxiv.org/abs/2412.19437).
+    """
+    wide = logits.float()
+    scores = wide.sigmoid() if config.scoring == "sigmoid" else wide.softmax(dim=-1)
+    choice = scores if selection_bias is None else scores + selection_bias
+    if config.num_groups > 1:
+        groups = choice.view(len(choice), config.num_groups, -1)
+        best = groups.topk(config.group_experts, dim=-1).values.sum(dim=-1).topk(config.topk_group, dim=-1).indices
+        excluded = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter_(1, best, False)
+        choice = groups.masked_fill(excluded[..., None], float("-inf")).view_as(choice)
+    expert_ids = choice.topk(config.top_k, dim=-1).indices
+    weights = scores.gather(1, expert_ids)
+    if config.norm_topk_prob:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)  # sigmoids may all be 0
+    return expert_ids.int(), weights * config.routed_scaling_factor
+
+
+def experts(
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Activation,
+) -> torch.Tensor:
+    """The weighted sum of what a token's experts give, each a gated MLP: x [T, E] to [T, E].
+
+    expert_ids, weights: [T, K]. gate_up: [N, 2 * I, E], an expert's gate in the first I rows. down: [N, E, I].
+    """
+    top_k = expert_ids.shape[1]
+    order = expert_ids.flatten().argsort(stable=True)
+    counts = expert_ids.flatten().bincount(minlength=len(gate_up)).tolist()
+    parts = x.new_empty(len(order), x.shape[1])
+    for expert, rows in enumerate(order.split_with_sizes(counts)):
+        if len(rows):
+            parts[rows] = F.linear(gated(F.linear(x[rows // top_k], gate_up[expert]), activation), down[expert])
+    return (parts.view(*expert_ids.shape, -1) * weights[..., None]).sum(dim=1).to(x.dtype)
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:

@@ -67,8 +67,44 @@ class WeightNames:
 
 
 @dataclass(frozen=True)
+class RouterConfig:
+    """How a token chooses its experts and what each of them weighs, in Hugging Face's terms."""
+
+    num_experts: int
+    top_k: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    norm_topk_prob: bool = False
+    """The weights of the chosen experts are made to sum up to 1."""
+    routed_scaling_factor: float = 1.0
+    num_groups: int = 1
+    """Experts lie in groups of equal size; a token chooses among those of its `topk_group` best groups only."""
+    topk_group: int = 1
+    group_experts: int = 1
+    """A group is as good as the sum of the scores of this many of its best experts."""
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """The layers whose MLP is a mixture of experts (https://arxiv.org/abs/2101.03961)."""
+
+    router: RouterConfig
+    intermediate_size: int
+    """Of each expert."""
+    layers: frozenset[int]
+    """Those that are sparse; the others have a dense MLP."""
+    shared_intermediate_size: int = 0
+    """Of the expert that every token passes, beside those it chooses; 0 for none."""
+    shared_name: str = "shared_expert"
+    shared_gate: bool = False
+    """What the shared expert gives is scaled by a sigmoid of the token."""
+    selection_bias: bool = False
+    """A bias on the scores decides which experts are chosen, not what they weigh (https://arxiv.org/abs/2408.15664)."""
+    float32_router: bool = False
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder-only transformer with pre-norms, grouped-query attention and a gated MLP."""
+    """A decoder-only transformer with pre-norms, grouped-query attention and a gated MLP or a mixture of experts."""
 
     family: str
     vocab_size: int
@@ -105,6 +141,7 @@ class DecoderConfig:
     """Scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
     """The same for the logits."""
+    moe: MoeConfig | None = None
 
     @property
     def q_size(self) -> int:

@@ -1,4 +1,4 @@
-"""The decoder that runs every dense family; `DecoderConfig` says in what they differ."""
+"""The decoder that runs every family; `DecoderConfig` says in what they differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from ingle.engine.batch import Batch
 from ingle.model.architecture import DecoderConfig
-from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
+from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
+from ingle.model.moe import SparseMoe
 from ingle.weights.formats import Weight
 
 
@@ -19,10 +20,17 @@ class DecoderLayer:
     attention: Attention
     attention_post_norm: RMSNorm | None
     mlp_norm: RMSNorm
-    mlp: GatedMLP
+    mlp: GatedMLP | SparseMoe
     mlp_post_norm: RMSNorm | None
     rope: int
     """Which of the decoder's rotations."""
+
+    def parameters(self) -> Iterator[Parameter]:
+        for part in (
+            self.input_norm, self.attention, self.attention_post_norm, self.mlp_norm, self.mlp, self.mlp_post_norm
+        ):  # fmt: skip
+            if part is not None:
+                yield from part.parameters()
 
 
 @dataclass(frozen=True)
@@ -72,22 +80,10 @@ class Decoder:
     def head(self) -> Weight:
         return self.lm_head.weight
 
-    def parameters(self) -> Iterator[torch.Tensor | Weight]:
+    def parameters(self) -> Iterator[Parameter]:
         """Vectors and matrices; the output head is the embedding itself when they are tied."""
-        yield from (self.embedding, self.norm.weight)
-        yield from _parameters(self.lm_head)
+        yield self.embedding
         for layer in self.layers:
-            for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down):
-                yield from _parameters(linear)
-            for norm in (
-                layer.input_norm, layer.attention.q_norm, layer.attention.k_norm, layer.attention_post_norm,
-                layer.mlp_norm, layer.mlp_post_norm,
-            ):  # fmt: skip
-                if norm is not None:
-                    yield norm.weight
-
-
-def _parameters(linear: Linear) -> Iterator[torch.Tensor | Weight]:
-    yield linear.weight
-    if linear.bias is not None:
-        yield linear.bias
+            yield from layer.parameters()
+        yield from self.norm.parameters()
+        yield from self.lm_head.parameters()

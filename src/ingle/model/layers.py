@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from ingle import kernels
 from ingle.engine.batch import Batch
 from ingle.model.architecture import Activation, AttentionOptions
 from ingle.weights.formats import Weight
+
+Parameter = torch.Tensor | Weight
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = self.weight.multiply(x)
         return y if self.bias is None else y.add_(self.bias)
+
+    def parameters(self) -> Iterator[Parameter]:
+        yield self.weight
+        if self.bias is not None:
+            yield self.bias
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class RMSNorm:
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of x + residual, and that sum."""
         return kernels.of(x).add_rms_norm(x, residual, self.weight, self.eps)
+
+    def parameters(self) -> Iterator[Parameter]:
+        yield self.weight
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,11 @@ class Attention:
         )  # fmt: skip
         return self.out(run.paged_attention(q, kv_cache, batch, self.options).flatten(1))
 
+    def parameters(self) -> Iterator[Parameter]:
+        for part in (self.qkv, self.out, self.q_norm, self.k_norm):
+            if part is not None:
+                yield from part.parameters()
+
 
 @dataclass(frozen=True)
 class GatedMLP:
@@ -69,3 +85,7 @@ class GatedMLP:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(kernels.of(x).gated(self.gate_up(x), self.activation))
+
+    def parameters(self) -> Iterator[Parameter]:
+        yield from self.gate_up.parameters()
+        yield from self.down.parameters()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ingle.model.architecture import DecoderConfig
+from ingle.model.architecture import Activation, DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
+from ingle.model.moe import SparseMoe, load_moe
 from ingle.model.rope import cos_sin_tables
 from ingle.weights.formats import Weight, WeightFormat
 from ingle.weights.source import WeightSource
@@ -25,12 +26,19 @@ class Loader:
     dtype: torch.dtype
     device: torch.device
 
+    def as_float32(self) -> Loader:
+        """For the few weights that are kept in full precision."""
+        return replace(self, dtype=torch.float32)
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         return self.stacked([name], [shape[0]], *shape[1:])
 
     def stacked(self, names: Sequence[str], num_rows: Sequence[int], *row_shape: int) -> torch.Tensor:
         """The tensors `names`, of `num_rows` rows each, one below the other in a single tensor."""
-        out = torch.empty(sum(num_rows), *row_shape, dtype=self.dtype, device=self.device)
+        out = self.empty(sum(num_rows), *row_shape)
         for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             self.source.load_into(name, part)
         return out
@@ -48,9 +56,24 @@ class Loader:
         if not config.one_plus_norms:
             return RMSNorm(self.tensor(f"{name}.weight", size), config.norm_eps)
         # In float32, also in 16-bit models: there 1 + weight would lose most of the weight's digits.
-        weight = torch.empty(size, dtype=torch.float32, device=self.device)
-        self.source.load_into(f"{name}.weight", weight)
-        return RMSNorm(weight + 1.0, config.norm_eps)
+        return RMSNorm(self.as_float32().tensor(f"{name}.weight", size) + 1.0, config.norm_eps)
+
+    def gated_mlp(
+        self,
+        gate_up: Sequence[str],
+        down: str,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation,
+        *,
+        bias: bool = False,
+    ) -> GatedMLP:
+        """The names are those of the gate's and the up projection, or of both in one, and of the down projection."""
+        return GatedMLP(
+            gate_up=self.linear(gate_up, [intermediate_size, intermediate_size], hidden_size, bias=bias),
+            down=self.linear([down], [hidden_size], intermediate_size, bias=bias),
+            activation=activation,
+        )
 
 
 def load_decoder(
@@ -93,7 +116,7 @@ def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer
     def linear(parts: Sequence[str], num_rows: list[int], in_features: int, *, bias: bool) -> Linear:
         return load.linear([f"{prefix}.{part}" for part in parts], num_rows, in_features, bias=bias)
 
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     return DecoderLayer(
         input_norm=norm(names.input_norm, hidden),
         attention=Attention(
@@ -106,11 +129,17 @@ def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer
         ),
         attention_post_norm=norm(names.attention_post_norm, hidden) if config.post_norms else None,
         mlp_norm=norm(names.mlp_norm, hidden),
-        mlp=GatedMLP(
-            gate_up=linear(names.gate_up, [inner, inner], hidden, bias=config.mlp_bias),
-            down=linear([names.mlp_down], [hidden], inner, bias=config.mlp_bias),
-            activation=config.activation,
-        ),
+        mlp=_load_mlp(config, load, index),
         mlp_post_norm=norm(names.mlp_post_norm, hidden) if config.post_norms else None,
         rope=config.rope_index(index),
+    )
+
+
+def _load_mlp(config: DecoderConfig, load: Loader, index: int) -> GatedMLP | SparseMoe:
+    names, prefix = config.names, f"{config.names.layers}.{index}"
+    if config.moe is not None and index in config.moe.layers:
+        return load_moe(config.moe, load, prefix, config.hidden_size, config.activation)
+    gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.mlp_down}"
+    return load.gated_mlp(
+        gate_up, down, config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
     )

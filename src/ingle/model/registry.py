@@ -7,15 +7,18 @@ from typing import Any
 
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
-from ingle.model.families import gemma, llama
+from ingle.model.families import gemma, llama, moe
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
     "llama": llama.llama,
     "mistral": llama.mistral,
+    "mixtral": moe.mixtral,
     "qwen2": llama.qwen2,
+    "qwen2_moe": moe.qwen2_moe,
     "qwen3": llama.qwen3,
+    "qwen3_moe": moe.qwen3_moe,
 }
 
 

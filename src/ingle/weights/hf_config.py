@@ -70,7 +70,7 @@ _MAX_INTS = {
     "sliding_window_pattern": 1 << 12,
 }
 _POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq")
-_BOOLS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_BOOLS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "norm_topk_prob", "use_sliding_window")
 _DTYPES = ("float16", "bfloat16", "float32")
 
 _ROPE_NEEDS = {
@@ -141,6 +141,8 @@ class _Normalizer:
         model_type = config.get("model_type")
         defaults = _DEFAULTS.get(model_type, {}) if isinstance(model_type, str) else {}
         self.config = {key: value for key, value in (defaults | config).items() if value is not None}
+        if self.config.get("use_sliding_window") is False:  # then the size may be anything: transformers writes 0
+            self.config.pop("sliding_window", None)
 
     def normalize(self) -> dict[str, Any]:
         model_type = self.config.get("model_type")

@@ -2,6 +2,16 @@
 
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, rms_norm, rotate_and_store
+from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.sampling import sample
 
-__all__ = ["add_rms_norm", "gated", "paged_attention", "rms_norm", "rotate_and_store", "sample"]
+__all__ = [
+    "add_rms_norm",
+    "experts",
+    "gated",
+    "paged_attention",
+    "rms_norm",
+    "rotate_and_store",
+    "route",
+    "sample",
+]

@@ -57,17 +57,23 @@ def add_rms_norm(
 
 
 @triton.jit
+def activate(x, GELU_TANH: tl.constexpr):
+    """silu or gelu of float32 x: (1 + tanh(y)) / 2 is sigmoid(2 y)."""
+    logit = x
+    if GELU_TANH:
+        logit = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2 sqrt(2 / pi)
+    return x / (1 + tl.exp(-logit))
+
+
+@triton.jit
 def _gated_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU_TANH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + columns, mask=mask, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + columns, mask=mask, other=0.0)
-    wide = gate.to(tl.float32)
-    logit = wide
-    if GELU_TANH:  # (1 + tanh(y)) / 2 is sigmoid(2 y)
-        logit = 1.5957691216057308 * (wide + 0.044715 * wide * wide * wide)  # 2 sqrt(2 / pi)
-    tl.store(out_ptr + row * SIZE + columns, (wide / (1 + tl.exp(-logit))).to(gate.dtype) * up, mask=mask)
+    activated = activate(gate.to(tl.float32), GELU_TANH).to(gate.dtype)
+    tl.store(out_ptr + row * SIZE + columns, activated * up, mask=mask)
 
 
 def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -1,0 +1,353 @@
+"""A mixture of experts as Triton kernels: choose, sort tokens by expert, two grouped matrix products, sum.
+
+Nothing here waits for the host, and every size follows from the number of tokens, so that a graph can capture it. A
+"pair" is one token at one of its K experts: pair t * K + j. Pairs are sorted by expert, each expert's pairs are cut
+into blocks of rows, and a block times a few columns is one program: it reads its tokens by way of the sorted order and
+its expert's weights where they lie. With few tokens that is each chosen expert's weights once; with many it is a tiled
+product.
+
+Why not `torch.nn.functional.grouped_mm`: in PyTorch 2.11 to 2.13 its CUDA kernel is for bfloat16 on compute
+capability 9.0 and 10.0; everywhere else it is a loop over the experts on the host, which waits for the device and
+cannot be captured. It also wants the tokens copied into sorted order first and the activation as a pass of its own,
+and its tiles are made for many rows an expert, where decoding brings one or two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ingle.kernels.gpu.elementwise import activate
+from ingle.model.architecture import Activation, RouterConfig
+
+_ONE_HOT = 8192
+"""Elements of the table [pairs, experts] that the sort looks at in one go."""
+_GROUP = 8
+"""Blocks of rows whose programs stand side by side, so that an expert's weights are still in the L2 cache."""
+
+
+@triton.jit
+def _route_kernel(
+    logits_ptr, bias_ptr, ids_ptr, weights_ptr, num_tokens, scaling,
+    NUM_GROUPS: tl.constexpr, MEMBERS: tl.constexpr, TOP_K: tl.constexpr, TOPK_GROUP: tl.constexpr,
+    GROUP_EXPERTS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
+    TOKENS: tl.constexpr, GROUP_BLOCK: tl.constexpr, MEMBER_BLOCK: tl.constexpr, TOP_BLOCK: tl.constexpr,
+):  # fmt: skip
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    is_token = tokens < num_tokens
+    groups = tl.arange(0, GROUP_BLOCK)
+    members = tl.arange(0, MEMBER_BLOCK)
+    experts = (groups[:, None] * MEMBERS + members[None, :])[None, :, :]
+    is_expert = ((groups < NUM_GROUPS)[:, None] & (members < MEMBERS)[None, :])[None, :, :]
+    row = tokens.to(tl.int64)[:, None, None] * NUM_GROUPS * MEMBERS
+    logits = tl.load(logits_ptr + row + experts, mask=is_token[:, None, None] & is_expert, other=0.0).to(tl.float32)
+    if SIGMOID:
+        scores = 1 / (1 + tl.exp(-logits))
+    else:
+        logits = tl.where(is_expert, logits, float("-inf"))
+        exponentials = tl.exp(logits - tl.max(tl.max(logits, 2), 1)[:, None, None])
+        scores = exponentials / tl.sum(tl.sum(exponentials, 2), 1)[:, None, None]
+    choice = scores
+    if BIAS:
+        choice += tl.load(bias_ptr + experts, mask=is_expert, other=0.0)
+    # A token that is not a number still chooses experts that exist, and none twice.
+    choice = tl.where(choice == choice, choice, -1e30)
+    choice = tl.where(is_expert, choice, float("-inf"))
+    if NUM_GROUPS > 1:
+        left = choice
+        goodness = tl.zeros([TOKENS, GROUP_BLOCK], tl.float32)
+        for _ in range(GROUP_EXPERTS):
+            best = tl.max(left, 2)
+            goodness += best
+            first = tl.min(tl.where(left == best[:, :, None], members[None, None, :], MEMBER_BLOCK), 2)
+            left = tl.where(members[None, None, :] == first[:, :, None], float("-inf"), left)
+        kept = tl.zeros([TOKENS, GROUP_BLOCK], tl.int32)
+        for _ in range(TOPK_GROUP):
+            best = tl.max(goodness, 1)
+            first = tl.min(tl.where(goodness == best[:, None], groups[None, :], GROUP_BLOCK), 1)
+            kept = tl.where(groups[None, :] == first[:, None], 1, kept)
+            goodness = tl.where(groups[None, :] == first[:, None], float("-inf"), goodness)
+        choice = tl.where((kept == 1)[:, :, None], choice, float("-inf"))
+    slots = tl.arange(0, TOP_BLOCK)
+    ids = tl.zeros([TOKENS, TOP_BLOCK], tl.int32)
+    weights = tl.zeros([TOKENS, TOP_BLOCK], tl.float32)
+    for slot in range(TOP_K):
+        best = tl.max(tl.max(choice, 2), 1)[:, None, None]
+        chosen = tl.min(tl.min(tl.where(choice == best, experts, NUM_GROUPS * MEMBERS), 2), 1)
+        is_chosen = experts == chosen[:, None, None]
+        weight = tl.sum(tl.sum(tl.where(is_chosen, scores, 0.0), 2), 1)
+        choice = tl.where(is_chosen, float("-inf"), choice)
+        ids = tl.where(slots[None, :] == slot, chosen[:, None], ids)
+        weights = tl.where(slots[None, :] == slot, weight[:, None], weights)
+    if NORM:
+        weights = weights / (tl.sum(weights, 1)[:, None] + 1e-20)
+    place = tokens[:, None] * TOP_K + slots[None, :]
+    mask = is_token[:, None] & (slots < TOP_K)[None, :]
+    tl.store(ids_ptr + place, ids, mask=mask)
+    tl.store(weights_ptr + place, weights * scaling, mask=mask)
+
+
+def route(
+    logits: torch.Tensor, selection_bias: torch.Tensor | None, config: RouterConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_tokens, members = len(logits), config.num_experts // config.num_groups
+    expert_ids = torch.empty(num_tokens, config.top_k, dtype=torch.int32, device=logits.device)
+    weights = torch.empty(num_tokens, config.top_k, dtype=torch.float32, device=logits.device)
+    tokens = 1 if num_tokens < 256 else 8
+    _route_kernel[(triton.cdiv(num_tokens, tokens),)](
+        logits, logits if selection_bias is None else selection_bias, expert_ids, weights, num_tokens,
+        config.routed_scaling_factor,
+        NUM_GROUPS=config.num_groups, MEMBERS=members, TOP_K=config.top_k, TOPK_GROUP=config.topk_group,
+        GROUP_EXPERTS=config.group_experts, SIGMOID=config.scoring == "sigmoid", BIAS=selection_bias is not None,
+        NORM=config.norm_topk_prob, TOKENS=tokens, GROUP_BLOCK=triton.next_power_of_2(config.num_groups),
+        MEMBER_BLOCK=triton.next_power_of_2(members), TOP_BLOCK=triton.next_power_of_2(config.top_k),
+        num_warps=1 if tokens == 1 else 4,
+    )  # fmt: skip
+    return expert_ids, weights
+
+
+@triton.jit
+def _count(ids_ptr, first, end, columns, counts, PAIRS: tl.constexpr):
+    """counts and how often each expert in `columns` occurs among the pairs [first, end)."""
+    for start in range(first, end, PAIRS):
+        pairs = start + tl.arange(0, PAIRS)
+        expert = tl.load(ids_ptr + pairs, mask=pairs < end, other=-1)
+        counts += tl.sum((expert[:, None] == columns[None, :]).to(tl.int32), 0)
+    return counts
+
+
+@triton.jit
+def _count_kernel(ids_ptr, counts_ptr, num_pairs, CHUNK: tl.constexpr, PAIRS: tl.constexpr, EXPERT_BLOCK: tl.constexpr):
+    chunk = tl.program_id(0)
+    columns = tl.arange(0, EXPERT_BLOCK)
+    end = tl.minimum((chunk + 1) * CHUNK, num_pairs)
+    counts = _count(ids_ptr, chunk * CHUNK, end, columns, tl.zeros([EXPERT_BLOCK], tl.int32), PAIRS)
+    tl.store(counts_ptr + chunk * EXPERT_BLOCK + columns, counts)
+
+
+@triton.jit
+def _sort_kernel(
+    ids_ptr, counts_ptr, order_ptr, blocks_ptr, num_pairs, num_chunks, num_blocks,
+    CHUNK: tl.constexpr, PAIRS: tl.constexpr, EXPERT_BLOCK: tl.constexpr, ROWS: tl.constexpr, LISTED: tl.constexpr,
+    SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Puts a chunk of pairs into their places in the order by expert, and writes its share of the list of blocks."""
+    chunk = tl.program_id(0)
+    columns = tl.arange(0, EXPERT_BLOCK)
+    before = tl.zeros([EXPERT_BLOCK], tl.int32)
+    total = tl.zeros([EXPERT_BLOCK], tl.int32)
+    if SINGLE:
+        total = _count(ids_ptr, 0, num_pairs, columns, total, PAIRS)
+    else:
+        for other in range(num_chunks):
+            counts = tl.load(counts_ptr + other * EXPERT_BLOCK + columns)
+            total += counts
+            before += tl.where(other < chunk, counts, 0)
+    starts = tl.cumsum(total, 0) - total
+    cursor = starts + before
+    end = tl.minimum((chunk + 1) * CHUNK, num_pairs)
+    for start in range(chunk * CHUNK, end, PAIRS):
+        pairs = start + tl.arange(0, PAIRS)
+        expert = tl.load(ids_ptr + pairs, mask=pairs < end, other=-1)
+        one_hot = (expert[:, None] == columns[None, :]).to(tl.int32)
+        # How many pairs of the same expert come before: those of earlier tables, and those above in this one.
+        places = cursor[None, :] + tl.cumsum(one_hot, 0) - one_hot
+        tl.store(order_ptr + tl.sum(places * one_hot, 1), pairs, mask=pairs < end)
+        cursor += tl.sum(one_hot, 0)
+    blocks_of = tl.cdiv(total, ROWS)
+    last_blocks = tl.cumsum(blocks_of, 0)
+    for first in range(chunk * LISTED, num_blocks, num_chunks * LISTED):
+        blocks = first + tl.arange(0, LISTED)
+        expert = tl.sum((last_blocks[None, :] <= blocks[:, None]).to(tl.int32), 1)  # EXPERT_BLOCK past the last one
+        here = (expert[:, None] == columns[None, :]).to(tl.int32)
+        index = blocks - tl.sum((last_blocks - blocks_of)[None, :] * here, 1)
+        row = tl.sum(starts[None, :] * here, 1) + index * ROWS
+        row_end = tl.minimum(row + ROWS, tl.sum((starts + total)[None, :] * here, 1))
+        entry = blocks_ptr + blocks * 3
+        tl.store(entry, expert, mask=blocks < num_blocks)
+        tl.store(entry + 1, row, mask=blocks < num_blocks)
+        tl.store(entry + 2, row_end, mask=blocks < num_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    order: torch.Tensor
+    """int32 [P], the pairs by expert."""
+    blocks: torch.Tensor
+    """int32 [B, 3]: of each block its expert, and its rows [first, end) of the order; those not needed have none."""
+
+
+def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> _Sorted:
+    """The pairs of expert_ids [T, K] in the order of their experts, in blocks of up to `rows` pairs of one expert."""
+    num_pairs, device = expert_ids.numel(), expert_ids.device
+    expert_block = max(triton.next_power_of_2(num_experts), 2)
+    pairs = min(max(_ONE_HOT // expert_block, 16), max(triton.next_power_of_2(num_pairs), 16))
+    chunk = max(256 if num_pairs <= 4096 else 1024, pairs)
+    num_chunks = triton.cdiv(num_pairs, chunk)
+    # An expert that is chosen at all leaves at most rows - 1 rows of its last block empty.
+    num_blocks = (num_pairs + min(num_experts, num_pairs) * (rows - 1)) // rows
+    order = torch.empty(num_pairs, dtype=torch.int32, device=device)
+    blocks = torch.empty(num_blocks, 3, dtype=torch.int32, device=device)
+    counts = order
+    if num_chunks > 1:
+        counts = torch.empty(num_chunks, expert_block, dtype=torch.int32, device=device)
+        _count_kernel[(num_chunks,)](expert_ids, counts, num_pairs, CHUNK=chunk, PAIRS=pairs, EXPERT_BLOCK=expert_block)
+    _sort_kernel[(num_chunks,)](
+        expert_ids, counts, order, blocks, num_pairs, num_chunks, num_blocks,
+        CHUNK=chunk, PAIRS=pairs, EXPERT_BLOCK=expert_block, ROWS=rows, LISTED=16, SINGLE=num_chunks == 1,
+    )  # fmt: skip
+    return _Sorted(order, blocks)
+
+
+@triton.jit
+def _block_and_column(num_blocks, num_columns, GROUP: tl.constexpr):
+    """This program's block and column: GROUP blocks go through all columns before the next ones begin."""
+    program = tl.program_id(0)
+    group = program // (GROUP * num_columns)
+    height = tl.minimum(num_blocks - group * GROUP, GROUP)
+    within = program % (GROUP * num_columns)
+    return group * GROUP + within % height, within // height
+
+
+@triton.jit
+def _gate_up_kernel(
+    x_ptr, order_ptr, blocks_ptr, weight_ptr, out_ptr, num_blocks, num_columns, x_stride, num_experts,
+    TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr, GELU_TANH: tl.constexpr,
+):  # fmt: skip
+    """activation(x @ gate.T) * (x @ up.T) for one block of rows, written in sorted order, and COLUMNS columns."""
+    block, column = _block_and_column(num_blocks, num_columns, GROUP)
+    expert = tl.load(blocks_ptr + block * 3)
+    if expert >= num_experts:
+        return
+    rows = tl.load(blocks_ptr + block * 3 + 1) + tl.arange(0, ROWS)
+    is_row = rows < tl.load(blocks_ptr + block * 3 + 2)
+    tokens = tl.load(order_ptr + rows, mask=is_row, other=0).to(tl.int64) // TOP_K
+    columns = column * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = columns < INNER
+    depth = tl.arange(0, DEPTH)
+    x = x_ptr + tokens[:, None] * x_stride + depth[None, :]
+    gate = weight_ptr + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[None, :] * HIDDEN + depth[:, None]
+    gate_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
+    up_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, HIDDEN, DEPTH):
+        in_depth = start + depth < HIDDEN
+        a = tl.load(x + start, mask=is_row[:, None] & in_depth[None, :], other=0.0)
+        mask = in_depth[:, None] & is_column[None, :]
+        gate_sum += tl.dot(a, tl.load(gate + start, mask=mask, other=0.0), input_precision=PRECISION)
+        up = tl.load(gate + INNER * HIDDEN + start, mask=mask, other=0.0)
+        up_sum += tl.dot(a, up, input_precision=PRECISION)
+    out = activate(gate_sum, GELU_TANH) * up_sum
+    place = out_ptr + rows.to(tl.int64)[:, None] * INNER + columns[None, :]
+    tl.store(place, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _down_kernel(
+    x_ptr, order_ptr, blocks_ptr, weight_ptr, scales_ptr, out_ptr, num_blocks, num_columns, num_experts,
+    HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x @ down.T times the routing weight for one block of sorted rows; each is written to the place of its pair."""
+    block, column = _block_and_column(num_blocks, num_columns, GROUP)
+    expert = tl.load(blocks_ptr + block * 3)
+    if expert >= num_experts:
+        return
+    rows = tl.load(blocks_ptr + block * 3 + 1) + tl.arange(0, ROWS)
+    is_row = rows < tl.load(blocks_ptr + block * 3 + 2)
+    pairs = tl.load(order_ptr + rows, mask=is_row, other=0).to(tl.int64)
+    columns = column * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = columns < HIDDEN
+    depth = tl.arange(0, DEPTH)
+    x = x_ptr + rows.to(tl.int64)[:, None] * INNER + depth[None, :]
+    weight = weight_ptr + expert.to(tl.int64) * HIDDEN * INNER + columns[None, :] * INNER + depth[:, None]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, INNER, DEPTH):
+        in_depth = start + depth < INNER
+        a = tl.load(x + start, mask=is_row[:, None] & in_depth[None, :], other=0.0)
+        w = tl.load(weight + start, mask=in_depth[:, None] & is_column[None, :], other=0.0)
+        total += tl.dot(a, w, input_precision=PRECISION)
+    total *= tl.load(scales_ptr + pairs, mask=is_row, other=0.0)[:, None]
+    place = out_ptr + pairs[:, None] * HIDDEN + columns[None, :]
+    tl.store(place, total.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _sum_kernel(parts_ptr, out_ptr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < HIDDEN
+    total = tl.zeros([BLOCK], tl.float32)
+    for slot in tl.static_range(TOP_K):
+        part = tl.load(parts_ptr + (token * TOP_K + slot) * HIDDEN + columns, mask=mask, other=0.0)
+        total += part.to(tl.float32)
+    tl.store(out_ptr + token * HIDDEN + columns, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """How a program cuts the products: rows, columns of gate_up and of down, depth, and Triton's warps and stages."""
+
+    rows: int
+    inner_columns: int
+    hidden_columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+_TILES = (
+    _Tiles(16, 32, 32, 128, 4, 4),  # the fewest rows of a product: as many bytes of weights in flight as fit
+    _Tiles(32, 32, 64, 128, 4, 4),
+    _Tiles(64, 64, 128, 64, 4, 4),
+    _Tiles(128, 64, 128, 64, 8, 4),
+)
+_FLOAT32_TILES = (_Tiles(16, 32, 32, 32, 4, 2),)
+"""float32 is for measuring parity, not for speed."""
+
+
+def _tiles(dtype: torch.dtype, rows_per_expert: float) -> _Tiles:
+    """The smallest tiles that hold the rows which an expert has on average, were all experts chosen alike."""
+    choices = _FLOAT32_TILES if dtype == torch.float32 else _TILES
+    return next((tiles for tiles in choices if tiles.rows >= rows_per_expert), choices[-1])
+
+
+def experts(
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Activation,
+) -> torch.Tensor:
+    num_experts, hidden, inner = down.shape
+    num_tokens, top_k = expert_ids.shape
+    tiles = _tiles(x.dtype, num_tokens * top_k / num_experts)
+    by_expert = sort_by_expert(expert_ids, num_experts, tiles.rows)
+    num_blocks = len(by_expert.blocks)
+    common = {
+        "HIDDEN": hidden, "INNER": inner, "ROWS": tiles.rows, "DEPTH": tiles.depth, "GROUP": _GROUP,
+        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "num_warps": tiles.warps, "num_stages": tiles.stages,
+    }  # fmt: skip
+    activated = torch.empty(num_tokens * top_k, inner, dtype=x.dtype, device=x.device)
+    num_columns = triton.cdiv(inner, tiles.inner_columns)
+    _gate_up_kernel[(num_blocks * num_columns,)](
+        x, by_expert.order, by_expert.blocks, gate_up, activated, num_blocks, num_columns, x.stride(0), num_experts,
+        TOP_K=top_k, COLUMNS=tiles.inner_columns, GELU_TANH=activation == "gelu_tanh", **common,
+    )  # fmt: skip
+    parts = torch.empty(num_tokens * top_k, hidden, dtype=x.dtype, device=x.device)
+    num_columns = triton.cdiv(hidden, tiles.hidden_columns)
+    _down_kernel[(num_blocks * num_columns,)](
+        activated, by_expert.order, by_expert.blocks, down, weights, parts, num_blocks, num_columns, num_experts,
+        COLUMNS=tiles.hidden_columns, **common,
+    )  # fmt: skip
+    out = torch.empty_like(x)
+    block = min(triton.next_power_of_2(hidden), 1024)
+    _sum_kernel[(num_tokens, triton.cdiv(hidden, block))](
+        parts, out, TOP_K=top_k, HIDDEN=hidden, BLOCK=block, num_warps=4
+    )
+    return out

@@ -6,13 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ingle.bench.cli import main
 from ingle.bench.roofline import Ceilings, Stored, least
+from ingle.bench.throughput import stored
 from ingle.bench.workloads import WORKLOADS, Workload, select
+from ingle.config import EngineConfig
+from ingle.engine.build import build_engine
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
+from ingle.kernels import reference
+from ingle.model.architecture import RouterConfig
 from ingle.model.registry import decoder_config
+from ingle.weights.source import DummySource
 from tests.support import save_checkpoint
 
 SHAPE = decoder_config({"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
@@ -32,12 +39,42 @@ def test_the_roofline_counts_bytes_by_hand() -> None:
     """Two tokens after a prompt of 4, at a bandwidth of 1 byte/s and free matrix work."""
     head, body = 100 * 8 * 2, 5000
     kv = SHAPE.kv_elements_per_token * 2
-    stored = Stored(body, body // 2, head, head // 2, kv)
+    has = Stored(body, body // 2, head, head // 2, kv)
     limits = Limits(4, 16, 64, 16)
-    limit = least(Workload("x", ((4, 3),)), SHAPE, stored, limits, Ceilings(1.0, 1e30))
+    limit = least(Workload("x", ((4, 3),)), SHAPE, has, limits, Ceilings(1.0, 1e30))
     assert limit.num_steps == 3
     assert limit.num_bytes == 3 * (body + head) + (5 + 6) * kv
     assert limit.seconds == pytest.approx(limit.num_bytes)
+
+
+def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
+    """3 of 8 experts: a step of n tokens is expected to read 1 - (5/8)^n of them, and a token is multiplied by 3/8."""
+    folder = save_checkpoint(tmp_path, "qwen2_moe", num_experts=8, num_experts_per_tok=3, moe_intermediate_size=40,
+                             shared_expert_intermediate_size=48)  # fmt: skip
+    engine, info = build_engine(EngineConfig(model=str(folder), dtype="float32", device="cpu",
+                                             kv_cache_memory="8MiB"), folder)  # fmt: skip
+    has = stored(engine, info)
+    experts, head = 2 * 8 * 3 * 64 * 40, 256 * 64
+    dense_mlp = 3 * 64 * 48 + 64 + 8 * 64  # shared expert, its gate, router
+    body = 2 * (64 * (64 + 2 * 32) + 128 + 64 * 64 + 2 * 64 + dense_mlp) + 64
+    assert info.num_parameters == body + experts + 2 * head
+    assert (has.body_parameters, has.body_bytes, has.head_bytes) == (body, 4 * body, 4 * head)
+    assert has.token_parameters() == body + experts * 3 / 8
+    assert has.step_bytes(1) == pytest.approx(4 * body + 4 * experts * 3 / 8)
+    assert has.step_bytes(2) == pytest.approx(4 * body + 4 * experts * (1 - (5 / 8) ** 2))
+    limit = least(Workload("x", ((4, 2),)), engine.worker.model.config, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
+    read = has.step_bytes(4) + has.step_bytes(1) + 2 * has.head_bytes + 5 * has.kv_bytes_per_token
+    assert limit.seconds == pytest.approx(read)
+
+
+def test_made_up_weights_route_tokens_about_evenly() -> None:
+    """So that a shape's figures are those of its size: of tokens with random directions, the busiest expert is not far
+    from the mean, and nearly all experts get one."""
+    router = torch.empty(128, 2048)
+    DummySource(0, tied=False).load_into("model.layers.0.mlp.gate.weight", router)
+    ids, _ = reference.route(torch.randn(2048, 2048) @ router.T, None, RouterConfig(128, 8))
+    counts = ids.flatten().bincount(minlength=128)
+    assert counts.min() > 0.5 * 128 and counts.max() < 1.5 * 128
 
 
 def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

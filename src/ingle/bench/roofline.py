@@ -1,8 +1,8 @@
 """The least time a workload can take on a device: the yardstick beside every measured figure.
 
-Every step reads the weights once and each running sequence's keys and values once, and does its matrix work; nothing
-else costs, nothing overlaps with attention. What a step reads at the memory's bandwidth or computes at the matrix
-units' rate, whichever takes longer, is its least time.
+Every step reads the weights once, of experts those that some token chooses, and each running sequence's keys and values
+once, and does its matrix work; nothing else costs, nothing overlaps with attention. What a step reads at the memory's
+bandwidth or computes at the matrix units' rate, whichever takes longer, is its least time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ingle.bench.workloads import Workload
 from ingle.engine.scheduler import Limits
-from ingle.model.interface import ModelConfig
+from ingle.model.interface import Mixture, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,21 @@ class Stored:
     head_bytes: int
     head_parameters: int
     kv_bytes_per_token: int
+    mixture: Mixture | None = None
+    """The experts, which are not in the body."""
+
+    def step_bytes(self, num_tokens: int) -> float:
+        """Of the body and of the experts that a step of so many tokens reads, were all experts chosen alike."""
+        if self.mixture is None:
+            return self.body_bytes
+        share = self.mixture.top_k / self.mixture.num_experts
+        return self.body_bytes + self.mixture.num_bytes * (1 - (1 - share) ** num_tokens)
+
+    def token_parameters(self) -> float:
+        """That a token is multiplied by, but for the head."""
+        if self.mixture is None:
+            return self.body_parameters
+        return self.body_parameters + self.mixture.num_parameters * self.mixture.top_k / self.mixture.num_experts
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,15 @@ def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits
                 rows += 1
         num_tokens = limits.max_num_batched_tokens - budget
         head_bytes = stored.head_bytes if rows else 0
+        body_bytes = stored.step_bytes(num_tokens)
         seconds += (
-            max(stored.body_bytes / top.bytes_per_s, 2 * stored.body_parameters * num_tokens / top.flops_per_s)
+            max(body_bytes / top.bytes_per_s, 2 * stored.token_parameters() * num_tokens / top.flops_per_s)
             + max(head_bytes / top.bytes_per_s, 2 * stored.head_parameters * rows / top.flops_per_s)
             + kv_read / top.bytes_per_s
             + flops / top.flops_per_s
         )
         num_steps += 1
-        num_bytes += int(stored.body_bytes + head_bytes + kv_read)
+        num_bytes += int(body_bytes + head_bytes + kv_read)
         running = [seq for seq in running + started if seq.num_left > 0]
     return Least(seconds, num_steps, num_bytes)
 

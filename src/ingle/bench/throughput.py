@@ -96,12 +96,15 @@ def stored(engine: Engine, info: EngineInfo) -> Stored:
     model, kv_cache = engine.worker.model, engine.worker.kv_cache
     head = model.head
     looked_up = [head] if head is model.embedding else [head, model.embedding]
+    mixture = model.mixture
+    experts = (mixture.num_bytes, mixture.num_parameters) if mixture is not None else (0, 0)
     return Stored(
-        body_bytes=info.weight_bytes - sum(weight.num_bytes for weight in looked_up),
-        body_parameters=info.num_parameters - sum(weight.num_parameters for weight in looked_up),
+        body_bytes=info.weight_bytes - sum(weight.num_bytes for weight in looked_up) - experts[0],
+        body_parameters=info.num_parameters - sum(weight.num_parameters for weight in looked_up) - experts[1],
         head_bytes=head.num_bytes,
         head_parameters=head.num_parameters,
         kv_bytes_per_token=model.config.kv_elements_per_token * kv_cache.itemsize,
+        mixture=mixture,
     )
 
 

@@ -157,6 +157,18 @@ class DecoderConfig:
         return 2 * self.num_layers * self.kv_size
 
     @property
+    def mlp_elements_per_token(self) -> int:
+        """Numbers that the MLP of a layer holds for one token at once, at most."""
+        dense = 3 * self.intermediate_size
+        if self.moe is None:
+            return dense
+        router, inner = self.moe.router, self.moe.intermediate_size
+        sparse = (
+            router.top_k * (inner + self.hidden_size) + 2 * router.num_experts + 3 * self.moe.shared_intermediate_size
+        )
+        return max(dense, sparse)
+
+    @property
     def ropes(self) -> tuple[RopeConfig, ...]:
         """Every rotation that some layer uses."""
         return (self.rope,) if self.window_rope is None else (self.rope, self.window_rope)

@@ -9,6 +9,7 @@ import torch
 
 from ingle.engine.batch import Batch
 from ingle.model.architecture import DecoderConfig
+from ingle.model.interface import Mixture
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.moe import SparseMoe
 from ingle.weights.formats import Weight
@@ -79,6 +80,16 @@ class Decoder:
     @property
     def head(self) -> Weight:
         return self.lm_head.weight
+
+    @property
+    def mixture(self) -> Mixture | None:
+        if self.config.moe is None:
+            return None
+        router = self.config.moe.router
+        experts = [layer.mlp.experts for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
+        num_parameters = sum(tensor.numel() for pair in experts for tensor in pair)
+        num_bytes = sum(tensor.numel() * tensor.itemsize for pair in experts for tensor in pair)
+        return Mixture(router.num_experts, router.top_k, num_parameters, num_bytes)
 
     def parameters(self) -> Iterator[Parameter]:
         """Vectors and matrices; the output head is the embedding itself when they are tied."""

@@ -21,6 +21,7 @@ from ingle import kernels
 from ingle.engine.batch import Batch
 from ingle.errors import ConfigError, ModelError
 from ingle.model.architecture import AttentionOptions
+from ingle.model.interface import Mixture
 from ingle.weights.formats import PlainWeight
 
 _ATTENTION = "ingle_paged"
@@ -57,6 +58,10 @@ class FallbackConfig:
     @property
     def kv_elements_per_token(self) -> int:
         return 2 * self.num_layers * self.kv_size
+
+    @property
+    def mlp_elements_per_token(self) -> int:
+        return 3 * self.intermediate_size
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class TransformersModel:
     to_logits: Any
     """The class for language modelling with its decoder taken out: whatever it does to logits is done here too."""
     capturable: bool = False
+    mixture: Mixture | None = None
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         return _hidden(self.body, batch.token_ids, batch.inputs.positions, _PagedStep(batch, kv_cache))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,7 +22,7 @@ class ModelConfig(Protocol):
     @property
     def hidden_size(self) -> int: ...
     @property
-    def intermediate_size(self) -> int: ...
+    def mlp_elements_per_token(self) -> int: ...
     @property
     def num_layers(self) -> int: ...
     @property
@@ -36,6 +37,17 @@ class ModelConfig(Protocol):
     def kv_elements_per_token(self) -> int: ...
     @property
     def max_position_embeddings(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of all layers together, of which a token reads and computes its share only."""
+
+    num_experts: int
+    """Of a layer."""
+    top_k: int
+    num_parameters: int
+    num_bytes: int
 
 
 class Model(Protocol):
@@ -57,6 +69,11 @@ class Model(Protocol):
     @property
     def head(self) -> Weight:
         """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
+        ...
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """The part of `parameters` that are experts; None for a dense model, and for one that does not tell."""
         ...
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:

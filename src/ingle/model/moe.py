@@ -46,8 +46,12 @@ class SparseMoe:
             shared = torch.sigmoid(self.shared_gate(x)) * shared
         return out + shared
 
+    @property
+    def experts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.gate_up, self.down
+
     def parameters(self) -> Iterator[Parameter]:
-        yield from (self.router, self.gate_up, self.down)
+        yield from (self.router, *self.experts)
         if self.selection_bias is not None:
             yield self.selection_bias
         for part in (self.shared, self.shared_gate):

@@ -1,0 +1,85 @@
+"""Mixtures of experts: the ways their weights are stored, and configurations that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ingle.errors import ModelError
+from ingle.model.registry import decoder_config
+from tests.support import engine_for, engine_logits, random_prompt, save_checkpoint
+
+QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_moe", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 4,
+    "num_attention_heads": 2, "max_position_embeddings": 64, **QWEN3_MOE,
+}  # fmt: skip
+
+
+def fused(experts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    gate_up = torch.cat((experts["gate_proj"], experts["up_proj"]), dim=1)
+    return {"gate_up_proj": gate_up, "down_proj": experts["down_proj"]}
+
+
+def stacked(experts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": tensor for name, tensor in experts.items()}
+
+
+@pytest.mark.parametrize("form", [fused, stacked])
+def test_experts_in_one_tensor_load_like_one_by_one(tmp_path: Path, form: Any) -> None:
+    folder = save_checkpoint(tmp_path, "qwen3_moe", **QWEN3_MOE)
+    prompt = random_prompt(3, 40)
+    expected = engine_logits(engine_for(folder), prompt)
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        experts = {
+            name: torch.stack([tensors.pop(f"{prefix}.{expert}.{name}.weight") for expert in range(6)])
+            for name in ("gate_proj", "up_proj", "down_proj")
+        }
+        tensors |= {f"{prefix}.{name}": tensor.contiguous() for name, tensor in form(experts).items()}
+    save_file(tensors, folder / "model.safetensors")
+    assert torch.equal(engine_logits(engine_for(folder), prompt), expected)
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "mixtral", num_local_experts=4)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"layers\.1\.block_sparse_moe\.experts\.3\.w2\.weight"):
+        engine_for(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({}, {0, 1, 2, 3}),
+        ({"decoder_sparse_step": 2}, {1, 3}),
+        ({"mlp_only_layers": [1, 2]}, {0, 3}),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, {1}),
+    ],
+)
+def test_which_layers_are_sparse(changes: dict[str, Any], layers: set[int]) -> None:
+    moe = decoder_config(CONFIG | changes).moe
+    assert moe is not None and moe.layers == layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_experts_per_tok": 7}, "num_experts_per_tok 7 is more than num_experts 6"),
+        ({"num_experts": 1025}, "num_experts is 1025, and at most 1024"),
+        ({"num_experts": -1}, "num_experts is -1"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers is 3"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size is None"),
+    ],
+)
+def test_impossible_mixtures_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        decoder_config(CONFIG | changes)

@@ -196,6 +196,39 @@ def test_alignment_is_honoured(opened) -> None:
     assert file.tensors["u"].data.view("<f4").tolist() == [0, 1, 2, 3]
 
 
+def part(number: int, count: int, *tensors: str) -> bytes:
+    infos = tuple(tensor_info(name, (4,), 0, 32 * i) for i, name in enumerate(tensors))
+    pairs = (pair("split.no", 2, struct.pack("<H", number - 1)), pair("split.count", 2, struct.pack("<H", count)))
+    return image(pairs=pairs, tensors=infos, data=bytes(32 * len(tensors)))
+
+
+def write_parts(folder: Path, *parts: tuple[str, ...]) -> list[Path]:
+    paths = [folder / f"m-{i:05}-of-{len(parts):05}.gguf" for i in range(1, len(parts) + 1)]
+    for number, (path, tensors) in enumerate(zip(paths, parts, strict=True), 1):
+        path.write_bytes(part(number, len(parts), *tensors))
+    return paths
+
+
+def test_parts_are_read_as_one_model(tmp_path: Path) -> None:
+    first, second, _ = write_parts(tmp_path, (), ("a", "b"), ("c",))
+    file = GgufFile(first)
+    assert {name: tensor.path for name, tensor in file.tensors.items()}["b"] == second
+    assert file.num_parameters == 12 and file.tensors["c"].data.tolist() == [0] * 16
+
+
+def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
+    first, second, third = write_parts(tmp_path, (), ("a",), ("a",))
+    with pytest.raises(ModelError, match=r"m-00003-of-00003\.gguf: has tensor a, as m-00002-of-00003\.gguf has"):
+        GgufFile(first)
+    with pytest.raises(ModelError, match=r"part 00002 .* give the first, m-00001-of-00003\.gguf"):
+        GgufFile(second)
+    third.unlink()
+    with pytest.raises(ModelError, match=r"m-00003-of-00003\.gguf: no such file"):
+        GgufFile(first)
+    with pytest.raises(ModelError, match="not named so"):
+        GgufFile(first.rename(tmp_path / "model.gguf"))
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.gguf", tmp_path / ("x" * 300), tmp_path / "a\0b"):
         with pytest.raises(ModelError):

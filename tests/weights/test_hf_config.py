@@ -253,7 +253,8 @@ def test_bad_gguf_rope_factors(write_gguf, model_metadata, factors: np.ndarray) 
         ({"llama.attention.key_length": 32, "llama.attention.value_length": 32}, "part of each head"),
         ({ROPE + "type": "longrope", ROPE + "factor": 2.0}, "longrope"),
         ({ROPE + "attn_factor": 2.0}, "attn_factor"),
-        ({"split.count": 3}, "llama-gguf-split"),
+        ({"split.count": 3}, "one of 3 parts of a model, but not named so"),
+        ({"split.count": 1 << 20}, "split.count is 1048576"),
     ],
     ids=str,
 )
@@ -263,6 +264,46 @@ def test_gguf_models_that_are_refused(write_gguf, model_metadata, changes: dict[
         read_config(write_gguf(metadata, embedding()))
 
 
+GEMMA3 = {
+    "gemma3.embedding_length": 64,
+    "gemma3.feed_forward_length": 96,
+    "gemma3.block_count": 2,
+    "gemma3.attention.head_count": 4,
+    "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+    "gemma3.context_length": 128,
+}
+WIDE_HEADS = {"gemma3.attention.key_length": 32, "gemma3.attention.value_length": 32}
+
+
+def test_gguf_gemma3_without_a_window_and_in_its_largest_size(write_gguf) -> None:
+    config = read_config(write_gguf(GEMMA3 | WIDE_HEADS, embedding(), arch="gemma3"))
+    assert "sliding_window" not in config
+    assert (config["query_pre_attn_scalar"], config["rope_local_base_freq"]) == (32, 10000.0)
+    largest = GEMMA3 | WIDE_HEADS | {"gemma3.block_count": 62, "gemma3.attention.sliding_window": 1024}
+    config = read_config(write_gguf(largest, embedding(), arch="gemma3"))
+    assert (config["query_pre_attn_scalar"], config["sliding_window"]) == (64 // 4, 1024)
+
+
+def test_gguf_phi3_scaling_and_partial_rotation(write_gguf) -> None:
+    metadata = {key.replace("gemma3", "phi3"): value for key, value in GEMMA3.items()}
+    metadata |= {
+        "phi3.context_length": 512,
+        "phi3.rope.dimension_count": 12,
+        "phi3.rope.scaling.original_context_length": 128,
+        "phi3.rope.scaling.attn_factor": 1.25,
+        "phi3.attention.sliding_window": 100,
+    }
+    factors = {
+        f"rope_factors_{kind}.weight": np.arange(1, 7, dtype=np.float32) * k for k, kind in ((1, "short"), (4, "long"))
+    }
+    config = read_config(write_gguf(metadata, embedding() | factors, arch="phi3"))
+    assert (config["head_dim"], config["partial_rotary_factor"], config["sliding_window"]) == (16, 0.75, 100)
+    scaling = config["rope_scaling"]
+    assert (scaling["rope_type"], scaling["attention_factor"]) == ("longrope", 1.25)
+    assert (scaling["short_factor"], scaling["long_factor"][-1]) == ([1, 2, 3, 4, 5, 6], 24)
+    assert scaling["original_max_position_embeddings"] == 128
+
+
 def test_unknown_gguf_architecture(write_gguf) -> None:
-    with pytest.raises(ModelError, match="'rwkv7' is not supported, only llama, qwen2, qwen3"):
+    with pytest.raises(ModelError, match="'rwkv7' is not supported, only llama, qwen2, qwen3, gemma2"):
         read_config(write_gguf(arch="rwkv7"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from ingle.errors import ConfigError, ModelError
-from ingle.weights.gguf_hf import gguf_tensor_name
+from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
 from ingle.weights.source import DummySource, GgufSource, SafetensorsSource, open_source
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -56,7 +56,7 @@ def loaded(source: Any, name: str, *shape: int) -> torch.Tensor:
     ],
 )
 def test_gguf_names(hf_name: str, name: str | None) -> None:
-    assert gguf_tensor_name(hf_name) == name
+    assert gguf_tensor_name(hf_name, ARCHITECTURES["llama"]) == name
 
 
 def test_gguf_llama_gets_back_the_rows_of_queries_and_keys(write_gguf, model_metadata) -> None:
@@ -113,7 +113,7 @@ def test_default_model_is_read_as_the_reference_reads_it(smollm2_gguf: Path) -> 
     expected = {tensor.name: tensor for tensor in gguf.GGUFReader(smollm2_gguf).tensors}
     for name, rows, heads in [("q_proj", 576, 9), ("k_proj", 192, 3), ("v_proj", 192, None), ("o_proj", 576, None)]:
         weights = loaded(source, f"model.layers.29.self_attn.{name}.weight", rows, 576).numpy()
-        stored = expected[gguf_tensor_name(f"model.layers.29.self_attn.{name}.weight") or ""]
+        stored = expected[gguf_tensor_name(f"model.layers.29.self_attn.{name}.weight", ARCHITECTURES["llama"]) or ""]
         np.testing.assert_array_equal(
             weights if heads is None else permute(weights, heads), gguf.dequantize(stored.data, stored.tensor_type)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import reprlib
 import struct
 from collections.abc import Callable
@@ -29,6 +30,7 @@ MAX_ARRAY_DEPTH = 4
 MAX_ALIGNMENT = 1 << 20
 MAX_DIMS = 4
 MAX_DIM = 1 << 40
+MAX_PARTS = 1000
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -37,6 +39,8 @@ _DEFAULT_ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _MIN_KEY_VALUE_BYTES = 8 + 4 + 1
 _MIN_TENSOR_INFO_BYTES = 8 + 4 + 4 + 8
@@ -122,18 +126,20 @@ class GgufFile:
     """A GGUF file of version 2 or 3, little endian.
 
     `metadata` maps keys to bool, int, float, str, or lists of these; `tensors` maps names to `GgufTensor`s in file
-    order. Strings must be UTF-8, as the format says: a vocabulary repaired with replacement characters would be wrong
-    without anyone noticing. Raises `ModelError` when the file cannot be opened, is no GGUF, or contradicts itself.
+    order. A model that is split into `NAME-00001-of-00003.gguf` and so on is read whole from its first file; the
+    others add tensors. Strings must be UTF-8, as the format says: a vocabulary repaired with replacement characters
+    would be wrong without anyone noticing. Raises `ModelError` when the file cannot be opened, is no GGUF, or
+    contradicts itself.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        header = _Header(self.path, _map_file(self.path))
-        header.read_version()
-        num_tensors = header.count("tensors", _MIN_TENSOR_INFO_BYTES)
-        num_keys = header.count("metadata keys", _MIN_KEY_VALUE_BYTES)
-        self.metadata: dict[str, Any] = header.read_metadata(num_keys)
-        self.tensors: dict[str, GgufTensor] = header.read_tensors(num_tensors, _alignment(header, self.metadata))
+        self.metadata, self.tensors = _read_file(self.path)
+        for part in _other_parts(self.path, self.metadata):
+            for name, tensor in _read_file(part)[1].items():
+                if name in self.tensors:
+                    raise ModelError(f"{part}: has tensor {_short(name)}, as {self.tensors[name].path.name} has")
+                self.tensors[name] = tensor
 
     @property
     def num_parameters(self) -> int:
@@ -299,6 +305,34 @@ class _Header:
                 f"and the file at {len(self.map)}; download it again"
             )
         return GgufTensor(name, shape, block.name, start, nbytes, self.path, self.map)
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """Metadata and tensors of one file."""
+    header = _Header(path, _map_file(path))
+    header.read_version()
+    num_tensors = header.count("tensors", _MIN_TENSOR_INFO_BYTES)
+    num_keys = header.count("metadata keys", _MIN_KEY_VALUE_BYTES)
+    metadata = header.read_metadata(num_keys)
+    return metadata, header.read_tensors(num_tensors, _alignment(header, metadata))
+
+
+def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    """The files beside the first one of a split model; none for a model in one file."""
+    count = metadata.get("split.count", 1)
+    if type(count) is not int or not 0 <= count <= MAX_PARTS:
+        raise ModelError(f"{path}: split.count is {reprlib.repr(count)}, not a number up to {MAX_PARTS}")
+    if count <= 1:
+        return []
+    name = _PART_NAME.fullmatch(path.name)
+    if name is None or int(name["count"]) != count or int(name["number"]) - 1 != metadata.get("split.no"):
+        raise ModelError(
+            f"{path}: one of {count} parts of a model, but not named so: expected NAME-00001-of-{count:05}.gguf"
+        )
+    parts = [path.with_name(f"{name['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    if path != parts[0]:
+        raise ModelError(f"{path}: part {name['number']} of a model in {count} files: give the first, {parts[0].name}")
+    return parts[1:]
 
 
 def _map_file(path: Path) -> mmap.mmap:

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ingle.errors import ModelError
 from ingle.weights.gguf import GgufFile
+
+_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_PHI3_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
 @dataclass(frozen=True)
@@ -18,14 +39,56 @@ class GgufArchitecture:
     model_type: str
     """Hugging Face's `model_type`."""
     class_name: str
-    permutes_qk: bool
+    names: Mapping[str, str] = field(default_factory=lambda: _LAYER_NAMES)
+    """What a layer's modules are called in the file."""
+    keys: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """More of the configuration: the file's key, and the value that llama.cpp takes where the file has none."""
+    permutes_qk: bool = False
     """The converter has reordered the rows of the query and key projections, from rotary halves to adjacent pairs."""
+    one_plus_norms: bool = False
+    """The converter has added 1 to the weights of the norms, which Hugging Face adds when it multiplies."""
+    scales_queries_by_width_at: int | None = None
+    """The number of layers of the one size that divides queries by sqrt(hidden_size / heads), which the file does not
+    say; all others divide by sqrt(head_dim)."""
 
 
 ARCHITECTURES = {
     "llama": GgufArchitecture("llama", "LlamaForCausalLM", permutes_qk=True),
-    "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM", permutes_qk=False),
-    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM", permutes_qk=False),
+    "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM"),
+    "gemma2": GgufArchitecture(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        names=_LAYER_NAMES | _GEMMA_NAMES,
+        keys={
+            "sliding_window": ("attention.sliding_window", 4096),
+            "attn_logit_softcapping": ("attn_logit_softcapping", 50.0),
+            "final_logit_softcapping": ("final_logit_softcapping", 30.0),
+        },
+        one_plus_norms=True,
+        scales_queries_by_width_at=46,
+    ),
+    "gemma3": GgufArchitecture(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        names=_LAYER_NAMES | _GEMMA_NAMES,
+        keys={
+            "sliding_window": ("attention.sliding_window", None),
+            "final_logit_softcapping": ("final_logit_softcapping", None),
+            "rope_local_base_freq": ("rope.freq_base_swa", 10000.0),
+        },
+        one_plus_norms=True,
+        scales_queries_by_width_at=62,
+    ),
+    "phi3": GgufArchitecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        names=_LAYER_NAMES | _PHI3_NAMES,
+        keys={
+            "original_max_position_embeddings": ("rope.scaling.original_context_length", None),
+            "sliding_window": ("attention.sliding_window", None),
+        },
+    ),
 }
 
 _REQUIRED_KEYS = {
@@ -42,19 +105,6 @@ _OPTIONAL_KEYS = {
 }
 
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 _HF_NAME = re.compile(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)")
 
 _MAX_ROPE_FACTORS = 4096
@@ -62,7 +112,7 @@ _MAX_ROPE_FACTORS = 4096
 _FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def gguf_tensor_name(hf_name: str) -> str | None:
+def gguf_tensor_name(hf_name: str, architecture: GgufArchitecture) -> str | None:
     """`model.layers.3.self_attn.q_proj.weight` to `blk.3.attn_q.weight`; None for a name that GGUF has no word for."""
     match = _HF_NAME.fullmatch(hf_name)
     if match is None:
@@ -70,7 +120,7 @@ def gguf_tensor_name(hf_name: str) -> str | None:
     layer, module, kind = match.groups()
     if layer is None:
         return f"{_TOP_NAMES[module]}.{kind}" if module in _TOP_NAMES else None
-    return f"blk.{layer}.{_LAYER_NAMES[module]}.{kind}" if module in _LAYER_NAMES else None
+    return f"blk.{layer}.{architecture.names[module]}.{kind}" if module in architecture.names else None
 
 
 def architecture_of(file: GgufFile) -> GgufArchitecture:
@@ -87,7 +137,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     """The `config.json` that the model would have, its values as the file gives them: the caller checks their ranges.
 
     Raises `ModelError` when the metadata lacks a value that the model cannot be built without, or describes a model
-    that is not a plain dense decoder in one file.
+    that is not a plain dense decoder.
     """
     architecture = architecture_of(file)
     _refuse_unsupported(file)
@@ -99,7 +149,8 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         **{key: _require(file, gguf_key) for key, gguf_key in _REQUIRED_KEYS.items()},
         **{key: _get(file, gguf_key) for key, gguf_key in _OPTIONAL_KEYS.items()},
         **{key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")},
-        "head_dim": _get(file, "attention.key_length", _get(file, "rope.dimension_count")),
+        **{key: _get(file, gguf_key, default) for key, (gguf_key, default) in architecture.keys.items()},
+        **_head(file, architecture),
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
         "rope_scaling": _rope_scaling(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -110,34 +161,54 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 
 def _refuse_unsupported(file: GgufFile) -> None:
-    if file.metadata.get("split.count", 1) != 1:
-        raise ModelError(
-            f"{file.path}: one part of a model that is split over several GGUF files, which is not supported; "
-            "join them with `llama-gguf-split --merge`"
-        )
     if _get(file, "expert_count", 0) != 0:
         raise ModelError(f"{file.path}: a mixture-of-experts model, which is not supported yet")
-    head_dim = _get(file, "attention.key_length")
-    if head_dim != _get(file, "attention.value_length"):
+    if _get(file, "attention.key_length") != _get(file, "attention.value_length"):
         raise ModelError(f"{file.path}: keys and values have heads of different sizes, which is not supported")
-    if head_dim is not None and head_dim != _get(file, "rope.dimension_count", head_dim):
-        raise ModelError(f"{file.path}: only a part of each head is rotated, which is not supported")
-    if _get(file, "rope.scaling.attn_factor", 1.0) != 1.0:
-        raise ModelError(f"{file.path}: {_full(file, 'rope.scaling.attn_factor')} other than 1 is not supported")
+
+
+def _head(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
+    """`head_dim`, how much of it rotates, and the scale of queries where the family has one of its own."""
+    width, heads = _require(file, "embedding_length"), _require(file, "attention.head_count")
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
+        return {}  # the caller says what is wrong with them
+    head_dim = _get(file, "attention.key_length", width // heads)
+    rotary_dim = _get(file, "rope.dimension_count", head_dim)
+    head = {"head_dim": head_dim}
+    if rotary_dim != head_dim:
+        if architecture.permutes_qk:
+            raise ModelError(f"{file.path}: only a part of each head is rotated, which is not supported")
+        if not isinstance(rotary_dim, int) or not isinstance(head_dim, int) or not 0 < rotary_dim < head_dim:
+            raise ModelError(f"{file.path}: {reprlib.repr(rotary_dim)} of {head_dim} dimensions of a head are rotated")
+        head["partial_rotary_factor"] = rotary_dim / head_dim
+    if architecture.scales_queries_by_width_at is not None:
+        by_width = _require(file, "block_count") == architecture.scales_queries_by_width_at
+        head["query_pre_attn_scalar"] = width // heads if by_width else head_dim
+    return head
 
 
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
     """As llama.cpp reads it: type linear and factor 1 (which it also writes as 0) unless the metadata says otherwise.
 
     The llama3 scaling has no metadata of its own. The converter works it out into a divisor for each rotary frequency,
-    the tensor `rope_freqs.weight`, which is given as the type `factors`.
+    the tensor `rope_freqs.weight`, which is given as the type `factors`. Nor has longrope: two such tensors tell.
     """
+    if "rope_factors_long.weight" in file.tensors:
+        return {
+            "rope_type": "longrope",
+            "long_factor": _rope_factors(file, "rope_factors_long.weight"),
+            "short_factor": _rope_factors(file, "rope_factors_short.weight"),
+            "attention_factor": _get(file, "rope.scaling.attn_factor", 1.0),
+            "original_max_position_embeddings": _require(file, "rope.scaling.original_context_length"),
+        }
+    if _get(file, "rope.scaling.attn_factor", 1.0) != 1.0:
+        raise ModelError(f"{file.path}: {_full(file, 'rope.scaling.attn_factor')} other than 1 is not supported")
     kind = _get(file, "rope.scaling.type", "linear")
     factor = _get(file, "rope.scaling.factor", _get(file, "rope.scale_linear")) or 1.0
     if "rope_freqs.weight" in file.tensors:
         if kind not in ("none", "linear") or factor != 1.0:
             raise ModelError(f"{file.path}: rope_freqs.weight together with another rope scaling is not supported")
-        return {"rope_type": "factors", "factors": _rope_factors(file)}
+        return {"rope_type": "factors", "factors": _rope_factors(file, "rope_freqs.weight")}
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return None
     if kind not in ("linear", "yarn"):
@@ -152,10 +223,12 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
     return {key: value for key, value in scaling.items() if value is not None}
 
 
-def _rope_factors(file: GgufFile) -> list[float]:
-    tensor = file.tensors["rope_freqs.weight"]
+def _rope_factors(file: GgufFile, name: str) -> list[float]:
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        raise ModelError(f"{file.path}: has no tensor {name}, which the model needs")
     if tensor.type != "F32" or len(tensor.shape) != 1 or tensor.num_elements > _MAX_ROPE_FACTORS:
-        raise ModelError(f"{file.path}: rope_freqs.weight is {tensor.type} {tensor.shape}, not a short F32 vector")
+        raise ModelError(f"{file.path}: {name} is {tensor.type} {tensor.shape}, not a short F32 vector")
     return [float(factor) for factor in tensor.data.view("<f4")]
 
 

@@ -73,31 +73,34 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
+        self._architecture = architecture_of(self._file)
         self._heads: dict[str, int] = {}
-        if architecture_of(self._file).permutes_qk:
+        if self._architecture.permutes_qk:
             config = normalize_config(path, config_from_gguf(self._file))
             self._heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
     def __contains__(self, name: str) -> bool:
-        return gguf_tensor_name(name) in self._file.tensors
+        return gguf_tensor_name(name, self._architecture) in self._file.tensors
 
     @property
     def stored_types(self) -> dict[str, int]:
         return self._file.parameters_by_type
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
-        gguf_name = gguf_tensor_name(name)
+        gguf_name = gguf_tensor_name(name, self._architecture)
         tensor = self._file.tensors.get(gguf_name or "")
         if tensor is None:
             raise ModelError(f"{self._file.path}: has no tensor {gguf_name or name}, which the model needs")
         _check_shape(tensor.path, tensor.name, tensor.shape, out)
         order = self._row_order(tensor)
-        if order is None or out.dim() == 2:
+        if out.dim() == 2:
             dequantize_into(tensor, out, order)
-        else:
-            values = torch.empty(tensor.shape, dtype=torch.float32)
-            dequantize_into(tensor, values)
-            out.copy_(values[torch.from_numpy(order)])
+            return
+        values = torch.empty(tensor.shape, dtype=torch.float32)
+        dequantize_into(tensor, values)
+        if self._architecture.one_plus_norms and name.endswith("norm.weight"):
+            values -= 1
+        out.copy_(values if order is None else values[torch.from_numpy(order)])
 
     def _row_order(self, tensor: GgufTensor) -> npt.NDArray[np.intp] | None:
         """Which stored row is each row of a query or key projection; None where the order is kept.

@@ -1,0 +1,79 @@
+"""GGUF files of each architecture against transformers on the checkpoint that they were made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from tests.support import engine_for, engine_logits, greedy, random_prompt, reference_greedy, reference_model
+from tests.support import save_checkpoint as save
+from tests.weights.gguf_models import write_gguf_model
+
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 24}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 30, "attn_logit_softcapping": 5.0,
+         "final_logit_softcapping": 3.0, "num_hidden_layers": 3},
+    ),
+    "gemma2-defaults": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 40}),
+    "gemma3": (
+        "gemma3_text",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 30, "num_hidden_layers": 7},
+    ),
+    "gemma3-linear": (
+        "gemma3_text",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 30, "num_hidden_layers": 6,
+         "final_logit_softcapping": 4.0, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_gguf_equals_the_checkpoint_in_transformers(name: str, tmp_path: Path) -> None:
+    model_type, overrides = CHECKPOINTS[name]
+    save(tmp_path, model_type, **overrides)
+    reference = reference_model(tmp_path)
+    engine = engine_for(write_gguf_model(tmp_path, tmp_path / "model.gguf"), block_size=8)
+    prompt = random_prompt(1, 150)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
+    assert greedy(engine, prompt, 64) == reference_greedy(reference, prompt, 64)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1"])
+def test_quantized_gguf_equals_its_decoded_self_in_transformers(kind: str, tmp_path: Path) -> None:
+    stored = gguf.GGMLQuantizationType[kind]
+    save(tmp_path, "gemma3_text", head_dim=16, query_pre_attn_scalar=16, sliding_window=30, intermediate_size=128)
+    path = write_gguf_model(tmp_path, tmp_path / "model.gguf", stored)
+    tensors = load_file(tmp_path / "model.safetensors")
+    decoded = {name: _rounded(values, stored) for name, values in tensors.items()}
+    save_file(decoded, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    prompt = random_prompt(1, 100)
+    with torch.inference_mode():
+        expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(engine_logits(engine_for(path), prompt), expected, atol=1e-4, rtol=0)
+
+
+def _rounded(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    return gguf.dequantize(gguf.quantize(values, kind), kind) if values.ndim == 2 else values
+
+
+def test_split_gguf_equals_the_whole(tmp_path: Path) -> None:
+    save(tmp_path)
+    whole = write_gguf_model(tmp_path, tmp_path / "model.gguf")
+    first = write_gguf_model(tmp_path, tmp_path / "parts.gguf", max_part_tensors=7)
+    assert len(list(tmp_path.glob("parts-*.gguf"))) > 2
+    prompt = random_prompt(2, 40)
+    assert torch.equal(engine_logits(engine_for(whole), prompt), engine_logits(engine_for(first), prompt))

@@ -45,6 +45,9 @@ def save_checkpoint(folder: Path, model_type: str = "llama", *, seed: int = 0, *
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + centre)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 0.08)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(folder)
     return folder
 

@@ -69,6 +69,33 @@ def test_which_layers_are_sparse(changes: dict[str, Any], layers: set[int]) -> N
     assert moe is not None and moe.layers == layers
 
 
+DEEPSEEK: dict[str, Any] = {
+    **CONFIG, "n_routed_experts": 8, "num_experts": None, "first_k_dense_replace": 1, "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "n_group": 4, "topk_group": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_group": 3}, "8 experts in 3 groups"),
+        ({"topk_group": 5}, "8 experts in 4 groups, of which a token chooses 5"),
+        ({"n_group": 8}, "2 experts a token do not fit 1 groups of 1"),
+        ({"num_experts_per_tok": 3}, "3 experts a token do not fit 1 groups of 2"),
+        ({"v_head_dim": 13}, "v_head_dim 13"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
+        ({"scoring_func": "softmax"}, "scoring_func sigmoid"),
+        ({"model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob"),
+        ({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
+    ],
+)
+def test_impossible_deepseeks_are_refused(changes: dict[str, Any], message: str) -> None:
+    config = {key: value for key, value in (DEEPSEEK | {"model_type": "deepseek_v3"}).items() if value is not None}
+    assert decoder_config(config).moe is not None
+    with pytest.raises(ModelError, match=message):
+        decoder_config(config | changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

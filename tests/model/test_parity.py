@@ -30,6 +30,11 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
 QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+DEEPSEEK = {"num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
+            "n_shared_experts": 2, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+            "v_head_dim": 12}  # fmt: skip
+DEEPSEEK_YARN = {**YARN, "factor": 4.0, "mscale": 0.8, "mscale_all_dim": 1.1}
+V3_GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
 
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gqa": ("llama", {}),
@@ -85,6 +90,24 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe": ("qwen3_moe", {**QWEN_MOE, "head_dim": 24, "norm_topk_prob": True}),
     "qwen3-moe-one-expert": ("qwen3_moe", {**QWEN_MOE, "num_experts_per_tok": 1, "attention_bias": True}),
     "qwen3-moe-dense-between": ("qwen3_moe", {**QWEN_MOE, "num_hidden_layers": 4, "mlp_only_layers": [0, 2]}),
+    "deepseek-v2": ("deepseek_v2", {**DEEPSEEK, "first_k_dense_replace": 1, "q_lora_rank": 24}),
+    "deepseek-v2-lite": ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": None, "routed_scaling_factor": 1.5}),
+    "deepseek-v2-groups": (
+        "deepseek_v2",
+        {**DEEPSEEK, "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+         "routed_scaling_factor": 4.0, "rope_parameters": {"rope_theta": 1e4, **DEEPSEEK_YARN}},
+    ),
+    "deepseek-v3": ("deepseek_v3", {**DEEPSEEK, **V3_GROUPS, "first_k_dense_replace": 1, "q_lora_rank": 24}),
+    "deepseek-v3-yarn": (
+        "deepseek_v3",
+        {**DEEPSEEK, **V3_GROUPS, "first_k_dense_replace": 0, "q_lora_rank": 40, "attention_bias": True,
+         "rope_parameters": {"rope_theta": 1e4, **DEEPSEEK_YARN}},
+    ),
+    "deepseek-v3-halves": (
+        "deepseek_v3",
+        {**DEEPSEEK, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": None,
+         "rope_interleave": False, "norm_topk_prob": False, "v_head_dim": 24},
+    ),
     "mixtral-window": ("mixtral", {"num_local_experts": 4, "sliding_window": 33}),
     "qwen2-moe-window": (
         "qwen2_moe",

@@ -103,6 +103,24 @@ class MoeConfig:
 
 
 @dataclass(frozen=True)
+class MlaConfig:
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434), in Hugging Face's terms."""
+
+    q_lora_rank: int | None
+    """Size of the queries' latent; None where they have none."""
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    rope_interleave: bool
+    """What rotates together are neighbours, not the two halves."""
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only transformer with pre-norms, grouped-query attention and a gated MLP or a mixture of experts."""
 
@@ -142,6 +160,7 @@ class DecoderConfig:
     logit_softcap: float | None = None
     """The same for the logits."""
     moe: MoeConfig | None = None
+    mla: MlaConfig | None = None
 
     @property
     def q_size(self) -> int:

@@ -11,6 +11,7 @@ from ingle.engine.batch import Batch
 from ingle.model.architecture import DecoderConfig
 from ingle.model.interface import Mixture
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
+from ingle.model.mla import LatentAttention
 from ingle.model.moe import SparseMoe
 from ingle.weights.formats import Weight
 
@@ -18,7 +19,7 @@ from ingle.weights.formats import Weight
 @dataclass(frozen=True)
 class DecoderLayer:
     input_norm: RMSNorm
-    attention: Attention
+    attention: Attention | LatentAttention
     attention_post_norm: RMSNorm | None
     mlp_norm: RMSNorm
     mlp: GatedMLP | SparseMoe

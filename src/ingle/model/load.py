@@ -11,6 +11,7 @@ import torch
 from ingle.model.architecture import Activation, DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
+from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
 from ingle.model.rope import cos_sin_tables
 from ingle.weights.formats import Weight, WeightFormat
@@ -113,25 +114,40 @@ def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer
     def norm(name: str, size: int) -> RMSNorm:
         return load.norm(f"{prefix}.{name}", size, config)
 
-    def linear(parts: Sequence[str], num_rows: list[int], in_features: int, *, bias: bool) -> Linear:
-        return load.linear([f"{prefix}.{part}" for part in parts], num_rows, in_features, bias=bias)
-
     hidden = config.hidden_size
     return DecoderLayer(
         input_norm=norm(names.input_norm, hidden),
-        attention=Attention(
-            qkv=linear(names.qkv, [config.q_size, config.kv_size, config.kv_size], hidden, bias=config.qkv_bias),
-            out=linear([names.attention_out], [hidden], config.q_size, bias=config.output_bias),
-            q_norm=norm(names.q_norm, config.head_dim) if config.qk_norm else None,
-            k_norm=norm(names.k_norm, config.head_dim) if config.qk_norm else None,
-            num_heads=config.num_heads,
-            options=config.attention(index),
-        ),
+        attention=_load_attention(config, load, index),
         attention_post_norm=norm(names.attention_post_norm, hidden) if config.post_norms else None,
         mlp_norm=norm(names.mlp_norm, hidden),
         mlp=_load_mlp(config, load, index),
         mlp_post_norm=norm(names.mlp_post_norm, hidden) if config.post_norms else None,
         rope=config.rope_index(index),
+    )
+
+
+def _load_attention(config: DecoderConfig, load: Loader, index: int) -> Attention | LatentAttention:
+    names, prefix = config.names, f"{config.names.layers}.{index}"
+    if config.mla is not None:
+        return load_latent_attention(config, config.mla, load, prefix, index)
+
+    def head_norm(name: str) -> RMSNorm | None:
+        return load.norm(f"{prefix}.{name}", config.head_dim, config) if config.qk_norm else None
+
+    return Attention(
+        qkv=load.linear(
+            [f"{prefix}.{name}" for name in names.qkv],
+            [config.q_size, config.kv_size, config.kv_size],
+            config.hidden_size,
+            bias=config.qkv_bias,
+        ),
+        out=load.linear(
+            [f"{prefix}.{names.attention_out}"], [config.hidden_size], config.q_size, bias=config.output_bias
+        ),
+        q_norm=head_norm(names.q_norm),
+        k_norm=head_norm(names.k_norm),
+        num_heads=config.num_heads,
+        options=config.attention(index),
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
-from ingle.model.families import gemma, llama, moe
+from ingle.model.families import deepseek, gemma, llama, moe
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
+    "deepseek_v2": deepseek.deepseek_v2,
+    "deepseek_v3": deepseek.deepseek_v3,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
     "llama": llama.llama,

@@ -64,6 +64,16 @@ def router_config(config: Mapping[str, Any], **choices: Any) -> RouterConfig:
         raise ModelError(f"config.json: {name} is {router.num_experts}, and at most {_MAX_EXPERTS} are supported")
     if router.top_k > router.num_experts:
         raise ModelError(f"config.json: num_experts_per_tok {router.top_k} is more than {name} {router.num_experts}")
+    if router.num_experts % router.num_groups or router.topk_group > router.num_groups:
+        raise ModelError(
+            f"config.json: {router.num_experts} experts in {router.num_groups} groups, of which a token chooses "
+            f"{router.topk_group}, is not possible"
+        )
+    group_size = router.num_experts // router.num_groups
+    if router.group_experts > group_size or router.top_k > router.topk_group * group_size:
+        raise ModelError(
+            f"config.json: {router.top_k} experts a token do not fit {router.topk_group} groups of {group_size} experts"
+        )
     return router
 
 

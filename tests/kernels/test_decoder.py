@@ -1,0 +1,28 @@
+"""Whole decoders by the GPU kernels in Triton's interpreter: what no test of a single kernel sees.
+
+On a GPU the same is tested by `tests/engine/test_gpu_engine.py`, with graphs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ingle import kernels
+from ingle.kernels import gpu
+from tests.model.test_parity import CHECKPOINTS
+from tests.support import engine_for, engine_logits, random_prompt, save_checkpoint
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU, not in the interpreter")
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe-dense-between", "deepseek-v3"])
+def test_gpu_kernels_give_the_same_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_type, overrides = CHECKPOINTS[name]
+    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), enable_prefix_caching=False)
+    prompt = random_prompt(4, 20)
+    expected = engine_logits(engine, prompt)
+    monkeypatch.setattr(kernels, "of", lambda x: gpu)
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)

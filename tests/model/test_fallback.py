@@ -32,8 +32,8 @@ from tests.support import (
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 0.25},
     "cohere2": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
-    "deepseek_v2": {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
-                    "v_head_dim": 12, "first_k_dense_replace": 2, "num_key_value_heads": 4},
+    "minicpm3": {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+                 "v_head_dim": 12, "num_key_value_heads": 4},
     "glm4": {"head_dim": 16},
     "gpt2": {},
     "gpt_neox": {},

@@ -19,6 +19,10 @@ class EngineError(IngleError):
     """The engine cannot go on: it died, stalled or refused to start."""
 
 
+class VerificationError(IngleError):
+    """A model is computed otherwise than by its reference."""
+
+
 class RequestError(IngleError):
     """A request cannot be served as asked. HTTP answers 400 (or `status`) and the server goes on.
 

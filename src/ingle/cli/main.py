@@ -22,6 +22,7 @@ COMMANDS = {
     "list": ("ingle.cli.list", "List the models in the local store"),
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
     "rm": ("ingle.cli.rm", "Remove a model from the local store"),
+    "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
     "bench": ("ingle.bench.cli", "Measure throughput"),
 }
 """Name to the module whose `main(argv)` runs it, and its line of help."""

@@ -70,7 +70,7 @@ def kv_budget(config: EngineConfig, model: ModelConfig, device: torch.device) ->
     if config.kv_cache_memory is not None:
         return parse_bytes("--kv-cache-memory", config.kv_cache_memory)
     if device.type != "cuda":
-        return min(_available_host_bytes() // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
+        return min(available_bytes(device) // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
     free, total = torch.cuda.mem_get_info(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
     if budget <= 0:
@@ -90,8 +90,10 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     return tokens * widest * 4 + rows * model.vocab_size * 4 * 4 + _GIB // 2
 
 
-def _available_host_bytes() -> int:
-    """Memory of this host that can be had without swapping."""
+def available_bytes(device: torch.device) -> int:
+    """Memory of a device that is free now; on a CPU, that can be had without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

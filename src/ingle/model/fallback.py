@@ -342,7 +342,7 @@ def _made_by_transformers(plan: FallbackPlan, dtype: torch.dtype, dummy_seed: in
 
 def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> Any:
     """transformers itself would start at random what a checkpoint lacks, and go on."""
-    with _quietly():
+    with quiet_transformers():
         model, report = plan.model_class.from_pretrained(
             plan.path,
             config=plan.hf_config,
@@ -358,7 +358,7 @@ def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' progress bars."""
     from transformers.utils import logging
 

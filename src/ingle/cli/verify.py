@@ -1,0 +1,175 @@
+"""`ingle verify`: proof that a model is computed right, by comparison with transformers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingle.cli.flags import Hidden, parse
+from ingle.cli.local import importing
+from ingle.config import EngineConfig
+from ingle.errors import ConfigError, VerificationError
+
+if TYPE_CHECKING:
+    from ingle.verify.run import Verification
+
+# What shapes the numbers stays; the memory and the limits that serving needs are chosen here.
+_HIDDEN: Hidden = {
+    EngineConfig: {
+        "load_format", "gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override", "seed",
+    }
+}  # fmt: skip
+_NAME_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the model is asked."""
+
+    num_prompts: int = 12
+    """Prompts: half of them texts of many languages, half random token ids."""
+    num_tokens: int = 48
+    """Tokens of each greedy answer."""
+    seed: int = 0
+    """Seeds the random prompts."""
+    prompts_file: Path | None = None
+    """A file with a prompt in each line, in place of the built-in texts."""
+    output: Path | None = None
+    """Write the figures here as JSON."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compare a model as ingle runs it with transformers on the same checkpoint, token by token.
+
+    Log probabilities of every token, read in chunks and decoded, and each greedy choice. The verdict is the exit code:
+    0 when all are within the tolerance that the type's arithmetic sets, 1 when not. Needs memory for the model in
+    float32.
+    """
+
+    engine: EngineConfig
+    questions: Questions
+
+
+def main(argv: Sequence[str]) -> None:
+    flags = parse(Verify, argv, command="verify", hide=_HIDDEN)
+    questions = flags.questions
+    for name in ("num_prompts", "num_tokens"):
+        if getattr(questions, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(questions, name)} is too small: give at least 1")
+    texts = _texts(questions)
+    from ingle.hub.resolve import ensure_model
+
+    path = Path(ensure_model(flags.engine.model).path)
+    with importing():
+        from ingle.text.tokenizer import load_tokenizer
+        from ingle.verify.run import verify
+
+    tokenizer = load_tokenizer(path)
+    prompts = [(_shown(text), tokenizer.encode(text)) for text in texts]
+    result = verify(
+        flags.engine,
+        path,
+        [(name, ids) for name, ids in prompts if ids],
+        num_random=questions.num_prompts - len(prompts),
+        num_tokens=questions.num_tokens,
+        seed=questions.seed,
+        report=_status,
+    )
+    _status("")
+    print(table(result))
+    if questions.output is not None:
+        questions.output.write_text(json.dumps(_figures(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not result.passed:
+        raise VerificationError(f"{flags.engine.model} is not computed as the reference computes it")
+
+
+def _texts(questions: Questions) -> list[str]:
+    from ingle.verify.prompts import TEXTS
+
+    if questions.prompts_file is None:
+        return list(TEXTS[: (questions.num_prompts + 1) // 2])
+    try:
+        lines = questions.prompts_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts-file {questions.prompts_file}: {error}") from error
+    texts = [line for line in lines if line.strip()][: questions.num_prompts]
+    if not texts:
+        raise ConfigError(f"--prompts-file {questions.prompts_file}: no prompt in it")
+    return texts
+
+
+def table(result: Verification) -> str:
+    """The figures and the verdict, for people."""
+    info, tolerance = result.info, result.tolerance
+    lines = [
+        f"{info.family}, {info.num_parameters / 1e6:,.1f} M parameters as {info.dtype} on {info.device}",
+        f"reference: {result.reference.description}, in float32",
+        "",
+        f"{'prompt':<{_NAME_WIDTH}} {'tokens':>8}  {'mean':>8}  {'max':>8}  {'equal':>7}  {'ties':>5}  {'wrong':>5}",
+    ]
+    for name, one in zip(result.prompts, result.comparisons, strict=True):
+        lines.append(
+            f"{_padded(name, _NAME_WIDTH)} {f'{one.num_prompt_tokens}+{one.num_answer_tokens}':>8}  "
+            f"{one.distance.mean:8.1e}  {one.distance.max:8.1e}  "
+            f"{f'{one.num_equal}/{one.num_answer_tokens}':>7}  {one.num_ties:5}  {one.num_wrong:5}"
+        )
+    every = result.comparisons
+    num_equal, num_ties = sum(one.num_equal for one in every), sum(one.num_ties for one in every)
+    worst_gap = max(one.worst_gap for one in every)
+    lines += [
+        "",
+        f"log probabilities are apart by {result.distance.mean:.2g} in the mean, {result.distance.max:.2g} at most "
+        f"(tolerance {tolerance.mean:.2g} and {tolerance.max:.2g})",
+        f"greedy tokens: {num_equal} equal, {num_ties} ties, {result.num_wrong} wrong; the reference prefers its own "
+        f"by {worst_gap:.2g} at most (a tie up to {tolerance.tie:.2g})",
+        f"tolerance for {tolerance.why}",
+        f"verdict: {'PASS' if result.passed else 'FAIL'}",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(result: Verification) -> dict[str, Any]:
+    return {
+        "passed": result.passed,
+        "family": result.info.family,
+        "dtype": result.info.dtype,
+        "device": result.info.device,
+        "num_parameters": result.info.num_parameters,
+        "reference": result.reference.description,
+        "independent": result.reference.independent,
+        "tolerance": asdict(result.tolerance),
+        "distance": asdict(result.distance),
+        "prompts": [
+            {"prompt": name, **asdict(one)} for name, one in zip(result.prompts, result.comparisons, strict=True)
+        ],
+    }
+
+
+def _shown(text: str) -> str:
+    """A prompt on one line, cut to fit the table."""
+    words = " ".join(text.split())
+    while _columns(words) > _NAME_WIDTH:
+        words = words[:-2] + "…"
+    return words
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * max(width - _columns(text), 0)
+
+
+def _columns(text: str) -> int:
+    """Of a terminal: wide characters take two, marks that sit on others none."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def _status(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import Run
+from tests.support import save_checkpoint
+from tests.text import toys
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "model", vocab_size=420)
+    toys.byte_level().save(str(tmp_path / "model" / "tokenizer.json"))
+    return tmp_path / "model"
+
+
+FAST = ("--num-tokens", "6", "--num-prompts", "3", "--device", "cpu")
+
+
+def test_a_table_and_a_verdict(ingle: Run, folder: Path) -> None:
+    figures = folder.parent / "figures.json"
+    result = ingle("verify", str(folder), "--dtype", "float32", *FAST, "--output", str(figures))
+    assert result.code == 0, result.err
+    assert "verdict: PASS" in result.out and "The capital of France is" in result.out
+    assert "transformers' code for 'llama', reading the folder itself" in result.out
+    found = json.loads(figures.read_text())
+    assert found["passed"] and found["dtype"] == "float32" and len(found["prompts"]) == 3
+
+
+def test_a_wrong_model_is_a_failure(ingle: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingle.model import registry
+
+    qwen2 = registry.FAMILIES["qwen2"]
+    weights = load_file(folder / "model.safetensors")
+    norm = weights["model.norm.weight"]
+    sizes = {
+        f"model.layers.{i}.self_attn.{p}_proj.bias": size
+        for i in (0, 1)
+        for p, size in zip("qkv", (64, 32, 32), strict=True)
+    }
+    biases = {name: norm[:size].clone() for name, size in sizes.items()}
+    save_file({**weights, **biases}, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setitem(registry.FAMILIES, "llama", qwen2)  # with biases that a llama does not have
+    result = ingle("verify", str(folder), "--dtype", "float32", *FAST)
+    assert result.code == 1 and "verdict: FAIL" in result.out
+    assert result.err == f"ingle: {folder} is not computed as the reference computes it\n"
+
+
+def test_prompts_from_a_file(ingle: Run, folder: Path) -> None:
+    prompts = folder.parent / "prompts.txt"
+    prompts.write_text("你好，世界\n\nHello there\n", encoding="utf-8")
+    result = ingle("verify", str(folder), *FAST, "--prompts-file", str(prompts))
+    assert result.code == 0, result.err
+    assert "你好，世界" in result.out and "Hello there" in result.out and "France" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--num-tokens", "0"), "--num-tokens 0"),
+        (("--num-prompts", "0"), "--num-prompts 0"),
+        (("--prompts-file", "nowhere.txt"), "--prompts-file nowhere.txt"),
+        (("--kv-cache-memory", "1GiB"), "--kv-cache-memory"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(ingle: Run, argv: tuple[str, ...], message: str) -> None:
+    result = ingle("verify", "no-such-model", *argv)
+    assert result.code == 2 and message in result.err

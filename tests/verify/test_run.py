@@ -1,0 +1,120 @@
+"""Right models pass and wrong ones do not. Each family's parity is in tests/model; here is the proof's own proof."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ingle.config import EngineConfig
+from ingle.errors import ConfigError, ModelError
+from ingle.model import registry
+from ingle.model.architecture import DecoderConfig
+from ingle.verify.run import Verification, verify
+from tests.support import random_prompt, save_checkpoint
+
+RIGHT: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"head_dim": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16},
+    "qwen3_moe": {"head_dim": 16, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": {},
+}
+
+
+def verified(path: Path, dtype: str = "float32", **options: Any) -> Verification:
+    config = EngineConfig(str(path), dtype=dtype, device="cpu", **options)  # type: ignore[arg-type]
+    return verify(config, path, [("some ids", random_prompt(1, 70))], num_random=3, num_tokens=12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", RIGHT)
+def test_a_right_model_passes(model_type: str, dtype: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, model_type, **RIGHT[model_type])
+    result = verified(tmp_path, dtype)
+    assert result.passed and result.reference.independent
+    assert result.info.dtype == dtype and len(result.comparisons) == 4
+    assert all(one.num_answer_tokens == 12 for one in result.comparisons)
+    if dtype == "float32":
+        assert result.distance.max < 1e-4
+
+
+Change = Callable[[DecoderConfig], DecoderConfig]
+WRONG: dict[str, Change] = {
+    "another rope base": lambda c: dataclasses.replace(c, rope=dataclasses.replace(c.rope, theta=c.rope.theta * 1.5)),
+    "another epsilon": lambda c: dataclasses.replace(c, norm_eps=c.norm_eps * 1e4),
+    "one head's scale": lambda c: dataclasses.replace(c, attention_scale=0.9 * c.head_dim**-0.5),
+    "a window that is not there": lambda c: dataclasses.replace(c, windows=(40,) * c.num_layers),
+}
+
+
+def computed_otherwise(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    right = registry.FAMILIES["llama"]
+
+    def wrong(config: Mapping[str, Any]) -> DecoderConfig:
+        return change(right(config))
+
+    monkeypatch.setitem(registry.FAMILIES, "llama", wrong)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_model_fails(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path)
+    computed_otherwise(monkeypatch, WRONG[name])
+    assert not verified(tmp_path).passed
+
+
+def test_a_wrong_model_fails_in_sixteen_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path)
+    computed_otherwise(monkeypatch, WRONG["one head's scale"])
+    result = verified(tmp_path, "bfloat16")
+    assert not result.passed and result.distance.mean > result.tolerance.mean
+
+
+def test_wrong_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that reads a tensor amiss, here the rows of one projection in another order."""
+    from ingle.weights.source import SafetensorsSource
+
+    save_checkpoint(tmp_path)
+    load_into = SafetensorsSource.load_into
+
+    def misread(self: SafetensorsSource, name: str, out: torch.Tensor) -> None:
+        load_into(self, name, out)
+        if name == "model.layers.1.self_attn.k_proj.weight":
+            out.copy_(out.roll(1, 0))
+
+    monkeypatch.setattr(SafetensorsSource, "load_into", misread)
+    assert not verified(tmp_path).passed
+
+
+def test_a_model_that_transformers_lacks_is_compared_with_ourselves(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "home_made"}))
+    with pytest.raises(ModelError, match="known neither"):
+        verified(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.FAMILIES, "home_made", registry.FAMILIES["llama"])
+        result = verified(tmp_path)
+    assert result.passed and not result.reference.independent
+    assert "transformers has no model_type 'home_made'" in result.reference.description
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, max_position_embeddings=32)
+    config = EngineConfig(str(tmp_path), dtype="float32", device="cpu")
+    with pytest.raises(ConfigError, match="--num-tokens 31"):
+        verify(config, tmp_path, [], num_random=1, num_tokens=31)
+    result = verify(config, tmp_path, [("long", random_prompt(1, 70))], num_random=0, num_tokens=20)
+    assert result.comparisons[0].num_prompt_tokens == 11
+
+
+@pytest.mark.slow
+def test_the_default_model_passes(smollm2_gguf: Path) -> None:
+    result = verified(smollm2_gguf, "bfloat16")
+    assert result.passed and result.reference.description.endswith("on the weights as ingle decodes them")

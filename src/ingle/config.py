@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ingle.errors import ConfigError
 
@@ -25,6 +27,11 @@ class EngineConfig:
     """Type of weights and activations. auto: the checkpoint's, or what this machine computes fastest."""
     max_model_len: int | None = None
     """Longest sequence, prompt and answer together. Default: the model's own, cut to what KV memory holds."""
+    rope_scaling: str | None = None
+    """Rope scaling in place of the model's own, as JSON: {"rope_type":"yarn","factor":4.0,
+    "original_max_position_embeddings":32768}."""
+    rope_theta: float | None = None
+    """Base of the rotary embedding in place of the model's own."""
     max_num_seqs: int | None = None
     """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
     max_num_batched_tokens: int | None = None
@@ -73,6 +80,9 @@ class EngineConfig:
             )
         if self.block_size not in (8, 16, 32, 64, 128, 256):
             raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")
+        self.rope_override()
+        if self.rope_theta is not None and not 0.0 < self.rope_theta < math.inf:
+            raise ConfigError(f"--rope-theta {self.rope_theta} is not a positive number")
         if self.kv_cache_memory is not None:
             parse_bytes("--kv-cache-memory", self.kv_cache_memory)
         if self.tensor_parallel_size != 1:
@@ -85,6 +95,20 @@ class EngineConfig:
                 f"--quantization {self.quantization}: this version does not quantize on load; "
                 "leave the flag out, GGUF files are read as they are"
             )
+
+    def rope_override(self) -> dict[str, Any] | None:
+        """`rope_scaling` as the object that it is. Raises `ConfigError`; what it says, the model's reader checks."""
+        if self.rope_scaling is None:
+            return None
+        try:
+            scaling = json.loads(self.rope_scaling)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"--rope-scaling {self.rope_scaling[:200]!r} is not JSON: {error}") from None
+        if not isinstance(scaling, dict):
+            raise ConfigError(
+                f'--rope-scaling {self.rope_scaling[:200]!r} is not a JSON object such as {{"rope_type":"yarn",...}}'
+            )
+        return scaling
 
 
 @dataclass(frozen=True)

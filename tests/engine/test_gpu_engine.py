@@ -11,7 +11,7 @@ import torch
 from ingle.engine.engine import Engine
 from ingle.request import EngineRequest, SamplingParams
 from tests.engine.test_engine import mixed_requests, run_at_random_moments
-from tests.model.test_parity import CHECKPOINTS
+from tests.model.checkpoints import CHECKPOINTS
 from tests.support import engine_for, engine_logits, random_prompt, reference_model, run, save_checkpoint
 
 pytestmark = pytest.mark.gpu

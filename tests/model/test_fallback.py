@@ -78,6 +78,15 @@ def test_batches_chunks_and_cached_prefixes_change_nothing(model_type: str, tmp_
     assert again.num_cached_tokens > 0
 
 
+@pytest.mark.parametrize(
+    "flag", [{"rope_theta": 5e5}, {"rope_scaling": '{"rope_type": "linear", "factor": 2.0}'}], ids=str
+)
+def test_rope_flags_do_not_reach_it(flag: dict[str, Any], tmp_path: Path) -> None:
+    save(tmp_path, "olmo2")
+    with pytest.raises(ConfigError, match="write rope_scaling or rope_theta into its config"):
+        engine_for(tmp_path, **flag)
+
+
 def test_says_what_runs_and_leaves_out_graphs(tmp_path: Path) -> None:
     save(tmp_path, "olmo2")
     engine, info = build_engine(EngineConfig(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)

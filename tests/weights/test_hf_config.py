@@ -50,7 +50,7 @@ def test_reads_what_transformers_saves(tmp_path: Path) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e5}
     LlamaConfig(**BASE | {"rope_parameters": scaling, "dtype": "float16", "head_dim": 32}).save_pretrained(tmp_path)
     config = read_config(tmp_path)
-    assert {key: config[key] for key in BASE} == BASE
+    assert {key: config[key] for key in BASE} == BASE | {"max_position_embeddings": 512}
     assert config["torch_dtype"] == "float16"
     assert config["head_dim"] == 32
     assert config["rope_theta"] == 5e5
@@ -79,6 +79,52 @@ def test_rope_parameters_by_layer_type(read) -> None:
     old = read({"model_type": "gemma3_text", "rope_theta": 5e5, "rope_scaling": scaling, "rope_local_base_freq": 2e4})
     assert new == old
     assert (new["rope_theta"], new["rope_scaling"], new["rope_local_base_freq"]) == (5e5, scaling, 2e4)
+
+
+def test_other_families_keep_rope_parameters_by_layer_type(read) -> None:
+    nested = {"full_attention": {"rope_type": "default"}, "chunked_attention": {"rope_type": "default"}}
+    assert read({"model_type": "mamba", "rope_parameters": nested})["rope_parameters"] == nested
+
+
+def test_yarn_stretches_the_context_that_it_was_made_for(read) -> None:
+    yarn = {"type": "yarn", "factor": 4.0}
+    assert read({"rope_scaling": yarn})["max_position_embeddings"] == 128
+    stated = yarn | {"original_max_position_embeddings": 128}
+    assert read({"rope_scaling": stated})["max_position_embeddings"] == 512
+    assert read({"rope_scaling": stated, "max_position_embeddings": 4096})["max_position_embeddings"] == 4096
+    assert read({"rope_scaling": stated | {"factor": 1e300}})["max_position_embeddings"] == 1 << 31
+
+
+def test_a_missing_key_is_not_a_null(read) -> None:
+    assert read({"model_type": "mistral"})["sliding_window"] == 4096
+    assert "sliding_window" not in read({"model_type": "mistral", "sliding_window": None})
+    gemma = read({"model_type": "gemma2", "attn_logit_softcapping": None})
+    assert gemma["final_logit_softcapping"] == 30.0 and "attn_logit_softcapping" not in gemma
+
+
+def test_a_model_of_text_and_images_is_described_by_its_text_config(tmp_path: Path) -> None:
+    """As the published Gemma 3 checkpoints are: most of it left to defaults."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}  # fmt: skip
+    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "torch_dtype": "bfloat16",
+             "eos_token_id": [1, 106], "text_config": text, "vision_config": {"hidden_size": 1152}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    config = read_config(tmp_path)
+    expected = {"model_type": "gemma3", "hidden_size": 2560, "num_attention_heads": 8, "num_key_value_heads": 4,
+                "head_dim": 256, "vocab_size": 262208, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "torch_dtype": "bfloat16",
+                "eos_token_id": [1, 106], "tie_word_embeddings": True}  # fmt: skip
+    assert {key: config[key] for key in expected} == expected
+    (tmp_path / "config.json").write_text(json.dumps(whole | {"text_config": 7}))
+    with pytest.raises(ModelError, match="text_config is 7"):
+        read_config(tmp_path)
+
+
+def test_the_first_qwens_words(read) -> None:
+    words = {"kv_channels": 32, "rotary_emb_base": 5000, "layer_norm_epsilon": 1e-4, "rotary_pct": 0.5}
+    config = read({"model_type": "qwen", "seq_length": 64, **words, "rms_norm_eps": None})
+    assert (config["head_dim"], config["rope_theta"], config["partial_rotary_factor"]) == (32, 5000.0, 0.5)
+    assert (config["use_logn_attn"], config["use_dynamic_ntk"], config["no_bias"]) == (True, True, True)
 
 
 BAD_VALUES: list[dict[str, Any]] = [
@@ -119,6 +165,15 @@ BAD_VALUES: list[dict[str, Any]] = [
     {"rope_parameters": {"full_attention": {}, "sliding_attention": []}},
     {"rope_parameters": {"full_attention": {}, "sliding_attention": {}, "chunked_attention": {}}},
     {"sliding_window": 0},
+    {"partial_rotary_factor": 0.01},
+    {"partial_rotary_factor": 0.7},
+    {"seq_length": 0},
+    {"use_logn_attn": 1},
+    {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}},
+    {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7 + [0.0]}},
+    {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8}},
+    {"rope_scaling": {"rope_type": "longrope", "short_factor": "1", "long_factor": "1"}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1e300}},
     {"max_window_layers": -1},
     {"sliding_window_pattern": 0},
     {"use_sliding_window": "yes"},

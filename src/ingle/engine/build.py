@@ -20,10 +20,12 @@ from ingle.engine.scheduler import Scheduler
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
 from ingle.model.architecture import DecoderConfig
+from ingle.model.decoder import Decoder
 from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config, is_native
+from ingle.model.rope import length_notice
 from ingle.weights.formats import PlainFormat
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import open_source
@@ -61,7 +63,7 @@ def build_engine(
     """
     startup = _Startup(report)
     with startup.phase("config", "reading the configuration"):
-        hf_config = read_config(path)
+        hf_config = read_config(path, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         plan = _plan(config, path, hf_config)
         device = pick_device(config)
         dtype, dtype_notices = pick_dtype(config, hf_config, device)
@@ -70,6 +72,8 @@ def build_engine(
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = kv_budget(config, model.config, device)
         memory = plan_memory(config, model.config, dtype=dtype, device=device, budget=budget)
+        if isinstance(model, Decoder) and memory.limits.max_model_len < _wanted_length(config, model.config):
+            model = model.with_length(memory.limits.max_model_len)
         use_graphs = device.type == "cuda" and not config.enforce_eager
         worker = Worker(model, memory.limits, memory.num_pages, device, dtype, use_graphs=use_graphs)
         scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
@@ -88,7 +92,7 @@ def build_engine(
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
-        notices=[*_plan_notices(plan), *dtype_notices, *memory.notices],
+        notices=[*_plan_notices(plan, memory.limits.max_model_len), *dtype_notices, *memory.notices],
         timings_s=startup.timings_s,
     )
     return engine, info
@@ -98,11 +102,24 @@ def _plan(config: EngineConfig, path: Path, hf_config: dict[str, Any]) -> Decode
     """What will run the model: a family of ingle's own, else transformers' code."""
     if is_native(hf_config):
         return decoder_config(hf_config)
+    if config.rope_scaling is not None or config.rope_theta is not None:
+        raise ConfigError(
+            f"--rope-scaling and --rope-theta: model_type {hf_config['model_type']!r} is run by transformers' code, "
+            "which they do not reach; write rope_scaling or rope_theta into its config.json"
+        )
     return plan_fallback(path, hf_config, trust_remote_code=config.trust_remote_code)
 
 
-def _plan_notices(plan: DecoderConfig | FallbackPlan) -> list[str]:
-    return [plan.notice] if isinstance(plan, FallbackPlan) else []
+def _plan_notices(plan: DecoderConfig | FallbackPlan, max_model_len: int) -> list[str]:
+    if isinstance(plan, FallbackPlan):
+        return [plan.notice]
+    notices = (length_notice(rope, max_model_len) for rope in plan.ropes)
+    return [notice for notice in notices if notice is not None]
+
+
+def _wanted_length(config: EngineConfig, model: DecoderConfig) -> int:
+    """The longest sequence, before it is known whether the KV cache holds it."""
+    return config.max_model_len or model.max_position_embeddings
 
 
 def _load(
@@ -119,7 +136,7 @@ def _load(
             matrices=PlainFormat(dtype, device),
             dtype=dtype,
             device=device,
-            max_model_len=config.max_model_len or plan.max_position_embeddings,
+            max_model_len=_wanted_length(config, plan),
         )
     finally:
         source.close()

@@ -21,6 +21,9 @@ class AttentionOptions:
     """Scaled scores s become softcap * tanh(s / softcap) (https://arxiv.org/abs/2408.00118)."""
 
 
+RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "ntk_steps"]
+
+
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding and its scaling, in Hugging Face's terms."""
@@ -28,9 +31,11 @@ class RopeConfig:
     theta: float
     rotary_dim: int
     """Leading dimensions of each head that rotate; the rest pass through."""
-    type: Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"] = "default"
+    original_max_position_embeddings: int
+    """The length that the model was first made for, from which a scaling stretches."""
+    type: RopeType = "default"
+    """Those of Hugging Face, and "factors", as GGUF files store llama3, and "ntk_steps", as Qwen 1 scales."""
     factor: float = 1.0
-    original_max_position_embeddings: int | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -40,7 +45,9 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] = ()
-    """type "factors": divides each inverse frequency, as GGUF files store Llama 3's scaling."""
+    """Divides each inverse frequency: types "factors", and "longrope" within the original length."""
+    long_factors: tuple[float, ...] = ()
+    """The same for "longrope" beyond the original length."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,8 @@ class DecoderConfig:
     """The same for the logits."""
     moe: MoeConfig | None = None
     mla: MlaConfig | None = None
+    logn_length: int | None = None
+    """Queries of tokens beyond this length n are multiplied by log(length so far) / log(n); None for no such factor."""
 
     @property
     def q_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ingle.model.interface import Mixture
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
 from ingle.model.moe import SparseMoe
+from ingle.model.rope import cos_sin_tables
 from ingle.weights.formats import Weight
 
 
@@ -50,6 +52,11 @@ class Decoder:
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
     capturable: bool = True
+
+    def with_length(self, max_model_len: int) -> Decoder:
+        """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
+        device = self.cos_sin[0].device
+        return dataclasses.replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, device))
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.

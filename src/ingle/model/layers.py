@@ -60,6 +60,8 @@ class Attention:
     k_norm: RMSNorm | None
     num_heads: int
     options: AttentionOptions
+    query_factors: torch.Tensor | None = None
+    """float32 [max_model_len]: what rotated queries are multiplied by, by position."""
 
     def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
         """x [T, E], cos_sin [T, rotary_dim], kv_cache as `ingle.kernels.reference` has it, to [T, E]."""
@@ -69,6 +71,8 @@ class Attention:
         q = run.rotate_and_store(
             self.qkv(x), self.num_heads, cos_sin, q_norm, k_norm, eps, kv_cache, batch.kv_slots
         )  # fmt: skip
+        if self.query_factors is not None:
+            q = q * self.query_factors[batch.inputs.positions].to(q.dtype)[:, None, None]
         return self.out(run.paged_attention(q, kv_cache, batch, self.options).flatten(1))
 
     def parameters(self) -> Iterator[Parameter]:

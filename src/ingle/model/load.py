@@ -13,7 +13,7 @@ from ingle.model.decoder import Decoder, DecoderLayer
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
 from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
-from ingle.model.rope import cos_sin_tables
+from ingle.model.rope import cos_sin_tables, logn_table
 from ingle.weights.formats import Weight, WeightFormat
 from ingle.weights.source import WeightSource
 
@@ -93,10 +93,11 @@ def load_decoder(
     tied = config.tied_embeddings or head not in source
     lm_head = embedding if tied else load.matrix(head, config.vocab_size, config.hidden_size)
     scale = config.embedding_scale
+    factors = None if config.logn_length is None else logn_table(config.logn_length, max_model_len, device)
 
     # Two threads: reading a file and converting its numbers overlap; more would fight over memory bandwidth.
     with ThreadPoolExecutor(max_workers=2) as threads:
-        layers = tuple(threads.map(lambda index: _load_layer(config, load, index), range(config.num_layers)))
+        layers = tuple(threads.map(lambda index: _load_layer(config, load, index, factors), range(config.num_layers)))
     return Decoder(
         config=config,
         embedding=embedding,
@@ -108,7 +109,7 @@ def load_decoder(
     )
 
 
-def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer:
+def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:
     names, prefix = config.names, f"{config.names.layers}.{index}"
 
     def norm(name: str, size: int) -> RMSNorm:
@@ -117,7 +118,7 @@ def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer
     hidden = config.hidden_size
     return DecoderLayer(
         input_norm=norm(names.input_norm, hidden),
-        attention=_load_attention(config, load, index),
+        attention=_load_attention(config, load, index, query_factors),
         attention_post_norm=norm(names.attention_post_norm, hidden) if config.post_norms else None,
         mlp_norm=norm(names.mlp_norm, hidden),
         mlp=_load_mlp(config, load, index),
@@ -126,7 +127,9 @@ def _load_layer(config: DecoderConfig, load: Loader, index: int) -> DecoderLayer
     )
 
 
-def _load_attention(config: DecoderConfig, load: Loader, index: int) -> Attention | LatentAttention:
+def _load_attention(
+    config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None
+) -> Attention | LatentAttention:
     names, prefix = config.names, f"{config.names.layers}.{index}"
     if config.mla is not None:
         return load_latent_attention(config, config.mla, load, prefix, index)
@@ -148,6 +151,7 @@ def _load_attention(config: DecoderConfig, load: Loader, index: int) -> Attentio
         k_norm=head_norm(names.k_norm),
         num_heads=config.num_heads,
         options=config.attention(index),
+        query_factors=query_factors,
     )
 
 

@@ -7,16 +7,19 @@ from typing import Any
 
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
-from ingle.model.families import deepseek, gemma, llama, moe
+from ingle.model.families import deepseek, gemma, llama, moe, phi3, qwen
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
     "deepseek_v2": deepseek.deepseek_v2,
     "deepseek_v3": deepseek.deepseek_v3,
     "gemma2": gemma.gemma2,
+    "gemma3": gemma.gemma3,
     "gemma3_text": gemma.gemma3,
     "llama": llama.llama,
     "mistral": llama.mistral,
     "mixtral": moe.mixtral,
+    "phi3": phi3.phi3,
+    "qwen": qwen.qwen,
     "qwen2": llama.qwen2,
     "qwen2_moe": moe.qwen2_moe,
     "qwen3": llama.qwen3,

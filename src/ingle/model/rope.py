@@ -11,39 +11,84 @@ from ingle.model.architecture import DecoderConfig, RopeConfig
 
 def cos_sin_tables(config: DecoderConfig, num_positions: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """`cos_sin_table` of each of the model's rotations."""
-    return tuple(cos_sin_table(rope, num_positions, config.max_position_embeddings).to(device) for rope in config.ropes)
+    return tuple(cos_sin_table(rope, num_positions).to(device) for rope in config.ropes)
 
 
-def cos_sin_table(rope: RopeConfig, num_positions: int, max_position_embeddings: int) -> torch.Tensor:
-    """cos and sin of every position's angles: float32 [num_positions, rotary_dim], cos in the first half of a row."""
-    inv_freq, scale = _frequencies(rope, num_positions, max_position_embeddings)
+def cos_sin_table(rope: RopeConfig, num_positions: int) -> torch.Tensor:
+    """cos and sin of every position's angles: float32 [num_positions, rotary_dim], cos in the first half of a row.
+
+    Where a scaling depends on the length of a sequence, the longest one that is served decides for all: keys in the
+    cache stay valid as a sequence grows, and prefixes can be shared. `length_notice` says so.
+    """
+    inv_freq, scale = _frequencies(rope, num_positions)
     angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inv_freq[None, :]
     return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=-1)
 
 
-def _frequencies(rope: RopeConfig, num_positions: int, max_positions: int) -> tuple[torch.Tensor, float]:
+def length_notice(rope: RopeConfig, num_positions: int) -> str | None:
+    """What to tell people about a scaling that the served length has switched on; None if it has not."""
+    original = rope.original_max_position_embeddings
+    if rope.type not in ("dynamic", "longrope", "ntk_steps") or num_positions <= original:
+        return None
+    return (
+        f"rope scaling {rope.type} is set for sequences of up to {num_positions} tokens, short ones included; "
+        f"--max-model-len {original} or less leaves the model as it was made"
+    )
+
+
+def logn_table(length: int, num_positions: int, device: torch.device) -> torch.Tensor | None:
+    """Factors on queries, float32 [num_positions]; None where all are 1.
+
+    log(position + 1) / log(length) beyond `length`, so that attention over more keys stays as sharp
+    (https://arxiv.org/abs/2202.12172).
+    """
+    if num_positions <= length:
+        return None
+    lengths = torch.arange(1, num_positions + 1, dtype=torch.float64)
+    return (lengths.log() / math.log(length)).clamp(min=1.0).float().to(device)
+
+
+def _frequencies(rope: RopeConfig, num_positions: int) -> tuple[torch.Tensor, float]:
     """Inverse frequencies, float32 [rotary_dim / 2], and the factor on cos and sin."""
-    theta = rope.theta
-    if rope.type == "dynamic" and num_positions > max_positions:
-        # "Dynamic NTK": one base for the longest context this engine serves, so that cached keys stay valid.
-        stretch = rope.factor * num_positions / max_positions - (rope.factor - 1)
-        theta *= stretch ** (rope.rotary_dim / (rope.rotary_dim - 2))
+    theta, original = rope.theta, rope.original_max_position_embeddings
+    if rope.type in ("dynamic", "ntk_steps") and num_positions > original:
+        theta *= _ntk_stretch(rope, num_positions) ** (rope.rotary_dim / (rope.rotary_dim - 2))
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.int64).float() / rope.rotary_dim
     inv_freq = 1.0 / (theta**exponents)
     if rope.type == "linear":
         return inv_freq / rope.factor, 1.0
     if rope.type == "factors":
         return inv_freq / torch.tensor(rope.factors), 1.0
+    if rope.type == "longrope":
+        factors = torch.tensor(rope.long_factors if num_positions > original else rope.factors)
+        return 1.0 / (factors * theta**exponents), _longrope_temperature(rope)
     if rope.type == "llama3":
-        return _llama3(rope, inv_freq, max_positions), 1.0
+        return _llama3(rope, inv_freq), 1.0
     if rope.type == "yarn":
-        return _yarn(rope, inv_freq, max_positions)
+        return _yarn(rope, inv_freq)
     return inv_freq, 1.0
 
 
-def _llama3(rope: RopeConfig, inv_freq: torch.Tensor, max_positions: int) -> torch.Tensor:
+def _ntk_stretch(rope: RopeConfig, num_positions: int) -> float:
+    """Dynamic NTK: what the base is multiplied by, before its exponent. Qwen 1 doubles the length it is meant for."""
+    ratio = num_positions / rope.original_max_position_embeddings
+    if rope.type == "ntk_steps":
+        return 2.0 ** (math.ceil(math.log2(ratio)) + 1) - 1
+    return rope.factor * ratio - (rope.factor - 1)
+
+
+def _longrope_temperature(rope: RopeConfig) -> float:
+    """LongRoPE (https://arxiv.org/abs/2402.13753): for all lengths the same."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1.0:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
+
+
+def _llama3(rope: RopeConfig, inv_freq: torch.Tensor) -> torch.Tensor:
     """Llama 3.1: long wavelengths divided by the factor, short ones kept, those between interpolated."""
-    original = rope.original_max_position_embeddings or max_positions
+    original = rope.original_max_position_embeddings
     wavelength = 2 * math.pi / inv_freq
     smooth = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     mixed = (1 - smooth) * inv_freq / rope.factor + smooth * inv_freq
@@ -51,9 +96,9 @@ def _llama3(rope: RopeConfig, inv_freq: torch.Tensor, max_positions: int) -> tor
     return torch.where(wavelength < original / rope.high_freq_factor, inv_freq, scaled)
 
 
-def _yarn(rope: RopeConfig, inv_freq: torch.Tensor, max_positions: int) -> tuple[torch.Tensor, float]:
+def _yarn(rope: RopeConfig, inv_freq: torch.Tensor) -> tuple[torch.Tensor, float]:
     """YaRN (https://arxiv.org/abs/2309.00071): a ramp from interpolated to kept frequencies, and a temperature."""
-    original = rope.original_max_position_embeddings or max_positions
+    original = rope.original_max_position_embeddings
 
     def dimension_of(rotations: float) -> float:
         return rope.rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))

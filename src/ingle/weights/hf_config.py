@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,41 +13,10 @@ from ingle.errors import ModelError
 from ingle.model.registry import FAMILIES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import config_from_gguf
+from ingle.weights.hf_defaults import DEFAULTS, RENAMED, TEXT_CONFIGS
 
 MAX_CONFIG_BYTES = 16 << 20
 
-# What transformers takes where config.json says nothing, for families whose published files rely on it.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": 4096},
-    "qwen2": {"sliding_window": 4096, "max_window_layers": 28},
-    "qwen3": {"sliding_window": 4096, "max_window_layers": 28},
-    "gemma2": {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "head_dim": 256,
-        "sliding_window": 4096,
-        "query_pre_attn_scalar": 256,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "tie_word_embeddings": True,
-    },
-    "gemma3_text": {
-        "vocab_size": 262208,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "sliding_window": 4096,
-        "query_pre_attn_scalar": 256,
-        "rope_theta": 1e6,
-        "rope_local_base_freq": 1e4,
-        "tie_word_embeddings": True,
-    },
-}
 _REQUIRED = (
     "hidden_size",
     "intermediate_size",
@@ -68,9 +38,20 @@ _MAX_INTS = {
     "vocab_size": 1 << 24,
     "sliding_window": 1 << 31,
     "sliding_window_pattern": 1 << 12,
+    "seq_length": 1 << 31,
 }
 _POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq")
-_BOOLS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "norm_topk_prob", "use_sliding_window")
+_BOOLS = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "norm_topk_prob",
+    "use_sliding_window",
+    "no_bias",
+    "use_dynamic_ntk",
+    "use_logn_attn",
+)
 _DTYPES = ("float16", "bfloat16", "float32")
 
 _ROPE_NEEDS = {
@@ -81,9 +62,13 @@ _ROPE_NEEDS = {
 }
 _ROPE_POSITIVE = ("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow")
 _ROPE_WITH_ORIGINAL_LENGTH = ("yarn", "llama3", "longrope")
+_ROPE_FACTORS = {"factors": ("factors",), "longrope": ("short_factor", "long_factor")}
+_ROPE_RENAMED = {"su": "longrope"}
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(
+    path: Path, *, rope_scaling: Mapping[str, Any] | None = None, rope_theta: float | None = None
+) -> dict[str, Any]:
     """The configuration of the model at `path`, a Hugging Face folder or a GGUF file, with Hugging Face's key names.
 
     Values of null are left out, and these keys have one form whichever way they were written:
@@ -93,13 +78,17 @@ def read_config(path: Path) -> dict[str, Any]:
     - `rope_theta`: float; `partial_rotary_factor`: in (0, 1], if given. Also read from `rope_parameters`, where
       transformers 5 puts them.
     - `rope_scaling`: None, or a dict with `rope_type` (never "default"; legacy `type` is renamed) and its values:
-      finite numbers, and with every factor that linear, dynamic, yarn and llama3 need. yarn, llama3 and longrope always
-      have `original_max_position_embeddings`. A GGUF file has `{"rope_type": "factors", "factors": [...]}` in place of
+      finite numbers, and with every factor that linear, dynamic, yarn and llama3 need. dynamic, yarn, llama3 and
+      longrope always have `original_max_position_embeddings`, and longrope `short_factor` and `long_factor`, divisors
+      of the rotary frequencies. A GGUF file has `{"rope_type": "factors", "factors": [...]}` in place of
       llama3: the divisor of each of the head_dim / 2 rotary frequencies. Of rope parameters that differ by layer type,
       these are those of full attention, and `rope_local_base_freq` is the base in layers with a window.
     - `num_key_value_heads`, `head_dim`, `tie_word_embeddings`: always there for a model type of
       `ingle.model.registry`, as are `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`,
       `vocab_size`, `max_position_embeddings` and `rms_norm_eps`. Other model types may describe themselves differently.
+
+    `rope_scaling` and `rope_theta` take the place of the model's own, in layers without a window. linear and dynamic
+    then stretch `max_position_embeddings` by their factor; yarn does so always, from its original length.
 
     Raises `ModelError` for a file that is missing, damaged or larger than 16 MiB, and for values out of range.
     """
@@ -108,12 +97,18 @@ def read_config(path: Path) -> dict[str, Any]:
         config = read_json_object(path, MAX_CONFIG_BYTES)
     else:
         config = config_from_gguf(GgufFile(path))
-    return normalize_config(path, config)
+    return normalize_config(path, config, rope_scaling=rope_scaling, rope_theta=rope_theta)
 
 
-def normalize_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+def normalize_config(
+    path: Path,
+    config: dict[str, Any],
+    *,
+    rope_scaling: Mapping[str, Any] | None = None,
+    rope_theta: float | None = None,
+) -> dict[str, Any]:
     """The part of `read_config` after reading. `path` is what errors name."""
-    return _Normalizer(path, config).normalize()
+    return _Normalizer(str(path), config, rope_scaling, rope_theta).normalize()
 
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
@@ -136,27 +131,51 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 class _Normalizer:
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path = path
-        model_type = config.get("model_type")
-        defaults = _DEFAULTS.get(model_type, {}) if isinstance(model_type, str) else {}
-        self.config = {key: value for key, value in (defaults | config).items() if value is not None}
-        if self.config.get("use_sliding_window") is False:  # then the size may be anything: transformers writes 0
-            self.config.pop("sliding_window", None)
+    """`source` is what errors name."""
+
+    def __init__(
+        self,
+        source: str,
+        config: dict[str, Any],
+        rope_scaling: Mapping[str, Any] | None = None,
+        rope_theta: float | None = None,
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.rope_scaling = rope_scaling
+        self.rope_theta = rope_theta
 
     def normalize(self) -> dict[str, Any]:
         model_type = self.config.get("model_type")
         if not isinstance(model_type, str) or not model_type:
             self.fail("model_type", model_type, "the name of a model family")
+        if model_type in TEXT_CONFIGS:
+            self.take_text_config(model_type)
+        self.fill_in(model_type)
         self.check_values()
         self.normalize_dtype()
-        self.normalize_rope()
+        self.normalize_rope(model_type)
         if model_type in FAMILIES:
             self.complete()
         return self.config
 
+    def take_text_config(self, model_type: str) -> None:
+        """The decoder's part, under the name of the whole; what it leaves unsaid may stand beside it."""
+        text = self.config.get("text_config", {})
+        if not isinstance(text, dict):
+            self.fail("text_config", text, "an object")
+        self.config = {**self.config, **text, "model_type": model_type}
+
+    def fill_in(self, model_type: str) -> None:
+        renamed = RENAMED.get(model_type, {})
+        named = {renamed.get(key, key): value for key, value in self.config.items()}
+        complete = DEFAULTS.get(model_type, {}) | named
+        self.config = {key: value for key, value in complete.items() if value is not None}
+        if self.config.get("use_sliding_window") is False:  # then the size may be anything: transformers writes 0
+            self.config.pop("sliding_window", None)
+
     def fail(self, key: str, value: Any, expected: str) -> NoReturn:
-        raise ModelError(f"{self.path}: {key} is {reprlib.repr(value)}, not {expected}")
+        raise ModelError(f"{self.source}: {key} is {reprlib.repr(value)}, not {expected}")
 
     def check_values(self) -> None:
         for key, most in _MAX_INTS.items():
@@ -189,22 +208,46 @@ class _Normalizer:
         dtype = self.config.pop("dtype", self.config.get("torch_dtype"))
         self.config["torch_dtype"] = dtype if dtype in _DTYPES else None
 
-    def normalize_rope(self) -> None:
+    def normalize_rope(self, model_type: str) -> None:
         rope = self.config.pop("rope_parameters", self.config.get("rope_scaling", {}))
         if not isinstance(rope, dict):
             self.fail("rope_parameters", rope, "an object")
         if any(isinstance(value, dict) for value in rope.values()):
+            if model_type not in FAMILIES:
+                self.config["rope_parameters"] = rope
+                return
             rope = self.split_by_layer_type(rope)
         rope = {key: value for key, value in rope.items() if value is not None}
         theta = rope.pop("rope_theta", self.config.get("rope_theta", 10000.0))
+        theta = theta if self.rope_theta is None else self.rope_theta
         self.check_number("rope_theta", theta, 1e15)
         self.config["rope_theta"] = float(theta)
         if "partial_rotary_factor" in rope:
             self.config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
         self.check_number("partial_rotary_factor", self.config.get("partial_rotary_factor", 1.0), 1.0)
-        legacy_type = rope.pop("type", "default")
-        rope["rope_type"] = rope.get("rope_type", legacy_type)
-        self.config["rope_scaling"] = None if rope["rope_type"] == "default" else self.checked_scaling(rope)
+        if self.rope_scaling is None:
+            self.config["rope_scaling"] = self.checked_scaling(rope, model_type)
+        else:
+            self.override_scaling(self.rope_scaling, model_type)
+
+    def override_scaling(self, rope: Mapping[str, Any], model_type: str) -> None:
+        """Takes the scaling of the command line, which stands for a longer context than the model's own."""
+        if "original_max_position_embeddings" in rope:
+            self.config.pop("original_max_position_embeddings", None)
+        scaling = self.scaling_giver().checked_scaling(dict(rope), model_type)
+        if scaling is not None and scaling["rope_type"] in ("linear", "dynamic"):
+            self.stretch(scaling["factor"] * self.config.get("max_position_embeddings", 0))
+        self.config["rope_scaling"] = scaling
+
+    def scaling_giver(self) -> _Normalizer:
+        """Names in its errors whoever gave the rope scaling."""
+        return self if self.rope_scaling is None else _Normalizer("--rope-scaling", self.config)
+
+    def stretch(self, length: float) -> None:
+        """Raises the context to `length`, as far as it is a believable one."""
+        if "max_position_embeddings" in self.config:
+            most = min(length, _MAX_INTS["max_position_embeddings"])
+            self.config["max_position_embeddings"] = max(self.config["max_position_embeddings"], int(most))
 
     def split_by_layer_type(self, rope: dict[str, Any]) -> dict[str, Any]:
         """The parameters of layers with full attention; the base of those with a window goes where Gemma 3 has it."""
@@ -219,16 +262,21 @@ class _Normalizer:
         self.config["rope_local_base_freq"] = float(theta)
         return full
 
-    def checked_scaling(self, rope: dict[str, Any]) -> dict[str, Any]:
-        kind = rope["rope_type"]
+    def checked_scaling(self, rope: dict[str, Any], model_type: str) -> dict[str, Any] | None:
+        kind = rope.get("rope_type", rope.pop("type", "default"))
         if not isinstance(kind, str):
             self.fail("rope_type", kind, "the name of a rope scaling")
-        if kind in _ROPE_WITH_ORIGINAL_LENGTH:
-            default = rope.get("original_max_position_embeddings", self.config.get("max_position_embeddings"))
-            rope["original_max_position_embeddings"] = self.config.get("original_max_position_embeddings", default)
-            self.check_number("original_max_position_embeddings", rope["original_max_position_embeddings"])
+        kind = rope["rope_type"] = _ROPE_RENAMED.get(kind, kind)
+        if kind == "yarn" and model_type == "phi3":
+            kind = rope["rope_type"] = "longrope"  # so the first Phi-3 checkpoints call it
+        if kind == "default":
+            return None
         for key in _ROPE_NEEDS.get(kind, ()):
             self.check_number(f"rope {key}", rope.get(key))
+        if kind == "dynamic":
+            rope["original_max_position_embeddings"] = self.config.get("max_position_embeddings")
+        if kind in _ROPE_WITH_ORIGINAL_LENGTH:
+            self.set_original_length(rope)
         for key, value in rope.items():
             if key in _ROPE_POSITIVE:
                 self.check_number(f"rope {key}", value)
@@ -238,12 +286,21 @@ class _Normalizer:
             self.fail("rope high_freq_factor", rope["high_freq_factor"], "above low_freq_factor")
         return rope
 
+    def set_original_length(self, rope: dict[str, Any]) -> None:
+        """`original_max_position_embeddings`, which some files have outside the scaling, and then mean that one."""
+        key = "original_max_position_embeddings"
+        stated = self.config.get(key, rope.get(key))
+        rope[key] = self.config.get("max_position_embeddings") if stated is None else stated
+        self.check_number(key, rope[key], _MAX_INTS["max_position_embeddings"])
+        if rope["rope_type"] == "yarn" and stated is not None:
+            self.stretch(rope["factor"] * stated)
+
     def complete(self) -> None:
         """What a dense decoder of a known model type needs: present, or given the default that transformers gives."""
         config = self.config
         for key in _REQUIRED:
             if key not in config:
-                raise ModelError(f"{self.path}: has no {key}, which the model cannot do without")
+                raise ModelError(f"{self.source}: has no {key}, which the model cannot do without")
         heads = config["num_attention_heads"]
         if heads % config.setdefault("num_key_value_heads", heads):
             self.fail("num_key_value_heads", config["num_key_value_heads"], f"a divisor of {heads} attention heads")
@@ -253,15 +310,20 @@ class _Normalizer:
         if head_dim % 2:
             self.fail("head_dim", head_dim, "even, as rotary embedding needs")
         config.setdefault("tie_word_embeddings", False)
+        rotary_dim = int(head_dim * config.get("partial_rotary_factor", 1.0))
+        if rotary_dim < 2 or rotary_dim % 2:
+            self.fail(
+                "partial_rotary_factor", config["partial_rotary_factor"], f"an even part of {head_dim} dimensions"
+            )
         scaling = config.get("rope_scaling") or {}
-        if scaling.get("rope_type") == "factors":
-            self.check_factors(scaling.get("factors"), head_dim // 2)
+        for key in _ROPE_FACTORS.get(scaling.get("rope_type", ""), ()):
+            self.scaling_giver().check_factors(f"rope {key}", scaling.get(key), rotary_dim // 2)
 
-    def check_factors(self, factors: Any, count: int) -> None:
+    def check_factors(self, key: str, factors: Any, count: int) -> None:
         if not isinstance(factors, list) or len(factors) != count:
-            self.fail("rope factors", factors, f"a list of {count} numbers")
+            self.fail(key, factors, f"a list of {count} numbers")
         for factor in factors:
-            self.check_number("rope factor", factor)
+            self.check_number(key, factor)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from ingle.errors import ModelError
-from ingle.model.architecture import Activation, DecoderConfig, RopeConfig
+from ingle.model.architecture import Activation, DecoderConfig, RopeConfig, RopeType
 
-_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-_MAX_DIM = 1 << 24
+_MAX_DIM = 1 << 31
+_CONTEXT = 2048
 
 
 def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> DecoderConfig:
@@ -35,7 +35,7 @@ def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> De
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         rope=rope_config(config, head_dim),
-        max_position_embeddings=integer(config, "max_position_embeddings", 2048),
+        max_position_embeddings=integer(config, "max_position_embeddings", _CONTEXT),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         **{"activation": activation(config), **choices},
     )
@@ -44,24 +44,19 @@ def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> De
 def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
     """`rope_theta` and `rope_scaling`. An unknown scaling is an error: guessing gives text that is subtly wrong."""
     scaling = config.get("rope_scaling") or {}
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in _ROPE_TYPES:
-        raise ModelError(
-            f"config.json: rope scaling {rope_type!r} is not supported; known are {', '.join(_ROPE_TYPES)}"
-        )
+    rope_type = scaling.get("rope_type", "default")
+    if rope_type not in get_args(RopeType):
+        raise ModelError(f"rope scaling {rope_type!r} is not supported; known are {', '.join(get_args(RopeType))}")
     rotary_dim = int(head_dim * number(config, "partial_rotary_factor", 1.0))
-    original = scaling.get("original_max_position_embeddings")
-    factors = tuple(float(factor) for factor in scaling.get("factors", ()))
-    if rope_type == "factors" and (len(factors) != rotary_dim // 2 or min(factors) <= 0):
-        raise ModelError(
-            f"{len(factors)} rope factors do not fit {rotary_dim // 2} rotary frequencies, or are not positive"
-        )
+    trained = integer(config, "max_position_embeddings", _CONTEXT)
+    original = int(number(scaling, "original_max_position_embeddings", trained))
+    short, long = (_factors(scaling, key) for key in ("short_factor", "long_factor"))
     return RopeConfig(
         theta=number(config, "rope_theta", 10000.0),
         rotary_dim=rotary_dim,
+        original_max_position_embeddings=original,
         type=rope_type,
-        factor=number(scaling, "factor", 1.0),
-        original_max_position_embeddings=None if original is None else int(original),
+        factor=number(scaling, "factor", trained / original if rope_type == "longrope" else 1.0),
         low_freq_factor=number(scaling, "low_freq_factor", 1.0),
         high_freq_factor=number(scaling, "high_freq_factor", 4.0),
         beta_fast=number(scaling, "beta_fast", 32.0),
@@ -70,8 +65,13 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
         mscale=scaling.get("mscale"),
         mscale_all_dim=scaling.get("mscale_all_dim"),
         truncate=bool(scaling.get("truncate", True)),
-        factors=factors,
+        factors=_factors(scaling, "factors") or short,
+        long_factors=long,
     )
+
+
+def _factors(scaling: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    return tuple(float(factor) for factor in scaling.get(key, ()))
 
 
 def integer(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:

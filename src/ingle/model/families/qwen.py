@@ -1,0 +1,46 @@
+"""The first Qwen (`model_type` "qwen"), whose own code transformers does not have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ingle.model.architecture import DecoderConfig, WeightNames
+from ingle.model.families.common import base_config, integer
+
+_NAMES = WeightNames(
+    embedding="transformer.wte",
+    norm="transformer.ln_f",
+    layers="transformer.h",
+    input_norm="ln_1",
+    qkv=("attn.c_attn",),
+    attention_out="attn.c_proj",
+    mlp_norm="ln_2",
+    gate_up=("mlp.w2", "mlp.w1"),
+    mlp_down="mlp.c_proj",
+)
+
+
+def qwen(config: Mapping[str, Any]) -> DecoderConfig:
+    """https://arxiv.org/abs/2309.16609: Llama's shape with a bias on Q, K and V, trained on `seq_length` tokens.
+
+    Longer contexts take a larger rotary base (dynamic NTK, in steps) and sharper attention (log-n scaling), as the
+    code published with the model does; they have to be asked for, since that base then holds for short ones too.
+    `intermediate_size` counts gate and up together.
+    """
+    length = integer(config, "seq_length", integer(config, "max_position_embeddings"))
+    bias = not config.get("no_bias", True)
+    inner = integer(config, "intermediate_size", least=2) // 2
+    model = base_config(
+        {**config, "intermediate_size": inner, "max_position_embeddings": length},
+        family="qwen",
+        names=_NAMES,
+        qkv_bias=True,
+        output_bias=bias,
+        mlp_bias=bias,
+        logn_length=length if config.get("use_logn_attn", True) else None,
+    )
+    if not config.get("use_dynamic_ntk", True) or model.rope.type != "default":
+        return model
+    return dataclasses.replace(model, rope=dataclasses.replace(model.rope, type="ntk_steps"))

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from ingle.errors import ConfigError
 
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
-LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)

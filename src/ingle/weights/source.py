@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +24,11 @@ from ingle.weights.dequantize import dequantize_into
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config, read_json_object
+from ingle.weights.torch_bin import TorchFile
 
 MAX_INDEX_BYTES = 64 << 20
 
-_SINGLE_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 _DUMMY_STD = 0.02
 
@@ -62,10 +63,59 @@ def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -
     """
     if load_format == "dummy":
         return DummySource(seed, tied=tied)
-    found: LoadFormat = "safetensors" if path.is_dir() else "gguf"
+    found = _found_format(path)
     if load_format not in ("auto", found):
         raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
-    return SafetensorsSource(path) if found == "safetensors" else GgufSource(path)
+    if found == "gguf":
+        return GgufSource(path)
+    return TorchSource(path) if found == "pt" else SafetensorsSource(path)
+
+
+def _found_format(path: Path) -> LoadFormat:
+    """A folder that has both kinds of files is read as safetensors."""
+    if not path.is_dir():
+        return "gguf"
+    return "pt" if _TORCH_FILES.are_in(path) and not _SAFETENSORS_FILES.are_in(path) else "safetensors"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """How a folder's checkpoint files of one kind are called."""
+
+    single: str
+    suffix: str
+
+    @property
+    def index(self) -> str:
+        return f"{self.single}.index.json"
+
+    def are_in(self, folder: Path) -> bool:
+        return (folder / self.single).is_file() or (folder / self.index).is_file()
+
+    def of_tensors(self, folder: Path) -> dict[str, Path] | None:
+        """The file of each tensor, by the index; None for a checkpoint in a single file.
+
+        Raises `ModelError` when there is neither, when the index does not name files in this folder, or they are
+        missing.
+        """
+        index = folder / self.index
+        if not index.is_file():
+            if not (folder / self.single).is_file():
+                raise ModelError(f"{folder}: holds neither {self.single} nor {self.index}")
+            return None
+        weight_map = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ModelError(f"{index}: weight_map does not map tensor names to file names")
+        for shard in sorted(set(weight_map.values())):
+            if not shard.endswith(self.suffix) or not _SHARD_STEM.fullmatch(shard.removesuffix(self.suffix)):
+                raise ModelError(f"{index}: {shard[:100]!r} is not the name of a {self.suffix} file in this folder")
+            if not (folder / shard).is_file():
+                raise ModelError(f"{folder}: {shard} is missing, which {self.index} lists; download it again")
+        return {name: folder / shard for name, shard in weight_map.items()}
+
+
+_SAFETENSORS_FILES = _Files("model.safetensors", ".safetensors")
+_TORCH_FILES = _Files("pytorch_model.bin", ".bin")
 
 
 class GgufSource:
@@ -126,7 +176,8 @@ class SafetensorsSource:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._handles: dict[Path, Any] = {}
-        self._files = self._read_index() if (folder / _INDEX_FILE).is_file() else self._read_single()
+        files = _SAFETENSORS_FILES.of_tensors(folder)
+        self._files = self._read_single(folder / _SAFETENSORS_FILES.single) if files is None else files
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -163,27 +214,43 @@ class SafetensorsSource:
             self._handles[file] = safe_open(file, framework="pt", device="cpu")
         return self._handles[file]
 
-    def _read_single(self) -> dict[str, Path]:
-        file = self._folder / _SINGLE_FILE
-        if not file.is_file():
-            hint = ""
-            if any(self._folder.glob("pytorch_model*.bin")):
-                hint = "; its .bin files are pickles, which ingle never loads: convert them to safetensors"
-            raise ModelError(f"{self._folder}: holds neither {_SINGLE_FILE} nor {_INDEX_FILE}{hint}")
+    def _read_single(self, file: Path) -> dict[str, Path]:
         with _reading(file):
             return dict.fromkeys(self._handle(file).keys(), file)
 
-    def _read_index(self) -> dict[str, Path]:
-        index = self._folder / _INDEX_FILE
-        weight_map = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise ModelError(f"{index}: weight_map does not map tensor names to file names")
-        for shard in sorted(set(weight_map.values())):
-            if not _SHARD_NAME.fullmatch(shard):
-                raise ModelError(f"{index}: {shard[:100]!r} is not the name of a .safetensors file in this folder")
-            if not (self._folder / shard).is_file():
-                raise ModelError(f"{self._folder}: {shard} is missing, which {_INDEX_FILE} lists; download it again")
-        return {name: self._folder / shard for name, shard in weight_map.items()}
+
+class TorchSource:
+    """A folder with pytorch_model.bin, or with shards and their index. Nothing in them is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open = lru_cache(maxsize=None)(TorchFile)
+        files = _TORCH_FILES.of_tensors(folder)
+        single = folder / _TORCH_FILES.single
+        self._files = dict.fromkeys(self._open(single).tensors, single) if files is None else files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for file in sorted(set(self._files.values())):
+            counts += self._open(file).stored_types()
+        return dict(counts.most_common())
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        file = self._files.get(name)
+        if file is None:
+            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        opened = self._open(file)
+        if name not in opened.tensors:
+            raise ModelError(f"{file}: has no tensor {name}, which {_TORCH_FILES.index} promises")
+        _check_shape(file, name, opened.tensors[name].shape, out)
+        out.copy_(opened.tensor(name))
+
+    def close(self) -> None:
+        self._open.cache_clear()
 
 
 class DummySource:

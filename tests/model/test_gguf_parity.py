@@ -19,6 +19,16 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 24}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3}),
+    "qwen2moe": (
+        "qwen2_moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
+         "shared_expert_intermediate_size": 48},
+    ),
+    "qwen3moe": (
+        "qwen3_moe",
+        {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "norm_topk_prob": True},
+    ),
     "gemma2": (
         "gemma2",
         {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 30, "attn_logit_softcapping": 5.0,
@@ -59,6 +69,23 @@ def test_quantized_gguf_equals_its_decoded_self_in_transformers(kind: str, tmp_p
     path = write_gguf_model(tmp_path, tmp_path / "model.gguf", stored)
     tensors = load_file(tmp_path / "model.safetensors")
     decoded = {name: _rounded(values, stored) for name, values in tensors.items()}
+    save_file(decoded, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    prompt = random_prompt(1, 100)
+    with torch.inference_mode():
+        expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(engine_logits(engine_for(path), prompt), expected, atol=1e-4, rtol=0)
+
+
+def test_quantized_experts_equal_their_decoded_selves(tmp_path: Path) -> None:
+    """Every expert of a stack is decoded to its own place."""
+    stored = gguf.GGMLQuantizationType.Q8_0
+    save(tmp_path, "mixtral", intermediate_size=96, num_local_experts=4)
+    path = write_gguf_model(tmp_path, tmp_path / "model.gguf", stored)
+    tensors = load_file(tmp_path / "model.safetensors")
+    decoded = {
+        name: values if name.endswith("moe.gate.weight") else _rounded(values, stored)
+        for name, values in tensors.items()
+    }
     save_file(decoded, tmp_path / "model.safetensors", metadata={"format": "pt"})
     prompt = random_prompt(1, 100)
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
+ARCHITECTURES = {
+    "gemma3_text": "gemma3",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+}
+EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
+PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 F32 = gguf.GGMLQuantizationType.F32
 
 
@@ -28,13 +37,16 @@ def write_gguf_model(
         path, arch, split_max_tensors=max_part_tensors, small_first_shard=bool(max_part_tensors)
     )  # fmt: skip
     _add_metadata(writer, config)
+    _add_experts(writer, config)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    for name, values in (load_file(folder / "model.safetensors") | _rope_tensors(config)).items():
+    tensors = _stacked(load_file(folder / "model.safetensors")) | _rope_tensors(config)
+    for name, values in tensors.items():
         stored_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored_name is not None, f"the gguf package has no name for {name}"
         values = _converted(config, arch, name, values)
-        if values.ndim == 2 and values.shape[1] % gguf.GGML_QUANT_SIZES[matrices][0] == 0:
+        is_matrix = values.ndim > 1 and not name.endswith(("mlp.gate.weight", "moe.gate.weight"))
+        if is_matrix and values.shape[-1] % gguf.GGML_QUANT_SIZES[matrices][0] == 0:
             writer.add_tensor(stored_name, gguf.quantize(values, matrices), raw_dtype=matrices)
         else:
             writer.add_tensor(stored_name, values)
@@ -84,6 +96,31 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
                 add(config[key])
 
 
+def _add_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    num_experts = config.get("num_experts", config.get("num_local_experts"))
+    if num_experts is not None:
+        writer.add_expert_count(num_experts)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def _stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With the experts of a layer in one tensor, under the names by which the package knows it."""
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    others = {}
+    for name, values in tensors.items():
+        if match := EXPERT.fullmatch(name):
+            layer, expert, projection = match.groups()
+            stack = f"model.layers.{layer}.mlp.experts.{PROJECTIONS.get(projection, projection)}.weight"
+            experts.setdefault(stack, {})[int(expert)] = values
+        else:
+            others[name] = values
+    return others | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in experts.items()}
+
+
 def _rope_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
     rope = config["rope_parameters"]
     if rope.get("rope_type") != "longrope":
@@ -92,6 +129,7 @@ def _rope_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _converted(config: dict[str, Any], arch: str, name: str, values: np.ndarray) -> np.ndarray:
+    values = values.squeeze()
     if arch.startswith("gemma") and name.endswith("norm.weight"):
         return values + np.float32(1)
     if arch == "llama" and ("q_proj" in name or "k_proj" in name):

@@ -303,7 +303,6 @@ def test_bad_gguf_rope_factors(write_gguf, model_metadata, factors: np.ndarray) 
         ({"llama.attention.head_count": [4, 4]}, "num_attention_heads"),
         ({"llama.attention.layer_norm_rms_epsilon": math.nan}, "rms_norm_eps"),
         ({"llama.rope.freq_base": math.inf}, "rope_theta"),
-        ({"llama.expert_count": 8}, "mixture-of-experts"),
         ({"llama.attention.key_length": 16, "llama.attention.value_length": 8}, "different sizes"),
         ({"llama.attention.key_length": 32, "llama.attention.value_length": 32}, "part of each head"),
         ({ROPE + "type": "longrope", ROPE + "factor": 2.0}, "longrope"),
@@ -359,6 +358,13 @@ def test_gguf_phi3_scaling_and_partial_rotation(write_gguf) -> None:
     assert scaling["original_max_position_embeddings"] == 128
 
 
+def test_gguf_experts_where_there_are_none(write_gguf) -> None:
+    with pytest.raises(ModelError, match=r"qwen3moe\.expert_count is None, and a qwen3moe has experts"):
+        read_config(write_gguf({"qwen3moe.block_count": 2}, arch="qwen3moe"))
+    with pytest.raises(ModelError, match=r"qwen3\.expert_count is 8, and a qwen3 has none"):
+        read_config(write_gguf({"qwen3.expert_count": 8}, arch="qwen3"))
+
+
 def test_unknown_gguf_architecture(write_gguf) -> None:
-    with pytest.raises(ModelError, match="'rwkv7' is not supported, only llama, qwen2, qwen3, gemma2"):
+    with pytest.raises(ModelError, match="'rwkv7' is not supported, only llama, qwen2, qwen3, qwen2moe"):
         read_config(write_gguf(arch="rwkv7"))

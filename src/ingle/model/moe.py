@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.model.architecture import Activation, MoeConfig, RouterConfig
-from ingle.model.layers import GatedMLP, Linear, Parameter
+from ingle.model.layers import GatedMLP, Parameter
 
 if TYPE_CHECKING:
     from ingle.model.load import Loader
@@ -32,7 +32,8 @@ class SparseMoe:
     """[num_experts, E, I]"""
     activation: Activation
     shared: GatedMLP | None
-    shared_gate: Linear | None
+    shared_gate: torch.Tensor | None
+    """[1, E]"""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         run = kernels.of(x)
@@ -43,7 +44,7 @@ class SparseMoe:
             return out
         shared = self.shared(x)
         if self.shared_gate is not None:
-            shared = torch.sigmoid(self.shared_gate(x)) * shared
+            shared = torch.sigmoid(F.linear(x, self.shared_gate)) * shared
         return out + shared
 
     @property
@@ -52,11 +53,11 @@ class SparseMoe:
 
     def parameters(self) -> Iterator[Parameter]:
         yield from (self.router, *self.experts)
-        if self.selection_bias is not None:
-            yield self.selection_bias
-        for part in (self.shared, self.shared_gate):
-            if part is not None:
-                yield from part.parameters()
+        for tensor in (self.selection_bias, self.shared_gate):
+            if tensor is not None:
+                yield tensor
+        if self.shared is not None:
+            yield from self.shared.parameters()
 
 
 def load_moe(config: MoeConfig, load: Loader, prefix: str, hidden_size: int, activation: Activation) -> SparseMoe:
@@ -79,9 +80,7 @@ def load_moe(config: MoeConfig, load: Loader, prefix: str, hidden_size: int, act
         )
         if shared_size
         else None,
-        shared_gate=load.linear([f"{mlp}.shared_expert_gate"], [1], hidden_size, bias=False)
-        if config.shared_gate
-        else None,
+        shared_gate=load.tensor(f"{mlp}.shared_expert_gate.weight", 1, hidden_size) if config.shared_gate else None,
     )
 
 

@@ -12,7 +12,7 @@ import re
 import reprlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -111,6 +111,11 @@ class GgufTensor:
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+    def __getitem__(self, index: int) -> GgufTensor:
+        """One of the tensors that are stacked in this one, as experts are."""
+        nbytes = self.nbytes // self.shape[0]
+        return replace(self, shape=self.shape[1:], offset=self.offset + index * nbytes, nbytes=nbytes)
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:

@@ -29,6 +29,18 @@ _GEMMA_NAMES = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_MOE_NAMES = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+"""All experts' gates lie in one tensor, and so do their other projections."""
+_MOE_KEYS = {"num_experts": ("expert_count", None), "num_experts_per_tok": ("expert_used_count", None)}
 _PHI3_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
@@ -47,15 +59,48 @@ class GgufArchitecture:
     """The converter has reordered the rows of the query and key projections, from rotary halves to adjacent pairs."""
     one_plus_norms: bool = False
     """The converter has added 1 to the weights of the norms, which Hugging Face adds when it multiplies."""
+    has_experts: bool = False
     scales_queries_by_width_at: int | None = None
     """The number of layers of the one size that divides queries by sqrt(hidden_size / heads), which the file does not
     say; all others divide by sqrt(head_dim)."""
 
 
+MIXTRAL = GgufArchitecture(
+    "mixtral",
+    "MixtralForCausalLM",
+    names=_LAYER_NAMES | _MOE_NAMES,
+    keys=_MOE_KEYS,
+    permutes_qk=True,
+    has_experts=True,
+)
+"""What a file of the architecture "llama" is that has experts."""
 ARCHITECTURES = {
     "llama": GgufArchitecture("llama", "LlamaForCausalLM", permutes_qk=True),
     "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM"),
+    "qwen2moe": GgufArchitecture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        names=_LAYER_NAMES | _MOE_NAMES,
+        keys=_MOE_KEYS
+        | {
+            "moe_intermediate_size": ("expert_feed_forward_length", None),
+            "shared_expert_intermediate_size": ("expert_shared_feed_forward_length", None),
+            "norm_topk_prob": ("expert_weights_norm", False),
+        },
+        has_experts=True,
+    ),
+    "qwen3moe": GgufArchitecture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        names=_LAYER_NAMES | _MOE_NAMES,
+        keys=_MOE_KEYS
+        | {
+            "moe_intermediate_size": ("expert_feed_forward_length", None),
+            "norm_topk_prob": ("expert_weights_norm", True),
+        },
+        has_experts=True,
+    ),
     "gemma2": GgufArchitecture(
         "gemma2",
         "Gemma2ForCausalLM",
@@ -130,14 +175,22 @@ def architecture_of(file: GgufFile) -> GgufArchitecture:
         raise ModelError(
             f"{file.path}: GGUF architecture {reprlib.repr(name)} is not supported, only {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[name]
+    architecture = ARCHITECTURES[name]
+    if bool(_get(file, "expert_count", 0)) == architecture.has_experts:
+        return architecture
+    if name == "llama":
+        return MIXTRAL
+    raise ModelError(
+        f"{file.path}: {_full(file, 'expert_count')} is {reprlib.repr(_get(file, 'expert_count'))}, and a {name} has "
+        + ("experts" if architecture.has_experts else "none")
+    )
 
 
 def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     """The `config.json` that the model would have, its values as the file gives them: the caller checks their ranges.
 
     Raises `ModelError` when the metadata lacks a value that the model cannot be built without, or describes a model
-    that is not a plain dense decoder.
+    whose attention is not supported.
     """
     architecture = architecture_of(file)
     _refuse_unsupported(file)
@@ -161,8 +214,6 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 
 def _refuse_unsupported(file: GgufFile) -> None:
-    if _get(file, "expert_count", 0) != 0:
-        raise ModelError(f"{file.path}: a mixture-of-experts model, which is not supported yet")
     if _get(file, "attention.key_length") != _get(file, "attention.value_length"):
         raise ModelError(f"{file.path}: keys and values have heads of different sizes, which is not supported")
 

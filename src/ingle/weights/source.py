@@ -141,8 +141,14 @@ class GgufSource:
         tensor = self._file.tensors.get(gguf_name or "")
         if tensor is None:
             raise ModelError(f"{self._file.path}: has no tensor {gguf_name or name}, which the model needs")
+        if len(tensor.shape) < out.dim() and out.shape[0] == 1:
+            out = out[0]  # the converter drops dimensions of 1
         _check_shape(tensor.path, tensor.name, tensor.shape, out)
         order = self._row_order(tensor)
+        if out.dim() == 3:
+            for index, part in enumerate(out):
+                dequantize_into(tensor[index], part)
+            return
         if out.dim() == 2:
             dequantize_into(tensor, out, order)
             return

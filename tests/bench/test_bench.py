@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def test_the_roofline_counts_bytes_by_hand() -> None:
     assert limit.num_steps == 3
     assert limit.num_bytes == 3 * (body + head) + (5 + 6) * kv
     assert limit.seconds == pytest.approx(limit.num_bytes)
+
+
+def test_the_roofline_counts_keys_within_windows() -> None:
+    """Of a prompt of 9 and 5 tokens after it: all keys in one layer, the last 6 in the other."""
+    shape = dataclasses.replace(SHAPE, windows=(None, 6))
+    kv = shape.kv_elements_per_token * 2
+    has = Stored(0, 0, 0, 0, kv)
+    workload, limits = Workload("x", ((9, 6),)), Limits(4, 16, 64, 16)
+    limit = least(workload, shape, has, limits, Ceilings(1.0, 1e30))
+    assert limit.num_bytes == sum(length + 6 for length in range(10, 15)) * kv // 2
+    computed = least(workload, shape, has, limits, Ceilings(1e30, 1.0))
+    pairs = sum(range(1, 10)) + sum(min(count, 6) for count in range(1, 10))
+    assert computed.seconds == pytest.approx(4 * shape.q_size * pairs)
 
 
 def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """The least time a workload can take on a device: the yardstick beside every measured figure.
 
-Every step reads the weights once, of experts those that some token chooses, and each running sequence's keys and values
-once, and does its matrix work; nothing else costs, nothing overlaps with attention. What a step reads at the memory's
+Every step reads the weights once, of experts those that some token chooses, and once the keys and values that each
+running sequence sees, in layers with a window the last ones, and does its matrix work; nothing else costs, nothing
+overlaps with attention. What a step reads at the memory's
 bandwidth or computes at the matrix units' rate, whichever takes longer, is its least time.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -68,12 +70,13 @@ class _Running:
 
 def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits, top: Ceilings) -> Least:
     """The limit under these step limits, KV memory unbounded."""
-    attention_flops = 4 * model.num_layers * model.q_size
+    windows = Counter(model.windows or (None,) * model.num_layers)
+    kv_layer_bytes = stored.kv_bytes_per_token / model.num_layers
     waiting = [[num_in, num_out, 0] for num_in, num_out in workload.lengths]
     running: list[_Running] = []
     seconds, num_steps, num_bytes = 0.0, 0, 0
     while waiting or running:
-        kv_read = sum(seq.num_tokens for seq in running) * stored.kv_bytes_per_token
+        kv_read = sum(_keys_seen(windows, seq.num_tokens) for seq in running) * kv_layer_bytes
         for seq in running:
             seq.num_tokens += 1
             seq.num_left -= 1
@@ -82,7 +85,7 @@ def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits
         while waiting and budget > 0 and len(running) + len(started) < limits.max_num_seqs:
             num_in, num_out, done = waiting[0]
             count = min(budget, num_in - done)
-            flops += attention_flops * count * (done + count / 2)
+            flops += 4 * model.q_size * (_pairs_seen(windows, done + count) - _pairs_seen(windows, done))
             budget -= count
             waiting[0][2] += count
             if done + count == num_in:
@@ -102,6 +105,21 @@ def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits
         num_bytes += int(body_bytes + head_bytes + kv_read)
         running = [seq for seq in running + started if seq.num_left > 0]
     return Least(seconds, num_steps, num_bytes)
+
+
+def _keys_seen(windows: Counter[int | None], length: int) -> int:
+    """By the last token of a sequence, all layers together."""
+    return sum(count * (length if window is None else min(length, window)) for window, count in windows.items())
+
+
+def _pairs_seen(windows: Counter[int | None], length: int) -> int:
+    """Pairs of a token and a key that it sees, in a sequence, all layers together."""
+    return sum(count * _pairs_within(length, window) for window, count in windows.items())
+
+
+def _pairs_within(length: int, window: int | None) -> int:
+    rising = length if window is None else min(length, window)  # until then each token sees one key more
+    return rising * (rising + 1) // 2 + (length - rising) * rising
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:

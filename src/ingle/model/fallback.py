@@ -45,6 +45,7 @@ class FallbackConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    windows: tuple[int | None, ...]
     max_position_embeddings: int
 
     @property
@@ -414,5 +415,6 @@ def _probe(plan: FallbackPlan, body: Any, head: Any, device: torch.device) -> Fa
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
+        windows=tuple(probe.windows[layer] for layer in range(config.num_hidden_layers)),
         max_position_embeddings=plan.max_position_embeddings,
     )

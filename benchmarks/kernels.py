@@ -1,7 +1,7 @@
 """Times the GPU kernels one by one against the memory bandwidth they could reach: python benchmarks/kernels.py
 
 Decode attention over even and ragged lengths, several buffers in turn so that no cache holds the input; prefill
-attention over whole prompts.
+attention over whole prompts; a mixture of experts, routing included, over rows that choose theirs at random.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ import torch
 import triton
 
 from ingle.engine.batch import Batch, StepInputs
+from ingle.kernels import gpu
 from ingle.kernels.gpu import attention
-from ingle.model.architecture import AttentionOptions
+from ingle.model.architecture import AttentionOptions, RouterConfig
 
 DEVICE = torch.device("cuda")
+MIXTURES = {
+    "qwen3-30b-a3b": (RouterConfig(128, 8, norm_topk_prob=True), 2048, 768),
+    "mixtral-8x7b": (RouterConfig(8, 2, norm_topk_prob=True), 4096, 14336),
+}
+"""Router, hidden size, intermediate size of an expert."""
 
 
 def decode_batch(lengths: list[int], page_size: int, generator: torch.Generator) -> tuple[Batch, int]:
@@ -86,6 +92,32 @@ def time_prefill(lengths: list[int], heads: int, kv_heads: int, head_dim: int, p
     return {"us": ms * 1e3, "tflop_per_s": flops / ms / 1e9}
 
 
+def time_experts(num_rows: int, router: RouterConfig, hidden: int, inner: int) -> dict:
+    """Router scores to sum: bytes are those of the experts that are chosen, once, whatever the rows."""
+    copies = 8 if num_rows <= 256 else 1
+    scores = [torch.randn(num_rows, router.num_experts, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
+    x = torch.randn(num_rows, hidden, device=DEVICE, dtype=torch.bfloat16)
+    gate_up = torch.randn(router.num_experts, 2 * inner, hidden, device=DEVICE, dtype=torch.bfloat16)
+    down = torch.randn(router.num_experts, hidden, inner, device=DEVICE, dtype=torch.bfloat16)
+    touched = sum(gpu.route(logits, None, router)[0].unique().numel() for logits in scores) / copies
+
+    def run() -> None:
+        for logits in scores:
+            gpu.experts(x, *gpu.route(logits, None, router), gate_up, down, "silu")
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    ms = triton.testing.do_bench(graph.replay, warmup=5, rep=30, return_mode="median") / copies
+    parameters = 3 * hidden * inner
+    return {
+        "us": ms * 1e3,
+        "gb_per_s": touched * parameters * 2 / ms / 1e6,
+        "tflop_per_s": 2 * num_rows * router.top_k * parameters / ms / 1e9,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
@@ -109,6 +141,14 @@ def main() -> None:
             figures = time_prefill(lengths, heads, kv_heads, head_dim, 16)
             results.append({"kernel": "prefill attention", "model": model, "case": name, **figures})
             print(f"{model:12} prefill {name:12} {figures['us']:8.1f} us {figures['tflop_per_s']:8.0f} TFLOP/s")
+    for model, (router, hidden, inner) in MIXTURES.items():
+        for num_rows in (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 8192):
+            figures = time_experts(num_rows, router, hidden, inner)
+            results.append({"kernel": "experts", "model": model, "case": str(num_rows), **figures})
+            print(
+                f"{model:14} experts {num_rows:5} rows {figures['us']:8.1f} us {figures['gb_per_s']:6.0f} GB/s "
+                f"{figures['tflop_per_s']:6.1f} TFLOP/s"
+            )
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

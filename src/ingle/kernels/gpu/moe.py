@@ -3,8 +3,8 @@
 Nothing here waits for the host, and every size follows from the number of tokens, so that a graph can capture it. A
 "pair" is one token at one of its K experts: pair t * K + j. Pairs are sorted by expert, each expert's pairs are cut
 into blocks of rows, and a block times a few columns is one program: it reads its tokens by way of the sorted order and
-its expert's weights where they lie. With few tokens that is each chosen expert's weights once; with many it is a tiled
-product.
+its expert's weights where they lie. With few tokens that is each chosen expert's weights once, and with so few that
+they hardly share an expert, pairs are left unsorted; with many it is a tiled product.
 
 Why not `torch.nn.functional.grouped_mm`: in PyTorch 2.11 to 2.13 its CUDA kernel is for bfloat16 on compute
 capability 9.0 and 10.0; everywhere else it is a loop over the experts on the host, which waits for the device and
@@ -172,16 +172,12 @@ def _sort_kernel(
         tl.store(entry + 2, row_end, mask=blocks < num_blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sorted:
-    order: torch.Tensor
-    """int32 [P], the pairs by expert."""
-    blocks: torch.Tensor
-    """int32 [B, 3]: of each block its expert, and its rows [first, end) of the order; those not needed have none."""
+def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The P pairs of expert_ids [T, K] in the order of their experts, cut into blocks of up to `rows` of one expert.
 
-
-def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> _Sorted:
-    """The pairs of expert_ids [T, K] in the order of their experts, in blocks of up to `rows` pairs of one expert."""
+    int32 [P], the order, and int32 [B, 3]: of each block its expert and its rows [first, end) of the order. B is an
+    upper bound: the expert of a block that is not needed is beyond the last.
+    """
     num_pairs, device = expert_ids.numel(), expert_ids.device
     expert_block = max(triton.next_power_of_2(num_experts), 2)
     pairs = min(max(_ONE_HOT // expert_block, 16), max(triton.next_power_of_2(num_pairs), 16))
@@ -199,7 +195,7 @@ def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> _So
         expert_ids, counts, order, blocks, num_pairs, num_chunks, num_blocks,
         CHUNK=chunk, PAIRS=pairs, EXPERT_BLOCK=expert_block, ROWS=rows, LISTED=16, SINGLE=num_chunks == 1,
     )  # fmt: skip
-    return _Sorted(order, blocks)
+    return order, blocks
 
 
 @triton.jit
@@ -213,23 +209,37 @@ def _block_and_column(num_blocks, num_columns, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _rows_of(blocks_ptr, order_ptr, block, ROWS: tl.constexpr, SORTED: tl.constexpr):
+    """Of a block: its expert, its rows of the order, which of them there are, and the pair of each."""
+    rows = tl.arange(0, ROWS)
+    if SORTED:
+        expert = tl.load(blocks_ptr + block * 3)
+        rows += tl.load(blocks_ptr + block * 3 + 1)
+        is_row = rows < tl.load(blocks_ptr + block * 3 + 2)
+        pairs = tl.load(order_ptr + rows, mask=is_row, other=0)
+    else:  # every pair is a block, and blocks_ptr has their experts
+        expert = tl.load(blocks_ptr + block)
+        is_row = rows == 0
+        rows += block
+        pairs = rows
+    return expert, rows.to(tl.int64), is_row, pairs.to(tl.int64)
+
+
+@triton.jit
 def _gate_up_kernel(
     x_ptr, order_ptr, blocks_ptr, weight_ptr, out_ptr, num_blocks, num_columns, x_stride, num_experts,
     TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr, GELU_TANH: tl.constexpr,
+    DEPTH: tl.constexpr, GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr, GELU_TANH: tl.constexpr,
 ):  # fmt: skip
     """activation(x @ gate.T) * (x @ up.T) for one block of rows, written in sorted order, and COLUMNS columns."""
     block, column = _block_and_column(num_blocks, num_columns, GROUP)
-    expert = tl.load(blocks_ptr + block * 3)
+    expert, rows, is_row, pairs = _rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
     if expert >= num_experts:
         return
-    rows = tl.load(blocks_ptr + block * 3 + 1) + tl.arange(0, ROWS)
-    is_row = rows < tl.load(blocks_ptr + block * 3 + 2)
-    tokens = tl.load(order_ptr + rows, mask=is_row, other=0).to(tl.int64) // TOP_K
     columns = column * COLUMNS + tl.arange(0, COLUMNS)
     is_column = columns < INNER
     depth = tl.arange(0, DEPTH)
-    x = x_ptr + tokens[:, None] * x_stride + depth[None, :]
+    x = x_ptr + (pairs // TOP_K)[:, None] * x_stride + depth[None, :]
     gate = weight_ptr + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[None, :] * HIDDEN + depth[:, None]
     gate_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
     up_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -241,7 +251,7 @@ def _gate_up_kernel(
         up = tl.load(gate + INNER * HIDDEN + start, mask=mask, other=0.0)
         up_sum += tl.dot(a, up, input_precision=PRECISION)
     out = activate(gate_sum, GELU_TANH) * up_sum
-    place = out_ptr + rows.to(tl.int64)[:, None] * INNER + columns[None, :]
+    place = out_ptr + rows[:, None] * INNER + columns[None, :]
     tl.store(place, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
@@ -249,20 +259,17 @@ def _gate_up_kernel(
 def _down_kernel(
     x_ptr, order_ptr, blocks_ptr, weight_ptr, scales_ptr, out_ptr, num_blocks, num_columns, num_experts,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x @ down.T times the routing weight for one block of sorted rows; each is written to the place of its pair."""
     block, column = _block_and_column(num_blocks, num_columns, GROUP)
-    expert = tl.load(blocks_ptr + block * 3)
+    expert, rows, is_row, pairs = _rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
     if expert >= num_experts:
         return
-    rows = tl.load(blocks_ptr + block * 3 + 1) + tl.arange(0, ROWS)
-    is_row = rows < tl.load(blocks_ptr + block * 3 + 2)
-    pairs = tl.load(order_ptr + rows, mask=is_row, other=0).to(tl.int64)
     columns = column * COLUMNS + tl.arange(0, COLUMNS)
     is_column = columns < HIDDEN
     depth = tl.arange(0, DEPTH)
-    x = x_ptr + rows.to(tl.int64)[:, None] * INNER + depth[None, :]
+    x = x_ptr + rows[:, None] * INNER + depth[None, :]
     weight = weight_ptr + expert.to(tl.int64) * HIDDEN * INNER + columns[None, :] * INNER + depth[:, None]
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, INNER, DEPTH):
@@ -326,23 +333,27 @@ def experts(
     num_experts, hidden, inner = down.shape
     num_tokens, top_k = expert_ids.shape
     tiles = _tiles(x.dtype, num_tokens * top_k / num_experts)
-    by_expert = sort_by_expert(expert_ids, num_experts, tiles.rows)
-    num_blocks = len(by_expert.blocks)
+    # So few pairs seldom share an expert, and where they do, its weights are read from the cache the second time.
+    is_sorted = num_tokens * top_k > num_experts // 4 and num_tokens > 1
+    order = blocks = expert_ids
+    if is_sorted:
+        order, blocks = sort_by_expert(expert_ids, num_experts, tiles.rows)
+    num_blocks = len(blocks) if is_sorted else num_tokens * top_k
     common = {
         "HIDDEN": hidden, "INNER": inner, "ROWS": tiles.rows, "DEPTH": tiles.depth, "GROUP": _GROUP,
-        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "SORTED": is_sorted, "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
         "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     activated = torch.empty(num_tokens * top_k, inner, dtype=x.dtype, device=x.device)
     num_columns = triton.cdiv(inner, tiles.inner_columns)
     _gate_up_kernel[(num_blocks * num_columns,)](
-        x, by_expert.order, by_expert.blocks, gate_up, activated, num_blocks, num_columns, x.stride(0), num_experts,
+        x, order, blocks, gate_up, activated, num_blocks, num_columns, x.stride(0), num_experts,
         TOP_K=top_k, COLUMNS=tiles.inner_columns, GELU_TANH=activation == "gelu_tanh", **common,
     )  # fmt: skip
     parts = torch.empty(num_tokens * top_k, hidden, dtype=x.dtype, device=x.device)
     num_columns = triton.cdiv(hidden, tiles.hidden_columns)
     _down_kernel[(num_blocks * num_columns,)](
-        activated, by_expert.order, by_expert.blocks, down, weights, parts, num_blocks, num_columns, num_experts,
+        activated, order, blocks, down, weights, parts, num_blocks, num_columns, num_experts,
         COLUMNS=tiles.hidden_columns, **common,
     )  # fmt: skip
     out = torch.empty_like(x)

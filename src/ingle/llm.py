@@ -14,7 +14,15 @@ from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import RequestError
 from ingle.hub.resolve import ensure_model
-from ingle.request import CompletionOutput, EngineRequest, RequestOutput, SamplingParams, TokenLogprobs, check_prompt
+from ingle.request import (
+    CompletionOutput,
+    EngineRequest,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprobs,
+    check_prompt,
+    stopping_at,
+)
 from ingle.text.load import load_text_side
 from ingle.text.stream import TextStream
 
@@ -81,7 +89,7 @@ class LLM:
         """The reply to a conversation, piece by piece. Closing the iterator stops the generation."""
         if self.chat_template is None:
             raise RequestError("this model has no chat template: give one with chat_template=, or use generate()")
-        params = sampling_params or self._default_params(max_tokens=None)
+        params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
         text = self.chat_template.render(list(messages))
         job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params)
         request, stream = job.requests[0], job.streams[0]

@@ -140,6 +140,14 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
         raise RequestError(f"{name} must be {bound}, got {value}", param=name)
 
 
+def stopping_at(params: SamplingParams, stops: tuple[str, ...]) -> SamplingParams:
+    """`params` with more stop strings, unless they want to go on past every end."""
+    more = tuple(stop for stop in stops if stop not in params.stop)
+    if not more or params.ignore_eos or len(params.stop) + len(more) > MAX_STOP_STRINGS:
+        return params
+    return msgspec.structs.replace(params, stop=(*params.stop, *more))
+
+
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """One prompt for the engine. The engine knows tokens, not text: `sampling.stop` is not its business."""
 

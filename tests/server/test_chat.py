@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ingle.text.tokenizer import Tokenizer
+
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, ScriptedEngine, assert_error, events
 
 pytestmark = pytest.mark.anyio
@@ -261,3 +263,16 @@ async def test_a_failure_in_a_stream_is_an_event(client: httpx.AsyncClient, engi
 
 async def test_errors_before_a_stream_are_plain_answers(client: httpx.AsyncClient) -> None:
     assert_error(await post(client, stream=True, temperature=-1), 400, param="temperature")
+
+
+async def test_a_template_without_an_end_token_stops_before_the_next_turn(
+    client: httpx.AsyncClient, engine: ScriptedEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_stops", ("\n\n### Instruction:",))
+    engine.say("an answer\n\n### Instruction:\nand on")
+    choice = (await chat(client))["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("an answer", "stop")
+    choice = (await chat(client, stop="ans"))["choices"][0]
+    assert choice["message"]["content"] == "an "
+    choice = (await chat(client, ignore_eos=True, max_tokens=40))["choices"][0]
+    assert choice["message"]["content"].startswith("an answer\n\n### Instruction:")

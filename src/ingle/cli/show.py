@@ -47,6 +47,7 @@ def _gguf(source: ModelSource) -> dict[str, str]:
 
 
 def _folder(source: ModelSource) -> dict[str, str]:
+    from ingle.text.folder_tokenizer import folder_chat_template
     from ingle.weights.hf_config import read_config
 
     config = read_config(source.path)
@@ -59,7 +60,7 @@ def _folder(source: ModelSource) -> dict[str, str]:
         "parameters": _count(_safetensors_parameters(weights)) if weights else "unknown (no .safetensors file)",
         "context": f"{config.get('max_position_embeddings', 'unknown')} tokens",
         "quantization": str(method or f"none, {config.get('torch_dtype') or 'dtype unknown'}"),
-        "chat template": _yes_no(_has_template(source.path)),
+        "chat template": _yes_no(folder_chat_template(source.path) is not None),
         "size": _size(weights),
     }
 
@@ -77,15 +78,6 @@ def _safetensors_parameters(files: list[Path]) -> int:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from error
     return total
-
-
-def _has_template(folder: Path) -> bool:
-    from ingle.weights.hf_config import read_json_object
-
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(read_json_object(settings, 16 << 20).get("chat_template"))
 
 
 def _count(parameters: int) -> str:

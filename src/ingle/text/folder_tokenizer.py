@@ -42,7 +42,7 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
         backend,
         special_tokens=special_tokens,
         eos_token_ids=_end_ids(folder),
-        chat_template=chat_template or _chat_template(folder, config),
+        chat_template=chat_template or folder_chat_template(folder, config),
     )
 
 
@@ -123,11 +123,20 @@ def _end_ids(folder: Path) -> list[int]:
     return [token_id for token_id in values if type(token_id) is int and token_id >= 0]
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The default template: from a file of its own, or else from `tokenizer_config.json`, which may name several."""
+def folder_chat_template(folder: Path, config: Mapping[str, Any] | None = None) -> str | None:
+    """The default template: from a file of its own, or `tokenizer_config.json`, or `chat_template.json`.
+
+    The latter two may name several. `config` is what `tokenizer_config.json` holds, where it was read before.
+    """
     for file in (folder / "additional_chat_templates" / "default.jinja", folder / "chat_template.jinja"):
         if file.is_file():
             return _read_text(file, 4 * MAX_TEMPLATE_CHARS)
+    config = _tokenizer_config(folder) if config is None else config
+    # Beside a processor of images or sound, transformers writes the template into a file that is read last here.
+    return _default_template(config) or _default_template(_read_json(folder / "chat_template.json"))
+
+
+def _default_template(config: Mapping[str, Any]) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):
         named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]

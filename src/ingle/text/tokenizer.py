@@ -14,6 +14,9 @@ from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
 
 log = logging.getLogger(__name__)
 
+_LEAST_STOP_CHARS = 4
+"""Fewer might stand in any answer."""
+
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` with what a language model's files say beside it. Safe to use from any thread."""
@@ -24,6 +27,8 @@ class Tokenizer:
     """bos_token, eos_token, ... as chat templates name them."""
     eos_token_ids: tuple[int, ...]
     """Every token that ends an answer: the end tokens of the model's files and of its chat template."""
+    chat_stops: tuple[str, ...]
+    """What ends an answer in a chat template that has no token for it: the text that leads to the next question."""
 
     def __init__(
         self,
@@ -45,7 +50,8 @@ class Tokenizer:
         )
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.bos_token_id = self._id_of("bos_token")
-        ends = [*eos_token_ids, self._id_of("eos_token"), self._end_of_turn_id()]
+        end_of_turn, self.chat_stops = self._after_an_answer()
+        ends = [*eos_token_ids, self._id_of("eos_token"), end_of_turn]
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -81,21 +87,25 @@ class Tokenizer:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
 
-    def _end_of_turn_id(self) -> int | None:
-        """The token that the chat template writes after what the assistant said."""
+    def _after_an_answer(self) -> tuple[int | None, tuple[str, ...]]:
+        """The token that the chat template writes after what the assistant said, or else the text."""
         if self.chat_template is None:
-            return None
-        answer = "what the assistant said"
+            return None, ()
+        template, answer = ChatTemplate(self.chat_template, self.special_tokens), "what the assistant said"
         turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
         try:
-            template = ChatTemplate(self.chat_template, self.special_tokens)
-            text = template.render(turns, add_generation_prompt=False)
+            _, found, tail = template.render(turns, add_generation_prompt=False).rpartition(answer)
+            ends = [token for token in self._added_ids if found and token.strip() and tail.lstrip().startswith(token)]
+            if ends:
+                return self._added_ids[max(ends, key=len)], ()
+            turns.append({"role": "user", "content": "another question"})
+            _, found, tail = template.render(turns, add_generation_prompt=False).rpartition(answer)
         except RequestError as error:
             log.warning("the chat template does not render a question and an answer: %s", error)
-            return None
-        _, found, tail = text.rpartition(answer)
-        ends = [token for token in self._added_ids if found and token.strip() and tail.lstrip().startswith(token)]
-        return self._added_ids[max(ends, key=len)] if ends else None
+            return None, ()
+        between, asked, _ = tail.partition("another question")
+        stop = between.rstrip() if found and asked else ""
+        return None, (stop,) if len(stop.strip()) >= _LEAST_STOP_CHARS else ()
 
 
 def load_tokenizer(source_path: Path, chat_template: str | None = None) -> Tokenizer:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
 
 from ingle.errors import RequestError
-from ingle.request import FinishReason, TokenLogprobs
+from ingle.request import FinishReason, TokenLogprobs, stopping_at
 from ingle.server.body import parse_body
 from ingle.server.context import ServerContext
 from ingle.server.generation import Generation, Update, UsageCounter, plan_generation
@@ -53,7 +53,7 @@ def prepare_chat(context: ServerContext, body: bytes) -> ChatAnswer:
         context,
         "chatcmpl",
         [_render(context, chat)],
-        sampling,
+        stopping_at(sampling, context.tokenizer.chat_stops),
         # The template writes the special tokens itself.
         add_special_tokens=bool(chat.add_special_tokens),
         param="messages",

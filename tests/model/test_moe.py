@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ingle.errors import ModelError
+from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config
+from ingle.weights.experts import Experts, SeparateExperts
+from ingle.weights.formats import PlainFormat
+from ingle.weights.source import open_source
 from tests.support import engine_for, engine_logits, random_prompt, save_checkpoint
 
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
@@ -44,6 +49,39 @@ def test_experts_in_one_tensor_load_like_one_by_one(tmp_path: Path, form: Any) -
         tensors |= {f"{prefix}.{name}": tensor.contiguous() for name, tensor in form(experts).items()}
     save_file(tensors, folder / "model.safetensors")
     assert torch.equal(engine_logits(engine_for(folder), prompt), expected)
+
+
+@dataclass(frozen=True)
+class OneByOne(PlainFormat):
+    def load_experts(self, source: Any, names: Any, hidden_size: int, intermediate_size: int) -> Experts:
+        return SeparateExperts.load(self, source, names, hidden_size, intermediate_size)
+
+
+def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "qwen3_moe", **QWEN3_MOE)
+    engine = engine_for(folder, enable_prefix_caching=False)
+    prompt = random_prompt(5, 40)
+    expected = engine_logits(engine, prompt)
+    stacked = engine.worker.model
+    separate = load_decoder(
+        stacked.config, open_source(folder, "auto", 0, tied=False),
+        matrices=OneByOne(torch.float32, torch.device("cpu")), dtype=torch.float32, device=torch.device("cpu"), max_model_len=512,
+    )  # fmt: skip
+    assert stacked.mixture is not None and separate.mixture == stacked.mixture
+    engine.worker.model = separate
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-5, rtol=0)
+
+
+def test_a_stack_of_another_number_of_experts_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "qwen3_moe", **QWEN3_MOE)
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        tensors[f"{prefix}.gate_up_proj"] = torch.zeros(7, 80, 64)
+        tensors[f"{prefix}.down_proj"] = torch.zeros(7, 64, 40)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"gate_up_proj has shape \(7, 80, 64\), and the configuration asks for 6"):
+        engine_for(folder)
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
-from ingle.weights.formats import PlainFormat
+from ingle.weights.formats import PlainFormat, total_size
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import open_source
 
@@ -79,7 +79,7 @@ def build_engine(
         scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)
-    num_parameters, weight_bytes = _count(model)
+    num_parameters, weight_bytes = total_size(model.parameters())
     info = EngineInfo(
         max_model_len=memory.limits.max_model_len,
         vocab_size=model.config.vocab_size,
@@ -177,14 +177,3 @@ def _name(dtype: torch.dtype) -> str:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _count(model: Model) -> tuple[int, int]:
-    """Parameters and bytes of the weights, tied ones once."""
-    num_parameters = num_bytes = 0
-    for part in {id(part): part for part in model.parameters()}.values():
-        if isinstance(part, torch.Tensor):
-            num_parameters, num_bytes = num_parameters + part.numel(), num_bytes + part.numel() * part.itemsize
-        else:
-            num_parameters, num_bytes = num_parameters + part.num_parameters, num_bytes + part.num_bytes
-    return num_parameters, num_bytes

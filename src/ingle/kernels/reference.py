@@ -6,6 +6,8 @@ A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values; in w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -73,13 +75,28 @@ def experts(
 
     expert_ids, weights: [T, K]. gate_up: [N, 2 * I, E], an expert's gate in the first I rows. down: [N, E, I].
     """
+
+    def apply(expert: int, rows: torch.Tensor) -> torch.Tensor:
+        return F.linear(gated(F.linear(rows, gate_up[expert]), activation), down[expert])
+
+    return one_by_one(x, expert_ids, weights, len(down), apply)
+
+
+def one_by_one(
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    num_experts: int,
+    apply: Callable[[int, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """`experts`, where `apply` computes one expert for its rows of x: [n, E] to [n, E]."""
     top_k = expert_ids.shape[1]
     order = expert_ids.flatten().argsort(stable=True)
-    counts = expert_ids.flatten().bincount(minlength=len(gate_up)).tolist()
+    counts = expert_ids.flatten().bincount(minlength=num_experts).tolist()
     parts = x.new_empty(len(order), x.shape[1])
     for expert, rows in enumerate(order.split_with_sizes(counts)):
         if len(rows):
-            parts[rows] = F.linear(gated(F.linear(x[rows // top_k], gate_up[expert]), activation), down[expert])
+            parts[rows] = apply(expert, x[rows // top_k])
     return (parts.view(*expert_ids.shape, -1) * weights[..., None]).sum(dim=1).to(x.dtype)
 
 

@@ -15,7 +15,7 @@ from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
 from ingle.model.moe import SparseMoe
 from ingle.model.rope import cos_sin_tables
-from ingle.weights.formats import Weight
+from ingle.weights.formats import Weight, total_size
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ class Decoder:
         if self.config.moe is None:
             return None
         router = self.config.moe.router
-        experts = [layer.mlp.experts for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
-        num_parameters = sum(tensor.numel() for pair in experts for tensor in pair)
-        num_bytes = sum(tensor.numel() * tensor.itemsize for pair in experts for tensor in pair)
+        mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
+        num_parameters, num_bytes = total_size(part for mixture in mixtures for part in mixture.experts.parameters())
         return Mixture(router.num_experts, router.top_k, num_parameters, num_bytes)
 
     def parameters(self) -> Iterator[Parameter]:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from ingle import kernels
 from ingle.model.architecture import Activation, MoeConfig, RouterConfig
 from ingle.model.layers import GatedMLP, Parameter
+from ingle.weights.experts import ExpertNames, Experts
+from ingle.weights.source import WeightSource, in_stack
 
 if TYPE_CHECKING:
     from ingle.model.load import Loader
@@ -26,20 +28,16 @@ class SparseMoe:
     """[num_experts, E]"""
     selection_bias: torch.Tensor | None
     """float32 [num_experts]"""
-    gate_up: torch.Tensor
-    """[num_experts, 2 * I, E]: of each expert the gate's rows, then those of the up projection."""
-    down: torch.Tensor
-    """[num_experts, E, I]"""
+    experts: Experts
     activation: Activation
     shared: GatedMLP | None
     shared_gate: torch.Tensor | None
     """[1, E]"""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        run = kernels.of(x)
         logits = F.linear(x.to(self.router.dtype), self.router)
-        expert_ids, weights = run.route(logits, self.selection_bias, self.config)
-        out = run.experts(x, expert_ids, weights, self.gate_up, self.down, self.activation)
+        expert_ids, weights = kernels.of(x).route(logits, self.selection_bias, self.config)
+        out = self.experts(x, expert_ids, weights, self.activation)
         if self.shared is None:
             return out
         shared = self.shared(x)
@@ -47,12 +45,9 @@ class SparseMoe:
             shared = torch.sigmoid(F.linear(x, self.shared_gate)) * shared
         return out + shared
 
-    @property
-    def experts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.gate_up, self.down
-
     def parameters(self) -> Iterator[Parameter]:
-        yield from (self.router, *self.experts)
+        yield self.router
+        yield from self.experts.parameters()
         for tensor in (self.selection_bias, self.shared_gate):
             if tensor is not None:
                 yield tensor
@@ -67,13 +62,12 @@ def load_moe(config: MoeConfig, load: Loader, prefix: str, hidden_size: int, act
     shared = f"{mlp}.{config.shared_name}"
     router_load = load.as_float32() if config.float32_router else load
     bias_name = f"{mlp}.gate.e_score_correction_bias"
-    gate_up, down = _load_experts(load, mlp, num_experts, config.intermediate_size, hidden_size)
+    names = _expert_names(load.source, f"{mlp}.experts", num_experts)
     return SparseMoe(
         config=config.router,
         router=router_load.tensor(f"{mlp}.gate.weight", num_experts, hidden_size),
         selection_bias=load.as_float32().tensor(bias_name, num_experts) if config.selection_bias else None,
-        gate_up=gate_up,
-        down=down,
+        experts=load.matrices.load_experts(load.source, names, hidden_size, config.intermediate_size),
         activation=activation,
         shared=load.gated_mlp(
             [f"{shared}.gate_proj", f"{shared}.up_proj"], f"{shared}.down_proj", hidden_size, shared_size, activation
@@ -84,28 +78,25 @@ def load_moe(config: MoeConfig, load: Loader, prefix: str, hidden_size: int, act
     )
 
 
-def _load_experts(
-    load: Loader, mlp: str, num_experts: int, inner: int, hidden: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """gate_up [num_experts, 2 * inner, hidden] and down [num_experts, hidden, inner], whichever way they are stored.
+def _expert_names(source: WeightSource, experts: str, num_experts: int) -> list[ExpertNames]:
+    """Whichever way they are stored.
 
-    Both in one tensor each, as transformers 5 holds them in memory; gate, up and down of all experts in one tensor
-    each, as GGUF files store them; or a tensor for each expert, by the names of most checkpoints or by Mixtral's.
+    Gate and up of all experts in one tensor and down in another, as transformers 5 holds them in memory; three tensors,
+    as GGUF files store them; or three for each expert, by the names of most checkpoints or by Mixtral's.
     """
-    gate_up = load.empty(num_experts, 2 * inner, hidden)
-    down = load.empty(num_experts, hidden, inner)
-    source, experts = load.source, f"{mlp}.experts"
     if f"{experts}.gate_up_proj" in source:
-        source.load_into(f"{experts}.gate_up_proj", gate_up)
-        source.load_into(f"{experts}.down_proj", down)
+        gate_up, down = [f"{experts}.gate_up_proj"], f"{experts}.down_proj"
     elif f"{experts}.gate_proj.weight" in source:
-        source.load_into(f"{experts}.gate_proj.weight", gate_up[:, :inner])
-        source.load_into(f"{experts}.up_proj.weight", gate_up[:, inner:])
-        source.load_into(f"{experts}.down_proj.weight", down)
+        gate_up, down = [f"{experts}.gate_proj.weight", f"{experts}.up_proj.weight"], f"{experts}.down_proj.weight"
     else:
-        names = ("w1", "w3", "w2") if f"{experts}.0.w1.weight" in source else ("gate_proj", "up_proj", "down_proj")
-        for expert in range(num_experts):
-            parts = (gate_up[expert, :inner], gate_up[expert, inner:], down[expert])
-            for name, part in zip(names, parts, strict=True):
-                source.load_into(f"{experts}.{expert}.{name}.weight", part)
-    return gate_up, down
+        gate, up, down = (
+            ("w1", "w3", "w2") if f"{experts}.0.w1.weight" in source else ("gate_proj", "up_proj", "down_proj")
+        )
+        return [
+            ExpertNames((f"{experts}.{i}.{gate}.weight", f"{experts}.{i}.{up}.weight"), f"{experts}.{i}.{down}.weight")
+            for i in range(num_experts)
+        ]
+    return [
+        ExpertNames(tuple(in_stack(name, i, num_experts) for name in gate_up), in_stack(down, i, num_experts))
+        for i in range(num_experts)
+    ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from ingle.weights.experts import ExpertNames, Experts, StackedExperts
 from ingle.weights.source import WeightSource
 
 
@@ -40,6 +41,12 @@ class WeightFormat(Protocol):
 
         Raises `ModelError` for tensors that are missing or misshapen.
         """
+        ...
+
+    def load_experts(
+        self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
+    ) -> Experts:
+        """The experts of a layer, in order. Raises as `load` does."""
         ...
 
 
@@ -76,3 +83,19 @@ class PlainFormat:
         for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             source.load_into(name, part)
         return PlainWeight(out)
+
+    def load_experts(
+        self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
+    ) -> Experts:
+        return StackedExperts.load(source, names, hidden_size, intermediate_size, self.dtype, self.device)
+
+
+def total_size(parts: Iterable[torch.Tensor | Weight]) -> tuple[int, int]:
+    """Parameters and bytes, of an object that comes twice once."""
+    num_parameters = num_bytes = 0
+    for part in {id(part): part for part in parts}.values():
+        if isinstance(part, torch.Tensor):
+            num_parameters, num_bytes = num_parameters + part.numel(), num_bytes + part.numel() * part.itemsize
+        else:
+            num_parameters, num_bytes = num_parameters + part.num_parameters, num_bytes + part.num_bytes
+    return num_parameters, num_bytes

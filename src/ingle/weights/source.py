@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,13 @@ from ingle.weights.torch_bin import TorchFile
 MAX_INDEX_BYTES = 64 << 20
 
 _SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+_IN_STACK = re.compile(r"(.+)\[(\d+)/(\d+)\]")
 _FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 _DUMMY_STD = 0.02
 
 
 class WeightSource(Protocol):
-    """Tensors by Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`."""
+    """Tensors by Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`, or by that of `in_stack`."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -53,6 +54,22 @@ class WeightSource(Protocol):
     def close(self) -> None:
         """Let go of the files. The source is not used after this."""
         ...
+
+
+class _Place(NamedTuple):
+    at: int
+    of: int
+
+
+def in_stack(name: str, index: int, count: int) -> str:
+    """The name under which a source loads one of `count` tensors that are stacked in the tensor `name`."""
+    return f"{name}[{index}/{count}]"
+
+
+def _split(name: str) -> tuple[str, _Place | None]:
+    """A stored tensor's name, and the place of the wanted one in it."""
+    match = _IN_STACK.fullmatch(name)
+    return (match[1], _Place(int(match[2]), int(match[3]))) if match else (name, None)
 
 
 def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -> WeightSource:
@@ -136,19 +153,23 @@ class GgufSource:
     def stored_types(self) -> dict[str, int]:
         return self._file.parameters_by_type
 
-    def load_into(self, name: str, out: torch.Tensor) -> None:
+    def _tensor(self, name: str) -> GgufTensor:
+        name, place = _split(name)
         gguf_name = gguf_tensor_name(name, self._architecture)
         tensor = self._file.tensors.get(gguf_name or "")
         if tensor is None:
             raise ModelError(f"{self._file.path}: has no tensor {gguf_name or name}, which the model needs")
+        if place is None:
+            return tensor
+        _check_stack(tensor.path, tensor.name, tensor.shape, place)
+        return tensor[place.at]
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        tensor = self._tensor(name)
         if len(tensor.shape) < out.dim() and out.shape[0] == 1:
             out = out[0]  # the converter drops dimensions of 1
         _check_shape(tensor.path, tensor.name, tensor.shape, out)
         order = self._row_order(tensor)
-        if out.dim() == 3:
-            for index, part in enumerate(out):
-                dequantize_into(tensor[index], part)
-            return
         if out.dim() == 2:
             dequantize_into(tensor, out, order)
             return
@@ -198,6 +219,7 @@ class SafetensorsSource:
         return dict(counts.most_common())
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
+        name, place = _split(name)
         file = self._files.get(name)
         if file is None:
             if name.removesuffix("weight") + "qweight" in self._files:
@@ -208,9 +230,11 @@ class SafetensorsSource:
             shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
         if dtype not in _FLOAT_DTYPES:
             raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
-        _check_shape(file, name, shape, out)
+        if place is not None:
+            _check_stack(file, name, shape, place)
+        _check_shape(file, name, shape if place is None else shape[1:], out)
         with _reading(file):
-            out.copy_(self._handle(file).get_tensor(name))
+            out.copy_(self._handle(file).get_tensor(name) if place is None else stored[place.at])
 
     def close(self) -> None:
         self._handles.clear()
@@ -246,14 +270,18 @@ class TorchSource:
         return dict(counts.most_common())
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
+        name, place = _split(name)
         file = self._files.get(name)
         if file is None:
             raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
         opened = self._open(file)
         if name not in opened.tensors:
             raise ModelError(f"{file}: has no tensor {name}, which {_TORCH_FILES.index} promises")
-        _check_shape(file, name, opened.tensors[name].shape, out)
-        out.copy_(opened.tensor(name))
+        shape = opened.tensors[name].shape
+        if place is not None:
+            _check_stack(file, name, shape, place)
+        _check_shape(file, name, shape if place is None else shape[1:], out)
+        out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
 
     def close(self) -> None:
         self._open.cache_clear()
@@ -280,6 +308,11 @@ class DummySource:
 
     def close(self) -> None:
         pass
+
+
+def _check_stack(file: Path, name: str, shape: tuple[int, ...], place: _Place) -> None:
+    if not shape or shape[0] != place.of:
+        raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {place.of} of them")
 
 
 def _check_shape(file: Path, name: str, shape: tuple[int, ...], out: torch.Tensor) -> None:

@@ -92,7 +92,7 @@ def test_yarn_stretches_the_context_that_it_was_made_for(read) -> None:
     stated = yarn | {"original_max_position_embeddings": 128}
     assert read({"rope_scaling": stated})["max_position_embeddings"] == 512
     assert read({"rope_scaling": stated, "max_position_embeddings": 4096})["max_position_embeddings"] == 4096
-    assert read({"rope_scaling": stated | {"factor": 1e300}})["max_position_embeddings"] == 1 << 31
+    assert read({"rope_scaling": stated | {"factor": 1e9}})["max_position_embeddings"] == 1 << 31
 
 
 def test_a_missing_key_is_not_a_null(read) -> None:
@@ -174,6 +174,10 @@ BAD_VALUES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8}},
     {"rope_scaling": {"rope_type": "longrope", "short_factor": "1", "long_factor": "1"}},
     {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1e300}},
+    {"rope_scaling": {"rope_type": "linear", "factor": 1e300}},
+    {"rope_theta": 1},
+    {"head_dim": 2},
+    {"seq_length": 1},
     {"max_window_layers": -1},
     {"sliding_window_pattern": 0},
     {"use_sliding_window": "yes"},

@@ -34,6 +34,11 @@ _MAX_INTS = {
     "num_attention_heads": 1 << 14,
     "num_key_value_heads": 1 << 14,
     "head_dim": 1 << 14,
+    "qk_nope_head_dim": 1 << 14,
+    "qk_rope_head_dim": 1 << 14,
+    "v_head_dim": 1 << 14,
+    "q_lora_rank": 1 << 20,
+    "kv_lora_rank": 1 << 20,
     "max_position_embeddings": 1 << 31,
     "vocab_size": 1 << 24,
     "sliding_window": 1 << 31,
@@ -189,6 +194,8 @@ class _Normalizer:
             value = self.config.get(key, [])
             if any(type(token) is not int for token in _as_list(value)):
                 self.fail(key, value, "a token id")
+        if "seq_length" in self.config:
+            self.check_length("seq_length", self.config["seq_length"])
         self.check_number("rms_norm_eps", self.config.get("rms_norm_eps", 1e-6), 1.0)
         for key in _POSITIVE:
             self.check_number(key, self.config.get(key, 1.0), 1e15)
@@ -203,6 +210,23 @@ class _Normalizer:
         """A number above 0, neither infinite nor NaN."""
         if type(value) not in (int, float) or not 0 < value <= most:
             self.fail(key, value, f"a number above 0 and at most {most:g}")
+
+    def check_theta(self, key: str, value: Any) -> None:
+        self.check_number(key, value, 1e15)
+        if value <= 1:
+            self.fail(key, value, "above 1, as the base of rotary frequencies is")
+
+    def check_rope_value(self, key: str, value: Any) -> None:
+        """A factor or a number of rotations: positive, and not so far from 1 that powers of it overflow."""
+        self.check_number(f"rope {key}", value)
+        if not 1e-9 <= value <= 1e9:
+            self.fail(f"rope {key}", value, "between 1e-9 and 1e9")
+
+    def check_length(self, key: str, value: Any) -> None:
+        """A number of tokens of which the logarithm is taken."""
+        self.check_number(key, value, _MAX_INTS["max_position_embeddings"])
+        if value < 2:
+            self.fail(key, value, "at least 2 tokens")
 
     def normalize_dtype(self) -> None:
         dtype = self.config.pop("dtype", self.config.get("torch_dtype"))
@@ -220,7 +244,7 @@ class _Normalizer:
         rope = {key: value for key, value in rope.items() if value is not None}
         theta = rope.pop("rope_theta", self.config.get("rope_theta", 10000.0))
         theta = theta if self.rope_theta is None else self.rope_theta
-        self.check_number("rope_theta", theta, 1e15)
+        self.check_theta("rope_theta", theta)
         self.config["rope_theta"] = float(theta)
         if "partial_rotary_factor" in rope:
             self.config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
@@ -258,7 +282,7 @@ class _Normalizer:
         if local.get("rope_type", "default") != "default":
             self.fail("rope_type of sliding_attention", local["rope_type"], "default, all that is supported there")
         theta = local.get("rope_theta", self.config.get("rope_local_base_freq", 10000.0))
-        self.check_number("rope_theta of sliding_attention", theta, 1e15)
+        self.check_theta("rope_theta of sliding_attention", theta)
         self.config["rope_local_base_freq"] = float(theta)
         return full
 
@@ -272,14 +296,15 @@ class _Normalizer:
         if kind == "default":
             return None
         for key in _ROPE_NEEDS.get(kind, ()):
-            self.check_number(f"rope {key}", rope.get(key))
+            self.check_rope_value(key, rope.get(key))
         if kind == "dynamic":
             rope["original_max_position_embeddings"] = self.config.get("max_position_embeddings")
+            self.check_length("max_position_embeddings", rope["original_max_position_embeddings"])
         if kind in _ROPE_WITH_ORIGINAL_LENGTH:
             self.set_original_length(rope)
         for key, value in rope.items():
             if key in _ROPE_POSITIVE:
-                self.check_number(f"rope {key}", value)
+                self.check_rope_value(key, value)
             elif key != "rope_type" and not all(_is_finite(item) for item in _as_list(value)):
                 self.fail(f"rope {key}", value, "a finite number or a list of them")
         if kind == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
@@ -291,7 +316,7 @@ class _Normalizer:
         key = "original_max_position_embeddings"
         stated = self.config.get(key, rope.get(key))
         rope[key] = self.config.get("max_position_embeddings") if stated is None else stated
-        self.check_number(key, rope[key], _MAX_INTS["max_position_embeddings"])
+        self.check_length(key, rope[key])
         if rope["rope_type"] == "yarn" and stated is not None:
             self.stretch(rope["factor"] * stated)
 
@@ -311,10 +336,8 @@ class _Normalizer:
             self.fail("head_dim", head_dim, "even, as rotary embedding needs")
         config.setdefault("tie_word_embeddings", False)
         rotary_dim = int(head_dim * config.get("partial_rotary_factor", 1.0))
-        if rotary_dim < 2 or rotary_dim % 2:
-            self.fail(
-                "partial_rotary_factor", config["partial_rotary_factor"], f"an even part of {head_dim} dimensions"
-            )
+        if rotary_dim < 4 or rotary_dim % 2:
+            self.fail("the rotary dimension", rotary_dim, f"an even number from 4 to head_dim {head_dim}")
         scaling = config.get("rope_scaling") or {}
         for key in _ROPE_FACTORS.get(scaling.get("rope_type", ""), ()):
             self.scaling_giver().check_factors(f"rope {key}", scaling.get(key), rotary_dim // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -61,13 +62,18 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
         high_freq_factor=number(scaling, "high_freq_factor", 4.0),
         beta_fast=number(scaling, "beta_fast", 32.0),
         beta_slow=number(scaling, "beta_slow", 1.0),
-        attention_factor=scaling.get("attention_factor"),
-        mscale=scaling.get("mscale"),
-        mscale_all_dim=scaling.get("mscale_all_dim"),
+        attention_factor=optional_number(scaling, "attention_factor"),
+        mscale=_weight(scaling, "mscale"),
+        mscale_all_dim=_weight(scaling, "mscale_all_dim"),
         truncate=bool(scaling.get("truncate", True)),
         factors=_factors(scaling, "factors") or short,
         long_factors=long,
     )
+
+
+def _weight(scaling: Mapping[str, Any], key: str) -> float | None:
+    """A positive number; 0 is as good as none, and some files say so."""
+    return None if scaling.get(key) == 0 else optional_number(scaling, key)
 
 
 def _factors(scaling: Mapping[str, Any], key: str) -> tuple[float, ...]:
@@ -79,7 +85,7 @@ def integer(config: Mapping[str, Any], name: str, default: int | None = None, le
     value = config.get(name)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_DIM:
-        raise ModelError(f"config.json: {name} is {value!r}, expected a whole number of at least {least}")
+        raise ModelError(f"config.json: {name} is {reprlib.repr(value)}, expected a whole number of at least {least}")
     return value
 
 
@@ -88,7 +94,7 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
     value = config.get(name)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ModelError(f"config.json: {name} is {value!r}, expected a positive number")
+        raise ModelError(f"config.json: {name} is {reprlib.repr(value)}, expected a positive number")
     return float(value)
 
 
@@ -103,8 +109,9 @@ def optional_number(config: Mapping[str, Any], name: str) -> float | None:
 def activation(config: Mapping[str, Any], key: str = "hidden_act") -> Activation:
     """The gated MLP's activation function."""
     name = config.get(key, "silu")
-    if name not in _ACTIVATIONS:
-        raise ModelError(f"config.json: {key} {name!r} is not supported; known are {', '.join(_ACTIVATIONS)}")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise ModelError(f"config.json: {key} {reprlib.repr(name)} is not supported; known are {known}")
     return _ACTIVATIONS[name]
 
 
@@ -118,7 +125,6 @@ def layer_windows(
         types = [_SLIDING if slides(layer) else _FULL for layer in range(num_layers)]
     if len(types) != num_layers or not set(types) <= {_SLIDING, _FULL}:
         raise ModelError(
-            f"config.json: layer_types names {len(types)} layers of the types {', '.join(sorted(set(types)))}: "
-            f"expected {num_layers}, each {_SLIDING} or {_FULL}"
+            f"config.json: layer_types is {reprlib.repr(types)}, expected {_SLIDING} or {_FULL} {num_layers} times"
         )
     return tuple(window if kind == _SLIDING else None for kind in types) if window is not None else ()

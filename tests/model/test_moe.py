@@ -63,10 +63,15 @@ def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
     prompt = random_prompt(5, 40)
     expected = engine_logits(engine, prompt)
     stacked = engine.worker.model
+    cpu = torch.device("cpu")
     separate = load_decoder(
-        stacked.config, open_source(folder, "auto", 0, tied=False),
-        matrices=OneByOne(torch.float32, torch.device("cpu")), dtype=torch.float32, device=torch.device("cpu"), max_model_len=512,
-    )  # fmt: skip
+        stacked.config,
+        open_source(folder, "auto", 0, tied=False),
+        matrices=OneByOne(torch.float32, cpu),
+        dtype=torch.float32,
+        device=cpu,
+        max_model_len=512,
+    )
     assert stacked.mixture is not None and separate.mixture == stacked.mixture
     engine.worker.model = separate
     torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-5, rtol=0)

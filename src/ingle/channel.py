@@ -33,6 +33,10 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     dtype: str
     family: str
     num_parameters: int
+    stored_types: dict[str, int]
+    """Numbers that the checkpoint stores in each type, such as Q4_K or BF16, the most first."""
+    expanded_types: list[str]
+    """Those of the types that are quantized, and that are held in memory as `dtype`."""
     weight_bytes: int
     kv_cache_bytes: int
     notices: list[str]

@@ -107,10 +107,12 @@ def test_show_a_gguf_file(ingle: Run, smollm2_gguf: Path) -> None:
     assert facts(result.out) == {
         "model": str(smollm2_gguf),
         "architecture": "llama",
-        "parameters": "134.5M",
+        "family": "llama",
+        "parameters": "134.5 M",
+        "stored as": "Q4_1 79%, Q8_0 21%, F32 0%",
         "context": "8192 tokens",
-        "quantization": "Q4_1 79%, Q8_0 21%, F32 0%",
         "chat template": "yes",
+        "sampling": "none",
         "size": "98.4 MB",
         "path": str(smollm2_gguf),
     }
@@ -134,6 +136,7 @@ def folder(tmp_path: Path) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (path / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "do_sample": true}')
     for shard in ("a", "b"):
         save_file({f"{shard}.weight": np.zeros((1000, 600), np.float16)}, path / f"{shard}.safetensors")
     return path
@@ -144,10 +147,12 @@ def test_show_a_folder(ingle: Run, folder: Path) -> None:
     assert shown == {
         "model": str(folder),
         "architecture": "LlamaForCausalLM",
-        "parameters": "1.2M",
+        "family": "llama",
+        "parameters": "1.2 M",
+        "stored as": "F16 100%",
         "context": "2048 tokens",
-        "quantization": "none, bfloat16",
         "chat template": "yes",
+        "sampling": "temperature 0.6, top_k 20",
         "size": "2.4 MB",
         "path": str(folder),
     }

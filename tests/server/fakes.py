@@ -35,6 +35,11 @@ class Info:
     vocab_size: int
     device: str = "cpu"
     dtype: str = "float32"
+    family: str = "llama"
+    num_parameters: int = 1000
+    stored_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 900, "F32": 100})
+    expanded_types: list[str] = field(default_factory=lambda: ["Q8_0"])
+    weight_bytes: int = 4000
 
 
 @dataclass

@@ -36,6 +36,15 @@ async def test_models_are_listed_as_vllm_lists_them(make_client: Callable[..., h
             "min_p": 0.0,
             "repetition_penalty": 1.0,
         },
+        "meta": {
+            "family": "llama",
+            "num_parameters": 1000,
+            "stored_types": {"Q8_0": 900, "F32": 100},
+            "expanded_types": ["Q8_0"],
+            "dtype": "float32",
+            "weight_bytes": 4000,
+            "device": "cpu",
+        },
     }
     assert permission[0]["object"] == "model_permission"
     assert permission[0]["id"].startswith("modelperm-")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from ingle import facts
 from ingle.bench.profile import profile_decode, profile_prefill, table
 from ingle.bench.roofline import measure_ceilings
 from ingle.bench.startup import measure_startup
@@ -131,7 +132,7 @@ def throughput(options: Throughput) -> None:
     workloads = select(options.workload or (("gpu",) if engine.worker.device.type == "cuda" else ("cpu",)))
     ceilings = measure_ceilings(engine.worker.device, engine.worker.kv_cache.dtype)
     print(
-        f"{info.family}, {info.num_parameters / 1e9:.2f} B parameters as {info.dtype} on {info.device}; "
+        f"{facts.loaded(info)}; "
         f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"
     )
     warm_up(engine, info.vocab_size, workloads)

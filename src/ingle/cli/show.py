@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ingle import facts
 from ingle.cli.flags import parse
 from ingle.errors import ModelError
 from ingle.hub.resolve import ModelSource, resolve_model
@@ -31,60 +35,67 @@ def main(argv: Sequence[str]) -> None:
 
 def _gguf(source: ModelSource) -> dict[str, str]:
     from ingle.weights.gguf import GgufFile
+    from ingle.weights.gguf_hf import ARCHITECTURES
 
     file = GgufFile(source.path)
     architecture = str(file.metadata.get("general.architecture", "unknown"))
-    types = file.parameters_by_type
-    shares = (f"{kind} {count / file.num_parameters:.0%}" for kind, count in types.items() if file.num_parameters)
+    known = ARCHITECTURES.get(architecture)
     return {
         "architecture": architecture,
-        "parameters": _count(file.num_parameters),
+        "family": known.model_type if known is not None else "unknown to ingle",
+        "parameters": facts.count(file.num_parameters),
+        "stored as": facts.types(file.parameters_by_type),
         "context": f"{file.metadata.get(f'{architecture}.context_length', 'unknown')} tokens",
-        "quantization": ", ".join(shares),
         "chat template": _yes_no("tokenizer.chat_template" in file.metadata),
+        "sampling": "none",
         "size": _size([source.path]),
     }
 
 
 def _folder(source: ModelSource) -> dict[str, str]:
     from ingle.text.folder_tokenizer import folder_chat_template
+    from ingle.text.load import default_sampling
     from ingle.weights.hf_config import read_config
 
     config = read_config(source.path)
     weights = sorted(source.path.glob("*.safetensors"))
+    stored = _safetensors_types(weights)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     architectures = config.get("architectures")
     return {
         "architecture": str(architectures[0] if isinstance(architectures, list) and architectures else "unknown"),
-        "parameters": _count(_safetensors_parameters(weights)) if weights else "unknown (no .safetensors file)",
+        "family": _family(config),
+        "parameters": facts.count(sum(stored.values())) if weights else "unknown (no .safetensors file)",
+        "stored as": (facts.types(stored) or "unknown") + (f", {method}" if method else ""),
         "context": f"{config.get('max_position_embeddings', 'unknown')} tokens",
-        "quantization": str(method or f"none, {config.get('torch_dtype') or 'dtype unknown'}"),
         "chat template": _yes_no(folder_chat_template(source.path) is not None),
+        "sampling": facts.sampling_defaults(default_sampling(source.path)),
         "size": _size(weights),
     }
 
 
-def _safetensors_parameters(files: list[Path]) -> int:
-    import math
+def _family(config: Mapping[str, Any]) -> str:
+    from ingle.model.registry import is_native
 
+    kind = config["model_type"]
+    return kind if is_native(config) else f"{kind}, by transformers' code if it has any"
+
+
+def _safetensors_types(files: list[Path]) -> dict[str, int]:
+    """Numbers stored in each type, the most first."""
     from safetensors import SafetensorError, safe_open
 
-    total = 0
+    numbers: Counter[str] = Counter()
     for path in files:
         try:
             with safe_open(path, framework="numpy") as tensors:
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+                for name in tensors.keys():  # noqa: SIM118
+                    tensor = tensors.get_slice(name)
+                    numbers[tensor.get_dtype()] += math.prod(tensor.get_shape())
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from error
-    return total
-
-
-def _count(parameters: int) -> str:
-    for unit, scale in (("B", 1e9), ("M", 1e6)):
-        if parameters >= scale:
-            return f"{parameters / scale:.1f}{unit}"
-    return str(parameters)
+    return dict(numbers.most_common())
 
 
 def _size(files: list[Path]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ingle import facts
 from ingle.cli.flags import Hidden, parse
 from ingle.cli.local import importing
 from ingle.config import EngineConfig
@@ -108,7 +109,7 @@ def table(result: Verification) -> str:
     """The figures and the verdict, for people."""
     info, tolerance = result.info, result.tolerance
     lines = [
-        f"{info.family}, {info.num_parameters / 1e6:,.1f} M parameters as {info.dtype} on {info.device}",
+        facts.loaded(info),
         f"reference: {result.reference.description}, in float32",
         "",
         f"{'prompt':<{_NAME_WIDTH}} {'tokens':>8}  {'mean':>8}  {'max':>8}  {'equal':>7}  {'ties':>5}  {'wrong':>5}",

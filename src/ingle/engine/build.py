@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,9 @@ from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
-from ingle.weights.formats import PlainFormat, total_size
+from ingle.weights.formats import PlainFormat, WeightFormat, total_size
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import open_source
+from ingle.weights.source import FLOAT_TYPES, WeightSource, open_source
 
 _DTYPES = {
     "half": torch.float16,
@@ -68,7 +69,11 @@ def build_engine(
         device = pick_device(config)
         dtype, dtype_notices = pick_dtype(config, hf_config, device)
     with startup.phase("weights", f"loading weights of {plan.family} as {_name(dtype)} on {device}"):
-        model = _load(config, path, plan, dtype, device)
+        matrices = PlainFormat(dtype, device)
+        source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
+        with contextlib.closing(source):
+            stored_types = source.stored_types
+            model = _load(config, plan, source, matrices, dtype, device)
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = kv_budget(config, model.config, device)
         memory = plan_memory(config, model.config, dtype=dtype, device=device, budget=budget)
@@ -90,6 +95,8 @@ def build_engine(
         dtype=_name(dtype),
         family=model.config.family,
         num_parameters=num_parameters,
+        stored_types=stored_types,
+        expanded_types=[kind for kind in stored_types if kind not in FLOAT_TYPES and kind not in matrices.kept_types],
         weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
         notices=[*_plan_notices(plan, memory.limits.max_model_len), *dtype_notices, *memory.notices],
@@ -123,23 +130,19 @@ def _wanted_length(config: EngineConfig, model: DecoderConfig) -> int:
 
 
 def _load(
-    config: EngineConfig, path: Path, plan: DecoderConfig | FallbackPlan, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    plan: DecoderConfig | FallbackPlan,
+    source: WeightSource,
+    matrices: WeightFormat,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Model:
     if isinstance(plan, FallbackPlan):
         seed = config.seed if config.load_format == "dummy" else None
         return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
-    source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
-    try:
-        return load_decoder(
-            plan,
-            source,
-            matrices=PlainFormat(dtype, device),
-            dtype=dtype,
-            device=device,
-            max_model_len=_wanted_length(config, plan),
-        )
-    finally:
-        source.close()
+    return load_decoder(
+        plan, source, matrices=matrices, dtype=dtype, device=device, max_model_len=_wanted_length(config, plan)
+    )
 
 
 def pick_device(config: EngineConfig) -> torch.device:

@@ -81,6 +81,10 @@ class FallbackPlan:
         return str(self.hf_config.model_type)
 
     @property
+    def tied_embeddings(self) -> bool:
+        return bool(self.hf_config.get_text_config(decoder=True).tie_word_embeddings)
+
+    @property
     def notice(self) -> str:
         """What the user should know about a model that runs this way."""
         return (

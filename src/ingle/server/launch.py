@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingle import facts
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig, ServerConfig
 from ingle.errors import ConfigError, EngineError
@@ -25,7 +26,6 @@ from ingle.text.load import TextSide, load_text_side
 if TYPE_CHECKING:
     import uvicorn
 
-_GIB = 1 << 30
 _GRACE_S = 5
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 logger = logging.getLogger("ingle")
@@ -134,12 +134,7 @@ def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, sec
     for notice in info.notices:
         logger.warning("notice: %s", notice)
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
-    logger.info(
-        "%s: %s, %.2f B parameters, %.2f GiB of weights as %s on %s; context %d, %d pages of %d tokens (%.2f GiB)",
-        name, info.family, info.num_parameters / 1e9, info.weight_bytes / _GIB, info.dtype, info.device,
-        info.max_model_len, info.num_pages, info.page_size, info.kv_cache_bytes / _GIB,
-    )  # fmt: skip
-    logger.info("sampling defaults of the model: %s", dict(context.default_sampling) or "none")
+    logger.info("%s: %s", name, facts.started(info, context.default_sampling))
     if context.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
     logger.info("ready in %.2f s (engine: %s)", seconds, phases)

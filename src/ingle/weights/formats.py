@@ -36,6 +36,11 @@ class Weight(Protocol):
 class WeightFormat(Protocol):
     """Where a model's matrices go: one instance loads them all."""
 
+    @property
+    def kept_types(self) -> frozenset[str]:
+        """The quantized types, as `WeightSource.stored_types` names them, that are held as they are stored."""
+        ...
+
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         """The tensors `names`, of `num_rows` rows each, one below the other in a single matrix.
 
@@ -77,6 +82,7 @@ class PlainFormat:
 
     dtype: torch.dtype
     device: torch.device
+    kept_types: frozenset[str] = frozenset()
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         out = torch.empty(sum(num_rows), in_features, dtype=self.dtype, device=self.device)

@@ -30,7 +30,7 @@ MAX_INDEX_BYTES = 64 << 20
 
 _SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _IN_STACK = re.compile(r"(.+)\[(\d+)/(\d+)\]")
-_FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
+FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
 _DUMMY_STD = 0.02
 
 
@@ -228,7 +228,7 @@ class SafetensorsSource:
         with _reading(file):
             stored = self._handle(file).get_slice(name)
             shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-        if dtype not in _FLOAT_DTYPES:
+        if dtype not in FLOAT_TYPES:
             raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
         if place is not None:
             _check_stack(file, name, shape, place)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from ingle.request import SamplingParams
 from ingle.server.context import ServerContext
-from ingle.server.openai.responses import ModelCard, ModelList, ModelPermission
+from ingle.server.openai.responses import ModelCard, ModelFacts, ModelList, ModelPermission
 
 router = APIRouter()
 
@@ -33,14 +33,16 @@ async def retrieve_model(request: Request) -> Response:
 
 def _card(context: ServerContext, name: str) -> ModelCard:
     permission = ModelPermission(id=f"modelperm-{uuid.uuid4().hex}", created=context.created)
+    info = context.engine.info
     sampling = SamplingParams(**context.default_sampling)
     return ModelCard(
         id=name,
         created=context.created,
         root=context.model_root,
-        max_model_len=context.engine.info.max_model_len,
+        max_model_len=info.max_model_len,
         permission=[permission],
         default_sampling_params={field: getattr(sampling, field) for field in _DEFAULTED_FIELDS},
+        meta=ModelFacts(**{name: getattr(info, name) for name in ModelFacts.__struct_fields__}),
     )
 
 

@@ -142,6 +142,20 @@ class ModelPermission(msgspec.Struct, kw_only=True):
     is_blocking: bool = False
 
 
+class ModelFacts(msgspec.Struct, kw_only=True):
+    """What was loaded, as the start-up line says it."""
+
+    family: str
+    num_parameters: int
+    stored_types: dict[str, int]
+    """Numbers that the checkpoint stores in each type."""
+    expanded_types: list[str]
+    """Quantized types that are held as `dtype`."""
+    dtype: str
+    weight_bytes: int
+    device: str
+
+
 class ModelCard(msgspec.Struct, kw_only=True):
     id: str
     object: Literal["model"] = "model"
@@ -153,6 +167,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     permission: list[ModelPermission]
     default_sampling_params: dict[str, float]
     """Sampling parameters that hold when a request sets none: the model's own, which would else be hidden."""
+    meta: ModelFacts
 
 
 class ModelList(msgspec.Struct, kw_only=True):

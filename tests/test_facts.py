@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from ingle import facts
+from ingle.channel import EngineInfo
+
+
+def info(stored: dict[str, int], expanded: list[str]) -> EngineInfo:
+    return EngineInfo(
+        max_model_len=4096, vocab_size=32000, max_num_seqs=64, num_pages=257, page_size=16, device="cpu",
+        dtype="bfloat16", family="llama", num_parameters=134_515_008, stored_types=stored, expanded_types=expanded,
+        weight_bytes=269 << 20, kv_cache_bytes=3 << 30, notices=[], timings_s={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stored", "expanded", "words"),
+    [
+        ({"BF16": 10}, [], "stored as BF16 100%; 0.26 GiB of weights as bfloat16 on cpu"),
+        (
+            {"Q4_K": 9, "Q6_K": 1},
+            ["Q4_K", "Q6_K"],
+            "as Q4_K 90%, Q6_K 10%; 0.26 GiB of weights as bfloat16 (Q4_K, Q6_K expanded at",
+        ),
+        ({"Q4_0": 9, "Q6_K": 1}, ["Q6_K"], "0.26 GiB of weights as bfloat16 (Q6_K expanded at load) on cpu"),
+        ({}, [], "stored as random numbers"),
+    ],
+)
+def test_how_weights_are_stored_and_held(stored: dict[str, int], expanded: list[str], words: str) -> None:
+    assert words in facts.loaded(info(stored, expanded))
+
+
+def test_one_line_says_all() -> None:
+    line = facts.started(info({"F16": 1}, []), {"temperature": 0.6, "top_k": 20})
+    assert line.startswith("llama, 134.5 M parameters, stored as F16 100%; ")
+    assert line.endswith(
+        "context 4096 tokens, 257 pages of 16 (3.00 GiB); sampling defaults from generation_config.json: "
+        "temperature 0.6, top_k 20"
+    )
+
+
+@pytest.mark.parametrize(("number", "words"), [(12, "12"), (1200, "1.2 k"), (7_240_000_000, "7.2 B")])
+def test_counts(number: int, words: str) -> None:
+    assert facts.count(number) == words
+
+
+@pytest.mark.parametrize(("number", "words"), [(500, "0.5 KiB"), (50 << 20, "50.00 MiB"), (1 << 30, "1.00 GiB")])
+def test_sizes(number: int, words: str) -> None:
+    assert facts.size(number) == words

@@ -23,8 +23,7 @@ class Linear:
     bias: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.weight.multiply(x)
-        return y if self.bias is None else y.add_(self.bias)
+        return self.weight.multiply(x, self.bias)
 
     def parameters(self) -> Iterator[Parameter]:
         yield self.weight

@@ -24,8 +24,8 @@ class Weight(Protocol):
         """That it takes in memory."""
         ...
 
-    def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """x @ weight.T: [.., in_features] to [.., out_features] of the same type."""
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x @ weight.T + bias [out_features]: [.., in_features] to [.., out_features] of the same type."""
         ...
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
@@ -69,8 +69,8 @@ class PlainWeight:
     def num_bytes(self) -> int:
         return self.tensor.numel() * self.tensor.itemsize
 
-    def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.tensor)
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return F.linear(x, self.tensor, bias)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         return F.embedding(indices, self.tensor)

@@ -143,10 +143,13 @@ def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: f
     )
 
 
+_WARM_UP_REQUESTS = 64
+
+
 def warm_up(engine: Engine, vocab_size: int, workloads: Sequence[Workload]) -> None:
     """Runs a shortened form of each workload, so that libraries are initialized, memory touched and graphs captured."""
     while engine.worker.capture_next():
         pass
     for workload in workloads:
-        lengths = tuple((num_in, min(num_out, 4)) for num_in, num_out in workload.lengths)
+        lengths = tuple((num_in, min(num_out, 4)) for num_in, num_out in workload.lengths[:_WARM_UP_REQUESTS])
         run_once(engine, Workload("warm-up", lengths), vocab_size, 0.6, seed=0)

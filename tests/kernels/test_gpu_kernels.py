@@ -31,6 +31,18 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("num_tokens", [1, 128, 300])
+def test_locate(num_tokens: int) -> None:
+    token_table = torch.randint(50_000, (5, 90), dtype=torch.int32, device=DEVICE)
+    page_table = torch.randint(1 << 30, (5, 12), dtype=torch.int32, device=DEVICE)
+    slots = torch.randint(5, (num_tokens,), device=DEVICE)
+    positions = torch.randint(90, (num_tokens,), device=DEVICE)
+    for ours, theirs in zip(
+        *(k.locate(slots, positions, token_table, page_table, 8) for k in (gpu, reference)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 96), (3, 1536)])
 def test_norms(rows: int, size: int, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ingle import kernels
 from ingle.engine.pages import RESERVED_PAGE
 from ingle.engine.scheduler import Admission, Chunk, Plan
 
@@ -184,12 +185,13 @@ class SlotTables:
 
     def batch(self, inputs: StepInputs, num_decodes: int, num_blocks: int, chunks: list[Chunk]) -> Batch:
         """The batch of these inputs; runs on the device alone."""
-        slots, positions = inputs.row_slots, inputs.positions
-        pages = self.page_tables[slots, positions // self.page_size].long()
+        token_ids, kv_slots = kernels.of(inputs.positions).locate(
+            inputs.row_slots, inputs.positions, self.token_ids, self.page_tables, self.page_size
+        )
         return Batch(
             inputs=inputs,
-            token_ids=self.token_ids[slots, positions].long(),
-            kv_slots=pages * self.page_size + positions % self.page_size,
+            token_ids=token_ids,
+            kv_slots=kv_slots,
             page_tables=self.page_tables,
             num_decodes=num_decodes,
             num_blocks=num_blocks,

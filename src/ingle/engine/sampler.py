@@ -102,8 +102,7 @@ class Sampler:
         token_ids, finite = kernel(
             logits, inputs.sample_slots, inputs.sample_positions, self.floats, self.ints, filtered=filtered
         )
-        # Whatever a broken row drew, the next step must be able to look it up.
-        return Samples(torch.where(finite, token_ids, 0), finite)
+        return Samples(token_ids, finite)
 
     def sample(self, logits: torch.Tensor, inputs: StepInputs, slots: list[int], positions: list[int]) -> Samples:
         """The tokens of logits [R, vocab] whose rows have `slots` and `positions`."""

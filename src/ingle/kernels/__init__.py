@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 class Kernels(Protocol):
     """Shapes and meaning are documented in `ingle.kernels.reference`."""
 
+    def locate(
+        self,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        token_table: torch.Tensor,
+        page_table: torch.Tensor,
+        page_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor: ...
 
     def add_rms_norm(

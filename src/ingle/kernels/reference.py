@@ -15,6 +15,17 @@ from ingle.engine.batch import Batch
 from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 
+def locate(
+    slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_table: torch.Tensor, page_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For slots and positions, int64 [T]: the token there, and where its key and value lie, page * page_size + offset.
+
+    token_table: int32 [S, L]; page_table: int32 [S, P]. Both answers are int64 [T].
+    """
+    pages = page_table[slots, positions // page_size].long()
+    return token_table[slots, positions].long(), pages * page_size + positions % page_size
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension (https://arxiv.org/abs/1910.07467): [.., E] to x's type.
 
@@ -224,6 +235,8 @@ def sample(
     filtered: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids int64 [R] and whether each row was finite, bool [R], for logits [R, vocab] of any float type.
+
+    Whatever the row of logits was, the token is one of the vocabulary.
 
     slots, positions: int64 [R]. floats: float32 [S, 3], temperature, top_p and min_p of each slot. ints: int64 [S, 2],
     seed and top_k. Without `filtered`, top_k, top_p and min_p are not looked at.

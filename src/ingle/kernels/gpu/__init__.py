@@ -1,7 +1,7 @@
 """Triton kernels for NVIDIA GPUs; the functions are those of `ingle.kernels.reference`."""
 
 from ingle.kernels.gpu.attention import paged_attention
-from ingle.kernels.gpu.elementwise import add_rms_norm, gated, rms_norm, rotate_and_store
+from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store
 from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.sampling import sample
 
@@ -9,6 +9,7 @@ __all__ = [
     "add_rms_norm",
     "experts",
     "gated",
+    "locate",
     "paged_attention",
     "rms_norm",
     "rotate_and_store",

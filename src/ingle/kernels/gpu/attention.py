@@ -7,22 +7,21 @@ that share a key head are handled together, so that keys and values are read onc
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 
 from ingle.engine.batch import QUERY_BLOCK, Batch, DecodeWork
+from ingle.kernels.gpu.device import await_previous, num_processors, pdl
 from ingle.model.architecture import AttentionOptions
 
 _MIN_DOT = 16
 """Rows and columns that the matrix units need at least."""
-_KEYS = 64
+_KEYS = 32
 """Keys that one iteration of a kernel reads; also the granularity of splits."""
-_PROGRAMS_PER_PROCESSOR = 3
+_PROGRAMS_PER_PROCESSOR = 6
 _ROUNDS = 2
-_DECODE_WARPS, _DECODE_STAGES = 4, 2
+_DECODE_WARPS, _DECODE_STAGES = 2, 2
 _PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
 _LOG2_E = 1.4426950408889634
 _HIDDEN = tl.constexpr(-1e30)
@@ -34,9 +33,10 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
     out = torch.empty_like(q)
     if batch.num_decodes:
         work = batch.decode_work.get(options.window)
+        listed = work is not None
         if work is None:  # the first layer with this window makes it, the others find it
             work = batch.decode_work[options.window] = split_decodes(batch, kv_cache.shape[3], options.window)
-        _decode(q, kv_cache, batch, work, options, out)
+        _decode(q, kv_cache, batch, work, options, out, listed=listed)
     if batch.num_blocks:
         _prefill(q, kv_cache, batch, options, out)
     return out
@@ -45,9 +45,11 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
 @triton.jit
 def _split_kernel(
     lengths_ptr, slots_ptr, items_ptr, head_ptr, num_seqs, wanted_items,
-    SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Cuts the keys of all sequences into items of equal length; each program lists those of its own sequence."""
+    if PDL:
+        await_previous()
     seq = tl.program_id(0)
     seqs = tl.arange(0, SEQS)
     lengths = tl.load(lengths_ptr + seqs, mask=seqs < num_seqs, other=0)
@@ -75,24 +77,18 @@ def split_decodes(batch: Batch, num_kv_heads: int, window: int | None = None) ->
     lengths = batch.inputs.decode_lengths[: batch.num_decodes]
     num_seqs, device = len(lengths), lengths.device
     # Few sequences: as many pieces as run at once. Many: enough more that the last to end does not end late.
-    rounds = 1 if num_seqs * num_kv_heads < _num_processors(device) else _ROUNDS
-    wanted = max(rounds * _PROGRAMS_PER_PROCESSOR * _num_processors(device) // num_kv_heads, 1)
+    rounds = 1 if num_seqs * num_kv_heads < num_processors(device) else _ROUNDS
+    wanted = max(rounds * _PROGRAMS_PER_PROCESSOR * num_processors(device) // num_kv_heads, 1)
     items = torch.empty(num_seqs + wanted, 4, dtype=torch.int32, device=device)
     head = torch.empty(2, dtype=torch.int64, device=device)
+    arrived = torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device)
+    early = pdl(device)
     _split_kernel[(num_seqs,)](
-        lengths,
-        batch.inputs.slots,
-        items,
-        head,
-        num_seqs,
-        wanted,
-        SEQS=triton.next_power_of_2(num_seqs),
-        KEYS=_KEYS,
-        BLOCK=128,
-        WINDOW=window or 0,
-        num_warps=4,
-    )
-    return DecodeWork(items, head, torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device))
+        lengths, batch.inputs.slots, items, head, num_seqs, wanted,
+        SEQS=triton.next_power_of_2(num_seqs), KEYS=_KEYS, BLOCK=128, WINDOW=window or 0, PDL=early,
+        num_warps=4, launch_pdl=early,
+    )  # fmt: skip
+    return DecodeWork(items, head, arrived)
 
 
 @triton.jit
@@ -107,9 +103,11 @@ def _decode_kernel(
     table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    if PDL and not LISTED:  # the very kernel before this one lists the items
+        await_previous()
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
     if item >= tl.load(head_ptr):
@@ -130,6 +128,8 @@ def _decode_kernel(
     last_key = tl.minimum(first_key + split, length)
     heads = kv_head * GROUP + rows
     place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
+    if PDL and LISTED:
+        await_previous()
     q = tl.load(q_ptr + place, mask=mask, other=0.0)
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
@@ -198,18 +198,22 @@ def _decode(
     work: DecodeWork,
     options: AttentionOptions,
     out: torch.Tensor,
+    *,
+    listed: bool,
 ) -> None:
+    """`listed`: another kernel ran since the one that made `work`."""
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
     parts = torch.empty(len(work.items), num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
+    early = pdl(q.device)
     _decode_kernel[(num_kv_heads, len(work.items))](
         q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
         *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size, KEYS=_KEYS,
         PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
+        PDL=early, LISTED=listed, num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
     )  # fmt: skip
 
 
@@ -232,8 +236,10 @@ def _prefill_kernel(
     num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        await_previous()
     head = tl.program_id(0)
     block = tl.num_programs(1) - 1 - tl.program_id(1)  # later blocks attend to more keys: start them first
     if block >= tl.load(num_blocks_ptr):
@@ -320,6 +326,7 @@ def _prefill(
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
+    early = pdl(q.device)
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
@@ -327,7 +334,7 @@ def _prefill(
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         DIM_BLOCK=_dim_block(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_PREFILL_KEYS,
         PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES,
+        PDL=early, num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES, launch_pdl=early,
     )  # fmt: skip
 
 
@@ -338,10 +345,3 @@ def _dim_block(head_dim: int) -> int:
 def _precision(q: torch.Tensor) -> str:
     """float32 is multiplied as such, not rounded to tf32: it is what parity is measured in."""
     return "ieee" if q.dtype == torch.float32 else "tf32"
-
-
-@functools.cache
-def _num_processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

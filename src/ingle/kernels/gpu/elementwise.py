@@ -1,4 +1,4 @@
-"""Norms, rotation and activation as Triton kernels: each reads its inputs once and writes its outputs once.
+"""Look-ups, norms, rotation and activation as Triton kernels: each reads its inputs once and writes its outputs once.
 
 The functions and their shapes are those of `ingle.kernels.reference`, against which they are tested.
 """
@@ -9,24 +9,56 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.model.architecture import Activation
+
+
+@triton.jit
+def _locate_kernel(
+    slots_ptr, positions_ptr, tokens_ptr, pages_ptr, token_ids_ptr, kv_slots_ptr,
+    num_tokens, tokens_stride, pages_stride,
+    PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        await_previous()
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < num_tokens
+    slot, position = tl.load(slots_ptr + at, mask=mask, other=0), tl.load(positions_ptr + at, mask=mask, other=0)
+    token = tl.load(tokens_ptr + slot * tokens_stride + position, mask=mask, other=0)
+    page = tl.load(pages_ptr + slot * pages_stride + position // PAGE_SIZE, mask=mask, other=0)
+    tl.store(token_ids_ptr + at, token.to(tl.int64), mask=mask)
+    tl.store(kv_slots_ptr + at, page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE, mask=mask)
+
+
+def locate(
+    slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_table: torch.Tensor, page_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    token_ids, kv_slots = torch.empty_like(positions), torch.empty_like(positions)
+    early = pdl(positions.device)
+    _locate_kernel[(triton.cdiv(len(positions), 128),)](
+        slots, positions, token_table, page_table, token_ids, kv_slots, len(positions),
+        token_table.stride(0), page_table.stride(0), PAGE_SIZE=page_size, BLOCK=128, PDL=early, launch_pdl=early,
+    )  # fmt: skip
+    return token_ids, kv_slots
 
 
 @triton.jit
 def _rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, eps,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < SIZE
+    weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
+    if PDL:
+        await_previous()
     x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
     if ADD:
         x = (x + tl.load(residual_ptr + row * SIZE + columns, mask=mask, other=0.0)).to(x_ptr.dtype.element_ty)
         tl.store(residual_ptr + row * SIZE + columns, x, mask=mask)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
-    weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
     tl.store(out_ptr + row * SIZE + columns, (wide * scale).to(weight.dtype) * weight, mask=mask)
 
 
@@ -38,9 +70,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty_like(x)
     size = x.shape[-1]
     block = triton.next_power_of_2(size)
+    early = pdl(x.device)
     _rms_norm_kernel[(x.numel() // size,)](
-        x, x, weight, out, x.stride(-2), eps, SIZE=size, BLOCK=block, ADD=False, num_warps=_norm_warps(block)
-    )
+        x, x, weight, out, x.stride(-2), eps,
+        SIZE=size, BLOCK=block, ADD=False, PDL=early, num_warps=_norm_warps(block), launch_pdl=early,
+    )  # fmt: skip
     return out
 
 
@@ -50,9 +84,11 @@ def add_rms_norm(
     out = torch.empty_like(x)
     size = x.shape[-1]
     block = triton.next_power_of_2(size)
+    early = pdl(x.device)
     _rms_norm_kernel[(x.shape[0],)](
-        x, residual, weight, out, x.stride(0), eps, SIZE=size, BLOCK=block, ADD=True, num_warps=_norm_warps(block)
-    )
+        x, residual, weight, out, x.stride(0), eps,
+        SIZE=size, BLOCK=block, ADD=True, PDL=early, num_warps=_norm_warps(block), launch_pdl=early,
+    )  # fmt: skip
     return out, residual
 
 
@@ -66,7 +102,11 @@ def activate(x, GELU_TANH: tl.constexpr):
 
 
 @triton.jit
-def _gated_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU_TANH: tl.constexpr):
+def _gated_kernel(
+    gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU_TANH: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    if PDL:
+        await_previous()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
@@ -80,9 +120,11 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
     block = min(triton.next_power_of_2(size), 1024)
+    early = pdl(gate_up.device)
     _gated_kernel[(num_rows, triton.cdiv(size, block))](
-        gate_up, out, SIZE=size, BLOCK=block, GELU_TANH=activation == "gelu_tanh", num_warps=4
-    )
+        gate_up, out,
+        SIZE=size, BLOCK=block, GELU_TANH=activation == "gelu_tanh", PDL=early, num_warps=4, launch_pdl=early,
+    )  # fmt: skip
     return out
 
 
@@ -98,8 +140,10 @@ def _rotate_and_store_kernel(
     v_offset, page_stride, token_stride, head_stride, eps,
     PAGE_SIZE: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
-    NORM: tl.constexpr,
+    NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        await_previous()
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK)[:, None]
     is_head = heads < NUM_HEADS + 2 * NUM_KV_HEADS
@@ -167,12 +211,13 @@ def rotate_and_store(
     total = num_heads + 2 * num_kv_heads
     head_block = 2 if num_tokens < 64 else 8  # few tokens: more programs; many: fewer, larger ones
     rest = head_dim - 2 * half
+    early = pdl(qkv.device)
     _rotate_and_store_kernel[(num_tokens, triton.cdiv(total, head_block))](
         qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, kv_cache, kv_slots,
         *kv_cache.stride()[:4], eps,
         PAGE_SIZE=kv_cache.shape[2], NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         HALF=half, HEAD_BLOCK=head_block, HALF_BLOCK=triton.next_power_of_2(half),
         REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
-        NORM=q_norm is not None, num_warps=1 if num_tokens < 64 else 4,
+        NORM=q_norm is not None, PDL=early, num_warps=1 if num_tokens < 64 else 4, launch_pdl=early,
     )  # fmt: skip
     return q

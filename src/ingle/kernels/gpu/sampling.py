@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.gpu.device import await_previous, pdl
+
 _BLOCK = 4096
 _FILTER_BLOCK = 8192
 
@@ -28,9 +30,11 @@ def _uniform(seed, position):
 @triton.jit
 def _block_kernel(
     logits_ptr, slots_ptr, floats_ptr, thresholds_ptr, best_ptr, best_id_ptr,
-    mass_ptr, check_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr, FILTERED: tl.constexpr,
+    mass_ptr, check_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr, FILTERED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of each block of a row: its largest logit and where, its mass relative to that, and its plain sum."""
+    if PDL:
+        await_previous()
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     ids = block * BLOCK + tl.arange(0, BLOCK)
@@ -52,15 +56,20 @@ def _block_kernel(
 @triton.jit
 def _draw_kernel(
     logits_ptr, slots_ptr, positions_ptr, floats_ptr, ints_ptr, thresholds_ptr,
-    best_ptr, best_id_ptr, mass_ptr, tokens_ptr,
+    best_ptr, best_id_ptr, mass_ptr, check_ptr, tokens_ptr, finite_ptr,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr, BLOCKS: tl.constexpr, FILTERED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """The token of a row: the likeliest where the temperature is 0, the drawn one elsewhere."""
+    """The token of a row, the likeliest where the temperature is 0, the drawn one elsewhere; and if it was finite."""
+    if PDL:
+        await_previous()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row)
     temperature = tl.load(floats_ptr + slot * 3)
     blocks = tl.arange(0, BLOCKS)
     real = blocks < NUM_BLOCKS
+    check = tl.sum(tl.load(check_ptr + row * NUM_BLOCKS + blocks, mask=real, other=0.0), 0)
+    tl.store(finite_ptr + row, tl.abs(check) < float("inf"))  # not so for NaN either
     block_best = tl.load(best_ptr + row * NUM_BLOCKS + blocks, mask=real, other=float("-inf"))
     best = tl.max(block_best, 0)
     if temperature == 0.0:
@@ -97,9 +106,11 @@ def _ordered(bits):
 @triton.jit
 def _threshold_kernel(
     logits_ptr, slots_ptr, floats_ptr, ints_ptr, thresholds_ptr,
-    VOCAB: tl.constexpr, BLOCK: tl.constexpr, LOWEST_BIT: tl.constexpr,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, LOWEST_BIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The least logit that passes a row's filters; -inf for rows without any."""
+    if PDL:
+        await_previous()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row)
     temperature = tl.load(floats_ptr + slot * 3)
@@ -164,15 +175,19 @@ def sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids int64 [R] and whether each row was finite, bool [R], for logits [R, vocab] of any float type.
 
+    Whatever the row of logits was, the token is one of the vocabulary.
+
     slots, positions: int64 [R]. floats: float32 [S, 3], temperature, top_p and min_p of each slot. ints: int64 [S, 2],
     seed and top_k. Without `filtered`, top_k, top_p and min_p are not looked at.
     """
     num_rows, vocab_size = logits.shape
     num_blocks = triton.cdiv(vocab_size, _BLOCK)
     shape, device = (num_rows, num_blocks), logits.device
+    early = pdl(device)
     best, mass, check = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
     best_ids = torch.empty(shape, dtype=torch.int32, device=device)
     tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
+    finite = torch.empty(num_rows, dtype=torch.bool, device=device)
     thresholds = torch.empty(num_rows, dtype=torch.float32, device=device)
     if filtered:
         # A 16-bit float widened to 32 bits: bfloat16 leaves 16 low bits at zero, float16 13.
@@ -180,15 +195,15 @@ def sample(
         _threshold_kernel[(num_rows,)](
             logits, slots, floats, ints, thresholds,
             VOCAB=vocab_size, BLOCK=min(_FILTER_BLOCK, triton.next_power_of_2(vocab_size)), LOWEST_BIT=lowest_bit,
-            num_warps=16,
+            PDL=early, num_warps=16, launch_pdl=early,
         )  # fmt: skip
     _block_kernel[shape](
         logits, slots, floats, thresholds, best, best_ids, mass, check,
-        VOCAB=vocab_size, BLOCK=_BLOCK, FILTERED=filtered, num_warps=8,
+        VOCAB=vocab_size, BLOCK=_BLOCK, FILTERED=filtered, PDL=early, num_warps=8, launch_pdl=early,
     )  # fmt: skip
     _draw_kernel[(num_rows,)](
-        logits, slots, positions, floats, ints, thresholds, best, best_ids, mass, tokens,
+        logits, slots, positions, floats, ints, thresholds, best, best_ids, mass, check, tokens, finite,
         VOCAB=vocab_size, BLOCK=_BLOCK, NUM_BLOCKS=num_blocks, BLOCKS=triton.next_power_of_2(num_blocks),
-        FILTERED=filtered, num_warps=8,
+        FILTERED=filtered, PDL=early, num_warps=8, launch_pdl=early,
     )  # fmt: skip
-    return tokens, check.sum(dim=-1).isfinite()
+    return tokens, finite

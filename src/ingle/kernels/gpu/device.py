@@ -1,0 +1,35 @@
+"""What launching a kernel asks of the device.
+
+Programmatic dependent launch: a kernel's programs start while the kernel before them ends.
+A kernel launched with `pdl` waits (`await_previous`) before it touches anything that the kernel before it writes or
+reads, and only then lets the next one begin. So what a program does before its wait may rely on all kernels but the
+very last. Every kernel so launched waits, else the one after it would not know that those before are done.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@functools.cache
+def pdl(device: torch.device) -> bool:
+    """Whether kernels on this device may start early: from Hopper on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4  # Triton's interpreter
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@triton.jit
+def await_previous():
+    """After this, all that the kernels before this one wrote is there."""
+    gdc_wait()
+    gdc_launch_dependents()

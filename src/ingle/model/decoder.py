@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle.engine.batch import Batch
+from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
 from ingle.model.interface import Mixture
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
@@ -51,6 +52,8 @@ class Decoder:
     lm_head: Linear
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
+    fused: bool = False
+    """Whether steps of a few rows go through `few_rows`."""
     capturable: bool = True
 
     def with_length(self, max_model_len: int) -> Decoder:
@@ -63,10 +66,10 @@ class Decoder:
 
         kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
         """
+        if self.fused and len(batch.token_ids) <= few_rows.MAX_ROWS:
+            return few_rows.forward(self, batch, kv_cache)
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
-        residual = self.embedding.rows(batch.token_ids)
-        if self.embedding_scale is not None:
-            residual = residual * self.embedding_scale
+        residual = self.embed(batch.token_ids)
         x = self.layers[0].input_norm(residual)
         for index, layer in enumerate(self.layers):
             if index:
@@ -79,6 +82,11 @@ class Decoder:
             if layer.mlp_post_norm is not None:
                 x = layer.mlp_post_norm(x)
         return self.norm.add(x, residual)[0]
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[T, E]"""
+        rows = self.embedding.rows(token_ids)
+        return rows if self.embedding_scale is None else rows * self.embedding_scale
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""

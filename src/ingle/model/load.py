@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ingle.model import few_rows
 from ingle.model.architecture import Activation, DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
@@ -98,7 +99,7 @@ def load_decoder(
     # Two threads: reading a file and converting its numbers overlap; more would fight over memory bandwidth.
     with ThreadPoolExecutor(max_workers=2) as threads:
         layers = tuple(threads.map(lambda index: _load_layer(config, load, index, factors), range(config.num_layers)))
-    return Decoder(
+    decoder = Decoder(
         config=config,
         embedding=embedding,
         embedding_scale=None if scale is None else float(torch.tensor(scale, dtype=dtype)),
@@ -107,6 +108,7 @@ def load_decoder(
         lm_head=Linear(lm_head),
         cos_sin=cos_sin_tables(config, max_model_len, device),
     )
+    return replace(decoder, fused=few_rows.suits(decoder))
 
 
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:

@@ -1,0 +1,335 @@
+"""Matrix products of a few rows, with what stands before and after them in a decoder layer: norm, rotation, activation.
+
+With few rows a product's time is that of reading its weights, and then of the short kernels around it. So those are
+part of it here, and the weights are read by programs that all run at once: rows of weights are divided into tiles, and
+where these are few, each tile's inputs into splits; a tile's last program to arrive adds up its splits, in order. A
+kernel starts while the one before it ends (`pdl`), and asks for its first weights meanwhile.
+
+A norm between two products needs no kernel of its own, for norm(h) @ W' is (h * g) @ W' / rms(h): the product that
+makes h also writes h * g and the sum of its squares, by tile; the product that takes it divides at its end.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ingle.kernels.gpu.device import await_previous, num_processors, pdl
+from ingle.kernels.gpu.elementwise import activate
+from ingle.model.architecture import Activation
+
+_MIN_ROWS = 16
+"""Columns that the matrix units need at least: a product is weights @ rows'."""
+_OUTS = 64
+"""Weight rows that the matrix units take at once."""
+_UNIT = 8192
+"""Weights of a block that one iteration takes."""
+_MAX_DEPTH = 256
+"""Inputs that one copy into a processor's memory takes at most."""
+
+_ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
+"""What becomes of a product: see `add`, `project_and_store`, `gated`."""
+
+
+@triton.jit
+def _few_rows_kernel(
+    x_desc, weight_desc, weight_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
+    parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+    num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride,
+    IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
+    EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A tile is a block of OUTS weight rows, or two: from both halves of a head, or from gate and up."""
+    ADD: tl.constexpr = EPILOGUE == 0
+    ROTATE: tl.constexpr = EPILOGUE == 1
+    tile = tl.program_id(0) // num_splits
+    split = tl.program_id(0) % num_splits
+    UNITS: tl.constexpr = (IN + DEPTH - 1) // DEPTH
+    PER_TILE: tl.constexpr = OUTS if ADD else 2 * OUTS
+    LIMIT: tl.constexpr = OUT if ADD or ROTATE else OUT // 2
+    first_unit, last_unit = UNITS * split // num_splits, UNITS * (split + 1) // num_splits
+    first_out = tile * OUTS
+    other_out = first_out + OUT // 2
+    if ROTATE:
+        first_out = tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF
+        other_out = first_out + HALF
+    rows = tl.arange(0, ROWS)[None, :]
+    block = tl.arange(0, OUTS)[:, None]
+    if PDL:
+        lines = tl.arange(0, PER_TILE)
+        outs = tl.where(lines < OUTS, first_out + lines, other_out + lines - OUTS)
+        begin = first_unit * DEPTH
+        num_bytes = tl.minimum(last_unit * DEPTH - begin, PREFETCH) * 2
+        _prefetch(weight_ptr + outs.to(tl.int64) * IN + begin, tl.where(outs < OUT, num_bytes, 0))
+        await_previous()
+    first = tl.zeros([OUTS, ROWS], tl.float32)
+    other = tl.zeros([OUTS, ROWS], tl.float32)
+    for unit in range(first_unit, last_unit):
+        k = unit * DEPTH
+        x = x_desc.load([0, k])
+        a = weight_desc.load([first_out, k])
+        first = tl.dot(a, tl.trans(x), first)
+        if not ADD:
+            b = weight_desc.load([other_out, k])
+            other = tl.dot(b, tl.trans(x), other)
+    # What the end needs is asked for before the programs of a tile wait for each other.
+    mask = (first_out + block < LIMIT) & (rows < num_rows)
+    scale = tl.full([1, ROWS], 1.0, tl.float32)
+    if NORMED:
+        scale = _scale(squares_in_ptr, num_rows, num_squares, eps, IN, ROWS, SQUARES)[None, :]
+    done = True
+    if num_splits > 1:
+        within = block * ROWS + rows
+        place = parts_ptr + (tile * num_splits + split) * PER_TILE * ROWS + within
+        tl.store(place, first)
+        if not ADD:
+            tl.store(place + OUTS * ROWS, other)
+        tl.debug_barrier()  # the whole program's stores come before its arrival
+        done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == num_splits - 1
+        if done:
+            tl.store(arrived_ptr + tile, 0)
+            first = tl.zeros([OUTS, ROWS], tl.float32)
+            other = tl.zeros([OUTS, ROWS], tl.float32)
+            for index in range(num_splits):
+                place = parts_ptr + (tile * num_splits + index) * PER_TILE * ROWS + within
+                first += tl.load(place, cache_modifier=".cg")
+                if not ADD:
+                    other += tl.load(place + OUTS * ROWS, cache_modifier=".cg")
+    if done:
+        first *= scale
+        other *= scale
+        if BIAS:
+            first += tl.load(bias_ptr + first_out + block, mask=first_out + block < LIMIT, other=0.0).to(tl.float32)
+            if not ADD:
+                other += tl.load(bias_ptr + other_out + block, mask=other_out + block < OUT, other=0.0).to(tl.float32)
+        dtype = out_ptr.dtype.element_ty
+        if ROTATE:
+            _rotate_and_store(
+                first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
+                out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+                qk_eps, v_offset, page_stride, token_stride, head_stride,
+                HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            )  # fmt: skip
+        elif ADD:
+            place = rows * OUT + first_out + block
+            # Rounded as it is stored: the norm is that of what the next layers read.
+            total = (first + tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)).to(dtype)
+            wide = tl.where(mask, total.to(tl.float32), 0.0)
+            weight = tl.load(norm_ptr + first_out + block, mask=first_out + block < OUT, other=0.0).to(tl.float32)
+            tl.store(out_ptr + place, total, mask=mask)
+            tl.store(values_ptr + place, (wide * weight).to(dtype), mask=mask)
+            row = tl.arange(0, ROWS)
+            place = squares_ptr + row * ((OUT + OUTS - 1) // OUTS) + tile
+            tl.store(place, tl.sum(wide * wide, 0), mask=row < num_rows)
+        else:
+            out = activate(first, EPILOGUE == 3) * other
+            tl.store(out_ptr + rows * LIMIT + first_out + block, out.to(dtype), mask=mask)
+
+
+@triton.jit
+def _scale(squares_ptr, num_rows, num_squares, eps, IN: tl.constexpr, ROWS: tl.constexpr, SQUARES: tl.constexpr):
+    """One over the root mean square of each row that comes in, whose squares' sums come in pieces."""
+    row = tl.arange(0, ROWS)[:, None]
+    piece = tl.arange(0, SQUARES)[None, :]
+    mask = (row < num_rows) & (piece < num_squares)
+    total = tl.sum(tl.load(squares_ptr + row * num_squares + piece, mask=mask, other=0.0), 1)
+    return tl.rsqrt(total / IN + eps)
+
+
+@triton.jit
+def _rotate_and_store(
+    first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+    eps, v_offset, page_stride, token_stride, head_stride,
+    HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """What becomes of two blocks [outs, rows] of a head's halves: queries go to q, keys and values to the cache.
+
+    `block` are their places in the half. With QK_NORM they are the whole halves.
+    """
+    if head < NUM_HEADS + NUM_KV_HEADS:
+        if QK_NORM:
+            norm_ptr = q_norm_ptr if head < NUM_HEADS else k_norm_ptr
+            scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(other * other, 0)) / (2 * HALF) + eps)[None, :]
+            first *= scale * tl.load(norm_ptr + block).to(tl.float32)
+            other *= scale * tl.load(norm_ptr + HALF + block).to(tl.float32)
+        angle = cos_sin_ptr + rows * 2 * HALF + block
+        cos = tl.load(angle, mask=mask, other=0.0)
+        sin = tl.load(angle + HALF, mask=mask, other=0.0)
+        rotated = first * cos - other * sin
+        other = other * cos + first * sin
+        first = rotated
+    dtype = q_ptr.dtype.element_ty
+    if head < NUM_HEADS:
+        out = q_ptr + (rows * NUM_HEADS + head) * 2 * HALF + block
+        tl.store(out, first.to(dtype), mask=mask)
+        tl.store(out + HALF, other.to(dtype), mask=mask)
+    else:
+        of_key = head < NUM_HEADS + NUM_KV_HEADS
+        kv_head = head - NUM_HEADS - tl.where(of_key, 0, NUM_KV_HEADS)
+        slots = tl.load(kv_slots_ptr + rows, mask=mask, other=0)
+        place = slots // PAGE_SIZE * page_stride + slots % PAGE_SIZE * token_stride + kv_head * head_stride
+        out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
+        tl.store(out, first.to(dtype), mask=mask)
+        tl.store(out + HALF, other.to(dtype), mask=mask)
+
+
+@triton.jit
+def _prefetch(pointers, num_bytes):
+    """Asks for `num_bytes`, a multiple of 16, from each pointer on to come into the second-level cache."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [pointers, num_bytes], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+class Tiling(NamedTuple):
+    """How a product is shared out."""
+
+    outs: int
+    """Weight rows in a block."""
+    num_splits: int
+    """Programs that share a tile's inputs."""
+    depth: int
+    """Inputs that one iteration takes."""
+    num_stages: int
+    """Iterations whose weights are on their way."""
+    prefetch: int
+    """Inputs asked for before the kernel before has ended."""
+
+
+def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_processors: int) -> Tiling:
+    """One program for each processor, or as many more as there are tiles of one or two blocks of `outs` rows."""
+    depth = min(_UNIT // outs, _MAX_DEPTH)
+    num_tiles = triton.cdiv(size_out, outs * (1 + paired))
+    num_splits = min(max(num_processors // num_tiles, 1), triton.cdiv(size_in, depth))
+    # Keys and values are wanted at once: the kernel after that of the projections starts beside it in what it leaves.
+    num_stages = 3 if paired and num_splits > 1 else 4 if paired and outs < _OUTS else 5
+    return Tiling(outs, num_splits, depth, num_stages, prefetch=256)
+
+
+def _outs(size_out: int, num_processors: int, *, paired: bool) -> int:
+    """Half the rows where full tiles would be few."""
+    num_tiles = triton.cdiv(size_out, _OUTS * (1 + paired))
+    return _OUTS if 5 * num_tiles >= 2 * num_processors else _OUTS // 2
+
+
+class Scaled(NamedTuple):
+    """Rows on their way through the layers, as the product behind the next norm takes them."""
+
+    residual: torch.Tensor
+    """[M, E]"""
+    values: torch.Tensor
+    """[M, E], times the norm's weight."""
+    squares: torch.Tensor | None
+    """float32 [M, P]: the sum of the residual's squares, in pieces; None for values that are normed already."""
+
+
+class Rotation(NamedTuple):
+    """What `ingle.kernels.reference.rotate_and_store` takes beside the projections."""
+
+    num_heads: int
+    cos_sin: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+    kv_cache: torch.Tensor
+    kv_slots: torch.Tensor
+
+
+def add(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, norm: torch.Tensor
+) -> Scaled:
+    """residual + x @ weight.T + bias, for x [M, K] and residual [M, E], on its way to the norm of weight `norm` [E]."""
+    num_rows, size_out = residual.shape
+    out, values = torch.empty_like(residual), torch.empty_like(residual)
+    processors = num_processors(x.device)
+    outs = _outs(size_out, processors, paired=False)
+    shape = tiling(x.shape[1], size_out, outs, paired=False, num_processors=processors)
+    squares = torch.empty(num_rows, triton.cdiv(size_out, shape.outs), dtype=torch.float32, device=x.device)
+    _run(x, weight, bias, None, 0.0, _ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
+    return Scaled(out, values, squares)
+
+
+def gated(rows: Scaled, eps: float, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:  # fmt: skip  # noqa: E501
+    """activation(gate) * up of the normed rows' product with weight [2 * I, E], the gate in the first half: [M, I]."""
+    out = rows.values.new_empty(len(rows.values), weight.shape[0] // 2)
+    epilogue = _GELU if activation == "gelu_tanh" else _SILU
+    processors = num_processors(out.device)
+    outs = _outs(len(weight), processors, paired=True)
+    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_processors=processors)
+    _run(rows.values, weight, bias, rows.squares, eps, epilogue, out, shape)
+    return out
+
+
+def project_and_store(
+    rows: Scaled, eps: float, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation
+) -> torch.Tensor:
+    """The queries [M, Hq, D] of the normed rows, rotated; keys and values, of weight's later rows, go to the cache."""
+    head_dim = rotation.kv_cache.shape[-1]
+    q = rows.values.new_empty(len(rows.values), rotation.num_heads, head_dim)
+    outs = min(head_dim // 2, _OUTS) if rotation.q_norm is None else head_dim // 2  # a norm is that of a whole head
+    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_processors=num_processors(q.device))
+    _run(rows.values, weight, bias, rows.squares, eps, _ROTATE, q, shape, rotation=rotation)
+    return q
+
+
+def _run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    squares_in: torch.Tensor | None,
+    eps: float,
+    epilogue: int,
+    out: torch.Tensor,
+    shape: Tiling,
+    *,
+    residual: torch.Tensor | None = None,
+    norm: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
+    squares: torch.Tensor | None = None,
+    rotation: Rotation | None = None,
+) -> None:
+    device, (num_rows, size_in), size_out = x.device, x.shape, weight.shape[0]
+    rows = max(triton.next_power_of_2(num_rows), _MIN_ROWS)
+    outs, num_splits, depth, num_stages, prefetch = shape
+    per_tile = outs if epilogue == _ADD else 2 * outs
+    num_tiles = triton.cdiv(size_out, per_tile)
+    parts = x if num_splits == 1 else x.new_empty(num_tiles * num_splits * per_tile * rows, dtype=torch.float32)
+    early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
+    places = (x, x, x, x, x) if rotation is None else (
+        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_slots
+    )  # fmt: skip
+    _few_rows_kernel[(num_tiles * num_splits,)](
+        TensorDescriptor.from_tensor(x, [rows, depth]), TensorDescriptor.from_tensor(weight, [outs, depth]),
+        weight, _or(bias, x), _or(squares_in, x), _or(residual, x), _or(norm, x), out, _or(values, x), _or(squares, x),
+        parts, _counters(device), *places,
+        num_rows, num_splits, num_squares, eps, 0.0 if rotation is None else rotation.eps,
+        *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        IN=size_in, OUT=size_out, ROWS=rows, OUTS=outs, DEPTH=depth, EPILOGUE=epilogue,
+        NORMED=squares_in is not None, BIAS=bias is not None,
+        HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
+        QK_NORM=rotation is not None and rotation.q_norm is not None,
+        NUM_HEADS=0 if rotation is None else rotation.num_heads,
+        NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
+        PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        SQUARES=triton.next_power_of_2(num_squares), PREFETCH=prefetch, PDL=early,
+        num_warps=4, num_stages=num_stages, launch_pdl=early,
+    )  # fmt: skip
+
+
+def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if tensor is None else tensor
+
+
+@functools.cache
+def _counters(device: torch.device) -> torch.Tensor:
+    """Zeros that count a tile's splits while a kernel runs; each kernel leaves them as it found them."""
+    return torch.zeros(1 << 14, dtype=torch.int32, device=device)

@@ -1,0 +1,90 @@
+"""A decoder's step for a few rows: five kernels a layer instead of nine (`ingle.kernels.gpu.few_rows`).
+
+What a step of a few rows waits for is one kernel after the other, so norms, rotation and activation are part of the
+matrix products. It computes what `Decoder.forward` does, rounded in other places.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ingle.engine.batch import Batch
+from ingle.model.layers import Attention, GatedMLP, Linear
+from ingle.weights.formats import PlainWeight
+
+if TYPE_CHECKING:
+    from ingle.model.decoder import Decoder, DecoderLayer
+
+MAX_ROWS = 16
+"""With more, PyTorch's products and the kernels around them are as fast."""
+_ALIGNMENT = 8
+"""Numbers of 16 bits in the 16 bytes to which a row of weights has to be aligned."""
+
+
+def suits(decoder: Decoder) -> bool:
+    """Whether this decoder, on this device, can take its steps of a few rows this way."""
+    if not decoder.cos_sin[0].is_cuda:
+        return False
+    from ingle.kernels.gpu.device import pdl  # Triton comes with PyTorch's CUDA builds only
+
+    return pdl(decoder.cos_sin[0].device) and all(_layer_suits(decoder, layer) for layer in decoder.layers)
+
+
+def _layer_suits(decoder: Decoder, layer: DecoderLayer) -> bool:
+    attention, mlp, head_dim = layer.attention, layer.mlp, decoder.config.head_dim
+    return (
+        isinstance(attention, Attention)
+        and isinstance(mlp, GatedMLP)
+        and attention.query_factors is None
+        and layer.attention_post_norm is None
+        and layer.mlp_post_norm is None
+        and decoder.cos_sin[layer.rope].shape[1] == head_dim
+        and head_dim in (32, 64, 128, 256)
+        and all(_linear_suits(linear) for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down))
+    )
+
+
+def _linear_suits(linear: Linear) -> bool:
+    # Not float16: a row times the norm's weight, before the division by its length, may be too large for it.
+    weight = linear.weight
+    return (
+        isinstance(weight, PlainWeight)
+        and weight.tensor.dtype == torch.bfloat16
+        and weight.tensor.shape[1] % _ALIGNMENT == 0
+    )
+
+
+def forward(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
+    """As `Decoder.forward`, for at most `MAX_ROWS` tokens."""
+    from ingle.kernels.gpu import few_rows, paged_attention
+
+    cos_sin = [table[batch.inputs.positions] for table in decoder.cos_sin]
+    residual = decoder.embed(batch.token_ids)
+    rows = few_rows.Scaled(residual, decoder.layers[0].input_norm(residual), None)
+    norms_after = [*(layer.input_norm for layer in decoder.layers[1:]), decoder.norm]
+    for index, (layer, norm_after) in enumerate(zip(decoder.layers, norms_after, strict=True)):
+        attention, mlp = layer.attention, layer.mlp
+        assert isinstance(attention, Attention) and isinstance(mlp, GatedMLP)
+        q_norm, k_norm = attention.q_norm, attention.k_norm
+        rotation = few_rows.Rotation(
+            num_heads=attention.num_heads,
+            cos_sin=cos_sin[layer.rope],
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
+            eps=0.0 if q_norm is None else q_norm.eps,
+            kv_cache=kv_cache[index],
+            kv_slots=batch.kv_slots,
+        )
+        q = few_rows.project_and_store(rows, layer.input_norm.eps, *_parts(attention.qkv), rotation)
+        attended = paged_attention(q, kv_cache[index], batch, attention.options).flatten(1)
+        rows = few_rows.add(attended, *_parts(attention.out), rows.residual, layer.mlp_norm.weight)
+        inner = few_rows.gated(rows, layer.mlp_norm.eps, *_parts(mlp.gate_up), mlp.activation)
+        rows = few_rows.add(inner, *_parts(mlp.down), rows.residual, norm_after.weight)
+    return decoder.norm(rows.residual)
+
+
+def _parts(linear: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    assert isinstance(linear.weight, PlainWeight)
+    return linear.weight.tensor, linear.bias

@@ -1,0 +1,142 @@
+"""Products of a few rows with what is fused to them, against the plain operators in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ingle.engine.batch import unpack
+from ingle.kernels import reference
+from ingle.kernels.gpu import few_rows
+from ingle.kernels.gpu.few_rows import Rotation, Scaled, Tiling
+from ingle.model import few_rows as fused
+from ingle.model.architecture import Activation
+from ingle.model.decoder import Decoder
+from ingle.request import EngineRequest, SamplingParams
+from tests.support import engine_for, random_prompt, save_checkpoint
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+# The interpreter multiplies bfloat16 wrongly.
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+TOLERANCE = 1e-2 if ON_GPU else 1e-6
+EPS = 1e-6
+SIZE_IN = 200  # no multiple of what an iteration takes
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).to(DTYPE)
+
+
+def weights(num_rows: int) -> torch.Tensor:
+    return (torch.randn(num_rows, SIZE_IN, device=DEVICE) / SIZE_IN**0.5).to(DTYPE)
+
+
+def close(ours: torch.Tensor, exact: torch.Tensor) -> None:
+    error = (ours.float() - exact).norm() / exact.norm()
+    assert error < TOLERANCE, f"off by {float(error):.1e} of the norm"  # also where an element was not written: NaN
+
+
+@pytest.fixture(params=[(1, 1, 64), (1, 3, 16), (5, 2, 64), (16, 1, 32)], ids=lambda p: "{}x{}x{}".format(*p))
+def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    rows, splits, outs = request.param
+
+    def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_processors: int) -> Tiling:
+        return Tiling(outs, splits, 64, 3, 64)
+
+    monkeypatch.setattr(few_rows, "tiling", tiling)
+    monkeypatch.setattr(few_rows, "_OUTS", outs)
+    torch.manual_seed(rows)
+    return int(rows)
+
+
+def scaled(num_rows: int) -> tuple[Scaled, torch.Tensor]:
+    """Rows on their way to a norm, their squares in four pieces; and what the norm makes of them."""
+    residual, norm = randn(num_rows, SIZE_IN), (torch.rand(SIZE_IN, device=DEVICE) + 0.5).to(DTYPE)
+    wide = residual.float()
+    squares = wide.square().view(num_rows, 4, -1).sum(-1)
+    rows = Scaled(residual, (wide * norm.float()).to(DTYPE), squares)
+    return rows, reference.rms_norm(wide, norm.float(), EPS)
+
+
+@pytest.mark.parametrize("size_out", [64, 96])
+def test_add(num_rows: int, size_out: int) -> None:
+    x, weight, bias = randn(num_rows, SIZE_IN), weights(size_out), randn(size_out)
+    residual, norm = randn(num_rows, size_out), torch.rand(size_out, device=DEVICE) + 0.5
+    exact = x.float() @ weight.float().T + bias.float() + residual.float()
+    rows = few_rows.add(x, weight, bias, residual, norm)
+    close(rows.residual, exact)
+    close(rows.values, exact * norm)
+    assert rows.squares is not None
+    close(rows.squares.sum(1), exact.square().sum(1))
+    close(few_rows.add(x, weight, None, residual, norm).residual, exact - bias.float())
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("size", [64, 72])
+def test_gated(num_rows: int, size: int, activation: Activation) -> None:
+    rows, normed = scaled(num_rows)
+    weight = weights(2 * size)
+    close(
+        few_rows.gated(rows, EPS, weight, None, activation), reference.gated(normed @ weight.float().T, activation)
+    )  # fmt: skip
+    done = Scaled(rows.residual, normed.to(DTYPE), None)
+    close(
+        few_rows.gated(done, EPS, weight, None, activation), reference.gated(normed @ weight.float().T, activation)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_project_and_store(num_rows: int, qk_norm: bool) -> None:
+    heads, kv_heads, head_dim = 4, 2, 128
+    rows, normed = scaled(num_rows)
+    weight, bias = weights((heads + 2 * kv_heads) * head_dim), randn((heads + 2 * kv_heads) * head_dim)
+    angles = torch.randn(num_rows, head_dim // 2, device=DEVICE)
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+    norms = [(torch.rand(head_dim, device=DEVICE) + 0.5).to(DTYPE) if qk_norm else None for _ in range(2)]
+    slots = torch.randperm(64, device=DEVICE)[:num_rows]
+    cache = torch.zeros(2, 8, 8, kv_heads, head_dim, dtype=DTYPE, device=DEVICE)
+    exact_cache = cache.float()
+    q = few_rows.project_and_store(rows, EPS, weight, bias, Rotation(heads, cos_sin, *norms, EPS, cache, slots))
+    exact = reference.rotate_and_store(
+        normed @ weight.float().T + bias.float(), heads, cos_sin,
+        *[norm if norm is None else norm.float() for norm in norms], EPS, exact_cache, slots,
+    )  # fmt: skip
+    close(q, exact)
+    close(cache, exact_cache)
+
+
+def test_the_counters_are_left_at_zero() -> None:
+    assert not few_rows._counters(DEVICE).any()
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("size_out", [64, 576, 3584, 37888])
+@pytest.mark.parametrize("size_in", [64, 576, 3584, 18944])
+def test_tilings_fill_the_device_once(size_in: int, size_out: int, paired: bool) -> None:
+    outs, splits, depth, *_ = few_rows.tiling(size_in, size_out, 64, paired=paired, num_processors=132)
+    num_tiles = -(-size_out // (outs * (1 + paired)))
+    assert 1 <= splits <= -(-size_in // depth), "a split without inputs"
+    assert splits == 1 or splits * num_tiles <= 132
+
+
+@pytest.mark.skipif(ON_GPU, reason="float32 on a GPU is never fused; tests/engine/test_gpu_engine.py compares bfloat16")
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@torch.inference_mode()
+def test_a_fused_step_is_that_of_the_decoder(model_type: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, model_type, head_dim=32)
+    engine = engine_for(tmp_path, block_size=8)
+    engine.add(EngineRequest("fused", random_prompt(3, 11), SamplingParams(temperature=0.0, max_tokens=1)))
+    plan, worker = engine.scheduler.plan(), engine.worker
+    assert plan is not None and isinstance(worker.model, Decoder) and not worker.model.fused
+    worker.tables.apply(plan)
+    layout = worker.tables.layout(plan)
+    inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
+    caches = [torch.zeros_like(worker.kv_cache) for _ in range(2)]
+    batches = [worker.tables.batch(inputs, 0, layout.num_blocks, plan.chunks) for _ in caches]
+    exact = worker.model.forward(batches[0], caches[0])
+    ours = fused.forward(worker.model, batches[1], caches[1])
+    torch.testing.assert_close(ours, exact, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(*caches, atol=2e-5, rtol=2e-5)

@@ -24,7 +24,7 @@ def test_sizes(text: str, expected: int) -> None:
         {"block_size": 17}, {"tensor_parallel_size": 2}, {"quantization": "awq"},
         {"device": "tpu"}, {"dtype": "int8"}, {"load_format": "bin"}, {"max_model_len": "4k"},
         {"rope_theta": 0.0}, {"rope_theta": float("nan")}, {"rope_theta": float("inf")},
-        {"rope_scaling": "yarn"}, {"rope_scaling": "[4.0]"}, {"rope_scaling": "[" * 100_000},
+        {"rope_scaling": "yarn"}, {"rope_scaling": "[4.0]"}, {"rope_scaling": 4.0}, {"rope_scaling": "[" * 100_000},
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_used_are_refused_with_their_flag(options: dict[str, Any]) -> None:

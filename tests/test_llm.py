@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingle import LLM, SamplingParams
-from ingle.errors import RequestError
+from ingle.errors import ModelError, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,13 @@ def test_results_come_in_the_order_of_the_prompts(llm: LLM, capsys: pytest.Captu
     assert [output.prompt for output in outputs] == prompts
     assert outputs[0].outputs[0].text.startswith(" Paris") and outputs[2].outputs[0] == outputs[0].outputs[0]
     assert capsys.readouterr().out == ""
+
+
+def test_rope_scaling_may_be_a_dict(smollm2_gguf: Path) -> None:
+    llm = LLM(str(smollm2_gguf), kv_cache_memory="64MiB", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    assert "rope scaling dynamic" not in str(llm.info.notices), "memory cut the context below the model's own"
+    with pytest.raises(ModelError, match="--rope-scaling: rope factor is 0"):
+        LLM(str(smollm2_gguf), rope_scaling={"rope_type": "dynamic", "factor": 0})
 
 
 def test_text_and_token_ids_give_the_same(llm: LLM) -> None:

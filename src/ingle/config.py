@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -102,11 +103,12 @@ class EngineConfig:
             return None
         try:
             scaling = json.loads(self.rope_scaling)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--rope-scaling {self.rope_scaling[:200]!r} is not JSON: {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--rope-scaling {reprlib.repr(self.rope_scaling)} is not JSON: {error}") from None
         if not isinstance(scaling, dict):
+            shown = reprlib.repr(self.rope_scaling)
             raise ConfigError(
-                f'--rope-scaling {self.rope_scaling[:200]!r} is not a JSON object such as {{"rope_type":"yarn",...}}'
+                f'--rope-scaling {shown} is not a JSON object such as {{"rope_type":"yarn","factor":4.0}}'
             )
         return scaling
 

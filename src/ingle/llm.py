@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ class LLM:
         print(llm.generate("The capital of France is")[0].outputs[0].text)
 
     `model` is a short name, a Hugging Face folder or a .gguf file; `options` are the fields of
-    `ingle.config.EngineConfig`. Raises `ModelError` and `ConfigError`.
+    `ingle.config.EngineConfig`, of which `rope_scaling` may also be a dict. Raises `ModelError` and `ConfigError`.
     """
 
     def __init__(self, model: str, *, chat_template: str | None = None, **options: Any) -> None:
+        if isinstance(options.get("rope_scaling"), dict):
+            options["rope_scaling"] = json.dumps(options["rope_scaling"])
         config = EngineConfig(model=model, **options)
         source = ensure_model(model)
         text = load_text_side(source.path, chat_template)

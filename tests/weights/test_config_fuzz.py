@@ -21,6 +21,7 @@ from tests.model import qwen1
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import TINY
 
+CPU = torch.device("cpu")
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -83,9 +84,9 @@ def test_any_config_is_read_or_refused(model_type: str, data: st.DataObject) -> 
         return
     for length in (64, 5000):
         for rope in model.ropes:
-            assert cos_sin_table(rope, length).shape == (length, rope.rotary_dim)
+            assert cos_sin_table(rope, length, CPU).shape == (length, rope.rotary_dim)
         if model.logn_length is not None:
-            logn_table(model.logn_length, length, torch.device("cpu"))
+            logn_table(model.logn_length, length, CPU)
     for layer in range(min(model.num_layers, 64)):
         options = model.attention(layer)
         assert options.window is None or options.window >= 1

@@ -11,17 +11,17 @@ from ingle.model.architecture import DecoderConfig, RopeConfig
 
 def cos_sin_tables(config: DecoderConfig, num_positions: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """`cos_sin_table` of each of the model's rotations."""
-    return tuple(cos_sin_table(rope, num_positions).to(device) for rope in config.ropes)
+    return tuple(cos_sin_table(rope, num_positions, device) for rope in config.ropes)
 
 
-def cos_sin_table(rope: RopeConfig, num_positions: int) -> torch.Tensor:
+def cos_sin_table(rope: RopeConfig, num_positions: int, device: torch.device) -> torch.Tensor:
     """cos and sin of every position's angles: float32 [num_positions, rotary_dim], cos in the first half of a row.
 
     Where a scaling depends on the length of a sequence, the longest one that is served decides for all: keys in the
     cache stay valid as a sequence grows, and prefixes can be shared. `length_notice` says so.
     """
     inv_freq, scale = _frequencies(rope, num_positions)
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inv_freq[None, :]
+    angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * inv_freq.to(device)
     return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=-1)
 
 

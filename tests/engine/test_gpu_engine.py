@@ -59,9 +59,19 @@ def test_few_rows_equal_transformers(model_type: str, num_tokens: int, tmp_path:
     assert (ours - expected).norm() < 0.03 * expected.norm()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("tiny"), hidden_size=128, num_attention_heads=8)
+TINY = {
+    "dense": ("llama", {}),
+    "experts": ("qwen2_moe", {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 48,
+                              "shared_expert_intermediate_size": 64}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=TINY)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model_type, overrides = TINY[request.param]
+    return save_checkpoint(
+        tmp_path_factory.mktemp("tiny"), model_type, hidden_size=128, num_attention_heads=8, **overrides
+    )
 
 
 @pytest.mark.parametrize("overlap", [False, True])

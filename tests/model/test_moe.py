@@ -13,10 +13,21 @@ from safetensors.torch import load_file, save_file
 from ingle.errors import ModelError
 from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config
+from ingle.request import EngineRequest, SamplingParams
 from ingle.weights.experts import Experts, SeparateExperts
 from ingle.weights.formats import PlainFormat
 from ingle.weights.source import open_source
-from tests.support import engine_for, engine_logits, random_prompt, save_checkpoint
+from tests.model.test_parity import CHECKPOINTS
+from tests.support import (
+    engine_for,
+    engine_logits,
+    random_prompt,
+    reference_greedy,
+    reference_model,
+    restrict,
+    run,
+    save_checkpoint,
+)
 
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 CONFIG: dict[str, Any] = {
@@ -96,6 +107,21 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"layers\.1\.block_sparse_moe\.experts\.3\.w2\.weight"):
         engine_for(folder)
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3"])
+def test_batches_chunks_and_cached_prefixes_change_nothing(name: str, tmp_path: Path) -> None:
+    """Few pages, small steps, shared prefixes: the tokens are those of transformers for each prompt alone."""
+    model_type, overrides = CHECKPOINTS[name]
+    reference = reference_model(save_checkpoint(tmp_path, model_type, **overrides))
+    tight = restrict(engine_for(tmp_path, block_size=8), num_pages=40, max_num_batched_tokens=24, max_num_seqs=6)
+    start = random_prompt(0, 40)
+    prompts = {str(i): start[: 8 * (i % 5)] + random_prompt(i + 1, 5 + 7 * i) for i in range(10)}
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    expected = {name: reference_greedy(reference, prompt, 20) for name, prompt in prompts.items()}
+    for _ in range(2):  # the second time over prefixes of the first
+        assert run(tight, [EngineRequest(name, prompt, params) for name, prompt in prompts.items()]) == expected
+    assert tight.scheduler.num_preemptions > 0
 
 
 @pytest.mark.parametrize(

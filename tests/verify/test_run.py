@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from ingle.model import registry
 from ingle.model.architecture import DecoderConfig
 from ingle.verify.run import Verification, verify
 from tests.support import random_prompt, save_checkpoint
+from tests.weights.gguf_models import write_gguf_model
 
 RIGHT: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -112,6 +114,25 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(tmp_path: Path) -
         verify(config, tmp_path, [], num_random=1, num_tokens=31)
     result = verify(config, tmp_path, [("long", random_prompt(1, 70))], num_random=0, num_tokens=20)
     assert result.comparisons[0].num_prompt_tokens == 11
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma3_text"])
+def test_a_gguf_file_is_compared_with_its_decoded_self(model_type: str, tmp_path: Path) -> None:
+    sizes = {"intermediate_size": 128, "moe_intermediate_size": 32}
+    save_checkpoint(tmp_path, model_type, **{**RIGHT[model_type], **sizes})
+    path = write_gguf_model(tmp_path, tmp_path / "model.gguf", gguf.GGMLQuantizationType.Q8_0)
+    result = verified(path)
+    assert result.passed and result.distance.max < 1e-4
+    assert result.reference.description.endswith("on the weights as ingle decodes them")
+    assert result.info.expanded_types == ["Q8_0"]
+
+
+def test_llama3_s_rope_factors_of_a_gguf_file_reach_the_reference(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    save_checkpoint(tmp_path, "llama", rope_parameters=rope)
+    path = write_gguf_model(tmp_path, tmp_path / "model.gguf")
+    assert verified(path).passed
 
 
 @pytest.mark.slow

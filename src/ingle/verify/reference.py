@@ -21,7 +21,7 @@ from ingle.errors import ModelError
 from ingle.model.fallback import quiet_transformers
 from ingle.verify.scores import Scores, score_by_engine, scores_of
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import open_source
+from ingle.weights.source import WeightSource, in_stack, open_source
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,23 @@ def _filled_model(path: Path, hf_config: Mapping[str, Any], dtype: torch.dtype) 
     model = make(hf, dtype=dtype, attn_implementation="eager")
     with contextlib.closing(open_source(path, "auto", 0, tied=hf.tie_word_embeddings)) as source:
         for name, parameter in model.named_parameters():
-            source.load_into(name, parameter.data)
+            _fill(source, name, parameter.data)
     if factors is not None:
         rotary = model.get_decoder().rotary_emb
         rotary.inv_freq /= torch.tensor(factors)
     return model
+
+
+def _fill(source: WeightSource, name: str, out: torch.Tensor) -> None:
+    """transformers keeps the experts of a layer in one tensor, and gate and up projection one below the other."""
+    prefix, found, matrix = name.rpartition(".experts.")
+    if not found:
+        source.load_into(name, out)
+        return
+    projections = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
+    for index, expert in enumerate(out):
+        for projection, part in zip(projections, expert.chunk(len(projections)), strict=True):
+            source.load_into(in_stack(f"{prefix}.experts.{projection}.weight", index, len(out)), part)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -46,6 +46,15 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     ),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 40, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "phi3-partial": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "phi3-longrope": (
+        "phi3",
+        {"original_max_position_embeddings": 16, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4,
+            "short_factor": [1.0] * 8, "long_factor": [1.0 + 0.5 * i for i in range(8)]}},
+    ),
 }  # fmt: skip
 
 

@@ -54,7 +54,8 @@ class GgufArchitecture:
     names: Mapping[str, str] = field(default_factory=lambda: _LAYER_NAMES)
     """What a layer's modules are called in the file."""
     keys: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
-    """More of the configuration: the file's key, and the value that llama.cpp takes where the file has none."""
+    """More of the configuration: the file's key, and the value that llama.cpp takes where the file has none. 0 is none
+    too: no window, no cap."""
     permutes_qk: bool = False
     """The converter has reordered the rows of the query and key projections, from rotary halves to adjacent pairs."""
     one_plus_norms: bool = False
@@ -202,7 +203,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         **{key: _require(file, gguf_key) for key, gguf_key in _REQUIRED_KEYS.items()},
         **{key: _get(file, gguf_key) for key, gguf_key in _OPTIONAL_KEYS.items()},
         **{key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")},
-        **{key: _get(file, gguf_key, default) for key, (gguf_key, default) in architecture.keys.items()},
+        **{key: _get(file, gguf_key, default) or None for key, (gguf_key, default) in architecture.keys.items()},
         **_head(file, architecture),
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
         "rope_scaling": _rope_scaling(file),

@@ -231,7 +231,7 @@ def test_folders_without_tokenizer_json_are_converted(tmp_path: Path) -> None:
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="transformers cannot make it"):
-        load_tokenizer(toys.write_folder(tmp_path, tokenizer__model="no model", config__json={"model_type": "llama"}))
+        load_tokenizer(toys.write_folder(tmp_path, tiktoken__model="no model", config__json={"model_type": "llama"}))
 
 
 def test_loading_imports_no_torch(tmp_path: Path) -> None:

@@ -2,27 +2,37 @@
 
 `tokenizer.json` is the tokenizer as it stands. Its own post-processor decides about BOS and EOS: `add_bos_token` in
 `tokenizer_config.json` does not count beside it, as in `PreTrainedTokenizerBase._from_pretrained` of transformers 5.
+A folder without it may have SentencePiece's `tokenizer.model`, or the `qwen.tiktoken` of the first Qwen; only a folder
+with neither is left to transformers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 from ingle.errors import ModelError
 from ingle.text.chat_template import MAX_TEMPLATE_CHARS, SPECIAL_TOKEN_NAMES
+from ingle.text.pretokenizers import QWEN
+from ingle.text.sentencepiece import add_tokens, backend_of
+from ingle.text.sentencepiece_file import read_sentencepiece
+from ingle.text.tiktoken_file import read_tiktoken
 from ingle.text.tokenizer import Tokenizer
 
 # Several times the largest that models ship.
 _MAX_TOKENIZER_BYTES = 256 << 20
 _MAX_CONFIG_BYTES = 64 << 20
 
-_OTHER_VOCABULARIES = ("tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+_OTHER_VOCABULARIES = ("vocab.json", "tiktoken.model")
+_SENTENCE_PIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_SENTENCE_PIECE_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -33,9 +43,15 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
     """
     config = _tokenizer_config(folder)
     special_tokens = _special_tokens(config)
+    sentence_piece = next((name for name in _SENTENCE_PIECE_FILES if (folder / name).is_file()), None)
     if (folder / "tokenizer.json").is_file():
         backend = _read_backend(folder / "tokenizer.json")
         _add_tokens(backend, config, special_tokens)
+    elif sentence_piece is not None:
+        backend, special_tokens = _from_sentence_piece(folder / sentence_piece, config, special_tokens)
+    elif (folder / "qwen.tiktoken").is_file():
+        backend = read_tiktoken(folder / "qwen.tiktoken", QWEN, _QWEN_SPECIALS)
+        special_tokens = {"eos_token": "<|endoftext|>", **special_tokens}
     else:
         backend = _converted_by_transformers(folder)
     return Tokenizer(
@@ -44,6 +60,47 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
         eos_token_ids=_end_ids(folder),
         chat_template=chat_template or folder_chat_template(folder, config),
     )
+
+
+def _from_sentence_piece(
+    path: Path, config: Mapping[str, Any], named: dict[str, str]
+) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """The tokenizer, and its special tokens by name: those that the folder names, and Llama's where it names none."""
+    model = read_sentencepiece(path)
+    if config.get("legacy") is False and model.space_prefix == "each":
+        model = replace(model, space_prefix="first")
+    try:
+        backend = backend_of(model)
+    except Exception as error:  # all that `tokenizers` raises
+        raise ModelError(f"{path}: its tokenizer cannot be built: {error}") from error
+    add_tokens(backend, model.tokens, model.types)
+    specials = {name: token for name, token in _SENTENCE_PIECE_SPECIALS.items() if token in model.pieces} | named
+    listed = _read_json(path.with_name("added_tokens.json"))
+    by_id = sorted((token_id, token) for token, token_id in listed.items() if type(token_id) is int)
+    special = {*specials.values(), *_more_special(config)}
+    backend.add_tokens([AddedToken(token, normalized=False, special=token in special) for _, token in by_id])
+    _add_tokens(backend, config, specials)
+    for token_id, token in by_id:
+        if backend.token_to_id(token) != token_id:
+            raise ModelError(
+                f"{path.with_name('added_tokens.json')}: token {token[:100]!r} cannot have the id {token_id}"
+            )
+    backend.post_processor = _around_text(backend, config, specials)
+    return backend, specials
+
+
+def _around_text(
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], specials: Mapping[str, str]
+) -> processors.TemplateProcessing:
+    """BOS before a text unless the folder says no, EOS after it if it says so, as for Llama."""
+    pieces, added = ["$A"], []
+    for name, wanted in (("bos", config.get("add_bos_token", True)), ("eos", config.get("add_eos_token", False))):
+        token = specials.get(f"{name}_token")
+        token_id = None if token is None else backend.token_to_id(token)
+        if wanted and token_id is not None:
+            pieces = [name, *pieces] if name == "bos" else [*pieces, name]
+            added.append({"id": name, "ids": [token_id], "tokens": [token]})
+    return processors.TemplateProcessing(single=pieces, special_tokens=added)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -104,10 +161,15 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], specia
     if isinstance(listed, dict):
         in_order = sorted((item for item in listed.items() if item[0].isdecimal()), key=lambda item: int(item[0]))
         backend.add_tokens([_added_token(token) for _, token in in_order if _content(token)])
-    more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-    named = [*special_tokens.values(), *filter(None, map(_content, more if isinstance(more, list) else []))]
+    named = [*special_tokens.values(), *_more_special(config)]
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_tokens([AddedToken(token, special=True) for token in dict.fromkeys(named) if token not in known])
+
+
+def _more_special(config: Mapping[str, Any]) -> list[str]:
+    """Special tokens that have no name."""
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    return list(filter(None, map(_content, more if isinstance(more, list) else [])))
 
 
 def _added_token(token: Any) -> AddedToken:

@@ -1,81 +1,27 @@
-"""Tokenizers from the metadata of GGUF files, split and merged as llama.cpp does with the same file.
+"""Tokenizers from the metadata of GGUF files, equal to those that the models were published with.
 
-The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, the pre-tokenizers, defaults and
-semantics those of `src/llama-vocab.cpp` of llama.cpp.
+The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, the defaults those of
+`src/llama-vocab.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, processors
 
 from ingle.errors import ModelError
+from ingle.text.pretokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
+from ingle.text.sentencepiece import NORMAL, SentencePieceModel, add_tokens, backend_of
 from ingle.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-"""Token types, `enum llama_token_type`. A byte, 6, needs no care: its spelling `<0x0A>` tells."""
-
-# Cutting a vocabulary into pairs takes time that grows with the squares of its tokens' lengths. Real ones of 256k
-# tokens come to some 3e7.
-_MAX_SQUARED_LENGTHS = 1 << 28
-_SPACE = "▁"
-
-
-@dataclass(frozen=True)
-class _PreTokenizer:
-    """How text is cut into words before merging: by each pattern in turn."""
-
-    patterns: tuple[str, ...]
-    ignore_merges: bool = False
-    """A word that is a token is taken whole, whether merges lead to it or not."""
-    add_bos: bool = False
-    """Whether BOS comes first when the file does not say."""
-
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_AFTER_WORDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_ENGLISH_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3 = _ENGLISH_ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _AFTER_WORDS
-_QWEN2 = _ENGLISH_ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _AFTER_WORDS
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
-_AFTER_CASED = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEKKEN = _CASED % ("", "") + r"|\p{N}" + _AFTER_CASED
-_GPT4O = _CASED % (_ENGLISH_ENDINGS + "?", _ENGLISH_ENDINGS + "?") + r"|\p{N}{1,3}" + _AFTER_CASED
-_DEEPSEEK3 = (
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-
-_DEFAULT = _PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
-_BY_NAMES = {
-    ("default",): _DEFAULT,
-    ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum"): _PreTokenizer((_GPT2,)),
-    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"): _PreTokenizer(
-        (r"\p{N}", _GPT2)
-    ),
-    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"): _PreTokenizer(
-        (_LLAMA3,), ignore_merges=True, add_bos=True
-    ),
-    ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"): _PreTokenizer((_LLAMA3,)),
-    ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "kormo"): _PreTokenizer((_QWEN2,)),
-    ("tekken",): _PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
-    ("gpt-4o", "llama4", "kanana2"): _PreTokenizer((_GPT4O,)),
-    ("deepseek-v3", "hunyuan-dense"): _PreTokenizer(_DEEPSEEK3),
-    ("deepseek-coder",): _PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
-    ("falcon",): _PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
-}
-_PRE_TOKENIZERS = {name: pre for names, pre in _BY_NAMES.items() for name in names}
+_PHI3_KEEPS_SPACE_AFTER = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], path: Path, chat_template: str | None = None) -> Tokenizer:
@@ -110,16 +56,13 @@ class _Vocabulary:
         if self.kind not in ("gpt2", "llama"):
             self.fail(f"it is of kind {self.kind!r}, and ingle knows gpt2 and llama")
         self.tokens: list[str] = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.list_of("tokens", str))]
-        self.types: list[int] = (
-            self.list_of("token_type", int) if "token_type" in self else [_NORMAL] * len(self.tokens)
-        )
+        self.types: list[int] = self.list_of("token_type", int) if "token_type" in self else [NORMAL] * len(self.tokens)
         self.scores: list[float] = self.list_of("scores", float, int) if "scores" in self else []
         for name, values in (("token types", self.types), ("scores", self.scores)):
             if values and len(values) != len(self.tokens):
                 self.fail(f"it has {len(self.tokens)} tokens and {len(values)} {name}")
-        self.ids = {token: token_id for token_id, token in enumerate(self.tokens)}
-        if len(self.ids) != len(self.tokens):
-            self.fail(f"{len(self.tokens) - len(self.ids)} of its {len(self.tokens)} tokens appear twice")
+        if (num_unique := len(set(self.tokens))) != len(self.tokens):
+            self.fail(f"{len(self.tokens) - num_unique} of its {len(self.tokens)} tokens appear twice")
         self.special_ids = self._special_ids()
         self.end_ids = [self.special_ids[key] for key in ("eos", "eot", "eom") if key in self.special_ids]
 
@@ -160,87 +103,61 @@ class _Vocabulary:
         names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
         return {name: self.tokens[self.special_ids[key]] for key, name in names.items() if key in self.special_ids}
 
-    def pre_tokenizer(self) -> _PreTokenizer:
+    def pre_tokenizer(self) -> PreTokenizer:
         name = self.get("pre")
-        if name not in _PRE_TOKENIZERS:
+        if not isinstance(name, str) or name not in PRE_TOKENIZERS:
             log.warning(
                 "%s: unknown pre-tokenizer %r: text is split as by llama.cpp's default, and answers may suffer",
                 self._path,
                 name,
             )
-        return _PRE_TOKENIZERS.get(name, _DEFAULT)
+            return DEFAULT
+        return PRE_TOKENIZERS[name]
+
+    def strips_right(self) -> frozenset[int]:
+        """Phi-3 swallows white space after its turn markers. The format has no word for it: llama.cpp knows it too."""
+        if self.kind != "llama" or self._metadata.get("general.architecture") != "phi3":
+            return frozenset()
+        return frozenset(i for i, token in enumerate(self.tokens) if token not in _PHI3_KEEPS_SPACE_AFTER)
+
+    def sentence_piece(self) -> SentencePieceModel:
+        if not self.scores:
+            self.fail("tokenizer.ggml.scores is missing")
+        return SentencePieceModel(
+            self.tokens,
+            self.scores,
+            self.types,
+            unknown_id=self.special_ids.get("unknown"),
+            space_prefix="each" if self.flag("add_space_prefix", True) else "none",
+        )
 
 
 def _backend(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
     if vocabulary.kind == "gpt2":
         pre_tokenizer = vocabulary.pre_tokenizer()
-        backend = _byte_level(vocabulary, pre_tokenizer)
+        backend, tokens = _byte_level(vocabulary, pre_tokenizer), vocabulary.tokens
         add_bos = pre_tokenizer.add_bos
     else:
-        backend = _sentence_piece(vocabulary)
+        model = vocabulary.sentence_piece()
+        backend, tokens = backend_of(model), model.tokens
         add_bos = True
-    special, plain = [], []
-    for token_id, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
-        if kind in (_UNKNOWN, _CONTROL) or token_id in vocabulary.end_ids:
-            special.append(AddedToken(token, normalized=False, special=True))
-        elif kind == _USER_DEFINED:
-            plain.append(AddedToken(token, normalized=False, special=False))
-    backend.add_special_tokens(special)
-    backend.add_tokens(plain)
+    ends, strips = frozenset(vocabulary.end_ids), vocabulary.strips_right()
+    add_tokens(backend, tokens, vocabulary.types, also_special=ends, strip_right=strips)
     backend.post_processor = _post_processor(vocabulary, add_bos)
     return backend
 
 
-def _byte_level(vocabulary: _Vocabulary, pre_tokenizer: _PreTokenizer) -> tokenizers.Tokenizer:
+def _byte_level(vocabulary: _Vocabulary, pre_tokenizer: PreTokenizer) -> tokenizers.Tokenizer:
     merges = []
     for merge in vocabulary.list_of("merges", str):
         middle = merge.find(" ", 1)
         merges.append((merge[:middle], merge[middle + 1 :]))
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=pre_tokenizer.ignore_merges)
-    )
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre_tokenizer.patterns]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre_tokenizer.ignore_merges))
+    backend.normalizer = normalizers.NFC() if pre_tokenizer.nfc else None
+    backend.pre_tokenizer = pre_tokenizer.build()
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-def _sentence_piece(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocabulary.ids,
-            merges=_merges_from_scores(vocabulary),
-            unk_token=vocabulary.special_tokens().get("unk_token"),
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    to_text: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
-    if vocabulary.flag("add_space_prefix", True):
-        spaces.insert(0, normalizers.Prepend(_SPACE))  # to each stretch of text between special tokens
-        to_text.append(decoders.Strip(content=" ", left=1, right=0))
-    backend.normalizer = normalizers.Sequence(spaces)
-    backend.decoder = decoders.Sequence(to_text)
-    return backend
-
-
-def _merges_from_scores(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """SentencePiece joins the neighbours that make the best-scored token: all cuts of tokens in two, best first."""
-    if not vocabulary.scores:
-        vocabulary.fail("tokenizer.ggml.scores is missing")
-    if sum(len(token) ** 2 for token in vocabulary.tokens) > _MAX_SQUARED_LENGTHS:
-        vocabulary.fail("its tokens are longer than any real vocabulary's")
-    normal = {token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == _NORMAL}
-    merges = []
-    for token_id in sorted(range(len(vocabulary.tokens)), key=vocabulary.scores.__getitem__, reverse=True):
-        token = vocabulary.tokens[token_id]
-        if token in normal:
-            for cut in range(len(token) - 1, 0, -1):
-                if token[:cut] in normal and token[cut:] in normal:
-                    merges.append((token[:cut], token[cut:]))
-    return merges
 
 
 def _post_processor(vocabulary: _Vocabulary, add_bos: bool) -> processors.TemplateProcessing:

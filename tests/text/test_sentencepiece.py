@@ -1,0 +1,221 @@
+"""Vocabularies trained by SentencePiece itself: as folders and as GGUF files we tokenize as it does."""
+
+from __future__ import annotations
+
+import io
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingle.errors import ModelError
+from ingle.text.gguf_tokenizer import tokenizer_from_gguf
+from ingle.text.sentencepiece_file import read_sentencepiece
+from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from tests.text import corpora
+
+# As the models' makers trained them, but small.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"split_digits": True},
+    "gemma": {
+        "split_digits": True, "add_dummy_prefix": False, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3,
+        "user_defined_symbols": ["<start_of_turn>", "\n", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "▁▁▁▁", "\t",
+                                 "<table>", "</td>"],
+    },
+    "unigram": {"model_type": "unigram"},
+    "nfkc": {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+    "no-bytes": {"byte_fallback": False},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, bytes]:
+    """tokenizer.model of each family."""
+    return {name: train(**options) for name, options in FAMILIES.items()}
+
+
+def train(**options: Any) -> bytes:
+    written = io.BytesIO()
+    defaults = {
+        "model_type": "bpe", "vocab_size": 1200, "byte_fallback": True, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "character_coverage": 0.98,
+        "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1,
+    }  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpora.SENTENCES * 4), model_writer=written, **(defaults | options)
+    )
+    return written.getvalue()
+
+
+def folder(path: Path, model: bytes, **config: Any) -> Tokenizer:
+    (path / "tokenizer.model").write_bytes(model)
+    (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(path)
+
+
+def gguf_metadata(model: bytes, user_defined: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys that llama.cpp's `convert_hf_to_gguf.py` writes."""
+    original = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokens, scores, types = [], [], []
+    for i in range(original.vocab_size()):
+        piece, kind = original.id_to_piece(i), 1
+        if original.is_unknown(i):
+            kind = 2
+        elif original.is_control(i):
+            kind = 3
+        elif original.is_byte(i):
+            kind = 6
+        elif piece in user_defined:
+            piece, kind = piece.replace("▁", " "), 4
+        tokens.append(piece)
+        scores.append(original.get_score(i))
+        types.append(kind)
+    prefix = original.encode("a", out_type=str)[0].startswith("▁")
+    keys = {"model": "llama", "pre": "default", "tokens": tokens, "scores": scores, "token_type": types,
+            "bos_token_id": original.bos_id(), "eos_token_id": original.eos_id(), "unknown_token_id": original.unk_id(),
+            "add_space_prefix": prefix}  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+
+def user_defined(family: str) -> Sequence[str]:
+    pieces: Sequence[str] = FAMILIES[family].get("user_defined_symbols", ())
+    return pieces
+
+
+def is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
+
+
+def comparable(text: str, family: str) -> bool:
+    """Not where text spells a special token, which SentencePiece alone takes for plain text; nor where U+2581 in it
+    makes a run with spaces, which only spaces do for us if the run is a user-defined piece."""
+    if family == "nfkc" and (not unicodedata.is_normalized("NFC", text) or any(map(is_mark, text))):
+        return False  # see SentencePieceModel.charsmap
+    return not any(token in text for token in ("<s>", "</s>", "<unk>")) and not ("▁" in text and user_defined(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folders_with_tokenizer_model(family: str, trained: dict[str, bytes], tmp_path: Path) -> None:
+    original = sentencepiece.SentencePieceProcessor(model_proto=trained[family])
+    ours = folder(tmp_path, trained[family])
+    for text in (text for text in corpora.texts() if comparable(text, family)):
+        token_ids, expected = ours.encode(text, add_special_tokens=False), original.encode(text)
+        if family == "unigram" and token_ids != expected:  # as likely, read in another order
+            assert sorted(token_ids) == sorted(expected) and ours.decode(token_ids) == ours.decode(expected)
+        else:
+            assert token_ids == expected, repr(text)
+    assert ours.encode("hello") == [original.bos_id(), *original.encode("hello")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_gguf_files(family: str, trained: dict[str, bytes]) -> None:
+    original = sentencepiece.SentencePieceProcessor(model_proto=trained[family])
+    ours = tokenizer_from_gguf(gguf_metadata(trained[family], user_defined(family)), Path("model.gguf"))
+    for text in (text for text in corpora.texts(seed=1) if comparable(text, family)):
+        token_ids = ours.encode(text, add_special_tokens=False)
+        assert token_ids == original.encode(text), repr(text)
+        assert ours.decode(token_ids) == original.decode(token_ids)
+    assert (ours.bos_token_id, ours.eos_token_ids) == (original.bos_id(), (original.eos_id(),))
+
+
+def test_user_defined_pieces_of_older_converters(trained: dict[str, bytes]) -> None:
+    """They wrote runs of spaces as SentencePiece spells them."""
+    metadata = gguf_metadata(trained["gemma"], user_defined("gemma"))
+    tokens = metadata["tokenizer.ggml.tokens"]
+    older = metadata | {"tokenizer.ggml.tokens": [t.replace(" ", "▁") if not t.strip(" ") else t for t in tokens]}
+    ours = tokenizer_from_gguf(older, Path("model.gguf"))
+    original = sentencepiece.SentencePieceProcessor(model_proto=trained["gemma"])
+    text = "a  b   c\n\n    d"
+    assert ours.encode(text, add_special_tokens=False) == original.encode(text)
+
+
+def test_flags_and_added_tokens(trained: dict[str, bytes], tmp_path: Path) -> None:
+    size = sentencepiece.SentencePieceProcessor(model_proto=trained["llama"]).vocab_size()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": size, "<|im_end|>": size + 1}))
+    ours = folder(
+        tmp_path,
+        trained["llama"],
+        add_bos_token=False,
+        add_eos_token=True,
+        eos_token="<|im_end|>",
+        chat_template="{{ 1 }}",
+    )
+    ids = ours.encode("<tool>a</s>")
+    assert ids[0] == size and ids[-2:] == [2, size + 1]
+    assert (ours.eos_token_ids, ours.special_tokens["bos_token"]) == ((size + 1,), "<s>")
+    assert ours.decode(ids) == "<tool> a"
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<far>": size + 50}))
+    with pytest.raises(ModelError, match=r"added_tokens\.json: token '<far>' cannot have the id"):
+        load_tokenizer(tmp_path)
+
+
+def test_space_prefix_after_special_tokens_as_the_folder_says(trained: dict[str, bytes], tmp_path: Path) -> None:
+    each = folder(tmp_path, trained["llama"])
+    assert "".join(each.token(i) for i in each.encode("a</s>a")) == "<s> a</s> a"
+    first = folder(tmp_path, trained["llama"], legacy=False)
+    assert "".join(first.token(i) for i in first.encode("a</s>a")) == "<s> a</s>a"
+
+
+def test_phi3_swallows_white_space_after_turn_markers(trained: dict[str, bytes]) -> None:
+    metadata = gguf_metadata(trained["llama"])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<|user|>"]
+    metadata["tokenizer.ggml.scores"] = [*metadata["tokenizer.ggml.scores"], -1000.0]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 3]
+    marker = len(metadata["tokenizer.ggml.tokens"]) - 1
+
+    def encode(architecture: str, text: str) -> list[int]:
+        tokenizer = tokenizer_from_gguf(metadata | {"general.architecture": architecture}, Path("m.gguf"))
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    plain = encode("llama", "a")
+    assert encode("phi3", "<|user|> \n a") == [marker, *plain]
+    assert encode("llama", "<|user|> \n a") != [marker, *plain]
+    assert encode("phi3", "<s> a") == encode("llama", "<s> a")
+
+
+SMALL = train(vocab_size=600)
+
+
+@given(
+    cut=st.integers(0, len(SMALL)),
+    flips=st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), max_size=8),
+)
+@settings(max_examples=200, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_models_give_one_error(tmp_path: Path, cut: int, flips: list[tuple[int, int]]) -> None:
+    raw = bytearray(SMALL)
+    for position, value in flips:
+        raw[position] = value
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.model").write_bytes(raw if flips else raw[:cut])
+    try:
+        load_tokenizer(tmp_path).encode("hello wörld 你好")
+    except ModelError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        (b"", "it has 0 pieces"),
+        (b"\x0a\xff\xff\xff\xff\x0f", "cut off"),
+        (b"\x0a" + b"\x80" * 20, "does not end"),
+        (b"\x0b", "wire type 3"),
+        (b"\x08\x05", "a number where text should be"),
+        (b"\x0a\x03\x0a\x01\xff", "utf-8"),
+        (b"\x0a\x05\x15\x00\x00\xc0\x7f", "no number"),
+        (b"\x0a\x02\x18\x09", "type 9"),
+        (b"\x0a\x03\x0a\x01a\x12\x02\x18\x03", "of kind 3"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else value,
+)
+def test_crafted_models(tmp_path: Path, raw: bytes, message: str) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    with pytest.raises(ModelError, match=rf"tokenizer\.model: not a SentencePiece model: .*{message}"):
+        read_sentencepiece(tmp_path / "tokenizer.model")

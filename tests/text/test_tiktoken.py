@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.errors import ModelError
+from ingle.text.load import load_text_side
 from ingle.text.pretokenizers import QWEN
 from ingle.text.tiktoken_file import read_tiktoken
 from ingle.text.tokenizer import Tokenizer, load_tokenizer
@@ -79,6 +80,27 @@ def test_special_tokens(ours: Tokenizer) -> None:
     assert ours.encode("<|endoftext|>") == [len(RANKS)] and ours.eos_token_ids == (len(RANKS),)
     assert (ours.vocab_size, ours.bos_token_id) == (len(RANKS) + 208, None)
     assert ours.decode(ours.encode(text)) == "user\n你好"
+
+
+def test_chat_format_of_the_first_qwen(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert load_text_side(tmp_path).chat_template is None
+    (tmp_path / "generation_config.json").write_text(json.dumps({"chat_format": "chatml", "eos_token_id": len(RANKS)}))
+    side = load_text_side(tmp_path)
+    assert side.chat_template is not None
+    conversation = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yo"},
+        {"role": "user", "content": ""},
+    ]
+    assert side.chat_template.render(conversation) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nYo<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert side.chat_template.render([{"role": "system", "content": "S"}, *conversation[:1]]).startswith(
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi"
+    )
+    assert side.tokenizer.eos_token_ids == (len(RANKS), len(RANKS) + 2)
 
 
 SINGLES = {bytes([byte]): byte for byte in range(256)}

@@ -32,6 +32,12 @@ _MAX_CONFIG_BYTES = 64 << 20
 _OTHER_VOCABULARIES = ("vocab.json", "tiktoken.model")
 _SENTENCE_PIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SENTENCE_PIECE_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_CHATML = """\
+{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""As `make_context` of Qwen-7B-Chat puts a conversation together."""
 _QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
@@ -186,7 +192,8 @@ def _end_ids(folder: Path) -> list[int]:
 
 
 def folder_chat_template(folder: Path, config: Mapping[str, Any] | None = None) -> str | None:
-    """The default template: from a file of its own, or `tokenizer_config.json`, or `chat_template.json`.
+    """The default template: from a file of its own, or `tokenizer_config.json`, or `chat_template.json`; or ChatML, of
+    which the first Qwen's `generation_config.json` has only the name.
 
     The latter two may name several. `config` is what `tokenizer_config.json` holds, where it was read before.
     """
@@ -195,7 +202,10 @@ def folder_chat_template(folder: Path, config: Mapping[str, Any] | None = None) 
             return _read_text(file, 4 * MAX_TEMPLATE_CHARS)
     config = _tokenizer_config(folder) if config is None else config
     # Beside a processor of images or sound, transformers writes the template into a file that is read last here.
-    return _default_template(config) or _default_template(_read_json(folder / "chat_template.json"))
+    template = _default_template(config) or _default_template(_read_json(folder / "chat_template.json"))
+    if template is None and _read_json(folder / "generation_config.json").get("chat_format") == "chatml":
+        return _CHATML
+    return template
 
 
 def _default_template(config: Mapping[str, Any]) -> str | None:

@@ -47,12 +47,20 @@ def test_locate(num_tokens: int) -> None:
 @pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 96), (3, 1536)])
 def test_norms(rows: int, size: int, dtype: torch.dtype) -> None:
     x, residual = randn(rows, size, dtype=dtype), randn(rows, size, dtype=dtype)
-    for weight in (randn(size, dtype=dtype), randn(size)):
+    for weight, post in ((randn(size, dtype=dtype), randn(size, dtype=dtype)), (randn(size), randn(size))):
         close(gpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), dtype)
-        normed, summed = reference.add_rms_norm(x, residual, weight, 1e-5)
-        ours = gpu.add_rms_norm(x, residual.clone(), weight, 1e-5)
-        close(ours[0], normed, dtype)
-        close(ours[1], summed, dtype)
+        for post_weight in (None, post):
+            normed, summed = reference.add_rms_norm(x, residual, weight, 1e-5, post_weight)
+            ours = gpu.add_rms_norm(x, residual.clone(), weight, 1e-5, post_weight)
+            close(ours[0], normed, dtype)
+            close(ours[1], summed, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_soft_cap(dtype: torch.dtype) -> None:
+    x = randn(3, 5001, dtype=dtype) * 40
+    x[0, :4] = torch.tensor([0.0, 1e4, -1e4, 1e-3])
+    close(gpu.soft_cap(x, 30.0), reference.soft_cap(x.float(), 30.0).to(dtype), dtype)
 
 
 def test_a_wide_norm_weight_is_rounded_once() -> None:

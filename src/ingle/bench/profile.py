@@ -17,7 +17,16 @@ _KINDS = (
     ("sampling", ("_block_kernel", "_draw_kernel", "_threshold_kernel", "argmax", "softmax", "cumsum", "aten::sort")),
     (
         "norms, rotation, activation",
-        ("_rms_norm", "_rotate_and_store", "_gated", "aten::mul", "aten::silu", "aten::gelu"),
+        (
+            "_rms_norm",
+            "_rotate_and_store",
+            "_gated",
+            "_soft_cap",
+            "aten::mul",
+            "aten::silu",
+            "aten::gelu",
+            "aten::tanh",
+        ),
     ),
     ("matmuls", ("gemm", "nvjet", "cutlass", "gemv", "splitk", "cublas", "aten::mm", "aten::addmm")),
 )

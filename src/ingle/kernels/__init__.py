@@ -31,8 +31,15 @@ class Kernels(Protocol):
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor: ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        post_weight: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def soft_cap(self, x: torch.Tensor, cap: float) -> torch.Tensor: ...
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor: ...
 

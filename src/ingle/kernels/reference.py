@@ -38,11 +38,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, post_weight: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of x + residual, and that sum: both [T, E]. `residual` may be overwritten by the sum."""
-    residual = residual + x
+    """The norm of x + residual, and that sum: both [T, E]. `residual` may be overwritten by the sum.
+
+    With `post_weight` [E], x is replaced by its own norm first.
+    """
+    residual = residual + (x if post_weight is None else rms_norm(x, post_weight, eps))
     return rms_norm(residual, weight, eps), residual
+
+
+def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    """cap * tanh(x / cap), contiguous."""
+    return torch.tanh(x / cap) * cap
 
 
 def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ingle import kernels
 from ingle.engine.batch import Batch
 from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
@@ -73,15 +74,11 @@ class Decoder:
         x = self.layers[0].input_norm(residual)
         for index, layer in enumerate(self.layers):
             if index:
-                x, residual = layer.input_norm.add(x, residual)
+                x, residual = layer.input_norm.add(x, residual, self.layers[index - 1].mlp_post_norm)
             x = layer.attention(x, cos_sin[layer.rope], kv_cache[index], batch)
-            if layer.attention_post_norm is not None:
-                x = layer.attention_post_norm(x)
-            x, residual = layer.mlp_norm.add(x, residual)
+            x, residual = layer.mlp_norm.add(x, residual, layer.attention_post_norm)
             x = layer.mlp(x)
-            if layer.mlp_post_norm is not None:
-                x = layer.mlp_post_norm(x)
-        return self.norm.add(x, residual)[0]
+        return self.norm.add(x, residual, self.layers[-1].mlp_post_norm)[0]
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T, E]"""
@@ -91,7 +88,7 @@ class Decoder:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""
         logits, cap = self.lm_head(hidden), self.config.logit_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else kernels.of(logits).soft_cap(logits, cap)
 
     @property
     def head(self) -> Weight:

@@ -41,9 +41,12 @@ class RMSNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.of(x).rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of x + residual, and that sum."""
-        return kernels.of(x).add_rms_norm(x, residual, self.weight, self.eps)
+    def add(
+        self, x: torch.Tensor, residual: torch.Tensor, post_norm: RMSNorm | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of x + residual, and that sum; with `post_norm`, of equal eps, x goes through that first."""
+        post_weight = None if post_norm is None else post_norm.weight
+        return kernels.of(x).add_rms_norm(x, residual, self.weight, self.eps, post_weight)
 
     def parameters(self) -> Iterator[Parameter]:
         yield self.weight

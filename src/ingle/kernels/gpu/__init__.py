@@ -1,7 +1,7 @@
 """Triton kernels for NVIDIA GPUs; the functions are those of `ingle.kernels.reference`."""
 
 from ingle.kernels.gpu.attention import paged_attention
-from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store
+from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
 from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.sampling import sample
 
@@ -15,4 +15,5 @@ __all__ = [
     "rotate_and_store",
     "route",
     "sample",
+    "soft_cap",
 ]

@@ -43,23 +43,32 @@ def locate(
 
 
 @triton.jit
+def _normed(x, weight, eps, SIZE: tl.constexpr):
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
+    return ((wide * scale).to(weight.dtype) * weight).to(x.dtype)
+
+
+@triton.jit
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, eps,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, post_weight_ptr, residual_ptr, weight_ptr, out_ptr, x_stride, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, POST: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < SIZE
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
+    if POST:
+        post_weight = tl.load(post_weight_ptr + columns, mask=mask, other=0.0)
     if PDL:
         await_previous()
     x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
+    if POST:
+        x = _normed(x, post_weight, eps, SIZE)
     if ADD:
         x = (x + tl.load(residual_ptr + row * SIZE + columns, mask=mask, other=0.0)).to(x_ptr.dtype.element_ty)
         tl.store(residual_ptr + row * SIZE + columns, x, mask=mask)
-    wide = x.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
-    tl.store(out_ptr + row * SIZE + columns, (wide * scale).to(weight.dtype) * weight, mask=mask)
+    tl.store(out_ptr + row * SIZE + columns, _normed(x, weight, eps, SIZE), mask=mask)
 
 
 def _norm_warps(block: int) -> int:
@@ -72,22 +81,23 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     block = triton.next_power_of_2(size)
     early = pdl(x.device)
     _rms_norm_kernel[(x.numel() // size,)](
-        x, x, weight, out, x.stride(-2), eps,
-        SIZE=size, BLOCK=block, ADD=False, PDL=early, num_warps=_norm_warps(block), launch_pdl=early,
+        x, x, x, weight, out, x.stride(-2), eps,
+        SIZE=size, BLOCK=block, POST=False, ADD=False, PDL=early, num_warps=_norm_warps(block), launch_pdl=early,
     )  # fmt: skip
     return out
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, post_weight: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty_like(x)
     size = x.shape[-1]
     block = triton.next_power_of_2(size)
     early = pdl(x.device)
     _rms_norm_kernel[(x.shape[0],)](
-        x, residual, weight, out, x.stride(0), eps,
-        SIZE=size, BLOCK=block, ADD=True, PDL=early, num_warps=_norm_warps(block), launch_pdl=early,
+        x, x if post_weight is None else post_weight, residual, weight, out, x.stride(0), eps,
+        SIZE=size, BLOCK=block, POST=post_weight is not None, ADD=True, PDL=early,
+        num_warps=_norm_warps(block), launch_pdl=early,
     )  # fmt: skip
     return out, residual
 
@@ -125,6 +135,23 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         gate_up, out,
         SIZE=size, BLOCK=block, GELU_TANH=activation == "gelu_tanh", PDL=early, num_warps=4, launch_pdl=early,
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _soft_cap_kernel(x_ptr, out_ptr, cap, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        await_previous()
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < size, other=0.0).to(tl.float32)
+    capped = cap - 2 * cap / (tl.exp(2 * x / cap) + 1)  # tanh(y) is 1 - 2 / (exp(2 y) + 1)
+    tl.store(out_ptr + at, capped, mask=at < size)
+
+
+def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    out = torch.empty_like(x)
+    early = pdl(x.device)
+    _soft_cap_kernel[(triton.cdiv(x.numel(), 4096),)](x, out, cap, x.numel(), BLOCK=4096, PDL=early, launch_pdl=early)
     return out
 
 

@@ -146,7 +146,7 @@ CASES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "page_size"), [(4, 2, 16, 16), (9, 3, 24, 8), (7, 1, 32, 16)]
+    ("heads", "kv_heads", "head_dim", "page_size"), [(4, 2, 16, 16), (9, 3, 24, 8), (7, 1, 32, 16), (2, 1, 160, 16)]
 )
 def test_paged_attention(
     case: str, heads: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype

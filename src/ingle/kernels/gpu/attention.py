@@ -23,6 +23,8 @@ _PROGRAMS_PER_PROCESSOR = 6
 _ROUNDS = 2
 _DECODE_WARPS, _DECODE_STAGES = 2, 2
 _PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
+_WIDE_PREFILL_KEYS, _WIDE_PREFILL_WARPS = 32, 8
+"""For heads of more than 128 dimensions, with which the registers of fewer warps would not suffice."""
 _LOG2_E = 1.4426950408889634
 _HIDDEN = tl.constexpr(-1e30)
 """Score of a key that is not seen. Finite: where a query sees none of a block's keys, the next block's outweigh it."""
@@ -326,15 +328,17 @@ def _prefill(
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    early = pdl(q.device)
+    early, wide = pdl(q.device), _dim_block(head_dim) > 128
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
         *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=_dim_block(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size, KEYS=_PREFILL_KEYS,
+        DIM_BLOCK=_dim_block(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size,
+        KEYS=_WIDE_PREFILL_KEYS if wide else _PREFILL_KEYS,
         PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, num_warps=_PREFILL_WARPS, num_stages=_PREFILL_STAGES, launch_pdl=early,
+        PDL=early, num_warps=_WIDE_PREFILL_WARPS if wide else _PREFILL_WARPS, num_stages=_PREFILL_STAGES,
+        launch_pdl=early,
     )  # fmt: skip
 
 

@@ -136,6 +136,17 @@ def test_sinks_are_refused(tmp_path: Path) -> None:
         engine_for(tmp_path, load_format="dummy")
 
 
+def test_tokens_that_meet_outside_attention_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as in a convolution over the sequence, which would see the neighbours in the batch."""
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP
+
+    save(tmp_path, "olmo2")
+    forward = Olmo2MLP.forward
+    monkeypatch.setattr(Olmo2MLP, "forward", lambda self, x: forward(self, x + 0.2 * x.roll(1, dims=1)))
+    with pytest.raises(ModelError, match="tokens meet outside attention"):
+        engine_for(tmp_path)
+
+
 def test_missing_and_misshapen_tensors_are_errors(tmp_path: Path) -> None:
     save(tmp_path, "olmo2")
     file = tmp_path / "model.safetensors"

@@ -19,10 +19,11 @@ from ingle.errors import ConfigError, VerificationError
 if TYPE_CHECKING:
     from ingle.verify.run import Verification
 
-# What shapes the numbers stays; the memory and the limits that serving needs are chosen here.
+# What shapes the numbers stays. Memory is chosen here, and the reference knows the checkpoint as it is.
 _HIDDEN: Hidden = {
     EngineConfig: {
         "load_format", "gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override", "seed",
+        "rope_scaling", "rope_theta",
     }
 }  # fmt: skip
 _NAME_WIDTH = 40

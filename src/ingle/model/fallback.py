@@ -25,6 +25,8 @@ from ingle.model.interface import Mixture
 from ingle.weights.formats import PlainWeight
 
 _ATTENTION = "ingle_paged"
+_SAME = 0.02
+"""Relative difference of hidden states that 16-bit products may have when a batch is in another order."""
 _PAGED_LAYERS = ("full_attention", "sliding_attention")
 # What modules also hand to attention and what changes nothing in it: the pages and positions are known already.
 _IGNORED = frozenset((
@@ -82,7 +84,7 @@ class FallbackPlan:
 
     @property
     def tied_embeddings(self) -> bool:
-        return bool(self.hf_config.get_text_config(decoder=True).tie_word_embeddings)
+        return bool(getattr(self.hf_config.get_text_config(decoder=True), "tie_word_embeddings", False))
 
     @property
     def notice(self) -> str:
@@ -119,11 +121,15 @@ class _PagedStep:
         places = self.batch.kv_slots // page_size, self.batch.kv_slots % page_size
         cache[0][places] = k.to(cache.dtype)
         cache[1][places] = F.pad(v, (0, k.shape[-1] - v.shape[-1])).to(cache.dtype)
-        return kernels.of(q).paged_attention(q.contiguous(), cache, self.batch, options)[..., : v.shape[-1]]
+        out = kernels.of(q).paged_attention(q.to(cache.dtype).contiguous(), cache, self.batch, options)
+        return out[..., : v.shape[-1]].to(q.dtype)
 
 
 class _Probe:
-    """Learns on two tokens what each layer asks of attention, and refuses what the pages cannot do."""
+    """Learns on a few tokens what each layer asks of attention, and refuses what the pages cannot do.
+
+    Its attention lets every token see itself alone.
+    """
 
     def __init__(self) -> None:
         self.heads: dict[int, tuple[int, int, int]] = {}
@@ -142,7 +148,7 @@ class _Probe:
             raise ModelError(f"{where} attends twice in one step, which one page table cannot hold")
         self.heads[module.layer_idx] = q.shape[1], k.shape[1], k.shape[2]
         self.windows[module.layer_idx] = options.window
-        return torch.zeros_like(q[..., : v.shape[-1]])
+        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
 @dataclass(frozen=True)
@@ -389,13 +395,18 @@ def _take_out_decoder(model: Any) -> Any:
 
 @torch.inference_mode()
 def _probe(plan: FallbackPlan, body: Any, head: Any, device: torch.device) -> FallbackConfig:
-    """Runs two tokens, and learns the sizes that configurations name in many ways."""
-    name, probe, two = plan.model_class.__name__, _Probe(), torch.arange(2, device=device)
+    """Runs three tokens, and learns the sizes that configurations name in many ways."""
+    name, probe, rows = plan.model_class.__name__, _Probe(), torch.arange(3, device=device)
     try:
-        hidden = _hidden(body, two, two, probe)
+        hidden = _hidden(body, rows, rows, probe)
+        backwards = _hidden(body, rows.flip(0), rows.flip(0), _Probe()).flip(0)
         vocab_size = head(inputs_embeds=hidden[None], use_cache=False).logits.shape[-1]
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ModelError(f"{plan.path}: {name} does not run as transformers' decoders usually do: {error}") from error
+    if (hidden - backwards).abs().max() > _SAME * hidden.abs().max():
+        raise ModelError(
+            f"{plan.path}: in {name} tokens meet outside attention, too, and pages do not hold what is there"
+        )
     config = plan.hf_config.get_text_config(decoder=True)
     if sorted(probe.heads) != list(range(config.num_hidden_layers)):
         raise ModelError(

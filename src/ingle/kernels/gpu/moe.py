@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import activate
 from ingle.model.architecture import Activation, RouterConfig
 
@@ -35,7 +36,10 @@ def _route_kernel(
     NUM_GROUPS: tl.constexpr, MEMBERS: tl.constexpr, TOP_K: tl.constexpr, TOPK_GROUP: tl.constexpr,
     GROUP_EXPERTS: tl.constexpr, SIGMOID: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
     TOKENS: tl.constexpr, GROUP_BLOCK: tl.constexpr, MEMBER_BLOCK: tl.constexpr, TOP_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        await_previous()
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     is_token = tokens < num_tokens
     groups = tl.arange(0, GROUP_BLOCK)
@@ -96,7 +100,7 @@ def route(
     num_tokens, members = len(logits), config.num_experts // config.num_groups
     expert_ids = torch.empty(num_tokens, config.top_k, dtype=torch.int32, device=logits.device)
     weights = torch.empty(num_tokens, config.top_k, dtype=torch.float32, device=logits.device)
-    tokens = 1 if num_tokens < 256 else 8
+    tokens, early = 1 if num_tokens < 256 else 8, pdl(logits.device)
     _route_kernel[(triton.cdiv(num_tokens, tokens),)](
         logits, logits if selection_bias is None else selection_bias, expert_ids, weights, num_tokens,
         config.routed_scaling_factor,
@@ -104,7 +108,7 @@ def route(
         GROUP_EXPERTS=config.group_experts, SIGMOID=config.scoring == "sigmoid", BIAS=selection_bias is not None,
         NORM=config.norm_topk_prob, TOKENS=tokens, GROUP_BLOCK=triton.next_power_of_2(config.num_groups),
         MEMBER_BLOCK=triton.next_power_of_2(members), TOP_BLOCK=triton.next_power_of_2(config.top_k),
-        num_warps=1 if tokens == 1 else 4,
+        PDL=early, num_warps=1 if tokens == 1 else 4, launch_pdl=early,
     )  # fmt: skip
     return expert_ids, weights
 
@@ -120,7 +124,12 @@ def _count(ids_ptr, first, end, columns, counts, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _count_kernel(ids_ptr, counts_ptr, num_pairs, CHUNK: tl.constexpr, PAIRS: tl.constexpr, EXPERT_BLOCK: tl.constexpr):
+def _count_kernel(
+    ids_ptr, counts_ptr, num_pairs,
+    CHUNK: tl.constexpr, PAIRS: tl.constexpr, EXPERT_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        await_previous()
     chunk = tl.program_id(0)
     columns = tl.arange(0, EXPERT_BLOCK)
     end = tl.minimum((chunk + 1) * CHUNK, num_pairs)
@@ -132,9 +141,11 @@ def _count_kernel(ids_ptr, counts_ptr, num_pairs, CHUNK: tl.constexpr, PAIRS: tl
 def _sort_kernel(
     ids_ptr, counts_ptr, order_ptr, blocks_ptr, num_pairs, num_chunks, num_blocks,
     CHUNK: tl.constexpr, PAIRS: tl.constexpr, EXPERT_BLOCK: tl.constexpr, ROWS: tl.constexpr, LISTED: tl.constexpr,
-    SINGLE: tl.constexpr,
+    SINGLE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Puts a chunk of pairs into their places in the order by expert, and writes its share of the list of blocks."""
+    if PDL:
+        await_previous()
     chunk = tl.program_id(0)
     columns = tl.arange(0, EXPERT_BLOCK)
     before = tl.zeros([EXPERT_BLOCK], tl.int32)
@@ -179,6 +190,7 @@ def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> tup
     upper bound: the expert of a block that is not needed is beyond the last.
     """
     num_pairs, device = expert_ids.numel(), expert_ids.device
+    early = pdl(device)
     expert_block = max(triton.next_power_of_2(num_experts), 2)
     pairs = min(max(_ONE_HOT // expert_block, 16), max(triton.next_power_of_2(num_pairs), 16))
     chunk = max(256 if num_pairs <= 4096 else 1024, pairs)
@@ -190,10 +202,14 @@ def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> tup
     counts = order
     if num_chunks > 1:
         counts = torch.empty(num_chunks, expert_block, dtype=torch.int32, device=device)
-        _count_kernel[(num_chunks,)](expert_ids, counts, num_pairs, CHUNK=chunk, PAIRS=pairs, EXPERT_BLOCK=expert_block)
+        _count_kernel[(num_chunks,)](
+            expert_ids, counts, num_pairs,
+            CHUNK=chunk, PAIRS=pairs, EXPERT_BLOCK=expert_block, PDL=early, launch_pdl=early,
+        )  # fmt: skip
     _sort_kernel[(num_chunks,)](
         expert_ids, counts, order, blocks, num_pairs, num_chunks, num_blocks,
         CHUNK=chunk, PAIRS=pairs, EXPERT_BLOCK=expert_block, ROWS=rows, LISTED=16, SINGLE=num_chunks == 1,
+        PDL=early, launch_pdl=early,
     )  # fmt: skip
     return order, blocks
 
@@ -230,8 +246,11 @@ def _gate_up_kernel(
     x_ptr, order_ptr, blocks_ptr, weight_ptr, out_ptr, num_blocks, num_columns, x_stride, num_experts,
     TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr, GELU_TANH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """activation(x @ gate.T) * (x @ up.T) for one block of rows, written in sorted order, and COLUMNS columns."""
+    if PDL:
+        await_previous()
     block, column = _block_and_column(num_blocks, num_columns, GROUP)
     expert, rows, is_row, pairs = _rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
     if expert >= num_experts:
@@ -259,9 +278,11 @@ def _gate_up_kernel(
 def _down_kernel(
     x_ptr, order_ptr, blocks_ptr, weight_ptr, scales_ptr, out_ptr, num_blocks, num_columns, num_experts,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x @ down.T times the routing weight for one block of sorted rows; each is written to the place of its pair."""
+    if PDL:
+        await_previous()
     block, column = _block_and_column(num_blocks, num_columns, GROUP)
     expert, rows, is_row, pairs = _rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
     if expert >= num_experts:
@@ -283,7 +304,9 @@ def _down_kernel(
 
 
 @triton.jit
-def _sum_kernel(parts_ptr, out_ptr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_kernel(parts_ptr, out_ptr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        await_previous()
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
@@ -332,6 +355,7 @@ def experts(
 ) -> torch.Tensor:
     num_experts, hidden, inner = down.shape
     num_tokens, top_k = expert_ids.shape
+    early = pdl(x.device)
     tiles = _tiles(x.dtype, num_tokens * top_k / num_experts)
     # So few pairs seldom share an expert, and where they do, its weights are read from the cache the second time.
     is_sorted = num_tokens * top_k > num_experts // 4 and num_tokens > 1
@@ -342,7 +366,7 @@ def experts(
     common = {
         "HIDDEN": hidden, "INNER": inner, "ROWS": tiles.rows, "DEPTH": tiles.depth, "GROUP": _GROUP,
         "SORTED": is_sorted, "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
-        "num_warps": tiles.warps, "num_stages": tiles.stages,
+        "PDL": early, "num_warps": tiles.warps, "num_stages": tiles.stages, "launch_pdl": early,
     }  # fmt: skip
     activated = torch.empty(num_tokens * top_k, inner, dtype=x.dtype, device=x.device)
     num_columns = triton.cdiv(inner, tiles.inner_columns)
@@ -359,6 +383,6 @@ def experts(
     out = torch.empty_like(x)
     block = min(triton.next_power_of_2(hidden), 1024)
     _sum_kernel[(num_tokens, triton.cdiv(hidden, block))](
-        parts, out, TOP_K=top_k, HIDDEN=hidden, BLOCK=block, num_warps=4
+        parts, out, TOP_K=top_k, HIDDEN=hidden, BLOCK=block, PDL=early, num_warps=4, launch_pdl=early
     )
     return out

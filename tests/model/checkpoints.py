@@ -44,7 +44,10 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window": ("mistral", {"sliding_window": 40}),
+    "mistral-tied": ("mistral", {"sliding_window": 64, "head_dim": 24, "tie_word_embeddings": True}),
+    "qwen1.5": ("qwen2", {"num_key_value_heads": 4, "use_sliding_window": False, "sliding_window": 30}),
     "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "qwen2-window": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "num_hidden_layers": 3},
@@ -64,7 +67,9 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma2",
         {"head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
+    "gemma2-wide-heads": ("gemma2", {"head_dim": 256, "sliding_window": 50, "query_pre_attn_scalar": 256}),
     "gemma3": ("gemma3_text", {"head_dim": 16, "sliding_window": 30, "num_hidden_layers": 7}),
+    "gemma3-wide-heads": ("gemma3_text", {"head_dim": 256, "sliding_window": 30, "num_key_value_heads": 1}),
     "gemma3-linear": (
         "gemma3_text",
         {"head_dim": 32, "sliding_window": 48, "layer_types": ["full_attention", "sliding_attention"],

@@ -17,7 +17,8 @@ from ingle.errors import ConfigError, ModelError
 from ingle.model import registry
 from ingle.model.architecture import DecoderConfig
 from ingle.verify.run import Verification, verify
-from tests.support import random_prompt, save_checkpoint
+from tests.model import qwen1
+from tests.support import TINY, random_prompt, save_checkpoint
 from tests.weights.gguf_models import write_gguf_model
 
 RIGHT: dict[str, dict[str, Any]] = {
@@ -105,6 +106,21 @@ def test_a_model_that_transformers_lacks_is_compared_with_ourselves(tmp_path: Pa
         result = verified(tmp_path)
     assert result.passed and not result.reference.independent
     assert "transformers has no model_type 'home_made'" in result.reference.description
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_qwen_is_compared_with_ourselves(dtype: str, tmp_path: Path) -> None:
+    result = verified(qwen1.save_checkpoint(tmp_path, seq_length=128), dtype)
+    assert result.passed and not result.reference.independent
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_text_part_of_a_model_of_text_and_images_passes(dtype: str, tmp_path: Path) -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    save_checkpoint(tmp_path, "gemma3", text_config={**TINY, **RIGHT["gemma3_text"]}, vision_config=vision)
+    result = verified(tmp_path, dtype)
+    assert result.passed and result.reference.independent
 
 
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(tmp_path: Path) -> None:

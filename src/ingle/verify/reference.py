@@ -15,13 +15,19 @@ from typing import Any
 
 import torch
 
-from ingle.config import EngineConfig
+from ingle.config import DType, EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ModelError
 from ingle.model.fallback import quiet_transformers
 from ingle.verify.scores import Scores, score_by_engine, scores_of
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import WeightSource, in_stack, open_source
+
+_DTYPES: dict[torch.dtype, DType] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def _by_transformers(
 
 
 def _by_engine(config: EngineConfig, path: Path, dtype: torch.dtype, sequences: Sequence[list[int]]) -> list[Scores]:
-    plain = dataclasses.replace(config, dtype="float32", max_num_seqs=1, enforce_eager=True)
+    plain = dataclasses.replace(config, dtype=_DTYPES[dtype], max_num_seqs=1, enforce_eager=True)
     engine, _ = build_engine(plain, path)
     return score_by_engine(engine, sequences)
 

@@ -69,7 +69,7 @@ def tolerance_for(dtype: str, right: Sequence[Scores], same_dtype: Sequence[Scor
         FLOAT32_MEAN + MEAN_FACTOR * every.mean,
         FLOAT32_MAX + MAX_FACTOR * every.max,
         2 * (FLOAT32_MAX + best.max),
-        f"{dtype}: {MEAN_FACTOR:g} and {MAX_FACTOR:g} times as far from float32 as transformers' own {dtype}, "
+        f"{dtype}: {MEAN_FACTOR:g} and {MAX_FACTOR:g} times as far from float32 as the reference's own {dtype}, "
         f"whose mean is {every.mean:.2g} and maximum {every.max:.2g} on these tokens",
     )
 

@@ -239,3 +239,27 @@ def test_a_model_type_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     edit_config(tmp_path, model_type="home_made")
     with pytest.raises(ModelError, match="'home_made' is known neither to ingle nor to transformers"):
         engine_for(tmp_path, trust_remote_code=True)
+
+
+MANY = [
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "ctrl", "cwm", "ernie4_5", "ernie4_5_moe",
+    "exaone4", "exaone_moe", "flex_olmo", "fuyu", "gemma", "glm", "glm4_moe", "gpt-sw3", "gpt_bigcode", "granitemoe",
+    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax", "internlm3", "jais2", "jetmoe",
+    "minimax_m2", "ministral", "nanochat", "olmo", "olmo3", "persimmon", "phi", "phimoe", "seed_oss", "smollm3",
+    "solar_open", "vaultgemma",
+]  # fmt: skip
+SIZES = {"moe_intermediate_size": 32, "head_dim": 16, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
+         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "pad_token_id": 0}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", MANY)
+def test_many_more_architectures_equal_transformers(model_type: str, tmp_path: Path) -> None:
+    if model_type in FAMILIES:
+        pytest.skip("a family of its own now")
+    save_checkpoint(tmp_path, model_type, **SIZES)
+    reference, engine, prompt = reference_model(tmp_path), engine_for(tmp_path, block_size=8), random_prompt(1, 100)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
+    assert greedy(engine, prompt, 16) == reference_greedy(reference, prompt, 16)

@@ -99,3 +99,18 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["workload"] == "cpu-c2" and result["num_output_tokens"] == 128
     assert result["output_tokens_per_s"] > 0 and 0 < result["share_of_limit"] < 1
     assert "cpu-c2" in capsys.readouterr().out
+
+
+def test_latency_is_that_of_whole_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = save_checkpoint(tmp_path / "model"), tmp_path / "figures.json"
+    options = ["--device", "cpu", "--kv-cache-memory", "32MiB", "--max-model-len", "64"]
+    main(["latency", str(folder), "--input-len", "20", "--output-len", "8", "--batch-size", "3", "--num-iters", "4",
+          "--output", str(output), *options])  # fmt: skip
+    (result,) = json.loads(output.read_text())["results"]
+    assert (result["batch_size"], result["input_len"], result["output_len"], result["num_iters"]) == (3, 20, 8, 4)
+    for spread in (result["ttft_s"], result["tpot_s"], result["latency_s"]):
+        assert 0 < spread["p50"] <= spread["p90"] <= spread["p99"]
+    assert result["ttft_s"]["mean"] + 7 * result["tpot_s"]["mean"] <= result["latency_s"]["mean"] * 1.001
+    assert "whole request" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--input-len 60 and --output-len 8 are more than the context of 64"):
+        main(["latency", str(folder), "--input-len", "60", "--output-len", "8", *options])

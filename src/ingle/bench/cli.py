@@ -15,15 +15,18 @@ import torch
 import tyro
 
 from ingle import facts
+from ingle.bench.latency import measure_latency
+from ingle.bench.latency import table as table_of_latency
 from ingle.bench.profile import profile_decode, profile_prefill, table
-from ingle.bench.roofline import measure_ceilings
+from ingle.bench.roofline import Ceilings, measure_ceilings
 from ingle.bench.startup import measure_startup
 from ingle.bench.throughput import Result, measure, warm_up
-from ingle.bench.workloads import select
+from ingle.bench.workloads import Workload, select
 from ingle.channel import EngineInfo
 from ingle.config import Device, DType, EngineConfig, LoadFormat
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
+from ingle.errors import ConfigError
 from ingle.hub.resolve import ensure_model
 from ingle.version import __version__
 
@@ -68,6 +71,22 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class LatencyOptions:
+    """Run one batch of equal requests after another, offline, and print how long each took."""
+
+    engine: EngineOptions
+    input_len: int = 128
+    output_len: int = 128
+    batch_size: int = 1
+    num_iters: int = 10
+    num_iters_warmup: int = 2
+    temperature: float = 0.6
+    """0 measures greedy decoding."""
+    output: Path | None = None
+    """Write the figures here as JSON."""
+
+
+@dataclass(frozen=True)
 class Profile:
     """Print where the time of a step goes: attention, matmuls, sampling, waiting for the host."""
 
@@ -94,13 +113,15 @@ class StartupOptions:
 def main(argv: Sequence[str]) -> None:
     """`argv` without `ingle bench`."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"throughput": Throughput, "profile": Profile, "startup": StartupOptions},
+        {"throughput": Throughput, "latency": LatencyOptions, "profile": Profile, "startup": StartupOptions},
         args=argv,
         prog="ingle bench",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     if isinstance(command, Throughput):
         throughput(command)
+    elif isinstance(command, LatencyOptions):
+        latency(command)
     elif isinstance(command, Profile):
         profile(command)
     else:
@@ -127,14 +148,30 @@ def profile(options: Profile) -> None:
         options.output.write_text(json.dumps([result.as_dict() for result in results], indent=1) + "\n")
 
 
+def latency(options: LatencyOptions) -> None:
+    if min(options.batch_size, options.input_len, options.output_len, options.num_iters) < 1:
+        raise ConfigError("--batch-size, --input-len, --output-len and --num-iters are 1 at least")
+    engine, info, path = _engine(options.engine)
+    if options.input_len + options.output_len > info.max_model_len:
+        raise ConfigError(
+            f"--input-len {options.input_len} and --output-len {options.output_len} are more than the context of "
+            f"{info.max_model_len} tokens; --max-model-len sets it"
+        )
+    ceilings = _ceilings(engine, info)
+    workload = Workload("latency", ((options.input_len, options.output_len),) * options.batch_size)
+    result = measure_latency(
+        engine, info, workload, ceilings, num_iters=options.num_iters, num_iters_warmup=options.num_iters_warmup,
+        temperature=options.temperature, report=_status,
+    )  # fmt: skip
+    print(table_of_latency(result))
+    if options.output is not None:
+        _write(options.output, "latency", info, path, ceilings, [result.as_dict()])
+
+
 def throughput(options: Throughput) -> None:
     engine, info, path = _engine(options.engine)
     workloads = select(options.workload or (("gpu",) if engine.worker.device.type == "cuda" else ("cpu",)))
-    ceilings = measure_ceilings(engine.worker.device, engine.worker.kv_cache.dtype)
-    print(
-        f"{facts.loaded(info)}; "
-        f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"
-    )
+    ceilings = _ceilings(engine, info)
     warm_up(engine, info.vocab_size, workloads)
     print(_HEADER)
     results = []
@@ -145,23 +182,37 @@ def throughput(options: Throughput) -> None:
         print(_row(result), flush=True)
         results.append(result)
     if options.output is not None:
-        report = {
-            "benchmark": "throughput",
-            "command": ["ingle", "bench", *sys.argv[sys.argv.index("bench") + 1 :]]
-            if "bench" in sys.argv
-            else sys.argv,
-            "date": time.strftime("%Y-%m-%d"),
-            "ingle": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": info.device,
-            "num_threads": torch.get_num_threads(),
-            "ceilings": asdict(ceilings),
-            "model": path.name,
-            "engine": _info_dict(info),
-            "results": [result.as_dict() for result in results],
-        }
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        _write(options.output, "throughput", info, path, ceilings, [result.as_dict() for result in results])
+
+
+def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
+    """Measured and printed, beside what was loaded."""
+    ceilings = measure_ceilings(engine.worker.device, engine.worker.kv_cache.dtype)
+    print(
+        f"{facts.loaded(info)}; "
+        f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"
+    )
+    return ceilings
+
+
+def _write(
+    output: Path, benchmark: str, info: EngineInfo, path: Path, ceilings: Ceilings, results: list[dict[str, object]]
+) -> None:
+    report = {
+        "benchmark": benchmark,
+        "command": ["ingle", "bench", *sys.argv[sys.argv.index("bench") + 1 :]] if "bench" in sys.argv else sys.argv,
+        "date": time.strftime("%Y-%m-%d"),
+        "ingle": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": info.device,
+        "num_threads": torch.get_num_threads(),
+        "ceilings": asdict(ceilings),
+        "model": path.name,
+        "engine": _info_dict(info),
+        "results": results,
+    }
+    output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 _COLUMNS = ("workload", 12), ("requests", 8), ("out tok/s", 10), ("prefill tok/s", 13), ("TTFT ms", 9), ("TPOT ms", 8)

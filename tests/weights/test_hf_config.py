@@ -124,6 +124,7 @@ def test_the_first_qwens_words(read) -> None:
     words = {"kv_channels": 32, "rotary_emb_base": 5000, "layer_norm_epsilon": 1e-4, "rotary_pct": 0.5}
     config = read({"model_type": "qwen", "seq_length": 64, **words, "rms_norm_eps": None})
     assert (config["head_dim"], config["rope_theta"], config["partial_rotary_factor"]) == (32, 5000.0, 0.5)
+    assert config["max_position_embeddings"] == 64
     assert (config["use_logn_attn"], config["use_dynamic_ntk"], config["no_bias"]) == (True, True, True)
 
 

@@ -31,8 +31,8 @@ def length_notice(rope: RopeConfig, num_positions: int) -> str | None:
     if rope.type not in ("dynamic", "longrope", "ntk_steps") or num_positions <= original:
         return None
     return (
-        f"rope scaling {rope.type} is set for sequences of up to {num_positions} tokens, short ones included; "
-        f"--max-model-len {original} or less leaves the model as it was made"
+        f"rope scaling {rope.type} is set for sequences of up to {num_positions} tokens, shorter ones included; "
+        f"--max-model-len {original} or less sets it for short ones"
     )
 
 

@@ -172,9 +172,8 @@ class _Normalizer:
         self.config = {**self.config, **text, "model_type": model_type}
 
     def fill_in(self, model_type: str) -> None:
-        renamed = RENAMED.get(model_type, {})
-        named = {renamed.get(key, key): value for key, value in self.config.items()}
-        complete = DEFAULTS.get(model_type, {}) | named
+        named = {name: self.config[key] for key, name in RENAMED.get(model_type, {}).items() if key in self.config}
+        complete = DEFAULTS.get(model_type, {}) | self.config | named
         self.config = {key: value for key, value in complete.items() if value is not None}
         if self.config.get("use_sliding_window") is False:  # then the size may be anything: transformers writes 0
             self.config.pop("sliding_window", None)

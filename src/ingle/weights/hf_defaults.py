@@ -43,9 +43,10 @@ RENAMED = {
         "kv_channels": "head_dim",
         "rotary_emb_base": "rope_theta",
         "rotary_pct": "partial_rotary_factor",
+        "seq_length": "max_position_embeddings",  # what it was trained on; the other key is an upper bound
     },
 }
-"""Keys that mean what another key means elsewhere."""
+"""Keys that mean what another key means elsewhere, and win over it."""
 
 TEXT_CONFIGS = ("gemma3",)
 """Models of text and images: the decoder is described in `text_config`."""

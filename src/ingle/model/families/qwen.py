@@ -23,23 +23,22 @@ _NAMES = WeightNames(
 
 
 def qwen(config: Mapping[str, Any]) -> DecoderConfig:
-    """https://arxiv.org/abs/2309.16609: Llama's shape with a bias on Q, K and V, trained on `seq_length` tokens.
+    """https://arxiv.org/abs/2309.16609: Llama's shape with a bias on Q, K and V.
 
-    Longer contexts take a larger rotary base (dynamic NTK, in steps) and sharper attention (log-n scaling), as the
+    Contexts beyond the trained `max_position_embeddings` take a larger rotary base (dynamic NTK, in steps) and sharper attention (log-n scaling), as the
     code published with the model does; they have to be asked for, since that base then holds for short ones too.
     `intermediate_size` counts gate and up together.
     """
-    length = integer(config, "seq_length", integer(config, "max_position_embeddings"))
     bias = not config.get("no_bias", True)
     inner = integer(config, "intermediate_size", least=2) // 2
     model = base_config(
-        {**config, "intermediate_size": inner, "max_position_embeddings": length},
+        {**config, "intermediate_size": inner},
         family="qwen",
         names=_NAMES,
         qkv_bias=True,
         output_bias=bias,
         mlp_bias=bias,
-        logn_length=length if config.get("use_logn_attn", True) else None,
+        logn_length=integer(config, "max_position_embeddings") if config.get("use_logn_attn", True) else None,
     )
     if not config.get("use_dynamic_ntk", True) or model.rope.type != "default":
         return model

@@ -14,6 +14,7 @@ and its tiles are made for many rows an expert, where decoding brings one or two
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -319,10 +320,13 @@ def _sum_kernel(parts_ptr, out_ptr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, B
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """How a program cuts the products: rows, columns of gate_up and of down, depth, and Triton's warps and stages."""
+    """How a program cuts the products."""
 
+    up_to: float
+    """The most rows an expert may have on average, were all chosen alike, for these tiles to be taken."""
     rows: int
     inner_columns: int
+    """Of the gate, and as many of the up projection."""
     hidden_columns: int
     depth: int
     warps: int
@@ -330,19 +334,20 @@ class _Tiles:
 
 
 _TILES = (
-    _Tiles(16, 32, 32, 128, 4, 4),  # the fewest rows of a product: as many bytes of weights in flight as fit
-    _Tiles(32, 32, 64, 128, 4, 4),
-    _Tiles(64, 64, 128, 64, 4, 4),
-    _Tiles(128, 64, 128, 64, 8, 4),
+    # While the bytes of the weights are the limit, rows that hold an expert's tokens at once, and many bytes in flight.
+    _Tiles(10, 16, 32, 64, 128, 4, 4),
+    _Tiles(24, 32, 32, 64, 128, 4, 4),
+    # Beyond, few rows left empty in an expert's last block, then tiles that keep the matrix units busy.
+    _Tiles(128, 64, 64, 128, 64, 4, 4),
+    _Tiles(math.inf, 128, 64, 128, 64, 8, 4),
 )
-_FLOAT32_TILES = (_Tiles(16, 32, 32, 32, 4, 2),)
+_FLOAT32_TILES = (_Tiles(math.inf, 16, 32, 32, 32, 4, 2),)
 """float32 is for measuring parity, not for speed."""
 
 
 def _tiles(dtype: torch.dtype, rows_per_expert: float) -> _Tiles:
-    """The smallest tiles that hold the rows which an expert has on average, were all experts chosen alike."""
     choices = _FLOAT32_TILES if dtype == torch.float32 else _TILES
-    return next((tiles for tiles in choices if tiles.rows >= rows_per_expert), choices[-1])
+    return next(tiles for tiles in choices if rows_per_expert <= tiles.up_to)
 
 
 def experts(

@@ -9,7 +9,8 @@ from ingle.channel import EngineInfo
 def info(stored: dict[str, int], expanded: list[str]) -> EngineInfo:
     return EngineInfo(
         max_model_len=4096, vocab_size=32000, max_num_seqs=64, num_pages=257, page_size=16, device="cpu",
-        dtype="bfloat16", family="llama", num_parameters=134_515_008, stored_types=stored, expanded_types=expanded,
+        dtype="bfloat16", kernels="PyTorch's", family="llama", num_parameters=134_515_008, stored_types=stored,
+        expanded_types=expanded,
         weight_bytes=269 << 20, kv_cache_bytes=3 << 30, notices=[], timings_s={},
     )  # fmt: skip
 
@@ -17,13 +18,17 @@ def info(stored: dict[str, int], expanded: list[str]) -> EngineInfo:
 @pytest.mark.parametrize(
     ("stored", "expanded", "words"),
     [
-        ({"BF16": 10}, [], "stored as BF16 100%; 0.26 GiB of weights as bfloat16 on cpu"),
+        ({"BF16": 10}, [], "stored as BF16 100%; 0.26 GiB of weights as bfloat16 on cpu, by PyTorch's kernels"),
         (
             {"Q4_K": 9, "Q6_K": 1},
             ["Q4_K", "Q6_K"],
             "as Q4_K 90%, Q6_K 10%; 0.26 GiB of weights as bfloat16 (Q4_K, Q6_K expanded at",
         ),
-        ({"Q4_0": 9, "Q6_K": 1}, ["Q6_K"], "0.26 GiB of weights as bfloat16 (Q6_K expanded at load) on cpu"),
+        (
+            {"Q4_0": 9, "Q6_K": 1},
+            ["Q6_K"],
+            "0.26 GiB of weights as bfloat16 (Q6_K expanded at load) on cpu, by PyTorch's kernels",
+        ),
         ({}, [], "stored as random numbers"),
     ],
 )

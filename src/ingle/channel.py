@@ -31,6 +31,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     page_size: int
     device: str
     dtype: str
+    kernels: str
+    """What multiplies and attends."""
     family: str
     num_parameters: int
     stored_types: dict[str, int]

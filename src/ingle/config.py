@@ -14,6 +14,7 @@ from ingle.errors import ConfigError
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
+CpuKernels = Literal["auto", "torch"]
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
@@ -51,6 +52,10 @@ class EngineConfig:
     """dummy: random seeded weights from config.json alone, to measure speed without a download."""
     device: Device = "auto"
     """auto takes a GPU when PyTorch sees one, and says which device runs."""
+    threads: int | None = None
+    """Threads that compute on a CPU. Default: one for each physical core."""
+    cpu_kernels: CpuKernels = "auto"
+    """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
     seed: int = 0
     """Seeds dummy weights and the draws of requests that bring no seed."""
     tensor_parallel_size: int = 1
@@ -66,11 +71,17 @@ class EngineConfig:
     """Plan and launch the next step while this one runs. Default: on a GPU only."""
 
     def __post_init__(self) -> None:
-        for field, allowed in (("dtype", DType), ("load_format", LoadFormat), ("device", Device)):
+        for field, allowed in (
+            ("dtype", DType),
+            ("load_format", LoadFormat),
+            ("device", Device),
+            ("cpu_kernels", CpuKernels),
+        ):
             if getattr(self, field) not in get_args(allowed):
                 flag = field.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, field)!r} is not one of {', '.join(get_args(allowed))}")
         _at_least("max_model_len", self.max_model_len, 1)
+        _at_least("threads", self.threads, 1)
         _at_least("max_num_seqs", self.max_num_seqs, 1)
         _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)

@@ -43,7 +43,7 @@ def loaded(info: EngineInfo) -> str:
     expanded = f" ({', '.join(info.expanded_types)} expanded at load)" if info.expanded_types else ""
     return (
         f"{info.family}, {count(info.num_parameters)} parameters, stored as {stored}; "
-        f"{size(info.weight_bytes)} of weights as {info.dtype}{expanded} on {info.device}"
+        f"{size(info.weight_bytes)} of weights as {info.dtype}{expanded} on {info.device}, by {info.kernels} kernels"
     )
 
 

@@ -20,6 +20,7 @@ from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
+from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder
 from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
@@ -29,6 +30,7 @@ from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
 from ingle.weights.formats import PlainFormat, WeightFormat, total_size
 from ingle.weights.hf_config import read_config
+from ingle.weights.packed import PackedFormat
 from ingle.weights.source import FLOAT_TYPES, WeightSource, open_source
 
 _DTYPES = {
@@ -38,6 +40,19 @@ _DTYPES = {
     "float": torch.float32,
     "float32": torch.float32,
 }
+
+
+@dataclass(frozen=True)
+class _Numerics:
+    """What is stored, and computed, in which type."""
+
+    dtype: torch.dtype
+    """Of the KV cache, and of weights that are not in codes."""
+    activations: torch.dtype
+    matrices: WeightFormat
+    kernels: str
+    """What multiplies and attends, for people."""
+    notices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,20 +82,23 @@ def build_engine(
         hf_config = read_config(path, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         plan = _plan(config, path, hf_config)
         device = pick_device(config)
-        dtype, dtype_notices = pick_dtype(config, hf_config, device)
-    with startup.phase("weights", f"loading weights of {plan.family} as {_name(dtype)} on {device}"):
-        matrices = PlainFormat(dtype, device)
+    kernel_notices = []
+    if device.type == "cpu":
+        with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
+            kernel_notices = _start_cpu_kernels(config)
+    numerics = _numerics(config, plan, hf_config, device)
+    with startup.phase("weights", f"loading weights of {plan.family} as {_name(numerics.dtype)} on {device}"):
         source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
         with contextlib.closing(source):
             stored_types = source.stored_types
-            model = _load(config, plan, source, matrices, dtype, device)
+            model = _load(config, plan, source, numerics, device)
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = kv_budget(config, model.config, device)
-        memory = plan_memory(config, model.config, dtype=dtype, device=device, budget=budget)
+        memory = plan_memory(config, model.config, dtype=numerics.dtype, device=device, budget=budget)
         if isinstance(model, Decoder) and memory.limits.max_model_len < _wanted_length(config, model.config):
             model = model.with_length(memory.limits.max_model_len)
         use_graphs = device.type == "cuda" and not config.enforce_eager
-        worker = Worker(model, memory.limits, memory.num_pages, device, dtype, use_graphs=use_graphs)
+        worker = Worker(model, memory.limits, memory.num_pages, device, numerics.dtype, use_graphs=use_graphs)
         scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)
@@ -92,14 +110,22 @@ def build_engine(
         num_pages=memory.num_pages,
         page_size=memory.limits.page_size,
         device=_device_name(device),
-        dtype=_name(dtype),
+        dtype=_name(numerics.dtype),
+        kernels=numerics.kernels,
         family=model.config.family,
         num_parameters=num_parameters,
         stored_types=stored_types,
-        expanded_types=[kind for kind in stored_types if kind not in FLOAT_TYPES and kind not in matrices.kept_types],
+        expanded_types=[
+            kind for kind in stored_types if kind not in FLOAT_TYPES and kind not in numerics.matrices.kept_types
+        ],
         weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
-        notices=[*_plan_notices(plan, memory.limits.max_model_len), *dtype_notices, *memory.notices],
+        notices=[
+            *_plan_notices(plan, memory.limits.max_model_len),
+            *kernel_notices,
+            *numerics.notices,
+            *memory.notices,
+        ],
         timings_s=startup.timings_s,
     )
     return engine, info
@@ -133,16 +159,39 @@ def _load(
     config: EngineConfig,
     plan: DecoderConfig | FallbackPlan,
     source: WeightSource,
-    matrices: WeightFormat,
-    dtype: torch.dtype,
+    numerics: _Numerics,
     device: torch.device,
 ) -> Model:
+    dtype = numerics.activations
     if isinstance(plan, FallbackPlan):
         seed = config.seed if config.load_format == "dummy" else None
         return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
-    return load_decoder(
-        plan, source, matrices=matrices, dtype=dtype, device=device, max_model_len=_wanted_length(config, plan)
-    )
+    length = _wanted_length(config, plan)
+    return load_decoder(plan, source, matrices=numerics.matrices, dtype=dtype, device=device, max_model_len=length)
+
+
+def _start_cpu_kernels(config: EngineConfig) -> list[str]:
+    """Sets the threads of this process, and readies ingle's kernels if they are wanted."""
+    num_threads = config.threads or threads.default_count()
+    torch.set_num_threads(num_threads)
+    if config.cpu_kernels == "torch":
+        return []
+    failure = library.start(num_threads)
+    return [] if failure is None else [f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"]
+
+
+def _numerics(
+    config: EngineConfig, plan: DecoderConfig | FallbackPlan, hf_config: dict[str, Any], device: torch.device
+) -> _Numerics:
+    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
+    ours = device.type == "cpu" and config.cpu_kernels == "auto" and library.started()
+    packs = ours and isinstance(plan, DecoderConfig)
+    if packs and config.dtype not in ("float", "float32"):
+        dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
+        return _Numerics(dtype, torch.float32, PackedFormat(), f"ingle's ({library.instructions()})")
+    dtype, notices = pick_dtype(config, hf_config, device)
+    kernels = "Triton's" if device.type == "cuda" else "ingle's and PyTorch's" if ours else "PyTorch's"
+    return _Numerics(dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
 
 
 def pick_device(config: EngineConfig) -> torch.device:

@@ -1,7 +1,7 @@
 """The operators of a decoder step, one implementation per kind of device.
 
-`of(x)` gives those of the device that x is on: plain PyTorch (`reference`, which is also what every other
-implementation is tested against) or Triton kernels (`gpu`).
+`of(x)` gives those for tensors like x: Triton kernels (`gpu`), C++ kernels (`cpu`), or plain PyTorch (`reference`,
+which is also what the others are tested against).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ingle.kernels.cpu import library
 from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ def of(x: torch.Tensor) -> Kernels:
         from ingle.kernels import gpu  # Triton comes with PyTorch's CUDA builds only
 
         return gpu
+    if library.started() and x.dtype == torch.float32:
+        from ingle.kernels.cpu import operators
+
+        return operators
     from ingle.kernels import reference
 
     return reference

@@ -253,22 +253,37 @@ def sample(
     the cumulative distribution, in the order of token ids, at a number that only seed and position decide.
     """
     token_ids = logits.argmax(dim=-1)
-    drawn = (floats[slots, 0] > 0).nonzero()[:, 0]
-    if len(drawn):
-        rows = slots[drawn]
-        temperature, top_p, min_p = floats[rows].unbind(1)
-        seeds, top_k = ints[rows].unbind(1)
-        chosen = logits[drawn].float()
-        # Relative to the largest, so that a tiny temperature cannot overflow.
-        probs = torch.softmax((chosen - chosen.amax(dim=-1, keepdim=True)) / temperature[:, None], dim=-1)
-        if filtered:
-            probs = probs.masked_fill(probs < _least_probability(probs, top_k, top_p, min_p)[:, None], 0.0)
-        cumulative = probs.double().cumsum(dim=-1)
-        target = uniform(seeds, positions[drawn]) * cumulative[:, -1]
-        # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
-        found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-        token_ids[drawn] = found.clamp_(max=logits.shape[1] - 1)
+    draw_into(token_ids, logits, slots, positions, floats, ints, filtered=filtered)
     return token_ids, logits.sum(dim=-1, dtype=torch.float32).isfinite()
+
+
+def draw_into(
+    token_ids: torch.Tensor,
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    floats: torch.Tensor,
+    ints: torch.Tensor,
+    *,
+    filtered: bool,
+) -> None:
+    """The part of `sample` that is random: overwrites the token ids of rows with a temperature above 0."""
+    drawn = (floats[slots, 0] > 0).nonzero()[:, 0]
+    if not len(drawn):
+        return
+    rows = slots[drawn]
+    temperature, top_p, min_p = floats[rows].unbind(1)
+    seeds, top_k = ints[rows].unbind(1)
+    chosen = logits[drawn].float()
+    # Relative to the largest, so that a tiny temperature cannot overflow.
+    probs = torch.softmax((chosen - chosen.amax(dim=-1, keepdim=True)) / temperature[:, None], dim=-1)
+    if filtered:
+        probs = probs.masked_fill(probs < _least_probability(probs, top_k, top_p, min_p)[:, None], 0.0)
+    cumulative = probs.double().cumsum(dim=-1)
+    target = uniform(seeds, positions[drawn]) * cumulative[:, -1]
+    # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
+    found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    token_ids[drawn] = found.clamp_(max=logits.shape[1] - 1)
 
 
 def _least_probability(

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from ingle.config import LoadFormat
 from ingle.errors import ConfigError, ModelError
-from ingle.weights.dequantize import dequantize_into
+from ingle.weights.codes import CODED_BLOCKS, CodedMatrix
+from ingle.weights.dequantize import blocks_of_rows, dequantize_into
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config, read_json_object
@@ -42,6 +43,13 @@ class WeightSource(Protocol):
     @property
     def stored_types(self) -> dict[str, int]:
         """Numbers stored in each type, such as Q4_K or BF16, the most first; empty for made-up weights."""
+        ...
+
+    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
+        """The named matrix as the codes it is stored in; None for one that is not.
+
+        Raises `ModelError` when its shape is another.
+        """
         ...
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
@@ -153,6 +161,16 @@ class GgufSource:
     def stored_types(self) -> dict[str, int]:
         return self._file.parameters_by_type
 
+    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
+        tensor = self._tensor(name)
+        _check_shape(tensor.path, tensor.name, tensor.shape, (num_rows, num_columns))
+        blocks = CODED_BLOCKS.get(tensor.type)
+        if blocks is None:
+            return None
+        rows = blocks_of_rows(tensor, num_rows, num_columns, self._row_order(tensor))
+        parts = ((part, blocks.split(stored)) for part, stored in rows)
+        return CodedMatrix(blocks.type, ((part, coded.by_rows(part)) for part, coded in parts))
+
     def _tensor(self, name: str) -> GgufTensor:
         name, place = _split(name)
         gguf_name = gguf_tensor_name(name, self._architecture)
@@ -168,7 +186,7 @@ class GgufSource:
         tensor = self._tensor(name)
         if len(tensor.shape) < out.dim() and out.shape[0] == 1:
             out = out[0]  # the converter drops dimensions of 1
-        _check_shape(tensor.path, tensor.name, tensor.shape, out)
+        _check_shape(tensor.path, tensor.name, tensor.shape, tuple(out.shape))
         order = self._row_order(tensor)
         if out.dim() == 2:
             dequantize_into(tensor, out, order)
@@ -218,6 +236,9 @@ class SafetensorsSource:
                 counts[stored.get_dtype()] += math.prod(stored.get_shape())
         return dict(counts.most_common())
 
+    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
+        return None
+
     def load_into(self, name: str, out: torch.Tensor) -> None:
         name, place = _split(name)
         file = self._files.get(name)
@@ -232,7 +253,7 @@ class SafetensorsSource:
             raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
         if place is not None:
             _check_stack(file, name, shape, place)
-        _check_shape(file, name, shape if place is None else shape[1:], out)
+        _check_shape(file, name, shape if place is None else shape[1:], tuple(out.shape))
         with _reading(file):
             out.copy_(self._handle(file).get_tensor(name) if place is None else stored[place.at])
 
@@ -269,6 +290,9 @@ class TorchSource:
             counts += self._open(file).stored_types()
         return dict(counts.most_common())
 
+    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
+        return None
+
     def load_into(self, name: str, out: torch.Tensor) -> None:
         name, place = _split(name)
         file = self._files.get(name)
@@ -280,7 +304,7 @@ class TorchSource:
         shape = opened.tensors[name].shape
         if place is not None:
             _check_stack(file, name, shape, place)
-        _check_shape(file, name, shape if place is None else shape[1:], out)
+        _check_shape(file, name, shape if place is None else shape[1:], tuple(out.shape))
         out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
 
     def close(self) -> None:
@@ -301,6 +325,9 @@ class DummySource:
     def stored_types(self) -> dict[str, int]:
         return {}
 
+    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
+        return None
+
     def load_into(self, name: str, out: torch.Tensor) -> None:
         digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
         generator = torch.Generator(out.device).manual_seed(int.from_bytes(digest, "little"))
@@ -315,9 +342,9 @@ def _check_stack(file: Path, name: str, shape: tuple[int, ...], place: _Place) -
         raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {place.of} of them")
 
 
-def _check_shape(file: Path, name: str, shape: tuple[int, ...], out: torch.Tensor) -> None:
-    if shape != tuple(out.shape):
-        raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {tuple(out.shape)}")
+def _check_shape(file: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if shape != wanted:
+        raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {wanted}")
 
 
 @contextmanager

@@ -1,0 +1,102 @@
+"""Compiles the C++ kernels in `csrc/` for this machine, once, with the system's compiler.
+
+The library takes a few seconds to build and is kept in ingle's home, under a name that its sources, the compiler and
+the processor decide. A machine without a compiler runs PyTorch's operators instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ingle.hub.store import default_root
+
+SOURCES = Path(__file__).parent / "csrc"
+_COMPILERS = ("c++", "g++", "clang++")
+_TIMEOUT_S = 300
+
+
+class CompileError(Exception):
+    """Why there is no library, in a line for people."""
+
+
+def library(tuning: str | None = None) -> Path:
+    """The compiled library, built now if this is the first time. Raises `CompileError`.
+
+    tuning: the compiler's flag for another processor than this one; for tests.
+    """
+    compiler = _compiler()
+    flags = _flags(tuning)
+    folder = _private_folder(default_root() / "kernels")
+    file = folder / f"cpu-{_fingerprint(compiler, flags)}.so"
+    if not file.exists():
+        _build(compiler, flags, file)
+    return file
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CXX")
+    for name in (wanted,) if wanted else _COMPILERS:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise CompileError(f"there is no C++ compiler ({wanted or ', '.join(_COMPILERS)}) to build them with")
+
+
+def _flags(tuning: str | None) -> list[str]:
+    machine = platform.machine().lower()
+    if machine not in ("x86_64", "amd64", "aarch64", "arm64") or os.name != "posix":
+        raise CompileError(f"they are not written for {platform.system()} on {machine}")
+    native = "-mcpu=native" if machine in ("aarch64", "arm64") else "-march=native"
+    return [tuning or native, "-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-w"]
+
+
+def _fingerprint(compiler: str, flags: list[str]) -> str:
+    """Names what the library was made from and for, so that a home on a shared disk serves unlike machines."""
+    digest = hashlib.blake2b(digest_size=12)
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    version = subprocess.run([compiler, "-dumpfullversion", "-dumpversion", "-dumpmachine"], capture_output=True)
+    digest.update(version.stdout + " ".join([compiler, *flags]).encode() + _processor())
+    return digest.hexdigest()
+
+
+def _processor() -> bytes:
+    """The instruction sets that Linux lists; elsewhere the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_bytes().splitlines():
+            if line.startswith((b"flags", b"Features")):
+                return line
+    return platform.processor().encode()
+
+
+def _private_folder(folder: Path) -> Path:
+    """A folder whose files nobody else could have put there: what lies in it is loaded as code."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CompileError(f"{folder} belongs to another user, or others may write to it")
+    return folder
+
+
+def _build(compiler: str, flags: list[str], file: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        made = Path(scratch) / "library.so"
+        sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
+        try:
+            done = subprocess.run(
+                [compiler, *flags, *sources, "-o", str(made)], capture_output=True, text=True, timeout=_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CompileError(f"{compiler} did not build them: {error}") from error
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise CompileError(f"{compiler} did not build them: {lines[0][:300] if lines else done.returncode}")
+        made.replace(file)  # whole or not at all, also when two engines start at once

@@ -1,0 +1,120 @@
+// Norms, gated activations, and the rotation of queries and keys: `ingle.kernels.reference` says what each computes.
+#include <cmath>
+
+#include "operators.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace ingle {
+namespace {
+
+// Tokens that are worth waking other threads for.
+constexpr int64_t kLeastRows = 8;
+
+template <typename Body>
+void for_each_vector(int64_t size, const Body& body) {  // body(offset, how many of 16)
+    int64_t i = 0;
+    for (; i + 16 <= size; i += 16) body(i, 16);
+    if (i < size) body(i, size - i);
+}
+
+Floats read(const float* p, int64_t count) { return count == 16 ? load(p) : load_part(p, count); }
+
+template <typename T>
+void write(T* p, Floats v, int64_t count) {
+    count == 16 ? store(p, v) : store_part(p, v, count);
+}
+
+// x / rms(x) * weight, in place or not.
+void normalize(const float* x, const float* weight, float eps, int64_t size, float* out) {
+    Floats squares = {};
+    for_each_vector(size, [&](int64_t i, int64_t n) {
+        Floats v = read(x + i, n);
+        squares += v * v;
+    });
+    float factor = 1.0f / std::sqrt(sum(squares) / size + eps);
+    for_each_vector(size, [&](int64_t i, int64_t n) {
+        write(out + i, read(x + i, n) * factor * read(weight + i, n), n);
+    });
+}
+
+// The first 2 * half dimensions of a head, turned by cos_sin [2 * half].
+void rotate(float* head, const float* cos_sin, int64_t half) {
+    for_each_vector(half, [&](int64_t i, int64_t n) {
+        Floats cosine = read(cos_sin + i, n), sine = read(cos_sin + half + i, n);
+        Floats first = read(head + i, n), second = read(head + half + i, n);
+        write(head + i, first * cosine - second * sine, n);
+        write(head + half + i, second * cosine + first * sine, n);
+    });
+}
+
+template <typename T>
+void copy_head(const float* head, int64_t size, T* out) {
+    for_each_vector(size, [&](int64_t i, int64_t n) { write(out + i, read(head + i, n), n); });
+}
+
+template <typename T>
+void rotate_and_store(const Rotation& r, T* keys, T* values) {
+    int64_t num_kv_heads = r.num_kv_heads, num_heads = r.num_heads, size = r.head_dim;
+    parallel_ranges(r.num_tokens, kLeastRows, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; t++) {
+            float* head = r.qkv + t * (num_heads + 2 * num_kv_heads) * size;
+            const float* cos_sin = r.cos_sin + t * r.rotary_dim;
+            for (int64_t h = 0; h < num_heads + num_kv_heads; h++, head += size) {
+                const float* weight = h < num_heads ? r.q_norm : r.k_norm;
+                if (weight) normalize(head, weight, r.eps, size, head);
+                rotate(head, cos_sin, r.rotary_dim / 2);
+                if (h >= num_heads) copy_head(head, size, keys + (r.kv_slots[t] * num_kv_heads + h - num_heads) * size);
+            }
+            for (int64_t h = 0; h < num_kv_heads; h++, head += size)
+                copy_head(head, size, values + (r.kv_slots[t] * num_kv_heads + h) * size);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace ingle
+
+using namespace ingle;
+
+extern "C" void ingle_rms_norm(const float* x, const float* weight, float eps, int64_t num_rows, int64_t size,
+                               float* out) {
+    parallel_ranges(num_rows, kLeastRows, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++)
+            normalize(x + row * size, weight, eps, size, out + row * size);
+    });
+}
+
+extern "C" void ingle_add_rms_norm(const float* x, float* residual, const float* weight, float eps, int64_t num_rows,
+                                   int64_t size, float* out) {
+    parallel_ranges(num_rows, kLeastRows, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            const float* from = x + row * size;
+            float* to = residual + row * size;
+            for_each_vector(size, [&](int64_t i, int64_t n) { write(to + i, read(to + i, n) + read(from + i, n), n); });
+            normalize(to, weight, eps, size, out + row * size);
+        }
+    });
+}
+
+extern "C" void ingle_gated(const float* gate_up, int32_t activation, int64_t num_rows, int64_t size, float* out) {
+    parallel_ranges(num_rows, kLeastRows, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            const float* gate = gate_up + row * 2 * size;
+            for_each_vector(size, [&](int64_t i, int64_t n) {
+                Floats g = read(gate + i, n), activated;
+                if (activation == kSilu)
+                    activated = g / (1.0f + exponential(-g));
+                else
+                    activated = 0.5f * g * (1.0f + hyperbolic_tangent(0.7978845608f * (g + 0.044715f * g * g * g)));
+                write(out + row * size + i, activated * read(gate + size + i, n), n);
+            });
+        }
+    });
+}
+
+extern "C" void ingle_rotate_and_store(const Rotation* r) {
+    if (r->kv_type == kHalf) return rotate_and_store(*r, (Half*)r->keys, (Half*)r->values);
+    if (r->kv_type == kBrain) return rotate_and_store(*r, (Brain*)r->keys, (Brain*)r->values);
+    rotate_and_store(*r, (float*)r->keys, (float*)r->values);
+}

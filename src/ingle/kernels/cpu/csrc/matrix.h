@@ -1,0 +1,43 @@
+// Matrices of weights as they are stored: 4 or 8 bits with a scale for each group of columns, or bfloat16.
+#pragma once
+
+#include <cstdint>
+
+namespace ingle {
+
+constexpr int64_t kBlockRows = 32;   // rows of weights (outputs) that a product computes together
+constexpr int64_t kUnit = 16;        // columns of weights (inputs) that are unpacked together
+
+// Weight (r, c) is codebook[code] * scale + minimum, with scale and minimum those of row r and group c / group_size.
+// Blocks of 32 rows lie one after the other, the groups of a block too. A group holds its scales, then its minima if
+// there are any, 32 each, then codes in an order that the processor's product likes (`Codes` in matrix.cpp).
+// Rows and columns are padded to whole blocks and groups, by zeros.
+struct Matrix {
+    uint8_t* data;
+    int64_t rows, columns;
+    int32_t bits;            // of a code: 4; 8, a signed number; 16, a bfloat16 without scale
+    int32_t group_size;      // 16 or 32 columns
+    int32_t wide_scales;     // 1: scales and minima are float32; 0: binary16
+    int32_t has_minima;
+    int8_t codebook[16];     // of 4-bit codes
+};
+
+// What products are made of, for people.
+const char* instructions();
+
+int64_t num_groups(const Matrix& m);
+int64_t group_bytes(const Matrix& m);
+int64_t matrix_bytes(const Matrix& m);
+
+// Packs rows [first, first + count): of codes [count, columns], a byte (or bfloat16) each, and of scales and minima
+// float32 [count, groups].
+void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, int64_t first,
+               int64_t count);
+
+// y[t, r] = sum of x[t, c] * weight (r, c): float32 x [num_tokens, columns], y [num_tokens, y_stride] from its start.
+void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
+
+// Rows of the matrix as float32 [count, columns].
+void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* out);
+
+}  // namespace ingle

@@ -1,0 +1,59 @@
+// What Python calls: C functions and the structures they take. `ingle.kernels.cpu.library` declares the same to ctypes.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+
+namespace ingle {
+
+enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
+enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2 };
+
+struct Rotation {
+    float* qkv;              // [num_tokens, num_heads + 2 * num_kv_heads, head_dim], rotated in place
+    const float* cos_sin;    // [num_tokens, rotary_dim]
+    const float* q_norm;     // [head_dim], or null
+    const float* k_norm;
+    void* keys;              // [places, num_kv_heads, head_dim]
+    void* values;
+    const int64_t* kv_slots; // [num_tokens], each a place
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
+    float eps;
+    int32_t kv_type;
+};
+
+struct Attention {
+    const float* q;              // [num_tokens, num_heads, head_dim], rows q_stride apart
+    const void* keys;            // [places, num_kv_heads, head_dim]
+    const void* values;
+    const int32_t* page_tables;  // [slots, pages_per_slot]
+    const int64_t* slots;        // [num_seqs]
+    const int64_t* kv_lengths;   // [num_seqs], keys of each sequence once this step's are in
+    const int64_t* query_starts; // [num_seqs + 1], each sequence's first row of q
+    float* out;                  // [num_tokens, num_heads, head_dim]
+    int64_t num_seqs, num_heads, num_kv_heads, head_dim, page_size, pages_per_slot, q_stride;
+    int64_t window;              // keys that a token sees at most; 0 for all
+    float scale;
+    float softcap;               // 0 for none
+    int32_t kv_type;
+};
+
+}  // namespace ingle
+
+extern "C" {
+void ingle_start(int32_t num_threads, const int32_t* cpus);
+const char* ingle_instructions();
+int64_t ingle_matrix_bytes(const ingle::Matrix* m);
+void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
+                     int64_t count);
+void ingle_multiply(const ingle::Matrix* m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
+void ingle_gather_rows(const ingle::Matrix* m, const int64_t* indices, int64_t count, float* out);
+void ingle_rms_norm(const float* x, const float* weight, float eps, int64_t num_rows, int64_t size, float* out);
+void ingle_add_rms_norm(const float* x, float* residual, const float* weight, float eps, int64_t num_rows, int64_t size,
+                        float* out);
+void ingle_gated(const float* gate_up, int32_t activation, int64_t num_rows, int64_t size, float* out);
+void ingle_rotate_and_store(const ingle::Rotation* r);
+void ingle_attention(const ingle::Attention* a);
+void ingle_sample_greedy(const float* logits, int64_t num_rows, int64_t vocab_size, int64_t* token_ids, uint8_t* finite);
+}

@@ -1,0 +1,143 @@
+#include "pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <thread>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ingle {
+namespace {
+
+// Longer than Python takes from one operator to the next, shorter than anyone would miss the core.
+constexpr auto kSpin = std::chrono::microseconds(100);
+
+// A job as one number: how many pieces it has in the upper half, the next piece in the lower. Whoever adds 1 and finds that piece below the count owns it. A job ends when all its pieces are done,
+// so its owner may read `task` and `context` without a lock, even if it comes from an earlier job's loop.
+std::atomic<uint64_t> ticket{0};
+std::atomic<int64_t> pieces_left{0};
+void (*task)(void*, int64_t);
+void* context;
+
+// The serial once more, as a word that workers sleep on.
+std::atomic<uint32_t> published{0};
+std::atomic<int> num_sleeping{0};
+
+std::mutex job_mutex;
+int threads_started = 1;
+
+void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Sleeps while `published` is `last`. A futex, since glibc before 2.41 can lose a condition variable's wake-up (bug 25847).
+void sleep_until_published(uint32_t last) {
+    num_sleeping.fetch_add(1, std::memory_order_seq_cst);
+#ifdef __linux__
+    while (published.load(std::memory_order_seq_cst) == last)
+        syscall(SYS_futex, &published, FUTEX_WAIT_PRIVATE, last, nullptr, nullptr, 0);
+#else
+    published.wait(last, std::memory_order_seq_cst);
+#endif
+    num_sleeping.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+void wake_sleepers() {
+    if (num_sleeping.load(std::memory_order_seq_cst) == 0) return;
+#ifdef __linux__
+    syscall(SYS_futex, &published, FUTEX_WAKE_PRIVATE, 0x7fffffff, nullptr, nullptr, 0);
+#else
+    published.notify_all();
+#endif
+}
+
+void work() {
+    for (;;) {
+        uint64_t claim = ticket.fetch_add(1, std::memory_order_acq_rel);
+        int64_t piece = claim & 0xffffffff, count = claim >> 32;
+        if (piece >= count) return;
+        task(context, piece);
+        pieces_left.fetch_sub(1, std::memory_order_acq_rel);
+    }
+}
+
+uint32_t await_job(uint32_t last) {
+    auto until = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 32; i++) {
+            uint32_t serial = published.load(std::memory_order_acquire);
+            if (serial != last) return serial;
+            relax();
+        }
+    } while (std::chrono::steady_clock::now() < until);
+    sleep_until_published(last);
+    return published.load(std::memory_order_acquire);
+}
+
+void worker() {
+    for (uint32_t last = 0;;) {
+        last = await_job(last);
+        work();
+    }
+}
+
+void pin(int cpu) {
+#ifdef __linux__
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);  // a refusal costs speed, nothing else
+#else
+    (void)cpu;
+#endif
+}
+
+}  // namespace
+
+void start_threads(int threads, const int* cpus) {
+    std::lock_guard<std::mutex> lock(job_mutex);
+    if (threads_started > 1) return;
+    if (cpus) pin(cpus[0]);
+    for (int i = 1; i < threads; i++) {
+        int cpu = cpus ? cpus[i] : -1;
+        std::thread([cpu] {
+            if (cpu >= 0) pin(cpu);
+            worker();
+        }).detach();
+    }
+    threads_started = threads;
+}
+
+int num_threads() { return threads_started; }
+
+void run_pieces(int64_t count, void (*new_task)(void*, int64_t), void* new_context) {
+    std::unique_lock<std::mutex> lock(job_mutex, std::try_to_lock);
+    if (count <= 1 || threads_started == 1 || !lock) {  // someone else's job keeps the workers busy
+        for (int64_t i = 0; i < count; i++) new_task(new_context, i);
+        return;
+    }
+    task = new_task;
+    context = new_context;
+    pieces_left.store(count, std::memory_order_relaxed);
+    ticket.store((uint64_t)count << 32, std::memory_order_release);
+    published.fetch_add(1, std::memory_order_seq_cst);
+    wake_sleepers();
+    work();
+    while (pieces_left.load(std::memory_order_acquire)) relax();
+}
+
+}  // namespace ingle

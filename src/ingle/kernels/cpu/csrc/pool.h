@@ -1,0 +1,34 @@
+// Threads that share the pieces of one operator after another, a few microseconds apart.
+#pragma once
+
+#include <cstdint>
+
+namespace ingle {
+
+// Starts threads - 1 workers, the calling thread being the first, once per process; later calls change nothing.
+// cpus: the processor of each thread, or null to leave all of them to the system.
+void start_threads(int threads, const int* cpus);
+
+int num_threads();
+
+// Calls task(context, i) once for every i in [0, count) on all threads; returns when all are done.
+// Pieces are handed out one by one, so a thread that lost its core to another process delays no more than one.
+void run_pieces(int64_t count, void (*task)(void*, int64_t), void* context);
+
+template <typename Body>
+void parallel_for(int64_t count, const Body& body) {
+    run_pieces(count, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, (void*)&body);
+}
+
+// The same over ranges [begin, end) of [0, size), a few for each thread and none smaller than `least`.
+template <typename Body>
+void parallel_ranges(int64_t size, int64_t least, const Body& body) {
+    int64_t step = size / (num_threads() * 4);
+    if (step < least) step = least;
+    parallel_for((size + step - 1) / step, [&](int64_t piece) {
+        int64_t begin = piece * step, end = begin + step;
+        body(begin, end < size ? end : size);
+    });
+}
+
+}  // namespace ingle

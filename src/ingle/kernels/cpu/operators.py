@@ -1,0 +1,148 @@
+"""A decoder step on a CPU by compiled kernels; the functions are those of `ingle.kernels.reference`.
+
+They take float32 activations, and KV caches of any float type. What is not written here is the reference's.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+
+from ingle.engine.batch import Batch
+from ingle.kernels import reference
+from ingle.kernels.cpu import library
+from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
+from ingle.kernels.reference import experts, locate, route, soft_cap
+from ingle.model.architecture import Activation, AttentionOptions
+
+__all__ = [
+    "add_rms_norm",
+    "experts",
+    "gated",
+    "locate",
+    "paged_attention",
+    "rms_norm",
+    "rotate_and_store",
+    "route",
+    "sample",
+    "soft_cap",
+]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    x, out = x.contiguous(), torch.empty(x.shape)
+    size = x.shape[-1]
+    library.get().ingle_rms_norm(x.data_ptr(), weight.data_ptr(), eps, x.numel() // size, size, out.data_ptr())
+    return out
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, post_weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if post_weight is not None:
+        x = rms_norm(x, post_weight, eps)
+    x, residual, out = x.contiguous(), residual.contiguous(), torch.empty(x.shape)
+    library.get().ingle_add_rms_norm(
+        x.data_ptr(), residual.data_ptr(), weight.data_ptr(), eps, x.shape[0], x.shape[1], out.data_ptr()
+    )
+    return out, residual
+
+
+def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    gate_up = gate_up.contiguous()
+    num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(num_rows, size)
+    library.get().ingle_gated(gate_up.data_ptr(), ACTIVATIONS[activation], num_rows, size, out.data_ptr())
+    return out
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    num_heads: int,
+    cos_sin: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+    kv_cache: torch.Tensor,
+    kv_slots: torch.Tensor,
+) -> torch.Tensor:
+    """Rotates in place: the queries it returns are a view of `qkv`."""
+    num_kv_heads, head_dim = kv_cache.shape[-2:]
+    keys, values = _keys_and_values(kv_cache)
+    library.get().ingle_rotate_and_store(
+        byref(
+            Rotation(
+                qkv.data_ptr(),
+                cos_sin.data_ptr(),
+                None if q_norm is None else q_norm.data_ptr(),
+                None if k_norm is None else k_norm.data_ptr(),
+                keys,
+                values,
+                kv_slots.data_ptr(),
+                qkv.shape[0],
+                num_heads,
+                num_kv_heads,
+                head_dim,
+                cos_sin.shape[1],
+                eps,
+                KV_TYPES[kv_cache.dtype],
+            )
+        )
+    )
+    return qkv.view(qkv.shape[0], -1, head_dim)[:, :num_heads]
+
+
+def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+    page_size, num_kv_heads, head_dim = kv_cache.shape[2:]
+    keys, values = _keys_and_values(kv_cache)
+    inputs, out = batch.inputs, torch.empty(q.shape)
+    library.get().ingle_attention(
+        byref(
+            Attention(
+                q.data_ptr(),
+                keys,
+                values,
+                batch.page_tables.data_ptr(),
+                inputs.slots.data_ptr(),
+                inputs.kv_lengths.data_ptr(),
+                inputs.query_starts.data_ptr(),
+                out.data_ptr(),
+                len(inputs.slots),
+                q.shape[1],
+                num_kv_heads,
+                head_dim,
+                page_size,
+                batch.page_tables.stride(0),
+                q.stride(0),
+                options.window or 0,
+                options.scale,
+                options.softcap or 0.0,
+                KV_TYPES[kv_cache.dtype],
+            )
+        )
+    )
+    return out
+
+
+def _keys_and_values(kv_cache: torch.Tensor) -> tuple[int, int]:
+    """Addresses of a layer's keys and values, each of them contiguous."""
+    start = kv_cache.data_ptr()
+    return start, start + kv_cache.stride(0) * kv_cache.itemsize
+
+
+def sample(
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    floats: torch.Tensor,
+    ints: torch.Tensor,
+    *,
+    filtered: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_rows, vocab_size = logits.shape
+    logits = logits.contiguous()
+    token_ids, finite = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows, dtype=torch.bool)
+    library.get().ingle_sample_greedy(logits.data_ptr(), num_rows, vocab_size, token_ids.data_ptr(), finite.data_ptr())
+    reference.draw_into(token_ids, logits, slots, positions, floats, ints, filtered=filtered)
+    return token_ids, finite

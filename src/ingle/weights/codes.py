@@ -1,0 +1,204 @@
+"""GGUF's blocks as what they are: small integers, and a scale and maybe a minimum for each group of them.
+
+A weight is value * scale + minimum in float32, as ggml's reference computes it. The layouts are those of ggml-common.h
+(`block_q4_0` and so on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+_IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+_COUNTING = tuple(range(16))
+
+
+class Coded(NamedTuple):
+    """The contents of blocks."""
+
+    codes: torch.Tensor
+    """uint8 (blocks, n): indices into the type's codebook; or int8, the values themselves."""
+    scales: torch.Tensor
+    """float32 (blocks, groups), each of n / groups neighbouring codes."""
+    minima: torch.Tensor | None = None
+    """float32 (blocks, groups)"""
+
+    def by_rows(self, rows: slice) -> Coded:
+        """The same for blocks that make up whole rows: (rows, ..) each."""
+        num_rows = rows.stop - rows.start
+        minima = None if self.minima is None else self.minima.reshape(num_rows, -1)
+        return Coded(self.codes.reshape(num_rows, -1), self.scales.reshape(num_rows, -1), minima)
+
+
+@dataclass(frozen=True)
+class CodeType:
+    """How the numbers of a matrix are coded."""
+
+    bits: int
+    """4: an index into the codebook; 8: a value; 16: a bfloat16, without scale."""
+    group_size: int
+    """Neighbouring numbers of a row that share a scale."""
+    wide_scales: bool = False
+    """Scales and minima need float32; otherwise float16 holds them exactly."""
+    has_minima: bool = False
+    codebook: tuple[int, ...] = (0,) * 16
+    """The value of each 4-bit code."""
+
+
+@dataclass(frozen=True)
+class CodedMatrix:
+    """A matrix in codes, to be read once."""
+
+    type: CodeType
+    parts: Iterator[tuple[slice, Coded]]
+    """Some rows at a time, (rows, columns or groups) each."""
+
+
+@dataclass(frozen=True)
+class CodedBlocks:
+    """A block type that consists of codes."""
+
+    type: CodeType
+    split: Callable[[torch.Tensor], Coded]
+    """uint8 (blocks, bytes of a block) to their contents."""
+
+    def decode(self, blocks: torch.Tensor) -> torch.Tensor:
+        """float32 (blocks, n)"""
+        codes, scales, minima = self.split(blocks)
+        lowest = self.type.codebook[0]
+        if self.type.bits == 8:
+            values = codes.float()
+        elif self.type.codebook == tuple(range(lowest, lowest + 16)):  # cheaper to compute than to look up
+            values = codes.float().add_(lowest)
+        else:
+            table = torch.tensor(self.type.codebook, dtype=torch.float32, device=codes.device)
+            values = table.index_select(0, codes.view(-1).int())
+        values = values.view(*scales.shape, -1).mul_(scales.unsqueeze(-1))
+        return (values if minima is None else values.add_(minima.unsqueeze(-1))).view(len(blocks), -1)
+
+
+def _float16(blocks: torch.Tensor, start: int) -> torch.Tensor:
+    """The scale or minimum at byte `start` of each block: float32 `(blocks, 1)`."""
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def _int8(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.contiguous().view(torch.int8)
+
+
+def _fields(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """Unsigned values of `bits` bits out of bytes `(blocks, n)`: uint8 `(blocks, n * 8 / bits)`.
+
+    Each run of `width` bytes gives its lowest bits as a run of `width` values, then the next bits as the next run.
+    """
+    runs, mask, last = packed.contiguous().view(len(packed), -1, width), (1 << bits) - 1, 8 - bits
+    between = [runs >> shift & mask for shift in range(bits, last, bits)]
+    return torch.stack([runs & mask, *between, runs >> last], 2).view(len(packed), -1)
+
+
+def _q4_0(blocks: torch.Tensor) -> Coded:
+    return Coded(_fields(blocks[:, 2:], 4, 16), _float16(blocks, 0))
+
+
+def _q4_1(blocks: torch.Tensor) -> Coded:
+    return Coded(_fields(blocks[:, 4:], 4, 16), _float16(blocks, 0), _float16(blocks, 2))
+
+
+def _q5_0(blocks: torch.Tensor) -> Coded:
+    values = _fields(blocks[:, 6:], 4, 16) | _fields(blocks[:, 2:6], 1, 1) << 4
+    return Coded(_int8(values) - 16, _float16(blocks, 0))
+
+
+def _q5_1(blocks: torch.Tensor) -> Coded:
+    values = _fields(blocks[:, 8:], 4, 16) | _fields(blocks[:, 4:8], 1, 1) << 4
+    return Coded(_int8(values), _float16(blocks, 0), _float16(blocks, 2))
+
+
+def _q8_0(blocks: torch.Tensor) -> Coded:
+    return Coded(_int8(blocks[:, 2:]), _float16(blocks, 0))
+
+
+def _q2_k(blocks: torch.Tensor) -> Coded:
+    scales = (blocks[:, :16] & 15).float().mul_(_float16(blocks, 80))
+    minima = (blocks[:, :16] >> 4).float().mul_(_float16(blocks, 82))
+    return Coded(_fields(blocks[:, 16:80], 2, 32), scales, minima.neg_())
+
+
+def _q3_k(blocks: torch.Tensor) -> Coded:
+    scales = _fields(blocks[:, 96:104], 4, 8) | _fields(blocks[:, 104:108], 2, 4) << 4
+    codes = _fields(blocks[:, 32:96], 2, 32) | _fields(blocks[:, :32], 1, 32) << 2
+    return Coded(codes, (_int8(scales) - 32).float().mul_(_float16(blocks, 108)))
+
+
+def _q4_k(blocks: torch.Tensor) -> Coded:
+    return Coded(_fields(blocks[:, 16:], 4, 32), *_six_bit_scales(blocks))
+
+
+def _q5_k(blocks: torch.Tensor) -> Coded:
+    values = _fields(blocks[:, 48:], 4, 32) | _fields(blocks[:, 16:48], 1, 32) << 4
+    return Coded(_int8(values), *_six_bit_scales(blocks))
+
+
+def _six_bit_scales(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and minima of Q4_K and Q5_K, float32 `(blocks, 8)` each: 6 bits each, in the bytes 4 to 16 of a block."""
+    first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat((first & 63, rest & 15 | first >> 6 << 4), 1)
+    minima = torch.cat((second & 63, rest >> 4 | second >> 6 << 4), 1)
+    return scales.float().mul_(_float16(blocks, 0)), minima.float().mul_(_float16(blocks, 2)).neg_()
+
+
+def _q6_k(blocks: torch.Tensor) -> Coded:
+    values = _fields(blocks[:, :128], 4, 64) | _fields(blocks[:, 128:192], 2, 32) << 4
+    return Coded(_int8(values) - 32, _int8(blocks[:, 192:208]).float().mul_(_float16(blocks, 208)))
+
+
+def _iq4_nl(blocks: torch.Tensor) -> Coded:
+    return Coded(_fields(blocks[:, 2:], 4, 16), _float16(blocks, 0))
+
+
+def _iq4_xs(blocks: torch.Tensor) -> Coded:
+    scales = _fields(blocks[:, 4:8], 4, 1) | _fields(blocks[:, 2:4], 2, 1) << 4
+    return Coded(_fields(blocks[:, 8:], 4, 16), (_int8(scales) - 32).float().mul_(_float16(blocks, 0)))
+
+
+def _tq1_0(blocks: torch.Tensor) -> Coded:
+    """Five ternary digits to a byte, as a fraction of 256: the n-th is the carry of `byte * 3**n mod 256` times 3."""
+    runs = [(blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4)]
+    digits = torch.cat([run * 3**power for run, count in runs for power in range(count)], 1)
+    return Coded((digits.short() * 3 >> 8).to(torch.uint8), _float16(blocks, 52).repeat(1, 8))
+
+
+def _tq2_0(blocks: torch.Tensor) -> Coded:
+    return Coded(_fields(blocks[:, :64], 2, 32), _float16(blocks, 64).repeat(1, 8))
+
+
+def _mxfp4(blocks: torch.Tensor) -> Coded:
+    """OCP Microscaling: FP4 E2M1 under a power of two. The codebook holds doubled values, so the scale is halved."""
+    exponent = blocks[:, :1].int()
+    bits = torch.where(exponent < 2, 0x00200000 << exponent, (exponent - 1) << 23)
+    return Coded(_fields(blocks[:, 1:], 4, 16), bits.view(torch.float32))
+
+
+_FROM_MINUS_1, _FROM_MINUS_4, _FROM_MINUS_8 = (tuple(code - low for code in range(16)) for low in (1, 4, 8))
+CODED_BLOCKS = {
+    "Q4_0": CodedBlocks(CodeType(4, 32, codebook=_FROM_MINUS_8), _q4_0),
+    "Q4_1": CodedBlocks(CodeType(4, 32, has_minima=True, codebook=_COUNTING), _q4_1),
+    "Q5_0": CodedBlocks(CodeType(8, 32), _q5_0),
+    "Q5_1": CodedBlocks(CodeType(8, 32, has_minima=True), _q5_1),
+    "Q8_0": CodedBlocks(CodeType(8, 32), _q8_0),
+    "Q2_K": CodedBlocks(CodeType(4, 16, wide_scales=True, has_minima=True, codebook=_COUNTING), _q2_k),
+    "Q3_K": CodedBlocks(CodeType(4, 16, wide_scales=True, codebook=_FROM_MINUS_4), _q3_k),
+    "Q4_K": CodedBlocks(CodeType(4, 32, wide_scales=True, has_minima=True, codebook=_COUNTING), _q4_k),
+    "Q5_K": CodedBlocks(CodeType(8, 32, wide_scales=True, has_minima=True), _q5_k),
+    "Q6_K": CodedBlocks(CodeType(8, 16, wide_scales=True), _q6_k),
+    "IQ4_NL": CodedBlocks(CodeType(4, 32, codebook=_IQ4_VALUES), _iq4_nl),
+    "IQ4_XS": CodedBlocks(CodeType(4, 32, wide_scales=True, codebook=_IQ4_VALUES), _iq4_xs),
+    "TQ1_0": CodedBlocks(CodeType(4, 32, codebook=_FROM_MINUS_1), _tq1_0),
+    "TQ2_0": CodedBlocks(CodeType(4, 32, codebook=_FROM_MINUS_1), _tq2_0),
+    "MXFP4": CodedBlocks(CodeType(4, 32, wide_scales=True, codebook=_E2M1_DOUBLED), _mxfp4),
+}
+"""By the name of GGUF's block type."""

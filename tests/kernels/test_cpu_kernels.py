@@ -1,0 +1,260 @@
+"""The C++ kernels against plain PyTorch, as compiled for this processor and for those that it can stand in for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from ingle.engine.batch import Batch, SlotTables, unpack
+from ingle.engine.scheduler import Admission, Chunk, Plan
+from ingle.kernels import reference
+from ingle.kernels.cpu import compile, library
+from ingle.kernels.cpu import operators as cpu
+from ingle.model.architecture import Activation, AttentionOptions
+from ingle.request import SamplingParams
+from ingle.weights.codes import Coded, CodeType
+from ingle.weights.packed import PackedPart, PackedWeight
+
+TUNINGS = [None, "-march=x86-64-v3", "-march=x86-64-v4"] if platform.machine() == "x86_64" else [None]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=TUNINGS, ids=str, scope="module", autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Takes the place of the kernels that this process may have started."""
+    try:
+        loaded = library.load(str(compile.library(request.param)))
+    except compile.CompileError as error:
+        pytest.skip(str(error))
+    if request.param == "-march=x86-64-v4" and not torch.cpu.get_capabilities().get("avx512_f", False):
+        pytest.skip("needs AVX-512")
+    loaded.ingle_start(3, None)
+    before, library._loaded = library._loaded, loaded
+    yield
+    library._loaded = before
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> None:
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+# ---- matrices
+
+
+CODE_TYPES = [
+    CodeType(4, 32, codebook=tuple(range(-8, 8))),
+    CodeType(4, 32, has_minima=True, codebook=tuple(range(16))),
+    CodeType(4, 16, wide_scales=True, has_minima=True, codebook=tuple(range(16))),
+    CodeType(4, 32, wide_scales=True, codebook=tuple(int(x) for x in np.linspace(-127, 113, 16))),
+    CodeType(8, 32),
+    CodeType(8, 16, wide_scales=True),
+    CodeType(8, 32, wide_scales=True, has_minima=True),
+    CodeType(16, 32),
+]
+
+
+def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Coded, torch.Tensor]:
+    """Random rows, and the float32 matrix that they stand for."""
+    if code_type.bits == 16:
+        values = torch.randn(num_rows, columns).bfloat16()
+        return Coded(values, torch.empty(0)), values.float()
+    codes = torch.randint(0, 16, (num_rows, columns), dtype=torch.uint8)
+    values = torch.tensor(code_type.codebook).float()[codes.long()]
+    if code_type.bits == 8:
+        codes = torch.randint(-128, 128, (num_rows, columns), dtype=torch.int8)
+        values = codes.float()
+    scale_type = torch.float32 if code_type.wide_scales else torch.float16
+    groups = -(-columns // code_type.group_size)
+    scales, minima = (torch.randn(num_rows, groups).mul(0.1).to(scale_type).float() for _ in range(2))
+    spread = [part.repeat_interleave(code_type.group_size, 1)[:, :columns] for part in (scales, minima)]
+    if not code_type.has_minima:
+        return Coded(codes, scales), values * spread[0]
+    return Coded(codes, scales, minima), values * spread[0] + spread[1]
+
+
+def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart, torch.Tensor]:
+    rows, values = coded(code_type, num_rows, columns)
+    part = PackedPart.empty(code_type, num_rows, columns)
+    split = num_rows // 3  # in two calls, as chunks of a file are
+    for first, last in ((0, split), (split, num_rows)):
+        minima = None if rows.minima is None else rows.minima[first:last]
+        part.pack(first, Coded(rows.codes[first:last], rows.scales[first:last], minima))
+    return part, values
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T in float64; x as the kernels see it."""
+    if library.instructions() == "AVX-512 BF16":
+        x = x.bfloat16()
+    return (x.double() @ weight.double().T).float()
+
+
+@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+@pytest.mark.parametrize(("num_rows", "columns"), [(1, 32), (33, 64), (96, 576), (50, 72), (40, 20)])
+def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
+    part, values = packed(code_type, num_rows, columns)
+    weight = PackedWeight((part,), num_rows, columns)
+    for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40):
+        x = torch.randn(num_tokens, columns)
+        expected = product(x, values)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(weight.multiply(x), expected, atol=3e-6 * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+def test_rows_are_the_stored_numbers(code_type: CodeType) -> None:
+    part, values = packed(code_type, 70, 96)
+    indices = torch.tensor([0, 69, 31, 32, 5, 5, 64, 1, 2, 3])
+    rows = PackedWeight((part,), 70, 96).rows(indices)
+    torch.testing.assert_close(rows, values[indices], atol=1e-6, rtol=2e-7)  # a fused multiply-add rounds once
+
+
+def test_parts_stand_side_by_side() -> None:
+    (first, a), (second, b) = packed(CODE_TYPES[1], 70, 64), packed(CODE_TYPES[5], 33, 64)
+    x = torch.randn(4, 64)
+    both = PackedWeight((first, second), 103, 64).multiply(x)
+    close(both, product(x, torch.cat((a, b))), 1e-3)
+    assert torch.equal(both[:, :70], PackedWeight((first,), 70, 64).multiply(x))
+
+
+@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+def test_a_row_is_the_same_in_any_batch(code_type: CodeType) -> None:
+    part, _ = packed(code_type, 64, 96)
+    weight, x = PackedWeight((part,), 64, 96), torch.randn(30, 96)
+    together = weight.multiply(x)
+    for row in range(30):
+        assert torch.equal(weight.multiply(x[row : row + 1])[0], together[row])
+
+
+# ---- small operators
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 72), (40, 1536), (2, 5)])
+def test_norms(rows: int, size: int) -> None:
+    x, residual, weight = torch.randn(rows, size), torch.randn(rows, size), torch.randn(size)
+    close(cpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    for post_weight in (None, torch.randn(size)):
+        normed, summed = reference.add_rms_norm(x, residual, weight, 1e-5, post_weight)
+        ours = cpu.add_rms_norm(x, residual.clone(), weight, 1e-5, post_weight)
+        close(ours[0], normed)
+        close(ours[1], summed)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 32), (5, 1500), (30, 7)])
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_gated(rows: int, size: int, activation: Activation) -> None:
+    gate_up = torch.randn(rows, 2 * size) * 3
+    gate_up[0, :2] = torch.tensor([-200.0, 200.0])
+    close(cpu.gated(gate_up, activation), reference.gated(gate_up, activation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rotary_dim"), [(9, 3, 64, 64), (4, 1, 24, 12), (2, 2, 8, 8)]
+)
+@pytest.mark.parametrize("normed", [True, False])
+def test_rotate_and_store(
+    heads: int, kv_heads: int, head_dim: int, rotary_dim: int, normed: bool, dtype: torch.dtype
+) -> None:
+    num_tokens, page_size = 19, 8
+    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim)
+    cos_sin = torch.randn(num_tokens, rotary_dim)
+    norms = [torch.randn(head_dim) if normed else None for _ in range(2)]
+    slots = torch.randperm(5 * page_size)[:num_tokens]
+    caches = [torch.zeros(2, 5, page_size, kv_heads, head_dim, dtype=t) for t in (dtype, torch.float32)]
+    results = [
+        run.rotate_and_store(qkv.clone(), heads, cos_sin, *norms, 1e-5, cache, slots)
+        for run, cache in zip((cpu, reference), caches, strict=True)
+    ]
+    close(*results)
+    rounding = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(caches[0].float(), caches[1], atol=1e-5, rtol=rounding)
+
+
+# ---- attention
+
+
+def step(lengths: list[tuple[int, int]], page_size: int) -> Batch:
+    """Chunks (start, count) of as many sequences, decodes first, over shuffled pages."""
+    most = max(start + count for start, count in lengths)
+    tables = SlotTables(len(lengths), most, page_size, torch.device("cpu"))
+    pages = iter(np.random.default_rng(0).permutation(len(lengths) * -(-most // page_size)) + 1)
+    plan = Plan()
+    for slot, (start, count) in enumerate(lengths):
+        taken = [int(next(pages)) for _ in range(-(-(start + count) // page_size))]
+        plan.admissions.append(Admission(slot, [1] * (start + count), start + count, taken, SamplingParams(), 0, ()))
+        plan.chunks.append(Chunk(slot, start, count, True))
+        plan.num_tokens += count
+    plan.num_decodes = sum(count == 1 for _, count in lengths)
+    tables.apply(plan)
+    layout = tables.layout(plan)
+    return tables.batch(
+        unpack(torch.from_numpy(tables.pack(plan, layout)), layout), plan.num_decodes, layout.num_blocks, plan.chunks
+    )
+
+
+STEPS = {
+    "one": [(0, 1)],
+    "decodes": [(0, 1), (15, 1), (16, 1), (700, 1)],
+    "long": [(1500, 1)],
+    "prompt": [(0, 100)],
+    "mixed": [(40, 1), (3, 1), (0, 33), (64, 50), (7, 2)],
+}
+OPTIONS = [
+    AttentionOptions(0.3),
+    AttentionOptions(0.3, window=20),
+    AttentionOptions(0.3, softcap=2.0),
+    AttentionOptions(0.3, window=1, softcap=5.0),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "page_size"), [(9, 3, 64, 16), (20, 2, 40, 8), (2, 2, 8, 32)]
+)
+def test_attention(
+    heads: int, kv_heads: int, head_dim: int, page_size: int, name: str, options: AttentionOptions
+) -> None:
+    batch = step(STEPS[name], page_size)
+    num_pages = int(batch.page_tables.max()) + 1
+    cache = torch.randn(2, num_pages, page_size, kv_heads, head_dim)
+    q = torch.randn(len(batch.token_ids), heads, head_dim)
+    close(cpu.paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
+    batch = step(STEPS["mixed"], 16)
+    cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64).to(dtype)
+    q = torch.randn(len(batch.token_ids), 9, 64)
+    expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
+    close(cpu.paged_attention(q, cache, batch, OPTIONS[0]), expected)
+
+
+# ---- sampling
+
+
+def test_greedy_takes_the_first_of_the_largest_and_finds_what_is_not_finite() -> None:
+    logits = torch.randn(5, 1003)
+    logits[0, [7, 900]] = 50.0
+    logits[1, 1002] = 60.0
+    logits[2, 5] = torch.nan
+    logits[3, 1001] = -torch.inf
+    floats, ints = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0, 1003]])
+    rows = torch.zeros(5, dtype=torch.int64)
+    token_ids, finite = cpu.sample(logits, rows, rows, floats, ints, filtered=False)
+    assert token_ids[[0, 1, 4]].tolist() == [7, 1002, int(logits[4].argmax())]
+    assert finite.tolist() == [True, True, False, False, True]
+
+
+def test_draws_are_the_reference_s() -> None:
+    logits, rows = torch.randn(6, 500), torch.arange(6)
+    floats, ints = torch.tensor([[0.8, 0.9, 0.0]]).repeat(6, 1), torch.tensor([[3, 40]]).repeat(6, 1)
+    ours = cpu.sample(logits, rows, rows + 9, floats, ints, filtered=True)
+    assert torch.equal(ours[0], reference.sample(logits, rows, rows + 9, floats, ints, filtered=True)[0])

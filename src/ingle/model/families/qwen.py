@@ -25,8 +25,9 @@ _NAMES = WeightNames(
 def qwen(config: Mapping[str, Any]) -> DecoderConfig:
     """https://arxiv.org/abs/2309.16609: Llama's shape with a bias on Q, K and V.
 
-    Contexts beyond the trained `max_position_embeddings` take a larger rotary base (dynamic NTK, in steps) and sharper attention (log-n scaling), as the
-    code published with the model does; they have to be asked for, since that base then holds for short ones too.
+    Contexts beyond the trained `max_position_embeddings` take a larger rotary base (dynamic NTK, in steps) and sharper
+    attention (log-n scaling), as the code published with the model does; they have to be asked for, since that base
+    then holds for short ones too.
     `intermediate_size` counts gate and up together.
     """
     bias = not config.get("no_bias", True)

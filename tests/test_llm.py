@@ -8,6 +8,8 @@ import pytest
 
 from ingle import LLM, SamplingParams
 from ingle.errors import ModelError, RequestError
+from tests.support import save_checkpoint
+from tests.text import toys
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,17 @@ def test_a_bad_prompt_stops_the_whole_call_before_it_runs(llm: LLM) -> None:
     with pytest.raises(RequestError, match="maximum context length is 512"):
         llm.generate(["fine", [5] * 600], GREEDY, use_tqdm=False)
     assert not llm.engine.has_work
+
+
+def test_what_the_user_should_know_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that transformers' code runs, end to end."""
+    folder = save_checkpoint(tmp_path / "model", "olmo2", vocab_size=420)
+    toys.byte_level().save(str(folder / "tokenizer.json"))
+    options = {"device": "cpu", "dtype": "float32", "kv_cache_memory": "8MiB"}
+    llm = LLM(str(folder), chat_template="{{ messages[0].content }}", **options)
+    assert "notice: model_type 'olmo2' has no implementation of ingle's own" in caplog.text
+    one, two = llm.generate(["Hello", "The quick brown fox"], GREEDY, use_tqdm=False)
+    assert llm.generate("Hello", GREEDY, use_tqdm=False)[0].outputs == one.outputs
+    assert len(two.outputs[0].token_ids) == 8
+    reply, _ = llm.chat("Hello", sampling_params=GREEDY)
+    assert reply == one.outputs[0].text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ingle.request import (
 )
 from ingle.text.load import load_text_side
 from ingle.text.stream import TextStream
+
+logger = logging.getLogger("ingle")
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
@@ -51,6 +54,8 @@ class LLM:
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling
         self.engine, self.info = build_engine(config, Path(source.path))
+        for notice in self.info.notices:
+            logger.warning("notice: %s", notice)
         self._ids = itertools.count()
 
     def generate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,10 +124,19 @@ def test_tilings_fill_the_device_once(size_in: int, size_out: int, paired: bool)
 
 
 @pytest.mark.skipif(ON_GPU, reason="float32 on a GPU is never fused; tests/engine/test_gpu_engine.py compares bfloat16")
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("model_type", "overrides"),
+    [
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_hidden_layers": 3,
+                       "mlp_only_layers": [1]}),
+    ],
+)  # fmt: skip
 @torch.inference_mode()
-def test_a_fused_step_is_that_of_the_decoder(model_type: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, model_type, head_dim=32)
+def test_a_fused_step_is_that_of_the_decoder(model_type: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, model_type, head_dim=32, **overrides)
     engine = engine_for(tmp_path, block_size=8)
     engine.add(EngineRequest("fused", random_prompt(3, 11), SamplingParams(temperature=0.0, max_tokens=1)))
     plan, worker = engine.scheduler.plan(), engine.worker

@@ -1,7 +1,7 @@
 """A decoder's step for a few rows: five kernels a layer instead of nine (`ingle.kernels.gpu.few_rows`).
 
 What a step of a few rows waits for is one kernel after the other, so norms, rotation and activation are part of the
-matrix products. It computes what `Decoder.forward` does, rounded in other places.
+matrix products, but for those of experts. It computes what `Decoder.forward` does, rounded in other places.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ingle.engine.batch import Batch
-from ingle.model.layers import Attention, GatedMLP, Linear
+from ingle.model.layers import Attention, Linear
+from ingle.model.moe import SparseMoe
 from ingle.weights.formats import PlainWeight
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ def _layer_suits(decoder: Decoder, layer: DecoderLayer) -> bool:
     attention, mlp, head_dim = layer.attention, layer.mlp, decoder.config.head_dim
     return (
         isinstance(attention, Attention)
-        and isinstance(mlp, GatedMLP)
         and attention.query_factors is None
         and layer.attention_post_norm is None
         and layer.mlp_post_norm is None
         and decoder.cos_sin[layer.rope].shape[1] == head_dim
         and head_dim in (32, 64, 128, 256)
-        and all(_linear_suits(linear) for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down))
+        and all(_linear_suits(linear) for linear in (attention.qkv, attention.out))
+        and (isinstance(mlp, SparseMoe) or all(_linear_suits(linear) for linear in (mlp.gate_up, mlp.down)))
     )
 
 
@@ -66,7 +67,7 @@ def forward(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Ten
     norms_after = [*(layer.input_norm for layer in decoder.layers[1:]), decoder.norm]
     for index, (layer, norm_after) in enumerate(zip(decoder.layers, norms_after, strict=True)):
         attention, mlp = layer.attention, layer.mlp
-        assert isinstance(attention, Attention) and isinstance(mlp, GatedMLP)
+        assert isinstance(attention, Attention)
         q_norm, k_norm = attention.q_norm, attention.k_norm
         rotation = few_rows.Rotation(
             num_heads=attention.num_heads,
@@ -80,6 +81,11 @@ def forward(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Ten
         q = few_rows.project_and_store(rows, layer.input_norm.eps, *_parts(attention.qkv), rotation)
         attended = paged_attention(q, kv_cache[index], batch, attention.options).flatten(1)
         rows = few_rows.add(attended, *_parts(attention.out), rows.residual, layer.mlp_norm.weight)
+        if isinstance(mlp, SparseMoe):  # which needs the normed rows for its router as well
+            x = mlp(layer.mlp_norm(rows.residual))
+            x, residual = norm_after.add(x, rows.residual)
+            rows = few_rows.Scaled(residual, x, None)
+            continue
         inner = few_rows.gated(rows, layer.mlp_norm.eps, *_parts(mlp.gate_up), mlp.activation)
         rows = few_rows.add(inner, *_parts(mlp.down), rows.residual, norm_after.weight)
     return decoder.norm(rows.residual)

@@ -23,3 +23,11 @@ def smollm2_gguf() -> Path:
     from ingle.hub.resolve import ensure_model
 
     return ensure_model("smollm2:135m").path
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """The file of gemma3:270m, of 253 MB, pulled into the local store when it is not there yet."""
+    from ingle.hub.resolve import ensure_model
+
+    return ensure_model("gemma3:270m").path

@@ -48,9 +48,11 @@ class SentencePieceModel:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The pieces; runs of spaces that are looked for in text as it comes are spelled as spaces."""
+        """The pieces, with user-defined runs of spaces spelled as they are looked for: in the text as it comes where
+        that gets a prefix, else in the normalized text."""
+        spelling = SPACE if self.space_prefix == "none" else " "
         return [
-            piece.replace(SPACE, " ") if kind == USER_DEFINED and not piece.strip(SPACE) else piece
+            spelling * len(piece) if kind == USER_DEFINED and not piece.strip(f"{SPACE} ") else piece
             for piece, kind in zip(self.pieces, self.types, strict=True)
         ]
 
@@ -98,7 +100,7 @@ def add_tokens(
         if kind in (UNKNOWN, CONTROL) or index in also_special:
             special.append(AddedToken(token, normalized=False, special=True, rstrip=strip))
         elif kind == USER_DEFINED:
-            plain.append(AddedToken(token, normalized=False, special=False, rstrip=strip))
+            plain.append(AddedToken(token, normalized=not token.strip(SPACE), special=False, rstrip=strip))
     backend.add_special_tokens(special)
     backend.add_tokens(plain)
 

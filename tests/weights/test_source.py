@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from ingle.errors import ConfigError, ModelError
+from ingle.model.load import Loader
+from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
-from ingle.weights.source import DummySource, GgufSource, SafetensorsSource, open_source
+from ingle.weights.source import DummySource, GgufSource, SafetensorsSource, TorchSource, check_sizes, open_source
 
 Q = "model.layers.0.self_attn.q_proj"
 K = "model.layers.0.self_attn.k_proj"
@@ -247,6 +249,26 @@ def test_dummy_fills_only_the_slice_it_is_given() -> None:
 def test_dummy_head_is_there_unless_tied() -> None:
     assert "lm_head.weight" in DummySource(0, tied=False)
     assert "lm_head.weight" not in DummySource(0, tied=True)
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, write_gguf, model_metadata) -> None:
+    path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64)})
+    tensors = {"model.embed_tokens.weight": torch.zeros(40, 64)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    for source in (GgufSource(path), SafetensorsSource(tmp_path), TorchSource(tmp_path)):
+        assert source.shape("model.embed_tokens.weight") == (40, 64)
+        check_sizes(source, ["model.embed_tokens.weight"], [40 * 64])
+        loader = Loader(source, PlainFormat(torch.float32, CPU), torch.float32, CPU)
+        for load in (loader.tensor, loader.matrix):
+            with pytest.raises(ModelError, match=r"has shape \(40, 64\), and the configuration asks for"):
+                load("model.embed_tokens.weight", 1 << 40, 1 << 20)
+            with pytest.raises(ModelError, match="has no tensor"):
+                load("model.norm.weight", 1 << 40, 1 << 20)
+    assert DummySource(0, tied=True).shape("any") is None
+
+
+CPU = torch.device("cpu")
 
 
 def test_open_source_picks_by_what_is_there(tmp_path: Path, write_gguf, model_metadata) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
 from ingle.model.rope import cos_sin_tables, logn_table
 from ingle.weights.formats import Weight, WeightFormat
-from ingle.weights.source import WeightSource
+from ingle.weights.source import WeightSource, check_sizes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Loader:
 
     def stacked(self, names: Sequence[str], num_rows: Sequence[int], *row_shape: int) -> torch.Tensor:
         """The tensors `names`, of `num_rows` rows each, one below the other in a single tensor."""
+        check_sizes(self.source, names, [rows * math.prod(row_shape) for rows in num_rows])
         out = self.empty(sum(num_rows), *row_shape)
         for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             self.source.load_into(name, part)

@@ -11,7 +11,7 @@ import torch
 from ingle import kernels
 from ingle.kernels import reference
 from ingle.model.architecture import Activation
-from ingle.weights.source import WeightSource
+from ingle.weights.source import WeightSource, check_sizes
 
 if TYPE_CHECKING:
     from ingle.weights.formats import Weight, WeightFormat
@@ -56,6 +56,10 @@ class StackedExperts:
         dtype: torch.dtype,
         device: torch.device,
     ) -> StackedExperts:
+        for gate_up_names, down_name in names:
+            matrix = hidden_size * intermediate_size
+            check_sizes(source, gate_up_names, [2 * matrix // len(gate_up_names)] * len(gate_up_names))
+            check_sizes(source, [down_name], [matrix])
         gate_up = torch.empty(len(names), 2 * intermediate_size, hidden_size, dtype=dtype, device=device)
         down = torch.empty(len(names), hidden_size, intermediate_size, dtype=dtype, device=device)
         for expert, (gate_up_names, down_name) in enumerate(names):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ingle.weights.experts import ExpertNames, Experts, StackedExperts
-from ingle.weights.source import WeightSource
+from ingle.weights.source import WeightSource, check_sizes
 
 
 class Weight(Protocol):
@@ -85,6 +85,7 @@ class PlainFormat:
     kept_types: frozenset[str] = frozenset()
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
+        check_sizes(source, names, [rows * in_features for rows in num_rows])
         out = torch.empty(sum(num_rows), in_features, dtype=self.dtype, device=self.device)
         for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             source.load_into(name, part)

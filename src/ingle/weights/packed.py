@@ -14,7 +14,7 @@ from ingle.kernels.cpu.library import Matrix
 from ingle.weights.codes import CODED_BLOCKS, Coded, CodedMatrix, CodeType
 from ingle.weights.experts import ExpertNames, Experts, SeparateExperts
 from ingle.weights.formats import Weight
-from ingle.weights.source import WeightSource
+from ingle.weights.source import WeightSource, check_sizes
 
 _FLOATS = CodeType(bits=16, group_size=32)
 
@@ -116,6 +116,8 @@ class _Tensor:
 
 
 def _load_part(source: WeightSource, code_type: CodeType, tensors: list[_Tensor], in_features: int) -> PackedPart:
+    plain = [tensor for tensor in tensors if tensor.coded is None]
+    check_sizes(source, [tensor.name for tensor in plain], [tensor.num_rows * in_features for tensor in plain])
     part = PackedPart.empty(code_type, sum(tensor.num_rows for tensor in tensors), in_features)
     first = 0
     for tensor in tensors:

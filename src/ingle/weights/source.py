@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +45,13 @@ class WeightSource(Protocol):
         """Numbers stored in each type, such as Q4_K or BF16, the most first; empty for made-up weights."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of the named tensor as it is stored; None where it has any.
+
+        Raises `ModelError` when there is no such tensor.
+        """
+        ...
+
     def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
         """The named matrix as the codes it is stored in; None for one that is not.
 
@@ -62,6 +69,17 @@ class WeightSource(Protocol):
     def close(self) -> None:
         """Let go of the files. The source is not used after this."""
         ...
+
+
+def check_sizes(source: WeightSource, names: Sequence[str], num_elements: Sequence[int]) -> None:
+    """Before memory is taken for tensors that a configuration describes.
+
+    Raises `ModelError` unless each has as many numbers as wanted.
+    """
+    for name, wanted in zip(names, num_elements, strict=True):
+        shape = source.shape(name)
+        if shape is not None and math.prod(shape) != wanted:
+            raise ModelError(f"tensor {name} has shape {shape}, and the configuration asks for {wanted} numbers")
 
 
 class _Place(NamedTuple):
@@ -161,6 +179,9 @@ class GgufSource:
     def stored_types(self) -> dict[str, int]:
         return self._file.parameters_by_type
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensor(name).shape
+
     def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
         tensor = self._tensor(name)
         _check_shape(tensor.path, tensor.name, tensor.shape, (num_rows, num_columns))
@@ -236,16 +257,19 @@ class SafetensorsSource:
                 counts[stored.get_dtype()] += math.prod(stored.get_shape())
         return dict(counts.most_common())
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        name, place = _split(name)
+        file = self._file_of(name)
+        with _reading(file):
+            shape = tuple(self._handle(file).get_slice(name).get_shape())
+        return shape if place is None else shape[1:]
+
     def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
         return None
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         name, place = _split(name)
-        file = self._files.get(name)
-        if file is None:
-            if name.removesuffix("weight") + "qweight" in self._files:
-                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
-            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        file = self._file_of(name)
         with _reading(file):
             stored = self._handle(file).get_slice(name)
             shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
@@ -259,6 +283,14 @@ class SafetensorsSource:
 
     def close(self) -> None:
         self._handles.clear()
+
+    def _file_of(self, name: str) -> Path:
+        file = self._files.get(name)
+        if file is None:
+            if name.removesuffix("weight") + "qweight" in self._files:
+                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
+            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        return file
 
     def _handle(self, file: Path) -> Any:
         if file not in self._handles:
@@ -290,25 +322,35 @@ class TorchSource:
             counts += self._open(file).stored_types()
         return dict(counts.most_common())
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        name, place = _split(name)
+        shape = self._opened(name).tensors[name].shape
+        return shape if place is None else shape[1:]
+
     def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
         return None
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         name, place = _split(name)
+        opened = self._opened(name)
+        shape = opened.tensors[name].shape
+        if place is not None:
+            _check_stack(opened.path, name, shape, place)
+        _check_shape(opened.path, name, shape if place is None else shape[1:], tuple(out.shape))
+        out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
+
+    def close(self) -> None:
+        self._open.cache_clear()
+
+    def _opened(self, name: str) -> TorchFile:
+        """The file that has the tensor."""
         file = self._files.get(name)
         if file is None:
             raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
         opened = self._open(file)
         if name not in opened.tensors:
             raise ModelError(f"{file}: has no tensor {name}, which {_TORCH_FILES.index} promises")
-        shape = opened.tensors[name].shape
-        if place is not None:
-            _check_stack(file, name, shape, place)
-        _check_shape(file, name, shape if place is None else shape[1:], tuple(out.shape))
-        out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
-
-    def close(self) -> None:
-        self._open.cache_clear()
+        return opened
 
 
 class DummySource:
@@ -324,6 +366,9 @@ class DummySource:
     @property
     def stored_types(self) -> dict[str, int]:
         return {}
+
+    def shape(self, name: str) -> None:
+        return None
 
     def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
         return None

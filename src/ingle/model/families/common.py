@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -93,7 +94,7 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
     """A positive number of the config."""
     value = config.get(name)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
         raise ModelError(f"config.json: {name} is {reprlib.repr(value)}, expected a positive number")
     return float(value)
 

@@ -57,6 +57,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"use_sliding_window": True, "sliding_window": 33, "layer_types": ["sliding_attention", "full_attention"]},
     ),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma-mqa": ("gemma", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": False}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 30, "query_pre_attn_scalar": 24}),
     "gemma2-untied": (
         "gemma2",

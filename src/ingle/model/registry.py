@@ -12,6 +12,7 @@ from ingle.model.families import deepseek, gemma, llama, moe, phi3, qwen
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
     "deepseek_v2": deepseek.deepseek_v2,
     "deepseek_v3": deepseek.deepseek_v3,
+    "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3": gemma.gemma3,
     "gemma3_text": gemma.gemma3,

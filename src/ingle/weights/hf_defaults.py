@@ -31,6 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": _QWEN,
     "phi3": {"original_max_position_embeddings": 4096},
+    "gemma": {"hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "tie_word_embeddings": True},
     "gemma2": _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

@@ -18,6 +18,8 @@ _CONTEXT = 2048
 
 def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> DecoderConfig:
     """The fields that every family names alike. Raises `ModelError` for what is missing, absurd or not supported."""
+    if "activation" not in choices:
+        choices["activation"] = activation(config)
     num_heads = integer(config, "num_attention_heads")
     num_kv_heads = integer(config, "num_key_value_heads", num_heads)
     hidden_size = integer(config, "hidden_size")
@@ -39,7 +41,7 @@ def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> De
         rope=rope_config(config, head_dim),
         max_position_embeddings=integer(config, "max_position_embeddings", _CONTEXT),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        **{"activation": activation(config), **choices},
+        **choices,
     )
 
 

@@ -9,9 +9,9 @@ from ingle.channel import EngineInfo
 def info(stored: dict[str, int], expanded: list[str]) -> EngineInfo:
     return EngineInfo(
         max_model_len=4096, vocab_size=32000, max_num_seqs=64, num_pages=257, page_size=16, device="cpu",
-        dtype="bfloat16", kernels="PyTorch's", family="llama", num_parameters=134_515_008, stored_types=stored,
-        expanded_types=expanded,
-        weight_bytes=269 << 20, kv_cache_bytes=3 << 30, notices=[], timings_s={},
+        dtype="bfloat16", product_dtype="bfloat16", kernels="PyTorch's", family="llama", num_parameters=134_515_008,
+        stored_types=stored, expanded_types=expanded, weight_bytes=269 << 20, kv_cache_bytes=3 << 30, notices=[],
+        timings_s={},
     )  # fmt: skip
 
 

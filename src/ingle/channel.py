@@ -31,6 +31,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     page_size: int
     device: str
     dtype: str
+    product_dtype: str
+    """The coarsest type to which factors of matrix products are rounded: what the results are as exact as."""
     kernels: str
     """What multiplies and attends."""
     family: str

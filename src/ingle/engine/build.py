@@ -49,6 +49,8 @@ class _Numerics:
     dtype: torch.dtype
     """Of the KV cache, and of weights that are not in codes."""
     activations: torch.dtype
+    products: torch.dtype
+    """The coarsest type to which factors of matrix products are rounded."""
     matrices: WeightFormat
     kernels: str
     """What multiplies and attends, for people."""
@@ -111,6 +113,7 @@ def build_engine(
         page_size=memory.limits.page_size,
         device=_device_name(device),
         dtype=_name(numerics.dtype),
+        product_dtype=_name(numerics.products),
         kernels=numerics.kernels,
         family=model.config.family,
         num_parameters=num_parameters,
@@ -188,10 +191,11 @@ def _numerics(
     packs = ours and isinstance(plan, DecoderConfig)
     if packs and config.dtype not in ("float", "float32"):
         dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
-        return _Numerics(dtype, torch.float32, PackedFormat(), f"ingle's ({library.instructions()})")
+        kernels = f"ingle's ({library.instructions()})"
+        return _Numerics(dtype, torch.float32, torch.bfloat16, PackedFormat(), kernels)
     dtype, notices = pick_dtype(config, hf_config, device)
     kernels = "Triton's" if device.type == "cuda" else "ingle's and PyTorch's" if ours else "PyTorch's"
-    return _Numerics(dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
+    return _Numerics(dtype, dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
 
 
 def pick_device(config: EngineConfig) -> torch.device:

@@ -76,7 +76,7 @@ def verify(
     del engine
     _let_go(device)
     reference = reference_for(config, path, _room_for_reference(info, device))
-    tolerance, right = _judge(reference, info.dtype, answers, report)
+    tolerance, right = _judge(reference, info.product_dtype, answers, report)
     return Verification(
         info=info,
         reference=reference,

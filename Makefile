@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2:135m
+TARGET ?= gguf
+SECONDS ?= 60
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test test-all lint bench clean
+.PHONY: setup run test test-all lint fuzz bench clean
 
 setup: $(STAMP)
 
@@ -32,6 +34,10 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+fuzz: setup
+	$(BIN)/python -m pip install --disable-pip-version-check atheris
+	$(BIN)/python -m tests.fuzz $(TARGET) -max_total_time=$(SECONDS)
 
 bench: setup
 	$(BIN)/ingle bench throughput $(MODEL)

@@ -211,6 +211,7 @@ def test_damaged_models_give_one_error(tmp_path: Path, cut: int, flips: list[tup
         (b"\x0a\x05\x15\x00\x00\xc0\x7f", "no number"),
         (b"\x0a\x02\x18\x09", "type 9"),
         (b"\x0a\x03\x0a\x01a\x12\x02\x18\x03", "of kind 3"),
+        (b"\x0a\x03\x0a\x01a", "no piece for what it does not know"),
     ],
     ids=lambda value: None if isinstance(value, bytes) else value,
 )

@@ -54,11 +54,13 @@ def _model(raw: bytes) -> SentencePieceModel:
     kind = trainer.get(3, _UNIGRAM)
     if not pieces or kind not in (_UNIGRAM, _BPE):
         raise ValueError(f"it has {len(pieces)} pieces and is of kind {kind!r}; unigram, 1, and BPE, 2, are known")
+    if UNKNOWN not in types:
+        raise ValueError("it has no piece for what it does not know")
     return SentencePieceModel(
         pieces,
         scores,
         types,
-        unknown_id=types.index(UNKNOWN) if UNKNOWN in types else None,
+        unknown_id=types.index(UNKNOWN),
         unigram=kind == _UNIGRAM,
         space_prefix="each" if normalizer.get(3, True) else "none",
         trims_spaces=bool(normalizer.get(4, True)),

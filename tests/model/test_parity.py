@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ingle.kernels.cpu import library
 from ingle.request import EngineRequest, SamplingParams
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import (
@@ -50,6 +51,20 @@ def test_chunks_batches_and_shared_prefixes_change_nothing(name: str, tmp_path: 
     for _ in range(2):
         assert run(engine, [EngineRequest(str(i), prompt, params) for i, prompt in enumerate(prompts)]) == expected
     assert engine.stats().num_prompt_tokens < 2 * sum(map(len, prompts)), "nothing came from the prefix cache"
+
+
+@pytest.mark.parametrize("name", ["gqa", "phi3-partial", "mistral-window", "gemma2", "gemma3-linear"])
+def test_pytorchs_operators_alone_equal_transformers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no C++ compiler, and in 16 bits: the operators that all other kernels are tested against."""
+    monkeypatch.setattr(library, "started", lambda: False)
+    model_type, overrides = CHECKPOINTS[name]
+    save_checkpoint(tmp_path, model_type, **overrides)
+    reference = reference_model(tmp_path)
+    engine = engine_for(tmp_path, block_size=8, cpu_kernels="torch", max_num_batched_tokens=90)
+    prompt = random_prompt(1, 150)
+    assert greedy(engine, prompt, 64) == reference_greedy(reference, prompt, 64)
 
 
 def test_the_text_part_of_a_model_of_text_and_images(tmp_path: Path) -> None:

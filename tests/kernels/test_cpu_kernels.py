@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import get_args
 
@@ -258,3 +261,14 @@ def test_draws_are_the_reference_s() -> None:
     floats, ints = torch.tensor([[0.8, 0.9, 0.0]]).repeat(6, 1), torch.tensor([[3, 40]]).repeat(6, 1)
     ours = cpu.sample(logits, rows, rows + 9, floats, ints, filtered=True)
     assert torch.equal(ours[0], reference.sample(logits, rows, rows + 9, floats, ints, filtered=True)[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept on processors here")
+def test_a_second_engine_gets_as_many_threads_as_the_first() -> None:
+    """Starting the kernels keeps the thread that starts them on one processor, in a process of its own here."""
+    script = (
+        "from ingle.kernels.cpu import library, threads; before = threads.default_count(); "
+        "library.start(before); print(before, threads.default_count())"
+    )
+    before, after = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout.split()
+    assert before == after

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ingle.errors import ModelError
+from ingle.kernels.cpu import library
 from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config
 from ingle.request import EngineRequest, SamplingParams
@@ -28,6 +30,7 @@ from tests.support import (
     run,
     save_checkpoint,
 )
+from tests.weights.gguf_models import write_gguf_model
 
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 CONFIG: dict[str, Any] = {
@@ -86,6 +89,21 @@ def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
     assert stacked.mixture is not None and separate.mixture == stacked.mixture
     engine.worker.model = separate
     torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-5, rtol=0)
+
+
+def test_cpu_kernels_multiply_experts_as_the_file_stores_them(tmp_path: Path) -> None:
+    """All experts for every token: no choice among them for rounding to change."""
+    failure = library.start(2)
+    if failure is not None:
+        pytest.skip(failure)
+    folder = save_checkpoint(tmp_path, "mixtral", intermediate_size=128, num_local_experts=4, num_experts_per_tok=4)
+    path = write_gguf_model(folder, tmp_path / "model.gguf", gguf.GGMLQuantizationType.Q8_0)
+    prompt = random_prompt(6, 40)
+    expected = engine_logits(engine_for(path, cpu_kernels="torch"), prompt)
+    engine = engine_for(path, dtype="auto")
+    mixture = engine.worker.model.mixture
+    assert mixture is not None and mixture.num_bytes < 1.2 * mixture.num_parameters
+    assert (engine_logits(engine, prompt) - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_stack_of_another_number_of_experts_is_refused(tmp_path: Path) -> None:

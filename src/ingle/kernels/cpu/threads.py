@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -26,8 +27,12 @@ def _can_pin() -> bool:
     return hasattr(os, "sched_setaffinity")
 
 
+@functools.cache
 def _one_per_core() -> list[int]:
-    """The first processor of each core, of those that this process may use."""
+    """The first processor of each core, of those that this process may use.
+
+    Asked once: a thread that computes is kept on its processor from then on, and would be told of that one only.
+    """
     if not _can_pin():
         return list(range(os.cpu_count() or 1))
     cores: dict[str, int] = {}

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import triton
 
-from ingle.engine.batch import Batch, StepInputs
 from ingle.kernels import gpu
+from ingle.kernels.batch import Batch, StepInputs, query_block
 from ingle.kernels.gpu import attention
 from ingle.model.architecture import AttentionOptions, RouterConfig
 
@@ -72,7 +72,7 @@ def time_prefill(lengths: list[int], heads: int, kv_heads: int, head_dim: int, p
     blocks = [
         (seq, starts[seq] + offset)
         for seq, length in enumerate(lengths)
-        for offset in range(0, length, attention.QUERY_BLOCK)
+        for offset in range(0, length, query_block(head_dim))
     ]
     batch.inputs = batch.inputs._replace(
         query_starts=torch.tensor(starts, device=DEVICE),

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.engine.batch import Batch, SlotTables, unpack
 from ingle.engine.scheduler import Admission, Chunk, Plan
+from ingle.engine.tables import SlotTables, unpack
 from ingle.kernels import reference
+from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library
 from ingle.kernels.cpu import operators as cpu
 from ingle.model.architecture import Activation, AttentionOptions
@@ -185,7 +186,7 @@ def test_rotate_and_store(
 def step(lengths: list[tuple[int, int]], page_size: int) -> Batch:
     """Chunks (start, count) of as many sequences, decodes first, over shuffled pages."""
     most = max(start + count for start, count in lengths)
-    tables = SlotTables(len(lengths), most, page_size, torch.device("cpu"))
+    tables = SlotTables(len(lengths), most, page_size, 64, torch.device("cpu"))
     pages = iter(np.random.default_rng(0).permutation(len(lengths) * -(-most // page_size)) + 1)
     plan = Plan()
     for slot, (start, count) in enumerate(lengths):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ingle.engine.batch import unpack
+from ingle.engine.tables import unpack
 from ingle.kernels import reference
 from ingle.kernels.gpu import few_rows
 from ingle.kernels.gpu.few_rows import Rotation, Scaled, Tiling

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.engine.batch import Batch, Layout, SlotTables, unpack
 from ingle.engine.scheduler import Admission, Chunk, Plan
+from ingle.engine.tables import SlotTables, unpack
 from ingle.kernels import gpu, reference
+from ingle.kernels.batch import Batch, Layout, query_block
 from ingle.model.architecture import Activation, AttentionOptions
 from ingle.request import SamplingParams
 
@@ -104,10 +105,12 @@ def test_rotate_and_store(
     close(caches[0], caches[1], dtype)
 
 
-def attention_case(chunks: list[Chunk], num_decodes: int, page_size: int, padding: int = 0) -> Batch:
+def attention_case(
+    chunks: list[Chunk], num_decodes: int, page_size: int, padding: int = 0, head_dim: int = 16
+) -> Batch:
     """A batch over shuffled pages, made as the engine makes it."""
     longest = max(chunk.start + chunk.count for chunk in chunks)
-    tables = SlotTables(len(chunks) + 2, longest, page_size, DEVICE)
+    tables = SlotTables(len(chunks) + 2, longest, page_size, query_block(head_dim), DEVICE)
     pages = iter(np.random.permutation(np.arange(1, 400)).tolist())
     admissions = [
         Admission(
@@ -152,7 +155,7 @@ def test_paged_attention(
     case: str, heads: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype
 ) -> None:
     chunks, num_decodes = CASES[case]
-    batch = attention_case(chunks, num_decodes, page_size)
+    batch = attention_case(chunks, num_decodes, page_size, head_dim=head_dim)
     q = randn(sum(c.count for c in chunks), heads, head_dim, dtype=dtype)
     cache = randn(2, 400, page_size, kv_heads, head_dim, dtype=dtype)
     expected = reference.paged_attention(q.float(), cache.float(), batch, PLAIN)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ingle.engine.batch import QUERY_BLOCK, Layout, SlotTables, StepInputs, to_device, unpack
 from ingle.engine.sampler import Samples
 from ingle.engine.scheduler import Limits, Plan
+from ingle.engine.tables import SlotTables, to_device, unpack
+from ingle.kernels.batch import Layout, StepInputs
 
 Step = Callable[[StepInputs, Layout, bool], Samples]
 
@@ -66,7 +67,7 @@ class StepGraphs:
     def _mixed_layout(self, num_tokens: int) -> Layout:
         num_seqs = min(self._max_num_seqs, num_tokens)
         # Every chunk may end in a block that is not full.
-        return Layout(num_tokens, num_seqs, num_seqs, num_tokens // QUERY_BLOCK + num_seqs)
+        return Layout(num_tokens, num_seqs, num_seqs, num_tokens // self._tables.query_block + num_seqs)
 
     def _capture(self, layout: Layout, filtered: bool) -> _Captured:
         packed = torch.from_numpy(self._tables.pack(Plan(), layout)).to(self._tables.device)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ingle.engine.batch import Batch, Layout, SlotTables, StepInputs, to_device, unpack
 from ingle.engine.graphs import StepGraphs
 from ingle.engine.sampler import LogprobRows, Sampler, Samples, logprob_rows
 from ingle.engine.scheduler import Limits, Plan, StepResult
+from ingle.engine.tables import SlotTables, to_device, unpack
+from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
 from ingle.model.interface import Model
 
 _LOGIT_ROWS = 64
@@ -58,7 +59,9 @@ class Worker:
         config = model.config
         self.model = model
         self.device = device
-        self.tables = SlotTables(limits.max_num_seqs, limits.max_model_len, limits.page_size, device)
+        self.tables = SlotTables(
+            limits.max_num_seqs, limits.max_model_len, limits.page_size, query_block(config.head_dim), device
+        )
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device

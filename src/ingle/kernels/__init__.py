@@ -14,7 +14,7 @@ from ingle.kernels.cpu import library
 from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 if TYPE_CHECKING:
-    from ingle.engine.batch import Batch
+    from ingle.kernels.batch import Batch
 
 
 class Kernels(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ingle.engine.batch import Batch
+from ingle.kernels.batch import Batch
 from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 

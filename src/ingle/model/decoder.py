@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.engine.batch import Batch
+from ingle.kernels.batch import Batch
 from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
 from ingle.model.interface import Mixture

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from ingle import kernels
-from ingle.engine.batch import Batch
 from ingle.errors import ConfigError, ModelError
+from ingle.kernels.batch import Batch
 from ingle.model.architecture import AttentionOptions
 from ingle.model.interface import Mixture
 from ingle.weights.formats import PlainWeight

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ingle.engine.batch import Batch
+from ingle.kernels.batch import Batch
 from ingle.model.layers import Attention, Linear
 from ingle.model.moe import SparseMoe
 from ingle.weights.formats import PlainWeight

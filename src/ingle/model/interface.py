@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from ingle.engine.batch import Batch
+from ingle.kernels.batch import Batch
 from ingle.weights.formats import Weight
 
 

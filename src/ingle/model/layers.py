@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.engine.batch import Batch
+from ingle.kernels.batch import Batch
 from ingle.model.architecture import Activation, AttentionOptions
 from ingle.weights.formats import Weight
 

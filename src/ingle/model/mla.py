@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ingle import kernels
-from ingle.engine.batch import Batch
+from ingle.kernels.batch import Batch
 from ingle.model.architecture import AttentionOptions, DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
 

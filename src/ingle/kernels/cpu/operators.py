@@ -9,8 +9,8 @@ from ctypes import byref
 
 import torch
 
-from ingle.engine.batch import Batch
 from ingle.kernels import reference
+from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
 from ingle.kernels.reference import experts, locate, route, soft_cap

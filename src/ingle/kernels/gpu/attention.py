@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ingle.engine.batch import QUERY_BLOCK, Batch, DecodeWork
+from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu.device import await_previous, num_processors, pdl
 from ingle.model.architecture import AttentionOptions
 
@@ -334,7 +334,7 @@ def _prefill(
         inputs.num_query_blocks, out,
         *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=_dim_block(head_dim), QUERIES=QUERY_BLOCK, PAGE_SIZE=page_size,
+        DIM_BLOCK=_dim_block(head_dim), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
         KEYS=_WIDE_PREFILL_KEYS if wide else _PREFILL_KEYS,
         PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
         PDL=early, num_warps=_WIDE_PREFILL_WARPS if wide else _PREFILL_WARPS, num_stages=_PREFILL_STAGES,

@@ -1,0 +1,95 @@
+"""A planned step as tensors: what kernels are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from ingle.engine.scheduler import Chunk
+
+
+def query_block(head_dim: int) -> int:
+    """Query tokens of one prompt chunk that one program of the GPU's attention kernel handles."""
+    return 64 if head_dim <= 128 else 128
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """The keys that decoding sequences see in pieces of equal length, as a GPU's attention kernel shares them out."""
+
+    items: torch.Tensor
+    """int32 [N, 4]: of each piece its sequence, its index in it, the slot and the length; N is an upper bound."""
+    head: torch.Tensor
+    """int64 [2]: the number of pieces, and the keys in each."""
+    arrived: torch.Tensor
+    """int32 [B, Hkv], zeros: pieces that are done, while a kernel runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How large a step's inputs are. Those of a captured step are fixed: a plan is padded to them."""
+
+    num_tokens: int
+    """T"""
+    num_seqs: int
+    """B"""
+    num_samples: int
+    """R"""
+    num_blocks: int
+    """N, blocks of up to `query_block` prompt tokens of one sequence; 0 for a step of decodes only."""
+
+    def sizes(self) -> list[int]:
+        """Of the fields of `StepInputs`, in order."""
+        tokens, seqs, rows, blocks = self.num_tokens, self.num_seqs, self.num_samples, self.num_blocks
+        return [tokens, tokens, seqs, seqs, seqs, seqs + 1, 2 * blocks, 1, rows, rows, rows]
+
+
+class StepInputs(NamedTuple):
+    """All that a step brings to the device, int64. Padding belongs to the padding slot, or counts nothing."""
+
+    row_slots: torch.Tensor
+    """[T], each token's sequence, as its slot."""
+    positions: torch.Tensor
+    """[T], of each token in its sequence."""
+    slots: torch.Tensor
+    """[B], decoding sequences first."""
+    kv_lengths: torch.Tensor
+    """[B], tokens of each sequence that its last token attends to, itself included."""
+    decode_lengths: torch.Tensor
+    """[B], the same for decoding sequences and 0 for others."""
+    query_starts: torch.Tensor
+    """[B + 1], each sequence's first row in T."""
+    query_blocks: torch.Tensor
+    """[2 N], for each block of prompt tokens its sequence in [0, B) and its first row in T."""
+    num_query_blocks: torch.Tensor
+    """[1]"""
+    sample_rows: torch.Tensor
+    """[R], rows of T whose next token is drawn."""
+    sample_slots: torch.Tensor
+    """[R]"""
+    sample_positions: torch.Tensor
+    """[R], of the tokens to be drawn."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """T tokens of B sequences; decoding sequences, with one token each, come first. Index tensors are int64."""
+
+    inputs: StepInputs
+    token_ids: torch.Tensor
+    """[T]"""
+    kv_slots: torch.Tensor
+    """[T], where each token's key and value go: page * page_size + offset."""
+    page_tables: torch.Tensor
+    """int32 [S, P], the pages of every slot."""
+    num_decodes: int
+    """Decoding sequences; in a captured step, at most so many."""
+    num_blocks: int
+    """Blocks of prompt tokens, `query_block` of them in each; in a captured step, at most so many."""
+    chunks: list[Chunk]
+    """Of the plan, one a sequence; empty in a captured step."""
+    decode_work: dict[int | None, DecodeWork] = field(default_factory=dict)
+    """By window: made by the first layer that has it, for all that do."""

@@ -41,6 +41,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """Numbers that the checkpoint stores in each type, such as Q4_K or BF16, the most first."""
     expanded_types: list[str]
     """Those of the types that are quantized, and that are held in memory as `dtype`."""
+    kept_types: list[str]
+    """Those that are quantized, and that are held, and multiplied, as they are stored."""
     weight_bytes: int
     kv_cache_bytes: int
     notices: list[str]

@@ -38,12 +38,14 @@ def sampling_defaults(defaults: Mapping[str, Any]) -> str:
 
 
 def loaded(info: EngineInfo) -> str:
-    """Family, parameters, how they are stored and held, and where."""
+    """Family, parameters, how they are stored, held and computed, and where."""
     stored = types(info.stored_types) or "random numbers"
-    expanded = f" ({', '.join(info.expanded_types)} expanded at load)" if info.expanded_types else ""
+    fates = ((info.kept_types, "kept as stored"), (info.expanded_types, "expanded at load"))
+    held = ", ".join(f"{' and '.join(kinds)} {fate}" for kinds, fate in fates if kinds)
     return (
         f"{info.family}, {count(info.num_parameters)} parameters, stored as {stored}; "
-        f"{size(info.weight_bytes)} of weights as {info.dtype}{expanded} on {info.device}, by {info.kernels} kernels"
+        f"{size(info.weight_bytes)} of weights{f' ({held})' if held else ''} on {info.device}, "
+        f"multiplied in {info.product_dtype} by {info.kernels} kernels"
     )
 
 

@@ -105,6 +105,7 @@ def build_engine(
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)
     num_parameters, weight_bytes = total_size(model.parameters())
+    quantized = [kind for kind in stored_types if kind not in FLOAT_TYPES]
     info = EngineInfo(
         max_model_len=memory.limits.max_model_len,
         vocab_size=model.config.vocab_size,
@@ -118,9 +119,8 @@ def build_engine(
         family=model.config.family,
         num_parameters=num_parameters,
         stored_types=stored_types,
-        expanded_types=[
-            kind for kind in stored_types if kind not in FLOAT_TYPES and kind not in numerics.matrices.kept_types
-        ],
+        expanded_types=[kind for kind in quantized if kind not in numerics.matrices.kept_types],
+        kept_types=[kind for kind in quantized if kind in numerics.matrices.kept_types],
         weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
         notices=[

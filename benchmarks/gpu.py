@@ -20,16 +20,20 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--workload", nargs="+", default=["gpu"])
     parser.add_argument("--num-runs", default="3")
+    parser.add_argument("--gpu-memory-utilization", default="0.9")
+    parser.add_argument("--commands", nargs="+", default=["throughput", "startup"])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     for shape in options.shapes:
-        for command in ("throughput", "startup"):
+        for command in options.commands:
             output = options.results / f"{time.strftime('%Y-%m-%d')}-gpu-{command}-{shape}.json"
             arguments = [
                 command,
                 f"benchmarks/shapes/{shape}",
                 "--load-format",
                 "dummy",
+                "--gpu-memory-utilization",
+                options.gpu_memory_utilization,
                 "--output",
                 str(output.absolute()),
             ]

@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import save
 
 from ingle.errors import ModelError
-from ingle.text.tokenizer import load_tokenizer
+from ingle.text.folder_tokenizer import tokenizer_from_folder
+from ingle.text.gguf_tokenizer import tokenizer_from_gguf
+from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import WeightSource, open_source
 from ingle.weights.torch_pickle import PickleError, read_state_dict
@@ -103,8 +105,12 @@ def _read_folders_config(path: Path) -> None:
     read_config(path.parent)
 
 
+def _read_gguf_tokenizer(path: Path) -> None:
+    tokenizer_from_gguf(GgufFile(path).metadata, path).encode("abc 你好\n\n")
+
+
 def _read_folders_tokenizer(path: Path) -> None:
-    tokenizer = load_tokenizer(path.parent)
+    tokenizer = tokenizer_from_folder(path.parent)
     tokenizer.decode(tokenizer.encode("abc 你好\n\n"))
 
 
@@ -152,7 +158,7 @@ CONFIG = {
 }  # fmt: skip
 
 TARGETS = {
-    "gguf": Target("model.gguf", _gguf_seed, (read_config, load_tokenizer, _read_weights)),
+    "gguf": Target("model.gguf", _gguf_seed, (read_config, _read_gguf_tokenizer, _read_weights)),
     "safetensors": Target("model.safetensors", lambda: save(TENSORS), (_read_weights,)),
     "torch_bin": Target("pytorch_model.bin", _torch_seed, (_read_weights,)),
     "pickle": Target("data.pkl", _pickle_seed, (_read_pickle,)),

@@ -121,6 +121,8 @@ def test_gguf_files(family: str, trained: dict[str, bytes]) -> None:
         token_ids = ours.encode(text, add_special_tokens=False)
         assert token_ids == original.encode(text), repr(text)
         assert ours.decode(token_ids) == original.decode(token_ids)
+        detokenizer = ours.detokenizer(skip_special_tokens=True)
+        assert "".join([*map(detokenizer.push, token_ids), detokenizer.flush()]) == ours.decode(token_ids)
     assert (ours.bos_token_id, ours.eos_token_ids) == (original.bos_id(), (original.eos_id(),))
 
 

@@ -94,6 +94,8 @@ def build_engine(
         with contextlib.closing(source):
             stored_types = source.stored_types
             model = _load(config, plan, source, numerics, device)
+    if device.type == "cpu" and library.started():
+        library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = kv_budget(config, model.config, device)
         memory = plan_memory(config, model.config, dtype=numerics.dtype, device=device, budget=budget)

@@ -6,6 +6,7 @@ It lives as long as that channel: when the API process closes it or dies, the en
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ def main() -> int:
 def _run(channel: Channel, start: Start) -> int:
     try:
         engine, info = build_engine(start.config, Path(start.path), lambda stage: channel.send(Progress(stage)))
+        gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         channel.send(info)
         serve(engine, channel)
     except ChannelClosed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ingle.engine.graphs import StepGraphs
@@ -164,8 +164,9 @@ class Worker:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros: what a padding row reads is multiplied by a zero weight, and must be finite for that to be nothing.
 
-    On a CPU the system hands out zeroed memory when it is first touched, which NumPy leaves to it and PyTorch does not.
+    On a CPU the system hands out zeroed memory when it is first touched. It is asked for small pages: of large ones, a
+    first token would touch one in every layer, and wait until they are zeroed.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

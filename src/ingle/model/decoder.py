@@ -12,6 +12,7 @@ from ingle import kernels
 from ingle.kernels.batch import Batch
 from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
+from ingle.model.in_one_call import LayersInOneCall
 from ingle.model.interface import Mixture
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
@@ -55,6 +56,8 @@ class Decoder:
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
     fused: bool = False
     """Whether steps of a few rows go through `few_rows`."""
+    one_call: LayersInOneCall | None = None
+    """All layers as the CPU's kernels run them."""
     capturable: bool = True
 
     def with_length(self, max_model_len: int) -> Decoder:
@@ -71,6 +74,8 @@ class Decoder:
             return few_rows.forward(self, batch, kv_cache)
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
         residual = self.embed(batch.token_ids)
+        if self.one_call is not None:
+            return self.one_call(residual, cos_sin, batch, kv_cache)
         x = self.layers[0].input_norm(residual)
         for index, layer in enumerate(self.layers):
             if index:

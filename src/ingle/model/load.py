@@ -12,6 +12,7 @@ import torch
 from ingle.model import few_rows
 from ingle.model.architecture import Activation, DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer
+from ingle.model.in_one_call import in_one_call
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
 from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
@@ -110,7 +111,7 @@ def load_decoder(
         lm_head=Linear(lm_head),
         cos_sin=cos_sin_tables(config, max_model_len, device),
     )
-    return replace(decoder, fused=few_rows.suits(decoder))
+    return replace(decoder, fused=few_rows.suits(decoder), one_call=in_one_call(decoder))
 
 
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:

@@ -7,7 +7,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_void_
 
 import torch
 
-from ingle.kernels.cpu import compile, threads
+from ingle.kernels.cpu import compile
 
 KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
@@ -69,8 +69,53 @@ class Attention(ctypes.Structure):
     )
 
 
+class Projection(ctypes.Structure):
+    _fields_ = (("parts", POINTER(POINTER(Matrix))), ("bias", c_void_p), ("num_parts", c_int64), ("rows", c_int64))
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        ("qkv", Projection),
+        ("out", Projection),
+        ("gate_up", Projection),
+        ("down", Projection),
+        ("input_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("attention_post_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("mlp_post_norm", c_void_p),
+        ("window", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("qk_eps", c_float),
+        ("activation", c_int32),
+        ("rope", c_int32),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("norm", c_void_p),
+        ("kv_cache", c_void_p),
+        ("kv_slots", c_void_p),
+        ("cos_sin", c_void_p * 2),
+        ("rotary_dims", c_int64 * 2),
+        ("num_layers", c_int64),
+        ("num_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("layer_bytes", c_int64),
+        ("attention", Attention),
+        ("eps", c_float),
+    )
+
+
 _SIGNATURES = {
-    "ingle_start": (c_int32, POINTER(c_int32)),
+    "ingle_start": (c_int32,),
+    "ingle_settle_memory": (),
     "ingle_instructions": (),
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
@@ -81,6 +126,7 @@ _SIGNATURES = {
     "ingle_gated": (c_void_p, c_int32, c_int64, c_int64, c_void_p),
     "ingle_rotate_and_store": (POINTER(Rotation),),
     "ingle_attention": (POINTER(Attention),),
+    "ingle_layers": (POINTER(Step),),
     "ingle_sample_greedy": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
 }
 
@@ -102,18 +148,21 @@ def load(path: str) -> ctypes.CDLL:
 def start(num_threads: int) -> str | None:
     """Readies the kernels for this process, to run on so many threads; or says why they cannot be had.
 
-    The first call of a process decides the threads.
+    Called again, it adds the threads that are missing.
     """
     global _loaded
     if _loaded is None:
         try:
-            library = load(str(compile.library()))
+            _loaded = load(str(compile.library()))
         except (compile.CompileError, OSError) as error:
             return str(error)
-        cpus = threads.places(num_threads)
-        library.ingle_start(num_threads, None if cpus is None else (c_int32 * num_threads)(*cpus))
-        _loaded = library
+    _loaded.ingle_start(num_threads)
     return None
+
+
+def settle_memory() -> None:
+    """Gives what loading needed back to the system, and from then on keeps what steps need."""
+    get().ingle_settle_memory()
 
 
 def started() -> bool:

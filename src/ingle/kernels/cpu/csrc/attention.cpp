@@ -53,6 +53,15 @@ struct Places {
             }
         }
     }
+
+    // The strides are too long, and the pages too short, for the processor to see what comes next.
+    void prefetch(int64_t size) const {
+        for (int64_t j = 0; j < kBlock; j++)
+            for (int64_t i = 0; i < size; i += 64 / (int64_t)sizeof(T)) {
+                __builtin_prefetch(keys[j] + i);
+                __builtin_prefetch(values[j] + i);
+            }
+    }
 };
 
 // Sums over the keys seen so far, weighted by e^(score - largest).
@@ -97,9 +106,15 @@ template <typename T, int Heads>
 void attend_few(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t end, const float* q,
                 Running* running, float* out) {
     const int64_t size = a.head_dim, padded = round_up(size, 16), whole = size / 16 * 16;
+    Places<T> ahead(a, seq, kv_head, first, end - first < kBlock ? end - first : kBlock);
     for (int64_t at = first; at < end; at += kBlock) {
         const int64_t count = end - at < kBlock ? end - at : kBlock, rounded = round_up(count, 16);
-        const Places<T> places(a, seq, kv_head, at, count);
+        const Places<T> places = ahead;
+        if (at + kBlock < end) {
+            const int64_t left = end - at - kBlock;
+            ahead = Places<T>(a, seq, kv_head, at + kBlock, left < kBlock ? left : kBlock);
+            ahead.prefetch(size);
+        }
         Floats products[Heads][kBlock];
         for (int64_t j = 0; j < rounded; j++) {
             Floats dots[Heads] = {};

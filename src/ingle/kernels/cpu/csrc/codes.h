@@ -1,11 +1,14 @@
-// Codes of 32 rows, and how this processor multiplies them: `put` and `get` move 16 columns of a row, a byte (or a
-// bfloat16) each, into and out of a unit.
+// Codes of 32 rows, and how this processor multiplies them.
 //
-// With AVX-512 BF16 an instruction multiplies pairs of neighbouring columns, bfloat16, and adds both products to a
-// float32 sum; codes of 4 and 8 bits are exact in bfloat16, so only x is rounded. Everywhere else products are float32
-// and x is not rounded either.
+// With AVX-512 VNNI an instruction multiplies pairs of neighbouring columns, as 16-bit integers, and adds both products
+// to a 32-bit sum. A token's numbers become such integers under one scale, its largest being 32767: an error some ten
+// times below bfloat16's, at a higher rate. 32 products of 8-bit codes stay below 2^28. Weights in bfloat16 are
+// multiplied in pairs by AVX-512 BF16. Everywhere else products are float32, and nothing is rounded before them.
+//
+// `put` and `get` move 16 columns of a row, a byte (or a bfloat16) each, into and out of a unit.
 #pragma once
 
+#include <cmath>
 #include <initializer_list>
 
 #include "matrix.h"
@@ -13,41 +16,101 @@
 
 namespace ingle {
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-
-constexpr char kInstructions[] = "AVX-512 BF16";
+#if defined(__AVX512F__)
 constexpr int kMaxTile = 12;  // tokens that share an unpacked unit: 24 sums, and a few registers more, of 32
+#else
+constexpr int kMaxTile = 4;
+#endif
 
-// A pair of x's columns.
-typedef uint32_t Operand;
-constexpr int64_t kColumnsPerOperand = 2;
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
+constexpr char kInstructions[] = "AVX-512 VNNI and BF16";
+#elif defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr char kInstructions[] = "AVX-512 VNNI";
+#elif defined(__AVX512F__)
+constexpr char kInstructions[] = "AVX-512";
+#elif defined(__AVX2__)
+constexpr char kInstructions[] = "AVX2";
+#elif defined(__aarch64__)
+constexpr char kInstructions[] = "NEON";
+#else
+constexpr char kInstructions[] = "portable";
+#endif
 
-// Sums of a tile: [token][half of the block's rows].
-template <int Tokens>
-struct Sums {
-    __m512 v[Tokens][2];
-    void clear() {
-#pragma GCC unroll 12
-        for (int t = 0; t < Tokens; t++) v[t][0] = v[t][1] = _mm512_setzero_ps();
+// What all kinds of products have: `Operand`, one or two of x's columns; `Sums` of a tile, [token][half of the block's
+// rows]; the scale of a token's operands; and `put_operands`, which writes those of a unit and returns their sum.
+
+struct FloatProducts {
+    typedef float Operand;
+    static constexpr int64_t kColumnsPerOperand = 1;
+    template <int Tokens>
+    struct Sums {
+        Floats v[Tokens][2];
+        void clear() {
+            for (int t = 0; t < Tokens; t++) v[t][0] = v[t][1] = Floats{};
+        }
+        Floats value(int t, int half) const { return v[t][half]; }
+    };
+    static float scale_of(const float*, int64_t) { return 1; }
+    static float put_operands(Floats x, float, Operand* out, int64_t stride) {
+        for (int64_t i = 0; i < kUnit; i++) out[i * stride] = x[i];
+        return sum(x);
     }
 };
 
-template <int Tokens>
-inline __attribute__((always_inline)) void multiply_pair(Sums<Tokens>& sums, __m512i w0, __m512i w1, const Operand* x) {
-#pragma GCC unroll 12
-    for (int t = 0; t < Tokens; t++) {
-        __m512bh both = (__m512bh)_mm512_set1_epi32(x[t]);
-        sums.v[t][0] = _mm512_dpbf16_ps(sums.v[t][0], (__m512bh)w0, both);
-        sums.v[t][1] = _mm512_dpbf16_ps(sums.v[t][1], (__m512bh)w1, both);
-    }
-}
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
-// The 16 bits of lane 2 * row + parity hold what belongs to a row and a column's parity.
+struct IntegerProducts {
+    typedef uint32_t Operand;
+    static constexpr int64_t kColumnsPerOperand = 2;
+    template <int Tokens>
+    struct Sums {
+        __m512i v[Tokens][2];
+        void clear() {
+#pragma GCC unroll 12
+            for (int t = 0; t < Tokens; t++) v[t][0] = v[t][1] = _mm512_setzero_si512();
+        }
+        Floats value(int t, int half) const { return (Floats)_mm512_cvtepi32_ps(v[t][half]); }
+    };
+    // NaN for numbers that are not finite, so that the product tells.
+    static float scale_of(const float* x, int64_t count) {
+        Floats largest = {}, check = {};
+        for (int64_t i = 0; i < count; i += 16) {
+            Floats v = count - i < 16 ? load_part(x + i, count - i) : load(x + i);
+            check += v * 0.0f;
+            v = v < 0.0f ? -v : v;
+            largest = v > largest ? v : largest;
+        }
+        return maximum(largest) / 32767 + sum(check);
+    }
+    static float put_operands(Floats x, float scale, Operand* out, int64_t stride) {
+        __m512i integers = _mm512_cvtps_epi32((__m512)(x * (scale > 0 ? 1 / scale : 0.0f)));
+        int16_t pairs[kUnit];
+        _mm256_storeu_si256((__m256i*)pairs, _mm512_cvtsepi32_epi16(integers));
+        for (int64_t pair = 0; pair < 8; pair++) memcpy(out + pair * stride, pairs + 2 * pair, 4);
+        return (float)_mm512_reduce_add_epi32(integers);
+    }
+    template <int Tokens>
+    static inline __attribute__((always_inline)) void multiply_pair(Sums<Tokens>& sums, __m512i w0, __m512i w1,
+                                                                    const Operand* x) {
+#pragma GCC unroll 12
+        for (int t = 0; t < Tokens; t++) {
+            __m512i both = _mm512_set1_epi32(x[t]);
+            sums.v[t][0] = _mm512_dpwssd_epi32(sums.v[t][0], w0, both);
+            sums.v[t][1] = _mm512_dpwssd_epi32(sums.v[t][1], w1, both);
+        }
+    }
+};
+
+#endif
+
 template <int Bits>
 struct Codes;
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+// The 16 bits of lane 2 * row + parity hold what belongs to a row and a column's parity.
 template <>
-struct Codes<4> {
+struct Codes<4> : IntegerProducts {
     // Four zmm for 16 columns: (columns 0..7, rows 0..15), (columns 0..7, rows 16..31), then the same for columns 8..15.
     // The n-th nibble of a lane is of the n-th pair of columns.
     static uint8_t* lane(uint8_t* unit, int64_t row, int64_t column) {
@@ -68,8 +131,8 @@ struct Codes<4> {
     }
     __m512i table;
     explicit Codes(const Matrix& m) {
-        uint16_t values[32];  // twice the codebook: the fifth bit of an index belongs to the next nibble
-        for (int i = 0; i < 32; i++) values[i] = to_brain(m.codebook[i % 16]).bits;
+        int16_t values[32];  // twice the codebook: the fifth bit of an index belongs to the next nibble
+        for (int i = 0; i < 32; i++) values[i] = m.codebook[i % 16];
         memcpy(&table, values, 64);
     }
     template <int Tokens>
@@ -90,7 +153,7 @@ struct Codes<4> {
 };
 
 template <>
-struct Codes<8> {
+struct Codes<8> : IntegerProducts {
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
         for (int64_t c = 0; c < kUnit; c += 2) memcpy(unit + c * 32 + row * 2, codes + c, 2);
     }
@@ -98,11 +161,7 @@ struct Codes<8> {
         for (int64_t c = 0; c < kUnit; c++) out[c] = (int8_t)unit[c / 2 * 64 + row * 2 + c % 2];
     }
     explicit Codes(const Matrix&) {}
-    static __m512i widen(const uint8_t* p) {
-        __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-        __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p + 1)));
-        return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    }
+    static __m512i widen(const uint8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
     template <int Tokens>
     inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes,
                                                         const Operand* x) const {
@@ -112,67 +171,11 @@ struct Codes<8> {
     }
 };
 
-template <>
-struct Codes<16> {
-    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
-        for (int64_t c = 0; c < kUnit; c += 2) memcpy(unit + c * 64 + row * 4, codes + c * 2, 4);
-    }
-    static void get(const uint8_t* unit, int64_t row, const Matrix&, float* out) {
-        const Brain* stored = (const Brain*)unit;
-        for (int64_t c = 0; c < kUnit; c++) out[c] = to_float(stored[c / 2 * 64 + row * 2 + c % 2]);
-    }
-    explicit Codes(const Matrix&) {}
-    template <int Tokens>
-    inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes,
-                                                        const Operand* x) const {
-#pragma GCC unroll 8
-        for (int pair = 0; pair < 8; pair++)
-            multiply_pair<Tokens>(sums, _mm512_loadu_si512(codes + pair * 128),
-                                  _mm512_loadu_si512(codes + pair * 128 + 64), x + pair * Tokens);
-    }
-};
-
-// x's numbers as operands: rounded, in pairs; returns the sum of the rounded ones, which minima are multiplied by.
-inline float make_operands(const float* x, int64_t count, Operand* out, int64_t stride) {
-    Brain rounded[kUnit];
-    store(rounded, count == kUnit ? load(x) : load_part(x, count));
-    for (int64_t pair = 0; pair < 8; pair++) memcpy(out + pair * stride, rounded + 2 * pair, 4);
-    return sum(load(rounded));
-}
-
 #else
-
-#if defined(__AVX512F__)
-constexpr char kInstructions[] = "AVX-512";
-constexpr int kMaxTile = 12;
-#else
-#if defined(__AVX2__)
-constexpr char kInstructions[] = "AVX2";
-#elif defined(__aarch64__)
-constexpr char kInstructions[] = "NEON";
-#else
-constexpr char kInstructions[] = "portable";
-#endif
-constexpr int kMaxTile = 4;
-#endif
-
-typedef float Operand;
-constexpr int64_t kColumnsPerOperand = 1;
-
-template <int Tokens>
-struct Sums {
-    Floats v[Tokens][2];
-    void clear() {
-        for (int t = 0; t < Tokens; t++) v[t][0] = v[t][1] = Floats{};
-    }
-};
-
-template <int Bits>
-struct Codes;
 
 // 32 bytes for every two columns: a row's byte holds the even column's code in its low half.
 template <>
-struct Codes<4> {
+struct Codes<4> : FloatProducts {
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
         for (int64_t c = 0; c < kUnit; c += 2) unit[c * 16 + row] = codes[c] | codes[c + 1] << 4;
     }
@@ -211,8 +214,11 @@ struct Codes<4> {
     }
 };
 
+#endif
+
+// A number for each row, column after column.
 template <typename Stored>
-struct PlainCodes {
+struct PlainCodes : FloatProducts {
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
         for (int64_t c = 0; c < kUnit; c++)
             memcpy(unit + (c * 32 + row) * sizeof(Stored), codes + c * sizeof(Stored), sizeof(Stored));
@@ -240,20 +246,67 @@ struct PlainCodes {
     }
 };
 
+#if !(defined(__AVX512VNNI__) && defined(__AVX512BW__))
 template <>
 struct Codes<8> : PlainCodes<int8_t> {
     using PlainCodes::PlainCodes;
 };
+#endif
+
+#if defined(__AVX512BF16__)
+
+// Pairs of columns, as in the integer products.
+template <>
+struct Codes<16> {
+    typedef uint32_t Operand;
+    static constexpr int64_t kColumnsPerOperand = 2;
+    template <int Tokens>
+    struct Sums {
+        __m512 v[Tokens][2];
+        void clear() {
+#pragma GCC unroll 12
+            for (int t = 0; t < Tokens; t++) v[t][0] = v[t][1] = _mm512_setzero_ps();
+        }
+        Floats value(int t, int half) const { return (Floats)v[t][half]; }
+    };
+    static float scale_of(const float*, int64_t) { return 1; }
+    static float put_operands(Floats x, float, Operand* out, int64_t stride) {
+        Brain rounded[kUnit];
+        store(rounded, x);
+        for (int64_t pair = 0; pair < 8; pair++) memcpy(out + pair * stride, rounded + 2 * pair, 4);
+        return 0;  // there are no minima
+    }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t c = 0; c < kUnit; c += 2) memcpy(unit + c * 64 + row * 4, codes + c * 2, 4);
+    }
+    static void get(const uint8_t* unit, int64_t row, const Matrix&, float* out) {
+        const Brain* stored = (const Brain*)unit;
+        for (int64_t c = 0; c < kUnit; c++) out[c] = to_float(stored[c / 2 * 64 + row * 2 + c % 2]);
+    }
+    explicit Codes(const Matrix&) {}
+    template <int Tokens>
+    inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes,
+                                                        const Operand* x) const {
+#pragma GCC unroll 8
+        for (int pair = 0; pair < 8; pair++) {
+            __m512bh w0 = (__m512bh)_mm512_loadu_si512(codes + pair * 128);
+            __m512bh w1 = (__m512bh)_mm512_loadu_si512(codes + pair * 128 + 64);
+#pragma GCC unroll 12
+            for (int t = 0; t < Tokens; t++) {
+                __m512bh both = (__m512bh)_mm512_set1_epi32(x[pair * Tokens + t]);
+                sums.v[t][0] = _mm512_dpbf16_ps(sums.v[t][0], w0, both);
+                sums.v[t][1] = _mm512_dpbf16_ps(sums.v[t][1], w1, both);
+            }
+        }
+    }
+};
+
+#else
+
 template <>
 struct Codes<16> : PlainCodes<Brain> {
     using PlainCodes::PlainCodes;
 };
-
-inline float make_operands(const float* x, int64_t count, Operand* out, int64_t stride) {
-    Floats v = count == kUnit ? load(x) : load_part(x, count);
-    for (int64_t i = 0; i < kUnit; i++) out[i * stride] = v[i];
-    return sum(v);
-}
 
 #endif
 

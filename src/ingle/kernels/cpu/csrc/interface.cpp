@@ -1,7 +1,20 @@
+#ifdef __linux__
+#include <malloc.h>
+#endif
+
 #include "operators.h"
 #include "pool.h"
 
-extern "C" void ingle_start(int32_t num_threads, const int32_t* cpus) { ingle::start_threads(num_threads, cpus); }
+extern "C" void ingle_start(int32_t num_threads) { ingle::start_threads(num_threads); }
+extern "C" void ingle_settle_memory() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+    // A step's tensors are freed and wanted again by the next. Given back to the system in between, as larger ones are,
+    // their pages would be zeroed anew each time.
+    mallopt(M_MMAP_THRESHOLD, 64 << 20);
+    mallopt(M_TRIM_THRESHOLD, 128 << 20);
+#endif
+}
 extern "C" const char* ingle_instructions() { return ingle::instructions(); }
 extern "C" int64_t ingle_matrix_bytes(const ingle::Matrix* m) { return ingle::matrix_bytes(*m); }
 extern "C" void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,

@@ -115,19 +115,22 @@ void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* 
 
 namespace {
 
-// x in tiles of tokens: operands [tile][columns][token], sums of each group's x [tile][group][token].
+// x in tiles of tokens: operands [tile][columns][token], sums of each group's operands [tile][group][token], and the
+// scale of each token's operands.
+template <typename Kind>
 struct Tiled {
-    std::vector<Operand> operands;
+    std::vector<typename Kind::Operand> operands;
     std::vector<float> group_sums;
-    int64_t columns;  // padded
-    int64_t groups;
-    int64_t num_tokens;
+    std::vector<float> scales;
+    int64_t num_tokens, groups, operands_per_token;
 
     int64_t num_tiles() const { return (num_tokens + kMaxTile - 1) / kMaxTile; }
     int64_t tokens_of(int64_t tile) const {
         int64_t left = num_tokens - tile * kMaxTile;
         return left < kMaxTile ? left : kMaxTile;
     }
+    auto* operands_of(int64_t tile) { return operands.data() + tile * kMaxTile * operands_per_token; }
+    float* group_sums_of(int64_t tile) { return group_sums.data() + tile * kMaxTile * groups; }
 };
 
 // The sizes for which a product is compiled; a tile is computed in the least that holds it.
@@ -139,25 +142,29 @@ int64_t compiled_size(int64_t tokens) {
     return kMaxTile;
 }
 
-void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled& out) {
-    out.columns = num_groups(m) * m.group_size;
-    out.groups = num_groups(m);
+template <typename Kind>
+void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Kind>& out) {
+    const int64_t columns = num_groups(m) * m.group_size;  // padded
     out.num_tokens = num_tokens;
-    int64_t per_token = out.columns / kColumnsPerOperand;
-    out.operands.resize(out.num_tiles() * kMaxTile * per_token);
+    out.groups = num_groups(m);
+    out.operands_per_token = columns / Kind::kColumnsPerOperand;
+    out.operands.resize(out.num_tiles() * kMaxTile * out.operands_per_token);
     out.group_sums.resize(out.num_tiles() * kMaxTile * out.groups);
+    out.scales.resize(num_tokens);
     parallel_for(out.num_tiles(), [&](int64_t tile) {
-        int64_t tokens = out.tokens_of(tile), size = compiled_size(tokens);
-        Operand* operands = out.operands.data() + tile * kMaxTile * per_token;
-        float* sums = out.group_sums.data() + tile * kMaxTile * out.groups;
+        const int64_t tokens = out.tokens_of(tile), size = compiled_size(tokens);
+        auto* operands = out.operands_of(tile);
+        float* sums = out.group_sums_of(tile);
         memset(sums, 0, size * out.groups * sizeof(float));
-        if (size != tokens) memset((void*)operands, 0, size * per_token * sizeof(Operand));
+        if (size != tokens) memset((void*)operands, 0, size * out.operands_per_token * sizeof *operands);
         for (int64_t t = 0; t < tokens; t++) {
             const float* row = x + (tile * kMaxTile + t) * m.columns;
-            for (int64_t c = 0; c < out.columns; c += kUnit) {
-                int64_t count = m.columns - c < kUnit ? (m.columns > c ? m.columns - c : 0) : kUnit;
+            const float scale = out.scales[tile * kMaxTile + t] = Kind::scale_of(row, m.columns);
+            for (int64_t c = 0; c < columns; c += kUnit) {
+                int64_t left = m.columns - c;
+                Floats v = left >= kUnit ? load(row + c) : left > 0 ? load_part(row + c, left) : Floats{};
                 sums[c / m.group_size * size + t] +=
-                    make_operands(row + c, count, operands + c / kColumnsPerOperand * size + t, size);
+                    Kind::put_operands(v, scale, operands + c / Kind::kColumnsPerOperand * size + t, size);
             }
         }
     });
@@ -167,79 +174,102 @@ Floats load_scales(const uint8_t* at, int64_t half, bool wide) {
     return wide ? load((const float*)at + half * 16) : load((const Half*)at + half * 16);
 }
 
-// One block of 32 rows times one tile of tokens.
-template <int Bits, int Tokens>
-void multiply_tile(const Matrix& m, int64_t block, const Operand* x, const float* group_sums, float (*total)[2][16]) {
+// One block of 32 rows times one tile of tokens, in units of the tokens' scales; groups of 16 columns or 32.
+template <int Bits, int Tokens, int GroupSize>
+void multiply_tile(const Matrix& m, int64_t block, const typename Codes<Bits>::Operand* x, const float* group_sums,
+                   float (*total)[2][16]) {
     const Codes<Bits> codes(m);
-    const int64_t groups = num_groups(m), stride = group_bytes(m), units = m.group_size / kUnit;
-    const int64_t minima_at = scale_bytes(m), codes_at = codes_offset(m);
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8, unit_operands = kUnit / kColumnsPerOperand * Tokens;
+    const int64_t groups = num_groups(m), stride = group_bytes(m), minima_at = scale_bytes(m);
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
+    constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     const uint8_t* group = group_at(m, block, 0);
-    Sums<Tokens> sums;
-    sums.clear();
-    if (Bits != 16) memset(total, 0, Tokens * sizeof *total);
+    memset(total, 0, Tokens * sizeof *total);
     for (int64_t g = 0; g < groups; g++, group += stride) {
-        for (int64_t unit = 0; unit < units; unit++, x += unit_operands)
-            codes.multiply(sums, group + codes_at + unit * unit_bytes, x);
-        if (Bits == 16) continue;
+        typename Codes<Bits>::template Sums<Tokens> sums;
+        sums.clear();
+#pragma GCC unroll 2
+        for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
+            codes.multiply(sums, group + codes_offset(m) + unit * unit_bytes, x);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            Floats scale = load_scales(group, half, m.wide_scales), minimum = {};
+            Floats scale = splat(1.0f), minimum = {};
+            if (Bits != 16) scale = load_scales(group, half, m.wide_scales);
             if (m.has_minima) minimum = load_scales(group + minima_at, half, m.wide_scales);
 #pragma GCC unroll 12
             for (int t = 0; t < Tokens; t++) {
-                Floats sum = load(total[t][half]) + (Floats)sums.v[t][half] * scale;
+                Floats sum = load(total[t][half]) + sums.value(t, half) * scale;
                 store(total[t][half], sum + minimum * group_sums[g * Tokens + t]);
             }
         }
-        sums.clear();
+        // Totals stay in memory: registers, of which there are none left, they would only be copied to the stack from.
+        asm volatile("" ::: "memory");
     }
-    if (Bits == 16)
-#pragma GCC unroll 12
-        for (int t = 0; t < Tokens; t++)
-            for (int half = 0; half < 2; half++) store(total[t][half], (Floats)sums.v[t][half]);
 }
 
-typedef void (*TileProduct)(const Matrix&, int64_t, const Operand*, const float*, float (*)[2][16]);
+// The same for bfloat16, whose sums have no scale to wait for.
+template <int Tokens>
+void multiply_plain_tile(const Matrix& m, int64_t block, const Codes<16>::Operand* x, const float*,
+                         float (*total)[2][16]) {
+    const Codes<16> codes(m);
+    constexpr int64_t unit_operands = kUnit / Codes<16>::kColumnsPerOperand * Tokens;
+    const uint8_t* unit = group_at(m, block, 0);
+    Codes<16>::Sums<Tokens> sums;
+    sums.clear();
+    const int64_t units = num_groups(m) * m.group_size / kUnit;
+    for (int64_t u = 0; u < units; u++, unit += kBlockRows * kUnit * 2, x += unit_operands) codes.multiply(sums, unit, x);
+#pragma GCC unroll 12
+    for (int t = 0; t < Tokens; t++)
+        for (int half = 0; half < 2; half++) store(total[t][half], sums.value(t, half));
+}
+
+template <int Bits, int Tokens>
+auto tile_product(const Matrix& m) {
+    if constexpr (Bits == 16) return multiply_plain_tile<Tokens>;
+    else return m.group_size == 16 ? multiply_tile<Bits, Tokens, 16> : multiply_tile<Bits, Tokens, 32>;
+}
 
 template <int Bits>
-TileProduct product_of(int64_t size) {
+auto product_of(const Matrix& m, int64_t size) {
     switch (size) {
-        case 1: return multiply_tile<Bits, 1>;
-        case 2: return multiply_tile<Bits, 2>;
-        case 3: return multiply_tile<Bits, 3>;
-        case 4: return multiply_tile<Bits, 4>;
-        case 6: return multiply_tile<Bits, kMaxTile < 6 ? 4 : 6>;
-        case 8: return multiply_tile<Bits, kMaxTile < 8 ? 4 : 8>;
-        default: return multiply_tile<Bits, kMaxTile>;
+        case 1: return tile_product<Bits, 1>(m);
+        case 2: return tile_product<Bits, 2>(m);
+        case 3: return tile_product<Bits, 3>(m);
+        case 4: return tile_product<Bits, 4>(m);
+        case 6: return tile_product<Bits, kMaxTile < 6 ? 4 : 6>(m);
+        case 8: return tile_product<Bits, kMaxTile < 8 ? 4 : 8>(m);
+        default: return tile_product<Bits, kMaxTile>(m);
     }
 }
 
-TileProduct product_of(const Matrix& m, int64_t size) {
-    return m.bits == 4 ? product_of<4>(size) : m.bits == 8 ? product_of<8>(size) : product_of<16>(size);
+template <int Bits>
+void multiply_as(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
+    static thread_local Tiled<Codes<Bits>> own;
+    Tiled<Codes<Bits>>& tiled = own;  // in a lambda, another thread would name its own
+    tile_x(m, x, num_tokens, tiled);
+    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; block++) {
+            const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
+            for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
+                const int64_t tokens = tiled.tokens_of(tile);
+                alignas(64) float total[kMaxTile][2][16];
+                product_of<Bits>(m, compiled_size(tokens))(m, block, tiled.operands_of(tile), tiled.group_sums_of(tile),
+                                                        total);
+                for (int64_t t = 0; t < tokens; t++) {
+                    const int64_t token = tile * kMaxTile + t;
+                    for (int half = 0; half < 2; half++) store(total[t][half], load(total[t][half]) * tiled.scales[token]);
+                    memcpy(y + token * y_stride + block * kBlockRows, total[t], rows * sizeof(float));
+                }
+            }
+        }
+    });
 }
 
 }  // namespace
 
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
-    static thread_local Tiled tiled;
-    Tiled& operands = tiled;  // a lambda that runs on another thread would see that thread's own
-    tile_x(m, x, num_tokens, operands);
-    int64_t per_token = operands.columns / kColumnsPerOperand;
-    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; block++) {
-            int64_t rows = m.rows - block * kBlockRows < kBlockRows ? m.rows - block * kBlockRows : kBlockRows;
-            for (int64_t tile = 0; tile < operands.num_tiles(); tile++) {
-                int64_t tokens = operands.tokens_of(tile);
-                alignas(64) float total[kMaxTile][2][16];
-                product_of(m, compiled_size(tokens))(
-                    m, block, operands.operands.data() + tile * kMaxTile * per_token,
-                    operands.group_sums.data() + tile * kMaxTile * operands.groups, total);
-                for (int64_t t = 0; t < tokens; t++)
-                    memcpy(y + (tile * kMaxTile + t) * y_stride + block * kBlockRows, total[t], rows * sizeof(float));
-            }
-        }
-    });
+    m.bits == 4   ? multiply_as<4>(m, x, num_tokens, y, y_stride)
+    : m.bits == 8 ? multiply_as<8>(m, x, num_tokens, y, y_stride)
+                  : multiply_as<16>(m, x, num_tokens, y, y_stride);
 }
 
 }  // namespace ingle

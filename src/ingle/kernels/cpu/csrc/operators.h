@@ -39,10 +39,39 @@ struct Attention {
     int32_t kv_type;
 };
 
+struct Projection {
+    const Matrix* const* parts;  // one below the other
+    const float* bias;           // [rows], or null
+    int64_t num_parts, rows;
+};
+
+struct Layer {
+    Projection qkv, out, gate_up, down;
+    const float *input_norm, *q_norm, *k_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;
+    int64_t window;
+    float scale, softcap, qk_eps;
+    int32_t activation, rope;
+};
+
+struct Step {
+    const Layer* layers;
+    float* residual;              // [num_tokens, hidden_size], overwritten
+    float* out;                   // [num_tokens, hidden_size], after the last norm
+    const float* norm;            // the last
+    void* kv_cache;               // [layers, 2, ...], keys before values
+    const int64_t* kv_slots;
+    const float* cos_sin[2];      // of each rotation, [num_tokens, rotary_dim]
+    int64_t rotary_dims[2];
+    int64_t num_layers, num_tokens, hidden_size, layer_bytes;
+    Attention attention;          // of any layer, but for what `Layer` says
+    float eps;
+};
+
 }  // namespace ingle
 
 extern "C" {
-void ingle_start(int32_t num_threads, const int32_t* cpus);
+void ingle_start(int32_t num_threads);
+void ingle_settle_memory();
 const char* ingle_instructions();
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
 void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
@@ -55,5 +84,6 @@ void ingle_add_rms_norm(const float* x, float* residual, const float* weight, fl
 void ingle_gated(const float* gate_up, int32_t activation, int64_t num_rows, int64_t size, float* out);
 void ingle_rotate_and_store(const ingle::Rotation* r);
 void ingle_attention(const ingle::Attention* a);
+void ingle_layers(const ingle::Step* step);
 void ingle_sample_greedy(const float* logits, int64_t num_rows, int64_t vocab_size, int64_t* token_ids, uint8_t* finite);
 }

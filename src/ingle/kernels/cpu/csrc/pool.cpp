@@ -7,8 +7,6 @@
 
 #ifdef __linux__
 #include <linux/futex.h>
-#include <pthread.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -22,14 +20,15 @@ namespace {
 // Longer than Python takes from one operator to the next, shorter than anyone would miss the core.
 constexpr auto kSpin = std::chrono::microseconds(100);
 
-// A job as one number: how many pieces it has in the upper half, the next piece in the lower. Whoever adds 1 and finds that piece below the count owns it. A job ends when all its pieces are done,
-// so its owner may read `task` and `context` without a lock, even if it comes from an earlier job's loop.
+// A job as one number: how many pieces it has in the upper half, the next piece in the lower. Whoever adds 1 and finds
+// that piece below the count owns it. A job ends when all its pieces are done, so the owner of one may read `task` and
+// `context` without a lock, even if it comes from an earlier job's loop.
 std::atomic<uint64_t> ticket{0};
 std::atomic<int64_t> pieces_left{0};
 void (*task)(void*, int64_t);
 void* context;
 
-// The serial once more, as a word that workers sleep on.
+// The number of jobs so far, which workers wait on.
 std::atomic<uint32_t> published{0};
 std::atomic<int> num_sleeping{0};
 
@@ -44,7 +43,7 @@ void relax() {
 #endif
 }
 
-// Sleeps while `published` is `last`. A futex, since glibc before 2.41 can lose a condition variable's wake-up (bug 25847).
+// Sleeps while `published` is `last`. A futex: glibc before 2.41 can lose a condition variable's wake-up (bug 25847).
 void sleep_until_published(uint32_t last) {
     num_sleeping.fetch_add(1, std::memory_order_seq_cst);
 #ifdef __linux__
@@ -95,31 +94,11 @@ void worker() {
     }
 }
 
-void pin(int cpu) {
-#ifdef __linux__
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);  // a refusal costs speed, nothing else
-#else
-    (void)cpu;
-#endif
-}
-
 }  // namespace
 
-void start_threads(int threads, const int* cpus) {
+void start_threads(int threads) {
     std::lock_guard<std::mutex> lock(job_mutex);
-    if (threads_started > 1) return;
-    if (cpus) pin(cpus[0]);
-    for (int i = 1; i < threads; i++) {
-        int cpu = cpus ? cpus[i] : -1;
-        std::thread([cpu] {
-            if (cpu >= 0) pin(cpu);
-            worker();
-        }).detach();
-    }
-    threads_started = threads;
+    for (; threads_started < threads; threads_started++) std::thread(worker).detach();
 }
 
 int num_threads() { return threads_started; }

@@ -5,9 +5,9 @@
 
 namespace ingle {
 
-// Starts threads - 1 workers, the calling thread being the first, once per process; later calls change nothing.
-// cpus: the processor of each thread, or null to leave all of them to the system.
-void start_threads(int threads, const int* cpus);
+// Starts workers until there are so many threads, the calling thread being the first. They run where the system puts
+// them: kept on processors of their own, the threads of two engines would meet on the same ones.
+void start_threads(int threads);
 
 int num_threads();
 

@@ -1,0 +1,76 @@
+"""ingle, as `cpu_vs_llamacpp.py` drives it: the same commands as `llamacpp.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def _engine(path: str, threads: int, **options: object):  # type: ignore[no-untyped-def]
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it
+    from ingle.config import EngineConfig
+    from ingle.engine.build import build_engine
+
+    config = EngineConfig(path, device="cpu", threads=threads, max_model_len=1024, kv_cache_memory="64MiB",
+                          enable_prefix_caching=False, **options)  # fmt: skip
+    return build_engine(config, Path(path))
+
+
+def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> list[dict[str, float]]:
+    from ingle.request import EngineRequest, SamplingParams
+
+    engine, _ = _engine(path, threads)
+    sampling = SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True)
+    results = []
+    for index, prompt in enumerate(prompts):
+        started = time.perf_counter()
+        engine.add(EngineRequest(str(index), prompt, sampling))
+        while not engine.step():
+            pass
+        first = time.perf_counter()
+        while engine.has_work:
+            engine.step()
+        results.append({"first_s": first - started, "next_s": (time.perf_counter() - first) / (num_out - 1)})
+    return results[1:]
+
+
+def logits(path: str, threads: int, windows: list[list[int]], output: str, exact: bool = False) -> None:
+    """`exact`: the oracle, weights decoded to float32 and multiplied by PyTorch."""
+    import numpy as np
+    import torch
+
+    from ingle.engine.tables import unpack
+    from ingle.request import EngineRequest, SamplingParams
+
+    engine, info = _engine(path, threads, **({"dtype": "float32", "cpu_kernels": "torch"} if exact else {}))
+    worker, sampling = engine.worker, SamplingParams(temperature=0.0, max_tokens=1)
+    found = np.lib.format.open_memmap(output, "w+", np.float32, (len(windows), len(windows[0]), info.vocab_size))
+    for index, window in enumerate(windows):
+        engine.add(EngineRequest(str(index), window, sampling))
+        plan = engine.scheduler.plan()
+        assert plan is not None and plan.num_tokens == len(window)
+        step = worker.launch(plan)  # fills the tables
+        layout = worker.tables.layout(plan)
+        with torch.inference_mode():
+            inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
+            batch = worker.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
+            hidden = worker.model.forward(batch, worker.kv_cache)
+            found[index] = worker.model.logits(hidden).float().numpy()
+        engine.scheduler.retire(plan, step.result())
+
+
+def serve(path: str, threads: int, port: int, max_seqs: int, max_len: int) -> None:
+    kv_bytes = 2 * 30 * 192 * 2 * max_seqs * max_len  # of this model, as much as llama.cpp allocates
+    os.execv(sys.executable, [
+        sys.executable, "-m", "ingle", "serve", path, "--device", "cpu", "--threads", str(threads), "--port", str(port),
+        "--max-num-seqs", str(max_seqs), "--max-model-len", str(max_len), "--kv-cache-memory", str(kv_bytes),
+        "--served-model-name", "smollm2:135m", "--disable-access-log",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    command, arguments = sys.argv[1], json.loads(sys.argv[2])
+    print(json.dumps(globals()[command](**arguments)))

@@ -1,0 +1,58 @@
+"""llama.cpp, as `cpu_vs_llamacpp.py` drives it: in a virtual environment of its own, from PyPI's packages."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+
+def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> list[dict[str, float]]:
+    """Seconds to read each prompt to its first token, and for each token after it."""
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads,
+                  verbose=False)  # fmt: skip
+    results = []
+    for prompt in prompts:
+        model.reset()
+        started = time.perf_counter()
+        model.eval(prompt)
+        token = model.sample(temp=0.0)
+        first = time.perf_counter()
+        for _ in range(num_out - 1):
+            model.eval([token])
+            token = model.sample(temp=0.0)
+        results.append({"first_s": first - started, "next_s": (time.perf_counter() - first) / (num_out - 1)})
+    return results[1:]  # the first warms up
+
+
+def logits(path: str, threads: int, windows: list[list[int]], output: str) -> None:
+    """float32 [windows, tokens, vocab]: what follows each token."""
+    import numpy as np
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=1024, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False)
+    found = np.lib.format.open_memmap(output, "w+", np.float32, (len(windows), len(windows[0]), model.n_vocab()))
+    for index, window in enumerate(windows):
+        model.reset()
+        model.eval(window)
+        found[index] = model.scores[: len(window)]
+
+
+def serve(path: str, threads: int, port: int, max_seqs: int, max_len: int) -> None:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = path
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.port, params.n_parallel, params.n_ctx = port, max_seqs, max_seqs * max_len
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    command, arguments = sys.argv[1], json.loads(sys.argv[2])
+    print(json.dumps(globals()[command](**arguments)))

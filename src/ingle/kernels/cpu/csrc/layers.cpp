@@ -1,0 +1,82 @@
+// All layers of a plain decoder in one call: between the operators of a small model, Python takes longer than they do.
+// What happens, and in which order, is `Decoder.forward` in ingle/model/decoder.py; the operators are the same.
+#include <vector>
+
+#include "operators.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace ingle {
+namespace {
+
+void project(const Projection& p, const float* x, int64_t num_tokens, float* y) {
+    float* columns = y;
+    for (int64_t i = 0; i < p.num_parts; i++) {
+        multiply(*p.parts[i], x, num_tokens, columns, p.rows);
+        columns += p.parts[i]->rows;
+    }
+    if (!p.bias) return;
+    for (int64_t t = 0; t < num_tokens; t++)
+        for (int64_t r = 0; r < p.rows; r++) y[t * p.rows + r] += p.bias[r];
+}
+
+// The norm of residual + x, or of residual + the norm of x where there is such a post-norm.
+void add_and_normalize(const Step& s, float* x, const float* post_norm, const float* norm, float* out) {
+    if (post_norm) ingle_rms_norm(x, post_norm, s.eps, s.num_tokens, s.hidden_size, x);
+    ingle_add_rms_norm(x, s.residual, norm, s.eps, s.num_tokens, s.hidden_size, out);
+}
+
+void attend(const Step& s, const Layer& layer, int64_t index, const float* x, float* qkv, float* attended, float* out) {
+    uint8_t* keys = (uint8_t*)s.kv_cache + index * s.layer_bytes;
+    uint8_t* values = keys + s.layer_bytes / 2;
+    const int64_t num_heads = s.attention.num_heads, num_kv_heads = s.attention.num_kv_heads;
+    project(layer.qkv, x, s.num_tokens, qkv);
+    Rotation rotation = {qkv, s.cos_sin[layer.rope], layer.q_norm, layer.k_norm, keys, values, s.kv_slots,
+                         s.num_tokens, num_heads, num_kv_heads, s.attention.head_dim, s.rotary_dims[layer.rope],
+                         layer.qk_eps, s.attention.kv_type};
+    ingle_rotate_and_store(&rotation);
+    Attention attention = s.attention;
+    attention.q = qkv;
+    attention.q_stride = layer.qkv.rows;
+    attention.keys = keys;
+    attention.values = values;
+    attention.out = attended;
+    attention.window = layer.window;
+    attention.scale = layer.scale;
+    attention.softcap = layer.softcap;
+    ingle_attention(&attention);
+    project(layer.out, attended, s.num_tokens, out);
+}
+
+}  // namespace
+}  // namespace ingle
+
+using namespace ingle;
+
+extern "C" void ingle_layers(const Step* step) {
+    const Step& s = *step;
+    int64_t widest_qkv = 0, widest_mlp = 0;
+    for (int64_t i = 0; i < s.num_layers; i++) {
+        if (s.layers[i].qkv.rows > widest_qkv) widest_qkv = s.layers[i].qkv.rows;
+        if (s.layers[i].gate_up.rows > widest_mlp) widest_mlp = s.layers[i].gate_up.rows;
+    }
+    const int64_t widest = widest_qkv > widest_mlp ? widest_qkv : widest_mlp;
+    static thread_local std::vector<float> buffer;  // of normed x, an operator's input and output, the layer's output
+    if ((int64_t)buffer.size() < s.num_tokens * (2 * s.hidden_size + 2 * widest)) buffer.resize(s.num_tokens * (2 * s.hidden_size + 2 * widest));
+    float* normed = buffer.data();
+    float* output = normed + s.num_tokens * s.hidden_size;
+    float* wide = output + s.num_tokens * s.hidden_size;
+    float* inner = wide + s.num_tokens * widest;
+    ingle_rms_norm(s.residual, s.layers[0].input_norm, s.eps, s.num_tokens, s.hidden_size, normed);
+    for (int64_t i = 0; i < s.num_layers; i++) {
+        const Layer& layer = s.layers[i];
+        attend(s, layer, i, normed, wide, inner, output);
+        add_and_normalize(s, output, layer.attention_post_norm, layer.mlp_norm, normed);
+        project(layer.gate_up, normed, s.num_tokens, wide);
+        ingle_gated(wide, layer.activation, s.num_tokens, layer.gate_up.rows / 2, inner);
+        project(layer.down, inner, s.num_tokens, output);
+        bool last = i + 1 == s.num_layers;
+        add_and_normalize(s, output, layer.mlp_post_norm, last ? s.norm : s.layers[i + 1].input_norm,
+                          last ? s.out : normed);
+    }
+}

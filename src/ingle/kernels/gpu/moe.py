@@ -8,8 +8,8 @@ they hardly share an expert, pairs are left unsorted; with many it is a tiled pr
 
 Why not `torch.nn.functional.grouped_mm`: its CUDA kernel is for bfloat16 on compute capability 9.0 and 10.0 (and
 cuBLASLt's, where PyTorch has it, for CUDA 13.3 and later); everywhere else it is a loop over the experts on the host,
-which waits for the device and cannot be captured. It also wants the tokens copied into sorted order first and the activation as a pass of its own,
-and its tiles are made for many rows an expert, where decoding brings one or two.
+which waits for the device and cannot be captured. It also wants the tokens copied into sorted order first and the
+activation as a pass of its own, and its tiles are made for many rows an expert, where decoding brings one or two.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "odd-heads": ("llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72, "head_dim": 8}),
     "wide-heads": ("llama", {"head_dim": 32}),
     "tied": ("llama", {"tie_word_embeddings": True}),
+    "odd-vocabulary": ("llama", {"vocab_size": 259}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
     "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),

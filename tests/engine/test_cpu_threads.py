@@ -1,0 +1,35 @@
+"""Threads of a CPU engine: ingle's own stay on a processor each, PyTorch's may run on any."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, pathlib, torch
+from ingle.config import EngineConfig
+from ingle.engine.build import _start_cpu_kernels
+
+assert _start_cpu_kernels(EngineConfig(model="any", device="cpu")) == []
+torch.ones(1 << 22).exp()
+mine = os.sched_getaffinity(0)
+threads = [int(task.name) for task in pathlib.Path("/proc/self/task").iterdir()]
+print(len(mine), sum(os.sched_getaffinity(thread) == mine for thread in threads))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are kept in place on Linux only")
+def test_pytorchs_threads_are_not_kept_on_the_processor_of_the_main_thread() -> None:
+    """Two threads that wait for each other on one processor take ten times as long."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor is all there is")
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    if "AssertionError" in done.stderr:
+        pytest.skip("ingle's CPU kernels cannot be had here")
+    assert done.returncode == 0, done.stderr
+    num_processors, num_threads = map(int, done.stdout.split())
+    assert num_processors > 1 or num_threads == 1, f"{num_threads} threads share the main thread's only processor"

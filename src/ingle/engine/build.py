@@ -182,9 +182,6 @@ def _start_cpu_kernels(config: EngineConfig) -> list[str]:
     torch.ones(1 << 20).sum()  # starts PyTorch's threads before ours is kept on a processor, which they would inherit
     if config.cpu_kernels == "torch":
         return []
-    # PyTorch's threads begin with its first parallel work, and may run where the thread that begins them may: so now,
-    # before that one is kept on a processor of its own.
-    torch.ones(1 << 20).sum()
     failure = library.start(num_threads)
     return [] if failure is None else [f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"]
 

@@ -92,5 +92,5 @@ def test_logits_are_those_of_transformers_beyond_the_window(
     assert len(prompt) > WINDOW
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0]
-    # Logits of some tens at 700 positions: the order of float32's sums alone moves a few of them by more than 1e-4.
-    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=5e-4, rtol=0)
+    # Of 156 million logits, as large as 95, the order of float32 sums moves some 3000 by a little more than 1e-4.
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=2e-4, rtol=0)

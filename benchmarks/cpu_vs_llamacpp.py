@@ -71,10 +71,19 @@ def main() -> None:
     results = {name: {key: statistics.median(values) for key, values in runs[name].items()} for name in ENGINES}
     print(table(results))
     report = {
-        "benchmark": "cpu_vs_llamacpp", "date": time.strftime("%Y-%m-%d"), "model": Path(path).name,
-        "processor": processor(), "num_threads": options.threads, "ingle": __version__, "torch": torch.__version__,
-        "peer": PACKAGES, "command": sys.argv, "medians": results, "runs": runs,
-    }  # fmt: skip
+        "benchmark": "cpu_vs_llamacpp",
+        "command": "python benchmarks/cpu_vs_llamacpp.py",
+        "num_runs": options.num_runs,
+        "date": time.strftime("%Y-%m-%d"),
+        "model": Path(path).name,
+        "processor": processor(),
+        "num_threads": options.threads,
+        "ingle": __version__,
+        "torch": torch.__version__,
+        "peer": PACKAGES,
+        "medians": results,
+        "runs": runs,
+    }
     options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 

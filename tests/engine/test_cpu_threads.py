@@ -1,4 +1,4 @@
-"""Threads of a CPU engine: ingle's own stay on a processor each, PyTorch's may run on any."""
+"""Threads of a CPU engine: no thread is kept on a processor, PyTorch's least of all."""
 
 from __future__ import annotations
 

@@ -179,7 +179,6 @@ def _start_cpu_kernels(config: EngineConfig) -> list[str]:
     """Sets the threads of this process, and readies ingle's kernels if they are wanted."""
     num_threads = config.threads or threads.default_count()
     torch.set_num_threads(num_threads)
-    torch.ones(1 << 20).sum()  # starts PyTorch's threads before ours is kept on a processor, which they would inherit
     if config.cpu_kernels == "torch":
         return []
     failure = library.start(num_threads)

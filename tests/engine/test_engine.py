@@ -11,7 +11,7 @@ import torch
 from ingle.engine.engine import Engine
 from ingle.errors import RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
-from tests.support import collect, engine_for, random_prompt, reference_model, restrict, run, save_checkpoint
+from tests.support import collect, engine_for, greedy, random_prompt, reference_model, restrict, run, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +224,11 @@ def test_requests_that_cannot_be_served_are_refused(
     with pytest.raises(RequestError, match=match):
         engine.add(EngineRequest("x", prompt, SamplingParams(**params)))
     assert not engine.has_work
+
+
+def test_tables_are_no_longer_than_any_sequence_could_be(tmp_path: Path) -> None:
+    """A configuration may claim two billion tokens of context: the KV cache decides before memory is taken for them."""
+    engine = engine_for(save_checkpoint(tmp_path, max_position_embeddings=1 << 31), kv_cache_memory="1MiB")
+    most = engine.scheduler.limits.max_model_len
+    assert len(engine.worker.model.cos_sin[0]) == most < 3000
+    assert len(greedy(engine, random_prompt(1, 20), 4)) == 4

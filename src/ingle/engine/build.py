@@ -99,7 +99,7 @@ def build_engine(
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = kv_budget(config, model.config, device)
         memory = plan_memory(config, model.config, dtype=numerics.dtype, device=device, budget=budget)
-        if isinstance(model, Decoder) and memory.limits.max_model_len < _wanted_length(config, model.config):
+        if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
             model = model.with_length(memory.limits.max_model_len)
         use_graphs = device.type == "cuda" and not config.enforce_eager
         worker = Worker(model, memory.limits, memory.num_pages, device, numerics.dtype, use_graphs=use_graphs)
@@ -155,9 +155,16 @@ def _plan_notices(plan: DecoderConfig | FallbackPlan, max_model_len: int) -> lis
     return [notice for notice in notices if notice is not None]
 
 
-def _wanted_length(config: EngineConfig, model: DecoderConfig) -> int:
-    """The longest sequence, before it is known whether the KV cache holds it."""
-    return config.max_model_len or model.max_position_embeddings
+def _wanted_length(config: EngineConfig, model: DecoderConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """The longest sequence, as far as that is known before the weights are loaded: some tables are made for it.
+
+    Whatever the model claims, it is not longer than a KV cache of all the memory that is left now.
+    """
+    length = config.max_model_len or model.max_position_embeddings
+    if config.num_gpu_blocks_override is not None:
+        return length
+    room = kv_budget(config, model, device) // (model.kv_elements_per_token * dtype.itemsize)
+    return max(min(length, room), 1)
 
 
 def _load(
@@ -171,7 +178,7 @@ def _load(
     if isinstance(plan, FallbackPlan):
         seed = config.seed if config.load_format == "dummy" else None
         return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
-    length = _wanted_length(config, plan)
+    length = _wanted_length(config, plan, dtype, device)
     return load_decoder(plan, source, matrices=numerics.matrices, dtype=dtype, device=device, max_model_len=length)
 
 

@@ -60,6 +60,11 @@ class Decoder:
     """All layers as the CPU's kernels run them."""
     capturable: bool = True
 
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence that there are rotations for."""
+        return len(self.cos_sin[0])
+
     def with_length(self, max_model_len: int) -> Decoder:
         """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
         device = self.cos_sin[0].device

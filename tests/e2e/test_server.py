@@ -97,7 +97,8 @@ def test_seed_decides_whatever_else_runs(server: Server, client: openai.OpenAI) 
 
     alone = sampled()
     with httpx.stream("POST", f"{server.url}/v1/completions", json=endless_body(), timeout=30) as busy:
-        next(busy.iter_lines())
+        lines = busy.iter_lines()  # to be kept: the stream ends with it
+        next(lines)
         assert sampled() == alone
     assert alone[0] != alone[1]
 
@@ -118,7 +119,8 @@ def test_a_client_that_leaves_costs_nothing_more(server: Server, stream: bool) -
     assert until(lambda: server.running() == 0)
     url, body = f"{server.url}/v1/completions", endless_body(stream=stream)
     with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=2.0) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # to be kept: the stream ends with it
+        next(lines)
         assert server.running() == 1
     assert until(lambda: server.running() == 0, seconds=2.0), "the request decodes on"
 

@@ -111,8 +111,9 @@ def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
     for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40):
         x = torch.randn(num_tokens, columns)
         expected = product(x, values, code_type.bits)
-        scale = float(expected.abs().max())
-        torch.testing.assert_close(weight.multiply(x), expected, atol=3e-5 * scale, rtol=1e-5)
+        scale = float((x.abs() @ values.abs().T).max())  # of what is added: sums themselves may cancel
+        # A number between two codes may be rounded to the other one: 1 / 32767 of the largest.
+        torch.testing.assert_close(weight.multiply(x), expected, atol=2e-5 * scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)

@@ -55,6 +55,10 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
     trained = integer(config, "max_position_embeddings", _CONTEXT)
     original = int(number(scaling, "original_max_position_embeddings", trained))
     short, long = (_factors(scaling, key) for key in ("short_factor", "long_factor"))
+    factors = _factors(scaling, "factors") or short
+    for given in (factors, long):  # of the heads that rotate, which the family alone knows
+        if given and len(given) != rotary_dim // 2:
+            raise ModelError(f"rope scaling {rope_type}: {len(given)} factors for {rotary_dim // 2} frequencies")
     return RopeConfig(
         theta=number(config, "rope_theta", 10000.0),
         rotary_dim=rotary_dim,
@@ -69,7 +73,7 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
         mscale=_weight(scaling, "mscale"),
         mscale_all_dim=_weight(scaling, "mscale_all_dim"),
         truncate=bool(scaling.get("truncate", True)),
-        factors=_factors(scaling, "factors") or short,
+        factors=factors,
         long_factors=long,
     )
 

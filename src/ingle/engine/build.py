@@ -102,7 +102,10 @@ def build_engine(
         if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
             model = model.with_length(memory.limits.max_model_len)
         use_graphs = device.type == "cuda" and not config.enforce_eager
-        worker = Worker(model, memory.limits, memory.num_pages, device, numerics.dtype, use_graphs=use_graphs)
+        worker = Worker(
+            model, memory.limits, memory.num_pages, device, numerics.dtype,
+            use_graphs=use_graphs, own_threads=isinstance(numerics.matrices, PackedFormat),
+        )  # fmt: skip
         scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
     engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)

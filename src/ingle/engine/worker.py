@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from ingle.engine.sampler import LogprobRows, Sampler, Samples, logprob_rows
 from ingle.engine.scheduler import Limits, Plan, StepResult
 from ingle.engine.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
+from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.model.interface import Model
 
 _LOGIT_ROWS = 64
@@ -55,7 +57,9 @@ class Worker:
         dtype: torch.dtype,
         *,
         use_graphs: bool = False,
+        own_threads: bool = False,
     ) -> None:
+        """`own_threads`: the model's weights are multiplied by ingle's CPU kernels, on threads of their own."""
         config = model.config
         self.model = model
         self.device = device
@@ -66,11 +70,16 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
+        self._threads = pytorch_on_one if own_threads else nullcontext
         self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:
         """Applies the plan to the tables and queues its computation."""
+        with self._threads():
+            return self._launch(plan)
+
+    def _launch(self, plan: Plan) -> LaunchedStep:
         if plan.scrubbed:
             self.kv_cache[:, :, torch.tensor(plan.scrubbed, device=self.device)] = 0
         self.tables.apply(plan)

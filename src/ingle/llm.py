@@ -96,7 +96,9 @@ class LLM:
     def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """The reply to a conversation, piece by piece. Closing the iterator stops the generation."""
         if self.chat_template is None:
-            raise RequestError("this model has no chat template: give one with chat_template=, or use generate()")
+            raise RequestError(
+                "this model has no chat template: give one with chat_template= (--chat-template), or use generate()"
+            )
         params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
         text = self.chat_template.render(list(messages))
         job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params)

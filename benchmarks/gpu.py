@@ -6,6 +6,7 @@ Dummy weights of two shapes, every GPU workload three times, and the start-up; J
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def main() -> None:
                 "--gpu-memory-utilization",
                 options.gpu_memory_utilization,
                 "--output",
-                str(output.absolute()),
+                os.path.relpath(output, HERE.parent),
             ]
             if command == "throughput":
                 arguments += ["--num-runs", options.num_runs, "--workload", *options.workload]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from ingle.kernels.cpu import library
+from ingle.kernels.cpu import compile, library
 from ingle.model.decoder import Decoder
 from ingle.request import EngineRequest, SamplingParams
 from tests.model.checkpoints import CHECKPOINTS
@@ -17,11 +18,19 @@ from tests.support import engine_for, engine_logits, random_prompt, run, save_ch
 NAMES = ["gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
 
 
-@pytest.fixture(autouse=True)
-def kernels() -> None:
-    failure = library.start(2)
-    if failure is not None:
-        pytest.skip(failure)
+@pytest.fixture(autouse=True, params=[None, "-march=x86-64-v3"], ids=str)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As compiled for this processor, and for one without AVX-512."""
+    if request.param is not None and not torch.cpu.get_capabilities().get("avx2", False):
+        pytest.skip("needs avx2")
+    try:
+        loaded = library.load(str(compile.library(request.param)))
+    except compile.CompileError as error:
+        pytest.skip(str(error))
+    loaded.ingle_start(2)
+    before, library._loaded = library._loaded, loaded
+    yield
+    library._loaded = before
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,7 +32,7 @@ def library(tuning: str | None = None) -> Path:
     tuning: the compiler's flag for another processor than this one; for tests.
     """
     compiler = _compiler()
-    flags = _flags(tuning)
+    flags = flags_for(tuning)
     folder = _private_folder(default_root() / "kernels")
     file = folder / f"cpu-{_fingerprint(compiler, flags)}.so"
     if not file.exists():
@@ -49,7 +49,7 @@ def _compiler() -> str:
     raise CompileError(f"there is no C++ compiler ({wanted or ', '.join(_COMPILERS)}) to build them with")
 
 
-def _flags(tuning: str | None) -> list[str]:
+def flags_for(tuning: str | None) -> list[str]:
     machine = platform.machine().lower()
     if machine not in ("x86_64", "amd64", "aarch64", "arm64") or os.name != "posix":
         raise CompileError(f"they are not written for {platform.system()} on {machine}")

@@ -135,9 +135,10 @@ inline float sum(Floats v) {
 inline Floats sums(const Floats* v) {
 #if defined(__AVX512F__)
     // Neighbours are added, those of two vectors side by side: after four rounds one vector is left.
-    auto halve = [](Floats a, Floats b) {
-        return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-               __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const Ints even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    auto halve = [even](Floats a, Floats b) {
+        return (Floats)(_mm512_permutex2var_ps((__m512)a, (__m512i)even, (__m512)b) +
+                        _mm512_permutex2var_ps((__m512)a, (__m512i)(even + 1), (__m512)b));
     };
     Floats pairs[8], fours[4];
 #pragma GCC unroll 8

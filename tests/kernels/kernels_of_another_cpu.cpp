@@ -1,0 +1,123 @@
+// Calls every CPU kernel on numbers that are the same on any processor and prints what comes out: a name and values a line.
+#include <cstdio>
+#include <vector>
+
+#include "operators.h"
+
+using namespace ingle;
+using std::vector;
+
+static uint32_t state = 1;
+
+static vector<float> numbers(int64_t count, float largest = 1) {
+    vector<float> out(count);
+    for (float& x : out) {
+        state = state * 1664525 + 1013904223;
+        x = ((int32_t)state >> 8) / 8388608.0f * largest;  // exact, so nowhere rounded
+    }
+    return out;
+}
+
+static void print(const char* name, const vector<float>& values) {
+    printf("%s", name);
+    for (float x : values) printf(" %.9g", x);
+    printf("\n");
+}
+
+struct Weights {
+    Matrix matrix;
+    vector<uint8_t> data;
+
+    Weights(int32_t bits, int32_t group_size, bool wide, bool minima, int64_t rows, int64_t columns)
+        : matrix{nullptr, rows, columns, bits, group_size, wide, minima, {}} {
+        for (int i = 0; i < 16; i++) matrix.codebook[i] = i * 3 - 20;
+        data.resize(ingle_matrix_bytes(&matrix));
+        matrix.data = data.data();
+        vector<float> scales = numbers(rows * num_groups(matrix), 0.02f), lowest = numbers(scales.size(), 0.1f);
+        vector<uint16_t> wanted;
+        for (float x : numbers(rows * columns, bits == 4 ? 7.9f : 127)) wanted.push_back(x + 128);
+        vector<uint8_t> codes;
+        for (uint16_t x : wanted) codes.push_back(bits == 4 ? x - 120 : x - 128);
+        for (uint16_t& x : wanted) x = x << 3 | 0x3c00;  // a bfloat16 around 0.01
+        const int64_t groups = num_groups(matrix), half = rows / 2;
+        const void* second = bits == 16 ? (void*)(wanted.data() + half * columns) : codes.data() + half * columns;
+        ingle_pack_rows(&matrix, bits == 16 ? (void*)wanted.data() : codes.data(), scales.data(), lowest.data(), 0, half);
+        ingle_pack_rows(&matrix, second, &scales[half * groups], &lowest[half * groups], half, rows - half);
+    }
+};
+
+static void matrices() {
+    const struct { int32_t bits, group_size; bool wide, minima; } kinds[] = {
+        {4, 32, false, false}, {4, 32, false, true}, {4, 16, true, true}, {8, 32, false, false}, {8, 16, true, true},
+        {16, 32, false, false}};
+    for (auto kind : kinds) {
+        const int64_t rows = 50, columns = 72;
+        Weights w(kind.bits, kind.group_size, kind.wide, kind.minima, rows, columns);
+        vector<float> out(rows * columns);
+        vector<int64_t> all;
+        for (int64_t r = 0; r < rows; r++) all.push_back(r);
+        ingle_gather_rows(&w.matrix, all.data(), rows, out.data());
+        print("rows", out);
+        for (int64_t tokens : {1, 2, 3, 4, 5, 13}) {
+            vector<float> y(tokens * rows);
+            ingle_multiply(&w.matrix, numbers(tokens * columns).data(), tokens, y.data(), rows);
+            print("product", y);
+        }
+    }
+}
+
+// Two layers over paged caches, in steps of prompts and decodes: every operator but sampling, in `ingle_layers`.
+static void layers(int32_t kv_type, int32_t activation, int64_t window, float softcap) {
+    const int64_t hidden = 72, inner = 40, heads = 6, kv_heads = 2, size = 24, page_size = 8, pages = 20;
+    const int64_t qkv_rows = (heads + 2 * kv_heads) * size;
+    vector<Weights> w;
+    for (int i = 0; i < 2; i++) {
+        w.emplace_back(4, 32, false, true, qkv_rows, hidden);
+        w.emplace_back(8, 32, false, false, hidden, heads * size);
+        w.emplace_back(4, 16, true, true, 2 * inner, hidden);
+        w.emplace_back(16, 32, false, false, hidden, inner);
+    }
+    const Matrix* parts[8];
+    for (int i = 0; i < 8; i++) parts[i] = &w[i].matrix;
+    vector<float> norm = numbers(hidden), head_norm = numbers(size), bias = numbers(qkv_rows);
+    auto projection = [&](int i) { return Projection{parts + i, i % 4 ? nullptr : bias.data(), 1, parts[i]->rows}; };
+    vector<Layer> described;
+    for (int i = 0; i < 8; i += 4)
+        described.push_back({projection(i), projection(i + 1), projection(i + 2), projection(i + 3), norm.data(),
+                             head_norm.data(), head_norm.data(), i ? norm.data() : nullptr, norm.data(), nullptr, window,
+                             0.3f, softcap, 1e-5f, activation, 0});
+    const int64_t layer_bytes = 2 * pages * page_size * kv_heads * size * (kv_type == kFloat ? 4 : 2);
+    vector<uint8_t> cache(2 * layer_bytes);
+    vector<int32_t> tables(2 * 9);
+    for (int i = 0; i < 18; i++) tables[i] = 1 + i * 7 % 19;  // all unlike
+    vector<int64_t> slots = {1, 0}, lengths = {0, 0};
+    for (vector<int64_t> counts : {vector<int64_t>{1, 40}, {1, 1}, {30, 1}, {1, 7}}) {
+        const int64_t tokens = counts[0] + counts[1];
+        vector<int64_t> starts = {0, counts[0], tokens}, places;
+        for (int s = 0; s < 2; s++)
+            for (int64_t i = 0; i < counts[s]; i++, lengths[s]++)
+                places.push_back(tables[slots[s] * 9 + lengths[s] / page_size] * page_size + lengths[s] % page_size);
+        vector<float> x = numbers(tokens * hidden), cos_sin = numbers(tokens * size), out(tokens * hidden);
+        Attention attention = {nullptr, nullptr, nullptr, tables.data(), slots.data(), lengths.data(), starts.data(),
+                               nullptr, 2, heads, kv_heads, size, page_size, 9, 0, 0, 0, 0, kv_type};
+        Step step = {described.data(), x.data(), out.data(), norm.data(), cache.data(), places.data(),
+                     {cos_sin.data()}, {size}, 2, tokens, hidden, layer_bytes, attention, 1e-5f};
+        ingle_layers(&step);
+        print(kv_type == kFloat ? "layers" : "layers-16-bit", out);
+    }
+}
+
+int main() {
+    ingle_start(3);
+    printf("instructions %s\n", ingle_instructions());
+    matrices();
+    for (int32_t kv_type : {kFloat, kHalf, kBrain}) {
+        layers(kv_type, kSilu, 0, 0);
+        layers(kv_type, kGeluTanh, 20, 5);
+    }
+    const vector<float> logits = numbers(4 * 1003);
+    int64_t token_ids[4];
+    uint8_t finite[4];
+    ingle_sample_greedy(logits.data(), 4, 1003, token_ids, finite);
+    for (int i = 0; i < 4; i++) print("greedy", {(float)token_ids[i], (float)finite[i]});
+}

@@ -1,15 +1,136 @@
-"""How the CPU's kernels come to be compiled."""
+"""How the CPU's kernels come to be compiled, and that an engine runs and says why where they cannot be."""
 
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from ingle.kernels.cpu import compile
+from ingle import facts
+from ingle.config import EngineConfig
+from ingle.engine.build import build_engine
+from ingle.kernels.cpu import compile, library
+from tests.support import greedy, random_prompt, save_checkpoint
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home of ingle's, for a process that has started no kernels yet."""
+    monkeypatch.setenv("INGLE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(library, "_loaded", None)
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """A library of this machine's own compiler."""
+    try:
+        return compile.library()
+    except compile.CompileError as error:
+        pytest.skip(str(error))
+
+
+def compiler(folder: Path, script: str) -> str:
+    """A program that takes a compiler's arguments; $out is the file that it should write."""
+    program = folder / "compiler"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\nfor out; do :; done\n{script}\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+# ---- where they cannot be had
+
+
+def runs_on_pytorch(checkpoint: Path, why: str) -> None:
+    config = EngineConfig(model=str(checkpoint), device="cpu", kv_cache_memory="8MiB")
+    engine, info = build_engine(config, checkpoint)
+    assert not library.started()
+    assert len(greedy(engine, random_prompt(0, 20), 8)) == 8
+    assert "by PyTorch's kernels" in facts.started(info, {})
+    assert any("PyTorch's operators run in place of ingle's" in notice and why in notice for notice in info.notices)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (
+            "echo 'matrix.cpp:7: error: no such thing' >&2; exit 1",
+            "did not build them: matrix.cpp:7: error: no such thing",
+        ),
+        ("exit 0", "did not build them: it wrote no library"),
+        ("echo nonsense > $out", "they do not load: "),
+        ("kill -9 $$", "did not build them: -9"),
+    ],
+)
+def test_a_broken_compiler(
+    script: str, why: str, home: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    runs_on_pytorch(checkpoint, why)
+    assert not list((home / "kernels").glob("tmp*"))
+
+
+def test_no_compiler(home: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runs_on_pytorch(checkpoint, "there is no C++ compiler (c++, g++, clang++) to build them with")
+
+
+def test_a_home_that_cannot_be_written(
+    home: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, "echo nonsense > $out"))
+    home.write_text("a file, where a folder should be")
+    runs_on_pytorch(checkpoint, f"they cannot be kept in {home / 'kernels'}: Not a directory")
+
+
+def test_a_folder_that_others_may_write_to(
+    home: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, "echo nonsense > $out"))
+    (home / "kernels").mkdir(parents=True)
+    (home / "kernels").chmod(0o777)
+    runs_on_pytorch(checkpoint, f"{home / 'kernels'} belongs to another user, or others may write to it")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86-64")
-def test_a_processor_that_is_too_old_is_told_so() -> None:
+def test_a_processor_that_is_too_old(home: Path) -> None:
     with pytest.raises(compile.CompileError, match="converts no 16-bit floats"):
         compile.library("-march=x86-64-v2")
+
+
+# ---- the file that is kept
+
+
+def test_half_a_library_is_built_anew(home: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"echo built >> {tmp_path}/log; cp {built} $out"))
+    file = compile.library()
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:5000] + b"?" + whole[5001:]):
+        file.write_bytes(damaged)
+        assert compile.library() == file
+        assert file.read_bytes() == whole
+    assert library.start(1) is None
+    assert (tmp_path / "log").read_text() == 4 * "built\n"
+
+
+def test_two_engines_that_start_at_once(
+    home: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each loads a whole library, although the compilers write theirs bit by bit at the same time."""
+    meet = "touch $(dirname $0)/$$.here; until [ $(ls $(dirname $0) | grep -c here) = 2 ]; do sleep 0.05; done"
+    slow = f"head -c 9000 {built} > $out; sleep 0.3; tail -c +9001 {built} >> $out"
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"{meet}; {slow}"))
+    script = "from ingle.kernels.cpu import library; print(library.start(1), library.instructions())"
+    engines = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {engine.communicate(timeout=60)[0] for engine in engines}
+    assert len(said) == 1 and said.pop().startswith("None ")
+    assert [file.suffix for file in (home / "kernels").iterdir()] == [".so"]

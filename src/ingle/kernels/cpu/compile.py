@@ -1,7 +1,8 @@
 """Compiles the C++ kernels in `csrc/` for this machine, once, with the system's compiler.
 
 The library takes a few seconds to build and is kept in ingle's home, under a name that its sources, the compiler and
-the processor decide. A machine without a compiler runs PyTorch's operators instead.
+the processor decide. A machine without a compiler runs PyTorch's operators instead. The file ends with a digest of
+what stands before: were the half of a library loaded, the processor's first step beyond it would end the process.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ingle.hub.store import default_root
 SOURCES = Path(__file__).parent / "csrc"
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 300
+_DIGEST_BYTES = 16
 
 
 class CompileError(Exception):
@@ -33,10 +35,14 @@ def library(tuning: str | None = None) -> Path:
     """
     compiler = _compiler()
     flags = flags_for(tuning)
-    folder = _private_folder(default_root() / "kernels")
+    folder = default_root() / "kernels"
     file = folder / f"cpu-{_fingerprint(compiler, flags)}.so"
-    if not file.exists():
-        _build(compiler, flags, file)
+    try:
+        _make_private(folder)
+        if not _is_whole(file):
+            _build(compiler, flags, file)
+    except OSError as error:
+        raise CompileError(f"they cannot be kept in {folder}: {error.strerror or error}") from error
     return file
 
 
@@ -62,8 +68,7 @@ def _fingerprint(compiler: str, flags: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
-    version = subprocess.run([compiler, "-dumpfullversion", "-dumpversion", "-dumpmachine"], capture_output=True)
-    digest.update(version.stdout + " ".join([compiler, *flags]).encode() + _processor())
+    digest.update(" ".join([_run(compiler, ["--version"]), compiler, *flags]).encode() + _processor())
     return digest.hexdigest()
 
 
@@ -77,26 +82,43 @@ def _processor() -> bytes:
     return platform.processor().encode()
 
 
-def _private_folder(folder: Path) -> Path:
-    """A folder whose files nobody else could have put there: what lies in it is loaded as code."""
+def _make_private(folder: Path) -> None:
+    """Makes a folder whose files nobody else could have put there: what lies in it is loaded as code."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise CompileError(f"{folder} belongs to another user, or others may write to it")
-    return folder
+
+
+def _is_whole(file: Path) -> bool:
+    if not file.exists():
+        return False
+    contents = file.read_bytes()
+    return contents[-_DIGEST_BYTES:] == _digest(contents[:-_DIGEST_BYTES])
+
+
+def _digest(contents: bytes) -> bytes:
+    return hashlib.blake2b(contents, digest_size=_DIGEST_BYTES).digest()
 
 
 def _build(compiler: str, flags: list[str], file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / "library.so"
-        sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
-        try:
-            done = subprocess.run(
-                [compiler, *flags, *sources, "-o", str(made)], capture_output=True, text=True, timeout=_TIMEOUT_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise CompileError(f"{compiler} did not build them: {error}") from error
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise CompileError(f"{compiler} did not build them: {lines[0][:300] if lines else done.returncode}")
+        _run(compiler, [*flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)])
+        if not made.is_file():
+            raise CompileError(f"{compiler} did not build them: it wrote no library")
+        contents = made.read_bytes()
+        made.write_bytes(contents + _digest(contents))
         made.replace(file)  # whole or not at all, also when two engines start at once
+
+
+def _run(compiler: str, arguments: list[str]) -> str:
+    """What it prints."""
+    try:
+        done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"{compiler} did not build them: {error}") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise CompileError(f"{compiler} did not build them: {lines[0][:300] if lines else done.returncode}")
+    return done.stdout

@@ -154,8 +154,10 @@ def start(num_threads: int) -> str | None:
     if _loaded is None:
         try:
             _loaded = load(str(compile.library()))
-        except (compile.CompileError, OSError) as error:
+        except compile.CompileError as error:
             return str(error)
+        except OSError as error:
+            return f"they do not load: {error}"
     _loaded.ingle_start(num_threads)
     return None
 

@@ -11,13 +11,14 @@ from ingle.channel import EngineInfo
 def info(stored: dict[str, int], kept: Sequence[str] = (), expanded: Sequence[str] = ()) -> EngineInfo:
     return EngineInfo(
         max_model_len=4096, vocab_size=32000, max_num_seqs=64, num_pages=257, page_size=16, device="cpu",
-        dtype="float16", product_dtype="bfloat16", kernels="PyTorch's", family="llama", num_parameters=134_515_008,
+        dtype="float16", product_dtype="bfloat16", factors=["16-bit integers", "bfloat16"], family="llama",
+        kernels="ingle's for AVX2", num_parameters=134_515_008,
         stored_types=stored, kept_types=list(kept), expanded_types=list(expanded), weight_bytes=269 << 20,
         kv_cache_bytes=3 << 30, notices=[], timings_s={},
     )  # fmt: skip
 
 
-HOW = " on cpu, multiplied in bfloat16 by PyTorch's kernels"
+HOW = " on cpu, multiplied as 16-bit integers and bfloat16; kernels: ingle's for AVX2"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_one_line_says_all() -> None:
     line = facts.started(info({"F16": 1}), {"temperature": 0.6, "top_k": 20})
     assert line.startswith("llama, 134.5 M parameters, stored as F16 100%; ")
     assert line.endswith(
-        "context 4096 tokens, 257 pages of 16 (3.00 GiB); sampling defaults from generation_config.json: "
+        "context 4096 tokens, 257 pages of 16 (3.00 GiB in float16); sampling defaults from generation_config.json: "
         "temperature 0.6, top_k 20"
     )
 

@@ -31,8 +31,11 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     page_size: int
     device: str
     dtype: str
+    """Of keys and values."""
     product_dtype: str
-    """The coarsest type to which factors of matrix products are rounded: what the results are as exact as."""
+    """The coarsest type to which factors of matrix products may be rounded: results are at least as exact."""
+    factors: list[str]
+    """The types that factors of matrix products have."""
     kernels: str
     """What multiplies and attends."""
     family: str
@@ -40,7 +43,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     stored_types: dict[str, int]
     """Numbers that the checkpoint stores in each type, such as Q4_K or BF16, the most first."""
     expanded_types: list[str]
-    """Those of the types that are quantized, and that are held in memory as `dtype`."""
+    """Those of the types that are quantized, and that are decoded at load."""
     kept_types: list[str]
     """Those that are quantized, and that are held, and multiplied, as they are stored."""
     weight_bytes: int

@@ -45,7 +45,7 @@ def loaded(info: EngineInfo) -> str:
     return (
         f"{info.family}, {count(info.num_parameters)} parameters, stored as {stored}; "
         f"{size(info.weight_bytes)} of weights{f' ({held})' if held else ''} on {info.device}, "
-        f"multiplied in {info.product_dtype} by {info.kernels} kernels"
+        f"multiplied as {' and '.join(info.factors)}; kernels: {info.kernels}"
     )
 
 
@@ -53,6 +53,6 @@ def started(info: EngineInfo, default_sampling: Mapping[str, Any]) -> str:
     """All that a model was started with."""
     return (
         f"{loaded(info)}; context {info.max_model_len} tokens, {info.num_pages} pages of {info.page_size} "
-        f"({size(info.kv_cache_bytes)}); sampling defaults from generation_config.json: "
+        f"({size(info.kv_cache_bytes)} in {info.dtype}); sampling defaults from generation_config.json: "
         f"{sampling_defaults(default_sampling)}"
     )

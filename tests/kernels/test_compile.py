@@ -49,7 +49,7 @@ def runs_on_pytorch(checkpoint: Path, why: str) -> None:
     engine, info = build_engine(config, checkpoint)
     assert not library.started()
     assert len(greedy(engine, random_prompt(0, 20), 8)) == 8
-    assert "by PyTorch's kernels" in facts.started(info, {})
+    assert "; kernels: PyTorch's;" in facts.started(info, {})
     assert any("PyTorch's operators run in place of ingle's" in notice and why in notice for notice in info.notices)
 
 

@@ -95,9 +95,9 @@ def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart
 
 def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
     """x @ weight.T in float64; x as the kernels see it."""
-    if bits == 16 and "BF16" in library.instructions():
+    if library.factors(bits) == "bfloat16":
         x = x.bfloat16()
-    elif bits != 16 and "VNNI" in library.instructions():
+    elif library.factors(bits) == "16-bit integers":
         scale = x.abs().amax(-1, keepdim=True) / 32767
         x = (x / scale).round() * scale
     return (x.double() @ weight.double().T).float()

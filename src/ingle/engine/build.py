@@ -30,7 +30,7 @@ from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
 from ingle.weights.formats import PlainFormat, WeightFormat, total_size
 from ingle.weights.hf_config import read_config
-from ingle.weights.packed import PackedFormat
+from ingle.weights.packed import PackedFormat, PackedWeight
 from ingle.weights.source import FLOAT_TYPES, WeightSource, open_source
 
 _DTYPES = {
@@ -47,10 +47,10 @@ class _Numerics:
     """What is stored, and computed, in which type."""
 
     dtype: torch.dtype
-    """Of the KV cache, and of weights that are not in codes."""
+    """Of the KV cache."""
     activations: torch.dtype
     products: torch.dtype
-    """The coarsest type to which factors of matrix products are rounded."""
+    """The coarsest type to which factors of matrix products may be rounded."""
     matrices: WeightFormat
     kernels: str
     """What multiplies and attends, for people."""
@@ -89,7 +89,7 @@ def build_engine(
         with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
             kernel_notices = _start_cpu_kernels(config)
     numerics = _numerics(config, plan, hf_config, device)
-    with startup.phase("weights", f"loading weights of {plan.family} as {_name(numerics.dtype)} on {device}"):
+    with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
         source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
         with contextlib.closing(source):
             stored_types = source.stored_types
@@ -120,6 +120,7 @@ def build_engine(
         device=_device_name(device),
         dtype=_name(numerics.dtype),
         product_dtype=_name(numerics.products),
+        factors=_factors(model, numerics),
         kernels=numerics.kernels,
         family=model.config.family,
         num_parameters=num_parameters,
@@ -203,11 +204,18 @@ def _numerics(
     packs = ours and isinstance(plan, DecoderConfig)
     if packs and config.dtype not in ("float", "float32"):
         dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
-        kernels = f"ingle's ({library.instructions()})"
+        kernels = f"ingle's for {library.instructions()}"
         return _Numerics(dtype, torch.float32, torch.bfloat16, PackedFormat(), kernels)
     dtype, notices = pick_dtype(config, hf_config, device)
-    kernels = "Triton's" if device.type == "cuda" else "ingle's and PyTorch's" if ours else "PyTorch's"
+    beside = " and Triton's" if device.type == "cuda" else " and ingle's" if ours and dtype == torch.float32 else ""
+    kernels = f"PyTorch's{beside}"
     return _Numerics(dtype, dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
+
+
+def _factors(model: Model, numerics: _Numerics) -> list[str]:
+    """Of matrix products, for people: packed matrices have their own."""
+    packed = [weight.factors for weight in model.parameters() if isinstance(weight, PackedWeight)]
+    return sorted(frozenset().union(*packed)) if packed else [_name(numerics.products)]
 
 
 def pick_device(config: EngineConfig) -> torch.device:

@@ -66,6 +66,11 @@ class PackedWeight:
     def num_bytes(self) -> int:
         return sum(part.data.numel() for part in self.parts)
 
+    @property
+    def factors(self) -> frozenset[str]:
+        """What it is multiplied as, for people: 16-bit integers."""
+        return frozenset(library.factors(part.matrix.bits) for part in self.parts)
+
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         x, num_tokens = x.contiguous(), x.numel() // self.in_features
         out = torch.empty(*x.shape[:-1], self.num_rows)

@@ -117,6 +117,7 @@ _SIGNATURES = {
     "ingle_start": (c_int32,),
     "ingle_settle_memory": (),
     "ingle_instructions": (),
+    "ingle_factors": (c_int32,),
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
@@ -130,7 +131,7 @@ _SIGNATURES = {
     "ingle_sample_greedy": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
 }
 
-_RESULTS: dict[str, type] = {"ingle_instructions": c_char_p, "ingle_matrix_bytes": c_int64}
+_RESULTS: dict[str, type] = {"ingle_instructions": c_char_p, "ingle_factors": c_char_p, "ingle_matrix_bytes": c_int64}
 
 _loaded: ctypes.CDLL | None = None
 
@@ -174,6 +175,12 @@ def started() -> bool:
 def instructions() -> str:
     """The instruction set that the started kernels multiply with."""
     name: bytes = get().ingle_instructions()
+    return name.decode()
+
+
+def factors(bits: int) -> str:
+    """What activations, and weights in codes of so many bits, are multiplied as."""
+    name: bytes = get().ingle_factors(bits)
     return name.decode()
 
 

@@ -33,13 +33,14 @@ constexpr char kInstructions[] = "AVX2";
 #elif defined(__aarch64__)
 constexpr char kInstructions[] = "NEON";
 #else
-constexpr char kInstructions[] = "portable";
+constexpr char kInstructions[] = "AVX";
 #endif
 
-// What all kinds of products have: `Operand`, one or two of x's columns; `Sums` of a tile, [token][half of the block's
+// What all kinds of products have: the type of their factors, for people; `Operand`, one or two of x's columns; `Sums` of a tile, [token][half of the block's
 // rows]; the scale of a token's operands; and `put_operands`, which writes those of a unit and returns their sum.
 
 struct FloatProducts {
+    static constexpr char kFactors[] = "float32";
     typedef float Operand;
     static constexpr int64_t kColumnsPerOperand = 1;
     template <int Tokens>
@@ -60,6 +61,7 @@ struct FloatProducts {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
 struct IntegerProducts {
+    static constexpr char kFactors[] = "16-bit integers";
     typedef uint32_t Operand;
     static constexpr int64_t kColumnsPerOperand = 2;
     template <int Tokens>
@@ -258,6 +260,7 @@ struct Codes<8> : PlainCodes<int8_t> {
 // Pairs of columns, as in the integer products.
 template <>
 struct Codes<16> {
+    static constexpr char kFactors[] = "bfloat16";
     typedef uint32_t Operand;
     static constexpr int64_t kColumnsPerOperand = 2;
     template <int Tokens>

@@ -16,6 +16,7 @@ extern "C" void ingle_settle_memory() {
 #endif
 }
 extern "C" const char* ingle_instructions() { return ingle::instructions(); }
+extern "C" const char* ingle_factors(int32_t bits) { return ingle::factors(bits); }
 extern "C" int64_t ingle_matrix_bytes(const ingle::Matrix* m) { return ingle::matrix_bytes(*m); }
 extern "C" void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
                                 int64_t first, int64_t count) {

@@ -9,6 +9,10 @@ namespace ingle {
 
 const char* instructions() { return kInstructions; }
 
+const char* factors(int32_t bits) {
+    return bits == 4 ? Codes<4>::kFactors : bits == 8 ? Codes<8>::kFactors : Codes<16>::kFactors;
+}
+
 int64_t num_groups(const Matrix& m) { return (m.columns + m.group_size - 1) / m.group_size; }
 
 static int64_t scale_bytes(const Matrix& m) {  // scales alone, or minima alone

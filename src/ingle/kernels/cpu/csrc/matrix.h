@@ -25,6 +25,9 @@ struct Matrix {
 // What products are made of, for people.
 const char* instructions();
 
+// What numbers, and codes of so many bits, are multiplied as, for people.
+const char* factors(int32_t bits);
+
 int64_t num_groups(const Matrix& m);
 int64_t group_bytes(const Matrix& m);
 int64_t matrix_bytes(const Matrix& m);

@@ -73,6 +73,7 @@ extern "C" {
 void ingle_start(int32_t num_threads);
 void ingle_settle_memory();
 const char* ingle_instructions();
+const char* ingle_factors(int32_t bits);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
 void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
                      int64_t count);

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from ingle.errors import ConfigError, ModelError
-from ingle.model.load import Loader
+from ingle.model.loader import Loader
 from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
 from ingle.weights.source import DummySource, GgufSource, SafetensorsSource, TorchSource, check_sizes, open_source

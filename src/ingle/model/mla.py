@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,9 +11,7 @@ from ingle import kernels
 from ingle.kernels.batch import Batch
 from ingle.model.architecture import AttentionOptions, DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
-
-if TYPE_CHECKING:
-    from ingle.model.load import Loader
+from ingle.model.loader import Loader
 
 _LATENT_NORM_EPS = 1e-6
 """Of the latents' norms, whatever the configuration says of the others."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +11,9 @@ import torch.nn.functional as F
 from ingle import kernels
 from ingle.model.architecture import Activation, MoeConfig, RouterConfig
 from ingle.model.layers import GatedMLP, Parameter
+from ingle.model.loader import Loader
 from ingle.weights.experts import ExpertNames, Experts
 from ingle.weights.source import WeightSource, in_stack
-
-if TYPE_CHECKING:
-    from ingle.model.load import Loader
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 
 from ingle.engine.engine import Engine
 from ingle.request import EngineRequest, SamplingParams
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from ingle.text.load import load_tokenizer
+from ingle.text.tokenizer import Tokenizer
 from ingle.weights.dequantize import dequantize_into
 from ingle.weights.gguf import GgufFile
 from tests.support import engine_for, engine_logits, random_prompt, run

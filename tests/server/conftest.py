@@ -14,7 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from ingle.server.app import create_app
 from ingle.server.context import ServerContext
 from ingle.text.chat_template import ChatTemplate
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from ingle.text.load import load_tokenizer
+from ingle.text.tokenizer import Tokenizer
 
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, client_of
 

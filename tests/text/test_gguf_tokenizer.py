@@ -14,7 +14,8 @@ from tokenizers import pre_tokenizers
 
 from ingle.errors import ModelError
 from ingle.text.gguf_tokenizer import tokenizer_from_gguf
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from ingle.text.load import load_tokenizer
+from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
 
 PATH = Path("model.gguf")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from ingle.errors import ModelError
 from ingle.text.gguf_tokenizer import tokenizer_from_gguf
+from ingle.text.load import load_tokenizer
 from ingle.text.sentencepiece_file import read_sentencepiece
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from ingle.text.tokenizer import Tokenizer
 from tests.text import corpora
 
 # As the models' makers trained them, but small.

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.errors import ModelError
-from ingle.text.load import load_text_side
+from ingle.text.load import load_text_side, load_tokenizer
 from ingle.text.pretokenizers import QWEN
 from ingle.text.tiktoken_file import read_tiktoken
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from ingle.text.tokenizer import Tokenizer
 from tests.text import corpora
 
 # As `tokenization_qwen.py` of Qwen-7B has them.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from ingle.errors import ModelError, RequestError
-from ingle.text.tokenizer import load_tokenizer
+from ingle.text.load import load_tokenizer
 from tests.text import toys
 from tests.text.templates import TEMPLATES
 
@@ -238,7 +238,7 @@ def test_loading_imports_no_torch(tmp_path: Path) -> None:
     folder = toys.write_folder(tmp_path, toys.byte_level(), chat_template__jinja=CHATML)
     code = (
         "import sys; from pathlib import Path; import ingle.text.gguf_tokenizer, ingle.text.stream\n"
-        "from ingle.text.tokenizer import load_tokenizer\n"
+        "from ingle.text.load import load_tokenizer\n"
         f"assert load_tokenizer(Path({str(folder)!r})).eos_token_ids == (2,)\n"
         "print([name for name in ('torch', 'transformers', 'jinja2') if name in sys.modules])"
     )

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
     path = Path(ensure_model(flags.engine.model).path)
     with importing():
-        from ingle.text.tokenizer import load_tokenizer
+        from ingle.text.load import load_tokenizer
         from ingle.verify.run import verify
 
     tokenizer = load_tokenizer(path)

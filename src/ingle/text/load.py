@@ -9,7 +9,7 @@ from typing import Any
 
 from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.text.chat_template import ChatTemplate
-from ingle.text.tokenizer import Tokenizer, load_tokenizer
+from ingle.text.tokenizer import Tokenizer
 
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _MAX_BYTES = 1 << 20
@@ -34,6 +34,21 @@ def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
     if chat_template is not None and template is not None:
         _try(template)
     return TextSide(tokenizer, template, default_sampling(path))
+
+
+def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer of a model folder or a `.gguf` file; `chat_template` replaces the model's own.
+
+    Raises `ModelError` when there is none, or one that cannot be used.
+    """
+    if path.is_dir():
+        from ingle.text.folder_tokenizer import tokenizer_from_folder
+
+        return tokenizer_from_folder(path, chat_template)
+    from ingle.text.gguf_tokenizer import tokenizer_from_gguf
+    from ingle.weights.gguf import GgufFile
+
+    return tokenizer_from_gguf(GgufFile(path).metadata, path, chat_template)
 
 
 def default_sampling(path: Path) -> dict[str, Any]:

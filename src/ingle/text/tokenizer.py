@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import tokenizers
 
@@ -106,18 +105,3 @@ class Tokenizer:
         between, asked, _ = tail.partition("another question")
         stop = between.rstrip() if found and asked else ""
         return None, (stop,) if len(stop.strip()) >= _LEAST_STOP_CHARS else ()
-
-
-def load_tokenizer(source_path: Path, chat_template: str | None = None) -> Tokenizer:
-    """The tokenizer of a model folder or a `.gguf` file; `chat_template` replaces the model's own.
-
-    Raises `ModelError` when there is none, or one that cannot be used.
-    """
-    if source_path.is_dir():
-        from ingle.text.folder_tokenizer import tokenizer_from_folder
-
-        return tokenizer_from_folder(source_path, chat_template)
-    from ingle.text.gguf_tokenizer import tokenizer_from_gguf
-    from ingle.weights.gguf import GgufFile
-
-    return tokenizer_from_gguf(GgufFile(source_path).metadata, source_path, chat_template)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
+from ingle.engine.host_worker import HostWorker
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.tables import unpack
@@ -121,6 +122,11 @@ def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
     assert plan is not None and plan.num_tokens == len(prompt), "the prompt must fit one step"
     worker = engine.worker
     step = worker.launch(plan)
+    if isinstance(worker, HostWorker):
+        logits = torch.from_numpy(worker.model.logits(worker.forward(plan)))
+        engine.scheduler.retire(plan, step.result())
+        return logits
+    assert isinstance(worker, Worker)
     layout = worker.tables.layout(plan)
     inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)).to(worker.device), layout)
     batch = worker.tables.batch(inputs, 0, layout.num_blocks, plan.chunks)

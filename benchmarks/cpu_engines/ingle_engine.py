@@ -40,26 +40,36 @@ def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> 
 def logits(path: str, threads: int, windows: list[list[int]], output: str, exact: bool = False) -> None:
     """`exact`: the oracle, weights decoded to float32 and multiplied by PyTorch."""
     import numpy as np
-    import torch
 
-    from ingle.engine.tables import unpack
     from ingle.request import EngineRequest, SamplingParams
 
     engine, info = _engine(path, threads, **({"dtype": "float32", "cpu_kernels": "torch"} if exact else {}))
-    worker, sampling = engine.worker, SamplingParams(temperature=0.0, max_tokens=1)
+    logits_of = _logits_by_pytorch if exact else _logits_on_host
+    sampling = SamplingParams(temperature=0.0, max_tokens=1)
     found = np.lib.format.open_memmap(output, "w+", np.float32, (len(windows), len(windows[0]), info.vocab_size))
     for index, window in enumerate(windows):
         engine.add(EngineRequest(str(index), window, sampling))
         plan = engine.scheduler.plan()
         assert plan is not None and plan.num_tokens == len(window)
-        step = worker.launch(plan)  # fills the tables
-        layout = worker.tables.layout(plan)
-        with torch.inference_mode():
-            inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
-            batch = worker.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
-            hidden = worker.model.forward(batch, worker.kv_cache)
-            found[index] = worker.model.logits(hidden).float().numpy()
+        step = engine.worker.launch(plan)  # fills the tables
+        found[index] = logits_of(engine.worker, plan)
         engine.scheduler.retire(plan, step.result())
+
+
+def _logits_on_host(worker, plan):  # type: ignore[no-untyped-def]
+    return worker.model.logits(worker.forward(plan))
+
+
+def _logits_by_pytorch(worker, plan):  # type: ignore[no-untyped-def]
+    import torch
+
+    from ingle.engine.tables import unpack
+
+    layout = worker.tables.layout(plan)
+    with torch.inference_mode():
+        inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
+        batch = worker.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
+        return worker.model.logits(worker.model.forward(batch, worker.kv_cache)).float().numpy()
 
 
 def serve(path: str, threads: int, port: int, max_seqs: int, max_len: int) -> None:

@@ -20,7 +20,7 @@ from ingle.errors import ConfigError
 from ingle.kernels import reference
 from ingle.model.architecture import RouterConfig
 from ingle.model.registry import decoder_config
-from ingle.weights.source import DummySource
+from ingle.weights.tensor_sources import DummySource
 from tests.support import save_checkpoint
 
 SHAPE = decoder_config({"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,

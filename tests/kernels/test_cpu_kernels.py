@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Iterator
 from typing import get_args
@@ -18,8 +19,12 @@ from ingle.kernels.cpu import compile, library
 from ingle.kernels.cpu import operators as cpu
 from ingle.model.architecture import Activation, AttentionOptions
 from ingle.request import SamplingParams
-from ingle.weights.codes import Coded, CodeType
-from ingle.weights.packed import PackedPart, PackedWeight
+from ingle.weights.code_types import CODE_TYPES, CodeType
+from ingle.weights.codes import CODED_BLOCKS, Coded
+from ingle.weights.gguf import BLOCK_TYPES
+from ingle.weights.packed import PackedWeight
+from ingle.weights.packed_matrix import PackedMatrix, PackedPart
+from ingle.weights.source import StoredRows
 
 TUNINGS = (
     [None, "-march=x86-64-v3", "-march=x86-64-v4", "-march=icelake-server"]
@@ -52,7 +57,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> 
 # ---- matrices
 
 
-CODE_TYPES = [
+KINDS = [
     CodeType(4, 32, codebook=tuple(range(-8, 8))),
     CodeType(4, 32, has_minima=True, codebook=tuple(range(16))),
     CodeType(4, 16, wide_scales=True, has_minima=True, codebook=tuple(range(16))),
@@ -86,11 +91,18 @@ def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Coded, torc
 def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart, torch.Tensor]:
     rows, values = coded(code_type, num_rows, columns)
     part = PackedPart.empty(code_type, num_rows, columns)
-    split = num_rows // 3  # in two calls, as chunks of a file are
-    for first, last in ((0, split), (split, num_rows)):
-        minima = None if rows.minima is None else rows.minima[first:last]
-        part.pack(first, Coded(rows.codes[first:last], rows.scales[first:last], minima))
+    pack(part, rows)
     return part, values
+
+
+def pack(part: PackedPart, rows: Coded, first: int = 0) -> None:
+    addresses = [None if tensor is None else tensor.data_ptr() for tensor in rows]
+    library.get().ingle_pack_rows(ctypes.byref(part.matrix), *addresses, first, len(rows.codes))
+
+
+def weight_of(*parts: PackedPart) -> PackedWeight:
+    num_rows = sum(part.matrix.rows for part in parts)
+    return PackedWeight(PackedMatrix(parts, num_rows, parts[0].matrix.columns))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -103,11 +115,11 @@ def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (x.double() @ weight.double().T).float()
 
 
-@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+@pytest.mark.parametrize("code_type", KINDS, ids=str)
 @pytest.mark.parametrize(("num_rows", "columns"), [(1, 32), (33, 64), (96, 576), (50, 72), (40, 20)])
 def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
     part, values = packed(code_type, num_rows, columns)
-    weight = PackedWeight((part,), num_rows, columns)
+    weight = weight_of(part)
     for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40):
         x = torch.randn(num_tokens, columns)
         expected = product(x, values, code_type.bits)
@@ -116,37 +128,61 @@ def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
         torch.testing.assert_close(weight.multiply(x), expected, atol=2e-5 * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+@pytest.mark.parametrize("code_type", KINDS, ids=str)
 def test_rows_are_the_stored_numbers(code_type: CodeType) -> None:
     part, values = packed(code_type, 70, 96)
     indices = torch.tensor([0, 69, 31, 32, 5, 5, 64, 1, 2, 3])
-    rows = PackedWeight((part,), 70, 96).rows(indices)
+    rows = weight_of(part).rows(indices)
     torch.testing.assert_close(rows, values[indices], atol=1e-6, rtol=2e-7)  # a fused multiply-add rounds once
 
 
+@pytest.mark.parametrize("name", [*CODED_BLOCKS, "F32", "F16", "BF16"])
+def test_stored_blocks_are_packed_as_pytorch_splits_them(name: str) -> None:
+    """In any order, and beginning amid the rows that a product takes together."""
+    block = next(block for block in BLOCK_TYPES.values() if block.name == name)
+    num_rows, columns, first = 75, 2 * max(block.elements, 16), 37
+    stored = np.random.default_rng(5).integers(0, 256, (num_rows, columns // block.elements * block.nbytes), np.uint8)
+    order = np.random.default_rng(6).permutation(num_rows)
+    blocks = torch.from_numpy(stored[order]).view(-1, block.nbytes)
+    if name in CODED_BLOCKS:
+        code_type = CODE_TYPES[name]
+        rows = Coded(
+            *(None if part is None else part.reshape(num_rows, -1) for part in CODED_BLOCKS[name].split(blocks))
+        )
+    else:
+        code_type = CodeType(16, 32)
+        kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+        rows = Coded(blocks.view(kind).to(torch.bfloat16).view(num_rows, -1), torch.empty(0))
+    ours, theirs = (PackedPart.empty(code_type, first + num_rows, columns) for _ in range(2))
+    ours.pack(first, StoredRows(name, stored, order))
+    pack(theirs, rows, first)
+    everywhere = torch.arange(first + num_rows)
+    np.testing.assert_array_equal(weight_of(ours).rows(everywhere), weight_of(theirs).rows(everywhere))
+
+
 def test_parts_stand_side_by_side() -> None:
-    (first, a), (second, b) = packed(CODE_TYPES[1], 70, 64), packed(CODE_TYPES[5], 33, 64)
+    (first, a), (second, b) = packed(KINDS[1], 70, 64), packed(KINDS[5], 33, 64)
     x = torch.randn(4, 64)
-    both = PackedWeight((first, second), 103, 64).multiply(x)
+    both = weight_of(first, second).multiply(x)
     close(both, torch.cat((product(x, a, 4), product(x, b, 8)), 1), 1e-3)
-    assert torch.equal(both[:, :70], PackedWeight((first,), 70, 64).multiply(x))
+    assert torch.equal(both[:, :70], weight_of(first).multiply(x))
 
 
-@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+@pytest.mark.parametrize("code_type", KINDS, ids=str)
 def test_a_row_is_the_same_in_any_batch(code_type: CodeType) -> None:
     part, _ = packed(code_type, 64, 96)
-    weight, x = PackedWeight((part,), 64, 96), torch.randn(30, 96)
+    weight, x = weight_of(part), torch.randn(30, 96)
     together = weight.multiply(x)
     for row in range(30):
         assert torch.equal(weight.multiply(x[row : row + 1])[0], together[row])
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    for code_type in CODE_TYPES:
+    for code_type in KINDS:
         part, _ = packed(code_type, 40, 64)
         x = torch.randn(3, 64)
         x[0, 5], x[2, 60] = torch.nan, torch.inf
-        y = PackedWeight((part,), 40, 64).multiply(x)
+        y = weight_of(part).multiply(x)
         assert not y[0].isfinite().any() and y[1].isfinite().all() and not y[2].isfinite().any()
 
 

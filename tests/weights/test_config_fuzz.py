@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from ingle.errors import ModelError
+from ingle.model.load import logn_table
 from ingle.model.registry import FAMILIES, decoder_config
-from ingle.model.rope import cos_sin_table, logn_table
+from ingle.model.rope import cos_sin_table
 from ingle.weights.hf_config import normalize_config
 from tests.model import qwen1
 from tests.model.checkpoints import CHECKPOINTS
@@ -84,7 +86,8 @@ def test_any_config_is_read_or_refused(model_type: str, data: st.DataObject) -> 
         return
     for length in (64, 5000):
         for rope in model.ropes:
-            assert cos_sin_table(rope, length, CPU).shape == (length, rope.rotary_dim)
+            for xp in (torch, np):
+                assert cos_sin_table(rope, length, xp).shape == (length, rope.rotary_dim)
         if model.logn_length is not None:
             logn_table(model.logn_length, length, CPU)
     for layer in range(min(model.num_layers, 64)):

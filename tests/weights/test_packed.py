@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from ingle.engine.host_worker import HostWorker
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.packed import PackedFormat, PackedWeight
+from ingle.weights.packed_matrix import PackedMatrix
 from ingle.weights.source import GgufSource
 from tests.weights.test_dequantize import LARGE, TYPES
 
@@ -53,8 +55,8 @@ def loaded(
 
 
 def all_rows(weight: PackedWeight) -> torch.Tensor:
-    parts = [PackedWeight((part,), part.matrix.rows, weight.in_features) for part in weight.parts]
-    return torch.cat([part.rows(torch.arange(part.num_rows)) for part in parts])
+    parts = [PackedMatrix((part,), part.matrix.rows, part.matrix.columns) for part in weight.matrix.parts]
+    return torch.cat([torch.from_numpy(part.rows(np.arange(part.num_rows))) for part in parts])
 
 
 @pytest.mark.parametrize("type_name", TYPES)
@@ -74,18 +76,11 @@ def test_equal_types_share_a_part_and_others_do_not(write_gguf, model_metadata) 
     kinds = {"attn_q": ("Q4_1", (64, 64)), "attn_k": ("Q4_1", (32, 64)), "attn_v": ("Q8_0", (32, 64))}
     source = stored_source(write_gguf, model_metadata, {f"blk.0.{name}.weight": kind for name, kind in kinds.items()})
     weight, decoded = loaded(source, [Q, K, V], [64, 32, 32], 64)
-    assert [(part.matrix.rows, part.matrix.bits) for part in weight.parts] == [(96, 4), (32, 8)]
+    assert [(part.matrix.rows, part.matrix.bits) for part in weight.matrix.parts] == [(96, 4), (32, 8)]
     torch.testing.assert_close(all_rows(weight), decoded, atol=1e-7, rtol=3e-7)
     x = torch.randn(3, 64)
     expected = x.bfloat16().float() @ decoded.T
     torch.testing.assert_close(weight.multiply(x), expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
-
-
-def test_chunks_join_without_a_seam(write_gguf, model_metadata, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = stored_source(write_gguf, model_metadata, {"blk.0.ffn_up.weight": ("Q4_0", (70, 64))})
-    monkeypatch.setattr("ingle.weights.dequantize._CHUNK_ELEMENTS", 9 * 64)
-    weight, decoded = loaded(source, [UP], [70], 64)
-    torch.testing.assert_close(all_rows(weight), decoded, atol=0, rtol=3e-7)
 
 
 def test_shapes_are_checked(write_gguf, model_metadata) -> None:
@@ -102,5 +97,12 @@ def test_a_plain_checkpoint_is_packed_as_bfloat16(tmp_path: Path) -> None:
     folder, prompt = save_checkpoint(tmp_path, num_key_value_heads=1), random_prompt(3, 50)
     ours = engine_for(folder, dtype="bfloat16")
     exact = engine_logits(engine_for(folder, dtype="float32"), prompt)
-    assert isinstance(ours.worker.model.head, PackedWeight) and ours.worker.kv_cache.dtype == torch.bfloat16
+    assert isinstance(ours.worker, HostWorker) and ours.worker.kv.dtype == "bfloat16"
+    assert [part.matrix.bits for part in ours.worker.model.head.parts] == [16]
     torch.testing.assert_close(engine_logits(ours, prompt), exact, atol=0.05 * float(exact.abs().max()), rtol=0)
+
+
+def test_what_cannot_be_packed_is_named(write_gguf, model_metadata) -> None:
+    source = stored_source(write_gguf, model_metadata, {"blk.0.ffn_up.weight": ("IQ2_XXS", (4, 256))})
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up\.weight is stored as IQ2_XXS; ingle reads F32, F16"):
+        PackedFormat().load(source, names(UP), [4], 256)

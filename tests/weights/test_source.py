@@ -16,7 +16,8 @@ from ingle.errors import ConfigError, ModelError
 from ingle.model.loader import Loader
 from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
-from ingle.weights.source import DummySource, GgufSource, SafetensorsSource, TorchSource, check_sizes, open_source
+from ingle.weights.source import GgufSource, check_sizes, open_source
+from ingle.weights.tensor_sources import DummySource, SafetensorsSource, TorchSource
 
 Q = "model.layers.0.self_attn.q_proj"
 K = "model.layers.0.self_attn.k_proj"

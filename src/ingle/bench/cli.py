@@ -28,6 +28,7 @@ from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ensure_model
+from ingle.kernels.cpu import threads
 from ingle.version import __version__
 
 
@@ -170,7 +171,7 @@ def latency(options: LatencyOptions) -> None:
 
 def throughput(options: Throughput) -> None:
     engine, info, path = _engine(options.engine)
-    workloads = select(options.workload or (("gpu",) if engine.worker.device.type == "cuda" else ("cpu",)))
+    workloads = select(options.workload or (("gpu",) if engine.worker.on_gpu else ("cpu",)))
     ceilings = _ceilings(engine, info)
     warm_up(engine, info.vocab_size, workloads)
     print(_HEADER)
@@ -187,7 +188,8 @@ def throughput(options: Throughput) -> None:
 
 def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
     """Measured and printed, beside what was loaded."""
-    ceilings = measure_ceilings(engine.worker.device, engine.worker.kv_cache.dtype)
+    device = torch.device("cuda", 0) if engine.worker.on_gpu else torch.device("cpu")
+    ceilings = measure_ceilings(device, getattr(torch, info.dtype))
     print(
         f"{facts.loaded(info)}; "
         f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"
@@ -244,6 +246,8 @@ def _engine(options: EngineOptions) -> tuple[Engine, EngineInfo, Path]:
     config = options.config()
     path = ensure_model(config.model).path
     engine, info = build_engine(config, path, lambda stage: _status(stage))
+    if not engine.worker.on_gpu:
+        torch.set_num_threads(config.threads or threads.default_count())  # the ceilings' products run on as many
     for notice in info.notices:
         print(f"notice: {notice}")
     return engine, info, path

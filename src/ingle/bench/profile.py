@@ -91,7 +91,7 @@ def _drain(engine: Engine) -> None:
 
 
 def _profile_steps(engine: Engine, name: str, num_steps: int) -> Profile:
-    on_gpu = engine.worker.device.type == "cuda"
+    on_gpu = engine.worker.on_gpu
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     first_prompt_tokens = engine.stats().num_prompt_tokens
     if on_gpu:

@@ -16,7 +16,7 @@ import torch
 
 from ingle.bench.workloads import Workload
 from ingle.engine.scheduler import Limits
-from ingle.model.interface import Mixture, ModelConfig
+from ingle.model.sizes import Mixture, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def measure(
 
 def stored(engine: Engine, info: EngineInfo) -> Stored:
     """What a step of this engine reads."""
-    model, kv_cache = engine.worker.model, engine.worker.kv_cache
+    model = engine.worker.model
     head = model.head
     looked_up = [head] if head is model.embedding else [head, model.embedding]
     mixture = model.mixture
@@ -103,7 +103,7 @@ def stored(engine: Engine, info: EngineInfo) -> Stored:
         body_parameters=info.num_parameters - sum(weight.num_parameters for weight in looked_up) - experts[1],
         head_bytes=head.num_bytes,
         head_parameters=head.num_parameters,
-        kv_bytes_per_token=model.config.kv_elements_per_token * kv_cache.itemsize,
+        kv_bytes_per_token=model.config.kv_elements_per_token * engine.worker.kv_itemsize,
         mixture=mixture,
     )
 

@@ -1,75 +1,40 @@
-"""From a configuration to a running engine: device, type, weights, memory, in that order, each phase timed."""
+"""From a configuration to a running engine: device, type, weights, memory, in that order, each phase timed.
+
+PyTorch is imported only for what needs it, since that takes longer than all else: a dense model on a CPU whose kernels
+are ingle's own runs without.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Literal
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.engine import Engine
-from ingle.engine.memory import kv_budget, plan_memory
+from ingle.engine.host_worker import HostWorker
+from ingle.engine.memory import host_kv_budget, plan_memory
 from ingle.engine.pages import PagePool
+from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
-from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
 from ingle.kernels.cpu import library, threads
+from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
-from ingle.model.decoder import Decoder
-from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
-from ingle.model.interface import Model
-from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
-from ingle.weights.formats import PlainFormat, WeightFormat, total_size
+from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.hf_config import read_config
-from ingle.weights.packed import PackedFormat, PackedWeight
-from ingle.weights.source import FLOAT_TYPES, WeightSource, open_source
+from ingle.weights.source import FLOAT_TYPES, open_source
 
-_DTYPES = {
-    "half": torch.float16,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float": torch.float32,
-    "float32": torch.float32,
-}
-
-
-@dataclass(frozen=True)
-class _Numerics:
-    """What is stored, and computed, in which type."""
-
-    dtype: torch.dtype
-    """Of the KV cache."""
-    activations: torch.dtype
-    products: torch.dtype
-    """The coarsest type to which factors of matrix products may be rounded."""
-    matrices: WeightFormat
-    kernels: str
-    """What multiplies and attends, for people."""
-    notices: tuple[str, ...] = ()
-
-
-@dataclass
-class _Startup:
-    """Reports phases as they begin and keeps their seconds."""
-
-    report: Callable[[str], None]
-    timings_s: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, stage: str) -> Iterator[None]:
-        self.report(stage)
-        start = time.perf_counter()
-        yield
-        self.timings_s[name] = round(time.perf_counter() - start, 3)
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Device files of NVIDIA's driver, of Windows' for its Linux subsystem, and of AMD's."""
+_HOST_KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
+"""By the type that the user wants, the KV cache's where ingle's CPU kernels run; float32 is PyTorch's to compute."""
+_HOST_KV_ITEMSIZE = 2
 
 
 def build_engine(
@@ -79,87 +44,99 @@ def build_engine(
 
     `report` is told what happens, for people. Raises `ModelError` and `ConfigError`.
     """
-    startup = _Startup(report)
+    startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
         hf_config = read_config(path, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
-        plan = _plan(config, path, hf_config)
+        decoder = decoder_config(hf_config) if is_native(hf_config) else None
         device = pick_device(config)
     kernel_notices = []
-    if device.type == "cpu":
+    if device == "cpu":
         with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
             kernel_notices = _start_cpu_kernels(config)
-    numerics = _numerics(config, plan, hf_config, device)
-    with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
-        source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
-        with contextlib.closing(source):
-            stored_types = source.stored_types
-            model = _load(config, plan, source, numerics, device)
-    if device.type == "cpu" and library.started():
-        library.settle_memory()
-    with startup.phase("kv_cache", "allocating the KV cache"):
-        budget = kv_budget(config, model.config, device)
-        memory = plan_memory(config, model.config, dtype=numerics.dtype, device=device, budget=budget)
-        if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
-            model = model.with_length(memory.limits.max_model_len)
-        use_graphs = device.type == "cuda" and not config.enforce_eager
-        worker = Worker(
-            model, memory.limits, memory.num_pages, device, numerics.dtype,
-            use_graphs=use_graphs, own_threads=isinstance(numerics.matrices, PackedFormat),
-        )  # fmt: skip
-        scheduler = Scheduler(PagePool(memory.num_pages), memory.limits)
-    overlap = device.type == "cuda" if config.overlap is None else config.overlap
-    engine = Engine(scheduler, worker, overlap=overlap, seed=config.seed)
-    num_parameters, weight_bytes = total_size(model.parameters())
-    quantized = [kind for kind in stored_types if kind not in FLOAT_TYPES]
-    info = EngineInfo(
+    if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
+        parts = _build_host(config, path, decoder, startup)
+    else:
+        from ingle.engine.torch_build import build_parts
+
+        parts = build_parts(config, path, decoder, hf_config, device, startup)
+    limits = parts.memory.limits
+    overlap = device == "cuda" if config.overlap is None else config.overlap
+    scheduler = Scheduler(PagePool(parts.memory.num_pages), limits)
+    engine = Engine(scheduler, parts.worker, overlap=overlap, seed=config.seed)
+    ropes = () if decoder is None else decoder.ropes
+    rope_notices = [notice for rope in ropes if (notice := length_notice(rope, limits.max_model_len)) is not None]
+    notices = [*rope_notices, *kernel_notices, *parts.notices, *parts.memory.notices]
+    return engine, _info(parts, notices, startup.timings_s)
+
+
+def _info(parts: Parts, notices: list[str], timings_s: dict[str, float]) -> EngineInfo:
+    memory, model = parts.memory, parts.worker.model.config
+    quantized = [kind for kind in parts.stored_types if kind not in FLOAT_TYPES]
+    return EngineInfo(
         max_model_len=memory.limits.max_model_len,
-        vocab_size=model.config.vocab_size,
+        vocab_size=model.vocab_size,
         max_num_seqs=memory.limits.max_num_seqs,
         num_pages=memory.num_pages,
         page_size=memory.limits.page_size,
-        device=_device_name(device),
-        dtype=_name(numerics.dtype),
-        product_dtype=_name(numerics.products),
-        factors=_factors(model, numerics),
-        kernels=numerics.kernels,
-        family=model.config.family,
-        num_parameters=num_parameters,
-        stored_types=stored_types,
-        expanded_types=[kind for kind in quantized if kind not in numerics.matrices.kept_types],
-        kept_types=[kind for kind in quantized if kind in numerics.matrices.kept_types],
-        weight_bytes=weight_bytes,
+        device=parts.device,
+        dtype=parts.dtype,
+        product_dtype=parts.product_dtype,
+        factors=sorted(parts.factors),
+        kernels=parts.kernels,
+        family=model.family,
+        num_parameters=parts.num_parameters,
+        stored_types=parts.stored_types,
+        expanded_types=[kind for kind in quantized if kind not in parts.kept_types],
+        kept_types=[kind for kind in quantized if kind in parts.kept_types],
+        weight_bytes=parts.weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
-        notices=[
-            *_plan_notices(plan, memory.limits.max_model_len),
-            *kernel_notices,
-            *numerics.notices,
-            *memory.notices,
-        ],
-        timings_s=startup.timings_s,
+        notices=notices,
+        timings_s=timings_s,
     )
-    return engine, info
 
 
-def _plan(config: EngineConfig, path: Path, hf_config: dict[str, Any]) -> DecoderConfig | FallbackPlan:
-    """What will run the model: a family of ingle's own, else transformers' code."""
-    if is_native(hf_config):
-        return decoder_config(hf_config)
-    if config.rope_scaling is not None or config.rope_theta is not None:
+def pick_device(config: EngineConfig) -> Literal["cpu", "cuda"]:
+    """Raises `ConfigError` when a GPU is asked for and PyTorch sees none."""
+    if config.device == "cpu" or (config.device == "auto" and not _gpu_driver_is_there()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if config.device == "cuda":
         raise ConfigError(
-            f"--rope-scaling and --rope-theta: model_type {hf_config['model_type']!r} is run by transformers' code, "
-            "which they do not reach; write rope_scaling or rope_theta into its config.json"
+            "--device cuda: PyTorch sees no GPU here; give --device cpu, or check the driver with nvidia-smi"
         )
-    return plan_fallback(path, hf_config, trust_remote_code=config.trust_remote_code)
+    return "cpu"
 
 
-def _plan_notices(plan: DecoderConfig | FallbackPlan, max_model_len: int) -> list[str]:
-    if isinstance(plan, FallbackPlan):
-        return [plan.notice]
-    notices = (length_notice(rope, max_model_len) for rope in plan.ropes)
-    return [notice for notice in notices if notice is not None]
+def _gpu_driver_is_there() -> bool:
+    """Without one PyTorch sees no GPU, and need not be asked."""
+    return sys.platform != "linux" or any(Path(file).exists() for file in _GPU_DRIVERS)
 
 
-def _wanted_length(config: EngineConfig, model: DecoderConfig, dtype: torch.dtype, device: torch.device) -> int:
+def _start_cpu_kernels(config: EngineConfig) -> list[str]:
+    """Readies ingle's kernels if they are wanted."""
+    if config.cpu_kernels == "torch":
+        return []
+    failure = library.start(config.threads or threads.default_count())
+    return [] if failure is None else [f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"]
+
+
+# ---- without PyTorch
+
+
+def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
+    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
+    started = config.cpu_kernels == "auto" and library.started()
+    return started and config.dtype in _HOST_KV_TYPES and host_decoder.suits(decoder, _host_length(config, decoder))
+
+
+def _host_length(config: EngineConfig, decoder: DecoderConfig) -> int:
+    return wanted_length(config, decoder, host_kv_budget(config), _HOST_KV_ITEMSIZE)
+
+
+def wanted_length(config: EngineConfig, model: DecoderConfig, kv_budget: int, kv_itemsize: int) -> int:
     """The longest sequence, as far as that is known before the weights are loaded: some tables are made for it.
 
     Whatever the model claims, it is not longer than a KV cache of all the memory that is left now.
@@ -167,89 +144,34 @@ def _wanted_length(config: EngineConfig, model: DecoderConfig, dtype: torch.dtyp
     length = config.max_model_len or model.max_position_embeddings
     if config.num_gpu_blocks_override is not None:
         return length
-    room = kv_budget(config, model, device) // (model.kv_elements_per_token * dtype.itemsize)
-    return max(min(length, room), 1)
+    return max(min(length, kv_budget // (model.kv_elements_per_token * kv_itemsize)), 1)
 
 
-def _load(
-    config: EngineConfig,
-    plan: DecoderConfig | FallbackPlan,
-    source: WeightSource,
-    numerics: _Numerics,
-    device: torch.device,
-) -> Model:
-    dtype = numerics.activations
-    if isinstance(plan, FallbackPlan):
-        seed = config.seed if config.load_format == "dummy" else None
-        return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
-    length = _wanted_length(config, plan, dtype, device)
-    return load_decoder(plan, source, matrices=numerics.matrices, dtype=dtype, device=device, max_model_len=length)
-
-
-def _start_cpu_kernels(config: EngineConfig) -> list[str]:
-    """Sets the threads of this process, and readies ingle's kernels if they are wanted."""
-    num_threads = config.threads or threads.default_count()
-    torch.set_num_threads(num_threads)
-    if config.cpu_kernels == "torch":
-        return []
-    failure = library.start(num_threads)
-    return [] if failure is None else [f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"]
-
-
-def _numerics(
-    config: EngineConfig, plan: DecoderConfig | FallbackPlan, hf_config: dict[str, Any], device: torch.device
-) -> _Numerics:
-    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
-    ours = device.type == "cpu" and config.cpu_kernels == "auto" and library.started()
-    packs = ours and isinstance(plan, DecoderConfig)
-    if packs and config.dtype not in ("float", "float32"):
-        dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
-        kernels = f"ingle's for {library.instructions()}"
-        return _Numerics(dtype, torch.float32, torch.bfloat16, PackedFormat(), kernels)
-    dtype, notices = pick_dtype(config, hf_config, device)
-    beside = " and Triton's" if device.type == "cuda" else " and ingle's" if ours and dtype == torch.float32 else ""
-    kernels = f"PyTorch's{beside}"
-    return _Numerics(dtype, dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
-
-
-def _factors(model: Model, numerics: _Numerics) -> list[str]:
-    """Of matrix products, for people: packed matrices have their own."""
-    packed = [weight.factors for weight in model.parameters() if isinstance(weight, PackedWeight)]
-    return sorted(frozenset().union(*packed)) if packed else [_name(numerics.products)]
-
-
-def pick_device(config: EngineConfig) -> torch.device:
-    """Raises `ConfigError` when a GPU is asked for and PyTorch sees none."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device cuda: PyTorch sees no GPU here; give --device cpu, or check the driver with nvidia-smi"
-        )
-    wanted = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted, 0) if wanted == "cuda" else torch.device("cpu")
-
-
-def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
-    """The type to compute in, and what to tell the user about it."""
-    if config.dtype != "auto":
-        return _DTYPES[config.dtype], []
-    stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
-    if device.type == "cuda":
-        if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
-            return (torch.bfloat16 if stored == torch.float32 else stored), []
-        return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
-    if _cpu_multiplies_bfloat16():
-        return torch.bfloat16, []
-    return torch.float32, [f"dtype {_name(stored)} -> float32: this CPU does not multiply it natively"]
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16"))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _build_host(config: EngineConfig, path: Path, decoder: DecoderConfig, startup: Startup) -> Parts:
+    dtype = _HOST_KV_TYPES[config.dtype]
+    with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
+        source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings)
+        with contextlib.closing(source):
+            stored_types = source.stored_types
+            model = host_decoder.load_host_decoder(decoder, source, _host_length(config, decoder))
+    library.settle_memory()
+    with startup.phase("kv_cache", "allocating the KV cache"):
+        budget = host_kv_budget(config)
+        memory = plan_memory(config, decoder, kv_itemsize=_HOST_KV_ITEMSIZE, on_gpu=False, budget=budget)
+        if memory.limits.max_model_len != model.max_model_len:
+            model = model.with_length(memory.limits.max_model_len)
+        worker = HostWorker(model, memory.limits, memory.num_pages, dtype)
+    num_parameters, weight_bytes = model.size()
+    return Parts(
+        worker=worker,
+        memory=memory,
+        stored_types=stored_types,
+        kept_types=frozenset(CODE_TYPES),
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        device="cpu",
+        dtype=dtype,
+        product_dtype="bfloat16",
+        factors=model.factors,
+        kernels=f"ingle's for {library.instructions()}",
+    )

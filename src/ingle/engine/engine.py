@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 
 from ingle.channel import EngineStats
+from ingle.engine.parts import LaunchedStep, Worker
 from ingle.engine.scheduler import Plan, Scheduler
-from ingle.engine.worker import LaunchedStep, Worker
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, check_prompt, check_token_ids
 

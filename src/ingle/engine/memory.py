@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ingle.config import EngineConfig, parse_bytes
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
-from ingle.model.interface import ModelConfig
+from ingle.model.sizes import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
 
 _GIB = 1 << 30
 _CPU_DEFAULT_SHARE = 4
@@ -26,11 +28,11 @@ class MemoryPlan:
     notices: tuple[str, ...]
 
 
-def plan_memory(
-    config: EngineConfig, model: ModelConfig, *, dtype: torch.dtype, device: torch.device, budget: int
-) -> MemoryPlan:
-    """Pages and limits for `budget` bytes of KV cache. Raises `ConfigError` when not even one page per step fits."""
-    on_gpu = device.type == "cuda"
+def plan_memory(config: EngineConfig, model: ModelConfig, *, kv_itemsize: int, on_gpu: bool, budget: int) -> MemoryPlan:
+    """Pages and limits for `budget` bytes of KV cache, whose numbers take `kv_itemsize` bytes each.
+
+    Raises `ConfigError` when not even one page per step fits.
+    """
     notices = []
     max_num_batched_tokens = config.max_num_batched_tokens or (8192 if on_gpu else 512)
     max_num_seqs = config.max_num_seqs or (256 if on_gpu else 64)
@@ -45,7 +47,7 @@ def plan_memory(
             f"max_model_len {max_model_len} is beyond the {model.max_position_embeddings} tokens the model was made for"
         )
     page_size = config.block_size
-    page_bytes = page_size * model.kv_elements_per_token * dtype.itemsize
+    page_bytes = page_size * model.kv_elements_per_token * kv_itemsize
     pages_per_seq = -(-max_model_len // page_size)
     num_pages = config.num_gpu_blocks_override or min(budget // page_bytes, 1 + max_num_seqs * pages_per_seq)
     if num_pages < 2:
@@ -65,13 +67,18 @@ def plan_memory(
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 
-def kv_budget(config: EngineConfig, model: ModelConfig, device: torch.device) -> int:
-    """Bytes the KV cache may take, asked once the weights are loaded."""
+def host_kv_budget(config: EngineConfig) -> int:
+    """Bytes the KV cache may take in a CPU's memory."""
     if config.kv_cache_memory is not None:
         return parse_bytes("--kv-cache-memory", config.kv_cache_memory)
-    if device.type != "cuda":
-        return min(available_bytes(device) // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
-    free, total = torch.cuda.mem_get_info(device)
+    return min(available_host_bytes() // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
+
+
+def kv_budget(config: EngineConfig, model: ModelConfig, device: torch.device) -> int:
+    """Bytes the KV cache may take on a device, asked once the weights are loaded."""
+    if config.kv_cache_memory is not None or device.type != "cuda":
+        return host_kv_budget(config)
+    free, total = _gpu_memory(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
     if budget <= 0:
         raise ConfigError(
@@ -91,9 +98,19 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now; on a CPU, that can be had without swapping."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    """Memory of a device that is free now."""
+    return _gpu_memory(device)[0] if device.type == "cuda" else available_host_bytes()
+
+
+def _gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Free and total bytes."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)
+
+
+def available_host_bytes() -> int:
+    """Memory that can be had without swapping."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

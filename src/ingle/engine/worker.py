@@ -73,6 +73,14 @@ class Worker:
         self._threads = pytorch_on_one if own_threads else nullcontext
         self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs and model.capturable else None
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def kv_itemsize(self) -> int:
+        return self.kv_cache.itemsize
+
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:
         """Applies the plan to the tables and queues its computation."""

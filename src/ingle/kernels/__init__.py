@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from ingle.kernels.cpu import library
 from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from ingle.kernels.batch import Batch
 
 
@@ -92,6 +92,8 @@ def of(x: torch.Tensor) -> Kernels:
         from ingle.kernels import gpu  # Triton comes with PyTorch's CUDA builds only
 
         return gpu
+    import torch
+
     if library.started() and x.dtype == torch.float32:
         from ingle.kernels.cpu import operators
 

@@ -12,12 +12,11 @@ from ingle import kernels
 from ingle.kernels.batch import Batch
 from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
-from ingle.model.in_one_call import LayersInOneCall
-from ingle.model.interface import Mixture
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
 from ingle.model.moe import SparseMoe
 from ingle.model.rope import cos_sin_tables
+from ingle.model.sizes import Mixture
 from ingle.weights.formats import Weight, total_size
 
 
@@ -56,8 +55,6 @@ class Decoder:
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
     fused: bool = False
     """Whether steps of a few rows go through `few_rows`."""
-    one_call: LayersInOneCall | None = None
-    """All layers as the CPU's kernels run them."""
     capturable: bool = True
 
     @property
@@ -67,8 +64,7 @@ class Decoder:
 
     def with_length(self, max_model_len: int) -> Decoder:
         """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        device = self.cos_sin[0].device
-        return dataclasses.replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, device))
+        return dataclasses.replace(self, cos_sin=rotations(self.config, max_model_len, self.cos_sin[0].device))
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
@@ -79,8 +75,6 @@ class Decoder:
             return few_rows.forward(self, batch, kv_cache)
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
         residual = self.embed(batch.token_ids)
-        if self.one_call is not None:
-            return self.one_call(residual, cos_sin, batch, kv_cache)
         x = self.layers[0].input_norm(residual)
         for index, layer in enumerate(self.layers):
             if index:
@@ -120,3 +114,8 @@ class Decoder:
             yield from layer.parameters()
         yield from self.norm.parameters()
         yield from self.lm_head.parameters()
+
+
+def rotations(config: DecoderConfig, max_model_len: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """`Decoder.cos_sin`."""
+    return tuple(table.to(device) for table in cos_sin_tables(config, max_model_len, torch))

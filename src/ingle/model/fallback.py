@@ -21,7 +21,7 @@ from ingle import kernels
 from ingle.errors import ConfigError, ModelError
 from ingle.kernels.batch import Batch
 from ingle.model.architecture import AttentionOptions
-from ingle.model.interface import Mixture
+from ingle.model.sizes import Mixture
 from ingle.weights.formats import PlainWeight
 
 _ATTENTION = "ingle_paged"

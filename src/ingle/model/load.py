@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,13 +10,11 @@ import torch
 
 from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
-from ingle.model.decoder import Decoder, DecoderLayer
-from ingle.model.in_one_call import in_one_call
+from ingle.model.decoder import Decoder, DecoderLayer, rotations
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
 from ingle.model.loader import Loader
 from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
-from ingle.model.rope import cos_sin_tables, logn_table
 from ingle.weights.formats import WeightFormat
 from ingle.weights.source import WeightSource
 
@@ -48,9 +47,9 @@ def load_decoder(
         layers=layers,
         norm=load.norm(names.norm, config.hidden_size, config),
         lm_head=Linear(lm_head),
-        cos_sin=cos_sin_tables(config, max_model_len, device),
+        cos_sin=rotations(config, max_model_len, device),
     )
-    return replace(decoder, fused=few_rows.suits(decoder), one_call=in_one_call(decoder))
+    return replace(decoder, fused=few_rows.suits(decoder))
 
 
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:
@@ -107,3 +106,15 @@ def _load_mlp(config: DecoderConfig, load: Loader, index: int) -> GatedMLP | Spa
     return load.gated_mlp(
         gate_up, down, config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
     )
+
+
+def logn_table(length: int, num_positions: int, device: torch.device) -> torch.Tensor | None:
+    """Factors on queries, float32 [num_positions]; None where all are 1.
+
+    log(position + 1) / log(length) beyond `length`, so that attention over more keys stays as sharp
+    (https://arxiv.org/abs/2202.12172).
+    """
+    if num_positions <= length:
+        return None
+    lengths = torch.arange(1, num_positions + 1, dtype=torch.float64)
+    return (lengths.log() / math.log(length)).clamp(min=1.0).float().to(device)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-
-import torch
+from typing import Any
 
 from ingle.model.architecture import DecoderConfig, RopeConfig
 
 
-def cos_sin_tables(config: DecoderConfig, num_positions: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+def cos_sin_tables(config: DecoderConfig, num_positions: int, xp: Any) -> tuple[Any, ...]:
     """`cos_sin_table` of each of the model's rotations."""
-    return tuple(cos_sin_table(rope, num_positions, device) for rope in config.ropes)
+    return tuple(cos_sin_table(rope, num_positions, xp) for rope in config.ropes)
 
 
-def cos_sin_table(rope: RopeConfig, num_positions: int, device: torch.device) -> torch.Tensor:
+def cos_sin_table(rope: RopeConfig, num_positions: int, xp: Any) -> Any:
     """cos and sin of every position's angles: float32 [num_positions, rotary_dim], cos in the first half of a row.
+
+    `xp` is the module whose array this is, torch or numpy, and so are the powers in it: one unit in a frequency's last
+    place moves the angle of a token far on, and transformers has torch's.
 
     Where a scaling depends on the length of a sequence, the longest one that is served decides for all: keys in the
     cache stay valid as a sequence grows, and prefixes can be shared. `length_notice` says so.
     """
-    inv_freq, scale = _frequencies(rope, num_positions)
-    angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * inv_freq.to(device)
-    return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=-1)
+    inv_freq, scale = _frequencies(rope, num_positions, xp)
+    angles = xp.arange(num_positions, dtype=xp.float32)[:, None] * inv_freq
+    return xp.concatenate((xp.cos(angles) * scale, xp.sin(angles) * scale), axis=-1)
 
 
 def length_notice(rope: RopeConfig, num_positions: int) -> str | None:
@@ -36,36 +38,24 @@ def length_notice(rope: RopeConfig, num_positions: int) -> str | None:
     )
 
 
-def logn_table(length: int, num_positions: int, device: torch.device) -> torch.Tensor | None:
-    """Factors on queries, float32 [num_positions]; None where all are 1.
-
-    log(position + 1) / log(length) beyond `length`, so that attention over more keys stays as sharp
-    (https://arxiv.org/abs/2202.12172).
-    """
-    if num_positions <= length:
-        return None
-    lengths = torch.arange(1, num_positions + 1, dtype=torch.float64)
-    return (lengths.log() / math.log(length)).clamp(min=1.0).float().to(device)
-
-
-def _frequencies(rope: RopeConfig, num_positions: int) -> tuple[torch.Tensor, float]:
+def _frequencies(rope: RopeConfig, num_positions: int, xp: Any) -> tuple[Any, float]:
     """Inverse frequencies, float32 [rotary_dim / 2], and the factor on cos and sin."""
     theta, original = rope.theta, rope.original_max_position_embeddings
     if rope.type in ("dynamic", "ntk_steps") and num_positions > original:
         theta *= _ntk_stretch(rope, num_positions) ** (rope.rotary_dim / (rope.rotary_dim - 2))
-    exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.int64).float() / rope.rotary_dim
-    inv_freq = 1.0 / (theta**exponents)
+    powers = theta ** (xp.arange(0, rope.rotary_dim, 2, dtype=xp.float32) / rope.rotary_dim)
+    inv_freq = 1.0 / powers
     if rope.type == "linear":
         return inv_freq / rope.factor, 1.0
     if rope.type == "factors":
-        return inv_freq / torch.tensor(rope.factors), 1.0
+        return inv_freq / xp.asarray(rope.factors, dtype=xp.float32), 1.0
     if rope.type == "longrope":
-        factors = torch.tensor(rope.long_factors if num_positions > original else rope.factors)
-        return 1.0 / (factors * theta**exponents), _longrope_temperature(rope)
+        factors = xp.asarray(rope.long_factors if num_positions > original else rope.factors, dtype=xp.float32)
+        return 1.0 / (factors * powers), _longrope_temperature(rope)
     if rope.type == "llama3":
-        return _llama3(rope, inv_freq), 1.0
+        return _llama3(rope, inv_freq, xp), 1.0
     if rope.type == "yarn":
-        return _yarn(rope, inv_freq)
+        return _yarn(rope, inv_freq, xp)
     return inv_freq, 1.0
 
 
@@ -86,17 +76,17 @@ def _longrope_temperature(rope: RopeConfig) -> float:
     return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
 
 
-def _llama3(rope: RopeConfig, inv_freq: torch.Tensor) -> torch.Tensor:
+def _llama3(rope: RopeConfig, inv_freq: Any, xp: Any) -> Any:
     """Llama 3.1: long wavelengths divided by the factor, short ones kept, those between interpolated."""
     original = rope.original_max_position_embeddings
     wavelength = 2 * math.pi / inv_freq
     smooth = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     mixed = (1 - smooth) * inv_freq / rope.factor + smooth * inv_freq
-    scaled = torch.where(wavelength > original / rope.low_freq_factor, inv_freq / rope.factor, mixed)
-    return torch.where(wavelength < original / rope.high_freq_factor, inv_freq, scaled)
+    scaled = xp.where(wavelength > original / rope.low_freq_factor, inv_freq / rope.factor, mixed)
+    return xp.where(wavelength < original / rope.high_freq_factor, inv_freq, scaled)
 
 
-def _yarn(rope: RopeConfig, inv_freq: torch.Tensor) -> tuple[torch.Tensor, float]:
+def _yarn(rope: RopeConfig, inv_freq: Any, xp: Any) -> tuple[Any, float]:
     """YaRN (https://arxiv.org/abs/2309.00071): a ramp from interpolated to kept frequencies, and a temperature."""
     original = rope.original_max_position_embeddings
 
@@ -107,8 +97,8 @@ def _yarn(rope: RopeConfig, inv_freq: torch.Tensor) -> tuple[torch.Tensor, float
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.rotary_dim - 1)
-    ramp = (torch.arange(rope.rotary_dim // 2).float() - low) / max(high - low, 0.001)
-    kept = 1 - ramp.clamp(0, 1)
+    ramp = (xp.arange(rope.rotary_dim // 2, dtype=xp.float32) - low) / max(high - low, 0.001)
+    kept = 1 - ramp.clip(0, 1)
     return inv_freq / rope.factor * (1 - kept) + inv_freq * kept, _yarn_temperature(rope)
 
 

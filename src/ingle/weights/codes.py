@@ -1,4 +1,4 @@
-"""GGUF's blocks as what they are: small integers, and a scale and maybe a minimum for each group of them.
+"""GGUF's blocks taken apart by PyTorch, on any device: small integers, and scales and minima of groups of them.
 
 A weight is value * scale + minimum in float32, as ggml's reference computes it. The layouts are those of ggml-common.h
 (`block_q4_0` and so on).
@@ -6,15 +6,13 @@ A weight is value * scale + minimum in float32, as ggml's reference computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-_IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-_COUNTING = tuple(range(16))
+from ingle.weights.code_types import CODE_TYPES, CodeType
 
 
 class Coded(NamedTuple):
@@ -26,36 +24,6 @@ class Coded(NamedTuple):
     """float32 (blocks, groups), each of n / groups neighbouring codes."""
     minima: torch.Tensor | None = None
     """float32 (blocks, groups)"""
-
-    def by_rows(self, rows: slice) -> Coded:
-        """The same for blocks that make up whole rows: (rows, ..) each."""
-        num_rows = rows.stop - rows.start
-        minima = None if self.minima is None else self.minima.reshape(num_rows, -1)
-        return Coded(self.codes.reshape(num_rows, -1), self.scales.reshape(num_rows, -1), minima)
-
-
-@dataclass(frozen=True)
-class CodeType:
-    """How the numbers of a matrix are coded."""
-
-    bits: int
-    """4: an index into the codebook; 8: a value; 16: a bfloat16, without scale."""
-    group_size: int
-    """Neighbouring numbers of a row that share a scale."""
-    wide_scales: bool = False
-    """Scales and minima need float32; otherwise float16 holds them exactly."""
-    has_minima: bool = False
-    codebook: tuple[int, ...] = (0,) * 16
-    """The value of each 4-bit code."""
-
-
-@dataclass(frozen=True)
-class CodedMatrix:
-    """A matrix in codes, to be read once."""
-
-    type: CodeType
-    parts: Iterator[tuple[slice, Coded]]
-    """Some rows at a time, (rows, columns or groups) each."""
 
 
 @dataclass(frozen=True)
@@ -183,22 +151,22 @@ def _mxfp4(blocks: torch.Tensor) -> Coded:
     return Coded(_fields(blocks[:, 1:], 4, 16), bits.view(torch.float32))
 
 
-_FROM_MINUS_1, _FROM_MINUS_4, _FROM_MINUS_8 = (tuple(code - low for code in range(16)) for low in (1, 4, 8))
-CODED_BLOCKS = {
-    "Q4_0": CodedBlocks(CodeType(4, 32, codebook=_FROM_MINUS_8), _q4_0),
-    "Q4_1": CodedBlocks(CodeType(4, 32, has_minima=True, codebook=_COUNTING), _q4_1),
-    "Q5_0": CodedBlocks(CodeType(8, 32), _q5_0),
-    "Q5_1": CodedBlocks(CodeType(8, 32, has_minima=True), _q5_1),
-    "Q8_0": CodedBlocks(CodeType(8, 32), _q8_0),
-    "Q2_K": CodedBlocks(CodeType(4, 16, wide_scales=True, has_minima=True, codebook=_COUNTING), _q2_k),
-    "Q3_K": CodedBlocks(CodeType(4, 16, wide_scales=True, codebook=_FROM_MINUS_4), _q3_k),
-    "Q4_K": CodedBlocks(CodeType(4, 32, wide_scales=True, has_minima=True, codebook=_COUNTING), _q4_k),
-    "Q5_K": CodedBlocks(CodeType(8, 32, wide_scales=True, has_minima=True), _q5_k),
-    "Q6_K": CodedBlocks(CodeType(8, 16, wide_scales=True), _q6_k),
-    "IQ4_NL": CodedBlocks(CodeType(4, 32, codebook=_IQ4_VALUES), _iq4_nl),
-    "IQ4_XS": CodedBlocks(CodeType(4, 32, wide_scales=True, codebook=_IQ4_VALUES), _iq4_xs),
-    "TQ1_0": CodedBlocks(CodeType(4, 32, codebook=_FROM_MINUS_1), _tq1_0),
-    "TQ2_0": CodedBlocks(CodeType(4, 32, codebook=_FROM_MINUS_1), _tq2_0),
-    "MXFP4": CodedBlocks(CodeType(4, 32, wide_scales=True, codebook=_E2M1_DOUBLED), _mxfp4),
+_SPLITS: dict[str, Callable[[torch.Tensor], Coded]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
+    "MXFP4": _mxfp4,
 }
+CODED_BLOCKS = {name: CodedBlocks(CODE_TYPES[name], split) for name, split in _SPLITS.items()}
 """By the name of GGUF's block type."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,21 +33,14 @@ def dequantize_into(tensor: GgufTensor, out: torch.Tensor, row_order: npt.NDArra
         )
     out_rows = out.view(-1, out.shape[-1])
     num_rows, num_columns = out_rows.shape
-    for rows, blocks in blocks_of_rows(tensor, num_rows, num_columns, row_order):
-        out_rows[rows].copy_(decode(blocks.to(out.device)).view(-1, num_columns))
-
-
-def blocks_of_rows(
-    tensor: GgufTensor, num_rows: int, num_columns: int, row_order: npt.NDArray[np.intp] | None = None
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A tensor's stored blocks, uint8 (blocks, bytes of a block), some rows at a time, in the order of `row_order`."""
     stored_rows = tensor.data.reshape(num_rows, -1)
     chunk = max(1, _CHUNK_ELEMENTS // num_columns)
     for start in range(0, num_rows, chunk):
         rows = slice(start, min(start + chunk, num_rows))
         # A copy, because PyTorch has no read-only tensors and the file is mapped read-only.
         stored = stored_rows[rows].copy() if row_order is None else stored_rows[row_order[rows]]
-        yield rows, torch.from_numpy(stored).view(-1, _BLOCK_BYTES[tensor.type])
+        blocks = torch.from_numpy(stored).view(-1, _BLOCK_BYTES[tensor.type])
+        out_rows[rows].copy_(decode(blocks.to(out.device)).view(-1, num_columns))
 
 
 def _f32(blocks: torch.Tensor) -> torch.Tensor:

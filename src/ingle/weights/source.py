@@ -1,38 +1,49 @@
-"""Where weights come from. Model code asks for tensors by Hugging Face name and never learns how they are stored."""
+"""Where weights come from. Model code asks for tensors by Hugging Face name and never learns how they are stored.
+
+GGUF files are read without PyTorch, for a CPU that multiplies their blocks as they are; the other sources, in
+`tensor_sources`, read by it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from safetensors import SafetensorError, safe_open
 
 from ingle.config import LoadFormat
 from ingle.errors import ConfigError, ModelError
-from ingle.weights.codes import CODED_BLOCKS, CodedMatrix
-from ingle.weights.dequantize import blocks_of_rows, dequantize_into
+from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config, read_json_object
-from ingle.weights.torch_bin import TorchFile
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_INDEX_BYTES = 64 << 20
 
 _SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _IN_STACK = re.compile(r"(.+)\[(\d+)/(\d+)\]")
 FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
-_DUMMY_STD = 0.02
+READABLE_TYPES = ("F32", "F16", "BF16", *CODE_TYPES)
+"""Of GGUF's."""
+
+
+class StoredRows(NamedTuple):
+    """A matrix as GGUF would store it."""
+
+    type: str
+    """Of its blocks, such as Q4_1 or BF16."""
+    data: npt.NDArray[np.uint8]
+    """(rows, bytes of a row), contiguous."""
+    order: npt.NDArray[np.intp] | None = None
+    """Which stored row is each row of the matrix; None where they are the same."""
 
 
 class WeightSource(Protocol):
@@ -52,11 +63,12 @@ class WeightSource(Protocol):
         """
         ...
 
-    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
-        """The named matrix as the codes it is stored in; None for one that is not.
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        """The named matrix for a CPU's kernels. Raises `ModelError` when there is none, or its shape is another."""
+        ...
 
-        Raises `ModelError` when its shape is another.
-        """
+    def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        """The named vector in host memory. Raises `ModelError` as `load_into` does."""
         ...
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
@@ -77,12 +89,16 @@ def check_sizes(source: WeightSource, names: Sequence[str], num_elements: Sequen
     Raises `ModelError` unless each has as many numbers as wanted.
     """
     for name, wanted in zip(names, num_elements, strict=True):
-        shape = source.shape(name)
-        if shape is not None and math.prod(shape) != wanted:
-            raise ModelError(f"tensor {name} has shape {shape}, and the configuration asks for {wanted} numbers")
+        check_size(source.shape(name), name, wanted)
 
 
-class _Place(NamedTuple):
+def check_size(shape: tuple[int, ...] | None, name: str, num_elements: int) -> None:
+    """`check_sizes` of one tensor, whose shape may be any."""
+    if shape is not None and math.prod(shape) != num_elements:
+        raise ModelError(f"tensor {name} has shape {shape}, and the configuration asks for {num_elements} numbers")
+
+
+class Place(NamedTuple):
     at: int
     of: int
 
@@ -92,10 +108,10 @@ def in_stack(name: str, index: int, count: int) -> str:
     return f"{name}[{index}/{count}]"
 
 
-def _split(name: str) -> tuple[str, _Place | None]:
+def split_name(name: str) -> tuple[str, Place | None]:
     """A stored tensor's name, and the place of the wanted one in it."""
     match = _IN_STACK.fullmatch(name)
-    return (match[1], _Place(int(match[2]), int(match[3]))) if match else (name, None)
+    return (match[1], Place(int(match[2]), int(match[3]))) if match else (name, None)
 
 
 def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -> WeightSource:
@@ -105,12 +121,16 @@ def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -
     Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
     """
     if load_format == "dummy":
+        from ingle.weights.tensor_sources import DummySource
+
         return DummySource(seed, tied=tied)
     found = _found_format(path)
     if load_format not in ("auto", found):
         raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
     if found == "gguf":
         return GgufSource(path)
+    from ingle.weights.tensor_sources import SafetensorsSource, TorchSource
+
     return TorchSource(path) if found == "pt" else SafetensorsSource(path)
 
 
@@ -118,7 +138,7 @@ def _found_format(path: Path) -> LoadFormat:
     """A folder that has both kinds of files is read as safetensors."""
     if not path.is_dir():
         return "gguf"
-    return "pt" if _TORCH_FILES.are_in(path) and not _SAFETENSORS_FILES.are_in(path) else "safetensors"
+    return "pt" if TORCH_FILES.are_in(path) and not SAFETENSORS_FILES.are_in(path) else "safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,8 +177,15 @@ class _Files:
         return {name: folder / shard for name, shard in weight_map.items()}
 
 
-_SAFETENSORS_FILES = _Files("model.safetensors", ".safetensors")
-_TORCH_FILES = _Files("pytorch_model.bin", ".bin")
+SAFETENSORS_FILES = _Files("model.safetensors", ".safetensors")
+TORCH_FILES = _Files("pytorch_model.bin", ".bin")
+
+
+_FLOATS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]] = {
+    "F32": lambda stored: stored.view("<f4").astype(np.float32),
+    "F16": lambda stored: stored.view("<f2").astype(np.float32),
+    "BF16": lambda stored: (stored.view("<u2").astype(np.uint32) << 16).view(np.float32),
+}
 
 
 class GgufSource:
@@ -182,41 +209,51 @@ class GgufSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
 
-    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         tensor = self._tensor(name)
-        _check_shape(tensor.path, tensor.name, tensor.shape, (num_rows, num_columns))
-        blocks = CODED_BLOCKS.get(tensor.type)
-        if blocks is None:
-            return None
-        rows = blocks_of_rows(tensor, num_rows, num_columns, self._row_order(tensor))
-        parts = ((part, blocks.split(stored)) for part, stored in rows)
-        return CodedMatrix(blocks.type, ((part, coded.by_rows(part)) for part, coded in parts))
+        check_shape(tensor.path, tensor.name, tensor.shape, (num_rows, num_columns))
+        if tensor.type not in READABLE_TYPES:
+            raise ModelError(
+                f"{tensor.path}: tensor {tensor.name} is stored as {tensor.type}; ingle reads "
+                f"{', '.join(READABLE_TYPES)}"
+            )
+        return StoredRows(tensor.type, tensor.data.reshape(num_rows, -1), self._row_order(tensor))
+
+    def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        tensor = self._tensor(name)
+        check_shape(tensor.path, tensor.name, tensor.shape, (size,))
+        if tensor.type not in _FLOATS:
+            raise ModelError(f"{tensor.path}: tensor {tensor.name} is stored as {tensor.type}, and a vector never is")
+        values = _FLOATS[tensor.type](tensor.data)
+        if self._architecture.one_plus_norms and name.endswith("norm.weight"):
+            values -= 1
+        order = self._row_order(tensor)
+        return values if order is None else values[order]
 
     def _tensor(self, name: str) -> GgufTensor:
-        name, place = _split(name)
+        name, place = split_name(name)
         gguf_name = gguf_tensor_name(name, self._architecture)
         tensor = self._file.tensors.get(gguf_name or "")
         if tensor is None:
             raise ModelError(f"{self._file.path}: has no tensor {gguf_name or name}, which the model needs")
         if place is None:
             return tensor
-        _check_stack(tensor.path, tensor.name, tensor.shape, place)
+        check_stack(tensor.path, tensor.name, tensor.shape, place)
         return tensor[place.at]
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         tensor = self._tensor(name)
         if len(tensor.shape) < out.dim() and out.shape[0] == 1:
             out = out[0]  # the converter drops dimensions of 1
-        _check_shape(tensor.path, tensor.name, tensor.shape, tuple(out.shape))
-        order = self._row_order(tensor)
-        if out.dim() == 2:
-            dequantize_into(tensor, out, order)
+        if out.dim() == 1:
+            import torch
+
+            out.copy_(torch.from_numpy(self.floats(name, len(out))))
             return
-        values = torch.empty(tensor.shape, dtype=torch.float32)
-        dequantize_into(tensor, values)
-        if self._architecture.one_plus_norms and name.endswith("norm.weight"):
-            values -= 1
-        out.copy_(values if order is None else values[torch.from_numpy(order)])
+        from ingle.weights.dequantize import dequantize_into
+
+        check_shape(tensor.path, tensor.name, tensor.shape, tuple(out.shape))
+        dequantize_into(tensor, out, self._row_order(tensor))
 
     def _row_order(self, tensor: GgufTensor) -> npt.NDArray[np.intp] | None:
         """Which stored row is each row of a query or key projection; None where the order is kept.
@@ -236,165 +273,13 @@ class GgufSource:
         del self._file
 
 
-class SafetensorsSource:
-    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._handles: dict[Path, Any] = {}
-        files = _SAFETENSORS_FILES.of_tensors(folder)
-        self._files = self._read_single(folder / _SAFETENSORS_FILES.single) if files is None else files
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    @property
-    def stored_types(self) -> dict[str, int]:
-        counts: Counter[str] = Counter()
-        for name, file in self._files.items():
-            with _reading(file):
-                stored = self._handle(file).get_slice(name)
-                counts[stored.get_dtype()] += math.prod(stored.get_shape())
-        return dict(counts.most_common())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        name, place = _split(name)
-        file = self._file_of(name)
-        with _reading(file):
-            shape = tuple(self._handle(file).get_slice(name).get_shape())
-        return shape if place is None else shape[1:]
-
-    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
-        return None
-
-    def load_into(self, name: str, out: torch.Tensor) -> None:
-        name, place = _split(name)
-        file = self._file_of(name)
-        with _reading(file):
-            stored = self._handle(file).get_slice(name)
-            shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-        if dtype not in FLOAT_TYPES:
-            raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
-        if place is not None:
-            _check_stack(file, name, shape, place)
-        _check_shape(file, name, shape if place is None else shape[1:], tuple(out.shape))
-        with _reading(file):
-            out.copy_(self._handle(file).get_tensor(name) if place is None else stored[place.at])
-
-    def close(self) -> None:
-        self._handles.clear()
-
-    def _file_of(self, name: str) -> Path:
-        file = self._files.get(name)
-        if file is None:
-            if name.removesuffix("weight") + "qweight" in self._files:
-                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
-            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
-        return file
-
-    def _handle(self, file: Path) -> Any:
-        if file not in self._handles:
-            self._handles[file] = safe_open(file, framework="pt", device="cpu")
-        return self._handles[file]
-
-    def _read_single(self, file: Path) -> dict[str, Path]:
-        with _reading(file):
-            return dict.fromkeys(self._handle(file).keys(), file)
-
-
-class TorchSource:
-    """A folder with pytorch_model.bin, or with shards and their index. Nothing in them is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open = lru_cache(maxsize=None)(TorchFile)
-        files = _TORCH_FILES.of_tensors(folder)
-        single = folder / _TORCH_FILES.single
-        self._files = dict.fromkeys(self._open(single).tensors, single) if files is None else files
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    @property
-    def stored_types(self) -> dict[str, int]:
-        counts: Counter[str] = Counter()
-        for file in sorted(set(self._files.values())):
-            counts += self._open(file).stored_types()
-        return dict(counts.most_common())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        name, place = _split(name)
-        shape = self._opened(name).tensors[name].shape
-        return shape if place is None else shape[1:]
-
-    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
-        return None
-
-    def load_into(self, name: str, out: torch.Tensor) -> None:
-        name, place = _split(name)
-        opened = self._opened(name)
-        shape = opened.tensors[name].shape
-        if place is not None:
-            _check_stack(opened.path, name, shape, place)
-        _check_shape(opened.path, name, shape if place is None else shape[1:], tuple(out.shape))
-        out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
-
-    def close(self) -> None:
-        self._open.cache_clear()
-
-    def _opened(self, name: str) -> TorchFile:
-        """The file that has the tensor."""
-        file = self._files.get(name)
-        if file is None:
-            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
-        opened = self._open(file)
-        if name not in opened.tensors:
-            raise ModelError(f"{file}: has no tensor {name}, which {_TORCH_FILES.index} promises")
-        return opened
-
-
-class DummySource:
-    """Random weights of any shape, for speed without a checkpoint: the same for the same seed and device type."""
-
-    def __init__(self, seed: int, *, tied: bool) -> None:
-        self._seed = seed
-        self._tied = tied
-
-    def __contains__(self, name: str) -> bool:
-        return not (self._tied and name == "lm_head.weight")
-
-    @property
-    def stored_types(self) -> dict[str, int]:
-        return {}
-
-    def shape(self, name: str) -> None:
-        return None
-
-    def coded(self, name: str, num_rows: int, num_columns: int) -> CodedMatrix | None:
-        return None
-
-    def load_into(self, name: str, out: torch.Tensor) -> None:
-        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
-        generator = torch.Generator(out.device).manual_seed(int.from_bytes(digest, "little"))
-        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, _DUMMY_STD, generator=generator)
-
-    def close(self) -> None:
-        pass
-
-
-def _check_stack(file: Path, name: str, shape: tuple[int, ...], place: _Place) -> None:
+def check_stack(file: Path, name: str, shape: tuple[int, ...], place: Place) -> None:
+    """Raises `ModelError` unless as many tensors are stacked in this one as the configuration says."""
     if not shape or shape[0] != place.of:
         raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {place.of} of them")
 
 
-def _check_shape(file: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def check_shape(file: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raises `ModelError` when a tensor has another shape than wanted."""
     if shape != wanted:
         raise ModelError(f"{file}: tensor {name} has shape {shape}, and the configuration asks for {wanted}")
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: damaged or truncated safetensors file: {' '.join(str(error).split())}") from error

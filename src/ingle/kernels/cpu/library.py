@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_void_p
 
-import torch
-
 from ingle.kernels.cpu import compile
 
-KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 
@@ -120,6 +118,7 @@ _SIGNATURES = {
     "ingle_factors": (c_int32,),
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
     "ingle_gather_rows": (POINTER(Matrix), c_void_p, c_int64, c_void_p),
     "ingle_rms_norm": (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),
@@ -131,7 +130,12 @@ _SIGNATURES = {
     "ingle_sample_greedy": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
 }
 
-_RESULTS: dict[str, type] = {"ingle_instructions": c_char_p, "ingle_factors": c_char_p, "ingle_matrix_bytes": c_int64}
+_RESULTS: dict[str, type] = {
+    "ingle_instructions": c_char_p,
+    "ingle_factors": c_char_p,
+    "ingle_matrix_bytes": c_int64,
+    "ingle_pack_blocks": c_int32,
+}
 
 _loaded: ctypes.CDLL | None = None
 

@@ -29,6 +29,8 @@ __all__ = [
     "soft_cap",
 ]
 
+_KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x, out = x.contiguous(), torch.empty(x.shape)
@@ -86,7 +88,7 @@ def rotate_and_store(
                 head_dim,
                 cos_sin.shape[1],
                 eps,
-                KV_TYPES[kv_cache.dtype],
+                _KV_TYPES[kv_cache.dtype],
             )
         )
     )
@@ -118,7 +120,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
                 options.window or 0,
                 options.scale,
                 options.softcap or 0.0,
-                KV_TYPES[kv_cache.dtype],
+                _KV_TYPES[kv_cache.dtype],
             )
         )
     )

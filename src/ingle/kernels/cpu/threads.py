@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -29,6 +27,8 @@ def pytorch_on_one() -> Iterator[None]:
 
     Between ingle's kernels they are small, and the threads of its pool spin after each on processors that ours want.
     """
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -77,6 +77,10 @@ const char* ingle_factors(int32_t bits);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
 void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
                      int64_t count);
+// The same of rows [first, first + count) as GGUF stores them in blocks of a type (its number): row i is the stored row
+// order[i], or i without an order. Returns 0 for a type that is not known.
+int32_t ingle_pack_blocks(const ingle::Matrix* m, int32_t type, const uint8_t* stored, const int64_t* order,
+                          int64_t first, int64_t count);
 void ingle_multiply(const ingle::Matrix* m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
 void ingle_gather_rows(const ingle::Matrix* m, const int64_t* indices, int64_t count, float* out);
 void ingle_rms_norm(const float* x, const float* weight, float eps, int64_t num_rows, int64_t size, float* out);

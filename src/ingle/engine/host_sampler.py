@@ -1,0 +1,145 @@
+"""From logits to tokens without PyTorch: what `sampler` and `kernels.reference.sample` do, a row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import c_int64, c_uint8
+
+import numpy as np
+import numpy.typing as npt
+
+from ingle.engine.scheduler import Admission
+from ingle.kernels.cpu import library
+from ingle.request import SamplingParams, TokenLogprobs
+
+Row = npt.NDArray[np.float32]
+
+_WORD = (1 << 64) - 1
+
+
+class HostSampler:
+    """Sampling parameters of the slots, and the draw."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._admissions: dict[int, Admission] = {}
+        self._seen: dict[int, _Seen] = {}
+        """Of slots whose request has penalties."""
+
+    def admit(self, admissions: Sequence[Admission]) -> None:
+        """Takes in the parameters of slots that start or restart."""
+        for admission in admissions:
+            self._admissions[admission.slot] = admission
+            self._seen.pop(admission.slot, None)
+            if admission.sampling.penalized:
+                self._seen[admission.slot] = _Seen(admission, self.vocab_size)
+
+    def num_logprobs(self, slot: int) -> int | None:
+        """How many alternatives the slot wants reported; None where no log probabilities are wanted."""
+        return self._admissions[slot].sampling.logprobs
+
+    def sample(self, logits: Row, slots: Sequence[int], positions: Sequence[int]) -> tuple[list[int], list[bool]]:
+        """The tokens of logits [R, vocab] whose rows have `slots` and `positions`, and which rows were finite."""
+        token_ids, finite = greedy(logits)
+        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+            if finite[row]:
+                token_ids[row] = self._choose(logits[row], token_ids[row], slot, position)
+            if slot in self._seen:
+                self._seen[slot].output[token_ids[row]] += 1
+        return token_ids, finite
+
+    def _choose(self, x: Row, most_likely: int, slot: int, position: int) -> int:
+        admission = self._admissions[slot]
+        adjusted = self._adjusted(x, admission, position)
+        if np.float32(admission.sampling.temperature) > 0:
+            return _draw(adjusted, admission, position)
+        return most_likely if adjusted is x else int(adjusted.argmax())
+
+    def _adjusted(self, x: Row, admission: Admission, position: int) -> Row:
+        """The row after penalties, bias and forbidden end tokens: another one if they change it."""
+        params = admission.sampling
+        early = position - admission.num_prompt_tokens < params.min_tokens and bool(admission.end_token_ids)
+        if not (params.penalized or params.logit_bias or early):
+            return x
+        x = x.copy()
+        if params.penalized:
+            self._seen[admission.slot].penalize(x, params)
+        for token_id, bias in (params.logit_bias or {}).items():
+            x[token_id] += np.float32(bias)
+        if early:
+            x[list(admission.end_token_ids)] = -np.inf
+        return x
+
+
+class _Seen:
+    """Which tokens a sequence holds."""
+
+    def __init__(self, admission: Admission, vocab_size: int) -> None:
+        self.prompt = np.zeros(vocab_size, np.bool_)
+        self.output = np.zeros(vocab_size, np.int32)
+        """Occurrences."""
+        self.prompt[admission.token_ids[: admission.num_prompt_tokens]] = True
+        np.add.at(self.output, admission.token_ids[admission.num_prompt_tokens :], 1)
+
+    def penalize(self, x: Row, params: SamplingParams) -> None:
+        tokens = np.flatnonzero(self.prompt | (self.output > 0))
+        repetition, count = np.float32(params.repetition_penalty), self.output[tokens].astype(np.float32)
+        values = x[tokens]
+        values = np.where(values > 0, values / repetition, values * repetition)
+        values -= np.float32(params.presence_penalty) * (count > 0)
+        x[tokens] = values - np.float32(params.frequency_penalty) * count
+
+
+def greedy(logits: Row) -> tuple[list[int], list[bool]]:
+    """The most likely token of each row of logits [R, vocab], ties to the lowest id, and whether the row is finite."""
+    num_rows, vocab_size = logits.shape
+    token_ids, finite = (c_int64 * num_rows)(), (c_uint8 * num_rows)()
+    library.get().ingle_sample_greedy(logits.ctypes.data, num_rows, vocab_size, token_ids, finite)
+    return list(token_ids), [value != 0 for value in finite]
+
+
+def _draw(x: Row, admission: Admission, position: int) -> int:
+    """By temperature and filters, at a number that only seed and position decide: `kernels.reference.sample`."""
+    params = admission.sampling
+    with np.errstate(over="ignore"):  # of a tiny temperature: minus infinity, whose exponential is right
+        probs = np.exp((x - x.max()) / np.float32(params.temperature))
+    probs /= probs.sum()
+    if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+        probs[probs < _least_probability(probs, params)] = 0.0
+    cumulative = probs.cumsum(dtype=np.float64)
+    target = _uniform(admission.seed, position) * cumulative[-1]
+    # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
+    return min(int(np.searchsorted(cumulative, target, side="right")), len(x) - 1)
+
+
+def _least_probability(probs: Row, params: SamplingParams) -> float:
+    """The least probability that passes top-k, then top-p of what that leaves, and min-p."""
+    ordered = np.sort(probs)[::-1]
+    top_k = params.top_k if 0 < params.top_k < len(probs) else len(probs)
+    kth = ordered[top_k - 1]
+    kept = ordered[: np.searchsorted(-ordered, -kth, side="right")]
+    before = kept.cumsum(dtype=np.float64) - kept  # mass of the likelier tokens
+    num_kept = max(int((before < params.top_p * kept.sum()).sum()), 1)
+    return float(max(kth, kept[num_kept - 1], np.float32(params.min_p) * ordered[0]))
+
+
+def _uniform(seed: int, position: int) -> float:
+    """In [0, 1): `kernels.reference.uniform`."""
+    x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _WORD
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _WORD
+    return ((x ^ x >> 31) >> 11) * 2.0**-53
+
+
+def row_logprobs(logits: Row, token_id: int, num_alternatives: int) -> TokenLogprobs:
+    """Log probabilities of `token_id` and of the most likely tokens under logits [vocab]."""
+    with np.errstate(invalid="ignore"):  # of a row that is not finite, whose request fails
+        shifted = logits - logits.max()
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+    chosen = logprobs[token_id]
+    rank = int((logprobs > chosen).sum()) + 1
+    top: list[int] = []
+    if num_alternatives:
+        likeliest = np.argpartition(-logprobs, num_alternatives - 1)[:num_alternatives]
+        top = likeliest[np.argsort(-logprobs[likeliest], kind="stable")].tolist()
+    return TokenLogprobs([token_id, *top], [float(chosen), *logprobs[top].tolist()], rank)

@@ -1,0 +1,165 @@
+"""What `build` brings together for models that PyTorch runs: on a GPU, in float32, mixtures, or transformers' code."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingle.config import EngineConfig
+from ingle.engine.build import wanted_length
+from ingle.engine.memory import kv_budget, plan_memory
+from ingle.engine.parts import Parts, Startup
+from ingle.engine.worker import Worker
+from ingle.errors import ConfigError
+from ingle.kernels.cpu import library, threads
+from ingle.model.architecture import DecoderConfig
+from ingle.model.decoder import Decoder
+from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
+from ingle.model.interface import Model
+from ingle.model.load import load_decoder
+from ingle.weights.formats import PlainFormat, WeightFormat, total_size
+from ingle.weights.packed import PackedFormat, PackedWeight
+from ingle.weights.source import WeightSource, open_source
+
+_DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class _Numerics:
+    """What is stored, and computed, in which type."""
+
+    dtype: torch.dtype
+    """Of the KV cache."""
+    activations: torch.dtype
+    products: torch.dtype
+    matrices: WeightFormat
+    kernels: str
+    notices: tuple[str, ...] = ()
+
+
+def build_parts(
+    config: EngineConfig,
+    path: Path,
+    decoder: DecoderConfig | None,
+    hf_config: dict[str, Any],
+    device_type: str,
+    startup: Startup,
+) -> Parts:
+    """`decoder` is the model as one of ingle's own families; None leaves it to transformers' code."""
+    device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or threads.default_count())
+    plan = decoder if decoder is not None else _plan_fallback(config, path, hf_config)
+    numerics = _numerics(config, plan, hf_config, device)
+    with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
+        source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
+        with contextlib.closing(source):
+            stored_types = source.stored_types
+            model = _load(config, plan, source, numerics, device)
+    if device.type == "cpu" and library.started():
+        library.settle_memory()
+    with startup.phase("kv_cache", "allocating the KV cache"):
+        on_gpu, budget = device.type == "cuda", kv_budget(config, model.config, device)
+        memory = plan_memory(
+            config, model.config, kv_itemsize=numerics.dtype.itemsize, on_gpu=on_gpu, budget=budget
+        )  # fmt: skip
+        if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
+            model = model.with_length(memory.limits.max_model_len)
+        worker = Worker(
+            model, memory.limits, memory.num_pages, device, numerics.dtype,
+            use_graphs=on_gpu and not config.enforce_eager, own_threads=isinstance(numerics.matrices, PackedFormat),
+        )  # fmt: skip
+    num_parameters, weight_bytes = total_size(model.parameters())
+    return Parts(
+        worker=worker,
+        memory=memory,
+        stored_types=stored_types,
+        kept_types=numerics.matrices.kept_types,
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        dtype=_name(numerics.dtype),
+        product_dtype=_name(numerics.products),
+        factors=_factors(model, numerics),
+        kernels=numerics.kernels,
+        notices=(*((plan.notice,) if isinstance(plan, FallbackPlan) else ()), *numerics.notices),
+    )
+
+
+def _plan_fallback(config: EngineConfig, path: Path, hf_config: dict[str, Any]) -> FallbackPlan:
+    if config.rope_scaling is not None or config.rope_theta is not None:
+        raise ConfigError(
+            f"--rope-scaling and --rope-theta: model_type {hf_config['model_type']!r} is run by transformers' code, "
+            "which they do not reach; write rope_scaling or rope_theta into its config.json"
+        )
+    return plan_fallback(path, hf_config, trust_remote_code=config.trust_remote_code)
+
+
+def _load(
+    config: EngineConfig,
+    plan: DecoderConfig | FallbackPlan,
+    source: WeightSource,
+    numerics: _Numerics,
+    device: torch.device,
+) -> Model:
+    dtype = numerics.activations
+    if isinstance(plan, FallbackPlan):
+        seed = config.seed if config.load_format == "dummy" else None
+        return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
+    length = wanted_length(config, plan, kv_budget(config, plan, device), numerics.dtype.itemsize)
+    return load_decoder(plan, source, matrices=numerics.matrices, dtype=dtype, device=device, max_model_len=length)
+
+
+def _numerics(
+    config: EngineConfig, plan: DecoderConfig | FallbackPlan, hf_config: dict[str, Any], device: torch.device
+) -> _Numerics:
+    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
+    ours = device.type == "cpu" and config.cpu_kernels == "auto" and library.started()
+    packs = ours and isinstance(plan, DecoderConfig)
+    if packs and config.dtype not in ("float", "float32"):
+        dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
+        kernels = f"ingle's for {library.instructions()}"
+        return _Numerics(dtype, torch.float32, torch.bfloat16, PackedFormat(), kernels)
+    dtype, notices = pick_dtype(config, hf_config, device)
+    beside = " and Triton's" if device.type == "cuda" else " and ingle's" if ours and dtype == torch.float32 else ""
+    kernels = f"PyTorch's{beside}"
+    return _Numerics(dtype, dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
+
+
+def _factors(model: Model, numerics: _Numerics) -> frozenset[str]:
+    """Of matrix products, for people: packed matrices have their own."""
+    packed = [weight.factors for weight in model.parameters() if isinstance(weight, PackedWeight)]
+    return frozenset().union(*packed) if packed else frozenset((_name(numerics.products),))
+
+
+def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
+    """The type to compute in, and what to tell the user about it."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype], []
+    stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
+    if device.type == "cuda":
+        if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
+            return (torch.bfloat16 if stored == torch.float32 else stored), []
+        return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
+    if _cpu_multiplies_bfloat16():
+        return torch.bfloat16, []
+    return torch.float32, [f"dtype {_name(stored)} -> float32: this CPU does not multiply it natively"]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16"))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

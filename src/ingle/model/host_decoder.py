@@ -1,0 +1,281 @@
+"""A plain decoder on a CPU, without PyTorch: arrays, and all layers in one call of the CPU's kernels.
+
+Between the operators of a small model Python takes longer than they do, and importing PyTorch takes longer than all
+else that a start needs. The call does what `Decoder.forward` does, with the same operators in the same order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ingle.kernels.cpu import library
+from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Layer, Matrix, Projection, Step
+from ingle.model.architecture import DecoderConfig
+from ingle.model.rope import cos_sin_tables
+from ingle.weights.packed_matrix import PackedMatrix, load_matrix
+from ingle.weights.source import WeightSource
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HostKv:
+    """Keys and values of all layers. NumPy knows no bfloat16, so their numbers are only the kernels' to read."""
+
+    data: npt.NDArray[np.uint8]
+    """[num_layers, 2, num_pages, bytes of a page], zeros in the beginning."""
+    page_size: int
+    dtype: str
+    """A key of `KV_TYPES`."""
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """T tokens of B sequences; decoding sequences, with one token each, come first."""
+
+    token_ids: Ints
+    """[T]"""
+    positions: Ints
+    """[T]"""
+    kv_slots: Ints
+    """[T], where each token's key and value go: page * page_size + offset."""
+    slots: Ints
+    """[B]"""
+    kv_lengths: Ints
+    """[B], tokens of each sequence that its last token attends to, itself included."""
+    query_starts: Ints
+    """[B + 1], each sequence's first row in T."""
+    page_tables: npt.NDArray[np.int32]
+    """[S, P], the pages of every slot."""
+
+
+@dataclass(frozen=True)
+class _Linear:
+    matrix: PackedMatrix
+    bias: Floats | None
+    described: Projection
+    """As the kernels know it."""
+
+    @classmethod
+    def of(cls, matrix: PackedMatrix, bias: Floats | None) -> _Linear:
+        parts = [ctypes.pointer(part.matrix) for part in matrix.parts]
+        pointers = (ctypes.POINTER(Matrix) * len(parts))(*parts)
+        described = Projection(parts=pointers, bias=_address(bias), num_parts=len(parts), rows=matrix.num_rows)
+        return cls(matrix, bias, described)
+
+
+@dataclass(frozen=True)
+class _HostLayer:
+    input_norm: Floats
+    qkv: _Linear
+    q_norm: Floats | None
+    k_norm: Floats | None
+    out: _Linear
+    attention_post_norm: Floats | None
+    mlp_norm: Floats
+    gate_up: _Linear
+    down: _Linear
+    mlp_post_norm: Floats | None
+
+    @property
+    def linears(self) -> tuple[_Linear, ...]:
+        return (self.qkv, self.out, self.gate_up, self.down)
+
+    @property
+    def vectors(self) -> list[Floats]:
+        norms = (self.input_norm, self.q_norm, self.k_norm, self.attention_post_norm, self.mlp_norm, self.mlp_post_norm)
+        return [vector for vector in (*norms, *(linear.bias for linear in self.linears)) if vector is not None]
+
+    def described(self, config: DecoderConfig, index: int) -> Layer:
+        options = config.attention(index)
+        return Layer(
+            qkv=self.qkv.described,
+            out=self.out.described,
+            gate_up=self.gate_up.described,
+            down=self.down.described,
+            input_norm=_address(self.input_norm),
+            q_norm=_address(self.q_norm),
+            k_norm=_address(self.k_norm),
+            attention_post_norm=_address(self.attention_post_norm),
+            mlp_norm=_address(self.mlp_norm),
+            mlp_post_norm=_address(self.mlp_post_norm),
+            window=options.window or 0,
+            scale=options.scale,
+            softcap=options.softcap or 0.0,
+            qk_eps=config.norm_eps if config.qk_norm else 0.0,
+            activation=ACTIVATIONS[config.activation],
+            rope=config.rope_index(index),
+        )
+
+
+@dataclass(frozen=True)
+class HostDecoder:
+    """Tokens in, hidden states out; `logits` turns the rows that are asked for into logits."""
+
+    config: DecoderConfig
+    embedding: PackedMatrix
+    """[vocab_size, hidden_size]"""
+    layers: tuple[_HostLayer, ...]
+    described: ctypes.Array[Layer]
+    """`layers` as the kernels know them: they point into them."""
+    norm: Floats
+    head: PackedMatrix
+    """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
+    cos_sin: tuple[Floats, ...]
+    """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
+
+    mixture = None
+    """It has no experts."""
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence that there are rotations for."""
+        return len(self.cos_sin[0])
+
+    def with_length(self, max_model_len: int) -> HostDecoder:
+        """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
+        return replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, np))
+
+    @property
+    def matrices(self) -> list[PackedMatrix]:
+        """Each once."""
+        matrices = [linear.matrix for layer in self.layers for linear in layer.linears]
+        return matrices + ([self.embedding] if self.head is self.embedding else [self.embedding, self.head])
+
+    @property
+    def factors(self) -> frozenset[str]:
+        """What its matrices are multiplied as, for people."""
+        return frozenset().union(*(matrix.factors for matrix in self.matrices))
+
+    def size(self) -> tuple[int, int]:
+        """Parameters and bytes, of tied embeddings once."""
+        matrices = self.matrices
+        vectors = [self.norm, *(vector for layer in self.layers for vector in layer.vectors)]
+        return (
+            sum(matrix.num_parameters for matrix in matrices) + sum(vector.size for vector in vectors),
+            sum(matrix.num_bytes for matrix in matrices) + sum(vector.nbytes for vector in vectors),
+        )
+
+    def forward(self, batch: HostBatch, kv: HostKv) -> Floats:
+        """Hidden states [T, E] after the last norm. Writes the step's keys and values into the cache."""
+        residual = self.embedding.rows(batch.token_ids)
+        if self.config.embedding_scale is not None:
+            residual *= np.float32(self.config.embedding_scale)
+        cos_sin = [table[batch.positions] for table in self.cos_sin]
+        out = np.empty_like(residual)
+        attention = Attention(
+            page_tables=batch.page_tables.ctypes.data,
+            slots=batch.slots.ctypes.data,
+            kv_lengths=batch.kv_lengths.ctypes.data,
+            query_starts=batch.query_starts.ctypes.data,
+            num_seqs=len(batch.slots),
+            num_heads=self.config.num_heads,
+            num_kv_heads=self.config.num_kv_heads,
+            head_dim=self.config.head_dim,
+            page_size=kv.page_size,
+            pages_per_slot=batch.page_tables.shape[1],
+            kv_type=KV_TYPES[kv.dtype],
+        )
+        step = Step(
+            layers=self.described,
+            residual=residual.ctypes.data,
+            out=out.ctypes.data,
+            norm=self.norm.ctypes.data,
+            kv_cache=kv.data.ctypes.data,
+            kv_slots=batch.kv_slots.ctypes.data,
+            num_layers=len(self.layers),
+            num_tokens=len(residual),
+            hidden_size=self.config.hidden_size,
+            layer_bytes=kv.data.strides[0],
+            attention=attention,
+            eps=self.config.norm_eps,
+        )
+        for index, table in enumerate(cos_sin):
+            step.cos_sin[index], step.rotary_dims[index] = table.ctypes.data, table.shape[1]
+        library.get().ingle_layers(ctypes.byref(step))
+        return out
+
+    def logits(self, hidden: Floats) -> Floats:
+        """[R, vocab_size] for hidden states [R, E]."""
+        logits, cap = self.head.multiply(hidden), self.config.logit_softcap
+        return logits if cap is None else np.tanh(logits / np.float32(cap)) * np.float32(cap)
+
+
+def suits(config: DecoderConfig, max_model_len: int) -> bool:
+    """Whether the kernels know all the parts of this decoder."""
+    sharpens = config.logn_length is not None and max_model_len > config.logn_length
+    return config.moe is None and config.mla is None and not sharpens
+
+
+def load_host_decoder(config: DecoderConfig, source: WeightSource, max_model_len: int) -> HostDecoder:
+    """Reads every parameter. Raises `ModelError` for missing or misshapen ones."""
+    read, names = _Reader(source, config), config.names
+    embedding = read.matrix([names.embedding], [config.vocab_size], config.hidden_size)
+    tied = config.tied_embeddings or f"{names.lm_head}.weight" not in source
+    head = embedding if tied else read.matrix([names.lm_head], [config.vocab_size], config.hidden_size)
+    layers = tuple(read.layer(index) for index in range(config.num_layers))
+    return HostDecoder(
+        config=config,
+        embedding=embedding,
+        layers=layers,
+        described=(Layer * len(layers))(*(layer.described(config, index) for index, layer in enumerate(layers))),
+        norm=read.norm(names.norm, config.hidden_size),
+        head=head,
+        cos_sin=cos_sin_tables(config, max_model_len, np),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    source: WeightSource
+    config: DecoderConfig
+
+    def layer(self, index: int) -> _HostLayer:
+        config, names, prefix = self.config, self.config.names, f"{self.config.names.layers}.{index}"
+        hidden, inner = config.hidden_size, config.intermediate_size
+
+        def norm(name: str, size: int = hidden) -> Floats:
+            return self.norm(f"{prefix}.{name}", size)
+
+        def linear(modules: Sequence[str], num_rows: Sequence[int], columns: int, *, bias: bool) -> _Linear:
+            return self.linear([f"{prefix}.{name}" for name in modules], num_rows, columns, bias=bias)
+
+        qkv_rows = [config.q_size, config.kv_size, config.kv_size]
+        return _HostLayer(
+            input_norm=norm(names.input_norm),
+            qkv=linear(names.qkv, qkv_rows, hidden, bias=config.qkv_bias),
+            q_norm=norm(names.q_norm, config.head_dim) if config.qk_norm else None,
+            k_norm=norm(names.k_norm, config.head_dim) if config.qk_norm else None,
+            out=linear([names.attention_out], [hidden], config.q_size, bias=config.output_bias),
+            attention_post_norm=norm(names.attention_post_norm) if config.post_norms else None,
+            mlp_norm=norm(names.mlp_norm),
+            gate_up=linear(names.gate_up, [inner, inner], hidden, bias=config.mlp_bias),
+            down=linear([names.mlp_down], [hidden], inner, bias=config.mlp_bias),
+            mlp_post_norm=norm(names.mlp_post_norm) if config.post_norms else None,
+        )
+
+    def linear(self, modules: Sequence[str], num_rows: Sequence[int], columns: int, *, bias: bool) -> _Linear:
+        """One matrix product for the projections `modules` of the same input; a single name has all the rows."""
+        num_rows = num_rows if len(modules) > 1 else [sum(num_rows)]
+        matrix = self.matrix(modules, num_rows, columns)
+        if not bias:
+            return _Linear.of(matrix, None)
+        biases = [self.source.floats(f"{name}.bias", rows) for name, rows in zip(modules, num_rows, strict=True)]
+        return _Linear.of(matrix, np.concatenate(biases))
+
+    def matrix(self, modules: Sequence[str], num_rows: Sequence[int], columns: int) -> PackedMatrix:
+        return load_matrix(self.source, [f"{name}.weight" for name in modules], num_rows, columns)
+
+    def norm(self, module: str, size: int) -> Floats:
+        weight = self.source.floats(f"{module}.weight", size)
+        return weight + np.float32(1) if self.config.one_plus_norms else weight
+
+
+def _address(array: Floats | None) -> int | None:
+    return None if array is None else array.ctypes.data

@@ -1,0 +1,46 @@
+"""A model's sizes, from which memory, tables and the roofline are planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class ModelConfig(Protocol):
+    """`DecoderConfig` says what each one is."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def mlp_elements_per_token(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def q_size(self) -> int: ...
+    @property
+    def kv_size(self) -> int: ...
+    @property
+    def kv_elements_per_token(self) -> int: ...
+    @property
+    def windows(self) -> tuple[int | None, ...]: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of all layers together, of which a token reads and computes its share only."""
+
+    num_experts: int
+    """Of a layer."""
+    top_k: int
+    num_parameters: int
+    num_bytes: int

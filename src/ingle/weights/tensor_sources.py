@@ -1,0 +1,200 @@
+"""Sources that PyTorch reads: safetensors, `pytorch_model.bin`, and made-up weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ingle.errors import ModelError
+from ingle.weights.source import (
+    FLOAT_TYPES,
+    SAFETENSORS_FILES,
+    TORCH_FILES,
+    StoredRows,
+    check_shape,
+    check_size,
+    check_stack,
+    split_name,
+)
+from ingle.weights.torch_bin import TorchFile
+
+_DUMMY_STD = 0.02
+
+
+class _ReadByTorch(ABC):
+    """What such a source gives a CPU's kernels: matrices as bfloat16, vectors as float32."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...] | None: ...
+
+    @abstractmethod
+    def load_into(self, name: str, out: torch.Tensor) -> None: ...
+
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        check_size(self.shape(name), name, num_rows * num_columns)
+        values = torch.empty(num_rows, num_columns, dtype=torch.bfloat16)
+        self.load_into(name, values)
+        return StoredRows("BF16", values.view(torch.uint8).numpy())
+
+    def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        check_size(self.shape(name), name, size)
+        values = torch.empty(size)
+        self.load_into(name, values)
+        return values.numpy()
+
+
+class SafetensorsSource(_ReadByTorch):
+    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handles: dict[Path, Any] = {}
+        files = SAFETENSORS_FILES.of_tensors(folder)
+        self._files = self._read_single(folder / SAFETENSORS_FILES.single) if files is None else files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for name, file in self._files.items():
+            with _reading(file):
+                stored = self._handle(file).get_slice(name)
+                counts[stored.get_dtype()] += math.prod(stored.get_shape())
+        return dict(counts.most_common())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        name, place = split_name(name)
+        file = self._file_of(name)
+        with _reading(file):
+            shape = tuple(self._handle(file).get_slice(name).get_shape())
+        return shape if place is None else shape[1:]
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        name, place = split_name(name)
+        file = self._file_of(name)
+        with _reading(file):
+            stored = self._handle(file).get_slice(name)
+            shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+        if dtype not in FLOAT_TYPES:
+            raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
+        if place is not None:
+            check_stack(file, name, shape, place)
+        check_shape(file, name, shape if place is None else shape[1:], tuple(out.shape))
+        with _reading(file):
+            out.copy_(self._handle(file).get_tensor(name) if place is None else stored[place.at])
+
+    def close(self) -> None:
+        self._handles.clear()
+
+    def _file_of(self, name: str) -> Path:
+        file = self._files.get(name)
+        if file is None:
+            if name.removesuffix("weight") + "qweight" in self._files:
+                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
+            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        return file
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="pt", device="cpu")
+        return self._handles[file]
+
+    def _read_single(self, file: Path) -> dict[str, Path]:
+        with _reading(file):
+            return dict.fromkeys(self._handle(file).keys(), file)
+
+
+class TorchSource(_ReadByTorch):
+    """A folder with pytorch_model.bin, or with shards and their index. Nothing in them is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open = lru_cache(maxsize=None)(TorchFile)
+        files = TORCH_FILES.of_tensors(folder)
+        single = folder / TORCH_FILES.single
+        self._files = dict.fromkeys(self._open(single).tensors, single) if files is None else files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for file in sorted(set(self._files.values())):
+            counts += self._open(file).stored_types()
+        return dict(counts.most_common())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        name, place = split_name(name)
+        shape = self._opened(name).tensors[name].shape
+        return shape if place is None else shape[1:]
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        name, place = split_name(name)
+        opened = self._opened(name)
+        shape = opened.tensors[name].shape
+        if place is not None:
+            check_stack(opened.path, name, shape, place)
+        check_shape(opened.path, name, shape if place is None else shape[1:], tuple(out.shape))
+        out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
+
+    def close(self) -> None:
+        self._open.cache_clear()
+
+    def _opened(self, name: str) -> TorchFile:
+        """The file that has the tensor."""
+        file = self._files.get(name)
+        if file is None:
+            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        opened = self._open(file)
+        if name not in opened.tensors:
+            raise ModelError(f"{file}: has no tensor {name}, which {TORCH_FILES.index} promises")
+        return opened
+
+
+class DummySource(_ReadByTorch):
+    """Random weights of any shape, for speed without a checkpoint: the same for the same seed and device type."""
+
+    def __init__(self, seed: int, *, tied: bool) -> None:
+        self._seed = seed
+        self._tied = tied
+
+    def __contains__(self, name: str) -> bool:
+        return not (self._tied and name == "lm_head.weight")
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        return {}
+
+    def shape(self, name: str) -> None:
+        return None
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
+        generator = torch.Generator(out.device).manual_seed(int.from_bytes(digest, "little"))
+        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, _DUMMY_STD, generator=generator)
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: damaged or truncated safetensors file: {' '.join(str(error).split())}") from error

@@ -1,0 +1,107 @@
+"""The sampler without PyTorch against the one of every other device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ingle.engine.host_sampler import HostSampler, row_logprobs
+from ingle.engine.sampler import Sampler, logprob_rows
+from ingle.engine.scheduler import Admission
+from ingle.kernels.batch import StepInputs
+from ingle.kernels.cpu import library
+from ingle.request import SamplingParams
+
+VOCAB = 300
+PARAMS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.3, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.7},
+    {"temperature": 0.9, "min_p": 0.1},
+    {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    {"temperature": 1.0, "top_k": 1},
+    {"temperature": 1e-30},
+    {"temperature": 1e-60},
+    {"temperature": 0.8, "repetition_penalty": 1.7, "frequency_penalty": 0.6},
+    {"temperature": 0.8, "presence_penalty": 1.5, "logit_bias": {3: 8.0, 4: -100.0}},
+    {"temperature": 0.8, "min_tokens": 5},
+]
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> None:
+    failure = library.start(2)
+    if failure is not None:
+        pytest.skip(failure)
+
+
+def samplers(params: list[dict[str, Any]]) -> tuple[HostSampler, Sampler]:
+    """Slot i has the i-th parameters, a prompt and two tokens after it."""
+    host, torchs = HostSampler(VOCAB), Sampler(len(params), VOCAB, torch.device("cpu"))
+    rng = np.random.default_rng(2)
+    admissions = [
+        Admission(slot, rng.integers(0, VOCAB, 12).tolist(), 10, [], SamplingParams(**each), 77 + slot, (8, 9))
+        for slot, each in enumerate(params)
+    ]
+    host.admit(admissions)
+    torchs.admit(admissions)
+    return host, torchs
+
+
+def sample(sampler: Sampler, logits: torch.Tensor, slots: list[int], positions: list[int]) -> tuple[list[int], list]:
+    nothing = torch.empty(0, dtype=torch.int64)
+    inputs = StepInputs(*[nothing] * 8, nothing, torch.tensor(slots), torch.tensor(positions))
+    samples = sampler.sample(logits, inputs, slots, positions)
+    return samples.token_ids.tolist(), samples.finite.tolist()
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_the_same_tokens(params: dict[str, Any]) -> None:
+    host, torchs = samplers([params] * 4)
+    generator = torch.Generator().manual_seed(3)
+    for position in range(12, 40):  # min_tokens ends on the way, and what was drawn counts for the penalties
+        slots = [3, 0, 2][: 1 + position % 3]
+        logits = torch.randn(len(slots), VOCAB, generator=generator) * 3
+        theirs = sample(torchs, logits.clone(), slots, [position] * len(slots))
+        assert host.sample(logits.numpy(), slots, [position] * len(slots)) == theirs
+
+
+def test_rows_of_unlike_requests() -> None:
+    host, torchs = samplers(PARAMS)
+    slots = list(range(len(PARAMS)))[::-1]
+    logits = torch.randn(len(slots), VOCAB, generator=torch.Generator().manual_seed(4)) * 2
+    positions = [12 + slot for slot in slots]
+    assert host.sample(logits.numpy(), slots, positions) == sample(torchs, logits.clone(), slots, positions)
+
+
+def test_equal_probabilities_stay_or_go_together() -> None:
+    host, torchs = samplers([{"temperature": 1.0, "top_k": 2, "seed": None}, {"temperature": 1.0, "top_p": 0.3}])
+    logits = torch.full((2, VOCAB), -5.0)
+    logits[:, [10, 20, 30, 40]] = 2.0
+    found = set()
+    for position in range(12, 60):
+        ours, _ = host.sample(logits.numpy(), [0, 1], [position] * 2)
+        assert ours == sample(torchs, logits.clone(), [0, 1], [position] * 2)[0]
+        found |= set(ours)
+    assert found == {10, 20, 30, 40}
+
+
+def test_what_is_not_finite_is_told_and_gives_a_token_of_the_vocabulary() -> None:
+    host, _ = samplers([{"temperature": 1.0, "repetition_penalty": 2.0}] * 3)
+    logits = np.zeros((3, VOCAB), np.float32)
+    logits[0, 5], logits[2, 6] = np.nan, -np.inf
+    token_ids, finite = host.sample(logits, [0, 1, 2], [12, 12, 12])
+    assert finite == [False, True, False] and all(0 <= token < VOCAB for token in token_ids)
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_log_probabilities(count: int) -> None:
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5))
+    ours = row_logprobs(logits.numpy(), 17, count)
+    (theirs,) = logprob_rows(logits[None], torch.tensor([17]), [count]).entries()
+    assert ours.token_ids == theirs.token_ids and ours.rank == theirs.rank
+    np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)

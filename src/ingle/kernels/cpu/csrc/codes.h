@@ -38,6 +38,7 @@ constexpr char kInstructions[] = "AVX";
 
 // What all kinds of products have: the type of their factors, for people; `Operand`, one or two of x's columns; `Sums` of a tile, [token][half of the block's
 // rows]; the scale of a token's operands; and `put_operands`, which writes those of a unit and returns their sum.
+// A tile's operands lie [unit][token][of a unit].
 
 struct FloatProducts {
     static constexpr char kFactors[] = "float32";
@@ -52,8 +53,8 @@ struct FloatProducts {
         Floats value(int t, int half) const { return v[t][half]; }
     };
     static float scale_of(const float*, int64_t) { return 1; }
-    static float put_operands(Floats x, float, Operand* out, int64_t stride) {
-        for (int64_t i = 0; i < kUnit; i++) out[i * stride] = x[i];
+    static float put_operands(Floats x, float, Operand* out) {
+        store(out, x);
         return sum(x);
     }
 };
@@ -84,11 +85,9 @@ struct IntegerProducts {
         }
         return maximum(largest) / 32767 + sum(check);
     }
-    static float put_operands(Floats x, float scale, Operand* out, int64_t stride) {
+    static float put_operands(Floats x, float scale, Operand* out) {
         __m512i integers = _mm512_cvtps_epi32((__m512)(x * (scale > 0 ? 1 / scale : 0.0f)));
-        int16_t pairs[kUnit];
-        _mm256_storeu_si256((__m256i*)pairs, _mm512_cvtsepi32_epi16(integers));
-        for (int64_t pair = 0; pair < 8; pair++) memcpy(out + pair * stride, pairs + 2 * pair, 4);
+        _mm256_storeu_si256((__m256i*)out, _mm512_cvtsepi32_epi16(integers));
         return (float)_mm512_reduce_add_epi32(integers);
     }
     template <int Tokens>
@@ -96,7 +95,7 @@ struct IntegerProducts {
                                                                     const Operand* x) {
 #pragma GCC unroll 12
         for (int t = 0; t < Tokens; t++) {
-            __m512i both = _mm512_set1_epi32(x[t]);
+            __m512i both = _mm512_set1_epi32(x[t * 8]);
             sums.v[t][0] = _mm512_dpwssd_epi32(sums.v[t][0], w0, both);
             sums.v[t][1] = _mm512_dpwssd_epi32(sums.v[t][1], w1, both);
         }
@@ -146,7 +145,7 @@ struct Codes<4> : IntegerProducts {
 #pragma GCC unroll 4
             for (int pair = 0; pair < 4; pair++) {
                 multiply_pair<Tokens>(sums, _mm512_permutexvar_epi16(c0, table), _mm512_permutexvar_epi16(c1, table),
-                                      x + (i * 4 + pair) * Tokens);
+                                      x + i * 4 + pair);
                 c0 = _mm512_srli_epi16(c0, 4);
                 c1 = _mm512_srli_epi16(c1, 4);
             }
@@ -169,7 +168,7 @@ struct Codes<8> : IntegerProducts {
                                                         const Operand* x) const {
 #pragma GCC unroll 8
         for (int pair = 0; pair < 8; pair++)
-            multiply_pair<Tokens>(sums, widen(codes + pair * 64), widen(codes + pair * 64 + 32), x + pair * Tokens);
+            multiply_pair<Tokens>(sums, widen(codes + pair * 64), widen(codes + pair * 64 + 32), x + pair);
     }
 };
 
@@ -209,8 +208,8 @@ struct Codes<4> : FloatProducts {
                 Floats odd = __builtin_convertvector(look_up(both >> 4), Floats);
 #pragma GCC unroll 12
                 for (int t = 0; t < Tokens; t++) {
-                    sums.v[t][half] += even * x[2 * pair * Tokens + t];
-                    sums.v[t][half] += odd * x[(2 * pair + 1) * Tokens + t];
+                    sums.v[t][half] += even * x[t * kUnit + 2 * pair];
+                    sums.v[t][half] += odd * x[t * kUnit + 2 * pair + 1];
                 }
             }
     }
@@ -243,7 +242,7 @@ struct PlainCodes : FloatProducts {
             for (int column = 0; column < kUnit; column++) {
                 Floats w = widen(stored + column * 32 + half * 16);
 #pragma GCC unroll 12
-                for (int t = 0; t < Tokens; t++) sums.v[t][half] += w * x[column * Tokens + t];
+                for (int t = 0; t < Tokens; t++) sums.v[t][half] += w * x[t * kUnit + column];
             }
     }
 };
@@ -273,10 +272,8 @@ struct Codes<16> {
         Floats value(int t, int half) const { return (Floats)v[t][half]; }
     };
     static float scale_of(const float*, int64_t) { return 1; }
-    static float put_operands(Floats x, float, Operand* out, int64_t stride) {
-        Brain rounded[kUnit];
-        store(rounded, x);
-        for (int64_t pair = 0; pair < 8; pair++) memcpy(out + pair * stride, rounded + 2 * pair, 4);
+    static float put_operands(Floats x, float, Operand* out) {
+        store((Brain*)out, x);
         return 0;  // there are no minima
     }
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
@@ -296,7 +293,7 @@ struct Codes<16> {
             __m512bh w1 = (__m512bh)_mm512_loadu_si512(codes + pair * 128 + 64);
 #pragma GCC unroll 12
             for (int t = 0; t < Tokens; t++) {
-                __m512bh both = (__m512bh)_mm512_set1_epi32(x[pair * Tokens + t]);
+                __m512bh both = (__m512bh)_mm512_set1_epi32(x[t * 8 + pair]);
                 sums.v[t][0] = _mm512_dpbf16_ps(sums.v[t][0], w0, both);
                 sums.v[t][1] = _mm512_dpbf16_ps(sums.v[t][1], w1, both);
             }

@@ -119,7 +119,7 @@ void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* 
 
 namespace {
 
-// x in tiles of tokens: operands [tile][columns][token], sums of each group's operands [tile][group][token], and the
+// x in tiles of tokens: operands [tile][unit][token][of a unit], sums of each group's operands [tile][group][token], and the
 // scale of each token's operands.
 template <typename Kind>
 struct Tiled {
@@ -168,7 +168,7 @@ void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Kind>& ou
                 int64_t left = m.columns - c;
                 Floats v = left >= kUnit ? load(row + c) : left > 0 ? load_part(row + c, left) : Floats{};
                 sums[c / m.group_size * size + t] +=
-                    Kind::put_operands(v, scale, operands + c / Kind::kColumnsPerOperand * size + t, size);
+                    Kind::put_operands(v, scale, operands + (c * size + t * kUnit) / Kind::kColumnsPerOperand);
             }
         }
     });
@@ -178,12 +178,22 @@ Floats load_scales(const uint8_t* at, int64_t half, bool wide) {
     return wide ? load((const float*)at + half * 16) : load((const Half*)at + half * 16);
 }
 
+// Enough ahead of their use for weights to arrive from memory: the processor does not look so far by itself.
+constexpr int64_t kAhead = 5120;
+
+template <int64_t Bytes>
+void prefetch(const uint8_t* p) {
+#pragma GCC unroll 64
+    for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // One block of 32 rows times one tile of tokens, in units of the tokens' scales; groups of 16 columns or 32.
 template <int Bits, int Tokens, int GroupSize>
 void multiply_tile(const Matrix& m, int64_t block, const typename Codes<Bits>::Operand* x, const float* group_sums,
                    float (*total)[2][16]) {
     const Codes<Bits> codes(m);
-    const int64_t groups = num_groups(m), stride = group_bytes(m), minima_at = scale_bytes(m);
+    const int64_t groups = num_groups(m), stride = group_bytes(m), minima_at = scale_bytes(m), codes_at = codes_offset(m);
+    const bool wide = m.wide_scales, has_minima = m.has_minima;
     constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     const uint8_t* group = group_at(m, block, 0);
@@ -191,14 +201,15 @@ void multiply_tile(const Matrix& m, int64_t block, const typename Codes<Bits>::O
     for (int64_t g = 0; g < groups; g++, group += stride) {
         typename Codes<Bits>::template Sums<Tokens> sums;
         sums.clear();
+        prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(group + kAhead);
 #pragma GCC unroll 2
         for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
-            codes.multiply(sums, group + codes_offset(m) + unit * unit_bytes, x);
+            codes.multiply(sums, group + codes_at + unit * unit_bytes, x);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             Floats scale = splat(1.0f), minimum = {};
-            if (Bits != 16) scale = load_scales(group, half, m.wide_scales);
-            if (m.has_minima) minimum = load_scales(group + minima_at, half, m.wide_scales);
+            if (Bits != 16) scale = load_scales(group, half, wide);
+            if (has_minima) minimum = load_scales(group + minima_at, half, wide);
 #pragma GCC unroll 12
             for (int t = 0; t < Tokens; t++) {
                 Floats sum = load(total[t][half]) + sums.value(t, half) * scale;
@@ -220,7 +231,10 @@ void multiply_plain_tile(const Matrix& m, int64_t block, const Codes<16>::Operan
     Codes<16>::Sums<Tokens> sums;
     sums.clear();
     const int64_t units = num_groups(m) * m.group_size / kUnit;
-    for (int64_t u = 0; u < units; u++, unit += kBlockRows * kUnit * 2, x += unit_operands) codes.multiply(sums, unit, x);
+    for (int64_t u = 0; u < units; u++, unit += kBlockRows * kUnit * 2, x += unit_operands) {
+        prefetch<kBlockRows * kUnit * 2>(unit + kAhead);
+        codes.multiply(sums, unit, x);
+    }
 #pragma GCC unroll 12
     for (int t = 0; t < Tokens; t++)
         for (int half = 0; half < 2; half++) store(total[t][half], sums.value(t, half));
@@ -260,8 +274,12 @@ void multiply_as(const Matrix& m, const float* x, int64_t num_tokens, float* y, 
                                                         total);
                 for (int64_t t = 0; t < tokens; t++) {
                     const int64_t token = tile * kMaxTile + t;
-                    for (int half = 0; half < 2; half++) store(total[t][half], load(total[t][half]) * tiled.scales[token]);
-                    memcpy(y + token * y_stride + block * kBlockRows, total[t], rows * sizeof(float));
+                    float* to = y + token * y_stride + block * kBlockRows;
+                    for (int64_t half = 0; half * 16 < rows; half++) {
+                        const Floats values = load(total[t][half]) * tiled.scales[token];
+                        const int64_t count = rows - half * 16;
+                        count >= 16 ? store(to + half * 16, values) : store_part(to + half * 16, values, count);
+                    }
                 }
             }
         }

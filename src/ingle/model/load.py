@@ -18,6 +18,10 @@ from ingle.model.moe import SparseMoe, load_moe
 from ingle.weights.formats import WeightFormat
 from ingle.weights.source import WeightSource
 
+_NUM_THREADS = {"cpu": 2, "cuda": 4}
+"""On a CPU, reading a file and converting its numbers overlap, and more would fight over memory bandwidth. To a GPU
+two do not read as fast as it takes what they read."""
+
 
 def load_decoder(
     config: DecoderConfig,
@@ -30,16 +34,17 @@ def load_decoder(
 ) -> Decoder:
     """Reads every parameter; `dtype` is that of activations. Raises `ModelError` for missing or misshapen ones."""
     load, names = Loader(source, matrices, dtype, device), config.names
-    embedding = load.matrix(f"{names.embedding}.weight", config.vocab_size, config.hidden_size)
     head = f"{names.lm_head}.weight"
     tied = config.tied_embeddings or head not in source
-    lm_head = embedding if tied else load.matrix(head, config.vocab_size, config.hidden_size)
     scale = config.embedding_scale
     factors = None if config.logn_length is None else logn_table(config.logn_length, max_model_len, device)
 
-    # Two threads: reading a file and converting its numbers overlap; more would fight over memory bandwidth.
-    with ThreadPoolExecutor(max_workers=2) as threads:
+    with ThreadPoolExecutor(_NUM_THREADS[device.type]) as threads:
+        ends = [threads.submit(load.matrix, f"{names.embedding}.weight", config.vocab_size, config.hidden_size)]
+        if not tied:
+            ends.append(threads.submit(load.matrix, head, config.vocab_size, config.hidden_size))
         layers = tuple(threads.map(lambda index: _load_layer(config, load, index, factors), range(config.num_layers)))
+    embedding, lm_head = ends[0].result(), ends[-1].result()
     decoder = Decoder(
         config=config,
         embedding=embedding,

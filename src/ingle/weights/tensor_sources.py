@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ingle.errors import ModelError
+from ingle.weights.ring import Ring
 from ingle.weights.source import (
     FLOAT_TYPES,
     SAFETENSORS_FILES,
@@ -31,6 +34,7 @@ from ingle.weights.source import (
 from ingle.weights.torch_bin import TorchFile
 
 _DUMMY_STD = 0.02
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 class _ReadByTorch(ABC):
@@ -56,11 +60,18 @@ class _ReadByTorch(ABC):
 
 
 class SafetensorsSource(_ReadByTorch):
-    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed."""
+    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed.
 
-    def __init__(self, folder: Path) -> None:
+    To devices of the types `streamed`, tensors go through a `Ring`; to others they are copied out of the mapping.
+    """
+
+    def __init__(self, folder: Path, *, streamed: Collection[str] = ("cuda",)) -> None:
         self._folder = folder
+        self._streamed = streamed
         self._handles: dict[Path, Any] = {}
+        self._stored_bytes: dict[Path, _StoredBytes] = {}
+        self._ring: Ring | None = None
+        self._opening = Lock()
         files = SAFETENSORS_FILES.of_tensors(folder)
         self._files = self._read_single(folder / SAFETENSORS_FILES.single) if files is None else files
 
@@ -94,11 +105,29 @@ class SafetensorsSource(_ReadByTorch):
         if place is not None:
             check_stack(file, name, shape, place)
         check_shape(file, name, shape if place is None else shape[1:], tuple(out.shape))
+        if out.device.type in self._streamed and out.is_contiguous():
+            self._stream_into(file, name, _DTYPES[dtype], 0 if place is None else place.at, out)
+            return
         with _reading(file):
             out.copy_(self._handle(file).get_tensor(name) if place is None else stored[place.at])
 
+    def _stream_into(self, file: Path, name: str, dtype: torch.dtype, at: int, out: torch.Tensor) -> None:
+        try:
+            with self._opening:
+                ring = self._ring = self._ring or Ring(out.device)
+                if file not in self._stored_bytes:
+                    self._stored_bytes[file] = _StoredBytes.of(file)
+            stored = self._stored_bytes[file]
+            start = stored.starts[name] + at * out.numel() * dtype.itemsize
+            ring.load(stored.file.fileno(), start, dtype, out)
+        except OSError as error:
+            raise ModelError(f"{file}: tensor {name} cannot be read: {error}") from error
+
     def close(self) -> None:
         self._handles.clear()
+        self._ring = None
+        for stored in self._stored_bytes.values():
+            stored.file.close()
 
     def _file_of(self, name: str) -> Path:
         file = self._files.get(name)
@@ -116,6 +145,22 @@ class SafetensorsSource(_ReadByTorch):
     def _read_single(self, file: Path) -> dict[str, Path]:
         with _reading(file):
             return dict.fromkeys(self._handle(file).keys(), file)
+
+
+class _StoredBytes(NamedTuple):
+    """Where a safetensors file has what. The file is one that `safe_open` has checked."""
+
+    file: BinaryIO
+    starts: dict[str, int]
+    """Of each tensor's bytes."""
+
+    @classmethod
+    def of(cls, path: Path) -> _StoredBytes:
+        file = path.open("rb")
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        return cls(file, {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()})
 
 
 class TorchSource(_ReadByTorch):

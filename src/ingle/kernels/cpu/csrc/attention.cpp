@@ -54,15 +54,14 @@ struct Places {
         }
     }
 
-    // The strides are too long, and the pages too short, for the processor to see what comes next.
-    void prefetch(int64_t size) const {
-        for (int64_t j = 0; j < kBlock; j++)
-            for (int64_t i = 0; i < size; i += 64 / (int64_t)sizeof(T)) {
-                __builtin_prefetch(keys[j] + i);
-                __builtin_prefetch(values[j] + i);
-            }
-    }
 };
+
+// The strides are too long, and the pages too short, for the processor to see what comes next. Called for 16 numbers
+// after the other, amid arithmetic: many requests at once would have to wait for each other.
+template <typename T>
+void prefetch(const T* head, int64_t i) {
+    if (i * sizeof(T) % 64 == 0) __builtin_prefetch(head + i);
+}
 
 // Sums over the keys seen so far, weighted by e^(score - largest).
 struct Running {
@@ -83,9 +82,11 @@ void weigh(float* scores, int64_t count, Running& running, float* out, int64_t s
         if (most > largest) largest = most;
     }
     if (largest > running.largest) {
-        float factor = std::exp(running.largest - largest);
-        rescale(out, size, factor);
-        running.total *= factor;
+        if (running.total > 0) {
+            float factor = std::exp(running.largest - largest);
+            rescale(out, size, factor);
+            running.total *= factor;
+        }
         running.largest = largest;
     }
     Floats total = {};
@@ -100,31 +101,118 @@ void weigh(float* scores, int64_t count, Running& running, float* out, int64_t s
 // ---- decoding sequences
 
 constexpr int64_t kGroup = 8;  // heads of a group that pass over the keys together
+#ifdef __AVX512F__
+constexpr int64_t kSums = 24;  // of 16 numbers, that registers hold
+#else
+constexpr int64_t kSums = 6;
+#endif
+
+// products[h][j] of q[h] and key j, over dimensions [16 at, 16 (at + Vectors)), all of them whole; added if at > 0.
+template <typename T, int Heads, int Vectors>
+void multiply_keys(const Places<T>& places, const Places<T>& ahead, int64_t count, const float* q, int64_t at,
+                   int64_t padded, Floats (*products)[kBlock]) {
+    Floats queries[Heads][Vectors];
+#pragma GCC unroll 8
+    for (int h = 0; h < Heads; h++)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) queries[h][v] = load(q + h * padded + (at + v) * 16);
+    for (int64_t j = 0; j < count; j++) {
+        Floats dots[Heads];
+#pragma GCC unroll 8
+        for (int h = 0; h < Heads; h++) dots[h] = at > 0 ? products[h][j] : Floats{};
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) {
+            prefetch(ahead.keys[j], (at + v) * 16);
+            Floats key = load(places.keys[j] + (at + v) * 16);
+#pragma GCC unroll 8
+            for (int h = 0; h < Heads; h++) dots[h] += queries[h][v] * key;
+        }
+#pragma GCC unroll 8
+        for (int h = 0; h < Heads; h++) products[h][j] = dots[h];
+    }
+}
+
+// Scores of a block of keys to weights in place, of all heads at once, so that none waits for another's exponentials.
+// The factors to which what was summed before shrinks, one a head.
+template <int Heads>
+Floats weigh_few(float (*scores)[kBlock], int64_t count, Running* running) {
+    Floats before = {}, largest = {};
+#pragma GCC unroll 8
+    for (int h = 0; h < Heads; h++) {
+        for (int64_t i = count; i < kBlock; i++) scores[h][i] = kNothing;
+        const Floats x = load(scores[h]), y = load(scores[h] + 16);
+        const float most = maximum(x > y ? x : y);
+        before[h] = running[h].largest;
+        running[h].largest = largest[h] = most > before[h] ? most : before[h];
+    }
+    const Floats factors = exponential(before - largest);
+#pragma GCC unroll 8
+    for (int h = 0; h < Heads; h++) {
+        const Floats x = exponential(load(scores[h]) - largest[h]), y = exponential(load(scores[h] + 16) - largest[h]);
+        store(scores[h], x);
+        store(scores[h] + 16, y);
+        running[h].total = running[h].total * factors[h] + sum(x + y);
+    }
+    return factors;
+}
+
+// out[h] = out[h] * factors[h] + sum of weights[h][j] * value j, over the same dimensions.
+template <typename T, int Heads, int Vectors>
+void add_values(const Places<T>& places, const Places<T>& ahead, int64_t count, const float (*weights)[kBlock],
+                Floats factors, int64_t at, int64_t padded, float* out) {
+    Floats totals[Heads][Vectors];
+#pragma GCC unroll 8
+    for (int h = 0; h < Heads; h++)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) totals[h][v] = load(out + h * padded + (at + v) * 16) * factors[h];
+    for (int64_t j = 0; j < count; j++)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) {
+            prefetch(ahead.values[j], (at + v) * 16);
+            Floats value = load(places.values[j] + (at + v) * 16);
+#pragma GCC unroll 8
+            for (int h = 0; h < Heads; h++) totals[h][v] += value * weights[h][j];
+        }
+#pragma GCC unroll 8
+    for (int h = 0; h < Heads; h++)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) store(out + h * padded + (at + v) * 16, totals[h][v]);
+}
+
+// Keys [first, end) of a sequence and one of its key heads.
+struct KeyRange {
+    int64_t seq, kv_head, first, end;
+};
+
+template <typename T>
+Places<T> block_at(const Attention& a, const KeyRange& keys, int64_t at) {
+    return Places<T>(a, keys.seq, keys.kv_head, at, keys.end - at < kBlock ? keys.end - at : kBlock);
+}
 
 // Scores, weights and weighted values of a block of keys at a time. q and out: [Heads][padded head_dim].
+// `next` is what this thread will probably do next.
 template <typename T, int Heads>
-void attend_few(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t end, const float* q,
-                Running* running, float* out) {
-    const int64_t size = a.head_dim, padded = round_up(size, 16), whole = size / 16 * 16;
-    Places<T> ahead(a, seq, kv_head, first, end - first < kBlock ? end - first : kBlock);
-    for (int64_t at = first; at < end; at += kBlock) {
-        const int64_t count = end - at < kBlock ? end - at : kBlock, rounded = round_up(count, 16);
+void attend_few(const Attention& a, const KeyRange& keys, const KeyRange& next, const float* q, Running* running,
+                float* out) {
+    const int64_t size = a.head_dim, padded = round_up(size, 16), whole = size / 16;
+    constexpr int64_t together = kSums / Heads < 1 ? 1 : kSums / Heads < 4 ? kSums / Heads : 4;
+    Places<T> ahead = block_at<T>(a, keys, keys.first);
+    for (int64_t at = keys.first; at < keys.end; at += kBlock) {
+        const int64_t count = keys.end - at < kBlock ? keys.end - at : kBlock, rounded = round_up(count, 16);
         const Places<T> places = ahead;
-        if (at + kBlock < end) {
-            const int64_t left = end - at - kBlock;
-            ahead = Places<T>(a, seq, kv_head, at + kBlock, left < kBlock ? left : kBlock);
-            ahead.prefetch(size);
-        }
+        if (at + kBlock < keys.end) ahead = block_at<T>(a, keys, at + kBlock);
+        else if (next.first < next.end) ahead = block_at<T>(a, next, next.first);
         Floats products[Heads][kBlock];
-        for (int64_t j = 0; j < rounded; j++) {
-            Floats dots[Heads] = {};
-            for (int64_t i = 0; i < padded; i += 16) {
-                Floats key = i < whole ? load(places.keys[j] + i) : load_part(places.keys[j] + i, size - i);
-#pragma GCC unroll 8
-                for (int h = 0; h < Heads; h++) dots[h] += load(q + h * padded + i) * key;
+        int64_t vector = 0;
+        for (; vector + together <= whole; vector += together)
+            multiply_keys<T, Heads, together>(places, ahead, rounded, q, vector, padded, products);
+        for (; vector < whole; vector++) multiply_keys<T, Heads, 1>(places, ahead, rounded, q, vector, padded, products);
+        for (int64_t j = 0; j < rounded && whole * 16 < size; j++) {
+            const Floats key = load_part(places.keys[j] + whole * 16, size - whole * 16);
+            for (int h = 0; h < Heads; h++) {
+                const Floats dots = load(q + h * padded + whole * 16) * key;
+                products[h][j] = whole > 0 ? products[h][j] + dots : dots;
             }
-#pragma GCC unroll 8
-            for (int h = 0; h < Heads; h++) products[h][j] = dots[h];
         }
         alignas(64) float weights[Heads][kBlock];
         for (int h = 0; h < Heads; h++) {
@@ -133,32 +221,30 @@ void attend_few(const Attention& a, int64_t seq, int64_t kv_head, int64_t first,
                 if (a.softcap > 0) scores = a.softcap * hyperbolic_tangent(scores / a.softcap);
                 store(weights[h] + j, scores);
             }
-            weigh(weights[h], count, running[h], out + h * padded, padded);
         }
-        for (int64_t i = 0; i < padded; i += 16) {
-            Floats totals[Heads];
-#pragma GCC unroll 8
-            for (int h = 0; h < Heads; h++) totals[h] = load(out + h * padded + i);
-            for (int64_t j = 0; j < count; j++) {
-                Floats value = i < whole ? load(places.values[j] + i) : load_part(places.values[j] + i, size - i);
-#pragma GCC unroll 8
-                for (int h = 0; h < Heads; h++) totals[h] += value * weights[h][j];
+        const Floats factors = weigh_few<Heads>(weights, count, running);
+        for (vector = 0; vector + together <= whole; vector += together)
+            add_values<T, Heads, together>(places, ahead, count, weights, factors, vector, padded, out);
+        for (; vector < whole; vector++)
+            add_values<T, Heads, 1>(places, ahead, count, weights, factors, vector, padded, out);
+        for (int64_t j = 0; j < count && whole * 16 < size; j++) {
+            const Floats value = load_part(places.values[j] + whole * 16, size - whole * 16);
+            for (int h = 0; h < Heads; h++) {
+                float* to = out + h * padded + whole * 16;
+                store(to, (j > 0 ? load(to) : load(to) * factors[h]) + value * weights[h][j]);
             }
-#pragma GCC unroll 8
-            for (int h = 0; h < Heads; h++) store(out + h * padded + i, totals[h]);
         }
     }
 }
 
-// Keys [first, end) for all heads of a group: out [heads][padded head_dim], sums of weighted values.
+// A range of keys for all heads of its group: out [heads][padded head_dim], sums of weighted values.
 template <typename T>
-void attend_group(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t end, Running* running,
-                  float* out) {
+void attend_group(const Attention& a, const KeyRange& keys, const KeyRange& next, Running* running, float* out) {
     const int64_t group = a.num_heads / a.num_kv_heads, padded = round_up(a.head_dim, 16);
     static thread_local std::vector<float> q;
     q.resize(group * padded);
     for (int64_t h = 0; h < group; h++) {
-        const float* from = a.q + a.query_starts[seq] * a.q_stride + (kv_head * group + h) * a.head_dim;
+        const float* from = a.q + a.query_starts[keys.seq] * a.q_stride + (keys.kv_head * group + h) * a.head_dim;
         read_head(from, a.head_dim, padded, q.data() + h * padded);
         running[h] = Running();
     }
@@ -168,7 +254,7 @@ void attend_group(const Attention& a, int64_t seq, int64_t kv_head, int64_t firs
             attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>, attend_few<T, 4>,
             attend_few<T, 5>, attend_few<T, 6>, attend_few<T, 7>, attend_few<T, 8>};
         int64_t heads = group - h < kGroup ? group - h : kGroup;
-        few[heads - 1](a, seq, kv_head, first, end, q.data() + h * padded, running + h, out + h * padded);
+        few[heads - 1](a, keys, next, q.data() + h * padded, running + h, out + h * padded);
     }
 }
 
@@ -203,12 +289,17 @@ void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
     if (num_pieces > most) num_pieces = most;
     std::vector<Running> running(num_pairs * num_pieces * group);
     std::vector<float> parts(num_pairs * num_pieces * group * padded);
-    parallel_for(num_pairs * num_pieces, [&](int64_t index) {
+    const auto range_of = [&](int64_t index) -> KeyRange {
         int64_t pair = index / num_pieces, piece = index % num_pieces, seq = seqs[pair / a.num_kv_heads];
         int64_t end = a.kv_lengths[seq], first = a.window && end > a.window ? end - a.window : 0;
         int64_t step = round_up((end - first + num_pieces - 1) / num_pieces, 16);
-        int64_t from = first + piece * step, to = from + step < end ? from + step : end;
-        attend_group<T>(a, seq, pair % a.num_kv_heads, from, to, &running[index * group], &parts[index * group * padded]);
+        int64_t from = first + piece * step < end ? first + piece * step : end;
+        return {seq, pair % a.num_kv_heads, from, from + step < end ? from + step : end};
+    };
+    parallel_for(num_pairs * num_pieces, [&](int64_t index) {
+        const int64_t next = index + num_threads(), last = num_pairs * num_pieces - 1;
+        attend_group<T>(a, range_of(index), range_of(next < last ? next : last), &running[index * group],
+                        &parts[index * group * padded]);
     });
     for (int64_t pair = 0; pair < num_pairs; pair++)
         join(a, seqs[pair / a.num_kv_heads], pair % a.num_kv_heads, num_pieces, &running[pair * num_pieces * group],

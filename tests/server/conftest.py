@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -62,12 +62,12 @@ def context(engine: ScriptedEngine, tokenizer: Tokenizer) -> ServerContext:
 
 
 @pytest.fixture
-def app(context: ServerContext) -> FastAPI:
+def app(context: ServerContext) -> Starlette:
     return create_app(context)
 
 
 @pytest.fixture
-def client(app: FastAPI) -> httpx.AsyncClient:
+def client(app: Starlette) -> httpx.AsyncClient:
     return client_of(app)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
@@ -127,7 +127,7 @@ def scored(token: int, num_top: int) -> TokenLogprobs:
     return TokenLogprobs([token, *top], [-1.5, *(-0.5 - index for index in range(num_top))], 2)
 
 
-def client_of(app: FastAPI, **options: Any) -> httpx.AsyncClient:
+def client_of(app: Starlette, **options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000", **options)
 
 
@@ -139,7 +139,7 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[int]:
+async def served(app: Starlette) -> AsyncIterator[int]:
     """A real server on 127.0.0.1, whose port this is."""
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=1

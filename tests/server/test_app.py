@@ -86,3 +86,7 @@ async def test_schema_describes_the_bodies(client: httpx.AsyncClient) -> None:
     models = schema["components"]["schemas"]
     assert models["CompletionRequest"]["required"] == ["prompt"]
     assert {"ChatCompletionRequest", "ChatMessage", "StreamOptions"} <= models.keys()
+    assert {"/health", "/version", "/v1/models", "/v1/models/{model}", "/v1/chat/completions"} <= schema["paths"].keys()
+    for path in ("/docs", "/redoc"):
+        assert "openapi.json" in (await client.get(path)).text
+    assert_error(await client.post("/docs"), 405, "POST on /docs")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from .fakes import ScriptedEngine, served, until
 
@@ -28,7 +28,7 @@ AT_ONCE_S = 0.3
 
 
 @pytest.fixture
-async def port(app: FastAPI, engine: ScriptedEngine) -> AsyncIterator[int]:
+async def port(app: Starlette, engine: ScriptedEngine) -> AsyncIterator[int]:
     engine.info.max_model_len = 1_000_000
     engine.step_s = 0.005
     async with served(app) as port:

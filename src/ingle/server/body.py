@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
-from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from starlette.requests import Request
 
 from ingle.errors import RequestError
 

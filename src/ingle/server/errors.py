@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ingle.errors import EngineError, RequestError
 
@@ -51,7 +53,7 @@ def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | No
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: Starlette) -> None:
     app.add_exception_handler(RequestError, _answer)
     app.add_exception_handler(EngineError, _answer)
     app.add_exception_handler(HTTPException, _answer_routing)

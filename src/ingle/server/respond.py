@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 import msgspec
-from fastapi import Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ingle.server.body import read_body
 from ingle.server.context import ServerContext

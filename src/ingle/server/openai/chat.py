@@ -7,16 +7,18 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ingle.errors import RequestError
 from ingle.request import FinishReason, TokenLogprobs, stopping_at
 from ingle.server.body import parse_body
 from ingle.server.context import ServerContext
+from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation, Update, UsageCounter, plan_generation
 from ingle.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from ingle.server.openai.protocol import ChatCompletionRequest, body_schema
+from ingle.server.openai.protocol import ChatCompletionRequest
 from ingle.server.openai.responses import (
     ChatChoice,
     ChatChunk,
@@ -31,13 +33,13 @@ from ingle.server.openai.responses import (
 from ingle.server.respond import respond
 from ingle.server.streaming import DONE_EVENT, event
 
-router = APIRouter()
 
-
-@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatCompletionRequest))
 async def create_chat_completion(request: Request) -> Response:
     # Always in a thread: rendering waits for the template's sandbox process.
     return await respond(request, prepare_chat, inline_bytes=0)
+
+
+ENDPOINTS = (Endpoint("POST", "/v1/chat/completions", create_chat_completion, ChatCompletionRequest),)
 
 
 def prepare_chat(context: ServerContext, body: bytes) -> ChatAnswer:

@@ -6,20 +6,20 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ingle.request import EngineRequest, TokenLogprobs
 from ingle.server.body import parse_body
 from ingle.server.context import ServerContext
+from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation, Update, UsageCounter, plan_generation
 from ingle.server.openai.logprobs import CompletionLogprobsWriter, joined, prompt_logprobs
-from ingle.server.openai.protocol import CompletionRequest, body_schema
+from ingle.server.openai.protocol import CompletionRequest
 from ingle.server.openai.responses import Completion, CompletionChoice, Usage
 from ingle.server.respond import respond
 from ingle.server.streaming import DONE_EVENT, event
-
-router = APIRouter()
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -27,9 +27,11 @@ _INLINE_BODY_BYTES = 4096
 """Tokenizing what fits in here takes about a millisecond, which other streams can wait."""
 
 
-@router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
 async def create_completion(request: Request) -> Response:
     return await respond(request, prepare_completion, inline_bytes=_INLINE_BODY_BYTES)
+
+
+ENDPOINTS = (Endpoint("POST", "/v1/completions", create_completion, CompletionRequest),)
 
 
 def prepare_completion(context: ServerContext, body: bytes) -> CompletionAnswer:

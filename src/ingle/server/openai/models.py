@@ -5,30 +5,33 @@ from __future__ import annotations
 import uuid
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ingle.request import SamplingParams
 from ingle.server.context import ServerContext
+from ingle.server.endpoints import Endpoint
 from ingle.server.openai.responses import ModelCard, ModelFacts, ModelList, ModelPermission
-
-router = APIRouter()
 
 _DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-@router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     context: ServerContext = request.app.state.context
     return _json(ModelList(data=[_card(context, name) for name in context.model_names]))
 
 
-# `:path`, since names such as Qwen/Qwen3-8B hold slashes.
-@router.get("/v1/models/{model:path}")
 async def retrieve_model(request: Request) -> Response:
     context: ServerContext = request.app.state.context
     name: str = request.path_params["model"]
     context.check_model(name)
     return _json(_card(context, name))
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/v1/models", list_models),
+    Endpoint("GET", "/v1/models/{model:path}", retrieve_model),  # names such as Qwen/Qwen3-8B hold slashes
+)
 
 
 def _card(context: ServerContext, name: str) -> ModelCard:

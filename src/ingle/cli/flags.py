@@ -16,9 +16,10 @@ import itertools
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import lru_cache, partial
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -109,17 +110,18 @@ class _Flags:
     def _fields(self, info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.type):
             return None
-        docs, types = _docstrings(info.type), get_type_hints(info.type, include_extras=True)
+        docs, types = lru_cache(lambda: _docstrings(info.type)), get_type_hints(info.type, include_extras=True)
         hidden = self._hide.get(info.type, frozenset())
         fields = []
         for field in dataclasses.fields(info.type):
             if field.name in hidden:
                 continue
             default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
-            kind = types[field.name]
+            kind = _plain(types[field.name])
             if not dataclasses.is_dataclass(kind):
                 kind = self._flag(field.name, kind, default)
-            fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=docs.get(field.name)))
+            helptext = partial(_docstring, docs, field.name)
+            fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=helptext))
         return StructConstructorSpec(info.type, tuple(fields))
 
     def _flag(self, name: str, kind: Any, default: Any) -> Any:
@@ -131,6 +133,18 @@ class _Flags:
         silent = default is None or default is False or default == () or default is tyro.MISSING_NONPROP
         hint = "" if silent else None
         return Annotated[kind, tyro.conf.arg(aliases=SHORT_FLAGS.get(name), help_behavior_hint=hint)]
+
+
+def _plain(kind: Any) -> Any:
+    """The type in words whose defaults tyro checks itself: for others it imports a checker, a tenth of a start."""
+    if isinstance(kind, UnionType):
+        return Union[get_args(kind)]  # noqa: UP007 (X | Y is what it was)
+    return tuple if kind == tuple[str, ...] else kind
+
+
+def _docstring(docs: Callable[[], dict[str, str]], name: str) -> str | None:
+    """Of a field, once help is asked for: the source of its class has to be read for that."""
+    return docs().get(name)
 
 
 def _docstrings(config: type) -> dict[str, str]:
@@ -145,7 +159,15 @@ def _docstrings(config: type) -> dict[str, str]:
 
 
 def _primitive(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Whole numbers with units, and optional values that do not offer the word None."""
+    """Words, whole numbers with units, and optional values that do not offer the word None."""
+    if info.type is tuple:
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[STR [STR ...]]",
+            instance_from_str=tuple,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=list,
+        )
     kinds = [kind for kind in get_args(info.type) or (info.type,) if kind is not NoneType]
     if info.type is not int and (len(kinds) != 1 or NoneType not in get_args(info.type) or kinds[0] not in _CONVERT):
         return None

@@ -22,24 +22,44 @@ struct BlockType {
     void (*split)(const uint8_t* block, const Contents& out);
 };
 
+// One binary16, which the conversion of sixteen would wait for: exponent and fraction become those of a float that is
+// too small by 2 ** 112, and infinity and NaN what they are.
 float half_at(const uint8_t* p) {
-    Half value;
-    memcpy(&value, p, 2);
-    return to_float(value);
+    uint16_t half;
+    memcpy(&half, p, 2);
+    const uint32_t magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
+    float value;
+    memcpy(&value, &magnitude, 4);
+    value *= 0x1p112f;
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits = (magnitude >= 0x7c00u << 13 ? magnitude | 0x7f800000u : bits) | sign;
+    memcpy(&value, &bits, 4);
+    return value;
 }
 
-// Values of `bits` bits out of n bytes, shifted left and added to out. Each run of `width` bytes gives its lowest bits
-// as a run of `width` values, then the next bits as the next run.
-void add_fields(const uint8_t* packed, int64_t n, int bits, int64_t width, int left, uint8_t* out) {
-    const int mask = (1 << bits) - 1;
-    for (int64_t run = 0; run < n; run += width)
-        for (int shift = 0; shift < 8; shift += bits, out += width)
-            for (int64_t i = 0; i < width; i++) out[i] |= (packed[run + i] >> shift & mask) << left;
+// Values of Bits bits out of N bytes. Each run of Width bytes gives its lowest bits as a run of Width values, then the
+// next bits as the next run.
+template <int N, int Bits, int Width>
+inline void fields(const uint8_t* packed, uint8_t* out) {
+    constexpr int kTogether = Width < 16 ? Width : 16;  // as many as fit a vector of 16; compilers do not find that
+    typedef uint8_t Bytes __attribute__((vector_size(kTogether)));
+    for (int run = 0; run < N; run += Width)
+        for (int shift = 0; shift < 8; shift += Bits, out += Width)
+            for (int i = 0; i < Width; i += kTogether) {
+                Bytes values;
+                memcpy(&values, packed + run + i, kTogether);
+                values = values >> (uint8_t)shift & (uint8_t)((1 << Bits) - 1);
+                memcpy(out + i, &values, kTogether);
+            }
 }
 
-void fields(const uint8_t* packed, int64_t n, int bits, int64_t width, uint8_t* out) {
-    memset(out, 0, n * 8 / bits);
-    add_fields(packed, n, bits, width, 0, out);
+// The same as the upper bits, from bit Left on, of values that are there.
+template <int N, int Bits, int Width, int Left>
+inline void add_fields(const uint8_t* packed, uint8_t* out) {
+    uint8_t upper[N * 8 / Bits];
+    fields<N, Bits, Width>(packed, upper);
+    for (int i = 0; i < N * 8 / Bits; i++) out[i] |= upper[i] << Left;
 }
 
 void subtract(uint8_t* values, int64_t n, int amount) {
@@ -47,25 +67,25 @@ void subtract(uint8_t* values, int64_t n, int amount) {
 }
 
 void q4_0(const uint8_t* b, const Contents& out) {  // and IQ4_NL
-    fields(b + 2, 16, 4, 16, out.codes);
+    fields<16, 4, 16>(b + 2, out.codes);
     out.scales[0] = half_at(b);
 }
 
 void q4_1(const uint8_t* b, const Contents& out) {
-    fields(b + 4, 16, 4, 16, out.codes);
+    fields<16, 4, 16>(b + 4, out.codes);
     out.scales[0] = half_at(b), out.minima[0] = half_at(b + 2);
 }
 
 void q5_0(const uint8_t* b, const Contents& out) {
-    fields(b + 6, 16, 4, 16, out.codes);
-    add_fields(b + 2, 4, 1, 1, 4, out.codes);
+    fields<16, 4, 16>(b + 6, out.codes);
+    add_fields<4, 1, 1, 4>(b + 2, out.codes);
     subtract(out.codes, 32, 16);
     out.scales[0] = half_at(b);
 }
 
 void q5_1(const uint8_t* b, const Contents& out) {
-    fields(b + 8, 16, 4, 16, out.codes);
-    add_fields(b + 4, 4, 1, 1, 4, out.codes);
+    fields<16, 4, 16>(b + 8, out.codes);
+    add_fields<4, 1, 1, 4>(b + 4, out.codes);
     out.scales[0] = half_at(b), out.minima[0] = half_at(b + 2);
 }
 
@@ -75,17 +95,17 @@ void q8_0(const uint8_t* b, const Contents& out) {
 }
 
 void q2_k(const uint8_t* b, const Contents& out) {
-    fields(b + 16, 64, 2, 32, out.codes);
+    fields<64, 2, 32>(b + 16, out.codes);
     const float scale = half_at(b + 80), minimum = half_at(b + 82);
     for (int g = 0; g < 16; g++) out.scales[g] = (b[g] & 15) * scale, out.minima[g] = -((b[g] >> 4) * minimum);
 }
 
 void q3_k(const uint8_t* b, const Contents& out) {
-    fields(b + 32, 64, 2, 32, out.codes);
-    add_fields(b, 32, 1, 32, 2, out.codes);
+    fields<64, 2, 32>(b + 32, out.codes);
+    add_fields<32, 1, 32, 2>(b, out.codes);
     uint8_t scales[16];
-    fields(b + 96, 8, 4, 8, scales);
-    add_fields(b + 104, 4, 2, 4, 4, scales);
+    fields<8, 4, 8>(b + 96, scales);
+    add_fields<4, 2, 4, 4>(b + 104, scales);
     const float scale = half_at(b + 108);
     for (int g = 0; g < 16; g++) out.scales[g] = (scales[g] - 32) * scale;
 }
@@ -101,29 +121,29 @@ void six_bit_scales(const uint8_t* b, const Contents& out) {
 }
 
 void q4_k(const uint8_t* b, const Contents& out) {
-    fields(b + 16, 128, 4, 32, out.codes);
+    fields<128, 4, 32>(b + 16, out.codes);
     six_bit_scales(b, out);
 }
 
 void q5_k(const uint8_t* b, const Contents& out) {
-    fields(b + 48, 128, 4, 32, out.codes);
-    add_fields(b + 16, 32, 1, 32, 4, out.codes);
+    fields<128, 4, 32>(b + 48, out.codes);
+    add_fields<32, 1, 32, 4>(b + 16, out.codes);
     six_bit_scales(b, out);
 }
 
 void q6_k(const uint8_t* b, const Contents& out) {
-    fields(b, 128, 4, 64, out.codes);
-    add_fields(b + 128, 64, 2, 32, 4, out.codes);
+    fields<128, 4, 64>(b, out.codes);
+    add_fields<64, 2, 32, 4>(b + 128, out.codes);
     subtract(out.codes, 256, 32);
     const float scale = half_at(b + 208);
     for (int g = 0; g < 16; g++) out.scales[g] = (int8_t)b[192 + g] * scale;
 }
 
 void iq4_xs(const uint8_t* b, const Contents& out) {
-    fields(b + 8, 128, 4, 16, out.codes);
+    fields<128, 4, 16>(b + 8, out.codes);
     uint8_t scales[8];
-    fields(b + 4, 4, 4, 1, scales);
-    add_fields(b + 2, 2, 2, 1, 4, scales);
+    fields<4, 4, 1>(b + 4, scales);
+    add_fields<2, 2, 1, 4>(b + 2, scales);
     const float scale = half_at(b);
     for (int g = 0; g < 8; g++) out.scales[g] = (scales[g] - 32) * scale;
 }
@@ -141,13 +161,13 @@ void tq1_0(const uint8_t* b, const Contents& out) {
 }
 
 void tq2_0(const uint8_t* b, const Contents& out) {
-    fields(b, 64, 2, 32, out.codes);
+    fields<64, 2, 32>(b, out.codes);
     for (int g = 0; g < 8; g++) out.scales[g] = half_at(b + 64);
 }
 
 // OCP Microscaling: FP4 E2M1 under a power of two. The codebook holds doubled values, so the scale is halved.
 void mxfp4(const uint8_t* b, const Contents& out) {
-    fields(b + 1, 16, 4, 16, out.codes);
+    fields<16, 4, 16>(b + 1, out.codes);
     const uint32_t exponent = b[0], bits = exponent < 2 ? 0x00200000u << exponent : (exponent - 1) << 23;
     memcpy(out.scales, &bits, 4);
 }

@@ -53,9 +53,9 @@ static float get_scale(const uint8_t* at, int64_t row, bool wide) {
 // Calls body(group, unit, column) for each unit of a row's columns.
 template <typename Body>
 static void for_each_unit(const Matrix& m, int64_t row, const Body& body) {
-    const int64_t groups = num_groups(m), unit_bytes = kBlockRows * kUnit * m.bits / 8;
-    for (int64_t g = 0; g < groups; g++) {
-        uint8_t* group = group_at(m, row / kBlockRows, g);
+    const int64_t groups = num_groups(m), stride = group_bytes(m), unit_bytes = kBlockRows * kUnit * m.bits / 8;
+    uint8_t* group = group_at(m, row / kBlockRows, 0);
+    for (int64_t g = 0; g < groups; g++, group += stride) {
         for (int64_t c = 0; c < m.group_size && g * m.group_size + c < m.columns; c += kUnit)
             body(group, group + codes_offset(m) + c / kUnit * unit_bytes, g * m.group_size + c);
     }
@@ -74,11 +74,11 @@ static void pack_codes(const Matrix& m, const uint8_t* codes, int64_t row) {
 
 void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, int64_t first,
                int64_t count) {
-    const int64_t groups = num_groups(m), row_bytes = m.columns * (m.bits == 16 ? 2 : 1);
+    const int64_t groups = num_groups(m), stride = group_bytes(m), row_bytes = m.columns * (m.bits == 16 ? 2 : 1);
     for (int64_t i = 0; i < count; i++) {
         int64_t row = first + i;
-        for (int64_t g = 0; m.bits != 16 && g < groups; g++) {
-            uint8_t* group = group_at(m, row / kBlockRows, g);
+        uint8_t* group = group_at(m, row / kBlockRows, 0);
+        for (int64_t g = 0; m.bits != 16 && g < groups; g++, group += stride) {
             put_scale(group, row % kBlockRows, scales[i * groups + g], m.wide_scales);
             if (m.has_minima)
                 put_scale(group + scale_bytes(m), row % kBlockRows, minima[i * groups + g], m.wide_scales);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import ingle
 from ingle import __version__
 from ingle.hub.resolve import ensure_model
 from ingle.kernels.cpu import threads as cpu_threads
@@ -64,6 +66,7 @@ def main() -> None:
     only = options.only or ["offline", "server", "accuracy"]
     pythons = dict(zip(ENGINES, (install_peer(options.peer_venv), sys.executable), strict=True))
     path = str(ensure_model(MODEL).path)
+    compileall.compile_dir(Path(ingle.__file__).parent, quiet=1)  # as pip does to a package that it installs
     runs: dict[str, dict[str, list[float]]] = {name: {} for name in ENGINES}
     for part, measure in (("offline", offline), ("server", server), ("accuracy", accuracy)):
         if part in only:
@@ -145,15 +148,23 @@ def server(pythons: dict[str, str], path: str, threads: int, num_runs: int, runs
                 print(f"{engine}, server run {index + 1}: { ({k: round(v[-1], 2) for k, v in runs[engine].items()}) }")
 
 
+def serve_command(path: str, threads: int) -> list[str]:
+    """ingle's own command; its KV cache is as large as the peer's."""
+    return [
+        sys.executable, "-m", "ingle", "serve", path, "--device", "cpu", "--threads", str(threads), "--port", str(PORT),
+        "--max-num-seqs", str(MAX_SEQS), "--max-model-len", str(MAX_LEN), "--kv-cache-memory", str(KV_BYTES),
+        "--served-model-name", MODEL, "--disable-access-log",
+    ]  # fmt: skip
+
+
 @contextmanager
 def running(engine: str, python: str, path: str, threads: int) -> Iterator[tuple[subprocess.Popen, float]]:
     """A server, and the seconds until its /health said that it takes requests."""
     arguments = {"path": path, "threads": threads, "port": PORT, "max_seqs": MAX_SEQS, "max_len": MAX_LEN}
+    starts = serve_command(path, threads) if engine == "ingle" else command(engine, python, "serve", **arguments)
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()
-        process = subprocess.Popen(
-            command(engine, python, "serve", **arguments), stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(starts, stdout=log, stderr=log, start_new_session=True)
         try:
             while not asyncio.run(healthy()):
                 if process.poll() is not None or time.perf_counter() - started > 60:
@@ -210,7 +221,8 @@ async def stream(prompt: list[int]) -> int:
 
 def family(pid: int) -> list[int]:
     """A process and its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for thread in threads for child in thread.read_text().split()]
     return [pid, *(each for child in children for each in family(int(child)))]
 
 

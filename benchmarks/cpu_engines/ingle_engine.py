@@ -1,4 +1,4 @@
-"""ingle, as `cpu_vs_llamacpp.py` drives it: the same commands as `llamacpp.py`."""
+"""ingle, as `cpu_vs_llamacpp.py` drives it: the same commands as `llamacpp.py`, but for the server."""
 
 from __future__ import annotations
 
@@ -70,15 +70,6 @@ def _logits_by_pytorch(worker, plan):  # type: ignore[no-untyped-def]
         inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
         batch = worker.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
         return worker.model.logits(worker.model.forward(batch, worker.kv_cache)).float().numpy()
-
-
-def serve(path: str, threads: int, port: int, max_seqs: int, max_len: int) -> None:
-    kv_bytes = 2 * 30 * 192 * 2 * max_seqs * max_len  # of this model, as much as llama.cpp allocates
-    os.execv(sys.executable, [
-        sys.executable, "-m", "ingle", "serve", path, "--device", "cpu", "--threads", str(threads), "--port", str(port),
-        "--max-num-seqs", str(max_seqs), "--max-model-len", str(max_len), "--kv-cache-memory", str(kv_bytes),
-        "--served-model-name", "smollm2:135m", "--disable-access-log",
-    ])  # fmt: skip
 
 
 if __name__ == "__main__":

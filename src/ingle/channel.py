@@ -6,10 +6,10 @@ The socket has no name, so no third process can connect to it, and it reads end-
 
 from __future__ import annotations
 
-import asyncio
 import select
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from ingle.config import EngineConfig
 from ingle.request import EngineOutput, EngineRequest
 
 MAX_FRAME_BYTES = 1 << 30
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
 
 
 class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
@@ -118,7 +118,7 @@ class Channel:
     def send(self, message: FromEngine) -> None:
         """Raises `ChannelClosed` when nobody reads any more."""
         try:
-            self._socket.sendall(_frame(self._encoder, message))
+            self._socket.sendall(frame(self._encoder, message))
         except OSError as error:
             raise ChannelClosed from error
 
@@ -137,48 +137,25 @@ class Channel:
 
     def _parse(self) -> list[ToEngine]:
         messages, start = [], 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
-            end = start + _LENGTH.size + length
+        while len(self._buffer) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer, start)
+            end = start + LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end].tobytes()))
+            messages.append(self._decoder.decode(memoryview(self._buffer)[start + LENGTH.size : end].tobytes()))
             start = end
         del self._buffer[:start]
         return messages
 
 
-class AsyncChannel:
-    """The API process's end, on an event loop."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        self._encoder = msgspec.msgpack.Encoder()
-
-    @classmethod
-    async def open(cls, sock: socket.socket) -> AsyncChannel:
-        return cls(*await asyncio.open_connection(sock=sock))
-
-    def send(self, message: ToEngine) -> None:
-        """Queues a message; the event loop writes it."""
-        self._writer.write(_frame(self._encoder, message))
-
-    async def receive(self) -> FromEngine:
-        """The next message. Raises `ChannelClosed` when the engine has gone."""
-        try:
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            return self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise ChannelClosed from error
-
-    def close(self) -> None:
-        self._writer.close()
+def start_frame(config: EngineConfig, path: Path) -> bytes:
+    """The first message, for whoever writes it to the socket before there is a channel."""
+    return frame(msgspec.msgpack.Encoder(), Start(config, str(path)))
 
 
-def _frame(encoder: msgspec.msgpack.Encoder, message: Any) -> bytes:
+def frame(encoder: msgspec.msgpack.Encoder, message: Any) -> bytes:
+    """A message as it goes through the socket."""
     body = encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body

@@ -16,7 +16,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What `run_server` was called with."""
     calls: Calls = []
     launch = types.ModuleType("ingle.server.launch")
-    launch.run_server = lambda engine, server: calls.append((engine, server))  # type: ignore[attr-defined]
+    launch.run_server = lambda process, engine, server: calls.append((engine, server))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ingle.server.launch", launch)
     return calls
 

@@ -12,6 +12,7 @@ import torch
 from ingle.engine.host_worker import HostWorker
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
+from ingle.weights.gguf import GgufFile
 from ingle.weights.packed import PackedFormat, PackedWeight
 from ingle.weights.packed_matrix import PackedMatrix
 from ingle.weights.source import GgufSource
@@ -39,7 +40,7 @@ def stored_source(write_gguf, metadata, tensors: dict[str, tuple[str, tuple[int,
         shape = (rows, columns // elements * nbytes)
         # Bytes below 60 make no binary16 that is infinite or NaN, which would hide what they are multiplied with.
         raw[name] = np.random.default_rng(index).integers(0, 60, shape, dtype=np.uint8)
-    return GgufSource(write_gguf({**metadata, "llama.vocab_size": 7}, raw, stored_types=types))
+    return GgufSource(GgufFile(write_gguf({**metadata, "llama.vocab_size": 7}, raw, stored_types=types)))
 
 
 def loaded(

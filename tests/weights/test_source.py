@@ -15,6 +15,7 @@ from safetensors.torch import save, save_file
 from ingle.errors import ConfigError, ModelError
 from ingle.model.loader import Loader
 from ingle.weights.formats import PlainFormat
+from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
 from ingle.weights.source import GgufSource, check_sizes, open_source
 from ingle.weights.tensor_sources import DummySource, SafetensorsSource, TorchSource
@@ -71,7 +72,7 @@ def test_gguf_llama_gets_back_the_rows_of_queries_and_keys(write_gguf, model_met
         "blk.0.attn_v.weight": v,
         "blk.0.attn_q.bias": permute(q_bias, 4),
     }
-    source = GgufSource(write_gguf(model_metadata, tensors))
+    source = GgufSource(GgufFile(write_gguf(model_metadata, tensors)))
     np.testing.assert_array_equal(loaded(source, f"{Q}.weight", 64, 64), q)
     np.testing.assert_array_equal(loaded(source, f"{K}.weight", 32, 64), k)
     np.testing.assert_array_equal(loaded(source, f"{V}.weight", 32, 64), v)
@@ -89,20 +90,20 @@ def test_gguf_quantized_rows_are_permuted_whole(write_gguf, model_metadata) -> N
     )
     decoded = gguf.dequantize(gguf.quantize(stored, gguf.GGMLQuantizationType.Q4_0), gguf.GGMLQuantizationType.Q4_0)
     fused = torch.zeros(128, 64)
-    GgufSource(path).load_into(f"{Q}.weight", fused[64:])
+    GgufSource(GgufFile(path)).load_into(f"{Q}.weight", fused[64:])
     np.testing.assert_array_equal(permute(fused[64:].numpy(), 4), decoded)
     assert fused[:64].count_nonzero() == 0
 
 
 def test_gguf_qwen_rows_stay_where_they_are(write_gguf) -> None:
     q = random(64, 64)
-    source = GgufSource(write_gguf(tensors={"blk.0.attn_q.weight": q}, arch="qwen3"))
+    source = GgufSource(GgufFile(write_gguf(tensors={"blk.0.attn_q.weight": q}, arch="qwen3")))
     np.testing.assert_array_equal(loaded(source, f"{Q}.weight", 64, 64), q)
 
 
 def test_gguf_errors_name_tensor_file_and_shapes(write_gguf, model_metadata) -> None:
     path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64), "blk.0.attn_q.weight": random(12, 64)})
-    source = GgufSource(path)
+    source = GgufSource(GgufFile(path))
     with pytest.raises(ModelError, match=r"model\.gguf: tensor token_embd\.weight has shape \(40, 64\).*\(41, 64\)"):
         source.load_into("model.embed_tokens.weight", torch.empty(41, 64))
     with pytest.raises(ModelError, match=r"model\.gguf: has no tensor output_norm\.weight"):
@@ -112,7 +113,7 @@ def test_gguf_errors_name_tensor_file_and_shapes(write_gguf, model_metadata) -> 
 
 
 def test_default_model_is_read_as_the_reference_reads_it(smollm2_gguf: Path) -> None:
-    source = GgufSource(smollm2_gguf)
+    source = GgufSource(GgufFile(smollm2_gguf))
     expected = {tensor.name: tensor for tensor in gguf.GGUFReader(smollm2_gguf).tensors}
     for name, rows, heads in [("q_proj", 576, 9), ("k_proj", 192, 3), ("v_proj", 192, None), ("o_proj", 576, None)]:
         weights = loaded(source, f"model.layers.29.self_attn.{name}.weight", rows, 576).numpy()
@@ -182,7 +183,7 @@ def test_stored_types_count_numbers(sharded: Path, write_gguf, model_metadata) -
     assert SafetensorsSource(sharded).stored_types == {"F32": 6, "BF16": 4}
     kinds = {"token_embd.weight": gguf.GGMLQuantizationType.Q4_0}
     path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64), "output_norm.weight": random(64)}, kinds)
-    assert GgufSource(path).stored_types == {"Q4_0": 2560, "F32": 64}
+    assert GgufSource(GgufFile(path)).stored_types == {"Q4_0": 2560, "F32": 64}
     assert DummySource(0, tied=True).stored_types == {}
 
 
@@ -257,7 +258,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, write_gguf, mo
     tensors = {"model.embed_tokens.weight": torch.zeros(40, 64)}
     save_file(tensors, tmp_path / "model.safetensors")
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    for source in (GgufSource(path), SafetensorsSource(tmp_path), TorchSource(tmp_path)):
+    for source in (GgufSource(GgufFile(path)), SafetensorsSource(tmp_path), TorchSource(tmp_path)):
         assert source.shape("model.embed_tokens.weight") == (40, 64)
         check_sizes(source, ["model.embed_tokens.weight"], [40 * 64])
         loader = Loader(source, PlainFormat(torch.float32, CPU), torch.float32, CPU)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ingle.cli.flags import parse
-from ingle.cli.local import importing
 from ingle.config import EngineConfig, ServerConfig
+from ingle.server.engine_process import EngineProcess
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,14 @@ class Serve:
 
 
 def main(argv: Sequence[str]) -> None:
-    flags = parse(Serve, argv, command="serve")
+    gc.disable()  # until all is loaded: what imports create stays, and is not to be looked through again and again
+    with EngineProcess() as process:  # before all else: it imports while this process reads its flags
+        from ingle.cli.flags import parse
+        from ingle.cli.local import importing
 
-    with importing():
-        from ingle.server.launch import run_server
+        flags = parse(Serve, argv, command="serve")
 
-    run_server(flags.engine, flags.server)
+        with importing():
+            from ingle.server.launch import run_server
+
+        run_server(process, flags.engine, flags.server)

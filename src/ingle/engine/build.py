@@ -27,6 +27,7 @@ from ingle.model.architecture import DecoderConfig
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
 from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import FLOAT_TYPES, open_source
 
@@ -46,7 +47,8 @@ def build_engine(
     """
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
-        hf_config = read_config(path, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
+        gguf = None if path.is_dir() else GgufFile(path)
+        hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
         device = pick_device(config)
     kernel_notices = []
@@ -54,11 +56,11 @@ def build_engine(
         with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
             kernel_notices = _start_cpu_kernels(config)
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
-        parts = _build_host(config, path, decoder, startup)
+        parts = _build_host(config, path, gguf, decoder, startup)
     else:
         from ingle.engine.torch_build import build_parts
 
-        parts = build_parts(config, path, decoder, hf_config, device, startup)
+        parts = build_parts(config, path, gguf, decoder, hf_config, device, startup)
     limits = parts.memory.limits
     overlap = device == "cuda" if config.overlap is None else config.overlap
     scheduler = Scheduler(PagePool(parts.memory.num_pages), limits)
@@ -147,10 +149,12 @@ def wanted_length(config: EngineConfig, model: DecoderConfig, kv_budget: int, kv
     return max(min(length, kv_budget // (model.kv_elements_per_token * kv_itemsize)), 1)
 
 
-def _build_host(config: EngineConfig, path: Path, decoder: DecoderConfig, startup: Startup) -> Parts:
+def _build_host(
+    config: EngineConfig, path: Path, gguf: GgufFile | None, decoder: DecoderConfig, startup: Startup
+) -> Parts:
     dtype = _HOST_KV_TYPES[config.dtype]
     with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
-        source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings)
+        source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings, gguf=gguf)
         with contextlib.closing(source):
             stored_types = source.stored_types
             model = host_decoder.load_host_decoder(decoder, source, _host_length(config, decoder))

@@ -1,4 +1,4 @@
-"""The engine's process: `python -m ingle.engine.process FD`, FD being its end of the channel.
+"""The engine's process, which `ingle.server.engine_process` starts with the number of its end of the channel.
 
 It lives as long as that channel: when the API process closes it or dies, the engine exits and its memory is free.
 """
@@ -40,6 +40,7 @@ def _run(channel: Channel, start: Start) -> int:
     try:
         engine, info = build_engine(start.config, Path(start.path), lambda stage: channel.send(Progress(stage)))
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
+        gc.enable()
         channel.send(info)
         serve(engine, channel)
     except ChannelClosed:
@@ -84,7 +85,3 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1:  # it died before we asked
             sys.exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,6 +22,7 @@ from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.weights.formats import PlainFormat, WeightFormat, total_size
+from ingle.weights.gguf import GgufFile
 from ingle.weights.packed import PackedFormat, PackedWeight
 from ingle.weights.source import WeightSource, open_source
 
@@ -50,19 +51,23 @@ class _Numerics:
 def build_parts(
     config: EngineConfig,
     path: Path,
+    gguf: GgufFile | None,
     decoder: DecoderConfig | None,
     hf_config: dict[str, Any],
     device_type: str,
     startup: Startup,
 ) -> Parts:
-    """`decoder` is the model as one of ingle's own families; None leaves it to transformers' code."""
+    """`gguf` is the file at `path` if it is one.
+
+    `decoder` is the model as one of ingle's own families; None leaves it to transformers' code.
+    """
     device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(config.threads or threads.default_count())
     plan = decoder if decoder is not None else _plan_fallback(config, path, hf_config)
     numerics = _numerics(config, plan, hf_config, device)
     with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
-        source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings)
+        source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings, gguf=gguf)
         with contextlib.closing(source):
             stored_types = source.stored_types
             model = _load(config, plan, source, numerics, device)

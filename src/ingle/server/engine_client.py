@@ -1,69 +1,26 @@
-"""The API process's view of the engine: start it, send requests, receive tokens, know whether it is well."""
+"""The API process's view of the engine: send requests, receive tokens, know whether it is well."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from ingle.channel import Abort, AsyncChannel, ChannelClosed, EngineInfo, EngineStats, Failed, Progress, Start
-from ingle.config import EngineConfig
+from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, Progress
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, check_token_ids
+from ingle.server.async_channel import AsyncChannel
+from ingle.server.engine_process import EngineProcess
 
 STALL_S = 60.0
 """A busy engine that finishes no step for this long is reported as unhealthy."""
-_EXIT_S = 5.0
-_THREAD_POOL = {"GOMP_SPINCOUNT": "2000"}
-"""PyTorch's CPU threads spin for milliseconds before they sleep: on a core that another process wants, each parallel
-operator then waits for a time slice. A short spin keeps the pace of an idle machine, and most of it on a busy one."""
 
 
 @dataclass(frozen=True)
 class HealthStatus:
     ok: bool
     detail: str
-
-
-class EngineProcess:
-    """The child process and our end of its channel. It starts importing at once, before anything is awaited."""
-
-    def __init__(self, config: EngineConfig, path: Path) -> None:
-        self.start_message = Start(config, str(path))
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "ingle.engine.process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**_THREAD_POOL, **os.environ},
-            )
-
-    def exit_text(self) -> str:
-        """Why the process ended, as far as its exit code tells."""
-        try:
-            code = self._popen.wait(timeout=_EXIT_S)
-        except subprocess.TimeoutExpired:
-            return "it closed its channel but still runs"
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return f"exit code {code}"
-
-    def stop(self) -> None:
-        """Ends the process, by force if it does not go by itself."""
-        self.socket.close()
-        try:
-            self._popen.wait(timeout=_EXIT_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
 
 
 class EngineClient:
@@ -83,9 +40,11 @@ class EngineClient:
 
     @classmethod
     async def connect(cls, process: EngineProcess, report: Callable[[str], None] = lambda stage: None) -> EngineClient:
-        """Waits until the engine is loaded. Raises `EngineError` with the engine's own words when it cannot."""
+        """Waits until the engine has loaded what it was told to.
+
+        Raises `EngineError` with the engine's own words when it cannot.
+        """
         channel = await AsyncChannel.open(process.socket)
-        channel.send(process.start_message)
         while True:
             try:
                 message = await channel.receive()

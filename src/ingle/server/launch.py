@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import json
 import logging
@@ -20,7 +21,8 @@ from ingle.config import EngineConfig, ServerConfig
 from ingle.errors import ConfigError, EngineError
 from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.context import ServerContext
-from ingle.server.engine_client import EngineClient, EngineProcess
+from ingle.server.engine_client import EngineClient
+from ingle.server.engine_process import EngineProcess
 from ingle.text.load import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -31,20 +33,20 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 logger = logging.getLogger("ingle")
 
 
-def run_server(engine_config: EngineConfig, server_config: ServerConfig) -> None:
-    """Serves until interrupted. Raises an `IngleError` when it cannot start, or when the engine fails on the way."""
+def run_server(process: EngineProcess, engine_config: EngineConfig, server_config: ServerConfig) -> None:
+    """Serves until interrupted, by a `process` that waits to be told what to load.
+
+    Raises an `IngleError` when it cannot start, or when the engine fails on the way.
+    """
     started = time.perf_counter()
     logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` ends it as Ctrl-C does
     with bind(server_config.host, server_config.port) as sock:
         source = ensure_model(engine_config.model)
-        process = EngineProcess(engine_config, Path(source.path))
-        try:
-            import uvloop  # from here on, imports run while the engine's process imports torch
+        process.load(engine_config, Path(source.path))
+        import uvloop  # from here on, imports run while the engine's process loads
 
-            uvloop.run(_serve(sock, process, source, engine_config, server_config, started))
-        finally:
-            process.stop()
+        uvloop.run(_serve(sock, process, source, engine_config, server_config, started))
 
 
 async def _serve(
@@ -59,14 +61,17 @@ async def _serve(
 
     from ingle.server.app import create_app
 
-    connecting = asyncio.create_task(EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)))
-    model = await asyncio.to_thread(load_text_side, source.path, server_config.chat_template)
-    engine = await connecting
+    model, engine = await asyncio.gather(
+        asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
+        EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
+    )
     context = _context(engine, model, engine_config, server_config)
     config = uvicorn.Config(
         create_app(context), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
     )
     server = uvicorn.Server(config)
+    gc.freeze()
+    gc.enable()
     _announce(context, engine.info, sock, time.perf_counter() - started)
     watcher = asyncio.create_task(_stop_with_engine(engine, server))
     try:

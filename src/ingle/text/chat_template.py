@@ -124,6 +124,10 @@ class _Sandbox:
             raise RequestError(f"chat template: {answer['error']}", param="messages")
         return answer["text"]
 
+    def start(self) -> None:
+        with self._lock, contextlib.suppress(RequestError):  # the first request will tell
+            self._running()
+
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             path = [*sys.path, str(Path(__file__).parents[2])]
@@ -167,5 +171,12 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes) -> bytes:
 
 
 _sandbox = _Sandbox()
+
+
+def warm_up() -> None:
+    """Starts the process that renders, which imports Jinja while the caller reads a vocabulary."""
+    _sandbox.start()
+
+
 atexit.register(_sandbox.stop)
 os.register_at_fork(after_in_child=_sandbox.forget)

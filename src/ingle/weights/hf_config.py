@@ -72,7 +72,11 @@ _ROPE_RENAMED = {"su": "longrope"}
 
 
 def read_config(
-    path: Path, *, rope_scaling: Mapping[str, Any] | None = None, rope_theta: float | None = None
+    path: Path,
+    *,
+    gguf: GgufFile | None = None,
+    rope_scaling: Mapping[str, Any] | None = None,
+    rope_theta: float | None = None,
 ) -> dict[str, Any]:
     """The configuration of the model at `path`, a Hugging Face folder or a GGUF file, with Hugging Face's key names.
 
@@ -94,6 +98,7 @@ def read_config(
 
     `rope_scaling` and `rope_theta` take the place of the model's own, in layers without a window. linear and dynamic
     then stretch `max_position_embeddings` by their factor; yarn does so always, from its original length.
+    `gguf` is the file at `path`, where somebody has read it already.
 
     Raises `ModelError` for a file that is missing, damaged or larger than 16 MiB, and for values out of range.
     """
@@ -101,7 +106,7 @@ def read_config(
         path = path / "config.json"
         config = read_json_object(path, MAX_CONFIG_BYTES)
     else:
-        config = config_from_gguf(GgufFile(path))
+        config = config_from_gguf(gguf or GgufFile(path))
     return normalize_config(path, config, rope_scaling=rope_scaling, rope_theta=rope_theta)
 
 

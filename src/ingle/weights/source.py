@@ -114,10 +114,13 @@ def split_name(name: str) -> tuple[str, Place | None]:
     return (match[1], Place(int(match[2]), int(match[3]))) if match else (name, None)
 
 
-def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -> WeightSource:
+def open_source(
+    path: Path, load_format: LoadFormat, seed: int, *, tied: bool, gguf: GgufFile | None = None
+) -> WeightSource:
     """The weights of the model at `path`, a Hugging Face folder or a GGUF file.
 
-    `tied` and `seed` shape the random weights of `load_format` "dummy": without `lm_head` when tied.
+    `tied` and `seed` shape the random weights of `load_format` "dummy": without `lm_head` when tied. `gguf` is the file
+    at `path`, where somebody has read it already.
     Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
     """
     if load_format == "dummy":
@@ -128,7 +131,7 @@ def open_source(path: Path, load_format: LoadFormat, seed: int, *, tied: bool) -
     if load_format not in ("auto", found):
         raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
     if found == "gguf":
-        return GgufSource(path)
+        return GgufSource(gguf or GgufFile(path))
     from ingle.weights.tensor_sources import SafetensorsSource, TorchSource
 
     return TorchSource(path) if found == "pt" else SafetensorsSource(path)
@@ -191,12 +194,12 @@ _FLOATS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]] =
 class GgufSource:
     """A GGUF file of an architecture in `gguf_hf.ARCHITECTURES`. Quantized weights are decoded as they are loaded."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = GgufFile(path)
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
         self._architecture = architecture_of(self._file)
         self._heads: dict[str, int] = {}
         if self._architecture.permutes_qk:
-            config = normalize_config(path, config_from_gguf(self._file))
+            config = normalize_config(file.path, config_from_gguf(file))
             self._heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
     def __contains__(self, name: str) -> bool:

@@ -1,0 +1,75 @@
+"""The engine's process as its parent has it. This module imports little: the child is started before all else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ingle.config import EngineConfig
+
+_EXIT_S = 5.0
+_THREAD_POOL = {"GOMP_SPINCOUNT": "2000"}
+"""PyTorch's CPU threads spin for milliseconds before they sleep: on a core that another process wants, each parallel
+operator then waits for a time slice. A short spin keeps the pace of an idle machine, and most of it on a busy one."""
+
+_BOOT = "import gc, sys; gc.disable(); from ingle.engine.process import main; sys.exit(main())"
+"""What imports create stays: a collector that looks through it again and again takes a seventh of their time."""
+
+
+class EngineProcess:
+    """The child process and our end of its channel.
+
+    It imports what it needs while the parent reads flags and imports its own, and waits to be told what to load.
+    Leaving the context ends it.
+    """
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        self._told = False
+        with theirs:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**_THREAD_POOL, **os.environ},
+            )
+
+    def load(self, config: EngineConfig, path: Path) -> None:
+        """Tells it what to load: at once, before this process has an event loop."""
+        from ingle.channel import start_frame
+
+        self._told = True
+        self.socket.sendall(start_frame(config, path))
+
+    def exit_text(self) -> str:
+        """Why the process ended, as far as its exit code tells."""
+        try:
+            code = self._popen.wait(timeout=_EXIT_S)
+        except subprocess.TimeoutExpired:
+            return "it closed its channel but still runs"
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return f"exit code {code}"
+
+    def stop(self) -> None:
+        """Ends the process, by force if it does not go by itself."""
+        self.socket.close()
+        if not self._told:  # it reads its channel only once it has imported everything
+            self._popen.kill()
+        try:
+            self._popen.wait(timeout=_EXIT_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()

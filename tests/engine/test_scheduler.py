@@ -184,6 +184,25 @@ def test_decodes_come_first_and_prompts_take_what_is_left() -> None:
     assert plan.num_decodes == 1
 
 
+@pytest.mark.parametrize(
+    ("max_num_seqs", "num_decodes", "num_tokens"),
+    [(64, 63, 3_000), (256, 200, 3_000), (256, 224, 512), (320, 300, 600)],
+)
+def test_prompts_are_read_in_small_portions_beside_many_decodes(
+    max_num_seqs: int, num_decodes: int, num_tokens: int
+) -> None:
+    bounds = limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=3_000, max_model_len=5_000)
+    driver = Driver(8_000, 0, bounds)
+    for index in range(num_decodes):
+        driver.add(request(f"decode-{index}", 2, max_tokens=40, ignore_eos=True), index)
+    while driver.scheduler.num_waiting:
+        driver.step()
+    driver.add(request("long", 4_000), 1)
+    plan = driver.scheduler.plan()
+    assert plan is not None
+    assert (plan.num_decodes, plan.num_tokens) == (num_decodes, num_tokens)
+
+
 def test_a_prefix_is_computed_once_even_within_a_step() -> None:
     driver = Driver(40, 0, limits(max_num_batched_tokens=40))
     for name in ("a", "b"):

@@ -21,6 +21,10 @@ from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
 from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
 
+_MANY_DECODES = 128
+_FULL_STEP = 512
+"""Tokens that keep a GPU's matrix units busy for longer than it takes to read the weights."""
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -102,6 +106,8 @@ class Plan:
     sequences: list[Sequence] = field(default_factory=list)
     num_decodes: int = 0
     num_tokens: int = 0
+    max_num_tokens: int = 0
+    """That this step may have."""
 
 
 @dataclass(slots=True)
@@ -188,10 +194,10 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step, or None when nothing can be computed before a launched step is retired (or at all)."""
-        plan = Plan()
         decodes, prefills = self._split_running()
         if not self._make_room(decodes, prefills):
             return None
+        plan = Plan(max_num_tokens=self._max_num_tokens(len(decodes)))
         for seq in decodes:
             self._grow(plan, seq)
             self._chunk(plan, seq, 1)
@@ -204,6 +210,18 @@ class Scheduler:
         plan.scrubbed, self._tainted_pages = self._tainted_pages, []
         self._num_steps_in_flight += 1
         return plan
+
+    def _max_num_tokens(self, num_decodes: int) -> int:
+        """Once nearly all slots decode, prompts are read beside them in small portions.
+
+        The weights are read for the decodes anyway, and up to some number of tokens the step takes little longer for
+        more of them; in one large step prompt tokens would cost more, and all decodes would wait for it. Before that
+        new sequences are worth more: with more slots in use every step yields more.
+        """
+        limit = self.limits.max_num_batched_tokens
+        if num_decodes < max(_MANY_DECODES, self.limits.max_num_seqs * 7 // 8):
+            return limit
+        return min(max(_FULL_STEP, 2 * num_decodes), limit)
 
     def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
         decodes, prefills = [], []
@@ -247,7 +265,7 @@ class Scheduler:
 
     def _chunk(self, plan: Plan, seq: Sequence, wanted: int) -> None:
         """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget goes."""
-        count = min(wanted, self.limits.max_num_batched_tokens - plan.num_tokens)
+        count = min(wanted, plan.max_num_tokens - plan.num_tokens)
         if count <= 0:
             return
         start = seq.num_computed
@@ -263,7 +281,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> None:
         limits = self.limits
-        while self._waiting and self._free_slots and plan.num_tokens < limits.max_num_batched_tokens:
+        while self._waiting and self._free_slots and plan.num_tokens < plan.max_num_tokens:
             seq = self._waiting[0]
             shared = self._cached_prefix(seq)
             for page_id in shared:

@@ -44,6 +44,10 @@ class Kernels(Protocol):
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor: ...
 
+    def multiply_gated(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor: ...
+
     def route(
         self, logits: torch.Tensor, selection_bias: torch.Tensor | None, config: RouterConfig
     ) -> tuple[torch.Tensor, torch.Tensor]: ...

@@ -59,6 +59,13 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
+def multiply_gated(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
+) -> torch.Tensor:
+    """`gated` of x @ weight.T + bias: x [T, E] and weight [2 * I, E] to [T, I]."""
+    return gated(F.linear(x, weight, bias), activation)
+
+
 def route(
     logits: torch.Tensor, selection_bias: torch.Tensor | None, config: RouterConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:

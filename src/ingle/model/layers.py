@@ -90,7 +90,7 @@ class GatedMLP:
     activation: Activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(kernels.of(x).gated(self.gate_up(x), self.activation))
+        return self.down(self.gate_up.weight.multiply_gated(x, self.gate_up.bias, self.activation))
 
     def parameters(self) -> Iterator[Parameter]:
         yield from self.gate_up.parameters()

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from ingle import kernels
+from ingle.model.architecture import Activation
 from ingle.weights.experts import ExpertNames, Experts, StackedExperts
 from ingle.weights.source import WeightSource, check_sizes
 
@@ -26,6 +28,10 @@ class Weight(Protocol):
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x @ weight.T + bias [out_features]: [.., in_features] to [.., out_features] of the same type."""
+        ...
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        """`ingle.kernels.reference.gated` of that product: [T, in_features] to [T, out_features / 2]."""
         ...
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
@@ -71,6 +77,9 @@ class PlainWeight:
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return F.linear(x, self.tensor, bias)
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        return kernels.of(x).multiply_gated(x, self.tensor, bias, activation)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         return F.embedding(indices, self.tensor)

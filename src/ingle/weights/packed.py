@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ingle.kernels.cpu import operators
+from ingle.model.architecture import Activation
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.experts import ExpertNames, Experts, SeparateExperts
 from ingle.weights.formats import Weight
@@ -37,6 +39,9 @@ class PackedWeight:
         flat = x.reshape(-1, self.matrix.in_features).contiguous()
         out = torch.from_numpy(self.matrix.multiply(flat.numpy())).view(*x.shape[:-1], -1)
         return out if bias is None else out.add_(bias)
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        return operators.gated(self.multiply(x, bias), activation)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.matrix.rows(indices.contiguous().numpy()))

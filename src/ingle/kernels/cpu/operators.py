@@ -8,6 +8,7 @@ from __future__ import annotations
 from ctypes import byref
 
 import torch
+import torch.nn.functional as F
 
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
@@ -21,6 +22,7 @@ __all__ = [
     "experts",
     "gated",
     "locate",
+    "multiply_gated",
     "paged_attention",
     "rms_norm",
     "rotate_and_store",
@@ -57,6 +59,12 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     out = torch.empty(num_rows, size)
     library.get().ingle_gated(gate_up.data_ptr(), ACTIVATIONS[activation], num_rows, size, out.data_ptr())
     return out
+
+
+def multiply_gated(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
+) -> torch.Tensor:
+    return gated(F.linear(x, weight, bias), activation)
 
 
 def rotate_and_store(

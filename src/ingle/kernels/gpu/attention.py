@@ -7,6 +7,8 @@ that share a key head are handled together, so that keys and values are read onc
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -17,17 +19,32 @@ from ingle.model.architecture import AttentionOptions
 
 _MIN_DOT = 16
 """Rows and columns that the matrix units need at least."""
-_KEYS = 32
-"""Keys that one iteration of a kernel reads; also the granularity of splits."""
-_PROGRAMS_PER_PROCESSOR = 6
-_ROUNDS = 2
-_DECODE_WARPS, _DECODE_STAGES = 2, 2
+_DECODE_STAGES = 2
 _PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
 _WIDE_PREFILL_KEYS, _WIDE_PREFILL_WARPS = 32, 8
 """For heads of more than 128 dimensions, with which the registers of fewer warps would not suffice."""
 _LOG2_E = 1.4426950408889634
 _HIDDEN = tl.constexpr(-1e30)
 """Score of a key that is not seen. Finite: where a query sees none of a block's keys, the next block's outweigh it."""
+
+
+class _Pieces(NamedTuple):
+    """How the keys of decoding sequences are shared out."""
+
+    keys: int
+    """That one iteration reads; a piece's length is a multiple."""
+    warps: int
+    even: int
+    """Pieces for each processor where sequences are about as long as each other,"""
+    ragged: int
+    """and where they are not: more of them, so that the last to end does not end late."""
+
+
+_FEW_SEQUENCES = _Pieces(keys=64, warps=4, even=3, ragged=3)
+"""Fewer sequences, times their key heads, than processors: what a piece costs beside its keys counts most."""
+_MANY_SEQUENCES = _Pieces(keys=32, warps=2, even=4, ragged=18)
+_MAX_ROW = 512
+"""Bytes of one head's key up to which a processor's memory holds iterations of `_FEW_SEQUENCES`."""
 
 
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
@@ -37,7 +54,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
         work = batch.decode_work.get(options.window)
         listed = work is not None
         if work is None:  # the first layer with this window makes it, the others find it
-            work = batch.decode_work[options.window] = split_decodes(batch, kv_cache.shape[3], options.window)
+            work = batch.decode_work[options.window] = split_decodes(batch, kv_cache, options.window)
         _decode(q, kv_cache, batch, work, options, out, listed=listed)
     if batch.num_blocks:
         _prefill(q, kv_cache, batch, options, out)
@@ -46,7 +63,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
 
 @triton.jit
 def _split_kernel(
-    lengths_ptr, slots_ptr, items_ptr, head_ptr, num_seqs, wanted_items,
+    lengths_ptr, slots_ptr, items_ptr, head_ptr, num_seqs, wanted_even, wanted_ragged,
     SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Cuts the keys of all sequences into items of equal length; each program lists those of its own sequence."""
@@ -57,7 +74,9 @@ def _split_kernel(
     lengths = tl.load(lengths_ptr + seqs, mask=seqs < num_seqs, other=0)
     if WINDOW:
         lengths = tl.minimum(lengths, WINDOW)
-    split = tl.cdiv(tl.cdiv(tl.maximum(tl.sum(lengths, 0), 1), wanted_items), KEYS) * KEYS
+    total = tl.maximum(tl.sum(lengths, 0), 1)
+    is_even = 4 * tl.max(lengths, 0) * tl.sum((lengths > 0).to(tl.int64), 0) <= 5 * total
+    split = tl.cdiv(tl.cdiv(total, tl.where(is_even, wanted_even, wanted_ragged)), KEYS) * KEYS
     counts = tl.cdiv(lengths, split)
     first = tl.sum(tl.where(seqs < seq, counts, 0), 0)
     count = tl.sum(tl.where(seqs == seq, counts, 0), 0)
@@ -74,23 +93,28 @@ def _split_kernel(
         tl.store(head_ptr + 1, split)
 
 
-def split_decodes(batch: Batch, num_kv_heads: int, window: int | None = None) -> DecodeWork:
+def split_decodes(batch: Batch, kv_cache: torch.Tensor, window: int | None = None) -> DecodeWork:
     """Equal pieces of the keys that a batch's decoding sequences see, for a device to spread over its processors."""
     lengths = batch.inputs.decode_lengths[: batch.num_decodes]
-    num_seqs, device = len(lengths), lengths.device
-    # Few sequences: as many pieces as run at once. Many: enough more that the last to end does not end late.
-    rounds = 1 if num_seqs * num_kv_heads < num_processors(device) else _ROUNDS
-    wanted = max(rounds * _PROGRAMS_PER_PROCESSOR * num_processors(device) // num_kv_heads, 1)
-    items = torch.empty(num_seqs + wanted, 4, dtype=torch.int32, device=device)
+    num_seqs, num_kv_heads, device = len(lengths), kv_cache.shape[3], lengths.device
+    pieces = _pieces(num_seqs, kv_cache)
+    even, ragged = (max(n * num_processors(device) // num_kv_heads, 1) for n in (pieces.even, pieces.ragged))
+    items = torch.empty(num_seqs + max(even, ragged), 4, dtype=torch.int32, device=device)
     head = torch.empty(2, dtype=torch.int64, device=device)
     arrived = torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device)
     early = pdl(device)
     _split_kernel[(num_seqs,)](
-        lengths, batch.inputs.slots, items, head, num_seqs, wanted,
-        SEQS=triton.next_power_of_2(num_seqs), KEYS=_KEYS, BLOCK=128, WINDOW=window or 0, PDL=early,
+        lengths, batch.inputs.slots, items, head, num_seqs, even, ragged,
+        SEQS=triton.next_power_of_2(num_seqs), KEYS=pieces.keys, BLOCK=128, WINDOW=window or 0, PDL=early,
         num_warps=4, launch_pdl=early,
     )  # fmt: skip
     return DecodeWork(items, head, arrived)
+
+
+def _pieces(num_seqs: int, kv_cache: torch.Tensor) -> _Pieces:
+    _, _, _, num_kv_heads, head_dim = kv_cache.shape
+    is_few = num_seqs * num_kv_heads < num_processors(kv_cache.device)
+    return _FEW_SEQUENCES if is_few and head_dim * kv_cache.itemsize <= _MAX_ROW else _MANY_SEQUENCES
 
 
 @triton.jit
@@ -126,8 +150,11 @@ def _decode_kernel(
     first_seen = 0
     if WINDOW:
         first_seen = tl.maximum(length - WINDOW, 0)
-    first_key = first_seen + index * split
-    last_key = tl.minimum(first_key + split, length)
+    num_parts = tl.cdiv(length - first_seen, split)
+    # Its pieces are no longer than `split`, and as equal as whole iterations allow.
+    own = tl.cdiv(tl.cdiv(length - first_seen, num_parts), KEYS) * KEYS
+    first_key = first_seen + index * own
+    last_key = tl.minimum(first_key + own, length)
     heads = kv_head * GROUP + rows
     place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
     if PDL and LISTED:
@@ -154,7 +181,6 @@ def _decode_kernel(
         acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, 1)
         best = new_best
-    num_parts = tl.cdiv(length - first_seen, split)
     if num_parts == 1:
         tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
     else:
@@ -208,14 +234,15 @@ def _decode(
     page_size, num_kv_heads = kv_cache.shape[2:4]
     parts = torch.empty(len(work.items), num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
-    early = pdl(q.device)
+    early, pieces = pdl(q.device), _pieces(batch.num_decodes, kv_cache)
     _decode_kernel[(num_kv_heads, len(work.items))](
         q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
         *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
-        HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size, KEYS=_KEYS,
+        HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size,
+        KEYS=pieces.keys,
         PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, LISTED=listed, num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
+        PDL=early, LISTED=listed, num_warps=pieces.warps, num_stages=_DECODE_STAGES, launch_pdl=early,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import functools
 
 import torch
 import triton
+import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
@@ -33,3 +34,12 @@ def await_previous():
     """After this, all that the kernels before this one wrote is there."""
     gdc_wait()
     gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(pointers, num_bytes):
+    """Asks for `num_bytes`, a multiple of 16, from each pointer on to come into the second-level cache."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [pointers, num_bytes], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip

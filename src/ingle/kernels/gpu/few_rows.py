@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ingle.kernels.gpu.device import await_previous, num_processors, pdl
+from ingle.kernels.gpu.device import await_previous, num_processors, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate
 from ingle.model.architecture import Activation
 
@@ -67,7 +67,7 @@ def _few_rows_kernel(
         outs = tl.where(lines < OUTS, first_out + lines, other_out + lines - OUTS)
         begin = first_unit * DEPTH
         num_bytes = tl.minimum(last_unit * DEPTH - begin, PREFETCH) * 2
-        _prefetch(weight_ptr + outs.to(tl.int64) * IN + begin, tl.where(outs < OUT, num_bytes, 0))
+        prefetch(weight_ptr + outs.to(tl.int64) * IN + begin, tl.where(outs < OUT, num_bytes, 0))
         await_previous()
     first = tl.zeros([OUTS, ROWS], tl.float32)
     other = tl.zeros([OUTS, ROWS], tl.float32)
@@ -179,15 +179,6 @@ def _rotate_and_store(
         out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
         tl.store(out, first.to(dtype), mask=mask)
         tl.store(out + HALF, other.to(dtype), mask=mask)
-
-
-@triton.jit
-def _prefetch(pointers, num_bytes):
-    """Asks for `num_bytes`, a multiple of 16, from each pointer on to come into the second-level cache."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
-        "=r,l,r", [pointers, num_bytes], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 class Tiling(NamedTuple):

@@ -77,7 +77,7 @@ class _Vocabulary:
 
     def list_of(self, key: str, *types: type) -> list[Any]:
         values = self.get(key)
-        if not isinstance(values, list) or not values or not all(isinstance(value, types) for value in values):
+        if not isinstance(values, list) or not values or not set(map(type, values)).issubset(types):
             self.fail(f"tokenizer.ggml.{key} is missing, empty or of the wrong type")
         return values
 

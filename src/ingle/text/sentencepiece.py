@@ -17,8 +17,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 SPACE = "▁"
 
-# Cutting a vocabulary into pairs takes time that grows with the squares of its pieces' lengths. Real ones of 256k
-# pieces come to some 3e7.
+# The pairs that a vocabulary is cut into take memory that grows with the squares of its pieces' lengths. Real ones of
+# 256k pieces come to some 3e7.
 MAX_SQUARED_LENGTHS = 1 << 28
 
 _NEVER = -1e6
@@ -127,14 +127,9 @@ def _unigram(model: SentencePieceModel) -> models.Unigram:
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours that make the best-scored piece: all cuts of pieces in two, best first."""
-    if sum(len(piece) ** 2 for piece in model.pieces) > MAX_SQUARED_LENGTHS:
+    if sum(length**2 for length in map(len, model.pieces)) > MAX_SQUARED_LENGTHS:
         raise ValueError("its pieces are longer than any real vocabulary's")
-    normal = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == NORMAL}
-    merges = []
-    for index in sorted(range(len(model.pieces)), key=model.scores.__getitem__, reverse=True):
-        piece = model.pieces[index]
-        if piece in normal:
-            for cut in range(len(piece) - 1, 0, -1):
-                if piece[:cut] in normal and piece[cut:] in normal:
-                    merges.append((piece[:cut], piece[cut:]))
-    return merges
+    from ingle.text.merges import merges_of  # NumPy, which a tokenizer.json does without
+
+    best_first = sorted(range(len(model.pieces)), key=model.scores.__getitem__, reverse=True)
+    return merges_of([model.pieces[index] for index in best_first if model.types[index] == NORMAL])

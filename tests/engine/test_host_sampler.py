@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ingle.engine.host_sampler import HostSampler, row_logprobs
+from ingle.engine.host_sampler import HostSampler, _invert, _nucleus, row_logprobs
 from ingle.engine.sampler import Sampler, logprob_rows
 from ingle.engine.scheduler import Admission
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.cpu import library
 from ingle.request import SamplingParams
 
-VOCAB = 300
+VOCAB = 700
 PARAMS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {"temperature": 1.0},
@@ -96,6 +98,30 @@ def test_what_is_not_finite_is_told_and_gives_a_token_of_the_vocabulary() -> Non
     logits[0, 5], logits[2, 6] = np.nan, -np.inf
     token_ids, finite = host.sample(logits, [0, 1, 2], [12, 12, 12])
     assert finite == [False, True, False] and all(0 <= token < VOCAB for token in token_ids)
+
+
+@given(st.integers(1, 1500), st.floats(0, 1, exclude_max=True), st.integers(0, 2**32 - 1))
+def test_a_share_falls_to_a_token_that_is_possible(size: int, share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probs = (rng.random(size) ** 9 * (rng.random(size) < 0.5)).astype(np.float32)
+    probs[rng.integers(size)] += 1.0
+    token = _invert(probs, share)
+    cumulative = probs.cumsum(dtype=np.float64)
+    assert probs[token] > 0
+    assert cumulative[token] >= share * cumulative[-1] * (1 - 1e-12)
+    assert token == 0 or cumulative[token - 1] <= share * cumulative[-1] * (1 + 1e-12)
+
+
+def test_the_largest_share_is_that_of_the_last_possible_token() -> None:
+    probs = np.zeros(2000, np.float32)
+    probs[[3, 700]] = 0.1, 0.6
+    assert _invert(probs, 1 - 2.0**-53) == 700 and _invert(probs, 0.0) == 3
+
+
+def test_a_flat_nucleus_is_counted_to_its_end() -> None:
+    ordered = np.full(3000, 1 / 3000, np.float32)
+    for share in (0.01, 0.3, 0.9, 1.0):
+        assert abs(_nucleus(ordered, share * ordered.sum()) - np.ceil(3000 * share)) <= 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])

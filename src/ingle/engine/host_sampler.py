@@ -15,6 +15,7 @@ from ingle.request import SamplingParams, TokenLogprobs
 Row = npt.NDArray[np.float32]
 
 _WORD = (1 << 64) - 1
+_RUN = 256
 
 
 class HostSampler:
@@ -106,10 +107,23 @@ def _draw(x: Row, admission: Admission, position: int) -> int:
     probs /= probs.sum()
     if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
         probs[probs < _least_probability(probs, params)] = 0.0
-    cumulative = probs.cumsum(dtype=np.float64)
-    target = _uniform(admission.seed, position) * cumulative[-1]
-    # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
-    return min(int(np.searchsorted(cumulative, target, side="right")), len(x) - 1)
+    return _invert(probs, _uniform(admission.seed, position))
+
+
+def _invert(probs: Row, share: float) -> int:
+    """The first token whose cumulative probability exceeds a share of the whole; its own is above 0.
+
+    Whole runs of tokens are added up first: NumPy's cumulative sum of a vocabulary takes longer than all else here.
+    """
+    runs = np.add.reduceat(probs, np.arange(0, len(probs), _RUN), dtype=np.float64).cumsum()
+    target = share * runs[-1]
+    run = int(np.searchsorted(runs, target, side="right"))
+    if run == len(runs):  # a share next to 1 was rounded to it
+        run = int(np.searchsorted(runs, runs[-1], side="left"))
+    part = probs[run * _RUN : (run + 1) * _RUN]
+    within = part.cumsum(dtype=np.float64) + (runs[run - 1] if run else 0.0)
+    index = int(np.searchsorted(within, target, side="right"))
+    return run * _RUN + (index if index < len(part) else int(part.nonzero()[0][-1]))  # sums round in another order
 
 
 def _least_probability(probs: Row, params: SamplingParams) -> float:
@@ -118,9 +132,20 @@ def _least_probability(probs: Row, params: SamplingParams) -> float:
     top_k = params.top_k if 0 < params.top_k < len(probs) else len(probs)
     kth = ordered[top_k - 1]
     kept = ordered[: np.searchsorted(-ordered, -kth, side="right")]
-    before = kept.cumsum(dtype=np.float64) - kept  # mass of the likelier tokens
-    num_kept = max(int((before < params.top_p * kept.sum()).sum()), 1)
+    num_kept = _nucleus(kept, params.top_p * kept.sum())
     return float(max(kth, kept[num_kept - 1], np.float32(params.min_p) * ordered[0]))
+
+
+def _nucleus(ordered: Row, mass: float) -> int:
+    """How many of the likeliest have less than so much before them; at least one. Most often they are few."""
+    size = _RUN
+    while True:
+        head = ordered[:size]
+        before = head.cumsum(dtype=np.float64) - head
+        num_kept = int((before < mass).sum())
+        if num_kept < size or size >= len(ordered):
+            return max(num_kept, 1)
+        size *= 8
 
 
 def _uniform(seed: int, position: int) -> float:

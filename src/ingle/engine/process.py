@@ -24,7 +24,6 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     _die_with_parent()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     try:

@@ -18,8 +18,12 @@ _THREAD_POOL = {"GOMP_SPINCOUNT": "2000"}
 """PyTorch's CPU threads spin for milliseconds before they sleep: on a core that another process wants, each parallel
 operator then waits for a time slice. A short spin keeps the pace of an idle machine, and most of it on a busy one."""
 
-_BOOT = "import gc, sys; gc.disable(); from ingle.engine.process import main; sys.exit(main())"
-"""What imports create stays: a collector that looks through it again and again takes a seventh of their time."""
+_BOOT = (
+    "import gc, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.disable(); "
+    "from ingle.engine.process import main; sys.exit(main())"
+)
+"""Ctrl-C reaches the whole group of processes, and the parent decides. What imports create stays: a collector that
+looks through it again and again takes a seventh of their time."""
 
 
 class EngineProcess:

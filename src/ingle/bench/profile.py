@@ -114,14 +114,12 @@ def _profile_steps(engine: Engine, name: str, num_steps: int) -> Profile:
         kinds[_kind(event.key)] += duration / num_steps
         kernels[event.key[:80]] += duration / num_steps
     rest = max(wall / num_steps * 1e6 - sum(kinds.values()), 0.0)
-    if not on_gpu:  # nothing idles there
-        kinds["ingle's kernels, Python"] = rest
     return Profile(
         workload=name,
         num_steps=num_steps,
         num_prompt_tokens=engine.stats().num_prompt_tokens - first_prompt_tokens,
         wall_us=wall / num_steps * 1e6,
-        device_us=dict(kinds.most_common()),
+        device_us=dict(kinds.most_common()) | ({} if on_gpu else {"ingle's kernels, Python": rest}),
         gap_us=rest if on_gpu else 0.0,
         host_us=host / num_steps * 1e6,
         kernels_us=dict(kernels.most_common(14)),

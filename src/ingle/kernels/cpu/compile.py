@@ -119,6 +119,7 @@ def _run(compiler: str, arguments: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"{compiler} did not build them: {error}") from error
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise CompileError(f"{compiler} did not build them: {lines[0][:300] if lines else done.returncode}")
+        said = done.stderr.splitlines()
+        first = next((line for line in said if "error" in line), said[0] if said else f"exit code {done.returncode}")
+        raise CompileError(f"{compiler} did not build them: {first[:300]}")
     return done.stdout

@@ -16,7 +16,7 @@ from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.engine import Engine
 from ingle.engine.host_worker import HostWorker
-from ingle.engine.memory import host_kv_budget, plan_memory
+from ingle.engine.memory import host_kv_budget, plan_memory, wanted_length
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
@@ -136,17 +136,6 @@ def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
 
 def _host_length(config: EngineConfig, decoder: DecoderConfig) -> int:
     return wanted_length(config, decoder, host_kv_budget(config), _HOST_KV_ITEMSIZE)
-
-
-def wanted_length(config: EngineConfig, model: DecoderConfig, kv_budget: int, kv_itemsize: int) -> int:
-    """The longest sequence, as far as that is known before the weights are loaded: some tables are made for it.
-
-    Whatever the model claims, it is not longer than a KV cache of all the memory that is left now.
-    """
-    length = config.max_model_len or model.max_position_embeddings
-    if config.num_gpu_blocks_override is not None:
-        return length
-    return max(min(length, kv_budget // (model.kv_elements_per_token * kv_itemsize)), 1)
 
 
 def _build_host(

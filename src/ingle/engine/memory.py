@@ -28,6 +28,17 @@ class MemoryPlan:
     notices: tuple[str, ...]
 
 
+def wanted_length(config: EngineConfig, model: ModelConfig, budget: int, kv_itemsize: int) -> int:
+    """The longest sequence, as far as that is known before the weights are loaded: some tables are made for it.
+
+    Whatever the model claims, it is not longer than a KV cache of all the memory that is left now.
+    """
+    length = config.max_model_len or model.max_position_embeddings
+    if config.num_gpu_blocks_override is not None:
+        return length
+    return max(min(length, budget // (model.kv_elements_per_token * kv_itemsize)), 1)
+
+
 def plan_memory(config: EngineConfig, model: ModelConfig, *, kv_itemsize: int, on_gpu: bool, budget: int) -> MemoryPlan:
     """Pages and limits for `budget` bytes of KV cache, whose numbers take `kv_itemsize` bytes each.
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ingle.config import EngineConfig
-from ingle.engine.build import wanted_length
-from ingle.engine.memory import kv_budget, plan_memory
+from ingle.engine.memory import kv_budget, plan_memory, wanted_length
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError

@@ -172,6 +172,8 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
 
 
-def test_a_gguf_file_is_served_without_importing_torch(smollm2_gguf: Path) -> None:
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_nothing_imports_torch(kind: str, tmp_path: Path, smollm2_gguf: Path) -> None:
     """A start is as long as its imports."""
-    subprocess.run([sys.executable, "-c", SCRIPT, str(smollm2_gguf)], check=True)
+    path = smollm2_gguf if kind == "gguf" else save_checkpoint(tmp_path)
+    subprocess.run([sys.executable, "-c", SCRIPT, str(path)], check=True)

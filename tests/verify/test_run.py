@@ -81,7 +81,7 @@ def test_a_wrong_model_fails_in_sixteen_bits(tmp_path: Path, monkeypatch: pytest
 
 def test_wrong_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that reads a tensor amiss, here the rows of one projection in another order."""
-    from ingle.weights.tensor_sources import SafetensorsSource
+    from ingle.weights.safetensors_source import SafetensorsSource
 
     save_checkpoint(tmp_path)
     load_into = SafetensorsSource.load_into

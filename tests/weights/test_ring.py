@@ -18,8 +18,8 @@ from ingle.weights import ring
 from ingle.weights.formats import PlainFormat
 from ingle.weights.hf_config import read_config
 from ingle.weights.ring import Ring
+from ingle.weights.safetensors_source import SafetensorsSource
 from ingle.weights.source import in_stack
-from ingle.weights.tensor_sources import SafetensorsSource
 from tests.support import save_checkpoint
 
 CPU = torch.device("cpu")

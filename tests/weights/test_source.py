@@ -17,8 +17,9 @@ from ingle.model.loader import Loader
 from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
+from ingle.weights.safetensors_source import SafetensorsSource
 from ingle.weights.source import GgufSource, check_sizes, open_source
-from ingle.weights.tensor_sources import DummySource, SafetensorsSource, TorchSource
+from ingle.weights.tensor_sources import DummySource, TorchSource
 
 Q = "model.layers.0.self_attn.q_proj"
 K = "model.layers.0.self_attn.k_proj"
@@ -205,6 +206,31 @@ def test_safetensors_wrong_shape_and_quantized_checkpoints(tmp_path: Path) -> No
         loaded(source, "p.weight", 2)
     with pytest.raises(ModelError, match="has no tensor other"):
         loaded(source, "other", 2)
+
+
+def test_a_cpu_gets_what_is_stored(tmp_path: Path) -> None:
+    """The bytes of matrices, also of one in a stack, and vectors as float32."""
+    stack, values = torch.randn(3, 4, 8), torch.randn(5)
+    for name, dtype in {
+        "BF16": torch.bfloat16,
+        "F16": torch.float16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+    }.items():
+        save_file({"odd": torch.ones(3, dtype=torch.int8), "w": stack.to(dtype), "b": values.to(dtype)},
+                  tmp_path / "model.safetensors")  # fmt: skip
+        source = SafetensorsSource(tmp_path)
+        rows = source.stored_rows("w[1/3]", 4, 8)
+        stored = stack[1].to(dtype)
+        expected = ("F32", stored.float()) if name == "F64" else (name, stored)
+        assert (rows.type, rows.data.tobytes()) == (expected[0], expected[1].view(torch.uint8).numpy().tobytes())
+        assert torch.equal(torch.from_numpy(source.floats("b", 5)), values.to(dtype).float())
+        with pytest.raises(ModelError, match=r"\(5,\)"):
+            source.floats("b", 6)
+        with pytest.raises(ModelError, match="odd is I8: quantized"):
+            source.floats("odd", 3)
+        del rows
+        source.close()
 
 
 def test_folder_without_safetensors(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Where weights come from. Model code asks for tensors by Hugging Face name and never learns how they are stored.
 
-GGUF files are read without PyTorch, for a CPU that multiplies their blocks as they are; the other sources, in
+GGUF and safetensors are read without PyTorch for a CPU that multiplies what is stored as it is; the other sources, in
 `tensor_sources`, read by it.
 """
 
@@ -132,9 +132,13 @@ def open_source(
         raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
     if found == "gguf":
         return GgufSource(gguf or GgufFile(path))
-    from ingle.weights.tensor_sources import SafetensorsSource, TorchSource
+    if found == "safetensors":
+        from ingle.weights.safetensors_source import SafetensorsSource
 
-    return TorchSource(path) if found == "pt" else SafetensorsSource(path)
+        return SafetensorsSource(path)
+    from ingle.weights.tensor_sources import TorchSource
+
+    return TorchSource(path)
 
 
 def _found_format(path: Path) -> LoadFormat:
@@ -184,11 +188,13 @@ SAFETENSORS_FILES = _Files("model.safetensors", ".safetensors")
 TORCH_FILES = _Files("pytorch_model.bin", ".bin")
 
 
-_FLOATS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]] = {
+FLOATS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]] = {
     "F32": lambda stored: stored.view("<f4").astype(np.float32),
     "F16": lambda stored: stored.view("<f2").astype(np.float32),
     "BF16": lambda stored: (stored.view("<u2").astype(np.uint32) << 16).view(np.float32),
+    "F64": lambda stored: stored.view("<f8").astype(np.float32),
 }
+"""Stored bytes to the numbers that they are, by the name of their type."""
 
 
 class GgufSource:
@@ -225,9 +231,9 @@ class GgufSource:
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
         tensor = self._tensor(name)
         check_shape(tensor.path, tensor.name, tensor.shape, (size,))
-        if tensor.type not in _FLOATS:
+        if tensor.type not in FLOATS:
             raise ModelError(f"{tensor.path}: tensor {tensor.name} is stored as {tensor.type}, and a vector never is")
-        values = _FLOATS[tensor.type](tensor.data)
+        values = FLOATS[tensor.type](tensor.data)
         if self._architecture.one_plus_norms and name.endswith("norm.weight"):
             values -= 1
         order = self._row_order(tensor)

@@ -1,0 +1,193 @@
+"""Checkpoints of safetensors: https://huggingface.co/docs/safetensors, whose own reader checks the files."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from ingle.errors import ModelError
+from ingle.weights.source import (
+    FLOAT_TYPES,
+    FLOATS,
+    SAFETENSORS_FILES,
+    StoredRows,
+    check_shape,
+    check_stack,
+    split_name,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ingle.weights.ring import Ring
+
+_ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+
+
+class SafetensorsSource:
+    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed.
+
+    A CPU's kernels take what they need from the mapping. For PyTorch, tensors go through a `Ring` to devices of the
+    types `streamed`; to others they are copied.
+    """
+
+    def __init__(self, folder: Path, *, streamed: Collection[str] = ("cuda",)) -> None:
+        self._folder = folder
+        self._streamed = streamed
+        self._handles: dict[Path, Any] = {}
+        self._torch_handles: dict[Path, Any] = {}
+        self._stored_bytes: dict[Path, _StoredBytes] = {}
+        self._ring: Ring | None = None
+        self._opening = Lock()
+        files = SAFETENSORS_FILES.of_tensors(folder)
+        self._files = self._read_single(folder / SAFETENSORS_FILES.single) if files is None else files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for name, file in self._files.items():
+            with _reading(file):
+                stored = self._handle(file).get_slice(name)
+                counts[stored.get_dtype()] += math.prod(stored.get_shape())
+        return dict(counts.most_common())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        name, place = split_name(name)
+        file = self._file_of(name)
+        with _reading(file):
+            shape = tuple(self._handle(file).get_slice(name).get_shape())
+        return shape if place is None else shape[1:]
+
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        dtype, stored = self._mapped(name, (num_rows, num_columns))
+        if dtype == "F64":  # which the kernels do not read
+            dtype, stored = "F32", stored.view("<f8").astype("<f4").view(np.uint8)
+        return StoredRows(dtype, stored.reshape(num_rows, -1))
+
+    def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        dtype, stored = self._mapped(name, (size,))
+        return FLOATS[dtype](stored)
+
+    def _mapped(self, name: str, wanted: tuple[int, ...]) -> tuple[str, npt.NDArray[np.uint8]]:
+        """Type and bytes of a tensor, in its file's mapping."""
+        file, name, dtype, at = self._find(name, wanted)
+        count = math.prod(wanted) * _ITEMSIZES[dtype]
+        with _reading(file):
+            stored = self._bytes_of(file)
+            return dtype, np.frombuffer(stored.mapped, np.uint8, count, stored.starts[name] + at * count)
+
+    def _find(self, name: str, wanted: tuple[int, ...]) -> tuple[Path, str, str, int]:
+        """File, name and type of a stored tensor of floats, and the place in it of the one that is wanted."""
+        name, place = split_name(name)
+        file = self._file_of(name)
+        with _reading(file):
+            stored = self._handle(file).get_slice(name)
+            shape, dtype = tuple(stored.get_shape()), str(stored.get_dtype())
+        if dtype not in FLOAT_TYPES:
+            raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
+        if place is not None:
+            check_stack(file, name, shape, place)
+        check_shape(file, name, shape if place is None else shape[1:], wanted)
+        return file, name, dtype, 0 if place is None else place.at
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        stacked = split_name(name)[1] is not None
+        file, name, dtype, at = self._find(name, tuple(out.shape))
+        if out.device.type in self._streamed and out.is_contiguous():
+            self._stream_into(file, name, dtype, at, out)
+            return
+        with _reading(file):
+            handle = self._opened_by_torch(file)
+            out.copy_(handle.get_slice(name)[at] if stacked else handle.get_tensor(name))
+
+    def _stream_into(self, file: Path, name: str, dtype: str, at: int, out: torch.Tensor) -> None:
+        import torch
+
+        from ingle.weights.ring import Ring
+
+        numbers = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}[dtype]
+        try:
+            with self._opening:
+                ring = self._ring = self._ring or Ring(out.device)
+            stored = self._bytes_of(file)
+            start = stored.starts[name] + at * out.numel() * numbers.itemsize
+            ring.load(stored.file.fileno(), start, numbers, out)
+        except OSError as error:
+            raise ModelError(f"{file}: tensor {name} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        self._handles.clear()
+        self._torch_handles.clear()
+        self._ring = None
+        for stored in self._stored_bytes.values():
+            stored.file.close()
+        self._stored_bytes.clear()
+
+    def _file_of(self, name: str) -> Path:
+        file = self._files.get(name)
+        if file is None:
+            if name.removesuffix("weight") + "qweight" in self._files:
+                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
+            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
+        return file
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="np")
+        return self._handles[file]
+
+    def _opened_by_torch(self, file: Path) -> Any:
+        if file not in self._torch_handles:
+            self._torch_handles[file] = safe_open(file, framework="pt", device="cpu")
+        return self._torch_handles[file]
+
+    def _bytes_of(self, file: Path) -> _StoredBytes:
+        with self._opening:
+            if file not in self._stored_bytes:
+                self._handle(file)  # checks it
+                self._stored_bytes[file] = _StoredBytes.of(file)
+            return self._stored_bytes[file]
+
+    def _read_single(self, file: Path) -> dict[str, Path]:
+        with _reading(file):
+            return dict.fromkeys(self._handle(file).keys(), file)
+
+
+class _StoredBytes(NamedTuple):
+    """Where a safetensors file has what. The file is one that `safe_open` has checked."""
+
+    file: BinaryIO
+    mapped: mmap.mmap
+    starts: dict[str, int]
+    """Of each tensor's bytes."""
+
+    @classmethod
+    def of(cls, path: Path) -> _StoredBytes:
+        file = path.open("rb")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        return cls(file, mapped, {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()})
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: damaged or truncated safetensors file: {' '.join(str(error).split())}") from error

@@ -38,9 +38,10 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Takes the place of the kernels that this process may have started."""
     try:
-        loaded = library.load(str(compile.library(request.param)))
+        compile._compiler()
     except compile.CompileError as error:
         pytest.skip(str(error))
+    loaded = library.load(str(compile.library(request.param)))
     needed = {"-march=x86-64-v4": "avx512_f", "-march=icelake-server": "avx512_vnni"}.get(request.param, "avx2")
     if request.param is not None and not torch.cpu.get_capabilities().get(needed, False):
         pytest.skip(f"needs {needed}")

@@ -297,9 +297,8 @@ void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
         return {seq, pair % a.num_kv_heads, from, from + step < end ? from + step : end};
     };
     parallel_for(num_pairs * num_pieces, [&](int64_t index) {
-        const int64_t next = index + num_threads(), last = num_pairs * num_pieces - 1;
-        attend_group<T>(a, range_of(index), range_of(next < last ? next : last), &running[index * group],
-                        &parts[index * group * padded]);
+        const int64_t next = index + 1 < num_pairs * num_pieces ? index + 1 : index;
+        attend_group<T>(a, range_of(index), range_of(next), &running[index * group], &parts[index * group * padded]);
     });
     for (int64_t pair = 0; pair < num_pairs; pair++)
         join(a, seqs[pair / a.num_kv_heads], pair % a.num_kv_heads, num_pieces, &running[pair * num_pieces * group],

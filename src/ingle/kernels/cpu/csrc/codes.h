@@ -36,13 +36,14 @@ constexpr char kInstructions[] = "NEON";
 constexpr char kInstructions[] = "AVX";
 #endif
 
-// What all kinds of products have: the type of their factors, for people; `Operand`, one or two of x's columns; `Sums` of a tile, [token][half of the block's
-// rows]; the scale of a token's operands; and `put_operands`, which writes those of a unit and returns their sum.
-// A tile's operands lie [unit][token][of a unit].
+// What all kinds of products have: the type of their factors, for people; `Operand`, one or two of x's columns; `Sums` of
+// a tile, [token][half of the block's rows]; the scale of a token's operands; and `put_operands`, which writes those of a
+// unit and returns what they stand for, `Rounded`. A tile's operands lie [unit][token][of a unit].
 
 struct FloatProducts {
     static constexpr char kFactors[] = "float32";
     typedef float Operand;
+    typedef Floats Rounded;
     static constexpr int64_t kColumnsPerOperand = 1;
     template <int Tokens>
     struct Sums {
@@ -53,17 +54,20 @@ struct FloatProducts {
         Floats value(int t, int half) const { return v[t][half]; }
     };
     static float scale_of(const float*, int64_t) { return 1; }
-    static float put_operands(Floats x, float, Operand* out) {
+    static Rounded put_operands(Floats x, float, Operand* out) {
         store(out, x);
-        return sum(x);
+        return x;
     }
 };
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
+inline float sum(Ints v) { return _mm512_reduce_add_epi32((__m512i)v); }
+
 struct IntegerProducts {
     static constexpr char kFactors[] = "16-bit integers";
     typedef uint32_t Operand;
+    typedef Ints Rounded;
     static constexpr int64_t kColumnsPerOperand = 2;
     template <int Tokens>
     struct Sums {
@@ -74,21 +78,22 @@ struct IntegerProducts {
         }
         Floats value(int t, int half) const { return (Floats)_mm512_cvtepi32_ps(v[t][half]); }
     };
-    // NaN for numbers that are not finite, so that the product tells.
+    // NaN for numbers that are not finite, so that the product tells. Without their signs, floats are ordered as integers.
     static float scale_of(const float* x, int64_t count) {
-        Floats largest = {}, check = {};
+        Ints most = {};
         for (int64_t i = 0; i < count; i += 16) {
-            Floats v = count - i < 16 ? load_part(x + i, count - i) : load(x + i);
-            check += v * 0.0f;
-            v = v < 0.0f ? -v : v;
-            largest = v > largest ? v : largest;
+            Ints bits = (Ints)(count - i < 16 ? load_part(x + i, count - i) : load(x + i)) & 0x7fffffff;
+            most = bits > most ? bits : most;
         }
-        return maximum(largest) / 32767 + sum(check);
+        const int32_t largest = _mm512_reduce_max_epi32((__m512i)most), infinite = 0x7f800000;
+        float value;
+        memcpy(&value, &largest, 4);
+        return largest < infinite ? value / 32767 : NAN;
     }
-    static float put_operands(Floats x, float scale, Operand* out) {
+    static Rounded put_operands(Floats x, float scale, Operand* out) {
         __m512i integers = _mm512_cvtps_epi32((__m512)(x * (scale > 0 ? 1 / scale : 0.0f)));
         _mm256_storeu_si256((__m256i*)out, _mm512_cvtsepi32_epi16(integers));
-        return (float)_mm512_reduce_add_epi32(integers);
+        return (Ints)integers;
     }
     template <int Tokens>
     static inline __attribute__((always_inline)) void multiply_pair(Sums<Tokens>& sums, __m512i w0, __m512i w1,
@@ -261,6 +266,7 @@ template <>
 struct Codes<16> {
     static constexpr char kFactors[] = "bfloat16";
     typedef uint32_t Operand;
+    typedef Floats Rounded;
     static constexpr int64_t kColumnsPerOperand = 2;
     template <int Tokens>
     struct Sums {
@@ -272,9 +278,9 @@ struct Codes<16> {
         Floats value(int t, int half) const { return (Floats)v[t][half]; }
     };
     static float scale_of(const float*, int64_t) { return 1; }
-    static float put_operands(Floats x, float, Operand* out) {
+    static Rounded put_operands(Floats x, float, Operand* out) {
         store((Brain*)out, x);
-        return 0;  // there are no minima
+        return Floats{};  // there are no minima that would need it
     }
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
         for (int64_t c = 0; c < kUnit; c += 2) memcpy(unit + c * 64 + row * 4, codes + c * 2, 4);

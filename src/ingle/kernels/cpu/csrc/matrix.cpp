@@ -159,16 +159,21 @@ void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Kind>& ou
         const int64_t tokens = out.tokens_of(tile), size = compiled_size(tokens);
         auto* operands = out.operands_of(tile);
         float* sums = out.group_sums_of(tile);
-        memset(sums, 0, size * out.groups * sizeof(float));
-        if (size != tokens) memset((void*)operands, 0, size * out.operands_per_token * sizeof *operands);
+        if (size != tokens) {
+            memset(sums, 0, size * out.groups * sizeof(float));
+            memset((void*)operands, 0, size * out.operands_per_token * sizeof *operands);
+        }
         for (int64_t t = 0; t < tokens; t++) {
             const float* row = x + (tile * kMaxTile + t) * m.columns;
             const float scale = out.scales[tile * kMaxTile + t] = Kind::scale_of(row, m.columns);
-            for (int64_t c = 0; c < columns; c += kUnit) {
-                int64_t left = m.columns - c;
-                Floats v = left >= kUnit ? load(row + c) : left > 0 ? load_part(row + c, left) : Floats{};
-                sums[c / m.group_size * size + t] +=
-                    Kind::put_operands(v, scale, operands + (c * size + t * kUnit) / Kind::kColumnsPerOperand);
+            for (int64_t g = 0, c = 0; g < out.groups; g++) {
+                typename Kind::Rounded total = {};
+                for (const int64_t end = c + m.group_size; c < end; c += kUnit) {
+                    int64_t left = m.columns - c;
+                    Floats v = left >= kUnit ? load(row + c) : left > 0 ? load_part(row + c, left) : Floats{};
+                    total += Kind::put_operands(v, scale, operands + (c * size + t * kUnit) / Kind::kColumnsPerOperand);
+                }
+                sums[g * size + t] = sum(total);
             }
         }
     });

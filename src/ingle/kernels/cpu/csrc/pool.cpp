@@ -20,10 +20,15 @@ namespace {
 // Longer than Python takes from one operator to the next, shorter than anyone would miss the core.
 constexpr auto kSpin = std::chrono::microseconds(100);
 
-// A job as one number: how many pieces it has in the upper half, the next piece in the lower. Whoever adds 1 and finds
-// that piece below the count owns it. A job ends when all its pieces are done, so the owner of one may read `task` and
-// `context` without a lock, even if it comes from an earlier job's loop.
-std::atomic<uint64_t> ticket{0};
+constexpr int kMostThreads = 512;
+
+// A thread's share of a job as one number: where it ends in the upper half, the next piece in the lower. Whoever adds 1
+// and finds that piece before the end owns it. A job ends when all its pieces are done, so the owner of one may read
+// `task` and `context` without a lock, even if it comes from an earlier job's loop.
+struct alignas(64) Share {
+    std::atomic<uint64_t> ticket{0};
+};
+Share shares[kMostThreads];
 std::atomic<int64_t> pieces_left{0};
 void (*task)(void*, int64_t);
 void* context;
@@ -33,7 +38,7 @@ std::atomic<uint32_t> published{0};
 std::atomic<int> num_sleeping{0};
 
 std::mutex job_mutex;
-int threads_started = 1;
+std::atomic<int> threads_started{1};
 
 void relax() {
 #if defined(__x86_64__)
@@ -64,13 +69,19 @@ void wake_sleepers() {
 #endif
 }
 
-void work() {
-    for (;;) {
-        uint64_t claim = ticket.fetch_add(1, std::memory_order_acq_rel);
-        int64_t piece = claim & 0xffffffff, count = claim >> 32;
-        if (piece >= count) return;
-        task(context, piece);
-        pieces_left.fetch_sub(1, std::memory_order_acq_rel);
+// One's own share, then what is left of the others'.
+void work(int own) {
+    const int threads = threads_started.load(std::memory_order_relaxed);
+    for (int i = 0; i < threads; i++) {
+        std::atomic<uint64_t>& ticket = shares[(own + i) % threads].ticket;
+        int64_t done = 0;
+        for (;; done++) {
+            uint64_t claim = ticket.fetch_add(1, std::memory_order_acq_rel);
+            int64_t piece = claim & 0xffffffff, end = claim >> 32;
+            if (piece >= end) break;
+            task(context, piece);
+        }
+        if (done) pieces_left.fetch_sub(done, std::memory_order_acq_rel);
     }
 }
 
@@ -87,10 +98,10 @@ uint32_t await_job(uint32_t last) {
     return published.load(std::memory_order_acquire);
 }
 
-void worker() {
+void worker(int own) {
     for (uint32_t last = 0;;) {
         last = await_job(last);
-        work();
+        work(own);
     }
 }
 
@@ -98,7 +109,8 @@ void worker() {
 
 void start_threads(int threads) {
     std::lock_guard<std::mutex> lock(job_mutex);
-    for (; threads_started < threads; threads_started++) std::thread(worker).detach();
+    if (threads > kMostThreads) threads = kMostThreads;
+    for (; threads_started < threads; threads_started++) std::thread(worker, threads_started.load()).detach();
 }
 
 int num_threads() { return threads_started; }
@@ -112,10 +124,13 @@ void run_pieces(int64_t count, void (*new_task)(void*, int64_t), void* new_conte
     task = new_task;
     context = new_context;
     pieces_left.store(count, std::memory_order_relaxed);
-    ticket.store((uint64_t)count << 32, std::memory_order_release);
+    for (int64_t i = 0; i < threads_started; i++) {
+        uint64_t begin = count * i / threads_started, end = count * (i + 1) / threads_started;
+        shares[i].ticket.store(end << 32 | begin, std::memory_order_release);
+    }
     published.fetch_add(1, std::memory_order_seq_cst);
     wake_sleepers();
-    work();
+    work(0);
     while (pieces_left.load(std::memory_order_acquire)) relax();
 }
 

@@ -12,7 +12,8 @@ void start_threads(int threads);
 int num_threads();
 
 // Calls task(context, i) once for every i in [0, count) on all threads; returns when all are done.
-// Pieces are handed out one by one, so a thread that lost its core to another process delays no more than one.
+// Each thread starts with neighbouring pieces, so that it reads memory in order, and then takes one by one what others
+// have left: a thread that lost its core to another process delays no more than one piece.
 void run_pieces(int64_t count, void (*task)(void*, int64_t), void* context);
 
 template <typename Body>
@@ -20,10 +21,10 @@ void parallel_for(int64_t count, const Body& body) {
     run_pieces(count, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, (void*)&body);
 }
 
-// The same over ranges [begin, end) of [0, size), a few for each thread and none smaller than `least`.
+// The same over ranges [begin, end) of [0, size), several for each thread and none smaller than `least`.
 template <typename Body>
 void parallel_ranges(int64_t size, int64_t least, const Body& body) {
-    int64_t step = size / (num_threads() * 4);
+    int64_t step = size / (num_threads() * 16);
     if (step < least) step = least;
     parallel_for((size + step - 1) / step, [&](int64_t piece) {
         int64_t begin = piece * step, end = begin + step;

@@ -147,9 +147,10 @@ def test_what_the_kernels_do_not_know_is_pytorchs(tmp_path: Path) -> None:
         assert torch.isfinite(engine_logits(engine, random_prompt(6, 30))).all()
 
 
-def test_batched_equals_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_batched_equals_alone(overlap: bool, tmp_path: Path) -> None:
     """Packed weights too: a token's scale is its own, and its sums are in one order whatever the batch."""
-    engine = engine_for(save_checkpoint(tmp_path), dtype="bfloat16", enable_prefix_caching=False)
+    engine = engine_for(save_checkpoint(tmp_path), dtype="bfloat16", enable_prefix_caching=False, overlap=overlap)
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     prompts = {str(i): random_prompt(i, 3 + 17 * i) for i in range(6)}
     together = run(engine, [EngineRequest(name, prompt, params) for name, prompt in prompts.items()])

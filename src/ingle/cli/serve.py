@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ingle.config import EngineConfig, ServerConfig
@@ -21,9 +22,21 @@ class Serve:
     server: ServerConfig
 
 
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Until all is loaded, when the launcher turns it on.
+
+    What imports create stays: a collector that looks through it again and again takes a seventh of their time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def main(argv: Sequence[str]) -> None:
-    gc.disable()  # until all is loaded: what imports create stays, and is not to be looked through again and again
-    with EngineProcess() as process:  # before all else: it imports while this process reads its flags
+    with _collector_off(), EngineProcess() as process:  # at once: it imports while this process reads its flags
         from ingle.cli.flags import parse
         from ingle.cli.local import importing
 

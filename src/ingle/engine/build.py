@@ -31,8 +31,8 @@ from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import FLOAT_TYPES, open_source
 
-_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Device files of NVIDIA's driver, of Windows' for its Linux subsystem, and of AMD's."""
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""Device files of NVIDIA's drivers (nvmap: Jetson's), of Windows' for its Linux subsystem, and of AMD's."""
 _HOST_KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
 """By the type that the user wants, the KV cache's where ingle's CPU kernels run; float32 is PyTorch's to compute."""
 _HOST_KV_ITEMSIZE = 2
@@ -114,7 +114,7 @@ def pick_device(config: EngineConfig) -> Literal["cpu", "cuda"]:
 
 def _gpu_driver_is_there() -> bool:
     """Without one PyTorch sees no GPU, and need not be asked."""
-    return sys.platform != "linux" or any(Path(file).exists() for file in _GPU_DRIVERS)
+    return sys.platform not in ("linux", "darwin") or any(Path(file).exists() for file in _GPU_DRIVERS)
 
 
 def _start_cpu_kernels(config: EngineConfig) -> list[str]:
@@ -131,11 +131,8 @@ def _start_cpu_kernels(config: EngineConfig) -> list[str]:
 def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
     """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
     started = config.cpu_kernels == "auto" and library.started()
-    return started and config.dtype in _HOST_KV_TYPES and host_decoder.suits(decoder, _host_length(config, decoder))
-
-
-def _host_length(config: EngineConfig, decoder: DecoderConfig) -> int:
-    return wanted_length(config, decoder, host_kv_budget(config), _HOST_KV_ITEMSIZE)
+    length = wanted_length(config, decoder, host_kv_budget(config), _HOST_KV_ITEMSIZE)
+    return started and config.dtype in _HOST_KV_TYPES and host_decoder.suits(decoder, length)
 
 
 def _build_host(
@@ -146,13 +143,12 @@ def _build_host(
         source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings, gguf=gguf)
         with contextlib.closing(source):
             stored_types = source.stored_types
-            model = host_decoder.load_host_decoder(decoder, source, _host_length(config, decoder))
+            model = host_decoder.load_host_decoder(decoder, source)
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = host_kv_budget(config)
         memory = plan_memory(config, decoder, kv_itemsize=_HOST_KV_ITEMSIZE, on_gpu=False, budget=budget)
-        if memory.limits.max_model_len != model.max_model_len:
-            model = model.with_length(memory.limits.max_model_len)
+        model = model.with_length(memory.limits.max_model_len)
         worker = HostWorker(model, memory.limits, memory.num_pages, dtype)
     num_parameters, weight_bytes = model.size()
     return Parts(

@@ -127,8 +127,8 @@ class HostDecoder:
     norm: Floats
     head: PackedMatrix
     """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
-    cos_sin: tuple[Floats, ...]
-    """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
+    cos_sin: tuple[Floats, ...] = ()
+    """For each of the config's rotations, float32 [max_model_len, rotary_dim], once `with_length` has made them."""
 
     mixture = None
     """It has no experts."""
@@ -139,7 +139,7 @@ class HostDecoder:
         return len(self.cos_sin[0])
 
     def with_length(self, max_model_len: int) -> HostDecoder:
-        """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
+        """The decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
         return replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, np))
 
     @property
@@ -213,8 +213,8 @@ def suits(config: DecoderConfig, max_model_len: int) -> bool:
     return config.moe is None and config.mla is None and not sharpens
 
 
-def load_host_decoder(config: DecoderConfig, source: WeightSource, max_model_len: int) -> HostDecoder:
-    """Reads every parameter. Raises `ModelError` for missing or misshapen ones."""
+def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecoder:
+    """Reads every parameter; the length is to be set. Raises `ModelError` for missing or misshapen ones."""
     read, names = _Reader(source, config), config.names
     embedding = read.matrix([names.embedding], [config.vocab_size], config.hidden_size)
     tied = config.tied_embeddings or f"{names.lm_head}.weight" not in source
@@ -227,7 +227,6 @@ def load_host_decoder(config: DecoderConfig, source: WeightSource, max_model_len
         described=(Layer * len(layers))(*(layer.described(config, index) for index, layer in enumerate(layers))),
         norm=read.norm(names.norm, config.hidden_size),
         head=head,
-        cos_sin=cos_sin_tables(config, max_model_len, np),
     )
 
 

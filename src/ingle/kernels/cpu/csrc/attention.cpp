@@ -1,7 +1,9 @@
 // Causal attention of a step's tokens to the cached keys of their own sequences, read where they lie in their pages.
 //
 // Both kinds of work pass over the keys once, rescaling as larger scores turn up (https://arxiv.org/abs/2205.14135):
-// a decoding sequence's few rows take dot products with each key; a prompt's many rows share blocks of 32 keys.
+// a decoding sequence's few rows take dot products with each key; a prompt's many rows share blocks of 32 keys, whose
+// scores lie row beside row, so that 16 rows are weighed at once.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -12,11 +14,11 @@
 namespace ingle {
 namespace {
 
-constexpr int64_t kBlock = 32;        // keys, or dimensions of a head, that a tile of rows meets at once
-constexpr int64_t kTileRows = 12;     // rows of a tile: 24 sums fit the registers of AVX-512
-constexpr int64_t kQueries = 16;      // prompt tokens of one piece of work
+constexpr int64_t kBlock = 32;        // keys that rows meet at once
+constexpr int64_t kRows = 48;         // prompt tokens, times heads that share a key head, of one piece of work
 constexpr int64_t kSplitKeys = 256;   // a decoding sequence's keys are shared out in pieces no smaller
-constexpr float kNothing = -1e30f;    // below every score
+constexpr float kNothing = -1e30f;    // the score of a key that is not seen
+constexpr float kLeast = -1e29f;      // above it, and below every other score
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -68,35 +70,6 @@ struct Running {
     float largest = kNothing;
     float total = 0;
 };
-
-void rescale(float* out, int64_t size, float factor) {
-    for (int64_t i = 0; i < size; i += 16) store(out + i, load(out + i) * factor);
-}
-
-// Scores of keys to weights in place; `out` and `running` are rescaled to the new largest score.
-void weigh(float* scores, int64_t count, Running& running, float* out, int64_t size) {
-    for (int64_t i = count; i < round_up(count, 16); i++) scores[i] = kNothing;
-    float largest = running.largest;
-    for (int64_t i = 0; i < count; i += 16) {
-        float most = maximum(load(scores + i));
-        if (most > largest) largest = most;
-    }
-    if (largest > running.largest) {
-        if (running.total > 0) {
-            float factor = std::exp(running.largest - largest);
-            rescale(out, size, factor);
-            running.total *= factor;
-        }
-        running.largest = largest;
-    }
-    Floats total = {};
-    for (int64_t i = 0; i < count; i += 16) {
-        Floats weights = exponential(load(scores + i) - largest);
-        store(scores + i, weights);
-        total += weights;
-    }
-    running.total += sum(total);
-}
 
 // ---- decoding sequences
 
@@ -307,99 +280,138 @@ void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
 
 // ---- prompts
 
-// c[12][32] += or = a[12][depth] * b[depth][32].
-void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c, int64_t c_stride,
-                   bool adds) {
 #ifdef __AVX512F__
-    constexpr int64_t rows = kTileRows;
+constexpr int64_t kTileRows = 8, kMostVectors = 3;  // 24 sums in 32 registers
 #else
-    constexpr int64_t rows = 2;
+constexpr int64_t kTileRows = 4, kMostVectors = 1;
 #endif
-    for (int64_t r = 0; r < kTileRows; r += rows) {
-        Floats sums[rows][2];
-#pragma GCC unroll 12
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t half = 0; half < 2; half++)
-                sums[i][half] = adds ? load(c + (r + i) * c_stride + half * 16) : Floats{};
-        for (int64_t k = 0; k < depth; k++) {
-            Floats b0 = load(b + k * kBlock), b1 = load(b + k * kBlock + 16);
-#pragma GCC unroll 12
-            for (int64_t i = 0; i < rows; i++) {
-                float factor = a[(r + i) * a_stride + k];
-                sums[i][0] += b0 * factor;
-                sums[i][1] += b1 * factor;
-            }
-        }
-#pragma GCC unroll 12
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t half = 0; half < 2; half++) store(c + (r + i) * c_stride + half * 16, sums[i][half]);
+
+// A factor of a product: number (r, k) is at data[r * row + k * step].
+struct Factor {
+    const float* data;
+    int64_t row, step;
+};
+
+// c[rows][16 Vectors] = sum over k of a[r][k] * b[k], to which c * factors[r] is added unless that is null.
+template <int Vectors>
+void multiply_tile(const Factor& a, const float* b, int64_t b_stride, int64_t depth, const float* factors, float* c,
+                   int64_t c_stride) {
+    Floats sums[kTileRows][Vectors];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kTileRows; r++)
+#pragma GCC unroll 3
+        for (int64_t v = 0; v < Vectors; v++)
+            sums[r][v] = factors ? load(c + r * c_stride + v * 16) * factors[r] : Floats{};
+    for (int64_t k = 0; k < depth; k++) {
+        Floats columns[Vectors];
+#pragma GCC unroll 3
+        for (int64_t v = 0; v < Vectors; v++) columns[v] = load(b + k * b_stride + v * 16);
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < kTileRows; r++)
+#pragma GCC unroll 3
+            for (int64_t v = 0; v < Vectors; v++) sums[r][v] += columns[v] * a.data[r * a.row + k * a.step];
     }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kTileRows; r++)
+#pragma GCC unroll 3
+        for (int64_t v = 0; v < Vectors; v++) store(c + r * c_stride + v * 16, sums[r][v]);
+}
+
+// The same for any multiple of kTileRows rows and of 16 columns.
+void multiply(Factor a, int64_t rows, const float* b, int64_t columns, int64_t depth, const float* factors, float* c) {
+    for (int64_t r = 0; r < rows; r += kTileRows, a.data += kTileRows * a.row)
+        for (int64_t i = 0; i < columns;) {
+            const int64_t left = (columns - i) / 16, vectors = std::min(kMostVectors, left > 3 ? 2 : left);
+            const auto tile = vectors == 1 ? multiply_tile<1> : vectors == 2 ? multiply_tile<2> : multiply_tile<3>;
+            tile(a, b + i, columns, depth, factors ? factors + r : nullptr, c + r * columns + i, columns);
+            i += vectors * 16;
+        }
+}
+
+// Scores [32 keys][rows], before their scale, to weights in place, for 16 rows. Row r sees keys [first[r], last[r]].
+// `factors`: what was summed before shrinks to.
+void weigh(const Attention& a, float* scores, int64_t rows, Ints first, Ints last, float* largest, float* total,
+           float* factors) {
+    Floats most = load(largest);
+    for (int32_t j = 0; j < kBlock; j++) {
+        Floats x = load(scores + j * rows) * a.scale;
+        if (a.softcap > 0) x = a.softcap * hyperbolic_tangent(x / a.softcap);
+        x = (first <= j) & (last >= j) ? x : splat(kNothing);
+        store(scores + j * rows, x);
+        most = x > most ? x : most;
+    }
+    const Floats factor = exponential(load(largest) - most);
+    Floats sum = {};
+    for (int64_t j = 0; j < kBlock; j++) {
+        const Floats weights = exponential(load(scores + j * rows) - most);
+        store(scores + j * rows, weights);
+        sum += weights;
+    }
+    store(largest, most);
+    store(total, load(total) * factor + sum);
+    store(factors, factor);
 }
 
 // Queries [first, first + count) of a sequence's rows, with all heads that share a key head: rows [query][head].
 template <typename T>
 void attend_many(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count) {
-    const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, kBlock);
-    const int64_t num_rows = count * group, rows = round_up(num_rows, kTileRows);
+    const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, 16);
+    const int64_t num_rows = count * group, rows = round_up(num_rows, 16);
     const int64_t new_keys = a.query_starts[seq + 1] - a.query_starts[seq];
     const int64_t position = a.kv_lengths[seq] - new_keys + first;  // of the first query
+    static thread_local std::vector<int32_t> own;  // position of each row
+    own.resize(rows);
+    for (int64_t r = 0; r < rows; r++) own[r] = position + r / group;
     static thread_local std::vector<float> buffer;
-    buffer.resize(rows * (2 * padded + kBlock) + kBlock * padded * 2 + padded);
-    float* q = buffer.data();
-    float* out = q + rows * padded;
-    float* scores = out + rows * padded;
-    float* keys = scores + rows * kBlock;      // [dimension][key]
-    float* values = keys + kBlock * padded;    // [block of dimensions][key][32]
+    buffer.resize(2 * rows * padded + rows * (kBlock + 3) + kBlock * padded * 2 + padded);
+    float* q = buffer.data();               // [dimension][row]
+    float* out = q + rows * padded;         // [row][dimension]
+    float* scores = out + rows * padded;    // [key][row]
+    float* largest = scores + rows * kBlock;
+    float* total = largest + rows;
+    float* factors = total + rows;
+    float* keys = factors + rows;           // [key][dimension]
+    float* values = keys + kBlock * padded;
     float* head = values + kBlock * padded;
-    std::vector<Running> running(rows);
-    memset(q, 0, rows * padded * sizeof(float));
-    memset(out, 0, rows * padded * sizeof(float));
+    memset(q, 0, 2 * rows * padded * sizeof(float));
+    memset(total, 0, rows * sizeof(float));
+    std::fill(largest, largest + rows, kLeast);
     for (int64_t r = 0; r < num_rows; r++) {
         const float* from = a.q + (a.query_starts[seq] + first + r / group) * a.q_stride;
-        read_head(from + (kv_head * group + r % group) * size, size, padded, q + r * padded);
+        read_head(from + (kv_head * group + r % group) * size, size, padded, head);
+        for (int64_t i = 0; i < padded; i++) q[i * rows + r] = head[i];
     }
     int64_t begin = a.window && position + 1 > a.window ? position + 1 - a.window : 0, end = position + count;
     for (int64_t at = begin; at < end; at += kBlock) {
-        int64_t num_keys = end - at < kBlock ? end - at : kBlock;
+        const int64_t num_keys = end - at < kBlock ? end - at : kBlock;
         const Places<T> places(a, seq, kv_head, at, num_keys);
-        for (int64_t j = 0; j < kBlock; j++) {
-            if (j < num_keys) read_head(places.keys[j], size, padded, head);
-            else memset(head, 0, padded * sizeof(float));
-            for (int64_t i = 0; i < padded; i++) keys[i * kBlock + j] = head[i];
-            if (j < num_keys) read_head(places.values[j], size, padded, head);
-            for (int64_t i = 0; i < padded; i += kBlock)
-                memcpy(values + i * kBlock + j * kBlock, head + i, kBlock * sizeof(float));
+        for (int64_t j = 0; j < num_keys; j++) {
+            read_head(places.keys[j], size, padded, keys + j * padded);
+            read_head(places.values[j], size, padded, values + j * padded);
         }
-        for (int64_t r = 0; r < rows; r += kTileRows)
-            multiply_tile(q + r * padded, padded, keys, padded, scores + r * kBlock, kBlock, false);
-        for (int64_t r = 0; r < num_rows; r++) {
-            int64_t own = position + r / group;  // keys [own - window + 1, own] are seen
-            float* row = scores + r * kBlock;
-            if (a.softcap > 0)
-                for (int64_t i = 0; i < kBlock; i += 16)
-                    store(row + i, hyperbolic_tangent(load(row + i) * (a.scale / a.softcap)) * a.softcap);
-            else
-                rescale(row, kBlock, a.scale);
-            int64_t seen = own + 1 - at < kBlock ? own + 1 - at : kBlock, hidden = a.window ? own + 1 - a.window - at : 0;
-            for (int64_t j = seen < 0 ? 0 : seen; j < kBlock; j++) row[j] = kNothing;
-            for (int64_t j = 0; j < hidden && j < kBlock; j++) row[j] = kNothing;
-            if (seen <= 0 || hidden >= kBlock) memset(row, 0, kBlock * sizeof(float));
-            else weigh(row, kBlock, running[r], out + r * padded, padded);
+        memset(keys + num_keys * padded, 0, (kBlock - num_keys) * padded * sizeof(float));
+        memset(values + num_keys * padded, 0, (kBlock - num_keys) * padded * sizeof(float));
+        multiply({keys, padded, 1}, kBlock, q, rows, padded, nullptr, scores);
+        for (int64_t r = 0; r < rows; r += 16) {
+            Ints seen_last;
+            memcpy(&seen_last, own.data() + r, sizeof seen_last);
+            seen_last -= (int32_t)at;
+            const Ints seen_first = a.window ? seen_last + 1 - (int32_t)a.window : Ints{};
+            weigh(a, scores + r, rows, seen_first, seen_last, largest + r, total + r, factors + r);
         }
-        for (int64_t r = 0; r < rows; r += kTileRows)
-            for (int64_t i = 0; i < padded; i += kBlock)
-                multiply_tile(scores + r * kBlock, kBlock, values + i * kBlock, kBlock, out + r * padded + i, padded, true);
+        multiply({scores, 1, rows}, rows, values, padded, kBlock, factors, out);
     }
     for (int64_t r = 0; r < num_rows; r++) {
-        int64_t row = a.query_starts[seq] + first + r / group;
+        const int64_t row = a.query_starts[seq] + first + r / group;
         float* to = a.out + (row * a.num_heads + kv_head * group + r % group) * size;
-        rescale(out + r * padded, padded, 1.0f / running[r].total);
-        memcpy(to, out + r * padded, size * sizeof(float));
+        for (int64_t i = 0; i < size; i++) to[i] = out[r * padded + i] / total[r];
     }
 }
 
 template <typename T>
 void attend(const Attention& a) {
+    const int64_t group = a.num_heads / a.num_kv_heads;
+    const int64_t queries = group > kRows ? 1 : kRows / group < kBlock ? kRows / group : kBlock;
     std::vector<int64_t> decodes;
     struct Piece { int64_t seq, first, count; };
     std::vector<Piece> pieces;
@@ -407,8 +419,8 @@ void attend(const Attention& a) {
         int64_t count = a.query_starts[seq + 1] - a.query_starts[seq];
         if (count == 1) decodes.push_back(seq);
         else
-            for (int64_t first = 0; first < count; first += kQueries)
-                pieces.push_back({seq, first, count - first < kQueries ? count - first : kQueries});
+            for (int64_t first = 0; first < count; first += queries)
+                pieces.push_back({seq, first, count - first < queries ? count - first : queries});
     }
     if (!decodes.empty()) attend_decodes<T>(a, decodes);
     int64_t num_pieces = pieces.size();

@@ -66,6 +66,30 @@ static void matrices() {
     }
 }
 
+// Rows as GGUF stores them, one of each way to take its blocks apart.
+static void blocks() {
+    const struct { int32_t type, bits, group_size; bool wide, minima; int64_t bytes, elements; } kinds[] = {
+        {1, 16, 32, false, false, 2, 1},     {3, 4, 32, false, true, 20, 32},    {6, 8, 32, false, false, 22, 32},
+        {8, 8, 32, false, false, 34, 32},    {10, 4, 16, true, true, 84, 256},   {11, 4, 16, true, false, 110, 256},
+        {13, 8, 32, true, true, 176, 256},   {14, 8, 16, true, false, 210, 256}, {23, 4, 32, true, false, 136, 256},
+        {34, 4, 32, false, false, 54, 256},  {35, 4, 32, false, false, 66, 256}, {39, 4, 32, true, false, 17, 32}};
+    const int64_t rows = 35, columns = 256;
+    vector<int64_t> order, all;
+    for (int64_t r = 0; r < rows; r++) order.push_back(r * 4 % rows), all.push_back(r);
+    for (auto kind : kinds) {
+        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.wide, kind.minima, {}};
+        for (int i = 0; i < 16; i++) matrix.codebook[i] = i * 3 - 20;
+        vector<uint8_t> data(ingle_matrix_bytes(&matrix)), stored;
+        matrix.data = data.data();
+        for (float x : numbers(rows * columns / kind.elements * kind.bytes, 29)) stored.push_back(x + 30);
+        const int32_t known = ingle_pack_blocks(&matrix, kind.type, stored.data(), order.data(), 0, rows);
+        vector<float> out(rows * columns);
+        ingle_gather_rows(&matrix, all.data(), rows, out.data());
+        out.push_back(known);
+        print("blocks", out);
+    }
+}
+
 // Two layers over paged caches, in steps of prompts and decodes: every operator but sampling, in `ingle_layers`.
 static void layers(int32_t kv_type, int32_t activation, int64_t window, float softcap) {
     const int64_t hidden = 72, inner = 40, heads = 6, kv_heads = 2, size = 24, page_size = 8, pages = 20;
@@ -111,6 +135,7 @@ int main() {
     ingle_start(3);
     printf("instructions %s\n", ingle_instructions());
     matrices();
+    blocks();
     for (int32_t kv_type : {kFloat, kHalf, kBrain}) {
         layers(kv_type, kSilu, 0, 0);
         layers(kv_type, kGeluTanh, 20, 5);

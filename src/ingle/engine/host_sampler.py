@@ -16,6 +16,7 @@ Row = npt.NDArray[np.float32]
 
 _WORD = (1 << 64) - 1
 _RUN = 256
+"""Tokens that are added up together before single ones are looked at."""
 
 
 class HostSampler:

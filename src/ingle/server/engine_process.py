@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -48,7 +49,8 @@ class EngineProcess:
         from ingle.channel import start_frame
 
         self._told = True
-        self.socket.sendall(start_frame(config, path))
+        with contextlib.suppress(OSError):  # it has died already: whoever waits for its answer learns why
+            self.socket.sendall(start_frame(config, path))
 
     def exit_text(self) -> str:
         """Why the process ended, as far as its exit code tells."""

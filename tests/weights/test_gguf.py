@@ -120,6 +120,15 @@ def test_every_metadata_type_and_version_2(opened) -> None:
         assert file.tensors["floats"].data.view("<f4").tolist() == list(range(8))
 
 
+def test_without_texts_all_else_is_the_same(opened) -> None:
+    whole = opened(rich_image())
+    file = GgufFile(whole.path, texts=False)
+    assert file.metadata == {**whole.metadata, "tokens": []}
+    assert {name: tensor.offset for name, tensor in file.tensors.items()} == {
+        name: tensor.offset for name, tensor in whole.tensors.items()
+    }
+
+
 def test_views_outlive_the_file_object_and_are_read_only(opened) -> None:
     view = opened(rich_image()).tensors["floats"].data
     assert view.view("<f4")[7] == 7.0

@@ -47,7 +47,7 @@ def build_engine(
     """
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
-        gguf = None if path.is_dir() else GgufFile(path)
+        gguf = None if path.is_dir() else GgufFile(path, texts=False)
         hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
         device = pick_device(config)

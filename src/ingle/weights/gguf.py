@@ -133,15 +133,16 @@ class GgufFile:
     `metadata` maps keys to bool, int, float, str, or lists of these; `tensors` maps names to `GgufTensor`s in file
     order. A model that is split into `NAME-00001-of-00003.gguf` and so on is read whole from its first file; the
     others add tensors. Strings must be UTF-8, as the format says: a vocabulary repaired with replacement characters
-    would be wrong without anyone noticing. Raises `ModelError` when the file cannot be opened, is no GGUF, or
-    contradicts itself.
+    would be wrong without anyone noticing. Without `texts`, lists of strings are passed over and stay empty: reading a
+    vocabulary takes longer than all else, and who runs the model needs none. Raises `ModelError` when the file cannot
+    be opened, is no GGUF, or contradicts itself.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, texts: bool = True) -> None:
         self.path = Path(path)
-        self.metadata, self.tensors = _read_file(self.path)
+        self.metadata, self.tensors = _read_file(self.path, texts=texts)
         for part in _other_parts(self.path, self.metadata):
-            for name, tensor in _read_file(part)[1].items():
+            for name, tensor in _read_file(part, texts=texts)[1].items():
                 if name in self.tensors:
                     raise ModelError(f"{part}: has tensor {_short(name)}, as {self.tensors[name].path.name} has")
                 self.tensors[name] = tensor
@@ -162,8 +163,9 @@ class GgufFile:
 class _Header:
     """A cursor over the start of a mapped file. No read goes past its end; `fail` says where the reading stood."""
 
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+    def __init__(self, path: Path, mapped: mmap.mmap, *, texts: bool) -> None:
         self.path = path
+        self.texts = texts
         self.map = mapped
         self.position = 0
         self.end = min(len(mapped), MAX_HEADER_BYTES)
@@ -249,7 +251,7 @@ class _Header:
 
     def strings(self, count: int, key: str) -> list[str]:
         """`string` for the hundreds of thousands of tokens and merges: one loop without calls."""
-        data, end, position = self.map, self.end, self.position
+        data, end, position, wanted = self.map, self.end, self.position, self.texts
         read_size: Callable[[mmap.mmap, int], tuple[int]] = _U64.unpack_from
         strings = []
         try:
@@ -258,7 +260,8 @@ class _Header:
                 position = start + read_size(data, position)[0]
                 if position > end:
                     self.fail(f"{key} goes past the end of the file")
-                strings.append(data[start:position].decode())
+                if wanted:
+                    strings.append(data[start:position].decode())
         except UnicodeDecodeError:
             self.fail(f"{key}: element {len(strings)} is not UTF-8 text")
         except struct.error:
@@ -312,9 +315,9 @@ class _Header:
         return GgufTensor(name, shape, block.name, start, nbytes, self.path, self.map)
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+def _read_file(path: Path, *, texts: bool) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     """Metadata and tensors of one file."""
-    header = _Header(path, _map_file(path))
+    header = _Header(path, _map_file(path), texts=texts)
     header.read_version()
     num_tensors = header.count("tensors", _MIN_TENSOR_INFO_BYTES)
     num_keys = header.count("metadata keys", _MIN_KEY_VALUE_BYTES)

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def running(engine: str, python: str, path: str, threads: int) -> Iterator[tuple
         started = time.perf_counter()
         process = subprocess.Popen(starts, stdout=log, stderr=log, start_new_session=True)
         try:
-            while not asyncio.run(healthy()):
+            while not healthy():
                 if process.poll() is not None or time.perf_counter() - started > 60:
                     log.seek(0)
                     raise RuntimeError(f"{engine} did not start: {log.read().decode(errors='replace')[-2000:]}")
@@ -177,15 +178,14 @@ def running(engine: str, python: str, path: str, threads: int) -> Iterator[tuple
             process.wait()
 
 
-async def healthy() -> bool:
+def healthy() -> bool:
+    """Asked without an event loop: making one each time would take the processor from those that start."""
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        with socket.create_connection(("127.0.0.1", PORT)) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            return b" 200 " in connection.recv(64)
     except OSError:
         return False
-    writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-    status = await reader.readline()
-    writer.close()
-    return b" 200 " in status
 
 
 async def load(concurrency: int, seed: int) -> float:

@@ -55,14 +55,17 @@ class _Vocabulary:
         self.kind = self.get("model")
         if self.kind not in ("gpt2", "llama"):
             self.fail(f"it is of kind {self.kind!r}, and ingle knows gpt2 and llama")
-        self.tokens: list[str] = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.list_of("tokens", str))]
+        self.tokens: list[str] = self.list_of("tokens", str)
+        if "" in self.tokens:
+            self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.tokens)]
+        self.ids = dict(zip(self.tokens, range(len(self.tokens)), strict=True))
         self.types: list[int] = self.list_of("token_type", int) if "token_type" in self else [NORMAL] * len(self.tokens)
         self.scores: list[float] = self.list_of("scores", float, int) if "scores" in self else []
         for name, values in (("token types", self.types), ("scores", self.scores)):
             if values and len(values) != len(self.tokens):
                 self.fail(f"it has {len(self.tokens)} tokens and {len(values)} {name}")
-        if (num_unique := len(set(self.tokens))) != len(self.tokens):
-            self.fail(f"{len(self.tokens) - num_unique} of its {len(self.tokens)} tokens appear twice")
+        if len(self.ids) != len(self.tokens):
+            self.fail(f"{len(self.tokens) - len(self.ids)} of its {len(self.tokens)} tokens appear twice")
         self.special_ids = self._special_ids()
         self.end_ids = [self.special_ids[key] for key in ("eos", "eot", "eom") if key in self.special_ids]
 
@@ -148,16 +151,20 @@ def _backend(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
 
 
 def _byte_level(vocabulary: _Vocabulary, pre_tokenizer: PreTokenizer) -> tokenizers.Tokenizer:
-    merges = []
-    for merge in vocabulary.list_of("merges", str):
-        middle = merge.find(" ", 1)
-        merges.append((merge[:middle], merge[middle + 1 :]))
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre_tokenizer.ignore_merges))
+    # Two tokens with a space between; one that is a token's own would be its first character.
+    pairs = [merge.partition(" ") for merge in vocabulary.list_of("merges", str)]
+    merges = [(left, right) if left else _after_space(right) for left, _, right in pairs]
+    bpe = models.BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=pre_tokenizer.ignore_merges)
+    backend = tokenizers.Tokenizer(bpe)
     backend.normalizer = normalizers.NFC() if pre_tokenizer.nfc else None
     backend.pre_tokenizer = pre_tokenizer.build()
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _after_space(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return " " + left, right
 
 
 def _post_processor(vocabulary: _Vocabulary, add_bos: bool) -> processors.TemplateProcessing:

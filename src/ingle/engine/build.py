@@ -36,14 +36,17 @@ _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 _HOST_KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
 """By the type that the user wants, the KV cache's where ingle's CPU kernels run; float32 is PyTorch's to compute."""
 _HOST_KV_ITEMSIZE = 2
+_SMALL_BYTES = 256 << 20
+"""A model file that one thread reads and packs about as fast as a server's other process starts."""
 
 
 def build_engine(
-    config: EngineConfig, path: Path, report: Callable[[str], None] = lambda stage: None
+    config: EngineConfig, path: Path, report: Callable[[str], None] = lambda stage: None, *, beside_server: bool = False
 ) -> tuple[Engine, EngineInfo]:
     """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
 
-    `report` is told what happens, for people. Raises `ModelError` and `ConfigError`.
+    `report` is told what happens, for people. `beside_server`: another process starts meanwhile, and is as busy.
+    Raises `ModelError` and `ConfigError`.
     """
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
@@ -54,13 +57,16 @@ def build_engine(
     kernel_notices = []
     if device == "cpu":
         with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
-            kernel_notices = _start_cpu_kernels(config)
+            one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
+            kernel_notices = _start_cpu_kernels(config, 1 if one_thread else _num_threads(config))
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
         parts = _build_host(config, path, gguf, decoder, startup)
     else:
         from ingle.engine.torch_build import build_parts
 
         parts = build_parts(config, path, gguf, decoder, hf_config, device, startup)
+    if library.started():
+        library.start(_num_threads(config))
     limits = parts.memory.limits
     overlap = device == "cuda" if config.overlap is None else config.overlap
     scheduler = Scheduler(PagePool(parts.memory.num_pages), limits)
@@ -117,12 +123,16 @@ def _gpu_driver_is_there() -> bool:
     return sys.platform not in ("linux", "darwin") or any(Path(file).exists() for file in _GPU_DRIVERS)
 
 
-def _start_cpu_kernels(config: EngineConfig) -> list[str]:
-    """Readies ingle's kernels if they are wanted."""
+def _start_cpu_kernels(config: EngineConfig, num_threads: int) -> list[str]:
+    """Readies ingle's kernels if they are wanted, to load on so many threads."""
     if config.cpu_kernels == "torch":
         return []
-    failure = library.start(config.threads or threads.default_count())
+    failure = library.start(num_threads)
     return [] if failure is None else [f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"]
+
+
+def _num_threads(config: EngineConfig) -> int:
+    return config.threads or threads.default_count()
 
 
 # ---- without PyTorch

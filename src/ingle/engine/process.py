@@ -37,7 +37,9 @@ def main() -> int:
 
 def _run(channel: Channel, start: Start) -> int:
     try:
-        engine, info = build_engine(start.config, Path(start.path), lambda stage: channel.send(Progress(stage)))
+        engine, info = build_engine(
+            start.config, Path(start.path), lambda stage: channel.send(Progress(stage)), beside_server=True
+        )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
         channel.send(info)

@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -59,6 +60,8 @@ async def _serve(
 ) -> None:
     import uvicorn
 
+    # Else pydantic looks through all packages there are for plugins, and runs what it finds.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from ingle.server.app import create_app
 
     model, engine = await asyncio.gather(

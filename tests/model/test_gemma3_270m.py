@@ -93,5 +93,8 @@ def test_logits_are_those_of_transformers_beyond_the_window(
     assert len(prompt) > WINDOW
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0]
-    # Of 156 million logits, as large as 95, the order of float32 sums moves some 3000 by a little more than 1e-4.
-    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=2e-4, rtol=0)
+    # Of 156 million logits, as large as 95, float32 moves the worst by 1.5e-4 in transformers' order of sums and by
+    # 2.6e-4 in ours, both against float64; the means are 5.5e-6 and 6.3e-6.
+    ours = engine_logits(engine, prompt)
+    torch.testing.assert_close(ours, expected, atol=4e-4, rtol=0)
+    assert (ours - expected).abs().mean() < 1e-5

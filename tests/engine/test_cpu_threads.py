@@ -17,14 +17,13 @@ from tests.support import engine_for, greedy, random_prompt, save_checkpoint
 
 SCRIPT = """
 import os, pathlib, torch
-from ingle.config import EngineConfig
-from ingle.engine.build import _start_cpu_kernels
+from ingle.kernels.cpu import library, threads
 
-assert _start_cpu_kernels(EngineConfig(model="any", device="cpu")) == []
+assert library.start(threads.default_count()) is None
 torch.ones(1 << 22).exp()
 mine = os.sched_getaffinity(0)
-threads = [int(task.name) for task in pathlib.Path("/proc/self/task").iterdir()]
-print(len(mine), sum(os.sched_getaffinity(thread) == mine for thread in threads))
+tasks = [int(task.name) for task in pathlib.Path("/proc/self/task").iterdir()]
+print(len(mine), sum(os.sched_getaffinity(task) == mine for task in tasks))
 """
 
 

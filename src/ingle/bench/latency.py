@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ingle.bench.roofline import Ceilings, least
-from ingle.bench.throughput import run_once, stored
+from ingle.bench.throughput import capture_all, run_once, stored
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
@@ -62,8 +62,7 @@ def measure_latency(
     report: Callable[[str], None],
 ) -> Latency:
     """`workload` is the batch: requests of one length. Every iteration has fresh prompts and an idle engine."""
-    while engine.worker.capture_next():
-        pass
+    capture_all(engine)
     runs = []
     for index in range(-num_iters_warmup, num_iters):
         run = run_once(engine, workload, info.vocab_size, temperature, seed=num_iters_warmup + index)

@@ -11,7 +11,8 @@ import torch
 from ingle.engine.tables import unpack
 from ingle.kernels import reference
 from ingle.kernels.gpu import few_rows
-from ingle.kernels.gpu.few_rows import Rotation, Scaled, Tiling
+from ingle.kernels.gpu.few_rows import Scaled, Tiling
+from ingle.kernels.gpu.rotation import Rotation
 from ingle.model import few_rows as fused
 from ingle.model.architecture import Activation
 from ingle.model.decoder import Decoder
@@ -134,13 +135,16 @@ def test_tilings_fill_the_device_once(size_in: int, size_out: int, paired: bool)
                        "mlp_only_layers": [1]}),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("num_rows", [1, 2, 11])
 @torch.inference_mode()
-def test_a_fused_step_is_that_of_the_decoder(model_type: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+def test_a_fused_step_is_that_of_the_decoder(
+    model_type: str, overrides: dict[str, Any], num_rows: int, tmp_path: Path
+) -> None:
     save_checkpoint(tmp_path, model_type, head_dim=32, **overrides)
     engine = engine_for(tmp_path, block_size=8)
-    engine.add(EngineRequest("fused", random_prompt(3, 11), SamplingParams(temperature=0.0, max_tokens=1)))
+    engine.add(EngineRequest("fused", random_prompt(3, num_rows), SamplingParams(temperature=0.0, max_tokens=1)))
     plan, worker = engine.scheduler.plan(), engine.worker
-    assert plan is not None and isinstance(worker.model, Decoder) and not worker.model.fused
+    assert plan is not None and isinstance(worker.model, Decoder) and not worker.model.fused_rows
     worker.tables.apply(plan)
     layout = worker.tables.layout(plan)
     inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)

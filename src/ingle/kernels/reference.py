@@ -59,6 +59,11 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x @ weight.T + bias: x [.., E] and weight [O, E] to [.., O]."""
+    return F.linear(x, weight, bias)
+
+
 def multiply_gated(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
 ) -> torch.Tensor:

@@ -53,8 +53,8 @@ class Decoder:
     lm_head: Linear
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
-    fused: bool = False
-    """Whether steps of a few rows go through `few_rows`."""
+    fused_rows: int = 0
+    """Steps of up to so many rows go through `few_rows`."""
     capturable: bool = True
 
     @property
@@ -71,7 +71,7 @@ class Decoder:
 
         kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
         """
-        if self.fused and len(batch.token_ids) <= few_rows.MAX_ROWS:
+        if len(batch.token_ids) <= self.fused_rows:
             return few_rows.forward(self, batch, kv_cache)
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
         residual = self.embed(batch.token_ids)

@@ -54,7 +54,7 @@ def load_decoder(
         lm_head=Linear(lm_head),
         cos_sin=rotations(config, max_model_len, device),
     )
-    return replace(decoder, fused=few_rows.suits(decoder))
+    return replace(decoder, fused_rows=few_rows.max_rows(decoder))
 
 
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:

@@ -76,7 +76,7 @@ class PlainWeight:
         return self.tensor.numel() * self.tensor.itemsize
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return F.linear(x, self.tensor, bias)
+        return kernels.of(x).multiply(x, self.tensor, bias)
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         return kernels.of(x).multiply_gated(x, self.tensor, bias, activation)

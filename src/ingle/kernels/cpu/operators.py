@@ -14,7 +14,7 @@ from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
-from ingle.kernels.reference import experts, locate, route, soft_cap
+from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
 from ingle.model.architecture import Activation, AttentionOptions
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "experts",
     "gated",
     "locate",
+    "multiply",
     "multiply_gated",
     "paged_attention",
     "rms_norm",

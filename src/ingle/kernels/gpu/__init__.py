@@ -3,7 +3,7 @@
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
 from ingle.kernels.gpu.moe import experts, route
-from ingle.kernels.gpu.products import multiply_gated
+from ingle.kernels.gpu.products import multiply, multiply_gated
 from ingle.kernels.gpu.sampling import sample
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "experts",
     "gated",
     "locate",
+    "multiply",
     "multiply_gated",
     "paged_attention",
     "rms_norm",

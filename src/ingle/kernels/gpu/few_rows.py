@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ingle.kernels.gpu.device import await_previous, num_processors, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate
+from ingle.kernels.gpu.rotation import Rotation, store_rotated
 from ingle.model.architecture import Activation
 
 _MIN_ROWS = 16
@@ -111,7 +112,7 @@ def _few_rows_kernel(
                 other += tl.load(bias_ptr + other_out + block, mask=other_out + block < OUT, other=0.0).to(tl.float32)
         dtype = out_ptr.dtype.element_ty
         if ROTATE:
-            _rotate_and_store(
+            store_rotated(
                 first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
                 out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
                 qk_eps, v_offset, page_stride, token_stride, head_stride,
@@ -141,44 +142,6 @@ def _scale(squares_ptr, num_rows, num_squares, eps, IN: tl.constexpr, ROWS: tl.c
     mask = (row < num_rows) & (piece < num_squares)
     total = tl.sum(tl.load(squares_ptr + row * num_squares + piece, mask=mask, other=0.0), 1)
     return tl.rsqrt(total / IN + eps)
-
-
-@triton.jit
-def _rotate_and_store(
-    first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
-    eps, v_offset, page_stride, token_stride, head_stride,
-    HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-):  # fmt: skip
-    """What becomes of two blocks [outs, rows] of a head's halves: queries go to q, keys and values to the cache.
-
-    `block` are their places in the half. With QK_NORM they are the whole halves.
-    """
-    if head < NUM_HEADS + NUM_KV_HEADS:
-        if QK_NORM:
-            norm_ptr = q_norm_ptr if head < NUM_HEADS else k_norm_ptr
-            scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(other * other, 0)) / (2 * HALF) + eps)[None, :]
-            first *= scale * tl.load(norm_ptr + block).to(tl.float32)
-            other *= scale * tl.load(norm_ptr + HALF + block).to(tl.float32)
-        angle = cos_sin_ptr + rows * 2 * HALF + block
-        cos = tl.load(angle, mask=mask, other=0.0)
-        sin = tl.load(angle + HALF, mask=mask, other=0.0)
-        rotated = first * cos - other * sin
-        other = other * cos + first * sin
-        first = rotated
-    dtype = q_ptr.dtype.element_ty
-    if head < NUM_HEADS:
-        out = q_ptr + (rows * NUM_HEADS + head) * 2 * HALF + block
-        tl.store(out, first.to(dtype), mask=mask)
-        tl.store(out + HALF, other.to(dtype), mask=mask)
-    else:
-        of_key = head < NUM_HEADS + NUM_KV_HEADS
-        kv_head = head - NUM_HEADS - tl.where(of_key, 0, NUM_KV_HEADS)
-        slots = tl.load(kv_slots_ptr + rows, mask=mask, other=0)
-        place = slots // PAGE_SIZE * page_stride + slots % PAGE_SIZE * token_stride + kv_head * head_stride
-        out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
-        tl.store(out, first.to(dtype), mask=mask)
-        tl.store(out + HALF, other.to(dtype), mask=mask)
 
 
 class Tiling(NamedTuple):
@@ -221,18 +184,6 @@ class Scaled(NamedTuple):
     """[M, E], times the norm's weight."""
     squares: torch.Tensor | None
     """float32 [M, P]: the sum of the residual's squares, in pieces; None for values that are normed already."""
-
-
-class Rotation(NamedTuple):
-    """What `ingle.kernels.reference.rotate_and_store` takes beside the projections."""
-
-    num_heads: int
-    cos_sin: torch.Tensor
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    eps: float
-    kv_cache: torch.Tensor
-    kv_slots: torch.Tensor
 
 
 def add(

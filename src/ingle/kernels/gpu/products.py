@@ -1,4 +1,4 @@
-"""The first product of a gated MLP with its activation in one kernel, where that is faster than two."""
+"""Matrix products: the library's, or kernels of our own where those are faster."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ingle.kernels.gpu import vector
 from ingle.kernels.gpu.device import await_previous, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, gated
 from ingle.model.architecture import Activation
@@ -33,10 +34,19 @@ class Tiling(NamedTuple):
     """Inputs asked for before the kernel before has ended."""
 
 
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As `ingle.kernels.reference.multiply`."""
+    if x.dim() == 2 and vector.suits(x, weight):
+        return vector.add(x, weight, bias, None)
+    return F.linear(x, weight, bias)
+
+
 def multiply_gated(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
 ) -> torch.Tensor:
     """As `ingle.kernels.reference.multiply_gated`."""
+    if vector.suits(x, weight):
+        return vector.gated(x, None, 0.0, weight, bias, activation)
     num_rows, size_in = x.shape
     if num_rows > _MAX_ROWS or not pdl(x.device) or x.itemsize != 2 or size_in % _ALIGNMENT or bias is not None:
         return gated(F.linear(x, weight, bias), activation)

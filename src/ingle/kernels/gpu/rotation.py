@@ -1,0 +1,59 @@
+"""What becomes of a decoder layer's projections at the end of the product that makes them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class Rotation(NamedTuple):
+    """What `ingle.kernels.reference.rotate_and_store` takes beside the projections."""
+
+    num_heads: int
+    cos_sin: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+    kv_cache: torch.Tensor
+    kv_slots: torch.Tensor
+
+
+@triton.jit
+def store_rotated(
+    first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+    eps, v_offset, page_stride, token_stride, head_stride,
+    HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """What becomes of two blocks [outs, rows] of a head's halves: queries go to q, keys and values to the cache.
+
+    `block` are their places in the half. With QK_NORM they are the whole halves.
+    """
+    if head < NUM_HEADS + NUM_KV_HEADS:
+        if QK_NORM:
+            norm_ptr = q_norm_ptr if head < NUM_HEADS else k_norm_ptr
+            scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(other * other, 0)) / (2 * HALF) + eps)[None, :]
+            first *= scale * tl.load(norm_ptr + block).to(tl.float32)
+            other *= scale * tl.load(norm_ptr + HALF + block).to(tl.float32)
+        angle = cos_sin_ptr + rows * 2 * HALF + block
+        cos = tl.load(angle, mask=mask, other=0.0)
+        sin = tl.load(angle + HALF, mask=mask, other=0.0)
+        rotated = first * cos - other * sin
+        other = other * cos + first * sin
+        first = rotated
+    dtype = q_ptr.dtype.element_ty
+    if head < NUM_HEADS:
+        out = q_ptr + (rows * NUM_HEADS + head) * 2 * HALF + block
+        tl.store(out, first.to(dtype), mask=mask)
+        tl.store(out + HALF, other.to(dtype), mask=mask)
+    else:
+        of_key = head < NUM_HEADS + NUM_KV_HEADS
+        kv_head = head - NUM_HEADS - tl.where(of_key, 0, NUM_KV_HEADS)
+        slots = tl.load(kv_slots_ptr + rows, mask=mask, other=0)
+        place = slots // PAGE_SIZE * page_stride + slots % PAGE_SIZE * token_stride + kv_head * head_stride
+        out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
+        tl.store(out, first.to(dtype), mask=mask)
+        tl.store(out + HALF, other.to(dtype), mask=mask)

@@ -1,0 +1,226 @@
+"""Products of one or two rows on the vector units, with what stands before and after them in a decoder layer.
+
+So few rows leave the matrix units nothing to share. Each program multiplies whole rows of weights on its own: it asks
+for its first weights before the kernel before it has ended (`pdl`), keeps them in registers, and passes no barrier
+before its sums are complete. Programs are small and many; as one ends, the next, of the following kernel at last, asks
+for its weights in its place, so that the memory has no pause between kernels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ingle.kernels.gpu.device import await_previous, pdl
+from ingle.kernels.gpu.elementwise import activate, rotate_and_store
+from ingle.kernels.gpu.rotation import Rotation, store_rotated
+from ingle.model.architecture import Activation
+
+MAX_ROWS = 2
+_ALIGNMENT = 8
+"""Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
+_EARLY = 1 << 14
+"""Weights that a program asks for before the kernel before has ended: 32 KiB, a quarter of its registers."""
+_OUTS, _UNIT, _WARPS = 2, 4096, 4
+"""Rows of weights or pairs of them, weights that one iteration takes, and warps, of a program."""
+_LONG = 4096
+"""Inputs above which an iteration takes twice as many."""
+
+_ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
+"""What becomes of a product: see `add`, `project_and_store`, `gated`."""
+
+
+class Tiling(NamedTuple):
+    """What a program computes."""
+
+    outs: int
+    """Rows of weights, or pairs of them: from both halves of a head, or from gate and up."""
+    depth: int
+    """Inputs that one iteration takes."""
+
+
+@triton.jit
+def _vector_kernel(
+    x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_slots_ptr,
+    eps, v_offset, page_stride, token_stride, head_stride,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
+    EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    ADD: tl.constexpr = EPILOGUE == 0
+    ROTATE: tl.constexpr = EPILOGUE == 1
+    LINES: tl.constexpr = OUTS if ADD else 2 * OUTS
+    tile = tl.program_id(0)
+    lines = tl.arange(0, LINES)
+    if ADD:
+        outs = tile * OUTS + lines
+    elif ROTATE:
+        outs = tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF + lines % OUTS + lines // OUTS * HALF
+    else:
+        outs = tile * OUTS + lines % OUTS + lines // OUTS * (OUT // 2)
+    line_ptr = weight_ptr + outs.to(tl.int64)[:, None] * IN
+    in_lines = (outs < OUT)[:, None]
+    early = ()
+    for index in tl.static_range(EARLY):
+        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH),)
+    if PDL:
+        await_previous()
+    scales = ()
+    sums = ()
+    for row in tl.static_range(ROWS):
+        scales += (_scale(x_ptr + row * IN, eps, IN, WIDTH, NORMED),)
+        sums += (tl.zeros([LINES, DEPTH], tl.float32),)
+    for index in tl.static_range(EARLY):
+        sums = _accumulate(sums, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED)
+    for k in tl.range(EARLY * DEPTH, IN, DEPTH, loop_unroll_factor=2):
+        weights = _weights(line_ptr, in_lines, k, IN, DEPTH)
+        sums = _accumulate(sums, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED)
+    dtype = out_ptr.dtype.element_ty
+    for row in tl.static_range(ROWS):
+        total = tl.sum(sums[row], 1) * scales[row]
+        if BIAS:
+            total += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+        if ADD:
+            if RESIDUAL:
+                total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+            tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
+        else:
+            first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
+            block = tl.arange(0, OUTS)
+            if ROTATE:
+                store_rotated(
+                    first[:, None], other[:, None], tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
+                    (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
+                    out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_slots_ptr,
+                    eps, v_offset, page_stride, token_stride, head_stride,
+                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
+            else:
+                place = tile * OUTS + block
+                out = activate(first, EPILOGUE == 3) * other
+                tl.store(out_ptr + row * (OUT // 2) + place, out.to(dtype), mask=place < OUT // 2)
+
+
+@triton.jit
+def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr):
+    ks = k + tl.arange(0, DEPTH)[None, :]
+    return tl.load(line_ptr + ks, mask=in_lines & (ks < IN), other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _scale(x_ptr, eps, IN: tl.constexpr, WIDTH: tl.constexpr, NORMED: tl.constexpr):
+    """One over the root mean square of a row."""
+    scale = 1.0
+    if NORMED:
+        ks = tl.arange(0, WIDTH)
+        x = tl.load(x_ptr + ks, mask=ks < IN, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x * x, 0) / IN + eps)
+    return scale
+
+
+@triton.jit
+def _accumulate(
+    sums, weights, x_ptr, norm_ptr, k, ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr
+):
+    """Adds weights [LINES, DEPTH] times each row's inputs from `k` on, times those of the norm."""
+    ks = k + tl.arange(0, DEPTH)
+    if NORMED:
+        norm = tl.load(norm_ptr + ks, mask=ks < IN, other=0.0).to(tl.float32)
+    wide = weights.to(tl.float32)
+    more = ()
+    for row in tl.static_range(ROWS):
+        x = tl.load(x_ptr + row * IN + ks, mask=ks < IN, other=0.0).to(tl.float32)
+        if NORMED:
+            x *= norm
+        more += (sums[row] + wide * x[None, :],)
+    return more
+
+
+def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether these kernels may, and should, multiply x [M, K] by such a weight."""
+    return (
+        0 < x.shape[0] <= MAX_ROWS
+        and x.itemsize == 2
+        and x.dtype == weight.dtype
+        and weight.shape[1] % _ALIGNMENT == 0
+        and x.is_contiguous()
+        and weight.is_contiguous()
+    )
+
+
+def add(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+) -> torch.Tensor:
+    """residual + x @ weight.T + bias, for x [M, K] and residual [M, E]."""
+    out = x.new_empty(len(x), len(weight))
+    _run(x, None, 0.0, weight, bias, _ADD, out, residual=residual)
+    return out
+
+
+def gated(
+    x: torch.Tensor, norm: torch.Tensor | None, eps: float, weight: torch.Tensor, bias: torch.Tensor | None,
+    activation: Activation,
+) -> torch.Tensor:  # fmt: skip
+    """activation(gate) * up for x [M, E], or its norm, times weight [2 * I, E], the gate in the first half: [M, I]."""
+    out = x.new_empty(len(x), len(weight) // 2)
+    _run(x, norm, eps, weight, bias, _GELU if activation == "gelu_tanh" else _SILU, out)
+    return out
+
+
+def project_and_store(
+    x: torch.Tensor, norm: torch.Tensor, eps: float, weight: torch.Tensor, bias: torch.Tensor | None,
+    rotation: Rotation,
+) -> torch.Tensor:  # fmt: skip
+    """The queries [M, Hq, D] of the norm of x, rotated; keys and values, of weight's later rows, go to the cache."""
+    if rotation.q_norm is not None:  # a norm is that of a whole head, which no program has
+        qkv = x.new_empty(len(x), len(weight))
+        _run(x, norm, eps, weight, bias, _ADD, qkv)
+        return rotate_and_store(
+            qkv, rotation.num_heads, rotation.cos_sin, rotation.q_norm, rotation.k_norm, rotation.eps,
+            rotation.kv_cache, rotation.kv_slots,
+        )  # fmt: skip
+    q = x.new_empty(len(x), rotation.num_heads, rotation.kv_cache.shape[-1])
+    _run(x, norm, eps, weight, bias, _ROTATE, q, rotation=rotation)
+    return q
+
+
+def tiling(size_in: int, *, paired: bool) -> Tiling:
+    """Larger iterations where a row has many inputs: fewer of them, which run ahead of each other."""
+    num_weights = _UNIT if size_in <= _LONG else 2 * _UNIT
+    return Tiling(_OUTS, min(triton.next_power_of_2(size_in), num_weights // (_OUTS * (1 + paired))))
+
+
+def _run(
+    x: torch.Tensor,
+    norm: torch.Tensor | None,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: int,
+    out: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    rotation: Rotation | None = None,
+) -> None:
+    size_out, size_in = weight.shape
+    paired, early = epilogue != _ADD, pdl(x.device)
+    outs, depth = tiling(size_in, paired=paired)
+    num_early = max(_EARLY // (outs * (1 + paired) * depth), 1)
+    places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_slots)
+    _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](
+        x, x if norm is None else norm, weight, x if bias is None else bias, x if residual is None else residual,
+        out, *places,
+        eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        ROWS=len(x), IN=size_in, OUT=size_out, OUTS=outs, DEPTH=depth,
+        EARLY=min(num_early, triton.cdiv(size_in, depth)), WIDTH=triton.next_power_of_2(size_in),
+        EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
+        HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
+        NUM_HEADS=0 if rotation is None else rotation.num_heads,
+        NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
+        PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        PDL=early, num_warps=_WARPS, launch_pdl=early,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Products of one and two rows with what is fused to them, against the plain operators in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ingle.kernels import reference
+from ingle.kernels.gpu import vector
+from ingle.kernels.gpu.rotation import Rotation
+from ingle.kernels.gpu.vector import Tiling
+from ingle.model.architecture import Activation
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+TOLERANCE = 1e-2 if ON_GPU else 1e-6
+EPS = 1e-6
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).to(DTYPE)
+
+
+def weights(num_rows: int, size_in: int) -> torch.Tensor:
+    return (torch.randn(num_rows, size_in, device=DEVICE) / size_in**0.5).to(DTYPE)
+
+
+def close(ours: torch.Tensor, exact: torch.Tensor) -> None:
+    error = (ours.float() - exact).norm() / exact.norm()
+    assert error < TOLERANCE, f"off by {float(error):.1e} of the norm"  # also where an element was not written: NaN
+
+
+@pytest.fixture(params=[(1, 200, 4, 256), (2, 200, 2, 128), (1, 200, 4, 32), (2, 520, 8, 64)], ids=str)
+def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Rows and their size: one iteration, two or several, with tiles of several sizes; some before the wait."""
+    num_rows, size_in, outs, depth = request.param
+    monkeypatch.setattr(vector, "tiling", lambda size_in, *, paired: Tiling(outs, depth))
+    monkeypatch.setattr(vector, "_EARLY", 3 * 2 * outs * depth)
+    torch.manual_seed(outs)
+    return num_rows, size_in
+
+
+def normed_rows(num_rows: int, size_in: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, the weight of a norm, and what that makes of them."""
+    rows, norm = randn(num_rows, size_in), (torch.rand(size_in, device=DEVICE) + 0.5).to(DTYPE)
+    return rows, norm, reference.rms_norm(rows.float(), norm.float(), EPS)
+
+
+@pytest.mark.parametrize("size_out", [64, 99])
+def test_add(shape: tuple[int, int], size_out: int) -> None:
+    num_rows, size_in = shape
+    x, residual = randn(num_rows, size_in), randn(num_rows, size_out)
+    weight, bias = weights(size_out, size_in), randn(size_out)
+    exact = x.float() @ weight.float().T
+    close(vector.add(x, weight, None, None), exact)
+    close(vector.add(x, weight, None, residual), exact + residual.float())
+    close(vector.add(x, weight, bias, residual), exact + residual.float() + bias.float())
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("size", [64, 73])
+def test_gated(shape: tuple[int, int], size: int, activation: Activation) -> None:
+    rows, norm, normed = normed_rows(*shape)
+    weight = weights(2 * size, shape[1])
+    exact = reference.gated(normed @ weight.float().T, activation)
+    close(vector.gated(rows, norm, EPS, weight, None, activation), exact)
+    close(vector.gated(normed.to(DTYPE), None, 0.0, weight, None, activation), exact)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_project_and_store(shape: tuple[int, int], qk_norm: bool) -> None:
+    heads, kv_heads, head_dim = 4, 2, 64
+    num_rows, size_in = shape
+    rows, norm, normed = normed_rows(num_rows, size_in)
+    weight, bias = weights((heads + 2 * kv_heads) * head_dim, size_in), randn((heads + 2 * kv_heads) * head_dim)
+    angles = torch.randn(num_rows, head_dim // 2, device=DEVICE)
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+    norms = [(torch.rand(head_dim, device=DEVICE) + 0.5).to(DTYPE) if qk_norm else None for _ in range(2)]
+    slots = torch.randperm(64, device=DEVICE)[:num_rows]
+    cache = torch.zeros(2, 8, 8, kv_heads, head_dim, dtype=DTYPE, device=DEVICE)
+    exact_cache = cache.float()
+    rotation = Rotation(heads, cos_sin, *norms, EPS, cache, slots)
+    q = vector.project_and_store(rows, norm, EPS, weight, bias, rotation)
+    exact = reference.rotate_and_store(
+        normed @ weight.float().T + bias.float(), heads, cos_sin,
+        *[norm if norm is None else norm.float() for norm in norms], EPS, exact_cache, slots,
+    )  # fmt: skip
+    close(q, exact)
+    close(cache, exact_cache)
+
+
+@pytest.mark.parametrize("size_in", [200, 1024, 3584, 5120, 14336])
+def test_every_size_of_row(size_in: int) -> None:
+    """The tilings themselves, not those of the other tests."""
+    torch.manual_seed(size_in)
+    x, weight = randn(1, size_in), weights(36, size_in)
+    exact = x.double() @ weight.double().T
+    close(vector.add(x, weight, None, None), exact)
+    close(vector.gated(x, None, 0.0, weight, None, "silu"), reference.gated(exact, "silu"))
+
+
+def test_what_suits() -> None:
+    x, weight = torch.zeros(2, 64, dtype=torch.bfloat16), torch.zeros(8, 64, dtype=torch.bfloat16)
+    assert vector.suits(x, weight) and vector.suits(x[:1], weight)
+    assert not vector.suits(x[:0], weight) and not vector.suits(torch.cat([x, x]), weight)
+    assert not vector.suits(x.float(), weight.float()) and not vector.suits(x.half(), weight)
+    assert not vector.suits(x[:, :60].contiguous(), weight[:, :60].contiguous())
+    assert not vector.suits(x[:, :32], weight[:, :32].contiguous()) and not vector.suits(x, weight[::2])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 
 from ingle import LLM, SamplingParams
 from ingle.errors import ModelError, RequestError
+from ingle.request import EngineOutput
 from tests.support import save_checkpoint
 from tests.text import toys
 
@@ -26,6 +28,19 @@ def test_results_come_in_the_order_of_the_prompts(llm: LLM, capsys: pytest.Captu
     assert [output.prompt for output in outputs] == prompts
     assert outputs[0].outputs[0].text.startswith(" Paris") and outputs[2].outputs[0] == outputs[0].outputs[0]
     assert capsys.readouterr().out == ""
+
+
+def test_no_full_garbage_collection_stops_a_batch(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, step, during = gc.get_threshold(), llm.engine.step, set()
+
+    def spied_step() -> list[EngineOutput]:
+        during.add(gc.get_threshold())
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", spied_step)
+    llm.generate("One, two,", GREEDY, use_tqdm=False)
+    assert [(young, middle) for young, middle, _ in during] == [before[:2]] and min(during)[2] >= 1_000_000
+    assert gc.get_threshold() == before
 
 
 def test_rope_scaling_may_be_a_dict(smollm2_gguf: Path) -> None:

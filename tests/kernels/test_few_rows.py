@@ -12,33 +12,14 @@ from ingle.engine.tables import unpack
 from ingle.kernels import reference
 from ingle.kernels.gpu import few_rows
 from ingle.kernels.gpu.few_rows import Scaled, Tiling
-from ingle.kernels.gpu.rotation import Rotation
 from ingle.model import few_rows as fused
 from ingle.model.architecture import Activation
 from ingle.model.decoder import Decoder
 from ingle.request import EngineRequest, SamplingParams
+from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn, weights
 from tests.support import engine_for, random_prompt, save_checkpoint
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-# The interpreter multiplies bfloat16 wrongly.
-DTYPE = torch.bfloat16 if ON_GPU else torch.float32
-TOLERANCE = 1e-2 if ON_GPU else 1e-6
-EPS = 1e-6
 SIZE_IN = 200  # no multiple of what an iteration takes
-
-
-def randn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device=DEVICE).to(DTYPE)
-
-
-def weights(num_rows: int) -> torch.Tensor:
-    return (torch.randn(num_rows, SIZE_IN, device=DEVICE) / SIZE_IN**0.5).to(DTYPE)
-
-
-def close(ours: torch.Tensor, exact: torch.Tensor) -> None:
-    error = (ours.float() - exact).norm() / exact.norm()
-    assert error < TOLERANCE, f"off by {float(error):.1e} of the norm"  # also where an element was not written: NaN
 
 
 @pytest.fixture(params=[(1, 1, 64), (1, 3, 16), (5, 2, 64), (16, 1, 32)], ids=lambda p: "{}x{}x{}".format(*p))
@@ -56,7 +37,7 @@ def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def scaled(num_rows: int) -> tuple[Scaled, torch.Tensor]:
     """Rows on their way to a norm, their squares in four pieces; and what the norm makes of them."""
-    residual, norm = randn(num_rows, SIZE_IN), (torch.rand(SIZE_IN, device=DEVICE) + 0.5).to(DTYPE)
+    residual, norm = randn(num_rows, SIZE_IN), norm_weight(SIZE_IN)
     wide = residual.float()
     squares = wide.square().view(num_rows, 4, -1).sum(-1)
     rows = Scaled(residual, (wide * norm.float()).to(DTYPE), squares)
@@ -65,7 +46,7 @@ def scaled(num_rows: int) -> tuple[Scaled, torch.Tensor]:
 
 @pytest.mark.parametrize("size_out", [64, 96])
 def test_add(num_rows: int, size_out: int) -> None:
-    x, weight, bias = randn(num_rows, SIZE_IN), weights(size_out), randn(size_out)
+    x, weight, bias = randn(num_rows, SIZE_IN), weights(size_out, SIZE_IN), randn(size_out)
     residual, norm = randn(num_rows, size_out), torch.rand(size_out, device=DEVICE) + 0.5
     exact = x.float() @ weight.float().T + bias.float() + residual.float()
     rows = few_rows.add(x, weight, bias, residual, norm)
@@ -80,7 +61,7 @@ def test_add(num_rows: int, size_out: int) -> None:
 @pytest.mark.parametrize("size", [64, 72])
 def test_gated(num_rows: int, size: int, activation: Activation) -> None:
     rows, normed = scaled(num_rows)
-    weight = weights(2 * size)
+    weight = weights(2 * size, SIZE_IN)
     close(
         few_rows.gated(rows, EPS, weight, None, activation), reference.gated(normed @ weight.float().T, activation)
     )  # fmt: skip
@@ -92,22 +73,11 @@ def test_gated(num_rows: int, size: int, activation: Activation) -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_project_and_store(num_rows: int, qk_norm: bool) -> None:
-    heads, kv_heads, head_dim = 4, 2, 128
     rows, normed = scaled(num_rows)
-    weight, bias = weights((heads + 2 * kv_heads) * head_dim), randn((heads + 2 * kv_heads) * head_dim)
-    angles = torch.randn(num_rows, head_dim // 2, device=DEVICE)
-    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
-    norms = [(torch.rand(head_dim, device=DEVICE) + 0.5).to(DTYPE) if qk_norm else None for _ in range(2)]
-    slots = torch.randperm(64, device=DEVICE)[:num_rows]
-    cache = torch.zeros(2, 8, 8, kv_heads, head_dim, dtype=DTYPE, device=DEVICE)
-    exact_cache = cache.float()
-    q = few_rows.project_and_store(rows, EPS, weight, bias, Rotation(heads, cos_sin, *norms, EPS, cache, slots))
-    exact = reference.rotate_and_store(
-        normed @ weight.float().T + bias.float(), heads, cos_sin,
-        *[norm if norm is None else norm.float() for norm in norms], EPS, exact_cache, slots,
+    check_projection(
+        lambda weight, bias, rotation: few_rows.project_and_store(rows, EPS, weight, bias, rotation), normed, 128,
+        qk_norm=qk_norm,
     )  # fmt: skip
-    close(q, exact)
-    close(cache, exact_cache)
 
 
 def test_the_counters_are_left_at_zero() -> None:

@@ -7,28 +7,9 @@ import torch
 
 from ingle.kernels import reference
 from ingle.kernels.gpu import vector
-from ingle.kernels.gpu.rotation import Rotation
 from ingle.kernels.gpu.vector import Tiling
 from ingle.model.architecture import Activation
-
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-DTYPE = torch.bfloat16 if ON_GPU else torch.float32
-TOLERANCE = 1e-2 if ON_GPU else 1e-6
-EPS = 1e-6
-
-
-def randn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device=DEVICE).to(DTYPE)
-
-
-def weights(num_rows: int, size_in: int) -> torch.Tensor:
-    return (torch.randn(num_rows, size_in, device=DEVICE) / size_in**0.5).to(DTYPE)
-
-
-def close(ours: torch.Tensor, exact: torch.Tensor) -> None:
-    error = (ours.float() - exact).norm() / exact.norm()
-    assert error < TOLERANCE, f"off by {float(error):.1e} of the norm"  # also where an element was not written: NaN
+from tests.kernels.fused import DTYPE, EPS, check_projection, close, norm_weight, randn, weights
 
 
 @pytest.fixture(params=[(1, 200, 4, 256), (2, 200, 2, 128), (1, 200, 4, 32), (2, 520, 8, 64)], ids=str)
@@ -43,7 +24,7 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
 
 def normed_rows(num_rows: int, size_in: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, the weight of a norm, and what that makes of them."""
-    rows, norm = randn(num_rows, size_in), (torch.rand(size_in, device=DEVICE) + 0.5).to(DTYPE)
+    rows, norm = randn(num_rows, size_in), norm_weight(size_in)
     return rows, norm, reference.rms_norm(rows.float(), norm.float(), EPS)
 
 
@@ -70,24 +51,11 @@ def test_gated(shape: tuple[int, int], size: int, activation: Activation) -> Non
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_project_and_store(shape: tuple[int, int], qk_norm: bool) -> None:
-    heads, kv_heads, head_dim = 4, 2, 64
-    num_rows, size_in = shape
-    rows, norm, normed = normed_rows(num_rows, size_in)
-    weight, bias = weights((heads + 2 * kv_heads) * head_dim, size_in), randn((heads + 2 * kv_heads) * head_dim)
-    angles = torch.randn(num_rows, head_dim // 2, device=DEVICE)
-    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
-    norms = [(torch.rand(head_dim, device=DEVICE) + 0.5).to(DTYPE) if qk_norm else None for _ in range(2)]
-    slots = torch.randperm(64, device=DEVICE)[:num_rows]
-    cache = torch.zeros(2, 8, 8, kv_heads, head_dim, dtype=DTYPE, device=DEVICE)
-    exact_cache = cache.float()
-    rotation = Rotation(heads, cos_sin, *norms, EPS, cache, slots)
-    q = vector.project_and_store(rows, norm, EPS, weight, bias, rotation)
-    exact = reference.rotate_and_store(
-        normed @ weight.float().T + bias.float(), heads, cos_sin,
-        *[norm if norm is None else norm.float() for norm in norms], EPS, exact_cache, slots,
+    rows, norm, normed = normed_rows(*shape)
+    check_projection(
+        lambda weight, bias, rotation: vector.project_and_store(rows, norm, EPS, weight, bias, rotation), normed, 64,
+        qk_norm=qk_norm,
     )  # fmt: skip
-    close(q, exact)
-    close(cache, exact_cache)
 
 
 @pytest.mark.parametrize("size_in", [200, 1024, 3584, 5120, 14336])

@@ -50,14 +50,14 @@ _MAX_ROW = 512
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
-    if batch.num_decodes:
-        work = batch.decode_work.get(options.window)
-        listed = work is not None
-        if work is None:  # the first layer with this window makes it, the others find it
-            work = batch.decode_work[options.window] = split_decodes(batch, kv_cache, options.window)
-        _decode(q, kv_cache, batch, work, options, out, listed=listed)
+    work = batch.decode_work.get(options.window)
+    listed = work is not None
+    if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
+        work = batch.decode_work[options.window] = split_decodes(batch, kv_cache, options.window)
     if batch.num_blocks:
         _prefill(q, kv_cache, batch, options, out)
+    if work is not None:
+        _decode(q, kv_cache, batch, work, options, out, listed=listed)
     return out
 
 
@@ -129,13 +129,18 @@ def _decode_kernel(
     table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, LISTED: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, LISTED: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
-    if PDL and not LISTED:  # the very kernel before this one lists the items
-        await_previous()
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
+    if PDL and BESIDE:
+        # The kernel before reads prompts, which is none of this one's business, but for its end.
+        if item == tl.num_programs(1) - 1:
+            await_previous()
+            return
+    elif PDL and not LISTED:  # the very kernel before this one lists the items
+        await_previous()
     if item >= tl.load(head_ptr):
         return
     split = tl.load(head_ptr + 1)
@@ -157,7 +162,7 @@ def _decode_kernel(
     last_key = tl.minimum(first_key + own, length)
     heads = kv_head * GROUP + rows
     place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
-    if PDL and LISTED:
+    if PDL and LISTED and not BESIDE:
         await_previous()
     q = tl.load(q_ptr + place, mask=mask, other=0.0)
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
@@ -229,20 +234,25 @@ def _decode(
     *,
     listed: bool,
 ) -> None:
-    """`listed`: another kernel ran since the one that made `work`."""
+    """`listed`: another kernel ran since the one that made `work`.
+
+    Beside a kernel that reads prompts this one starts while that is at its work, and has one more program a head: those
+    do nothing but wait for it, so that whoever waits for this kernel has waited for both.
+    """
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
     parts = torch.empty(len(work.items), num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
     early, pieces = pdl(q.device), _pieces(batch.num_decodes, kv_cache)
-    _decode_kernel[(num_kv_heads, len(work.items))](
+    beside = early and batch.num_blocks > 0
+    _decode_kernel[(num_kv_heads, len(work.items) + beside)](
         q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
         *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size,
         KEYS=pieces.keys,
         PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, LISTED=listed, num_warps=pieces.warps, num_stages=_DECODE_STAGES, launch_pdl=early,
+        PDL=early, LISTED=listed, BESIDE=beside, num_warps=pieces.warps, num_stages=_DECODE_STAGES, launch_pdl=early,
     )  # fmt: skip
 
 

@@ -11,17 +11,17 @@ import torch
 
 from ingle.bench.cli import main
 from ingle.bench.roofline import Ceilings, Stored, least
-from ingle.bench.throughput import stored
+from ingle.bench.throughput import run_once, stored
 from ingle.bench.workloads import WORKLOADS, Workload, select
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.scheduler import Limits
-from ingle.errors import ConfigError
+from ingle.errors import ConfigError, EngineError
 from ingle.kernels import reference
 from ingle.model.architecture import RouterConfig
 from ingle.model.registry import decoder_config
 from ingle.weights.tensor_sources import DummySource
-from tests.support import save_checkpoint
+from tests.support import engine_for, save_checkpoint
 
 SHAPE = decoder_config({"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
                         "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64})  # fmt: skip
@@ -99,6 +99,16 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["workload"] == "cpu-c2" and result["num_output_tokens"] == 128
     assert result["output_tokens_per_s"] > 0 and 0 < result["share_of_limit"] < 1
     assert "cpu-c2" in capsys.readouterr().out
+
+
+def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    engine = engine_for(folder)
+    workload = Workload("short", ((4, 8), (4, 8)))
+    assert run_once(engine, workload, 256, 0.6, seed=1).num_steps >= 8
+    engine.worker.model.embedding.tensor[:] = torch.nan
+    with pytest.raises(EngineError, match="request 0 of short failed: the model computed NaN"):
+        run_once(engine, workload, 256, 0.6, seed=1)
 
 
 def test_latency_is_that_of_whole_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,9 @@ def _child(config: EngineConfig, path: Path) -> None:
     engine, info = build_engine(config, path)
     engine.add(EngineRequest("first", [1, 2, 3], SamplingParams(temperature=0.6, max_tokens=1)))
     while engine.has_work:
-        engine.step()
+        for output in engine.step():
+            if output.finish_reason == "error":
+                sys.exit(f"the first token failed: {output.error}")
     print(json.dumps({"first_token": time.perf_counter(), "phases_s": info.timings_s}))
 
 

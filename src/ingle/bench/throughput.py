@@ -12,6 +12,7 @@ from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
+from ingle.errors import EngineError
 from ingle.request import EngineRequest, SamplingParams
 
 
@@ -110,7 +111,7 @@ def stored(engine: Engine, info: EngineInfo) -> Stored:
 
 
 def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: float, seed: int) -> Run:
-    """One pass; nothing ends before its length."""
+    """One pass, nothing ending early. Raises `EngineError` when a request fails, for fewer tokens are no speed."""
     prompts = workload.prompts(vocab_size, seed)
     requests = [
         EngineRequest(
@@ -128,6 +129,8 @@ def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: f
         outputs = engine.step()
         now = time.perf_counter() - started
         for output in outputs:
+            if output.finish_reason == "error":
+                raise EngineError(f"request {output.id} of {workload.name} failed: {output.error}")
             first_token_s.setdefault(output.id, now)
             last_token_s[output.id] = now
     tpots = [

@@ -12,6 +12,7 @@ from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.engine.tables import SlotTables, unpack
 from ingle.kernels import gpu, reference
 from ingle.kernels.batch import Batch, Layout, query_block
+from ingle.kernels.gpu import attention
 from ingle.model.architecture import Activation, AttentionOptions
 from ingle.request import SamplingParams
 
@@ -21,6 +22,12 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
 PLAIN = AttentionOptions(0.3)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_each_time() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -188,6 +195,19 @@ def written_out(q: torch.Tensor, cache: torch.Tensor, batch: Batch, options: Att
             out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
             row += 1
     return out
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_many_sequences_on_few_processors(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled kernel, too, is to meet every way in which sequences can be shared out."""
+    monkeypatch.setattr(attention, "num_processors", lambda device: 2)
+    lengths = [1, 300, 64, 65, 17, 128, 5, 250, 63, 31, 192, 2, 90, 64, 111, 40, 7, 200]
+    chunks = [Chunk(slot, length - 1, 1, True) for slot, length in enumerate(lengths)]
+    batch = attention_case(chunks, len(chunks), 16, head_dim=32)
+    q, cache = randn(len(chunks), 6, 32, dtype=torch.float16), randn(2, 400, 16, 2, 32, dtype=torch.float16)
+    options = AttentionOptions(0.3, window=window)
+    expected = written_out(q, cache, batch, options)
+    close(gpu.paged_attention(q, cache, batch, options).double(), expected, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -107,7 +107,7 @@ def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
     workload = Workload("short", ((4, 8), (4, 8)))
     assert run_once(engine, workload, 256, 0.6, seed=1).num_steps >= 8
     engine.worker.model.embedding.tensor[:] = torch.nan
-    with pytest.raises(EngineError, match="request 0 of short failed: the model computed NaN"):
+    with pytest.raises(EngineError, match="request 0 failed: the model computed NaN"):
         run_once(engine, workload, 256, 0.6, seed=1)
 
 
@@ -124,3 +124,19 @@ def test_latency_is_that_of_whole_batches(tmp_path: Path, capsys: pytest.Capture
     assert "whole request" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--input-len 60 and --output-len 8 are more than the context of 64"):
         main(["latency", str(folder), "--input-len", "60", "--output-len", "8", *options])
+
+
+def test_the_profile_is_of_as_many_sequences_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = save_checkpoint(tmp_path / "model"), tmp_path / "figures.json"
+    command = ["profile", str(folder), "--device", "cpu", "--kv-cache-memory", "8MiB", "--max-model-len", "256",
+               "--num-prompts", "2", "--prompt-tokens", "40", "--output", str(output)]  # fmt: skip
+    main([*command, "--num-seqs", "1", "3", "--context", "100"])
+    prefill, one, three = json.loads(output.read_text())
+    assert prefill["num_prompt_tokens"] == 80
+    assert (one["workload"], three["workload"]) == ("decode 1 x 100", "decode 3 x 100")
+    assert one["num_prompt_tokens"] == three["num_prompt_tokens"] == 0 and min(one["device_us"].values()) > 0
+    assert "decode 3 x 100" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"3 sequences of 100 tokens do not decode together: the engine takes 2 seq"):
+        main([*command, "--num-seqs", "3", "--context", "100", "--max-num-seqs", "2"])
+    with pytest.raises(ConfigError, match="2 sequences of 230 tokens do not decode together"):
+        main([*command, "--num-seqs", "2", "--context", "230"])  # of 256: the first is done before 20 steps are seen

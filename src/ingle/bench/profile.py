@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ingle.bench.throughput import step
 from ingle.engine.engine import Engine
+from ingle.engine.scheduler import Scheduler
+from ingle.errors import ConfigError
 from ingle.request import EngineRequest, SamplingParams
 
 _KINDS = (
@@ -55,15 +58,33 @@ class Profile:
 
 
 def profile_decode(engine: Engine, *, num_seqs: int, context: int, num_steps: int = 20) -> Profile:
-    """Steady decoding of `num_seqs` sequences of about `context` tokens."""
-    _fill(engine, num_seqs, context, num_steps + 16)
-    while engine.scheduler.num_waiting or any(s.num_computed < s.num_prompt_tokens for s in engine.scheduler.running):
-        engine.step()
+    """Steady decoding of `num_seqs` sequences of some `context` tokens. Raises `ConfigError` where they do not fit."""
+    scheduler, limits = engine.scheduler, engine.scheduler.limits
+    num_tokens = scheduler.pages.capacity * limits.page_size
+    too_much = ConfigError(
+        f"{num_seqs} sequences of {context} tokens do not decode together: the engine takes {limits.max_num_seqs} "
+        f"sequences (--max-num-seqs) of {limits.max_model_len} tokens (--max-model-len) and holds keys and values "
+        f"of {num_tokens} tokens (--kv-cache-memory); give it more, or ask for less by --num-seqs and --context"
+    )
+    if num_seqs > limits.max_num_seqs or num_seqs * context > num_tokens or context >= limits.max_model_len:
+        raise too_much
+    _fill(engine, num_seqs, context, limits.max_model_len - context)
+    while len(scheduler.running) + scheduler.num_waiting == num_seqs and not _all_decode(scheduler, num_seqs):
+        step(engine)
     for _ in range(6):
-        engine.step()
+        step(engine)
     result = _profile_steps(engine, f"decode {num_seqs} x {context}", num_steps)
+    is_steady = _all_decode(scheduler, num_seqs)
+    for index in range(num_seqs):
+        engine.abort(_name(index))
     _drain(engine)
+    if not is_steady:  # pages ran out, or the first ones came to the end of the context
+        raise too_much
     return result
+
+
+def _all_decode(scheduler: Scheduler, num_seqs: int) -> bool:
+    return len(scheduler.running) == num_seqs and all(s.num_computed >= s.num_prompt_tokens for s in scheduler.running)
 
 
 def profile_prefill(engine: Engine, *, num_seqs: int, context: int) -> Profile:
@@ -83,12 +104,16 @@ def _fill(engine: Engine, num_seqs: int, context: int, num_out: int) -> None:
     for index in range(num_seqs):
         prompt = torch.randint(vocab_size, (context,), generator=generator).tolist()
         params = SamplingParams(temperature=0.6, max_tokens=num_out, ignore_eos=True)
-        engine.add(EngineRequest(f"profile-{index}", prompt, params))
+        engine.add(EngineRequest(_name(index), prompt, params))
+
+
+def _name(index: int) -> str:
+    return f"profile-{index}"
 
 
 def _drain(engine: Engine) -> None:
     while engine.has_work:
-        engine.step()
+        step(engine)
 
 
 def _profile_steps(engine: Engine, name: str, num_steps: int) -> Profile:
@@ -100,7 +125,7 @@ def _profile_steps(engine: Engine, name: str, num_steps: int) -> Profile:
     with profile(activities=activities) as trace:
         started = time.perf_counter()
         for _ in range(num_steps):
-            engine.step()
+            step(engine)
         host = time.perf_counter() - started
         if on_gpu:
             torch.cuda.synchronize()

@@ -13,7 +13,7 @@ from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
 from ingle.errors import EngineError
-from ingle.request import EngineRequest, SamplingParams
+from ingle.request import EngineOutput, EngineRequest, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def stored(engine: Engine, info: EngineInfo) -> Stored:
 
 
 def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: float, seed: int) -> Run:
-    """One pass, nothing ending early. Raises `EngineError` when a request fails, for fewer tokens are no speed."""
+    """One pass; nothing ends before its length. Raises `EngineError` when a request fails."""
     prompts = workload.prompts(vocab_size, seed)
     requests = [
         EngineRequest(
@@ -126,11 +126,9 @@ def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: f
     for request in requests:
         engine.add(request)
     while engine.has_work:
-        outputs = engine.step()
+        outputs = step(engine)
         now = time.perf_counter() - started
         for output in outputs:
-            if output.finish_reason == "error":
-                raise EngineError(f"request {output.id} of {workload.name} failed: {output.error}")
             first_token_s.setdefault(output.id, now)
             last_token_s[output.id] = now
     tpots = [
@@ -145,6 +143,15 @@ def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: f
         mean_tpot_s=statistics.fmean(tpots) if tpots else 0.0,
         num_steps=engine.stats().num_steps - first_step,
     )
+
+
+def step(engine: Engine) -> list[EngineOutput]:
+    """The engine's next step. Raises `EngineError` when a request fails in it: what is not computed is no speed."""
+    outputs = engine.step()
+    for output in outputs:
+        if output.finish_reason == "error":
+            raise EngineError(f"request {output.id} failed: {output.error}")
+    return outputs
 
 
 _WARM_UP_REQUESTS = 64

@@ -18,14 +18,14 @@ def query_block(head_dim: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
-    """The keys that decoding sequences see in pieces of equal length, as a GPU's attention kernel shares them out."""
+    """The keys that decoding sequences see in equal shares, as a GPU's attention kernel goes through them."""
 
-    items: torch.Tensor
-    """int32 [N, 4]: of each piece its sequence, its index in it, the slot and the length; N is an upper bound."""
-    head: torch.Tensor
-    """int64 [2]: the number of pieces, and the keys in each."""
+    starts: torch.Tensor
+    """int32 [N, 4]: of each share the sequence and the key it begins with, and that sequence's slot and length."""
+    total: torch.Tensor
+    """int64 [1]: the iterations that all sequences take."""
     arrived: torch.Tensor
-    """int32 [B, Hkv], zeros: pieces that are done, while a kernel runs."""
+    """int32 [B, Hkv], zeros: shares of a sequence that are done, while a kernel runs."""
 
 
 @dataclass(frozen=True, slots=True)

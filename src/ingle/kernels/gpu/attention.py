@@ -1,25 +1,27 @@
 """Paged attention as Triton kernels: split decode attention and ragged prefill attention, both over the same pages.
 
 The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
-over programs whose partial results a second kernel joins (https://pytorch.org/blog/flash-decoding). The query heads
+over programs, whose partial results the last to arrive joins (https://pytorch.org/blog/flash-decoding). The heads
 that share a key head are handled together, so that keys and values are read once.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
-from ingle.kernels.gpu.device import await_previous, num_processors, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, num_processors, pdl, shared_memory
 from ingle.model.architecture import AttentionOptions
 
 _MIN_DOT = 16
 """Rows and columns that the matrix units need at least."""
-_DECODE_STAGES = 2
+_DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
+"""Keys of an iteration, and their bytes, at most."""
+_DECODE_PROGRAMS, _WIDE_DECODE_REGISTERS = 3, 168
+"""That a processor runs side by side, where its memory suffices, and what a thread may have for it where heads have
+more than 128 dimensions. Other heads' programs keep to that of themselves, and would get slower by being told."""
 _PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
 _WIDE_PREFILL_KEYS, _WIDE_PREFILL_WARPS = 32, 8
 """For heads of more than 128 dimensions, with which the registers of fewer warps would not suffice."""
@@ -28,32 +30,13 @@ _HIDDEN = tl.constexpr(-1e30)
 """Score of a key that is not seen. Finite: where a query sees none of a block's keys, the next block's outweigh it."""
 
 
-class _Pieces(NamedTuple):
-    """How the keys of decoding sequences are shared out."""
-
-    keys: int
-    """That one iteration reads; a piece's length is a multiple."""
-    warps: int
-    even: int
-    """Pieces for each processor where sequences are about as long as each other,"""
-    ragged: int
-    """and where they are not: more of them, so that the last to end does not end late."""
-
-
-_FEW_SEQUENCES = _Pieces(keys=64, warps=4, even=3, ragged=3)
-"""Fewer sequences, times their key heads, than processors: what a piece costs beside its keys counts most."""
-_MANY_SEQUENCES = _Pieces(keys=32, warps=2, even=4, ragged=18)
-_MAX_ROW = 512
-"""Bytes of one head's key up to which a processor's memory holds iterations of `_FEW_SEQUENCES`."""
-
-
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
     listed = work is not None
     if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
-        work = batch.decode_work[options.window] = split_decodes(batch, kv_cache, options.window)
+        work = batch.decode_work[options.window] = share_decodes(batch, kv_cache, options.window)
     if batch.num_blocks:
         _prefill(q, kv_cache, batch, options, out)
     if work is not None:
@@ -62,11 +45,11 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
 
 
 @triton.jit
-def _split_kernel(
-    lengths_ptr, slots_ptr, items_ptr, head_ptr, num_seqs, wanted_even, wanted_ragged,
+def _share_kernel(
+    lengths_ptr, slots_ptr, starts_ptr, total_ptr, num_seqs, max_programs,
     SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Cuts the keys of all sequences into items of equal length; each program lists those of its own sequence."""
+    """Writes where the programs of `_decode_kernel` start; each program here does those that start in its sequence."""
     if PDL:
         await_previous()
     seq = tl.program_id(0)
@@ -74,47 +57,58 @@ def _split_kernel(
     lengths = tl.load(lengths_ptr + seqs, mask=seqs < num_seqs, other=0)
     if WINDOW:
         lengths = tl.minimum(lengths, WINDOW)
-    total = tl.maximum(tl.sum(lengths, 0), 1)
-    is_even = 4 * tl.max(lengths, 0) * tl.sum((lengths > 0).to(tl.int64), 0) <= 5 * total
-    split = tl.cdiv(tl.cdiv(total, tl.where(is_even, wanted_even, wanted_ragged)), KEYS) * KEYS
-    counts = tl.cdiv(lengths, split)
-    first = tl.sum(tl.where(seqs < seq, counts, 0), 0)
-    count = tl.sum(tl.where(seqs == seq, counts, 0), 0)
+    counts = tl.cdiv(lengths, KEYS)
+    total = tl.sum(counts, 0)
+    before = tl.sum(tl.where(seqs < seq, counts, 0), 0)
+    after = before + tl.sum(tl.where(seqs == seq, counts, 0), 0)
     slot, length = tl.load(slots_ptr + seq), tl.load(lengths_ptr + seq)
-    for start in range(0, count, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        item = items_ptr + (first + index) * 4
-        tl.store(item, seq, mask=index < count)
-        tl.store(item + 1, index, mask=index < count)
-        tl.store(item + 2, slot, mask=index < count)
-        tl.store(item + 3, length, mask=index < count)
+    first_seen = tl.maximum(length - WINDOW, 0) if WINDOW else 0
     if seq == 0:
-        tl.store(head_ptr, tl.sum(counts, 0))
-        tl.store(head_ptr + 1, split)
+        tl.store(total_ptr, total)
+    if after > before:
+        num_programs = tl.minimum(total, max_programs)
+        begin, end = tl.cdiv(before * num_programs, total), tl.cdiv(after * num_programs, total)
+        for start in range(begin, end, BLOCK):
+            program = start + tl.arange(0, BLOCK)
+            place = starts_ptr + program * 4
+            tl.store(place, seq, mask=program < end)
+            tl.store(place + 1, first_seen + (program * total // num_programs - before) * KEYS, mask=program < end)
+            tl.store(place + 2, slot, mask=program < end)
+            tl.store(place + 3, length, mask=program < end)
 
 
-def split_decodes(batch: Batch, kv_cache: torch.Tensor, window: int | None = None) -> DecodeWork:
-    """Equal pieces of the keys that a batch's decoding sequences see, for a device to spread over its processors."""
+def share_decodes(batch: Batch, kv_cache: torch.Tensor, window: int | None = None) -> DecodeWork:
+    """Equal shares of the keys that a batch's decoding sequences see, for as many programs as run side by side."""
     lengths = batch.inputs.decode_lengths[: batch.num_decodes]
     num_seqs, num_kv_heads, device = len(lengths), kv_cache.shape[3], lengths.device
-    pieces = _pieces(num_seqs, kv_cache)
-    even, ragged = (max(n * num_processors(device) // num_kv_heads, 1) for n in (pieces.even, pieces.ragged))
-    items = torch.empty(num_seqs + max(even, ragged), 4, dtype=torch.int32, device=device)
-    head = torch.empty(2, dtype=torch.int64, device=device)
+    max_programs = max(_decode_programs(kv_cache) * num_processors(device) // num_kv_heads, 1)
+    starts = torch.empty(max_programs, 4, dtype=torch.int32, device=device)
+    total = torch.empty(1, dtype=torch.int64, device=device)
     arrived = torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device)
     early = pdl(device)
-    _split_kernel[(num_seqs,)](
-        lengths, batch.inputs.slots, items, head, num_seqs, even, ragged,
-        SEQS=triton.next_power_of_2(num_seqs), KEYS=pieces.keys, BLOCK=128, WINDOW=window or 0, PDL=early,
+    _share_kernel[(num_seqs,)](
+        lengths, batch.inputs.slots, starts, total, num_seqs, max_programs,
+        SEQS=triton.next_power_of_2(num_seqs), KEYS=_decode_keys(kv_cache), BLOCK=128, WINDOW=window or 0, PDL=early,
         num_warps=4, launch_pdl=early,
     )  # fmt: skip
-    return DecodeWork(items, head, arrived)
+    return DecodeWork(starts, total, arrived)
 
 
-def _pieces(num_seqs: int, kv_cache: torch.Tensor) -> _Pieces:
-    _, _, _, num_kv_heads, head_dim = kv_cache.shape
-    is_few = num_seqs * num_kv_heads < num_processors(kv_cache.device)
-    return _FEW_SEQUENCES if is_few and head_dim * kv_cache.itemsize <= _MAX_ROW else _MANY_SEQUENCES
+def _decode_keys(kv_cache: torch.Tensor) -> int:
+    """That one iteration of `_decode_kernel` reads."""
+    return min(max(_DECODE_KEY_BYTES // _row_bytes(kv_cache), _MIN_DOT), _DECODE_KEYS)
+
+
+def _decode_programs(kv_cache: torch.Tensor) -> int:
+    """That a processor runs side by side: one more would start when the others have ended."""
+    rows = (_DECODE_STAGES - 1) * (2 * _decode_keys(kv_cache) + _MIN_DOT) + 2 * _MIN_DOT
+    needed = rows * _row_bytes(kv_cache) + 1024
+    return min(max(shared_memory(kv_cache.device) // needed, 1), _DECODE_PROGRAMS)
+
+
+def _row_bytes(kv_cache: torch.Tensor) -> int:
+    """Of one head's key, as it lies in a processor's memory."""
+    return _dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
 
 
 @triton.jit
@@ -125,103 +119,139 @@ def _capped(scores, cap):
 
 @triton.jit
 def _decode_kernel(
-    q_ptr, kv_ptr, page_tables_ptr, items_ptr, head_ptr, arrived_ptr, parts_ptr, sums_ptr, out_ptr, scale, cap,
-    table_stride, v_offset, page_stride, token_stride, head_stride,
+    q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, total_ptr, arrived_ptr, parts_ptr, sums_ptr,
+    out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, LISTED: tl.constexpr, BESIDE: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
+    """A program walks through its share of all sequences' keys, which may begin and end amid a sequence."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(0)
-    item = tl.program_id(1)
+    program = tl.program_id(1)
     if PDL and BESIDE:
         # The kernel before reads prompts, which is none of this one's business, but for its end.
-        if item == tl.num_programs(1) - 1:
+        if program == tl.num_programs(1) - 1:
             await_previous()
             return
-    elif PDL and not LISTED:  # the very kernel before this one lists the items
+    elif PDL and not LISTED:  # the very kernel before this one shares out
         await_previous()
-    if item >= tl.load(head_ptr):
+    seq = tl.load(starts_ptr + program * 4)
+    key = tl.load(starts_ptr + program * 4 + 1)
+    slot = tl.load(starts_ptr + program * 4 + 2).to(tl.int64)
+    length = tl.load(starts_ptr + program * 4 + 3)
+    total = tl.load(total_ptr)
+    num_programs = tl.minimum(total, max_programs)
+    if program >= num_programs:
         return
-    split = tl.load(head_ptr + 1)
+    first = (program * total // num_programs).to(tl.int32)
+    last = ((program + 1) * total // num_programs).to(tl.int32)
     rows = tl.arange(0, HEAD_BLOCK)
     dims = tl.arange(0, DIM_BLOCK)
     in_head = dims < HEAD_DIM
-    mask = (rows < GROUP)[:, None] & in_head[None, :]
-    seq = tl.load(items_ptr + item * 4)
-    index = tl.load(items_ptr + item * 4 + 1)
-    table = page_tables_ptr + tl.load(items_ptr + item * 4 + 2) * table_stride
-    length = tl.load(items_ptr + item * 4 + 3)
-    first_seen = 0
-    if WINDOW:
-        first_seen = tl.maximum(length - WINDOW, 0)
-    num_parts = tl.cdiv(length - first_seen, split)
-    # Its pieces are no longer than `split`, and as equal as whole iterations allow.
-    own = tl.cdiv(tl.cdiv(length - first_seen, num_parts), KEYS) * KEYS
-    first_key = first_seen + index * own
-    last_key = tl.minimum(first_key + own, length)
+    in_group = rows < GROUP
+    mask = in_group[:, None] & in_head[None, :]
     heads = kv_head * GROUP + rows
-    place = (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
+    own_ptr = kv_ptr + kv_head * head_stride
+    first_seen = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    begin = first - (key - first_seen) // KEYS  # the iteration, of all sequences', that a sequence's first keys are in
+    first_seq, first_begin, first_length, arrived_first, arrived_last = seq, begin, length, -1, -1
+    from_start = key == first_seen
+    keys = tl.arange(0, KEYS)
+    page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
     if PDL and LISTED and not BESIDE:
         await_previous()
-    q = tl.load(q_ptr + place, mask=mask, other=0.0)
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([HEAD_BLOCK], tl.float32)
+    total_weight = tl.zeros([HEAD_BLOCK], tl.float32)
     acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
-    for start in range(first_key, last_key, KEYS):
-        keys = start + tl.arange(0, KEYS)
-        seen = keys < last_key
-        page = tl.load(table + keys // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-        row = page * page_stride + (keys % PAGE_SIZE) * token_stride + kv_head * head_stride
-        kv_mask = seen[:, None] & in_head[None, :]
-        k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=kv_mask, other=0.0)
+    for index in range(first, last):
+        place = (page.to(tl.int64) * page_stride + ((key + keys) % PAGE_SIZE) * token_stride)[:, None] + dims[None, :]
+        kv_mask = (key + keys < length)[:, None] & in_head[None, :]
+        k = tl.load(own_ptr + place, mask=kv_mask, other=0.0)
+        v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0.0)
+        q = tl.load(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         if CAPPED:
             scores = _capped(scores, cap)
-        scores = tl.where(seen[None, :], scores, float("-inf"))
+        scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
         shrink = tl.exp2(best - new_best)
-        v = tl.load(kv_ptr + v_offset + row[:, None] + dims[None, :], mask=kv_mask, other=0.0)
         acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        total = total * shrink + tl.sum(weights, 1)
-        best = new_best
-    if num_parts == 1:
-        tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
-    else:
-        part = (item * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :]
-        tl.store(parts_ptr + part, acc / total[:, None], mask=mask)
-        tl.store(sums_ptr + item * NUM_HEADS + heads, best + tl.log2(total), mask=rows < GROUP)
-        tl.debug_barrier()  # the whole program's stores come before its arrival
-        arrived = tl.atomic_add(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
-        if arrived == num_parts - 1:  # the last to arrive joins the parts, and leaves the counter as it was
-            _join(
-                parts_ptr, sums_ptr, out_ptr, item - index, num_parts, heads, rows < GROUP, dims, place, mask,
-                NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
-            )  # fmt: skip
-            tl.store(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 0)
+        total_weight = total_weight * shrink + tl.sum(weights, 1)
+        ends = key + KEYS >= length
+        if ends | (index == last - 1):
+            result = acc / total_weight[:, None]
+            if ends & from_start:
+                row = seq * NUM_HEADS + heads
+                value = result.to(out_ptr.dtype.element_ty)
+                tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], value, mask=mask)
+            else:
+                part = (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads
+                tl.store(parts_ptr + part[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
+                tl.store(sums_ptr + part, new_best + tl.log2(total_weight), mask=in_group)
+                barrier(COMPILED)  # the whole program's stores come before its arrival
+                arrived = tl.atomic_add(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
+                arrived_first = tl.where(from_start, arrived_first, arrived)
+                arrived_last = tl.where(from_start, arrived, arrived_last)
+        best = tl.where(ends, float("-inf"), new_best)  # with which `acc` and `total_weight` are forgotten, too
+        if ends & (index < last - 1):
+            seq += 1
+            begin = index + 1
+            slot = tl.load(slots_ptr + seq)
+            length = tl.load(lengths_ptr + seq).to(tl.int32)
+            key = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+            from_start = from_start | True
+        else:
+            key += KEYS
+        # Where the next iteration's keys are is known before it starts, so its loads wait for nothing.
+        page = tl.load(
+            page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0
+        )
+    for is_last in tl.static_range(2):  # the last to arrive at a sequence joins its parts, and resets the counter
+        own = seq if is_last else first_seq
+        own_begin = begin if is_last else first_begin
+        own_length = length if is_last else first_length
+        arrived = arrived_last if is_last else arrived_first
+        if arrived > 0:
+            end = own_begin + tl.cdiv(tl.minimum(own_length, WINDOW) if WINDOW else own_length, KEYS)
+            first_part = tl.cdiv((own_begin + 1).to(tl.int64) * num_programs, total) - 1
+            last_part = tl.cdiv(end.to(tl.int64) * num_programs, total) - 1
+            if arrived == last_part - first_part:
+                _join(
+                    parts_ptr, sums_ptr, out_ptr, first_part, last_part, own * NUM_HEADS + heads, heads, in_group,
+                    dims, mask, NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
+                )  # fmt: skip
+                tl.store(arrived_ptr + own * NUM_KV_HEADS + kv_head, 0)
 
 
 @triton.jit
 def _join(
-    parts_ptr, sums_ptr, out_ptr, first_item, num_parts, heads, in_group, dims, place, mask,
+    parts_ptr, sums_ptr, out_ptr, first_part, last_part, row, heads, in_group, dims, mask,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1."""
+    """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1.
+
+    A program has two parts: of the sequence whose later keys it begins with, and of that whose first keys it ends with.
+    """
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
     acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
-    for index in range(num_parts):
-        row = (first_item + index) * NUM_HEADS + heads
-        log_sum = tl.load(sums_ptr + row, mask=in_group, other=0.0, cache_modifier=".cg")
-        part = tl.load(parts_ptr + row[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+    for program in range(first_part, last_part + 1):
+        place = (2 * program + (program == first_part).to(tl.int64)) * NUM_HEADS + heads
+        log_sum = tl.load(sums_ptr + place, mask=in_group, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg"
+        )
         new_best = tl.maximum(best, log_sum)
         shrink = tl.exp2(best - new_best)
         weight = tl.exp2(log_sum - new_best)
         acc = acc * shrink[:, None] + part * weight[:, None]
         total = total * shrink + weight
         best = new_best
-    tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
 
 
 def _decode(
@@ -241,18 +271,21 @@ def _decode(
     """
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    parts = torch.empty(len(work.items), num_heads, head_dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(len(work.items), num_heads, dtype=torch.float32, device=q.device)
-    early, pieces = pdl(q.device), _pieces(batch.num_decodes, kv_cache)
+    max_programs = len(work.starts)
+    parts = torch.empty(2 * max_programs, num_heads, head_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(2 * max_programs, num_heads, dtype=torch.float32, device=q.device)
+    early = pdl(q.device)
     beside = early and batch.num_blocks > 0
-    _decode_kernel[(num_kv_heads, len(work.items) + beside)](
-        q, kv_cache, batch.page_tables, work.items, work.head, work.arrived, parts, sums, out,
-        *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
+    _decode_kernel[(num_kv_heads, max_programs + beside)](
+        q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts, work.total,
+        work.arrived, parts, sums, out,
+        *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
         HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size,
-        KEYS=pieces.keys,
-        PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, LISTED=listed, BESIDE=beside, num_warps=pieces.warps, num_stages=_DECODE_STAGES, launch_pdl=early,
+        KEYS=_decode_keys(kv_cache), PRECISION=_precision(q), WINDOW=options.window or 0,
+        CAPPED=options.softcap is not None, PDL=early, LISTED=listed, BESIDE=beside, COMPILED=q.is_cuda,
+        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
+        maxnreg=_WIDE_DECODE_REGISTERS if head_dim > 128 else None,
     )  # fmt: skip
 
 

@@ -29,11 +29,28 @@ def num_processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that the programs which a processor runs side by side have between them."""
+    if device.type != "cuda":
+        return 1 << 17  # Triton's interpreter
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)
+
+
 @triton.jit
 def await_previous():
     """After this, all that the kernels before this one wrote is there."""
     gdc_wait()
     gdc_launch_dependents()
+
+
+@triton.jit
+def barrier(COMPILED: tl.constexpr):
+    """Waits for the program's other threads: what `tl.debug_barrier` does, next to which no loop is pipelined."""
+    if COMPILED:
+        tl.inline_asm_elementwise("bar.sync 0; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+    else:
+        tl.debug_barrier()
 
 
 @triton.jit

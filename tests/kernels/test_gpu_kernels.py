@@ -206,8 +206,26 @@ def test_many_sequences_on_few_processors(window: int | None, monkeypatch: pytes
     batch = attention_case(chunks, len(chunks), 16, head_dim=32)
     q, cache = randn(len(chunks), 6, 32, dtype=torch.float16), randn(2, 400, 16, 2, 32, dtype=torch.float16)
     options = AttentionOptions(0.3, window=window)
-    expected = written_out(q, cache, batch, options)
-    close(gpu.paged_attention(q, cache, batch, options).double(), expected, torch.float16)
+    for _ in range(2):  # the first layer and those that find what it made
+        expected = written_out(q, cache, batch, options)
+        close(gpu.paged_attention(q, cache, batch, options).double(), expected, torch.float16)
+        assert not batch.decode_work[window].arrived.any()
+        q = randn(len(chunks), 6, 32, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("poison", ["query", "value"])
+def test_what_is_not_finite_stays_in_its_sequence(poison: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a program goes on from it to the next ones."""
+    monkeypatch.setattr(attention, "num_processors", lambda device: 1)
+    chunks = [Chunk(slot, 9 + 50 * slot, 1, True) for slot in range(8)]
+    batch = attention_case(chunks, len(chunks), 16, head_dim=32)
+    q, cache = randn(len(chunks), 4, 32), randn(2, 400, 16, 2, 32)
+    if poison == "query":
+        q[2] = float("nan")
+    else:
+        cache[1, batch.page_tables[2, 1].long(), 3] = float("inf")
+    finite = gpu.paged_attention(q, cache, batch, PLAIN).isfinite().flatten(1).all(1)
+    assert finite.tolist() == [slot != 2 for slot in range(8)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,11 +21,12 @@ class DecodeWork:
     """The keys that decoding sequences see in equal shares, as a GPU's attention kernel goes through them."""
 
     starts: torch.Tensor
-    """int32 [N, 4]: of each share the sequence and the key it begins with, and that sequence's slot and length."""
-    total: torch.Tensor
-    """int64 [1]: the iterations that all sequences take."""
+    """int32 [N, 4]: of each share the sequence and the key it begins with, and that sequence's slot and length. Only
+    as many rows are written as there are iterations."""
+    num_iterations: torch.Tensor
+    """int64 [1]: over all sequences, each of which reads some keys of one of them."""
     arrived: torch.Tensor
-    """int32 [B, Hkv], zeros: shares of a sequence that are done, while a kernel runs."""
+    """int32 [B, Hkv], zeros: parts of a sequence that are done, while a kernel runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class StepInputs(NamedTuple):
     kv_lengths: torch.Tensor
     """[B], tokens of each sequence that its last token attends to, itself included."""
     decode_lengths: torch.Tensor
-    """[B], the same for decoding sequences and 0 for others."""
+    """[B], the same for decoding sequences, which come first, and 0 for others."""
     query_starts: torch.Tensor
     """[B + 1], each sequence's first row in T."""
     query_blocks: torch.Tensor
@@ -92,4 +93,4 @@ class Batch:
     chunks: list[Chunk]
     """Of the plan, one a sequence; empty in a captured step."""
     decode_work: dict[int | None, DecodeWork] = field(default_factory=dict)
-    """By window: made by the first layer that has it, for all that do."""
+    """By window: made by the first layer that has it, for all that do. Their caches are alike."""

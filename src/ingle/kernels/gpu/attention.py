@@ -18,10 +18,10 @@ from ingle.model.architecture import AttentionOptions
 _MIN_DOT = 16
 """Rows and columns that the matrix units need at least."""
 _DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
-"""Keys of an iteration, and their bytes, at most."""
-_DECODE_PROGRAMS, _WIDE_DECODE_REGISTERS = 3, 168
-"""That a processor runs side by side, where its memory suffices, and what a thread may have for it where heads have
-more than 128 dimensions. Other heads' programs keep to that of themselves, and would get slower by being told."""
+"""Keys of an iteration, and one head's bytes of them, at most."""
+_WIDE_DECODE_REGISTERS = 168
+"""Of a thread, such that a processor's suffice for three programs. Where heads have up to 128 dimensions they need no
+more of themselves, and would get slower by being told."""
 _PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
 _WIDE_PREFILL_KEYS, _WIDE_PREFILL_WARPS = 32, 8
 """For heads of more than 128 dimensions, with which the registers of fewer warps would not suffice."""
@@ -34,19 +34,19 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
-    listed = work is not None
+    is_old = work is not None
     if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
-        work = batch.decode_work[options.window] = share_decodes(batch, kv_cache, options.window)
+        work = batch.decode_work[options.window] = _share_decodes(q, kv_cache, batch, options.window)
     if batch.num_blocks:
         _prefill(q, kv_cache, batch, options, out)
     if work is not None:
-        _decode(q, kv_cache, batch, work, options, out, listed=listed)
+        _decode(q, kv_cache, batch, work, options, out, is_old=is_old)
     return out
 
 
 @triton.jit
 def _share_kernel(
-    lengths_ptr, slots_ptr, starts_ptr, total_ptr, num_seqs, max_programs,
+    lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, num_seqs, max_programs,
     SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Writes where the programs of `_decode_kernel` start; each program here does those that start in its sequence."""
@@ -58,56 +58,65 @@ def _share_kernel(
     if WINDOW:
         lengths = tl.minimum(lengths, WINDOW)
     counts = tl.cdiv(lengths, KEYS)
-    total = tl.sum(counts, 0)
+    num_iterations = tl.sum(counts, 0)
     before = tl.sum(tl.where(seqs < seq, counts, 0), 0)
     after = before + tl.sum(tl.where(seqs == seq, counts, 0), 0)
     slot, length = tl.load(slots_ptr + seq), tl.load(lengths_ptr + seq)
-    first_seen = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    first_key = tl.maximum(length - WINDOW, 0) if WINDOW else 0
     if seq == 0:
-        tl.store(total_ptr, total)
+        tl.store(num_iterations_ptr, num_iterations)
     if after > before:
-        num_programs = tl.minimum(total, max_programs)
-        begin, end = tl.cdiv(before * num_programs, total), tl.cdiv(after * num_programs, total)
+        num_programs = tl.minimum(num_iterations, max_programs)
+        begin, end = tl.cdiv(before * num_programs, num_iterations), tl.cdiv(after * num_programs, num_iterations)
         for start in range(begin, end, BLOCK):
             program = start + tl.arange(0, BLOCK)
+            key = first_key + (program * num_iterations // num_programs - before) * KEYS
             place = starts_ptr + program * 4
             tl.store(place, seq, mask=program < end)
-            tl.store(place + 1, first_seen + (program * total // num_programs - before) * KEYS, mask=program < end)
+            tl.store(place + 1, key, mask=program < end)
             tl.store(place + 2, slot, mask=program < end)
             tl.store(place + 3, length, mask=program < end)
 
 
-def share_decodes(batch: Batch, kv_cache: torch.Tensor, window: int | None = None) -> DecodeWork:
+def _share_decodes(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, window: int | None) -> DecodeWork:
     """Equal shares of the keys that a batch's decoding sequences see, for as many programs as run side by side."""
     lengths = batch.inputs.decode_lengths[: batch.num_decodes]
     num_seqs, num_kv_heads, device = len(lengths), kv_cache.shape[3], lengths.device
-    max_programs = max(_decode_programs(kv_cache) * num_processors(device) // num_kv_heads, 1)
+    max_programs = max(_programs_side_by_side(q, kv_cache) * num_processors(device) // num_kv_heads, 1)
     starts = torch.empty(max_programs, 4, dtype=torch.int32, device=device)
-    total = torch.empty(1, dtype=torch.int64, device=device)
+    num_iterations = torch.empty(1, dtype=torch.int64, device=device)
     arrived = torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device)
     early = pdl(device)
     _share_kernel[(num_seqs,)](
-        lengths, batch.inputs.slots, starts, total, num_seqs, max_programs,
-        SEQS=triton.next_power_of_2(num_seqs), KEYS=_decode_keys(kv_cache), BLOCK=128, WINDOW=window or 0, PDL=early,
+        lengths, batch.inputs.slots, starts, num_iterations, num_seqs, max_programs,
+        SEQS=triton.next_power_of_2(num_seqs), KEYS=_keys_at_once(kv_cache), BLOCK=128, WINDOW=window or 0, PDL=early,
         num_warps=4, launch_pdl=early,
     )  # fmt: skip
-    return DecodeWork(starts, total, arrived)
+    return DecodeWork(starts, num_iterations, arrived)
 
 
-def _decode_keys(kv_cache: torch.Tensor) -> int:
-    """That one iteration of `_decode_kernel` reads."""
+def _keys_at_once(kv_cache: torch.Tensor) -> int:
+    """Keys that one iteration of `_decode_kernel` reads."""
     return min(max(_DECODE_KEY_BYTES // _row_bytes(kv_cache), _MIN_DOT), _DECODE_KEYS)
 
 
-def _decode_programs(kv_cache: torch.Tensor) -> int:
-    """That a processor runs side by side: one more would start when the others have ended."""
-    rows = (_DECODE_STAGES - 1) * (2 * _decode_keys(kv_cache) + _MIN_DOT) + 2 * _MIN_DOT
-    needed = rows * _row_bytes(kv_cache) + 1024
-    return min(max(shared_memory(kv_cache.device) // needed, 1), _DECODE_PROGRAMS)
+def _programs_side_by_side(q: torch.Tensor, kv_cache: torch.Tensor) -> int:
+    """Programs of `_decode_kernel` that a processor runs at once: one more would start when the others have ended.
+
+    Its registers suffice for three on Hopper, with up to 16 query heads to a key head, else for two.
+    """
+    head_block = _head_block(q.shape[1], kv_cache.shape[3])
+    rows = (_DECODE_STAGES - 1) * (2 * _keys_at_once(kv_cache) + head_block) + 2 * head_block
+    by_registers = 3 if pdl(kv_cache.device) and head_block == _MIN_DOT else 2
+    return min(max(shared_memory(kv_cache.device) // (rows * _row_bytes(kv_cache) + 1024), 1), by_registers)
+
+
+def _head_block(num_heads: int, num_kv_heads: int) -> int:
+    return max(int(triton.next_power_of_2(num_heads // num_kv_heads)), _MIN_DOT)
 
 
 def _row_bytes(kv_cache: torch.Tensor) -> int:
-    """Of one head's key, as it lies in a processor's memory."""
+    """Bytes of one head's key, as it lies in a processor's memory."""
     return _dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
 
 
@@ -119,11 +128,11 @@ def _capped(scores, cap):
 
 @triton.jit
 def _decode_kernel(
-    q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, total_ptr, arrived_ptr, parts_ptr, sums_ptr,
-    out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride,
+    q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, arrived_ptr, parts_ptr,
+    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, LISTED: tl.constexpr, BESIDE: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr, BESIDE: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program walks through its share of all sequences' keys, which may begin and end amid a sequence."""
@@ -135,18 +144,21 @@ def _decode_kernel(
         if program == tl.num_programs(1) - 1:
             await_previous()
             return
-    elif PDL and not LISTED:  # the very kernel before this one shares out
+    elif PDL and not OLD:  # the very kernel before this one shares out
         await_previous()
     seq = tl.load(starts_ptr + program * 4)
     key = tl.load(starts_ptr + program * 4 + 1)
     slot = tl.load(starts_ptr + program * 4 + 2).to(tl.int64)
     length = tl.load(starts_ptr + program * 4 + 3)
-    total = tl.load(total_ptr)
-    num_programs = tl.minimum(total, max_programs)
+    num_iterations = tl.load(num_iterations_ptr)
+    num_programs = tl.minimum(num_iterations, max_programs)
     if program >= num_programs:
+        if PDL and OLD and not BESIDE:
+            await_previous()  # there may be none that does anything
         return
-    first = (program * total // num_programs).to(tl.int32)
-    last = ((program + 1) * total // num_programs).to(tl.int32)
+    # Products of numbers of iterations need 64 bits; what is kept through the loop does not, and registers are scarce.
+    begin = (program * num_iterations // num_programs).to(tl.int32)
+    end = ((program + 1) * num_iterations // num_programs).to(tl.int32)
     rows = tl.arange(0, HEAD_BLOCK)
     dims = tl.arange(0, DIM_BLOCK)
     in_head = dims < HEAD_DIM
@@ -154,18 +166,22 @@ def _decode_kernel(
     mask = in_group[:, None] & in_head[None, :]
     heads = kv_head * GROUP + rows
     own_ptr = kv_ptr + kv_head * head_stride
-    first_seen = tl.maximum(length - WINDOW, 0) if WINDOW else 0
-    begin = first - (key - first_seen) // KEYS  # the iteration, of all sequences', that a sequence's first keys are in
-    first_seq, first_begin, first_length, arrived_first, arrived_last = seq, begin, length, -1, -1
-    from_start = key == first_seen
     keys = tl.arange(0, KEYS)
     page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
-    if PDL and LISTED and not BESIDE:
+    # Of the sequence that it begins in, and that it is in: the iteration of all which reads its first keys; and how
+    # many programs arrived at it before this one, or -1.
+    key_in_sequence = key - tl.maximum(length - WINDOW, 0) if WINDOW else key
+    from_start = key_in_sequence == 0
+    seq_begin = begin - key_in_sequence // KEYS
+    first_seq, first_length, first_begin = seq, length, seq_begin
+    first_arrived = -1
+    arrived = -1
+    if PDL and OLD and not BESIDE:
         await_previous()
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
-    total_weight = tl.zeros([HEAD_BLOCK], tl.float32)
+    total = tl.zeros([HEAD_BLOCK], tl.float32)
     acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
-    for index in range(first, last):
+    for iteration in range(begin, end):
         place = (page.to(tl.int64) * page_stride + ((key + keys) % PAGE_SIZE) * token_stride)[:, None] + dims[None, :]
         kv_mask = (key + keys < length)[:, None] & in_head[None, :]
         k = tl.load(own_ptr + place, mask=kv_mask, other=0.0)
@@ -179,67 +195,79 @@ def _decode_kernel(
         weights = tl.exp2(scores - new_best[:, None])
         shrink = tl.exp2(best - new_best)
         acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        total_weight = total_weight * shrink + tl.sum(weights, 1)
+        total = total * shrink + tl.sum(weights, 1)
         ends = key + KEYS >= length
-        if ends | (index == last - 1):
-            result = acc / total_weight[:, None]
+        if ends | (iteration == end - 1):
+            result = acc / total[:, None]
             if ends & from_start:
                 row = seq * NUM_HEADS + heads
                 value = result.to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], value, mask=mask)
-            else:
+            else:  # a program leaves two parts at most: a sequence's later keys, then another's first ones
                 part = (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads
                 tl.store(parts_ptr + part[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
-                tl.store(sums_ptr + part, new_best + tl.log2(total_weight), mask=in_group)
+                tl.store(sums_ptr + part, new_best + tl.log2(total), mask=in_group)
                 barrier(COMPILED)  # the whole program's stores come before its arrival
-                arrived = tl.atomic_add(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
-                arrived_first = tl.where(from_start, arrived_first, arrived)
-                arrived_last = tl.where(from_start, arrived, arrived_last)
-        best = tl.where(ends, float("-inf"), new_best)  # with which `acc` and `total_weight` are forgotten, too
-        if ends & (index < last - 1):
+                num_before = tl.atomic_add(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
+                first_arrived = tl.where(from_start, first_arrived, num_before)
+                arrived = tl.where(from_start, num_before, arrived)
+        # Nothing of a sequence may reach the next one, and 0 times its NaN would.
+        best = tl.where(ends, float("-inf"), new_best)
+        total = tl.where(ends, 0.0, total)
+        acc = tl.where(ends, 0.0, acc)
+        if ends & (iteration < end - 1):  # the next sequence has keys, too: those without come last
             seq += 1
-            begin = index + 1
+            seq_begin = iteration + 1
             slot = tl.load(slots_ptr + seq)
             length = tl.load(lengths_ptr + seq).to(tl.int32)
             key = tl.maximum(length - WINDOW, 0) if WINDOW else 0
-            from_start = from_start | True
+            from_start = from_start | True  # of the type that it had
         else:
             key += KEYS
         # Where the next iteration's keys are is known before it starts, so its loads wait for nothing.
         page = tl.load(
             page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0
         )
-    for is_last in tl.static_range(2):  # the last to arrive at a sequence joins its parts, and resets the counter
-        own = seq if is_last else first_seq
-        own_begin = begin if is_last else first_begin
-        own_length = length if is_last else first_length
-        arrived = arrived_last if is_last else arrived_first
-        if arrived > 0:
-            end = own_begin + tl.cdiv(tl.minimum(own_length, WINDOW) if WINDOW else own_length, KEYS)
-            first_part = tl.cdiv((own_begin + 1).to(tl.int64) * num_programs, total) - 1
-            last_part = tl.cdiv(end.to(tl.int64) * num_programs, total) - 1
-            if arrived == last_part - first_part:
-                _join(
-                    parts_ptr, sums_ptr, out_ptr, first_part, last_part, own * NUM_HEADS + heads, heads, in_group,
-                    dims, mask, NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
-                )  # fmt: skip
-                tl.store(arrived_ptr + own * NUM_KV_HEADS + kv_head, 0)
+    for is_last in tl.static_range(2):
+        _join_if_last(
+            first_arrived if not is_last else arrived, first_seq if not is_last else seq,
+            first_begin if not is_last else seq_begin, first_length if not is_last else length,
+            arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, dims,
+            mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW,
+        )  # fmt: skip
+
+
+@triton.jit
+def _join_if_last(
+    arrived, seq, seq_begin, length, arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head,
+    heads, in_group, dims, mask, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Where all programs with a part of a sequence arrived before this one: joins them, and resets their counter."""
+    if arrived > 0:
+        num_keys = tl.minimum(length, WINDOW) if WINDOW else length
+        seq_end = seq_begin + tl.cdiv(num_keys, KEYS)
+        first_program = tl.cdiv((seq_begin + 1).to(tl.int64) * num_programs, num_iterations) - 1
+        last_program = tl.cdiv(seq_end.to(tl.int64) * num_programs, num_iterations) - 1
+        if arrived == last_program - first_program:
+            _join(
+                parts_ptr, sums_ptr, out_ptr, first_program, last_program, seq * NUM_HEADS + heads, heads, in_group,
+                dims, mask, NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
+            )  # fmt: skip
+            tl.store(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 0)
 
 
 @triton.jit
 def _join(
-    parts_ptr, sums_ptr, out_ptr, first_part, last_part, row, heads, in_group, dims, mask,
+    parts_ptr, sums_ptr, out_ptr, first_program, last_program, row, heads, in_group, dims, mask,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1.
-
-    A program has two parts: of the sequence whose later keys it begins with, and of that whose first keys it ends with.
-    """
+    """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1."""
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
     acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
-    for program in range(first_part, last_part + 1):
-        place = (2 * program + (program == first_part).to(tl.int64)) * NUM_HEADS + heads
+    for program in range(first_program, last_program + 1):
+        place = (2 * program + (program == first_program).to(tl.int64)) * NUM_HEADS + heads
         log_sum = tl.load(sums_ptr + place, mask=in_group, other=0.0, cache_modifier=".cg")
         part = tl.load(
             parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg"
@@ -262,9 +290,9 @@ def _decode(
     options: AttentionOptions,
     out: torch.Tensor,
     *,
-    listed: bool,
+    is_old: bool,
 ) -> None:
-    """`listed`: another kernel ran since the one that made `work`.
+    """`is_old`: another kernel ran since the one that made `work`.
 
     Beside a kernel that reads prompts this one starts while that is at its work, and has one more program a head: those
     do nothing but wait for it, so that whoever waits for this kernel has waited for both.
@@ -277,13 +305,13 @@ def _decode(
     early = pdl(q.device)
     beside = early and batch.num_blocks > 0
     _decode_kernel[(num_kv_heads, max_programs + beside)](
-        q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts, work.total,
-        work.arrived, parts, sums, out,
+        q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
+        work.num_iterations, work.arrived, parts, sums, out,
         *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
-        HEAD_BLOCK=max(triton.next_power_of_2(num_heads // num_kv_heads), _MIN_DOT), PAGE_SIZE=page_size,
-        KEYS=_decode_keys(kv_cache), PRECISION=_precision(q), WINDOW=options.window or 0,
-        CAPPED=options.softcap is not None, PDL=early, LISTED=listed, BESIDE=beside, COMPILED=q.is_cuda,
+        HEAD_BLOCK=_head_block(num_heads, num_kv_heads), PAGE_SIZE=page_size,
+        KEYS=_keys_at_once(kv_cache), PRECISION=_precision(q), WINDOW=options.window or 0,
+        CAPPED=options.softcap is not None, PDL=early, OLD=is_old, BESIDE=beside, COMPILED=q.is_cuda,
         num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
         maxnreg=_WIDE_DECODE_REGISTERS if head_dim > 128 else None,
     )  # fmt: skip

@@ -3,7 +3,8 @@
 Programmatic dependent launch: a kernel's programs start while the kernel before them ends.
 A kernel launched with `pdl` waits (`await_previous`) before it touches anything that the kernel before it writes or
 reads, and only then lets the next one begin. So what a program does before its wait may rely on all kernels but the
-very last. Every kernel so launched waits, else the one after it would not know that those before are done.
+very last. Of every kernel so launched at least one program waits, else the one after it would not know that those
+before are done; programs that need nothing of the kernel before need not (`BESIDE` in `attention.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def await_previous():
 
 @triton.jit
 def barrier(COMPILED: tl.constexpr):
-    """Waits for the program's other threads: what `tl.debug_barrier` does, next to which no loop is pipelined."""
+    """Waits for the program's other threads, as `tl.debug_barrier` does, beside which Triton pipelines no loop."""
     if COMPILED:
         tl.inline_asm_elementwise("bar.sync 0; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
     else:

@@ -7,6 +7,8 @@ that share a key head are handled together, so that keys and values are read onc
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -22,12 +24,10 @@ _DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
 _WIDE_DECODE_REGISTERS = 168
 """Of a thread, such that a processor's suffice for three programs. Where heads have up to 128 dimensions they need no
 more of themselves, and would get slower by being told."""
-_PREFILL_KEYS, _PREFILL_WARPS, _PREFILL_STAGES = 64, 4, 2
-_WIDE_PREFILL_KEYS, _WIDE_PREFILL_WARPS = 32, 8
-"""For heads of more than 128 dimensions, with which the registers of fewer warps would not suffice."""
+_PREFILL_STAGES = 2
 _LOG2_E = 1.4426950408889634
-_HIDDEN = tl.constexpr(-1e30)
-"""Score of a key that is not seen. Finite: where a query sees none of a block's keys, the next block's outweigh it."""
+_LOWEST = tl.constexpr(-1e20)
+"""What a prompt's highest score starts from: a number, for a query may see none of the first block's keys."""
 
 
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
@@ -358,7 +358,7 @@ def _prefill_kernel(
     place = (rows[:, None] * NUM_HEADS + head) * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + place, mask=mask, other=0.0)
     table = page_tables_ptr + tl.load(slots_ptr + seq) * table_stride
-    best = tl.full([QUERIES], float("-inf"), tl.float32)
+    best = tl.full([QUERIES], _LOWEST, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
     first_position = length - end_row + first_row
@@ -372,21 +372,21 @@ def _prefill_kernel(
         inside = tl.minimum(tl.cdiv(tl.maximum(first_position + QUERIES - WINDOW, 0), KEYS) * KEYS, full)
         for start in range(begin, inside, KEYS):
             acc, total, best = _attend(
-                q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-                v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, True, PRECISION,
+                q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
+                page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, True, PRECISION,
                 WINDOW, CAPPED,
             )  # fmt: skip
         begin = tl.maximum(begin, inside)
     for start in range(begin, full, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, False, PRECISION,
+            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
+            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, False, PRECISION,
             WINDOW, CAPPED,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start + tl.arange(0, KEYS), positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, True, PRECISION,
+            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
+            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, True, PRECISION,
             WINDOW, CAPPED,
         )  # fmt: skip
     tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
@@ -394,30 +394,62 @@ def _prefill_kernel(
 
 @triton.jit
 def _attend(
-    q, acc, total, best, keys, positions, last_key, dims, in_head, table, kv_ptr,
+    q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
     v_offset, page_stride, token_stride, head_offset, scale, cap,
-    PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """One iteration of the online softmax over the keys at positions `keys`."""
+    """One iteration of the online softmax over the KEYS keys from position `start` on, a multiple of KEYS."""
+    index = tl.arange(0, KEYS)
+    keys = start + index
     seen = keys < last_key
-    page = tl.load(table + keys // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-    row = page * page_stride + (keys % PAGE_SIZE) * token_stride + head_offset
+    if KEYS % PAGE_SIZE == 0:  # what differs from iteration to iteration is the pages alone
+        page = tl.load(table + start // PAGE_SIZE + index // PAGE_SIZE, mask=seen | (not MASKED), other=0)
+        within = index % PAGE_SIZE
+    else:
+        page = tl.load(table + keys // PAGE_SIZE, mask=seen | (not MASKED), other=0)
+        within = keys % PAGE_SIZE
+    place = (kv_ptr + head_offset + page.to(tl.int64) * page_stride)[:, None] + (
+        (within * token_stride)[:, None] + dims[None, :]
+    )
     mask = (seen[:, None] | (not MASKED)) & in_head[None, :]
-    k = tl.load(kv_ptr + row[:, None] + dims[None, :], mask=mask, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    k = tl.load(place, mask=mask, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if CAPPED:
-        scores = _capped(scores, cap)
+        scores = _capped(scores * scale, cap)
     if MASKED:
         visible = keys[None, :] <= positions[:, None]
         if WINDOW:
             visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
-        scores = tl.where(visible, scores, _HIDDEN)
-    new_best = tl.maximum(best, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_best[:, None])
+        scores = tl.where(visible, scores, float("-inf"))
+    factor = 1.0 if CAPPED else scale  # multiplied as it is subtracted, in one instruction
+    new_best = tl.maximum(best, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor - new_best[:, None])
     shrink = tl.exp2(best - new_best)
-    v = tl.load(kv_ptr + v_offset + row[:, None] + dims[None, :], mask=mask, other=0.0)
+    v = tl.load(place + v_offset, mask=mask, other=0.0)
     acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
     return acc, total * shrink + tl.sum(weights, 1), new_best
+
+
+class _PrefillTiling(NamedTuple):
+    """How a block of `query_block` queries goes through its keys."""
+
+    keys: int
+    """That one iteration reads."""
+    warps: int
+    registers: int | None = None
+    """That a thread may have at most."""
+
+
+def _prefill_tiling(q: torch.Tensor) -> _PrefillTiling:
+    """More programs side by side hide what each waits for; heads of 256 dimensions leave a processor room for one."""
+    dim_block = _dim_block(q.shape[-1])
+    hopper = pdl(q.device) and q.itemsize == 2
+    if dim_block > 128:
+        return _PrefillTiling(keys=64 if hopper else 32, warps=8)
+    if dim_block == 128 and hopper:
+        return _PrefillTiling(keys=32, warps=4, registers=128)
+    return _PrefillTiling(keys=64, warps=4)
 
 
 def _prefill(
@@ -426,17 +458,15 @@ def _prefill(
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    early, wide = pdl(q.device), _dim_block(head_dim) > 128
+    early, tiling = pdl(q.device), _prefill_tiling(q)
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
         *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         DIM_BLOCK=_dim_block(head_dim), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
-        KEYS=_WIDE_PREFILL_KEYS if wide else _PREFILL_KEYS,
-        PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, num_warps=_WIDE_PREFILL_WARPS if wide else _PREFILL_WARPS, num_stages=_PREFILL_STAGES,
-        launch_pdl=early,
+        KEYS=tiling.keys, PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
+        PDL=early, num_warps=tiling.warps, num_stages=_PREFILL_STAGES, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
 
 

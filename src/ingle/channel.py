@@ -60,11 +60,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_steps: int = 0
     num_running: int = 0
     num_waiting: int = 0
-    num_free_pages: int = 0
-    num_preemptions: int = 0
     num_prompt_tokens: int = 0
     """Prompt tokens computed since the start; those read from the prefix cache are not among them."""
-    num_generated_tokens: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -146,6 +146,9 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
+        for flag, words in (("--api-key", self.api_key), ("--served-model-name", self.served_model_name)):
+            if not all(word.strip() for word in words):
+                raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
 
 
 def parse_bytes(flag: str, text: str) -> int:

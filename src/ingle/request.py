@@ -10,7 +10,7 @@ import msgspec
 
 from ingle.errors import RequestError
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "error"]
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +204,28 @@ def test_a_model_that_cannot_be_loaded_is_one_line(damage: str, tmp_path: Path, 
     assert lines[0].startswith("ingle: ") and "Traceback" not in text
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stopped_server_tells_those_it_did_not_finish(signals: int, smollm2_gguf: Path) -> None:
+    """After its grace, or at once when it is told twice."""
+    server = start_server("smollm2:135m", "--kv-cache-memory", "1GiB")
+    url = f"{server.url}/v1/completions"
+
+    def ask(stream: bool) -> httpx.Response:
+        return httpx.post(url, json=endless_body(max_tokens=8000, stream=stream), timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        whole, streamed = pool.submit(ask, False), pool.submit(ask, True)
+        assert until(lambda: server.running() == 2)
+        for _ in range(signals):
+            server.process.send_signal(signal.SIGTERM if signals == 1 else signal.SIGINT)
+            time.sleep(0.3)
+    assert (whole.result().status_code, whole.result().json()["error"]["code"]) == (503, "engine_unavailable")
+    last = streamed.result().text.strip().rpartition("data: ")[2]
+    assert "the server is being stopped" in json.loads(last)["error"]["message"]
+    assert server.process.wait(timeout=20) == (0 if signals == 1 else 130)
+    assert "ASGI" not in server.text() and "Traceback" not in server.text()
+
+
 def child_of(server: Server) -> int:
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     command = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
@@ -220,9 +245,6 @@ def tiny_server(tmp_path: Path) -> Server:
 
 
 def test_the_server_ends_with_its_engine(tiny_server: Server) -> None:
-    import os
-    import signal
-
     os.kill(child_of(tiny_server), signal.SIGKILL)
     assert tiny_server.process.wait(timeout=20) == 1
     assert "ingle: the engine died: killed by SIGKILL" in tiny_server.text()

@@ -16,7 +16,7 @@ from ingle.errors import ConfigError
 from ingle.request import EngineRequest, SamplingParams
 
 _KINDS = (
-    ("attention", ("_decode_kernel", "_join_kernel", "_prefill_kernel", "scaled_dot_product")),
+    ("attention", ("_decode_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
     ("sampling", ("_block_kernel", "_draw_kernel", "_threshold_kernel", "argmax", "softmax", "cumsum", "aten::sort")),
     ("matmuls", ("_vector_kernel", "_few_rows_kernel", "_gated_product", "_gate_up_kernel", "_down_kernel")),
     (

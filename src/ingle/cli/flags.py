@@ -69,7 +69,10 @@ def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_one_line(errors.getvalue())} (see `ingle {command} --help`)") from None
+        message = _one_line(errors.getvalue())
+        if message.startswith("Missing from") and (greedy := flags.greedy.intersection(map(_flag_of, args))):
+            message += f"; {min(greedy)} takes all words up to the next flag: give the model first"
+        raise ConfigError(f"{message} (see `ingle {command} --help`)") from None
     if unknown and unknown != [model]:
         raise ConfigError(f"{_unexpected(unknown[0], model, flags.names)} (see `ingle {command} --help`)")
     return parsed
@@ -102,6 +105,8 @@ class _Flags:
 
     def __init__(self, hide: Hidden) -> None:
         self.names: set[str] = set()
+        self.greedy: set[str] = set()
+        """Those that take several words."""
         self._hide = hide
         self.registry = ConstructorRegistry()
         self.registry.primitive_rule(_primitive)
@@ -129,6 +134,8 @@ class _Flags:
         self.names.update({flag, *SHORT_FLAGS.get(name, ())})
         if kind is bool:
             self.names.add(f"--no-{flag[2:]}")
+        if kind is tuple:
+            self.greedy.add(flag)
         # The docstring says what leaving the flag out means; "(default: None)" would only blur it.
         silent = default is None or default is False or default == () or default is tyro.MISSING_NONPROP
         hint = "" if silent else None
@@ -164,7 +171,7 @@ def _primitive(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         return PrimitiveConstructorSpec(
             nargs="*",
             metavar="[STR [STR ...]]",
-            instance_from_str=tuple,
+            instance_from_str=_words,
             is_instance=lambda value: isinstance(value, tuple),
             str_from_instance=list,
         )
@@ -181,6 +188,12 @@ def _primitive(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         str_from_instance=lambda value: [str(value)],
         choices=choices,
     )
+
+
+def _words(args: list[str]) -> tuple[str, ...]:
+    if not args:  # as `--api-key $KEY` is when KEY is not set
+        raise ValueError("a value is missing")
+    return tuple(args)
 
 
 def _model_first(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -209,9 +222,13 @@ def _unexpected(word: str, model: str | None, known: Set[str]) -> str:
     if not word.startswith("-"):
         twice = f"; the model was already given as --model {model}" if model is not None else ""
         return f"unexpected argument {word!r}{twice}"
-    flag = word.partition("=")[0]
-    near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1, cutoff=0.6)
-    return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
+    near = difflib.get_close_matches(_flag_of(word), known, n=1, cutoff=0.6)
+    return f"unknown flag {word.partition('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _flag_of(word: str) -> str:
+    """`--some-flag` of `--some_flag=value`."""
+    return word.partition("=")[0].replace("_", "-")
 
 
 def _one_line(box: str) -> str:

@@ -23,7 +23,7 @@ COMMANDS = {
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
     "rm": ("ingle.cli.rm", "Remove a model from the local store"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
-    "bench": ("ingle.bench.cli", "Measure throughput"),
+    "bench": ("ingle.bench.cli", "Measure throughput, latency and start-up"),
 }
 """Name to the module whose `main(argv)` runs it, and its line of help."""
 

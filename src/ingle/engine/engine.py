@@ -33,7 +33,6 @@ class Engine:
         self._in_flight: _InFlight | None = None
         self._num_steps = 0
         self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request. Raises `RequestError` when it cannot be served."""
@@ -76,9 +75,7 @@ class Engine:
     def _retire(self, launched: _InFlight | None) -> list[EngineOutput]:
         if launched is None:
             return []
-        outputs = self.scheduler.retire(launched.plan, launched.step.result())
-        self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
-        return outputs
+        return self.scheduler.retire(launched.plan, launched.step.result())
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
@@ -86,8 +83,5 @@ class Engine:
             num_steps=self._num_steps,
             num_running=len(scheduler.running),
             num_waiting=scheduler.num_waiting,
-            num_free_pages=scheduler.pages.num_available,
-            num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
-            num_generated_tokens=self._num_generated_tokens,
         )

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: one launch instead of some three hundred, sampling included.
+"""Steps as CUDA graphs: one launch instead of hundreds, sampling included.
 
 A graph is captured for padded sizes the first time they are needed, or while the engine idles, so that nothing is
 captured before the first answer. Its inputs are one packed tensor; everything else it finds in the per-slot tables.

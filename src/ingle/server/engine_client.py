@@ -31,6 +31,7 @@ class EngineClient:
         self.stats = EngineStats()
         self.closed = asyncio.Event()
         self.failure: str | None = None
+        self._given_up: str | None = None
         self._closing = False
         self._process = process
         self._channel = channel
@@ -65,8 +66,8 @@ class EngineClient:
         engine is gone.
         """
         check_token_ids(request.sampling, self.info.vocab_size)
-        if self.failure is not None:
-            raise EngineError(self.failure)
+        if (reason := self.failure or self._given_up) is not None:
+            raise EngineError(reason)
         queue: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
         if not self._queues:
             self._last_message = time.monotonic()  # idle until now: the stall clock starts here
@@ -77,7 +78,7 @@ class EngineClient:
             while not finished:
                 output = await queue.get()
                 if output is None:
-                    raise EngineError(self.failure or "the engine is gone")
+                    raise EngineError(self.failure or self._given_up or "the engine is gone")
                 finished = output.finish_reason is not None
                 yield output
         finally:
@@ -87,8 +88,8 @@ class EngineClient:
 
     def health(self) -> HealthStatus:
         """Well means: alive, and steps progress while requests are pending."""
-        if self.failure is not None:
-            return HealthStatus(False, self.failure)
+        if (reason := self.failure or self._given_up) is not None:
+            return HealthStatus(False, reason)
         silent_s = time.monotonic() - self._last_message
         if self._queues and silent_s > STALL_S:
             return HealthStatus(
@@ -114,6 +115,12 @@ class EngineClient:
         for queue in self._queues.values():
             queue.put_nowait(None)
         self.closed.set()
+
+    def give_up(self, reason: str) -> None:
+        """Ends all requests, and later ones at once, with an `EngineError` that says so; the engine drops them."""
+        self._given_up = reason
+        for queue in self._queues.values():
+            queue.put_nowait(None)
 
     async def close(self) -> None:
         """Ends the engine; requests still running are dropped."""

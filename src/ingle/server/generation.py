@@ -114,9 +114,8 @@ async def _run(context: ServerContext, index: int, request: EngineRequest) -> As
     stream = TextStream(context.tokenizer, request.sampling)
     async with aclosing(context.engine.generate(request)) as outputs:
         async for output in outputs:
-            if output.finish_reason in ("error", "abort"):
-                reason = output.error or "the engine gave the request up"
-                raise RequestError(f"Generation failed: {reason}", code="generation_failed", status=500)
+            if output.finish_reason == "error":
+                raise RequestError(f"Generation failed: {output.error}", code="generation_failed", status=500)
             delta = stream.push(output)
             yield Update(index, delta, output)
             if delta.finish_reason is not None:

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ingle import facts
@@ -27,9 +28,8 @@ from ingle.server.engine_process import EngineProcess
 from ingle.text.load import TextSide, load_text_side
 
 if TYPE_CHECKING:
-    import uvicorn
+    from ingle.server.graceful import GracefulServer
 
-_GRACE_S = 5
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 logger = logging.getLogger("ingle")
 
@@ -41,7 +41,7 @@ def run_server(process: EngineProcess, engine_config: EngineConfig, server_confi
     """
     started = time.perf_counter()
     logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` ends it as Ctrl-C does
+    signal.signal(signal.SIGTERM, _stop)
     with bind(server_config.host, server_config.port) as sock:
         source = ensure_model(engine_config.model)
         process.load(engine_config, Path(source.path))
@@ -58,21 +58,17 @@ async def _serve(
     server_config: ServerConfig,
     started: float,
 ) -> None:
-    import uvicorn
-
     # Else pydantic looks through all packages there are for plugins, and runs what it finds.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from ingle.server.app import create_app
+    from ingle.server.graceful import GracefulServer
 
     model, engine = await asyncio.gather(
         asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
         EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
     )
     context = _context(engine, model, engine_config, server_config)
-    config = uvicorn.Config(
-        create_app(context), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
-    )
-    server = uvicorn.Server(config)
+    server = GracefulServer(create_app(context), engine)
     gc.freeze()
     gc.enable()
     _announce(context, engine.info, sock, time.perf_counter() - started)
@@ -86,7 +82,12 @@ async def _serve(
         raise EngineError(engine.failure)
 
 
-async def _stop_with_engine(engine: EngineClient, server: uvicorn.Server) -> None:
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """Whoever stops a server this way (`docker stop`, systemd) takes any other code for a failure."""
+    raise SystemExit(0)
+
+
+async def _stop_with_engine(engine: EngineClient, server: GracefulServer) -> None:
     """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
     await engine.closed.wait()
     server.should_exit = True

@@ -12,8 +12,6 @@ import json
 from collections.abc import Callable, Set
 from typing import Any, Protocol
 
-_WORD_START = "▁"
-
 
 class Detokenizer(Protocol):
     """The text of one growing sequence. No piece ends within a character."""

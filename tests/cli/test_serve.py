@@ -83,6 +83,10 @@ def test_short_flags(ingle: Run, calls: Calls) -> None:
         ("m --gpu-memory-utilization nan", "--gpu-memory-utilization nan is not a share"),
         ("m --max-modle-len 4k", "did you mean --max-model-len?"),
         ("m --dtype int3", "'int3'"),
+        ("m --api-key", "--api-key: a value is missing"),
+        ("m --api-key --port 1", "--api-key: a value is missing"),
+        ("m --api-key=", "--api-key has an empty value"),
+        ("--served-model-name n m --port 1", "--served-model-name takes all words up to the next flag"),
     ],
 )
 def test_mistakes_never_start_a_server(ingle: Run, calls: Calls, argv: str, message: str) -> None:

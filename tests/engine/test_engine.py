@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ingle.config import EngineConfig
+from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.errors import RequestError
+from ingle.errors import ConfigError, RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from tests.support import collect, engine_for, greedy, random_prompt, reference_model, restrict, run, save_checkpoint
 
@@ -224,6 +226,19 @@ def test_requests_that_cannot_be_served_are_refused(
     with pytest.raises(RequestError, match=match):
         engine.add(EngineRequest("x", prompt, SamplingParams(**params)))
     assert not engine.has_work
+
+
+def test_a_kv_cache_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, max_position_embeddings=1000)
+    with pytest.raises(ConfigError, match=r"does not fit the .* free beside the weights: .* --kv-cache-memory"):
+        engine_for(folder, kv_cache_memory="64TiB", max_num_seqs=10**8, max_num_batched_tokens=10**8)
+    with pytest.raises(ConfigError, match="--num-gpu-blocks-override"):
+        engine_for(folder, num_gpu_blocks_override=1 << 40)
+
+
+def test_memory_that_the_kv_cache_leaves_is_reported(folder: Path) -> None:
+    _, info = build_engine(EngineConfig(str(folder), device="cpu", kv_cache_memory="1GiB", max_num_seqs=2), folder)
+    assert any("1.00 GiB: 2 sequences of" in notice and "need no more" in notice for notice in info.notices)
 
 
 def test_tables_are_no_longer_than_any_sequence_could_be(tmp_path: Path) -> None:

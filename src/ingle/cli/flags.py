@@ -70,7 +70,7 @@ def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | 
         if not stop.code:
             raise
         message = _one_line(errors.getvalue())
-        if message.startswith("Missing from") and (greedy := flags.greedy.intersection(map(_flag_of, args))):
+        if "MODEL" in message and (greedy := flags.greedy.intersection(map(_flag_of, args))):
             message += f"; {min(greedy)} takes all words up to the next flag: give the model first"
         raise ConfigError(f"{message} (see `ingle {command} --help`)") from None
     if unknown and unknown != [model]:
@@ -232,8 +232,12 @@ def _flag_of(word: str) -> str:
 
 
 def _one_line(box: str) -> str:
-    """The message in the box that tyro draws, in Unicode or ASCII: the text above the rule that precedes its hints."""
-    plain = _COLOUR.sub("", box)
-    inside = [line.strip("│| ") for line in plain.splitlines() if line.startswith(("│", "|"))]
-    message = list(itertools.takewhile(lambda line: line.strip("─-"), inside))
-    return " ".join(" ".join(message or [plain]).split()).rstrip(".")
+    """The message in the box that tyro draws, in Unicode or ASCII: between the title's rule and that before its hints.
+
+    A title stands in its rule, or above it where there is no box.
+    """
+    lines = [line.strip("│| ") for line in _COLOUR.sub("", box).strip().splitlines()]
+    rules = [index for index, line in enumerate(lines[:2]) if line.endswith(("──╮", "--", "-+"))]
+    below = lines[rules[0] + 1 :] if rules else lines
+    message = itertools.takewhile(lambda line: line.strip("─-"), below)
+    return " ".join(" ".join(message).split()).rstrip(".")

@@ -16,7 +16,7 @@ from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.engine import Engine
 from ingle.engine.host_worker import HostWorker
-from ingle.engine.memory import host_kv_budget, plan_memory, wanted_length
+from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory, wanted_length
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
@@ -157,7 +157,9 @@ def _build_host(
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = host_kv_budget(config)
-        memory = plan_memory(config, decoder, kv_itemsize=_HOST_KV_ITEMSIZE, on_gpu=False, budget=budget)
+        memory = plan_memory(
+            config, decoder, kv_itemsize=_HOST_KV_ITEMSIZE, on_gpu=False, budget=budget, free=free_host_bytes()
+        )
         model = model.with_length(memory.limits.max_model_len)
         worker = HostWorker(model, memory.limits, memory.num_pages, dtype)
     num_parameters, weight_bytes = model.size()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ingle.config import EngineConfig, parse_bytes
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
+from ingle.facts import size
 from ingle.model.sizes import ModelConfig
 
 if TYPE_CHECKING:
@@ -35,14 +36,16 @@ def wanted_length(config: EngineConfig, model: ModelConfig, budget: int, kv_item
     """
     length = config.max_model_len or model.max_position_embeddings
     if config.num_gpu_blocks_override is not None:
-        return length
+        return min(length, config.num_gpu_blocks_override * config.block_size)
     return max(min(length, budget // (model.kv_elements_per_token * kv_itemsize)), 1)
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig, *, kv_itemsize: int, on_gpu: bool, budget: int) -> MemoryPlan:
+def plan_memory(
+    config: EngineConfig, model: ModelConfig, *, kv_itemsize: int, on_gpu: bool, budget: int, free: int | None
+) -> MemoryPlan:
     """Pages and limits for `budget` bytes of KV cache, whose numbers take `kv_itemsize` bytes each.
 
-    Raises `ConfigError` when not even one page per step fits.
+    Raises `ConfigError` when not even one page per step fits, or when what was asked for is more than the `free` bytes.
     """
     notices = []
     max_num_batched_tokens = config.max_num_batched_tokens or (8192 if on_gpu else 512)
@@ -60,18 +63,30 @@ def plan_memory(config: EngineConfig, model: ModelConfig, *, kv_itemsize: int, o
     page_size = config.block_size
     page_bytes = page_size * model.kv_elements_per_token * kv_itemsize
     pages_per_seq = -(-max_model_len // page_size)
-    num_pages = config.num_gpu_blocks_override or min(budget // page_bytes, 1 + max_num_seqs * pages_per_seq)
+    num_useful = 1 + max_num_seqs * pages_per_seq
+    num_pages = config.num_gpu_blocks_override or min(budget // page_bytes, num_useful)
     if num_pages < 2:
         raise ConfigError(
-            f"the KV cache gets {budget / _GIB:.2f} GiB and one page takes {page_bytes / _GIB:.3f} GiB: give it more "
+            f"the KV cache gets {size(budget)} and one page takes {size(page_bytes)}: give it more "
             + "with "
             + ("--gpu-memory-utilization" if on_gpu else "--kv-cache-memory")
+        )
+    if free is not None and num_pages * page_bytes > free:
+        flag = "--num-gpu-blocks-override" if config.num_gpu_blocks_override else "--kv-cache-memory"
+        raise ConfigError(
+            f"a KV cache of {size(num_pages * page_bytes)} does not fit the {size(free)} that are "
+            f"free beside the weights: give less with {flag}"
+        )
+    if config.kv_cache_memory is not None and num_pages == num_useful < budget // page_bytes:
+        notices.append(
+            f"the KV cache takes {size(num_pages * page_bytes)} of {size(budget)}: {max_num_seqs} "
+            f"sequences of {max_model_len} tokens need no more"
         )
     capacity = (num_pages - 1) * page_size
     if capacity < max_model_len:
         notices.append(
             f"max_model_len {max_model_len} -> {capacity}: {num_pages - 1} pages of {page_size} tokens, "
-            f"{page_bytes} bytes each, fit {num_pages * page_bytes / _GIB:.2f} GiB of KV cache"
+            f"{page_bytes} bytes each, fit {size(num_pages * page_bytes)} of KV cache"
         )
         max_model_len = capacity
     limits = Limits(max_num_seqs, max_num_batched_tokens, max_model_len, page_size, config.enable_prefix_caching)
@@ -82,7 +97,8 @@ def host_kv_budget(config: EngineConfig) -> int:
     """Bytes the KV cache may take in a CPU's memory."""
     if config.kv_cache_memory is not None:
         return parse_bytes("--kv-cache-memory", config.kv_cache_memory)
-    return min(available_host_bytes() // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
+    free = free_host_bytes()
+    return _GIB if free is None else min(free // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
 
 
 def kv_budget(config: EngineConfig, model: ModelConfig, device: torch.device) -> int:
@@ -108,9 +124,9 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     return tokens * widest * 4 + rows * model.vocab_size * 4 * 4 + _GIB // 2
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now."""
-    return _gpu_memory(device)[0] if device.type == "cuda" else available_host_bytes()
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a device that is free now, where that is known."""
+    return _gpu_memory(device)[0] if device.type == "cuda" else free_host_bytes()
 
 
 def _gpu_memory(device: torch.device) -> tuple[int, int]:
@@ -120,11 +136,11 @@ def _gpu_memory(device: torch.device) -> tuple[int, int]:
     return torch.cuda.mem_get_info(device)
 
 
-def available_host_bytes() -> int:
-    """Memory that can be had without swapping."""
+def free_host_bytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not say, which is not Linux."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return _CPU_DEFAULT_SHARE * _GIB  # not Linux: a modest cache, to be raised with --kv-cache-memory
+    return None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ingle.config import EngineConfig
-from ingle.engine.memory import kv_budget, plan_memory, wanted_length
+from ingle.engine.memory import free_bytes, kv_budget, plan_memory, wanted_length
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
@@ -75,8 +75,13 @@ def build_parts(
     with startup.phase("kv_cache", "allocating the KV cache"):
         on_gpu, budget = device.type == "cuda", kv_budget(config, model.config, device)
         memory = plan_memory(
-            config, model.config, kv_itemsize=numerics.dtype.itemsize, on_gpu=on_gpu, budget=budget
-        )  # fmt: skip
+            config,
+            model.config,
+            kv_itemsize=numerics.dtype.itemsize,
+            on_gpu=on_gpu,
+            budget=budget,
+            free=free_bytes(device),
+        )
         if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
             model = model.with_length(memory.limits.max_model_len)
         worker = Worker(

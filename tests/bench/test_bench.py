@@ -101,6 +101,21 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     assert "cpu-c2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["throughput", "m", "--thread", "1"], "unknown flag --thread; did you mean --threads"),
+        (["throughput"], "MODEL"),
+        (["latncy", "m"], "did you mean `ingle bench latency`"),
+        (["serve", "m"], "there are throughput, latency, profile, startup"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        main(argv)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path)
     engine = engine_for(folder)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from ingle import facts
 from ingle.bench.latency import measure_latency
@@ -23,7 +23,8 @@ from ingle.bench.startup import measure_startup
 from ingle.bench.throughput import Result, measure, warm_up
 from ingle.bench.workloads import Workload, select
 from ingle.channel import EngineInfo
-from ingle.config import Device, DType, EngineConfig, LoadFormat
+from ingle.cli.flags import parse
+from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError
@@ -31,36 +32,17 @@ from ingle.hub.resolve import ensure_model
 from ingle.kernels.cpu import threads
 from ingle.version import __version__
 
-
-@dataclass(frozen=True)
-class EngineOptions:
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Short name, Hugging Face folder (config.json is enough for --load-format dummy), or .gguf file."""
-    dtype: DType = "auto"
-    load_format: LoadFormat = "auto"
-    """dummy: random weights of the right shapes."""
-    max_model_len: int | None = 4096
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    gpu_memory_utilization: float = 0.9
-    kv_cache_memory: str | None = None
-    block_size: int = 16
-    device: Device = "auto"
-    enforce_eager: bool = False
-    """No CUDA graphs."""
-    overlap: bool | None = None
-    """Plan and launch the next step while this one runs. Default: on a GPU only."""
-
-    def config(self) -> EngineConfig:
-        """Without prefix cache: repeated runs must compute what they claim to."""
-        return EngineConfig(**asdict(self), enable_prefix_caching=False)
+_MAX_MODEL_LEN = 4096
+"""Unless the flag says otherwise: what the workloads need."""
+_HIDE = {EngineConfig: {"enable_prefix_caching"}}
+"""Repeated runs must compute what they claim to."""
 
 
 @dataclass(frozen=True)
 class Throughput:
     """Run named workloads offline, all requests of one at once, and print tokens/s beside the roofline."""
 
-    engine: EngineOptions
+    engine: EngineConfig
     workload: tuple[str, ...] = ()
     """Names of workloads, or gpu or cpu for all of theirs. Default: the group of the device."""
     num_runs: int = 3
@@ -75,7 +57,7 @@ class Throughput:
 class LatencyOptions:
     """Run one batch of equal requests after another, offline, and print how long each took."""
 
-    engine: EngineOptions
+    engine: EngineConfig
     input_len: int = 128
     output_len: int = 128
     batch_size: int = 1
@@ -91,7 +73,7 @@ class LatencyOptions:
 class Profile:
     """Print where the time of a step goes: attention, matmuls, sampling, waiting for the host."""
 
-    engine: EngineOptions
+    engine: EngineConfig
     num_seqs: tuple[int, ...] = (1, 16, 64)
     """Numbers of decoding sequences to look at."""
     context: int = 256
@@ -106,31 +88,40 @@ class Profile:
 class StartupOptions:
     """Print the seconds from a process's start to its first token, with a cold and a warm cache of GPU kernels."""
 
-    engine: EngineOptions
+    engine: EngineConfig
     output: Path | None = None
     """Write the figures here as JSON."""
 
 
 def main(argv: Sequence[str]) -> None:
     """`argv` without `ingle bench`."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"throughput": Throughput, "latency": LatencyOptions, "profile": Profile, "startup": StartupOptions},
-        args=argv,
-        prog="ingle bench",
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-    )
-    if isinstance(command, Throughput):
-        throughput(command)
-    elif isinstance(command, LatencyOptions):
-        latency(command)
-    elif isinstance(command, Profile):
-        profile(command)
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(_help())
+    elif name in _COMMANDS:
+        kind, run = _COMMANDS[name]
+        run(parse(kind, rest, command=f"bench {name}", hide=_HIDE))
     else:
-        startup(command)
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"did you mean `ingle bench {near[0]}`?" if near else f"there are {', '.join(_COMMANDS)}"
+        raise ConfigError(f"there is no benchmark {name!r}; {hint}")
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<12}{(kind.__doc__ or '').strip()}" for name, (kind, _) in _COMMANDS.items())
+    return f"""\
+usage: ingle bench BENCHMARK MODEL ...
+
+How fast this machine runs a model, beside how fast it could.
+
+benchmarks:
+{commands}
+
+`ingle bench BENCHMARK --help` shows its flags."""
 
 
 def startup(options: StartupOptions) -> None:
-    config = options.engine.config()
+    config = _config(options.engine)
     results = measure_startup(config, ensure_model(config.model).path)
     for result in results:
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.phases_s.items())
@@ -184,6 +175,18 @@ def throughput(options: Throughput) -> None:
         results.append(result)
     if options.output is not None:
         _write(options.output, "throughput", info, path, ceilings, [result.as_dict() for result in results])
+
+
+_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "throughput": (Throughput, throughput),
+    "latency": (LatencyOptions, latency),
+    "profile": (Profile, profile),
+    "startup": (StartupOptions, startup),
+}
+
+
+def _config(flags: EngineConfig) -> EngineConfig:
+    return replace(flags, max_model_len=flags.max_model_len or _MAX_MODEL_LEN, enable_prefix_caching=False)
 
 
 def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
@@ -242,8 +245,8 @@ def _status(text: str) -> None:
         print(f"\r\033[K{text}", end="\r", file=sys.stderr, flush=True)
 
 
-def _engine(options: EngineOptions) -> tuple[Engine, EngineInfo, Path]:
-    config = options.config()
+def _engine(flags: EngineConfig) -> tuple[Engine, EngineInfo, Path]:
+    config = _config(flags)
     path = ensure_model(config.model).path
     engine, info = build_engine(config, path, lambda stage: _status(stage))
     if not engine.worker.on_gpu:

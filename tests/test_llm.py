@@ -91,6 +91,13 @@ def test_closing_a_stream_stops_the_generation(llm: LLM) -> None:
 
 
 def test_a_bad_prompt_stops_the_whole_call_before_it_runs(llm: LLM) -> None:
+    for prompt in (5, {"prompt": "x"}, [{"prompt_token_ids": [1]}]):
+        with pytest.raises(RequestError, match="give text"):
+            llm.generate(prompt)
+    with pytest.raises(RequestError, match="prompt 1: token id -1 is not in the model's vocabulary"):
+        llm.generate([[1], [-1]])
+    with pytest.raises(RequestError, match="sampling_params="):
+        llm.chat("Hello", SamplingParams(max_tokens=3))
     with pytest.raises(RequestError, match="maximum context length is 512"):
         llm.generate(["fine", [5] * 600], GREEDY, use_tqdm=False)
     assert not llm.engine.has_work

@@ -89,7 +89,7 @@ class LLM:
         """
         batch = _as_batch(prompts)
         params = self._params_for(batch, sampling_params)
-        jobs = [_Job(self, prompt, p) for prompt, p in zip(batch, params, strict=True)]
+        jobs = [self._job(index, len(batch), *pair) for index, pair in enumerate(zip(batch, params, strict=True))]
         with _progress(len(jobs), shown=use_tqdm) as progress:
             task = progress.add_task("Generating", total=len(jobs), rate="")
             self._run(jobs, progress, task)
@@ -105,6 +105,8 @@ class LLM:
 
         `message` is the user's text, or messages that continue `history`.
         """
+        if isinstance(history, SamplingParams):  # as in vLLM, where it comes second
+            raise RequestError("the second argument is the history: give parameters as sampling_params=")
         new = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
         messages = [*(history or ()), *new]
         reply = "".join(self.stream_chat(messages, sampling_params))
@@ -161,6 +163,14 @@ class LLM:
             while self.engine.has_work:  # retire what is in flight, so that the pages return
                 self.engine.step()
 
+    def _job(self, index: int, num_prompts: int, prompt: Prompt, params: SamplingParams) -> _Job:
+        try:
+            return _Job(self, prompt, params)
+        except RequestError as error:
+            if num_prompts == 1:
+                raise
+            raise RequestError(f"prompt {index}: {error}", param=error.param, code=error.code) from None
+
     def _params_for(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
@@ -182,6 +192,8 @@ class _Job:
     """One prompt: its `n` requests, and their text as it comes."""
 
     def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+        if not isinstance(prompt, str | Sequence):
+            raise RequestError(f"the prompt is a {type(prompt).__name__}: give text or token ids", param="prompt")
         self.prompt = prompt if isinstance(prompt, str) else None
         self.token_ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         limit = check_prompt(
@@ -232,6 +244,8 @@ class _Job:
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many: text is one prompt, and so is a flat sequence of token ids."""
+    if not isinstance(prompts, Sequence):
+        raise RequestError(f"prompts are a {type(prompts).__name__}: give text, token ids, or a list of such")
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

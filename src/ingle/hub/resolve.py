@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from ingle.hub.catalog import CATALOG, find_entry
 from ingle.hub.progress import Progress, show_progress
 from ingle.hub.pull import pull_model
 from ingle.hub.store import Store, check_name, quote
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""Such as Qwen/Qwen3-0.6B."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ def _from_path(name: str) -> ModelSource | None:
         raise ModelError(_not_a_model_folder(name, path))
     if is_file:
         raise ModelError(f"{name} is not a .gguf file: give a .gguf file, or the folder that holds config.json")
+    hub = "; models of the Hugging Face hub are not downloaded" if _HUB_NAME.fullmatch(name) else ""
     raise ModelError(
-        f"there is no file or folder {quote(name)}: give the path of a model's folder or .gguf file, or a name"
+        f"there is no file or folder {quote(name)}: give the path of a model's folder or .gguf file, or a name{hub}"
     )
 
 

@@ -139,6 +139,10 @@ def _is_loopback(host: str) -> bool:
 def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, seconds: float) -> None:
     name = context.model_names[0]
     host, port = sock.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:  # every interface: this machine reaches it by its own name
+        if not context.api_keys:
+            logger.warning("notice: whoever reaches port %d may use the model: --api-key asks for a key", port)
+        host = "::1" if ":" in host else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     for notice in info.notices:
         logger.warning("notice: %s", notice)

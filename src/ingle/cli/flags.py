@@ -222,7 +222,7 @@ def _unexpected(word: str, model: str | None, known: Set[str]) -> str:
     if not word.startswith("-"):
         twice = f"; the model was already given as --model {model}" if model is not None else ""
         return f"unexpected argument {word!r}{twice}"
-    near = difflib.get_close_matches(_flag_of(word), known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(_flag_of(word), [flag for flag in known if flag.startswith("--")], 1, cutoff=0.75)
     return f"unknown flag {word.partition('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
 
 

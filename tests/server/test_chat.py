@@ -92,7 +92,7 @@ async def test_a_deep_template_variable_is_answered(client: httpx.AsyncClient) -
     ("messages", "param", "message"),
     [
         (None, "messages", "messages must be a valid list, got null"),
-        ([], "messages", "messages"),
+        ([], "messages", "messages must have at least 1 item, got a list"),
         ("hi", "messages", 'messages must be a valid list, got "hi"'),
         (["hi"], "messages[0]", 'messages[0] must be an object, got "hi"'),
         ([{}], "messages[0].role", "messages[0].role is required"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -75,6 +76,10 @@ async def read_body(request: Request) -> bytes:
     return bytes(chunks)
 
 
+_SUBJECT = re.compile(r"^\w+ should")
+"""How pydantic's messages begin: Input, List, String."""
+
+
 def parse_body(model: type[ModelT], body: bytes) -> ModelT:
     """`body` as `model`. Raises `RequestError` naming the first field that is wrong, and its value."""
     try:
@@ -122,7 +127,7 @@ def _request_error(error: ValidationError) -> RequestError:
 def _rule(kind: str, message: str) -> str:
     if kind in ("model_type", "dict_type"):
         return "must be an object"
-    return message.replace("Input should", "must")
+    return _SUBJECT.sub("must", message).partition(" after validation")[0]
 
 
 def _path(location: Sequence[str | int]) -> str:

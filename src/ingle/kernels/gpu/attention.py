@@ -204,11 +204,11 @@ def _decode_kernel(
                 value = result.to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], value, mask=mask)
             else:  # a program leaves two parts at most: a sequence's later keys, then another's first ones
-                part = (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads
-                tl.store(parts_ptr + part[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
-                tl.store(sums_ptr + part, new_best + tl.log2(total), mask=in_group)
-                barrier(COMPILED)  # the whole program's stores come before its arrival
-                num_before = tl.atomic_add(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
+                num_before = _leave_part(
+                    result, new_best + tl.log2(total), (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads,
+                    parts_ptr, sums_ptr, arrived_ptr + seq * NUM_KV_HEADS + kv_head, in_group, dims, mask,
+                    HEAD_DIM, COMPILED,
+                )  # fmt: skip
                 first_arrived = tl.where(from_start, first_arrived, num_before)
                 arrived = tl.where(from_start, num_before, arrived)
         # Nothing of a sequence may reach the next one, and 0 times its NaN would.
@@ -235,6 +235,18 @@ def _decode_kernel(
             arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, dims,
             mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW,
         )  # fmt: skip
+
+
+@triton.jit
+def _leave_part(
+    result, log_sum, place, parts_ptr, sums_ptr, arrived_ptr, in_group, dims, mask,
+    HEAD_DIM: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """Writes a part, and returns how many of its sequence's parts are done already."""
+    tl.store(parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
+    tl.store(sums_ptr + place, log_sum, mask=in_group)
+    barrier(COMPILED)  # the whole program's stores come before its arrival
+    return tl.atomic_add(arrived_ptr, 1, sem="acq_rel")
 
 
 @triton.jit

@@ -31,6 +31,8 @@ TUNINGS = (
     if platform.machine() == "x86_64"
     else [None]
 )
+LARGEST = 127 * 256 + 127
+"""The integer that the largest number of a token becomes (`kLargest` in codes.h)."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -111,7 +113,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
     if library.factors(bits) == "bfloat16":
         x = x.bfloat16()
     elif library.factors(bits) == "16-bit integers":
-        scale = x.abs().amax(-1, keepdim=True) / 32767
+        scale = x.abs().amax(-1, keepdim=True) / LARGEST
         x = (x / scale).round() * scale
     return (x.double() @ weight.double().T).float()
 
@@ -125,7 +127,7 @@ def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
         x = torch.randn(num_tokens, columns)
         expected = product(x, values, code_type.bits)
         scale = float((x.abs() @ values.abs().T).max())  # of what is added: sums themselves may cancel
-        # A number between two codes may be rounded to the other one: 1 / 32767 of the largest.
+        # A number between two codes may be rounded to the other one: 1 / LARGEST of the largest.
         torch.testing.assert_close(weight.multiply(x), expected, atol=2e-5 * scale, rtol=1e-5)
 
 

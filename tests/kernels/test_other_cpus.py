@@ -14,14 +14,19 @@ from ingle.kernels.cpu import compile
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).parent / "kernels_of_another_cpu.cpp"
 HERE = ("g++", "-march=x86-64-v3", ())
-"""Products in float32 as on every processor without AVX-512; `test_cpu_kernels.py` checks them against PyTorch."""
-OTHERS = {"arm64": ("aarch64-linux-gnu-g++", "-mcpu=neoverse-n1", ("qemu-aarch64",))}
+"""`test_cpu_kernels.py` checks these against PyTorch."""
+ARM = ("aarch64-linux-gnu-g++", ("qemu-aarch64", "-cpu", "max"))
+OTHERS = {  # flags, what the kernels say that they multiply with, and the instruction that does
+    "armv8-a": ("-march=armv8-a", "NEON", "smull"),
+    "dotprod": ("-march=armv8.2-a+dotprod", "NEON with dot products", "sdot"),
+    "i8mm": ("-march=armv8.6-a+i8mm", "NEON with i8mm", "smmla"),
+}
 
 
 def printed(build: tuple[str, str, tuple[str, ...]], folder: Path) -> list[tuple[str, list[str]]]:
     """Names and values that the driver prints as built by a compiler for a processor, run by an emulator if need be."""
     compiler, tuning, emulator = build
-    for tool in (compiler, *emulator):
+    for tool in (compiler, *emulator[:1]):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     program = folder / compiler
@@ -37,10 +42,15 @@ def printed(build: tuple[str, str, tuple[str, ...]], folder: Path) -> list[tuple
 def test_the_same_numbers_as_here(name: str, tmp_path: Path) -> None:
     if not torch.cpu.get_capabilities().get("avx2", False):
         pytest.skip("needs avx2")
-    there = printed(OTHERS[name], tmp_path)
-    assert there[0] == ("instructions", ["NEON"])
+    tuning, instructions, multiplies = OTHERS[name]
+    there = printed((ARM[0], tuning, ARM[1]), tmp_path)
+    assert there[0] == ("instructions", instructions.split())
     for (kind, ours), (_, theirs) in zip(printed(HERE, tmp_path)[1:], there[1:], strict=True):
-        # A number between two of 16 bits may become the other one.
-        tolerance = 4e-3 if kind == "layers-16-bit" else 2e-5
+        # Products sum up the same integers; of what a layer computes before, a number between two may become the other.
+        tolerance = {"product": 1e-6, "layers": 1e-4, "layers-16-bit": 4e-3}.get(kind, 2e-5)
         ours, theirs = (torch.tensor([float(value) for value in values]) for values in (ours, theirs))
         torch.testing.assert_close(theirs, ours, atol=tolerance * float(ours.abs().max()), rtol=0, msg=kind)
+    listing = ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", "-C", str(tmp_path / ARM[0])]
+    code = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\n\n")
+    tiles = [function for function in code if "multiply_tile<4, 3, 32, true>" in function.splitlines()[0]]
+    assert len(tiles) == 1 and tiles[0].count(f"\t{multiplies}") >= 96, "a tile's products are not made of it"

@@ -60,7 +60,17 @@ def flags_for(tuning: str | None) -> list[str]:
     if machine not in ("x86_64", "amd64", "aarch64", "arm64") or os.name != "posix":
         raise CompileError(f"they are not written for {platform.system()} on {machine}")
     native = "-mcpu=native" if machine in ("aarch64", "arm64") else "-march=native"
-    return [tuning or native, "-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-w"]
+    return [
+        tuning or native,
+        "-std=c++20",
+        "-O3",
+        "-fno-math-errno",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-shared",
+        "-pthread",
+        "-w",
+    ]
 
 
 def _fingerprint(compiler: str, flags: list[str]) -> str:

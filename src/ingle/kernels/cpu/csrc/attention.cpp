@@ -2,9 +2,11 @@
 //
 // Both kinds of work pass over the keys once, rescaling as larger scores turn up (https://arxiv.org/abs/2205.14135):
 // a decoding sequence's few rows take dot products with each key; a prompt's many rows share blocks of 32 keys, whose
-// scores lie row beside row, so that 16 rows are weighed at once.
+// scores lie row beside row, so that a vector of rows is weighed at once.
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "operators.h"
@@ -26,12 +28,12 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 template <typename T>
 void read_head(const T* from, int64_t size, int64_t padded, float* to) {
     int64_t i = 0;
-    for (; i + 16 <= size; i += 16) store(to + i, load(from + i));
+    for (; i + kLanes <= size; i += kLanes) store(to + i, load(from + i));
     if (i < size) {
         store(to + i, load_part(from + i, size - i));
-        i += 16;
+        i += kLanes;
     }
-    for (; i < padded; i += 16) store(to + i, Floats{});
+    for (; i < padded; i += kLanes) store(to + i, Floats{});
 }
 
 // Addresses of the keys and values of positions [first, first + count), count <= 32; beyond, those of the last.
@@ -58,7 +60,7 @@ struct Places {
 
 };
 
-// The strides are too long, and the pages too short, for the processor to see what comes next. Called for 16 numbers
+// The strides are too long, and the pages too short, for the processor to see what comes next. Called for a vector
 // after the other, amid arithmetic: many requests at once would have to wait for each other.
 template <typename T>
 void prefetch(const T* head, int64_t i) {
@@ -73,14 +75,11 @@ struct Running {
 
 // ---- decoding sequences
 
-constexpr int64_t kGroup = 8;  // heads of a group that pass over the keys together
-#ifdef __AVX512F__
-constexpr int64_t kSums = 24;  // of 16 numbers, that registers hold
-#else
-constexpr int64_t kSums = 6;
-#endif
+constexpr int64_t kGroup = kLanes < 8 ? kLanes : 8;  // heads of a group that pass over the keys together
+constexpr int64_t kSums = kRegisters * 3 / 4;        // vectors that registers hold beside what is added to them
+constexpr int64_t kKeyVectors = kBlock / kLanes;
 
-// products[h][j] of q[h] and key j, over dimensions [16 at, 16 (at + Vectors)), all of them whole; added if at > 0.
+// products[h][j] of q[h] and key j, over vectors [at, at + Vectors) of dimensions, all of them whole; added if at > 0.
 template <typename T, int Heads, int Vectors>
 void multiply_keys(const Places<T>& places, const Places<T>& ahead, int64_t count, const float* q, int64_t at,
                    int64_t padded, Floats (*products)[kBlock]) {
@@ -88,15 +87,15 @@ void multiply_keys(const Places<T>& places, const Places<T>& ahead, int64_t coun
 #pragma GCC unroll 8
     for (int h = 0; h < Heads; h++)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; v++) queries[h][v] = load(q + h * padded + (at + v) * 16);
+        for (int v = 0; v < Vectors; v++) queries[h][v] = load(q + h * padded + (at + v) * kLanes);
     for (int64_t j = 0; j < count; j++) {
         Floats dots[Heads];
 #pragma GCC unroll 8
         for (int h = 0; h < Heads; h++) dots[h] = at > 0 ? products[h][j] : Floats{};
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; v++) {
-            prefetch(ahead.keys[j], (at + v) * 16);
-            Floats key = load(places.keys[j] + (at + v) * 16);
+            prefetch(ahead.keys[j], (at + v) * kLanes);
+            Floats key = load(places.keys[j] + (at + v) * kLanes);
 #pragma GCC unroll 8
             for (int h = 0; h < Heads; h++) dots[h] += queries[h][v] * key;
         }
@@ -113,18 +112,27 @@ Floats weigh_few(float (*scores)[kBlock], int64_t count, Running* running) {
 #pragma GCC unroll 8
     for (int h = 0; h < Heads; h++) {
         for (int64_t i = count; i < kBlock; i++) scores[h][i] = kNothing;
-        const Floats x = load(scores[h]), y = load(scores[h] + 16);
-        const float most = maximum(x > y ? x : y);
+        Floats largest_of = load(scores[h]);
+#pragma GCC unroll 8
+        for (int v = 1; v < kKeyVectors; v++) {
+            const Floats x = load(scores[h] + v * kLanes);
+            largest_of = x > largest_of ? x : largest_of;
+        }
+        const float most = maximum(largest_of);
         before[h] = running[h].largest;
         running[h].largest = largest[h] = most > before[h] ? most : before[h];
     }
     const Floats factors = exponential(before - largest);
 #pragma GCC unroll 8
     for (int h = 0; h < Heads; h++) {
-        const Floats x = exponential(load(scores[h]) - largest[h]), y = exponential(load(scores[h] + 16) - largest[h]);
-        store(scores[h], x);
-        store(scores[h] + 16, y);
-        running[h].total = running[h].total * factors[h] + sum(x + y);
+        Floats total = {};
+#pragma GCC unroll 8
+        for (int v = 0; v < kKeyVectors; v++) {
+            const Floats weights = exponential(load(scores[h] + v * kLanes) - largest[h]);
+            store(scores[h] + v * kLanes, weights);
+            total += weights;
+        }
+        running[h].total = running[h].total * factors[h] + sum(total);
     }
     return factors;
 }
@@ -137,19 +145,19 @@ void add_values(const Places<T>& places, const Places<T>& ahead, int64_t count, 
 #pragma GCC unroll 8
     for (int h = 0; h < Heads; h++)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; v++) totals[h][v] = load(out + h * padded + (at + v) * 16) * factors[h];
+        for (int v = 0; v < Vectors; v++) totals[h][v] = load(out + h * padded + (at + v) * kLanes) * factors[h];
     for (int64_t j = 0; j < count; j++)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; v++) {
-            prefetch(ahead.values[j], (at + v) * 16);
-            Floats value = load(places.values[j] + (at + v) * 16);
+            prefetch(ahead.values[j], (at + v) * kLanes);
+            Floats value = load(places.values[j] + (at + v) * kLanes);
 #pragma GCC unroll 8
             for (int h = 0; h < Heads; h++) totals[h][v] += value * weights[h][j];
         }
 #pragma GCC unroll 8
     for (int h = 0; h < Heads; h++)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; v++) store(out + h * padded + (at + v) * 16, totals[h][v]);
+        for (int v = 0; v < Vectors; v++) store(out + h * padded + (at + v) * kLanes, totals[h][v]);
 }
 
 // Keys [first, end) of a sequence and one of its key heads.
@@ -167,11 +175,11 @@ Places<T> block_at(const Attention& a, const KeyRange& keys, int64_t at) {
 template <typename T, int Heads>
 void attend_few(const Attention& a, const KeyRange& keys, const KeyRange& next, const float* q, Running* running,
                 float* out) {
-    const int64_t size = a.head_dim, padded = round_up(size, 16), whole = size / 16;
+    const int64_t size = a.head_dim, padded = round_up(size, kLanes), whole = size / kLanes;
     constexpr int64_t together = kSums / Heads < 1 ? 1 : kSums / Heads < 4 ? kSums / Heads : 4;
     Places<T> ahead = block_at<T>(a, keys, keys.first);
     for (int64_t at = keys.first; at < keys.end; at += kBlock) {
-        const int64_t count = keys.end - at < kBlock ? keys.end - at : kBlock, rounded = round_up(count, 16);
+        const int64_t count = keys.end - at < kBlock ? keys.end - at : kBlock, rounded = round_up(count, kLanes);
         const Places<T> places = ahead;
         if (at + kBlock < keys.end) ahead = block_at<T>(a, keys, at + kBlock);
         else if (next.first < next.end) ahead = block_at<T>(a, next, next.first);
@@ -180,16 +188,16 @@ void attend_few(const Attention& a, const KeyRange& keys, const KeyRange& next, 
         for (; vector + together <= whole; vector += together)
             multiply_keys<T, Heads, together>(places, ahead, rounded, q, vector, padded, products);
         for (; vector < whole; vector++) multiply_keys<T, Heads, 1>(places, ahead, rounded, q, vector, padded, products);
-        for (int64_t j = 0; j < rounded && whole * 16 < size; j++) {
-            const Floats key = load_part(places.keys[j] + whole * 16, size - whole * 16);
+        for (int64_t j = 0; j < rounded && whole * kLanes < size; j++) {
+            const Floats key = load_part(places.keys[j] + whole * kLanes, size - whole * kLanes);
             for (int h = 0; h < Heads; h++) {
-                const Floats dots = load(q + h * padded + whole * 16) * key;
+                const Floats dots = load(q + h * padded + whole * kLanes) * key;
                 products[h][j] = whole > 0 ? products[h][j] + dots : dots;
             }
         }
         alignas(64) float weights[Heads][kBlock];
         for (int h = 0; h < Heads; h++) {
-            for (int64_t j = 0; j < rounded; j += 16) {
+            for (int64_t j = 0; j < rounded; j += kLanes) {
                 Floats scores = sums(products[h] + j) * a.scale;
                 if (a.softcap > 0) scores = a.softcap * hyperbolic_tangent(scores / a.softcap);
                 store(weights[h] + j, scores);
@@ -200,20 +208,26 @@ void attend_few(const Attention& a, const KeyRange& keys, const KeyRange& next, 
             add_values<T, Heads, together>(places, ahead, count, weights, factors, vector, padded, out);
         for (; vector < whole; vector++)
             add_values<T, Heads, 1>(places, ahead, count, weights, factors, vector, padded, out);
-        for (int64_t j = 0; j < count && whole * 16 < size; j++) {
-            const Floats value = load_part(places.values[j] + whole * 16, size - whole * 16);
+        for (int64_t j = 0; j < count && whole * kLanes < size; j++) {
+            const Floats value = load_part(places.values[j] + whole * kLanes, size - whole * kLanes);
             for (int h = 0; h < Heads; h++) {
-                float* to = out + h * padded + whole * 16;
+                float* to = out + h * padded + whole * kLanes;
                 store(to, (j > 0 ? load(to) : load(to) * factors[h]) + value * weights[h][j]);
             }
         }
     }
 }
 
+// The functions for 1 to kGroup heads.
+template <typename T, int... Fewer>
+constexpr auto attends_few(std::integer_sequence<int, Fewer...>) {
+    return std::array{attend_few<T, Fewer + 1>...};
+}
+
 // A range of keys for all heads of its group: out [heads][padded head_dim], sums of weighted values.
 template <typename T>
 void attend_group(const Attention& a, const KeyRange& keys, const KeyRange& next, Running* running, float* out) {
-    const int64_t group = a.num_heads / a.num_kv_heads, padded = round_up(a.head_dim, 16);
+    const int64_t group = a.num_heads / a.num_kv_heads, padded = round_up(a.head_dim, kLanes);
     static thread_local std::vector<float> q;
     q.resize(group * padded);
     for (int64_t h = 0; h < group; h++) {
@@ -223,9 +237,7 @@ void attend_group(const Attention& a, const KeyRange& keys, const KeyRange& next
     }
     memset(out, 0, group * padded * sizeof(float));
     for (int64_t h = 0; h < group; h += kGroup) {
-        static constexpr decltype(&attend_few<T, 1>) few[kGroup] = {
-            attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>, attend_few<T, 4>,
-            attend_few<T, 5>, attend_few<T, 6>, attend_few<T, 7>, attend_few<T, 8>};
+        static constexpr auto few = attends_few<T>(std::make_integer_sequence<int, kGroup>());
         int64_t heads = group - h < kGroup ? group - h : kGroup;
         few[heads - 1](a, keys, next, q.data() + h * padded, running + h, out + h * padded);
     }
@@ -234,7 +246,7 @@ void attend_group(const Attention& a, const KeyRange& keys, const KeyRange& next
 // Joins the pieces of one sequence and head, and writes the quotient.
 void join(const Attention& a, int64_t seq, int64_t kv_head, int64_t num_pieces, const Running* running,
           const float* parts) {
-    const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, 16);
+    const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, kLanes);
     for (int64_t h = 0; h < group; h++) {
         float largest = kNothing, total = 0;
         for (int64_t p = 0; p < num_pieces; p++)
@@ -252,7 +264,7 @@ void join(const Attention& a, int64_t seq, int64_t kv_head, int64_t num_pieces, 
 
 template <typename T>
 void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
-    const int64_t group = a.num_heads / a.num_kv_heads, padded = round_up(a.head_dim, 16);
+    const int64_t group = a.num_heads / a.num_kv_heads, padded = round_up(a.head_dim, kLanes);
     const int64_t num_pairs = (int64_t)seqs.size() * a.num_kv_heads;
     int64_t longest = 0;
     for (int64_t seq : seqs) longest = a.kv_lengths[seq] > longest ? a.kv_lengths[seq] : longest;
@@ -265,7 +277,7 @@ void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
     const auto range_of = [&](int64_t index) -> KeyRange {
         int64_t pair = index / num_pieces, piece = index % num_pieces, seq = seqs[pair / a.num_kv_heads];
         int64_t end = a.kv_lengths[seq], first = a.window && end > a.window ? end - a.window : 0;
-        int64_t step = round_up((end - first + num_pieces - 1) / num_pieces, 16);
+        int64_t step = round_up((end - first + num_pieces - 1) / num_pieces, kBlock / 2);
         int64_t from = first + piece * step < end ? first + piece * step : end;
         return {seq, pair % a.num_kv_heads, from, from + step < end ? from + step : end};
     };
@@ -280,11 +292,8 @@ void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
 
 // ---- prompts
 
-#ifdef __AVX512F__
-constexpr int64_t kTileRows = 8, kMostVectors = 3;  // 24 sums in 32 registers
-#else
-constexpr int64_t kTileRows = 4, kMostVectors = 1;
-#endif
+constexpr int64_t kMostVectors = 3, kTileRows = kRegisters / 4;  // three quarters of the registers are sums
+constexpr int64_t kRowUnit = kLanes > kTileRows ? kLanes : kTileRows;
 
 // A factor of a product: number (r, k) is at data[r * row + k * step].
 struct Factor {
@@ -292,7 +301,7 @@ struct Factor {
     int64_t row, step;
 };
 
-// c[rows][16 Vectors] = sum over k of a[r][k] * b[k], to which c * factors[r] is added unless that is null.
+// c[rows][kLanes * Vectors] = sum over k of a[r][k] * b[k], to which c * factors[r] is added unless that is null.
 template <int Vectors>
 void multiply_tile(const Factor& a, const float* b, int64_t b_stride, int64_t depth, const float* factors, float* c,
                    int64_t c_stride) {
@@ -301,11 +310,11 @@ void multiply_tile(const Factor& a, const float* b, int64_t b_stride, int64_t de
     for (int64_t r = 0; r < kTileRows; r++)
 #pragma GCC unroll 3
         for (int64_t v = 0; v < Vectors; v++)
-            sums[r][v] = factors ? load(c + r * c_stride + v * 16) * factors[r] : Floats{};
+            sums[r][v] = factors ? load(c + r * c_stride + v * kLanes) * factors[r] : Floats{};
     for (int64_t k = 0; k < depth; k++) {
         Floats columns[Vectors];
 #pragma GCC unroll 3
-        for (int64_t v = 0; v < Vectors; v++) columns[v] = load(b + k * b_stride + v * 16);
+        for (int64_t v = 0; v < Vectors; v++) columns[v] = load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 8
         for (int64_t r = 0; r < kTileRows; r++)
 #pragma GCC unroll 3
@@ -314,21 +323,21 @@ void multiply_tile(const Factor& a, const float* b, int64_t b_stride, int64_t de
 #pragma GCC unroll 8
     for (int64_t r = 0; r < kTileRows; r++)
 #pragma GCC unroll 3
-        for (int64_t v = 0; v < Vectors; v++) store(c + r * c_stride + v * 16, sums[r][v]);
+        for (int64_t v = 0; v < Vectors; v++) store(c + r * c_stride + v * kLanes, sums[r][v]);
 }
 
-// The same for any multiple of kTileRows rows and of 16 columns.
+// The same for any multiple of kTileRows rows and of kLanes columns.
 void multiply(Factor a, int64_t rows, const float* b, int64_t columns, int64_t depth, const float* factors, float* c) {
     for (int64_t r = 0; r < rows; r += kTileRows, a.data += kTileRows * a.row)
         for (int64_t i = 0; i < columns;) {
-            const int64_t left = (columns - i) / 16, vectors = std::min(kMostVectors, left > 3 ? 2 : left);
+            const int64_t left = (columns - i) / kLanes, vectors = left == 4 ? 2 : std::min(kMostVectors, left);
             const auto tile = vectors == 1 ? multiply_tile<1> : vectors == 2 ? multiply_tile<2> : multiply_tile<3>;
             tile(a, b + i, columns, depth, factors ? factors + r : nullptr, c + r * columns + i, columns);
-            i += vectors * 16;
+            i += vectors * kLanes;
         }
 }
 
-// Scores [32 keys][rows], before their scale, to weights in place, for 16 rows. Row r sees keys [first[r], last[r]].
+// Scores [32 keys][rows], before their scale, to weights in place, for kLanes rows. Row r sees keys [first[r], last[r]].
 // `factors`: what was summed before shrinks to.
 void weigh(const Attention& a, float* scores, int64_t rows, Ints first, Ints last, float* largest, float* total,
            float* factors) {
@@ -355,8 +364,8 @@ void weigh(const Attention& a, float* scores, int64_t rows, Ints first, Ints las
 // Queries [first, first + count) of a sequence's rows, with all heads that share a key head: rows [query][head].
 template <typename T>
 void attend_many(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count) {
-    const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, 16);
-    const int64_t num_rows = count * group, rows = round_up(num_rows, 16);
+    const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, kLanes);
+    const int64_t num_rows = count * group, rows = round_up(num_rows, kRowUnit);
     const int64_t new_keys = a.query_starts[seq + 1] - a.query_starts[seq];
     const int64_t position = a.kv_lengths[seq] - new_keys + first;  // of the first query
     static thread_local std::vector<int32_t> own;  // position of each row
@@ -392,10 +401,8 @@ void attend_many(const Attention& a, int64_t seq, int64_t kv_head, int64_t first
         memset(keys + num_keys * padded, 0, (kBlock - num_keys) * padded * sizeof(float));
         memset(values + num_keys * padded, 0, (kBlock - num_keys) * padded * sizeof(float));
         multiply({keys, padded, 1}, kBlock, q, rows, padded, nullptr, scores);
-        for (int64_t r = 0; r < rows; r += 16) {
-            Ints seen_last;
-            memcpy(&seen_last, own.data() + r, sizeof seen_last);
-            seen_last -= (int32_t)at;
+        for (int64_t r = 0; r < rows; r += kLanes) {
+            const Ints seen_last = load(own.data() + r) - (int32_t)at;
             const Ints seen_first = a.window ? seen_last + 1 - (int32_t)a.window : Ints{};
             weigh(a, scores + r, rows, seen_first, seen_last, largest + r, total + r, factors + r);
         }

@@ -12,17 +12,17 @@ namespace {
 constexpr int64_t kLeastRows = 8;
 
 template <typename Body>
-void for_each_vector(int64_t size, const Body& body) {  // body(offset, how many of 16)
+void for_each_vector(int64_t size, const Body& body) {  // body(offset, how many of kLanes)
     int64_t i = 0;
-    for (; i + 16 <= size; i += 16) body(i, 16);
+    for (; i + kLanes <= size; i += kLanes) body(i, kLanes);
     if (i < size) body(i, size - i);
 }
 
-Floats read(const float* p, int64_t count) { return count == 16 ? load(p) : load_part(p, count); }
+Floats read(const float* p, int64_t count) { return count == kLanes ? load(p) : load_part(p, count); }
 
 template <typename T>
 void write(T* p, Floats v, int64_t count) {
-    count == 16 ? store(p, v) : store_part(p, v, count);
+    count == kLanes ? store(p, v) : store_part(p, v, count);
 }
 
 // x / rms(x) * weight, in place or not.

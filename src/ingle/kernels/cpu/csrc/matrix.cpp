@@ -37,7 +37,7 @@ static void put_scale(uint8_t* at, int64_t row, float value, bool wide) {
     if (wide) {
         memcpy(at + row * 4, &value, 4);
     } else {
-        Half half[16];
+        Half half[kLanes];
         store(half, splat(value));
         memcpy(at + row * 2, half, 2);
     }
@@ -89,11 +89,17 @@ void pack_rows(const Matrix& m, const void* codes, const float* scales, const fl
 }
 
 template <int Bits>
+static void get_codes(const uint8_t* unit, int64_t row, const Matrix& m, float* out) {
+    if constexpr (Bits == 16) Codes<16>::get(unit, row, out);
+    else Codes<Bits>::get(unit, row, m, out);
+}
+
+template <int Bits>
 static void unpack_row(const Matrix& m, int64_t row, float* out) {
     const int64_t r = row % kBlockRows;
     for_each_unit(m, row, [&](uint8_t* group, uint8_t* unit, int64_t column) {
         float values[kUnit];
-        Codes<Bits>::get(unit, r, m, values);
+        get_codes<Bits>(unit, r, m, values);
         if (Bits != 16) {
             float scale = get_scale(group, r, m.wide_scales);
             float minimum = m.has_minima ? get_scale(group + scale_bytes(m), r, m.wide_scales) : 0.0f;
@@ -119,68 +125,100 @@ void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* 
 
 namespace {
 
-// x in tiles of tokens: operands [tile][unit][token][of a unit], sums of each group's operands [tile][group][token], and the
-// scale of each token's operands.
+// x in tiles of tokens: operands [tile][unit][token][of a unit]; of integers also, [tile][group][token], what sums start
+// with and the sum of a group's numbers; and the scale of each token's operands.
 template <typename Kind>
 struct Tiled {
     std::vector<typename Kind::Operand> operands;
+    std::vector<int32_t> starts;
     std::vector<float> group_sums;
     std::vector<float> scales;
     int64_t num_tokens, groups, operands_per_token;
 
-    int64_t num_tiles() const { return (num_tokens + kMaxTile - 1) / kMaxTile; }
+    int64_t num_tiles() const { return (num_tokens + Kind::kMostTokens - 1) / Kind::kMostTokens; }
     int64_t tokens_of(int64_t tile) const {
-        int64_t left = num_tokens - tile * kMaxTile;
-        return left < kMaxTile ? left : kMaxTile;
+        int64_t left = num_tokens - tile * Kind::kMostTokens;
+        return left < Kind::kMostTokens ? left : Kind::kMostTokens;
     }
-    auto* operands_of(int64_t tile) { return operands.data() + tile * kMaxTile * operands_per_token; }
-    float* group_sums_of(int64_t tile) { return group_sums.data() + tile * kMaxTile * groups; }
+    auto* operands_of(int64_t tile) { return operands.data() + tile * Kind::kMostTokens * operands_per_token; }
+    int32_t* starts_of(int64_t tile) { return starts.data() + tile * Kind::kMostTokens * groups; }
+    float* group_sums_of(int64_t tile) { return group_sums.data() + tile * Kind::kMostTokens * groups; }
 };
 
 // The sizes for which a product is compiled; a tile is computed in the least that holds it.
 constexpr int64_t kTileSizes[] = {1, 2, 3, 4, 6, 8, 12};
 
+template <typename Kind>
 int64_t compiled_size(int64_t tokens) {
     for (int64_t size : kTileSizes)
-        if (size >= tokens) return size;
-    return kMaxTile;
+        if (size >= tokens && size <= Kind::kMostTokens) return size;
+    return Kind::kMostTokens;
 }
 
-template <typename Kind>
-void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Kind>& out) {
+// A unit of x's columns from `column` on, with zeros beyond its last.
+const float* unit_of(const float* row, int64_t columns, int64_t column, float* padded) {
+    if (columns - column >= kUnit) return row + column;
+    memset(padded, 0, kUnit * sizeof(float));
+    if (column < columns) memcpy(padded, row + column, (columns - column) * sizeof(float));
+    return padded;
+}
+
+template <int Bits>
+void tile_token(const Matrix& m, const float* row, int64_t t, int64_t size, int64_t groups, int32_t offset, float scale,
+                typename Codes<Bits>::Operand* operands, int32_t* starts, float* sums) {
+    using Kind = Codes<Bits>;
+    const float per_unit = scale > 0 ? 1 / scale : 0.0f;
+    float padded[kUnit];
+    for (int64_t g = 0, c = 0; g < groups; g++) {
+        Ints total = {};
+        for (const int64_t end = c + m.group_size; c < end; c += kUnit) {
+            const float* unit = unit_of(row, m.columns, c, padded);
+            auto* to = operands + (c * size + t * kUnit) / Kind::kColumnsPerOperand;
+            if constexpr (Bits == 16) Kind::put_operands(unit, to);
+            else total += Kind::put_operands(unit, per_unit, to);
+        }
+        if constexpr (Bits == 16) continue;
+        const int32_t group_sum = sum(total);
+        starts[g * size + t] = -offset * group_sum;
+        sums[g * size + t] = group_sum;
+    }
+}
+
+template <int Bits>
+void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Codes<Bits>>& out) {
+    using Kind = Codes<Bits>;
     const int64_t columns = num_groups(m) * m.group_size;  // padded
+    int32_t offset = 0;
+    if constexpr (Bits != 16) offset = Kind::offset_of(m);
     out.num_tokens = num_tokens;
-    out.groups = num_groups(m);
+    out.groups = Bits == 16 ? 0 : num_groups(m);
     out.operands_per_token = columns / Kind::kColumnsPerOperand;
-    out.operands.resize(out.num_tiles() * kMaxTile * out.operands_per_token);
-    out.group_sums.resize(out.num_tiles() * kMaxTile * out.groups);
+    out.operands.resize(out.num_tiles() * Kind::kMostTokens * out.operands_per_token);
+    out.starts.resize(out.num_tiles() * Kind::kMostTokens * out.groups);
+    out.group_sums.resize(out.num_tiles() * Kind::kMostTokens * out.groups);
     out.scales.resize(num_tokens);
     parallel_for(out.num_tiles(), [&](int64_t tile) {
-        const int64_t tokens = out.tokens_of(tile), size = compiled_size(tokens);
+        const int64_t tokens = out.tokens_of(tile), size = compiled_size<Kind>(tokens);
         auto* operands = out.operands_of(tile);
-        float* sums = out.group_sums_of(tile);
         if (size != tokens) {
-            memset(sums, 0, size * out.groups * sizeof(float));
+            memset(out.starts_of(tile), 0, size * out.groups * sizeof(int32_t));
+            memset(out.group_sums_of(tile), 0, size * out.groups * sizeof(float));
             memset((void*)operands, 0, size * out.operands_per_token * sizeof *operands);
         }
         for (int64_t t = 0; t < tokens; t++) {
-            const float* row = x + (tile * kMaxTile + t) * m.columns;
-            const float scale = out.scales[tile * kMaxTile + t] = Kind::scale_of(row, m.columns);
-            for (int64_t g = 0, c = 0; g < out.groups; g++) {
-                typename Kind::Rounded total = {};
-                for (const int64_t end = c + m.group_size; c < end; c += kUnit) {
-                    int64_t left = m.columns - c;
-                    Floats v = left >= kUnit ? load(row + c) : left > 0 ? load_part(row + c, left) : Floats{};
-                    total += Kind::put_operands(v, scale, operands + (c * size + t * kUnit) / Kind::kColumnsPerOperand);
-                }
-                sums[g * size + t] = sum(total);
-            }
+            const int64_t token = tile * Kind::kMostTokens + t;
+            const float* row = x + token * m.columns;
+            float scale = 1;
+            if constexpr (Bits != 16) scale = integer_scale(row, m.columns);
+            out.scales[token] = scale;
+            tile_token<Bits>(m, row, t, size, num_groups(m), offset, scale, operands, out.starts_of(tile),
+                             out.group_sums_of(tile));
         }
     });
 }
 
-Floats load_scales(const uint8_t* at, int64_t half, bool wide) {
-    return wide ? load((const float*)at + half * 16) : load((const Half*)at + half * 16);
+Floats load_scales(const uint8_t* at, int64_t vector, bool wide) {
+    return wide ? load((const float*)at + vector * kLanes) : load((const Half*)at + vector * kLanes);
 }
 
 // Enough ahead of their use for weights to arrive from memory: the processor does not look so far by itself.
@@ -192,33 +230,44 @@ void prefetch(const uint8_t* p) {
     for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(p + i);
 }
 
-// One block of 32 rows times one tile of tokens, in units of the tokens' scales; groups of 16 columns or 32.
-template <int Bits, int Tokens, int GroupSize>
-void multiply_tile(const Matrix& m, int64_t block, const typename Codes<Bits>::Operand* x, const float* group_sums,
-                   float (*total)[2][16]) {
+// What a tile's product takes and gives: `total` in units of the tokens' scales.
+template <typename Kind>
+struct TileProduct {
+    const Matrix& m;
+    int64_t block;
+    const typename Kind::Operand* x;
+    const int32_t* starts;
+    const float* group_sums;
+    float (*total)[kVectors][kLanes];
+};
+
+// One block of rows times one tile of tokens; groups of 16 columns or 32.
+template <int Bits, int Tokens, int GroupSize, bool Linear>
+void multiply_tile(const TileProduct<Codes<Bits>>& p) {
+    const Matrix& m = p.m;
     const Codes<Bits> codes(m);
     const int64_t groups = num_groups(m), stride = group_bytes(m), minima_at = scale_bytes(m), codes_at = codes_offset(m);
     const bool wide = m.wide_scales, has_minima = m.has_minima;
     constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
-    const uint8_t* group = group_at(m, block, 0);
-    memset(total, 0, Tokens * sizeof *total);
+    const uint8_t* group = group_at(m, p.block, 0);
+    const auto* x = p.x;
+    memset(p.total, 0, Tokens * sizeof *p.total);
     for (int64_t g = 0; g < groups; g++, group += stride) {
         typename Codes<Bits>::template Sums<Tokens> sums;
-        sums.clear();
+        sums.start(p.starts + g * Tokens);
         prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(group + kAhead);
 #pragma GCC unroll 2
         for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
-            codes.multiply(sums, group + codes_at + unit * unit_bytes, x);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            Floats scale = splat(1.0f), minimum = {};
-            if (Bits != 16) scale = load_scales(group, half, wide);
-            if (has_minima) minimum = load_scales(group + minima_at, half, wide);
+            codes.template multiply<Tokens, Linear>(sums, group + codes_at + unit * unit_bytes, x);
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors; i++) {
+            const Floats scale = load_scales(group, i, wide);
+            const Floats minimum = has_minima ? load_scales(group + minima_at, i, wide) : Floats{};
 #pragma GCC unroll 12
             for (int t = 0; t < Tokens; t++) {
-                Floats sum = load(total[t][half]) + sums.value(t, half) * scale;
-                store(total[t][half], sum + minimum * group_sums[g * Tokens + t]);
+                const Floats sum = load(p.total[t][i]) + sums.value(t, i) * scale;
+                store(p.total[t][i], sum + minimum * p.group_sums[g * Tokens + t]);
             }
         }
         // Totals stay in memory: registers, of which there are none left, they would only be copied to the stack from.
@@ -228,62 +277,65 @@ void multiply_tile(const Matrix& m, int64_t block, const typename Codes<Bits>::O
 
 // The same for bfloat16, whose sums have no scale to wait for.
 template <int Tokens>
-void multiply_plain_tile(const Matrix& m, int64_t block, const Codes<16>::Operand* x, const float*,
-                         float (*total)[2][16]) {
-    const Codes<16> codes(m);
+void multiply_plain_tile(const TileProduct<Codes<16>>& p) {
     constexpr int64_t unit_operands = kUnit / Codes<16>::kColumnsPerOperand * Tokens;
-    const uint8_t* unit = group_at(m, block, 0);
+    const uint8_t* unit = group_at(p.m, p.block, 0);
+    const auto* x = p.x;
     Codes<16>::Sums<Tokens> sums;
     sums.clear();
-    const int64_t units = num_groups(m) * m.group_size / kUnit;
+    const int64_t units = num_groups(p.m) * p.m.group_size / kUnit;
     for (int64_t u = 0; u < units; u++, unit += kBlockRows * kUnit * 2, x += unit_operands) {
         prefetch<kBlockRows * kUnit * 2>(unit + kAhead);
-        codes.multiply(sums, unit, x);
+        Codes<16>::multiply(sums, unit, x);
     }
 #pragma GCC unroll 12
     for (int t = 0; t < Tokens; t++)
-        for (int half = 0; half < 2; half++) store(total[t][half], sums.value(t, half));
+        for (int i = 0; i < kVectors; i++) store(p.total[t][i], sums.value(t, i));
 }
 
 template <int Bits, int Tokens>
 auto tile_product(const Matrix& m) {
     if constexpr (Bits == 16) return multiply_plain_tile<Tokens>;
-    else return m.group_size == 16 ? multiply_tile<Bits, Tokens, 16> : multiply_tile<Bits, Tokens, 32>;
+    else if constexpr (Bits == 8) return m.group_size == 16 ? multiply_tile<8, Tokens, 16, true> : multiply_tile<8, Tokens, 32, true>;
+    else if (is_linear(m)) return m.group_size == 16 ? multiply_tile<4, Tokens, 16, true> : multiply_tile<4, Tokens, 32, true>;
+    else return m.group_size == 16 ? multiply_tile<4, Tokens, 16, false> : multiply_tile<4, Tokens, 32, false>;
 }
 
 template <int Bits>
 auto product_of(const Matrix& m, int64_t size) {
+    constexpr int most = Codes<Bits>::kMostTokens;
     switch (size) {
         case 1: return tile_product<Bits, 1>(m);
         case 2: return tile_product<Bits, 2>(m);
         case 3: return tile_product<Bits, 3>(m);
-        case 4: return tile_product<Bits, 4>(m);
-        case 6: return tile_product<Bits, kMaxTile < 6 ? 4 : 6>(m);
-        case 8: return tile_product<Bits, kMaxTile < 8 ? 4 : 8>(m);
-        default: return tile_product<Bits, kMaxTile>(m);
+        case 4: return tile_product<Bits, most < 4 ? most : 4>(m);
+        case 6: return tile_product<Bits, most < 6 ? most : 6>(m);
+        case 8: return tile_product<Bits, most < 8 ? most : 8>(m);
+        default: return tile_product<Bits, most>(m);
     }
 }
 
 template <int Bits>
 void multiply_as(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
-    static thread_local Tiled<Codes<Bits>> own;
-    Tiled<Codes<Bits>>& tiled = own;  // in a lambda, another thread would name its own
-    tile_x(m, x, num_tokens, tiled);
+    using Kind = Codes<Bits>;
+    static thread_local Tiled<Kind> own;
+    Tiled<Kind>& tiled = own;  // in a lambda, another thread would name its own
+    tile_x<Bits>(m, x, num_tokens, tiled);
     parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
         for (int64_t block = begin; block < end; block++) {
             const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
             for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
                 const int64_t tokens = tiled.tokens_of(tile);
-                alignas(64) float total[kMaxTile][2][16];
-                product_of<Bits>(m, compiled_size(tokens))(m, block, tiled.operands_of(tile), tiled.group_sums_of(tile),
-                                                        total);
+                alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
+                product_of<Bits>(m, compiled_size<Kind>(tokens))(
+                    {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
                 for (int64_t t = 0; t < tokens; t++) {
-                    const int64_t token = tile * kMaxTile + t;
+                    const int64_t token = tile * Kind::kMostTokens + t;
                     float* to = y + token * y_stride + block * kBlockRows;
-                    for (int64_t half = 0; half * 16 < rows; half++) {
-                        const Floats values = load(total[t][half]) * tiled.scales[token];
-                        const int64_t count = rows - half * 16;
-                        count >= 16 ? store(to + half * 16, values) : store_part(to + half * 16, values, count);
+                    for (int64_t i = 0; i * kLanes < rows; i++) {
+                        const Floats values = load(total[t][i]) * tiled.scales[token];
+                        const int64_t count = rows - i * kLanes;
+                        count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
                     }
                 }
             }

@@ -3,14 +3,16 @@
 
 #include <cstdint>
 
+#include "simd.h"
+
 namespace ingle {
 
-constexpr int64_t kBlockRows = 32;   // rows of weights (outputs) that a product computes together
-constexpr int64_t kUnit = 16;        // columns of weights (inputs) that are unpacked together
+constexpr int64_t kBlockRows = kLanes < 8 ? 16 : 2 * kLanes;  // of weights (outputs), which a product computes together
+constexpr int64_t kUnit = 16;                                 // columns of weights (inputs) that are unpacked together
 
 // Weight (r, c) is codebook[code] * scale + minimum, with scale and minimum those of row r and group c / group_size.
-// Blocks of 32 rows lie one after the other, the groups of a block too. A group holds its scales, then its minima if
-// there are any, 32 each, then codes in an order that the processor's product likes (`Codes` in matrix.cpp).
+// Blocks of kBlockRows rows lie one after the other, the groups of a block too. A group holds its scales, then its minima
+// if there are any, one a row, then codes in an order that the processor's product likes (`Codes` in codes.h).
 // Rows and columns are padded to whole blocks and groups, by zeros.
 struct Matrix {
     uint8_t* data;

@@ -69,6 +69,8 @@ struct Step {
 
 }  // namespace ingle
 
+// All else is hidden: two libraries in one process, for different processors, must not share what has the same name.
+#pragma GCC visibility push(default)
 extern "C" {
 void ingle_start(int32_t num_threads);
 void ingle_settle_memory();
@@ -92,3 +94,4 @@ void ingle_attention(const ingle::Attention* a);
 void ingle_layers(const ingle::Step* step);
 void ingle_sample_greedy(const float* logits, int64_t num_rows, int64_t vocab_size, int64_t* token_ids, uint8_t* finite);
 }
+#pragma GCC visibility pop

@@ -13,7 +13,7 @@ extern "C" void ingle_sample_greedy(const float* logits, int64_t num_rows, int64
         const float* x = logits + row * vocab_size;
         Floats most = splat(x[0]), total = {};
         int64_t i = 0;
-        for (; i + 16 <= vocab_size; i += 16) {
+        for (; i + kLanes <= vocab_size; i += kLanes) {
             Floats v = load(x + i);
             most = v > most ? v : most;
             total += v * 0.0f;  // NaN if v is infinite or NaN

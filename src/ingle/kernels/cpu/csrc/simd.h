@@ -1,4 +1,4 @@
-// Sixteen floats at a time, in whatever registers this machine has: the compiler splits them where they are narrower.
+// Vectors as wide as this processor's registers, of kLanes 32-bit numbers each.
 #pragma once
 
 #include <cstdint>
@@ -10,18 +10,37 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define INGLE_AVX512
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define INGLE_AVX2
+#elif !defined(__aarch64__)
+#error "this processor lacks AVX2, FMA or F16C; ingle runs on PyTorch's operators here"
+#endif
+
 namespace ingle {
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+#if defined(INGLE_AVX512)
+constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
+#elif defined(INGLE_AVX2)
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
+#else
+constexpr int kLanes = 4;
+constexpr int kRegisters = 32;
+#endif
+
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 
 // What keys, values and scales are stored as.
 struct Half { uint16_t bits; };      // IEEE binary16
 struct Brain { uint16_t bits; };     // bfloat16
 
 inline Floats splat(float x) { return x - Floats{}; }
+inline Ints splat(int32_t x) { return x - Ints{}; }
 
 inline Floats load(const float* p) {
     Floats v;
@@ -29,11 +48,13 @@ inline Floats load(const float* p) {
     return v;
 }
 
-inline Floats load(const Brain* p) {
-    Halves v;
+inline Ints load(const int32_t* p) {
+    Ints v;
     memcpy(&v, p, sizeof v);
-    return (Floats)(__builtin_convertvector(v, Words) << 16);
+    return v;
 }
+
+inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
 
 inline float to_float(Brain x) {
     uint32_t bits = (uint32_t)x.bits << 16;
@@ -49,92 +70,38 @@ inline Brain to_brain(float x) {  // to nearest, ties to even
     return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+// The same of each lane, in its lower half.
+inline Words to_brains(Floats v) {
+    const Words bits = (Words)v;
+    const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded;
+}
 
+#if defined(INGLE_AVX512)
+
+inline Floats load(const Brain* p) {
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+}
+inline Floats load(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline void store(Half* p, Floats v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0)); }
 inline void store(Brain* p, Floats v) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
 #else
-    for (int i = 0; i < 16; i++) p[i] = to_brain(v[i]);
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)to_brains(v)));
 #endif
 }
 
-#if defined(__AVX512F__)
+inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+inline int32_t sum(Ints v) { return _mm512_reduce_add_epi32((__m512i)v); }
+inline float maximum(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
+inline int32_t maximum(Ints v) { return _mm512_reduce_max_epi32((__m512i)v); }
+inline Floats to_floats(Ints v) { return (Floats)_mm512_cvtepi32_ps((__m512i)v); }
+inline Ints to_nearest(Floats v) { return (Ints)_mm512_cvtps_epi32((__m512)v); }
 
-inline Floats load(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-inline void store(Half* p, Floats v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0)); }
-
-#elif defined(__F16C__)
-
-inline Floats load(const Half* p) {
-    __m256 parts[2] = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
-                       _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
-    Floats v;
-    memcpy(&v, parts, sizeof v);
-    return v;
-}
-inline void store(Half* p, Floats v) {
-    __m256 parts[2];
-    memcpy(parts, &v, sizeof v);
-    for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i*)p + i, _mm256_cvtps_ph(parts[i], 0));
-}
-
-#elif defined(__aarch64__)
-
-inline Floats load(const Half* p) {
-    float32x4_t parts[4];
-    for (int i = 0; i < 4; i++) parts[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * i].bits)));
-    Floats v;
-    memcpy(&v, parts, sizeof v);
-    return v;
-}
-inline void store(Half* p, Floats v) {
-    float32x4_t parts[4];
-    memcpy(parts, &v, sizeof v);
-    for (int i = 0; i < 4; i++) vst1_u16(&p[4 * i].bits, vreinterpret_u16_f16(vcvt_f16_f32(parts[i])));
-}
-
-#else
-#error "this processor converts no 16-bit floats; ingle runs on PyTorch's operators here"
-#endif
-
-// The first n < 16 numbers at p, zeros after them; and their way back.
-template <typename T>
-inline Floats load_part(const T* p, int64_t n) {
-    T padded[16] = {};
-    memcpy(padded, p, n * sizeof(T));
-    return load(padded);
-}
-
-template <typename T>
-inline void store_part(T* p, Floats v, int64_t n) {
-    T padded[16];
-    store(padded, v);
-    memcpy(p, padded, n * sizeof(T));
-}
-
-inline float to_float(Half x) {
-    Half wide[16] = {x};
-    return load(wide)[0];
-}
-
-inline float to_float(float x) { return x; }
-inline float to_float(int8_t x) { return x; }
-
-inline float sum(Floats v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
-#else
-    float total = 0;
-    for (int i = 0; i < 16; i++) total += v[i];
-    return total;
-#endif
-}
-
-// Lane i of the result is the sum of v[i].
+// Lane i of the result is the sum of v[i]. Neighbours are added, those of two vectors side by side: after four rounds one
+// vector is left.
 inline Floats sums(const Floats* v) {
-#if defined(__AVX512F__)
-    // Neighbours are added, those of two vectors side by side: after four rounds one vector is left.
     const Ints even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
     auto halve = [even](Floats a, Floats b) {
         return (Floats)(_mm512_permutex2var_ps((__m512)a, (__m512i)even, (__m512)b) +
@@ -146,21 +113,93 @@ inline Floats sums(const Floats* v) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) fours[i] = halve(pairs[2 * i], pairs[2 * i + 1]);
     return halve(halve(fours[0], fours[1]), halve(fours[2], fours[3]));
-#else
-    Floats total;
-    for (int i = 0; i < 16; i++) total[i] = sum(v[i]);
-    return total;
-#endif
 }
 
+#elif defined(INGLE_AVX2)
+
+inline Floats load(const Brain* p) {
+    return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+}
+inline Floats load(const Half* p) { return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline void store(Half* p, Floats v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
+inline void store(Brain* p, Floats v) {
+    const __m256i words = (__m256i)to_brains(v);
+    _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+inline float sum(Floats v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline int32_t sum(Ints v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
 inline float maximum(Floats v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)v);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+inline int32_t maximum(Ints v) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+inline Floats to_floats(Ints v) { return (Floats)_mm256_cvtepi32_ps((__m256i)v); }
+inline Ints to_nearest(Floats v) { return (Ints)_mm256_cvtps_epi32((__m256)v); }
+
+// Lane i of the result is the sum of v[i].
+inline Floats sums(const Floats* v) {
+    auto four = [](const Floats* from) {  // sums of each half, of four vectors
+        return _mm256_hadd_ps(_mm256_hadd_ps((__m256)from[0], (__m256)from[1]),
+                              _mm256_hadd_ps((__m256)from[2], (__m256)from[3]));
+    };
+    const __m256 a = four(v), b = four(v + 4);
+    return (Floats)_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
 #else
-    float most = v[0];
-    for (int i = 1; i < 16; i++) most = v[i] > most ? v[i] : most;
-    return most;
+
+inline Floats load(const Brain* p) { return (Floats)vshll_n_u16(vld1_u16(&p->bits), 16); }
+inline Floats load(const Half* p) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+inline void store(Half* p, Floats v) { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v))); }
+inline void store(Brain* p, Floats v) { vst1_u16(&p->bits, vmovn_u32((uint32x4_t)to_brains(v))); }
+
+inline float sum(Floats v) { return vaddvq_f32((float32x4_t)v); }
+inline int32_t sum(Ints v) { return vaddvq_s32((int32x4_t)v); }
+inline float maximum(Floats v) { return vmaxvq_f32((float32x4_t)v); }
+inline int32_t maximum(Ints v) { return vmaxvq_s32((int32x4_t)v); }
+inline Floats to_floats(Ints v) { return (Floats)vcvtq_f32_s32((int32x4_t)v); }
+inline Ints to_nearest(Floats v) { return (Ints)vcvtnq_s32_f32((float32x4_t)v); }
+
+// Lane i of the result is the sum of v[i].
+inline Floats sums(const Floats* v) {
+    return (Floats)vpaddq_f32(vpaddq_f32((float32x4_t)v[0], (float32x4_t)v[1]),
+                              vpaddq_f32((float32x4_t)v[2], (float32x4_t)v[3]));
+}
+
 #endif
+
+// The first n < kLanes numbers at p, zeros after them; and their way back.
+template <typename T>
+inline Floats load_part(const T* p, int64_t n) {
+    T padded[kLanes] = {};
+    memcpy(padded, p, n * sizeof(T));
+    return load(padded);
+}
+
+template <typename T>
+inline void store_part(T* p, Floats v, int64_t n) {
+    T padded[kLanes];
+    store(padded, v);
+    memcpy(p, padded, n * sizeof(T));
+}
+
+inline float to_float(Half x) {
+    Half wide[kLanes] = {x};
+    return load(wide)[0];
 }
 
 // e^x for x <= 88, relative error below 2e-7; 0 below -87. Cephes' expf: 2^n times a polynomial on [-ln2/2, ln2/2].
@@ -169,9 +208,8 @@ inline Floats exponential(Floats x) {
     Floats least = splat(-87.3f);
     Ints live = x > least;
     x = live ? x : least;
-    Floats scaled = x * 1.44269504088896341f;
-    Ints n = __builtin_convertvector(scaled + (scaled < 0.0f ? splat(-0.5f) : splat(0.5f)), Ints);
-    Floats whole = __builtin_convertvector(n, Floats);
+    const Ints n = to_nearest(x * 1.44269504088896341f);
+    const Floats whole = to_floats(n);
     Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     Floats p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;

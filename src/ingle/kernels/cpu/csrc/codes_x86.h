@@ -1,0 +1,151 @@
+// Products of codes on x86-64: pairs of neighbouring columns are multiplied as 16-bit integers and both products added to
+// a 32-bit sum, by one instruction with VNNI (of AVX-512 or AVX), by two without.
+//
+// Lane i of a register belongs to row i. Its lower 16 bits hold codes of even columns, its upper ones of odd columns: the
+// n-th code of each half is of the n-th pair of columns. A shift and a mask make the register's next pair of it.
+#pragma once
+
+namespace ingle {
+
+#if defined(INGLE_AVX512)
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+constexpr char kInstructions[] = "AVX-512 VNNI and BF16";
+#elif defined(__AVX512VNNI__)
+constexpr char kInstructions[] = "AVX-512 VNNI";
+#else
+constexpr char kInstructions[] = "AVX-512";
+#endif
+#elif defined(__AVXVNNI__)
+constexpr char kInstructions[] = "AVX2 and AVX-VNNI";
+#else
+constexpr char kInstructions[] = "AVX2";
+#endif
+
+typedef uint16_t Pairs __attribute__((vector_size(kLanes * 4)));  // of columns, for each row
+
+// sum + the products of both columns, of each row.
+inline Ints add_products(Ints sum, Pairs w, Ints x) {
+#if defined(INGLE_AVX512) && defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVXVNNI__)
+    return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#else
+#if defined(INGLE_AVX512)
+    sum += (Ints)_mm512_madd_epi16((__m512i)w, (__m512i)x);
+#else
+    sum += (Ints)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+#endif
+    // Else GCC computes all products first, adds them in an order of its own, and keeps them on the stack meanwhile.
+    asm("" : "+v"(sum));
+    return sum;
+#endif
+}
+
+// Entries of a table of 16 bytes, widened without their sign.
+inline Pairs look_up(const uint8_t* table, Pairs indices) {
+    const Pairs masked = indices | (uint16_t)0x8000;  // the upper byte of a pair is to become 0
+#if defined(INGLE_AVX512)
+    const __m512i tables = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+    return (Pairs)_mm512_shuffle_epi8(tables, (__m512i)masked);
+#else
+    const __m256i tables = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return (Pairs)_mm256_shuffle_epi8(tables, (__m256i)masked);
+#endif
+}
+
+// Four columns of 16 bits become pairs, saturated.
+inline void store_pairs(const Ints* integers, uint32_t* out) {
+#if defined(INGLE_AVX512)
+    _mm256_storeu_si256((__m256i*)out, _mm512_cvtsepi32_epi16((__m512i)integers[0]));
+#else
+    const __m256i packed = _mm256_packs_epi32((__m256i)integers[0], (__m256i)integers[1]);
+    _mm256_storeu_si256((__m256i*)out, _mm256_permute4x64_epi64(packed, 0xd8));
+#endif
+}
+
+template <int Bits>
+struct Codes {
+    static constexpr char kFactors[] = "16-bit integers";
+    static constexpr int kMostTokens = kRegisters == 32 ? 12 : 4;  // sums, and a few registers more
+    static constexpr int kPairs = 16 / Bits;                       // of columns in a register
+    static constexpr int64_t kRegisterBytes = kLanes * 4;
+    typedef uint32_t Operand;
+    static constexpr int64_t kColumnsPerOperand = 2;
+
+    template <int Tokens>
+    struct Sums {
+        Ints v[Tokens][kVectors];
+        void start(const int32_t* starts) {
+#pragma GCC unroll 12
+            for (int t = 0; t < Tokens; t++)
+                for (int i = 0; i < kVectors; i++) v[t][i] = splat(starts[t]);
+        }
+        Floats value(int t, int i) const { return to_floats(v[t][i]); }
+    };
+
+    static Ints put_operands(const float* x, float per_unit, Operand* out) {
+        Ints integers[kUnitVectors], total = {};
+        for (int i = 0; i < kUnitVectors; i++) {
+            integers[i] = to_nearest(load(x + i * kLanes) * per_unit);
+            total += integers[i];
+        }
+        store_pairs(integers, out);
+        return total;
+    }
+
+    // What is added to numbers so that none is negative.
+    static int32_t offset_of(const Matrix& m) { return Bits == 8 || !is_linear(m) ? 128 : -m.codebook[0]; }
+
+    static uint8_t* lane(uint8_t* unit, int64_t row, int64_t register_) {
+        return unit + (register_ * kVectors + row / kLanes) * kRegisterBytes + row % kLanes * 4;
+    }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t r = 0; r < kUnit / (2 * kPairs); r++, codes += 2 * kPairs) {
+            uint32_t bits = Bits == 8 ? 0x80808080 : 0;  // a signed number as one above -128
+            for (int pair = 0; pair < kPairs; pair++)
+                bits ^= codes[2 * pair] << Bits * pair | (uint32_t)codes[2 * pair + 1] << (Bits * pair + 16);
+            memcpy(lane(unit, row, r), &bits, 4);
+        }
+    }
+    static void get(const uint8_t* unit, int64_t row, const Matrix& m, float* out) {
+        for (int64_t c = 0; c < kUnit; c++) {
+            uint32_t bits;
+            memcpy(&bits, lane((uint8_t*)unit, row, c / (2 * kPairs)), 4);
+            const int code = bits >> (c % (2 * kPairs) / 2 * Bits + c % 2 * 16) & ((1 << Bits) - 1);
+            out[c] = Bits == 8 ? code - 128 : m.codebook[code];
+        }
+    }
+
+    uint8_t table[16];
+    explicit Codes(const Matrix& m) {
+        for (int i = 0; i < 16; i++) table[i] = m.codebook[i] + 128;
+    }
+
+    template <int Tokens, bool Linear>
+    inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
+#pragma GCC unroll 4
+        for (int r = 0; r < kUnit / (2 * kPairs); r++) {
+            Pairs stored[kVectors];
+#pragma GCC unroll 2
+            for (int i = 0; i < kVectors; i++) stored[i] = (Pairs)load((const int32_t*)codes + (r * kVectors + i) * kLanes);
+#pragma GCC unroll 4
+            for (int pair = 0; pair < kPairs; pair++) {
+                Pairs w[kVectors];
+#pragma GCC unroll 2
+                for (int i = 0; i < kVectors; i++) {
+                    w[i] = stored[i] >> Bits * pair;
+                    if (pair + 1 < kPairs) w[i] &= (uint16_t)((1 << Bits) - 1);
+                    if (!Linear) w[i] = look_up(table, w[i]);
+                }
+#pragma GCC unroll 12
+                for (int t = 0; t < Tokens; t++) {
+                    const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);
+#pragma GCC unroll 2
+                    for (int i = 0; i < kVectors; i++) sums.v[t][i] = add_products(sums.v[t][i], w[i], both);
+                }
+            }
+        }
+    }
+};
+
+}  // namespace ingle

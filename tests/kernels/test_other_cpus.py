@@ -10,22 +10,23 @@ import pytest
 import torch
 
 from ingle.kernels.cpu import compile
+from ingle.kernels.cpu.targets import TARGETS, Target
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).parent / "kernels_of_another_cpu.cpp"
-HERE = ("g++", "-march=x86-64-v3", ())
+HERE = ("g++", TARGETS["x86-64-v3"], ())
 """Products in float32 as on every processor without AVX-512; `test_cpu_kernels.py` checks them against PyTorch."""
-OTHERS = {"arm64": ("aarch64-linux-gnu-g++", "-mcpu=neoverse-n1", ("qemu-aarch64",))}
+OTHERS = {"arm64": ("aarch64-linux-gnu-g++", TARGETS["armv8.2-a+dotprod"], ("qemu-aarch64",))}
 
 
-def printed(build: tuple[str, str, tuple[str, ...]], folder: Path) -> list[tuple[str, list[str]]]:
+def printed(build: tuple[str, Target, tuple[str, ...]], folder: Path) -> list[tuple[str, list[str]]]:
     """Names and values that the driver prints as built by a compiler for a processor, run by an emulator if need be."""
-    compiler, tuning, emulator = build
+    compiler, target, emulator = build
     for tool in (compiler, *emulator):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     program = folder / compiler
-    flags = [flag for flag in compile.flags_for(tuning) if flag not in ("-shared", "-fPIC")]
+    flags = [*target.flags, *(flag for flag in compile.FLAGS if flag not in ("-shared", "-fPIC"))]
     sources = [DRIVER, *sorted(compile.SOURCES.glob("*.cpp"))]
     command = [compiler, *flags, "-static", f"-I{compile.SOURCES}", *map(str, sources), "-o", str(program)]
     subprocess.run(command, check=True)

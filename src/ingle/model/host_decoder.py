@@ -1,4 +1,4 @@
-"""A plain decoder on a CPU, without PyTorch: arrays, and all layers in one call of the CPU's kernels.
+"""A decoder on a CPU, without PyTorch: arrays, and all layers in one call of the CPU's kernels.
 
 Between the operators of a small model Python takes longer than they do, and importing PyTorch takes longer than all
 else that a start needs. The call does what `Decoder.forward` does, with the same operators in the same order.
@@ -14,11 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.kernels.cpu import library
-from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Layer, Matrix, Projection, Step
-from ingle.model.architecture import DecoderConfig
+from ingle.kernels.cpu.library import (
+    ACTIVATIONS,
+    KV_TYPES,
+    SCORINGS,
+    Attention,
+    Layer,
+    Matrix,
+    Projection,
+    Step,
+)
+from ingle.model.architecture import DecoderConfig, MoeConfig, RouterConfig
 from ingle.model.rope import cos_sin_tables
+from ingle.model.sizes import Mixture
+from ingle.weights.mixture_names import ExpertNames, mixture_names
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
-from ingle.weights.source import WeightSource
+from ingle.weights.source import FLOATS, WeightSource
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -71,6 +82,84 @@ class _Linear:
 
 
 @dataclass(frozen=True)
+class _HostMlp:
+    gate_up: _Linear
+    down: _Linear
+
+    @property
+    def linears(self) -> tuple[_Linear, ...]:
+        return (self.gate_up, self.down)
+
+    @property
+    def vectors(self) -> tuple[Floats, ...]:
+        return ()
+
+    def fields(self) -> dict[str, object]:
+        """Of `library.Layer`."""
+        return {"gate_up": self.gate_up.described, "down": self.down.described}
+
+
+@dataclass(frozen=True)
+class _HostMixture:
+    """`ingle.model.moe.SparseMoe`."""
+
+    router: Floats
+    """[num_experts, hidden_size]"""
+    selection_bias: Floats | None
+    experts: tuple[_HostMlp, ...]
+    shared: _HostMlp | None
+    shared_gate: Floats | None
+    """[hidden_size]"""
+    described: library.Mixture
+
+    @classmethod
+    def of(
+        cls,
+        config: RouterConfig,
+        router: Floats,
+        selection_bias: Floats | None,
+        experts: tuple[_HostMlp, ...],
+        shared: _HostMlp | None,
+        shared_gate: Floats | None,
+    ) -> _HostMixture:
+        described = library.Mixture(
+            router=_address(router),
+            selection_bias=_address(selection_bias),
+            gate_up=(Projection * len(experts))(*(expert.gate_up.described for expert in experts)),
+            down=(Projection * len(experts))(*(expert.down.described for expert in experts)),
+            shared_gate=_address(shared_gate),
+            num_experts=config.num_experts,
+            top_k=config.top_k,
+            num_groups=config.num_groups,
+            topk_group=config.topk_group,
+            group_experts=config.group_experts,
+            scaling=config.routed_scaling_factor,
+            scoring=SCORINGS[config.scoring],
+            normalizes=config.norm_topk_prob,
+        )
+        if shared is not None:
+            described.shared_gate_up, described.shared_down = shared.gate_up.described, shared.down.described
+        return cls(router, selection_bias, experts, shared, shared_gate, described)
+
+    @property
+    def expert_linears(self) -> tuple[_Linear, ...]:
+        return tuple(linear for expert in self.experts for linear in expert.linears)
+
+    @property
+    def linears(self) -> tuple[_Linear, ...]:
+        return self.expert_linears + (() if self.shared is None else self.shared.linears)
+
+    @property
+    def vectors(self) -> tuple[Floats, ...]:
+        given = (self.router, self.selection_bias, self.shared_gate)
+        return tuple(vector for vector in given if vector is not None)
+
+    def fields(self) -> dict[str, object]:
+        """Of `library.Layer`."""
+        return {"mixture": ctypes.pointer(self.described)}
+
+
+@dataclass(frozen=True)
 class _HostLayer:
     input_norm: Floats
     qkv: _Linear
@@ -79,26 +168,25 @@ class _HostLayer:
     out: _Linear
     attention_post_norm: Floats | None
     mlp_norm: Floats
-    gate_up: _Linear
-    down: _Linear
+    mlp: _HostMlp | _HostMixture
     mlp_post_norm: Floats | None
 
     @property
     def linears(self) -> tuple[_Linear, ...]:
-        return (self.qkv, self.out, self.gate_up, self.down)
+        return (self.qkv, self.out, *self.mlp.linears)
 
     @property
     def vectors(self) -> list[Floats]:
         norms = (self.input_norm, self.q_norm, self.k_norm, self.attention_post_norm, self.mlp_norm, self.mlp_post_norm)
-        return [vector for vector in (*norms, *(linear.bias for linear in self.linears)) if vector is not None]
+        given = (*norms, *self.mlp.vectors, *(linear.bias for linear in self.linears))
+        return [vector for vector in given if vector is not None]
 
     def described(self, config: DecoderConfig, index: int) -> Layer:
         options = config.attention(index)
         return Layer(
             qkv=self.qkv.described,
             out=self.out.described,
-            gate_up=self.gate_up.described,
-            down=self.down.described,
+            **self.mlp.fields(),
             input_norm=_address(self.input_norm),
             q_norm=_address(self.q_norm),
             k_norm=_address(self.k_norm),
@@ -130,8 +218,15 @@ class HostDecoder:
     cos_sin: tuple[Floats, ...] = ()
     """For each of the config's rotations, float32 [max_model_len, rotary_dim], once `with_length` has made them."""
 
-    mixture = None
-    """It has no experts."""
+    @property
+    def mixture(self) -> Mixture | None:
+        if self.config.moe is None:
+            return None
+        router = self.config.moe.router
+        mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, _HostMixture)]
+        matrices = [linear.matrix for mixture in mixtures for linear in mixture.expert_linears]
+        num_parameters = sum(matrix.num_parameters for matrix in matrices)
+        return Mixture(router.num_experts, router.top_k, num_parameters, sum(matrix.num_bytes for matrix in matrices))
 
     @property
     def max_model_len(self) -> int:
@@ -210,7 +305,7 @@ class HostDecoder:
 def suits(config: DecoderConfig, max_model_len: int) -> bool:
     """Whether the kernels know all the parts of this decoder."""
     sharpens = config.logn_length is not None and max_model_len > config.logn_length
-    return config.moe is None and config.mla is None and not sharpens
+    return config.mla is None and not sharpens
 
 
 def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecoder:
@@ -237,7 +332,7 @@ class _Reader:
 
     def layer(self, index: int) -> _HostLayer:
         config, names, prefix = self.config, self.config.names, f"{self.config.names.layers}.{index}"
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden = config.hidden_size
 
         def norm(name: str, size: int = hidden) -> Floats:
             return self.norm(f"{prefix}.{name}", size)
@@ -254,10 +349,49 @@ class _Reader:
             out=linear([names.attention_out], [hidden], config.q_size, bias=config.output_bias),
             attention_post_norm=norm(names.attention_post_norm) if config.post_norms else None,
             mlp_norm=norm(names.mlp_norm),
-            gate_up=linear(names.gate_up, [inner, inner], hidden, bias=config.mlp_bias),
-            down=linear([names.mlp_down], [hidden], inner, bias=config.mlp_bias),
+            mlp=self.mlp(index, prefix),
             mlp_post_norm=norm(names.mlp_post_norm) if config.post_norms else None,
         )
+
+    def mlp(self, index: int, prefix: str) -> _HostMlp | _HostMixture:
+        config, names = self.config, self.config.names
+        if config.moe is not None and index in config.moe.layers:
+            return self.mixture(config.moe, prefix)
+        hidden, inner = config.hidden_size, config.intermediate_size
+        gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.mlp_down}"
+        return _HostMlp(
+            gate_up=self.linear(gate_up, [inner, inner], hidden, bias=config.mlp_bias),
+            down=self.linear([down], [hidden], inner, bias=config.mlp_bias),
+        )
+
+    def mixture(self, config: MoeConfig, prefix: str) -> _HostMixture:
+        names, hidden = mixture_names(self.source, config, prefix), self.config.hidden_size
+        num_experts, shared_size = config.router.num_experts, config.shared_intermediate_size
+        return _HostMixture.of(
+            config.router,
+            router=self.float_matrix(names.router, num_experts, hidden),
+            selection_bias=self.source.floats(names.selection_bias, num_experts) if config.selection_bias else None,
+            experts=tuple(self.expert(expert, config.intermediate_size) for expert in names.experts),
+            shared=self.expert(names.shared, shared_size) if shared_size else None,
+            shared_gate=self.float_matrix(names.shared_gate, 1, hidden) if config.shared_gate else None,
+        )
+
+    def expert(self, names: ExpertNames, inner: int) -> _HostMlp:
+        hidden, rows = self.config.hidden_size, [2 * inner // len(names.gate_up)] * len(names.gate_up)
+        return _HostMlp(
+            gate_up=_Linear.of(load_matrix(self.source, names.gate_up, rows, hidden), None),
+            down=_Linear.of(load_matrix(self.source, [names.down], [hidden], inner), None),
+        )
+
+    def float_matrix(self, name: str, num_rows: int, columns: int) -> Floats:
+        """[num_rows, columns], exactly as it is stored."""
+        shape = self.source.shape(name)
+        if num_rows == 1 and shape is not None and len(shape) == 1:  # GGUF's converter drops dimensions of 1
+            return self.source.floats(name, columns)
+        rows = self.source.stored_rows(name, num_rows, columns)
+        if rows.type in FLOATS:
+            return FLOATS[rows.type](rows.data)
+        return load_matrix(self.source, [name], [num_rows], columns).rows(np.arange(num_rows))
 
     def linear(self, modules: Sequence[str], num_rows: Sequence[int], columns: int, *, bias: bool) -> _Linear:
         """One matrix product for the projections `modules` of the same input; a single name has all the rows."""

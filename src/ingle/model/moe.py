@@ -12,8 +12,8 @@ from ingle import kernels
 from ingle.model.architecture import Activation, MoeConfig, RouterConfig
 from ingle.model.layers import GatedMLP, Parameter
 from ingle.model.loader import Loader
-from ingle.weights.experts import ExpertNames, Experts
-from ingle.weights.source import WeightSource, in_stack
+from ingle.weights.experts import Experts
+from ingle.weights.mixture_names import mixture_names
 
 
 @dataclass(frozen=True)
@@ -55,45 +55,22 @@ class SparseMoe:
 def load_moe(config: MoeConfig, load: Loader, prefix: str, hidden_size: int, activation: Activation) -> SparseMoe:
     """The mixture of experts of the layer whose names begin with `prefix`."""
     num_experts, shared_size = config.router.num_experts, config.shared_intermediate_size
-    mlp = f"{prefix}.mlp" if f"{prefix}.mlp.gate.weight" in load.source else f"{prefix}.block_sparse_moe"
-    shared = f"{mlp}.{config.shared_name}"
+    names = mixture_names(load.source, config, prefix)
     router_load = load.as_float32() if config.float32_router else load
-    bias_name = f"{mlp}.gate.e_score_correction_bias"
-    names = _expert_names(load.source, f"{mlp}.experts", num_experts)
     return SparseMoe(
         config=config.router,
-        router=router_load.tensor(f"{mlp}.gate.weight", num_experts, hidden_size),
-        selection_bias=load.as_float32().tensor(bias_name, num_experts) if config.selection_bias else None,
-        experts=load.matrices.load_experts(load.source, names, hidden_size, config.intermediate_size),
+        router=router_load.tensor(names.router, num_experts, hidden_size),
+        selection_bias=load.as_float32().tensor(names.selection_bias, num_experts) if config.selection_bias else None,
+        experts=load.matrices.load_experts(load.source, names.experts, hidden_size, config.intermediate_size),
         activation=activation,
         shared=load.gated_mlp(
-            [f"{shared}.gate_proj", f"{shared}.up_proj"], f"{shared}.down_proj", hidden_size, shared_size, activation
+            [name.removesuffix(".weight") for name in names.shared.gate_up],
+            names.shared.down.removesuffix(".weight"),
+            hidden_size,
+            shared_size,
+            activation,
         )
         if shared_size
         else None,
-        shared_gate=load.tensor(f"{mlp}.shared_expert_gate.weight", 1, hidden_size) if config.shared_gate else None,
+        shared_gate=load.tensor(names.shared_gate, 1, hidden_size) if config.shared_gate else None,
     )
-
-
-def _expert_names(source: WeightSource, experts: str, num_experts: int) -> list[ExpertNames]:
-    """Whichever way they are stored.
-
-    Gate and up of all experts in one tensor and down in another, as transformers 5 holds them in memory; three tensors,
-    as GGUF files store them; or three for each expert, by the names of most checkpoints or by Mixtral's.
-    """
-    if f"{experts}.gate_up_proj" in source:
-        gate_up, down = [f"{experts}.gate_up_proj"], f"{experts}.down_proj"
-    elif f"{experts}.gate_proj.weight" in source:
-        gate_up, down = [f"{experts}.gate_proj.weight", f"{experts}.up_proj.weight"], f"{experts}.down_proj.weight"
-    else:
-        gate, up, down = (
-            ("w1", "w3", "w2") if f"{experts}.0.w1.weight" in source else ("gate_proj", "up_proj", "down_proj")
-        )
-        return [
-            ExpertNames((f"{experts}.{i}.{gate}.weight", f"{experts}.{i}.{up}.weight"), f"{experts}.{i}.{down}.weight")
-            for i in range(num_experts)
-        ]
-    return [
-        ExpertNames(tuple(in_stack(name, i, num_experts) for name in gate_up), in_stack(down, i, num_experts))
-        for i in range(num_experts)
-    ]

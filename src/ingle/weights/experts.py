@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from ingle import kernels
 from ingle.kernels import reference
 from ingle.model.architecture import Activation
+from ingle.weights.mixture_names import ExpertNames
 from ingle.weights.source import WeightSource, check_sizes
 
 if TYPE_CHECKING:
     from ingle.weights.formats import Weight, WeightFormat
-
-
-class ExpertNames(NamedTuple):
-    """What a source calls the matrices of one expert."""
-
-    gate_up: tuple[str, ...]
-    """Gate, then up: two matrices, or one."""
-    down: str
 
 
 class Experts(Protocol):

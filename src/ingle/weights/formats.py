@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.model.architecture import Activation
-from ingle.weights.experts import ExpertNames, Experts, StackedExperts
+from ingle.weights.experts import Experts, StackedExperts
+from ingle.weights.mixture_names import ExpertNames
 from ingle.weights.source import WeightSource, check_sizes
 
 

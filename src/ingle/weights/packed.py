@@ -10,8 +10,9 @@ import torch
 from ingle.kernels.cpu import operators
 from ingle.model.architecture import Activation
 from ingle.weights.code_types import CODE_TYPES
-from ingle.weights.experts import ExpertNames, Experts, SeparateExperts
+from ingle.weights.experts import Experts, SeparateExperts
 from ingle.weights.formats import Weight
+from ingle.weights.mixture_names import ExpertNames
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
 from ingle.weights.source import WeightSource
 

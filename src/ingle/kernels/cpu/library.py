@@ -9,6 +9,7 @@ from ingle.kernels.cpu import compile
 
 KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+SCORINGS = {"softmax": 0, "sigmoid": 1}
 
 
 class Matrix(ctypes.Structure):
@@ -71,12 +72,33 @@ class Projection(ctypes.Structure):
     _fields_ = (("parts", POINTER(POINTER(Matrix))), ("bias", c_void_p), ("num_parts", c_int64), ("rows", c_int64))
 
 
+class Mixture(ctypes.Structure):
+    _fields_ = (
+        ("router", c_void_p),
+        ("selection_bias", c_void_p),
+        ("gate_up", POINTER(Projection)),
+        ("down", POINTER(Projection)),
+        ("shared_gate_up", Projection),
+        ("shared_down", Projection),
+        ("shared_gate", c_void_p),
+        ("num_experts", c_int64),
+        ("top_k", c_int64),
+        ("num_groups", c_int64),
+        ("topk_group", c_int64),
+        ("group_experts", c_int64),
+        ("scaling", c_float),
+        ("scoring", c_int32),
+        ("normalizes", c_int32),
+    )
+
+
 class Layer(ctypes.Structure):
     _fields_ = (
         ("qkv", Projection),
         ("out", Projection),
         ("gate_up", Projection),
         ("down", Projection),
+        ("mixture", POINTER(Mixture)),
         ("input_norm", c_void_p),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
@@ -126,6 +148,7 @@ _SIGNATURES = {
     "ingle_gated": (c_void_p, c_int32, c_int64, c_int64, c_void_p),
     "ingle_rotate_and_store": (POINTER(Rotation),),
     "ingle_attention": (POINTER(Attention),),
+    "ingle_mix": (POINTER(Mixture), c_int32, c_void_p, c_int64, c_int64, c_void_p),
     "ingle_layers": (POINTER(Step),),
     "ingle_sample_greedy": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
 }

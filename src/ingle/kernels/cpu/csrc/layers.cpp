@@ -7,7 +7,6 @@
 #include "simd.h"
 
 namespace ingle {
-namespace {
 
 void project(const Projection& p, const float* x, int64_t num_tokens, float* y) {
     float* columns = y;
@@ -19,6 +18,8 @@ void project(const Projection& p, const float* x, int64_t num_tokens, float* y) 
     for (int64_t t = 0; t < num_tokens; t++)
         for (int64_t r = 0; r < p.rows; r++) y[t * p.rows + r] += p.bias[r];
 }
+
+namespace {
 
 // The norm of residual + x, or of residual + the norm of x where there is such a post-norm.
 void add_and_normalize(const Step& s, float* x, const float* post_norm, const float* norm, float* out) {
@@ -72,9 +73,13 @@ extern "C" void ingle_layers(const Step* step) {
         const Layer& layer = s.layers[i];
         attend(s, layer, i, normed, wide, inner, output);
         add_and_normalize(s, output, layer.attention_post_norm, layer.mlp_norm, normed);
-        project(layer.gate_up, normed, s.num_tokens, wide);
-        ingle_gated(wide, layer.activation, s.num_tokens, layer.gate_up.rows / 2, inner);
-        project(layer.down, inner, s.num_tokens, output);
+        if (layer.mixture) {
+            mix(*layer.mixture, layer.activation, normed, s.num_tokens, s.hidden_size, output);
+        } else {
+            project(layer.gate_up, normed, s.num_tokens, wide);
+            ingle_gated(wide, layer.activation, s.num_tokens, layer.gate_up.rows / 2, inner);
+            project(layer.down, inner, s.num_tokens, output);
+        }
         bool last = i + 1 == s.num_layers;
         add_and_normalize(s, output, layer.mlp_post_norm, last ? s.norm : s.layers[i + 1].input_norm,
                           last ? s.out : normed);

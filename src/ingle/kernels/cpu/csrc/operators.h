@@ -8,6 +8,7 @@
 namespace ingle {
 
 enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
+enum Scoring : int32_t { kSoftmax = 0, kSigmoid = 1 };
 enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2 };
 
 struct Rotation {
@@ -45,8 +46,22 @@ struct Projection {
     int64_t num_parts, rows;
 };
 
+// Experts in place of an MLP.
+struct Mixture {
+    const float* router;          // [num_experts, hidden_size]
+    const float* selection_bias;  // [num_experts], or null
+    const Projection* gate_up;    // of each expert
+    const Projection* down;
+    Projection shared_gate_up, shared_down;  // of the expert that all tokens pass; without parts where there is none
+    const float* shared_gate;     // [hidden_size], or null
+    int64_t num_experts, top_k, num_groups, topk_group, group_experts;
+    float scaling;
+    int32_t scoring, normalizes;
+};
+
 struct Layer {
     Projection qkv, out, gate_up, down;
+    const Mixture* mixture;       // in place of gate_up and down, or null
     const float *input_norm, *q_norm, *k_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;
     int64_t window;
     float scale, softcap, qk_eps;
@@ -66,6 +81,12 @@ struct Step {
     Attention attention;          // of any layer, but for what `Layer` says
     float eps;
 };
+
+// y [num_tokens, p.rows] = x times the matrix, plus the bias.
+void project(const Projection& p, const float* x, int64_t num_tokens, float* y);
+
+// What the experts give for x [num_tokens, hidden_size].
+void mix(const Mixture& m, int32_t activation, const float* x, int64_t num_tokens, int64_t hidden_size, float* out);
 
 }  // namespace ingle
 
@@ -91,6 +112,8 @@ void ingle_add_rms_norm(const float* x, float* residual, const float* weight, fl
 void ingle_gated(const float* gate_up, int32_t activation, int64_t num_rows, int64_t size, float* out);
 void ingle_rotate_and_store(const ingle::Rotation* r);
 void ingle_attention(const ingle::Attention* a);
+void ingle_mix(const ingle::Mixture* m, int32_t activation, const float* x, int64_t num_tokens, int64_t hidden_size,
+               float* out);
 void ingle_layers(const ingle::Step* step);
 void ingle_sample_greedy(const float* logits, int64_t num_rows, int64_t vocab_size, int64_t* token_ids, uint8_t* finite);
 }

@@ -77,7 +77,7 @@ def test_the_same_numbers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_the_same_numbers_of_mixtures(name: str, tmp_path: Path) -> None:
-    """But for the order in which the experts of a token are added up, which moves a rounding to 16 bits here and there."""
+    """But for the order in which a token's experts are added up, which moves a rounding here and there."""
     model_type, overrides = CHECKPOINTS[name]
     host, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
     assert host.worker.model.mixture == torchs.worker.model.mixture is not None

@@ -7,8 +7,10 @@ are ingle's own runs without.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +23,12 @@ from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
 from ingle.errors import ConfigError
-from ingle.kernels.cpu import library, threads
+from ingle.kernels.cpu import choice, library, threads
 from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
-from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.code_types import CODE_TYPES, FLOATS
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import FLOAT_TYPES, open_source
@@ -54,11 +56,16 @@ def build_engine(
         hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
         device = pick_device(config)
-    kernel_notices = []
-    if device == "cpu":
+    kernels = _CpuKernels()
+    if device == "cpu" and config.cpu_kernels != "torch":
         with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
             one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
-            kernel_notices = _start_cpu_kernels(config, 1 if one_thread else _num_threads(config))
+            kernels = _start_cpu_kernels(1 if one_thread else _num_threads(config))
+        if library.started() and decoder is not None and config.dtype in _HOST_KV_TYPES:
+            with startup.phase("choice", "comparing them with PyTorch's operators, once for such a model on a machine"):
+                kernels = _choose_kernels(decoder, gguf, _num_threads(config), forget=kernels.just_started)
+        if not kernels.ours:
+            config = dataclasses.replace(config, cpu_kernels="torch")
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
         parts = _build_host(config, path, gguf, decoder, startup)
     else:
@@ -73,7 +80,7 @@ def build_engine(
     engine = Engine(scheduler, parts.worker, overlap=overlap, seed=config.seed)
     ropes = () if decoder is None else decoder.ropes
     rope_notices = [notice for rope in ropes if (notice := length_notice(rope, limits.max_model_len)) is not None]
-    notices = [*rope_notices, *kernel_notices, *parts.notices, *parts.memory.notices]
+    notices = [*rope_notices, *kernels.notices, *parts.notices, *parts.memory.notices]
     return engine, _info(parts, notices, startup.timings_s)
 
 
@@ -123,12 +130,41 @@ def _gpu_driver_is_there() -> bool:
     return sys.platform not in ("linux", "darwin") or any(Path(file).exists() for file in _GPU_DRIVERS)
 
 
-def _start_cpu_kernels(config: EngineConfig, num_threads: int) -> list[str]:
-    """Readies ingle's kernels if they are wanted, to load on so many threads."""
-    if config.cpu_kernels == "torch":
-        return []
+@dataclass(frozen=True)
+class _CpuKernels:
+    """Whether ingle's run, and what there is to tell about it."""
+
+    ours: bool = True
+    just_started: bool = False
+    notices: tuple[str, ...] = ()
+
+
+def _start_cpu_kernels(num_threads: int) -> _CpuKernels:
+    """Readies ingle's kernels, to load on so many threads."""
+    before = library.started()
     failure = library.start(num_threads)
-    return [] if failure is None else [f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"]
+    if failure is not None:
+        notice = f"PyTorch's operators run in place of ingle's CPU kernels: {failure}"
+        return _CpuKernels(ours=False, notices=(notice,))
+    return _CpuKernels(just_started=not before)
+
+
+def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: int, *, forget: bool) -> _CpuKernels:
+    """What is faster here; `forget`: nobody else in this process uses the started ones."""
+    stored = {} if gguf is None else gguf.parameters_by_type
+    code_type = next((CODE_TYPES[kind] for kind in stored if kind in CODE_TYPES), FLOATS)
+    chosen = choice.choose(decoder, code_type, library.path(), num_threads)
+    if chosen.failure is not None:
+        return _CpuKernels(notices=(f"ingle's CPU kernels were not compared with PyTorch's: {chosen.failure}",))
+    if chosen.ours:
+        return _CpuKernels()
+    notice = (
+        f"PyTorch's operators run in place of ingle's CPU kernels for {library.instructions()}: as measured, they are "
+        f"{1 / (chosen.ratio or 1):.1f} times as fast on this machine"
+    )
+    if forget:
+        library.forget()
+    return _CpuKernels(ours=False, notices=(notice,))
 
 
 def _num_threads(config: EngineConfig) -> int:

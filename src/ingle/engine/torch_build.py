@@ -14,7 +14,7 @@ from ingle.engine.memory import free_bytes, kv_budget, plan_memory, wanted_lengt
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
-from ingle.kernels.cpu import library, threads
+from ingle.kernels.cpu import choice, library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder
 from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
@@ -160,14 +160,9 @@ def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.de
         if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
             return (torch.bfloat16 if stored == torch.float32 else stored), []
         return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
-    if _cpu_multiplies_bfloat16():
+    if choice.multiplies_bfloat16():
         return torch.bfloat16, []
     return torch.float32, [f"dtype {_name(stored)} -> float32: this CPU does not multiply it natively"]
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16"))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -41,3 +41,6 @@ CODE_TYPES = {
     "MXFP4": CodeType(4, 32, wide_scales=True, codebook=_E2M1_DOUBLED),
 }
 """Of GGUF's block types that consist of codes, by their names."""
+
+FLOATS = CodeType(bits=16, group_size=32)
+"""What is stored as floats, and becomes bfloat16."""

@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import Matrix
-from ingle.weights.code_types import CODE_TYPES, CodeType
+from ingle.weights.code_types import CODE_TYPES, FLOATS, CodeType
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.source import StoredRows, WeightSource
 
-_FLOATS = CodeType(bits=16, group_size=32)
 _NUMBERS = {block.name: number for number, block in BLOCK_TYPES.items()}
 _LINE = 64
 """Bytes of a line of the processor's cache: a vector that starts in one should end in it."""
@@ -118,4 +117,4 @@ def load_matrix(source: WeightSource, names: Sequence[str], num_rows: Sequence[i
 
 
 def _code_type(rows: StoredRows) -> CodeType:
-    return CODE_TYPES.get(rows.type, _FLOATS)
+    return CODE_TYPES.get(rows.type, FLOATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_void_p
+from pathlib import Path
 
 from ingle.kernels.cpu import compile
 
@@ -161,6 +162,7 @@ _RESULTS: dict[str, type] = {
 }
 
 _loaded: ctypes.CDLL | None = None
+_path: Path | None = None
 
 
 def load(path: str) -> ctypes.CDLL:
@@ -178,16 +180,30 @@ def start(num_threads: int) -> str | None:
 
     Called again, it adds the threads that are missing.
     """
-    global _loaded
+    global _loaded, _path
     if _loaded is None:
         try:
-            _loaded = load(str(compile.library()))
+            _path = compile.library()
+            _loaded = load(str(_path))
         except compile.CompileError as error:
             return str(error)
         except OSError as error:
             return f"they do not load: {error}"
     _loaded.ingle_start(num_threads)
     return None
+
+
+def path() -> Path:
+    """Of the started kernels' library."""
+    if _path is None:
+        raise RuntimeError("the CPU kernels' library is asked for before they were started")
+    return _path
+
+
+def forget() -> None:
+    """This process does without them, as if they had not been started."""
+    global _loaded
+    _loaded = None
 
 
 def settle_memory() -> None:

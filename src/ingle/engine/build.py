@@ -156,7 +156,8 @@ def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: 
     chosen = choice.choose(decoder, code_type, library.path(), num_threads)
     if chosen.failure is not None:
         return _CpuKernels(notices=(f"ingle's CPU kernels were not compared with PyTorch's: {chosen.failure}",))
-    if chosen.ours:
+    free = free_host_bytes()
+    if chosen.ours or (free is not None and 4 * sum(stored.values()) > free):  # PyTorch's need them decoded to float32
         return _CpuKernels()
     notice = (
         f"PyTorch's operators run in place of ingle's CPU kernels for {library.instructions()}: as measured, they are "

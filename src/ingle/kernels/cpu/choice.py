@@ -90,12 +90,7 @@ def choose(decoder: DecoderConfig, code_type: CodeType, library: Path, num_threa
         try:
             ratio = _ask(question)
         except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-            said = (
-                error.stderr.decode(errors="replace").splitlines()[-1:]
-                if isinstance(error, subprocess.CalledProcessError)
-                else []
-            )
-            return Choice(ours=True, failure=" ".join(said) or f"{type(error).__name__}: {error}")
+            return Choice(ours=True, failure=_reason(error))
         _keep(file, ratio)
     return Choice(ours=ratio >= 1, ratio=ratio)
 
@@ -104,6 +99,13 @@ def _ask(question: bytes) -> float:
     command = [sys.executable, "-m", "ingle.kernels.cpu.choice"]
     done = subprocess.run(command, input=question, capture_output=True, timeout=_TIMEOUT_S, check=True)
     return float(done.stdout.split()[-1])
+
+
+def _reason(error: Exception) -> str:
+    said = (
+        error.stderr.decode(errors="replace").splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+    )
+    return said[-1] if said else f"{type(error).__name__}: {error}"
 
 
 def _keep(file: Path, ratio: float) -> None:

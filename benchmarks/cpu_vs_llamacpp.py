@@ -43,8 +43,8 @@ def main() -> None:
     built = peer.install(options.target, lambda text: print(text, flush=True))
     compileall.compile_dir(Path(ingle.__file__).parent, quiet=1)  # as pip does to a package that it installs
     session = Session(built, options.target, options.threads)
-    path = str(ensure_model(measures.MODEL).path)
-    engines = {engine: session.call(engine, "describe", path=path) for engine in ENGINES}
+    path = ensure_model(measures.MODEL).path
+    engines = {engine: session.call(engine, "describe", path) for engine in ENGINES}
     for engine, about in engines.items():
         session.say(f"{engine}: {about}")
     shares = measures.bandwidth(session) if "bandwidth" in options.only else {}

@@ -19,7 +19,7 @@ def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> 
     from llama_cpp import Llama
 
     model = Llama(path, n_ctx=2048, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads,
-                  verbose=False)  # fmt: skip
+                  swa_full=False, verbose=False)  # fmt: skip
     results = []
     for prompt in prompts:
         model.reset()

@@ -30,9 +30,9 @@ def gemma(session: Session, index: int) -> None:
 
 def _read_and_write(session: Session, index: int, model: str, num_in: int, keys: tuple[str, str]) -> None:
     """Tokens/s of a prompt, and of the tokens after it."""
-    path, prompts = str(ensure_model(model).path), random_prompts(index, 2, num_in)
+    path, prompts = ensure_model(model).path, random_prompts(index, 2, num_in)
     for engine in ENGINES:
-        (one,) = session.call(engine, "offline", path=path, prompts=prompts, num_out=_OUT)
+        (one,) = session.call(engine, "offline", path, prompts=prompts, num_out=_OUT)
         session.add(engine, keys[0], num_in / one["first_s"])
         session.add(engine, keys[1], 1 / one["next_s"])
 
@@ -45,9 +45,9 @@ def accuracy(session: Session) -> None:
     windows = [list(tokens[start : start + _WINDOW]) for start in range(0, len(tokens), _WINDOW)]
     with tempfile.TemporaryDirectory() as folder:
         files = {name: f"{folder}/{name}.npy" for name in ("exact", *ENGINES)}
-        session.call(OURS, "logits", path=str(path), windows=windows, output=files["exact"], exact=True)
+        session.call(OURS, "logits", path, windows=windows, output=files["exact"], exact=True)
         for engine in ENGINES:
-            session.call(engine, "logits", path=str(path), windows=windows, output=files[engine])
+            session.call(engine, "logits", path, windows=windows, output=files[engine])
             exact, other = (np.load(files[name], mmap_mode="r") for name in ("exact", engine))
             agreement, divergence = _compare(exact, other)
             session.add(engine, "top1_agreement", agreement)
@@ -67,6 +67,5 @@ def _compare(exact: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 def bandwidth(session: Session) -> dict[str, dict[str, float]]:
     """Of decoding a folder of bfloat16 weights, by shape, for ours alone."""
     return {
-        shape: session.call(OURS, "bandwidth", path=str(_ROOT / "benchmarks" / "shapes" / shape), num_runs=5)
-        for shape in SHAPES
+        shape: session.call(OURS, "bandwidth", _ROOT / "benchmarks" / "shapes" / shape, num_runs=5) for shape in SHAPES
     }

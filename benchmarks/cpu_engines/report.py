@@ -36,7 +36,7 @@ def medians(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, floa
 
 
 def table(results: dict[str, dict[str, float]], kind: str) -> str:
-    lines = [f"{'':<22}{'llama.cpp':>12}{'ingle':>12}{'ratio':>8}{'goal':>9}"]
+    lines = [f"{'':<22}{'llama.cpp':>12}{'ingle':>12}{'ratio':>10}{'goal':>9}"]
     for key, goal in GOALS[kind].items():
         if key not in results[OURS]:
             continue
@@ -44,7 +44,7 @@ def table(results: dict[str, dict[str, float]], kind: str) -> str:
         less = key in _LESS_IS_BETTER
         reached = ours <= goal * theirs if less else ours >= goal * theirs
         sign = "<=" if less else ">="
-        numbers = f"{theirs:>12.4g}{ours:>12.4g}{ours / theirs:>8.3g}{sign + format(goal, 'g'):>9}"
+        numbers = f"{theirs:>12.4g}{ours:>12.4g}{ours / theirs:>10.3g}{sign + format(goal, 'g'):>9}"
         lines.append(f"{key:<22}{numbers}  {'yes' if reached else 'NO':<4}{_UNITS[key]}")
     return "\n".join(lines)
 

@@ -45,12 +45,13 @@ class Session:
         own = {"INGLE_CPU_TARGET": self.target, "LLAMA_CPP_LIB_PATH": str(self.peer.folder)}
         return {**inherited, **pytorch, **own}
 
-    def call(self, engine: str, command: str, **arguments: object) -> Any:
-        """What a command of an engine's script returns, in a process of its own."""
-        self.say(f"{engine}: {command}")
+    def call(self, engine: str, command: str, path: Path, **arguments: object) -> Any:
+        """What a command of an engine's script returns for a model, in a process of its own."""
+        self.say(f"{engine}: {command}, {path.name}")
+        arguments |= {"path": str(path), "threads": self.threads}
         python, script = (self.peer.python, "llamacpp.py") if engine == PEER else (sys.executable, "ingle_engine.py")
         done = subprocess.run(
-            [str(python), str(HERE / script), command, json.dumps({**arguments, "threads": self.threads})],
+            [str(python), str(HERE / script), command, json.dumps(arguments)],
             stdout=subprocess.PIPE, text=True, check=True, timeout=CHILD_TIMEOUT_S, env=self.environment(),
         )  # fmt: skip
         return json.loads(done.stdout.splitlines()[-1])

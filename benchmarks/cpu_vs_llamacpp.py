@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cpu_engines import measures, peer, report, servers
@@ -47,16 +48,16 @@ def main() -> None:
     engines = {engine: session.call(engine, "describe", path) for engine in ENGINES}
     for engine, about in engines.items():
         session.say(f"{engine}: {about}")
-    shares = measures.bandwidth(session) if "bandwidth" in options.only else {}
-    if "accuracy" in options.only:
-        measures.accuracy(session)
-    parts = [part for name, part in REPEATED.items() if name in options.only]
+    for name, once in (("bandwidth", measures.bandwidth), ("accuracy", measures.accuracy)):
+        if name in options.only:
+            session.attempt(name, partial(once, session))
+    parts = {name: part for name, part in REPEATED.items() if name in options.only}
     num_runs = repeat(session, parts, options.num_runs, 60 * options.max_minutes)
     kind, results = report.kind(engines[OURS]["kernels"]), report.medians(session.runs)
     if results[OURS]:
         print(report.table(results, kind))
-    if shares:
-        print(report.table_of_shares(shares))
+    if session.shares:
+        print(report.table_of_shares(session.shares))
     found = {
         "benchmark": "cpu_vs_llamacpp",
         "command": " ".join(["python", "benchmarks/cpu_vs_llamacpp.py", *sys.argv[1:]]),
@@ -72,13 +73,16 @@ def main() -> None:
         "goals": {"of": kind, **report.GOALS[kind]},
         "medians": results,
         "runs": session.runs,
-        "bandwidth": shares,
+        "bandwidth": session.shares,
+        "failures": session.failures,
     }
     output.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {output}")
+    if session.failures:
+        sys.exit(f"given up: {', '.join(session.failures)}")
 
 
-def repeat(session: Session, parts: list[Callable[[Session, int], None]], num_runs: int, max_s: float) -> int:
+def repeat(session: Session, parts: dict[str, Callable[[Session, int], None]], num_runs: int, max_s: float) -> int:
     """Measures every part in turn, so that whatever the machine does meets all; how often there was time to."""
     longest = 0.0
     for index in range(num_runs if parts else 0):
@@ -87,8 +91,9 @@ def repeat(session: Session, parts: list[Callable[[Session, int], None]], num_ru
             session.say(f"{index} runs of {num_runs}: another would take it beyond --max-minutes")
             return index
         session.say(f"run {index + 1} of {num_runs}")
-        for part in parts:
-            part(session, index)
+        for name, part in parts.items():
+            if name not in session.failures:
+                session.attempt(name, partial(part, session, index))
         longest = max(longest, session.elapsed_s() - started)
     return num_runs if parts else 0
 

@@ -21,10 +21,19 @@ def _engine(path: str, threads: int, **options: object):  # type: ignore[no-unty
 
 
 def describe(path: str, threads: int) -> dict[str, object]:
+    from importlib.metadata import version
+
     from ingle import __version__
 
     _, info = _engine(path, threads)
-    return {"version": __version__, "kernels": info.kernels, "factors": info.factors, "notices": info.notices}
+    return {
+        "version": __version__,
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "kernels": info.kernels,
+        "factors": info.factors,
+        "notices": info.notices,
+    }
 
 
 def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> list[dict[str, float]]:
@@ -90,12 +99,12 @@ def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
 
     ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
     engine, info = _engine(path, threads, load_format="dummy")
-    prompt, all_of_it = (Workload("decode", ((128, num_out),)) for num_out in (1, 65))
+    prompt, all_of_it = (Workload("decode", ((128, num_out),)) for num_out in (1, 33))
     warm_up(engine, info.vocab_size, [all_of_it])
     times_s = [run_once(engine, all_of_it, info.vocab_size, 0.0, seed).mean_tpot_s for seed in range(num_runs)]
     model, has, limits = engine.worker.model.config, stored(engine, info), engine.scheduler.limits
     num_bytes = [least(workload, model, has, limits, ceilings).num_bytes for workload in (all_of_it, prompt)]
-    per_token, token_s = (num_bytes[0] - num_bytes[1]) / 64, statistics.median(times_s)
+    per_token, token_s = (num_bytes[0] - num_bytes[1]) / 32, statistics.median(times_s)
     return {
         "bytes_per_s": ceilings.bytes_per_s,
         "bytes_per_token": per_token,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from cpu_engines.session import ENGINES, OURS
+from cpu_engines.session import ENGINES
 
 from ingle.kernels.cpu import targets
 
@@ -38,7 +38,7 @@ def medians(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, floa
 def table(results: dict[str, dict[str, float]], kind: str) -> str:
     lines = [f"{'':<22}{'llama.cpp':>12}{'ingle':>12}{'ratio':>10}{'goal':>9}"]
     for key, goal in GOALS[kind].items():
-        if key not in results[OURS]:
+        if any(key not in results[name] for name in ENGINES):
             continue
         theirs, ours = (results[name][key] for name in ENGINES)
         less = key in _LESS_IS_BETTER

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ class Session:
     target: str
     threads: int
     runs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {name: {} for name in ENGINES})
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of the memory's bandwidth, and what they come from, by shape."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """By part, why it was given up."""
     _started: float = field(default_factory=time.monotonic)
 
     def elapsed_s(self) -> float:
@@ -34,6 +40,14 @@ class Session:
 
     def say(self, text: str) -> None:
         print(f"[{self.elapsed_s():5.0f} s] {text}", flush=True)
+
+    def attempt(self, name: str, part: Callable[[], None]) -> None:
+        """Runs a part of the comparison. One that fails, or takes too long, leaves the others what they measured."""
+        try:
+            part()
+        except (OSError, RuntimeError, subprocess.SubprocessError, asyncio.TimeoutError) as error:
+            self.failures[name] = f"{type(error).__name__}: {error}"[:2000]
+            self.say(f"{name} failed: {self.failures[name]}")
 
     def add(self, engine: str, key: str, value: float) -> None:
         self.runs[engine].setdefault(key, []).append(value)

@@ -18,35 +18,40 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return cpu_vs_llamacpp
 
 
-class Session:
-    """Whose clock the parts turn."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.said: list[str] = []
-
-    def elapsed_s(self) -> float:
-        return self.now_s
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 @pytest.mark.parametrize(("max_s", "num_runs"), [(1, 1), (99, 1), (100, 2), (250, 5), (1000, 5)])
-def test_runs_end_when_another_would_take_too_long(script: ModuleType, max_s: float, num_runs: int) -> None:
+def test_runs_end_when_another_would_take_too_long(
+    script: ModuleType, max_s: float, num_runs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One takes 50 s; each measures every part."""
-    session, measured = Session(), []
+    now_s, measured = [0.0], []
+    session = script.Session(script.peer.Peer(Path(), Path()), "native", 2)
+    session.elapsed_s = lambda: now_s[0]
 
     def part(name: str, seconds: float):  # type: ignore[no-untyped-def]
-        def run(session: Session, index: int) -> None:
-            session.now_s += seconds
+        def run(session: object, index: int) -> None:
+            now_s[0] += seconds
             measured.append((index, name))
 
         return run
 
-    assert script.repeat(session, [part("offline", 20), part("server", 30)], 5, max_s) == num_runs
-    assert measured == [(index, name) for index in range(num_runs) for name in ("offline", "server")]
-    assert any("--max-minutes" in text for text in session.said) == (num_runs < 5)
+    parts = {"offline": part("offline", 20), "server": part("server", 30)}
+    assert script.repeat(session, parts, 5, max_s) == num_runs
+    assert measured == [(index, name) for index in range(num_runs) for name in parts]
+    assert ("--max-minutes" in capsys.readouterr().out) == (num_runs < 5)
+
+
+def test_a_part_that_fails_leaves_the_others_their_figures(script: ModuleType) -> None:
+    session = script.Session(script.peer.Peer(Path("no-such-python"), Path()), "native", 2)
+
+    def fails(session: script.Session, index: int) -> None:
+        session.call("llama.cpp", "describe", Path("model"))
+
+    def goes_on(session: script.Session, index: int) -> None:
+        session.add("ingle", "prefill_512", float(index))
+
+    assert script.repeat(session, {"offline": fails, "server": goes_on}, 3, 1000) == 3
+    assert list(session.failures) == ["offline"] and "no-such-python" in session.failures["offline"]
+    assert session.runs["ingle"] == {"prefill_512": [0.0, 1.0, 2.0]}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def test_what_builds_the_package_needs_nothing_else() -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a package is built from."""
+    pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -14,9 +15,25 @@ def _engine(path: str, threads: int, **options: object):  # type: ignore[no-unty
     from ingle.config import EngineConfig
     from ingle.engine.build import build_engine
 
-    config = EngineConfig(path, device="cpu", threads=threads, max_model_len=1024, kv_cache_memory="64MiB",
+    config = EngineConfig(path, device="cpu", threads=threads, max_model_len=2048, kv_cache_memory="64MiB",
                           enable_prefix_caching=False, **options)  # fmt: skip
     return build_engine(config, Path(path))
+
+
+def describe(path: str, threads: int) -> dict[str, object]:
+    from importlib.metadata import version
+
+    from ingle import __version__
+
+    _, info = _engine(path, threads)
+    return {
+        "version": __version__,
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "kernels": info.kernels,
+        "factors": info.factors,
+        "notices": info.notices,
+    }
 
 
 def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> list[dict[str, float]]:
@@ -70,6 +87,30 @@ def _logits_by_pytorch(worker, plan):  # type: ignore[no-untyped-def]
         inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
         batch = worker.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
         return worker.model.logits(worker.model.forward(batch, worker.kv_cache)).float().numpy()
+
+
+def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
+    """Decodes made-up weights of a shape: bytes that a token reads, of a mixture those of the experts it chooses."""
+    import torch
+
+    from ingle.bench.roofline import least, measure_ceilings
+    from ingle.bench.throughput import run_once, stored, warm_up
+    from ingle.bench.workloads import Workload
+
+    ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
+    engine, info = _engine(path, threads, load_format="dummy")
+    prompt, all_of_it = (Workload("decode", ((128, num_out),)) for num_out in (1, 33))
+    warm_up(engine, info.vocab_size, [all_of_it])
+    times_s = [run_once(engine, all_of_it, info.vocab_size, 0.0, seed).mean_tpot_s for seed in range(num_runs)]
+    model, has, limits = engine.worker.model.config, stored(engine, info), engine.scheduler.limits
+    num_bytes = [least(workload, model, has, limits, ceilings).num_bytes for workload in (all_of_it, prompt)]
+    per_token, token_s = (num_bytes[0] - num_bytes[1]) / 32, statistics.median(times_s)
+    return {
+        "bytes_per_s": ceilings.bytes_per_s,
+        "bytes_per_token": per_token,
+        "tokens_per_s": 1 / token_s,
+        "share": per_token / token_s / ceilings.bytes_per_s,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""llama.cpp, as `cpu_vs_llamacpp.py` drives it: in a virtual environment of its own, from PyPI's packages."""
+"""llama.cpp, as `cpu_vs_llamacpp.py` drives it: the libraries that `peer.py` built, by llama-cpp-python's bindings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import sys
 import time
 
 
+def describe(path: str, threads: int) -> dict[str, object]:
+    import llama_cpp
+
+    return {"version": f"llama-cpp-python {llama_cpp.__version__}",
+            "kernels": llama_cpp.llama_print_system_info().decode().strip(" |")}  # fmt: skip
+
+
 def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> list[dict[str, float]]:
     """Seconds to read each prompt to its first token, and for each token after it."""
     from llama_cpp import Llama
 
-    model = Llama(path, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads,
-                  verbose=False)  # fmt: skip
+    model = Llama(path, n_ctx=2048, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads,
+                  swa_full=False, verbose=False)  # fmt: skip
     results = []
     for prompt in prompts:
         model.reset()
@@ -38,19 +45,6 @@ def logits(path: str, threads: int, windows: list[list[int]], output: str) -> No
         model.reset()
         model.eval(window)
         found[index] = model.scores[: len(window)]
-
-
-def serve(path: str, threads: int, port: int, max_seqs: int, max_len: int) -> None:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = path
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.port, params.n_parallel, params.n_ctx = port, max_seqs, max_seqs * max_len
-    server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
-    while True:
-        time.sleep(3600)
 
 
 if __name__ == "__main__":

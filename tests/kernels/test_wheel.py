@@ -27,6 +27,7 @@ def test_what_builds_the_package_needs_nothing_else() -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a package is built from."""
+    pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -101,3 +102,15 @@ def test_a_wheel_that_is_built_without_a_compiler(source: Path, tmp_path: Path) 
     made = wheel(source, tmp_path / "wheels", CXX="no-such-compiler")
     assert made.name.endswith("-py3-none-any.whl")
     assert not any(name.endswith(".so") for name in zipfile.ZipFile(made).namelist())
+
+
+def test_an_editable_install_compiles_nothing(source: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
+    compiler.chmod(0o755)
+    script = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}))"
+    environment = {**os.environ, "CXX": str(compiler)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, cwd=source, env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines()[-1].endswith("-py3-none-any.whl")
+    assert not (tmp_path / "ran").exists()

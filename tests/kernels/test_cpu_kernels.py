@@ -25,8 +25,9 @@ from ingle.weights.packed import PackedWeight
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import StoredRows
 
-EXECUTED = ["native", *(target.name for target in reversed(targets.suitable(targets.features())))]
-"""All targets that this processor can stand in for."""
+_SUITABLE = [target.name for target in reversed(targets.suitable(targets.features()))]
+EXECUTED = ["native", *(pytest.param(name, marks=pytest.mark.slow if "v4+" in name else ()) for name in _SUITABLE)]
+"""All targets that this processor can stand in for; what AVX-512 has beside its basis, `native` covers where it is."""
 LARGEST = 127 * 256 + 127
 """The integer that the largest number of a token becomes (`kLargest` in codes.h)."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ingle.config import EngineConfig
@@ -203,9 +202,7 @@ class _Job:
             EngineRequest(
                 id=f"{next(llm._ids)}",
                 prompt_token_ids=self.token_ids,
-                sampling=msgspec.structs.replace(
-                    params, max_tokens=limit, seed=None if params.seed is None else params.seed + i
-                ),
+                sampling=params.of_choice(i, limit),
                 eos_token_ids=llm.tokenizer.eos_token_ids,
             )
             for i in range(params.n)

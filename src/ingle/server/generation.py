@@ -8,8 +8,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import msgspec
-
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, check_prompt, check_token_ids
 from ingle.server.context import ServerContext
@@ -77,8 +75,7 @@ def plan_generation(
     for prompt_token_ids in prompts_token_ids:
         max_tokens = _max_tokens(context, prompt_token_ids, sampling.max_tokens, param)
         for i in range(sampling.n):
-            seed = None if sampling.seed is None else sampling.seed + i
-            own = msgspec.structs.replace(sampling, n=1, seed=seed, max_tokens=max_tokens)
+            own = sampling.of_choice(i, max_tokens)
             request_id = f"{generation_id}-{len(requests)}"
             requests.append(EngineRequest(request_id, prompt_token_ids, own, context.tokenizer.eos_token_ids))
     return Generation(context, generation_id, prompts_token_ids, requests)

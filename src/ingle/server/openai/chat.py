@@ -48,7 +48,7 @@ def prepare_chat(context: ServerContext, body: bytes) -> ChatAnswer:
     context.check_model(chat.model)
     sampling = chat.sampling_params(
         context.default_sampling,
-        max_tokens=chat.max_completion_tokens or chat.max_tokens,
+        max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
         logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
     generation = plan_generation(

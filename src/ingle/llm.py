@@ -119,7 +119,7 @@ class LLM:
             )
         params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
         text = self.chat_template.render(list(messages))
-        job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params)
+        job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params, continues=False)
         request, stream = job.requests[0], job.streams[0]
         self.engine.add(request)
         try:
@@ -190,7 +190,7 @@ class LLM:
 class _Job:
     """One prompt: its `n` requests, and their text as it comes."""
 
-    def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+    def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams, *, continues: bool = True) -> None:
         if not isinstance(prompt, str | Sequence):
             raise RequestError(f"the prompt is a {type(prompt).__name__}: give text or token ids", param="prompt")
         self.prompt = prompt if isinstance(prompt, str) else None
@@ -207,7 +207,7 @@ class _Job:
             )
             for i in range(params.n)
         ]
-        self.streams = [TextStream(llm.tokenizer, params) for _ in self.requests]
+        self.streams = [TextStream(llm.tokenizer, params, self.token_ids if continues else ()) for _ in self.requests]
         self.outputs = [CompletionOutput(i, "", []) for i in range(params.n)]
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -38,13 +38,28 @@ class Generation:
     id: str
     prompts: Sequence[list[int]]
     requests: Sequence[EngineRequest]
+    continues: bool
+    """Whether the texts go on where their prompts end: those of a chat stand alone."""
 
     def updates(self) -> AsyncGenerator[Update, None]:
         """Updates of all choices as they come. Closing it aborts in the engine what still runs.
 
         Raises `RequestError` (500) when the engine fails on one of the requests, `EngineError` when it is dead.
         """
-        return merge([_run(self.context, index, request) for index, request in enumerate(self.requests)])
+        return merge([self._run(index, request) for index, request in enumerate(self.requests)])
+
+    async def _run(self, index: int, request: EngineRequest) -> AsyncGenerator[Update, None]:
+        after = request.prompt_token_ids if self.continues else ()
+        stream = TextStream(self.context.tokenizer, request.sampling, after)
+        async with aclosing(self.context.engine.generate(request)) as outputs:
+            async for output in outputs:
+                if output.finish_reason == "error":
+                    raise RequestError(f"Generation failed: {output.error}", code="generation_failed", status=500)
+                delta = stream.push(output)
+                yield Update(index, delta, output)
+                if delta.finish_reason is not None:
+                    return
+        raise EngineError("its output ended before the request was finished")
 
 
 def plan_generation(
@@ -54,6 +69,7 @@ def plan_generation(
     sampling: SamplingParams,
     *,
     add_special_tokens: bool,
+    continues: bool,
     param: str,
 ) -> Generation:
     """Tokenizes `prompts` and fans them out to `sampling.n` engine requests each, the i-th with `seed + i`.
@@ -78,7 +94,7 @@ def plan_generation(
             own = sampling.of_choice(i, max_tokens)
             request_id = f"{generation_id}-{len(requests)}"
             requests.append(EngineRequest(request_id, prompt_token_ids, own, context.tokenizer.eos_token_ids))
-    return Generation(context, generation_id, prompts_token_ids, requests)
+    return Generation(context, generation_id, prompts_token_ids, requests, continues)
 
 
 class UsageCounter:
@@ -105,19 +121,6 @@ class UsageCounter:
             total_tokens=self._num_prompt_tokens + self._num_completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._num_cached_tokens)),
         )
-
-
-async def _run(context: ServerContext, index: int, request: EngineRequest) -> AsyncGenerator[Update, None]:
-    stream = TextStream(context.tokenizer, request.sampling)
-    async with aclosing(context.engine.generate(request)) as outputs:
-        async for output in outputs:
-            if output.finish_reason == "error":
-                raise RequestError(f"Generation failed: {output.error}", code="generation_failed", status=500)
-            delta = stream.push(output)
-            yield Update(index, delta, output)
-            if delta.finish_reason is not None:
-                return
-    raise EngineError("its output ended before the request was finished")
 
 
 def _encode(context: ServerContext, text: str, add_special_tokens: bool, param: str) -> list[int]:

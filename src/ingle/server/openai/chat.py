@@ -58,6 +58,7 @@ def prepare_chat(context: ServerContext, body: bytes) -> ChatAnswer:
         stopping_at(sampling, context.tokenizer.chat_stops),
         # The template writes the special tokens itself.
         add_special_tokens=bool(chat.add_special_tokens),
+        continues=False,
         param="messages",
     )
     return ChatAnswer(context, chat, generation)

@@ -118,7 +118,7 @@ class LLM:
                 "this model has no chat template: give one with chat_template= (--chat-template), or use generate()"
             )
         params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
-        text = self.chat_template.render(list(messages))
+        text = self.chat_template.prompt(list(messages))
         job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params, continues=False)
         request, stream = job.requests[0], job.streams[0]
         self.engine.add(request)

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ingle.text.chat_template import ChatTemplate
 from ingle.text.tokenizer import Tokenizer
 
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, ScriptedEngine, assert_error, events
@@ -68,7 +69,15 @@ async def test_messages_reach_the_template(client: httpx.AsyncClient, engine: Sc
         {"role": "tool", "content": "42", "tool_call_id": "t1"},
     ]
     await chat(client, messages=history)
-    assert prompt_of(engine) == "<developer>be brief\n<user>a\nb\n<assistant>ok\n<tool>42\n<assistant>"
+    assert prompt_of(engine) == "<system>be brief\n<user>a\nb\n<assistant>ok\n<tool>42\n<assistant>"
+
+
+async def test_a_message_that_would_be_lost_is_named(make_client: Callable[..., httpx.AsyncClient]) -> None:
+    source = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}"
+    client = make_client(chat_template=ChatTemplate(source, {}))
+    response = await post(client, messages=[*HI, {"role": "tool", "content": "hi"}])
+    assert assert_error(response, 400, "messages[1]", "'tool'", param="messages[1]")["code"] == "message_not_rendered"
+    assert (await post(client)).status_code == 200
 
 
 async def test_template_options(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

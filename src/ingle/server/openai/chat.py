@@ -71,7 +71,7 @@ def _render(context: ServerContext, chat: ChatCompletionRequest) -> str:
             param="messages",
             code="chat_template_missing",
         )
-    return context.chat_template.render(
+    return context.chat_template.prompt(
         [message.for_template() for message in chat.messages],
         add_generation_prompt=chat.add_generation_prompt is not False,
         chat_template_kwargs=chat.chat_template_kwargs,

@@ -250,7 +250,7 @@ def _content(value: Any) -> str | list[dict[str, Any]]:
         if isinstance(kind, str) and kind != "text":
             error = FieldError(after=f" is {show(kind)}, but this model takes text only")
             raise ValidationError.from_exception_data("content", [field_error((index, "type"), kind, error)])
-    return [part.model_dump() for part in _PARTS.validate_python(value)]
+    return [part.model_dump() for part in _PARTS.validate_python(value)] or ""
 
 
 class ChatMessage(StrictModel):

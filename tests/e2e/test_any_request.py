@@ -195,7 +195,14 @@ class Client:
         sent = {"prompt": [3, 4, 5], "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 2}
         response = self.http.post("/v1/completions", json=sent)
         assert response.status_code == 200, response.text
-        return response.json()["choices"]
+        [choice] = response.json()["choices"]
+        return choice["text"], choice["logprobs"]["tokens"], choice["logprobs"]["token_logprobs"]
+
+    def check_next(self) -> None:
+        *same, logprobs = self.known
+        # Sums round otherwise in other batches, in the last digits.
+        wanted = (*same, pytest.approx(logprobs, abs=1e-4))
+        assert self.probe() == wanted, f"model {self.seed} answers another way than before"
 
     def post(self, path: str, sent: dict[str, Any]) -> httpx.Response:
         try:
@@ -278,9 +285,7 @@ def check_stream(sent: dict[str, Any], response: httpx.Response, whole: dict[str
             assert (texts[choice["index"]], reasons[choice["index"]]) == (text, choice["finish_reason"])
 
 
-@pytest.fixture(
-    scope="module", params=[0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 15))]
-)
+@pytest.fixture(scope="module", params=[0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 8))])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     seed: int = request.param
     folder = random_model(tmp_path_factory.mktemp(f"model{seed}"), seed)
@@ -299,7 +304,7 @@ def check_batch(client: Client, batch: list[tuple[str, dict[str, Any]]], leaves:
             done.result()
     if leaves:
         client.leave(*batch[0])
-    assert client.probe() == client.known, f"model {client.seed} answers another way than before"
+    client.check_next()
 
 
 COMMON = {
@@ -318,7 +323,7 @@ def test_every_request_is_answered_and_the_next_is_served(client: Client, batch:
 
 
 @pytest.mark.slow
-@settings(max_examples=600, **COMMON)
+@settings(max_examples=400, **COMMON)
 @given(batch=batches, leaves=st.booleans())
 def test_many_requests_are_answered_and_the_next_is_served(client: Client, batch: Any, leaves: bool) -> None:
     check_batch(client, batch, leaves)

@@ -170,7 +170,7 @@ async def test_wrong_fields_are_named_together(client: httpx.AsyncClient, path: 
     error = assert_error(response, 400, *wrong, "stream_options.x", "top_p must be between 0.0 and 1.0", param="foo")
     assert error["code"] == "unknown_argument"
     response = await client.post(path, json=base | {f"field{i}": i for i in range(1000)})
-    assert_error(response, 400, "field7", "and 992 more", param="field0")
+    assert_error(response, 400, "field7", "and 92 more", param="field0")
     response = await client.post(path, json={**base, "prompt" if path == "/v1/completions" else "messages": 3, "n": 0})
     assert_error(response, 400, "n must be", "got 3", param=response.json()["error"]["param"])
 

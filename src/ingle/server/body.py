@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 _MAX_SHOWN_CHARS = 80
+_MAX_FOUND = 100
+"""Most unknown fields of an object that are counted."""
 
 Neutral = dict[str, tuple[Any, ...]]
 ModelT = TypeVar("ModelT", bound="StrictModel")
@@ -54,12 +57,10 @@ class StrictModel(BaseModel):
         """Objections to fields that the model lacks, together with those to its own."""
         if not isinstance(data, dict):
             return handler(data)
-        others = {name: value for name, value in data.items() if name not in cls.model_fields}
-        found = [
-            field_error((name,), value, error) for name, value in others.items() if (error := cls._refused(name, value))
-        ]
+        refused = ((n, v, cls._refused(n, v)) for n, v in data.items() if n not in cls.model_fields)
+        found = list(islice((field_error((n,), v, error) for n, v, error in refused if error is not None), _MAX_FOUND))
         try:
-            checked = handler({name: value for name, value in data.items() if name not in others})
+            checked = handler({name: value for name, value in data.items() if name in cls.model_fields})
         except ValidationError as error:
             found += map(_again, error.errors(include_url=False))
         if found:

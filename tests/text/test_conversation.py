@@ -106,6 +106,19 @@ def test_the_words_of_a_template_are_passed_on() -> None:
         ChatTemplate(source_of("gemma2"), special_tokens("gemma2")).prompt([system("s"), user("a")])
 
 
+def test_a_template_that_breaks_a_limit_is_not_tried_in_other_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    template, tried = ChatTemplate(PLAIN, {}), []
+
+    def slow(*arguments: Any, **named: Any) -> str:
+        tried.append(arguments)
+        raise RequestError("chat template: it takes too long", param="messages")
+
+    monkeypatch.setattr(template, "_render", slow)
+    with pytest.raises(RequestError, match="takes too long"):
+        template.prompt([message("developer", [part("a")])])
+    assert len(tried) == 1
+
+
 def test_names_of_python_are_for_the_log(caplog: pytest.LogCaptureFixture) -> None:
     template = ChatTemplate("{{ messages[0].content + 1 }}", {})
     with pytest.raises(RequestError, match="it fails on this conversation; the log has the reason") as caught:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ingle.errors import ModelError, RequestError
-from ingle.text.conversation import Forms
+from ingle.text.conversation import Forms, TemplateError
 
 logger = logging.getLogger("ingle")
 
@@ -34,14 +34,6 @@ _RESERVED_NAMES = frozenset(SPECIAL_TOKEN_NAMES).union(
     ("conversation", "chat_template", "continue_final_message", "tokenize", "padding", "truncation", "max_length"),
     ("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"),
 )
-
-
-class _TemplateError(RequestError):
-    """The template failed; `reason` is what the log should say of it beside the message, if anything."""
-
-    def __init__(self, message: str, reason: str | None) -> None:
-        super().__init__(message, param="messages")
-        self.reason = reason
 
 
 class ChatTemplate:
@@ -97,7 +89,7 @@ class ChatTemplate:
         """
         try:
             return self._render(messages, tools, add_generation_prompt, chat_template_kwargs)
-        except _TemplateError as error:
+        except TemplateError as error:
             if error.reason is not None:
                 logger.warning("chat template: %r", error.reason)
             raise
@@ -168,7 +160,7 @@ class _Sandbox:
                 raise RequestError(f"chat template: {why}", param="messages")
         answer: dict[str, str] = json.loads(reply)
         if "error" in answer:
-            raise _TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
+            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
         return answer["text"]
 
     def start(self) -> None:

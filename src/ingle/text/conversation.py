@@ -27,6 +27,14 @@ Place = tuple[int, int | None]
 _MAX_REMEMBERED = 4096
 
 
+class TemplateError(RequestError):
+    """The template failed; `reason` is what the log should say of it beside the message, if anything."""
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message, param="messages")
+        self.reason = reason
+
+
 class Forms:
     """Which form of a conversation a template renders in full. Safe to use from any thread."""
 
@@ -40,7 +48,8 @@ class Forms:
     ) -> list[Message]:
         """`messages` in the form that `render`, which has the `options`, puts into the prompt in full.
 
-        Raises `RequestError` naming a message that is in no form.
+        Raises `RequestError` naming a message that is in no form. What else `render` raises than `TemplateError`, such
+        as that it takes too long, is raised at once.
         """
         forms = self._forms(messages)
         key = _shape(messages, options)
@@ -131,7 +140,7 @@ def _first_whole(
     for index, form in enumerate(forms):
         try:
             prompt = render([form(_marked(at, message)) for at, message in enumerate(messages)])
-        except RequestError:
+        except TemplateError:
             continue
         lost = _lost(places, prompt)
         if lost is None:

@@ -61,18 +61,20 @@ class SharedEngine:
     def next_outputs(self, call: Call) -> list[EngineOutput]:
         """Outputs of a call's requests, at least one unless all of them are finished. Steps if nobody else does."""
         while call.unfinished:
-            with self._turn:
-                while not call.inbox and (self._busy or self._num_adding):
-                    self._turn.wait()
-                if call.inbox:
-                    outputs, call.inbox = call.inbox, []
-                    return outputs
-                self._busy = True
-            outputs = []
+            outputs: list[EngineOutput] = []
+            mine = False
             try:
+                with self._turn:
+                    while not call.inbox and (self._busy or self._num_adding):
+                        self._turn.wait()
+                    if call.inbox:
+                        taken, call.inbox = call.inbox, []
+                        return taken
+                    self._busy = mine = True
                 outputs = self._engine.step()
             finally:
-                self._release(outputs)
+                if mine:
+                    self._release(outputs)
         return []
 
     def _acquire(self) -> None:

@@ -54,7 +54,8 @@ class Generation:
         async with aclosing(self.context.engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.finish_reason == "error":
-                    raise RequestError(f"Generation failed: {output.error}", code="generation_failed", status=500)
+                    message = f"Generation of {request.id} failed: {output.error}"
+                    raise RequestError(message, code="generation_failed", status=500)
                 delta = stream.push(output)
                 yield Update(index, delta, output)
                 if delta.finish_reason is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ingle import LLM, SamplingParams
 from ingle.errors import ModelError, RequestError
-from ingle.request import EngineOutput
+from ingle.request import EngineOutput, RequestOutput
 from tests.support import save_checkpoint
 from tests.text import toys
 
@@ -88,6 +90,116 @@ def test_closing_a_stream_stops_the_generation(llm: LLM) -> None:
     stream.close()  # type: ignore[attr-defined]
     assert not llm.engine.has_work
     llm.engine.scheduler.check()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    folder = save_checkpoint(tmp_path_factory.mktemp("tiny"), vocab_size=420)
+    toys.byte_level().save(str(folder / "tokenizer.json"))
+    options = {"device": "cpu", "dtype": "float32", "kv_cache_memory": "8MiB"}
+    return LLM(str(folder), chat_template="{{ messages[0].content }}", **options)
+
+
+LONG = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+
+
+def alone(llm: LLM, text: str) -> str:
+    return llm.chat(text, sampling_params=LONG)[0]
+
+
+def idle(llm: LLM) -> bool:
+    llm.engine.scheduler.check()
+    return not llm.engine.has_work
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_generate_within_the_loop_over_a_stream(tiny: LLM) -> None:
+    wanted, pieces, others = alone(tiny, "Hello"), [], []
+    for piece in tiny.stream_chat(ask("Hello"), LONG):
+        pieces.append(piece)
+        others.append(tiny.generate(f"Number {len(others) % 3}", GREEDY, use_tqdm=True)[0].outputs[0].token_ids)
+    assert "".join(pieces) == wanted and idle(tiny)
+    for index, token_ids in enumerate(others):
+        assert token_ids == others[index % 3] and len(token_ids) == 8
+
+
+def test_two_streams_in_turn(tiny: LLM) -> None:
+    texts = ["one", "two"]
+    streams = [tiny.stream_chat(ask(text), LONG) for text in texts]
+    pieces = list(zip(*streams, strict=True))
+    assert ["".join(own) for own in zip(*pieces, strict=True)] == [alone(tiny, text) for text in texts]
+    assert idle(tiny)
+
+
+def test_a_stream_that_is_left_holds_nobody_up(tiny: LLM) -> None:
+    stream = tiny.stream_chat(ask("left"), LONG)
+    first = next(stream)
+    assert alone(tiny, "other")
+    assert first + "".join(stream) == alone(tiny, "left"), "what came meanwhile was kept"
+    left = tiny.stream_chat(ask("left"), LONG)
+    next(left)
+    del left
+    assert idle(tiny)
+
+
+def test_many_threads(tiny: LLM) -> None:
+    wanted = {f"thread {i}": alone(tiny, f"thread {i}") for i in range(6)}
+    most, step = [0], tiny.engine.step
+
+    def noted() -> list[EngineOutput]:
+        most[0] = max(most[0], len(tiny.engine.scheduler.running))
+        return step()
+
+    def run(text: str) -> str:
+        if text[-1] in "05":
+            return alone(tiny, text)
+        if text[-1] == "1":  # given up on the way
+            next(tiny.stream_chat(ask(text), LONG))
+        (output,) = tiny.generate(text, LONG)
+        return output.outputs[0].text
+
+    tiny.engine.step = noted  # type: ignore[method-assign]
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(3):
+                assert list(pool.map(run, wanted)) == list(wanted.values())
+    finally:
+        del tiny.engine.step
+    assert most[0] > 1, "they shared steps"
+    assert idle(tiny) and gc.get_threshold()[2] < 1_000_000
+
+
+def test_in_asyncio(tiny: LLM) -> None:
+    async def both() -> list[list[RequestOutput]]:
+        calls = (asyncio.to_thread(tiny.generate, text, LONG) for text in ("a", "b"))
+        return await asyncio.gather(*calls)
+
+    (one,), (two,) = asyncio.run(both())
+    assert [one.outputs[0].text, two.outputs[0].text] == [alone(tiny, "a"), alone(tiny, "b")]
+
+
+def test_a_request_that_is_refused_leaves_nothing_behind(tiny: LLM) -> None:
+    params = [LONG, SamplingParams(logit_bias={419: 1.0, 9999: 1.0})]
+    with pytest.raises(RequestError, match="token 9999"):
+        tiny.generate(["a", "b"], params, use_tqdm=False)
+    assert idle(tiny) and tiny.generate("a", GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize("prompt", ["The capital of France is", "naïve 你好", "end\n"])
+def test_a_prompt_and_its_text_are_what_all_tokens_decode_to(tiny: LLM, llm: LLM, prompt: str) -> None:
+    for model in (tiny, llm):
+        (output,) = model.generate(prompt, GREEDY, use_tqdm=False)
+        token_ids = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+        assert prompt + output.outputs[0].text == model.tokenizer.decode(token_ids)
+
+
+def test_a_prompt_is_scored_without_an_answer(tiny: LLM) -> None:
+    (output,) = tiny.generate("Hello", SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False)
+    assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    assert (output.outputs[0].token_ids, output.outputs[0].finish_reason) == ([], "length")
 
 
 def test_a_bad_prompt_stops_the_whole_call_before_it_runs(llm: LLM) -> None:

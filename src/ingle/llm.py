@@ -6,16 +6,17 @@ import gc
 import itertools
 import json
 import logging
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
+from ingle.engine.shared import SharedEngine
 from ingle.errors import RequestError
 from ingle.hub.resolve import ensure_model
 from ingle.request import (
@@ -36,18 +37,34 @@ Prompt = str | Sequence[int]
 Message = dict[str, Any]
 
 
-@contextmanager
-def _young_garbage_only() -> Iterator[None]:
-    """Python's garbage collector looks through what is new only.
+class _YoungGarbageOnly:
+    """While any caller is inside, Python's garbage collector looks through what is new only.
 
     Through all of a process that has imported PyTorch it takes some 0.2 s, in which no step is planned.
     """
-    thresholds = gc.get_threshold()
-    gc.set_threshold(*thresholds[:2], 1_000_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._thresholds = gc.get_threshold()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._thresholds = gc.get_threshold()
+                gc.set_threshold(*self._thresholds[:2], 1_000_000)
+            self._num_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                gc.set_threshold(*self._thresholds)
+
+
+_young_garbage_only = _YoungGarbageOnly()
+_bar = threading.Lock()
+"""Held by the call whose progress bar is shown: a terminal has room for one."""
 
 
 class LLM:
@@ -58,6 +75,9 @@ class LLM:
 
     `model` is a short name, a Hugging Face folder or a .gguf file; `options` are the fields of
     `ingle.config.EngineConfig`, of which `rope_scaling` may also be a dict. Raises `ModelError` and `ConfigError`.
+
+    It may be used from many threads, and from within the loop over a stream: calls that run at the same time share the
+    engine's steps, and each gets its own outputs. In asyncio: `await asyncio.to_thread(llm.generate, prompt)`.
     """
 
     def __init__(self, model: str, *, chat_template: str | None = None, **options: Any) -> None:
@@ -72,9 +92,9 @@ class LLM:
         self.engine, self.info = build_engine(config, Path(source.path))
         for notice in self.info.notices:
             logger.warning("notice: %s", notice)
+        self._shared = SharedEngine(self.engine)
         self._ids = itertools.count()
 
-    @_young_garbage_only()
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -90,7 +110,7 @@ class LLM:
         batch = _as_batch(prompts)
         params = self._params_for(batch, sampling_params)
         jobs = [self._job(index, len(batch), *pair) for index, pair in enumerate(zip(batch, params, strict=True))]
-        with _progress(len(jobs), shown=use_tqdm) as progress:
+        with _young_garbage_only, _progress(len(jobs), shown=use_tqdm) as progress:
             task = progress.add_task("Generating", total=len(jobs), rate="")
             self._run(jobs, progress, task)
         return [job.result() for job in jobs]
@@ -119,49 +139,30 @@ class LLM:
                 "this model has no chat template: give one with chat_template= (--chat-template), or use generate()"
             )
         params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
-        text = self.chat_template.render(list(messages))
-        job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params)
-        request, stream = job.requests[0], job.streams[0]
-        self.engine.add(request)
-        try:
-            while stream.finish_reason is None:
-                for output in self.engine.step():
-                    if output.id == request.id:
-                        yield stream.push(output).text
-        finally:
-            self._abort(request.id)
+        text = self.chat_template.prompt(list(messages))
+        job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params, continues=False)
+        stream = job.streams[0]
+        with closing(self._shared.add(job.requests[:1])) as call:
+            for output in call.outputs():
+                yield stream.push(output).text
+                if stream.finish_reason is not None:
+                    return
 
     def _run(self, jobs: Sequence[_Job], progress: Progress, task: Any) -> None:
-        """Steps the engine until every job is done, or, when interrupted, takes them all out again."""
+        """Until every job is done; when it is interrupted, all are taken out of the engine again."""
         streams = {r.id: (job, stream) for job in jobs for r, stream in zip(job.requests, job.streams, strict=True)}
         started, num_tokens = progress.get_time(), 0
-        try:
-            for job in jobs:
-                for request in job.requests:
-                    self.engine.add(request)
-            while streams:
-                for output in self.engine.step():
-                    if output.id not in streams:
-                        continue
-                    job, stream = streams[output.id]
-                    job.take(stream, output)
-                    num_tokens += len(output.token_ids)
-                    if stream.finish_reason is not None:
-                        del streams[output.id]
-                        if output.finish_reason is None:  # a stop string, which the engine knows nothing of
-                            self.engine.abort(output.id)
-                        if job.finished:
-                            rate = num_tokens / max(progress.get_time() - started, 1e-9)
-                            progress.update(task, advance=1, rate=f"{rate:,.0f} tokens/s")
-        finally:
-            for request_id in streams:
-                self._abort(request_id)
-
-    def _abort(self, request_id: str) -> None:
-        self.engine.abort(request_id)
-        if not self.engine.scheduler.has_work:
-            while self.engine.has_work:  # retire what is in flight, so that the pages return
-                self.engine.step()
+        with closing(self._shared.add([request for job in jobs for request in job.requests])) as call:
+            for output in call.outputs():
+                job, stream = streams[output.id]
+                job.take(stream, output)
+                num_tokens += len(output.token_ids)
+                if stream.finish_reason is not None:
+                    if output.finish_reason is None:  # a stop string, which the engine knows nothing of
+                        call.abort(output.id)
+                    if job.finished:
+                        rate = num_tokens / max(progress.get_time() - started, 1e-9)
+                        progress.update(task, advance=1, rate=f"{rate:,.0f} tokens/s")
 
     def _job(self, index: int, num_prompts: int, prompt: Prompt, params: SamplingParams) -> _Job:
         try:
@@ -191,7 +192,7 @@ class LLM:
 class _Job:
     """One prompt: its `n` requests, and their text as it comes."""
 
-    def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+    def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams, *, continues: bool = True) -> None:
         if not isinstance(prompt, str | Sequence):
             raise RequestError(f"the prompt is a {type(prompt).__name__}: give text or token ids", param="prompt")
         self.prompt = prompt if isinstance(prompt, str) else None
@@ -203,14 +204,12 @@ class _Job:
             EngineRequest(
                 id=f"{next(llm._ids)}",
                 prompt_token_ids=self.token_ids,
-                sampling=msgspec.structs.replace(
-                    params, max_tokens=limit, seed=None if params.seed is None else params.seed + i
-                ),
+                sampling=params.of_choice(i, limit),
                 eos_token_ids=llm.tokenizer.eos_token_ids,
             )
             for i in range(params.n)
         ]
-        self.streams = [TextStream(llm.tokenizer, params) for _ in self.requests]
+        self.streams = [TextStream(llm.tokenizer, params, self.token_ids if continues else ()) for _ in self.requests]
         self.outputs = [CompletionOutput(i, "", []) for i in range(params.n)]
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
@@ -251,6 +250,14 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _progress(total: int, *, shown: bool) -> Progress:
+@contextmanager
+def _progress(total: int, *, shown: bool) -> Iterator[Progress]:
+    """A bar for one call; none for those that run beside it."""
+    shown = shown and total > 0 and _bar.acquire(blocking=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("{task.fields[rate]}"), disable=not shown or total == 0)
+    try:
+        with Progress(*columns, TextColumn("{task.fields[rate]}"), disable=not shown) as progress:
+            yield progress
+    finally:
+        if shown:
+            _bar.release()

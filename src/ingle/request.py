@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,13 +16,16 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
 MAX_N = 128
-_I64_MIN, _I64_MAX = -(2**63), 2**63 - 1
+MAX_OBJECTIONS = 8
+"""Most wrong fields that one error names."""
+_I32_MAX = 2**31 - 1
+_MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose tokens and when to stop. Field names and neutral values are vLLM's.
 
-    Raises `RequestError` naming the field when a value is out of range, NaN or infinite.
+    Raises `RequestError` naming every field whose value is out of range, NaN or infinite.
     """
 
     n: int = 1
@@ -32,11 +35,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     """Keep the smallest set of tokens whose probability reaches this. In (0, 1]."""
     top_k: int = 0
-    """Keep the k most likely tokens. 0 or -1 keeps all."""
+    """Keep the k most likely tokens, and those equally likely as the last. 0 or -1 keeps all; 1 is greedy."""
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one. In [0, 1]."""
     seed: int | None = None
-    """Same seed, same prompt, same parameters: same tokens, whatever else is in the batch.
+    """Same seed, same prompt, same parameters: same tokens, whatever else is in the batch. -1 is the same as None.
 
     Exact as far as the logits are: 16-bit products round differently in batches of different sizes.
     """
@@ -58,7 +61,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     """End tokens and stop token ids are impossible before this many tokens."""
     max_tokens: int | None = 16
-    """Most tokens to generate; None means as many as the context holds."""
+    """Most tokens to generate; None means as many as the context holds, 0 that the prompt is only scored."""
     logprobs: int | None = None
     """Report the sampled token's log probability and those of this many most likely tokens."""
     prompt_logprobs: int | None = None
@@ -73,71 +76,111 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "stop", tuple(self.stop or ()))
         if not isinstance(self.stop_token_ids, tuple):
             msgspec.structs.force_setattr(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.seed == -1:
+            msgspec.structs.force_setattr(self, "seed", None)
         self._check()
 
+    def of_choice(self, index: int, max_tokens: int) -> SamplingParams:
+        """For one of the `n` completions, with what the context leaves of `max_tokens`."""
+        seed = self.seed
+        if seed is not None:
+            seed = (seed + index - _MIN_INTEGER) % 2**64 + _MIN_INTEGER
+            seed = _MIN_INTEGER if seed == -1 else seed  # which would be none
+        return msgspec.structs.replace(self, n=1, seed=seed, max_tokens=max_tokens)
+
     def _check(self) -> None:
-        _in_range("n", self.n, 1, MAX_N)
-        _in_range("temperature", self.temperature, 0.0, 100.0)
-        _in_range("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise RequestError("top_p must be greater than 0 and at most 1, got 0", param="top_p")
-        _in_range("top_k", self.top_k, -1, _I64_MAX)
-        _in_range("min_p", self.min_p, 0.0, 1.0)
-        if self.seed is not None:
-            _in_range("seed", self.seed, _I64_MIN, _I64_MAX)
-        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
-        if self.repetition_penalty == 0.0:
-            raise RequestError("repetition_penalty must be greater than 0, got 0", param="repetition_penalty")
-        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _in_range("min_tokens", self.min_tokens, 0, _I64_MAX)
-        if self.max_tokens is not None:
-            _in_range("max_tokens", self.max_tokens, 1, _I64_MAX)
-            if self.min_tokens > self.max_tokens:
-                raise RequestError(
-                    f"min_tokens ({self.min_tokens}) is greater than max_tokens ({self.max_tokens})", param="min_tokens"
-                )
-        for name in ("logprobs", "prompt_logprobs"):
+        objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias()]
+        if not objections and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            objections = [("min_tokens", f"({self.min_tokens}) is greater than max_tokens ({self.max_tokens})")]
+        if objections:
+            raise refusal([(name, f"{name} {text}") for name, text in objections])
+
+    def _out_of_range(self) -> Iterator[tuple[str, str]]:
+        for name in RANGES:
             value = getattr(self, name)
-            if value is not None:
-                _in_range(name, value, 0, MAX_LOGPROBS)
-        self._check_stops()
-        self._check_logit_bias()
+            optional = name in _OPTIONAL and value is None
+            if not optional and (text := objection(name, value)) is not None:
+                yield name, text
 
-    def _check_stops(self) -> None:
+    def _bad_stops(self) -> Iterator[tuple[str, str]]:
         if len(self.stop) > MAX_STOP_STRINGS or any(not isinstance(s, str) or not s for s in self.stop):
-            raise RequestError(f"stop takes up to {MAX_STOP_STRINGS} strings that are not empty", param="stop")
-        for token_id in self.stop_token_ids:
-            _in_range("stop_token_ids", token_id, 0, 2**31 - 1)
+            yield "stop", f"takes up to {MAX_STOP_STRINGS} strings that are not empty"
+        yield from _first("stop_token_ids", (_range_objection(id, 0, _I32_MAX) for id in self.stop_token_ids))
 
-    def _check_logit_bias(self) -> None:
-        if not self.logit_bias:
+    def _bad_logit_bias(self) -> Iterator[tuple[str, str]]:
+        biases = self.logit_bias or {}
+        if len(biases) > MAX_LOGIT_BIAS:
+            yield "logit_bias", f"has {len(biases)} entries, at most {MAX_LOGIT_BIAS} are taken"
             return
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            raise RequestError(
-                f"logit_bias has {len(self.logit_bias)} entries, at most {MAX_LOGIT_BIAS} are taken", param="logit_bias"
-            )
-        for token_id, bias in self.logit_bias.items():
-            _in_range("logit_bias", token_id, 0, 2**31 - 1)
-            _in_range("logit_bias", bias, -100.0, 100.0)
+        of_ids = (_range_objection(token_id, 0, _I32_MAX) for token_id in biases)
+        yield from _first("logit_bias", chain(of_ids, (_range_objection(b, -100.0, 100.0) for b in biases.values())))
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        """Whether the most likely token is taken: one token of those that are equally likely, also with `top_k` 1."""
+        return self.temperature == 0.0 or self.top_k == 1
 
     @property
     def penalized(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
+RANGES: dict[str, tuple[float, float]] = {
+    "n": (1, MAX_N),
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (-1, MAX_INTEGER),
+    "min_p": (0.0, 1.0),
+    "seed": (_MIN_INTEGER, MAX_INTEGER),
+    "repetition_penalty": (0.0, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "min_tokens": (0, MAX_INTEGER),
+    "max_tokens": (0, MAX_INTEGER),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+}
+"""What each number may be; whole bounds mean whole numbers."""
+_ABOVE_ZERO = ("top_p", "repetition_penalty")
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
+
+
+def objection(name: str, value: Any) -> str | None:
+    """What is wrong with the value of one sampling parameter that is a number, in words that follow its name."""
+    text = _range_objection(value, *RANGES[name])
+    if text is None and name in _ABOVE_ZERO and value == 0:
+        text = f"must be greater than 0 and at most {RANGES[name][1]:g}, got 0"
+    return text
+
+
+def _range_objection(value: Any, low: float, high: float) -> str | None:
     whole = isinstance(low, int)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        kind = "an integer" if whole else "a number"
-        raise RequestError(f"{name} must be {kind}, got {value!r}", param=name)
-    if math.isnan(value) or not low <= value <= high:
-        bound = f"at least {low}" if high == _I64_MAX and value < low else f"between {low} and {high}"
-        raise RequestError(f"{name} must be {bound}, got {value}", param=name)
+        return f"must be {'an integer' if whole else 'a number'}, got {_shown(value)}"
+    if low <= value <= high:  # false of NaN
+        return None
+    bound = f"at least {low}" if high == MAX_INTEGER and value < low else f"between {low} and {high}"
+    return f"must be {bound}, got {_shown(value)}"
+
+
+def _first(name: str, texts: Iterable[str | None]) -> Iterator[tuple[str, str]]:
+    """The first objection to the entries of a field: a thousand would say no more."""
+    yield from islice(((name, text) for text in texts if text is not None), 1)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value. Python refuses to write out integers of many digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.80}"
+
+
+def refusal(objections: Sequence[tuple[str, str]], code: str | None = None) -> RequestError:
+    """One error of all that is wrong, each with the field's name before it; `param` is the first field."""
+    shown = [text for _, text in objections[:MAX_OBJECTIONS]]
+    if len(objections) > MAX_OBJECTIONS:
+        shown.append(f"and {len(objections) - MAX_OBJECTIONS} more")
+    return RequestError("; ".join(shown), param=objections[0][0], code=code)
 
 
 def stopping_at(params: SamplingParams, stops: tuple[str, ...]) -> SamplingParams:
@@ -162,10 +205,23 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Log probabilities at one position, of the distribution before temperature, penalties and bias."""
 
     token_ids: list[int]
-    """The chosen (or prompt) token first, then the most likely ones in falling order."""
+    """The chosen (or prompt) token first, then the most likely ones in falling order, it before its equals."""
     logprobs: list[float]
     rank: int
     """1 when the chosen token is the most likely."""
+
+    @classmethod
+    def ranked(
+        cls, token_id: int, logprob: float, rank: int, top_ids: list[int], top_logprobs: list[float]
+    ) -> TokenLogprobs:
+        """Of the most likely tokens in falling order, whatever the order of equals and which of them were left out."""
+        if rank <= len(top_ids):  # the chosen one is among them, or one as likely was taken in its place
+            place = top_ids.index(token_id) if token_id in top_ids else -1
+            top_ids, top_logprobs = list(top_ids), list(top_logprobs)
+            del top_ids[place], top_logprobs[place]
+            top_ids.insert(rank - 1, token_id)
+            top_logprobs.insert(rank - 1, logprob)
+        return cls([token_id, *top_ids], [logprob, *top_logprobs], rank)
 
 
 class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -224,7 +280,7 @@ def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
 def check_prompt(
     prompt_token_ids: Sequence[int], max_tokens: int | None, *, vocab_size: int, max_model_len: int
 ) -> int:
-    """The number of tokens this prompt may generate: `max_tokens`, cut to what the context leaves.
+    """The number of tokens this prompt may generate: `max_tokens`, cut to what the context leaves. 0 needs no room.
 
     Raises `RequestError` with exact numbers when the prompt is empty, leaves no room, or has ids out of range.
     """
@@ -233,13 +289,14 @@ def check_prompt(
     for token_id in prompt_token_ids:
         if not 0 <= token_id < vocab_size:
             raise RequestError(
-                f"token id {token_id} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
+                f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
             )
     room = max_model_len - len(prompt_token_ids)
-    if room < 1:
+    needed = 0 if max_tokens == 0 else 1
+    if room < needed:
         raise RequestError(
             f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
-            f"{len(prompt_token_ids)} tokens and leaves no room for an answer. Shorten it by at least {1 - room}.",
+            f"{len(prompt_token_ids)} tokens and leaves no room for an answer. Shorten it by at least {needed - room}.",
             param="prompt",
             code="context_length_exceeded",
         )

@@ -168,6 +168,20 @@ def test_prompt_logprobs_survive_chunks_and_preemption(folder: Path, engine: Eng
     assert tight.scheduler.num_preemptions > 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_prompt_is_scored_up_to_the_whole_context(folder: Path, engine: Engine, overlap: bool) -> None:
+    small = restrict(engine_for(folder, block_size=8), num_pages=7, overlap=overlap, max_num_batched_tokens=20)
+    prompt = random_prompt(4, small.scheduler.limits.max_model_len)
+    (entry,) = collect(small, [EngineRequest("all", prompt, SamplingParams(max_tokens=0, prompt_logprobs=0))])["all"]
+    assert (entry.token_ids, entry.finish_reason, entry.logprobs) == ([], "length", None)
+    longer = EngineRequest("more", prompt, SamplingParams(max_tokens=1, prompt_logprobs=0))
+    wanted = collect(engine, [longer])["more"][0].prompt_logprobs
+    assert entry.prompt_logprobs is not None and wanted is not None and len(wanted) == len(prompt)
+    for ours, theirs in zip(entry.prompt_logprobs[1:], wanted[1:], strict=True):
+        assert ours is not None and theirs is not None and ours.token_ids == theirs.token_ids
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
 def test_cached_tokens_are_reported(folder: Path) -> None:
     engine, prompt = engine_for(folder, block_size=8), random_prompt(3, 33)
     params = SamplingParams(temperature=0.0, max_tokens=2)

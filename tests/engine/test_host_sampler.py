@@ -92,6 +92,16 @@ def test_equal_probabilities_stay_or_go_together() -> None:
     assert found == {10, 20, 30, 40}
 
 
+@pytest.mark.parametrize("more", [{}, {"logit_bias": {3: 1.5}}])
+def test_the_likeliest_token_alone_is_the_greedy_one(more: dict[str, Any]) -> None:
+    host, torchs = samplers([{"temperature": 5.0, "top_k": 1, **more}])
+    logits = torch.full((1, VOCAB), -5.0)
+    logits[:, [20, 30, 690]] = 2.0  # as products in 16 bits give them
+    for position in range(12, 30):
+        assert host.sample(logits.numpy().copy(), [0], [position])[0] == [20]
+        assert sample(torchs, logits.to(torch.bfloat16), [0], [position])[0] == [20]
+
+
 def test_what_is_not_finite_is_told_and_gives_a_token_of_the_vocabulary() -> None:
     host, _ = samplers([{"temperature": 1.0, "repetition_penalty": 2.0}] * 3)
     logits = np.zeros((3, VOCAB), np.float32)
@@ -131,3 +141,23 @@ def test_log_probabilities(count: int) -> None:
     (theirs,) = logprob_rows(logits[None], torch.tensor([17]), [count]).entries()
     assert ours.token_ids == theirs.token_ids and ours.rank == theirs.rank
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_of_equal_log_probabilities_the_chosen_one_comes_first(count: int) -> None:
+    logits = torch.full((VOCAB,), -5.0)
+    logits[[3, 20, 30, 690]] = torch.tensor([4.0, 2.0, 2.0, 2.0])
+    for chosen in (20, 30, 690):
+        ours = row_logprobs(logits.numpy(), chosen, count)
+        (theirs,) = logprob_rows(logits[None], torch.tensor([chosen]), [count]).entries()
+        for entry in (ours, theirs):
+            assert entry.rank == 2 and entry.token_ids[:3] == [chosen, 3, chosen][: count + 1]
+            assert entry.logprobs[1:] == sorted(entry.logprobs[1:], reverse=True)
+            assert len(set(entry.token_ids[1:])) == count
+
+
+def test_more_alternatives_than_there_are_tokens() -> None:
+    logits = torch.randn(7, generator=torch.Generator().manual_seed(5))
+    ours = row_logprobs(logits.numpy(), 3, 20)
+    (theirs,) = logprob_rows(logits[None], torch.tensor([3]), [20]).entries()
+    assert ours.token_ids == theirs.token_ids and sorted(ours.token_ids[1:]) == list(range(7))

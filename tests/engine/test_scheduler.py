@@ -135,9 +135,10 @@ def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int
     )
     operations, wanted = 0, {}
     for number in range(num_requests):
-        length = rng.randint(1, max_model_len - 1)
+        max_tokens = rng.randint(0, 12)
+        length = rng.randint(1, max_model_len - (max_tokens > 0))
         prompt = [rng.choice([1, 1, 1, 2]) for _ in range(length)]
-        params = SamplingParams(temperature=0.0, max_tokens=rng.randint(1, 12))
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         name, seed = str(number), rng.randint(0, 1 << 30)
         driver.add(EngineRequest(name, prompt, params, (EOS,)), seed)
         wanted[name] = expected(seed, length, params.max_tokens or 0, max_model_len)

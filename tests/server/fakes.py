@@ -97,6 +97,9 @@ class ScriptedEngine:
     def _outputs(self, request: EngineRequest) -> Iterator[EngineOutput]:
         """The reply, over and over until something ends it."""
         sampling = request.sampling
+        if sampling.max_tokens == 0:
+            yield self._output(request, [], "length", first=True)
+            return
         step: list[int] = []
         for count, token in enumerate(itertools.cycle(self.reply(request))):
             if count == self.fail_after:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from ingle.server import body as body_module
+from ingle.server.body import StrictModel
+from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
 
 from .fakes import assert_error
 
@@ -94,7 +98,11 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
         ({"n": 0}, "n", "n must be greater than or equal to 1, got 0"),
         ({"n": 10**6}, "n", "n must be less than or equal to 128"),
         ({"n": 1.5}, "n", "n must be a valid integer, got 1.5"),
-        ({"max_tokens": 0}, "max_tokens", "max_tokens must be greater than or equal to 1, got 0"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, or"),
+        ({"max_tokens": -2}, "max_tokens", "max_tokens must be greater than or equal to -1, got -2"),
+        ({"max_tokens": 5.5}, "max_tokens", "max_tokens must be a valid integer, got 5.5"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs must be between 0 and 20, got 21"),
+        ({"stop_token_ids": [1, -5, -6]}, "stop_token_ids", "stop_token_ids must be between 0 and 2147483647, got -5"),
         ({"min_tokens": 20, "max_tokens": 3}, "min_tokens", "min_tokens (20) is greater than max_tokens (3)"),
         ({"seed": 2**64}, "seed", "seed must be"),
         ({"stop": [1]}, "stop", "stop must be a string or a list of strings, got a list"),
@@ -152,6 +160,70 @@ async def test_neutral_and_informational_fields_are_accepted(client: httpx.Async
         "stream_options": None,
     }
     assert (await client.post(path, json=base | neutral)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_wrong_fields_are_named_together(client: httpx.AsyncClient, path: str) -> None:
+    base = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    wrong = {"foo": 1, "store": True, "n": 0, "temperature": "hot", "top_p": 7, "min_tokens": -1}
+    response = await client.post(path, json=base | wrong | {"stream_options": {"x": 1}})
+    error = assert_error(response, 400, *wrong, "stream_options.x", "top_p must be between 0.0 and 1.0", param="foo")
+    assert error["code"] == "unknown_argument"
+    response = await client.post(path, json=base | {f"field{i}": i for i in range(1000)})
+    assert_error(response, 400, "field7", "and 92 more", param="field0")
+    response = await client.post(path, json={**base, "prompt" if path == "/v1/completions" else "messages": 3, "n": 0})
+    assert_error(response, 400, "n must be", "got 3", param=response.json()["error"]["param"])
+
+
+DIGITS = "9" * 4000
+SHAPES = ["%s", "-%s", "%s.5", "1e%s", "[%s]", "[[%s]]", '{"1": %s}', '{"%s": 1}', '{"include_usage": %s}']
+OF_THE_CLIENT = {"metadata", "chat_template_kwargs"}
+"""What these hold is passed on as it is."""
+
+
+@pytest.mark.parametrize("model", [CompletionRequest, ChatCompletionRequest])
+async def test_numbers_of_many_digits_are_refused_in_every_field(
+    client: httpx.AsyncClient, model: type[StrictModel]
+) -> None:
+    chat = model is ChatCompletionRequest
+    path, own = ("/v1/chat/completions", "messages") if chat else ("/v1/completions", "prompt")
+    base = {own: [{"role": "user", "content": "a"}] if chat else "a", "stream": True}
+    for field in [*model.model_fields, *model.UNSUPPORTED]:
+        rest = json.dumps({name: value for name, value in base.items() if name != field})[1:-1]
+        for shape in SHAPES:
+            body = f'{{"{field}": {shape.replace("%s", DIGITS)}, {rest}}}'
+            response = await client.post(path, content=body.encode(), headers=JSON)
+            if response.status_code == 200:
+                assert field in OF_THE_CLIENT and shape.startswith("{")
+                continue
+            error = assert_error(response, 400, param=response.json()["error"]["param"])
+            assert error["message"].startswith("The body is not valid JSON") or error["param"].startswith(field)
+            assert_no_innards(error["message"])
+
+
+@pytest.mark.parametrize("field", [*ChatMessage.model_fields, *ChatMessage.UNSUPPORTED, "content[0].type"])
+async def test_numbers_of_many_digits_are_refused_in_every_message(client: httpx.AsyncClient, field: str) -> None:
+    for value in ("%s", '[{"type": "text", "text": %s}]', '[{"type": %s, "text": "a"}]', "[%s]"):
+        fields = {"role": '"user"', "content": '"a"'} | {field: value.replace("%s", DIGITS)}
+        message = ", ".join(f'"{name}": {text}' for name, text in fields.items())
+        body = f'{{"messages": [{{{message}}}]}}'.encode()
+        response = await client.post("/v1/chat/completions", content=body, headers=JSON)
+        error = assert_error(response, 400, param=response.json()["error"]["param"])
+        assert error["param"].startswith("messages[0]")
+        assert_no_innards(error["message"])
+
+
+def assert_no_innards(message: str) -> None:
+    """Nothing of the server's inside: no traceback, path, class or module name."""
+    assert not re.search(
+        r"Traceback|File \"|\.py|/(?:home|usr|tmp|work)|[a-z]Error\b|pydantic|ingle|Request\b", message
+    )
+
+
+@pytest.mark.parametrize("name", ["n", "top_k", "seed", "min_tokens", "max_tokens", "prompt_logprobs", "logprobs"])
+async def test_whole_numbers_may_be_written_with_a_point(client: httpx.AsyncClient, name: str) -> None:
+    body = b'{"prompt": "a", "max_tokens": 9, "%s": 5.0}' % name.encode()
+    assert (await client.post("/v1/completions", content=body, headers=JSON)).status_code == 200
 
 
 async def test_long_values_are_cut_in_messages(client: httpx.AsyncClient) -> None:

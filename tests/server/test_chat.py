@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ingle.text.chat_template import ChatTemplate
 from ingle.text.tokenizer import Tokenizer
 
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, ScriptedEngine, assert_error, events
@@ -13,6 +14,7 @@ from .fakes import GREETING, MAX_MODEL_LEN, MODEL, ScriptedEngine, assert_error,
 pytestmark = pytest.mark.anyio
 
 HI = [{"role": "user", "content": "hi"}]
+PART = {"type": "text", "text": "a"}
 
 
 async def post(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
@@ -67,7 +69,15 @@ async def test_messages_reach_the_template(client: httpx.AsyncClient, engine: Sc
         {"role": "tool", "content": "42", "tool_call_id": "t1"},
     ]
     await chat(client, messages=history)
-    assert prompt_of(engine) == "<developer>be brief\n<user>a\nb\n<assistant>ok\n<tool>42\n<assistant>"
+    assert prompt_of(engine) == "<system>be brief\n<user>a\nb\n<assistant>ok\n<tool>42\n<assistant>"
+
+
+async def test_a_message_that_would_be_lost_is_named(make_client: Callable[..., httpx.AsyncClient]) -> None:
+    source = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}"
+    client = make_client(chat_template=ChatTemplate(source, {}))
+    response = await post(client, messages=[*HI, {"role": "tool", "content": "hi"}])
+    assert assert_error(response, 400, "messages[1]", "'tool'", param="messages[1]")["code"] == "message_not_rendered"
+    assert (await post(client)).status_code == 200
 
 
 async def test_template_options(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
@@ -100,12 +110,26 @@ async def test_a_deep_template_variable_is_answered(client: httpx.AsyncClient) -
         ([{"role": "king", "content": ""}], "messages[0].role", 'got "king"'),
         ([*HI, {"role": "user", "content": 3}], "messages[1].content", "a string or a list of text parts, got 3"),
         ([{"role": "user", "content": None}], "messages[0].content", "got null"),
-        ([{"role": "user", "content": ["x"]}], "messages[0].content", "[0] is not"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content", "[0] is not"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", 'must be an object, got "x"'),
         (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
-            "messages[0].content",
-            'messages[0].content has a part of type "image_url" at [0], but this model takes text only',
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "messages[0].content[0].text",
+            "messages[0].content[0].text is required",
+        ),
+        (
+            [*HI, {"role": "user", "content": [PART, {"type": "text", "text": 3}]}],
+            "messages[1].content[1].text",
+            "messages[1].content[1].text must be a valid string, got 3",
+        ),
+        (
+            [{"role": "user", "content": [PART | {"detail": "low"}]}],
+            "messages[0].content[0].detail",
+            "Unrecognized request argument: messages[0].content[0].detail",
+        ),
+        (
+            [{"role": "user", "content": [PART, {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
+            "messages[0].content[1].type",
+            'messages[0].content[1].type is "image_url", but this model takes text only',
         ),
         ([HI[0] | {"mood": 1}], "messages[0].mood", "Unrecognized request argument: messages[0].mood"),
         (
@@ -135,6 +159,7 @@ async def test_wrong_messages(client: httpx.AsyncClient, messages: Any, param: s
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"best_of": 1}, "best_of"),
         ({"prompt": "a"}, "prompt"),
@@ -164,8 +189,9 @@ async def test_length_limits(client: httpx.AsyncClient, engine: ScriptedEngine) 
     await chat(client)
     await chat(client, max_tokens=3)
     await chat(client, max_completion_tokens=4)
+    await chat(client, max_tokens=-1)
     room = MAX_MODEL_LEN - len("<user>hi\n<assistant>")
-    assert [request.sampling.max_tokens for request in engine.requests] == [room, 3, 4]
+    assert [request.sampling.max_tokens for request in engine.requests] == [room, 3, 4, room]
     response = await post(client, messages=[{"role": "user", "content": "x" * 300}])
     assert assert_error(response, 400, str(MAX_MODEL_LEN), param="messages")["code"] == "context_length_exceeded"
 

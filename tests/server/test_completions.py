@@ -45,7 +45,9 @@ async def test_max_tokens_defaults_to_16_and_is_cut_to_the_context(
 ) -> None:
     await client.post("/v1/completions", json={"prompt": "ab"})
     await complete(client, max_tokens=10_000)
-    assert [request.sampling.max_tokens for request in engine.requests] == [16, MAX_MODEL_LEN - 3]
+    await complete(client, max_tokens=-1)
+    room = MAX_MODEL_LEN - 3
+    assert [request.sampling.max_tokens for request in engine.requests] == [16, room, room]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,30 @@ async def test_echo_with_logprobs(client: httpx.AsyncClient, stream: bool) -> No
     assert [offset for part in parts for offset in part["text_offset"]] == [0, 1, 2, 3]
     assert [top for part in parts for top in part["top_logprobs"]] == [None, {"b": -1.5}, {"H": -1.5}, {"e": -1.5}]
     assert all("prompt_logprobs" not in chunk["choices"][0] for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_is_scored_without_an_answer(client: httpx.AsyncClient, stream: bool) -> None:
+    for prompt in ([66, 67], [66] * MAX_MODEL_LEN):
+        body = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 0, "stream": stream}
+        response = await client.post(
+            "/v1/completions", json=body | ({"stream_options": {"include_usage": True}} if stream else {})
+        )
+        assert response.status_code == 200, response.text
+        parts = events(response)[:-1] if stream else [response.json()]
+        [choice] = [choice for part in parts for choice in part["choices"]]
+        assert choice["text"] == "ab" if len(prompt) == 2 else "a" * MAX_MODEL_LEN
+        assert choice["finish_reason"] == "length"
+        assert choice["logprobs"]["token_logprobs"] == [None, *[-1.5] * (len(prompt) - 1)]
+        assert parts[-1]["usage"]["completion_tokens"] == 0 and parts[-1]["usage"]["prompt_tokens"] == len(prompt)
+
+
+async def test_a_seed_of_minus_one_is_none(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    await complete(client, seed=-1)
+    await complete(client, seed=-2, n=2)
+    await complete(client, seed=2**63 - 1, n=2)
+    seeds = [request.sampling.seed for request in engine.requests]
+    assert seeds[:2] == [None, -2] and None not in seeds[1:] and len(set(seeds)) == 4, "and no other seed becomes it"
 
 
 async def test_prompt_logprobs(client: httpx.AsyncClient) -> None:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from ingle.server.app import create_app
 from ingle.server.context import ServerContext
 
-from .fakes import ScriptedEngine, assert_error
+from .fakes import ScriptedEngine, assert_error, events
 
 pytestmark = pytest.mark.anyio
 
@@ -93,8 +93,12 @@ async def test_what_nobody_foresaw_is_a_500_and_logged(
         raise ZeroDivisionError("private detail")
 
     engine.reply = broken
-    response = await client.post("/v1/completions", json={"prompt": "x"})
-    error = assert_error(response, 500)
-    assert "private" not in error["message"]
-    assert response.headers["x-request-id"]
-    assert "private detail" in caplog.text
+    for stream in (False, True):
+        caplog.clear()
+        body = {"prompt": "x", "stream": stream}
+        response = await client.post("/v1/completions", json=body, headers={"X-Request-Id": f"id-{stream}"})
+        error = events(response)[-1]["error"] if stream else assert_error(response, 500)
+        assert error["code"] == "internal_error" and "private" not in error["message"]
+        assert "ZeroDivision" not in response.text
+        assert response.headers["x-request-id"] in error["message"], "what the client can quote"
+        assert f"request id-{stream} failed" in caplog.text and "private detail" in caplog.text

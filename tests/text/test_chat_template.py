@@ -83,7 +83,7 @@ def test_renders_as_transformers(name: str, conversation: str) -> None:
     [
         ("{{ raise_exception('only one turn, please') }}", "only one turn, please"),
         ("{{ messages[0].name.first }}", "'dict object' has no attribute 'name'"),
-        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{{ messages[0].content + 1 }}", "it fails on this conversation"),
         ("{% for %}", "line 1"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% set ns = namespace(_x=1) %}", "underscore"),

@@ -9,6 +9,7 @@ import pytest
 
 from ingle.errors import ConfigError, ModelError
 from ingle.text.load import default_sampling, load_text_side
+from tests.text import toys
 
 
 def test_a_given_template_replaces_the_models_own(smollm2_gguf: Path, tmp_path: Path) -> None:
@@ -32,3 +33,15 @@ def test_sampling_defaults_come_from_the_generation_config(tmp_path: Path) -> No
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(ModelError, match="no JSON object"):
         default_sampling(tmp_path)
+
+
+def test_a_given_template_that_leaves_out_what_is_asked_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = toys.write_folder(tmp_path / "model", toys.byte_level())
+    with pytest.raises(
+        ConfigError, match=r"--chat-template cannot render a user's message: messages\[0\] would be lost"
+    ):
+        load_text_side(folder, "{{ bos_token }}<|assistant|>")
+    template = load_text_side(
+        folder, "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    )
+    assert template.chat_template is not None

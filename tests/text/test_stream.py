@@ -68,6 +68,78 @@ def test_stop_string_cuts_text_tokens_and_logprobs(include: bool, shown: str) ->
     assert text.num_tokens == len("one STOP")
 
 
+START = TOKENIZER.encode("<|im_start|>")[0]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize(
+    ("stops", "before", "stop"),
+    [
+        (["<|im_start|>"], "hi", "<|im_start|>"),
+        (["hi<|im_start|>"], "", "hi<|im_start|>"),
+        (["<|im_start|>us", "never"], "hi", "<|im_start|>us"),
+        (["i<|im_start|>user\n"], "h", "i<|im_start|>user\n"),
+        (["<|im_start|>x", "er"], "hi<|im_start|>us", "er"),
+        (["iuse!", "<|im_start|>use"], "hi", "<|im_start|>use"),
+        (["<|endoftext|>", "<|im_start|>user\n<|im_end|>"], "hi", "<|im_start|>user\n<|im_end|>"),
+        (["<|im_end|>"], "hi<|im_start|>user\n", "<|im_end|>"),
+    ],
+)
+def test_a_stop_string_may_spell_special_tokens(
+    skip: bool, include: bool, stops: list[str], before: str, stop: str
+) -> None:
+    token_ids = [*ids_of("hi"), START, *ids_of("user\n"), END]
+    for size in (1, 3, 100):
+        for ends in (True, False):  # the engine, at its end token
+            text = stream(stop=stops, skip_special_tokens=skip, include_stop_str_in_output=include, ignore_eos=not ends)
+            deltas = []
+            for at in range(0, len(token_ids), size):
+                last = at + size >= len(token_ids)
+                deltas.append(text.push(output(token_ids[at : at + size], "stop" if last and ends else None)))
+            if not ends:
+                deltas.append(text.push(output(ids_of("and on"), "length")))
+            shown = before.replace("<|im_start|>", "") if skip else before
+            assert "".join(delta.text for delta in deltas) == shown + (stop if include else "")
+            assert [delta.stop_reason for delta in deltas if delta.finish_reason] == [stop]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([*"abS", "<|im_start|>", "<|endoftext|>"]), max_size=12),
+    st.lists(st.lists(st.sampled_from([*"abS", "<|im_start|>"]), min_size=1, max_size=3).map("".join), max_size=3),
+)
+def test_the_first_stop_string_to_be_complete_counts(parts: list[str], stops: list[str]) -> None:
+    """Whether it stands in the text as it is shown, or as it is with the special tokens that it spells."""
+    text = stream(stop=tuple(stops))
+    delta = text.push(output([token_id for part in parts for token_id in TOKENIZER.encode(part)], "length"))
+    whole, shown, wanted = "", "", None
+    for part in parts:
+        whole += part if part != "<|endoftext|>" else ""
+        shown += part if len(part) == 1 else ""
+        ends = [stop for stop in stops if (shown if len(part) == 1 else whole).endswith(stop) or whole.endswith(stop)]
+        if part != "<|endoftext|>" and ends:
+            wanted = ends
+            break
+    if wanted is None:
+        assert (delta.text, delta.stop_reason) == (shown, None)
+    else:
+        assert delta.stop_reason in wanted and shown.startswith(delta.text)
+        assert delta.text + str(delta.stop_reason).replace("<|im_start|>", "") == shown
+
+
+def test_starts_of_tokens() -> None:
+    text = stream(logprobs=0, stop=("lo",))
+    token_ids = [START, *ids_of("h你"), *TOKENIZER.encode("鬱"), *ids_of("lo")]
+    delta = text.push(output(token_ids, logprobs=True))
+    assert delta.text == "h你鬱" and len(delta.starts) == len(delta.token_ids) == len(token_ids)
+    for token_id, start in zip(delta.token_ids, delta.starts, strict=True):
+        token = TOKENIZER.token(token_id)
+        assert "h你鬱lo".startswith(token, start) or "\ufffd" in token or token_id == START
+    assert delta.starts[:2] == [0, 0] and delta.starts[-2:] == [3, 4]
+    assert stream().push(output(token_ids)).starts == []
+
+
 def test_held_text_comes_when_no_stop_string_follows() -> None:
     text = stream(stop=("STOP",))
     assert text.push(output(ids_of("a STO"))) == TextDelta("a ", ids_of("a STO"))

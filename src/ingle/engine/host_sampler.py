@@ -53,7 +53,7 @@ class HostSampler:
     def _choose(self, x: Row, most_likely: int, slot: int, position: int) -> int:
         admission = self._admissions[slot]
         adjusted = self._adjusted(x, admission, position)
-        if np.float32(admission.sampling.temperature) > 0:
+        if not admission.sampling.greedy and np.float32(admission.sampling.temperature) > 0:
             return _draw(adjusted, admission, position)
         return most_likely if adjusted is x else int(adjusted.argmax())
 
@@ -166,6 +166,7 @@ def row_logprobs(logits: Row, token_id: int, num_alternatives: int) -> TokenLogp
     rank = int((logprobs > chosen).sum()) + 1
     top: list[int] = []
     if num_alternatives:
-        likeliest = np.argpartition(-logprobs, num_alternatives - 1)[:num_alternatives]
+        count = min(num_alternatives, len(logprobs))
+        likeliest = np.argpartition(-logprobs, count - 1)[:count]
         top = likeliest[np.argsort(-logprobs[likeliest], kind="stable")].tolist()
-    return TokenLogprobs([token_id, *top], [float(chosen), *logprobs[top].tolist()], rank)
+    return TokenLogprobs.ranked(token_id, float(chosen), rank, top, logprobs[top].tolist())

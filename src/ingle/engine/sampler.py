@@ -62,7 +62,7 @@ class Sampler:
         )  # fmt: skip
         rows = to_device(slots, self.device)
         self.ints[rows] = to_device(ints, self.device)
-        floats = np.array([(p.temperature, p.top_p, p.min_p) for p in params], np.float32)
+        floats = np.array([(0.0 if p.greedy else p.temperature, p.top_p, p.min_p) for p in params], np.float32)
         self.floats[rows] = to_device(floats, self.device)
         if any(p.penalized for p in params):
             self._admit_penalties([admission for admission in admissions if admission.sampling.penalized])
@@ -163,7 +163,7 @@ class LogprobRows:
             self.top_logprobs.tolist(), self.num_alternatives, strict=True,
         )  # fmt: skip
         return [
-            TokenLogprobs([token_id, *ids[:count]], [logprob, *values[:count]], rank)
+            TokenLogprobs.ranked(token_id, logprob, rank, ids[:count], values[:count])
             for token_id, logprob, rank, ids, values, count in rows
         ]
 
@@ -173,5 +173,5 @@ def logprob_rows(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])
     ranks = (logprobs > chosen).sum(dim=-1) + 1
-    top = logprobs.topk(max(num_alternatives), dim=-1)
+    top = logprobs.topk(min(max(num_alternatives), logits.shape[-1]), dim=-1)
     return LogprobRows(token_ids, chosen[:, 0], ranks, top.indices, top.values, num_alternatives)

@@ -382,6 +382,10 @@ class Scheduler:
                 "error",
                 error="the model computed NaN or infinite logits for this request; try --dtype float32",
             )
+        if len(seq.token_ids) >= seq.max_num_tokens:  # no token was asked for: the prompt was only scored
+            self._finish(seq)
+            cached = seq.num_cached_tokens or 0
+            return EngineOutput(seq.id, [], "length", num_cached_tokens=cached, prompt_logprobs=self._of_prompt(seq))
         seq.token_ids.append(token_id)
         self._register(seq)
         reason, stop_token_id = self._finish_reason(seq, token_id)
@@ -395,8 +399,12 @@ class Scheduler:
             stop_token_id,
             seq.num_cached_tokens or 0,
             [logprobs] if logprobs is not None else None,
-            (seq.prompt_logprobs or [None]) if first and seq.sampling.prompt_logprobs is not None else None,
+            self._of_prompt(seq) if first else None,
         )
+
+    @staticmethod
+    def _of_prompt(seq: Sequence) -> list[TokenLogprobs | None] | None:
+        return None if seq.sampling.prompt_logprobs is None else seq.prompt_logprobs or [None]
 
     def _finish_reason(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
         if token_id in seq.eos_token_ids:
@@ -436,7 +444,8 @@ class Scheduler:
             assert seq.num_computed <= min(held, seq.num_tokens), (
                 f"{seq.id} computed more than it has pages or tokens for"
             )
-            assert not seq.finished and seq.num_tokens <= seq.max_num_tokens, f"{seq.id} should have left"
+            most = max(seq.max_num_tokens, seq.num_prompt_tokens + 1)  # one that is only scored draws a token, unused
+            assert not seq.finished and seq.num_tokens <= most, f"{seq.id} should have left"
         assert all(seq.slot == -1 and not seq.page_ids for seq in self._waiting), "a waiting sequence holds pages"
         assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)}, "a request is lost"
         self.pages.check(seq.page_ids for seq in live)

@@ -5,25 +5,37 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 from starlette.requests import Request
 
 from ingle.errors import RequestError
+from ingle.request import refusal
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+    from typing_extensions import Self
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 _MAX_SHOWN_CHARS = 80
+_MAX_FOUND = 100
+"""Most unknown fields of an object that are counted."""
 
 Neutral = dict[str, tuple[Any, ...]]
 ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
 class FieldError(ValueError):
-    """A validator's objection to one field of its model; the message is `before`, the field's full path, `after`."""
+    """A validator's objection to one field of its model; the message is `before`, the field's full path, `after`.
 
-    def __init__(self, name: str, after: str = "", *, before: str = "", code: str | None = None) -> None:
+    Without a name it objects to the field that the validator is for.
+    """
+
+    def __init__(self, name: str = "", after: str = "", *, before: str = "", code: str | None = None) -> None:
         super().__init__(before + name + after)
         self.name = name
         self.before = before
@@ -39,23 +51,41 @@ class StrictModel(BaseModel):
     UNSUPPORTED: ClassVar[Neutral] = {}
     """Known fields without support, with the values that ask for nothing. null always asks for nothing."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
+    def _drop_neutral(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Objections to fields that the model lacks, together with those to its own."""
         if not isinstance(data, dict):
-            return data
-        for name, value in data.items():
-            if name not in cls.model_fields:
-                cls._check_neutral(name, value)
-        return {name: value for name, value in data.items() if name in cls.model_fields}
+            return handler(data)
+        refused = ((n, v, cls._refused(n, v)) for n, v in data.items() if n not in cls.model_fields)
+        found = list(islice((field_error((n,), v, error) for n, v, error in refused if error is not None), _MAX_FOUND))
+        try:
+            checked = handler({name: value for name, value in data.items() if name in cls.model_fields})
+        except ValidationError as error:
+            found += map(_again, error.errors(include_url=False))
+        if found:
+            raise ValidationError.from_exception_data(cls.__name__, found)
+        return checked
 
     @classmethod
-    def _check_neutral(cls, name: str, value: Any) -> None:
+    def _refused(cls, name: str, value: Any) -> FieldError | None:
         if name not in cls.UNSUPPORTED:
-            raise FieldError(name, before="Unrecognized request argument: ", code="unknown_argument")
+            return FieldError(before="Unrecognized request argument: ", code="unknown_argument")
         if value is not None and not _is_one_of(value, cls.UNSUPPORTED[name]):
             after = f" is not supported by this server: leave it out, or null (got {show(value)})"
-            raise FieldError(name, after, code="unsupported_argument")
+            return FieldError(after=after, code="unsupported_argument")
+        return None
+
+
+def field_error(location: tuple[str | int, ...], value: Any, error: ValueError) -> InitErrorDetails:
+    return InitErrorDetails(type="value_error", loc=location, input=value, ctx={"error": error})
+
+
+def _again(details: ErrorDetails) -> InitErrorDetails:
+    """An error as pydantic reported it, to be raised once more."""
+    return InitErrorDetails(
+        type=details["type"], loc=details["loc"], input=details["input"], ctx=details.get("ctx", {})
+    )
 
 
 async def read_body(request: Request) -> bytes:
@@ -81,7 +111,7 @@ _SUBJECT = re.compile(r"^\w+ should")
 
 
 def parse_body(model: type[ModelT], body: bytes) -> ModelT:
-    """`body` as `model`. Raises `RequestError` naming the first field that is wrong, and its value."""
+    """`body` as `model`. Raises `RequestError` naming the fields that are wrong, and their values."""
     try:
         data = msgspec.json.decode(body)
     except RecursionError as error:
@@ -111,17 +141,23 @@ def _is_one_of(value: object, neutral: tuple[Any, ...]) -> bool:
 
 
 def _request_error(error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
+    """All that is wrong, in one error; its `param` and `code` are those of the first."""
+    found = [_objection(details) for details in error.errors(include_url=False)]
+    return refusal([(path, text) for path, text, _ in found], code=found[0][2])
+
+
+def _objection(details: ErrorDetails) -> tuple[str, str, str | None]:
+    """A field's path, what is wrong with it, and the code of the error."""
+    path = _path(details["loc"])
+    cause = details.get("ctx", {}).get("error")
     if isinstance(cause, FieldError):
-        path = _path((*first["loc"], cause.name))
-        return RequestError(cause.before + path + cause.after, param=path, code=cause.code)
-    path = _path(first["loc"])
+        path = _path((*details["loc"], cause.name)) if cause.name else path
+        return path, cause.before + path + cause.after, cause.code
     if isinstance(cause, ValueError):
-        return RequestError(f"{path} {cause}", param=path)
-    if first["type"] == "missing":
-        return RequestError(f"{path} is required", param=path)
-    return RequestError(f"{path} {_rule(first['type'], first['msg'])}, got {show(first['input'])}", param=path)
+        return path, f"{path} {cause}", None
+    if details["type"] == "missing":
+        return path, f"{path} is required", None
+    return path, f"{path} {_rule(details['type'], details['msg'])}, got {show(details['input'])}", None
 
 
 def _rule(kind: str, message: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, check_token_ids
 from ingle.server.async_channel import AsyncChannel
 from ingle.server.engine_process import EngineProcess
+
+logger = logging.getLogger("ingle.server")
 
 STALL_S = 60.0
 """A busy engine that finishes no step for this long is reported as unhealthy."""
@@ -103,7 +106,9 @@ class EngineClient:
                 message = await self._channel.receive()
                 self._last_message = time.monotonic()
                 if isinstance(message, Failed):
-                    self.failure = f"the engine failed: {message.message}"
+                    # A traceback, or words about files: for who runs the server, not for its clients.
+                    logger.error("the engine failed: %s", message.message)
+                    self.failure = "the engine failed; the server's log has the reason"
                 elif not isinstance(message, (EngineInfo, Progress)):
                     self.stats = message.stats
                     for output in message.outputs:

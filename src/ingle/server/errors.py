@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextvars import ContextVar
 from http import HTTPStatus
 
 import msgspec
@@ -17,6 +18,9 @@ from ingle.errors import EngineError, RequestError
 logger = logging.getLogger("ingle.server")
 
 MAX_MESSAGE_CHARS = 1000
+
+current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
+"""That of the request at hand, as its answer carries it in `X-Request-Id`: what a client quotes, and the log names."""
 
 
 class ErrorDetail(msgspec.Struct):
@@ -45,8 +49,10 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
         return error.status, error_body(error.status, str(error), param=error.param, code=error.code)
     if isinstance(error, EngineError):
         return 503, error_body(503, f"The engine is not available: {error}", code="engine_unavailable")
-    logger.error("a request failed", exc_info=error)
-    return 500, error_body(500, "The server failed on this request; its log has the reason.", code="internal_error")
+    request_id = current_request_id.get()
+    logger.error("request %s failed", request_id, exc_info=error)
+    message = f"The server failed on this request; its log has the reason, under the request id {request_id}."
+    return 500, error_body(500, message, code="internal_error")
 
 
 def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,8 +8,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import msgspec
-
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, check_prompt, check_token_ids
 from ingle.server.context import ServerContext
@@ -40,13 +38,29 @@ class Generation:
     id: str
     prompts: Sequence[list[int]]
     requests: Sequence[EngineRequest]
+    continues: bool
+    """Whether the texts go on where their prompts end: those of a chat stand alone."""
 
     def updates(self) -> AsyncGenerator[Update, None]:
         """Updates of all choices as they come. Closing it aborts in the engine what still runs.
 
         Raises `RequestError` (500) when the engine fails on one of the requests, `EngineError` when it is dead.
         """
-        return merge([_run(self.context, index, request) for index, request in enumerate(self.requests)])
+        return merge([self._run(index, request) for index, request in enumerate(self.requests)])
+
+    async def _run(self, index: int, request: EngineRequest) -> AsyncGenerator[Update, None]:
+        after = request.prompt_token_ids if self.continues else ()
+        stream = TextStream(self.context.tokenizer, request.sampling, after)
+        async with aclosing(self.context.engine.generate(request)) as outputs:
+            async for output in outputs:
+                if output.finish_reason == "error":
+                    message = f"Generation of {request.id} failed: {output.error}"
+                    raise RequestError(message, code="generation_failed", status=500)
+                delta = stream.push(output)
+                yield Update(index, delta, output)
+                if delta.finish_reason is not None:
+                    return
+        raise EngineError("its output ended before the request was finished")
 
 
 def plan_generation(
@@ -56,6 +70,7 @@ def plan_generation(
     sampling: SamplingParams,
     *,
     add_special_tokens: bool,
+    continues: bool,
     param: str,
 ) -> Generation:
     """Tokenizes `prompts` and fans them out to `sampling.n` engine requests each, the i-th with `seed + i`.
@@ -77,11 +92,10 @@ def plan_generation(
     for prompt_token_ids in prompts_token_ids:
         max_tokens = _max_tokens(context, prompt_token_ids, sampling.max_tokens, param)
         for i in range(sampling.n):
-            seed = None if sampling.seed is None else sampling.seed + i
-            own = msgspec.structs.replace(sampling, n=1, seed=seed, max_tokens=max_tokens)
+            own = sampling.of_choice(i, max_tokens)
             request_id = f"{generation_id}-{len(requests)}"
             requests.append(EngineRequest(request_id, prompt_token_ids, own, context.tokenizer.eos_token_ids))
-    return Generation(context, generation_id, prompts_token_ids, requests)
+    return Generation(context, generation_id, prompts_token_ids, requests, continues)
 
 
 class UsageCounter:
@@ -108,19 +122,6 @@ class UsageCounter:
             total_tokens=self._num_prompt_tokens + self._num_completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._num_cached_tokens)),
         )
-
-
-async def _run(context: ServerContext, index: int, request: EngineRequest) -> AsyncGenerator[Update, None]:
-    stream = TextStream(context.tokenizer, request.sampling)
-    async with aclosing(context.engine.generate(request)) as outputs:
-        async for output in outputs:
-            if output.finish_reason == "error":
-                raise RequestError(f"Generation failed: {output.error}", code="generation_failed", status=500)
-            delta = stream.push(output)
-            yield Update(index, delta, output)
-            if delta.finish_reason is not None:
-                return
-    raise EngineError("its output ended before the request was finished")
 
 
 def _encode(context: ServerContext, text: str, add_special_tokens: bool, param: str) -> list[int]:

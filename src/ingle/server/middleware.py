@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingle.server.errors import describe, error_body, error_response
+from ingle.server.errors import current_request_id, describe, error_body, error_response
 
 access_logger = logging.getLogger("ingle.access")
 
@@ -42,6 +42,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        current_request_id.set(request_id)
         status = 0
         started_s = time.perf_counter()
 

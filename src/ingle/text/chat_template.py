@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ingle.errors import ModelError, RequestError
+from ingle.text.conversation import Forms, TemplateError
+
+logger = logging.getLogger("ingle")
 
 MAX_TEMPLATE_CHARS = 1_000_000
 _MAX_REPLY_BYTES = 64 << 20
@@ -48,6 +52,27 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = dict(special_tokens)
         self._reserved = _RESERVED_NAMES | self._special_tokens.keys()
+        self._forms = Forms(source)
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """`render`, with all that was sent: content becomes text or parts, and a `developer` a `system` message, where
+        the template wants it so.
+
+        Raises `RequestError` naming the first message that the template leaves out.
+        """
+        sent = _as_transformers_passes(messages)
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        written = self._forms.write(sent, options, lambda marked: self._render(marked, None, **options))
+        return self.render(written, **options)
 
     def render(
         self,
@@ -62,6 +87,20 @@ class ChatTemplate:
         `chat_template_kwargs` are the client's own template variables, such as `enable_thinking`. Raises `RequestError`
         when they name what is not theirs to set, and with the template's own words when it fails.
         """
+        try:
+            return self._render(messages, tools, add_generation_prompt, chat_template_kwargs)
+        except TemplateError as error:
+            if error.reason is not None:
+                logger.warning("chat template: %r", error.reason)
+            raise
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        chat_template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
         extra = dict(chat_template_kwargs or {})
         for name in extra:
             if name in self._reserved:
@@ -121,7 +160,7 @@ class _Sandbox:
                 raise RequestError(f"chat template: {why}", param="messages")
         answer: dict[str, str] = json.loads(reply)
         if "error" in answer:
-            raise RequestError(f"chat template: {answer['error']}", param="messages")
+            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
         return answer["text"]
 
     def start(self) -> None:

@@ -8,16 +8,27 @@ byte fallback. Any other decoder gives its text at the end.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Protocol
+
+_UNFINISHED_BYTES = 3
+"""Most that a text can end with of a character in UTF-8."""
 
 
 class Detokenizer(Protocol):
     """The text of one growing sequence. No piece ends within a character."""
 
+    @property
+    def num_held(self) -> int:
+        """Whole characters of the tokens so far that were not given out, since what follows may change them."""
+
     def push(self, token_id: int) -> str:
         """The text that is certain now and was not before."""
+
+    def settle(self) -> str:
+        """What is held of whole characters, to stand as it is: a prompt ends here, and its answer begins."""
 
     def flush(self) -> str:
         """The rest, when no token follows. An unfinished character becomes U+FFFD."""
@@ -29,8 +40,11 @@ class Decoding(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for amid a text; empty for an id that the vocabulary lacks."""
 
-    def detokenizer(self, skipped: Set[int]) -> Detokenizer:
-        """For a new sequence, in which the tokens `skipped` leave no trace."""
+    def detokenizer(self, skipped: Set[int], after: Sequence[int] = ()) -> Detokenizer:
+        """For a new sequence, or what follows a prompt. The tokens `skipped` leave no trace.
+
+        The prompt's text and that of the detokenizer are together what all of the tokens decode to.
+        """
 
 
 def decoding_of(backend: Any) -> Decoding:
@@ -70,11 +84,24 @@ class _ByteLevel(dict[int, bytes]):
     def token_bytes(self, token_id: int) -> bytes:
         return self[token_id]
 
-    def detokenizer(self, skipped: Set[int]) -> Detokenizer:
-        return _ByteLevelDetokenizer(self, skipped)
+    def detokenizer(self, skipped: Set[int], after: Sequence[int] = ()) -> Detokenizer:
+        detokenizer = _ByteLevelDetokenizer(self, skipped)
+        last: list[int] = []
+        num_bytes = 0
+        for token_id in reversed(after):
+            if num_bytes >= _UNFINISHED_BYTES:
+                break
+            if token_id not in skipped:
+                last.append(token_id)
+                num_bytes += len(self[token_id])
+        for token_id in reversed(last):
+            detokenizer.push(token_id)
+        return detokenizer
 
 
 class _ByteLevelDetokenizer:
+    num_held = 0
+
     def __init__(self, bytes_of: _ByteLevel, skipped: Set[int]) -> None:
         self._bytes_of = bytes_of
         self._skipped = skipped
@@ -83,6 +110,9 @@ class _ByteLevelDetokenizer:
 
     def push(self, token_id: int) -> str:
         return "" if token_id in self._skipped else self._decode(self._bytes_of[token_id])
+
+    def settle(self) -> str:
+        return ""
 
     def flush(self) -> str:
         return self._decode(b"", True)
@@ -154,8 +184,23 @@ class _SentencePiece(dict[int, "str | int | None"]):
             piece = piece.replace(self.rules.metaspace[0], " ")
         return (piece or "").encode()
 
-    def detokenizer(self, skipped: Set[int]) -> Detokenizer:
-        return _SentencePieceDetokenizer(self, skipped)
+    def detokenizer(self, skipped: Set[int], after: Sequence[int] = ()) -> Detokenizer:
+        detokenizer = _SentencePieceDetokenizer(self, skipped)
+        begun = 0
+        while begun < len(after) and not detokenizer.begun:
+            detokenizer.push(after[begun])
+            begun += 1
+        run = len(after)
+        while run > begun and self._goes_on(after[run - 1], skipped):
+            run -= 1
+        for token_id in after[run:]:
+            detokenizer.push(token_id)
+        detokenizer.settle()
+        return detokenizer
+
+    def _goes_on(self, token_id: int, skipped: Set[int]) -> bool:
+        """Whether a run of byte tokens that comes before this token does not end with it."""
+        return token_id in skipped or not isinstance(self[token_id], str)
 
 
 class _SentencePieceDetokenizer:
@@ -165,9 +210,21 @@ class _SentencePieceDetokenizer:
         self._pieces = pieces
         self._skipped = skipped
         self._run = bytearray()
+        self._num_settled = 0
+        """Bytes of the run whose text was given out."""
         self._metaspace = pieces.rules.metaspace
         self._at_first_piece = True
         self._strip, self._strip_left = pieces.rules.strip
+
+    @property
+    def begun(self) -> bool:
+        """Whether what stands before the next token no longer matters for it."""
+        at_first_piece = self._at_first_piece and self._metaspace is not None
+        return not (at_first_piece or self._strip_left or self._run)
+
+    @property
+    def num_held(self) -> int:
+        return len(_whole_characters(self._run[self._num_settled :])[0])
 
     def push(self, token_id: int) -> str:
         if token_id in self._skipped:
@@ -180,15 +237,21 @@ class _SentencePieceDetokenizer:
             return ""
         return self.flush() + self._finish(piece)
 
+    def settle(self) -> str:
+        text, num_bytes = _whole_characters(self._run[self._num_settled :])
+        self._num_settled += num_bytes
+        return self._finish(text) if text else ""
+
     def flush(self) -> str:
-        if not self._run:
-            return ""
+        rest = self._run[self._num_settled :]
         try:
-            text = self._run.decode()
+            self._run.decode()
+            text = rest.decode()
         except UnicodeDecodeError:
-            text = "\ufffd" * len(self._run)
+            text = "\ufffd" * len(rest)
         self._run.clear()
-        return self._finish(text)
+        self._num_settled = 0
+        return self._finish(text) if text else ""
 
     def _finish(self, piece: str) -> str:
         if self._metaspace is not None:
@@ -206,6 +269,16 @@ class _SentencePieceDetokenizer:
         return piece
 
 
+def _whole_characters(run: bytearray) -> tuple[str, int]:
+    """What is certain of a run of byte tokens that may go on, and how many of its bytes that is."""
+    try:
+        return run.decode(), len(run)
+    except UnicodeDecodeError as error:
+        if error.end == len(run) and error.reason == "unexpected end of data":
+            return run[: error.start].decode(), error.start
+        return "\ufffd" * len(run), len(run)
+
+
 class _Opaque:
     """A decoder that may change what it wrote earlier, for all that is known: the text comes whole."""
 
@@ -216,24 +289,38 @@ class _Opaque:
         text: str = self._backend.decode([token_id], skip_special_tokens=False)
         return text.encode()
 
-    def detokenizer(self, skipped: Set[int]) -> Detokenizer:
-        return _WholeTextDetokenizer(self._backend, skipped)
+    def detokenizer(self, skipped: Set[int], after: Sequence[int] = ()) -> Detokenizer:
+        detokenizer = _WholeTextDetokenizer(self._backend, skipped, after)
+        detokenizer.settle()
+        return detokenizer
 
 
 class _WholeTextDetokenizer:
-    def __init__(self, backend: Any, skipped: Set[int]) -> None:
+    num_held = 0
+
+    def __init__(self, backend: Any, skipped: Set[int], after: Sequence[int]) -> None:
         self._backend = backend
         self._skipped = skipped
-        self._token_ids: list[int] = []
+        self._token_ids = [token_id for token_id in after if token_id not in skipped]
+        self._settled = ""
 
     def push(self, token_id: int) -> str:
         if token_id not in self._skipped:
             self._token_ids.append(token_id)
         return ""
 
+    def settle(self) -> str:
+        text: str = self._backend.decode(self._token_ids, skip_special_tokens=False) if self._token_ids else ""
+        # The decoder may write the end of a text otherwise once more follows.
+        same = (ours == theirs for ours, theirs in zip(self._settled, text, strict=False))
+        known = sum(itertools.takewhile(bool, same))
+        self._settled = text
+        return text[known:]
+
     def flush(self) -> str:
-        text: str = self._backend.decode(self._token_ids, skip_special_tokens=False)
+        text = self.settle()
         self._token_ids.clear()
+        self._settled = ""
         return text
 
 

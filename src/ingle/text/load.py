@@ -69,7 +69,7 @@ def default_sampling(path: Path) -> dict[str, Any]:
 def _try(template: ChatTemplate) -> None:
     """A template that the user gave fails at the start, not at the first request."""
     try:
-        template.render([{"role": "user", "content": "Hello"}])
+        template.prompt([{"role": "user", "content": "Hello"}])
     except RequestError as error:
         raise ConfigError(f"--chat-template cannot render a user's message: {error}") from error
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
-from ingle.text.stop import StopMatch, StopMatcher
+from ingle.text.hidden_stops import TokenStops
+from ingle.text.stop import StopMatch
 
 if TYPE_CHECKING:
     from ingle.text.tokenizer import Tokenizer
@@ -26,15 +28,28 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     """The stop string or stop token id that ended the text; None when an end token or a limit did."""
+    starts: list[int] = field(default_factory=list)
+    """Where in the completion's text each of `token_ids` begins, in characters, if log probabilities were asked for.
+
+    Tokens that the text does not show begin where they stand, and those that a stop string cut off beyond its end.
+    """
 
 
 class TextStream:
-    """The text of one completion as it grows. When a stop string ends it, the caller aborts the engine's request."""
+    """The text of one completion as it grows. When a stop string ends it, the caller aborts the engine's request.
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
+    The text continues that of the prompt `after`, so that both together are what all tokens decode to; without a
+    prompt it stands alone.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, after: Sequence[int] = ()) -> None:
         self._sampling = sampling
-        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens)
-        self._stops = StopMatcher(sampling.stop)
+        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens, after)
+        self._skipped = tokenizer.special_token_ids if sampling.skip_special_tokens else frozenset()
+        self._stops = TokenStops(sampling.stop, tokenizer)
+        self._num_chars = 0
+        self._starts: list[int] = []
+        """Of the tokens of the output at hand."""
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -43,17 +58,28 @@ class TextStream:
         if self.finish_reason is not None:
             return TextDelta()
         texts: list[str] = []
-        shown = output.token_ids[:-1] if self._hides_last_token(output) else output.token_ids
-        for count, token_id in enumerate(shown, start=1):
+        self._starts = []
+        hidden = output.token_ids[-1:] if self._hides_last_token(output) else []
+        for count, token_id in enumerate(output.token_ids[: len(output.token_ids) - len(hidden)], start=1):
             self.num_tokens += 1
-            if stop := self._take(self._detokenizer.push(token_id), texts):
+            self._note_start()
+            unseen = (token_id,) if token_id in self._skipped else ()
+            if stop := self._take(self._detokenizer.push(token_id), texts, unseen):
                 return self._delta(output, texts, count, "stop", stop)
-        self.num_tokens += len(output.token_ids) - len(shown)
-        if output.finish_reason in ("stop", "length") and (stop := self._take(self._detokenizer.flush(), texts)):
+        for _ in hidden:
+            self.num_tokens += 1
+            self._note_start()
+        if output.finish_reason in ("stop", "length") and (
+            stop := self._take(self._detokenizer.flush(), texts, hidden)
+        ):
             return self._delta(output, texts, len(output.token_ids), "stop", stop)
         if output.finish_reason is not None:
             texts.append(self._stops.flush())
         return self._delta(output, texts, len(output.token_ids), output.finish_reason, output.stop_token_id)
+
+    def _note_start(self) -> None:
+        if self._sampling.logprobs is not None:
+            self._starts.append(self._num_chars + self._detokenizer.num_held)
 
     def _hides_last_token(self, output: EngineOutput) -> bool:
         """Whether the token that ended the text is kept out of it."""
@@ -63,9 +89,13 @@ class TextStream:
             return not self._sampling.include_stop_str_in_output
         return self._sampling.skip_special_tokens
 
-    def _take(self, piece: str, texts: list[str]) -> str | None:
-        """Add to `texts` what is safe to give out, and return the stop string that `piece` completes, if any."""
-        safe = self._stops.push(piece, armed=self.num_tokens >= self._sampling.min_tokens)
+    def _take(self, piece: str, texts: list[str], hidden: Iterable[int]) -> str | None:
+        """Add to `texts` what is safe to give out, and return the stop string that `piece` completes, if any.
+
+        `hidden` are tokens after the piece that the text does not show.
+        """
+        self._num_chars += len(piece)
+        safe = self._stops.push(piece, hidden, armed=self.num_tokens >= self._sampling.min_tokens)
         if not isinstance(safe, StopMatch):
             texts.append(safe)
             return None
@@ -84,4 +114,5 @@ class TextStream:
     ) -> TextDelta:
         self.finish_reason = finish_reason
         logprobs = output.logprobs[:num_tokens] if output.logprobs is not None else None
-        return TextDelta("".join(texts), output.token_ids[:num_tokens], logprobs, finish_reason, stop_reason)
+        token_ids, starts = output.token_ids[:num_tokens], self._starts[:num_tokens]
+        return TextDelta("".join(texts), token_ids, logprobs, finish_reason, stop_reason, starts)

@@ -6,7 +6,8 @@ deep, are single calls into C that no deadline checked in Python can interrupt. 
 default action of SIGPROF ends this process wherever it is, and its address space is bounded.
 
 The protocol is a JSON line in, `{"template": source, "variables": {...}}`, and a JSON line out, `{"text": ...}` or
-`{"error": ...}`. The parent (`chat_template.py`) imports no Jinja.
+`{"error": ...}`, with a `"reason"` for the log where the error says too little. The parent (`chat_template.py`) imports
+no Jinja.
 """
 
 from __future__ import annotations
@@ -116,13 +117,16 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
     return "".join(chunks)
 
 
-def _describe(error: Exception) -> str:
+def _failure(error: Exception) -> dict[str, str]:
+    """What a client may read of a failure: the template's own words. The names of Python are for the log."""
     if isinstance(error, TemplateSyntaxError):
-        return f"{error.message} (line {error.lineno})"
+        return {"error": f"{error.message} (line {error.lineno})"[:MAX_ERROR_CHARS]}
     if isinstance(error, MemoryError):
-        return f"it needs more than {MAX_MEMORY_BYTES >> 20} MiB of memory"
-    text = str(error)
-    return text if isinstance(error, TemplateError) and text else f"{type(error).__name__}: {text}"
+        return {"error": f"it needs more than {MAX_MEMORY_BYTES >> 20} MiB of memory"}
+    if isinstance(error, TemplateError) and str(error):
+        return {"error": str(error)[:MAX_ERROR_CHARS]}
+    reason = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
+    return {"error": "it fails on this conversation; the log has the reason", "reason": reason}
 
 
 def _answer(request: dict[str, Any]) -> dict[str, str]:
@@ -130,7 +134,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     try:
         return {"text": render(request["template"], request["variables"])}
     except Exception as error:  # whatever it is, it is the template's, and the answer to the parent
-        return {"error": _describe(error)[:MAX_ERROR_CHARS]}
+        return _failure(error)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import tokenizers
 
@@ -70,9 +71,49 @@ class Tokenizer:
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        """For the tokens of one new sequence."""
-        return self._decoding.detokenizer(self.special_token_ids if skip_special_tokens else frozenset())
+    def starts(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Where in `text` each token of `encode` begins: one that ends a character, where that does.
+
+        Those that are added around the text begin, and end, where they stand.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        starts, covered = [], 0
+        for (start, end), added in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+            # White space that the library trims off a token is the token's, as its text is.
+            starts.append(covered if added else min(start, covered))
+            covered = covered if added else max(covered, end)
+        return starts
+
+    def detokenizer(self, skip_special_tokens: bool, after: Sequence[int] = ()) -> Detokenizer:
+        """For the tokens of one new sequence, or those that follow a prompt."""
+        return self._decoding.detokenizer(self.special_token_ids if skip_special_tokens else frozenset(), after)
+
+    def hidden_tokens_in(self, text: str) -> list[tuple[int, int, int]]:
+        """Where `text` spells tokens that the text of an answer may leave out: special ones and those that end it.
+
+        As (start, end, token id); of several at one place the longest counts.
+        """
+        found, at = [], 0
+        while at < len(text):
+            sizes = self._hidden_sizes.get(text[at], ())
+            size = next((size for size in sizes if text[at : at + size] in self._hidden_ids), 0)
+            if size:
+                found.append((at, at + size, self._hidden_ids[text[at : at + size]]))
+            at += size or 1
+        return found
+
+    @cached_property
+    def _hidden_ids(self) -> dict[str, int]:
+        ids = self.special_token_ids | set(self.eos_token_ids)
+        return {token: token_id for token_id in ids if (token := self._backend.id_to_token(token_id))}
+
+    @cached_property
+    def _hidden_sizes(self) -> dict[str, list[int]]:
+        """Lengths of the tokens that begin with a character, longest first."""
+        sizes: dict[str, set[int]] = {}
+        for token in self._hidden_ids:
+            sizes.setdefault(token[0], set()).add(len(token))
+        return {first: sorted(lengths, reverse=True) for first, lengths in sizes.items()}
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for amid a text, which may be part of a character; empty for an unknown id."""

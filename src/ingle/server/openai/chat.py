@@ -48,7 +48,7 @@ def prepare_chat(context: ServerContext, body: bytes) -> ChatAnswer:
     context.check_model(chat.model)
     sampling = chat.sampling_params(
         context.default_sampling,
-        max_tokens=chat.max_completion_tokens or chat.max_tokens,
+        max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
         logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
     generation = plan_generation(
@@ -58,6 +58,7 @@ def prepare_chat(context: ServerContext, body: bytes) -> ChatAnswer:
         stopping_at(sampling, context.tokenizer.chat_stops),
         # The template writes the special tokens itself.
         add_special_tokens=bool(chat.add_special_tokens),
+        continues=False,
         param="messages",
     )
     return ChatAnswer(context, chat, generation)
@@ -70,7 +71,7 @@ def _render(context: ServerContext, chat: ChatCompletionRequest) -> str:
             param="messages",
             code="chat_template_missing",
         )
-    return context.chat_template.render(
+    return context.chat_template.prompt(
         [message.for_template() for message in chat.messages],
         add_generation_prompt=chat.add_generation_prompt is not False,
         chat_template_kwargs=chat.chat_template_kwargs,

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingle.request import EngineRequest, TokenLogprobs
+from ingle.request import EngineRequest
 from ingle.server.body import parse_body
 from ingle.server.context import ServerContext
 from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation, Update, UsageCounter, plan_generation
-from ingle.server.openai.logprobs import CompletionLogprobsWriter, joined, prompt_logprobs
+from ingle.server.openai.logprobs import ScoredToken, completion_logprobs, joined, prompt_logprobs
 from ingle.server.openai.protocol import CompletionRequest
 from ingle.server.openai.responses import Completion, CompletionChoice, Usage
 from ingle.server.respond import respond
 from ingle.server.streaming import DONE_EVENT, event
+
+if TYPE_CHECKING:
+    from ingle.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -51,20 +56,33 @@ def prepare_completion(context: ServerContext, body: bytes) -> CompletionAnswer:
         completion.prompt,
         sampling,
         add_special_tokens=completion.add_special_tokens is not False,
+        continues=True,
         param="prompt",
     )
     return CompletionAnswer(context, completion, generation)
 
 
-def _echoes(context: ServerContext, completion: CompletionRequest) -> list[str]:
-    """What each prompt's choices start with: its text if echo was asked for."""
-    if not completion.echo:
-        return [""] * len(completion.prompt)
-    skip_special_tokens = completion.skip_special_tokens is not False
-    return [
-        prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt, skip_special_tokens=skip_special_tokens)
-        for prompt in completion.prompt
-    ]
+class _Echo(NamedTuple):
+    """A prompt at the head of the text that is returned."""
+
+    text: str = ""
+    starts: Sequence[int] = ()
+    """Where each of its tokens begins, if their log probabilities are returned."""
+
+
+def _echo(tokenizer: Tokenizer, completion: CompletionRequest, prompt: str | list[int]) -> _Echo:
+    """A text as it was sent; token ids as they decode, but for a last character that the answer may finish."""
+    scored = completion.logprobs is not None
+    if isinstance(prompt, str):
+        add_special_tokens = completion.add_special_tokens is not False
+        return _Echo(prompt, tokenizer.starts(prompt, add_special_tokens) if scored else ())
+    detokenizer = tokenizer.detokenizer(completion.skip_special_tokens is not False)
+    text, num_chars, starts = [], 0, []
+    for token_id in prompt:
+        starts.append(num_chars + detokenizer.num_held if scored else 0)
+        text.append(detokenizer.push(token_id))
+        num_chars += len(text[-1])
+    return _Echo("".join(text) + detokenizer.settle(), starts)
 
 
 class CompletionAnswer:
@@ -75,9 +93,9 @@ class CompletionAnswer:
         self._generation = generation
         self._created = int(time.time())
         self._usage = UsageCounter(generation)
-        echoes = _echoes(context, completion)
+        echoes = [_echo(context.tokenizer, completion, prompt) for prompt in completion.prompt if completion.echo]
         self._writers = [
-            _ChoiceWriter(context, completion, request, echoes[index // (completion.n or 1)])
+            _ChoiceWriter(context, completion, request, echoes[index // (completion.n or 1)] if echoes else _Echo())
             for index, request in enumerate(generation.requests)
         ]
 
@@ -115,28 +133,31 @@ class _ChoiceWriter:
     """Writes one choice in pieces: the chunks of a stream, or the parts of a whole. The first echoes the prompt."""
 
     def __init__(
-        self, context: ServerContext, completion: CompletionRequest, request: EngineRequest, echo: str
+        self, context: ServerContext, completion: CompletionRequest, request: EngineRequest, echo: _Echo
     ) -> None:
         self._tokenizer = context.tokenizer
         self._completion = completion
         self._request = request
         self._echo = echo
-        self._logprobs = CompletionLogprobsWriter(context.tokenizer)
         self._begun = False
 
     def piece(self, update: Update) -> CompletionChoice:
         delta, of_prompt = update.delta, update.output.prompt_logprobs
         text = delta.text
-        scored: list[tuple[int, TokenLogprobs | None]] = [(entry.token_ids[0], entry) for entry in delta.logprobs or ()]
+        scored = [
+            ScoredToken(entry.token_ids[0], len(self._echo.text) + start, entry)
+            for start, entry in zip(delta.starts, delta.logprobs or (), strict=bool(delta.logprobs))
+        ]
         if self._completion.echo and not self._begun:
-            text = self._echo + text
-            if of_prompt is not None:
-                scored = [*zip(self._request.prompt_token_ids, of_prompt, strict=True), *scored]
+            text = self._echo.text + text
+            if of_prompt is not None and self._completion.logprobs is not None:
+                of_echo = zip(self._request.prompt_token_ids, self._echo.starts, of_prompt, strict=True)
+                scored = [*itertools.starmap(ScoredToken, of_echo), *scored]
         self._begun = True
         return CompletionChoice(
             index=update.choice,
             text=text,
-            logprobs=None if self._completion.logprobs is None else self._logprobs.write(scored),
+            logprobs=None if self._completion.logprobs is None else completion_logprobs(self._tokenizer, scored),
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
             prompt_logprobs=(

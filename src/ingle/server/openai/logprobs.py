@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingle.request import TokenLogprobs
 from ingle.server.openai.responses import (
@@ -27,38 +27,31 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs]) -> Cha
     return ChatLogprobs([_chat_token(tokenizer, entry) for entry in entries])
 
 
-class CompletionLogprobsWriter:
-    """Turns one choice's log probabilities into parallel lists, keeping `text_offset` across the chunks of a stream.
+class ScoredToken(NamedTuple):
+    token_id: int
+    start: int
+    """Where in the returned text it begins, in characters."""
+    entry: TokenLogprobs | None
+    """None where the model predicts nothing, as at a prompt's first token."""
 
-    Offsets add up the texts of the tokens, as vLLM's do: where tokens split a character they are approximate.
-    """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._offset = 0
-
-    def write(self, tokens: Iterable[tuple[int, TokenLogprobs | None]]) -> CompletionLogprobs:
-        """Token ids with their entries; None where the model predicts nothing, as at a prompt's first token."""
-        written = CompletionLogprobs([], [], [], [])
-        for token_id, entry in tokens:
-            self._write(written, token_id, entry)
-        return written
-
-    def _write(self, written: CompletionLogprobs, token_id: int, entry: TokenLogprobs | None) -> None:
-        token = self._tokenizer.token(token_id)
-        written.tokens.append(token)
-        written.text_offset.append(self._offset)
-        self._offset += len(token)
+def completion_logprobs(tokenizer: Tokenizer, tokens: Iterable[ScoredToken]) -> CompletionLogprobs:
+    """Log probabilities as parallel lists."""
+    written = CompletionLogprobs([], [], [], [])
+    for token_id, start, entry in tokens:
+        written.tokens.append(tokenizer.token(token_id))
+        written.text_offset.append(start)
         if entry is None:
             written.token_logprobs.append(None)
             written.top_logprobs.append(None)
-            return
+            continue
         top: dict[str, float] = {}
         for candidate_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True):
             # Tokens may share a text: the chosen one, and then the likelier one, keeps it.
-            top.setdefault(self._tokenizer.token(candidate_id), _finite(logprob))
+            top.setdefault(tokenizer.token(candidate_id), _finite(logprob))
         written.token_logprobs.append(_finite(entry.logprobs[0]))
         written.top_logprobs.append(top)
+    return written
 
 
 def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:

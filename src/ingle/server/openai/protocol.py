@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import FailFast, Field, PlainValidator, model_validator
+from pydantic import (
+    BeforeValidator,
+    FailFast,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from ingle.request import MAX_LOGPROBS, MAX_N, SamplingParams
-from ingle.server.body import FieldError, Neutral, StrictModel, show
+from ingle.request import MAX_INTEGER, MAX_LOGPROBS, MAX_N, RANGES, SamplingParams, objection
+from ingle.server.body import FieldError, Neutral, StrictModel, field_error, show
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {
@@ -89,22 +99,12 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
     raise ValueError(f"must be a string, a list of strings, a list of token ids or a list of such lists, got {got}")
 
 
-def _text_content(value: Any) -> str:
-    """Text of a message: a string, or text parts, which are joined by line breaks as vLLM joins them."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError(f"must be a string or a list of text parts, got {show(value)}")
-    return "\n".join(_text_part(index, part) for index, part in enumerate(value))
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number, so 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _text_part(index: int, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        raise ValueError(f"has a part of type {show(kind)} at [{index}], but this model takes text only")
-    if kind is None or part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-        raise ValueError(f'must have parts of the form {{"type": "text", "text": "..."}}, [{index}] is not')
-    return str(part["text"])
+Integer = Annotated[int, BeforeValidator(_whole)]
 
 
 SCHEMA_REF = "#/components/schemas/{model}"
@@ -122,16 +122,20 @@ class StreamOptions(StrictModel):
     include_usage: bool | None = None
 
 
+_NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
+"""Sampling parameters whose range is that of `SamplingParams`; the others have bounds of their own here."""
+
+
 class GenerationRequest(StrictModel):
     """What chat and completions have in common. None stands for the default, which may be the model's own."""
 
     model: str | None = None
-    n: int | None = Field(None, ge=1, le=MAX_N)
+    n: Integer | None = Field(None, ge=1, le=MAX_N)
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -149,9 +153,10 @@ class GenerationRequest(StrictModel):
     ] = ()
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    prompt_logprobs: int | None = None
+    min_tokens: Integer | None = None
+    max_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
+    """-1 means as many as the context holds."""
+    prompt_logprobs: Integer | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     stream: bool | None = None
@@ -162,6 +167,13 @@ class GenerationRequest(StrictModel):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @field_validator(*sorted(_NUMBERS), mode="after")
+    @classmethod
+    def _check_range(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.field_name is not None and (text := objection(info.field_name, value)):
+            raise ValueError(text)
+        return value
 
     @model_validator(mode="after")
     def _check_streaming(self) -> GenerationRequest:
@@ -175,14 +187,17 @@ class GenerationRequest(StrictModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling_params(self, defaults: Mapping[str, Any], **derived: int | None) -> SamplingParams:
+    def sampling_params(
+        self, defaults: Mapping[str, Any], max_tokens: int | None, **derived: int | None
+    ) -> SamplingParams:
         """What the client set, before the model's `defaults`, before the neutral values; `derived` as it is.
 
         Raises `RequestError` naming a field that is out of range.
         """
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         given = {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(**{**defaults, **given, **derived})
+        most = None if max_tokens == -1 else max_tokens
+        return SamplingParams(**{**defaults, **given, **derived, "max_tokens": most})
 
 
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__) & frozenset(GenerationRequest.model_fields)
@@ -198,14 +213,44 @@ class CompletionRequest(GenerationRequest):
         PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
     ]
     echo: bool | None = None
-    best_of: int | None = None
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: Integer | None = None
+    logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _check_max_tokens(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise FieldError("max_tokens", " must be at least 1, or 0 with echo to score the prompt, got 0")
+        return self
 
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise FieldError("best_of", f" must equal n ({self.n or 1}), got {show(self.best_of)}")
         return self
+
+
+class TextPart(StrictModel):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+_PARTS = TypeAdapter(Annotated[list[TextPart], FailFast()])
+
+
+def _content(value: Any) -> str | list[dict[str, Any]]:
+    """Text of a message: a string, or text parts."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"must be a string or a list of text parts, got {show(value)}")
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            error = FieldError(after=f" is {show(kind)}, but this model takes text only")
+            raise ValidationError.from_exception_data("content", [field_error((index, "type"), kind, error)])
+    return [part.model_dump() for part in _PARTS.validate_python(value)] or ""
 
 
 class ChatMessage(StrictModel):
@@ -218,7 +263,9 @@ class ChatMessage(StrictModel):
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str, PlainValidator(_text_content, json_schema_input_type=str | list[dict[str, str]])]
+    content: Annotated[
+        str | list[dict[str, Any]], PlainValidator(_content, json_schema_input_type=str | list[TextPart])
+    ]
     name: str | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
@@ -253,9 +300,9 @@ class ChatCompletionRequest(GenerationRequest):
     }
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -264,6 +311,9 @@ class ChatCompletionRequest(GenerationRequest):
         if self.top_logprobs and not self.logprobs:
             raise FieldError("top_logprobs", " is only allowed when logprobs is true")
         both = (self.max_tokens, self.max_completion_tokens)
+        for name, value in zip(("max_tokens", "max_completion_tokens"), both, strict=True):
+            if value == 0:
+                raise FieldError(name, " must be at least 1, or -1 for as many as the context holds, got 0")
         if None not in both and both[0] != both[1]:
             raise FieldError(
                 "max_tokens", f" ({both[0]}) and max_completion_tokens ({both[1]}) differ: send one of them"

@@ -114,6 +114,7 @@ async def _run(context: ServerContext, index: int, request: EngineRequest) -> As
     stream = TextStream(context.tokenizer, request.sampling)
     async with aclosing(context.engine.generate(request)) as outputs:
         async for output in outputs:
+            context.queue.leave(request.id)
             if output.finish_reason == "error":
                 raise RequestError(f"Generation failed: {output.error}", code="generation_failed", status=500)
             delta = stream.push(output)

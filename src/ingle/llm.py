@@ -26,6 +26,7 @@ from ingle.request import (
     TokenLogprobs,
     check_prompt,
     stopping_at,
+    token_ids,
 )
 from ingle.text.load import load_text_side
 from ingle.text.stream import TextStream
@@ -202,7 +203,7 @@ class _Job:
         self.requests = [
             EngineRequest(
                 id=f"{next(llm._ids)}",
-                prompt_token_ids=self.token_ids,
+                prompt_token_ids=token_ids(self.token_ids),
                 sampling=msgspec.structs.replace(
                     params, max_tokens=limit, seed=None if params.seed is None else params.seed + i
                 ),

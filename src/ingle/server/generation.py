@@ -11,7 +11,15 @@ from typing import NamedTuple
 import msgspec
 
 from ingle.errors import EngineError, RequestError
-from ingle.request import EngineOutput, EngineRequest, SamplingParams, check_prompt, check_token_ids
+from ingle.request import (
+    EngineOutput,
+    EngineRequest,
+    SamplingParams,
+    TokenIds,
+    check_prompt,
+    check_token_ids,
+    token_ids,
+)
 from ingle.server.context import ServerContext
 from ingle.server.openai.responses import PromptTokensDetails, Usage
 from ingle.server.streaming import merge
@@ -38,7 +46,7 @@ class Generation:
 
     context: ServerContext
     id: str
-    prompts: Sequence[list[int]]
+    prompts: Sequence[TokenIds]
     requests: Sequence[EngineRequest]
 
     def updates(self) -> AsyncGenerator[Update, None]:
@@ -70,12 +78,13 @@ def plan_generation(
         )
     check_token_ids(sampling, context.engine.info.vocab_size)
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
-    prompts_token_ids = [
-        _encode(context, prompt, add_special_tokens, param) if isinstance(prompt, str) else prompt for prompt in prompts
-    ]
     requests: list[EngineRequest] = []
-    for prompt_token_ids in prompts_token_ids:
-        max_tokens = _max_tokens(context, prompt_token_ids, sampling.max_tokens, param)
+    prompts_token_ids: list[TokenIds] = []
+    for prompt in prompts:
+        ids = _encode(context, prompt, add_special_tokens, param) if isinstance(prompt, str) else prompt
+        max_tokens = _max_tokens(context, ids, sampling.max_tokens, param)
+        prompt_token_ids = token_ids(ids)
+        prompts_token_ids.append(prompt_token_ids)
         for i in range(sampling.n):
             seed = None if sampling.seed is None else sampling.seed + i
             own = msgspec.structs.replace(sampling, n=1, seed=seed, max_tokens=max_tokens)

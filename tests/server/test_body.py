@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from ingle.server import body as body_module
+from ingle.server.app import create_app
 from ingle.server.context import ServerContext
 from ingle.server.queue import BodyMemory
 
-from .fakes import assert_error, until
+from .fakes import assert_error, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -202,3 +204,27 @@ async def test_bodies_together_are_bounded_while_they_are_read(
     assert (await first).status_code == 200
     assert (await client.post("/v1/completions", content=body, headers=JSON)).status_code == 200
     assert memory.num_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Length": str(body_module.MAX_BODY_BYTES + 1)}, 413),
+        ({"Content-Length": str(10**15)}, 413),
+        ({"Content-Length": "100", "Content-Encoding": "gzip"}, 415),
+        ({"Content-Length": "100", "Content-Type": "text/plain"}, 415),
+        ({"Content-Length": "100", "Authorization": "Bearer wrong"}, 401),
+        ({"Transfer-Encoding": "chunked", "Authorization": ""}, 401),
+    ],
+)
+async def test_what_headers_tell_is_refused_before_the_body_is_asked_for(
+    context: ServerContext, headers: dict[str, str], status: int
+) -> None:
+    given = {"Content-Type": "application/json", "Authorization": "Bearer key", "Expect": "100-continue"} | headers
+    lines = ["POST /v1/completions HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in given.items())]
+    async with served(create_app(replace(context, api_keys=("key",)))) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        raw = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert raw.startswith(b"HTTP/1.1 %d " % status) and b"connection: close" in raw

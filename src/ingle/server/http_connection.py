@@ -95,6 +95,8 @@ class Connection(asyncio.Protocol):
         """Of bodies behind the request that is being answered."""
         self._dropping = False
         """What comes is read, so that the end is seen, and dropped."""
+        self._dropped = False
+        """Something was."""
         self._ended = False
         """The client sends no more."""
 
@@ -124,7 +126,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         start = 0
-        while start < len(data) and not self._dropping:
+        while start < len(data):
+            if self._dropping:
+                self._dropped = True
+                return
             room = self._limits.max_header_bytes - self._num_head_bytes
             piece = data[start : start + min(room, _PIECE_BYTES)]
             start += len(piece)
@@ -292,8 +297,11 @@ class Connection(asyncio.Protocol):
         self._state.total_requests += 1
         self._exchanges.popleft()
         self._num_bytes_ahead = 0
-        if not (exchange.keep_alive and exchange.body_complete) or (self._ended and not self._exchanges):
-            self._linger()
+        if not exchange.keep_alive or (self._ended and not self._exchanges):
+            if exchange.body_complete and not self._dropped:
+                self._transport.close()
+            else:
+                self._linger()
         elif self._exchanges:
             self._start(self._exchanges[0])
         elif not self._in_head:
@@ -319,7 +327,7 @@ class Connection(asyncio.Protocol):
 
     def _take_no_more(self) -> None:
         """What lies behind the last request is too much to be kept: it is dropped, and the connection ends with it."""
-        self._dropping = True
+        self._dropping = self._dropped = True
         self._exchanges[-1].keep_alive = False
         self._disarm()
 

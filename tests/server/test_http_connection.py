@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
+import random
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
 import pytest
+import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from ingle.server.http_connection import Connection
+from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.middleware import RequestScope
 
 from .fakes import served, until
@@ -50,7 +57,7 @@ class App:
                 answer = PlainTextResponse("x" * 4_000_000)
             case path:
                 body = await request.body()
-                answer = PlainTextResponse(f"{scope['method']} {path} {body.decode()}")
+                answer = PlainTextResponse(f"{scope['method']} {path} {body.decode(errors='replace')}")
         await answer(scope, receive, send)
 
     async def _wait(self, receive: Receive) -> None:
@@ -524,13 +531,89 @@ async def test_too_much_behind_a_request_ends_the_connection_after_its_answer(po
     client.close()
 
 
+class Memory:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closing = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 8000) if name in ("sockname", "peername") else None
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write_eof(self) -> None:
+        self.closing = True
+
+
+async def fed(app: App, pieces: Sequence[bytes]) -> bytes:
+    """What a connection writes for these pieces, until it closes or has nothing more to say."""
+    state, transport = ServerState(), Memory()
+    config: Any = SimpleNamespace(loaded_app=RequestScope(app, access_log=False))
+    connection = Connection(config, state, {}, limits=HttpLimits(), open_connections=OpenConnections(8))
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    for piece in pieces:
+        if not transport.closing:
+            connection.data_received(piece)
+        await asyncio.sleep(0)
+    for _ in range(200):
+        if transport.closing:
+            break
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    await asyncio.gather(*state.tasks)
+    assert not state.connections
+    return transport.written
+
+
+def random_pieces(draw: random.Random, data: bytes) -> list[bytes]:
+    cuts = sorted(draw.randrange(len(data) + 1) for _ in range(draw.randrange(12)))
+    return [data[start:end] for start, end in itertools.pairwise([0, *cuts, len(data)])]
+
+
+async def test_answers_do_not_depend_on_how_the_bytes_arrive(app: App) -> None:
+    for seed in range(150):
+        draw = random.Random(seed)
+        requests, expected = [], []
+        for number in range(draw.randrange(1, 6)):
+            body = bytes(draw.choices(b"abc\r\n :0", k=draw.choice([0, 1, 40, 20_000 if number == 0 else 500])))
+            offer = draw.choice(
+                [[], ["Connection: Upgrade", "Upgrade: h2c"], ["Expect: 100-continue"], ["A: " + "b" * 9000]]
+            )
+            requests.append(post(f"/{number}", body, *offer, chunked=draw.random() < 0.5))
+            expected.append(f"POST /{number} {body.decode()}")
+        data = b"".join(requests) + LAST
+        written = await fed(app, random_pieces(draw, data))
+        answers = parsed(written.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""))
+        assert answers.bodies == [*expected, "GET /last "], seed
+
+
+async def test_damaged_bytes_are_answered_or_end_the_connection(app: App) -> None:
+    for seed in range(1000):
+        draw = random.Random(seed)
+        data = bytearray(
+            post("/a", b"hello", chunked=True) + post("/b", b"x" * 50, "Connection: Upgrade", "Upgrade: h2c")
+        )
+        for _ in range(draw.randrange(1, 8)):
+            place = draw.randrange(len(data))
+            data[place : place + draw.randrange(3)] = draw.choices(b"\0\r\n :;09afZ\xff", k=draw.randrange(4))
+        written = await fed(app, random_pieces(draw, bytes(data)))
+        answers = parsed(written)
+        assert set(answers.statuses) <= {200, 400, 431, 501}, seed
+
+
 def test_what_is_shared_with_uvicorn() -> None:
     """`Connection` is made and counted by uvicorn's server: what it uses of it is there."""
-    import inspect
-
-    import uvicorn
-    from uvicorn.server import ServerState
-
     state: Any = ServerState()
     assert state.connections == set() and state.tasks == set()
     assert state.default_headers == [] and state.total_requests == 0

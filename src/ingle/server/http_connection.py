@@ -146,6 +146,7 @@ class Connection(asyncio.Protocol):
         if self._receiving is not None:
             self._stop_reading(Refused(400, "The connection was closed within the request's body.", "body_incomplete"))
         self._dropping = True
+        self._disarm()
         if not self._exchanges:
             return False
         self._look_for_client(self._loop.time(), next_byte_s=0.0)

@@ -456,6 +456,8 @@ BEHIND = {
     "many requests": post("/x") * 1000,
     "part of a body": post("/x", b"abc")[:-1],
     "a large body": post("/x", b"x" * 1_000_000),
+    "large headers": b"GET /x HTTP/1.1\r\nA: " + b"a" * 60_000 + b"\r\n\r\n" + post("/x") * 3,
+    "many headers": (b"GET /x HTTP/1.1\r\n" + b"A: b\r\n" * 250 + b"\r\n") * 10,
     "much of anything": b"nonsense" * 200_000,
 }
 
@@ -523,12 +525,17 @@ async def test_a_connection_that_ends_within_a_body_is_told(port: int) -> None:
 
 async def test_too_much_behind_a_request_ends_the_connection_after_its_answer(port: int, app: App) -> None:
     client = await Client.connect(port)
-    client.write(post("/stream") + post("/x") * 100)
-    await client.until(b"3;")
-    app.go_on.set()
-    answers = parsed(await client.closed())
-    assert answers.statuses == [200] * 17 and answers.bodies[0].startswith("1;2;3;")
-    client.close()
+    many_headers = b"GET /x HTTP/1.1\r\n" + b"A: b\r\n" * 250 + b"\r\n"
+    for behind, taken in ((post("/x") * 100, 16), (many_headers * 10, 1), (post("/x", b"x" * 9000) * 10, 7)):
+        app.go_on.clear()
+        client = await Client.connect(port)
+        client.write(post("/stream") + behind)
+        await client.until(b"3;")
+        await asyncio.sleep(0.05)
+        app.go_on.set()
+        answers = parsed(await client.closed())
+        assert answers.statuses == [200] * (1 + taken)
+        client.close()
 
 
 class Memory:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 16 * 1024
 """What the parser is given at a time, and so what a limit may be missed by."""
+_HEADER_BYTES = 160
+"""What Python's objects for a header take besides its text."""
 _LINGER_S = 2.0
 """For a client to read why it was refused, before what it still sends is met by a reset."""
 _STALL_S = 120.0
@@ -92,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._exchanges: deque[Exchange] = deque()
         """The first is being answered; the others wait."""
         self._num_bytes_ahead = 0
-        """Of bodies behind the request that is being answered."""
+        """What the requests take that wait behind the one that is being answered."""
         self._dropping = False
         """What comes is read, so that the end is seen, and dropped."""
         self._dropped = False
@@ -199,9 +201,11 @@ class Connection(asyncio.Protocol):
         scope = self._scope(method, version)
         self._in_head = False
         self._num_head_bytes = 0
-        if len(self._exchanges) > self._limits.max_pipelined:
-            self._take_no_more()
-            return
+        if self._exchanges:
+            self._num_bytes_ahead += len(self._url) + sum(len(n) + len(v) + _HEADER_BYTES for n, v in self._headers)
+            if len(self._exchanges) > self._limits.max_pipelined or self._too_much_ahead():
+                self._take_no_more()
+                return
         self._receiving = Exchange(
             self,
             scope,
@@ -220,7 +224,7 @@ class Connection(asyncio.Protocol):
         exchange.feed(body)
         if exchange is not self._exchanges[0]:
             self._num_bytes_ahead += len(body)
-            if self._num_bytes_ahead > self._limits.max_pipelined_bytes:
+            if self._too_much_ahead():
                 self._exchanges.pop()
                 self._receiving = None
                 self._take_no_more()
@@ -325,6 +329,9 @@ class Connection(asyncio.Protocol):
         response = error_response(*describe(refused.error))
         scope = {"type": "http", "method": "GET", "http_version": "1.1"}
         self._enqueue(Exchange(self, scope, response, keep_alive=False, expects_continue=False))
+
+    def _too_much_ahead(self) -> bool:
+        return self._num_bytes_ahead > self._limits.max_pipelined_bytes
 
     def _take_no_more(self) -> None:
         """What lies behind the last request is too much to be kept: it is dropped, and the connection ends with it."""

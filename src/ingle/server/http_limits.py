@@ -31,7 +31,7 @@ class HttpLimits:
     max_pipelined: int = 16
     """Requests that may wait on a connection behind the one that is being answered."""
     max_pipelined_bytes: int = 64 * 1024
-    """Of their bodies together."""
+    """Of their headers and bodies together."""
     max_connections: int = 4096
     """Open at once; one address may have half of them."""
 

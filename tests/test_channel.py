@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.channel import Abort, Channel, ChannelClosed, Progress, Start
+from ingle.channel import Abort, Channel, ChannelClosed, Progress, Start, message_encoder
 from ingle.config import EngineConfig
 from ingle.request import EngineRequest, SamplingParams
 
@@ -21,7 +21,7 @@ MESSAGES = [
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    body = msgspec.msgpack.encode(message)
+    body = message_encoder().encode(message)
     return len(body).to_bytes(4, "little") + body
 
 

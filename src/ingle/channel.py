@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ingle.config import EngineConfig
-from ingle.request import EngineOutput, EngineRequest
+from ingle.request import EngineOutput, EngineRequest, decode_token_ids, encode_token_ids
 
 MAX_FRAME_BYTES = 1 << 30
 LENGTH = struct.Struct("<I")
@@ -109,8 +109,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = bytearray()
-        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_token_ids)
+        self._encoder = message_encoder()
 
     def send(self, message: FromEngine) -> None:
         """Raises `ChannelClosed` when nobody reads any more."""
@@ -147,7 +147,11 @@ class Channel:
 
 def start_frame(config: EngineConfig, path: Path) -> bytes:
     """The first message, for whoever writes it to the socket before there is a channel."""
-    return frame(msgspec.msgpack.Encoder(), Start(config, str(path)))
+    return frame(message_encoder(), Start(config, str(path)))
+
+
+def message_encoder() -> msgspec.msgpack.Encoder:
+    return msgspec.msgpack.Encoder(enc_hook=encode_token_ids)
 
 
 def frame(encoder: msgspec.msgpack.Encoder, message: Any) -> bytes:

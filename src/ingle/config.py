@@ -136,17 +136,36 @@ class ServerConfig:
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
     api_key: tuple[str, ...] = ()
     """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
+    names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     chat_template: str | None = None
     """A Jinja file (or the template itself) to use instead of the model's own."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    timeout_keep_alive: float = 65.0
+    """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
+    max_connections: int = 4096
+    """Most connections open at once; one address may have half of them."""
+    max_num_queued_reqs: int = 4096
+    """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
+    max_num_queued_tokens: int = 4_194_304
+    """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for flag, words in (("--api-key", self.api_key), ("--served-model-name", self.served_model_name)):
+        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        if not 0.0 < self.timeout_keep_alive < math.inf:
+            raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
+        for flag, words in (
+            ("--api-key", self.api_key),
+            ("--served-model-name", self.served_model_name),
+            ("--allowed-hosts", self.allowed_hosts),
+        ):
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
 

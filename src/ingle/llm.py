@@ -27,6 +27,7 @@ from ingle.request import (
     TokenLogprobs,
     check_prompt,
     stopping_at,
+    token_ids,
 )
 from ingle.text.load import load_text_side
 from ingle.text.stream import TextStream
@@ -203,7 +204,7 @@ class _Job:
         self.requests = [
             EngineRequest(
                 id=f"{next(llm._ids)}",
-                prompt_token_ids=self.token_ids,
+                prompt_token_ids=token_ids(self.token_ids),
                 sampling=params.of_choice(i, limit),
                 eos_token_ids=llm.tokenizer.eos_token_ids,
             )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from ingle.errors import RequestError
+
+if TYPE_CHECKING:
+    TokenIds = array[int]
+else:
+    TokenIds = array
+"""Token ids at 4 bytes each. A list takes nine times that, and prompts wait by the million tokens."""
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -195,10 +202,34 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """One prompt for the engine. The engine knows tokens, not text: `sampling.stop` is not its business."""
 
     id: str
-    prompt_token_ids: list[int]
+    prompt_token_ids: TokenIds
     sampling: SamplingParams
     eos_token_ids: tuple[int, ...] = ()
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt_token_ids, array):  # a caller whose types nobody checks
+            msgspec.structs.force_setattr(self, "prompt_token_ids", token_ids(self.prompt_token_ids))
+
+
+def token_ids(ids: Sequence[int]) -> TokenIds:
+    return array("i", ids)
+
+
+def encode_token_ids(value: Any) -> bytes:
+    """What msgspec does not know how to encode, for a message to the same machine."""
+    if not isinstance(value, array):
+        raise NotImplementedError(f"no message holds a {type(value).__name__}")
+    return value.tobytes()
+
+
+def decode_token_ids(kind: type, value: Any) -> TokenIds:
+    """The inverse of `encode_token_ids`."""
+    if kind is not array or not isinstance(value, bytes):
+        raise NotImplementedError(f"no message holds a {kind.__name__}")
+    ids = token_ids(())
+    ids.frombytes(value)
+    return ids
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -286,11 +317,11 @@ def check_prompt(
     """
     if not prompt_token_ids:
         raise RequestError("the prompt is empty: it must hold at least one token", param="prompt")
-    for token_id in prompt_token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise RequestError(
-                f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
-            )
+    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
+        token_id = next(token_id for token_id in prompt_token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(
+            f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
+        )
     room = max_model_len - len(prompt_token_ids)
     needed = 0 if max_tokens == 0 else 1
     if room < needed:

@@ -14,9 +14,12 @@ from typing import Any
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
+from ingle.server.graceful import http_config
+from ingle.server.http_limits import HttpLimits
 from ingle.text.tokenizer import Tokenizer
 
 MODEL = "tiny/bytes"
@@ -142,10 +145,10 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
 
 
 @asynccontextmanager
-async def served(app: Starlette) -> AsyncIterator[int]:
-    """A real server on 127.0.0.1, whose port this is."""
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+async def served(app: ASGIApp, **limits: Any) -> AsyncIterator[int]:
+    """A real server on 127.0.0.1, whose port this is, with connections as `ingle serve` has them."""
+    config = http_config(
+        app, HttpLimits(**limits), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

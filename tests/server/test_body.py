@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from ingle.server import body as body_module
+from ingle.server.app import create_app
 from ingle.server.body import StrictModel
+from ingle.server.context import ServerContext
 from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
+from ingle.server.queue import BodyMemory
 
-from .fakes import assert_error
+from .fakes import assert_error, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -230,3 +235,68 @@ async def test_long_values_are_cut_in_messages(client: httpx.AsyncClient) -> Non
     for extra in ({"model": "m" * 10**6}, {"temperature": "h" * 10**6}, {"x" * 10**6: 1}):
         response = await client.post("/v1/completions", json={"prompt": "a"} | extra)
         assert len(response.content) < 3000
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "deflate", "zstd", "x"])
+async def test_encoded_bodies_are_refused(client: httpx.AsyncClient, encoding: str) -> None:
+    response = await client.post(
+        "/v1/completions", content=b'{"prompt":"a"}', headers=JSON | {"Content-Encoding": encoding}
+    )
+    assert_error(response, 415, "Content-Encoding", encoding)
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+async def test_a_body_that_is_as_it_is_may_say_so(client: httpx.AsyncClient, encoding: str) -> None:
+    response = await client.post(
+        "/v1/completions", content=b'{"prompt":"a"}', headers=JSON | {"Content-Encoding": encoding}
+    )
+    assert response.status_code == 200
+
+
+async def test_bodies_together_are_bounded_while_they_are_read(
+    context: ServerContext, make_client: Callable[..., httpx.AsyncClient]
+) -> None:
+    memory = BodyMemory(1000)
+    client = make_client(unread=memory)
+    waiting = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"prompt":"a"' + b" " * 600
+        await waiting.wait()
+        yield b"}"
+
+    first = asyncio.ensure_future(client.post("/v1/completions", content=slow(), headers=JSON))
+    await until(lambda: memory.num_bytes > 600, within_s=5.0)
+    body = b'{"prompt":"a"}' + b" " * 500
+    response = await client.post("/v1/completions", content=body, headers=JSON)
+    assert_error(response, 503, "1000 bytes")
+    assert int(response.headers["retry-after"]) > 0
+    waiting.set()
+    assert (await first).status_code == 200
+    assert (await client.post("/v1/completions", content=body, headers=JSON)).status_code == 200
+    assert memory.num_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Length": str(body_module.MAX_BODY_BYTES + 1)}, 413),
+        ({"Content-Length": str(10**15)}, 413),
+        ({"Content-Length": "100", "Content-Encoding": "gzip"}, 415),
+        ({"Content-Length": "100", "Content-Type": "text/plain"}, 415),
+        ({"Content-Length": "100", "Authorization": "Bearer wrong"}, 401),
+        ({"Transfer-Encoding": "chunked", "Authorization": ""}, 401),
+    ],
+)
+async def test_what_headers_tell_is_refused_before_the_body_is_asked_for(
+    context: ServerContext, headers: dict[str, str], status: int
+) -> None:
+    given = {"Content-Type": "application/json", "Authorization": "Bearer key", "Expect": "100-continue"} | headers
+    lines = ["POST /v1/completions HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in given.items())]
+    async with served(create_app(replace(context, api_keys=("key",)))) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        raw = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert raw.startswith(b"HTTP/1.1 %d " % status) and b"connection: close" in raw

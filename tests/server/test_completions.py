@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
+import json
 import threading
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +11,7 @@ import httpx
 import pytest
 
 from ingle.server.context import ServerContext
+from ingle.server.openai.completions import prepare_completion
 
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, Health, ScriptedEngine, assert_error, events
 
@@ -63,7 +67,7 @@ async def test_forms_of_a_prompt(
     client: httpx.AsyncClient, engine: ScriptedEngine, prompt: Any, expected: list[Any]
 ) -> None:
     answer = await complete(client, prompt=prompt)
-    sent = [request.prompt_token_ids for request in engine.requests]
+    sent = [list(request.prompt_token_ids) for request in engine.requests]
     texts = [engine.tokenizer.decode(ids, skip_special_tokens=False) for ids in sent]
     assert [
         text if isinstance(want, str) else ids for ids, text, want in zip(sent, texts, expected, strict=True)
@@ -302,3 +306,22 @@ async def test_preparing_a_large_body_does_not_hold_up_streams(
     for size in (10, 10_000):
         await client.post("/v1/completions", json={"prompt": "x" * size})
     assert threads[0] == loop_thread != threads[1]
+
+
+def test_a_request_that_waits_is_kept_compactly(context: ServerContext, engine: ScriptedEngine) -> None:
+    """4 bytes a token, whatever the body took: prompts wait by the million tokens."""
+    engine.info.max_model_len, engine.info.vocab_size = 8192, 200_000
+    num_prompts, num_ids = 64, 2000
+    prompts = [[1000 + (31 * row + 7 * i) % 190_000 for i in range(num_ids)] for row in range(num_prompts)]
+    body = json.dumps({"prompt": prompts, "max_tokens": 1}).encode()
+    del prompts
+    prepare_completion(context, b'{"prompt": "a"}')
+    tracemalloc.start()
+    try:
+        answer = prepare_completion(context, body)
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(len(request.prompt_token_ids) for request in answer.requests) == num_prompts * num_ids
+    assert held < 6 * num_prompts * num_ids

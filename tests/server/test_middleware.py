@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.types import Message
 
 from ingle.server.app import create_app
 from ingle.server.context import ServerContext
@@ -55,16 +58,78 @@ async def test_nothing_else_opens(make_client: Callable[..., httpx.AsyncClient],
     assert_error(await client.get("/v1/models", headers={"Authorization": value}), 401)
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("localhost", 200), ("LOCALHOST:8000", 200), ("[::1]:8000", 200), ("evil.example", 403), ("", 403), ("[::1", 403)],
-)
+HOSTS = [
+    ("localhost", 200),
+    ("LOCALHOST:8000", 200),
+    ("localhost.", 200),
+    ("127.0.0.1", 200),
+    ("[::1]:8000", 200),
+    ("[0:0:0:0:0:0:0:1]", 200),
+    ("llm.example", 200),
+    ("LLM.example.:80", 200),
+    ("a.inner.example", 200),
+    ("inner.example", 403),
+    ("evilinner.example", 403),
+    ("evil.example", 403),
+    ("llm.example.evil.example", 403),
+    ("localhost.evil.example", 403),
+    ("10.0.0.1", 403),
+    ("", 403),
+    ("[::1", 403),
+]
+
+
+@pytest.mark.parametrize(("host", "status"), HOSTS)
 async def test_host_header(make_client: Callable[..., httpx.AsyncClient], host: str, status: int) -> None:
-    client = make_client(allowed_hosts=("localhost", "127.0.0.1", "[::1]"))
+    client = make_client(allowed_hosts=("llm.example", "*.inner.example"))
     response = await client.get("/v1/models", headers={"Host": host})
     assert response.status_code == status
     if status == 403:
-        assert_error(response, 403, host)
+        assert_error(response, 403, host, "--allowed-hosts")
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.2", "192.168.7.7", "::1", "fd00::7"])
+async def test_the_address_that_a_request_came_in_on_is_allowed(context: ServerContext, bound: str) -> None:
+    literal = f"[{bound}]" if ":" in bound else bound
+    hosts = [(literal, 200), (f"{literal}:8000", 200), ("evil.example", 403), ("10.1.1.1", 403), (None, 200)]
+    app = create_app(replace(context, allowed_hosts=("localhost",)))
+    for host, status in hosts:
+        headers = [] if host is None else [(b"host", host.encode())]
+        scope = {"type": "http", "method": "GET", "path": "/version", "headers": headers, "server": (bound, 8000)}
+        sent = await answers_of(app, scope)
+        assert sent[0]["status"] == status, host
+
+
+async def test_each_of_several_hosts_is_checked(context: ServerContext) -> None:
+    headers = [(b"host", b"localhost"), (b"host", b"evil.example")]
+    scope = {"type": "http", "method": "GET", "path": "/version", "headers": headers, "server": ("127.0.0.1", 8000)}
+    [start, *_] = await answers_of(create_app(replace(context, allowed_hosts=("localhost",))), scope)
+    assert start["status"] == 403
+
+
+async def answers_of(app: Starlette, scope: dict[str, Any]) -> list[Message]:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"query_string": b"", "root_path": "", "http_version": "1.0", "scheme": "http", **scope}, receive, send)
+    return sent
+
+
+async def test_options_and_head(client: httpx.AsyncClient) -> None:
+    for path, methods in (("/v1/models", {"GET", "HEAD"}), ("/health", {"GET", "HEAD"}), ("/v1/completions", {"POST"})):
+        response = await client.options(path)
+        assert response.status_code == 204 and response.content == b""
+        assert set(response.headers["allow"].split(", ")) == methods | {"OPTIONS"}
+    assert_error(await client.options("/nowhere"), 404, "OPTIONS /nowhere")
+    for path in ("/v1/models", "/health", "/version"):
+        response = await client.head(path)
+        assert response.status_code == 200 and response.content == b""
+        assert int(response.headers["content-length"]) == len((await client.get(path)).content)
 
 
 async def test_request_id_is_echoed_if_sane(client: httpx.AsyncClient) -> None:

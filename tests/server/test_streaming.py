@@ -123,5 +123,5 @@ async def test_a_blocked_send_does_not_keep_the_generator_open() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(ClientDisconnect):
-        await EventStream(chunks())({"type": "http"}, receive, send)
+        await EventStream(chunks(), ended=lambda: None)({"type": "http"}, receive, send)
     assert source.closed

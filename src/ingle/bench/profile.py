@@ -13,7 +13,7 @@ from ingle.bench.throughput import step
 from ingle.engine.engine import Engine
 from ingle.engine.scheduler import Scheduler
 from ingle.errors import ConfigError
-from ingle.request import EngineRequest, SamplingParams
+from ingle.request import EngineRequest, SamplingParams, token_ids
 
 _KINDS = (
     ("attention", ("_decode_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
@@ -104,7 +104,7 @@ def _fill(engine: Engine, num_seqs: int, context: int, num_out: int) -> None:
     for index in range(num_seqs):
         prompt = torch.randint(vocab_size, (context,), generator=generator).tolist()
         params = SamplingParams(temperature=0.6, max_tokens=num_out, ignore_eos=True)
-        engine.add(EngineRequest(_name(index), prompt, params))
+        engine.add(EngineRequest(_name(index), token_ids(prompt), params))
 
 
 def _name(index: int) -> str:

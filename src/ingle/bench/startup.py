@@ -51,10 +51,10 @@ def _start(config: EngineConfig, path: Path, cache: str, name: str) -> Startup:
 
 def _child(config: EngineConfig, path: Path) -> None:
     from ingle.engine.build import build_engine
-    from ingle.request import EngineRequest, SamplingParams
+    from ingle.request import EngineRequest, SamplingParams, token_ids
 
     engine, info = build_engine(config, path)
-    engine.add(EngineRequest("first", [1, 2, 3], SamplingParams(temperature=0.6, max_tokens=1)))
+    engine.add(EngineRequest("first", token_ids([1, 2, 3]), SamplingParams(temperature=0.6, max_tokens=1)))
     while engine.has_work:
         for output in engine.step():
             if output.finish_reason == "error":

@@ -13,7 +13,7 @@ from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
 from ingle.errors import EngineError
-from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from ingle.request import EngineOutput, EngineRequest, SamplingParams, token_ids
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: f
     prompts = workload.prompts(vocab_size, seed)
     requests = [
         EngineRequest(
-            str(index), prompt, SamplingParams(temperature=temperature, max_tokens=num_out, ignore_eos=True, seed=index)
+            str(index),
+            token_ids(prompt),
+            SamplingParams(temperature=temperature, max_tokens=num_out, ignore_eos=True, seed=index),
         )
         for index, (prompt, (_, num_out)) in enumerate(zip(prompts, workload.lengths, strict=True))
     ]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
-from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprobs
+from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenIds, TokenLogprobs
 
 _MANY_DECODES = 128
 _FULL_STEP = 512
@@ -32,7 +32,7 @@ class Sequence:
 
     id: str
     sampling: SamplingParams
-    token_ids: list[int]
+    token_ids: TokenIds
     """Prompt, then every generated token whose value is known."""
     num_prompt_tokens: int
     max_num_tokens: int
@@ -72,7 +72,7 @@ class Admission:
     """A slot that starts, or restarts, with this content."""
 
     slot: int
-    token_ids: list[int]
+    token_ids: TokenIds
     num_prompt_tokens: int
     page_ids: list[int]
     sampling: SamplingParams
@@ -161,7 +161,7 @@ class Scheduler:
         seq = Sequence(
             id=request.id,
             sampling=sampling,
-            token_ids=list(request.prompt_token_ids),
+            token_ids=request.prompt_token_ids[:],
             num_prompt_tokens=num_prompt_tokens,
             max_num_tokens=min(room, self.limits.max_model_len),
             eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),

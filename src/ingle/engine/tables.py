@@ -7,6 +7,8 @@ step samples is written into the token table by that step, so it never leaves th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -49,7 +51,7 @@ class SlotTables:
             slots, indices, pages = to_device(np.array(plan.grown, np.int64).T.copy(), self.device).unbind(0)
             self.page_tables[slots, indices] = pages.int()
 
-    def _write(self, table: torch.Tensor, admissions: list[Admission], contents: list[list[int]]) -> None:
+    def _write(self, table: torch.Tensor, admissions: list[Admission], contents: Sequence[Sequence[int]]) -> None:
         """Writes the start of a row of `table` for each admission, all in one copy."""
         if not admissions:
             return

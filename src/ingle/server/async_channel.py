@@ -7,7 +7,7 @@ import socket
 
 import msgspec
 
-from ingle.channel import LENGTH, ChannelClosed, FromEngine, ToEngine, frame
+from ingle.channel import LENGTH, ChannelClosed, FromEngine, ToEngine, frame, message_encoder
 
 
 class AsyncChannel:
@@ -17,7 +17,7 @@ class AsyncChannel:
         self._reader = reader
         self._writer = writer
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encoder = message_encoder()
 
     @classmethod
     async def open(cls, sock: socket.socket) -> AsyncChannel:

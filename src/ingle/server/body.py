@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from ingle.errors import RequestError
 from ingle.request import refusal
+from ingle.server.queue import BodyAccount
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -88,9 +89,10 @@ def _again(details: ErrorDetails) -> InitErrorDetails:
     )
 
 
-async def read_body(request: Request) -> bytes:
-    """The body of a JSON request, at most `MAX_BODY_BYTES`, counted while it arrives.
+async def read_body(request: Request, account: BodyAccount) -> bytes:
+    """The body of a JSON request, at most `MAX_BODY_BYTES`, counted while it arrives, here and among all bodies.
 
+    What its headers tell is refused before any of it is asked for (`Expect: 100-continue`).
     A type other than JSON is refused, which also keeps web pages from posting here without the browser asking first.
     """
     content_type = request.headers.get("content-type", "")
@@ -98,12 +100,25 @@ async def read_body(request: Request) -> bytes:
         raise RequestError(
             f"Send JSON with the header 'Content-Type: application/json', got {show(content_type)}.", status=415
         )
+    encoding = request.headers.get("content-encoding", "")
+    if any(part.strip().lower() not in ("", "identity") for part in encoding.split(",")):
+        raise RequestError(
+            f"Send the body as it is, without Content-Encoding, got {show(encoding)}.",
+            code="unsupported_encoding",
+            status=415,
+        )
+    _check_size(int(request.headers.get("content-length", "0")))  # a number, or the parser had refused it
     chunks = bytearray()
     async for chunk in request.stream():
+        _check_size(len(chunks) + len(chunk))
+        account.add(len(chunk))
         chunks += chunk
-        if len(chunks) > MAX_BODY_BYTES:
-            raise RequestError(f"The body is larger than {MAX_BODY_BYTES} bytes.", code="body_too_large", status=413)
     return bytes(chunks)
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        raise RequestError(f"The body is larger than {MAX_BODY_BYTES} bytes.", code="body_too_large", status=413)
 
 
 _SUBJECT = re.compile(r"^\w+ should")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ingle.errors import EngineError, ModelError, RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from ingle.server.queue import BodyMemory, RequestQueue
 
 if TYPE_CHECKING:
     from ingle.text.chat_template import ChatTemplate
@@ -77,11 +78,15 @@ class ServerContext:
     api_keys: tuple[str, ...] = ()
     """Keys of which a request must bring one; empty asks for none."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names accepted in the Host header, without port; empty accepts any. Guards against DNS rebinding."""
+    """Names accepted in the Host header, besides localhost and the server's own address; empty accepts any."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
     access_log: bool = True
     """Log one line per HTTP request to the logger `ingle.access`."""
+    queue: RequestQueue = field(default_factory=RequestQueue)
+    """The requests that wait for their first token."""
+    unread: BodyMemory = field(default_factory=BodyMemory)
+    """The bodies that are being read."""
 
     def __post_init__(self) -> None:
         try:

@@ -18,6 +18,13 @@ from ingle.errors import EngineError, RequestError
 logger = logging.getLogger("ingle.server")
 
 MAX_MESSAGE_CHARS = 1000
+_HEADERS = {
+    413: {"Connection": "close"},  # the rest of a refused upload is not worth reading
+    415: {"Accept-Encoding": "identity", "Accept": "application/json"},
+    429: {"Retry-After": "5"},
+    503: {"Retry-After": "5"},
+}
+"""What goes with a refusal."""
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
 """That of the request at hand, as its answer carries it in `X-Request-Id`: what a client quotes, and the log names."""
@@ -67,14 +74,15 @@ def install_error_handlers(app: Starlette) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     status, body = describe(error)
-    # The rest of a refused upload is not worth reading: uvicorn closes the connection on this header.
-    headers = {"Connection": "close"} if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else None
-    return error_response(status, body, headers)
+    return error_response(status, body, _HEADERS.get(status) if isinstance(error, RequestError) else None)
 
 
 async def _answer_routing(request: Request, error: Exception) -> Response:
-    """404 for unknown paths and 405 for wrong methods, as the router raises them."""
+    """404 for unknown paths and 405 for wrong methods, as the router raises them, and what OPTIONS asks."""
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
+        methods = (error.headers or {}).get("Allow", "")
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": f"{methods}, OPTIONS"})
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"Invalid URL ({request.method} {request.url.path})"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ingle.errors import EngineError, RequestError
-from ingle.request import EngineOutput, EngineRequest, SamplingParams, check_prompt, check_token_ids
+from ingle.request import (
+    EngineOutput,
+    EngineRequest,
+    SamplingParams,
+    TokenIds,
+    check_prompt,
+    check_token_ids,
+    token_ids,
+)
 from ingle.server.context import ServerContext
 from ingle.server.openai.responses import PromptTokensDetails, Usage
 from ingle.server.streaming import merge
@@ -36,7 +44,7 @@ class Generation:
 
     context: ServerContext
     id: str
-    prompts: Sequence[list[int]]
+    prompts: Sequence[TokenIds]
     requests: Sequence[EngineRequest]
     continues: bool
     """Whether the texts go on where their prompts end: those of a chat stand alone."""
@@ -53,6 +61,7 @@ class Generation:
         stream = TextStream(self.context.tokenizer, request.sampling, after)
         async with aclosing(self.context.engine.generate(request)) as outputs:
             async for output in outputs:
+                self.context.queue.leave(request.id)
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)
@@ -85,12 +94,13 @@ def plan_generation(
         )
     check_token_ids(sampling, context.engine.info.vocab_size)
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
-    prompts_token_ids = [
-        _encode(context, prompt, add_special_tokens, param) if isinstance(prompt, str) else prompt for prompt in prompts
-    ]
     requests: list[EngineRequest] = []
-    for prompt_token_ids in prompts_token_ids:
-        max_tokens = _max_tokens(context, prompt_token_ids, sampling.max_tokens, param)
+    prompts_token_ids: list[TokenIds] = []
+    for prompt in prompts:
+        ids = _encode(context, prompt, add_special_tokens, param) if isinstance(prompt, str) else prompt
+        max_tokens = _max_tokens(context, ids, sampling.max_tokens, param)
+        prompt_token_ids = token_ids(ids)
+        prompts_token_ids.append(prompt_token_ids)
         for i in range(sampling.n):
             own = sampling.of_choice(i, max_tokens)
             request_id = f"{generation_id}-{len(requests)}"

@@ -25,12 +25,13 @@ from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.context import ServerContext
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
+from ingle.server.http_limits import HttpLimits, allow_connections
+from ingle.server.queue import RequestQueue
 from ingle.text.load import TextSide, load_text_side
 
 if TYPE_CHECKING:
     from ingle.server.graceful import GracefulServer
 
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 logger = logging.getLogger("ingle")
 
 
@@ -67,8 +68,8 @@ async def _serve(
         asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
         EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
     )
-    context = _context(engine, model, engine_config, server_config)
-    server = GracefulServer(create_app(context), engine)
+    context = _context(engine, model, engine_config, server_config, sock)
+    server = GracefulServer(create_app(context), engine, _limits(server_config))
     gc.freeze()
     gc.enable()
     _announce(context, engine.info, sock, time.perf_counter() - started)
@@ -114,7 +115,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _context(
-    engine: EngineClient, model: TextSide, engine_config: EngineConfig, server_config: ServerConfig
+    engine: EngineClient,
+    model: TextSide,
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    sock: socket.socket,
 ) -> ServerContext:
     return ServerContext(
         engine=engine,
@@ -124,24 +129,42 @@ def _context(
         model_root=engine_config.model,
         default_sampling=model.default_sampling,
         api_keys=server_config.api_key,
-        allowed_hosts=_LOOPBACK_NAMES if _is_loopback(server_config.host) else (),
+        allowed_hosts=_allowed_hosts(server_config, sock),
         access_log=not server_config.disable_access_log,
+        queue=RequestQueue(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens),
     )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _allowed_hosts(config: ServerConfig, sock: socket.socket) -> tuple[str, ...]:
+    """A server on loopback is guarded by default; one that the network reaches has names that only its owner knows."""
+    if "*" in config.allowed_hosts:
+        return ()
+    return config.allowed_hosts or (("localhost",) if _is_loopback(sock) else ())
+
+
+def _limits(config: ServerConfig) -> HttpLimits:
+    allowed = allow_connections(config.max_connections)
+    if allowed < config.max_connections:
+        logger.warning(
+            "notice: of --max-connections %d the limit of file descriptors (ulimit -n) leaves %d",
+            config.max_connections, allowed,
+        )  # fmt: skip
+    return HttpLimits(keep_alive_s=config.timeout_keep_alive, max_connections=allowed)
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    """Whether only this machine reaches it: the bound address says so, not the name that was given for it."""
+    address = ipaddress.ip_address(sock.getsockname()[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, seconds: float) -> None:
     name = context.model_names[0]
     host, port = sock.getsockname()[:2]
+    if not _is_loopback(sock) and not context.api_keys:
+        logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     if ipaddress.ip_address(host).is_unspecified:  # every interface: this machine reaches it by its own name
-        if not context.api_keys:
-            logger.warning("notice: whoever reaches port %d may use the model: --api-key asks for a key", port)
         host = "::1" if ":" in host else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     for notice in info.notices:

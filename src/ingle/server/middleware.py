@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -27,6 +28,7 @@ CLIENT_CLOSED_REQUEST = 499
 SERVER_STOPPED = 503
 """What it says of an answer that the server's own end cut off."""
 
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -69,22 +71,31 @@ class RequestScope:
 
 
 class HostGuard:
-    """Refuses other names in the Host header, so that no web page reaches a local server by DNS rebinding."""
+    """Refuses other names in the Host header, so that no web page reaches a local server by DNS rebinding.
+
+    Such a page has a name of its own, which it cannot hide: the address that a request came in on is no such name, nor
+    is `localhost`, and a request without the header, as HTTP/1.0 allows, comes from no browser.
+    """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
         self._app = app
-        self._allowed = frozenset(host.lower() for host in allowed_hosts)
+        names = {_host_name(host) for host in (*_LOOPBACK_NAMES, *allowed_hosts)}
+        self._allowed = frozenset(names)
+        self._allowed_ends = tuple(name[1:] for name in names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            host = Headers(scope=scope).get("host", "")
-            if _host_name(host) not in self._allowed:
-                body = error_body(
-                    403, f"This server does not answer to the host name {host!r}.", code="host_not_allowed"
-                )
-                await error_response(403, body)(scope, receive, send)
-                return
+        if scope["type"] == "http":
+            for host in Headers(scope=scope).getlist("host"):
+                if not self._is_allowed(_host_name(host), scope):
+                    message = f"This server does not answer to the host name {host!r}: --allowed-hosts names others."
+                    await error_response(403, error_body(403, message, code="host_not_allowed"))(scope, receive, send)
+                    return
         await self._app(scope, receive, send)
+
+    def _is_allowed(self, name: str, scope: Scope) -> bool:
+        own = scope.get("server")
+        is_own = own is not None and name == _host_name(f"[{own[0]}]" if ":" in own[0] else own[0])
+        return is_own or name in self._allowed or (bool(self._allowed_ends) and name.endswith(self._allowed_ends))
 
 
 class ApiKeyGuard:
@@ -119,9 +130,15 @@ def _request_id(scope: Scope) -> str:
 
 
 def _host_name(host: str) -> str:
-    """`Example.com:80` and `[::1]:80` without their port, lower case."""
-    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-    return name.lower()
+    """`Example.com.:80` and `[0::1]:80` without their port and as others spell them, `example.com` and `::1`."""
+    if host.startswith("["):
+        host = host[1 : host.find("]")]
+    elif host.count(":") < 2:
+        host = host.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return host.lower().removesuffix(".")
 
 
 def _log_access(scope: Scope, status: int, seconds: float, request_id: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ingle.engine.engine import Engine
 from ingle.errors import EngineError
-from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
+from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs, token_ids
 
 _ROWS = 64
 """Rows of logits whose softmax is taken at once."""
@@ -70,7 +70,7 @@ def score_by_engine(engine: Engine, sequences: Sequence[list[int]]) -> list[Scor
 def _run(engine: Engine, prompts: Sequence[list[int]], params: SamplingParams) -> list[list[EngineOutput]]:
     outputs: dict[str, list[EngineOutput]] = {str(index): [] for index in range(len(prompts))}
     for index, prompt in enumerate(prompts):
-        engine.add(EngineRequest(str(index), list(prompt), params))
+        engine.add(EngineRequest(str(index), token_ids(prompt), params))
     while engine.has_work:
         for output in engine.step():
             if output.finish_reason == "error":

@@ -102,6 +102,7 @@ class ChatAnswer:
         self._context = context
         self._chat = chat
         self._generation = generation
+        self.requests = generation.requests
         self._created = int(time.time())
         self._usage = UsageCounter(generation)
 

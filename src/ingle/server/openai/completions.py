@@ -89,13 +89,15 @@ class CompletionAnswer:
     def __init__(self, context: ServerContext, completion: CompletionRequest, generation: Generation) -> None:
         self.streamed = bool(completion.stream)
         self._context = context
-        self._completion = completion
+        self._completion = completion.model_copy(update={"prompt": []})  # the requests have it, and more compactly
         self._generation = generation
+        self.requests = generation.requests
         self._created = int(time.time())
         self._usage = UsageCounter(generation)
         echoes = [_echo(context.tokenizer, completion, prompt) for prompt in completion.prompt if completion.echo]
+        n = completion.n or 1
         self._writers = [
-            _ChoiceWriter(context, completion, request, echoes[index // (completion.n or 1)] if echoes else _Echo())
+            _ChoiceWriter(context, self._completion, request, echoes[index // n] if echoes else _Echo())
             for index, request in enumerate(generation.requests)
         ]
 

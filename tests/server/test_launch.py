@@ -1,0 +1,117 @@
+"""What a server's address and flags decide before it serves."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ingle.config import ServerConfig
+from ingle.errors import ConfigError
+from ingle.server import launch
+from ingle.server.http_limits import OpenConnections
+
+
+class Bound:
+    """A socket as far as its address goes."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    def getsockname(self) -> tuple[str, int]:
+        return (self.host, 8000)
+
+
+ADDRESSES = [
+    ("127.0.0.1", True),
+    ("127.8.9.10", True),
+    ("::1", True),
+    ("::ffff:127.0.0.1", True),
+    ("0.0.0.0", False),
+    ("::", False),
+    ("192.168.1.5", False),
+    ("10.0.0.1", False),
+    ("fd00::1", False),
+    ("fe80::1%2", False),
+    ("203.0.113.9", False),
+]
+
+
+@pytest.mark.parametrize(("host", "loopback"), ADDRESSES)
+@pytest.mark.parametrize("keys", [(), ("key",)])
+def test_whoever_is_reached_from_outside_without_a_key_is_warned(
+    host: str, loopback: bool, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="ingle")
+    monkeypatch.setattr(launch.facts, "started", lambda info, sampling: "")
+    context: Any = SimpleNamespace(model_names=("m",), api_keys=keys, default_sampling={}, chat_template=object())
+    info: Any = SimpleNamespace(notices=[], timings_s={})
+    sock: Any = Bound(host)
+    launch._announce(context, info, sock, 1.0)
+    assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
+    assert launch._allowed_hosts(ServerConfig(host=host), sock) == (("localhost",) if loopback else ())
+    assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example",)), sock) == ("a.example",)
+    assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example", "*")), sock) == ()
+
+
+def test_a_name_for_loopback_is_loopback() -> None:
+    with launch.bind("localhost", 0) as sock:
+        assert launch._is_loopback(sock)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("timeout_keep_alive", 0.0),
+        ("timeout_keep_alive", float("nan")),
+        ("max_connections", 0),
+        ("max_num_queued_reqs", 0),
+        ("max_num_queued_tokens", -1),
+        ("allowed_hosts", ("",)),
+    ],
+)
+def test_flags_that_cannot_be(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match="--" + field.replace("_", "-")):
+        ServerConfig(**{field: value})
+
+
+DESCRIPTORS = """
+import resource, sys
+from ingle.server.http_limits import allow_connections
+soft, hard, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(allow_connections(wanted), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "allowed", "raised"),
+    [(256, 900, 500, 500, 564), (256, 300, 500, 236, 300), (800, 900, 100, 100, 800), (64, 64, 500, 1, 64)],
+)
+def test_the_limit_of_descriptors_is_raised_to_what_is_needed(
+    soft: int, hard: int, wanted: int, allowed: int, raised: int
+) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < hard:
+        pytest.skip("the limit here is lower")
+    command = [sys.executable, "-c", DESCRIPTORS, str(soft), str(hard), str(wanted)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(allowed), str(raised), str(hard)]
+
+
+def test_connections_of_one_network_are_counted_together() -> None:
+    connections = OpenConnections(8)
+    for _ in range(4):
+        assert connections.enter("2001:db8::1:2")
+    assert not connections.enter("2001:db8::ffff:1")
+    assert connections.enter("2001:db8:0:1::1")
+    assert connections.enter("10.0.0.1") and connections.enter("::ffff:10.0.0.1")
+    connections.leave("2001:db8::9")
+    assert connections.enter("2001:db8::8")
+    connections.leave("10.0.0.1")
+    assert connections.enter("10.0.0.2") and connections.enter("10.0.0.3")
+    assert not connections.enter("10.0.0.4")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,10 @@ def _bindings(python: Path) -> None:
     (archive,) = CACHE.glob("*.tar.gz")
     none = {**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
     subprocess.run([*pip, "install", "-q", str(archive), "cmake", "ninja"], check=True, env=none)
-    shutil.rmtree(CACHE / "unpacked", ignore_errors=True)
-    with tarfile.open(archive) as packed:
-        packed.extractall(CACHE / "unpacked", filter="data")
-    (CACHE / "unpacked" / archive.name.removesuffix(".tar.gz")).rename(done)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+        (Path(folder) / archive.name.removesuffix(".tar.gz")).rename(done)
 
 
 def _build(python: Path, instructions: dict[str, str], folder: Path) -> None:

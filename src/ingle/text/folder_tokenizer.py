@@ -20,7 +20,7 @@ from tokenizers import AddedToken, processors
 from ingle.errors import ModelError
 from ingle.text.chat_template import MAX_TEMPLATE_CHARS, SPECIAL_TOKEN_NAMES
 from ingle.text.pretokenizers import QWEN
-from ingle.text.sentencepiece import add_tokens, backend_of
+from ingle.text.sentencepiece import SentencePieceModel, add_tokens, backend_of
 from ingle.text.sentencepiece_file import read_sentencepiece
 from ingle.text.tiktoken_file import read_tiktoken
 from ingle.text.tokenizer import Tokenizer
@@ -48,13 +48,15 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
     Raises `ModelError` when the folder has none, or its files are damaged.
     """
     config = _tokenizer_config(folder)
-    special_tokens = _special_tokens(config)
+    special_tokens, symbols = _special_tokens(config), {}
     sentence_piece = next((name for name in _SENTENCE_PIECE_FILES if (folder / name).is_file()), None)
     if (folder / "tokenizer.json").is_file():
         backend = _read_backend(folder / "tokenizer.json")
         _add_tokens(backend, config, special_tokens)
     elif sentence_piece is not None:
-        backend, special_tokens = _from_sentence_piece(folder / sentence_piece, config, special_tokens)
+        model = _sentence_piece(folder / sentence_piece, config)
+        backend, special_tokens = _from_sentence_piece(model, folder / sentence_piece, config, special_tokens)
+        symbols = {symbol: model.tokens.index(symbol) for symbol in model.symbols_by_length}
     elif (folder / "qwen.tiktoken").is_file():
         backend = read_tiktoken(folder / "qwen.tiktoken", QWEN, _QWEN_SPECIALS)
         special_tokens = {"eos_token": "<|endoftext|>", **special_tokens}
@@ -65,21 +67,26 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
         special_tokens=special_tokens,
         eos_token_ids=_end_ids(folder),
         chat_template=chat_template or folder_chat_template(folder, config),
+        symbols=symbols,
     )
 
 
-def _from_sentence_piece(
-    path: Path, config: Mapping[str, Any], named: dict[str, str]
-) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The tokenizer, and its special tokens by name: those that the folder names, and Llama's where it names none."""
+def _sentence_piece(path: Path, config: Mapping[str, Any]) -> SentencePieceModel:
     model = read_sentencepiece(path)
     if config.get("legacy") is False and model.space_prefix == "each":
-        model = replace(model, space_prefix="first")
+        return replace(model, space_prefix="first")
+    return model
+
+
+def _from_sentence_piece(
+    model: SentencePieceModel, path: Path, config: Mapping[str, Any], named: dict[str, str]
+) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """The tokenizer, and its special tokens by name: those that the folder names, and Llama's where it names none."""
     try:
         backend = backend_of(model)
     except Exception as error:  # all that `tokenizers` raises
         raise ModelError(f"{path}: its tokenizer cannot be built: {error}") from error
-    add_tokens(backend, model.tokens, model.types)
+    add_tokens(backend, model.tokens, model.added_types)
     specials = {name: token for name, token in _SENTENCE_PIECE_SPECIALS.items() if token in model.pieces} | named
     listed = _read_json(path.with_name("added_tokens.json"))
     by_id = sorted((token_id, token) for token, token_id in listed.items() if type(token_id) is int)

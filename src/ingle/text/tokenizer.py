@@ -30,7 +30,9 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         eos_token_ids: Iterable[int],
         chat_template: str | None,
+        symbols: Mapping[str, int] | None = None,
     ) -> None:
+        """`symbols` are more tokens that a text may spell out, beside the backend's added ones."""
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -43,9 +45,10 @@ class Tokenizer:
         )
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.bos_token_id = self._id_of("bos_token")
-        end = AnswerEnd() if chat_template is None else answer_end(chat_template, special_tokens, self._added_ids)
+        spelled = {**(symbols or {}), **self._added_ids}
+        end = AnswerEnd() if chat_template is None else answer_end(chat_template, special_tokens, spelled)
         self.chat_stops = end.stops
-        ends = [*eos_token_ids, self._id_of("eos_token"), *map(self._added_ids.get, end.tokens)]
+        ends = [*eos_token_ids, self._id_of("eos_token"), *map(spelled.get, end.tokens)]
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -26,6 +26,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mqa": ("llama", {"num_key_value_heads": 1}),
     "odd-heads": ("llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72, "head_dim": 8}),
     "wide-heads": ("llama", {"head_dim": 32}),
+    "two-wide-heads": ("llama", {"head_dim": 2}),
+    "six-wide-heads": ("qwen3", {"head_dim": 6}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "odd-vocabulary": ("llama", {"vocab_size": 259}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),

@@ -72,6 +72,20 @@ FOLDERS: dict[str, tuple[Any, dict[str, Any]]] = {
             },
         },
     ),
+    "added_tokens.json beside tokenizer.json": (
+        toys.byte_level,
+        {
+            "tokenizer_config__json": {**NAMED, "pad_token": "[PAD]"},
+            "added_tokens__json": {"[PAD]": 403, "<new>": 402, "<tool>": 400, "<|im_end|>": 2},
+        },
+    ),
+    "added_tokens.json beside a newer list": (
+        toys.byte_level,
+        {
+            "tokenizer_config__json": {**NAMED, "added_tokens_decoder": {"402": {"content": "<new>"}}},
+            "added_tokens__json": {"[A]": 402},
+        },
+    ),
     "truncation and padding": (
         with_truncation,
         {"tokenizer_config__json": {**NAMED, "pad_token": "<|endoftext|>"}},
@@ -87,7 +101,7 @@ def test_encodes_and_decodes_as_transformers(tmp_path: Path, kind: str) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **files.get("tokenizer_config__json", {})}
     folder = toys.write_folder(tmp_path, make(), **{**files, "tokenizer_config__json": config})
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    for text in [*toys.TEXTS, "a [PAD][MASK] x <tool>  user[BOS]x [A]"]:
+    for text in [*toys.TEXTS, "a [PAD][MASK] x <tool>  user[BOS]x [A] <new>"]:
         for special in (True, False):
             token_ids = theirs.encode(text, add_special_tokens=special)
             assert ours.encode(text, add_special_tokens=special) == token_ids
@@ -188,6 +202,7 @@ def test_a_given_template_replaces_the_models_own(tmp_path: Path) -> None:
         ({"tokenizer_config__json": "[1]"}, "not an object"),
         ({"tokenizer_config__json": "[" * 100_000}, "damaged"),
         ({"tokenizer__json": toys.byte_level_json(), "generation_config__json": "nope"}, "damaged"),
+        ({"tokenizer__json": toys.byte_level_json(), "added_tokens__json": {"<far>": 500}}, "cannot have the id 500"),
     ],
 )
 def test_damaged_folders_give_one_clear_error(tmp_path: Path, files: dict[str, Any], message: str) -> None:

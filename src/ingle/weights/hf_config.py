@@ -340,9 +340,11 @@ class _Normalizer:
             self.fail("head_dim", head_dim, "even, as rotary embedding needs")
         config.setdefault("tie_word_embeddings", False)
         rotary_dim = int(head_dim * config.get("partial_rotary_factor", 1.0))
-        if rotary_dim < 4 or rotary_dim % 2:
-            self.fail("the rotary dimension", rotary_dim, f"an even number from 4 to head_dim {head_dim}")
         scaling = config.get("rope_scaling") or {}
+        stretches_base = scaling.get("rope_type") == "dynamic" or (config["model_type"] == "qwen" and not scaling)
+        least = 4 if stretches_base else 2  # the base of two dimensions has no power to stretch
+        if rotary_dim < least or rotary_dim % 2:
+            self.fail("the rotary dimension", rotary_dim, f"an even number from {least} to head_dim {head_dim}")
         for key in _ROPE_FACTORS.get(scaling.get("rope_type", ""), ()):
             self.scaling_giver().check_factors(f"rope {key}", scaling.get(key), rotary_dim // 2)
 

@@ -60,7 +60,9 @@ def _backend(file: Any) -> tokenizers.Tokenizer:
     if sorted(by_rank) != list(range(len(listed))):
         raise ValueError("its ranks are not 0, 1, 2 and so on, a token to each")
     tokens = [by_rank[rank] for rank in range(len(by_rank))]
-    return byte_level_bpe(tokens, PreTokenizer((config["pattern"],)), _specials(file.get("special_tokens"), num_special))
+    return byte_level_bpe(
+        tokens, PreTokenizer((config["pattern"],)), _specials(file.get("special_tokens"), num_special)
+    )
 
 
 def _specials(listed: Any, count: int) -> list[str]:

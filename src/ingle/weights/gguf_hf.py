@@ -39,7 +39,8 @@ _MOE_NAMES = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
-"""All experts' gates lie in one tensor, and so do their other projections."""
+"""All experts' gates lie in one tensor, and so do their other projections. The first files had a tensor for each."""
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj")
 _MOE_KEYS = {"num_experts": ("expert_count", None), "num_experts_per_tok": ("expert_used_count", None)}
 _PHI3_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
@@ -166,6 +167,8 @@ def gguf_tensor_name(hf_name: str, architecture: GgufArchitecture) -> str | None
     layer, module, kind = match.groups()
     if layer is None:
         return f"{_TOP_NAMES[module]}.{kind}" if module in _TOP_NAMES else None
+    if architecture.has_experts and (expert := _EXPERT.fullmatch(module)):
+        return f"blk.{layer}.ffn_{expert[2]}.{expert[1]}.{kind}"
     return f"blk.{layer}.{architecture.names[module]}.{kind}" if module in architecture.names else None
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ingle.errors import ModelError
-from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_config
+from ingle.model.architecture import DecoderConfig
+from ingle.model.registry import FAMILIES, decoder_config
+from ingle.weights.hf_config import MAX_CONFIG_BYTES, normalize_config, read_config
 
 BASE = {
     "model_type": "llama",
@@ -100,6 +102,34 @@ def test_a_missing_key_is_not_a_null(read) -> None:
     assert "sliding_window" not in read({"model_type": "mistral", "sliding_window": None})
     gemma = read({"model_type": "gemma2", "attn_logit_softcapping": None})
     assert gemma["final_logit_softcapping"] == 30.0 and "attn_logit_softcapping" not in gemma
+
+
+TRANSFORMERS_NEEDS = {"deepseek_v2": {"num_experts_per_tok": 6}, "gemma3": {"text_config": {}}}
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"qwen"}))
+def test_what_a_config_leaves_unsaid_is_what_transformers_takes(model_type: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    written = TRANSFORMERS_NEEDS.get(model_type, {})
+
+    def decoder(**config: Any) -> DecoderConfig:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
+        return decoder_config(read_config(tmp_path))
+
+    whole = AutoConfig.for_model(model_type, **written).to_dict()
+    expected = decoder(**whole)
+    assert decoder(**written) == expected
+    for key in whole.get("text_config", whole).keys() - {"model_type", *written}:
+        inner = {name: value for name, value in whole.get("text_config", whole).items() if name != key}
+        left_out = whole | {"text_config": inner} if "text_config" in whole else inner
+        left_out.pop("model_type", None)
+        assert decoder(**left_out) == expected, key
+
+
+def test_the_first_qwen_without_a_word() -> None:
+    config = decoder_config(normalize_config(Path("config.json"), {"model_type": "qwen"}))
+    assert (config.vocab_size, config.num_layers, config.head_dim, config.norm_eps) == (151936, 32, 128, 1e-6)
 
 
 def test_a_model_of_text_and_images_is_described_by_its_text_config(tmp_path: Path) -> None:

@@ -311,6 +311,26 @@ ROPE = "llama.rope.scaling."
             {ROPE + "type": "yarn", ROPE + "factor": 4.0, ROPE + "yarn_beta_fast": 16.0},
             {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "original_max_position_embeddings": 128},
         ),
+        (
+            {
+                ROPE + "type": "yarn",
+                ROPE + "factor": 4.0,
+                ROPE + "attn_factor": 1.5,
+                ROPE + "yarn_attn_factor": 2.0,
+                ROPE + "yarn_ext_factor": 0.5,
+            },
+            {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "attn_factor": 3.0,
+                "extrapolation_factor": 0.5,
+                "original_max_position_embeddings": 128,
+            },
+        ),
+        (
+            {ROPE + "type": "yarn", ROPE + "factor": 4.0, ROPE + "yarn_ext_factor": -1.0, ROPE + "attn_factor": 1.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        ),
     ],
     ids=str,
 )
@@ -343,7 +363,6 @@ def test_bad_gguf_rope_factors(write_gguf, model_metadata, factors: np.ndarray) 
         ({"llama.attention.key_length": 16, "llama.attention.value_length": 8}, "different sizes"),
         ({"llama.attention.key_length": 32, "llama.attention.value_length": 32}, "part of each head"),
         ({ROPE + "type": "longrope", ROPE + "factor": 2.0}, "longrope"),
-        ({ROPE + "attn_factor": 2.0}, "attn_factor"),
         ({"split.count": 3}, "one of 3 parts of a model, but not named so"),
         ({"split.count": 1 << 20}, "split.count is 1048576"),
     ],

@@ -24,6 +24,7 @@ from ingle.errors import ConfigError
 from ingle.kernels.cpu import library, threads
 from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
+from ingle.model.config_keys import check_keys
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
 from ingle.weights.code_types import CODE_TYPES
@@ -53,6 +54,7 @@ def build_engine(
         gguf = None if path.is_dir() else GgufFile(path, texts=False)
         hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
+        key_notices = [] if decoder is None else check_keys(hf_config)
         device = pick_device(config)
     kernel_notices = []
     if device == "cpu":
@@ -73,7 +75,7 @@ def build_engine(
     engine = Engine(scheduler, parts.worker, overlap=overlap, seed=config.seed)
     ropes = () if decoder is None else decoder.ropes
     rope_notices = [notice for rope in ropes if (notice := length_notice(rope, limits.max_model_len)) is not None]
-    notices = [*rope_notices, *kernel_notices, *parts.notices, *parts.memory.notices]
+    notices = [*key_notices, *rope_notices, *kernel_notices, *parts.notices, *parts.memory.notices]
     return engine, _info(parts, notices, startup.timings_s)
 
 

@@ -151,6 +151,14 @@ _OPTIONAL_KEYS = {
     "rope_theta": "rope.freq_base",
 }
 
+_OTHER_KEYS = frozenset((
+    "vocab_size", "attention.key_length", "attention.value_length", "expert_count", "rope.dimension_count",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "rope.scale_linear", "rope.scaling.finetuned", "attention.layer_norm_epsilon",
+))  # fmt: skip
+"""Read below, or of no account."""
+_YARN_KEYS = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
+
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _HF_NAME = re.compile(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)")
 
@@ -199,7 +207,9 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     architecture = architecture_of(file)
     _refuse_unsupported(file)
     embedding = file.tensors.get("token_embd.weight")
+    scaling = _rope_scaling(file)
     return {
+        **_unread(file, architecture, scaling),
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
         "hidden_act": "silu",
@@ -209,7 +219,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         **{key: _get(file, gguf_key, default) or None for key, (gguf_key, default) in architecture.keys.items()},
         **_head(file, architecture),
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
-        "rope_scaling": _rope_scaling(file),
+        "rope_scaling": scaling,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
@@ -220,6 +230,18 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 def _refuse_unsupported(file: GgufFile) -> None:
     if _get(file, "attention.key_length") != _get(file, "attention.value_length"):
         raise ModelError(f"{file.path}: keys and values have heads of different sizes, which is not supported")
+
+
+def _unread(file: GgufFile, architecture: GgufArchitecture, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Numbers and flags of the architecture that nothing here reads, by the file's keys: somebody has to ask of each
+    whether it changes what the model computes."""
+    kind = None if scaling is None else scaling["rope_type"]
+    read = {*_OTHER_KEYS, *_REQUIRED_KEYS.values(), *_OPTIONAL_KEYS.values()}
+    read |= {key for key, _ in architecture.keys.values()} | {*(_YARN_KEYS if kind == "yarn" else ())}
+    read |= {"rope.scaling.attn_factor"} if kind == "longrope" else set()
+    prefix = _full(file, "")
+    named = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    return {key: value for key, value in named.items() if key not in read and isinstance(value, (int, float))}
 
 
 def _head(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
@@ -256,8 +278,6 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
             "attention_factor": _get(file, "rope.scaling.attn_factor", 1.0),
             "original_max_position_embeddings": _require(file, "rope.scaling.original_context_length"),
         }
-    if _get(file, "rope.scaling.attn_factor", 1.0) != 1.0:
-        raise ModelError(f"{file.path}: {_full(file, 'rope.scaling.attn_factor')} other than 1 is not supported")
     kind = _get(file, "rope.scaling.type", "linear")
     factor = _get(file, "rope.scaling.factor", _get(file, "rope.scale_linear")) or 1.0
     if "rope_freqs.weight" in file.tensors:
@@ -275,6 +295,12 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
         "beta_fast": _get(file, "rope.scaling.yarn_beta_fast"),
         "beta_slow": _get(file, "rope.scaling.yarn_beta_slow"),
     }
+    if kind == "yarn":
+        attn_factors = [_get(file, f"rope.scaling.{key}", 1.0) for key in ("attn_factor", "yarn_attn_factor")]
+        if all(isinstance(factor, float) for factor in attn_factors) and attn_factors != [1.0, 1.0]:
+            scaling["attn_factor"] = attn_factors[0] * attn_factors[1]
+        extrapolation = _get(file, "rope.scaling.yarn_ext_factor", -1.0)
+        scaling["extrapolation_factor"] = None if extrapolation in (-1.0, 1.0) else extrapolation  # -1: not set
     return {key: value for key, value in scaling.items() if value is not None}
 
 

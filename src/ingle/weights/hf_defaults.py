@@ -52,7 +52,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
        "shared_expert_intermediate_size": 5632},
     "qwen3": _sizes(151936, 4096, 22016, 32, 32, 32, 32768) | _QWEN | {"head_dim": 128},
     "qwen3_moe": _sizes(151936, 2048, 6144, 24, 32, 4, 32768)
-    | {"use_sliding_window": False, "sliding_window": 4096, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    | {"use_sliding_window": False, "sliding_window": 4096, "num_experts": 128, "num_experts_per_tok": 8,
+       "moe_intermediate_size": 768},
     "phi3": _sizes(32064, 3072, 8192, 32, 32, None, 4096, 1e-5) | {"original_max_position_embeddings": 4096},
     "gemma": _GEMMA | _sizes(256000, 3072, 24576, 28, 16, 16, 8192) | {"hidden_act": "gelu_pytorch_tanh"},
     "gemma2": _GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},

@@ -70,6 +70,8 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
         beta_fast=number(scaling, "beta_fast", 32.0),
         beta_slow=number(scaling, "beta_slow", 1.0),
         attention_factor=optional_number(scaling, "attention_factor"),
+        attn_factor=number(scaling, "attn_factor", 1.0),
+        extrapolation_factor=number(scaling, "extrapolation_factor", 1.0),
         mscale=_weight(scaling, "mscale"),
         mscale_all_dim=_weight(scaling, "mscale_all_dim"),
         truncate=bool(scaling.get("truncate", True)),

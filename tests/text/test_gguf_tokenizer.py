@@ -63,6 +63,8 @@ def test_byte_level_is_the_tokenizer_it_was_converted_from() -> None:
         ("afmoe", "x 1234567", ["x", "Ġ", "1", "234", "567"]),
         ("tiny_aya", "x 1234567", ["x", "Ġ", "1", "234", "567"]),
         ("jais-2", "a    b 1234", ["a", "ĠĠ", "Ġ", "Ġb", "Ġ", "123", "4"]),
+        ("spark2_5", "a.\n\n12", ["a", ".", "Ċ", "Ċ", "1", "2"]),
+        ("ufakzeka", "Ali'sin 12", ["Ali", "'sin", "Ġ", "1", "2"]),
         ("minicpm5", "a 12345", ["a", "Ġ", "123", "45"]),
     ],
 )
@@ -79,7 +81,8 @@ whitespace refact command-r qwen2 deepseek-r1-qwen kormo f2llmv2 qwen35 stablelm
 chatglm-bpe viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b
 megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe trillion granite-docling
 bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense joyai-llm kimi-k2 grok-2 afmoe laguna minimax-m2
-solar-open mellum2
+solar-open mellum2 glm5
+hy_v4 spark2_5 ufakzeka
 """
 
 

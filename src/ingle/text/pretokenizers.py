@@ -88,6 +88,7 @@ _YOUTU = (
     r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
     _CASED % (_ENGLISH_ENDINGS + "?", _ENGLISH_ENDINGS + "?") + r"|\p{N}" + _AFTER_CASED,
 )
+_MARKS, _MARKS_ALONE = r"+[\r\n]*|\s*[\r\n]+|", r"+|[\r\n]|"
 _THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 """Digits in threes, counted from the last."""
 _NO_HAN = "&&[^\\p{Han}]]"
@@ -120,7 +121,8 @@ _BY_NAMES = {
         PreTokenizer((r"\p{N}", _GPT2)),
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"):
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
-    ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"): PreTokenizer((_LLAMA3,)),
+    ("dbrx", "smaug-bpe", "chatglm-bpe"): PreTokenizer((_LLAMA3,)),
+    ("glm4", "glm5"): PreTokenizer((_LLAMA3,), ignore_merges=True),
     ("qwen2", "stablelm2"): QWEN,
     ("qwen35",): PreTokenizer((_QWEN35,), nfc=True),
     ("deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "kormo", "grok-2", "f2llmv2"): PreTokenizer((_QWEN2,)),
@@ -139,7 +141,9 @@ _BY_NAMES = {
     ("superbpe",): PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     ("minicpm5",): PreTokenizer(_MINICPM5, ignore_merges=True),
     ("laguna",): PreTokenizer((_LINES, _QWEN2)),
-    ("deepseek-v3", "hunyuan-dense", "joyai-llm"): PreTokenizer(_DEEPSEEK3),
+    ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"): PreTokenizer(_DEEPSEEK3),
+    ("spark2_5",): PreTokenizer((*_DEEPSEEK3[:2], _DEEPSEEK3[2].replace(_MARKS, _MARKS_ALONE), r"\p{N}")),
+    ("ufakzeka",): PreTokenizer((_QWEN2.removeprefix(f"{_ENGLISH_ENDINGS}|"),)),
     ("deepseek-llm",): PreTokenizer(_DEEPSEEK_LLM),
     ("deepseek-coder",): PreTokenizer(_DEEPSEEK_CODER),
     ("falcon",): PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),

@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
@@ -25,6 +25,7 @@ from ingle.kernels.cpu import library, threads
 from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
 from ingle.model.config_keys import check_keys
+from ingle.model.kinds import check_head, check_kind
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
 from ingle.weights.code_types import CODE_TYPES
@@ -53,6 +54,7 @@ def build_engine(
     with startup.phase("config", "reading the configuration"):
         gguf = None if path.is_dir() else GgufFile(path, texts=False)
         hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
+        check_kind(path, hf_config)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
         key_notices = [] if decoder is None else check_keys(hf_config)
         device = pick_device(config)
@@ -62,7 +64,7 @@ def build_engine(
             one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
             kernel_notices = _start_cpu_kernels(config, 1 if one_thread else _num_threads(config))
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
-        parts = _build_host(config, path, gguf, decoder, startup)
+        parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
         from ingle.engine.torch_build import build_parts
 
@@ -148,12 +150,18 @@ def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
 
 
 def _build_host(
-    config: EngineConfig, path: Path, gguf: GgufFile | None, decoder: DecoderConfig, startup: Startup
+    config: EngineConfig,
+    path: Path,
+    gguf: GgufFile | None,
+    decoder: DecoderConfig,
+    hf_config: dict[str, Any],
+    startup: Startup,
 ) -> Parts:
     dtype = _HOST_KV_TYPES[config.dtype]
     with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
         source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings, gguf=gguf)
         with contextlib.closing(source):
+            check_head(path, hf_config, source, decoder.names.lm_head)
             stored_types = source.stored_types
             model = host_decoder.load_host_decoder(decoder, source)
     library.settle_memory()

@@ -154,7 +154,8 @@ _OPTIONAL_KEYS = {
 _OTHER_KEYS = frozenset((
     "vocab_size", "attention.key_length", "attention.value_length", "expert_count", "rope.dimension_count",
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "rope.scale_linear", "rope.scaling.finetuned", "attention.layer_norm_epsilon",
+    "rope.scaling.yarn_beta_slow", "rope.scale_linear", "rope.scaling.finetuned", "pooling_type",
+    "attention.layer_norm_epsilon",
 ))  # fmt: skip
 """Read below, or of no account."""
 _YARN_KEYS = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
@@ -163,6 +164,9 @@ _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "
 _HF_NAME = re.compile(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)")
 
 _MAX_ROPE_FACTORS = 4096
+_RANK = 4
+_POOLING = {1: "mean", 2: "cls", 3: "last", _RANK: "rank"}
+"""llama.cpp's ways to make one vector, or a score, of all that a model gives; no decoder that writes has one."""
 
 _FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -228,6 +232,14 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 
 def _refuse_unsupported(file: GgufFile) -> None:
+    pooling = _get(file, "pooling_type", 0)
+    if pooling in _POOLING or "cls.output.weight" in file.tensors or "cls.weight" in file.tensors:
+        kind = "scores texts" if pooling == _RANK or pooling not in _POOLING else "turns texts into vectors"
+        raise ModelError(
+            f"{file.path}: holds {architecture_of(file).class_name} with {_full(file, 'pooling_type')} "
+            f"{_POOLING.get(pooling, 'none and a classifier')}: a model that {kind} and writes none; "
+            "ingle serves models that write text"
+        )
     if _get(file, "attention.key_length") != _get(file, "attention.value_length"):
         raise ModelError(f"{file.path}: keys and values have heads of different sizes, which is not supported")
 

@@ -103,7 +103,7 @@ def build_parts(
         product_dtype=_name(numerics.products),
         factors=_factors(model, numerics),
         kernels=numerics.kernels,
-        notices=(*((plan.notice,) if isinstance(plan, FallbackPlan) else ()), *numerics.notices),
+        notices=(*((plan.notice, *plan.unknown_keys) if isinstance(plan, FallbackPlan) else ()), *numerics.notices),
     )
 
 

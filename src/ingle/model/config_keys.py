@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ingle.errors import ModelError
@@ -130,21 +130,25 @@ def check_keys(config: Mapping[str, Any]) -> list[str]:
     Raises `ModelError` for those that do, with the values they have.
     """
     kind = config["model_type"]
-    known, notices = KNOWN_KEYS[kind], []
+    known = KNOWN_KEYS[kind]
     for key, value in config.items():
-        if key in known:
-            continue
-        if key in _NEUTRAL:
-            if not _is_one_of(value, _NEUTRAL[key]):
-                raise ModelError(
-                    f"{key} is {reprlib.repr(value)}, which changes the model's numbers and is not supported for {kind}"
-                )
-        elif _SUSPICIOUS.search(key) and _says_something(value):
-            notices.append(
-                f"{key} is {reprlib.repr(value)}, which ingle does not know for {kind} and passes over: "
-                "answers may suffer"
+        if key not in known and key in _NEUTRAL and not _is_one_of(value, _NEUTRAL[key]):
+            raise ModelError(
+                f"{key} is {reprlib.repr(value)}, which changes the model's numbers and is not supported for {kind}"
             )
-    return [*notices, *_rope_notices(config.get("rope_scaling") or {})]
+    return [*unknown_keys(config, known | _NEUTRAL.keys()), *_rope_notices(config.get("rope_scaling") or {})]
+
+
+def unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """What to tell people about keys of a normalized config that may change the numbers, beside those that are known to
+    whoever runs the model."""
+    idle = f"{_EVERYWHERE} {_WITHOUT_EFFECT}".split()
+    return [
+        f"{key} is {reprlib.repr(value)}, which nobody knows for {config['model_type']} and which is passed over: "
+        "answers may suffer"
+        for key, value in config.items()
+        if key not in known and key not in idle and _SUSPICIOUS.search(key) and _says_something(value)
+    ]
 
 
 def _rope_notices(scaling: Mapping[str, Any]) -> Iterator[str]:

@@ -115,6 +115,15 @@ def optional_number(config: Mapping[str, Any], name: str) -> float | None:
     return None if config.get(name) is None else number(config, name, 1.0)
 
 
+def knows_activation(config: Mapping[str, Any]) -> bool:
+    """Whether `activation` takes the config's, or has a word to say about it."""
+    kind = config.get("model_type", "")
+    if kind == "gemma":  # whose first files name one and mean another
+        return True
+    name = config.get("hidden_activation" if kind.startswith("gemma") else "hidden_act", "silu")
+    return not isinstance(name, str) or name in _ACTIVATIONS
+
+
 def activation(config: Mapping[str, Any], key: str = "hidden_act") -> Activation:
     """The gated MLP's activation function."""
     name = config.get(key, "silu")

@@ -77,6 +77,7 @@ def test_a_familys_choice_that_ingle_lacks_is_left_to_transformers(
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0]
     torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
+    assert f"model_type {model_type!r} with its activation has no implementation" in notices(tmp_path)[0]
 
 
 @pytest.mark.parametrize("model_type", ["cohere2", "gpt2", "olmoe"])

@@ -22,6 +22,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.kernels.batch import Batch
 from ingle.model.architecture import AttentionOptions
 from ingle.model.config_keys import unknown_keys
+from ingle.model.registry import FAMILIES
 from ingle.model.sizes import Mixture
 from ingle.weights.formats import PlainWeight
 
@@ -92,8 +93,9 @@ class FallbackPlan:
     @property
     def notice(self) -> str:
         """What the user should know about a model that runs this way."""
+        activation = "with its activation " if self.family in FAMILIES else ""
         return (
-            f"model_type {self.family!r} as it is configured has no implementation of ingle's own: transformers' "
+            f"model_type {self.family!r} {activation}has no implementation of ingle's own: transformers' "
             f"{self.model_class.__name__} runs, with ingle's paged attention; slower, and without CUDA graphs"
         )
 

@@ -113,6 +113,7 @@ def test_what_changes_the_numbers_of_another_family_is_refused(model_type: str, 
     [
         ({"foo_multiplier": 3.0}, "foo_multiplier is 3.0"),
         ({"use_sink_tokens": True}, "use_sink_tokens is True"),
+        ({"foo_scale\x1b[2J": 2.5}, "foo_scale\\x1b[2J is 2.5"),
         ({"sliding_window": 4096}, "sliding_window is 4096"),  # Llama has none
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "zeta": 2}}, "rope scaling linear: zeta is 2"),
     ],
@@ -176,6 +177,7 @@ def test_a_gguf_files_keys_are_refused_alike(more: dict[str, Any], tmp_path: Pat
     [
         ({}, []),
         ({"llama.logit_scale": 0.0, "llama.attention.causal": True, "llama.attention.scale": 0.0}, []),
+        ({"llama.attention.scale": 0.25}, []),  # a head of 16 has that one anyway
         ({"llama.rope.scaling.finetuned": True, "llama.expert_used_count": 0}, []),
         ({"llama.attention.foo_scale": 2.5}, ["attention.foo_scale is 2.5"]),
     ],

@@ -394,6 +394,22 @@ def test_gguf_gemma3_without_a_window_and_in_its_largest_size(write_gguf) -> Non
     assert (config["query_pre_attn_scalar"], config["sliding_window"]) == (64 // 4, 1024)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [
+        (None, (8, 8, 8, 8)),
+        (2, (8, None, 8, None)),
+        ([True, False, False, True], (8, None, None, 8)),
+    ],
+    ids=str,
+)
+def test_gguf_pattern_of_windows(write_gguf, pattern: Any, windows: tuple[int | None, ...]) -> None:
+    metadata = GEMMA3 | {"gemma3.block_count": 4, "gemma3.attention.sliding_window": 8}
+    if pattern is not None:
+        metadata["gemma3.attention.sliding_window_pattern"] = pattern
+    assert decoder_config(read_config(write_gguf(metadata, embedding(), arch="gemma3"))).windows == windows
+
+
 def test_gguf_phi3_scaling_and_partial_rotation(write_gguf) -> None:
     metadata = {key.replace("gemma3", "phi3"): value for key, value in GEMMA3.items()}
     metadata |= {

@@ -10,6 +10,8 @@ from typing import Any
 
 from ingle.errors import ModelError
 
+_MAX_SHOWN = 80
+
 _EVERYWHERE = """
     hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size
     max_position_embeddings original_max_position_embeddings rms_norm_eps hidden_act tie_word_embeddings
@@ -134,7 +136,8 @@ def check_keys(config: Mapping[str, Any]) -> list[str]:
     for key, value in config.items():
         if key not in known and key in _NEUTRAL and not _is_one_of(value, _NEUTRAL[key]):
             raise ModelError(
-                f"{key} is {reprlib.repr(value)}, which changes the model's numbers and is not supported for {kind}"
+                f"{shown(key)} is {reprlib.repr(value)}, which changes the model's numbers and is not supported for "
+                f"{kind}"
             )
     return [*unknown_keys(config, known | _NEUTRAL.keys()), *_rope_notices(config.get("rope_scaling") or {})]
 
@@ -144,11 +147,16 @@ def unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> list[str]
     whoever runs the model."""
     idle = f"{_EVERYWHERE} {_WITHOUT_EFFECT}".split()
     return [
-        f"{key} is {reprlib.repr(value)}, which nobody knows for {config['model_type']} and which is passed over: "
-        "answers may suffer"
+        f"{shown(key)} is {reprlib.repr(value)}, which nobody knows for {config['model_type']} and which is passed "
+        "over: answers may suffer"
         for key, value in config.items()
         if key not in known and key not in idle and _SUSPICIOUS.search(key) and _says_something(value)
     ]
+
+
+def shown(name: str) -> str:
+    """A name that came with a model, such that a terminal can be trusted with it."""
+    return ascii(name)[1:-1][:_MAX_SHOWN]
 
 
 def _rope_notices(scaling: Mapping[str, Any]) -> Iterator[str]:
@@ -161,7 +169,7 @@ def _rope_notices(scaling: Mapping[str, Any]) -> Iterator[str]:
             raise ModelError(
                 f"rope scaling {kind} with {key} {reprlib.repr(value)} changes the model's numbers and is not supported"
             )
-        yield f"rope scaling {kind}: {key} is {reprlib.repr(value)}, which ingle does not know and passes over"
+        yield f"rope scaling {kind}: {shown(key)} is {reprlib.repr(value)}, which ingle does not know and passes over"
 
 
 def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ingle.errors import ModelError
+from ingle.model.config_keys import shown
 from ingle.weights.source import WeightSource
 
 _MAX_MODULES_BYTES = 1 << 20
@@ -69,7 +70,7 @@ def check_head(path: Path, config: Mapping[str, Any], source: WeightSource, lm_h
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:
     names = config.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [shown(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _has_own_code(config: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -123,6 +124,7 @@ ARCHITECTURES = {
             "sliding_window": ("attention.sliding_window", None),
             "final_logit_softcapping": ("final_logit_softcapping", None),
             "rope_local_base_freq": ("rope.freq_base_swa", 10000.0),
+            "sliding_window_pattern": ("attention.sliding_window_pattern", None),
         },
         one_plus_norms=True,
         scales_queries_by_width_at=62,
@@ -222,6 +224,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         **{key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")},
         **{key: _get(file, gguf_key, default) or None for key, (gguf_key, default) in architecture.keys.items()},
         **_head(file, architecture),
+        **_sliding_layers(file),
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
         "rope_scaling": scaling,
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -253,7 +256,17 @@ def _unread(file: GgufFile, architecture: GgufArchitecture, scaling: Mapping[str
     read |= {"rope.scaling.attn_factor"} if kind == "longrope" else set()
     prefix = _full(file, "")
     named = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    if _is_usual_scale(file, named.get("attention.scale")):
+        del named["attention.scale"]
     return {key: value for key, value in named.items() if key not in read and isinstance(value, (int, float))}
+
+
+def _is_usual_scale(file: GgufFile, scale: Any) -> bool:
+    width, heads = _get(file, "embedding_length"), _get(file, "attention.head_count")
+    if not isinstance(scale, float) or not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
+        return False
+    head_dim = _get(file, "attention.key_length", width // heads)
+    return isinstance(head_dim, int) and head_dim > 0 and math.isclose(scale, head_dim**-0.5, rel_tol=1e-6)
 
 
 def _head(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
@@ -274,6 +287,15 @@ def _head(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
         by_width = _require(file, "block_count") == architecture.scales_queries_by_width_at
         head["query_pre_attn_scalar"] = width // heads if by_width else head_dim
     return head
+
+
+def _sliding_layers(file: GgufFile) -> dict[str, Any]:
+    """A pattern may be the length of a period, or a flag for each layer."""
+    pattern = _get(file, "attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        return {}
+    kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    return {"layer_types": kinds, "sliding_window_pattern": None}
 
 
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:

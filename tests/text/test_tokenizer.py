@@ -319,3 +319,11 @@ def test_what_a_template_writes_after_an_answer_ends_it(
 ) -> None:
     tokenizer = load_tokenizer(toys.write_folder(tmp_path, toys.byte_level(), chat_template__jinja=template))
     assert (tokenizer.eos_token_ids, tokenizer.chat_stops) == (end_ids, stops)
+
+
+@pytest.mark.parametrize("name", ["chat_template__jinja", "tokenizer_config__json"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    files = {name: f"\ufeff{CHATML}" if name.endswith("jinja") else "\ufeff" + json.dumps({"chat_template": CHATML})}
+    folder = toys.write_folder(tmp_path, toys.byte_level(), **files)
+    assert load_tokenizer(folder).chat_template == CHATML
+    assert load_tokenizer(folder, chat_template=f"\ufeff{CHATML}").chat_template == CHATML

@@ -131,7 +131,7 @@ def _read_text(path: Path, max_bytes: int) -> str:
     try:
         if (size := path.stat().st_size) > max_bytes:
             raise ModelError(f"{path}: it has {size} bytes, more than the {max_bytes} that are taken")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
 

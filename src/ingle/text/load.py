@@ -134,6 +134,6 @@ def _given_template(text: str) -> str:
     if "{" in text:
         return text
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return Path(text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--chat-template {text!r} cannot be read: {error}") from error

@@ -39,6 +39,7 @@ class Tokenizer:
         self._decoding: Decoding = decoding_of(backend)
         self._added_ids = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
         self.special_tokens = dict(special_tokens)
+        chat_template = None if chat_template is None else chat_template.removeprefix("\ufeff")  # of a file it was in
         self.chat_template = chat_template
         self.special_token_ids = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special

@@ -39,7 +39,7 @@ def test_one_line_says_all() -> None:
     line = facts.started(info({"F16": 1}), {"temperature": 0.6, "top_k": 20})
     assert line.startswith("llama, 134.5 M parameters, stored as F16 100%; ")
     assert line.endswith(
-        "context 4096 tokens, 257 pages of 16 (3.00 GiB in float16); sampling defaults from generation_config.json: "
+        "context 4096 tokens, 257 pages of 16 (3.00 GiB in float16); the model's sampling defaults: "
         "temperature 0.6, top_k 20"
     )
 

@@ -33,7 +33,7 @@ def types(numbers: Mapping[str, int]) -> str:
 
 
 def sampling_defaults(defaults: Mapping[str, Any]) -> str:
-    """What generation_config.json recommends: temperature 0.6, top_p 0.95; or none."""
+    """What the model's files recommend: temperature 0.6, top_p 0.95; or none."""
     return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) or "none"
 
 
@@ -53,6 +53,6 @@ def started(info: EngineInfo, default_sampling: Mapping[str, Any]) -> str:
     """All that a model was started with."""
     return (
         f"{loaded(info)}; context {info.max_model_len} tokens, {info.num_pages} pages of {info.page_size} "
-        f"({size(info.kv_cache_bytes)} in {info.dtype}); sampling defaults from generation_config.json: "
+        f"({size(info.kv_cache_bytes)} in {info.dtype}); the model's sampling defaults: "
         f"{sampling_defaults(default_sampling)}"
     )

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,18 @@ def test_jsonl_in_and_out(llm: FakeLLM, tmp_path: Path, capsys: pytest.CaptureFi
     first, second = map(json.loads, target.read_text(encoding="utf-8").splitlines())
     assert first == RECORD
     assert second["prompt"] == "two\nlines"
+
+
+@pytest.mark.parametrize(("name", "line"), [("p.txt", "Hi"), ("p.jsonl", '{"prompt": "Hi"}'), ("-", "Hi")])
+def test_a_byte_order_mark_is_no_prompt(
+    name: str, line: str, llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if name != "-":
+        (tmp_path / name).write_text("\ufeff" + line, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff" + line))
+    file = name if name == "-" else str(tmp_path / name)
+    generate.main(["m", "--prompts-file", file, "--json"], load=llm.load)
+    assert json.loads(capsys.readouterr().out) == RECORD
 
 
 def test_prompts_from_stdin(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

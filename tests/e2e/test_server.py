@@ -132,7 +132,7 @@ def test_one_line_of_the_log_says_what_was_loaded(server: Server) -> None:
     (line,) = (line for line in server.log if line.startswith("smollm2:135m: "))
     assert "llama, 134.5 M parameters, stored as Q4_1 79%, Q8_0 21%, F32 0%; " in line
     assert "on cpu" in line and "context 8192 tokens" in line and "pages of 16 (1.00 GiB in float32)" in line
-    assert line.endswith("sampling defaults from generation_config.json: none\n")
+    assert line.endswith("the model's sampling defaults: none\n")
 
 
 BAD_BODIES = {

@@ -26,6 +26,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mqa": ("llama", {"num_key_value_heads": 1}),
     "odd-heads": ("llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72, "head_dim": 8}),
     "wide-heads": ("llama", {"head_dim": 32}),
+    "two-wide-heads": ("llama", {"head_dim": 2}),
+    "six-wide-heads": ("qwen3", {"head_dim": 6}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "odd-vocabulary": ("llama", {"vocab_size": 259}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -34,6 +36,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "llama3": ("llama", {"rope_parameters": {"rope_theta": 1e4, **LLAMA3}}),
     "yarn": ("llama", {"rope_parameters": {"rope_theta": 1e4, **YARN}}),
+    "yarn-factors": ("llama", {"rope_parameters": {
+        "rope_theta": 1e4, **YARN, "attention_factor": 1.3, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False}}),
     "phi3": ("phi3", {}),
     "phi3-window": ("phi3", {"sliding_window": 40, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "phi3-partial": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

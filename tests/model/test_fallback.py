@@ -63,6 +63,23 @@ def test_logits_and_greedy_tokens_equal_transformers(model_type: str, tmp_path: 
     assert greedy(engine, prompt, 64) == reference_greedy(reference, prompt, 64)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "choices"),
+    [("llama", {"hidden_act": "relu"}), ("gemma2", {"hidden_activation": "gelu", "head_dim": 16})],
+    ids=str,
+)
+def test_a_familys_choice_that_ingle_lacks_is_left_to_transformers(
+    model_type: str, choices: dict[str, Any], tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path, model_type, **choices)
+    reference, engine = reference_model(tmp_path), engine_for(tmp_path, block_size=8)
+    prompt = random_prompt(1, 100)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
+    assert f"model_type {model_type!r} with its activation has no implementation" in notices(tmp_path)[0]
+
+
 @pytest.mark.parametrize("model_type", ["cohere2", "gpt2", "olmoe"])
 def test_batches_chunks_and_cached_prefixes_change_nothing(model_type: str, tmp_path: Path) -> None:
     save(tmp_path, model_type)
@@ -94,6 +111,18 @@ def test_says_what_runs_and_leaves_out_graphs(tmp_path: Path) -> None:
     assert "transformers' Olmo2ForCausalLM runs" in info.notices[0]
     weights = load_file(tmp_path / "model.safetensors")
     assert info.num_parameters == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_keys_that_transformers_passes_over_are_told(tmp_path: Path) -> None:
+    save(tmp_path, "granite")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert len(notices(tmp_path)) == 1, "all that transformers writes is known"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"foo_multiplier": 3.0}))
+    assert "foo_multiplier is 3.0" in notices(tmp_path)[1]
+
+
+def notices(folder: Path) -> list[str]:
+    return build_engine(EngineConfig(str(folder), device="cpu", kv_cache_memory="4MiB"), folder)[1].notices
 
 
 def test_dummy_weights_are_seeded(tmp_path: Path) -> None:

@@ -102,6 +102,16 @@ def test_quantized_experts_equal_their_decoded_selves(tmp_path: Path) -> None:
     torch.testing.assert_close(engine_logits(engine_for(path), prompt), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_experts_in_tensors_of_their_own_equal_those_in_one(kind: str, tmp_path: Path) -> None:
+    stored = gguf.GGMLQuantizationType[kind]
+    save(tmp_path, "mixtral", intermediate_size=96, num_local_experts=4)
+    one = write_gguf_model(tmp_path, tmp_path / "one.gguf", stored)
+    many = write_gguf_model(tmp_path, tmp_path / "many.gguf", stored, stacks_experts=False)
+    prompt = random_prompt(1, 60)
+    assert torch.equal(engine_logits(engine_for(one), prompt), engine_logits(engine_for(many), prompt))
+
+
 def _rounded(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
     return gguf.dequantize(gguf.quantize(values, kind), kind) if values.ndim == 2 else values
 

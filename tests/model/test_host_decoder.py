@@ -28,7 +28,7 @@ from ingle.weights.source import open_source
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import collect, engine_for, engine_logits, random_prompt, run, save_checkpoint
 
-NAMES = ["gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
+NAMES = ["two-wide-heads", "gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
 MIXTURES = ["mixtral", "qwen2-moe", "qwen2-moe-normed", "qwen2-moe-dense-between", "qwen3-moe", "qwen3-moe-one-expert"]
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ModelError
+from ingle.model.architecture import RopeConfig
+from ingle.model.rope import cos_sin_table
 from tests.support import (
     engine_for,
     engine_logits,
@@ -158,3 +164,37 @@ def test_a_scaling_by_flag_is_checked(tmp_path: Path, scaling: dict[str, Any], m
     save_checkpoint(tmp_path)
     with pytest.raises(ModelError, match=message):
         engine_for(tmp_path, rope_scaling=json.dumps(scaling))
+
+
+YARN = RopeConfig(theta=1e4, rotary_dim=16, original_max_position_embeddings=64, type="yarn", factor=4.0)
+
+
+def test_attn_factor_multiplies_yarns_own_temperature() -> None:
+    """As vLLM and llama.cpp read it; `attention_factor` takes its place."""
+    plain, more = (cos_sin_table(rope, 100, np) for rope in (YARN, dataclasses.replace(YARN, attn_factor=1.5)))
+    np.testing.assert_allclose(more, plain * 1.5, rtol=1e-6)
+    whole = dataclasses.replace(YARN, attention_factor=1.5 * (0.1 * math.log(4.0) + 1.0))
+    np.testing.assert_allclose(more, cos_sin_table(whole, 100, np), rtol=1e-6)
+
+
+def test_extrapolation_factor_is_the_share_of_frequencies_that_yarn_keeps() -> None:
+    def angles(**changes: Any) -> npt.NDArray[np.float32]:
+        rope = dataclasses.replace(YARN, attention_factor=1.0, **changes)
+        cos, sin = np.split(cos_sin_table(rope, 2, np)[1], 2)
+        return np.arctan2(sin, cos)
+
+    interpolated = angles(type="linear")
+    kept = (angles() - interpolated) / (angles(type="default") - interpolated)
+    assert kept[0] == 1.0 and kept[-1] == 0.0
+    half = angles(extrapolation_factor=0.5)
+    np.testing.assert_allclose((half - interpolated) / (angles(type="default") - interpolated), kept / 2, atol=1e-5)
+
+
+def test_yarn_without_a_factor_is_stretched_to_the_stated_context(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 128}
+    save_checkpoint(tmp_path, rope_parameters={**rope, "factor": 4.0})
+    expected = engine_logits(engine_for(tmp_path), random_prompt(1, 40))
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]["factor"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    assert torch.equal(engine_logits(engine_for(tmp_path), random_prompt(1, 40)), expected)

@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 from ingle.errors import ModelError
 from ingle.text.gguf_tokenizer import tokenizer_from_gguf
 from ingle.text.load import load_tokenizer
+from ingle.text.pretokenizers import NOT_BYTES, PRE_TOKENIZERS
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
 
@@ -53,11 +54,43 @@ def test_byte_level_is_the_tokenizer_it_was_converted_from() -> None:
         ("deepseek-coder", "x 12\n", ["x", "Ġ", "1", "2", "Ċ"]),
         ("falcon", "a 1234", ["a", "Ġ", "123", "4"]),
         ("default", "a 1234.", ["a", "Ġ", "123", "4", "."]),
+        ("jina-v2-es", "It's 1234", ["It", "'s", "Ġ1234"]),
+        ("bloom", "It's 1234, x", ["It's", "Ġ1234", ",", "Ġx"]),
+        ("chameleon", "It's 12\n", ["It", "'", "s", "Ġ", "1", "2", "Ċ"]),
+        ("superbpe", "a b 1234567 c", ["aĠbĠ", "1", "234", "567", "Ġc"]),
+        ("exaone-moe", "it is so 12", ["itĠisĠso", "Ġ", "1", "2"]),
+        ("kimi-k2", "FooBar's 1234你a", ["Foo", "Bar's", "Ġ", "123", "4", "ä½ł", "a"]),
+        ("afmoe", "x 1234567", ["x", "Ġ", "1", "234", "567"]),
+        ("tiny_aya", "x 1234567", ["x", "Ġ", "1", "234", "567"]),
+        ("jais-2", "a    b 1234", ["a", "ĠĠ", "Ġ", "Ġb", "Ġ", "123", "4"]),
+        ("spark2_5", "a.\n\n12", ["a", ".", "Ċ", "Ċ", "1", "2"]),
+        ("ufakzeka", "Ali'sin 12", ["Ali", "'sin", "Ġ", "1", "2"]),
+        ("minicpm5", "a 12345", ["a", "Ġ", "123", "45"]),
     ],
 )
 def test_pre_tokenizers(pre: str, text: str, words: list[str]) -> None:
     split = byte_level(pre=pre)._backend.pre_tokenizer.pre_tokenize_str(text)
     assert [word for word, _ in split] == words
+
+
+LLAMA_CPP = """
+default minicpm5 llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano deepseek-llm
+deepseek-coder deepseek-v3 youtu falcon mpt starcoder gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de
+a.x-4.0 mellum modern-bert jais-2 gemma4 granite-embed-multi-311m sarvam-moe jina-v1-en jina-v2-code roberta-bpe
+whitespace refact command-r qwen2 deepseek-r1-qwen kormo f2llmv2 qwen35 stablelm2 olmo dbrx smaug-bpe poro-chat glm4
+chatglm-bpe viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b
+megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe trillion granite-docling
+bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense joyai-llm kimi-k2 grok-2 afmoe laguna minimax-m2
+solar-open mellum2 glm5
+hy_v4 spark2_5 ufakzeka
+"""
+
+
+def test_every_name_that_llama_cpp_knows_is_known_or_refused() -> None:
+    assert set(LLAMA_CPP.split()) <= PRE_TOKENIZERS.keys() | NOT_BYTES
+    for name in NOT_BYTES:
+        with pytest.raises(ModelError, match=f"those of {name}, of characters"):
+            byte_level(pre=name)
 
 
 def test_an_unknown_pre_tokenizer_is_llama_cpps_default_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

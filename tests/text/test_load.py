@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,36 @@ def test_a_given_template_that_leaves_out_what_is_asked_is_refused_at_the_start(
         folder, "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     )
     assert template.chat_template is not None
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({}, {}),
+        (
+            {"temp": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05, "penalty_repeat": 1.1},
+            {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1},
+        ),
+        ({"temp": 0.0, "top_k": 0, "mirostat": 2, "xtc_probability": 0.5}, {"temperature": 0.0, "top_k": 0}),
+    ],
+)
+def test_sampling_defaults_come_from_a_gguf_files_metadata(
+    tmp_path: Path, stored: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    metadata = {f"general.sampling.{key}": value for key, value in stored.items()}
+    path = toys.write_gguf(tmp_path / "model.gguf", metadata | toys.sentence_piece_metadata())
+    assert default_sampling(path) == expected
+    assert load_text_side(path).default_sampling == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"top_p": 0}, {"top_k": 50.5}, {"temperature": -1}, {"temperature": True}, {"min_p": "0.1"}, {"top_p": 1e999}],
+    ids=str,
+)
+def test_a_sampling_default_that_no_request_could_ask_for_is_left_out(
+    config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.1, **config}))
+    assert default_sampling(tmp_path) == {"repetition_penalty": 1.1}
+    assert next(iter(config)) in caplog.text

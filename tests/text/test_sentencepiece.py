@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ingle.errors import ModelError
 from ingle.text.gguf_tokenizer import tokenizer_from_gguf
 from ingle.text.load import load_tokenizer
-from ingle.text.sentencepiece_file import read_sentencepiece
+from ingle.text.sentencepiece import NORMAL, backend_of
+from ingle.text.sentencepiece_file import _fields, _model, _piece, read_sentencepiece
 from ingle.text.tokenizer import Tokenizer
 from tests.text import corpora
 
@@ -127,6 +133,15 @@ def test_gguf_files(family: str, trained: dict[str, bytes]) -> None:
     assert (ours.bos_token_id, ours.eos_token_ids) == (original.bos_id(), (original.eos_id(),))
 
 
+def test_gguf_files_with_equal_scores(trained: dict[str, bytes]) -> None:
+    """As vocabularies are that were extended with pieces of score 0."""
+    model = with_scores(trained["llama"], lambda piece, score: score + 0.0 if piece.strip("▁").isascii() else 0.0)
+    original = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ours = tokenizer_from_gguf(gguf_metadata(model), Path("model.gguf"))
+    for text in (text for text in corpora.texts(seed=2) if comparable(text, "llama")):
+        assert ours.encode(text, add_special_tokens=False) == original.encode(text), repr(text)
+
+
 def test_user_defined_pieces_of_older_converters(trained: dict[str, bytes]) -> None:
     """They wrote runs of spaces as SentencePiece spells them."""
     metadata = gguf_metadata(trained["gemma"], user_defined("gemma"))
@@ -180,6 +195,151 @@ def test_phi3_swallows_white_space_after_turn_markers(trained: dict[str, bytes])
     assert encode("phi3", "<|user|> \n a") == [marker, *plain]
     assert encode("llama", "<|user|> \n a") != [marker, *plain]
     assert encode("phi3", "<s> a") == encode("llama", "<s> a")
+
+
+def with_scores(model: bytes, score_of: Callable[[str, float], float]) -> bytes:
+    """The model with other scores; all else in it stays."""
+    written = b""
+    for field, value in _fields(model):
+        assert isinstance(value, bytes)
+        if field == 1:
+            piece, score, kind = _piece(value)
+            score = score_of(piece, score) if kind == NORMAL else score
+            text = piece.encode()
+            value = b"\x0a" + varint(len(text)) + text + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(kind)
+        written += varint(field << 3 | 2) + varint(len(value)) + value
+    return written
+
+
+def varint(value: int) -> bytes:
+    more, low = value >> 7, value & 127
+    return bytes([low | 128]) + varint(more) if more else bytes([low])
+
+
+def crafted(pieces: dict[str, float], symbols: Sequence[str] = (), **normalizer: bool) -> bytes:
+    """A BPE model of these pieces and their scores."""
+    model = train(vocab_size=700, byte_fallback=False, user_defined_symbols=list(symbols))
+    kept = [(field, value) for field, value in _fields(model) if field != 1 or _piece(value)[2] != NORMAL]  # type: ignore[arg-type]
+    messages = [(1, b"\x0a" + varint(len(piece.encode())) + piece.encode()) for piece in pieces]
+    raw = b"".join(
+        varint(field << 3 | 2) + varint(len(value)) + value  # type: ignore[arg-type]
+        for field, value in [*kept, *messages]
+    )
+    return with_scores(raw, lambda piece, _: pieces[piece])
+
+
+def encode(model: bytes, text: str, folder_: Path) -> list[str]:
+    ours = folder(folder_, model)
+    tokens = [ours._backend.id_to_token(token_id) for token_id in ours.encode(text, add_special_tokens=False)]
+    assert tokens == sentencepiece.SentencePieceProcessor(model_proto=model).encode(text, out_type=str)
+    return tokens
+
+
+def test_equal_scores_merge_leftmost_first(tmp_path: Path) -> None:
+    pieces = {"▁": -3.0, "a": -3.0, "b": -3.0, "c": -3.0, "bc": -1.0, "ab": -1.0}
+    assert encode(crafted(pieces), "abc", tmp_path) == ["▁", "ab", "c"]
+    assert encode(crafted(pieces | {"bc": -0.5}), "abc", tmp_path) == ["▁", "a", "bc"]
+
+
+def test_user_defined_pieces_get_no_space_of_their_own(tmp_path: Path) -> None:
+    model = crafted({"▁": -1.0, "a": -2.0, "b": -3.0}, ["<sep>"])
+    assert encode(model, "a<sep>b", tmp_path) == ["▁", "a", "<sep>", "b"]
+    assert encode(model, "<sep>b", tmp_path) == ["▁", "<sep>", "b"]
+
+
+def test_a_user_defined_piece_may_end_an_answer(tmp_path: Path) -> None:
+    model = crafted({"▁": -1.0, "a": -2.0}, ["<|im_end|>", "<|user|>"])
+    template = "{% for m in messages %}<|user|>{{ m.content }}<|im_end|>{% endfor %}"
+    assert folder(tmp_path, model, chat_template=template).eos_token_ids == (2, 3)
+
+
+OPTIONS = {
+    "suffix": {"treat_whitespace_as_suffix": True},
+    "symbols": {"user_defined_symbols": ["<sep>", "<se", "▁▁", "\n\n", "ing"]},
+    "trims": {"remove_extra_whitespaces": True},
+    "no prefix": {"add_dummy_prefix": False},
+    "no bytes": {"byte_fallback": False},
+    "unigram": {"model_type": "unigram"},
+    "nfkc": {"normalization_rule_name": "nmt_nfkc"},
+}
+
+
+@lru_cache
+def variant(names: tuple[str, ...], tied: int) -> tuple[Tokenizer, sentencepiece.SentencePieceProcessor]:
+    """A model with these options, whose scores are rounded so that some `tied` of them are equal."""
+    model = train(vocab_size=700, **{key: value for name in names for key, value in OPTIONS[name].items()})
+    if "unigram" not in names and tied > 1:
+        model = with_scores(model, lambda _, score: float(score // tied))
+    with TemporaryDirectory() as path:
+        return folder(Path(path), model), sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+SNIPPETS = [
+    "a",
+    "b",
+    " ",
+    "  ",
+    "   ",
+    "the ",
+    "<sep>",
+    "<se",
+    "<s",
+    "\n",
+    "\n\n",
+    "你好",
+    "天天",
+    "é",
+    "ing",
+    "\t",
+    "1",
+    "😀",
+    "▁",
+]
+
+
+@given(
+    names=st.sets(st.sampled_from(sorted(OPTIONS)), max_size=3).map(lambda names: tuple(sorted(names))),
+    tied=st.sampled_from([1, 3, 100, 10**6]),
+    text=st.one_of(
+        st.lists(st.sampled_from(SNIPPETS), max_size=12).map("".join),
+        st.sampled_from([text for text in corpora.SENTENCES if len(text) < 200]),
+        st.text(max_size=12),
+    ),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_text_with_any_options_as_sentencepiece(names: tuple[str, ...], tied: int, text: str) -> None:
+    assume("nfkc" not in names or ("\r\n" not in text and comparable(text, "nfkc")))  # see SentencePieceModel.charsmap
+    assume(not any(token in text for token in ("<s>", "</s>", "<unk>", "\0")))
+    assume("▁" not in text or not {"suffix", "trims"}.intersection(names))  # its own sign is trimmed in odd ways
+    ours, original = variant(names, tied)
+    token_ids, expected = ours.encode(text, add_special_tokens=False), original.encode(text)
+    if "unigram" in names and token_ids != expected:  # as likely, read in another order
+        assert sorted(token_ids) == sorted(expected) and ours.decode(token_ids) == ours.decode(expected)
+    else:
+        assert token_ids == expected
+    if "no bytes" not in names:  # SentencePiece writes its own sign for what it does not know
+        assert ours.decode(expected) == original.decode(expected)
+
+
+def test_offsets_are_those_of_merges_by_rank() -> None:
+    """The same model by both ways of merging."""
+    model = _model(SMALL)
+    by_rank, by_score = backend_of(model), backend_of(replace(model, symbols_within=True, types=[*model.types[:-1], 4]))
+    for text in corpora.texts():
+        expected, encoded = by_rank.encode(text), by_score.encode(text)
+        assert (encoded.ids, encoded.offsets) == (expected.ids, expected.offsets)
+
+
+def test_merging_by_score_takes_time_in_proportion_to_the_text() -> None:
+    model = _model(with_scores(SMALL, lambda _, score: 0.0))
+    backend = backend_of(model)
+    for unit in ("the ", "a", "天"):
+        seconds = []
+        for count in (20_000, 80_000):
+            start = time.perf_counter()
+            backend.encode(unit * count)
+            seconds.append(time.perf_counter() - start)
+        assert seconds[1] < 10 * seconds[0] + 0.05, unit
 
 
 SMALL = train(vocab_size=600)

@@ -72,6 +72,20 @@ FOLDERS: dict[str, tuple[Any, dict[str, Any]]] = {
             },
         },
     ),
+    "added_tokens.json beside tokenizer.json": (
+        toys.byte_level,
+        {
+            "tokenizer_config__json": {**NAMED, "pad_token": "[PAD]"},
+            "added_tokens__json": {"[PAD]": 403, "<new>": 402, "<tool>": 400, "<|im_end|>": 2},
+        },
+    ),
+    "added_tokens.json beside a newer list": (
+        toys.byte_level,
+        {
+            "tokenizer_config__json": {**NAMED, "added_tokens_decoder": {"402": {"content": "<new>"}}},
+            "added_tokens__json": {"[A]": 402},
+        },
+    ),
     "truncation and padding": (
         with_truncation,
         {"tokenizer_config__json": {**NAMED, "pad_token": "<|endoftext|>"}},
@@ -87,7 +101,7 @@ def test_encodes_and_decodes_as_transformers(tmp_path: Path, kind: str) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **files.get("tokenizer_config__json", {})}
     folder = toys.write_folder(tmp_path, make(), **{**files, "tokenizer_config__json": config})
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    for text in [*toys.TEXTS, "a [PAD][MASK] x <tool>  user[BOS]x [A]"]:
+    for text in [*toys.TEXTS, "a [PAD][MASK] x <tool>  user[BOS]x [A] <new>"]:
         for special in (True, False):
             token_ids = theirs.encode(text, add_special_tokens=special)
             assert ours.encode(text, add_special_tokens=special) == token_ids
@@ -188,6 +202,7 @@ def test_a_given_template_replaces_the_models_own(tmp_path: Path) -> None:
         ({"tokenizer_config__json": "[1]"}, "not an object"),
         ({"tokenizer_config__json": "[" * 100_000}, "damaged"),
         ({"tokenizer__json": toys.byte_level_json(), "generation_config__json": "nope"}, "damaged"),
+        ({"tokenizer__json": toys.byte_level_json(), "added_tokens__json": {"<far>": 500}}, "cannot have the id 500"),
     ],
 )
 def test_damaged_folders_give_one_clear_error(tmp_path: Path, files: dict[str, Any], message: str) -> None:
@@ -250,3 +265,65 @@ def test_added_tokens_with_options_survive_the_round_trip(tmp_path: Path) -> Non
     backend.add_tokens([AddedToken("<wide>", lstrip=True, rstrip=True, special=True)])
     tokenizer = load_tokenizer(toys.write_folder(tmp_path, backend))
     assert tokenizer.decode(tokenizer.encode("a  <wide>  b"), skip_special_tokens=False) == "a<wide>b"
+
+
+def turns_with(user: str, assistant: str, more: str = "") -> str:
+    """A template by what stands before each role's content."""
+    return (
+        "{% for m in messages %}{% if m.role == 'user' %}" + user + "{% else %}" + assistant + "{% endif %}"
+        "{{ m.content }}" + more + "{% endfor %}{% if add_generation_prompt %}" + assistant + "{% endif %}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "end_ids", "stops"),
+    [
+        # The end marker comes with the next turn.
+        (turns_with("{% if not loop.first %}<|im_end|>\n{% endif %}<|im_start|>user\n", "<|im_start|>x"), (2,), ()),
+        ("{% for m in messages %}{{ m.content }}{% if not loop.last %}<|im_end|>{% endif %}{% endfor %}", (2,), ()),
+        # No end marker: the next turn's beginning ends the answer, as a token.
+        (turns_with("<|im_start|>", "<tool>"), (1,), ()),
+        (turns_with("\n\n<|im_start|> user: ", "<tool>"), (1,), ()),
+        # Text before that token ends it, too, where it is long enough to tell.
+        (turns_with("\n### end <|im_start|>user: ", "<tool>"), (1,), ("### end",)),
+        (turns_with("\n##<|im_start|>user: ", "<tool>"), (1,), ()),
+        # A template that asks for one more answer whatever it is told.
+        ("{% for m in messages %}<tool>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>", (2,), ()),
+        (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<tool>{% else %}<|im_end|>{% endif %}"
+            "{% endfor %}",
+            (2,),
+            (),
+        ),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{% endif %}{{ m.content }}{% endfor %}<tool>",
+            (1,),
+            (),
+        ),
+        # What stands after the last answer is an end, what stands between two messages of one answer is none.
+        (
+            turns_with("<|im_start|>", "<tool>", "{% if loop.last %}<|endoftext|>{% else %}<|im_end|>{% endif %}"),
+            (0,),
+            (),
+        ),
+        # One turn is all that the template knows.
+        (
+            "{% if messages | length > 2 %}{{ raise_exception('no') }}{% endif %}" + turns_with("", "", "<|im_end|>"),
+            (2,),
+            (),
+        ),
+    ],
+)
+def test_what_a_template_writes_after_an_answer_ends_it(
+    tmp_path: Path, template: str, end_ids: tuple[int, ...], stops: tuple[str, ...]
+) -> None:
+    tokenizer = load_tokenizer(toys.write_folder(tmp_path, toys.byte_level(), chat_template__jinja=template))
+    assert (tokenizer.eos_token_ids, tokenizer.chat_stops) == (end_ids, stops)
+
+
+@pytest.mark.parametrize("name", ["chat_template__jinja", "tokenizer_config__json"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    files = {name: f"\ufeff{CHATML}" if name.endswith("jinja") else "\ufeff" + json.dumps({"chat_template": CHATML})}
+    folder = toys.write_folder(tmp_path, toys.byte_level(), **files)
+    assert load_tokenizer(folder).chat_template == CHATML
+    assert load_tokenizer(folder, chat_template=f"\ufeff{CHATML}").chat_template == CHATML

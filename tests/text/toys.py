@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [
@@ -129,6 +130,19 @@ def byte_level_metadata(**changes: Any) -> dict[str, Any]:
         "eos_token_id": 2,
     }
     return _metadata(keys, changes)
+
+
+def write_gguf(path: Path, metadata: dict[str, Any]) -> Path:
+    """A file that holds no tensors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in metadata.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind, gguf.GGUFValueType.get_type(value[0]) if kind.name == "ARRAY" else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def _metadata(keys: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,17 @@ F32 = gguf.GGMLQuantizationType.F32
 
 
 def write_gguf_model(
-    folder: Path, path: Path, matrices: gguf.GGMLQuantizationType = F32, max_part_tensors: int = 0
+    folder: Path,
+    path: Path,
+    matrices: gguf.GGMLQuantizationType = F32,
+    max_part_tensors: int = 0,
+    *,
+    stacks_experts: bool = True,
 ) -> Path:
     """The checkpoint in `folder`, its matrices stored as `matrices` where their rows allow, as one .gguf file.
 
-    With `max_part_tensors` it is split into files of so many tensors, and the path of the first is returned.
+    With `max_part_tensors` it is split into files of so many tensors, and the path of the first is returned. Without
+    `stacks_experts` each expert has tensors of its own, as in the first files of Mixtral.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
@@ -40,9 +46,10 @@ def write_gguf_model(
     _add_experts(writer, config)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    tensors = _stacked(load_file(folder / "model.safetensors")) | _rope_tensors(config)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = (_stacked(tensors) if stacks_experts else tensors) | _rope_tensors(config)
     for name, values in tensors.items():
-        stored_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        stored_name = _expert_name(name) or names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored_name is not None, f"the gguf package has no name for {name}"
         values = _converted(config, arch, name, values)
         is_matrix = values.ndim > 1 and not name.endswith(("mlp.gate.weight", "moe.gate.weight"))
@@ -105,6 +112,14 @@ def _add_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     if "shared_expert_intermediate_size" in config:
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def _expert_name(name: str) -> str | None:
+    match = EXPERT.fullmatch(name)
+    if match is None:
+        return None
+    layer, expert, projection = match.groups()
+    return f"blk.{layer}.ffn_{PROJECTIONS.get(projection, projection).removesuffix('_proj')}.{expert}.weight"
 
 
 def _stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ingle.errors import ModelError
-from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_config
+from ingle.model.architecture import DecoderConfig
+from ingle.model.registry import FAMILIES, decoder_config
+from ingle.weights.hf_config import MAX_CONFIG_BYTES, normalize_config, read_config
 
 BASE = {
     "model_type": "llama",
@@ -102,6 +104,34 @@ def test_a_missing_key_is_not_a_null(read) -> None:
     assert gemma["final_logit_softcapping"] == 30.0 and "attn_logit_softcapping" not in gemma
 
 
+TRANSFORMERS_NEEDS = {"deepseek_v2": {"num_experts_per_tok": 6}, "gemma3": {"text_config": {}}}
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"qwen"}))
+def test_what_a_config_leaves_unsaid_is_what_transformers_takes(model_type: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    written = TRANSFORMERS_NEEDS.get(model_type, {})
+
+    def decoder(**config: Any) -> DecoderConfig:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
+        return decoder_config(read_config(tmp_path))
+
+    whole = AutoConfig.for_model(model_type, **written).to_dict()
+    expected = decoder(**whole)
+    assert decoder(**written) == expected
+    for key in whole.get("text_config", whole).keys() - {"model_type", *written}:
+        inner = {name: value for name, value in whole.get("text_config", whole).items() if name != key}
+        left_out = whole | {"text_config": inner} if "text_config" in whole else inner
+        left_out.pop("model_type", None)
+        assert decoder(**left_out) == expected, key
+
+
+def test_the_first_qwen_without_a_word() -> None:
+    config = decoder_config(normalize_config(Path("config.json"), {"model_type": "qwen"}))
+    assert (config.vocab_size, config.num_layers, config.head_dim, config.norm_eps) == (151936, 32, 128, 1e-6)
+
+
 def test_a_model_of_text_and_images_is_described_by_its_text_config(tmp_path: Path) -> None:
     """As the published Gemma 3 checkpoints are: most of it left to defaults."""
     text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
@@ -177,7 +207,9 @@ BAD_VALUES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1e300}},
     {"rope_scaling": {"rope_type": "linear", "factor": 1e300}},
     {"rope_theta": 1},
-    {"head_dim": 2},
+    {"head_dim": 1},
+    {"head_dim": 2, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    {"head_dim": 2, "model_type": "qwen"},
     {"seq_length": 1},
     {"max_window_layers": -1},
     {"sliding_window_pattern": 0},
@@ -279,6 +311,26 @@ ROPE = "llama.rope.scaling."
             {ROPE + "type": "yarn", ROPE + "factor": 4.0, ROPE + "yarn_beta_fast": 16.0},
             {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "original_max_position_embeddings": 128},
         ),
+        (
+            {
+                ROPE + "type": "yarn",
+                ROPE + "factor": 4.0,
+                ROPE + "attn_factor": 1.5,
+                ROPE + "yarn_attn_factor": 2.0,
+                ROPE + "yarn_ext_factor": 0.5,
+            },
+            {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "attn_factor": 3.0,
+                "extrapolation_factor": 0.5,
+                "original_max_position_embeddings": 128,
+            },
+        ),
+        (
+            {ROPE + "type": "yarn", ROPE + "factor": 4.0, ROPE + "yarn_ext_factor": -1.0, ROPE + "attn_factor": 1.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        ),
     ],
     ids=str,
 )
@@ -311,7 +363,6 @@ def test_bad_gguf_rope_factors(write_gguf, model_metadata, factors: np.ndarray) 
         ({"llama.attention.key_length": 16, "llama.attention.value_length": 8}, "different sizes"),
         ({"llama.attention.key_length": 32, "llama.attention.value_length": 32}, "part of each head"),
         ({ROPE + "type": "longrope", ROPE + "factor": 2.0}, "longrope"),
-        ({ROPE + "attn_factor": 2.0}, "attn_factor"),
         ({"split.count": 3}, "one of 3 parts of a model, but not named so"),
         ({"split.count": 1 << 20}, "split.count is 1048576"),
     ],
@@ -341,6 +392,22 @@ def test_gguf_gemma3_without_a_window_and_in_its_largest_size(write_gguf) -> Non
     largest = GEMMA3 | WIDE_HEADS | {"gemma3.block_count": 62, "gemma3.attention.sliding_window": 1024}
     config = read_config(write_gguf(largest, embedding(), arch="gemma3"))
     assert (config["query_pre_attn_scalar"], config["sliding_window"]) == (64 // 4, 1024)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [
+        (None, (8, 8, 8, 8)),
+        (2, (8, None, 8, None)),
+        ([True, False, False, True], (8, None, None, 8)),
+    ],
+    ids=str,
+)
+def test_gguf_pattern_of_windows(write_gguf, pattern: Any, windows: tuple[int | None, ...]) -> None:
+    metadata = GEMMA3 | {"gemma3.block_count": 4, "gemma3.attention.sliding_window": 8}
+    if pattern is not None:
+        metadata["gemma3.attention.sliding_window_pattern"] = pattern
+    assert decoder_config(read_config(write_gguf(metadata, embedding(), arch="gemma3"))).windows == windows
 
 
 def test_gguf_phi3_scaling_and_partial_rotation(write_gguf) -> None:

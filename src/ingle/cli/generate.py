@@ -92,7 +92,7 @@ def _prompts(flags: InputOutput) -> list[str]:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts-file {name}: {getattr(error, 'strerror', None) or error}") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1) if line.strip()]
     if not lines:
         raise ConfigError(f"--prompts-file {name}: no prompt in it")
     if name.endswith(".jsonl"):

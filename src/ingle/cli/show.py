@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _gguf(source: ModelSource) -> dict[str, str]:
+    from ingle.text.load import default_sampling
     from ingle.weights.gguf import GgufFile
     from ingle.weights.gguf_hf import ARCHITECTURES
 
@@ -47,7 +48,7 @@ def _gguf(source: ModelSource) -> dict[str, str]:
         "stored as": facts.types(file.parameters_by_type),
         "context": f"{file.metadata.get(f'{architecture}.context_length', 'unknown')} tokens",
         "chat template": _yes_no("tokenizer.chat_template" in file.metadata),
-        "sampling": "none",
+        "sampling": facts.sampling_defaults(default_sampling(source.path)),
         "size": _size([source.path]),
     }
 

@@ -97,7 +97,7 @@ def _texts(questions: Questions) -> list[str]:
     if questions.prompts_file is None:
         return list(TEXTS[: (questions.num_prompts + 1) // 2])
     try:
-        lines = questions.prompts_file.read_text(encoding="utf-8").splitlines()
+        lines = questions.prompts_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts-file {questions.prompts_file}: {error}") from error
     texts = [line for line in lines if line.strip()][: questions.num_prompts]

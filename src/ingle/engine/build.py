@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
@@ -26,6 +26,8 @@ from ingle.errors import ConfigError
 from ingle.kernels.cpu import choice, library, threads
 from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
+from ingle.model.config_keys import check_keys
+from ingle.model.kinds import check_head, check_kind
 from ingle.model.registry import decoder_config, is_native
 from ingle.model.rope import length_notice
 from ingle.weights.code_types import CODE_TYPES, FLOATS
@@ -54,7 +56,9 @@ def build_engine(
     with startup.phase("config", "reading the configuration"):
         gguf = None if path.is_dir() else GgufFile(path, texts=False)
         hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
+        check_kind(path, hf_config)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
+        key_notices = [] if decoder is None else check_keys(hf_config)
         device = pick_device(config)
     kernels = _CpuKernels()
     if device == "cpu" and config.cpu_kernels != "torch":
@@ -67,7 +71,7 @@ def build_engine(
         if not kernels.ours:
             config = dataclasses.replace(config, cpu_kernels="torch")
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
-        parts = _build_host(config, path, gguf, decoder, startup)
+        parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
         from ingle.engine.torch_build import build_parts
 
@@ -80,7 +84,7 @@ def build_engine(
     engine = Engine(scheduler, parts.worker, overlap=overlap, seed=config.seed)
     ropes = () if decoder is None else decoder.ropes
     rope_notices = [notice for rope in ropes if (notice := length_notice(rope, limits.max_model_len)) is not None]
-    notices = [*rope_notices, *kernels.notices, *parts.notices, *parts.memory.notices]
+    notices = [*key_notices, *rope_notices, *kernels.notices, *parts.notices, *parts.memory.notices]
     return engine, _info(parts, notices, startup.timings_s)
 
 
@@ -183,12 +187,18 @@ def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
 
 
 def _build_host(
-    config: EngineConfig, path: Path, gguf: GgufFile | None, decoder: DecoderConfig, startup: Startup
+    config: EngineConfig,
+    path: Path,
+    gguf: GgufFile | None,
+    decoder: DecoderConfig,
+    hf_config: dict[str, Any],
+    startup: Startup,
 ) -> Parts:
     dtype = _HOST_KV_TYPES[config.dtype]
     with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
         source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings, gguf=gguf)
         with contextlib.closing(source):
+            check_head(path, hf_config, source, decoder.names.lm_head)
             stored_types = source.stored_types
             model = host_decoder.load_host_decoder(decoder, source)
     library.settle_memory()

@@ -19,6 +19,7 @@ from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder
 from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
+from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
 from ingle.weights.formats import PlainFormat, WeightFormat, total_size
 from ingle.weights.gguf import GgufFile
@@ -68,6 +69,7 @@ def build_parts(
     with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
         source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings, gguf=gguf)
         with contextlib.closing(source):
+            check_head(path, hf_config, source, "lm_head" if decoder is None else decoder.names.lm_head)
             stored_types = source.stored_types
             model = _load(config, plan, source, numerics, device)
     if device.type == "cpu" and library.started():
@@ -101,7 +103,7 @@ def build_parts(
         product_dtype=_name(numerics.products),
         factors=_factors(model, numerics),
         kernels=numerics.kernels,
-        notices=(*((plan.notice,) if isinstance(plan, FallbackPlan) else ()), *numerics.notices),
+        notices=(*((plan.notice, *plan.unknown_keys) if isinstance(plan, FallbackPlan) else ()), *numerics.notices),
     )
 
 

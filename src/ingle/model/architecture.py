@@ -41,6 +41,11 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    """Factor on cos and sin, for the temperature of attention; None for what the type works out."""
+    attn_factor: float = 1.0
+    """Factor on what "yarn" works out for that."""
+    extrapolation_factor: float = 1.0
+    """How much of the frequencies that "yarn" would keep it keeps."""
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True

@@ -21,6 +21,8 @@ from ingle import kernels
 from ingle.errors import ConfigError, ModelError
 from ingle.kernels.batch import Batch
 from ingle.model.architecture import AttentionOptions
+from ingle.model.config_keys import unknown_keys
+from ingle.model.registry import FAMILIES
 from ingle.model.sizes import Mixture
 from ingle.weights.formats import PlainWeight
 
@@ -77,6 +79,8 @@ class FallbackPlan:
     model_class: Any
     trust_remote_code: bool
     max_position_embeddings: int
+    unknown_keys: tuple[str, ...] = ()
+    """What to say of keys of its configuration that transformers passes over."""
 
     @property
     def family(self) -> str:
@@ -89,8 +93,9 @@ class FallbackPlan:
     @property
     def notice(self) -> str:
         """What the user should know about a model that runs this way."""
+        activation = "with its activation " if self.family in FAMILIES else ""
         return (
-            f"model_type {self.family!r} has no implementation of ingle's own: transformers' "
+            f"model_type {self.family!r} {activation}has no implementation of ingle's own: transformers' "
             f"{self.model_class.__name__} runs, with ingle's paged attention; slower, and without CUDA graphs"
         )
 
@@ -191,7 +196,9 @@ def plan_fallback(path: Path, config: Mapping[str, Any], *, trust_remote_code: b
     hf_config = _hf_config(path, config, trust_remote_code)
     model_class = _model_class(path, hf_config, trust_remote_code)
     _check_pageable(path, hf_config.get_text_config(decoder=True), model_class)
-    return FallbackPlan(path, hf_config, model_class, trust_remote_code, _context(hf_config))
+    known = _keys_of(kind)
+    told = () if known is None else tuple(unknown_keys(config, known))
+    return FallbackPlan(path, hf_config, model_class, trust_remote_code, _context(hf_config), told)
 
 
 def load_fallback(
@@ -233,6 +240,20 @@ class _GivenStates(torch.nn.Module):
         states = MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
         states.cross_attentions = None  # heads of models that could also be encoder-decoders pass it on
         return states
+
+
+def _keys_of(kind: str) -> set[str] | None:
+    """The keys that transformers' own configuration class writes, and other names for them; None if it has no such."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        return None
+    try:
+        config = CONFIG_MAPPING[kind]()
+    except Exception:  # some classes take no defaults, and then none can be told from the unknown
+        return None
+    text = config.get_text_config(decoder=True)
+    return {*config.to_dict(), *text.to_dict(), *config.attribute_map, *text.attribute_map}
 
 
 def _hf_config(path: Path, config: Mapping[str, Any], trust_remote_code: bool) -> Any:

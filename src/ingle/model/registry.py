@@ -8,6 +8,7 @@ from typing import Any
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
 from ingle.model.families import deepseek, gemma, llama, moe, phi3, qwen
+from ingle.model.families.common import knows_activation
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
     "deepseek_v2": deepseek.deepseek_v2,
@@ -27,10 +28,14 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
     "qwen3_moe": moe.qwen3_moe,
 }
 
+_IN_TRANSFORMERS = FAMILIES.keys() - {"qwen"}
+
 
 def is_native(config: Mapping[str, Any]) -> bool:
-    """Whether one of ingle's own families runs it."""
-    return config.get("model_type") in FAMILIES
+    """Whether one of ingle's own families runs it: where it differs in the one choice that transformers takes from the
+    config and ingle does not, its activation, transformers' code does."""
+    kind = config.get("model_type")
+    return kind in FAMILIES and (kind not in _IN_TRANSFORMERS or knows_activation(config))
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:

@@ -98,7 +98,7 @@ def _yarn(rope: RopeConfig, inv_freq: Any, xp: Any) -> tuple[Any, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.rotary_dim - 1)
     ramp = (xp.arange(rope.rotary_dim // 2, dtype=xp.float32) - low) / max(high - low, 0.001)
-    kept = 1 - ramp.clip(0, 1)
+    kept = (1 - ramp.clip(0, 1)) * rope.extrapolation_factor
     return inv_freq / rope.factor * (1 - kept) + inv_freq * kept, _yarn_temperature(rope)
 
 
@@ -109,5 +109,5 @@ def _yarn_temperature(rope: RopeConfig) -> float:
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.mscale and rope.mscale_all_dim:
-        return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
-    return mscale(1.0)
+        return mscale(rope.mscale) / mscale(rope.mscale_all_dim) * rope.attn_factor
+    return mscale(1.0) * rope.attn_factor

@@ -2,8 +2,8 @@
 
 `tokenizer.json` is the tokenizer as it stands. Its own post-processor decides about BOS and EOS: `add_bos_token` in
 `tokenizer_config.json` does not count beside it, as in `PreTrainedTokenizerBase._from_pretrained` of transformers 5.
-A folder without it may have SentencePiece's `tokenizer.model`, or the `qwen.tiktoken` of the first Qwen; only a folder
-with neither is left to transformers.
+A folder without it may have SentencePiece's `tokenizer.model`, the `qwen.tiktoken` of the first Qwen or Mistral's
+`tekken.json`; only a folder with none of these is left to transformers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from tokenizers import AddedToken, processors
 from ingle.errors import ModelError
 from ingle.text.chat_template import MAX_TEMPLATE_CHARS, SPECIAL_TOKEN_NAMES
 from ingle.text.pretokenizers import QWEN
-from ingle.text.sentencepiece import add_tokens, backend_of
+from ingle.text.sentencepiece import SentencePieceModel, add_tokens, backend_of
 from ingle.text.sentencepiece_file import read_sentencepiece
+from ingle.text.tekken_file import SPECIAL_NAMES, read_tekken
 from ingle.text.tiktoken_file import read_tiktoken
 from ingle.text.tokenizer import Tokenizer
 
@@ -48,16 +49,23 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
     Raises `ModelError` when the folder has none, or its files are damaged.
     """
     config = _tokenizer_config(folder)
-    special_tokens = _special_tokens(config)
+    special_tokens, symbols = _special_tokens(config), {}
     sentence_piece = next((name for name in _SENTENCE_PIECE_FILES if (folder / name).is_file()), None)
     if (folder / "tokenizer.json").is_file():
         backend = _read_backend(folder / "tokenizer.json")
-        _add_tokens(backend, config, special_tokens)
+        older = {} if "added_tokens_decoder" in config else _read_json(folder / "added_tokens.json")
+        _add_tokens(backend, config, special_tokens, folder / "added_tokens.json", older)
     elif sentence_piece is not None:
-        backend, special_tokens = _from_sentence_piece(folder / sentence_piece, config, special_tokens)
+        model = _sentence_piece(folder / sentence_piece, config)
+        backend, special_tokens = _from_sentence_piece(model, folder / sentence_piece, config, special_tokens)
+        symbols = {symbol: model.tokens.index(symbol) for symbol in model.symbols_by_length}
     elif (folder / "qwen.tiktoken").is_file():
         backend = read_tiktoken(folder / "qwen.tiktoken", QWEN, _QWEN_SPECIALS)
         special_tokens = {"eos_token": "<|endoftext|>", **special_tokens}
+    elif (folder / "tekken.json").is_file():
+        backend = read_tekken(folder / "tekken.json")
+        known = {name: token for name, token in SPECIAL_NAMES.items() if backend.token_to_id(token) is not None}
+        special_tokens = known | special_tokens
     else:
         backend = _converted_by_transformers(folder)
     return Tokenizer(
@@ -65,32 +73,29 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
         special_tokens=special_tokens,
         eos_token_ids=_end_ids(folder),
         chat_template=chat_template or folder_chat_template(folder, config),
+        symbols=symbols,
     )
 
 
-def _from_sentence_piece(
-    path: Path, config: Mapping[str, Any], named: dict[str, str]
-) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The tokenizer, and its special tokens by name: those that the folder names, and Llama's where it names none."""
+def _sentence_piece(path: Path, config: Mapping[str, Any]) -> SentencePieceModel:
     model = read_sentencepiece(path)
     if config.get("legacy") is False and model.space_prefix == "each":
-        model = replace(model, space_prefix="first")
+        return replace(model, space_prefix="first")
+    return model
+
+
+def _from_sentence_piece(
+    model: SentencePieceModel, path: Path, config: Mapping[str, Any], named: dict[str, str]
+) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """The tokenizer, and its special tokens by name: those that the folder names, and Llama's where it names none."""
     try:
         backend = backend_of(model)
     except Exception as error:  # all that `tokenizers` raises
         raise ModelError(f"{path}: its tokenizer cannot be built: {error}") from error
-    add_tokens(backend, model.tokens, model.types)
+    add_tokens(backend, model.tokens, model.added_types)
     specials = {name: token for name, token in _SENTENCE_PIECE_SPECIALS.items() if token in model.pieces} | named
-    listed = _read_json(path.with_name("added_tokens.json"))
-    by_id = sorted((token_id, token) for token, token_id in listed.items() if type(token_id) is int)
-    special = {*specials.values(), *_more_special(config)}
-    backend.add_tokens([AddedToken(token, normalized=False, special=token in special) for _, token in by_id])
-    _add_tokens(backend, config, specials)
-    for token_id, token in by_id:
-        if backend.token_to_id(token) != token_id:
-            raise ModelError(
-                f"{path.with_name('added_tokens.json')}: token {token[:100]!r} cannot have the id {token_id}"
-            )
+    listed = path.with_name("added_tokens.json")
+    _add_tokens(backend, config, specials, listed, _read_json(listed), normalized=False)
     backend.post_processor = _around_text(backend, config, specials)
     return backend, specials
 
@@ -126,7 +131,7 @@ def _read_text(path: Path, max_bytes: int) -> str:
     try:
         if (size := path.stat().st_size) > max_bytes:
             raise ModelError(f"{path}: it has {size} bytes, more than the {max_bytes} that are taken")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
 
@@ -161,15 +166,39 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
         raise ModelError(f"{path}: not a tokenizer: {error}") from error
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
-    """Tokens that `tokenizer_config.json` adds to `tokenizer.json`, or whose flags it changes."""
+def _add_tokens(
+    backend: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    special_tokens: Mapping[str, str],
+    older_file: Path,
+    older: Mapping[str, Any],
+    *,
+    normalized: bool = True,
+) -> None:
+    """Tokens that `tokenizer_config.json` adds to the vocabulary, or whose flags it changes.
+
+    `older` are those of `added_tokens.json`, which listed them by id before transformers 4.34; `normalized`: plain ones
+    among these are looked for in normalized text. Raises `ModelError` when one of them cannot have its id.
+    """
+    named = list(dict.fromkeys([*special_tokens.values(), *_more_special(config)]))
+    known = _added(backend)
+    by_id = sorted((i, token) for token, i in older.items() if type(i) is int and token not in known)
+    backend.add_tokens(
+        [AddedToken(token, normalized=normalized and token not in named, special=token in named) for _, token in by_id]
+    )
     listed = config.get("added_tokens_decoder")
     if isinstance(listed, dict):
         in_order = sorted((item for item in listed.items() if item[0].isdecimal()), key=lambda item: int(item[0]))
         backend.add_tokens([_added_token(token) for _, token in in_order if _content(token)])
-    named = [*special_tokens.values(), *_more_special(config)]
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([AddedToken(token, special=True) for token in dict.fromkeys(named) if token not in known])
+    known = _added(backend)
+    backend.add_tokens([AddedToken(token, special=True) for token in named if token not in known])
+    for token_id, token in by_id:
+        if backend.token_to_id(token) != token_id:
+            raise ModelError(f"{older_file}: token {token[:100]!r} cannot have the id {token_id}")
+
+
+def _added(backend: tokenizers.Tokenizer) -> set[str]:
+    return {token.content for token in backend.get_added_tokens_decoder().values()}
 
 
 def _more_special(config: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, processors
 
 from ingle.errors import ModelError
-from ingle.text.pretokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
+from ingle.text.pretokenizers import DEFAULT, NOT_BYTES, PRE_TOKENIZERS, PreTokenizer
 from ingle.text.sentencepiece import NORMAL, SentencePieceModel, add_tokens, backend_of
 from ingle.text.tokenizer import Tokenizer
 
@@ -108,6 +108,8 @@ class _Vocabulary:
 
     def pre_tokenizer(self) -> PreTokenizer:
         name = self.get("pre")
+        if name in NOT_BYTES:
+            self.fail(f"its merges are those of {name}, of characters, and ingle knows only those of bytes")
         if not isinstance(name, str) or name not in PRE_TOKENIZERS:
             log.warning(
                 "%s: unknown pre-tokenizer %r: text is split as by llama.cpp's default, and answers may suffer",

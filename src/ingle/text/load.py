@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ingle.errors import ConfigError, ModelError, RequestError
+from ingle.request import SamplingParams
 from ingle.text.chat_template import ChatTemplate, warm_up
 from ingle.text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_GGUF_SAMPLING = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
+"""llama.cpp's names under `general.sampling`, where they are others."""
+_F32_DIGITS = 7
 _MAX_BYTES = 1 << 20
 
 
@@ -20,7 +28,7 @@ class TextSide:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     default_sampling: dict[str, Any]
-    """What generation_config.json sets among temperature, top_p, top_k, min_p and repetition_penalty."""
+    """What the model's files recommend of temperature, top_p, top_k, min_p and repetition_penalty."""
 
 
 def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
@@ -29,12 +37,17 @@ def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
     Raises `ModelError` and `ConfigError`.
     """
     warm_up()
-    tokenizer = load_tokenizer(path, None if chat_template is None else _given_template(chat_template))
+    given = None if chat_template is None else _given_template(chat_template)
+    if path.is_dir():
+        tokenizer, sampling = _folder_tokenizer(path, given), _folder_sampling(path)
+    else:
+        metadata = _gguf_metadata(path, texts=True)
+        tokenizer, sampling = _gguf_tokenizer(metadata, path, given), _gguf_sampling(metadata, path)
     source = tokenizer.chat_template
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
     if chat_template is not None and template is not None:
         _try(template)
-    return TextSide(tokenizer, template, default_sampling(path))
+    return TextSide(tokenizer, template, sampling)
 
 
 def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
@@ -43,18 +56,37 @@ def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
     Raises `ModelError` when there is none, or one that cannot be used.
     """
     if path.is_dir():
-        from ingle.text.folder_tokenizer import tokenizer_from_folder
-
-        return tokenizer_from_folder(path, chat_template)
-    from ingle.text.gguf_tokenizer import tokenizer_from_gguf
-    from ingle.weights.gguf import GgufFile
-
-    return tokenizer_from_gguf(GgufFile(path).metadata, path, chat_template)
+        return _folder_tokenizer(path, chat_template)
+    return _gguf_tokenizer(_gguf_metadata(path, texts=True), path, chat_template)
 
 
 def default_sampling(path: Path) -> dict[str, Any]:
-    """The sampling parameters in the folder's generation_config.json; empty for a .gguf file or where there is none."""
-    file = path / "generation_config.json"
+    """The sampling parameters that the model's makers recommend: those of a folder's generation_config.json, or of
+    `general.sampling` in a .gguf file. What no request could ask for is left out, with a warning.
+    """
+    return _folder_sampling(path) if path.is_dir() else _gguf_sampling(_gguf_metadata(path, texts=False), path)
+
+
+def _folder_tokenizer(path: Path, chat_template: str | None) -> Tokenizer:
+    from ingle.text.folder_tokenizer import tokenizer_from_folder
+
+    return tokenizer_from_folder(path, chat_template)
+
+
+def _gguf_tokenizer(metadata: Mapping[str, Any], path: Path, chat_template: str | None) -> Tokenizer:
+    from ingle.text.gguf_tokenizer import tokenizer_from_gguf
+
+    return tokenizer_from_gguf(metadata, path, chat_template)
+
+
+def _gguf_metadata(path: Path, *, texts: bool) -> dict[str, Any]:
+    from ingle.weights.gguf import GgufFile
+
+    return GgufFile(path, texts=texts).metadata
+
+
+def _folder_sampling(folder: Path) -> dict[str, Any]:
+    file = folder / "generation_config.json"
     if not file.is_file():
         return {}
     try:
@@ -63,7 +95,30 @@ def default_sampling(path: Path) -> dict[str, Any]:
         raise ModelError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file} holds no JSON object")
-    return {name: config[name] for name in _SAMPLING_FIELDS if isinstance(config.get(name), (int, float))}
+    return _usable({name: config.get(name) for name in _SAMPLING_FIELDS}, file)
+
+
+def _gguf_sampling(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    named = {name: f"general.sampling.{_GGUF_SAMPLING.get(name, name)}" for name in _SAMPLING_FIELDS}
+    given = {name: metadata.get(key) for name, key in named.items()}
+    # They are stored in 32 bits: 0.6 as 0.60000002384.
+    return _usable(
+        {name: float(f"{v:.{_F32_DIGITS}g}") if isinstance(v, float) else v for name, v in given.items()}, path
+    )
+
+
+def _usable(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    usable = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            SamplingParams(**{name: value})
+        except RequestError as error:
+            log.warning("%s: its sampling default is left out: %s", file, error)
+        else:
+            usable[name] = value
+    return usable
 
 
 def _try(template: ChatTemplate) -> None:
@@ -79,6 +134,6 @@ def _given_template(text: str) -> str:
     if "{" in text:
         return text
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return Path(text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--chat-template {text!r} cannot be read: {error}") from error

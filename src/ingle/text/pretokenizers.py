@@ -71,6 +71,42 @@ _DEEPSEEK_LLM = (
 )
 _DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
 _SPACED_WORDS = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_JAIS2 = (
+    _ENGLISH_ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|"
+    r"\s{1,2}(?!\S)|\s{1}"
+)
+_EXAONE_MOE = (
+    _ENGLISH_ENDINGS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|"
+    r"\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_CHAMELEON = (
+    r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", r"\p{N}",
+    r"[\p{P}!-/:-@\[-`{-~]", _GPT2,
+)  # fmt: skip
+_YOUTU = (
+    r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+    _CASED % (_ENGLISH_ENDINGS + "?", _ENGLISH_ENDINGS + "?") + r"|\p{N}" + _AFTER_CASED,
+)
+_MARKS, _MARKS_ALONE = r"+[\r\n]*|\s*[\r\n]+|", r"+|[\r\n]|"
+_THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+"""Digits in threes, counted from the last."""
+_NO_HAN = "&&[^\\p{Han}]]"
+_KIMI_K2 = (
+    r"\p{Han}+|"
+    + (_CASED % (_ENGLISH_ENDINGS + "?", _ENGLISH_ENDINGS + "?"))
+    .replace(_UPPER, _UPPER[:-1] + _NO_HAN)
+    .replace(_LOWER, _LOWER[:-1] + _NO_HAN)
+    + r"|\p{N}{1,3}"
+    + _AFTER_WORDS
+)
+_AFMOE = (
+    _THREES,
+    r"[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
+    _DEEPSEEK3[2],
+)
+_MINICPM5 = (r"\p{N}{1,3}", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+"))
+_LINES = r"[^\n]+|[\n]+"
 
 DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
 """Where a file names none, or one that is not known."""
@@ -79,24 +115,42 @@ QWEN = PreTokenizer((_QWEN2,), nfc=True)
 _BY_NAMES = {
     ("default",): DEFAULT,
     ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum", "gigachat", "a.x-4.0",
-     "granite-docling"): PreTokenizer((_GPT2,)),
-    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"):
+     "granite-docling", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code", "roberta-bpe",
+     "modern-bert"): PreTokenizer((_GPT2,)),
+    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"):
         PreTokenizer((r"\p{N}", _GPT2)),
-    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"):
+    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"):
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
-    ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"): PreTokenizer((_LLAMA3,)),
+    ("dbrx", "smaug-bpe", "chatglm-bpe"): PreTokenizer((_LLAMA3,)),
+    ("glm4", "glm5"): PreTokenizer((_LLAMA3,), ignore_merges=True),
     ("qwen2", "stablelm2"): QWEN,
     ("qwen35",): PreTokenizer((_QWEN35,), nfc=True),
     ("deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "kormo", "grok-2", "f2llmv2"): PreTokenizer((_QWEN2,)),
     ("seed-coder",): PreTokenizer((_SEED_CODER,)),
     ("bailingmoe", "bailingmoe2", "llada-moe"): PreTokenizer((_BAILING,)),
     ("tekken",): PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
-    ("gpt-4o", "llama4", "kanana2", "minimax-m2"): PreTokenizer((_GPT4O,)),
-    ("deepseek-v3", "hunyuan-dense", "joyai-llm"): PreTokenizer(_DEEPSEEK3),
+    ("gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"): PreTokenizer((_GPT4O,)),
+    ("granite-embed-multi-97m",): PreTokenizer((_GPT4O,), ignore_merges=True),
+    ("tiny_aya", "cohere2moe"): PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)),
+    ("kimi-k2",): PreTokenizer((_KIMI_K2,)),
+    ("youtu",): PreTokenizer(_YOUTU, ignore_merges=True),
+    ("afmoe",): PreTokenizer(_AFMOE),
+    ("jais-2",): PreTokenizer((_JAIS2,)),
+    ("exaone-moe",): PreTokenizer((_EXAONE_MOE,)),
+    ("chameleon",): PreTokenizer(_CHAMELEON, add_bos=True),
+    ("superbpe",): PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    ("minicpm5",): PreTokenizer(_MINICPM5, ignore_merges=True),
+    ("laguna",): PreTokenizer((_LINES, _QWEN2)),
+    ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"): PreTokenizer(_DEEPSEEK3),
+    ("spark2_5",): PreTokenizer((*_DEEPSEEK3[:2], _DEEPSEEK3[2].replace(_MARKS, _MARKS_ALONE), r"\p{N}")),
+    ("ufakzeka",): PreTokenizer((_QWEN2.removeprefix(f"{_ENGLISH_ENDINGS}|"),)),
     ("deepseek-llm",): PreTokenizer(_DEEPSEEK_LLM),
     ("deepseek-coder",): PreTokenizer(_DEEPSEEK_CODER),
     ("falcon",): PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
-    ("poro-chat",): PreTokenizer((_SPACED_WORDS,)),
+    ("poro-chat", "bloom", "gpt3-finnish"): PreTokenizer((_SPACED_WORDS,)),
     ("viking",): PreTokenizer((_SPACED_WORDS, r"\p{N}")),
 }  # fmt: skip
 PRE_TOKENIZERS = {name: pre for names, pre in _BY_NAMES.items() for name in names}
+
+NOT_BYTES = frozenset(("gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"))
+"""Names of vocabularies whose merges are of characters, not of bytes as in all others."""

@@ -5,8 +5,10 @@ Vocabularies come from `tokenizer.model` files (`sentencepiece_file`) and from G
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import tokenizers
@@ -22,6 +24,8 @@ SPACE = "▁"
 MAX_SQUARED_LENGTHS = 1 << 28
 
 _NEVER = -1e6
+_UNASSIGNED = range(0xF0000, 0xFFFFE)
+"""Characters for private use, which nobody does."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class SentencePieceModel:
     """The most likely pieces by their scores (https://arxiv.org/abs/1804.10959), not merges of the best neighbours."""
     space_prefix: Literal["each", "first", "none"] = "each"
     """A space is put before each stretch of text between special tokens, or only where the text begins, or nowhere."""
+    space_suffix: bool = False
+    """That space is put behind the text instead, as words end in their spaces."""
+    symbols_within: bool = False
+    """User-defined pieces are looked for in the prepared text, as SentencePiece does, and get no space of their own;
+    else in the text as it comes, as llama.cpp does."""
     trims_spaces: bool = False
     """Runs of spaces count for one, and for none at the ends."""
     charsmap: bytes = b""
@@ -50,11 +59,28 @@ class SentencePieceModel:
     def tokens(self) -> list[str]:
         """The pieces, with user-defined runs of spaces spelled as they are looked for: in the text as it comes where
         that gets a prefix, else in the normalized text."""
-        spelling = SPACE if self.space_prefix == "none" else " "
+        spelling = SPACE if self.space_prefix == "none" or self.symbols_within else " "
         return [
             spelling * len(piece) if kind == USER_DEFINED and not piece.strip(f"{SPACE} ") else piece
             for piece, kind in zip(self.pieces, self.types, strict=True)
         ]
+
+    @property
+    def added_types(self) -> list[int]:
+        """The types by which `add_tokens` knows what is looked for in text before it is prepared."""
+        within = self.symbols_within
+        return [NORMAL if within and kind == USER_DEFINED else kind for kind in self.types]
+
+    @cached_property
+    def symbols_by_length(self) -> list[str]:
+        """The user-defined pieces, the longest first: of those that begin in one place, that one counts."""
+        symbols = [piece for piece, kind in zip(self.tokens, self.types, strict=True) if kind == USER_DEFINED]
+        return sorted(filter(None, symbols), key=len, reverse=True)
+
+    @property
+    def symbol_pattern(self) -> str:
+        """Of a regular expression for the user-defined pieces."""
+        return "|".join(map(re.escape, self.symbols_by_length))
 
 
 def backend_of(model: SentencePieceModel) -> tokenizers.Tokenizer:
@@ -62,10 +88,23 @@ def backend_of(model: SentencePieceModel) -> tokenizers.Tokenizer:
     tokens = model.tokens
     if len(set(tokens)) != len(tokens):
         raise ValueError(f"{len(tokens) - len(set(tokens))} of its {len(tokens)} pieces appear twice")
-    backend = tokenizers.Tokenizer(_unigram(model) if model.unigram else _bpe(model))
-    backend.normalizer = _normalizer(model)
+    if sum(length**2 for length in map(len, model.pieces)) > MAX_SQUARED_LENGTHS:
+        raise ValueError("its pieces are longer than any real vocabulary's")
+    cuts: list[pre_tokenizers.PreTokenizer] = []
     if model.space_prefix == "first":
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+        cuts.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
+    if model.unigram:
+        backend = tokenizers.Tokenizer(_unigram(model))
+        if model.symbols_within:
+            cuts.append(pre_tokenizers.Split(Regex(model.symbol_pattern), behavior="isolated"))
+    else:
+        merges = [] if model.symbols_within else _merges(model)
+        by_score = model.symbols_within or _has_ties(model, merges)
+        backend = tokenizers.Tokenizer(_bpe(model, [] if by_score else merges))
+        if by_score:
+            cuts.append(_merging_by_score(model))
+    backend.normalizer = _normalizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts else None
     to_text: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.space_prefix != "none":
         to_text.append(decoders.Strip(content=" ", left=1, right=0))
@@ -74,12 +113,32 @@ def backend_of(model: SentencePieceModel) -> tokenizers.Tokenizer:
 
 
 def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    steps = _charsmap_steps(model)
     if model.trims_spaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.space_prefix == "each":
-        steps.append(normalizers.Prepend(SPACE))
+        end = normalizers.Replace(Regex(r"(?<=[\s\S])\z"), SPACE)
+        steps.append(end if model.space_suffix else normalizers.Prepend(SPACE))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+
+
+def _charsmap_steps(model: SentencePieceModel) -> list[normalizers.Normalizer]:
+    """Rules that leave user-defined pieces as they are: those that would change are away meanwhile, each for a
+    character that no text has."""
+    if not model.charsmap:
+        return []
+    rules = normalizers.Precompiled(model.charsmap)
+    changed = [symbol for symbol in model.symbols_by_length if rules.normalize_str(symbol) != symbol]
+    spelled = dict(zip(changed, map(chr, _UNASSIGNED), strict=False)) if model.symbols_within else {}
+    away = [normalizers.Replace(symbol, char) for symbol, char in spelled.items()]
+    back = [normalizers.Replace(char, symbol) for symbol, char in spelled.items()]
+    return [*away, rules, *back]
+
+
+def _merging_by_score(model: SentencePieceModel) -> pre_tokenizers.PreTokenizer:
+    from ingle.text.sentencepiece_bpe import MergesByScore
+
+    return pre_tokenizers.PreTokenizer.custom(MergesByScore(model))
 
 
 def add_tokens(
@@ -105,10 +164,10 @@ def add_tokens(
     backend.add_tokens(plain)
 
 
-def _bpe(model: SentencePieceModel) -> models.BPE:
+def _bpe(model: SentencePieceModel, merges: list[tuple[str, str]]) -> models.BPE:
     return models.BPE(
         vocab={token: index for index, token in enumerate(model.tokens)},
-        merges=_merges(model),
+        merges=merges,
         unk_token=None if model.unknown_id is None else model.tokens[model.unknown_id],
         fuse_unk=True,
         byte_fallback=model.byte_fallback,
@@ -127,9 +186,17 @@ def _unigram(model: SentencePieceModel) -> models.Unigram:
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours that make the best-scored piece: all cuts of pieces in two, best first."""
-    if sum(length**2 for length in map(len, model.pieces)) > MAX_SQUARED_LENGTHS:
-        raise ValueError("its pieces are longer than any real vocabulary's")
     from ingle.text.merges import merges_of  # NumPy, which a tokenizer.json does without
 
     best_first = sorted(range(len(model.pieces)), key=model.scores.__getitem__, reverse=True)
     return merges_of([model.pieces[index] for index in best_first if model.types[index] == NORMAL])
+
+
+def _has_ties(model: SentencePieceModel, merges: list[tuple[str, str]]) -> bool:
+    """Whether two pieces that merges make are equally good; these come one after the other."""
+    scores = [score for score, kind in zip(model.scores, model.types, strict=True) if kind == NORMAL]
+    if len(set(scores)) == len(scores):
+        return False
+    score_of = dict(zip(model.pieces, model.scores, strict=True))
+    made = list(dict.fromkeys(left + right for left, right in merges))
+    return any(score_of[piece] == score_of[other] for piece, other in pairwise(made))

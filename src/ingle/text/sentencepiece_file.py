@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingle.errors import ModelError
-from ingle.text.sentencepiece import BYTE, NORMAL, UNKNOWN, SentencePieceModel
+from ingle.text.sentencepiece import BYTE, NORMAL, UNKNOWN, USER_DEFINED, SentencePieceModel
 
 MAX_BYTES = 64 << 20
 MAX_PIECES = 1 << 22
@@ -56,14 +56,19 @@ def _model(raw: bytes) -> SentencePieceModel:
         raise ValueError(f"it has {len(pieces)} pieces and is of kind {kind!r}; unigram, 1, and BPE, 2, are known")
     if UNKNOWN not in types:
         raise ValueError("it has no piece for what it does not know")
+    has_prefix, trims_spaces = bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
+    has_symbols = any(piece and kind == USER_DEFINED for piece, kind in zip(pieces, types, strict=True))
     return SentencePieceModel(
         pieces,
         scores,
         types,
         unknown_id=types.index(UNKNOWN),
         unigram=kind == _UNIGRAM,
-        space_prefix="each" if normalizer.get(3, True) else "none",
-        trims_spaces=bool(normalizer.get(4, True)),
+        space_prefix="each" if has_prefix else "none",
+        space_suffix=bool(trainer.get(24, False)),
+        # Where neither adds nor takes spaces, text between symbols is prepared as well by itself, and faster.
+        symbols_within=has_symbols and (has_prefix or trims_spaces),
+        trims_spaces=trims_spaces,
         charsmap=_as_bytes(normalizer.get(2, b"")),
     )
 

@@ -28,19 +28,38 @@ def read_tiktoken(path: Path, pre_tokenizer: PreTokenizer, special_tokens: Seque
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ModelError(f"{path}: it has {size} bytes, more than the {MAX_BYTES} that are taken")
-        tokens = _tokens(path.read_bytes())
+        backend = byte_level_bpe(_tokens(path.read_bytes()), pre_tokenizer)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ModelError(f"{path}: not a tiktoken vocabulary: {error}") from error
-    # A word that is a token is taken whole, as tiktoken does before it merges.
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special_tokens])
+    return backend
+
+
+def byte_level_bpe(
+    tokens: Sequence[bytes], pre_tokenizer: PreTokenizer, before: Sequence[str] = ()
+) -> tokenizers.Tokenizer:
+    """Of tokens in the order of their ranks, whose ids come after those of the special tokens `before`.
+
+    Raises `ValueError` for tokens that cannot make one.
+    """
+    if len(set(tokens)) != len(tokens):
+        raise ValueError(f"{len(tokens) - len(set(tokens))} of its {len(tokens)} tokens appear twice")
+    if sum(len(token) ** 2 for token in tokens) > MAX_SQUARED_LENGTHS:
+        raise ValueError("its tokens are longer than any real vocabulary's")
+    if not {bytes([byte]) for byte in range(256)} <= set(tokens):
+        raise ValueError("some single bytes are no tokens, so that not every text could be written")
     spelled = [_spelled(token) for token in tokens]
-    vocabulary = {token: rank for rank, token in enumerate(spelled)}
+    vocabulary = {token: index for index, token in enumerate([*before, *spelled])}
+    if len(vocabulary) != len(before) + len(tokens):
+        raise ValueError("a special token is spelled as another token is")
+    # A word that is a token is taken whole, as tiktoken does before it merges.
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(spelled), ignore_merges=True))
     backend.normalizer = normalizers.NFC() if pre_tokenizer.nfc else None
     backend.pre_tokenizer = pre_tokenizer.build()
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special_tokens])
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in before])
     return backend
 
 
@@ -57,12 +76,6 @@ def _tokens(raw: bytes) -> list[bytes]:
     tokens = [by_rank.get(rank, b"") for rank in range(len(by_rank))]
     if not tokens or not all(tokens):
         raise ValueError("its ranks are not 0, 1, 2 and so on, a token to each")
-    if len(set(tokens)) != len(tokens):
-        raise ValueError(f"{len(tokens) - len(set(tokens))} of its {len(tokens)} tokens appear twice")
-    if sum(len(token) ** 2 for token in tokens) > MAX_SQUARED_LENGTHS:
-        raise ValueError("its tokens are longer than any real vocabulary's")
-    if not {bytes([byte]) for byte in range(256)} <= set(tokens):
-        raise ValueError("some single bytes are no tokens, so that not every text could be written")
     return tokens
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import tokenizers
 
 from ingle.errors import RequestError
-from ingle.text.chat_template import ChatTemplate
+from ingle.text.answer_end import AnswerEnd, answer_end
 from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
-
-log = logging.getLogger(__name__)
-
-_LEAST_STOP_CHARS = 4
-"""Fewer might stand in any answer."""
 
 
 class Tokenizer:
@@ -28,7 +22,7 @@ class Tokenizer:
     eos_token_ids: tuple[int, ...]
     """Every token that ends an answer: the end tokens of the model's files and of its chat template."""
     chat_stops: tuple[str, ...]
-    """What ends an answer in a chat template that has no token for it: the text that leads to the next question."""
+    """What ends an answer in a chat template that has no token there: the text that leads to the next question."""
 
     def __init__(
         self,
@@ -37,21 +31,26 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         eos_token_ids: Iterable[int],
         chat_template: str | None,
+        symbols: Mapping[str, int] | None = None,
     ) -> None:
+        """`symbols` are more tokens that a text may spell out, beside the backend's added ones."""
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
         self._decoding: Decoding = decoding_of(backend)
         self._added_ids = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
         self.special_tokens = dict(special_tokens)
+        chat_template = None if chat_template is None else chat_template.removeprefix("\ufeff")  # of a file it was in
         self.chat_template = chat_template
         self.special_token_ids = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         )
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.bos_token_id = self._id_of("bos_token")
-        end_of_turn, self.chat_stops = self._after_an_answer()
-        ends = [*eos_token_ids, self._id_of("eos_token"), end_of_turn]
+        spelled = {**(symbols or {}), **self._added_ids}
+        end = AnswerEnd() if chat_template is None else answer_end(chat_template, special_tokens, spelled)
+        self.chat_stops = end.stops
+        ends = [*eos_token_ids, self._id_of("eos_token"), *map(spelled.get, end.tokens)]
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -126,23 +125,3 @@ class Tokenizer:
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
-
-    def _after_an_answer(self) -> tuple[int | None, tuple[str, ...]]:
-        """The token that the chat template writes after what the assistant said, or else the text."""
-        if self.chat_template is None:
-            return None, ()
-        template, answer = ChatTemplate(self.chat_template, self.special_tokens), "what the assistant said"
-        turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-        try:
-            _, found, tail = template.render(turns, add_generation_prompt=False).rpartition(answer)
-            ends = [token for token in self._added_ids if found and token.strip() and tail.lstrip().startswith(token)]
-            if ends:
-                return self._added_ids[max(ends, key=len)], ()
-            turns.append({"role": "user", "content": "another question"})
-            _, found, tail = template.render(turns, add_generation_prompt=False).rpartition(answer)
-        except RequestError as error:
-            log.warning("the chat template does not render a question and an answer: %s", error)
-            return None, ()
-        between, asked, _ = tail.partition("another question")
-        stop = between.rstrip() if found and asked else ""
-        return None, (stop,) if len(stop.strip()) >= _LEAST_STOP_CHARS else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ _MOE_NAMES = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
-"""All experts' gates lie in one tensor, and so do their other projections."""
+"""All experts' gates lie in one tensor, and so do their other projections. The first files had a tensor for each."""
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj")
 _MOE_KEYS = {"num_experts": ("expert_count", None), "num_experts_per_tok": ("expert_used_count", None)}
 _PHI3_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
@@ -122,6 +124,7 @@ ARCHITECTURES = {
             "sliding_window": ("attention.sliding_window", None),
             "final_logit_softcapping": ("final_logit_softcapping", None),
             "rope_local_base_freq": ("rope.freq_base_swa", 10000.0),
+            "sliding_window_pattern": ("attention.sliding_window_pattern", None),
         },
         one_plus_norms=True,
         scales_queries_by_width_at=62,
@@ -150,10 +153,22 @@ _OPTIONAL_KEYS = {
     "rope_theta": "rope.freq_base",
 }
 
+_OTHER_KEYS = frozenset((
+    "vocab_size", "attention.key_length", "attention.value_length", "expert_count", "rope.dimension_count",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "rope.scale_linear", "rope.scaling.finetuned", "pooling_type",
+    "attention.layer_norm_epsilon",
+))  # fmt: skip
+"""Read below, or of no account."""
+_YARN_KEYS = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
+
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _HF_NAME = re.compile(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)")
 
 _MAX_ROPE_FACTORS = 4096
+_RANK = 4
+_POOLING = {1: "mean", 2: "cls", 3: "last", _RANK: "rank"}
+"""llama.cpp's ways to make one vector, or a score, of all that a model gives; no decoder that writes has one."""
 
 _FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -166,6 +181,8 @@ def gguf_tensor_name(hf_name: str, architecture: GgufArchitecture) -> str | None
     layer, module, kind = match.groups()
     if layer is None:
         return f"{_TOP_NAMES[module]}.{kind}" if module in _TOP_NAMES else None
+    if architecture.has_experts and (expert := _EXPERT.fullmatch(module)):
+        return f"blk.{layer}.ffn_{expert[2]}.{expert[1]}.{kind}"
     return f"blk.{layer}.{architecture.names[module]}.{kind}" if module in architecture.names else None
 
 
@@ -196,7 +213,9 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     architecture = architecture_of(file)
     _refuse_unsupported(file)
     embedding = file.tensors.get("token_embd.weight")
+    scaling = _rope_scaling(file)
     return {
+        **_unread(file, architecture, scaling),
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
         "hidden_act": "silu",
@@ -205,8 +224,9 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         **{key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")},
         **{key: _get(file, gguf_key, default) or None for key, (gguf_key, default) in architecture.keys.items()},
         **_head(file, architecture),
+        **_sliding_layers(file),
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
-        "rope_scaling": _rope_scaling(file),
+        "rope_scaling": scaling,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
@@ -215,8 +235,38 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 
 def _refuse_unsupported(file: GgufFile) -> None:
+    pooling = _get(file, "pooling_type", 0)
+    if pooling in _POOLING or "cls.output.weight" in file.tensors or "cls.weight" in file.tensors:
+        kind = "scores texts" if pooling == _RANK or pooling not in _POOLING else "turns texts into vectors"
+        raise ModelError(
+            f"{file.path}: holds {architecture_of(file).class_name} with {_full(file, 'pooling_type')} "
+            f"{_POOLING.get(pooling, 'none and a classifier')}: a model that {kind} and writes none; "
+            "ingle serves models that write text"
+        )
     if _get(file, "attention.key_length") != _get(file, "attention.value_length"):
         raise ModelError(f"{file.path}: keys and values have heads of different sizes, which is not supported")
+
+
+def _unread(file: GgufFile, architecture: GgufArchitecture, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Numbers and flags of the architecture that nothing here reads, by the file's keys: somebody has to ask of each
+    whether it changes what the model computes."""
+    kind = None if scaling is None else scaling["rope_type"]
+    read = {*_OTHER_KEYS, *_REQUIRED_KEYS.values(), *_OPTIONAL_KEYS.values()}
+    read |= {key for key, _ in architecture.keys.values()} | {*(_YARN_KEYS if kind == "yarn" else ())}
+    read |= {"rope.scaling.attn_factor"} if kind == "longrope" else set()
+    prefix = _full(file, "")
+    named = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    if _is_usual_scale(file, named.get("attention.scale")):
+        del named["attention.scale"]
+    return {key: value for key, value in named.items() if key not in read and isinstance(value, (int, float))}
+
+
+def _is_usual_scale(file: GgufFile, scale: Any) -> bool:
+    width, heads = _get(file, "embedding_length"), _get(file, "attention.head_count")
+    if not isinstance(scale, float) or not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
+        return False
+    head_dim = _get(file, "attention.key_length", width // heads)
+    return isinstance(head_dim, int) and head_dim > 0 and math.isclose(scale, head_dim**-0.5, rel_tol=1e-6)
 
 
 def _head(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
@@ -239,6 +289,15 @@ def _head(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
     return head
 
 
+def _sliding_layers(file: GgufFile) -> dict[str, Any]:
+    """A pattern may be the length of a period, or a flag for each layer."""
+    pattern = _get(file, "attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        return {}
+    kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    return {"layer_types": kinds, "sliding_window_pattern": None}
+
+
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
     """As llama.cpp reads it: type linear and factor 1 (which it also writes as 0) unless the metadata says otherwise.
 
@@ -253,8 +312,6 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
             "attention_factor": _get(file, "rope.scaling.attn_factor", 1.0),
             "original_max_position_embeddings": _require(file, "rope.scaling.original_context_length"),
         }
-    if _get(file, "rope.scaling.attn_factor", 1.0) != 1.0:
-        raise ModelError(f"{file.path}: {_full(file, 'rope.scaling.attn_factor')} other than 1 is not supported")
     kind = _get(file, "rope.scaling.type", "linear")
     factor = _get(file, "rope.scaling.factor", _get(file, "rope.scale_linear")) or 1.0
     if "rope_freqs.weight" in file.tensors:
@@ -272,6 +329,12 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
         "beta_fast": _get(file, "rope.scaling.yarn_beta_fast"),
         "beta_slow": _get(file, "rope.scaling.yarn_beta_slow"),
     }
+    if kind == "yarn":
+        attn_factors = [_get(file, f"rope.scaling.{key}", 1.0) for key in ("attn_factor", "yarn_attn_factor")]
+        if all(isinstance(factor, float) for factor in attn_factors) and attn_factors != [1.0, 1.0]:
+            scaling["attn_factor"] = attn_factors[0] * attn_factors[1]
+        extrapolation = _get(file, "rope.scaling.yarn_ext_factor", -1.0)
+        scaling["extrapolation_factor"] = None if extrapolation in (-1.0, 1.0) else extrapolation  # -1: not set
     return {key: value for key, value in scaling.items() if value is not None}
 
 

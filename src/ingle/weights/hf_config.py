@@ -65,7 +65,10 @@ _ROPE_NEEDS = {
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
-_ROPE_POSITIVE = ("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow")
+_ROPE_POSITIVE = (
+    "factor", "low_freq_factor", "high_freq_factor", "attention_factor", "attn_factor", "extrapolation_factor",
+    "beta_fast", "beta_slow",
+)  # fmt: skip
 _ROPE_WITH_ORIGINAL_LENGTH = ("yarn", "llama3", "longrope")
 _ROPE_FACTORS = {"factors": ("factors",), "longrope": ("short_factor", "long_factor")}
 _ROPE_RENAMED = {"su": "longrope"}
@@ -299,6 +302,8 @@ class _Normalizer:
             kind = rope["rope_type"] = "longrope"  # so the first Phi-3 checkpoints call it
         if kind == "default":
             return None
+        if kind == "yarn" and "factor" not in rope:
+            self.set_factor(rope)
         for key in _ROPE_NEEDS.get(kind, ()):
             self.check_rope_value(key, rope.get(key))
         if kind == "dynamic":
@@ -314,6 +319,12 @@ class _Normalizer:
         if kind == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
             self.fail("rope high_freq_factor", rope["high_freq_factor"], "above low_freq_factor")
         return rope
+
+    def set_factor(self, rope: dict[str, Any]) -> None:
+        """Where none is stated, the context that the model is sold with says how far it was stretched."""
+        original, stretched = rope.get("original_max_position_embeddings"), self.config.get("max_position_embeddings")
+        if type(original) is int and type(stretched) is int and original > 0:
+            rope["factor"] = stretched / original
 
     def set_original_length(self, rope: dict[str, Any]) -> None:
         """`original_max_position_embeddings`, which some files have outside the scaling, and then mean that one."""
@@ -340,9 +351,11 @@ class _Normalizer:
             self.fail("head_dim", head_dim, "even, as rotary embedding needs")
         config.setdefault("tie_word_embeddings", False)
         rotary_dim = int(head_dim * config.get("partial_rotary_factor", 1.0))
-        if rotary_dim < 4 or rotary_dim % 2:
-            self.fail("the rotary dimension", rotary_dim, f"an even number from 4 to head_dim {head_dim}")
         scaling = config.get("rope_scaling") or {}
+        stretches_base = scaling.get("rope_type") == "dynamic" or (config["model_type"] == "qwen" and not scaling)
+        least = 4 if stretches_base else 2  # the base of two dimensions has no power to stretch
+        if rotary_dim < least or rotary_dim % 2:
+            self.fail("the rotary dimension", rotary_dim, f"an even number from {least} to head_dim {head_dim}")
         for key in _ROPE_FACTORS.get(scaling.get("rope_type", ""), ()):
             self.scaling_giver().check_factors(f"rope {key}", scaling.get(key), rotary_dim // 2)
 

@@ -70,6 +70,8 @@ def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
         beta_fast=number(scaling, "beta_fast", 32.0),
         beta_slow=number(scaling, "beta_slow", 1.0),
         attention_factor=optional_number(scaling, "attention_factor"),
+        attn_factor=number(scaling, "attn_factor", 1.0),
+        extrapolation_factor=number(scaling, "extrapolation_factor", 1.0),
         mscale=_weight(scaling, "mscale"),
         mscale_all_dim=_weight(scaling, "mscale_all_dim"),
         truncate=bool(scaling.get("truncate", True)),
@@ -111,6 +113,15 @@ def optional_integer(config: Mapping[str, Any], name: str) -> int | None:
 
 def optional_number(config: Mapping[str, Any], name: str) -> float | None:
     return None if config.get(name) is None else number(config, name, 1.0)
+
+
+def knows_activation(config: Mapping[str, Any]) -> bool:
+    """Whether `activation` takes the config's, or has a word to say about it."""
+    kind = config.get("model_type", "")
+    if kind == "gemma":  # whose first files name one and mean another
+        return True
+    name = config.get("hidden_activation" if kind.startswith("gemma") else "hidden_act", "silu")
+    return not isinstance(name, str) or name in _ACTIVATIONS
 
 
 def activation(config: Mapping[str, Any], key: str = "hidden_act") -> Activation:

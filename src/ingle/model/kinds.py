@@ -1,0 +1,87 @@
+"""What kind of model a checkpoint holds. Only a decoder with a head for language modelling writes text; whatever else
+shares its layers would answer with noise, or with a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ingle.errors import ModelError
+from ingle.model.config_keys import shown
+from ingle.weights.source import WeightSource
+
+_MAX_MODULES_BYTES = 1 << 20
+
+_WRITES = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
+_OTHER_KINDS = (
+    (re.compile(r"Reward"), "a reward model, which scores texts"),
+    (re.compile(r"ForSequenceClassification"), "a classifier or reward model, which scores texts"),
+    (re.compile(r"For\w+Classification|ForQuestionAnswering|ForMultipleChoice"), "a classifier"),
+    (re.compile(r"MaskedLM|ForPreTraining|ForNextSentencePrediction"), "an encoder, which fills in words"),
+    (re.compile(r"Encod|Embed|ForFeatureExtraction|Retriev"), "an encoder, which turns texts into vectors"),
+)
+_OTHER_HEADS = {
+    "score.weight": "a head that scores texts",
+    "classifier.weight": "a classifier's head",
+    "classifier.out_proj.weight": "a classifier's head",
+    "classification_head.weight": "a classifier's head",
+    "qa_outputs.weight": "a head that finds answers in a text",
+    "reward_head.weight": "a reward model's head",
+    "regression_layer.weight": "a reward model's head",
+    "v_head.weight": "a reward model's head",
+    "v_head.summary.weight": "a reward model's head",
+    "value_head.weight": "a reward model's head",
+}
+_TEXT_HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weight", "output.weight",
+               "embed_out.weight", "cls.predictions.decoder.weight")  # fmt: skip
+
+
+def check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises `ModelError` for a model that is by its own word no writer of texts."""
+    names = _architectures(config)
+    for name in () if any(map(_WRITES.search, names)) else names:
+        for pattern, kind in _OTHER_KINDS:
+            if pattern.search(name):
+                raise ModelError(f"{path}: holds {name}, {kind} and writes none; ingle serves models that write text")
+    if path.is_dir() and _pools(path / "modules.json"):
+        held = f"{names[0]} with pooling" if names else "a model with pooling"
+        raise ModelError(
+            f"{path}: holds {held} (modules.json), an embedding model, which turns texts into vectors and writes none; "
+            "ingle serves models that write text"
+        )
+
+
+def check_head(path: Path, config: Mapping[str, Any], source: WeightSource, lm_head: str = "lm_head") -> None:
+    """Raises `ModelError` for a checkpoint in which another head, or none, stands where that for text should."""
+    if any(name in source for name in (f"{lm_head}.weight", *_TEXT_HEADS)):
+        return
+    for name, head in _OTHER_HEADS.items():
+        if name in source:
+            raise ModelError(f"{path}: has {name}, {head}, and none for text; ingle serves models that write text")
+    names = _architectures(config)
+    if names and not any(map(_WRITES.search, names)) and names[0].endswith("Model") and not _has_own_code(config):
+        raise ModelError(
+            f"{path}: holds {names[0]}, the layers without a head for text: an embedding model, or part of another; "
+            "ingle serves models that write text"
+        )
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures")
+    return [shown(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _has_own_code(config: Mapping[str, Any]) -> bool:
+    """Whether its own code has a class that writes text, whatever it is called."""
+    auto_map = config.get("auto_map")
+    return isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
+
+
+def _pools(modules: Path) -> bool:
+    """Whether sentence-transformers makes one vector of all that the model gives."""
+    if not modules.is_file():
+        return False
+    with modules.open("rb") as file:
+        return b"Pooling" in file.read(_MAX_MODULES_BYTES)

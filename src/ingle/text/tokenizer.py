@@ -53,6 +53,16 @@ class Tokenizer:
         ends = [*eos_token_ids, self._id_of("eos_token"), end_of_turn]
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
 
+    def hold_against(self, vocab_size: int) -> list[str]:
+        """Drops end tokens that a model of `vocab_size` tokens cannot give. Returns what to tell the user."""
+        beyond = [token_id for token_id in self.eos_token_ids if token_id >= vocab_size]
+        self.eos_token_ids = tuple(token_id for token_id in self.eos_token_ids if token_id not in beyond)
+        if not beyond:
+            return []
+        ids = ", ".join(map(str, beyond))
+        left = "" if self.eos_token_ids else "; no other is left: only stop strings and max_tokens end an answer"
+        return [f"end token {ids} is left out: the model has {vocab_size} tokens, from 0 to {vocab_size - 1}{left}"]
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Special tokens spelled out in the text become what they name, as in transformers.
 

@@ -10,6 +10,7 @@ from typing import Any
 from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.text.chat_template import ChatTemplate, warm_up
 from ingle.text.tokenizer import Tokenizer
+from ingle.weights.pointer import refuse_pointer
 
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _MAX_BYTES = 1 << 20
@@ -60,6 +61,7 @@ def default_sampling(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes()[:_MAX_BYTES])
     except ValueError as error:
+        refuse_pointer(file)
         raise ModelError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file} holds no JSON object")

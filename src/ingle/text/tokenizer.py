@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tokenizers
 
-from ingle.errors import RequestError
+from ingle.errors import RequestError, printable
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
 
@@ -110,7 +110,7 @@ class Tokenizer:
             turns.append({"role": "user", "content": "another question"})
             _, found, tail = template.render(turns, add_generation_prompt=False).rpartition(answer)
         except RequestError as error:
-            log.warning("the chat template does not render a question and an answer: %s", error)
+            log.warning("the chat template does not render a question and an answer: %s", printable(str(error)))
             return None, ()
         between, asked, _ = tail.partition("another question")
         stop = between.rstrip() if found and asked else ""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ingle.config import EngineConfig
+from ingle.engine import torch_build
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, RequestError
@@ -247,3 +248,15 @@ def test_tables_are_no_longer_than_any_sequence_could_be(tmp_path: Path) -> None
     most = engine.scheduler.limits.max_model_len
     assert len(engine.worker.model.cos_sin[0]) == most < 3000
     assert len(greedy(engine, random_prompt(1, 20), 4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("stored", "notices"),
+    [("float32", []), ("bfloat16", ["dtype bfloat16 -> float32: this CPU does not multiply it natively"])],
+)
+def test_a_type_that_stays_what_it_is_is_no_notice(
+    stored: str, notices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    picked = torch_build.pick_dtype(EngineConfig("any"), {"torch_dtype": stored}, torch.device("cpu"))
+    assert picked == (torch.float32, notices)

@@ -60,7 +60,7 @@ class Sequence:
     arrival: int = 0
     """Requests that came before it."""
     num_trials: int = 0
-    """Steps of it alone, after one that failed; 0 again when a step of several has not."""
+    """Steps that it passed as a suspect since it last passed one otherwise."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @property
@@ -372,7 +372,7 @@ class Scheduler:
             if chunk.samples:
                 token_id, finite = next(sampled)
                 seq.num_sampled_ahead -= 1
-                self._acquit(seq, alone=len(plan.chunks) == 1)
+                self._acquit(seq)
                 if not seq.finished:
                     outputs.append(self._take_token(seq, token_id, finite, result.logprobs.get(index)))
             if seq.finished and seq.num_in_flight == 0:
@@ -468,12 +468,12 @@ class Scheduler:
             self._waiting.appendleft(suspect)
         return True
 
-    def _acquit(self, seq: Sequence, *, alone: bool) -> None:
-        """It has given a token, alone or not, so its step did not fail."""
+    def _acquit(self, seq: Sequence) -> None:
+        """Its step did not fail."""
         if seq in self._suspects:
             self._suspects.remove(seq)
             seq.num_trials += 1
-        elif not alone:
+        else:
             seq.num_trials = 0
 
     def _preempt_all(self) -> None:

@@ -27,8 +27,8 @@ SHARD_BYTES = 4 << 30
 class Recorder(DummySource):
     """Learns which tensors a model asks for, and gives none."""
 
-    def __init__(self, *, tied: bool) -> None:
-        super().__init__(0, tied=tied)
+    def __init__(self) -> None:
+        super().__init__(0)
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
@@ -38,7 +38,7 @@ class Recorder(DummySource):
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of every tensor, in the order in which a checkpoint would have them."""
     config, device, dtype = decoder_config(read_config(folder)), torch.device("cpu"), torch.bfloat16
-    recorder = Recorder(tied=config.tied_embeddings)
+    recorder = Recorder()
     load_decoder(config, recorder, matrices=PlainFormat(dtype, device), dtype=dtype, device=device, max_model_len=1)
     return dict(sorted(recorder.shapes.items()))
 

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with all that is not to be seen spelled out, such as \\x1b, but for the characters in `keep`.
+
+    What a model's files say may hold escapes that a terminal obeys, and line feeds that forge a log.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class IngleError(Exception):
-    """Base of every error that ingle raises on purpose. The command line prints it as one line."""
+    """Base of every error that ingle raises on purpose. The command line prints it as one line.
+
+    Whatever its message quotes, it is safe to show.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, keep="\n\t"))
 
 
 class ConfigError(IngleError):

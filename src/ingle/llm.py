@@ -91,7 +91,7 @@ class LLM:
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling
         self.engine, self.info = build_engine(config, Path(source.path))
-        for notice in self.info.notices:
+        for notice in [*self.info.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
         self._shared = SharedEngine(self.engine)
         self._ids = itertools.count()

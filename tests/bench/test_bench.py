@@ -85,7 +85,7 @@ def test_made_up_weights_route_tokens_about_evenly() -> None:
     """So that a shape's figures are those of its size: of tokens with random directions, the busiest expert is not far
     from the mean, and nearly all experts get one."""
     router = torch.empty(128, 2048)
-    DummySource(0, tied=False).load_into("model.layers.0.mlp.gate.weight", router)
+    DummySource(0).load_into("model.layers.0.mlp.gate.weight", router)
     ids, _ = reference.route(torch.randn(2048, 2048) @ router.T, None, RouterConfig(128, 8))
     counts = ids.flatten().bincount(minlength=128)
     assert counts.min() > 0.5 * 128 and counts.max() < 1.5 * 128

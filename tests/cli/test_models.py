@@ -118,6 +118,9 @@ def test_show_a_gguf_file(ingle: Run, smollm2_gguf: Path) -> None:
     }
 
 
+SHARD = "model-00001-of-00002.safetensors"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     config = {
@@ -137,8 +140,10 @@ def folder(tmp_path: Path) -> Path:
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     (path / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "do_sample": true}')
-    for shard in ("a", "b"):
-        save_file({f"{shard}.weight": np.zeros((1000, 600), np.float16)}, path / f"{shard}.safetensors")
+    for shard in (1, 2):
+        tensors = {f"{shard}.weight": np.zeros((1000, 600), np.float16)}
+        save_file(tensors, path / f"model-0000{shard}-of-00002.safetensors")
+    save_file({"tok_embeddings.weight": np.zeros((9, 9), np.float16)}, path / "consolidated.safetensors")  # not loaded
     return path
 
 
@@ -160,7 +165,7 @@ def test_show_a_folder(ingle: Run, folder: Path) -> None:
     assert facts(ingle("show", str(folder)).out)["chat template"] == "no"
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.json", b"{"), ("a.safetensors", b"\xff" * 100)])
+@pytest.mark.parametrize(("name", "content"), [("config.json", b"{"), (SHARD, b"\xff" * 100)])
 def test_show_a_damaged_folder(ingle: Run, folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     result = ingle("show", str(folder))

@@ -244,6 +244,22 @@ def tiny_server(tmp_path: Path) -> Server:
     return start_server(str(folder), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB")
 
 
+def test_end_tokens_that_the_model_lacks_are_left_out_with_a_notice(tmp_path: Path) -> None:
+    """Of another vocabulary: before, `min_tokens` made them an index error that ended the server."""
+    folder = save_checkpoint(tmp_path, vocab_size=300)
+    vocab = {f"<{i}>": i for i in range(300)}
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": vocab, "merges": []}})
+    )
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 32007, 300]}))
+    server = start_server(str(folder), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB")
+    assert "notice: end token 32007, 300 is left out: the model has 300 tokens, from 0 to 299" in server.text()
+    body = {"model": "tiny", "prompt": [5, 6], "max_tokens": 4, "min_tokens": 3}
+    for _ in range(2):
+        assert httpx.post(f"{server.url}/v1/completions", json=body, timeout=20).status_code == 200
+    assert server.stop() == 0
+
+
 def test_the_server_ends_with_its_engine(tiny_server: Server) -> None:
     os.kill(child_of(tiny_server), signal.SIGKILL)
     assert tiny_server.process.wait(timeout=20) == 1

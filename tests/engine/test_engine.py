@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ingle.config import EngineConfig
+from ingle.engine import torch_build
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, RequestError
@@ -261,3 +262,25 @@ def test_tables_are_no_longer_than_any_sequence_could_be(tmp_path: Path) -> None
     most = engine.scheduler.limits.max_model_len
     assert len(engine.worker.model.cos_sin[0]) == most < 3000
     assert len(greedy(engine, random_prompt(1, 20), 4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("stored", "notices"),
+    [("float32", []), ("bfloat16", ["dtype bfloat16 -> float32: this CPU does not multiply it natively"])],
+)
+def test_a_type_that_stays_what_it_is_is_no_notice(
+    stored: str, notices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    picked = torch_build.pick_dtype(EngineConfig("any"), {"torch_dtype": stored}, torch.device("cpu"))
+    assert picked == (torch.float32, notices)
+
+
+def test_a_small_model_that_claims_any_context_does_not_fill_memory(tmp_path: Path) -> None:
+    """Rotations and page tables are as long as a sequence may be: of 16 million tokens they took gigabytes."""
+    save_checkpoint(tmp_path, max_position_embeddings=1 << 31)
+    config = EngineConfig(str(tmp_path), device="cpu", kv_cache_memory="4GiB")
+    engine, info = build_engine(config, tmp_path)
+    assert info.max_model_len < 500_000
+    assert any("tables for more take more memory" in notice for notice in info.notices)
+    assert greedy(engine, random_prompt(0, 9), 2)

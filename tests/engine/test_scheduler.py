@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.engine.pages import PagePool
-from ingle.engine.scheduler import Limits, Plan, Scheduler, StepResult
+from ingle.engine.scheduler import Chunk, Limits, Plan, Scheduler, StepResult
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 
 EOS = 7
@@ -31,10 +31,18 @@ def next_token(seed: int, position: int) -> int:
     return random.Random(f"{seed}-{position}").choice([EOS, *range(20, 31)])
 
 
+class Fault(Exception):
+    """A step that failed."""
+
+
 class Device:
     """Stands in for the worker: keeps what each page holds, and checks every read a real step would make."""
 
     def __init__(self, page_size: int) -> None:
+        self.faulty: dict[int, int] = {}
+        """Of sequences, by their seeds: the position whose token a step cannot give."""
+        self.most_chunks = 1 << 30
+        """A step of more fails."""
         self.page_size = page_size
         self.tokens: dict[int, list[int]] = {}
         self.tables: dict[int, list[int]] = {}
@@ -53,6 +61,9 @@ class Device:
         for chunk in plan.chunks:  # a layer writes all keys and values of the step, then attends
             for position in range(chunk.start, chunk.start + chunk.count):
                 self.written[self._place(chunk.slot, position)] = tuple(self.tokens[chunk.slot][: position + 1])
+        if len(plan.chunks) > self.most_chunks or any(map(self._fails, plan.chunks)):
+            self.spoil(plan)
+            raise Fault
         drawn = []
         for index, chunk in enumerate(plan.chunks):
             assert index >= plan.num_decodes or chunk.count == 1
@@ -66,6 +77,15 @@ class Device:
                 self.tokens[chunk.slot].append(token)
                 drawn.append(token)
         return StepResult(drawn, [True] * len(drawn))
+
+    def spoil(self, plan: Plan) -> None:
+        """What a failed step was to write may be anything."""
+        for chunk in plan.chunks:
+            for position in range(chunk.start, chunk.start + chunk.count):
+                self.written[self._place(chunk.slot, position)] = (-1,)
+
+    def _fails(self, chunk: Chunk) -> bool:
+        return chunk.samples and chunk.start + chunk.count == self.faulty.get(self.seeds[chunk.slot])
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:
         return self.tables[slot][position // self.page_size], position % self.page_size
@@ -90,9 +110,23 @@ class Driver:
         plan = self.scheduler.plan()
         if plan is not None:
             assert plan.num_tokens <= self.scheduler.limits.max_num_batched_tokens
-            self.launched.append((plan, self.device.launch(plan)))
+            try:
+                self.launched.append((plan, self.device.launch(plan)))
+            except Fault:
+                self.recover(plan)
+                return
         while len(self.launched) > (self.depth if plan is not None else 0):
             self.take(self.scheduler.retire(*self.launched.popleft()))
+
+    def recover(self, *failed: Plan) -> None:
+        """As the engine does: all that is in flight is taken back."""
+        plans = [*(plan for plan, _ in self.launched), *failed]
+        for plan in plans:
+            self.device.spoil(plan)
+        self.launched.clear()
+        sequences = self.scheduler.revoke(plans)
+        self.scheduler.check()
+        self.take(self.scheduler.blame(sequences, "a fault"))
 
     def take(self, outputs: list[EngineOutput]) -> None:
         for output in outputs:
@@ -125,26 +159,38 @@ class Played:
     cached_pages: int
 
 
-def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int) -> Played:
-    """Arrivals with shared prefixes, aborts, preemptions, chunks, under tight budgets; checks every page and token."""
+def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int, *, faults: bool = False) -> Played:
+    """Arrivals with shared prefixes, aborts, preemptions, chunks, under tight budgets; checks every page and token.
+
+    With `faults`, one step fails for no reason, or all that give a certain token of certain sequences.
+    """
+    at_random = faults and rng.random() < 0.3
     page_size = rng.choice([1, 2, 4])
     max_model_len = rng.randint(page_size * 3, 30)
     num_pages = 1 + -(-max_model_len // page_size) + rng.randint(0, 6)
     driver = Driver(
         num_pages, depth, Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching)
     )
-    operations, wanted = 0, {}
+    operations, wanted, faulty = 0, {}, set()
     for number in range(num_requests):
         max_tokens = rng.randint(0, 12)
         length = rng.randint(1, max_model_len - (max_tokens > 0))
         prompt = [rng.choice([1, 1, 1, 2]) for _ in range(length)]
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        name, seed = str(number), rng.randint(0, 1 << 30)
+        name, seed = str(number), rng.randint(0, 1 << 30) * num_requests + number
         driver.add(EngineRequest(name, prompt, params, (EOS,)), seed)
         wanted[name] = expected(seed, length, params.max_tokens or 0, max_model_len)
+        if faults and not at_random and wanted[name] and len(faulty) < 2 and rng.randint(0, 4) == 0:
+            last = rng.randint(0, len(wanted[name]) - 1)
+            driver.device.faulty[seed] = length + last
+            wanted[name] = wanted[name][:last]
+            faulty.add(name)
         for _ in range(rng.choice([0, 0, 1, 3])):
             driver.step()
             operations += 1 + len(driver.scheduler.running)
+            if at_random and driver.launched and rng.randint(0, 9) == 0:
+                driver.recover()
+                at_random = False
         victim = str(rng.randint(0, number))
         if rng.randint(0, 4) == 0 and driver.scheduler.abort(victim):
             assert driver.outputs[victim] == wanted.pop(victim)[: len(driver.outputs[victim])]
@@ -154,6 +200,7 @@ def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int
     driver.scheduler.check()
     assert driver.scheduler.pages.num_available == num_pages - 1
     assert {name: driver.outputs[name] for name in wanted} == wanted
+    assert {name for name, reason in driver.reasons.items() if reason == "error"} == faulty & set(wanted)
     return Played(operations, driver.scheduler.num_preemptions, driver.scheduler.pages.num_cached)
 
 
@@ -161,6 +208,26 @@ def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int
 @given(st.randoms(use_true_random=False), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 14))
 def test_no_page_is_lost_and_no_token_wrong(rng: random.Random, depth: int, prefix_caching: bool, count: int) -> None:
     play(rng, depth, prefix_caching, count)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 14))
+def test_a_step_that_fails_costs_the_request_at_fault_alone(
+    rng: random.Random, depth: int, prefix_caching: bool, count: int
+) -> None:
+    play(rng, depth, prefix_caching, count, faults=True)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_where_nobody_alone_is_at_fault_the_newest_gives_way(depth: int) -> None:
+    """A step of all four fails, of any three it does not: as where memory runs out."""
+    driver = Driver(40, depth, limits(max_num_batched_tokens=40))
+    driver.device.most_chunks = 3
+    for number, name in enumerate("abcd"):
+        driver.add(request(name, 5, max_tokens=9, ignore_eos=True), number)
+    driver.drain()
+    assert driver.reasons == {"a": "length", "b": "length", "c": "length", "d": "error"}
+    assert [driver.outputs[name] for name in "abc"] == [[next_token(i, 5 + n) for n in range(9)] for i in range(3)]
 
 
 @pytest.mark.parametrize("depth", [0, 1])

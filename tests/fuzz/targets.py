@@ -88,7 +88,7 @@ def _gguf_seed() -> bytes:
 
 
 def _read_weights(path: Path) -> None:
-    source = open_source(path if path.suffix == ".gguf" else path.parent, "auto", 0, tied=False)
+    source = open_source(path if path.suffix == ".gguf" else path.parent, "auto", 0)
     for name in NAMES:
         if name in source:
             _load(source, name)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
@@ -190,6 +192,40 @@ def test_full_disk_is_noticed_before_the_download(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ModelError, match="needs 10 MB of disk space"):
+        pull_model("toy", recorder, store)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n",
+        "ERROR: Could not install packages due to an OSError: [Errno 122] Disk quota exceeded: '/x/y.whl'\n\n",
+    ],
+)
+def test_a_disk_that_fills_during_the_download_is_named(
+    toy: ToyModel, store: Store, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    (tmp_path / "fake" / "pip").mkdir(parents=True)
+    (tmp_path / "fake" / "pip" / "__init__.py").touch()
+    (tmp_path / "fake" / "pip" / "__main__.py").write_text(f"import sys; sys.exit({said!r})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    with pytest.raises(
+        ModelError, match=r"cannot pull toy:1b into \S+home: the disk is full.*: make room, or point ING"
+    ):
+        pull_model("toy", recorder, store)
+
+
+def test_a_disk_that_fills_later_is_named(
+    toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems notice only when the file is to be on the disk."""
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    seed_wheel(store, toy)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ModelError, match=r"the disk is full \(No space left on device\): make room"):
         pull_model("toy", recorder, store)
 
 

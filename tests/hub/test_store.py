@@ -93,6 +93,24 @@ def test_manifest_that_does_not_fit(stored: Store, change: dict[str, object], me
     assert stored.names() == []
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "nothing"])
+def test_a_model_that_is_a_link_is_removed_and_its_target_stays(stored: Store, tmp_path: Path, target: str) -> None:
+    place = stored.root / "models" / "toy@1b"
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / target, target_is_directory=True)
+    assert stored.names() == ["toy:1b"]
+    stored.remove("toy:1b")
+    assert stored.names() == [] and not place.is_symlink()
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["manifest.json", "toy.gguf"]
+
+
+def test_a_link_that_an_interrupted_removal_left_is_cleared_away(stored: Store, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    stored.partial("toy:1b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    stored.remove("toy:1b")
+    assert stored.names() == [] and (tmp_path / "elsewhere").is_dir()
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"[]", b" " * 70_000])
 def test_manifest_that_is_none(stored: Store, raw: bytes) -> None:
     stored.get("toy:1b").path.with_name("manifest.json").write_bytes(raw)

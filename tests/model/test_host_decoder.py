@@ -52,7 +52,7 @@ def both(folder: Path, **options: Any) -> tuple[Engine, Engine]:
     host = engine_for(folder, dtype="bfloat16", **options)
     assert isinstance(host.worker, HostWorker)
     model, limits, num_pages = host.worker.model, host.scheduler.limits, host.scheduler.pages.num_pages
-    source, cpu = open_source(folder, "auto", 0, tied=model.config.tied_embeddings), torch.device("cpu")
+    source, cpu = open_source(folder, "auto", 0), torch.device("cpu")
     decoder = load_decoder(
         model.config,
         source,

@@ -80,7 +80,7 @@ def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     separate = load_decoder(
         stacked.config,
-        open_source(folder, "auto", 0, tied=False),
+        open_source(folder, "auto", 0),
         matrices=OneByOne(torch.float32, cpu),
         dtype=torch.float32,
         device=cpu,

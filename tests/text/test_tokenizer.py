@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -327,3 +328,30 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     folder = toys.write_folder(tmp_path, toys.byte_level(), **files)
     assert load_tokenizer(folder).chat_template == CHATML
     assert load_tokenizer(folder, chat_template=f"\ufeff{CHATML}").chat_template == CHATML
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "kept", "notices"),
+    [
+        (403, (2, 400, 1), []),
+        (400, (2, 1), [r"end token 400 is left out: the model has 400 tokens, from 0 to 399"]),
+        (2, (1,), [r"end token 2, 400 is left out: .* from 0 to 1"]),
+        (
+            1,
+            (),
+            [r"prompts begin with token 1 and will be refused", r"end token .* no other is left: only stop strings"],
+        ),
+    ],
+)
+def test_end_tokens_are_held_against_the_model(
+    tmp_path: Path, vocab_size: int, kept: tuple[int, ...], notices: list[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(toys.byte_level_json())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|im_start|>", "eos_token": "<|im_start|>"})
+    )
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 400]}))
+    tokenizer = load_tokenizer(tmp_path)
+    told = tokenizer.hold_against(vocab_size)
+    assert tokenizer.eos_token_ids == kept
+    assert len(told) == len(notices) and all(re.search(*pair) for pair in zip(notices, told, strict=True))

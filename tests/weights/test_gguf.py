@@ -173,6 +173,11 @@ BAD_IMAGES = {
     "offset": (image(tensors=(tensor_info("t", (4,), 0, 2**62),), data=bytes(32)), "truncated"),
     "unaligned": (image(tensors=(tensor_info("t", (4,), 0, 8),), data=bytes(64)), "alignment 32"),
     "data cut": (image(tensors=(tensor_info("t", (16,)),), data=bytes(63)), "truncated"),
+    "overlap": (
+        image(tensors=(tensor_info("t", (16,)), tensor_info("u", (16,), 0, 32)), data=bytes(96)),
+        "t and u overlap",
+    ),
+    "the same place": (image(tensors=(tensor_info("t", (16,)), tensor_info("u", (8,))), data=bytes(64)), "overlap"),
     "alignment 0": (image(pairs=(pair("general.alignment", UINT32, U32.pack(0)),)), "general.alignment is 0"),
     "alignment 24": (image(pairs=(pair("general.alignment", UINT32, U32.pack(24)),)), "general.alignment is 24"),
     "alignment huge": (image(pairs=(pair("general.alignment", UINT32, U32.pack(2**31)),)), "general.alignment"),

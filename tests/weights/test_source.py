@@ -147,12 +147,10 @@ def test_safetensors_single_file(tmp_path: Path) -> None:
     source.close()
 
 
-def test_safetensors_shards_are_opened_when_needed(sharded: Path) -> None:
-    source = SafetensorsSource(sharded)
-    assert loaded(source, "b", 4).tolist() == [1, 1, 1, 1]
+def test_a_damaged_shard_is_named(sharded: Path) -> None:
     (sharded / "model-00001-of-00002.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors: damaged or truncated"):
-        loaded(source, "a", 2, 3)
+        SafetensorsSource(sharded)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +169,16 @@ def test_safetensors_index_of_another_form(sharded: Path, weight_map: Any) -> No
         SafetensorsSource(sharded)
 
 
-def test_safetensors_missing_shard_and_lying_index(sharded: Path) -> None:
-    write_index(sharded, {"b": "model-00001-of-00002.safetensors"})
-    with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors.* b"):
-        loaded(SafetensorsSource(sharded), "b", 4)
-    write_index(sharded, {"a": "model-00003-of-00003.safetensors"})
-    with pytest.raises(ModelError, match=r"model-00003-of-00003\.safetensors is missing"):
-        SafetensorsSource(sharded)
+@pytest.mark.parametrize("offsets", [((0, 16), (0, 16)), ((0, 16), (8, 24)), ((0, 16), (16, 1 << 40))], ids=str)
+def test_safetensors_that_overlap_or_leave_the_file(tmp_path: Path, offsets: tuple[tuple[int, int], ...]) -> None:
+    entries = {
+        name: {"dtype": "F32", "shape": [(end - start) // 4], "data_offsets": [start, end]}
+        for name, (start, end) in zip("ab", offsets, strict=True)
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(32))
+    with pytest.raises(ModelError, match="damaged or truncated"):
+        SafetensorsSource(tmp_path)
 
 
 def test_stored_types_count_numbers(sharded: Path, write_gguf, model_metadata) -> None:
@@ -185,7 +186,7 @@ def test_stored_types_count_numbers(sharded: Path, write_gguf, model_metadata) -
     kinds = {"token_embd.weight": gguf.GGMLQuantizationType.Q4_0}
     path = write_gguf(model_metadata, {"token_embd.weight": random(40, 64), "output_norm.weight": random(64)}, kinds)
     assert GgufSource(GgufFile(path)).stored_types == {"Q4_0": 2560, "F32": 64}
-    assert DummySource(0, tied=True).stored_types == {}
+    assert DummySource(0).stored_types == {}
 
 
 def test_safetensors_wrong_shape_and_quantized_checkpoints(tmp_path: Path) -> None:
@@ -258,25 +259,20 @@ def test_damaged_safetensors_never_raise_anything_else(tmp_path: Path, cut: int,
 
 
 def test_dummy_is_deterministic_per_seed_and_name() -> None:
-    source = DummySource(7, tied=False)
+    source = DummySource(7)
     weights = loaded(source, f"{Q}.weight", 256, 64)
-    assert torch.equal(weights, loaded(DummySource(7, tied=True), f"{Q}.weight", 256, 64))
+    assert torch.equal(weights, loaded(DummySource(7), f"{Q}.weight", 256, 64))
     assert not torch.equal(weights, loaded(source, f"{K}.weight", 256, 64))
-    assert not torch.equal(weights, loaded(DummySource(8, tied=False), f"{Q}.weight", 256, 64))
+    assert not torch.equal(weights, loaded(DummySource(8), f"{Q}.weight", 256, 64))
     assert abs(weights.mean()) < 0.002 and 0.015 < weights.std() < 0.025
     assert abs(loaded(source, "model.norm.weight", 1000).mean() - 1) < 0.01
 
 
 def test_dummy_fills_only_the_slice_it_is_given() -> None:
     fused = torch.zeros(6, 8, dtype=torch.bfloat16)
-    DummySource(0, tied=True).load_into("w", fused[2:4])
+    DummySource(0).load_into("w", fused[2:4])
     assert fused[:2].count_nonzero() == fused[4:].count_nonzero() == 0
     assert fused[2:4].count_nonzero() > 0
-
-
-def test_dummy_head_is_there_unless_tied() -> None:
-    assert "lm_head.weight" in DummySource(0, tied=False)
-    assert "lm_head.weight" not in DummySource(0, tied=True)
 
 
 def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, write_gguf, model_metadata) -> None:
@@ -293,7 +289,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, write_gguf, mo
                 load("model.embed_tokens.weight", 1 << 40, 1 << 20)
             with pytest.raises(ModelError, match="has no tensor"):
                 load("model.norm.weight", 1 << 40, 1 << 20)
-    assert DummySource(0, tied=True).shape("any") is None
+    assert DummySource(0).shape("any") is None
 
 
 CPU = torch.device("cpu")
@@ -304,13 +300,13 @@ def test_open_source_picks_by_what_is_there(tmp_path: Path, write_gguf, model_me
     folder = tmp_path / "folder"
     folder.mkdir()
     save_file({"w": torch.zeros(1)}, folder / "model.safetensors")
-    assert isinstance(open_source(path, "auto", 0, tied=True), GgufSource)
-    assert isinstance(open_source(path, "gguf", 0, tied=True), GgufSource)
-    assert isinstance(open_source(folder, "auto", 0, tied=True), SafetensorsSource)
-    assert isinstance(open_source(folder, "dummy", 0, tied=True), DummySource)
+    assert isinstance(open_source(path, "auto", 0), GgufSource)
+    assert isinstance(open_source(path, "gguf", 0), GgufSource)
+    assert isinstance(open_source(folder, "auto", 0), SafetensorsSource)
+    assert isinstance(open_source(folder, "dummy", 0), DummySource)
     with pytest.raises(ConfigError, match="--load-format gguf"):
-        open_source(folder, "gguf", 0, tied=True)
+        open_source(folder, "gguf", 0)
     with pytest.raises(ConfigError, match="--load-format safetensors"):
-        open_source(path, "safetensors", 0, tied=True)
+        open_source(path, "safetensors", 0)
     with pytest.raises(ModelError, match="no such file"):
-        open_source(tmp_path / "absent", "auto", 0, tied=True)
+        open_source(tmp_path / "absent", "auto", 0)

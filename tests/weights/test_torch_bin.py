@@ -101,7 +101,7 @@ def test_engine_runs_bin_checkpoints_like_safetensors(tmp_path: Path) -> None:
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
     save_checkpoint(tmp_path)
     save(tmp_path, {"w": torch.zeros(1)})
-    assert not isinstance(open_source(tmp_path, "auto", 0, tied=True), TorchSource)
+    assert not isinstance(open_source(tmp_path, "auto", 0), TorchSource)
 
 
 @pytest.mark.parametrize("shard", ["../x.bin", "/etc/x.bin", "sub/x.bin", "", "x.safetensors", "a\\b.bin", ".bin"])
@@ -109,15 +109,6 @@ def test_index_cannot_leave_the_folder(tmp_path: Path, shard: str) -> None:
     write_index(tmp_path, {"a": shard})
     with pytest.raises(ModelError, match=r"is not the name of a \.bin file in this folder"):
         TorchSource(tmp_path)
-
-
-def test_index_that_lies(tmp_path: Path) -> None:
-    write_index(tmp_path, {"a": "pytorch_model-00001-of-00001.bin"})
-    with pytest.raises(ModelError, match="is missing"):
-        TorchSource(tmp_path)
-    save(tmp_path, {"b": torch.zeros(1)}, "pytorch_model-00001-of-00001.bin")
-    with pytest.raises(ModelError, match=r"has no tensor a, which pytorch_model\.bin\.index\.json promises"):
-        TorchSource(tmp_path).load_into("a", torch.empty(1))
 
 
 def test_wrong_shapes_and_types(tmp_path: Path) -> None:
@@ -217,9 +208,13 @@ def write_archive(folder: Path, pickled: bytes, compression: int = zipfile.ZIP_S
 
 def test_sizes_are_checked_against_the_storage(tmp_path: Path) -> None:
     assert write_archive(tmp_path, crafted(1, (3,), (1,))).tensor("w").tolist() == [1, 2, 3]
-    assert write_archive(tmp_path, crafted(3, (1 << 40,), (0,))).tensor("w").shape == (1 << 40,)  # a view: no memory
+    for repeated in ((3, (1 << 40,), (0,)), (0, (4, 4), (1, 0)), (0, (3, 2), (1, 1))):
+        write_archive(tmp_path, crafted(*repeated))
+        for use in (lambda source: source.shape("w"), lambda source: source.stored_rows("w", 1 << 20, 1 << 20)):
+            with pytest.raises(ModelError, match="repeats the same stored numbers"):
+                use(TorchSource(tmp_path))
     for sizes in ((1, (4,), (1,)), (0, (2, 3), (2, 1)), (0, (1 << 40,), (1,)), (0, (2,), (1 << 48,))):
-        with pytest.raises(ModelError, match="its storage has 16"):
+        with pytest.raises(ModelError, match=r"its storage (has 16|'0' of 16 bytes)"):
             write_archive(tmp_path, crafted(*sizes)).tensor("w")
     for sizes in (
         (-1, (4,), (1,)),
@@ -232,6 +227,36 @@ def test_sizes_are_checked_against_the_storage(tmp_path: Path) -> None:
             write_archive(tmp_path, crafted(*sizes))
     with pytest.raises(ModelError, match="fewer strides"):
         write_archive(tmp_path, crafted(0, (4,), ()))
+
+
+def test_tensors_together_are_no_larger_than_their_file(tmp_path: Path) -> None:
+    """A kilobyte of names may not turn one matrix into a model of gigabytes; tied matrices and slices are what is."""
+    whole = torch.arange(64.0).view(8, 8)
+    tied = {"embedding": whole, "head": whole, "rows": whole[2:4]}
+    assert set(TorchSource(save(tmp_path, tied)).names) == set(tied)
+    with pytest.raises(ModelError, match="in its storage '0' of 256 bytes tensors have 1280: they overlap"):
+        TorchSource(save(tmp_path, {str(i): whole for i in range(5)}))
+
+
+def test_storages_that_are_one_place_of_the_file(tmp_path: Path) -> None:
+    """The directory of the archive may say that many members lie at the same place."""
+    path = save(tmp_path, {"a": torch.zeros(64), "b": torch.ones(64)}) / "pytorch_model.bin"
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        places = {member.filename.rpartition("/")[2]: member.header_offset for member in archive.infolist()}
+    entries = [at for at in range(len(raw)) if raw[at : at + 4] == b"PK\x01\x02"]
+    for at in entries:
+        if int.from_bytes(raw[at + 42 : at + 46], "little") == places["1"]:
+            raw[at + 42 : at + 46] = places["0"].to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(ModelError, match="its storage '1' overlaps another one"):
+        TorchSource(tmp_path)
+
+
+def test_a_pickle_cannot_take_much_memory(tmp_path: Path) -> None:
+    """A byte of it makes an empty dict of 64."""
+    with pytest.raises(PickleError, match="more than 4194304 instructions"):
+        read_state_dict(P + b"}" * (5 << 20))
 
 
 def test_archives_of_another_kind(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import Any
 
 from ingle import facts
 from ingle.cli.flags import parse
-from ingle.errors import ModelError
+from ingle.errors import printable
 from ingle.hub.resolve import ModelSource, resolve_model
+
+_MAX_CHARS = 4096
+"""Of a fact: a path is no longer."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     facts["path"] = str(source.path)
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        print(f"{key:<{width}}  {printable(value[:_MAX_CHARS])}")
 
 
 def _gguf(source: ModelSource) -> dict[str, str]:
@@ -59,8 +61,7 @@ def _folder(source: ModelSource) -> dict[str, str]:
     from ingle.weights.hf_config import read_config
 
     config = read_config(source.path)
-    weights = sorted(source.path.glob("*.safetensors"))
-    stored = _safetensors_types(weights)
+    stored, weights = _stored(source.path)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     architectures = config.get("architectures")
@@ -83,20 +84,15 @@ def _family(config: Mapping[str, Any]) -> str:
     return kind if is_native(config) else f"{kind}, by transformers' code if it has any"
 
 
-def _safetensors_types(files: list[Path]) -> dict[str, int]:
-    """Numbers stored in each type, the most first."""
-    from safetensors import SafetensorError, safe_open
+def _stored(folder: Path) -> tuple[dict[str, int], list[Path]]:
+    """Numbers stored in each type, the most first, and the files that hold them."""
+    from ingle.weights.checkpoint_files import SAFETENSORS_FILES
+    from ingle.weights.safetensors_source import SafetensorsSource
 
-    numbers: Counter[str] = Counter()
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    tensor = tensors.get_slice(name)
-                    numbers[tensor.get_dtype()] += math.prod(tensor.get_shape())
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
-    return dict(numbers.most_common())
+    if not SAFETENSORS_FILES.are_in(folder):
+        return {}, []
+    with contextlib.closing(SafetensorsSource(folder)) as source:
+        return source.stored_types, source.paths
 
 
 def _size(files: list[Path]) -> str:

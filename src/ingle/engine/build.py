@@ -22,13 +22,14 @@ from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory, wa
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
-from ingle.errors import ConfigError
+from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import choice, library, threads
 from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
+from ingle.model.checkpoint import as_stored
 from ingle.model.config_keys import check_keys
 from ingle.model.kinds import check_head, check_kind
-from ingle.model.registry import decoder_config, is_native
+from ingle.model.registry import decoder_config, is_native, refuse_quantized
 from ingle.model.rope import length_notice
 from ingle.weights.code_types import CODE_TYPES, FLOATS
 from ingle.weights.gguf import GgufFile
@@ -57,6 +58,7 @@ def build_engine(
         gguf = None if path.is_dir() else GgufFile(path, texts=False)
         hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
         check_kind(path, hf_config)
+        refuse_quantized(path, hf_config)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
         key_notices = [] if decoder is None else check_keys(hf_config)
         device = pick_device(config)
@@ -109,7 +111,7 @@ def _info(parts: Parts, notices: list[str], timings_s: dict[str, float]) -> Engi
         kept_types=[kind for kind in quantized if kind in parts.kept_types],
         weight_bytes=parts.weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
-        notices=notices,
+        notices=[printable(notice) for notice in notices],
         timings_s=timings_s,
     )
 
@@ -196,10 +198,11 @@ def _build_host(
 ) -> Parts:
     dtype = _HOST_KV_TYPES[config.dtype]
     with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
-        source = open_source(path, config.load_format, config.seed, tied=decoder.tied_embeddings, gguf=gguf)
+        source = open_source(path, config.load_format, config.seed, gguf=gguf)
         with contextlib.closing(source):
             check_head(path, hf_config, source, decoder.names.lm_head)
             stored_types = source.stored_types
+            decoder, notices = as_stored(decoder, source)
             model = host_decoder.load_host_decoder(decoder, source)
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
@@ -222,4 +225,5 @@ def _build_host(
         product_dtype="bfloat16",
         factors=model.factors,
         kernels=f"ingle's for {library.instructions()}",
+        notices=tuple(notices),
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass
+
+import msgspec
 
 from ingle.channel import EngineStats
 from ingle.engine.parts import LaunchedStep, Worker
@@ -15,7 +18,8 @@ from ingle.request import EngineOutput, EngineRequest, check_prompt, check_token
 @dataclass(slots=True)
 class _InFlight:
     plan: Plan
-    step: LaunchedStep
+    step: LaunchedStep | None = None
+    """None while it is being launched."""
 
 
 class Engine:
@@ -30,12 +34,15 @@ class Engine:
         self.worker = worker
         self._overlap = overlap
         self._seeds = random.Random(seed)
-        self._in_flight: _InFlight | None = None
+        self._in_flight: deque[_InFlight] = deque()  # at most two
         self._num_steps = 0
         self._num_prompt_tokens = 0
 
     def add(self, request: EngineRequest) -> None:
-        """Queues a request. Raises `RequestError` when it cannot be served."""
+        """Queues a request. Raises `RequestError` when it cannot be served.
+
+        End tokens that the model cannot give end nothing, so they are left out.
+        """
         vocab_size = self.worker.model.config.vocab_size
         check_prompt(
             request.prompt_token_ids,
@@ -44,7 +51,8 @@ class Engine:
             max_model_len=self.scheduler.limits.max_model_len,
         )
         check_token_ids(request.sampling, vocab_size)
-        seed = request.sampling.seed
+        ends = tuple(token_id for token_id in request.eos_token_ids if 0 <= token_id < vocab_size)
+        request, seed = msgspec.structs.replace(request, eos_token_ids=ends), request.sampling.seed
         self.scheduler.add(request, self._seeds.getrandbits(63) if seed is None else seed)
 
     def abort(self, request_id: str) -> None:
@@ -54,28 +62,47 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while a request is unfinished or a launched step is not retired."""
-        return self.scheduler.has_work or self._in_flight is not None
+        return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self) -> list[EngineOutput]:
-        """Plan, launch, retire. Returns what became known, which with overlap is the previous step's."""
-        plan = self.scheduler.plan()
-        launched = self._launch(plan) if plan is not None else None
-        if launched is None and self._in_flight is None and self.scheduler.has_work:
-            raise EngineError("requests are queued, but no step can be planned for any of them")
-        if not self._overlap:
-            return self._retire(launched)
-        previous, self._in_flight = self._in_flight, launched
-        return self._retire(previous)
+        """Plan, launch, retire. Returns what became known, which with overlap is the previous step's.
 
-    def _launch(self, plan: Plan) -> _InFlight:
+        A step that raises an exception costs the request that is at fault, and no other. Raises when the device itself
+        is lost.
+        """
+        plan = self.scheduler.plan()
+        if plan is None and not self._in_flight and self.scheduler.has_work:
+            raise EngineError("requests are queued, but no step can be planned for any of them")
+        try:
+            if plan is not None:
+                self._launch(plan)
+            if len(self._in_flight) <= (self._overlap and plan is not None):
+                return []
+            step = self._in_flight[0].step
+            assert step is not None
+            result = step.result()
+        except Exception as error:
+            if not self.worker.usable():
+                raise
+            return self._recover(error)
+        return self.scheduler.retire(self._in_flight.popleft().plan, result)
+
+    def _launch(self, plan: Plan) -> None:
+        self._in_flight.append(_InFlight(plan))
+        self._in_flight[-1].step = self.worker.launch(plan)
         self._num_steps += 1
         self._num_prompt_tokens += plan.num_tokens - plan.num_decodes
-        return _InFlight(plan, self.worker.launch(plan))
 
-    def _retire(self, launched: _InFlight | None) -> list[EngineOutput]:
-        if launched is None:
-            return []
-        return self.scheduler.retire(launched.plan, launched.step.result())
+    def _recover(self, error: Exception) -> list[EngineOutput]:
+        """Takes back what is in flight, and ends the request at fault, once it is known."""
+        import logging  # which a start need not wait for
+
+        sequences = self.scheduler.revoke([launched.plan for launched in self._in_flight])
+        self._in_flight.clear()
+        outputs = self.scheduler.blame(sequences, _reason(error))
+        fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
+        logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
+        return outputs
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
@@ -85,3 +112,10 @@ class Engine:
             num_waiting=scheduler.num_waiting,
             num_prompt_tokens=self._num_prompt_tokens,
         )
+
+
+def _reason(error: Exception) -> str:
+    """For whoever sent the request: what happened within is the log's to tell."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
+    return "it could not be computed: the server's log says why"

@@ -44,6 +44,10 @@ class HostWorker:
         page_bytes = limits.page_size * model.config.kv_size * self.kv_itemsize
         self.kv = HostKv(_zeros((model.config.num_layers, 2, num_pages, page_bytes)), limits.page_size, kv_dtype)
 
+    def usable(self) -> bool:
+        """A step that fails leaves nothing behind that the next would not write anew."""
+        return True
+
     def capture_next(self) -> bool:
         """There are no graphs to capture."""
         return False

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _GIB = 1 << 30
 _CPU_DEFAULT_SHARE = 4
 _CPU_DEFAULT_CAP = 4 * _GIB
+_TABLES_SHARE = 16
+_TABLES_BYTES = 256 << 20
+"""A context of which rotations and page tables take more than both this and a share of the KV cache's memory is no
+model's, and fills memory."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,16 @@ def wanted_length(config: EngineConfig, model: ModelConfig, budget: int, kv_item
     length = config.max_model_len or model.max_position_embeddings
     if config.num_gpu_blocks_override is not None:
         return min(length, config.num_gpu_blocks_override * config.block_size)
-    return max(min(length, budget // (model.kv_elements_per_token * kv_itemsize)), 1)
+    return max(min(length, budget // (model.kv_elements_per_token * kv_itemsize), _longest(config, model, budget)), 1)
+
+
+def _longest(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+    """The context that tables allow where nobody asked for one: a model of a few numbers may claim any."""
+    if config.max_model_len is not None:
+        return config.max_model_len
+    rotations = 2 * 2 * 4 * model.head_dim  # sine and cosine of two kinds of layers, float32
+    slots = (config.max_num_seqs or 256) * (4 + 4 / config.block_size)  # a token, and a share of a page's number
+    return int(max(budget / _TABLES_SHARE, _TABLES_BYTES) / (rotations + slots))
 
 
 def plan_memory(
@@ -60,6 +73,13 @@ def plan_memory(
         notices.append(
             f"max_model_len {max_model_len} is beyond the {model.max_position_embeddings} tokens the model was made for"
         )
+    longest = _longest(config, model, budget)
+    if longest < min(max_model_len, budget // (model.kv_elements_per_token * kv_itemsize)):
+        notices.append(
+            f"max_model_len {max_model_len} -> {longest}: tables for more take more memory than a model of this size "
+            "is worth; --max-model-len asks for more"
+        )
+        max_model_len = longest
     page_size = config.block_size
     page_bytes = page_size * model.kv_elements_per_token * kv_itemsize
     pages_per_seq = -(-max_model_len // page_size)

@@ -36,6 +36,10 @@ class Worker(Protocol):
         """Applies the plan to the tables and queues its computation."""
         ...
 
+    def usable(self) -> bool:
+        """Whether the device still computes, after a step has raised an exception."""
+        ...
+
     def capture_next(self) -> bool:
         """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
         ...

@@ -24,6 +24,7 @@ from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingPar
 _MANY_DECODES = 128
 _FULL_STEP = 512
 """Tokens that keep a GPU's matrix units busy for longer than it takes to read the weights."""
+_MAX_TRIALS = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +57,10 @@ class Sequence:
     finished: bool = False
     tainted: bool = False
     """Its keys and values may hold NaN."""
+    arrival: int = 0
+    """Requests that came before it."""
+    num_trials: int = 0
+    """Steps that it passed as a suspect since it last passed one otherwise."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @property
@@ -150,6 +155,8 @@ class Scheduler:
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._tainted_pages: list[int] = []
         self._num_steps_in_flight = 0
+        self._num_arrivals = 0
+        self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
 
     # ---- requests come and go
 
@@ -166,9 +173,11 @@ class Scheduler:
             max_num_tokens=min(room, self.limits.max_model_len),
             eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
             seed=seed,
+            arrival=self._num_arrivals,
         )
         if seq.id in self._by_id or seq.id in self._leaving:
             raise ValueError(f"request id {seq.id!r} is already in use")
+        self._num_arrivals += 1
         self._by_id[seq.id] = seq
         self._waiting.append(seq)
 
@@ -194,6 +203,8 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step, or None when nothing can be computed before a launched step is retired (or at all)."""
+        if self._suspects and not self._call_suspect():
+            return None
         decodes, prefills = self._split_running()
         if not self._make_room(decodes, prefills):
             return None
@@ -282,6 +293,8 @@ class Scheduler:
     def _admit(self, plan: Plan) -> None:
         limits = self.limits
         while self._waiting and self._free_slots and plan.num_tokens < plan.max_num_tokens:
+            if self._suspects and self.running:  # which is computed alone
+                return
             seq = self._waiting[0]
             shared = self._cached_prefix(seq)
             for page_id in shared:
@@ -359,6 +372,7 @@ class Scheduler:
             if chunk.samples:
                 token_id, finite = next(sampled)
                 seq.num_sampled_ahead -= 1
+                self._acquit(seq)
                 if not seq.finished:
                     outputs.append(self._take_token(seq, token_id, finite, result.logprobs.get(index)))
             if seq.finished and seq.num_in_flight == 0:
@@ -413,9 +427,74 @@ class Scheduler:
             return "stop", token_id
         return ("length" if len(seq.token_ids) >= seq.max_num_tokens else None), None
 
+    # ---- steps that fail
+
+    def revoke(self, plans: Seq[Plan]) -> list[Sequence]:
+        """Takes back all steps in flight, of which one failed, as if none had been launched.
+
+        What they wrote is not to be trusted: those pages are forgotten and zeroed. Every running sequence waits again,
+        to be computed from the tokens that it has. Returns the unfinished sequences of these steps, oldest first.
+        """
+        spoiled: dict[int, None] = {}
+        for plan in plans:
+            for chunk, seq in zip(plan.chunks, plan.sequences, strict=True):
+                seq.num_in_flight -= 1
+                seq.num_sampled_ahead -= chunk.samples
+                spoiled |= dict.fromkeys(seq.page_ids[chunk.start // self.limits.page_size :])
+            spoiled |= dict.fromkeys(plan.scrubbed)
+        self._num_steps_in_flight = 0
+        self.pages.forget(spoiled)
+        self._tainted_pages += spoiled
+        while self._leaving:
+            self._give_back(self._leaving.popitem()[1])
+        self._preempt_all()
+        sequences = {seq.id: seq for plan in plans for seq in plan.sequences if not seq.finished}
+        return sorted(sequences.values(), key=lambda seq: seq.arrival)
+
+    def blame(self, sequences: Seq[Sequence], error: str) -> list[EngineOutput]:
+        """Finds whose fault it is that a step of these sequences, oldest first, failed; that request ends with `error`.
+
+        Each is computed alone to its next token, and is at fault if that fails. Where none does, it is what they are
+        together that fails, and at last the newest gives way.
+        """
+        if not self._suspects and any(seq.num_trials < _MAX_TRIALS for seq in sequences):
+            self._suspects = deque(sequences)
+            return []
+        for seq in sequences[-1:]:
+            self._waiting.remove(seq)
+            self._finish(seq)
+        return [EngineOutput(seq.id, [], "error", error=error) for seq in sequences[-1:]]
+
+    def _call_suspect(self) -> bool:
+        """Makes the first suspect the one sequence that runs. False: retire a step first."""
+        if self._num_steps_in_flight:
+            return False
+        suspect = self._suspects[0]
+        if suspect.slot < 0:
+            self._preempt_all()
+            self._waiting.remove(suspect)
+            self._waiting.appendleft(suspect)
+        return True
+
+    def _acquit(self, seq: Sequence) -> None:
+        """Its step did not fail."""
+        if seq in self._suspects:
+            self._suspects.remove(seq)
+            seq.num_trials += 1
+        else:
+            seq.num_trials = 0
+
+    def _preempt_all(self) -> None:
+        """Everything waits, in the order in which it came."""
+        for seq in self.running[::-1]:
+            self._preempt(seq)
+        self._waiting = deque(sorted(self._waiting, key=lambda seq: seq.arrival))
+
     def _finish(self, seq: Sequence) -> None:
         seq.finished = True
         del self._by_id[seq.id]
+        if seq in self._suspects:
+            self._suspects.remove(seq)
         if seq.slot >= 0:
             self.running.remove(seq)
         if seq.num_in_flight:

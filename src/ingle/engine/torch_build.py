@@ -16,6 +16,7 @@ from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
 from ingle.kernels.cpu import choice, library, threads
 from ingle.model.architecture import DecoderConfig
+from ingle.model.checkpoint import as_stored
 from ingle.model.decoder import Decoder
 from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
@@ -67,11 +68,11 @@ def build_parts(
     plan = decoder if decoder is not None else _plan_fallback(config, path, hf_config)
     numerics = _numerics(config, plan, hf_config, device)
     with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
-        source = open_source(path, config.load_format, config.seed, tied=plan.tied_embeddings, gguf=gguf)
+        source = open_source(path, config.load_format, config.seed, gguf=gguf)
         with contextlib.closing(source):
             check_head(path, hf_config, source, "lm_head" if decoder is None else decoder.names.lm_head)
             stored_types = source.stored_types
-            model = _load(config, plan, source, numerics, device)
+            model, stored_notices = _load(config, plan, source, numerics, device)
     if device.type == "cpu" and library.started():
         library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
@@ -103,7 +104,11 @@ def build_parts(
         product_dtype=_name(numerics.products),
         factors=_factors(model, numerics),
         kernels=numerics.kernels,
-        notices=(*((plan.notice, *plan.unknown_keys) if isinstance(plan, FallbackPlan) else ()), *numerics.notices),
+        notices=(
+            *((plan.notice, *plan.unknown_keys) if isinstance(plan, FallbackPlan) else ()),
+            *stored_notices,
+            *numerics.notices,
+        ),
     )
 
 
@@ -122,13 +127,16 @@ def _load(
     source: WeightSource,
     numerics: _Numerics,
     device: torch.device,
-) -> Model:
+) -> tuple[Model, list[str]]:
+    """The model, and what to tell the user of it."""
     dtype = numerics.activations
     if isinstance(plan, FallbackPlan):
         seed = config.seed if config.load_format == "dummy" else None
         return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
+    plan, notices = as_stored(plan, source)
     length = wanted_length(config, plan, kv_budget(config, plan, device), numerics.dtype.itemsize)
-    return load_decoder(plan, source, matrices=numerics.matrices, dtype=dtype, device=device, max_model_len=length)
+    matrices = numerics.matrices
+    return load_decoder(plan, source, matrices=matrices, dtype=dtype, device=device, max_model_len=length), notices
 
 
 def _numerics(
@@ -164,6 +172,8 @@ def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.de
         return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
     if choice.multiplies_bfloat16():
         return torch.bfloat16, []
+    if stored == torch.float32:
+        return torch.float32, []
     return torch.float32, [f"dtype {_name(stored)} -> float32: this CPU does not multiply it natively"]
 
 

@@ -97,6 +97,15 @@ class Worker:
             return self._launched(self._graphs.run(plan, len(slots), filtered=self.sampler.filters(slots)))
         return self._launch_eagerly(plan, slots)
 
+    def usable(self) -> bool:
+        """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
+        try:
+            if self.on_gpu:
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return False
+        return True
+
     @torch.inference_mode()
     def capture_next(self) -> bool:
         """Captures one more CUDA graph that is likely to be needed; False when there is none left."""

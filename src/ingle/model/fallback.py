@@ -191,8 +191,6 @@ def plan_fallback(path: Path, config: Mapping[str, Any], *, trust_remote_code: b
     kind = config["model_type"]
     if not path.is_dir():
         raise ModelError(f"{path}: model_type {kind!r} of a .gguf file is not supported")
-    if "quantization_config" in config:
-        raise ModelError(f"{path}: model_type {kind!r} is quantized, and ingle has no implementation of its own for it")
     hf_config = _hf_config(path, config, trust_remote_code)
     model_class = _model_class(path, hf_config, trust_remote_code)
     _check_pageable(path, hf_config.get_text_config(decoder=True), model_class)
@@ -208,27 +206,32 @@ def load_fallback(
     device: torch.device,
     max_model_len: int | None,
     dummy_seed: int | None = None,
-) -> TransformersModel:
-    """Reads the weights, or makes random ones from `dummy_seed`. Raises `ModelError` for missing or misshapen ones."""
+) -> tuple[TransformersModel, list[str]]:
+    """Reads the weights, or makes random ones from `dummy_seed`. With it comes what to tell the user of the checkpoint.
+
+    Raises `ModelError` for missing or misshapen weights.
+    """
     if max_model_len is not None and max_model_len > plan.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {max_model_len}: transformers' code for {plan.family} serves at most "
             f"{plan.max_position_embeddings} tokens; give no more"
         )
     _register()
-    model = _made_by_transformers(plan, dtype, dummy_seed).to(device).eval()
+    model, notices = _made_by_transformers(plan, dtype, dummy_seed)
+    model = model.to(device).eval()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
         raise ModelError(f"{plan.path}: {plan.model_class.__name__} has no matrix of embeddings, or none of its head")
     body = _take_out_decoder(model)
     table = PlainWeight(embedding.weight)
-    return TransformersModel(
+    loaded = TransformersModel(
         config=_probe(plan, body, model, device),
         embedding=table,
         head=table if head.weight is embedding.weight else PlainWeight(head.weight),
         body=body,
         to_logits=model,
     )
+    return loaded, notices
 
 
 class _GivenStates(torch.nn.Module):
@@ -357,14 +360,14 @@ def _hidden(body: Any, token_ids: torch.Tensor, positions: torch.Tensor, step: _
     return hidden
 
 
-def _made_by_transformers(plan: FallbackPlan, dtype: torch.dtype, dummy_seed: int | None) -> Any:
+def _made_by_transformers(plan: FallbackPlan, dtype: torch.dtype, dummy_seed: int | None) -> tuple[Any, list[str]]:
     """The whole model on the CPU."""
     try:
         if dummy_seed is None:
             return _read_model(plan, dtype)
         torch.manual_seed(dummy_seed)
         plan.hf_config._attn_implementation = _ATTENTION
-        return plan.model_class._from_config(plan.hf_config, dtype=dtype)
+        return plan.model_class._from_config(plan.hf_config, dtype=dtype), []
     except ModelError:
         raise
     except Exception as error:  # transformers raises what its many models and readers raise
@@ -372,8 +375,11 @@ def _made_by_transformers(plan: FallbackPlan, dtype: torch.dtype, dummy_seed: in
         raise ModelError(f"{plan.path}: transformers cannot load it with ingle's attention: {message}") from error
 
 
-def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> Any:
-    """transformers itself would start at random what a checkpoint lacks, and go on."""
+def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """transformers itself would start at random what a checkpoint lacks, and go on.
+
+    A head that is stored and differs from the embedding it uses, whatever the configuration says.
+    """
     with quiet_transformers():
         model, report = plan.model_class.from_pretrained(
             plan.path,
@@ -383,10 +389,33 @@ def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    for problem in ("missing", "mismatched"):
-        if names := sorted(map(str, report[f"{problem}_keys"])):
+    missing = set(map(str, report["missing_keys"]))
+    without_head = tie_missing_head(model, missing)
+    for problem, keys in (("missing", missing), ("mismatched", report["mismatched_keys"])):
+        if names := sorted(map(str, keys)):
             raise ModelError(f"{plan.path}: {len(names)} tensors are {problem}, such as {names[0]}")
-    return model
+    if without_head:
+        return model, ["the checkpoint has no matrix of the head: the embedding takes its place"]
+    embedding, head = (
+        getattr(m, "weight", None) for m in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    if embedding is not None and head is not None and embedding is not head:
+        if torch.equal(embedding, head):
+            model.get_output_embeddings().weight = embedding  # held once
+        elif plan.tied_embeddings:
+            return model, ["the configuration ties the head to the embedding; the checkpoint has one of its own: used"]
+    return model, []
+
+
+def tie_missing_head(model: Any, missing: set[str]) -> bool:
+    """Has the embedding take the place of a head that is among the missing tensors, and takes it out of them."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head and head is not None]
+    if embedding is None or not names or f"{names[0]}.weight" not in missing:
+        return False
+    missing.remove(f"{names[0]}.weight")
+    head.weight = embedding.weight
+    return True
 
 
 @contextmanager

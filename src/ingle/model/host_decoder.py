@@ -309,11 +309,14 @@ def suits(config: DecoderConfig, max_model_len: int) -> bool:
 
 
 def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecoder:
-    """Reads every parameter; the length is to be set. Raises `ModelError` for missing or misshapen ones."""
+    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; the length is to be set.
+
+    Raises `ModelError` for missing or misshapen ones.
+    """
     read, names = _Reader(source, config), config.names
     embedding = read.matrix([names.embedding], [config.vocab_size], config.hidden_size)
-    tied = config.tied_embeddings or f"{names.lm_head}.weight" not in source
-    head = embedding if tied else read.matrix([names.lm_head], [config.vocab_size], config.hidden_size)
+    tied, rows = config.tied_embeddings, [config.vocab_size]
+    head = embedding if tied else read.matrix([names.lm_head], rows, config.hidden_size)
     layers = tuple(read.layer(index) for index in range(config.num_layers))
     return HostDecoder(
         config=config,

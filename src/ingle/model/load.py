@@ -32,17 +32,18 @@ def load_decoder(
     device: torch.device,
     max_model_len: int,
 ) -> Decoder:
-    """Reads every parameter; `dtype` is that of activations. Raises `ModelError` for missing or misshapen ones."""
+    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; `dtype` is that of activations.
+
+    Raises `ModelError` for missing or misshapen ones.
+    """
     load, names = Loader(source, matrices, dtype, device), config.names
-    head = f"{names.lm_head}.weight"
-    tied = config.tied_embeddings or head not in source
     scale = config.embedding_scale
     factors = None if config.logn_length is None else logn_table(config.logn_length, max_model_len, device)
 
     with ThreadPoolExecutor(_NUM_THREADS[device.type]) as threads:
         ends = [threads.submit(load.matrix, f"{names.embedding}.weight", config.vocab_size, config.hidden_size)]
-        if not tied:
-            ends.append(threads.submit(load.matrix, head, config.vocab_size, config.hidden_size))
+        if not config.tied_embeddings:
+            ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", config.vocab_size, config.hidden_size))
         layers = tuple(threads.map(lambda index: _load_layer(config, load, index, factors), range(config.num_layers)))
     embedding, lm_head = ends[0].result(), ends[-1].result()
     decoder = Decoder(

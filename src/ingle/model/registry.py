@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ingle.errors import ModelError
@@ -36,6 +38,18 @@ def is_native(config: Mapping[str, Any]) -> bool:
     config and ingle does not, its activation, transformers' code does."""
     kind = config.get("model_type")
     return kind in FAMILIES and (kind not in _IN_TRANSFORMERS or knows_activation(config))
+
+
+def refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises `ModelError` for a folder whose weights are stored by a method of quantization: ingle reads none there."""
+    for key in ("quantization_config", "compression_config"):
+        settings = config.get(key)
+        if settings:
+            method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+            raise ModelError(
+                f"{path}: its weights are quantized by {reprlib.repr(method or 'a method without a name')} ({key} in "
+                "config.json), which ingle does not read: give the model's unquantized folder, or a GGUF file of it"
+            )
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:

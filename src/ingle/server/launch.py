@@ -167,7 +167,7 @@ def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, sec
     if ipaddress.ip_address(host).is_unspecified:  # every interface: this machine reaches it by its own name
         host = "::1" if ":" in host else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    for notice in info.notices:
+    for notice in [*info.notices, *context.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, context.default_sampling))

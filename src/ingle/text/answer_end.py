@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ingle.errors import RequestError
+from ingle.errors import RequestError, printable
 from ingle.text.chat_template import ChatTemplate
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def answer_end(source: str, special_tokens: Mapping[str, str], tokens: Collectio
         asked = _render(template, [*turns, _turn("user", _NEXT_QUESTION)], False)
     except RequestError as error:
         if not at_once:
-            log.warning("the chat template does not render a question and an answer: %s", error)
+            log.warning("the chat template does not render a question and an answer: %s", printable(str(error)))
         return AnswerEnd(at_once)
     between, found, _ = _after_answer(asked).partition(_NEXT_QUESTION)
     if not found:

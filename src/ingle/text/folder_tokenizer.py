@@ -25,6 +25,7 @@ from ingle.text.sentencepiece_file import read_sentencepiece
 from ingle.text.tekken_file import SPECIAL_NAMES, read_tekken
 from ingle.text.tiktoken_file import read_tiktoken
 from ingle.text.tokenizer import Tokenizer
+from ingle.weights.pointer import refuse_pointer
 
 # Several times the largest that models ship.
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -32,6 +33,12 @@ _MAX_CONFIG_BYTES = 64 << 20
 
 _OTHER_VOCABULARIES = ("vocab.json", "tiktoken.model")
 _SENTENCE_PIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("generation_config.json", "chat_template.jinja", "chat_template.json", "qwen.tiktoken", "tekken.json"),
+    *_OTHER_VOCABULARIES,
+    *_SENTENCE_PIECE_FILES,
+)
 _SENTENCE_PIECE_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _CHATML = """\
 {%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
@@ -48,6 +55,8 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
 
     Raises `ModelError` when the folder has none, or its files are damaged.
     """
+    for name in _FILES:
+        refuse_pointer(folder / name)
     config = _tokenizer_config(folder)
     special_tokens, symbols = _special_tokens(config), {}
     sentence_piece = next((name for name in _SENTENCE_PIECE_FILES if (folder / name).is_file()), None)

@@ -7,6 +7,7 @@ The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,7 +99,7 @@ class _Vocabulary:
             if isinstance(token_id, int) and 0 <= token_id < len(self.tokens):
                 special_ids[key] = token_id
             elif token_id is not None:
-                log.warning("%s: no token has the %s_token_id %s: ignored", self._path, key, token_id)
+                log.warning("%s: no token has the %s_token_id %s: ignored", self._path, key, reprlib.repr(token_id))
         return special_ids
 
     def special_tokens(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.text.chat_template import ChatTemplate, warm_up
 from ingle.text.tokenizer import Tokenizer
+from ingle.weights.pointer import refuse_pointer
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def _folder_sampling(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes()[:_MAX_BYTES])
     except ValueError as error:
+        refuse_pointer(file)
         raise ModelError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file} holds no JSON object")

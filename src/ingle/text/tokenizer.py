@@ -53,6 +53,18 @@ class Tokenizer:
         ends = [*eos_token_ids, self._id_of("eos_token"), *map(spelled.get, end.tokens)]
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
 
+    def hold_against(self, vocab_size: int) -> list[str]:
+        """Drops end tokens that a model of `vocab_size` tokens cannot give. Returns what to tell the user."""
+        notices, has = [], f"the model has {vocab_size} tokens, from 0 to {vocab_size - 1}"
+        if self.bos_token_id is not None and self.bos_token_id >= vocab_size:
+            notices.append(f"prompts begin with token {self.bos_token_id} and will be refused: {has}")
+        beyond = [token_id for token_id in self.eos_token_ids if token_id >= vocab_size]
+        if beyond:
+            self.eos_token_ids = tuple(token_id for token_id in self.eos_token_ids if token_id not in beyond)
+            left = "" if self.eos_token_ids else "; no other is left: only stop strings and max_tokens end an answer"
+            notices.append(f"end token {', '.join(map(str, beyond))} is left out: {has}{left}")
+        return notices
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Special tokens spelled out in the text become what they name, as in transformers.
 

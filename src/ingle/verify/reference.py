@@ -18,7 +18,7 @@ import torch
 from ingle.config import DType, EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ModelError
-from ingle.model.fallback import quiet_transformers
+from ingle.model.fallback import quiet_transformers, tie_missing_head
 from ingle.verify.scores import Scores, score_by_engine, scores_of
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import WeightSource, in_stack, open_source
@@ -95,8 +95,10 @@ def _read_folder(config: EngineConfig, path: Path, dtype: torch.dtype) -> Any:
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
     )
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{path}: transformers misses {len(missing)} tensors, such as {missing[0]}")
+    missing = set(report["missing_keys"])
+    tie_missing_head(model, missing)
+    if missing:
+        raise ModelError(f"{path}: transformers misses {len(missing)} tensors, such as {min(missing)}")
     return model
 
 
@@ -111,7 +113,7 @@ def _filled_model(path: Path, hf_config: Mapping[str, Any], dtype: torch.dtype) 
     hf = AutoConfig.for_model(hf_config["model_type"], **values)
     make: Any = AutoModelForCausalLM.from_config
     model = make(hf, dtype=dtype, attn_implementation="eager")
-    with contextlib.closing(open_source(path, "auto", 0, tied=hf.tie_word_embeddings)) as source:
+    with contextlib.closing(open_source(path, "auto", 0)) as source:
         for name, parameter in model.named_parameters():
             _fill(source, name, parameter.data)
     if factors is not None:

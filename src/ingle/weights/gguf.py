@@ -13,10 +13,12 @@ import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ingle.errors import ModelError
+from ingle.weights.pointer import refuse_pointer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -211,6 +213,7 @@ class _Header:
 
     def read_version(self) -> None:
         if self.map[:4] != _MAGIC:
+            refuse_pointer(self.path)
             raise ModelError(f"{self.path}: not a GGUF file: it starts with {self.map[:4]!r} instead of {_MAGIC!r}")
         self.position = 4
         version = self.u32("the version")
@@ -283,10 +286,19 @@ class _Header:
                 self.fail(f"tensor {_short(name)} appears twice")
             infos[name] = (self.shape(_short(name)), self.u32(_short(name)), self.u64(_short(name)))
         data_start = -(-self.position // alignment) * alignment
-        return {
+        tensors = {
             name: self.tensor(name, shape, type_id, data_start, offset, alignment)
             for name, (shape, type_id, offset) in infos.items()
         }
+        self.refuse_overlaps(tensors)
+        return tensors
+
+    def refuse_overlaps(self, tensors: dict[str, GgufTensor]) -> None:
+        """No byte is stored for two tensors: so together they are no larger than the file."""
+        in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+        for before, after in pairwise(in_order):
+            if after.offset < before.offset + before.nbytes:
+                self.fail(f"the tensors {_short(before.name)} and {_short(after.name)} overlap")
 
     def shape(self, name: str) -> tuple[int, ...]:
         num_dims = self.u32(f"the number of dimensions of {name}")

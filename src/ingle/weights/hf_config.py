@@ -14,6 +14,7 @@ from ingle.model.registry import FAMILIES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import config_from_gguf
 from ingle.weights.hf_defaults import DEFAULTS, RENAMED, TEXT_CONFIGS
+from ingle.weights.pointer import refuse_pointer
 
 MAX_CONFIG_BYTES = 16 << 20
 
@@ -137,6 +138,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise ModelError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds a JSON {type(value).__name__}, not an object")
@@ -160,7 +162,7 @@ class _Normalizer:
 
     def normalize(self) -> dict[str, Any]:
         model_type = self.config.get("model_type")
-        if not isinstance(model_type, str) or not model_type:
+        if not isinstance(model_type, str) or not model_type or not model_type.isprintable():
             self.fail("model_type", model_type, "the name of a model family")
         if model_type in TEXT_CONFIGS:
             self.take_text_config(model_type)

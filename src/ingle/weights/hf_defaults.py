@@ -77,6 +77,11 @@ RENAMED = {
         "rotary_pct": "partial_rotary_factor",
         "seq_length": "max_position_embeddings",  # what it was trained on; the other key is an upper bound
     },
+    # transformers 5 writes one name for most families, and reads each one's own.
+    "mixtral": {"num_experts": "num_local_experts"},
+    "qwen3_moe": {"num_local_experts": "num_experts"},
+    "deepseek_v2": {"num_local_experts": "n_routed_experts"},
+    "deepseek_v3": {"num_local_experts": "n_routed_experts"},
 }
 """Keys that mean what another key means elsewhere, and win over it."""
 

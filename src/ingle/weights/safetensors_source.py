@@ -17,13 +17,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from ingle.errors import ModelError
+from ingle.weights.checkpoint_files import SAFETENSORS_FILES
+from ingle.weights.pointer import refuse_pointer
 from ingle.weights.source import (
     FLOAT_TYPES,
     FLOATS,
-    SAFETENSORS_FILES,
     StoredRows,
     check_shape,
     check_stack,
+    same_bytes,
     split_name,
 )
 
@@ -36,7 +38,7 @@ _ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 
 class SafetensorsSource:
-    """A folder with model.safetensors, or with shards and their index. Files are mapped when first needed.
+    """A folder with model.safetensors, or with shards. Files are mapped when first needed.
 
     A CPU's kernels take what they need from the mapping. For PyTorch, tensors go through a `Ring` to devices of the
     types `streamed`; to others they are copied.
@@ -50,16 +52,24 @@ class SafetensorsSource:
         self._stored_bytes: dict[Path, _StoredBytes] = {}
         self._ring: Ring | None = None
         self._opening = Lock()
-        files = SAFETENSORS_FILES.of_tensors(folder)
-        self._files = self._read_single(folder / SAFETENSORS_FILES.single) if files is None else files
+        self._located = SAFETENSORS_FILES.locate(folder, self._names_in)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._located.files
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._located.files.keys()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(set(self._located.files.values()))
 
     @property
     def stored_types(self) -> dict[str, int]:
         counts: Counter[str] = Counter()
-        for name, file in self._files.items():
+        for name, file in self._located.files.items():
             with _reading(file):
                 stored = self._handle(file).get_slice(name)
                 counts[stored.get_dtype()] += math.prod(stored.get_shape())
@@ -77,6 +87,13 @@ class SafetensorsSource:
         if dtype == "F64":  # which the kernels do not read
             dtype, stored = "F32", stored.view("<f8").astype("<f4").view(np.uint8)
         return StoredRows(dtype, stored.reshape(num_rows, -1))
+
+    def alike(self, name: str, other: str) -> bool:
+        shape = self.shape(name)
+        if shape != self.shape(other):
+            return False
+        (dtype, one), (other_dtype, two) = self._mapped(name, shape), self._mapped(other, shape)
+        return dtype == other_dtype and same_bytes(one, two)
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
         dtype, stored = self._mapped(name, (size,))
@@ -138,12 +155,9 @@ class SafetensorsSource:
         self._stored_bytes.clear()
 
     def _file_of(self, name: str) -> Path:
-        file = self._files.get(name)
-        if file is None:
-            if name.removesuffix("weight") + "qweight" in self._files:
-                raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
-            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
-        return file
+        if name not in self._located.files and name.removesuffix("weight") + "qweight" in self._located.files:
+            raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
+        return self._located.file_of(name, self._folder)
 
     def _handle(self, file: Path) -> Any:
         if file not in self._handles:
@@ -162,9 +176,9 @@ class SafetensorsSource:
                 self._stored_bytes[file] = _StoredBytes.of(file)
             return self._stored_bytes[file]
 
-    def _read_single(self, file: Path) -> dict[str, Path]:
+    def _names_in(self, file: Path) -> Collection[str]:
         with _reading(file):
-            return dict.fromkeys(self._handle(file).keys(), file)
+            return frozenset(self._handle(file).keys())
 
 
 class _StoredBytes(NamedTuple):
@@ -190,4 +204,5 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
+        refuse_pointer(file)
         raise ModelError(f"{file}: damaged or truncated safetensors file: {' '.join(str(error).split())}") from error

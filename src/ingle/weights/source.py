@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,18 +17,17 @@ import numpy.typing as npt
 
 from ingle.config import LoadFormat
 from ingle.errors import ConfigError, ModelError
+from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
-from ingle.weights.hf_config import normalize_config, read_json_object
+from ingle.weights.hf_config import normalize_config
 
 if TYPE_CHECKING:
     import torch
 
-MAX_INDEX_BYTES = 64 << 20
-
-_SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _IN_STACK = re.compile(r"(.+)\[(\d+)/(\d+)\]")
+_COMPARED_BYTES = 1 << 20
 FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
 READABLE_TYPES = ("F32", "F16", "BF16", *CODE_TYPES)
 """Of GGUF's."""
@@ -54,6 +52,15 @@ class WeightSource(Protocol):
     @property
     def stored_types(self) -> dict[str, int]:
         """Numbers stored in each type, such as Q4_K or BF16, the most first; empty for made-up weights."""
+        ...
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all stored tensors, where they may differ from those that a family expects: not in a GGUF file."""
+        ...
+
+    def alike(self, name: str, other: str) -> bool:
+        """Whether two stored tensors are of the same type, shape and bytes. Ends at the first difference."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -114,19 +121,17 @@ def split_name(name: str) -> tuple[str, Place | None]:
     return (match[1], Place(int(match[2]), int(match[3]))) if match else (name, None)
 
 
-def open_source(
-    path: Path, load_format: LoadFormat, seed: int, *, tied: bool, gguf: GgufFile | None = None
-) -> WeightSource:
+def open_source(path: Path, load_format: LoadFormat, seed: int, *, gguf: GgufFile | None = None) -> WeightSource:
     """The weights of the model at `path`, a Hugging Face folder or a GGUF file.
 
-    `tied` and `seed` shape the random weights of `load_format` "dummy": without `lm_head` when tied. `gguf` is the file
-    at `path`, where somebody has read it already.
+    `seed` is that of the random weights of `load_format` "dummy". `gguf` is the file at `path`, where somebody has read
+    it already.
     Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
     """
     if load_format == "dummy":
         from ingle.weights.tensor_sources import DummySource
 
-        return DummySource(seed, tied=tied)
+        return DummySource(seed)
     found = _found_format(path)
     if load_format not in ("auto", found):
         raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
@@ -146,46 +151,6 @@ def _found_format(path: Path) -> LoadFormat:
     if not path.is_dir():
         return "gguf"
     return "pt" if TORCH_FILES.are_in(path) and not SAFETENSORS_FILES.are_in(path) else "safetensors"
-
-
-@dataclass(frozen=True)
-class _Files:
-    """How a folder's checkpoint files of one kind are called."""
-
-    single: str
-    suffix: str
-
-    @property
-    def index(self) -> str:
-        return f"{self.single}.index.json"
-
-    def are_in(self, folder: Path) -> bool:
-        return (folder / self.single).is_file() or (folder / self.index).is_file()
-
-    def of_tensors(self, folder: Path) -> dict[str, Path] | None:
-        """The file of each tensor, by the index; None for a checkpoint in a single file.
-
-        Raises `ModelError` when there is neither, when the index does not name files in this folder, or they are
-        missing.
-        """
-        index = folder / self.index
-        if not index.is_file():
-            if not (folder / self.single).is_file():
-                raise ModelError(f"{folder}: holds neither {self.single} nor {self.index}")
-            return None
-        weight_map = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise ModelError(f"{index}: weight_map does not map tensor names to file names")
-        for shard in sorted(set(weight_map.values())):
-            if not shard.endswith(self.suffix) or not _SHARD_STEM.fullmatch(shard.removesuffix(self.suffix)):
-                raise ModelError(f"{index}: {shard[:100]!r} is not the name of a {self.suffix} file in this folder")
-            if not (folder / shard).is_file():
-                raise ModelError(f"{folder}: {shard} is missing, which {self.index} lists; download it again")
-        return {name: folder / shard for name, shard in weight_map.items()}
-
-
-SAFETENSORS_FILES = _Files("model.safetensors", ".safetensors")
-TORCH_FILES = _Files("pytorch_model.bin", ".bin")
 
 
 FLOATS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]] = {
@@ -214,6 +179,14 @@ class GgufSource:
     @property
     def stored_types(self) -> dict[str, int]:
         return self._file.parameters_by_type
+
+    @property
+    def names(self) -> Collection[str]:
+        return ()
+
+    def alike(self, name: str, other: str) -> bool:
+        one, two = self._tensor(name), self._tensor(other)
+        return (one.type, one.shape) == (two.type, two.shape) and bool(one.nbytes) and same_bytes(one.data, two.data)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
@@ -280,6 +253,14 @@ class GgufSource:
 
     def close(self) -> None:
         del self._file
+
+
+def same_bytes(one: npt.NDArray[np.uint8], two: npt.NDArray[np.uint8]) -> bool:
+    """Whether two arrays of bytes are equal, read no further than they are."""
+    return len(one) == len(two) and all(
+        np.array_equal(one[start : start + _COMPARED_BYTES], two[start : start + _COMPARED_BYTES])
+        for start in range(0, len(one), _COMPARED_BYTES)
+    )
 
 
 def check_stack(file: Path, name: str, shape: tuple[int, ...], place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ingle.errors import ModelError
+from ingle.weights.checkpoint_files import TORCH_FILES
 from ingle.weights.source import (
-    TORCH_FILES,
     StoredRows,
     check_shape,
     check_size,
     check_stack,
+    same_bytes,
     split_name,
 )
 from ingle.weights.torch_bin import TorchFile
@@ -49,34 +50,43 @@ class _ReadByTorch(ABC):
 
 
 class TorchSource(_ReadByTorch):
-    """A folder with pytorch_model.bin, or with shards and their index. Nothing in them is unpickled."""
+    """A folder with pytorch_model.bin, or with shards. Nothing in them is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open = lru_cache(maxsize=None)(TorchFile)
-        files = TORCH_FILES.of_tensors(folder)
-        single = folder / TORCH_FILES.single
-        self._files = dict.fromkeys(self._open(single).tensors, single) if files is None else files
+        self._located = TORCH_FILES.locate(folder, lambda file: self._open(file).tensors)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._located.files
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._located.files.keys()
+
+    def alike(self, name: str, other: str) -> bool:
+        one, two = (self._opened(each).tensor(each) for each in (name, other))
+        if (one.dtype, one.shape) != (two.dtype, two.shape):
+            return False
+        tied = (one.data_ptr(), one.stride()) == (two.data_ptr(), two.stride())
+        return tied or same_bytes(*(each.contiguous().view(-1).view(torch.uint8).numpy() for each in (one, two)))
 
     @property
     def stored_types(self) -> dict[str, int]:
         counts: Counter[str] = Counter()
-        for file in sorted(set(self._files.values())):
+        for file in sorted(set(self._located.files.values())):
             counts += self._open(file).stored_types()
         return dict(counts.most_common())
 
     def shape(self, name: str) -> tuple[int, ...]:
         name, place = split_name(name)
-        shape = self._opened(name).tensors[name].shape
+        shape = self._opened(name).shape(name)
         return shape if place is None else shape[1:]
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         name, place = split_name(name)
         opened = self._opened(name)
-        shape = opened.tensors[name].shape
+        shape = opened.shape(name)
         if place is not None:
             check_stack(opened.path, name, shape, place)
         check_shape(opened.path, name, shape if place is None else shape[1:], tuple(out.shape))
@@ -87,24 +97,24 @@ class TorchSource(_ReadByTorch):
 
     def _opened(self, name: str) -> TorchFile:
         """The file that has the tensor."""
-        file = self._files.get(name)
-        if file is None:
-            raise ModelError(f"{self._folder}: has no tensor {name}, which the model needs")
-        opened = self._open(file)
-        if name not in opened.tensors:
-            raise ModelError(f"{file}: has no tensor {name}, which {TORCH_FILES.index} promises")
-        return opened
+        return self._open(self._located.file_of(name, self._folder))
 
 
 class DummySource(_ReadByTorch):
     """Random weights of any shape, for speed without a checkpoint: the same for the same seed and device type."""
 
-    def __init__(self, seed: int, *, tied: bool) -> None:
+    def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._tied = tied
 
     def __contains__(self, name: str) -> bool:
-        return not (self._tied and name == "lm_head.weight")
+        return True
+
+    @property
+    def names(self) -> Collection[str]:
+        return ()
+
+    def alike(self, name: str, other: str) -> bool:
+        return name == other
 
     @property
     def stored_types(self) -> dict[str, int]:

@@ -16,9 +16,12 @@ from typing import NoReturn
 import torch
 
 from ingle.errors import ModelError
+from ingle.weights.pointer import refuse_pointer
 from ingle.weights.torch_pickle import PickleError, SavedTensor, read_state_dict
 
-MAX_PICKLE_BYTES = 64 << 20
+MAX_PICKLE_BYTES = 32 << 20
+MAX_SHARING = 4
+"""How often a storage may be held: tied tensors are the same one, and a slice may stand beside the whole."""
 
 _LOCAL_HEADER_BYTES = 30
 _TYPES = {
@@ -43,11 +46,13 @@ class TorchFile:
         except (OSError, ValueError, NotImplementedError) as error:
             self.fail(f"cannot be read: {error}")
         except zipfile.BadZipFile:
+            refuse_pointer(path)
             self.fail(
                 "not an archive of torch.save: it is damaged, or older than PyTorch 1.6; "
                 "load it with a trusted tool and save it as safetensors"
             )
         self.tensors = self._read_tensors()
+        self._refuse_overlaps()
 
     def fail(self, what: str) -> NoReturn:
         raise ModelError(f"{self.path}: {what}")
@@ -58,6 +63,13 @@ class TorchFile:
             name = _TYPES[tensor.storage_type][1] if tensor.storage_type in _TYPES else tensor.storage_type
             counts[name] += prod(tensor.shape)
         return counts
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises `ModelError` for a tensor that is larger than what is stored of it."""
+        saved = self.tensors[name]
+        if saved.repeats:
+            self.fail(f"tensor {name[:100]!r} of shape {saved.shape} repeats the same stored numbers")
+        return saved.shape
 
     def tensor(self, name: str) -> torch.Tensor:
         """A view of the mapped file. Raises `ModelError` when it is no tensor of floats, or lies outside the file."""
@@ -86,6 +98,21 @@ class TorchFile:
             return read_state_dict(self._bytes(pickles[0]))
         except PickleError as error:
             self.fail(f"its pickle is refused: {error}")
+
+    def _refuse_overlaps(self) -> None:
+        """The storages of all tensors are parts of the file, and the tensors in one are little more than it is."""
+        held: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            if not tensor.repeats:
+                itemsize = _TYPES[tensor.storage_type][0].itemsize if tensor.storage_type in _TYPES else 1
+                held[tensor.storage] += prod(tensor.shape) * itemsize
+        end = 0
+        for start, size, key in sorted((*self._storage(key), key) for key in held):
+            if start < end:
+                self.fail(f"its storage {key[:100]!r} overlaps another one")
+            if held[key] > MAX_SHARING * size:
+                self.fail(f"in its storage {key[:100]!r} of {size} bytes tensors have {held[key]}: they overlap")
+            end = start + size
 
     def _bytes(self, member: str) -> bytes:
         start, size = self._place(member)

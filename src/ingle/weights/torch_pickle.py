@@ -7,6 +7,7 @@ call a description: nothing is imported or called, whatever the bytes. Anything 
 
 from __future__ import annotations
 
+import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 # Far above what real tensors have. They also keep products of sizes within what Python multiplies at once.
 MAX_DIMS = 16
 MAX_SIZE = 1 << 48
+MAX_STEPS = 1 << 22
+"""Instructions: of each the machine may keep an object many times its size. A tensor takes some forty."""
 
 
 class PickleError(ValueError):
@@ -39,6 +42,11 @@ class SavedTensor:
         if 0 in self.shape:
             return 0
         return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is larger than what it is a view of: made by `expand`, or to fill memory."""
+        return math.prod(self.shape) > self.num_storage_elements
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ def read_state_dict(pickle: bytes) -> dict[str, SavedTensor]:
     """The tensors of a pickled `dict[str, Tensor]`; entries of plain values are left out. Raises `PickleError`."""
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(pickle):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+            if count >= MAX_STEPS:
+                raise PickleError(f"it has more than {MAX_STEPS} instructions, which no model needs")
             step = _STEPS.get(opcode.name)
             if step is None:
                 raise PickleError(f"it has the instruction {opcode.name}, which no plain tensor needs")

@@ -1,0 +1,114 @@
+"""Which files of a folder hold which tensors. The files themselves tell; an index decides only where it is true."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingle.errors import ModelError
+from ingle.weights.hf_config import read_json_object
+
+MAX_INDEX_BYTES = 64 << 20
+
+_SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+
+
+@dataclass(frozen=True)
+class Located:
+    """The tensors of a checkpoint."""
+
+    files: Mapping[str, Path]
+    """Where each one lies."""
+    absent: str | None = None
+    """A file that the index lists and that is not there."""
+
+    def file_of(self, name: str, folder: Path) -> Path:
+        """Raises `ModelError` when no file in `folder` has the tensor."""
+        if name in self.files:
+            return self.files[name]
+        maybe = f"; it may be in {self.absent}, which is missing: download that again" if self.absent else ""
+        raise ModelError(f"{folder}: has no tensor {name}, which the model needs{maybe}")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """How a folder's checkpoint files of one kind are called."""
+
+    single: str
+    suffix: str
+
+    @property
+    def index(self) -> str:
+        return f"{self.single}.index.json"
+
+    def are_in(self, folder: Path) -> bool:
+        names = (self.single, *self._shards(folder), *self._claims(folder).values())
+        return any((folder / name).is_file() for name in dict.fromkeys(names))
+
+    def locate(self, folder: Path, names_in: Callable[[Path], Collection[str]]) -> Located:
+        """The file of each tensor; `names_in` reads which tensors a file has.
+
+        An index is followed where every file that it lists is there and has what it says. One that is not is left
+        from other files: then the single file comes first, and what it lacks is looked for in the shards.
+        Raises `ModelError` when there is no file at all, when the index names files outside the folder, or when two
+        shards have a tensor of the same name and the index does not say which is meant.
+        """
+        claims = self._claims(folder)
+        listed = sorted(set(claims.values()))
+        absent = [shard for shard in listed if not (folder / shard).is_file()]
+        held = {shard: names_in(folder / shard) for shard in listed if shard not in absent}
+        if not absent and listed and all(name in held[shard] for name, shard in claims.items()):
+            return Located(self._merged(folder, held, claims))
+        whole: dict[str, Path] = {}
+        if (folder / self.single).is_file():
+            whole = dict.fromkeys(names_in(folder / self.single), folder / self.single)
+            held.pop(self.single, None)
+        for shard in self._shards(folder):
+            if shard not in held:
+                held[shard] = names_in(folder / shard)
+        if not whole and not held:
+            if absent:
+                raise ModelError(f"{folder}: {absent[0]} is missing, which {self.index} lists; download it again")
+            raise ModelError(f"{folder}: holds neither {self.single} nor {self.index}")
+        lacking = {shard: [name for name in names if name not in whole] for shard, names in held.items()}
+        return Located({**whole, **self._merged(folder, lacking, claims)}, absent[0] if absent else None)
+
+    def _merged(self, folder: Path, held: Mapping[str, Collection[str]], claims: Mapping[str, str]) -> dict[str, Path]:
+        """The file of each tensor in these shards, where the index claims one that has it, there."""
+        shards: dict[str, str] = {}
+        for shard, names in held.items():
+            for name in names:
+                claimed = claims.get(name)
+                if name not in shards or claimed == shard:
+                    shards[name] = shard
+                elif claimed != shards[name]:
+                    raise ModelError(
+                        f"{folder}: both {shards[name]} and {shard} have a tensor {name[:200]}, and no {self.index} "
+                        "says which is meant: remove the files that are not the model's"
+                    )
+        return {name: folder / shard for name, shard in shards.items()}
+
+    def _shards(self, folder: Path) -> list[str]:
+        """Files in the folder that are named as parts of a checkpoint."""
+        stem = re.escape(self.single.removesuffix(self.suffix))
+        pattern = re.compile(rf"{stem}-\d{{5}}-of-\d{{5}}{re.escape(self.suffix)}")
+        return sorted(file.name for file in folder.glob(f"*{self.suffix}") if pattern.fullmatch(file.name))
+
+    def _claims(self, folder: Path) -> dict[str, str]:
+        """The file of each tensor, by the index; empty where there is none."""
+        index = folder / self.index
+        if not index.is_file():
+            return {}
+        claims = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
+        if not isinstance(claims, dict) or not all(isinstance(shard, str) for shard in claims.values()):
+            raise ModelError(f"{index}: weight_map does not map tensor names to file names")
+        for shard in sorted(set(claims.values())):
+            if not shard.endswith(self.suffix) or not _SHARD_STEM.fullmatch(shard.removesuffix(self.suffix)):
+                raise ModelError(f"{index}: {shard[:100]!r} is not the name of a {self.suffix} file in this folder")
+        return claims
+
+
+SAFETENSORS_FILES = CheckpointFiles("model.safetensors", ".safetensors")
+TORCH_FILES = CheckpointFiles("pytorch_model.bin", ".bin")

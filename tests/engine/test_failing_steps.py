@@ -1,0 +1,185 @@
+"""A step that raises an exception ends the request at fault; the others get what they get alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ingle.channel import LENGTH, Channel, ChannelClosed, FromEngine, StepMessage, frame
+from ingle.engine.engine import Engine
+from ingle.engine.process import serve
+from ingle.engine.scheduler import Plan, StepResult
+from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from tests.support import collect, engine_for, random_prompt, run, save_checkpoint
+
+POISON = 13
+
+
+class FaultyStep:
+    """A step whose result is an error."""
+
+    def result(self) -> StepResult:
+        raise ValueError("index 4711 is out of bounds")
+
+
+class FaultyWorker:
+    """A worker that cannot give the third token after a prompt that begins with `POISON`."""
+
+    def __init__(self, worker: Any, *, late: bool, error: Exception, lost: bool = False) -> None:
+        self._worker, self._late, self._error, self._lost = worker, late, error, lost
+        self._poisoned: dict[int, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def usable(self) -> bool:
+        return not self._lost
+
+    def launch(self, plan: Plan) -> Any:
+        for admission in plan.admissions:
+            poisoned = admission.token_ids[0] == POISON
+            self._poisoned[admission.slot] = admission.num_prompt_tokens + 2 if poisoned else -1
+        step = self._worker.launch(plan)  # so that pages, tables and counts have changed
+        if any(self._poisoned[chunk.slot] == chunk.start + chunk.count for chunk in plan.chunks):
+            if self._late:
+                return FaultyStep()
+            raise self._error
+        return step
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=["host", "torch", "torch-overlap"])
+def healthy(request: pytest.FixtureRequest, folder: Path) -> Engine:
+    dtype, overlap = ("bfloat16", False) if request.param == "host" else ("float32", request.param == "torch-overlap")
+    return engine_for(folder, dtype=dtype, block_size=8, overlap=overlap)
+
+
+@pytest.fixture
+def faulty(healthy: Engine) -> MakeEngine:
+    def make(late: bool = False, error: Exception | None = None, lost: bool = False) -> Engine:
+        error = error or IndexError("index 4711 is out of bounds")
+        healthy.worker = FaultyWorker(healthy.worker, late=late, error=error, lost=lost)  # type: ignore[assignment]
+        return healthy
+
+    return make
+
+
+def requests(count: int, poisoned: set[int]) -> list[EngineRequest]:
+    """Some share a prefix, some are sampled, some penalized."""
+    made = []
+    for i in range(count):
+        prompt = [POISON] * (i in poisoned) + random_prompt(i % 4, 20 + i)
+        penalty = 1.3 if i % 3 == 0 else 1.0
+        params = SamplingParams(temperature=i % 2, seed=i, max_tokens=9, ignore_eos=True, repetition_penalty=penalty)
+        made.append(EngineRequest(str(i), prompt, params))
+    return made
+
+
+@pytest.mark.parametrize("poisoned", [{0}, {7}, {3, 4}], ids=str)
+@pytest.mark.parametrize("late", [False, True], ids=["at launch", "in its result"])
+def test_the_others_get_their_tokens(healthy: Engine, faulty: MakeEngine, late: bool, poisoned: set[int]) -> None:
+    alone = {r.id: run(healthy, [r])[r.id] for r in requests(8, poisoned)}
+    outputs = collect(faulty(late=late), requests(8, poisoned))
+    for i, (name, parts) in enumerate(outputs.items()):
+        tokens = [token for part in parts for token in part.token_ids]
+        assert parts[-1].finish_reason == ("error" if i in poisoned else "length")
+        assert tokens == alone[name][: 2 if i in poisoned else 9]
+
+
+def test_what_the_client_is_told_and_what_the_log_says(faulty: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, logger="ingle"):
+        (told,) = [o.error for o in collect(faulty(), requests(2, {1}))["1"] if o.error]
+    assert told == "it could not be computed: the server's log says why"
+    assert "request 1 ends" in caplog.text and "index 4711 is out of bounds" in caplog.text
+
+
+def test_memory_that_runs_out_is_named(faulty: MakeEngine) -> None:
+    (told,) = [o.error for o in collect(faulty(error=MemoryError()), requests(1, {0}))["0"] if o.error]
+    assert told is not None and told.startswith("there is not enough memory")
+
+
+def test_an_error_of_a_device_that_is_lost_ends_the_engine(faulty: MakeEngine) -> None:
+    with pytest.raises(IndexError, match="4711"):
+        collect(faulty(lost=True), requests(2, {1}))
+
+
+def test_aborted_while_on_trial(faulty: MakeEngine) -> None:
+    engine = faulty()
+    for request in requests(3, {2}):
+        engine.add(request)
+    outputs: list[EngineOutput] = []
+    while not any(output.id == "0" and output.finish_reason for output in outputs):
+        outputs += engine.step()
+        if sum(len(output.token_ids) for output in outputs if output.id == "2") == 2:
+            engine.abort("2")
+    while engine.has_work:
+        outputs += engine.step()
+    engine.scheduler.check()
+    assert not any(output.error for output in outputs)
+
+
+def test_end_tokens_beyond_the_vocabulary_end_nothing(healthy: Engine) -> None:
+    """A checkpoint may name any; -1 would be the last token, and 32000 an index error."""
+    plain = SamplingParams(temperature=0.0, max_tokens=6, min_tokens=4)
+    ends = {"0": (), "1": (32000, -1, 1 << 70)}
+    made = [EngineRequest(name, random_prompt(1, 9), plain, ids) for name, ids in ends.items()]
+    tokens = run(healthy, made)
+    assert tokens["0"] == tokens["1"] and len(tokens["1"]) == 6
+
+
+class Client:
+    """The other end of the channel of an engine that serves in a thread, as it does in its process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, args=(engine, theirs))
+        self._thread.start()
+
+    def _serve(self, engine: Engine, theirs: socket.socket) -> None:
+        with theirs, contextlib.suppress(ChannelClosed):
+            serve(engine, Channel(theirs))
+
+    def answer(self, request: EngineRequest) -> EngineOutput:
+        """The last output of a request."""
+        self._socket.sendall(frame(msgspec.msgpack.Encoder(), request))
+        while True:
+            (length,) = LENGTH.unpack(self._read(LENGTH.size))
+            message = msgspec.msgpack.decode(self._read(length), type=FromEngine)
+            assert isinstance(message, StepMessage), message
+            for output in message.outputs:
+                if output.finish_reason is not None:
+                    return output
+
+    def _read(self, count: int) -> bytes:
+        self._socket.settimeout(20)
+        data = self._socket.recv(count, socket.MSG_WAITALL)
+        assert len(data) == count, "the engine has gone"
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def test_the_process_serves_the_next(faulty: MakeEngine) -> None:
+    with contextlib.closing(Client(faulty())) as client:
+        for number, poisoned in enumerate([set(), {0}, set()]):
+            (request,) = requests(1, poisoned)
+            request = EngineRequest(str(number), request.prompt_token_ids, request.sampling)
+            assert client.answer(request).finish_reason == ("error" if poisoned else "length")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from ingle.channel import Channel, ChannelClosed, Failed, Progress, Start, StepMessage
 from ingle.engine.build import build_engine
@@ -24,8 +26,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    _die_with_parent()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    _end_with_parent(sock, parent=int(sys.argv[2]))
+    channel = Channel(sock)
     try:
         (start,) = channel.receive(wait=True)
         if not isinstance(start, Start):
@@ -42,6 +45,7 @@ def _run(channel: Channel, start: Start) -> int:
         )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
+        _signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
         channel.send(info)
         serve(engine, channel)
     except ChannelClosed:
@@ -80,9 +84,29 @@ def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:
     return []
 
 
-def _die_with_parent() -> None:
-    """Linux kills this process when its parent dies; elsewhere the closed channel ends it at its next message."""
+def _end_with_parent(sock: socket.socket, parent: int) -> None:
+    """Ends this process when its parent says so or dies.
+
+    A SIGTERM counts only once the channel is closed. Then it is the parent's, also when it comes from the kernel since
+    the parent has died, and unwinds what this process does: a compiler that it waits for ends too, with its files.
+    Before, it went to the whole group, or to all of a service, and the parent lets answers end.
+
+    The parent's id is handed down: where the parent is process 1, as in a container, so is who adopts orphans.
+    """
+
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0)):
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    _signal_of_parents_death(signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
+
+
+def _signal_of_parents_death(number: signal.Signals) -> None:
+    """Linux sends it when the parent dies; elsewhere the closed channel ends this process at its next message."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it died before we asked
-            sys.exit(1)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ingle.config import EngineConfig
 
-_EXIT_S = 5.0
+_EXIT_S = 2.0
 _THREAD_POOL = {"GOMP_SPINCOUNT": "2000"}
 """PyTorch's CPU threads spin for milliseconds before they sleep: on a core that another process wants, each parallel
 operator then waits for a time slice. A short spin keeps the pace of an idle machine, and most of it on a busy one."""
 
 _BOOT = (
-    "import gc, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.disable(); "
+    "import gc, signal, sys; gc.disable()\n"
+    "for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM: signal.signal(number, signal.SIG_IGN)\n"
     "from ingle.engine.process import main; sys.exit(main())"
 )
-"""Ctrl-C reaches the whole group of processes, and the parent decides. What imports create stays: a collector that
-looks through it again and again takes a seventh of their time."""
+"""Ctrl-C reaches the whole group of processes, and what stops a service all of it: the parent decides. What imports
+create stays: a collector that looks through it again and again takes a seventh of their time."""
 
 
 class EngineProcess:
@@ -39,8 +40,9 @@ class EngineProcess:
         self._told = False
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno())],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
                 env={**_THREAD_POOL, **os.environ},
             )
 
@@ -65,8 +67,12 @@ class EngineProcess:
 
     def stop(self) -> None:
         """Ends the process, by force if it does not go by itself."""
+        with contextlib.suppress(OSError):  # closed already
+            self.socket.shutdown(socket.SHUT_RDWR)  # before the signal, which counts only then
         self.socket.close()
-        if not self._told:  # it reads its channel only once it has imported everything
+        if self._told:
+            self._popen.terminate()
+        else:  # it reads its channel only once it has imported everything
             self._popen.kill()
         try:
             self._popen.wait(timeout=_EXIT_S)

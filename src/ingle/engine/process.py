@@ -36,6 +36,8 @@ def main() -> int:
         return _run(channel, start)
     except ChannelClosed:
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
 
 
 def _run(channel: Channel, start: Start) -> int:

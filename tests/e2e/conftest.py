@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -86,12 +87,12 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children, and theirs, of a process."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has ended
-        return []
-    return [found for child in map(int, children) for found in (child, *descendants(child))]
+    """Children, and theirs, of a process, whichever of its threads started them."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return [found for child in children for found in (child, *descendants(child))]
 
 
 def command_line(pid: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ingle.errors import ModelError, RequestError
-from ingle.text import chat_template as module
+from ingle.text import sandbox as module
 from ingle.text.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from tests.text import toys
 from tests.text.templates import CONVERSATIONS, TEMPLATES, TOOLS
@@ -177,9 +177,9 @@ def test_the_process_dies_with_its_parent() -> None:
     """Even when the parent has no time to say so."""
     code = (
         "import os, signal\n"
-        "from ingle.text import chat_template as c\n"
+        "from ingle.text import sandbox, chat_template as c\n"
         "c.ChatTemplate('x', {}).render([{'role': 'user'}])\n"
-        "print(c._sandbox._process.pid, flush=True)\n"
+        "print(sandbox.sandboxes._all[0]._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)

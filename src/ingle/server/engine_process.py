@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ingle.config import EngineConfig
 
 _EXIT_S = 2.0
+_LAST_WORDS_S = 0.5
+_MAX_LINE_BYTES = 1 << 16
+logger = logging.getLogger("ingle.engine")
 _THREAD_POOL = {"GOMP_SPINCOUNT": "2000"}
 """PyTorch's CPU threads spin for milliseconds before they sleep: on a core that another process wants, each parallel
 operator then waits for a time slice. A short spin keeps the pace of an idle machine, and most of it on a busy one."""
@@ -38,11 +43,14 @@ class EngineProcess:
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
         self._told = False
+        self._printed: threading.Thread | None = None
         with theirs:
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**_THREAD_POOL, **os.environ},
             )
 
@@ -51,14 +59,25 @@ class EngineProcess:
         from ingle.channel import start_frame
 
         self._told = True
+        self._printed = threading.Thread(target=self._log_what_it_prints, name="engine's prints", daemon=True)
+        self._printed.start()
         with contextlib.suppress(OSError):  # it has died already: whoever waits for its answer learns why
             self.socket.sendall(start_frame(config, path))
 
+    def _log_what_it_prints(self) -> None:
+        """Warnings of libraries, last words. Written to our log, which never makes it wait."""
+        pipe = cast(IO[bytes], self._popen.stdout)
+        for line in iter(lambda: pipe.readline(_MAX_LINE_BYTES), b""):
+            logger.warning("%s", line.decode(errors="replace").rstrip())
+
+    @property
+    def has_ended(self) -> bool:
+        return self._popen.poll() is not None
+
     def exit_text(self) -> str:
         """Why the process ended, as far as its exit code tells."""
-        try:
-            code = self._popen.wait(timeout=_EXIT_S)
-        except subprocess.TimeoutExpired:
+        code = self._popen.poll()
+        if code is None:
             return "it closed its channel but still runs"
         if code < 0:
             name = signal.Signals(-code).name
@@ -77,8 +96,13 @@ class EngineProcess:
         try:
             self._popen.wait(timeout=_EXIT_S)
         except subprocess.TimeoutExpired:
-            self._popen.kill()
+            self.kill()
             self._popen.wait()
+        if self._printed is not None:
+            self._printed.join(timeout=_LAST_WORDS_S)
+
+    def kill(self) -> None:
+        self._popen.kill()
 
     def __enter__(self) -> EngineProcess:
         return self

@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
+from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from ingle.server.engine_client import EngineClient
-
-_GRACE_S = 5
-"""Until answers are given up."""
-_LAST_WORDS_S = 2
-"""For what is said of that to leave."""
+from ingle.server.stopping import GRACE_S, INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
 
 
 class GracefulServer(uvicorn.Server):
     """Stopped, it lets answers end for a while; then they end with an error, as if the engine had gone."""
 
-    def __init__(self, app: ASGIApp, engine: EngineClient) -> None:
+    def __init__(self, app: ASGIApp, engine: EngineClient, deadline: Deadline) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
-                timeout_graceful_shutdown=_GRACE_S + _LAST_WORDS_S,
+                timeout_graceful_shutdown=int(GRACE_S + LAST_WORDS_S),
             )
         )
         self._engine = engine
+        self._deadline = deadline
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGHUP, as when a terminal is closed, ends the server like SIGTERM."""
+        previous = signal.signal(signal.SIGHUP, self.handle_exit) if hears_hangup() else signal.SIG_IGN
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGHUP, previous)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._deadline.start(serving=True, code=INTERRUPTED if sig == signal.SIGINT else 0)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(_GRACE_S, self._give_up)
+        timer = asyncio.get_running_loop().call_later(GRACE_S, self._give_up)
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
         if self.server_state.tasks:  # a second Ctrl-C, which waits for nothing
             self._give_up()
-            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_S)
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
 
     def _give_up(self) -> None:
-        self._engine.give_up("the server is being stopped")
+        self._engine.give_up(STOPPED)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ingle.errors import ConfigError, ModelError, RequestError
-from ingle.text.chat_template import ChatTemplate, warm_up
+from ingle.text.chat_template import ChatTemplate
+from ingle.text.sandbox import sandboxes
 from ingle.text.tokenizer import Tokenizer
 
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -28,7 +29,7 @@ def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
 
     Raises `ModelError` and `ConfigError`.
     """
-    warm_up()
+    sandboxes.warm_up()
     tokenizer = load_tokenizer(path, None if chat_template is None else _given_template(chat_template))
     source = tokenizer.chat_template
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None

@@ -15,6 +15,8 @@ FinishReason = Literal["stop", "length", "error"]
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
+MAX_STOP_CHARS = 65_536
+"""In all stop strings of a request."""
 MAX_N = 128
 _I64_MIN, _I64_MAX = -(2**63), 2**63 - 1
 
@@ -107,6 +109,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS or any(not isinstance(s, str) or not s for s in self.stop):
             raise RequestError(f"stop takes up to {MAX_STOP_STRINGS} strings that are not empty", param="stop")
+        if (num_chars := sum(map(len, self.stop))) > MAX_STOP_CHARS:
+            raise RequestError(
+                f"the stop strings have {num_chars} characters, at most {MAX_STOP_CHARS} are taken", param="stop"
+            )
         for token_id in self.stop_token_ids:
             _in_range("stop_token_ids", token_id, 0, 2**31 - 1)
 

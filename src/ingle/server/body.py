@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.requests import Request
 
 from ingle.errors import RequestError
+from ingle.server.decode import decode_json
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 _MAX_SHOWN_CHARS = 80
@@ -83,7 +83,7 @@ _SUBJECT = re.compile(r"^\w+ should")
 def parse_body(model: type[ModelT], body: bytes) -> ModelT:
     """`body` as `model`. Raises `RequestError` naming the first field that is wrong, and its value."""
     try:
-        data = msgspec.json.decode(body)
+        data = decode_json(body)
     except RecursionError as error:
         raise RequestError("The body is nested too deeply.") from error
     except ValueError as error:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ingle.server.graceful import GracefulServer
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+_SWITCH_INTERVAL_S = 0.001
+"""After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
 logger = logging.getLogger("ingle")
 
 
@@ -41,6 +43,7 @@ def run_server(process: EngineProcess, engine_config: EngineConfig, server_confi
     Raises an `IngleError` when it cannot start, or when the engine fails on the way.
     """
     started = time.perf_counter()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = BackgroundLog(sys.stderr.fileno())
     logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", handlers=[log])
     deadline = Deadline(process)

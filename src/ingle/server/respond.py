@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import msgspec
@@ -13,6 +14,11 @@ from starlette.responses import Response
 from ingle.server.body import read_body
 from ingle.server.context import ServerContext
 from ingle.server.streaming import EventStream, unless_disconnected
+
+_SMALL_BYTES = 64 << 10
+_SMALL = ThreadPoolExecutor(4, "prepare")
+_LARGE = ThreadPoolExecutor(1, "prepare large")
+"""One at a time, so that small requests find a processor and never wait for a thread."""
 
 
 class Answer(Protocol):
@@ -28,19 +34,17 @@ class Answer(Protocol):
     async def whole(self) -> msgspec.Struct: ...
 
 
-async def respond(
-    request: Request, prepare: Callable[[ServerContext, bytes], Answer], *, inline_bytes: int
-) -> Response:
+async def respond(request: Request, prepare: Callable[[ServerContext, bytes], Answer]) -> Response:
     """Runs one request through: read, prepare, generate. Ends with the client's connection if that ends first.
 
-    `prepare` parses, renders and tokenizes: for bodies above `inline_bytes` in a thread, since every stream of the
-    server waits for what runs on the loop.
+    `prepare` parses, renders and tokenizes, in a thread: every stream of the server waits for what runs on the loop,
+    and thousands of requests may come at once.
     """
     context: ServerContext = request.app.state.context
     body = await read_body(request)
     context.check_engine()
-    inline = len(body) <= inline_bytes
-    answer = prepare(context, body) if inline else await asyncio.to_thread(prepare, context, body)
+    threads = _SMALL if len(body) <= _SMALL_BYTES else _LARGE
+    answer = await asyncio.get_running_loop().run_in_executor(threads, prepare, context, body)
     if answer.streamed:
         return EventStream(answer.events())
     whole = await unless_disconnected(answer.whole(), request.receive)

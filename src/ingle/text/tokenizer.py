@@ -13,6 +13,8 @@ from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
 
 log = logging.getLogger(__name__)
 
+_BRIEF_CHARS = 2048
+"""Encoded within a millisecond."""
 _LEAST_STOP_CHARS = 4
 """Fewer might stand in any answer."""
 
@@ -60,7 +62,11 @@ class Tokenizer:
         for text that is no Unicode.
         """
         try:
-            token_ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) <= _BRIEF_CHARS:
+                encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            else:  # as the library encodes many texts: other threads run meanwhile
+                (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            token_ids: list[int] = encoding.ids
         except TypeError as error:  # what `tokenizers` says to half of a surrogate pair, which JSON can spell
             raise RequestError("the text holds half of a surrogate pair: send valid Unicode", param="prompt") from error
         return token_ids

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ingle.errors import ConfigError, IngleError, RequestError
+from ingle.errors import ConfigError, IngleError, RequestError, lack_of_memory
 from ingle.version import __version__
 
 COMMANDS = {
@@ -48,10 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone (`ingle list | head -1`). Python flushes stdout once more as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return _reader_has_gone()
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        lack = lack_of_memory(error)
+        if debug or lack is None:
+            raise
+        print("ingle:", lack, file=sys.stderr)
+        return EXIT_ERROR
     return 0
+
+
+def _reader_has_gone() -> int:
+    """As of `ingle list | head -1`. Python flushes stdout once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
 
 
 def _open_missing_streams() -> None:

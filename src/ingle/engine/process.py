@@ -19,10 +19,13 @@ from types import FrameType
 from ingle.channel import Channel, ChannelClosed, Failed, Progress, Start, StepMessage
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.errors import IngleError, RequestError
+from ingle.errors import IngleError, RequestError, lack_of_memory
+from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
 _PR_SET_PDEATHSIG = 1
+_LARGE_BYTES = 8 << 20
+"""Of requests, after which the memory that they took is given back."""
 
 
 def main() -> int:
@@ -54,8 +57,9 @@ def _run(channel: Channel, start: Start) -> int:
         raise
     except IngleError as error:
         channel.send(Failed(str(error), expected=True))
-    except Exception:  # whatever it was, the API process must learn of it before this one ends
-        channel.send(Failed(traceback.format_exc(), expected=False))
+    except Exception as error:  # whatever it was, the API process must learn of it before this one ends
+        lack = lack_of_memory(error)
+        channel.send(Failed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
     return 1
 
 
@@ -64,10 +68,14 @@ def serve(engine: Engine, channel: Channel) -> None:
 
     Ends with `ChannelClosed`.
     """
+    num_bytes_before = 0
     while True:
         idle = not engine.has_work
         if idle:
             engine.scheduler.check()
+            if channel.num_bytes_received - num_bytes_before > _LARGE_BYTES:
+                give_back_memory()
+                num_bytes_before = channel.num_bytes_received
         rejected = []
         for message in channel.receive(wait=idle and not engine.worker.capture_next()):
             if isinstance(message, EngineRequest):

@@ -27,7 +27,9 @@ operator then waits for a time slice. A short spin keeps the pace of an idle mac
 _BOOT = (
     "import gc, signal, sys; gc.disable()\n"
     "for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM: signal.signal(number, signal.SIG_IGN)\n"
-    "from ingle.engine.process import main; sys.exit(main())"
+    "try: from ingle.engine.process import main\n"
+    "except (ImportError, MemoryError) as error: sys.exit(f'the engine cannot start: {error!r}')\n"
+    "sys.exit(main())"
 )
 """Ctrl-C reaches the whole group of processes, and what stops a service all of it: the parent decides. What imports
 create stays: a collector that looks through it again and again takes a seventh of their time."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -11,14 +13,26 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ingle.heap import give_back_memory
 from ingle.server.body import read_body
 from ingle.server.context import ServerContext
 from ingle.server.streaming import EventStream, unless_disconnected
 
 _SMALL_BYTES = 64 << 10
+_GIVE_BACK_S = 0.5
 _SMALL = ThreadPoolExecutor(4, "prepare")
 _LARGE = ThreadPoolExecutor(1, "prepare large")
 """One at a time, so that small requests find a processor and never wait for a thread."""
+
+
+def _give_back_soon(loop: asyncio.AbstractEventLoop) -> None:
+    """What a large request took, once all that is left of it is gone."""
+
+    def wait() -> None:
+        loop.call_later(_GIVE_BACK_S, lambda: _LARGE.submit(give_back_memory))
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and so will the process
+        loop.call_soon_threadsafe(wait)
 
 
 class Answer(Protocol):
@@ -43,8 +57,17 @@ async def respond(request: Request, prepare: Callable[[ServerContext, bytes], An
     context: ServerContext = request.app.state.context
     body = await read_body(request)
     context.check_engine()
-    threads = _SMALL if len(body) <= _SMALL_BYTES else _LARGE
-    answer = await asyncio.get_running_loop().run_in_executor(threads, prepare, context, body)
+    loop = asyncio.get_running_loop()
+    if len(body) <= _SMALL_BYTES:
+        answer = await loop.run_in_executor(_SMALL, prepare, context, body)
+    else:
+        try:
+            answer = await loop.run_in_executor(_LARGE, prepare, context, body)
+        except BaseException:
+            _give_back_soon(loop)
+            raise
+        weakref.finalize(answer, _give_back_soon, loop).atexit = False
+    del body
     if answer.streamed:
         return EventStream(answer.events())
     whole = await unless_disconnected(answer.whole(), request.receive)

@@ -146,6 +146,17 @@ def test_threads_get_their_own_answers() -> None:
     assert texts == [f"{i}," * 3 for i in range(200)]
 
 
+def test_a_slow_rendering_holds_up_no_other() -> None:
+    slow = ChatTemplate(SLOW["loops"], {})
+    with ThreadPoolExecutor(1) as pool:
+        rendering = pool.submit(slow.render, HI)
+        time.sleep(0.2)
+        assert ChatTemplate("{{ messages[0].content }}", {}).render(HI) == "Hi"
+        assert not rendering.done()
+        with pytest.raises(RequestError, match="too long"):
+            rendering.result()
+
+
 def test_an_interrupted_rendering_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     template, exchange = ChatTemplate("{{ messages[0].content }}", {}), module._exchange
 

@@ -109,6 +109,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = bytearray()
+        self.num_bytes_received = 0
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_token_ids)
         self._encoder = message_encoder()
 
@@ -130,6 +131,7 @@ class Channel:
             if not data:
                 raise ChannelClosed
             self._buffer += data
+            self.num_bytes_received += len(data)
             messages += self._parse()
 
     def _parse(self) -> list[ToEngine]:

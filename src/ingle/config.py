@@ -53,7 +53,7 @@ class EngineConfig:
     device: Device = "auto"
     """auto takes a GPU when PyTorch sees one, and says which device runs."""
     threads: int | None = None
-    """Threads that compute on a CPU. Default: one for each physical core."""
+    """Threads that compute on a CPU. Default: one for each physical core, or as many as a container grants."""
     cpu_kernels: CpuKernels = "auto"
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
     seed: int = 0

@@ -50,3 +50,20 @@ class RequestError(IngleError):
         self.param = param
         self.code = code
         self.status = status
+
+
+_LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")
+"""How the C library, PyTorch, the dynamic linker and Python say so."""
+
+
+def lack_of_memory(error: BaseException) -> EngineError | None:
+    """The error in words for people, if it is that memory lacks, whoever says so."""
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and not any(part in text for part in _LACK_OF_MEMORY):
+        return None
+    import resource
+
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed == resource.RLIM_INFINITY:
+        return EngineError("there is not enough memory: free some, or take a smaller model or --kv-cache-memory")
+    return EngineError(f"there is not enough memory: `ulimit -v` allows this process {allowed >> 20} MiB, give it more")

@@ -22,6 +22,8 @@ FinishReason = Literal["stop", "length", "error"]
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
+MAX_STOP_CHARS = 65_536
+"""In all stop strings of a request."""
 MAX_N = 128
 MAX_OBJECTIONS = 8
 """Most wrong fields that one error names."""
@@ -112,6 +114,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def _bad_stops(self) -> Iterator[tuple[str, str]]:
         if len(self.stop) > MAX_STOP_STRINGS or any(not isinstance(s, str) or not s for s in self.stop):
             yield "stop", f"takes up to {MAX_STOP_STRINGS} strings that are not empty"
+        elif (num_chars := sum(map(len, self.stop))) > MAX_STOP_CHARS:
+            yield "stop", f"strings have {num_chars} characters, at most {MAX_STOP_CHARS} are taken"
         yield from _first("stop_token_ids", (_range_objection(id, 0, _I32_MAX) for id in self.stop_token_ids))
 
     def _bad_logit_bias(self) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -9,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.support import save_checkpoint
 
 READY_S = 120.0
 
@@ -28,7 +32,7 @@ class Server:
     url: str = ""
 
     def wait_ready(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
+        self.read()
         deadline = time.monotonic() + READY_S
         while not self.url:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -40,6 +44,10 @@ class Server:
     def text(self) -> str:
         return "".join(self.log)
 
+    def read(self) -> None:
+        """Reads its log from now on."""
+        threading.Thread(target=self._read, daemon=True).start()
+
     def _read(self) -> None:
         assert self.process.stderr is not None
         self.log.extend(iter(self.process.stderr.readline, ""))
@@ -49,19 +57,69 @@ class Server:
         detail = httpx.get(f"{self.url}/health").raise_for_status().json()["detail"]
         return int(re.match(r"(\d+) requests running", detail)[1])  # type: ignore[index]
 
+    def engine_pid(self) -> int:
+        return next(pid for pid in descendants(self.process.pid) if b"ingle.engine.process" in command_line(pid))
+
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=20)
 
 
-def start_server(*arguments: str) -> Server:
-    command = [sys.executable, "-m", "ingle", "serve", *arguments, "--port", "0"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+def start_server(*arguments: str, under: Sequence[str] = (), wait: bool = True, **environment: str) -> Server:
+    """`under`: a command that runs the one that follows it, such as unshare."""
+    command = [*under, sys.executable, "-m", "ingle", "serve", *arguments, "--port", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     server = Server(process)
-    server.wait_ready()
+    if wait:
+        server.wait_ready()
     return server
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, and theirs, of a process, whichever of its threads started them."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return [found for child in children for found in (child, *descendants(child))]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model in a folder, with a tokenizer and no chat template."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("tiny"), vocab_size=300)
+    vocab = {f"<{i}>": i for i in range(300)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    tokenizer = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
+                 "trim_offsets": True, "use_regex": True}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture
+def tiny_server(tiny_model: Path) -> Iterator[Server]:
+    """A server of its own, for tests that break it."""
+    server = start_server(str(tiny_model), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB")
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

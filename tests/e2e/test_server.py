@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, start_server, until
 from tests.support import save_checkpoint
 
 CONVERSATIONS = [
@@ -40,15 +39,6 @@ def client(server: Server) -> openai.OpenAI:
 def curl(server: Server, path: str, body: Any) -> dict[str, Any]:
     command = ["curl", "-sS", f"{server.url}{path}", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_every_client_gets_the_same_greedy_text(server: Server, client: openai.OpenAI, smollm2_gguf: Path) -> None:
@@ -226,24 +216,6 @@ def test_a_stopped_server_tells_those_it_did_not_finish(signals: int, smollm2_gg
     assert "ASGI" not in server.text() and "Traceback" not in server.text()
 
 
-def child_of(server: Server) -> int:
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    command = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-    return next(int(pid) for pid, line in command.items() if b"ingle.engine.process" in line)
-
-
-@pytest.fixture
-def tiny_server(tmp_path: Path) -> Server:
-    """A server of its own, for tests that break it."""
-    folder = save_checkpoint(tmp_path, vocab_size=300)
-    vocab = {f"<{i}>": i for i in range(300)}
-    model = {"type": "BPE", "vocab": vocab, "merges": []}
-    tokenizer = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
-                 "trim_offsets": True, "use_regex": True}}  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return start_server(str(folder), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB")
-
-
 def test_end_tokens_that_the_model_lacks_are_left_out_with_a_notice(tmp_path: Path) -> None:
     """Of another vocabulary: before, `min_tokens` made them an index error that ended the server."""
     folder = save_checkpoint(tmp_path, vocab_size=300)
@@ -261,13 +233,13 @@ def test_end_tokens_that_the_model_lacks_are_left_out_with_a_notice(tmp_path: Pa
 
 
 def test_the_server_ends_with_its_engine(tiny_server: Server) -> None:
-    os.kill(child_of(tiny_server), signal.SIGKILL)
+    os.kill(tiny_server.engine_pid(), signal.SIGKILL)
     assert tiny_server.process.wait(timeout=20) == 1
     assert "ingle: the engine died: killed by SIGKILL" in tiny_server.text()
 
 
 def test_the_engine_ends_with_its_server(tiny_server: Server) -> None:
-    child = child_of(tiny_server)
+    child = tiny_server.engine_pid()
     tiny_server.process.kill()
     tiny_server.process.wait()
     assert until(

@@ -271,6 +271,113 @@ def test_prompts_are_read_in_small_portions_beside_many_decodes(
     assert (plan.num_decodes, plan.num_tokens) == (num_decodes, num_tokens)
 
 
+def prompts(driver: Driver, **lengths: int) -> None:
+    """Adds requests for one token each, whose prompts share nothing."""
+    for name, length in lengths.items():
+        params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+        driver.add(EngineRequest(name, [len(driver.outputs)] * length, params, ()), 0)
+
+
+def shares(driver: Driver) -> dict[str, int]:
+    """Tokens of each request in the next step."""
+    plan = driver.scheduler.plan()
+    assert plan is not None
+    found = {seq.id: chunk.count for seq, chunk in zip(plan.sequences, plan.chunks, strict=True)}
+    driver.take(driver.scheduler.retire(plan, driver.device.launch(plan)))
+    return found
+
+
+def prefill_driver(step: int = 100, **overrides: int | bool) -> Driver:
+    bounds = limits(**{"max_num_seqs": 64, "max_num_batched_tokens": step, "max_model_len": 10_000, **overrides})
+    return Driver(12_000, 0, bounds)
+
+
+@pytest.mark.parametrize("ahead", [{"long": 800}, {"long": 800, "longer": 900}, {"long": 800, "half": 420}])
+def test_a_short_prompt_does_not_wait_for_long_ones_that_came_before(ahead: dict[str, int]) -> None:
+    driver = prefill_driver()
+    prompts(driver, **ahead)
+    assert shares(driver) == {"long": 100}
+    prompts(driver, short=20, middle=40)
+    assert shares(driver) == {"short": 20, "middle": 30, "long": 50}
+    assert shares(driver) == {"middle": 10, "long": 90}
+
+
+def test_prompts_of_like_lengths_are_read_one_after_the_other() -> None:
+    driver = prefill_driver()
+    prompts(driver, first=150, second=140, third=150)
+    assert [shares(driver) for _ in range(4)] == [
+        {"first": 100},
+        {"first": 50, "second": 50},
+        {"second": 90, "third": 10},
+        {"third": 100},
+    ]
+
+
+def test_what_the_oldest_prompt_leaves_goes_to_others() -> None:
+    driver = prefill_driver()
+    prompts(driver, first=30, tiny=10, next=60, last=60)
+    assert shares(driver) == {"tiny": 10, "first": 30, "next": 60}
+
+
+def test_a_prompt_whose_beginning_is_cached_counts_as_what_is_left_of_it() -> None:
+    driver = prefill_driver()
+    conversation = [7] * 400
+    driver.add(EngineRequest("turn 1", conversation, SamplingParams(temperature=0.0, max_tokens=1), ()), 0)
+    driver.drain()
+    prompts(driver, long=800)
+    shares(driver)
+    driver.add(EngineRequest("turn 2", [*conversation, 1, 2, 3], SamplingParams(temperature=0.0, max_tokens=1), ()), 0)
+    assert shares(driver) == {"turn 2": 3, "long": 97}
+
+
+def test_a_long_prompt_is_read_at_half_speed_beside_any_number_of_short_ones() -> None:
+    driver = prefill_driver()
+    prompts(driver, long=1000, next=1000)
+    for step in range(40):
+        prompts(driver, **{f"{step}-{index}": 30 for index in range(4)})
+        driver.step()
+    assert "next" in driver.reasons, "two of 1,000 tokens take at most 40 steps of 100"
+
+
+@pytest.mark.parametrize("scarce", ["slots", "pages"])
+def test_short_prompts_take_no_slot_or_page_that_the_head_of_the_queue_needs(scarce: str) -> None:
+    bounds = limits(max_num_seqs=2 if scarce == "slots" else 64, max_num_batched_tokens=100, max_model_len=1000)
+    driver = Driver(1 + 250 + 110, 0, bounds)
+    prompts(driver, first=600)
+    driver.step()
+    prompts(driver, head=700 if scarce == "pages" else 300)
+    for step in range(30):
+        prompts(driver, **{f"short {step}": 20})
+        driver.step()
+    assert "head" in driver.reasons
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.integers(0, 3)), min_size=1, max_size=60), st.sampled_from([1, 7, 32])
+)
+def test_no_prompt_starves(arrivals: list[tuple[int, int]], step: int) -> None:
+    """Each ends within about twice the steps that it would take were only those read that came before it."""
+    driver, bounds = prefill_driver(step, enable_prefix_caching=False), {}
+    num_steps = 0
+
+    def run(count: int) -> None:
+        nonlocal num_steps
+        for _ in range(count):
+            num_steps += 1
+            driver.step()
+            for name in [name for name in bounds if name in driver.reasons]:
+                assert num_steps <= bounds.pop(name), f"{name} came too late"
+
+    for number, (length, steps_before) in enumerate(arrivals):
+        run(steps_before)
+        unread = sum(seq.num_to_compute for seq in driver.scheduler._by_id.values())
+        bounds[str(number)] = num_steps + 2 * (unread + length) // step + len(driver.scheduler._by_id) + 8
+        prompts(driver, **{str(number): length})
+    while driver.scheduler.has_work:
+        run(1)
+
+
 def test_a_prefix_is_computed_once_even_within_a_step() -> None:
     driver = Driver(40, 0, limits(max_num_batched_tokens=40))
     for name in ("a", "b"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -84,11 +85,35 @@ async def test_leaving_a_stream_that_is_not_read(port: int, engine: ScriptedEngi
     engine.say("x" * 5000)
     engine.info.max_model_len = 2_000_000_000
     _, writer = await send(port, "/v1/completions", stream=True, max_tokens=1_000_000_000)
+    await until(lambda: engine.running == 1, within_s=5.0)
     num_steps = -1
     while num_steps != engine.num_steps:
         num_steps = engine.num_steps
         await asyncio.sleep(0.1)
     await leave(writer, engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_leaving_while_the_request_is_prepared(
+    port: int, engine: ScriptedEngine, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.step_s, engine.tokens_per_step = 0.0, 5000
+    engine.info.max_model_len = 2_000_000_000
+    encode, encoded = engine.tokenizer.encode, []
+
+    def slow(text: str, add_special_tokens: bool = True) -> list[int]:
+        time.sleep(0.3)
+        encoded.append(text)
+        return encode(text, add_special_tokens)
+
+    monkeypatch.setattr(engine.tokenizer, "encode", slow)
+    _, writer = await send(port, path, stream=stream, max_tokens=1_000_000_000)
+    await asyncio.sleep(0.1)
+    writer.close()
+    await until(lambda: bool(encoded), within_s=5.0)
+    await asyncio.sleep(AT_ONCE_S)
+    assert engine.running == 0
 
 
 async def test_the_server_serves_on(port: int, engine: ScriptedEngine) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ingle.errors import ModelError, RequestError
-from ingle.text import chat_template as module
+from ingle.text import sandbox as module
 from ingle.text.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from tests.text import toys
 from tests.text.templates import CONVERSATIONS, TEMPLATES, TOOLS
@@ -146,6 +146,17 @@ def test_threads_get_their_own_answers() -> None:
     assert texts == [f"{i}," * 3 for i in range(200)]
 
 
+def test_a_slow_rendering_holds_up_no_other() -> None:
+    slow = ChatTemplate(SLOW["loops"], {})
+    with ThreadPoolExecutor(1) as pool:
+        rendering = pool.submit(slow.render, HI)
+        time.sleep(0.2)
+        assert ChatTemplate("{{ messages[0].content }}", {}).render(HI) == "Hi"
+        assert not rendering.done()
+        with pytest.raises(RequestError, match="too long"):
+            rendering.result()
+
+
 def test_an_interrupted_rendering_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     template, exchange = ChatTemplate("{{ messages[0].content }}", {}), module._exchange
 
@@ -177,9 +188,9 @@ def test_the_process_dies_with_its_parent() -> None:
     """Even when the parent has no time to say so."""
     code = (
         "import os, signal\n"
-        "from ingle.text import chat_template as c\n"
+        "from ingle.text import sandbox, chat_template as c\n"
         "c.ChatTemplate('x', {}).render([{'role': 'user'}])\n"
-        "print(c._sandbox._process.pid, flush=True)\n"
+        "print(sandbox.sandboxes._all[0]._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,3 +69,20 @@ def test_only_a_possible_start_is_held_back(stops: list[str], pieces: list[str])
 
 def test_without_stop_strings_text_passes() -> None:
     assert feed(StopMatcher(()), ["a", "b"]) == ("ab", None)
+
+
+@pytest.mark.parametrize("stop", [" a" * 4000 + "b", "a" * 8000 + "b", "ab" * 4000 + "c"])
+def test_the_time_does_not_grow_with_the_stop_strings(stop: str) -> None:
+    """64 of them, all of which begin as the text goes on."""
+    text = stop[:-1] * 4
+    pieces = [text[start : start + 4] for start in range(0, len(text), 4)]
+
+    def seconds(stops: list[str]) -> float:
+        matcher = StopMatcher(stops)
+        started = time.perf_counter()
+        for piece in pieces:
+            assert isinstance(matcher.push(piece), str)
+        return time.perf_counter() - started
+
+    many = [stop[:length] + str(length) for length in range(1, 4000, 63)] + [stop]
+    assert seconds(many) < 10 * seconds([stop[:4] + "!"]) + 0.2

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ingle.errors import ConfigError, IngleError, RequestError
+from ingle.errors import ConfigError, IngleError, RequestError, lack_of_memory
 from ingle.version import __version__
 
 COMMANDS = {
@@ -32,6 +32,7 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ingle` with `argv` (by default the process's own); returns the exit code."""
+    _open_missing_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
@@ -47,10 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone (`ingle list | head -1`). Python flushes stdout once more as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return _reader_has_gone()
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        lack = lack_of_memory(error)
+        if debug or lack is None:
+            raise
+        print("ingle:", lack, file=sys.stderr)
+        return EXIT_ERROR
     return 0
+
+
+def _reader_has_gone() -> int:
+    """As of `ingle list | head -1`. Python flushes stdout once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
+
+
+def _open_missing_streams() -> None:
+    """Puts /dev/null where a standard stream was closed: else the next socket or file gets its number, and the log."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _dispatch(words: list[str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingle import cgroup
 from ingle.config import EngineConfig, parse_bytes
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
@@ -157,10 +160,28 @@ def _gpu_memory(device: torch.device) -> tuple[int, int]:
 
 
 def free_host_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not say, which is not Linux."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+    """Memory that can be had without swapping: the least of what the machine, this process's control groups and its own
+    limits leave. None where the system does not say, which is not Linux."""
+    machine = _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    return min(
+        (free for free in (machine, cgroup.free_memory_bytes(), *_own_limits()) if free is not None), default=None
+    )
+
+
+def _own_limits() -> Iterator[int]:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    status = Path("/proc/self/status")
+    for limit, used_key in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        allowed, _ = resource.getrlimit(limit)
+        used = _kilobytes(status, used_key)
+        if allowed != resource.RLIM_INFINITY and used is not None:
+            yield max(allowed - used, 0)
+
+
+def _kilobytes(file: Path, key: str) -> int | None:
+    """The number behind `key`, in bytes."""
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith(key):
                 return int(line.split()[1]) * 1024
     return None

@@ -8,24 +8,30 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from ingle.channel import Channel, ChannelClosed, Failed, Progress, Start, StepMessage
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.errors import IngleError, RequestError
+from ingle.errors import IngleError, RequestError, lack_of_memory
+from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
 _PR_SET_PDEATHSIG = 1
+_LARGE_BYTES = 8 << 20
+"""Of requests, after which the memory that they took is given back."""
 
 
 def main() -> int:
-    _die_with_parent()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    _end_with_parent(sock, parent=int(sys.argv[2]))
+    channel = Channel(sock)
     try:
         (start,) = channel.receive(wait=True)
         if not isinstance(start, Start):
@@ -33,6 +39,8 @@ def main() -> int:
         return _run(channel, start)
     except ChannelClosed:
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
 
 
 def _run(channel: Channel, start: Start) -> int:
@@ -42,14 +50,16 @@ def _run(channel: Channel, start: Start) -> int:
         )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
+        _signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
         channel.send(info)
         serve(engine, channel)
     except ChannelClosed:
         raise
     except IngleError as error:
         channel.send(Failed(str(error), expected=True))
-    except Exception:  # whatever it was, the API process must learn of it before this one ends
-        channel.send(Failed(traceback.format_exc(), expected=False))
+    except Exception as error:  # whatever it was, the API process must learn of it before this one ends
+        lack = lack_of_memory(error)
+        channel.send(Failed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
     return 1
 
 
@@ -58,10 +68,14 @@ def serve(engine: Engine, channel: Channel) -> None:
 
     Ends with `ChannelClosed`.
     """
+    num_bytes_before = 0
     while True:
         idle = not engine.has_work
         if idle:
             engine.scheduler.check()
+            if channel.num_bytes_received - num_bytes_before > _LARGE_BYTES:
+                give_back_memory()
+                num_bytes_before = channel.num_bytes_received
         rejected = []
         for message in channel.receive(wait=idle and not engine.worker.capture_next()):
             if isinstance(message, EngineRequest):
@@ -80,9 +94,29 @@ def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:
     return []
 
 
-def _die_with_parent() -> None:
-    """Linux kills this process when its parent dies; elsewhere the closed channel ends it at its next message."""
+def _end_with_parent(sock: socket.socket, parent: int) -> None:
+    """Ends this process when its parent says so or dies.
+
+    A SIGTERM counts only once the channel is closed. Then it is the parent's, also when it comes from the kernel since
+    the parent has died, and unwinds what this process does: a compiler that it waits for ends too, with its files.
+    Before, it went to the whole group, or to all of a service, and the parent lets answers end.
+
+    The parent's id is handed down: where the parent is process 1, as in a container, so is who adopts orphans.
+    """
+
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0)):
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    _signal_of_parents_death(signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
+
+
+def _signal_of_parents_death(number: signal.Signals) -> None:
+    """Linux sends it when the parent dies; elsewhere the closed channel ends this process at its next message."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it died before we asked
-            sys.exit(1)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
+from ingle.engine.waiting import WaitingQueue
 from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenIds, TokenLogprobs
 
 _MANY_DECODES = 128
@@ -66,6 +67,10 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids) + self.num_sampled_ahead
+
+    @property
+    def num_to_compute(self) -> int:
+        return self.num_tokens - self.num_computed
 
     @property
     def num_generated(self) -> int:
@@ -140,7 +145,8 @@ class Limits:
 
 
 class Scheduler:
-    """First come, first served; decodes before prefill chunks; the newest gives way when pages run out."""
+    """First come, first served, but that short prompts may go ahead of long ones; decodes before prefill chunks; the
+    newest gives way when pages run out."""
 
     def __init__(self, pages: PagePool, limits: Limits) -> None:
         if limits.max_model_len > pages.capacity * limits.page_size:
@@ -149,7 +155,7 @@ class Scheduler:
         self.limits = limits
         self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._by_id: dict[str, Sequence] = {}
         self._leaving: dict[str, Sequence] = {}  # finished, but a launched step still touches them
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
@@ -179,7 +185,7 @@ class Scheduler:
             raise ValueError(f"request id {seq.id!r} is already in use")
         self._num_arrivals += 1
         self._by_id[seq.id] = seq
-        self._waiting.append(seq)
+        self._waiting.append(seq, self._num_uncached(seq))
 
     def abort(self, request_id: str) -> bool:
         """Takes a request out at once; its pages return when no launched step touches them. False if unknown."""
@@ -213,8 +219,9 @@ class Scheduler:
             self._grow(plan, seq)
             self._chunk(plan, seq, 1)
         plan.num_decodes = len(decodes)
+        self._short_prompts(plan, prefills)
         for seq in prefills:
-            self._chunk(plan, seq, seq.num_tokens - seq.num_computed)
+            self._chunk(plan, seq, seq.num_to_compute)
         self._admit(plan)
         if not plan.chunks:
             return None
@@ -237,7 +244,7 @@ class Scheduler:
     def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
         decodes, prefills = [], []
         for seq in self.running:
-            remaining = seq.num_tokens - seq.num_computed
+            remaining = seq.num_to_compute
             if remaining == 1 and seq.num_tokens > seq.num_prompt_tokens:
                 if seq.num_tokens < seq.max_num_tokens:  # otherwise its last token is in flight
                     decodes.append(seq)
@@ -265,7 +272,7 @@ class Scheduler:
         self.running.remove(seq)
         self._give_back(seq)
         seq.num_computed = 0
-        self._waiting.appendleft(seq)
+        self._waiting.prepend(seq, self._num_uncached(seq))
         self.num_preemptions += 1
 
     def _grow(self, plan: Plan, seq: Sequence) -> None:
@@ -273,6 +280,32 @@ class Scheduler:
             (page_id,) = self.pages.allocate(1)
             plan.grown.append((seq.slot, len(seq.page_ids), page_id))
             seq.page_ids.append(page_id)
+
+    def _short_prompts(self, plan: Plan, prefills: list[Sequence]) -> None:
+        """Plans prompts that may go ahead of the oldest one, and takes them out of `prefills`.
+
+        Such a prompt has at most half as many tokens to compute as the oldest. All of them together get half of the
+        step, or what the oldest leaves. So a short prompt does not wait for a long one that came before it, and the
+        sum of both waits is not longer for it; a long one is read at half speed at least, however many short ones come.
+        Prompts of like lengths are read one after the other: shared out equally, all would end late.
+        """
+        if self._suspects or len(prefills) + len(self._waiting) < 2:
+            return
+        oldest = prefills[0].num_to_compute if prefills else self._waiting.num_tokens(self._waiting.head)
+        num_left = plan.max_num_tokens - plan.num_tokens
+        end = plan.num_tokens + max(num_left // 2, num_left - oldest)
+        for seq in sorted(prefills[1:], key=lambda seq: seq.num_to_compute):
+            if seq.num_to_compute <= oldest // 2:
+                prefills.remove(seq)
+                self._chunk(plan, seq, min(seq.num_to_compute, end - plan.num_tokens))
+        while self._waiting and self._free_slots and plan.num_tokens < end:
+            seq, head = self._waiting.shortest, self._waiting.head
+            # A slot and pages for the head of the queue are kept: else it might wait as long as short ones come.
+            head_pages = 0 if seq is head else -(-head.num_tokens // self.limits.page_size)
+            if self._waiting.num_tokens(seq) > oldest // 2 or (seq is not head and len(self._free_slots) == 1):
+                return
+            if not self._start(plan, seq, end - plan.num_tokens, head_pages):
+                return
 
     def _chunk(self, plan: Plan, seq: Sequence, wanted: int) -> None:
         """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget goes."""
@@ -291,23 +324,23 @@ class Scheduler:
         self._register(seq)
 
     def _admit(self, plan: Plan) -> None:
-        limits = self.limits
         while self._waiting and self._free_slots and plan.num_tokens < plan.max_num_tokens:
             if self._suspects and self.running:  # which is computed alone
                 return
-            seq = self._waiting[0]
-            shared = self._cached_prefix(seq)
-            for page_id in shared:
-                self.pages.share(page_id)
-            needed = -(-seq.num_tokens // limits.page_size) - len(shared)
-            # Each running sequence may soon want one more page: admitting into those would only bring preemption.
-            if needed + len(self.running) > self.pages.num_available:
-                self.pages.release(shared)
+            if not self._start(plan, self._waiting.head, plan.max_num_tokens - plan.num_tokens):
                 return
-            self._waiting.popleft()
-            self._start(plan, seq, shared, needed)
 
-    def _start(self, plan: Plan, seq: Sequence, shared: list[int], num_new_pages: int) -> None:
+    def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
+        """Admits `seq` with up to `most` of its tokens. False if pages lack, of which so many are kept for another."""
+        shared = self._cached_prefix(seq)
+        for page_id in shared:
+            self.pages.share(page_id)
+        num_new_pages = -(-seq.num_tokens // self.limits.page_size) - len(shared)
+        # Each running sequence may soon want one more page: admitting into those would only bring preemption.
+        if num_new_pages + num_kept_pages + len(self.running) > self.pages.num_available:
+            self.pages.release(shared)
+            return False
+        self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
         seq.page_ids = shared + self.pages.allocate(num_new_pages)
         seq.num_registered_pages = len(shared)
@@ -326,19 +359,23 @@ class Scheduler:
                 end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
             )
         )
-        self._chunk(plan, seq, seq.num_tokens - seq.num_computed)
+        self._chunk(plan, seq, min(seq.num_to_compute, most))
+        return True
 
     # ---- prefix cache
+
+    def _num_uncached(self, seq: Sequence) -> int:
+        """Tokens to compute if it were admitted now."""
+        return seq.num_tokens - len(self._cached_prefix(seq)) * self.limits.page_size
 
     def _cached_prefix(self, seq: Sequence) -> list[int]:
         """Pages that hold the first tokens of `seq`; at least one token is left to compute, for its logits."""
         if not self.limits.enable_prefix_caching or seq.sampling.prompt_logprobs is not None:
             return []
-        num_full = (seq.num_tokens - 1) // self.limits.page_size
-        extend_hashes(seq.page_hashes, seq.token_ids, self.limits.page_size, num_full)
         shared: list[int] = []
-        for content_hash in seq.page_hashes[:num_full]:
-            page_id = self.pages.find(content_hash)
+        for index in range((seq.num_tokens - 1) // self.limits.page_size):
+            extend_hashes(seq.page_hashes, seq.token_ids, self.limits.page_size, index + 1)
+            page_id = self.pages.find(seq.page_hashes[index])
             if page_id is None:
                 break
             shared.append(page_id)
@@ -473,7 +510,7 @@ class Scheduler:
         if suspect.slot < 0:
             self._preempt_all()
             self._waiting.remove(suspect)
-            self._waiting.appendleft(suspect)
+            self._waiting.prepend(suspect, self._num_uncached(suspect))
         return True
 
     def _acquit(self, seq: Sequence) -> None:
@@ -488,7 +525,7 @@ class Scheduler:
         """Everything waits, in the order in which it came."""
         for seq in self.running[::-1]:
             self._preempt(seq)
-        self._waiting = deque(sorted(self._waiting, key=lambda seq: seq.arrival))
+        self._waiting.sort(lambda seq: seq.arrival)
 
     def _finish(self, seq: Sequence) -> None:
         seq.finished = True

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 from starlette.requests import Request
 
 from ingle.errors import RequestError
 from ingle.request import refusal
+from ingle.server.decode import decode_json
 from ingle.server.queue import BodyAccount
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ _SUBJECT = re.compile(r"^\w+ should")
 def parse_body(model: type[ModelT], body: bytes) -> ModelT:
     """`body` as `model`. Raises `RequestError` naming the fields that are wrong, and their values."""
     try:
-        data = msgspec.json.decode(body)
+        data = decode_json(body)
     except RecursionError as error:
         raise RequestError("The body is nested too deeply.") from error
     except ValueError as error:

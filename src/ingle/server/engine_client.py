@@ -18,6 +18,8 @@ logger = logging.getLogger("ingle.server")
 
 STALL_S = 60.0
 """A busy engine that finishes no step for this long is reported as unhealthy."""
+_EXIT_S = 5.0
+"""For a process to end that has closed its channel."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class EngineClient:
             try:
                 message = await channel.receive()
             except ChannelClosed:
-                text = await asyncio.to_thread(process.exit_text)
+                text = await _exit_text(process)
                 raise EngineError(f"the engine ended while it was loading: {text}") from None
             if isinstance(message, EngineInfo):
                 return cls(process, channel, message)
@@ -116,7 +118,7 @@ class EngineClient:
                         if queue is not None:
                             queue.put_nowait(output)
         except ChannelClosed:
-            self.failure = f"the engine died: {await asyncio.to_thread(self._process.exit_text)}"
+            self.failure = f"the engine died: {await _exit_text(self._process)}"
         for queue in self._queues.values():
             queue.put_nowait(None)
         self.closed.set()
@@ -132,4 +134,12 @@ class EngineClient:
         self._closing = True
         self._reader.cancel()
         self._channel.close()
-        await asyncio.to_thread(self._process.stop)
+        self._process.stop()  # here: it takes two seconds at most, and all threads may be busy
+
+
+async def _exit_text(process: EngineProcess) -> str:
+    """Why it ended, once that is known. Asks for no thread: all may be busy."""
+    deadline_s = time.monotonic() + _EXIT_S
+    while not process.has_ended and time.monotonic() < deadline_s:  # noqa: ASYNC110 (it sets no event)
+        await asyncio.sleep(0.02)
+    return process.exit_text()

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ingle.config import EngineConfig
 
-_EXIT_S = 5.0
+_EXIT_S = 2.0
+_LAST_WORDS_S = 0.5
+_MAX_LINE_BYTES = 1 << 16
+logger = logging.getLogger("ingle.engine")
 _THREAD_POOL = {"GOMP_SPINCOUNT": "2000"}
 """PyTorch's CPU threads spin for milliseconds before they sleep: on a core that another process wants, each parallel
 operator then waits for a time slice. A short spin keeps the pace of an idle machine, and most of it on a busy one."""
 
 _BOOT = (
-    "import gc, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.disable(); "
-    "from ingle.engine.process import main; sys.exit(main())"
+    "import gc, signal, sys; gc.disable()\n"
+    "for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM: signal.signal(number, signal.SIG_IGN)\n"
+    "try: from ingle.engine.process import main\n"
+    "except (ImportError, MemoryError) as error: sys.exit(f'the engine cannot start: {error!r}')\n"
+    "sys.exit(main())"
 )
-"""Ctrl-C reaches the whole group of processes, and the parent decides. What imports create stays: a collector that
-looks through it again and again takes a seventh of their time."""
+"""Ctrl-C reaches the whole group of processes, and what stops a service all of it: the parent decides. What imports
+create stays: a collector that looks through it again and again takes a seventh of their time."""
 
 
 class EngineProcess:
@@ -37,10 +45,14 @@ class EngineProcess:
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
         self._told = False
+        self._printed: threading.Thread | None = None
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno())],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**_THREAD_POOL, **os.environ},
             )
 
@@ -49,14 +61,25 @@ class EngineProcess:
         from ingle.channel import start_frame
 
         self._told = True
+        self._printed = threading.Thread(target=self._log_what_it_prints, name="engine's prints", daemon=True)
+        self._printed.start()
         with contextlib.suppress(OSError):  # it has died already: whoever waits for its answer learns why
             self.socket.sendall(start_frame(config, path))
 
+    def _log_what_it_prints(self) -> None:
+        """Warnings of libraries, last words. Written to our log, which never makes it wait."""
+        pipe = cast(IO[bytes], self._popen.stdout)
+        for line in iter(lambda: pipe.readline(_MAX_LINE_BYTES), b""):
+            logger.warning("%s", line.decode(errors="replace").rstrip())
+
+    @property
+    def has_ended(self) -> bool:
+        return self._popen.poll() is not None
+
     def exit_text(self) -> str:
         """Why the process ended, as far as its exit code tells."""
-        try:
-            code = self._popen.wait(timeout=_EXIT_S)
-        except subprocess.TimeoutExpired:
+        code = self._popen.poll()
+        if code is None:
             return "it closed its channel but still runs"
         if code < 0:
             name = signal.Signals(-code).name
@@ -65,14 +88,23 @@ class EngineProcess:
 
     def stop(self) -> None:
         """Ends the process, by force if it does not go by itself."""
+        with contextlib.suppress(OSError):  # closed already
+            self.socket.shutdown(socket.SHUT_RDWR)  # before the signal, which counts only then
         self.socket.close()
-        if not self._told:  # it reads its channel only once it has imported everything
+        if self._told:
+            self._popen.terminate()
+        else:  # it reads its channel only once it has imported everything
             self._popen.kill()
         try:
             self._popen.wait(timeout=_EXIT_S)
         except subprocess.TimeoutExpired:
-            self._popen.kill()
+            self.kill()
             self._popen.wait()
+        if self._printed is not None:
+            self._printed.join(timeout=_LAST_WORDS_S)
+
+    def kill(self) -> None:
+        self._popen.kill()
 
     def __enter__(self) -> EngineProcess:
         return self

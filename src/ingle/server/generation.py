@@ -21,6 +21,7 @@ from ingle.request import (
 from ingle.server.context import ServerContext
 from ingle.server.openai.responses import PromptTokensDetails, Usage
 from ingle.server.streaming import merge
+from ingle.text.stop import automaton
 from ingle.text.stream import TextDelta, TextStream
 
 MAX_CHOICES = 1024
@@ -93,6 +94,7 @@ def plan_generation(
             param=param,
         )
     check_token_ids(sampling, context.engine.info.vocab_size)
+    automaton(sampling.stop)  # made here, off the event loop, where it may take a while
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
     requests: list[EngineRequest] = []
     prompts_token_ids: list[TokenIds] = []
@@ -134,14 +136,19 @@ class UsageCounter:
         )
 
 
-def _encode(context: ServerContext, text: str, add_special_tokens: bool, param: str) -> list[int]:
+def check_num_chars(context: ServerContext, num_chars: int, param: str) -> None:
+    """Raises `RequestError` for a text that is too long whatever its tokens are."""
     max_model_len = context.engine.info.max_model_len
-    if len(text) > max_model_len * _MAX_CHARS_PER_TOKEN:
+    if num_chars > max_model_len * _MAX_CHARS_PER_TOKEN:
         raise RequestError(
-            f"This model's maximum context length is {max_model_len} tokens, which cannot hold {len(text)} characters.",
+            f"This model's maximum context length is {max_model_len} tokens, which cannot hold {num_chars} characters.",
             param=param,
             code="context_length_exceeded",
         )
+
+
+def _encode(context: ServerContext, text: str, add_special_tokens: bool, param: str) -> list[int]:
+    check_num_chars(context, len(text), param)
     return context.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import signal
 import socket
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -13,11 +17,7 @@ from starlette.types import ASGIApp
 from ingle.server.engine_client import EngineClient
 from ingle.server.http_connection import Connection
 from ingle.server.http_limits import HttpLimits, OpenConnections
-
-_GRACE_S = 5
-"""Until answers are given up."""
-_LAST_WORDS_S = 2
-"""For what is said of that to leave."""
+from ingle.server.stopping import GRACE_S, INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
 
 
 def http_config(app: ASGIApp, limits: HttpLimits, **options: Any) -> uvicorn.Config:
@@ -31,19 +31,34 @@ def http_config(app: ASGIApp, limits: HttpLimits, **options: Any) -> uvicorn.Con
 class GracefulServer(uvicorn.Server):
     """Stopped, it lets answers end for a while; then they end with an error, as if the engine had gone."""
 
-    def __init__(self, app: ASGIApp, engine: EngineClient, limits: HttpLimits) -> None:
-        super().__init__(http_config(app, limits, timeout_graceful_shutdown=_GRACE_S + _LAST_WORDS_S))
+    def __init__(self, app: ASGIApp, engine: EngineClient, limits: HttpLimits, deadline: Deadline) -> None:
+        super().__init__(http_config(app, limits, timeout_graceful_shutdown=int(GRACE_S + LAST_WORDS_S)))
         self._engine = engine
+        self._deadline = deadline
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGHUP, as when a terminal is closed, ends the server like SIGTERM."""
+        previous = signal.signal(signal.SIGHUP, self.handle_exit) if hears_hangup() else signal.SIG_IGN
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGHUP, previous)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._deadline.start(serving=True, code=INTERRUPTED if sig == signal.SIGINT else 0)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(_GRACE_S, self._give_up)
+        timer = asyncio.get_running_loop().call_later(GRACE_S, self._give_up)
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
         if self.server_state.tasks:  # a second Ctrl-C, which waits for nothing
             self._give_up()
-            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_S)
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
 
     def _give_up(self) -> None:
-        self._engine.give_up("the server is being stopped")
+        self._engine.give_up(STOPPED)

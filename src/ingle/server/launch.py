@@ -9,12 +9,10 @@ import ipaddress
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ingle import facts
@@ -26,12 +24,17 @@ from ingle.server.context import ServerContext
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import HttpLimits, allow_connections
+from ingle.server.logs import BackgroundLog
 from ingle.server.queue import RequestQueue
+from ingle.server.stopping import Deadline, stop_while_loading
 from ingle.text.load import TextSide, load_text_side
+from ingle.text.sandbox import sandboxes
 
 if TYPE_CHECKING:
     from ingle.server.graceful import GracefulServer
 
+_SWITCH_INTERVAL_S = 0.001
+"""After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
 logger = logging.getLogger("ingle")
 
 
@@ -41,19 +44,36 @@ def run_server(process: EngineProcess, engine_config: EngineConfig, server_confi
     Raises an `IngleError` when it cannot start, or when the engine fails on the way.
     """
     started = time.perf_counter()
-    logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _stop)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    log = BackgroundLog(sys.stderr.fileno())
+    logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", handlers=[log])
+    deadline = Deadline(process)
+    stop_while_loading(deadline)
+    try:
+        _bind_and_serve(process, deadline, engine_config, server_config, started)
+    finally:
+        log.flush()  # before the last words of the command itself
+
+
+def _bind_and_serve(
+    process: EngineProcess,
+    deadline: Deadline,
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    started: float,
+) -> None:
     with bind(server_config.host, server_config.port) as sock:
         source = ensure_model(engine_config.model)
         process.load(engine_config, Path(source.path))
         import uvloop  # from here on, imports run while the engine's process loads
 
-        uvloop.run(_serve(sock, process, source, engine_config, server_config, started))
+        uvloop.run(_serve(sock, process, deadline, source, engine_config, server_config, started))
 
 
 async def _serve(
     sock: socket.socket,
     process: EngineProcess,
+    deadline: Deadline,
     source: ModelSource,
     engine_config: EngineConfig,
     server_config: ServerConfig,
@@ -64,33 +84,32 @@ async def _serve(
     from ingle.server.app import create_app
     from ingle.server.graceful import GracefulServer
 
-    model, engine = await asyncio.gather(
-        asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
-        EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
-    )
-    context = _context(engine, model, engine_config, server_config, sock)
-    server = GracefulServer(create_app(context), engine, _limits(server_config))
-    gc.freeze()
-    gc.enable()
-    _announce(context, engine.info, sock, time.perf_counter() - started)
-    watcher = asyncio.create_task(_stop_with_engine(engine, server))
     try:
-        await server.serve(sockets=[sock])
+        model, engine = await asyncio.gather(
+            asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
+            EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
+        )
+        context = _context(engine, model, engine_config, server_config, sock)
+        server = GracefulServer(create_app(context), engine, _limits(server_config), deadline)
+        gc.freeze()
+        gc.enable()
+        _announce(context, engine.info, sock, time.perf_counter() - started)
+        watcher = asyncio.create_task(_stop_with_engine(engine, server, deadline))
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            watcher.cancel()
+            await engine.close()
     finally:
-        watcher.cancel()
-        await engine.close()
+        sandboxes.stop()  # what waits in a thread for a template would hold up the end
     if engine.failure is not None:
         raise EngineError(engine.failure)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    """Whoever stops a server this way (`docker stop`, systemd) takes any other code for a failure."""
-    raise SystemExit(0)
-
-
-async def _stop_with_engine(engine: EngineClient, server: GracefulServer) -> None:
+async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
     """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
     await engine.closed.wait()
+    deadline.start(serving=True, code=1)
     server.should_exit = True
 
 

@@ -19,7 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ingle.errors import EngineError
 from ingle.server.errors import current_request_id, describe, error_body, error_response
+from ingle.server.stopping import STOPPED
 
 access_logger = logging.getLogger("ingle.access")
 
@@ -59,8 +61,10 @@ class RequestScope:
             await self._app(scope, receive, send_named)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
-        except asyncio.CancelledError:
-            status = SERVER_STOPPED  # the server gives up on answers that outlast its grace; this task ends here
+        except asyncio.CancelledError:  # the server gives up on answers that outlast its grace; this task ends here
+            if not status:
+                await error_response(*describe(EngineError(STOPPED)))(scope, receive, send_named)
+            status = SERVER_STOPPED
         except Exception as error:
             if status:
                 raise  # part of the answer is out: only the closed connection can tell the client

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from ingle.errors import ModelError, RequestError
 from ingle.text.conversation import Forms, TemplateError
+from ingle.text.sandbox import sandboxes
 
 logger = logging.getLogger("ingle")
 
 MAX_TEMPLATE_CHARS = 1_000_000
-_MAX_REPLY_BYTES = 64 << 20
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -115,7 +107,7 @@ class ChatTemplate:
             request = json.dumps({"template": self.source, "variables": variables}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the conversation is not plain JSON: {error}", param="messages") from error
-        return _sandbox.render(request)
+        return sandboxes.render(request)
 
 
 def _as_transformers_passes(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -132,90 +124,3 @@ def _as_transformers_passes(messages: Sequence[Mapping[str, Any]]) -> list[dict[
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
         passed.append(fields)
     return passed
-
-
-class _Sandbox:
-    """The process that renders. It starts with the first request and again after one that broke its limits."""
-
-    # The parent's module path as it stands, so that the same ingle and the same Jinja are found without `site`.
-    _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import ingle.text.template_worker as w; w.main()"
-    # All that the process needs; keys and tokens in the environment are none of a template's business.
-    _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_TIME", "TZ")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def render(self, request: bytes) -> str:
-        """Raises `RequestError` when the template fails or breaks a limit."""
-        with self._lock:
-            process = self._running()
-            try:
-                reply = _exchange(process, request)
-            except BaseException:  # such as Ctrl-C: the answer still to come would be taken for the next one's
-                self.stop()
-                raise
-            if not reply.endswith(b"\n"):
-                why = "it takes too long" if self.stop() == -signal.SIGPROF else "its process ended without an answer"
-                raise RequestError(f"chat template: {why}", param="messages")
-        answer: dict[str, str] = json.loads(reply)
-        if "error" in answer:
-            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
-        return answer["text"]
-
-    def start(self) -> None:
-        with self._lock, contextlib.suppress(RequestError):  # the first request will tell
-            self._running()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            path = [*sys.path, str(Path(__file__).parents[2])]
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", self._BOOT, json.dumps(path)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    env={name: os.environ[name] for name in self._ENVIRONMENT if name in os.environ},
-                    start_new_session=True,  # Ctrl-C in the terminal is not for it
-                )
-            except OSError as error:
-                raise RequestError(f"chat template: its process cannot start: {error}", status=500) from error
-        return self._process
-
-    def stop(self) -> int | None:
-        """End the process, if there is one, and return its exit status; negative for the signal that ended it."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        process.kill()
-        with contextlib.suppress(BrokenPipeError):  # part of a request was still in the buffer
-            cast(IO[bytes], process.stdin).close()
-        cast(IO[bytes], process.stdout).close()
-        return process.wait()
-
-    def forget(self) -> None:
-        """In a forked child: the process is the parent's, and so was whoever held the lock."""
-        self._lock = threading.Lock()
-        self._process = None
-
-
-def _exchange(process: subprocess.Popen[bytes], request: bytes) -> bytes:
-    stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
-    try:
-        stdin.write(request + b"\n")
-        stdin.flush()
-    except BrokenPipeError:
-        return b""
-    return stdout.readline(_MAX_REPLY_BYTES)
-
-
-_sandbox = _Sandbox()
-
-
-def warm_up() -> None:
-    """Starts the process that renders, which imports Jinja while the caller reads a vocabulary."""
-    _sandbox.start()
-
-
-atexit.register(_sandbox.stop)
-os.register_at_fork(after_in_child=_sandbox.forget)

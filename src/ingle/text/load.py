@@ -11,7 +11,8 @@ from typing import Any
 
 from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
-from ingle.text.chat_template import ChatTemplate, warm_up
+from ingle.text.chat_template import ChatTemplate
+from ingle.text.sandbox import sandboxes
 from ingle.text.tokenizer import Tokenizer
 from ingle.weights.pointer import refuse_pointer
 
@@ -37,7 +38,7 @@ def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
 
     Raises `ModelError` and `ConfigError`.
     """
-    warm_up()
+    sandboxes.warm_up()
     given = None if chat_template is None else _given_template(chat_template)
     if path.is_dir():
         tokenizer, sampling = _folder_tokenizer(path, given), _folder_sampling(path)

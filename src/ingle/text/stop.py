@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -18,47 +20,97 @@ class StopMatcher:
     """Looks for the first stop string to be complete in a text that comes in pieces, however it is cut.
 
     Of several that become complete with the same character the longest counts. Text that could still turn out to be
-    the start of a stop string is held back, and no more than that.
+    the start of a stop string is held back, and no more than that. The time is that of the text alone, however many and
+    long the stop strings are.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
+        self._automaton = automaton(tuple(stops)) if stops else None
+        self._state = 0
         self._held = ""
 
     def push(self, text: str, *, armed: bool = True) -> str | StopMatch:
         """The text that is safe to give out, or the match. A match must end in text that was pushed while armed."""
-        if not self._stops:
+        if self._automaton is None:
             return text
-        num_held = len(self._held)
+        found, state, num_held = self._automaton, self._state, len(self._held)
         text = self._held + text
-        if armed and (match := self._find(text, num_held)) is not None:
-            return match
-        self._held = self._possible_start(text)
-        return text[: len(text) - len(self._held)]
+        for end in range(num_held + 1, len(text) + 1):
+            state = found.next(state, text[end - 1])
+            stop = found.complete[state]
+            if stop is not None and armed:
+                return StopMatch(text[: end - len(stop)], stop)
+            state = found.beyond[state]
+        self._state = state
+        start = len(text) - found.depth[state]
+        self._held = text[start:]
+        return text[:start]
 
     def flush(self) -> str:
         """What is held back, when no text follows."""
-        held, self._held = self._held, ""
+        held, self._held, self._state = self._held, "", 0
         return held
 
-    def _find(self, text: str, num_held: int) -> StopMatch | None:
-        found = []
-        for stop in self._stops:
-            start = text.find(stop, max(0, num_held - len(stop) + 1))
-            if start >= 0:
-                found.append((start + len(stop), start, stop))
-        if not found:
-            return None
-        _, start, stop = min(found)
-        return StopMatch(text[:start], stop)
 
-    def _possible_start(self, text: str) -> str:
-        """The longest end of `text` that a stop string begins with."""
-        longest = len(text)
-        for stop in self._stops:
-            start = text.find(stop[0], max(0, len(text) - len(stop) + 1), len(text))
-            while 0 <= start < longest:
-                if stop.startswith(text[start:]):
-                    longest = start
-                start = text.find(stop[0], start + 1)
-        return text[longest:]
+class _Automaton:
+    """Aho and Corasick's: a state is the longest end of the text that a stop string begins with.
+
+    "Efficient string matching: an aid to bibliographic search", Communications of the ACM 18(6), 1975.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._edges: dict[tuple[int, str], int] = {}
+        self._shorter = [0]
+        """The next shorter such end."""
+        self.depth = [0]
+        """Characters of that end."""
+        self.complete: list[str | None] = [None]
+        """The longest stop string that the text ends with."""
+        for stop in stops:
+            self._add(stop)
+        self._link()
+        inner = {state for state, _ in self._edges}
+        self.beyond = list(range(len(self.depth)))
+        """The state itself, or, where no stop string goes on, the next shorter one where one does."""
+        for state in self._by_depth:
+            if state and state not in inner:
+                self.beyond[state] = self.beyond[self._shorter[state]]
+
+    def next(self, state: int, character: str) -> int:
+        while (following := self._edges.get((state, character))) is None:
+            if state == 0:
+                return 0
+            state = self._shorter[state]
+        return following
+
+    def _add(self, stop: str) -> None:
+        state = 0
+        for character in stop:
+            following = self._edges.setdefault((state, character), len(self.depth))
+            if following == len(self.depth):
+                self.depth.append(self.depth[state] + 1)
+                self.complete.append(None)
+                self._shorter.append(0)
+            state = following
+        self.complete[state] = stop
+
+    def _link(self) -> None:
+        children: dict[int, list[tuple[str, int]]] = {}
+        for (state, character), following in self._edges.items():
+            children.setdefault(state, []).append((character, following))
+        self._by_depth, queue = [0], deque([0])
+        while queue:
+            state = queue.popleft()
+            for character, following in children.get(state, ()):
+                if state:
+                    self._shorter[following] = self.next(self._shorter[state], character)
+                if self.complete[following] is None:
+                    self.complete[following] = self.complete[self._shorter[following]]
+                self._by_depth.append(following)
+                queue.append(following)
+
+
+@lru_cache(maxsize=8)
+def automaton(stops: tuple[str, ...]) -> _Automaton:
+    """Made once for all choices of a request, and for the next with the same stop strings."""
+    return _Automaton(stops)

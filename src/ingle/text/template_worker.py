@@ -6,8 +6,8 @@ deep, are single calls into C that no deadline checked in Python can interrupt. 
 default action of SIGPROF ends this process wherever it is, and its address space is bounded.
 
 The protocol is a JSON line in, `{"template": source, "variables": {...}}`, and a JSON line out, `{"text": ...}` or
-`{"error": ...}`, with a `"reason"` for the log where the error says too little. The parent (`chat_template.py`) imports
-no Jinja.
+`{"error": ...}`, with a `"reason"` for the log where the error says too little. The parent (`sandbox.py`) imports no
+Jinja.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     with contextlib.suppress(ValueError, OSError):  # macOS has the limit's name only
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.RLIM_INFINITY))
+        _, most = resource.getrlimit(resource.RLIMIT_AS)  # which nobody but root may raise
+        allowed = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, most)
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
     for line in sys.stdin.buffer:
         sys.stdout.buffer.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
         sys.stdout.buffer.flush()

@@ -11,6 +11,9 @@ from ingle.errors import RequestError
 from ingle.text.answer_end import AnswerEnd, answer_end
 from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
 
+_BRIEF_CHARS = 2048
+"""Encoded within a millisecond."""
+
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` with what a language model's files say beside it. Safe to use from any thread."""
@@ -72,7 +75,11 @@ class Tokenizer:
         for text that is no Unicode.
         """
         try:
-            token_ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) <= _BRIEF_CHARS:
+                encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            else:  # as the library encodes many texts: other threads run meanwhile
+                (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            token_ids: list[int] = encoding.ids
         except TypeError as error:  # what `tokenizers` says to half of a surrogate pair, which JSON can spell
             raise RequestError("the text holds half of a surrogate pair: send valid Unicode", param="prompt") from error
         return token_ids

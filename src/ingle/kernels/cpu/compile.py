@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -183,19 +184,34 @@ def _build(compiler: str, flags: list[str], file: Path) -> None:
 
 
 def _compile(compiler: str, flags: list[str], made: Path) -> None:
-    _run(compiler, [*flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)])
+    """The compiler's own temporary files lie beside what it makes."""
+    _run(compiler, [*flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)], str(made.parent))
     if not made.is_file():
         raise CompileError(f"{compiler} did not build them: it wrote no library")
 
 
-def _run(compiler: str, arguments: list[str]) -> str:
-    """What it prints."""
+def _run(compiler: str, arguments: list[str], scratch: str | None = None) -> str:
+    """What it prints. Its own temporary files go to `scratch`. Whatever ends the wait ends all that it has started."""
+    environment = os.environ if scratch is None else {**os.environ, "TMPDIR": scratch}
     try:
-        done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S)
+        with subprocess.Popen(
+            [compiler, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        ) as process:
+            try:
+                printed, said = process.communicate(timeout=_TIMEOUT_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # a compiler is a driver and what it has started
+                raise
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"{compiler} did not build them: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.splitlines()
-        first = next((line for line in said if "error" in line), said[0] if said else f"exit code {done.returncode}")
-        raise CompileError(f"{compiler} did not build them: {first[:300]}")
-    return done.stdout
+    if process.returncode != 0:
+        lines = said.splitlines()
+        first = next((line for line in lines if "error" in line), lines[0] if lines else "")
+        raise CompileError(f"{compiler} did not build them: {first[:300] or f'exit code {process.returncode}'}")
+    return printed

@@ -16,7 +16,7 @@ from ingle.request import FinishReason, TokenLogprobs, stopping_at
 from ingle.server.body import parse_body
 from ingle.server.context import ServerContext
 from ingle.server.endpoints import Endpoint
-from ingle.server.generation import Generation, Update, UsageCounter, plan_generation
+from ingle.server.generation import Generation, Update, UsageCounter, check_num_chars, plan_generation
 from ingle.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from ingle.server.openai.protocol import ChatCompletionRequest
 from ingle.server.openai.responses import (
@@ -35,8 +35,7 @@ from ingle.server.streaming import DONE_EVENT, event
 
 
 async def create_chat_completion(request: Request) -> Response:
-    # Always in a thread: rendering waits for the template's sandbox process.
-    return await respond(request, prepare_chat, inline_bytes=0)
+    return await respond(request, prepare_chat)
 
 
 ENDPOINTS = (Endpoint("POST", "/v1/chat/completions", create_chat_completion, ChatCompletionRequest),)
@@ -71,6 +70,7 @@ def _render(context: ServerContext, chat: ChatCompletionRequest) -> str:
             param="messages",
             code="chat_template_missing",
         )
+    check_num_chars(context, sum(len(message.content) for message in chat.messages), "messages")
     return context.chat_template.prompt(
         [message.for_template() for message in chat.messages],
         add_generation_prompt=chat.add_generation_prompt is not False,

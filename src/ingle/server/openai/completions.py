@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 16
 
-_INLINE_BODY_BYTES = 4096
-"""Tokenizing what fits in here takes about a millisecond, which other streams can wait."""
-
 
 async def create_completion(request: Request) -> Response:
-    return await respond(request, prepare_completion, inline_bytes=_INLINE_BODY_BYTES)
+    return await respond(request, prepare_completion)
 
 
 ENDPOINTS = (Endpoint("POST", "/v1/completions", create_completion, CompletionRequest),)

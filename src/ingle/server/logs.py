@@ -1,0 +1,75 @@
+"""The server's log: written by a thread of its own, so that nothing waits for whoever reads it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+
+_MAX_LINES = 10_000
+"""That wait to be written. What comes then is dropped, and counted."""
+_FLUSH_S = 1.0
+
+
+class BackgroundLog(logging.Handler):
+    """Writes lines to a file descriptor, such as stderr's. A pipe that nobody empties, or a full disk, stops nobody.
+
+    It writes past Python's own stream, whose lock a blocked writer would hold against the end of the process.
+    """
+
+    def __init__(self, fd: int, max_lines: int = _MAX_LINES) -> None:
+        super().__init__()
+        self._fd = fd
+        self._max_lines = max_lines
+        self._lines: deque[bytes] = deque()
+        self._num_dropped = 0
+        self._is_writing = False
+        self._changed = threading.Condition(threading.Lock())
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode(errors="backslashreplace") + b"\n"
+        except Exception:
+            self.handleError(record)
+            return
+        with self._changed:
+            if len(self._lines) < self._max_lines:
+                self._lines.append(line)
+                self._changed.notify_all()
+            else:
+                self._num_dropped += 1
+
+    def flush(self) -> None:
+        """Waits until all is written, for a second at most."""
+        deadline = time.monotonic() + _FLUSH_S
+        with self._changed:
+            while self._lines or self._is_writing:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    return
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._lines)
+                self._is_writing = True
+                data = b"".join(self._lines)
+                self._lines.clear()
+                if self._num_dropped:
+                    data += b"%d lines were dropped here: the log was not read in time\n" % self._num_dropped
+                    self._num_dropped = 0
+            self._write(memoryview(data))
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # the terminal, or another process that shares the pipe, has made it so
+                select.select([], [self._fd], [])
+            except OSError:  # nobody will ever read it, or the disk is full: the log has no other place to say so
+                return

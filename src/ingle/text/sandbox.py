@@ -1,0 +1,157 @@
+"""The processes in which chat templates are rendered: one for each rendering at a time, so none waits for another.
+
+They start when they are needed, and again after a template that broke its limits. What runs in them is
+`template_worker`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, cast
+
+from ingle.errors import RequestError
+from ingle.text.conversation import TemplateError
+
+_MAX_REPLY_BYTES = 64 << 20
+_MAX_PROCESSES = 8
+"""At a time, some 12 MB each. Whoever comes when all render waits."""
+
+
+class Sandbox:
+    """One process that renders, for one thread at a time."""
+
+    # The parent's module path as it stands, so that the same ingle and the same Jinja are found without `site`. It ends
+    # with its parent: a signal to the whole service lets answers end that are still to be rendered.
+    _BOOT = (
+        "import json, signal, sys\n"
+        "for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM: signal.signal(number, signal.SIG_IGN)\n"
+        "sys.path[:] = json.loads(sys.argv[1]); import ingle.text.template_worker as w; w.main()"
+    )
+    # All that the process needs; keys and tokens in the environment are none of a template's business.
+    _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_TIME", "TZ")
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, request: bytes) -> str:
+        """Raises `RequestError` when the template fails or breaks a limit."""
+        process = self.start()
+        try:
+            reply = _exchange(process, request)
+        except BaseException:  # such as Ctrl-C: the answer still to come would be taken for the next one's
+            self.stop()
+            raise
+        if not reply.endswith(b"\n"):
+            why = "it takes too long" if self.stop() == -signal.SIGPROF else "its process ended without an answer"
+            raise RequestError(f"chat template: {why}", param="messages")
+        answer: dict[str, str] = json.loads(reply)
+        if "error" in answer:
+            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
+        return answer["text"]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts the process if there is none."""
+        if self._process is None or self._process.poll() is not None:
+            path = [*sys.path, str(Path(__file__).parents[2])]
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", self._BOOT, json.dumps(path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,  # a full pipe there would hold it up, and no time limit counts that
+                    env={name: os.environ[name] for name in self._ENVIRONMENT if name in os.environ},
+                    start_new_session=True,  # Ctrl-C in the terminal is not for it
+                )
+            except OSError as error:
+                raise RequestError(f"chat template: its process cannot start: {error}", status=500) from error
+        return self._process
+
+    def kill(self) -> None:
+        """From another thread: a rendering under way ends as one whose process has died."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def stop(self) -> int | None:
+        """End the process, if there is one, and return its exit status; negative for the signal that ended it."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.kill()
+        with contextlib.suppress(BrokenPipeError):  # part of a request was still in the buffer
+            cast(IO[bytes], process.stdin).close()
+        cast(IO[bytes], process.stdout).close()
+        return process.wait()
+
+
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> bytes:
+    stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+    try:
+        stdin.write(request + b"\n")
+        stdin.flush()
+    except BrokenPipeError:
+        return b""
+    return stdout.readline(_MAX_REPLY_BYTES)
+
+
+class Sandboxes:
+    """All such processes of this one. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: the processes are the parent's, and so were whoever held the locks."""
+        self._lock = threading.Lock()
+        self._places = threading.Semaphore(_MAX_PROCESSES)
+        self._idle: list[Sandbox] = []
+        self._all: list[Sandbox] = []
+        self._stopped = False
+
+    def render(self, request: bytes) -> str:
+        """The text of one request to `template_worker`. Raises `RequestError`."""
+        with self._places:
+            sandbox = self._take()
+            try:
+                return sandbox.render(request)
+            finally:
+                with self._lock:
+                    self._idle.append(sandbox)
+
+    def _take(self) -> Sandbox:
+        with self._lock:
+            if self._stopped:
+                raise RequestError("chat template: the server is being stopped", status=503)
+            if not self._idle:
+                self._idle.append(Sandbox())
+                self._all += self._idle
+            return self._idle.pop()
+
+    def warm_up(self) -> None:
+        """Starts a process, which imports Jinja while the caller reads a vocabulary."""
+        with contextlib.suppress(RequestError):  # the first request will tell
+            sandbox = self._take()
+            sandbox.start()
+            with self._lock:
+                self._idle.append(sandbox)
+
+    def stop(self) -> None:
+        """Ends all processes, also those that render. From now on nothing is rendered."""
+        with self._lock:
+            self._stopped = True
+            for sandbox in self._all:
+                sandbox.kill()
+
+
+sandboxes = Sandboxes()
+atexit.register(sandboxes.stop)
+os.register_at_fork(after_in_child=sandboxes.forget)

@@ -1,0 +1,79 @@
+"""The log is written by a thread of its own, to a pipe that may be full, shared or gone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ingle.server.logs import BackgroundLog
+
+Pipe = tuple[int, int]
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+def logger_of(handler: logging.Handler) -> logging.Logger:
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    return logger
+
+
+def read(pipe: Pipe, until: bytes) -> bytes:
+    data = b""
+    while until not in data:
+        data += os.read(pipe[0], 1 << 16)
+    return data
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_lines_come_in_order_and_whole(pipe: Pipe, blocking: bool) -> None:
+    os.set_blocking(pipe[1], blocking)
+    logger = logger_of(BackgroundLog(pipe[1]))
+    for number in range(5000):
+        logger.warning("line %d 你好 \ud83d", number)
+    lines = read(pipe, b"line 4999").decode(errors="replace").splitlines()
+    assert [line.split()[1] for line in lines] == [str(number) for number in range(5000)]
+
+
+def test_a_full_pipe_drops_lines_counts_them_and_holds_nobody_up(pipe: Pipe) -> None:
+    handler = BackgroundLog(pipe[1], max_lines=100)
+    logger = logger_of(handler)
+    started = time.monotonic()
+    for number in range(3000):
+        logger.warning("line %d %s", number, "x" * 200)
+    assert time.monotonic() - started < 1.0
+    handler.flush()
+    assert time.monotonic() - started < 3.0, "flushing waits a second at most"
+    text = read(pipe, b"were dropped")
+    logger.warning("the end")
+    lines = (text + read(pipe, b"the end")).decode().splitlines()
+    dropped = [int(line.split()[0]) for line in lines if "lines were dropped here" in line]
+    assert sum(dropped) == 3000 - sum(line.startswith("line ") for line in lines) > 0
+
+
+def test_a_pipe_that_is_gone_is_no_error(pipe: Pipe, capsys: pytest.CaptureFixture[str]) -> None:
+    os.close(pipe[0])
+    handler = BackgroundLog(pipe[1])
+    logger_of(handler).warning("to nobody")
+    handler.flush()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_was_logged_is_written_when_it_is_flushed(pipe: Pipe) -> None:
+    handler = BackgroundLog(pipe[1])
+    logger_of(handler).warning("last words")
+    handler.flush()
+    os.set_blocking(pipe[0], False)
+    assert os.read(pipe[0], 100) == b"last words\n"

@@ -86,15 +86,15 @@ def test_a_signal_to_all_its_processes_lets_answers_end(
 ) -> None:
     """As systemd stops a service; and to the engine and the templates' processes first."""
     server = servers(str(tiny_model), *SERVER, "--chat-template", TEMPLATE)
-    body = {"prompt": [5, 6, 7], "max_tokens": 400, "ignore_eos": True}
+    body = {"prompt": [5, 6, 7], "max_tokens": 400, "ignore_eos": True, "n": 48}
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)
-        assert until(lambda: server.running() == 1)
+        assert until(lambda: server.running() == 48)
         children = processes_of(server)
         for pid in children:
             os.kill(pid, number)
         os.killpg(server.process.pid, number)
-        assert answer.result().json()["usage"]["completion_tokens"] == 400
+        assert answer.result().json()["usage"]["completion_tokens"] == 48 * 400
     assert server.process.wait(timeout=10) == 0
     assert ended(children)
 

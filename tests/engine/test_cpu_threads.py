@@ -13,6 +13,7 @@ import torch
 from ingle.engine.scheduler import Plan
 from ingle.engine.worker import LaunchedStep
 from ingle.kernels.cpu import library
+from tests.model.checkpoints import CHECKPOINTS
 from tests.support import engine_for, greedy, random_prompt, save_checkpoint
 
 SCRIPT = """
@@ -46,8 +47,8 @@ def test_pytorch_has_one_thread_within_a_step_of_ingles_kernels(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its others would spin on the processors that the kernels want; what multiplies by PyTorch needs them all."""
-    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    engine = engine_for(save_checkpoint(tmp_path, "qwen3_moe", **mixture), dtype=dtype, threads=2)
+    model_type, latent_attention = CHECKPOINTS["deepseek-v2-lite"]
+    engine = engine_for(save_checkpoint(tmp_path, model_type, **latent_attention), dtype=dtype, threads=2)
     if not library.started():
         pytest.skip("ingle's CPU kernels cannot be had here")
     launch, seen = engine.worker._launch, []

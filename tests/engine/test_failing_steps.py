@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingle.channel import LENGTH, Channel, ChannelClosed, FromEngine, StepMessage, frame
+from ingle.channel import LENGTH, Channel, ChannelClosed, FromEngine, StepMessage, frame, message_encoder
 from ingle.engine.engine import Engine
 from ingle.engine.process import serve
 from ingle.engine.scheduler import Plan, StepResult
@@ -156,7 +156,7 @@ class Client:
 
     def answer(self, request: EngineRequest) -> EngineOutput:
         """The last output of a request."""
-        self._socket.sendall(frame(msgspec.msgpack.Encoder(), request))
+        self._socket.sendall(frame(message_encoder(), request))
         while True:
             (length,) = LENGTH.unpack(self._read(LENGTH.size))
             message = msgspec.msgpack.decode(self._read(length), type=FromEngine)

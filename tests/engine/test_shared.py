@@ -32,7 +32,7 @@ class FakeEngine:
 
     def add(self, request: EngineRequest) -> None:
         with self._alone():
-            if request.prompt_token_ids == [0]:
+            if list(request.prompt_token_ids) == [0]:
                 raise EngineError("no")
             self.left[request.id] = request.sampling.max_tokens or 0
             self.token[request.id] = request.prompt_token_ids[0]

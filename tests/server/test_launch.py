@@ -49,8 +49,11 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
 ) -> None:
     caplog.set_level(logging.INFO, logger="ingle")
     monkeypatch.setattr(launch.facts, "started", lambda info, sampling: "")
-    context: Any = SimpleNamespace(model_names=("m",), api_keys=keys, default_sampling={}, chat_template=object())
-    info: Any = SimpleNamespace(notices=[], timings_s={})
+    tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
+    context: Any = SimpleNamespace(
+        model_names=("m",), api_keys=keys, default_sampling={}, chat_template=object(), tokenizer=tokenizer
+    )
+    info: Any = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
     sock: Any = Bound(host)
     launch._announce(context, info, sock, 1.0)
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)

@@ -14,7 +14,7 @@ import torch
 
 from ingle.config import EngineConfig
 from ingle.errors import ConfigError, ModelError
-from ingle.model import registry
+from ingle.model import config_keys, registry
 from ingle.model.architecture import DecoderConfig
 from ingle.verify.run import Verification, verify
 from tests.model import qwen1
@@ -103,6 +103,7 @@ def test_a_model_that_transformers_lacks_is_compared_with_ourselves(tmp_path: Pa
         verified(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.FAMILIES, "home_made", registry.FAMILIES["llama"])
+        patch.setitem(config_keys.KNOWN_KEYS, "home_made", config_keys.KNOWN_KEYS["llama"])
         result = verified(tmp_path)
     assert result.passed and not result.reference.independent
     assert "transformers has no model_type 'home_made'" in result.reference.description

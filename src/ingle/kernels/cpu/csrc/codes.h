@@ -11,8 +11,8 @@
 // [token][of a unit].
 //
 // The integers' kinds have a layout of their own for each family of processors (codes_x86.h, codes_neon.h). There a code
-// stands for `codebook[code]`, or for the 8-bit number it is. What is multiplied is that number plus `offset`: sums begin
-// with what this adds too much.
+// stands for `codebook[code]`, or for the 8-bit number it is. What is multiplied may be that number plus an `offset`: sums
+// then begin with what this adds too much.
 #pragma once
 
 #include <cmath>
@@ -26,6 +26,13 @@ namespace ingle {
 constexpr int kVectors = kBlockRows / kLanes;      // of a block's rows
 constexpr int kUnitVectors = kUnit / kLanes;       // of a unit's columns
 constexpr float kLargest = 127 * 256 + 127;        // NEON's products take such a number apart into two of 8 bits
+
+// How codes become the numbers that are multiplied.
+enum class Reading {
+    kPlain,    // as their kind does it without more ado
+    kOffset,   // the same, with an offset
+    kTable,    // looked up, with an offset
+};
 
 // Whether codes are numbers one after the other: then no table is needed.
 inline bool is_linear(const Matrix& m) {

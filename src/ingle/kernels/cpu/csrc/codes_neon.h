@@ -101,7 +101,6 @@ struct Codes {
 
     template <int Tokens>
     struct Sums : HalfSums<Tokens> {
-        void start(const int32_t*) { this->clear(); }
         Floats value(int t, int i) const { return to_floats(HalfSums<Tokens>::value(t, i)); }
     };
 
@@ -119,6 +118,7 @@ struct Codes {
     }
 
     // Codes are looked up as the signed numbers that they stand for.
+    static Reading reading_of(const Matrix&) { return Reading::kPlain; }
     static int32_t offset_of(const Matrix&) { return 0; }
 
     static uint8_t* byte_of(uint8_t* unit, int64_t row, int64_t c) {
@@ -143,7 +143,7 @@ struct Codes {
     int8x16_t table;
     explicit Codes(const Matrix& m) : table(vld1q_s8(m.codebook)) {}
 
-    template <int Tokens, bool Linear>
+    template <int Tokens, Reading How>
     inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
         multiply_registers<Tokens, 0>(sums, codes, (const int8_t*)x);
     }

@@ -41,17 +41,11 @@ inline Ints add_products(Ints sum, Pairs w, Ints x) {
 #endif
 }
 
-// Entries of a table of 16 bytes, widened without their sign.
-inline Pairs look_up(const uint8_t* table, Pairs indices) {
-    const Pairs masked = indices | (uint16_t)0x8000;  // the upper byte of a pair is to become 0
 #if defined(INGLE_AVX512)
-    const __m512i tables = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
-    return (Pairs)_mm512_shuffle_epi8(tables, (__m512i)masked);
+constexpr uint32_t kSigns = 0;
 #else
-    const __m256i tables = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
-    return (Pairs)_mm256_shuffle_epi8(tables, (__m256i)masked);
+constexpr uint32_t kSigns = 0x80808080;  // 8-bit numbers are stored as they are multiplied, 128 more
 #endif
-}
 
 // Four columns of 16 bits become pairs, saturated.
 inline void store_pairs(const Ints* integers, uint32_t* out) {
@@ -75,6 +69,11 @@ struct Codes {
     template <int Tokens>
     struct Sums {
         Ints v[Tokens][kVectors];
+        void clear() {
+#pragma GCC unroll 12
+            for (int t = 0; t < Tokens; t++)
+                for (int i = 0; i < kVectors; i++) v[t][i] = Ints{};
+        }
         void start(const int32_t* starts) {
 #pragma GCC unroll 12
             for (int t = 0; t < Tokens; t++)
@@ -93,15 +92,24 @@ struct Codes {
         return total;
     }
 
+#if defined(INGLE_AVX512)
+    static Reading reading_of(const Matrix&) { return Reading::kPlain; }
+    static int32_t offset_of(const Matrix&) { return 0; }
+#else
+    static Reading reading_of(const Matrix& m) {
+        if (Bits == 8) return Reading::kOffset;
+        return !is_linear(m) ? Reading::kTable : m.codebook[0] ? Reading::kOffset : Reading::kPlain;
+    }
     // What is added to numbers so that none is negative.
     static int32_t offset_of(const Matrix& m) { return Bits == 8 || !is_linear(m) ? 128 : -m.codebook[0]; }
+#endif
 
     static uint8_t* lane(uint8_t* unit, int64_t row, int64_t register_) {
         return unit + (register_ * kVectors + row / kLanes) * kRegisterBytes + row % kLanes * 4;
     }
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
         for (int64_t r = 0; r < kUnit / (2 * kPairs); r++, codes += 2 * kPairs) {
-            uint32_t bits = Bits == 8 ? 0x80808080 : 0;  // a signed number as one above -128
+            uint32_t bits = Bits == 8 ? kSigns : 0;
             for (int pair = 0; pair < kPairs; pair++)
                 bits ^= codes[2 * pair] << Bits * pair | (uint32_t)codes[2 * pair + 1] << (Bits * pair + 16);
             memcpy(lane(unit, row, r), &bits, 4);
@@ -112,16 +120,37 @@ struct Codes {
             uint32_t bits;
             memcpy(&bits, lane((uint8_t*)unit, row, c / (2 * kPairs)), 4);
             const int code = bits >> (c % (2 * kPairs) / 2 * Bits + c % 2 * 16) & ((1 << Bits) - 1);
-            out[c] = Bits == 8 ? code - 128 : m.codebook[code];
+            out[c] = Bits == 8 ? (int8_t)(code ^ (kSigns & 0xff)) : m.codebook[code];
         }
     }
 
+#if defined(INGLE_AVX512)
+    Pairs table;
+    explicit Codes(const Matrix& m) {
+        for (int i = 0; i < 32; i++) table[i] = m.codebook[i % 16];  // the fifth bit of an index is of the next code
+    }
+    template <Reading How>
+    Pairs unpack(Pairs stored, int pair) const {
+        if (Bits == 4) return (Pairs)_mm512_permutexvar_epi16((__m512i)(stored >> 4 * pair), (__m512i)table);
+        typedef int16_t Signed __attribute__((vector_size(64)));
+        return (Pairs)((Signed)(pair ? stored : stored << 8) >> 8);
+    }
+#else
     uint8_t table[16];
     explicit Codes(const Matrix& m) {
         for (int i = 0; i < 16; i++) table[i] = m.codebook[i] + 128;
     }
+    template <Reading How>
+    Pairs unpack(Pairs stored, int pair) const {
+        Pairs codes = stored >> Bits * pair;
+        if (pair + 1 < kPairs) codes &= (uint16_t)((1 << Bits) - 1);
+        if (How != Reading::kTable) return codes;
+        const __m256i tables = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+        return (Pairs)_mm256_shuffle_epi8(tables, (__m256i)(codes | (uint16_t)0x8000));  // the upper byte becomes 0
+    }
+#endif
 
-    template <int Tokens, bool Linear>
+    template <int Tokens, Reading How>
     inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
 #pragma GCC unroll 4
         for (int r = 0; r < kUnit / (2 * kPairs); r++) {
@@ -132,11 +161,7 @@ struct Codes {
             for (int pair = 0; pair < kPairs; pair++) {
                 Pairs w[kVectors];
 #pragma GCC unroll 2
-                for (int i = 0; i < kVectors; i++) {
-                    w[i] = stored[i] >> Bits * pair;
-                    if (pair + 1 < kPairs) w[i] &= (uint16_t)((1 << Bits) - 1);
-                    if (!Linear) w[i] = look_up(table, w[i]);
-                }
+                for (int i = 0; i < kVectors; i++) w[i] = unpack<How>(stored[i], pair);
 #pragma GCC unroll 12
                 for (int t = 0; t < Tokens; t++) {
                     const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);

@@ -242,7 +242,7 @@ struct TileProduct {
 };
 
 // One block of rows times one tile of tokens; groups of 16 columns or 32.
-template <int Bits, int Tokens, int GroupSize, bool Linear>
+template <int Bits, int Tokens, int GroupSize, Reading How>
 void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     const Matrix& m = p.m;
     const Codes<Bits> codes(m);
@@ -252,22 +252,26 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     const uint8_t* group = group_at(m, p.block, 0);
     const auto* x = p.x;
-    memset(p.total, 0, Tokens * sizeof *p.total);
-    for (int64_t g = 0; g < groups; g++, group += stride) {
+    const int32_t* starts = p.starts;
+    const float* group_sums = p.group_sums;
+    float (*const total)[kVectors][kLanes] = p.total;
+    memset(total, 0, Tokens * sizeof *total);
+    for (int64_t g = 0; g < groups; g++, group += stride, starts += Tokens, group_sums += Tokens) {
         typename Codes<Bits>::template Sums<Tokens> sums;
-        sums.start(p.starts + g * Tokens);
+        if constexpr (How == Reading::kPlain) sums.clear();
+        else sums.start(starts);
         prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(group + kAhead);
 #pragma GCC unroll 2
         for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
-            codes.template multiply<Tokens, Linear>(sums, group + codes_at + unit * unit_bytes, x);
+            codes.template multiply<Tokens, How>(sums, group + codes_at + unit * unit_bytes, x);
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; i++) {
             const Floats scale = load_scales(group, i, wide);
             const Floats minimum = has_minima ? load_scales(group + minima_at, i, wide) : Floats{};
 #pragma GCC unroll 12
             for (int t = 0; t < Tokens; t++) {
-                const Floats sum = load(p.total[t][i]) + sums.value(t, i) * scale;
-                store(p.total[t][i], sum + minimum * p.group_sums[g * Tokens + t]);
+                const Floats sum = load(total[t][i]) + sums.value(t, i) * scale;
+                store(total[t][i], sum + minimum * group_sums[t]);
             }
         }
         // Totals stay in memory: registers, of which there are none left, they would only be copied to the stack from.
@@ -293,12 +297,22 @@ void multiply_plain_tile(const TileProduct<Codes<16>>& p) {
         for (int i = 0; i < kVectors; i++) store(p.total[t][i], sums.value(t, i));
 }
 
+template <int Bits, int Tokens, Reading How>
+auto of_group_size(const Matrix& m) {
+    return m.group_size == 16 ? multiply_tile<Bits, Tokens, 16, How> : multiply_tile<Bits, Tokens, 32, How>;
+}
+
 template <int Bits, int Tokens>
 auto tile_product(const Matrix& m) {
-    if constexpr (Bits == 16) return multiply_plain_tile<Tokens>;
-    else if constexpr (Bits == 8) return m.group_size == 16 ? multiply_tile<8, Tokens, 16, true> : multiply_tile<8, Tokens, 32, true>;
-    else if (is_linear(m)) return m.group_size == 16 ? multiply_tile<4, Tokens, 16, true> : multiply_tile<4, Tokens, 32, true>;
-    else return m.group_size == 16 ? multiply_tile<4, Tokens, 16, false> : multiply_tile<4, Tokens, 32, false>;
+    if constexpr (Bits == 16) {
+        return multiply_plain_tile<Tokens>;
+    } else {
+        switch (Codes<Bits>::reading_of(m)) {
+            case Reading::kPlain: return of_group_size<Bits, Tokens, Reading::kPlain>(m);
+            case Reading::kOffset: return of_group_size<Bits, Tokens, Reading::kOffset>(m);
+            default: return of_group_size<Bits, Tokens, Reading::kTable>(m);
+        }
+    }
 }
 
 template <int Bits>

@@ -18,12 +18,13 @@ from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.engine import Engine
 from ingle.engine.host_worker import HostWorker
+from ingle.engine.kernel_choice import choose
 from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory, wanted_length
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
 from ingle.errors import ConfigError, printable
-from ingle.kernels.cpu import choice, library, threads
+from ingle.kernels.cpu import library, threads
 from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
@@ -159,7 +160,7 @@ def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: 
     """What is faster here; `forget`: nobody else in this process uses the started ones."""
     stored = {} if gguf is None else gguf.parameters_by_type
     code_type = next((CODE_TYPES[kind] for kind in stored if kind in CODE_TYPES), FLOATS)
-    chosen = choice.choose(decoder, code_type, library.path(), num_threads)
+    chosen = choose(decoder, code_type, library.path(), num_threads)
     if chosen.failure is not None:
         return _CpuKernels(notices=(f"ingle's CPU kernels were not compared with PyTorch's: {chosen.failure}",))
     free = free_host_bytes()

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ingle.config import EngineConfig
+from ingle.engine.kernel_choice import multiplies_bfloat16
 from ingle.engine.memory import free_bytes, kv_budget, plan_memory, wanted_length
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
-from ingle.kernels.cpu import choice, library, threads
+from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
 from ingle.model.decoder import Decoder
@@ -170,7 +171,7 @@ def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.de
         if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
             return (torch.bfloat16 if stored == torch.float32 else stored), []
         return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
-    if choice.multiplies_bfloat16():
+    if multiplies_bfloat16():
         return torch.bfloat16, []
     if stored == torch.float32:
         return torch.float32, []

@@ -1,7 +1,7 @@
 """Whether ingle's kernels or PyTorch's operators are faster on this machine, measured on a model's own products.
 
 Once for a machine, kernels, PyTorch and shapes: the answer is kept in ingle's home. It is measured by a process of its
-own, `python -m ingle.kernels.cpu.choice`, since the engine does without PyTorch wherever it can.
+own, `python -m ingle.engine.kernel_choice`, since the engine does without PyTorch wherever it can.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def choose(decoder: DecoderConfig, code_type: CodeType, library: Path, num_threa
 
 
 def _ask(question: bytes) -> float:
-    command = [sys.executable, "-m", "ingle.kernels.cpu.choice"]
+    command = [sys.executable, "-m", "ingle.engine.kernel_choice"]
     done = subprocess.run(command, input=question, capture_output=True, timeout=_TIMEOUT_S, check=True)
     return float(done.stdout.split()[-1])
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ingle.config import EngineConfig
+from ingle.engine import kernel_choice as choice
 from ingle.engine.build import build_engine
-from ingle.kernels.cpu import choice, compile, library
+from ingle.kernels.cpu import compile, library
 from ingle.model.architecture import DecoderConfig
 from ingle.model.registry import decoder_config
 from ingle.weights.code_types import CODE_TYPES

@@ -131,6 +131,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """The JSON object in a file. Raises `ModelError` if it is missing, too large, or anything else."""
     try:
         if not path.is_file():
+            refuse_pointer(path)
             raise ModelError(f"{path}: no such file")
         with path.open("rb") as file:
             text = file.read(max_bytes + 1)

@@ -128,6 +128,18 @@ print("loaded:", *({modules} & set(sys.modules)))
     assert python(code.format(argv=["chat", "--help"], modules=heavy)).splitlines()[-1] == "loaded:"
 
 
+def test_a_terminal_that_lacks_characters_of_an_answer() -> None:
+    code = """
+from ingle.cli import main
+main._dispatch = lambda words: print("caf\\xe9 \\U0001f600")
+main.main([])
+"""
+    for encoding, written in (("ascii", b"caf? ?\n"), ("latin-1", b"caf\xe9 ?\n"), ("utf-8", "café 😀\n".encode())):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+        assert (done.stdout, done.stderr) == (written, b"")
+
+
 def test_as_a_module() -> None:
     command = [sys.executable, "-m", "ingle", "nonsense"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -29,6 +29,8 @@ PARAMS: list[dict[str, Any]] = [
     {"temperature": 1e-30},
     {"temperature": 1e-60},
     {"temperature": 0.8, "repetition_penalty": 1.7, "frequency_penalty": 0.6},
+    {"temperature": 0.8, "repetition_penalty": 1e-40},
+    {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1e-60},
     {"temperature": 0.8, "presence_penalty": 1.5, "logit_bias": {3: 8.0, 4: -100.0}},
     {"temperature": 0.8, "min_tokens": 5},
 ]

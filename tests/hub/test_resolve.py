@@ -69,6 +69,10 @@ def test_a_folder_without_config_does_not_hide_a_short_name(tmp_path: Path) -> N
         ("some/repo", "'some/repo': .*; models of the Hugging Face hub are not downloaded"),
         ("./empty", "has no config.json, so it is not"),
         ("./quants", "give its path: quants/b.gguf"),
+        ("./adapter", "holds an adapter .* merge both"),
+        ("./linked", r"linked/config.json: a link to ../../blobs/1f, which is not there: copy or mount"),
+        ("./models--org--name", "cache of the Hugging Face hub; give the model in it: models--org--name/snapshots/1f"),
+        ("./linked.gguf", r"linked.gguf: a link to ../../blobs/1f, which is not there"),
         ("./notes.txt", "notes.txt is not a .gguf file"),
         ("", "is neither a path that exists nor"),
         ("../x", "no file or folder"),
@@ -81,8 +85,12 @@ def test_a_folder_without_config_does_not_hide_a_short_name(tmp_path: Path) -> N
     ],
 )
 def test_what_is_no_model(tmp_path: Path, name: str, message: str) -> None:
-    for folder in ("empty", "quants"):
-        (tmp_path / folder).mkdir()
+    for folder in ("empty", "quants", "adapter", "linked", "models--org--name/snapshots/1f"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "linked.gguf").symlink_to("../../blobs/1f")
+    (tmp_path / "linked" / "config.json").symlink_to("../../blobs/1f")
+    (tmp_path / "models--org--name" / "snapshots" / "1f" / "config.json").write_text("{}")
     (tmp_path / "quants" / "b.gguf").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("")
     for find in (resolve_model, ensure_model):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.errors import ModelError
+from ingle.errors import ConfigError, ModelError
 from ingle.hub.store import Store, check_name, default_root
 from tests.hub.toy import ToyModel
 
@@ -147,3 +147,26 @@ def test_root_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert default_root() == tmp_path / ".cache" / "ingle"
     monkeypatch.setenv("INGLE_HOME", "~/models")
     assert default_root() == tmp_path / "models"
+
+
+@pytest.mark.parametrize(
+    ("ingle_home", "root"), [(None, "/.cache/ingle"), ("~", "/"), ("~/models", "/models"), ("/models", "/models")]
+)
+def test_root_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, ingle_home: str | None, root: str) -> None:
+    """As a container has it that runs under any number: no HOME, and no line in /etc/passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("INGLE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", raising_key_error)
+    if ingle_home is not None:
+        monkeypatch.setenv("INGLE_HOME", ingle_home)
+    assert default_root() == Path(root)
+
+
+def raising_key_error(uid: int) -> None:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+def test_a_root_in_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGLE_HOME", "~nobody-of-that-name/models")
+    with pytest.raises(ConfigError, match="INGLE_HOME is '~nobody-of-that-name/models', and there is no such user"):
+        default_root()

@@ -189,6 +189,8 @@ QUANTIZED: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": {"quant_method": "fp8"}}, "'fp8'"),
     ({"quantization_config": {"bits": 4}}, "a method without a name"),
     ({"quantization_config": "awq"}, "a method without a name"),
+    ({"quantization": {"group_size": 64, "bits": 4}}, "'MLX'"),
+    ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, "'MLX'"),
     ({"compression_config": {"quant_method": "compressed-tensors"}}, "'compressed-tensors'"),
 ]
 

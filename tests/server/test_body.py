@@ -44,6 +44,15 @@ async def test_malformed_json(client: httpx.AsyncClient, body: bytes) -> None:
     assert_error(await client.post("/v1/completions", content=body, headers=JSON), 400, "not valid JSON")
 
 
+@pytest.mark.parametrize(
+    "body", [rb'{"prompt": "a\ud83d"}', rb'{"prompt": "a\ud83d and more"}', rb'{"prompt": "a\ude00 and more"}']
+)
+async def test_half_of_a_surrogate_pair(client: httpx.AsyncClient, body: bytes) -> None:
+    """As a client sends it that cuts a text within an emoji."""
+    response = await client.post("/v1/completions", content=body, headers=JSON)
+    assert_error(response, 400, "not valid JSON", "surrogate pair")
+
+
 @pytest.mark.parametrize("body", [b"[]", b'"text"', b"3", b"null"])
 async def test_not_an_object(client: httpx.AsyncClient, body: bytes) -> None:
     assert_error(await client.post("/v1/completions", content=body, headers=JSON), 400, "must be a JSON object")

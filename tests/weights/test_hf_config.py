@@ -182,6 +182,8 @@ BAD_VALUES: list[dict[str, Any]] = [
     {"rope_scaling": []},
     {"rope_parameters": {"partial_rotary_factor": 2.0}},
     {"rope_scaling": {"rope_type": 5}},
+    {"rope_scaling": {"factor": 4.0}},
+    {"rope_scaling": {"type": None, "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}},
     {"rope_scaling": {"rope_type": "linear"}},
     {"rope_scaling": {"rope_type": "linear", "factor": 0}},
     {"rope_scaling": {"rope_type": "linear", "factor": "2"}},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ingle` with `argv` (by default the process's own); returns the exit code."""
     _open_missing_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal that has not all of the characters of an answer
+        sys.stdout.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:

@@ -14,6 +14,7 @@ from ingle.request import SamplingParams, TokenLogprobs
 
 Row = npt.NDArray[np.float32]
 
+_MAX_LOGIT = np.finfo(np.float32).max
 _WORD = (1 << 64) - 1
 _RUN = 256
 """Tokens that are added up together before single ones are looked at."""
@@ -87,7 +88,8 @@ class _Seen:
         tokens = np.flatnonzero(self.prompt | (self.output > 0))
         repetition, count = np.float32(params.repetition_penalty), self.output[tokens].astype(np.float32)
         values = x[tokens]
-        values = np.where(values > 0, values / repetition, values * repetition)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # of a penalty next to 0
+            values = np.where(values > 0, np.minimum(values / repetition, _MAX_LOGIT), values * repetition)
         values -= np.float32(params.presence_penalty) * (count > 0)
         x[tokens] = values - np.float32(params.frequency_penalty) * count
 

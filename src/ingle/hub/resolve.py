@@ -15,6 +15,7 @@ from ingle.hub.catalog import CATALOG, find_entry
 from ingle.hub.progress import Progress, show_progress
 from ingle.hub.pull import pull_model
 from ingle.hub.store import Store, check_name, quote
+from ingle.weights.pointer import refuse_adapter, refuse_pointer
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Such as Qwen/Qwen3-0.6B."""
@@ -82,6 +83,7 @@ def _from_path(name: str) -> ModelSource | None:
         raise ModelError(_not_a_model_folder(name, path))
     if is_file:
         raise ModelError(f"{name} is not a .gguf file: give a .gguf file, or the folder that holds config.json")
+    refuse_pointer(path)
     hub = "; models of the Hugging Face hub are not downloaded" if _HUB_NAME.fullmatch(name) else ""
     raise ModelError(
         f"there is no file or folder {quote(name)}: give the path of a model's folder or .gguf file, or a name{hub}"
@@ -89,9 +91,15 @@ def _from_path(name: str) -> ModelSource | None:
 
 
 def _not_a_model_folder(name: str, path: Path) -> str:
+    """Raises `ModelError` itself for what stands in the place of a config."""
+    refuse_pointer(path / "config.json")
+    refuse_adapter(path)
     files = sorted(file.name for file in path.glob("*.gguf"))
     if files:
         return f"folder {name} has no config.json; to run a GGUF file give its path: {path / files[0]}"
+    snapshots = sorted(path.glob("snapshots/*/config.json"), key=lambda file: os.lstat(file).st_mtime_ns)
+    if snapshots:
+        return f"folder {name} is a cache of the Hugging Face hub; give the model in it: {snapshots[-1].parent}"
     return f"folder {name} has no config.json, so it is not a Hugging Face model folder"
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from ingle.errors import ModelError
+from ingle.errors import ConfigError, ModelError
 from ingle.hub.catalog import CatalogEntry
 
 MANIFEST = "manifest.json"
@@ -171,9 +171,17 @@ class Store:
 
 
 def default_root() -> Path:
-    """$INGLE_HOME, or ~/.cache/ingle."""
-    home = os.environ.get("INGLE_HOME")
-    return Path(home).expanduser().absolute() if home else Path.home() / ".cache" / "ingle"
+    """$INGLE_HOME, or ~/.cache/ingle.
+
+    A user without a home, as containers run programs under any number, has it in /, where Docker puts it too.
+    """
+    home = Path(os.environ.get("INGLE_HOME") or "~/.cache/ingle")
+    try:
+        return home.expanduser().absolute()
+    except RuntimeError as error:
+        if home.parts[0] != "~":
+            raise ConfigError(f"INGLE_HOME is {quote(str(home))}, and there is no such user") from error
+        return Path("/", *home.parts[1:])
 
 
 def delete(path: Path) -> None:

@@ -42,10 +42,13 @@ def is_native(config: Mapping[str, Any]) -> bool:
 
 def refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
     """Raises `ModelError` for a folder whose weights are stored by a method of quantization: ingle reads none there."""
-    for key in ("quantization_config", "compression_config"):
+    of_mlx = config.get("quantization")
+    by_mlx = isinstance(of_mlx, Mapping) and "bits" in of_mlx  # whose files name no method
+    for key in ("quantization_config", "compression_config", *(("quantization",) if by_mlx else ())):
         settings = config.get(key)
         if settings:
             method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+            method = "MLX" if method is None and by_mlx else method
             raise ModelError(
                 f"{path}: its weights are quantized by {reprlib.repr(method or 'a method without a name')} ({key} in "
                 "config.json), which ingle does not read: give the model's unquantized folder, or a GGUF file of it"

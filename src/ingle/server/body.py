@@ -132,7 +132,9 @@ def parse_body(model: type[ModelT], body: bytes) -> ModelT:
     except RecursionError as error:
         raise RequestError("The body is nested too deeply.") from error
     except ValueError as error:
-        raise RequestError(f"The body is not valid JSON: {error}") from error
+        # msgspec looks for the second half behind the string's end, and says the same where the body ends there.
+        half = ", or a string ends with half of a surrogate pair, such as \\ud83d" if "truncated" in str(error) else ""
+        raise RequestError(f"The body is not valid JSON: {error}{half}") from error
     if not isinstance(data, dict):
         raise RequestError(f"The body must be a JSON object, got {show(data)}.")
     try:

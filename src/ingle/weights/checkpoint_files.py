@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ingle.errors import ModelError
 from ingle.weights.hf_config import read_json_object
+from ingle.weights.pointer import refuse_adapter, refuse_pointer
 
 MAX_INDEX_BYTES = 64 << 20
 
@@ -28,6 +29,13 @@ class Located:
         """Raises `ModelError` when no file in `folder` has the tensor."""
         if name in self.files:
             return self.files[name]
+        if self.absent:
+            refuse_pointer(folder / self.absent)
+        if name.removesuffix("weight") + "base_layer.weight" in self.files:
+            raise ModelError(
+                f"{folder}: {name} lies beside an adapter (LoRA) that was not merged into it: merge it, with PEFT's "
+                "merge_and_unload(), and save the model anew"
+            )
         maybe = f"; it may be in {self.absent}, which is missing: download that again" if self.absent else ""
         raise ModelError(f"{folder}: has no tensor {name}, which the model needs{maybe}")
 
@@ -69,6 +77,9 @@ class CheckpointFiles:
             if shard not in held:
                 held[shard] = names_in(folder / shard)
         if not whole and not held:
+            for name in (self.single, self.index, *absent, TORCH_FILES.single, TORCH_FILES.index):
+                refuse_pointer(folder / name)
+            refuse_adapter(folder)
             if absent:
                 raise ModelError(f"{folder}: {absent[0]} is missing, which {self.index} lists; download it again")
             raise ModelError(f"{folder}: holds neither {self.single} nor {self.index}")

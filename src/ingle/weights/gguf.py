@@ -358,6 +358,7 @@ def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
 def _map_file(path: Path) -> mmap.mmap:
     try:
         if not path.is_file():  # opening a named pipe would wait for a writer
+            refuse_pointer(path)
             raise ModelError(f"{path}: no such file")
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -70,6 +70,8 @@ _ROPE_POSITIVE = (
     "factor", "low_freq_factor", "high_freq_factor", "attention_factor", "attn_factor", "extrapolation_factor",
     "beta_fast", "beta_slow",
 )  # fmt: skip
+_ROPE_STRETCHES = ("factor", "short_factor", "long_factor", "factors")
+"""What only a scaling has, whose name must then be there."""
 _ROPE_WITH_ORIGINAL_LENGTH = ("yarn", "llama3", "longrope")
 _ROPE_FACTORS = {"factors": ("factors",), "longrope": ("short_factor", "long_factor")}
 _ROPE_RENAMED = {"su": "longrope"}
@@ -129,6 +131,7 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """The JSON object in a file. Raises `ModelError` if it is missing, too large, or anything else."""
     try:
         if not path.is_file():
+            refuse_pointer(path)
             raise ModelError(f"{path}: no such file")
         with path.open("rb") as file:
             text = file.read(max_bytes + 1)
@@ -296,7 +299,11 @@ class _Normalizer:
         return full
 
     def checked_scaling(self, rope: dict[str, Any], model_type: str) -> dict[str, Any] | None:
-        kind = rope.get("rope_type", rope.pop("type", "default"))
+        kind = rope.get("rope_type", rope.pop("type", None))
+        stretches = next((key for key in _ROPE_STRETCHES if rope.get(key, 1) != 1), None)
+        if kind is None and stretches is not None:
+            self.fail("rope_type", None, f"the name of a rope scaling, which its {stretches} needs")
+        kind = "default" if kind is None else kind
         if not isinstance(kind, str):
             self.fail("rope_type", kind, "the name of a rope scaling")
         kind = rope["rope_type"] = _ROPE_RENAMED.get(kind, kind)

@@ -17,7 +17,7 @@ import triton
 from ingle.kernels import gpu
 from ingle.kernels.batch import Batch, StepInputs, query_block
 from ingle.kernels.gpu import attention
-from ingle.model.architecture import AttentionOptions, RouterConfig
+from ingle.kernels.options import AttentionOptions, RouterConfig
 
 DEVICE = torch.device("cuda")
 MIXTURES = {

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ingle.config import EngineConfig
+from ingle.device.native.device import HostWorker
+from ingle.device.torch.device import Worker
+from ingle.device.torch.tables import unpack
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.engine.host_worker import HostWorker
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
-from ingle.engine.tables import unpack
-from ingle.engine.worker import Worker
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 
 TINY = {

@@ -80,7 +80,7 @@ def _logits_on_host(worker, plan):  # type: ignore[no-untyped-def]
 def _logits_by_pytorch(worker, plan):  # type: ignore[no-untyped-def]
     import torch
 
-    from ingle.engine.tables import unpack
+    from ingle.device.torch.tables import unpack
 
     layout = worker.tables.layout(plan)
     with torch.inference_mode():

@@ -18,7 +18,7 @@ from ingle.engine.build import build_engine
 from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError, EngineError
 from ingle.kernels import reference
-from ingle.model.architecture import RouterConfig
+from ingle.kernels.options import RouterConfig
 from ingle.model.registry import decoder_config
 from ingle.weights.tensor_sources import DummySource
 from tests.support import engine_for, save_checkpoint

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingle.errors import ConfigError, ModelError
-from ingle.hub.store import Store, check_name, default_root
+from ingle.home import home
+from ingle.hub.store import Store, check_name
 from tests.hub.toy import ToyModel
 
 
@@ -144,9 +145,9 @@ def test_lock_makes_the_second_wait(store: Store) -> None:
 def test_root_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("INGLE_HOME", raising=False)
-    assert default_root() == tmp_path / ".cache" / "ingle"
+    assert home() == tmp_path / ".cache" / "ingle"
     monkeypatch.setenv("INGLE_HOME", "~/models")
-    assert default_root() == tmp_path / "models"
+    assert home() == tmp_path / "models"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_root_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, ingle_ho
     monkeypatch.setattr("pwd.getpwuid", raising_key_error)
     if ingle_home is not None:
         monkeypatch.setenv("INGLE_HOME", ingle_home)
-    assert default_root() == Path(root)
+    assert home() == Path(root)
 
 
 def raising_key_error(uid: int) -> None:
@@ -169,4 +170,4 @@ def raising_key_error(uid: int) -> None:
 def test_a_root_in_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INGLE_HOME", "~nobody-of-that-name/models")
     with pytest.raises(ConfigError, match="INGLE_HOME is '~nobody-of-that-name/models', and there is no such user"):
-        default_root()
+        home()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from ingle.device.torch.tables import SlotTables, unpack
 from ingle.engine.scheduler import Admission, Chunk, Plan
-from ingle.engine.tables import SlotTables, unpack
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
 from ingle.kernels.cpu import operators as cpu
-from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.request import SamplingParams
 from ingle.weights.code_types import CODE_TYPES, CodeType
 from ingle.weights.codes import CODED_BLOCKS, Coded

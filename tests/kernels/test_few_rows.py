@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from ingle.engine.tables import unpack
+from ingle.device.torch.tables import unpack
 from ingle.kernels import reference
 from ingle.kernels.gpu import few_rows
 from ingle.kernels.gpu.few_rows import Scaled, Tiling
+from ingle.kernels.options import Activation
 from ingle.model import few_rows as fused
-from ingle.model.architecture import Activation
 from ingle.model.decoder import Decoder
 from ingle.request import EngineRequest, SamplingParams
 from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn, weights

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from ingle.device.torch.tables import SlotTables, unpack
 from ingle.engine.scheduler import Admission, Chunk, Plan
-from ingle.engine.tables import SlotTables, unpack
 from ingle.kernels import gpu, reference
 from ingle.kernels.batch import Batch, Layout, query_block
 from ingle.kernels.gpu import attention
-from ingle.model.architecture import Activation, AttentionOptions
+from ingle.kernels.options import Activation, AttentionOptions
 from ingle.request import SamplingParams
 
 ON_GPU = torch.cuda.is_available()

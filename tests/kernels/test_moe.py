@@ -7,7 +7,7 @@ import torch
 
 from ingle.kernels import gpu, reference
 from ingle.kernels.gpu import moe
-from ingle.model.architecture import Activation, RouterConfig
+from ingle.kernels.options import Activation, RouterConfig
 from tests.kernels.test_gpu_kernels import DEVICE, DTYPES, close, randn
 
 ROUTERS = {

@@ -7,7 +7,7 @@ import torch
 
 from ingle.kernels import reference
 from ingle.kernels.gpu.products import Tiling, multiply_gated, multiply_gated_by
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

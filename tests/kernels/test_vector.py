@@ -8,7 +8,7 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.gpu import vector
 from ingle.kernels.gpu.vector import Tiling
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 from tests.kernels.fused import DTYPE, EPS, check_projection, close, norm_weight, randn, weights
 
 

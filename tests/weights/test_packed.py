@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.engine.host_worker import HostWorker
+from ingle.device.native.device import HostWorker
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.gguf import GgufFile

@@ -16,16 +16,16 @@ from typing import Any, Literal
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
+from ingle.device.kernel_choice import choose
+from ingle.device.native import decoder as host_decoder
+from ingle.device.native.device import HostWorker
 from ingle.engine.engine import Engine
-from ingle.engine.host_worker import HostWorker
-from ingle.engine.kernel_choice import choose
 from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory, wanted_length
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
 from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
-from ingle.model import host_decoder
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
 from ingle.model.config_keys import check_keys
@@ -76,7 +76,7 @@ def build_engine(
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
         parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
-        from ingle.engine.torch_build import build_parts
+        from ingle.device.torch.build import build_parts
 
         parts = build_parts(config, path, gguf, decoder, hf_config, device, startup)
     if library.started():

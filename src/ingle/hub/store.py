@@ -24,7 +24,8 @@ from pathlib import Path
 
 import msgspec
 
-from ingle.errors import ConfigError, ModelError
+from ingle.errors import ModelError
+from ingle.home import home
 from ingle.hub.catalog import CatalogEntry
 
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ class Store:
     """Models on this machine's disk. Every method raises `ModelError` when the disk refuses."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or default_root()
+        self.root = root or home()
 
     def names(self) -> list[str]:
         """Names of the stored models, damaged ones included, sorted."""
@@ -168,20 +169,6 @@ class Store:
     def _directory(self, name: str) -> Path:
         # "@" is in no valid name, so no two names share a directory, and ":" is not allowed on every file system.
         return self.root / "models" / name.replace(":", "@")
-
-
-def default_root() -> Path:
-    """$INGLE_HOME, or ~/.cache/ingle.
-
-    A user without a home, as containers run programs under any number, has it in /, where Docker puts it too.
-    """
-    home = Path(os.environ.get("INGLE_HOME") or "~/.cache/ingle")
-    try:
-        return home.expanduser().absolute()
-    except RuntimeError as error:
-        if home.parts[0] != "~":
-            raise ConfigError(f"INGLE_HOME is {quote(str(home))}, and there is no such user") from error
-        return Path("/", *home.parts[1:])
 
 
 def delete(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ingle.kernels.cpu import library
-from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ingle.kernels.batch import Batch
-from ingle.model.architecture import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 
 
 def locate(

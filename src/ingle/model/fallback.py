@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ingle import kernels
 from ingle.errors import ConfigError, ModelError
 from ingle.kernels.batch import Batch
-from ingle.model.architecture import AttentionOptions
+from ingle.kernels.options import AttentionOptions
 from ingle.model.config_keys import unknown_keys
 from ingle.model.registry import FAMILIES
 from ingle.model.sizes import Mixture

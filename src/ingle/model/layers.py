@@ -9,7 +9,7 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.batch import Batch
-from ingle.model.architecture import Activation, AttentionOptions
+from ingle.kernels.options import Activation, AttentionOptions
 from ingle.weights.formats import Weight
 
 Parameter = torch.Tensor | Weight

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ingle.model.architecture import Activation, DecoderConfig
+from ingle.kernels.options import Activation
+from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import GatedMLP, Linear, RMSNorm
 from ingle.weights.formats import Weight, WeightFormat
 from ingle.weights.source import WeightSource, check_sizes

@@ -9,7 +9,8 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.batch import Batch
-from ingle.model.architecture import AttentionOptions, DecoderConfig, MlaConfig
+from ingle.kernels.options import AttentionOptions
+from ingle.model.architecture import DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
 from ingle.model.loader import Loader
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from ingle import kernels
-from ingle.model.architecture import Activation, MoeConfig, RouterConfig
+from ingle.kernels.options import Activation, RouterConfig
+from ingle.model.architecture import MoeConfig
 from ingle.model.layers import GatedMLP, Parameter
 from ingle.model.loader import Loader
+from ingle.model.mixture_names import mixture_names
 from ingle.weights.experts import Experts
-from ingle.weights.mixture_names import mixture_names
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import torch
 
 from ingle import kernels
 from ingle.kernels import reference
-from ingle.model.architecture import Activation
-from ingle.weights.mixture_names import ExpertNames
-from ingle.weights.source import WeightSource, check_sizes
+from ingle.kernels.options import Activation
+from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
 if TYPE_CHECKING:
     from ingle.weights.formats import Weight, WeightFormat

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from ingle import kernels
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 from ingle.weights.experts import Experts, StackedExperts
-from ingle.weights.mixture_names import ExpertNames
-from ingle.weights.source import WeightSource, check_sizes
+from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
 
 class Weight(Protocol):

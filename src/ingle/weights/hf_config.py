@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ingle.errors import ModelError
-from ingle.model.registry import FAMILIES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import config_from_gguf
-from ingle.weights.hf_defaults import DEFAULTS, RENAMED, TEXT_CONFIGS
+from ingle.weights.hf_defaults import DEFAULTS, NATIVE_TYPES, RENAMED, TEXT_CONFIGS
 from ingle.weights.pointer import refuse_pointer
 
 MAX_CONFIG_BYTES = 16 << 20
@@ -173,7 +172,7 @@ class _Normalizer:
         self.check_values()
         self.normalize_dtype()
         self.normalize_rope(model_type)
-        if model_type in FAMILIES:
+        if model_type in NATIVE_TYPES:
             self.complete()
         return self.config
 
@@ -249,7 +248,7 @@ class _Normalizer:
         if not isinstance(rope, dict):
             self.fail("rope_parameters", rope, "an object")
         if any(isinstance(value, dict) for value in rope.values()):
-            if model_type not in FAMILIES:
+            if model_type not in NATIVE_TYPES:
                 self.config["rope_parameters"] = rope
                 return
             rope = self.split_by_layer_type(rope)

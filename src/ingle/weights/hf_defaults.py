@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+NATIVE_TYPES = frozenset({
+    "deepseek_v2", "deepseek_v3", "gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "mixtral", "phi3",
+    "qwen", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+})  # fmt: skip
+"""What `ingle.model.registry` has families for, whose keys are checked one by one and completed."""
+
 
 def _sizes(
     vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int | None, context: int, eps: float = 1e-6

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from ingle.kernels.cpu import operators
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.experts import Experts, SeparateExperts
 from ingle.weights.formats import Weight
-from ingle.weights.mixture_names import ExpertNames
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
-from ingle.weights.source import WeightSource
+from ingle.weights.source import ExpertNames, WeightSource
 
 
 @dataclass(frozen=True)

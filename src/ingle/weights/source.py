@@ -44,6 +44,14 @@ class StoredRows(NamedTuple):
     """Which stored row is each row of the matrix; None where they are the same."""
 
 
+class ExpertNames(NamedTuple):
+    """What a source calls the matrices of one expert."""
+
+    gate_up: tuple[str, ...]
+    """Gate, then up: two matrices, or one."""
+    down: str
+
+
 class WeightSource(Protocol):
     """Tensors by Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`, or by that of `in_stack`."""
 

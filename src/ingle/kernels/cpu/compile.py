@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ingle.errors import ConfigError
+from ingle.home import home
 from ingle.kernels.cpu import targets
 from ingle.kernels.cpu.targets import TARGETS, Target
 
@@ -110,13 +111,11 @@ def prebuild(folder: Path) -> list[str]:
 
 def built(target: Target) -> Path:
     """The library as this machine's compiler builds it, kept in ingle's home. Raises `CompileError`."""
-    from ingle.hub.store import default_root  # not among what the package's build has: it needs msgspec
-
     if targets.machine() not in {each.machine for each in TARGETS.values()} or os.name != "posix":
         raise CompileError(f"they are not written for {platform.system()} on {targets.machine()}")
     compiler = _compiler()
     flags = [*target.flags, *FLAGS]
-    folder = default_root() / "kernels"
+    folder = home() / "kernels"
     file = folder / f"cpu-{_fingerprint(compiler, flags)}.so"
     try:
         _make_private(folder)

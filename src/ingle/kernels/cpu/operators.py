@@ -14,8 +14,8 @@ from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
+from ingle.kernels.options import Activation, AttentionOptions
 from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
-from ingle.model.architecture import Activation, AttentionOptions
 
 __all__ = [
     "add_rms_norm",

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu.device import await_previous, barrier, num_processors, pdl, shared_memory
-from ingle.model.architecture import AttentionOptions
+from ingle.kernels.options import AttentionOptions
 
 _MIN_DOT = 16
 """Rows and columns that the matrix units need at least."""

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.gpu.device import await_previous, pdl
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 
 
 @triton.jit

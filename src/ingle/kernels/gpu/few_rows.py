@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ingle.kernels.gpu.device import await_previous, num_processors, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate
 from ingle.kernels.gpu.rotation import Rotation, store_rotated
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 
 _MIN_ROWS = 16
 """Columns that the matrix units need at least: a product is weights @ rows'."""

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import activate
-from ingle.model.architecture import Activation, RouterConfig
+from ingle.kernels.options import Activation, RouterConfig
 
 _ONE_HOT = 8192
 """Elements of the table [pairs, experts] that the sort looks at in one go."""

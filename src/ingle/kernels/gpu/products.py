@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ingle.kernels.gpu import vector
 from ingle.kernels.gpu.device import await_previous, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, gated
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 
 _MAX_ROWS = 64
 """With more, the library shares out its tiles better; with very many, its product takes less power, which decides."""

@@ -3,7 +3,7 @@
 One pass over the logits gives each block of the vocabulary its largest logit and its mass; a second, small kernel finds
 the block in which the cumulative mass passes the drawn number, and the token within it. Rows that filter (top-k, top-p,
 min-p) first find the least logit that passes, by bisection on the bits of a float: as many passes over the row as
-its type has bits, and exact. What is drawn is what `ingle.engine.sampler` defines.
+its type has bits, and exact. What is drawn is what `ingle.device.torch.sampler` defines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FILTER_BLOCK = 8192
 
 @triton.jit
 def _uniform(seed, position):
-    """float64 in [0, 1) of (seed, position): the generator of `ingle.engine.sampler.uniform`."""
+    """float64 in [0, 1) of (seed, position): the generator of `ingle.device.torch.sampler.uniform`."""
     x = seed.to(tl.uint64) + (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB

@@ -17,7 +17,7 @@ import triton.language as tl
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.rotation import Rotation, store_rotated
-from ingle.model.architecture import Activation
+from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
 _ALIGNMENT = 8

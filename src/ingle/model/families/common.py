@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from ingle.errors import ModelError
-from ingle.model.architecture import Activation, DecoderConfig, RopeConfig, RopeType
+from ingle.kernels.options import Activation
+from ingle.model.architecture import DecoderConfig, RopeConfig, RopeType
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ingle.errors import ModelError
-from ingle.model.architecture import DecoderConfig, MlaConfig, MoeConfig, RopeConfig, RouterConfig
+from ingle.kernels.options import RouterConfig
+from ingle.model.architecture import DecoderConfig, MlaConfig, MoeConfig, RopeConfig
 from ingle.model.families.common import base_config, integer, number, optional_integer
 from ingle.model.families.moe import router_config
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ingle.errors import ModelError
-from ingle.model.architecture import DecoderConfig, MoeConfig, RouterConfig
+from ingle.kernels.options import RouterConfig
+from ingle.model.architecture import DecoderConfig, MoeConfig
 from ingle.model.families.common import base_config, integer, layer_windows, optional_integer
 
 _MAX_EXPERTS = 1024

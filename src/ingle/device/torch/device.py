@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ingle.engine.graphs import StepGraphs
-from ingle.engine.sampler import LogprobRows, Sampler, Samples, logprob_rows
+from ingle.device.torch.graphs import StepGraphs
+from ingle.device.torch.sampler import LogprobRows, Sampler, Samples, logprob_rows
+from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.engine.scheduler import Limits, Plan, StepResult
-from ingle.engine.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
 from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.model.interface import Model

@@ -1,7 +1,7 @@
 """Whether ingle's kernels or PyTorch's operators are faster on this machine, measured on a model's own products.
 
 Once for a machine, kernels, PyTorch and shapes: the answer is kept in ingle's home. It is measured by a process of its
-own, `python -m ingle.engine.kernel_choice`, since the engine does without PyTorch wherever it can.
+own, `python -m ingle.device.kernel_choice`, since the engine does without PyTorch wherever it can.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from ingle.hub.store import default_root
+from ingle.home import home
 from ingle.model.architecture import DecoderConfig
 from ingle.weights.code_types import CodeType
 
@@ -83,7 +83,7 @@ def choose(decoder: DecoderConfig, code_type: CodeType, library: Path, num_threa
     installed = Path(torch.origin or "").stat().st_mtime_ns
     question = msgspec.json.encode(Question(wanted, code_type, str(library), num_threads))
     key = hashlib.blake2b(question + str(installed).encode(), digest_size=12).hexdigest()
-    file = default_root() / "kernels" / f"choice-{key}"
+    file = home() / "kernels" / f"choice-{key}"
     try:
         ratio = float(file.read_text())
     except (OSError, ValueError):  # not there yet, or damaged
@@ -96,7 +96,7 @@ def choose(decoder: DecoderConfig, code_type: CodeType, library: Path, num_threa
 
 
 def _ask(question: bytes) -> float:
-    command = [sys.executable, "-m", "ingle.engine.kernel_choice"]
+    command = [sys.executable, "-m", "ingle.device.kernel_choice"]
     done = subprocess.run(command, input=question, capture_output=True, timeout=_TIMEOUT_S, check=True)
     return float(done.stdout.split()[-1])
 

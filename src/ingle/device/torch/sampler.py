@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ingle import kernels
+from ingle.device.torch.tables import to_device
 from ingle.engine.scheduler import Admission
-from ingle.engine.tables import to_device
 from ingle.kernels.batch import StepInputs
 from ingle.request import SamplingParams, TokenLogprobs
 

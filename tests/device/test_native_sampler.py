@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.engine.host_sampler import HostSampler, _invert, _nucleus, row_logprobs
-from ingle.engine.sampler import Sampler, logprob_rows
+from ingle.device.native.sampler import HostSampler, _invert, _nucleus, row_logprobs
+from ingle.device.torch.sampler import Sampler, logprob_rows
 from ingle.engine.scheduler import Admission
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.cpu import library

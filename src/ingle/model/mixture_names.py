@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ingle.model.architecture import MoeConfig
-from ingle.weights.source import WeightSource, in_stack
-
-
-class ExpertNames(NamedTuple):
-    """What a source calls the matrices of one expert."""
-
-    gate_up: tuple[str, ...]
-    """Gate, then up: two matrices, or one."""
-    down: str
+from ingle.weights.source import ExpertNames, WeightSource, in_stack
 
 
 class MixtureNames(NamedTuple):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ingle.device.torch.device import LaunchedStep
 from ingle.engine.scheduler import Plan
-from ingle.engine.worker import LaunchedStep
 from ingle.kernels.cpu import library
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import engine_for, greedy, random_prompt, save_checkpoint

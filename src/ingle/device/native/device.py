@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingle.engine.host_sampler import HostSampler, row_logprobs
+from ingle.device.native.decoder import Floats, HostBatch, HostDecoder, HostKv
+from ingle.device.native.sampler import HostSampler, row_logprobs
 from ingle.engine.pages import RESERVED_PAGE
 from ingle.engine.scheduler import Limits, Plan, StepResult
-from ingle.model.host_decoder import Floats, HostBatch, HostDecoder, HostKv
 from ingle.request import TokenLogprobs
 
 _LOGIT_ROWS = 64

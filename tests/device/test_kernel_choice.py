@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingle.config import EngineConfig
-from ingle.engine import kernel_choice as choice
+from ingle.device import kernel_choice as choice
 from ingle.engine.build import build_engine
 from ingle.kernels.cpu import compile, library
 from ingle.model.architecture import DecoderConfig

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ingle.engine.sampler import Samples
+from ingle.device.torch.sampler import Samples
+from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.engine.scheduler import Limits, Plan
-from ingle.engine.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import Layout, StepInputs
 
 Step = Callable[[StepInputs, Layout, bool], Samples]

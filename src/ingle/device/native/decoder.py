@@ -24,12 +24,13 @@ from ingle.kernels.cpu.library import (
     Projection,
     Step,
 )
-from ingle.model.architecture import DecoderConfig, MoeConfig, RouterConfig
+from ingle.kernels.options import RouterConfig
+from ingle.model.architecture import DecoderConfig, MoeConfig
+from ingle.model.mixture_names import mixture_names
 from ingle.model.rope import cos_sin_tables
 from ingle.model.sizes import Mixture
-from ingle.weights.mixture_names import ExpertNames, mixture_names
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
-from ingle.weights.source import FLOATS, WeightSource
+from ingle.weights.source import FLOATS, ExpertNames, WeightSource
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

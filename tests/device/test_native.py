@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from ingle.device.native.device import HostWorker
+from ingle.device.torch.device import Worker
 from ingle.engine.engine import Engine
-from ingle.engine.host_worker import HostWorker
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
-from ingle.engine.worker import Worker
 from ingle.kernels.cpu import compile, library
 from ingle.model.decoder import Decoder
 from ingle.model.load import load_decoder

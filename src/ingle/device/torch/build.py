@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from ingle.config import EngineConfig
-from ingle.engine.kernel_choice import multiplies_bfloat16
+from ingle.device.kernel_choice import multiplies_bfloat16
+from ingle.device.torch.device import Worker
 from ingle.engine.memory import free_bytes, kv_budget, plan_memory, wanted_length
 from ingle.engine.parts import Parts, Startup
-from ingle.engine.worker import Worker
 from ingle.errors import ConfigError
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ingle.config import EngineConfig
-from ingle.device.torch import build as torch_build
+from ingle.engine import torch_build
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, RequestError

@@ -78,7 +78,7 @@ def build_engine(
     if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
         parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
-        from ingle.device.torch.build import build_parts
+        from ingle.engine.torch_build import build_parts
 
         parts = build_parts(config, path, gguf, decoder, hf_config, device, startup)
     if library.started():

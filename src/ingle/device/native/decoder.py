@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -216,8 +216,8 @@ class HostDecoder:
     norm: Floats
     head: PackedMatrix
     """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
-    cos_sin: tuple[Floats, ...] = ()
-    """For each of the config's rotations, float32 [max_model_len, rotary_dim], once `with_length` has made them."""
+    cos_sin: tuple[Floats, ...]
+    """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
 
     @property
     def mixture(self) -> Mixture | None:
@@ -233,10 +233,6 @@ class HostDecoder:
     def max_model_len(self) -> int:
         """The longest sequence that there are rotations for."""
         return len(self.cos_sin[0])
-
-    def with_length(self, max_model_len: int) -> HostDecoder:
-        """The decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        return replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, np))
 
     @property
     def matrices(self) -> list[PackedMatrix]:
@@ -315,8 +311,8 @@ def suits(config: DecoderConfig, max_model_len: int) -> bool:
     return config.mla is None and not sharpens
 
 
-def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecoder:
-    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; the length is to be set.
+def load_host_decoder(config: DecoderConfig, source: WeightSource, max_model_len: int) -> HostDecoder:
+    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says, for sequences of up to that length.
 
     Raises `ModelError` for missing or misshapen ones.
     """
@@ -332,6 +328,7 @@ def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecode
         described=(Layer * len(layers))(*(layer.described(config, index) for index, layer in enumerate(layers))),
         norm=read.norm(names.norm, config.hidden_size),
         head=head,
+        cos_sin=cos_sin_tables(config, max_model_len, np),
     )
 
 

@@ -1,4 +1,4 @@
-"""From logits to tokens without PyTorch: what `sampler` and `kernels.reference.sample` do, a row at a time."""
+"""From logits to tokens without PyTorch: what `kernels.reference_sampling` does, a row at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ctypes import c_int64, c_uint8
 import numpy as np
 import numpy.typing as npt
 
+from ingle.device.masks import Words, allowed_tokens
 from ingle.engine.scheduler import Admission
 from ingle.kernels.cpu import library
 from ingle.request import SamplingParams, TokenLogprobs
@@ -28,14 +29,27 @@ class HostSampler:
         self._admissions: dict[int, Admission] = {}
         self._seen: dict[int, _Seen] = {}
         """Of slots whose request has penalties."""
+        self._allowed: dict[int, npt.NDArray[np.bool_]] = {}
+        """bool [vocab], of slots that may not draw every token."""
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Takes in the parameters of slots that start or restart."""
         for admission in admissions:
             self._admissions[admission.slot] = admission
             self._seen.pop(admission.slot, None)
+            self._allowed.pop(admission.slot, None)
             if admission.sampling.penalized:
                 self._seen[admission.slot] = _Seen(admission, self.vocab_size)
+
+    def set_masks(self, slots: Sequence[int], words: Words) -> None:
+        """The tokens that the next draws of some slots may give, until they are set anew or the slot is admitted.
+
+        words: [len(slots), ceil(vocab / 32)], rows as `mask_words` makes them.
+        """
+        for slot, row in zip(slots, words, strict=True):
+            self._allowed.pop(slot, None)
+            if (row != -1).any():
+                self._allowed[slot] = allowed_tokens(row, self.vocab_size)
 
     def num_logprobs(self, slot: int) -> int | None:
         """How many alternatives the slot wants reported; None where no log probabilities are wanted."""
@@ -54,6 +68,8 @@ class HostSampler:
     def _choose(self, x: Row, most_likely: int, slot: int, position: int) -> int:
         admission = self._admissions[slot]
         adjusted = self._adjusted(x, admission, position)
+        if slot in self._allowed:
+            adjusted = np.where(self._allowed[slot], adjusted, -np.inf)
         if not admission.sampling.greedy and np.float32(admission.sampling.temperature) > 0:
             return _draw(adjusted, admission, position)
         return most_likely if adjusted is x else int(adjusted.argmax())
@@ -103,7 +119,7 @@ def greedy(logits: Row) -> tuple[list[int], list[bool]]:
 
 
 def _draw(x: Row, admission: Admission, position: int) -> int:
-    """By temperature and filters, at a number that only seed and position decide: `kernels.reference.sample`."""
+    """By temperature and filters, at a number that only seed and position decide: `reference_sampling.sample`."""
     params = admission.sampling
     with np.errstate(over="ignore"):  # of a tiny temperature: minus infinity, whose exponential is right
         probs = np.exp((x - x.max()) / np.float32(params.temperature))
@@ -152,7 +168,7 @@ def _nucleus(ordered: Row, mass: float) -> int:
 
 
 def _uniform(seed: int, position: int) -> float:
-    """In [0, 1): `kernels.reference.uniform`."""
+    """In [0, 1): `kernels.reference_sampling.uniform`."""
     x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _WORD
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _WORD
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _WORD

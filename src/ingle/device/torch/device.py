@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ingle import kernels
 from ingle.device.torch.graphs import StepGraphs
-from ingle.device.torch.sampler import LogprobRows, Sampler, Samples, logprob_rows
+from ingle.device.torch.sampler import Sampler, entries, padded_alternatives
 from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.engine.scheduler import Limits, Plan, StepResult
 from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
 from ingle.kernels.cpu.threads import pytorch_on_one
+from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
 
 _LOGIT_ROWS = 64
@@ -25,21 +27,33 @@ _LOGIT_ROWS = 64
 class LaunchedStep:
     """A step whose kernels are queued; `result` waits for them, and only then do numbers come to the host."""
 
-    token_ids: torch.Tensor
-    finite: torch.Tensor
+    num_samples: int
+    """R. Further rows are padding."""
+    samples: Samples
     done: torch.cuda.Event | None
-    logprobs: dict[int, LogprobRows]
-    prompt_logprobs: dict[int, list[LogprobRows]]
+    wanted: list[tuple[int, int, int]]
+    """Of samples whose log probabilities are wanted: the chunk's index in the plan, the row, how many alternatives."""
+    prompt_logprobs: dict[int, list[tuple[Logprobs, int]]]
+    """By index of the chunk in the plan, with how many alternatives."""
 
     def result(self) -> StepResult:
         if self.done is not None:
             self.done.synchronize()
+        rows = slice(self.num_samples)
+        logprobs = {}
+        if self.samples.logprobs is not None:
+            found = entries(self.samples.logprobs, [(row, count) for _, row, count in self.wanted])
+            logprobs = {index: entry for (index, _, _), entry in zip(self.wanted, found, strict=True)}
         return StepResult(
-            self.token_ids.tolist(),
-            self.finite.tolist(),
-            {index: rows.entries()[0] for index, rows in self.logprobs.items()},
+            self.samples.token_ids[rows].tolist(),
+            self.samples.finite[rows].tolist(),
+            logprobs,
             {
-                index: [entry for rows in parts for entry in rows.entries()]
+                index: [
+                    entry
+                    for part, count in parts
+                    for entry in entries(part, [(row, count) for row in range(len(part.ranks))])
+                ]
                 for index, parts in self.prompt_logprobs.items()
             },
         )
@@ -93,9 +107,11 @@ class Worker:
         self.tables.apply(plan)
         self.sampler.admit(plan.admissions)
         slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
-        if self._graphs is not None and self._is_plain(plan, slots):
-            return self._launched(self._graphs.run(plan, len(slots), filtered=self.sampler.filters(slots)))
-        return self._launch_eagerly(plan, slots)
+        features = self.sampler.features(slots)
+        scores_prompts = any(chunk.prompt_logprobs is not None for chunk in plan.chunks[plan.num_decodes :])
+        if self._graphs is None or scores_prompts:
+            return self._launch_eagerly(plan, slots, features)
+        return self._launched(plan, self._graphs.run(plan, features), {})
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
@@ -111,78 +127,59 @@ class Worker:
         """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
         return self._graphs is not None and self._graphs.capture_next()
 
-    def _is_plain(self, plan: Plan, slots: list[int]) -> bool:
-        """Whether forward, draw and write-back are all there is to the step."""
-        return (
-            not self.sampler.adjusts(slots)
-            and all(count is None for count in self.sampler.num_logprobs(slots))
-            and all(chunk.prompt_logprobs is None for chunk in plan.chunks[plan.num_decodes :])
-        )
-
-    def _step(self, inputs: StepInputs, layout: Layout, filtered: bool) -> Samples:
-        """A plain step of padded inputs: what graphs capture."""
+    def _step(self, inputs: StepInputs, layout: Layout, features: Features) -> Samples:
+        """A step of padded inputs: what graphs capture."""
         batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
-        hidden = self.model.forward(batch, self.kv_cache)
-        samples = self.sampler.draw(self.model.logits(hidden[inputs.sample_rows]), inputs, filtered=filtered)
+        return self._sample(self.model.forward(batch, self.kv_cache), inputs, features)
+
+    def _sample(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+        samples = self.sampler.sample(self.model.logits(hidden[inputs.sample_rows]), inputs, features)
         self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 
-    def _launch_eagerly(self, plan: Plan, slots: list[int]) -> LaunchedStep:
+    def _launch_eagerly(self, plan: Plan, slots: list[int], features: Features) -> LaunchedStep:
         layout = self.tables.layout(plan)
         inputs = unpack(to_device(self.tables.pack(plan, layout), self.device), layout)
         batch = self.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
         hidden = self.model.forward(batch, self.kv_cache)
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
         if not slots:
-            empty = torch.empty(0, dtype=torch.int64)
-            return LaunchedStep(empty, empty, None, {}, prompt_logprobs)
-        logits = self.model.logits(hidden[inputs.sample_rows])
-        positions = [chunk.start + chunk.count for chunk in plan.chunks if chunk.samples]
-        samples = self.sampler.sample(logits, inputs, slots, positions)
-        self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
-        logprobs = self._logprobs(plan, logits, samples, slots)
-        return self._launched(samples, logprobs, prompt_logprobs)
+            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+            return self._launched(plan, Samples(nothing, nothing.bool()), prompt_logprobs)
+        return self._launched(plan, self._sample(hidden, inputs, features), prompt_logprobs)
 
     def _launched(
-        self,
-        samples: Samples,
-        logprobs: dict[int, LogprobRows] | None = None,
-        prompt_logprobs: dict[int, list[LogprobRows]] | None = None,
+        self, plan: Plan, samples: Samples, prompt_logprobs: dict[int, list[tuple[Logprobs, int]]]
     ) -> LaunchedStep:
-        """Starts the copy of the tokens to the host."""
+        """Starts the copy of what was drawn to the host."""
+        sampled = [(index, chunk.slot) for index, chunk in enumerate(plan.chunks) if chunk.samples]
+        counts = self.sampler.num_logprobs([slot for _, slot in sampled])
+        wanted = [
+            (index, row, count)
+            for row, ((index, _), count) in enumerate(zip(sampled, counts, strict=True))
+            if count is not None
+        ]
         if self.device.type == "cpu":
-            return LaunchedStep(samples.token_ids, samples.finite, None, logprobs or {}, prompt_logprobs or {})
-        token_ids = samples.token_ids.to("cpu", non_blocking=True)
-        finite = samples.finite.to("cpu", non_blocking=True)
+            return LaunchedStep(len(sampled), samples, None, wanted, prompt_logprobs)
+        samples = samples.to_host()
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
-        return LaunchedStep(token_ids, finite, done, logprobs or {}, prompt_logprobs or {})
+        return LaunchedStep(len(sampled), samples, done, wanted, prompt_logprobs)
 
-    def _logprobs(self, plan: Plan, logits: torch.Tensor, samples: Samples, slots: list[int]) -> dict[int, LogprobRows]:
-        """By index of the chunk in the plan, for the rows that want them: of the logits as the model gave them."""
-        wanted = self.sampler.num_logprobs(slots)
-        sampled = [index for index, chunk in enumerate(plan.chunks) if chunk.samples]
-        return {
-            sampled[row]: logprob_rows(logits[row : row + 1], samples.token_ids[row : row + 1], [count])
-            for row, count in enumerate(wanted)
-            if count is not None
-        }
-
-    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[LogprobRows]]:
+    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[tuple[Logprobs, int]]]:
         """For each chunk that asks: log probabilities of the tokens that follow its own, as far as they are known."""
-        found: dict[int, list[LogprobRows]] = {}
+        found: dict[int, list[tuple[Logprobs, int]]] = {}
         first = 0
         for index, chunk in enumerate(batch.chunks):
             if chunk.prompt_logprobs is not None:
                 following = self.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.start + chunk.count + 1].long()
-                found[index] = [
-                    logprob_rows(
-                        self.model.logits(hidden[first + low : first + low + _LOGIT_ROWS][: chunk.count - low]),
-                        following[low : low + _LOGIT_ROWS],
-                        [chunk.prompt_logprobs] * min(_LOGIT_ROWS, chunk.count - low),
-                    )
-                    for low in range(0, chunk.count, _LOGIT_ROWS)
-                ]
+                parts = found[index] = []
+                for low in range(0, chunk.count, _LOGIT_ROWS):
+                    high = min(low + _LOGIT_ROWS, chunk.count)
+                    logits = self.model.logits(hidden[first + low : first + high])
+                    count = padded_alternatives(chunk.prompt_logprobs)
+                    scored = kernels.of(logits).logprobs(logits, following[low:high], count)
+                    parts.append((scored if self.device.type == "cpu" else scored.to_host(), chunk.prompt_logprobs))
             first += chunk.count
         return found
 

@@ -1,7 +1,8 @@
 """Steps as CUDA graphs: one launch instead of hundreds, sampling included.
 
 A graph is captured for padded sizes the first time they are needed, or while the engine idles, so that nothing is
-captured before the first answer. Its inputs are one packed tensor; everything else it finds in the per-slot tables.
+captured before the first answer; for what its rows ask of sampling, too. Its inputs are one packed tensor; everything
+else it finds in the per-slot tables.
 Decode-only steps are padded in the number of sequences, steps with prompt chunks in the number of tokens. Padding rows
 belong to a slot of their own, whose page is the reserved one, and to no attention.
 """
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ingle.device.torch.sampler import Samples
 from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.engine.scheduler import Limits, Plan
 from ingle.kernels.batch import Layout, StepInputs
+from ingle.kernels.sampling import Features, Samples
 
-Step = Callable[[StepInputs, Layout, bool], Samples]
+Step = Callable[[StepInputs, Layout, Features], Samples]
 
 
 @dataclass(slots=True)
@@ -37,25 +38,25 @@ class StepGraphs:
         self._max_num_seqs = limits.max_num_seqs
         self._decode_sizes = decode_sizes(limits.max_num_seqs)
         self._token_sizes = token_sizes(limits.max_num_batched_tokens)
-        self._captured: dict[tuple[Layout, bool], _Captured] = {}
+        self._captured: dict[tuple[Layout, Features], _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, plan: Plan, num_samples: int, *, filtered: bool) -> Samples:
-        """Launches a plan that was applied. The result is overwritten by the next step of the same size."""
+    def run(self, plan: Plan, features: Features) -> Samples:
+        """Launches a plan that was applied. What it draws is padded, and gone with the next step of its size."""
         layout = self._layout(plan)
-        captured = self._captured.get((layout, filtered)) or self._capture(layout, filtered)
+        captured = self._captured.get((layout, features)) or self._capture(layout, features)
         packed = to_device(self._tables.pack(plan, layout), self._tables.device)
         captured.packed.copy_(packed, non_blocking=True)
         captured.graph.replay()
-        return Samples(captured.samples.token_ids[:num_samples], captured.samples.finite[:num_samples])
+        return captured.samples
 
     def capture_next(self) -> bool:
-        """Captures one more of the unfiltered steps, decodes first; False when there is none left."""
+        """Captures one more of the steps without features, decodes first; False when there is none left."""
         wanted = [_decode_layout(size) for size in self._decode_sizes]
         wanted += [self._mixed_layout(size) for size in self._token_sizes]
         for layout in wanted:
-            if (layout, False) not in self._captured:
-                self._capture(layout, False)
+            if (layout, Features()) not in self._captured:
+                self._capture(layout, Features())
                 return True
         return False
 
@@ -69,14 +70,14 @@ class StepGraphs:
         # Every chunk may end in a block that is not full.
         return Layout(num_tokens, num_seqs, num_seqs, num_tokens // self._tables.query_block + num_seqs)
 
-    def _capture(self, layout: Layout, filtered: bool) -> _Captured:
+    def _capture(self, layout: Layout, features: Features) -> _Captured:
         packed = torch.from_numpy(self._tables.pack(Plan(), layout)).to(self._tables.device)
         inputs = unpack(packed, layout)
-        self._step(inputs, layout, filtered)  # compiles kernels and readies libraries, which a capture cannot
+        self._step(inputs, layout, features)  # compiles kernels and readies libraries, which a capture cannot
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            samples = self._step(inputs, layout, filtered)
-        captured = self._captured[layout, filtered] = _Captured(graph, packed, samples)
+            samples = self._step(inputs, layout, features)
+        captured = self._captured[layout, features] = _Captured(graph, packed, samples)
         return captured
 
 

@@ -1,66 +1,32 @@
-"""Runs planned steps on a device: owns the model, the KV pages and the per-slot tables; knows slots, not requests."""
+"""PyTorch's device: a model, its KV pages and tables as tensors, on a GPU or a CPU."""
 
 from __future__ import annotations
 
 import math
 import mmap
 from contextlib import nullcontext
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ingle import kernels
-from ingle.device.torch.graphs import StepGraphs
-from ingle.device.torch.sampler import Sampler, entries, padded_alternatives
-from ingle.device.torch.tables import SlotTables, to_device, unpack
-from ingle.engine.scheduler import Limits, Plan, StepResult
-from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
+from ingle.device import LogprobRows, Report
+from ingle.device.inputs import Layout
+from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.sampler import Sampler, padded_alternatives
+from ingle.device.torch.tables import SlotTables
+from ingle.kernels.batch import Batch, StepInputs, query_block
 from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
+from ingle.step import Limits, Masks, Step
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once: 64 x 150k x float32 is 40 MB."""
 
 
-@dataclass(slots=True)
-class LaunchedStep:
-    """A step whose kernels are queued; `result` waits for them, and only then do numbers come to the host."""
-
-    num_samples: int
-    """R. Further rows are padding."""
-    samples: Samples
-    done: torch.cuda.Event | None
-    wanted: list[tuple[int, int, int]]
-    """Of samples whose log probabilities are wanted: the chunk's index in the plan, the row, how many alternatives."""
-    prompt_logprobs: dict[int, list[tuple[Logprobs, int]]]
-    """By index of the chunk in the plan, with how many alternatives."""
-
-    def result(self) -> StepResult:
-        if self.done is not None:
-            self.done.synchronize()
-        rows = slice(self.num_samples)
-        logprobs = {}
-        if self.samples.logprobs is not None:
-            found = entries(self.samples.logprobs, [(row, count) for _, row, count in self.wanted])
-            logprobs = {index: entry for (index, _, _), entry in zip(self.wanted, found, strict=True)}
-        return StepResult(
-            self.samples.token_ids[rows].tolist(),
-            self.samples.finite[rows].tolist(),
-            logprobs,
-            {
-                index: [
-                    entry
-                    for part, count in parts
-                    for entry in entries(part, [(row, count) for row in range(len(part.ranks))])
-                ]
-                for index, parts in self.prompt_logprobs.items()
-            },
-        )
-
-
-class Worker:
-    """One device's share of the engine."""
+class TorchDevice:
+    """A device that PyTorch drives."""
 
     def __init__(
         self,
@@ -84,39 +50,35 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
-        self._threads = pytorch_on_one if own_threads else nullcontext
-        self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs and model.capturable else None
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def kv_itemsize(self) -> int:
-        return self.kv_cache.itemsize
+        self.threads = pytorch_on_one if own_threads else nullcontext
+        self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> LaunchedStep:
-        """Applies the plan to the tables and queues its computation."""
-        with self._threads():
-            return self._launch(plan)
+    def apply(self, step: Step) -> None:
+        if step.scrubbed:
+            self.kv_cache[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
+        self.tables.apply(step)
+        self.sampler.admit(step.admissions)
 
-    def _launch(self, plan: Plan) -> LaunchedStep:
-        if plan.scrubbed:
-            self.kv_cache[:, :, torch.tensor(plan.scrubbed, device=self.device)] = 0
-        self.tables.apply(plan)
-        self.sampler.admit(plan.admissions)
-        slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
-        features = self.sampler.features(slots)
-        scores_prompts = any(chunk.prompt_logprobs is not None for chunk in plan.chunks[plan.num_decodes :])
-        if self._graphs is None or scores_prompts:
-            return self._launch_eagerly(plan, slots, features)
-        return self._launched(plan, self._graphs.run(plan, features), {})
+    @torch.inference_mode()
+    def forward(self, step: Step) -> TorchStep:
+        """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
+        launched = TorchStep(self, step)
+        if self.graphs is not None and all(c.prompt_logprobs is None and not c.drafts for c in step.chunks):
+            if step.masked:
+                launched.captured = self.graphs.forward(step)
+            else:
+                launched.take(self.graphs.run(step, self.sampler.features(step.chunks, {})))
+            return launched
+        with self.threads():
+            launched.batch = self.tables.batch_of(step)
+            launched.hidden = self.model.forward(launched.batch, self.kv_cache)
+        return launched
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
         try:
-            if self.on_gpu:
+            if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except RuntimeError:
             return False
@@ -124,64 +86,103 @@ class Worker:
 
     @torch.inference_mode()
     def capture_next(self) -> bool:
-        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
-        return self._graphs is not None and self._graphs.capture_next()
+        return self.graphs is not None and self.graphs.capture_next()
 
-    def _step(self, inputs: StepInputs, layout: Layout, features: Features) -> Samples:
-        """A step of padded inputs: what graphs capture."""
+    def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
+        """The forward of a step of padded inputs: hidden states [R, E] of the rows whose next token is drawn."""
         batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
-        return self._sample(self.model.forward(batch, self.kv_cache), inputs, features)
+        return self.model.forward(batch, self.kv_cache)[inputs.sample_rows]
 
-    def _sample(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
-        samples = self.sampler.sample(self.model.logits(hidden[inputs.sample_rows]), inputs, features)
+    def draw(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+        """The draw for hidden states [R, E], and the drawn tokens' way into the table."""
+        samples = self.sampler.sample(self.model.logits(hidden), inputs, features)
         self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 
-    def _launch_eagerly(self, plan: Plan, slots: list[int], features: Features) -> LaunchedStep:
-        layout = self.tables.layout(plan)
-        inputs = unpack(to_device(self.tables.pack(plan, layout), self.device), layout)
-        batch = self.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
-        hidden = self.model.forward(batch, self.kv_cache)
-        prompt_logprobs = self._prompt_logprobs(batch, hidden)
-        if not slots:
-            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-            return self._launched(plan, Samples(nothing, nothing.bool()), prompt_logprobs)
-        return self._launched(plan, self._sample(hidden, inputs, features), prompt_logprobs)
 
-    def _launched(
-        self, plan: Plan, samples: Samples, prompt_logprobs: dict[int, list[tuple[Logprobs, int]]]
-    ) -> LaunchedStep:
-        """Starts the copy of what was drawn to the host."""
-        sampled = [(index, chunk.slot) for index, chunk in enumerate(plan.chunks) if chunk.samples]
-        counts = self.sampler.num_logprobs([slot for _, slot in sampled])
-        wanted = [
-            (index, row, count)
-            for row, ((index, _), count) in enumerate(zip(sampled, counts, strict=True))
-            if count is not None
-        ]
-        if self.device.type == "cpu":
-            return LaunchedStep(len(sampled), samples, None, wanted, prompt_logprobs)
-        samples = samples.to_host()
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        return LaunchedStep(len(sampled), samples, done, wanted, prompt_logprobs)
+class TorchStep:
+    """A step whose kernels are queued; `report` waits for them, and only then do numbers come to the host."""
 
-    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[tuple[Logprobs, int]]]:
+    def __init__(self, device: TorchDevice, step: Step) -> None:
+        self._device = device
+        self._step = step
+        self.batch: Batch | None = None
+        self.hidden: torch.Tensor | None = None
+        """[T, E], of a step that is no CUDA graph."""
+        self.captured: CapturedForward | None = None
+        """Of a step whose draw is a CUDA graph of its own."""
+        self._samples: Samples | None = None
+        self._prompt_logprobs: dict[int, list[Logprobs]] = {}
+        self._done: torch.cuda.Event | None = None
+
+    @torch.inference_mode()
+    def sample(self, masks: Masks) -> None:
+        device = self._device
+        if self.captured is not None and device.graphs is not None:
+            device.sampler.set_masks(masks)
+            features = device.sampler.features(self._step.chunks, masks)
+            self.take(device.graphs.draw(self.captured, features))
+        elif self.hidden is not None and self.batch is not None:
+            with device.threads():
+                self._sample(self.batch.inputs, self.hidden, masks)
+
+    def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:
+        device = self._device
+        self._score_prompts(hidden)
+        samples = None
+        if len(inputs.sample_rows):
+            device.sampler.set_masks(masks)
+            features = device.sampler.features(self._step.chunks, masks)
+            samples = device.draw(hidden[inputs.sample_rows], inputs, features)
+        self.take(samples)
+
+    def take(self, samples: Samples | None) -> None:
+        """What was drawn: its way to the host begins."""
+        self._samples = samples
+        if self._device.device.type == "cpu":
+            return
+        self._samples = None if samples is None else samples.to_host()
+        self._prompt_logprobs = {
+            index: [part.to_host() for part in parts] for index, parts in self._prompt_logprobs.items()
+        }
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
+
+    def _score_prompts(self, hidden: torch.Tensor) -> None:
         """For each chunk that asks: log probabilities of the tokens that follow its own, as far as they are known."""
-        found: dict[int, list[tuple[Logprobs, int]]] = {}
-        first = 0
-        for index, chunk in enumerate(batch.chunks):
+        device, first = self._device, 0
+        for index, chunk in enumerate(self._step.chunks):
             if chunk.prompt_logprobs is not None:
-                following = self.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.start + chunk.count + 1].long()
-                parts = found[index] = []
+                following = device.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.end + 1].long()
+                parts = self._prompt_logprobs[index] = []
                 for low in range(0, chunk.count, _LOGIT_ROWS):
                     high = min(low + _LOGIT_ROWS, chunk.count)
-                    logits = self.model.logits(hidden[first + low : first + high])
+                    logits = device.model.logits(hidden[first + low : first + high])
                     count = padded_alternatives(chunk.prompt_logprobs)
-                    scored = kernels.of(logits).logprobs(logits, following[low:high], count)
-                    parts.append((scored if self.device.type == "cpu" else scored.to_host(), chunk.prompt_logprobs))
+                    parts.append(kernels.of(logits).logprobs(logits, following[low:high], count))
             first += chunk.count
-        return found
+
+    def report(self) -> Report:
+        if self._done is not None:
+            self._done.synchronize()
+        prompt_logprobs = {index: _rows(*parts) for index, parts in self._prompt_logprobs.items()}
+        if self._samples is None:
+            nothing = np.zeros(0, np.int64)
+            return Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs)
+        token_ids, finite, logprobs = self._samples
+        num_rows = sum(chunk.num_samples for chunk in self._step.chunks)  # those after are padding
+        return Report(
+            token_ids.numpy()[:num_rows],
+            finite.numpy()[:num_rows],
+            None if logprobs is None else _rows(logprobs),
+            prompt_logprobs,
+        )
+
+
+def _rows(*parts: Logprobs) -> LogprobRows:
+    return LogprobRows(
+        *(np.concatenate([tensor.numpy() for tensor in tensors]) for tensors in zip(*parts, strict=True))
+    )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ingle import kernels
-from ingle.device.masks import Words, mask_words
 from ingle.device.torch.tables import to_device
-from ingle.engine.scheduler import Admission
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.sampling import (
     PROMPT_FLAG,
     Adjustments,
     Features,
-    Logprobs,
     Samples,
     SamplingTables,
     all_allowed,
 )
-from ingle.request import MAX_LOGPROBS, SamplingParams, TokenLogprobs
+from ingle.request import MAX_LOGPROBS, SamplingParams
+from ingle.step import Admission, Chunk, Masks
 
-_FILTERED, _ADJUSTED, _MASKED = 1, 2, 4
+_FILTERED, _ADJUSTED = 1, 2
 _LOGPROB_SIZES = (0, 5, MAX_LOGPROBS)
 """Numbers of alternatives that a step computes: each is a graph of its own."""
 _NEVER = 1 << 62
@@ -42,19 +41,15 @@ class Sampler:
         self.device = device
         self.tables = SamplingTables.allocate(num_slots + 1, vocab_size, device)
         self._features = np.zeros(num_slots + 1, np.uint8)
-        self._num_logprobs = np.full(num_slots + 1, -1, np.int64)
+        self._masked: set[int] = set()
+        """Slots whose masks are not all ones."""
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Takes in the parameters of slots that start or restart."""
         if not admissions:
             return
         slots = np.array([admission.slot for admission in admissions], np.int64)
-        masked = slots[(self._features[slots] & _MASKED) != 0]
-        if len(masked) and self.tables.masks is not None:
-            self.tables.masks[to_device(masked, self.device)] = -1
         self._features[slots] = [_features(admission.sampling) for admission in admissions]
-        wanted = [admission.sampling.logprobs for admission in admissions]
-        self._num_logprobs[slots] = [-1 if count is None else count for count in wanted]
         rows = to_device(slots, self.device)
         floats = np.array([_floats(admission.sampling) for admission in admissions], np.float32)
         ints = np.array([self._ints(admission) for admission in admissions], np.int64)
@@ -84,8 +79,7 @@ class Sampler:
                 tables.bias_ids[slot, :count] = to_device(ids.astype(np.int32), self.device)
                 tables.biases[slot, :count] = to_device(biases.astype(np.float32), self.device)
             if params.min_tokens:
-                words = mask_words(admission.end_token_ids, self.vocab_size, allowed=False)
-                tables.end_words[slot] = to_device(words, self.device)
+                tables.end_words[slot] = to_device(self._all_but(admission.end_token_ids), self.device)
 
     def _count(self, counts: torch.Tensor, admission: Admission) -> None:
         """Writes a slot's row of `Adjustments.counts`."""
@@ -95,29 +89,37 @@ class Sampler:
         counts[prompt] = PROMPT_FLAG
         counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
-    def set_masks(self, slots: Sequence[int], words: Words) -> None:
-        """The tokens that the next draws of some slots may give, until they are set anew or the slot is admitted.
+    def _all_but(self, token_ids: Sequence[int]) -> npt.NDArray[np.int32]:
+        """Bits of all tokens but these, as `SamplingTables.masks` has them."""
+        allowed = np.ones(-(-self.vocab_size // 32) * 32, np.bool_)
+        allowed[list(token_ids)] = False
+        return np.packbits(allowed, bitorder="little").view("<i4")
 
-        words: [len(slots), ceil(vocab / 32)], rows as `mask_words` makes them.
-        """
-        if self.tables.masks is None:
+    def set_masks(self, masks: Masks) -> None:
+        """What the next draw may give, by slot; all tokens for others."""
+        if masks and self.tables.masks is None:
             self.tables.masks = all_allowed(len(self.tables.ints), self.vocab_size, self.device)
-        index = np.array(slots, np.int64)
-        self._features[index] &= np.uint8(~_MASKED & 0xFF)
-        self._features[index[(words != -1).any(axis=1)]] |= _MASKED
-        self.tables.masks[to_device(index, self.device)] = to_device(np.ascontiguousarray(words), self.device)
+        slots = sorted(self._masked | masks.keys())
+        if self.tables.masks is None or not slots:
+            return
+        words = np.full((len(slots), self.tables.masks.shape[1]), -1, np.int32)
+        for row, slot in enumerate(slots):
+            if slot in masks:
+                words[row] = np.frombuffer(masks[slot], "<i4")
+        self.tables.masks[to_device(np.array(slots, np.int64), self.device)] = to_device(words, self.device)
+        self._masked = set(masks)
 
-    def features(self, slots: Sequence[int]) -> Features:
-        """What a step that draws for these slots has to compute."""
-        index = np.array(slots, np.int64)
-        bits = int(np.bitwise_or.reduce(self._features[index]))
-        most = int(self._num_logprobs[index].max(initial=-1))
-        num_logprobs = padded_alternatives(most) if most >= 0 else None
-        return Features(bool(bits & _FILTERED), bool(bits & _ADJUSTED), bool(bits & _MASKED), num_logprobs)
-
-    def num_logprobs(self, slots: Sequence[int]) -> list[int | None]:
-        """How many alternatives each slot wants reported; None where no log probabilities are wanted."""
-        return [None if count < 0 else count for count in self._num_logprobs[np.array(slots, np.int64)].tolist()]
+    def features(self, chunks: Sequence[Chunk], masks: Masks) -> Features:
+        """What a step has to compute for the chunks that it draws for."""
+        drawing = [chunk for chunk in chunks if chunk.samples]
+        bits = int(np.bitwise_or.reduce(self._features[np.array([chunk.slot for chunk in drawing], np.int64)]))
+        most = max((chunk.logprobs for chunk in drawing if chunk.logprobs is not None), default=None)
+        return Features(
+            filtered=bool(bits & _FILTERED),
+            adjusted=bool(bits & _ADJUSTED),
+            masked=bool(masks),
+            num_logprobs=None if most is None else padded_alternatives(most),
+        )
 
     def sample(self, logits: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
         """The tokens of logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
@@ -145,9 +147,3 @@ def _floats(params: SamplingParams) -> tuple[float, float, float, float, float, 
         params.presence_penalty,
         params.frequency_penalty,
     )
-
-
-def entries(logprobs: Logprobs, rows: Sequence[tuple[int, int]]) -> list[TokenLogprobs]:
-    """Log probabilities that came to the host, of (row, how many alternatives)."""
-    ids, values, ranks = logprobs.token_ids.tolist(), logprobs.values.tolist(), logprobs.ranks.tolist()
-    return [TokenLogprobs(ids[row][: 1 + count], values[row][: 1 + count], ranks[row]) for row, count in rows]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ingle.kernels.batch import Batch
+    from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
 class Kernels(Protocol):
@@ -85,11 +86,11 @@ class Kernels(Protocol):
         logits: torch.Tensor,
         slots: torch.Tensor,
         positions: torch.Tensor,
-        floats: torch.Tensor,
-        ints: torch.Tensor,
-        *,
-        filtered: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+        tables: SamplingTables,
+        features: Features,
+    ) -> Samples: ...
+
+    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> Logprobs: ...
 
 
 def of(x: torch.Tensor) -> Kernels:

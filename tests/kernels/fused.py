@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ingle.kernels import reference
-from ingle.kernels.gpu.rotation import Rotation
+from ingle.kernels.flow import Rotation
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

@@ -23,9 +23,10 @@ from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
 from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
-from ingle.weights.formats import PlainFormat, WeightFormat, total_size
+from ingle.weights.formats import PlainFormat, WeightFormat
 from ingle.weights.gguf import GgufFile
-from ingle.weights.packed import PackedFormat, PackedWeight
+from ingle.weights.matrix import Weight, total_size
+from ingle.weights.packed import PackedFormat
 from ingle.weights.source import WeightSource, open_source
 
 _DTYPES = {
@@ -158,8 +159,8 @@ def _numerics(
 
 def _factors(model: Model, numerics: _Numerics) -> frozenset[str]:
     """Of matrix products, for people: packed matrices have their own."""
-    packed = [weight.factors for weight in model.parameters() if isinstance(weight, PackedWeight)]
-    return frozenset().union(*packed) if packed else frozenset((_name(numerics.products),))
+    packed = frozenset[str]().union(*(part.factors for part in model.parameters() if isinstance(part, Weight)))
+    return packed or frozenset((_name(numerics.products),))
 
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:

@@ -22,8 +22,9 @@ from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType
 from ingle.weights.codes import CODED_BLOCKS, Coded
 from ingle.weights.gguf import BLOCK_TYPES
-from ingle.weights.packed import PackedWeight
-from ingle.weights.packed_matrix import PackedMatrix, PackedPart
+from ingle.weights.matrix import Weight
+from ingle.weights.packed import PackedRows
+from ingle.weights.packed_matrix import PackedPart
 from ingle.weights.source import StoredRows
 
 _SUITABLE = [target.name for target in reversed(targets.suitable(targets.features()))]
@@ -97,9 +98,8 @@ def pack(part: PackedPart, rows: Coded, first: int = 0) -> None:
     library.get().ingle_pack_rows(ctypes.byref(part.matrix), *addresses, first, len(rows.codes))
 
 
-def weight_of(*parts: PackedPart) -> PackedWeight:
-    num_rows = sum(part.matrix.rows for part in parts)
-    return PackedWeight(PackedMatrix(parts, num_rows, parts[0].matrix.columns))
+def weight_of(*parts: PackedPart) -> Weight:
+    return Weight(tuple(PackedRows(part) for part in parts))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:

@@ -68,7 +68,7 @@ def test_experts_in_one_tensor_load_like_one_by_one(tmp_path: Path, form: Any) -
 @dataclass(frozen=True)
 class OneByOne(PlainFormat):
     def load_experts(self, source: Any, names: Any, hidden_size: int, intermediate_size: int) -> Experts:
-        return SeparateExperts.load(self, source, names, hidden_size, intermediate_size)
+        return SeparateExperts.load(self.load, source, names, hidden_size, intermediate_size)
 
 
 def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from ingle.device.native.device import NativeDevice
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.gguf import GgufFile
-from ingle.weights.packed import PackedFormat, PackedWeight
-from ingle.weights.packed_matrix import PackedMatrix
+from ingle.weights.matrix import Weight
+from ingle.weights.packed import PackedFormat, PackedRows
 from ingle.weights.source import GgufSource
 from tests.weights.test_dequantize import LARGE, TYPES
 
@@ -43,21 +43,22 @@ def stored_source(write_gguf, metadata, tensors: dict[str, tuple[str, tuple[int,
     return GgufSource(GgufFile(write_gguf({**metadata, "llama.vocab_size": 7}, raw, stored_types=types)))
 
 
-def loaded(
-    source: GgufSource, modules: list[str], num_rows: list[int], columns: int
-) -> tuple[PackedWeight, torch.Tensor]:
+def loaded(source: GgufSource, modules: list[str], num_rows: list[int], columns: int) -> tuple[Weight, torch.Tensor]:
     """The packed matrix, and the same tensors decoded to float32."""
     weight = PackedFormat().load(source, names(*modules), num_rows, columns)
-    assert isinstance(weight, PackedWeight)
     decoded = torch.empty(sum(num_rows), columns)
     for name, part in zip(names(*modules), decoded.split_with_sizes(num_rows), strict=True):
         source.load_into(name, part)
     return weight, decoded
 
 
-def all_rows(weight: PackedWeight) -> torch.Tensor:
-    parts = [PackedMatrix((part,), part.matrix.rows, part.matrix.columns) for part in weight.matrix.parts]
-    return torch.cat([torch.from_numpy(part.rows(np.arange(part.num_rows))) for part in parts])
+def all_rows(weight: Weight) -> torch.Tensor:
+    return torch.cat([part.rows(torch.arange(part.num_rows)) for part in weight.parts])
+
+
+def stored_as(weight: Weight) -> list[tuple[int, int]]:
+    """Of each part its rows, and bits of a number."""
+    return [(part.num_rows, part.packed.matrix.bits) for part in weight.parts if isinstance(part, PackedRows)]
 
 
 @pytest.mark.parametrize("type_name", TYPES)
@@ -77,7 +78,7 @@ def test_equal_types_share_a_part_and_others_do_not(write_gguf, model_metadata) 
     kinds = {"attn_q": ("Q4_1", (64, 64)), "attn_k": ("Q4_1", (32, 64)), "attn_v": ("Q8_0", (32, 64))}
     source = stored_source(write_gguf, model_metadata, {f"blk.0.{name}.weight": kind for name, kind in kinds.items()})
     weight, decoded = loaded(source, [Q, K, V], [64, 32, 32], 64)
-    assert [(part.matrix.rows, part.matrix.bits) for part in weight.matrix.parts] == [(96, 4), (32, 8)]
+    assert stored_as(weight) == [(96, 4), (32, 8)]
     torch.testing.assert_close(all_rows(weight), decoded, atol=1e-7, rtol=3e-7)
     x = torch.randn(3, 64)
     expected = x.bfloat16().float() @ decoded.T

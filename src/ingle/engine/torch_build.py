@@ -23,8 +23,9 @@ from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
 from ingle.weights.code_types import CODE_TYPES
-from ingle.weights.formats import PlainFormat, total_size
-from ingle.weights.packed import PackedFormat, PackedWeight
+from ingle.weights.formats import PlainFormat
+from ingle.weights.matrix import Weight, total_size
+from ingle.weights.packed import PackedFormat
 
 _DTYPES = {
     "half": torch.float16,
@@ -186,8 +187,8 @@ def _sizes(model: Model) -> WeightSizes:
 
 def _factors(model: Model, products: torch.dtype) -> frozenset[str]:
     """Of matrix products, for people: packed matrices have their own."""
-    packed = [weight.factors for weight in model.parameters() if isinstance(weight, PackedWeight)]
-    return frozenset().union(*packed) if packed else frozenset((_name(products),))
+    packed = frozenset[str]().union(*(part.factors for part in model.parameters() if isinstance(part, Weight)))
+    return packed or frozenset((_name(products),))
 
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:

@@ -7,11 +7,13 @@ A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values; in w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ingle.kernels.batch import Batch
+from ingle.kernels.flow import Flow, Norm, Projection, Rotation
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.kernels.reference_sampling import logprobs as logprobs
 from ingle.kernels.reference_sampling import sample as sample
@@ -165,6 +167,54 @@ def rotate_and_store(
     kv_cache[0][places] = rotate(k, cos_sin)
     kv_cache[1][places] = v
     return rotate(q, cos_sin)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A layer's operators, composed of plain ones: what a device has where it fuses nothing."""
+
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    add_rms_norm: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+    ]
+    rotate_and_store: Callable[
+        [torch.Tensor, int, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, torch.Tensor, torch.Tensor],
+        torch.Tensor,
+    ]
+
+    def normed(self, flow: Flow) -> torch.Tensor:
+        """The rows with their norm, [T, E]: for what is no product, or one of a shape of its own."""
+        if flow.squares is None and flow.values is not None:
+            return flow.values
+        return self.rms_norm(flow.residual, flow.norm.weight, flow.norm.eps)
+
+    def project_and_store(self, flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor:
+        """Norm, project, rotate, store: the queries [T, Hq, D]; keys and values go to the layer's cache.
+
+        The projection is to (Hq + 2 Hkv) * D: queries, keys, values, of which `rotate_and_store` makes the rest.
+        """
+        return self.rotate_and_store(projection.weight.multiply(self.normed(flow), projection.bias), *rotation)
+
+    def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor:
+        """Norm, project to [T, 2 * I] with the gate in the first half, and activation(gate) * up: [T, I]."""
+        return projection.weight.multiply_gated(self.normed(flow), projection.bias, activation)
+
+    def project_and_add(
+        self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
+    ) -> Flow:
+        """`add` of the projection of x [T, K] to [T, E]."""
+        return self.add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm)
+
+    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow:
+        """The flow with x [T, E] added, on its way to `norm`; with `post_norm`, of equal eps, x is normed first."""
+        post_weight = None if post_norm is None else post_norm.weight
+        values, residual = self.add_rms_norm(x, flow.residual, norm.weight, norm.eps, post_weight)
+        return Flow(residual, norm, values)
+
+
+composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
+normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
+project_and_add, add = composed.project_and_add, composed.add
 
 
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ingle.kernels.options import AttentionOptions
 from ingle.model.config_keys import unknown_keys
 from ingle.model.registry import FAMILIES
 from ingle.model.sizes import Mixture
-from ingle.weights.formats import PlainWeight
+from ingle.weights.matrix import Weight
 
 _ATTENTION = "ingle_paged"
 _SAME = 0.02
@@ -161,8 +161,8 @@ class TransformersModel:
     """A `Model` whose forward is transformers'."""
 
     config: FallbackConfig
-    embedding: PlainWeight
-    head: PlainWeight
+    embedding: Weight
+    head: Weight
     body: Any
     """The decoder without its head."""
     to_logits: Any
@@ -223,11 +223,11 @@ def load_fallback(
     if embedding is None or head is None:
         raise ModelError(f"{plan.path}: {plan.model_class.__name__} has no matrix of embeddings, or none of its head")
     body = _take_out_decoder(model)
-    table = PlainWeight(embedding.weight)
+    table = Weight.of(embedding.weight)
     loaded = TransformersModel(
         config=_probe(plan, body, model, device),
         embedding=table,
-        head=table if head.weight is embedding.weight else PlainWeight(head.weight),
+        head=table if head.weight is embedding.weight else Weight.of(head.weight),
         body=body,
         to_logits=model,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.kernels.batch import Batch
+from ingle.kernels.flow import Flow, LayerCache
 from ingle.kernels.options import AttentionOptions
 from ingle.model.architecture import DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
@@ -54,9 +54,10 @@ class LatentAttention:
     config: MlaConfig
     options: AttentionOptions
 
-    def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """x [T, E], cos_sin [T, qk_rope_head_dim], kv_cache as `ingle.kernels.reference` has it, to [T, E]."""
-        run, c = kernels.of(x), self.config
+    def __call__(self, flow: Flow, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+        """As `Attention.__call__`: [T, Hq * v_head_dim]. cos_sin: [T, qk_rope_head_dim]."""
+        run, c = kernels.of(flow.residual), self.config
+        x = run.normed(flow)
         q_nope, q_rope = self._heads(self.queries(x)).split_with_sizes((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = self.kv_down(x).split_with_sizes((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         k_nope, v = self._heads(self.kv_up(self.kv_norm(latent))).split_with_sizes(
@@ -70,10 +71,10 @@ class LatentAttention:
         padded_v[..., : c.v_head_dim] = v
         padded_v[..., c.v_head_dim :] = 0
         rotated = run.rotate_and_store(
-            qkv.view(len(x), -1), self.num_heads, cos_sin, None, None, 0.0, kv_cache, batch.kv_slots
+            qkv.view(len(x), -1), self.num_heads, cos_sin, None, None, 0.0, cache.kv_cache, cache.kv_slots
         )
-        attended = run.paged_attention(rotated, kv_cache, batch, self.options)
-        return self.out(attended[..., : c.v_head_dim].flatten(1))
+        attended = run.paged_attention(rotated, cache.kv_cache, cache.batch, self.options)
+        return attended[..., : c.v_head_dim].flatten(1)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(len(x), self.num_heads, -1)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
 from ingle import kernels
 from ingle.kernels import reference
 from ingle.kernels.options import Activation
+from ingle.weights.matrix import Weight
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
-if TYPE_CHECKING:
-    from ingle.weights.formats import Weight, WeightFormat
+LoadMatrix = Callable[[WeightSource, Sequence[str], Sequence[int], int], Weight]
+"""`ingle.weights.formats.WeightFormat.load`"""
 
 
 class Experts(Protocol):
@@ -79,7 +80,7 @@ class SeparateExperts:
     @classmethod
     def load(
         cls,
-        matrices: WeightFormat,
+        load: LoadMatrix,
         source: WeightSource,
         names: Sequence[ExpertNames],
         hidden_size: int,
@@ -89,8 +90,8 @@ class SeparateExperts:
             return [2 * intermediate_size // len(gate_up)] * len(gate_up)
 
         return cls(
-            tuple(matrices.load(source, expert.gate_up, rows(expert.gate_up), hidden_size) for expert in names),
-            tuple(matrices.load(source, [expert.down], [hidden_size], intermediate_size) for expert in names),
+            tuple(load(source, expert.gate_up, rows(expert.gate_up), hidden_size) for expert in names),
+            tuple(load(source, [expert.down], [hidden_size], intermediate_size) for expert in names),
         )
 
     def __call__(

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from ingle.kernels import reference_sampling
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
-from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
+from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention
 from ingle.kernels.options import Activation, AttentionOptions
 from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
 from ingle.kernels.reference_sampling import logprobs
 from ingle.kernels.sampling import Features, Samples, SamplingTables
 
 __all__ = [
+    "add",
     "add_rms_norm",
     "experts",
     "gated",
@@ -27,7 +28,11 @@ __all__ = [
     "logprobs",
     "multiply",
     "multiply_gated",
+    "normed",
     "paged_attention",
+    "project_and_add",
+    "project_and_store",
+    "project_gated",
     "rms_norm",
     "rotate_and_store",
     "route",
@@ -86,7 +91,7 @@ def rotate_and_store(
     keys, values = _keys_and_values(kv_cache)
     library.get().ingle_rotate_and_store(
         byref(
-            Rotation(
+            library.Rotation(
                 qkv.data_ptr(),
                 cos_sin.data_ptr(),
                 None if q_norm is None else q_norm.data_ptr(),
@@ -105,6 +110,11 @@ def rotate_and_store(
         )
     )
     return qkv.view(qkv.shape[0], -1, head_dim)[:, :num_heads]
+
+
+composed = reference.Composed(rms_norm, add_rms_norm, rotate_and_store)
+normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
+project_and_add, add = composed.project_and_add, composed.add
 
 
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ingle.engine.engine import Engine
 from ingle.kernels.gpu import few_rows, vector
 from ingle.request import EngineRequest, SamplingParams
 from tests.engine.test_engine import mixed_requests, run_at_random_moments
-from tests.model.checkpoints import CHECKPOINTS
+from tests.model.checkpoints import CHECKPOINTS, DEEPSEEK
 from tests.support import engine_for, engine_logits, random_prompt, reference_model, run, save_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -75,6 +75,7 @@ TINY = {
     "dense": ("llama", {}),
     "experts": ("qwen2_moe", {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 48,
                               "shared_expert_intermediate_size": 64}),
+    "latents": ("deepseek_v2", {**DEEPSEEK, "num_key_value_heads": 8, "q_lora_rank": 24, "first_k_dense_replace": 1}),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Kernels(Protocol):
-    """Shapes and meaning are documented in `ingle.kernels.reference`.
+    """Shapes and meaning are documented in `ingle.kernels.reference`, `reference_latent` and `reference_sampling`.
 
     A decoder layer is four operators over a `Flow`, each with what a device can fuse to a matrix product:
 
@@ -103,6 +103,23 @@ class Kernels(Protocol):
         eps: float,
         kv_cache: torch.Tensor,
         kv_slots: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+    def store_latent(
+        self,
+        down: torch.Tensor,
+        q_rope: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        cos_sin: torch.Tensor,
+        cache: torch.Tensor,
+        kv_slots: torch.Tensor,
+        *,
+        interleaved: bool,
+    ) -> torch.Tensor: ...
+
+    def latent_attention(
+        self, q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, batch: Batch, scale: float
     ) -> torch.Tensor: ...
 
     def sample(

@@ -10,12 +10,13 @@ from ctypes import byref
 import torch
 import torch.nn.functional as F
 
-from ingle.kernels import reference_sampling
+from ingle.kernels import reference, reference_sampling
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention
 from ingle.kernels.options import Activation, AttentionOptions
 from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
+from ingle.kernels.reference_latent import latent_attention, store_latent
 from ingle.kernels.reference_sampling import logprobs
 from ingle.kernels.sampling import Features, Samples, SamplingTables
 
@@ -24,6 +25,7 @@ __all__ = [
     "add_rms_norm",
     "experts",
     "gated",
+    "latent_attention",
     "locate",
     "logprobs",
     "multiply",
@@ -38,6 +40,7 @@ __all__ = [
     "route",
     "sample",
     "soft_cap",
+    "store_latent",
 ]
 
 _KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}

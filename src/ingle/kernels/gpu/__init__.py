@@ -2,6 +2,7 @@
 
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
+from ingle.kernels.gpu.latent import latent_attention, store_latent
 from ingle.kernels.gpu.layer import add, normed, project_and_add, project_and_store, project_gated
 from ingle.kernels.gpu.logprobs import logprobs
 from ingle.kernels.gpu.moe import experts, route
@@ -13,6 +14,7 @@ __all__ = [
     "add_rms_norm",
     "experts",
     "gated",
+    "latent_attention",
     "locate",
     "logprobs",
     "multiply",
@@ -27,4 +29,5 @@ __all__ = [
     "route",
     "sample",
     "soft_cap",
+    "store_latent",
 ]

@@ -35,7 +35,8 @@ from ingle.model.rope import length_notice
 from ingle.weights.code_types import CODE_TYPES, FLOATS
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import FLOAT_TYPES, open_source
+from ingle.weights.open import open_source
+from ingle.weights.source import FLOAT_TYPES
 
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 """Device files of NVIDIA's drivers (nvmap: Jetson's), of Windows' for its Linux subsystem, and of AMD's."""

@@ -25,8 +25,9 @@ from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
 from ingle.weights.formats import PlainFormat, WeightFormat, total_size
 from ingle.weights.gguf import GgufFile
+from ingle.weights.open import open_source
 from ingle.weights.packed import PackedFormat, PackedWeight
-from ingle.weights.source import WeightSource, open_source
+from ingle.weights.source import WeightSource
 
 _DTYPES = {
     "half": torch.float16,

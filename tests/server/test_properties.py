@@ -11,21 +11,21 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.load import TextSide
 from ingle.text.tokenizer import Tokenizer
 
-from .fakes import MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, client_of, events
+from .fakes import MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, app_for, client_of, events
 
 
 def server_for(tokenizer: Tokenizer) -> tuple[httpx.AsyncClient, ScriptedEngine]:
     engine = ScriptedEngine(tokenizer, Info(MAX_MODEL_LEN, tokenizer.vocab_size), lambda request: ())
     engine.say("ok")
     template = ChatTemplate(TEMPLATE, tokenizer.special_tokens)
-    context = ServerContext(engine, tokenizer, template, (MODEL,), "/models/tiny", access_log=False)
-    return client_of(create_app(context)), engine
+    model = ServedModel(engine, TextSide(tokenizer, template, {}), (MODEL,), "/models/tiny")
+    return client_of(app_for(model, access_log=False)), engine
 
 
 def post(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
 from ingle.engine.waiting import WaitingQueue
-from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenIds, TokenLogprobs
+from ingle.request import EngineOutput, EngineRequest, FinishReason, Sampling, TokenIds, TokenLogprobs
 
 _MANY_DECODES = 128
 _FULL_STEP = 512
@@ -33,7 +33,7 @@ class Sequence:
     """One request inside the engine."""
 
     id: str
-    sampling: SamplingParams
+    sampling: Sampling
     token_ids: TokenIds
     """Prompt, then every generated token whose value is known."""
     num_prompt_tokens: int
@@ -85,7 +85,7 @@ class Admission:
     token_ids: TokenIds
     num_prompt_tokens: int
     page_ids: list[int]
-    sampling: SamplingParams
+    sampling: Sampling
     seed: int
     end_token_ids: tuple[int, ...]
     """Tokens that are impossible before `sampling.min_tokens` are generated."""
@@ -167,7 +167,7 @@ class Scheduler:
     # ---- requests come and go
 
     def add(self, request: EngineRequest, seed: int) -> None:
-        """Queues a request. Its lengths were checked by `ingle.request.check_prompt`."""
+        """Queues a request. Its lengths were checked by `ingle.request.check_request`."""
         sampling = request.sampling
         num_prompt_tokens = len(request.prompt_token_ids)
         room = self.limits.max_model_len if sampling.max_tokens is None else num_prompt_tokens + sampling.max_tokens

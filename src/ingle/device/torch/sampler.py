@@ -15,7 +15,7 @@ from ingle import kernels
 from ingle.device.torch.tables import to_device
 from ingle.engine.scheduler import Admission
 from ingle.kernels.batch import StepInputs
-from ingle.request import SamplingParams, TokenLogprobs
+from ingle.request import Sampling, TokenLogprobs
 
 _PROMPT_FLAG = 1 << 24
 
@@ -45,7 +45,7 @@ class Sampler:
         self._penalties = torch.tensor([[1.0, 0.0, 0.0]], device=device).repeat(rows, 1)
         # int32 [S, vocab]: occurrences in the output, plus _PROMPT_FLAG for tokens of the prompt
         self._seen: torch.Tensor | None = None
-        self._params: dict[int, SamplingParams] = {}
+        self._params: dict[int, Sampling] = {}
         self._admissions: dict[int, Admission] = {}
 
     def admit(self, admissions: Sequence[Admission]) -> None:
@@ -67,7 +67,7 @@ class Sampler:
         if any(p.penalized for p in params):
             self._admit_penalties([admission for admission in admissions if admission.sampling.penalized])
 
-    def _top_k(self, params: SamplingParams) -> int:
+    def _top_k(self, params: Sampling) -> int:
         return params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
 
     def _admit_penalties(self, admissions: Sequence[Admission]) -> None:

@@ -14,7 +14,7 @@ import ingle
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "cgroup", "heap"),
     ("home", "config", "request"),
-    ("channel", "step"),
+    ("channel", "events", "step"),
     ("facts", "kernels"),
     ("weights",),
     ("text", "hub", "model"),

@@ -39,7 +39,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     exact, rounded = (engine_logits(engine, prompt).float().cpu() for engine in engines)
     torch.testing.assert_close(exact, expected, atol=1e-4, rtol=0)
     errors = (rounded - expected).norm(dim=1) / expected.norm(dim=1)
-    if engines[0].worker.model.config.moe is not None:
+    if engines[0].worker.device.model.config.moe is not None:
         errors = errors.sort().values[: int(0.85 * len(errors))]
     assert errors.square().mean().sqrt() < 0.03
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.device.torch.tables import SlotTables, unpack
-from ingle.engine.scheduler import Admission, Chunk, Plan
+from ingle.device.torch.tables import SlotTables
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
 from ingle.kernels.cpu import operators as cpu
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.sampling import Features, SamplingTables
 from ingle.request import SamplingParams
+from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType
 from ingle.weights.codes import CODED_BLOCKS, Coded
 from ingle.weights.gguf import BLOCK_TYPES
@@ -278,18 +279,15 @@ def step(lengths: list[tuple[int, int]], page_size: int) -> Batch:
     most = max(start + count for start, count in lengths)
     tables = SlotTables(len(lengths), most, page_size, 64, torch.device("cpu"))
     pages = iter(np.random.default_rng(0).permutation(len(lengths) * -(-most // page_size)) + 1)
-    plan = Plan()
+    made = Step()
     for slot, (start, count) in enumerate(lengths):
         taken = [int(next(pages)) for _ in range(-(-(start + count) // page_size))]
-        plan.admissions.append(Admission(slot, [1] * (start + count), start + count, taken, SamplingParams(), 0, ()))
-        plan.chunks.append(Chunk(slot, start, count, True))
-        plan.num_tokens += count
-    plan.num_decodes = sum(count == 1 for _, count in lengths)
-    tables.apply(plan)
-    layout = tables.layout(plan)
-    return tables.batch(
-        unpack(torch.from_numpy(tables.pack(plan, layout)), layout), plan.num_decodes, layout.num_blocks, plan.chunks
-    )
+        made.admissions.append(Admission(slot, [1] * (start + count), start + count, taken, SamplingParams(), 0, ()))
+        made.chunks.append(Chunk(slot, start, count, True))
+        made.num_tokens += count
+    made.num_decodes = sum(count == 1 for _, count in lengths)
+    tables.apply(made)
+    return tables.batch_of(made)
 
 
 STEPS = {
@@ -340,15 +338,16 @@ def test_greedy_takes_the_first_of_the_largest_and_finds_what_is_not_finite() ->
     logits[1, 1002] = 60.0
     logits[2, 5] = torch.nan
     logits[3, 1001] = -torch.inf
-    floats, ints = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0, 1003]])
+    tables = SamplingTables.allocate(1, 1003, torch.device("cpu"))
     rows = torch.zeros(5, dtype=torch.int64)
-    token_ids, finite = cpu.sample(logits, rows, rows, floats, ints, filtered=False)
+    token_ids, finite, _ = cpu.sample(logits, rows, rows, tables, Features())
     assert token_ids[[0, 1, 4]].tolist() == [7, 1002, int(logits[4].argmax())]
     assert finite.tolist() == [True, True, False, False, True]
 
 
 def test_draws_are_the_reference_s() -> None:
     logits, rows = torch.randn(6, 500), torch.arange(6)
-    floats, ints = torch.tensor([[0.8, 0.9, 0.0]]).repeat(6, 1), torch.tensor([[3, 40]]).repeat(6, 1)
-    ours = cpu.sample(logits, rows, rows + 9, floats, ints, filtered=True)
-    assert torch.equal(ours[0], reference.sample(logits, rows, rows + 9, floats, ints, filtered=True)[0])
+    tables = SamplingTables.allocate(6, 500, torch.device("cpu"))
+    tables.floats[:, :2], tables.ints[:, :2] = torch.tensor([0.8, 0.9]), torch.tensor([3, 40])
+    ours = cpu.sample(logits, rows, rows + 9, tables, Features(filtered=True))
+    assert torch.equal(ours[0], reference.sample(logits, rows, rows + 9, tables, Features(filtered=True))[0])

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ingle.device.inputs import Layout, layout_of, pack
 from ingle.device.torch.tables import SlotTables, unpack
-from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.kernels import gpu, reference
-from ingle.kernels.batch import Batch, Layout, query_block
+from ingle.kernels.batch import Batch, query_block
 from ingle.kernels.gpu import attention
 from ingle.kernels.options import Activation, AttentionOptions
 from ingle.request import SamplingParams
+from ingle.step import Admission, Chunk, Step
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -131,15 +132,16 @@ def attention_case(
         )
         for chunk in chunks
     ]
-    plan = Plan(admissions=admissions, chunks=chunks, num_decodes=num_decodes, num_tokens=sum(c.count for c in chunks))
-    tables.apply(plan)
-    exact = tables.layout(plan)
+    step = Step(admissions=admissions, chunks=chunks, num_decodes=num_decodes, num_tokens=sum(c.count for c in chunks))
+    tables.apply(step)
+    if not padding:
+        return tables.batch_of(step)
+    exact = layout_of(step, tables.query_block)
     layout = Layout(
         *(getattr(exact, name) + padding for name in ("num_tokens", "num_seqs", "num_samples", "num_blocks"))
     )
-    inputs = unpack(torch.from_numpy(tables.pack(plan, layout)).to(DEVICE), layout)
-    if not padding:
-        return tables.batch(inputs, num_decodes, layout.num_blocks, chunks)
+    packed = pack(step, layout, tables.query_block, tables.padding_slot)
+    inputs = unpack(torch.from_numpy(packed).to(DEVICE), layout)
     return tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
 
 
@@ -254,62 +256,3 @@ def test_padding_changes_nothing(case: str, options: AttentionOptions) -> None:
     padded = torch.cat((q, randn(5, 4, 16)))
     ours = gpu.paged_attention(padded, cache, attention_case(chunks, num_decodes, 8, padding=5), options)
     close(ours[:num_tokens], expected, torch.float32)
-
-
-def sampling_tables(params: list[tuple[float, float, float, int]], vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(temperature, top_p, min_p, top_k) per slot."""
-    floats = torch.tensor([p[:3] for p in params], device=DEVICE)
-    ints = torch.tensor([(1000 + i, p[3] or vocab) for i, p in enumerate(params)], device=DEVICE)
-    return floats, ints
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [50, 5000, 9001])
-def test_draws_equal_the_reference(vocab: int, dtype: torch.dtype) -> None:
-    params = [(0.0, 1.0, 0.0, 0), (1.0, 1.0, 0.0, 0), (0.6, 0.9, 0.0, 0), (1.3, 1.0, 0.0, 5), (0.8, 0.8, 0.0, 20),
-              (1.0, 1.0, 0.2, 0), (2.0, 0.5, 0.01, 40), (1e-6, 1.0, 0.0, 0)]  # fmt: skip
-    floats, ints = sampling_tables(params, vocab)
-    slots = torch.randperm(len(params), device=DEVICE)
-    agreed = total = 0
-    for position in range(6):
-        logits = (torch.randn(len(params), vocab, device=DEVICE) * 3).to(dtype)
-        positions = torch.full_like(slots, position * 7)
-        for filtered in (False, True):
-            ours, finite = gpu.sample(logits, slots, positions, floats, ints, filtered=filtered)
-            theirs, _ = reference.sample(logits, slots, positions, floats, ints, filtered=filtered)
-            assert finite.all()
-            agreed += int((ours == theirs).sum())
-            total += len(ours)
-    # The draw may fall between two tokens whose cumulative masses differ by the order of a sum.
-    assert agreed >= total - 1
-
-
-def test_filters_are_exact() -> None:
-    """Over many draws exactly the tokens that pass are seen: ties at the threshold stay together."""
-    logits = torch.full((1, 300), -8.0, device=DEVICE)
-    logits[0, [7, 80, 150, 299]] = torch.tensor([3.0, 2.0, 2.0, 1.0], device=DEVICE)
-    for params, passing in [
-        ((1.0, 1.0, 0.0, 1), {7}),
-        ((1.0, 1.0, 0.0, 2), {7, 80, 150}),
-        ((1.0, 1.0, 0.0, 4), {7, 80, 150, 299}),
-        ((1.0, 0.5, 0.0, 0), {7}),
-        ((1.0, 0.6, 0.0, 0), {7, 80, 150}),
-        ((1.0, 1.0, 0.2, 0), {7, 80, 150}),
-    ]:
-        floats, ints = sampling_tables([params], 300)
-        repeated = logits.repeat(60, 1)
-        slots = torch.zeros(60, dtype=torch.int64, device=DEVICE)
-        drawn, _ = gpu.sample(repeated, slots, torch.arange(60, device=DEVICE), floats, ints, filtered=True)
-        assert set(drawn.tolist()) == passing, params
-
-
-def test_broken_rows_are_reported_and_forbidden_tokens_are_not_drawn() -> None:
-    logits = torch.zeros(3, 5000, device=DEVICE)
-    logits[0, 4999] = torch.nan
-    logits[1, 3] = torch.inf
-    logits[2, 1:] = -1e30
-    floats, ints = sampling_tables([(1.0, 1.0, 0.0, 0)] * 3, 5000)
-    slots = torch.arange(3, device=DEVICE)
-    tokens, finite = gpu.sample(logits, slots, slots, floats, ints, filtered=False)
-    assert finite.tolist() == [False, False, True]
-    assert tokens[2] == 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ingle.kernels.batch import Batch
     from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
 class Kernels(Protocol):
@@ -109,11 +110,11 @@ class Kernels(Protocol):
         logits: torch.Tensor,
         slots: torch.Tensor,
         positions: torch.Tensor,
-        floats: torch.Tensor,
-        ints: torch.Tensor,
-        *,
-        filtered: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+        tables: SamplingTables,
+        features: Features,
+    ) -> Samples: ...
+
+    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> Logprobs: ...
 
 
 def of(x: torch.Tensor) -> Kernels:

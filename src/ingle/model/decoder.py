@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,10 +64,6 @@ class Decoder:
     def max_model_len(self) -> int:
         """The longest sequence that there are rotations for."""
         return len(self.cos_sin[0])
-
-    def with_length(self, max_model_len: int) -> Decoder:
-        """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        return dataclasses.replace(self, cos_sin=rotations(self.config, max_model_len, self.cos_sin[0].device))
 
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.

@@ -13,7 +13,7 @@ import torch
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
-from ingle.engine.memory import free_bytes
+from ingle.engine.memory import memory_of
 from ingle.errors import ConfigError
 from ingle.verify.prompts import random_prompts
 from ingle.verify.reference import Reference, reference_for
@@ -72,7 +72,7 @@ def verify(
     prompts = [(name, ids[:longest]) for name, ids in [*texts, *made_up]]
     report(f"answering {num_prompts} prompts")
     answers = answer_all(engine, [ids for _, ids in prompts], num_tokens)
-    device = torch.device("cuda", 0) if engine.worker.on_gpu else torch.device("cpu")
+    device = torch.device("cuda", 0) if engine.facts.on_gpu else torch.device("cpu")
     del engine
     _let_go(device)
     reference = reference_for(config, path, _room_for_reference(info, device))
@@ -119,7 +119,7 @@ def _room_for_reference(info: EngineInfo, device: torch.device) -> torch.device:
     """Where the model fits in float32: on the engine's device, else on the CPU. Raises `ConfigError` if on neither."""
     needed = int(info.num_parameters * 4 * _REFERENCE_SLACK)
     for place in dict.fromkeys((device, torch.device("cpu"))):
-        if (free := free_bytes(place)) is None or free >= needed:
+        if (free := memory_of(place).free) is None or free >= needed:
             return place
     raise ConfigError(
         f"the reference computes in float32 and needs {needed / 2**30:.1f} GiB for {info.num_parameters / 1e9:.2f} B "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from ingle.kernels.options import RouterConfig
 from ingle.model.architecture import DecoderConfig, MoeConfig
 from ingle.model.mixture_names import mixture_names
 from ingle.model.rope import cos_sin_tables
-from ingle.model.sizes import Mixture
+from ingle.model.sizes import Mixture, WeightSizes
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
 from ingle.weights.source import FLOATS, ExpertNames, WeightSource
 
@@ -216,8 +216,8 @@ class HostDecoder:
     norm: Floats
     head: PackedMatrix
     """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
-    cos_sin: tuple[Floats, ...] = ()
-    """For each of the config's rotations, float32 [max_model_len, rotary_dim], once `with_length` has made them."""
+    cos_sin: tuple[Floats, ...]
+    """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
 
     @property
     def mixture(self) -> Mixture | None:
@@ -234,10 +234,6 @@ class HostDecoder:
         """The longest sequence that there are rotations for."""
         return len(self.cos_sin[0])
 
-    def with_length(self, max_model_len: int) -> HostDecoder:
-        """The decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        return replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, np))
-
     @property
     def matrices(self) -> list[PackedMatrix]:
         """Each once."""
@@ -249,13 +245,19 @@ class HostDecoder:
         """What its matrices are multiplied as, for people."""
         return frozenset().union(*(matrix.factors for matrix in self.matrices))
 
-    def size(self) -> tuple[int, int]:
-        """Parameters and bytes, of tied embeddings once."""
+    def sizes(self) -> WeightSizes:
+        """Tied embeddings count once."""
         matrices = self.matrices
         vectors = [self.norm, *(vector for layer in self.layers for vector in layer.vectors)]
-        return (
-            sum(matrix.num_parameters for matrix in matrices) + sum(vector.size for vector in vectors),
-            sum(matrix.num_bytes for matrix in matrices) + sum(vector.nbytes for vector in vectors),
+        (all_of, head, embedding) = map(_size, (matrices, [self.head], [self.embedding]))
+        return WeightSizes(
+            total=(
+                all_of[0] + sum(vector.size for vector in vectors),
+                all_of[1] + sum(vector.nbytes for vector in vectors),
+            ),
+            head=head,
+            looked_up=(0, 0) if self.head is self.embedding else embedding,
+            mixture=self.mixture,
         )
 
     def forward(self, batch: HostBatch, kv: HostKv) -> Floats:
@@ -309,8 +311,8 @@ def suits(config: DecoderConfig, max_model_len: int) -> bool:
     return config.mla is None and not sharpens
 
 
-def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecoder:
-    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; the length is to be set.
+def load_host_decoder(config: DecoderConfig, source: WeightSource, max_model_len: int) -> HostDecoder:
+    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says, for sequences of up to that length.
 
     Raises `ModelError` for missing or misshapen ones.
     """
@@ -326,6 +328,7 @@ def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecode
         described=(Layer * len(layers))(*(layer.described(config, index) for index, layer in enumerate(layers))),
         norm=read.norm(names.norm, config.hidden_size),
         head=head,
+        cos_sin=cos_sin_tables(config, max_model_len, np),
     )
 
 
@@ -412,6 +415,11 @@ class _Reader:
     def norm(self, module: str, size: int) -> Floats:
         weight = self.source.floats(f"{module}.weight", size)
         return weight + np.float32(1) if self.config.one_plus_norms else weight
+
+
+def _size(matrices: Sequence[PackedMatrix]) -> tuple[int, int]:
+    """Parameters and bytes."""
+    return sum(matrix.num_parameters for matrix in matrices), sum(matrix.num_bytes for matrix in matrices)
 
 
 def _address(array: Floats | None) -> int | None:

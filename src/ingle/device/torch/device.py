@@ -1,52 +1,32 @@
-"""Runs planned steps on a device: owns the model, the KV pages and the per-slot tables; knows slots, not requests."""
+"""PyTorch's device: a model, its KV pages and tables as tensors, on a GPU or a CPU."""
 
 from __future__ import annotations
 
 import math
 import mmap
 from contextlib import nullcontext
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from ingle.device.torch.graphs import StepGraphs
-from ingle.device.torch.sampler import LogprobRows, Sampler, Samples, logprob_rows
-from ingle.device.torch.tables import SlotTables, to_device, unpack
-from ingle.engine.scheduler import Limits, Plan, StepResult
-from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
+from ingle import kernels
+from ingle.device import LogprobRows, Report
+from ingle.device.inputs import Layout
+from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.sampler import Sampler, padded_alternatives
+from ingle.device.torch.tables import SlotTables
+from ingle.kernels.batch import Batch, StepInputs, query_block
 from ingle.kernels.cpu.threads import pytorch_on_one
+from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
+from ingle.step import Limits, Masks, Step
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once: 64 x 150k x float32 is 40 MB."""
 
 
-@dataclass(slots=True)
-class LaunchedStep:
-    """A step whose kernels are queued; `result` waits for them, and only then do numbers come to the host."""
-
-    token_ids: torch.Tensor
-    finite: torch.Tensor
-    done: torch.cuda.Event | None
-    logprobs: dict[int, LogprobRows]
-    prompt_logprobs: dict[int, list[LogprobRows]]
-
-    def result(self) -> StepResult:
-        if self.done is not None:
-            self.done.synchronize()
-        return StepResult(
-            self.token_ids.tolist(),
-            self.finite.tolist(),
-            {index: rows.entries()[0] for index, rows in self.logprobs.items()},
-            {
-                index: [entry for rows in parts for entry in rows.entries()]
-                for index, parts in self.prompt_logprobs.items()
-            },
-        )
-
-
-class Worker:
-    """One device's share of the engine."""
+class TorchDevice:
+    """A device that PyTorch drives."""
 
     def __init__(
         self,
@@ -70,37 +50,35 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
-        self._threads = pytorch_on_one if own_threads else nullcontext
-        self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs and model.capturable else None
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def kv_itemsize(self) -> int:
-        return self.kv_cache.itemsize
+        self.threads = pytorch_on_one if own_threads else nullcontext
+        self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> LaunchedStep:
-        """Applies the plan to the tables and queues its computation."""
-        with self._threads():
-            return self._launch(plan)
+    def apply(self, step: Step) -> None:
+        if step.scrubbed:
+            self.kv_cache[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
+        self.tables.apply(step)
+        self.sampler.admit(step.admissions)
 
-    def _launch(self, plan: Plan) -> LaunchedStep:
-        if plan.scrubbed:
-            self.kv_cache[:, :, torch.tensor(plan.scrubbed, device=self.device)] = 0
-        self.tables.apply(plan)
-        self.sampler.admit(plan.admissions)
-        slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
-        if self._graphs is not None and self._is_plain(plan, slots):
-            return self._launched(self._graphs.run(plan, len(slots), filtered=self.sampler.filters(slots)))
-        return self._launch_eagerly(plan, slots)
+    @torch.inference_mode()
+    def forward(self, step: Step) -> TorchStep:
+        """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
+        launched = TorchStep(self, step)
+        if self.graphs is not None and all(c.prompt_logprobs is None and not c.drafts for c in step.chunks):
+            if step.masked:
+                launched.captured = self.graphs.forward(step)
+            else:
+                launched.take(self.graphs.run(step, self.sampler.features(step.chunks, {})))
+            return launched
+        with self.threads():
+            launched.batch = self.tables.batch_of(step)
+            launched.hidden = self.model.forward(launched.batch, self.kv_cache)
+        return launched
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
         try:
-            if self.on_gpu:
+            if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except RuntimeError:
             return False
@@ -108,83 +86,103 @@ class Worker:
 
     @torch.inference_mode()
     def capture_next(self) -> bool:
-        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
-        return self._graphs is not None and self._graphs.capture_next()
+        return self.graphs is not None and self.graphs.capture_next()
 
-    def _is_plain(self, plan: Plan, slots: list[int]) -> bool:
-        """Whether forward, draw and write-back are all there is to the step."""
-        return (
-            not self.sampler.adjusts(slots)
-            and all(count is None for count in self.sampler.num_logprobs(slots))
-            and all(chunk.prompt_logprobs is None for chunk in plan.chunks[plan.num_decodes :])
-        )
-
-    def _step(self, inputs: StepInputs, layout: Layout, filtered: bool) -> Samples:
-        """A plain step of padded inputs: what graphs capture."""
+    def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
+        """The forward of a step of padded inputs: hidden states [R, E] of the rows whose next token is drawn."""
         batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
-        hidden = self.model.forward(batch, self.kv_cache)
-        samples = self.sampler.draw(self.model.logits(hidden[inputs.sample_rows]), inputs, filtered=filtered)
+        return self.model.forward(batch, self.kv_cache)[inputs.sample_rows]
+
+    def draw(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+        """The draw for hidden states [R, E], and the drawn tokens' way into the table."""
+        samples = self.sampler.sample(self.model.logits(hidden), inputs, features)
         self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 
-    def _launch_eagerly(self, plan: Plan, slots: list[int]) -> LaunchedStep:
-        layout = self.tables.layout(plan)
-        inputs = unpack(to_device(self.tables.pack(plan, layout), self.device), layout)
-        batch = self.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
-        hidden = self.model.forward(batch, self.kv_cache)
-        prompt_logprobs = self._prompt_logprobs(batch, hidden)
-        if not slots:
-            empty = torch.empty(0, dtype=torch.int64)
-            return LaunchedStep(empty, empty, None, {}, prompt_logprobs)
-        logits = self.model.logits(hidden[inputs.sample_rows])
-        positions = [chunk.start + chunk.count for chunk in plan.chunks if chunk.samples]
-        samples = self.sampler.sample(logits, inputs, slots, positions)
-        self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
-        logprobs = self._logprobs(plan, logits, samples, slots)
-        return self._launched(samples, logprobs, prompt_logprobs)
 
-    def _launched(
-        self,
-        samples: Samples,
-        logprobs: dict[int, LogprobRows] | None = None,
-        prompt_logprobs: dict[int, list[LogprobRows]] | None = None,
-    ) -> LaunchedStep:
-        """Starts the copy of the tokens to the host."""
-        if self.device.type == "cpu":
-            return LaunchedStep(samples.token_ids, samples.finite, None, logprobs or {}, prompt_logprobs or {})
-        token_ids = samples.token_ids.to("cpu", non_blocking=True)
-        finite = samples.finite.to("cpu", non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        return LaunchedStep(token_ids, finite, done, logprobs or {}, prompt_logprobs or {})
+class TorchStep:
+    """A step whose kernels are queued; `report` waits for them, and only then do numbers come to the host."""
 
-    def _logprobs(self, plan: Plan, logits: torch.Tensor, samples: Samples, slots: list[int]) -> dict[int, LogprobRows]:
-        """By index of the chunk in the plan, for the rows that want them: of the logits as the model gave them."""
-        wanted = self.sampler.num_logprobs(slots)
-        sampled = [index for index, chunk in enumerate(plan.chunks) if chunk.samples]
-        return {
-            sampled[row]: logprob_rows(logits[row : row + 1], samples.token_ids[row : row + 1], [count])
-            for row, count in enumerate(wanted)
-            if count is not None
+    def __init__(self, device: TorchDevice, step: Step) -> None:
+        self._device = device
+        self._step = step
+        self.batch: Batch | None = None
+        self.hidden: torch.Tensor | None = None
+        """[T, E], of a step that is no CUDA graph."""
+        self.captured: CapturedForward | None = None
+        """Of a step whose draw is a CUDA graph of its own."""
+        self._samples: Samples | None = None
+        self._prompt_logprobs: dict[int, list[Logprobs]] = {}
+        self._done: torch.cuda.Event | None = None
+
+    @torch.inference_mode()
+    def sample(self, masks: Masks) -> None:
+        device = self._device
+        if self.captured is not None and device.graphs is not None:
+            device.sampler.set_masks(masks)
+            features = device.sampler.features(self._step.chunks, masks)
+            self.take(device.graphs.draw(self.captured, features))
+        elif self.hidden is not None and self.batch is not None:
+            with device.threads():
+                self._sample(self.batch.inputs, self.hidden, masks)
+
+    def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:
+        device = self._device
+        self._score_prompts(hidden)
+        samples = None
+        if len(inputs.sample_rows):
+            device.sampler.set_masks(masks)
+            features = device.sampler.features(self._step.chunks, masks)
+            samples = device.draw(hidden[inputs.sample_rows], inputs, features)
+        self.take(samples)
+
+    def take(self, samples: Samples | None) -> None:
+        """What was drawn: its way to the host begins."""
+        self._samples = samples
+        if self._device.device.type == "cpu":
+            return
+        self._samples = None if samples is None else samples.to_host()
+        self._prompt_logprobs = {
+            index: [part.to_host() for part in parts] for index, parts in self._prompt_logprobs.items()
         }
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
 
-    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[LogprobRows]]:
+    def _score_prompts(self, hidden: torch.Tensor) -> None:
         """For each chunk that asks: log probabilities of the tokens that follow its own, as far as they are known."""
-        found: dict[int, list[LogprobRows]] = {}
-        first = 0
-        for index, chunk in enumerate(batch.chunks):
+        device, first = self._device, 0
+        for index, chunk in enumerate(self._step.chunks):
             if chunk.prompt_logprobs is not None:
-                following = self.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.start + chunk.count + 1].long()
-                found[index] = [
-                    logprob_rows(
-                        self.model.logits(hidden[first + low : first + low + _LOGIT_ROWS][: chunk.count - low]),
-                        following[low : low + _LOGIT_ROWS],
-                        [chunk.prompt_logprobs] * min(_LOGIT_ROWS, chunk.count - low),
-                    )
-                    for low in range(0, chunk.count, _LOGIT_ROWS)
-                ]
+                following = device.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.end + 1].long()
+                parts = self._prompt_logprobs[index] = []
+                for low in range(0, chunk.count, _LOGIT_ROWS):
+                    high = min(low + _LOGIT_ROWS, chunk.count)
+                    logits = device.model.logits(hidden[first + low : first + high])
+                    count = padded_alternatives(chunk.prompt_logprobs)
+                    parts.append(kernels.of(logits).logprobs(logits, following[low:high], count))
             first += chunk.count
-        return found
+
+    def report(self) -> Report:
+        if self._done is not None:
+            self._done.synchronize()
+        prompt_logprobs = {index: _rows(*parts) for index, parts in self._prompt_logprobs.items()}
+        if self._samples is None:
+            nothing = np.zeros(0, np.int64)
+            return Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs)
+        token_ids, finite, logprobs = self._samples
+        num_rows = sum(chunk.num_samples for chunk in self._step.chunks)  # those after are padding
+        return Report(
+            token_ids.numpy()[:num_rows],
+            finite.numpy()[:num_rows],
+            None if logprobs is None else _rows(logprobs),
+            prompt_logprobs,
+        )
+
+
+def _rows(*parts: Logprobs) -> LogprobRows:
+    return LogprobRows(
+        *(np.concatenate([tensor.numpy() for tensor in tensors]) for tensors in zip(*parts, strict=True))
+    )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

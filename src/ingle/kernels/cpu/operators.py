@@ -10,12 +10,14 @@ from ctypes import byref
 import torch
 import torch.nn.functional as F
 
-from ingle.kernels import reference
+from ingle.kernels import reference_sampling
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention
 from ingle.kernels.options import Activation, AttentionOptions
-from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
+from ingle.kernels.reference import Composed, experts, locate, multiply, route, soft_cap
+from ingle.kernels.reference_sampling import logprobs
+from ingle.kernels.sampling import Features, Samples, SamplingTables
 
 __all__ = [
     "add",
@@ -23,6 +25,7 @@ __all__ = [
     "experts",
     "gated",
     "locate",
+    "logprobs",
     "multiply",
     "multiply_gated",
     "normed",
@@ -109,7 +112,7 @@ def rotate_and_store(
     return qkv.view(qkv.shape[0], -1, head_dim)[:, :num_heads]
 
 
-composed = reference.Composed(rms_norm, add_rms_norm, rotate_and_store)
+composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
 normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
 project_and_add, add = composed.project_and_add, composed.add
 
@@ -153,17 +156,14 @@ def _keys_and_values(kv_cache: torch.Tensor) -> tuple[int, int]:
 
 
 def sample(
-    logits: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    floats: torch.Tensor,
-    ints: torch.Tensor,
-    *,
-    filtered: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, tables: SamplingTables, features: Features
+) -> Samples:
+    return reference_sampling.sample(logits, slots, positions, tables, features, _greedy)
+
+
+def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows, vocab_size = logits.shape
     logits = logits.contiguous()
     token_ids, finite = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows, dtype=torch.bool)
     library.get().ingle_sample_greedy(logits.data_ptr(), num_rows, vocab_size, token_ids.data_ptr(), finite.data_ptr())
-    reference.draw_into(token_ids, logits, slots, positions, floats, ints, filtered=filtered)
     return token_ids, finite

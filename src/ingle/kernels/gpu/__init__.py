@@ -3,6 +3,7 @@
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
 from ingle.kernels.gpu.layer import add, normed, project_and_add, project_and_store, project_gated
+from ingle.kernels.gpu.logprobs import logprobs
 from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.products import multiply, multiply_gated
 from ingle.kernels.gpu.sampling import sample
@@ -13,6 +14,7 @@ __all__ = [
     "experts",
     "gated",
     "locate",
+    "logprobs",
     "multiply",
     "multiply_gated",
     "normed",

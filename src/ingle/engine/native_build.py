@@ -1,0 +1,53 @@
+"""Loads a model onto the native CPU device, without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ingle.config import EngineConfig
+from ingle.device.native.decoder import load_host_decoder
+from ingle.device.native.device import NativeDevice
+from ingle.engine.facts import EngineFacts
+from ingle.engine.memory import host_memory, kv_budget, plan_memory
+from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
+from ingle.kernels.cpu import library
+from ingle.model.architecture import DecoderConfig
+from ingle.model.checkpoint import as_stored
+from ingle.model.kinds import check_head
+from ingle.weights.code_types import CODE_TYPES
+
+KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
+"""By the type that the user wants, the KV cache's; float32 is PyTorch's to compute."""
+
+
+def numerics(config: EngineConfig) -> Numerics:
+    return Numerics(
+        kv_dtype=KV_TYPES[config.dtype],
+        kv_itemsize=2,
+        product_dtype="bfloat16",
+        float_itemsize=2,
+        kept_types=frozenset(CODE_TYPES),
+        kernels=f"ingle's for {library.instructions()}",
+    )
+
+
+def load(
+    config: EngineConfig, files: ModelFiles, decoder: DecoderConfig, numerics: Numerics, startup: Startup
+) -> Loaded:
+    """Plans memory, reads the weights, and allocates the KV cache."""
+    with contextlib.closing(files.open(config)) as source:
+        check_head(files.path, files.hf_config, source, decoder.names.lm_head)
+        decoder, notices = as_stored(decoder, source)
+        stored_types = source.stored_types
+        left = host_memory().beside(numerics.weight_bytes(decoder, stored_types))
+        budget = kv_budget(config, decoder, left)
+        memory = plan_memory(
+            config, decoder, kv_itemsize=numerics.kv_itemsize, on_gpu=False, budget=budget, free=left.free
+        )
+        with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
+            model = load_host_decoder(decoder, source, memory.limits.max_model_len)
+    library.settle_memory()
+    with startup.phase("kv_cache", "allocating the KV cache"):
+        device = NativeDevice(model, memory.limits, memory.num_pages, numerics.kv_dtype)
+    facts = EngineFacts(decoder, model.sizes(), on_gpu=False, kv_itemsize=numerics.kv_itemsize)
+    return Loaded(device, "cpu", facts, memory, stored_types, model.factors, tuple(notices))

@@ -1,0 +1,211 @@
+"""Loads a model for PyTorch to run: on a GPU, in float32, or by transformers' code."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+
+from ingle.config import EngineConfig
+from ingle.device.kernel_choice import multiplies_bfloat16
+from ingle.device.torch.device import TorchDevice
+from ingle.engine.facts import EngineFacts
+from ingle.engine.memory import MemoryPlan, kv_budget, memory_of, plan_memory
+from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
+from ingle.errors import ConfigError
+from ingle.kernels.cpu import library, threads
+from ingle.model.architecture import DecoderConfig
+from ingle.model.checkpoint import as_stored
+from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
+from ingle.model.interface import Model
+from ingle.model.kinds import check_head
+from ingle.model.load import load_decoder
+from ingle.model.sizes import ModelConfig, WeightSizes
+from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.formats import PlainFormat
+from ingle.weights.matrix import Weight, total_size
+from ingle.weights.packed import PackedFormat
+
+_DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+class TorchRunner:
+    """What is decided before a model is loaded: the device, and whether ingle's CPU kernels help."""
+
+    def __init__(self, config: EngineConfig, device_type: str, *, our_kernels: bool) -> None:
+        self._config = config
+        self._our_kernels = our_kernels
+        self._device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
+        if not self._on_gpu:
+            torch.set_num_threads(config.threads or threads.default_count())
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def load(self, files: ModelFiles, startup: Startup) -> tuple[Numerics, Loaded]:
+        """Plans memory, reads the weights, and allocates the KV cache.
+
+        Of a model that transformers' code runs only that code knows the sizes: there memory is planned when the weights
+        are loaded.
+        """
+        packs = self._our_kernels and files.decoder is not None and self._config.dtype not in ("float", "float32")
+        dtypes = _packed_dtypes(self._config) if packs else _plain_dtypes(self._config, files.hf_config, self._device)
+        numerics = self._numerics(dtypes)
+        if files.decoder is None:
+            model, memory, stored_types, notices = self._load_fallback(files, dtypes, numerics, startup)
+        else:
+            model, memory, stored_types, notices = self._load_decoder(files, files.decoder, dtypes, numerics, startup)
+        if not self._on_gpu and library.started():
+            library.settle_memory()
+        with startup.phase("kv_cache", "allocating the KV cache"):
+            use_graphs = self._on_gpu and not self._config.enforce_eager
+            device = TorchDevice(
+                model,
+                memory.limits,
+                memory.num_pages,
+                self._device,
+                dtypes.kv,
+                use_graphs=use_graphs,
+                own_threads=packs,
+            )
+        facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv_itemsize=numerics.kv_itemsize)
+        name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
+        factors = _factors(model, dtypes.products)
+        return numerics, Loaded(device, name, facts, memory, stored_types, factors, tuple(notices))
+
+    def _numerics(self, dtypes: _Dtypes) -> Numerics:
+        ours = self._our_kernels and dtypes.products == torch.float32
+        beside = " and Triton's" if self._on_gpu else " and ingle's" if ours else ""
+        return Numerics(
+            kv_dtype=_name(dtypes.kv),
+            kv_itemsize=dtypes.kv.itemsize,
+            product_dtype=_name(dtypes.products),
+            float_itemsize=dtypes.products.itemsize,
+            kept_types=frozenset(CODE_TYPES) if dtypes.packs else frozenset(),
+            kernels=f"ingle's for {library.instructions()}" if dtypes.packs else f"PyTorch's{beside}",
+            notices=dtypes.notices,
+        )
+
+    def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
+        left = memory_of(self._device).beside(weight_bytes)
+        budget = kv_budget(self._config, model, left)
+        return plan_memory(
+            self._config, model, kv_itemsize=numerics.kv_itemsize, on_gpu=self._on_gpu, budget=budget, free=left.free
+        )
+
+    def _load_decoder(
+        self, files: ModelFiles, decoder: DecoderConfig, dtypes: _Dtypes, numerics: Numerics, startup: Startup
+    ) -> _LoadedModel:
+        with contextlib.closing(files.open(self._config)) as source:
+            check_head(files.path, files.hf_config, source, decoder.names.lm_head)
+            decoder, notices = as_stored(decoder, source)
+            stored_types = source.stored_types
+            memory = self._plan(decoder, numerics, numerics.weight_bytes(decoder, stored_types))
+            with startup.phase("weights", f"loading weights of {decoder.family} on {self._device}"):
+                model = load_decoder(
+                    decoder,
+                    source,
+                    matrices=PackedFormat() if dtypes.packs else PlainFormat(dtypes.products, self._device),
+                    dtype=dtypes.activations,
+                    device=self._device,
+                    max_model_len=memory.limits.max_model_len,
+                )
+        return _LoadedModel(model, memory, stored_types, notices)
+
+    def _load_fallback(self, files: ModelFiles, dtypes: _Dtypes, numerics: Numerics, startup: Startup) -> _LoadedModel:
+        config, plan = self._config, _plan_fallback(self._config, files)
+        with startup.phase("weights", f"loading weights of {plan.family} on {self._device}"):
+            with contextlib.closing(files.open(config)) as source:
+                check_head(files.path, files.hf_config, source, "lm_head")
+                stored_types = source.stored_types
+            model, notices = load_fallback(
+                plan,
+                dtype=dtypes.activations,
+                device=self._device,
+                max_model_len=config.max_model_len,
+                dummy_seed=config.seed if config.load_format == "dummy" else None,
+            )
+        memory = self._plan(model.config, numerics, weight_bytes=0)
+        return _LoadedModel(model, memory, stored_types, [plan.notice, *plan.unknown_keys, *notices])
+
+
+class _Dtypes(NamedTuple):
+    """Types in which PyTorch holds and computes."""
+
+    kv: torch.dtype
+    activations: torch.dtype
+    products: torch.dtype
+    packs: bool
+    """Matrices are ingle's packed ones."""
+    notices: tuple[str, ...] = ()
+
+
+class _LoadedModel(NamedTuple):
+    model: Model
+    memory: MemoryPlan
+    stored_types: dict[str, int]
+    notices: list[str]
+
+
+def _packed_dtypes(config: EngineConfig) -> _Dtypes:
+    dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
+    return _Dtypes(dtype, torch.float32, torch.bfloat16, packs=True)
+
+
+def _plain_dtypes(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> _Dtypes:
+    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
+    dtype, notices = pick_dtype(config, hf_config, device)
+    return _Dtypes(dtype, dtype, dtype, packs=False, notices=tuple(notices))
+
+
+def _plan_fallback(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
+    if config.rope_scaling is not None or config.rope_theta is not None:
+        raise ConfigError(
+            f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by transformers' "
+            "code, which they do not reach; write rope_scaling or rope_theta into its config.json"
+        )
+    return plan_fallback(files.path, files.hf_config, trust_remote_code=config.trust_remote_code)
+
+
+def _sizes(model: Model) -> WeightSizes:
+    head, embedding = model.head, model.embedding
+    return WeightSizes(
+        total=total_size(model.parameters()),
+        head=total_size([head]),
+        looked_up=total_size([] if embedding is head else [embedding]),
+        mixture=model.mixture,
+    )
+
+
+def _factors(model: Model, products: torch.dtype) -> frozenset[str]:
+    """Of matrix products, for people: packed matrices have their own."""
+    packed = frozenset[str]().union(*(part.factors for part in model.parameters() if isinstance(part, Weight)))
+    return packed or frozenset((_name(products),))
+
+
+def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
+    """The type to compute in, and what to tell the user about it."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype], []
+    stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
+    if device.type == "cuda":
+        if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
+            return (torch.bfloat16 if stored == torch.float32 else stored), []
+        return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
+    if multiplies_bfloat16():
+        return torch.bfloat16, []
+    if stored == torch.float32:
+        return torch.float32, []
+    return torch.float32, [f"dtype {_name(stored)} -> float32: this CPU does not multiply it natively"]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ingle import kernels
-from ingle.device.torch.tables import unpack
+from ingle.device.torch.device import TorchDevice
 from ingle.kernels import gpu, reference
 from ingle.kernels.flow import Flow
 from ingle.kernels.gpu import elementwise, few_rows, vector
@@ -156,16 +156,13 @@ def step(name: str, num_rows: int, folder: Path) -> Callable[[], tuple[torch.Ten
     model_type, overrides = FAMILIES[name]
     engine = engine_for(save_checkpoint(folder, model_type, **overrides), block_size=8)
     engine.add(EngineRequest("step", random_prompt(3, num_rows), SamplingParams(temperature=0.0, max_tokens=1)))
-    plan, worker = engine.scheduler.plan(), engine.worker
-    assert plan is not None
-    worker.tables.apply(plan)
-    layout = worker.tables.layout(plan)
-    inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
+    plan, device = engine.scheduler.plan(), engine.worker.device
+    assert plan is not None and isinstance(device, TorchDevice)
+    device.apply(plan.step)
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        cache = torch.zeros_like(worker.kv_cache)
-        batch = worker.tables.batch(inputs, 0, layout.num_blocks, plan.chunks)
-        return worker.model.forward(batch, cache), cache
+        cache = torch.zeros_like(device.kv_cache)
+        return device.model.forward(device.tables.batch_of(plan.step), cache), cache
 
     return forward
 

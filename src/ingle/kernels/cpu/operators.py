@@ -10,12 +10,12 @@ from ctypes import byref
 import torch
 import torch.nn.functional as F
 
-from ingle.kernels import reference, reference_sampling
+from ingle.kernels import reference_sampling
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention
 from ingle.kernels.options import Activation, AttentionOptions
-from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
+from ingle.kernels.reference import Composed, experts, locate, multiply, route, soft_cap
 from ingle.kernels.reference_latent import latent_attention, store_latent
 from ingle.kernels.reference_sampling import logprobs
 from ingle.kernels.sampling import Features, Samples, SamplingTables
@@ -115,7 +115,7 @@ def rotate_and_store(
     return qkv.view(qkv.shape[0], -1, head_dim)[:, :num_heads]
 
 
-composed = reference.Composed(rms_norm, add_rms_norm, rotate_and_store)
+composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
 normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
 project_and_add, add = composed.project_and_add, composed.add
 

@@ -183,7 +183,7 @@ def test_in_asyncio(tiny: LLM) -> None:
 
 def test_a_request_that_is_refused_leaves_nothing_behind(tiny: LLM) -> None:
     params = [LONG, SamplingParams(logit_bias={419: 1.0, 9999: 1.0})]
-    with pytest.raises(RequestError, match="token 9999"):
+    with pytest.raises(RequestError, match="prompt 1: logit_bias names token 9999"):
         tiny.generate(["a", "b"], params, use_tqdm=False)
     assert idle(tiny) and tiny.generate("a", GREEDY, use_tqdm=False)
 

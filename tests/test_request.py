@@ -47,6 +47,14 @@ def test_seeds_of_choices() -> None:
     assert SamplingParams(n=2).of_choice(1, 1).seed is None
 
 
+def test_min_tokens_must_fit_what_the_context_leaves() -> None:
+    params = SamplingParams(min_tokens=5, max_tokens=None)
+    assert params.of_choice(0, 5).min_tokens == 5
+    with pytest.raises(RequestError, match=r"min_tokens \(5\) is greater than max_tokens \(4\)") as caught:
+        params.of_choice(0, 4)
+    assert caught.value.param == "min_tokens"
+
+
 def test_the_chosen_token_comes_before_its_equals() -> None:
     ranked = TokenLogprobs.ranked
     assert ranked(7, -1.0, 1, [5], [-1.0]) == TokenLogprobs([7, 7], [-1.0, -1.0], 1), "it was left out of the likeliest"

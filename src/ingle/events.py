@@ -8,7 +8,6 @@ the protocols. The failure of a whole request is no event: it is raised, and eac
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -64,15 +63,14 @@ class Usage(msgspec.Struct, frozen=True):
 Event = Begin | Text | Finish | Usage
 
 
-@dataclass
-class Choice:
+class Choice(msgspec.Struct):
     """What some events, or all of them, say of one choice."""
 
     begin: Begin | None = None
-    pieces: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = []
+    token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None
-    starts: list[int] = field(default_factory=list)
+    starts: list[int] = []
     finish: Finish | None = None
 
     @property
@@ -92,11 +90,10 @@ class Choice:
         return None if self.begin is None else self.begin.prompt_logprobs
 
 
-@dataclass
-class Answer:
+class Answer(msgspec.Struct):
     """What events add up to: all of an answer's to the whole of it, a few to a piece."""
 
-    choices: dict[int, Choice] = field(default_factory=dict)
+    choices: dict[int, Choice] = {}
     usage: Usage | None = None
 
     def add(self, events: Iterable[Event]) -> None:
@@ -104,7 +101,9 @@ class Answer:
             if isinstance(event, Usage):
                 self.usage = event
                 continue
-            choice = self.choices.setdefault(event.choice, Choice())
+            choice = self.choices.get(event.choice)
+            if choice is None:
+                choice = self.choices[event.choice] = Choice()
             match event:
                 case Begin():
                     choice.begin = event

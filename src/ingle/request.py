@@ -110,7 +110,12 @@ class SamplingParams(Sampling, frozen=True, kw_only=True):
         self._check()
 
     def of_choice(self, index: int, max_tokens: int) -> Sampling:
-        """The engine's part of one of the `n` completions, with what the context leaves of `max_tokens`."""
+        """The engine's part of one of the `n` completions, with what the context leaves of `max_tokens`.
+
+        Raises `RequestError` when that is less than `min_tokens`.
+        """
+        if objections := list(self._too_few(max_tokens)):
+            raise refusal(objections)
         seed = self.seed
         if seed is not None:
             seed = (seed + index - _MIN_INTEGER) % 2**64 + _MIN_INTEGER
@@ -120,10 +125,13 @@ class SamplingParams(Sampling, frozen=True, kw_only=True):
 
     def _check(self) -> None:
         objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias()]
-        if not objections and self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            objections = [("min_tokens", f"({self.min_tokens}) is greater than max_tokens ({self.max_tokens})")]
+        objections = [(name, f"{name} {text}") for name, text in objections] or list(self._too_few(self.max_tokens))
         if objections:
-            raise refusal([(name, f"{name} {text}") for name, text in objections])
+            raise refusal(objections)
+
+    def _too_few(self, max_tokens: int | None) -> Iterator[tuple[str, str]]:
+        if max_tokens is not None and self.min_tokens > max_tokens:
+            yield "min_tokens", f"min_tokens ({self.min_tokens}) is greater than max_tokens ({max_tokens})"
 
     def _out_of_range(self) -> Iterator[tuple[str, str]]:
         for name in RANGES:

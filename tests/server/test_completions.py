@@ -308,6 +308,25 @@ async def test_preparing_a_body_does_not_hold_up_streams(
     assert len(threads) == 2 and loop_thread not in threads
 
 
+async def test_writing_many_log_probabilities_does_not_hold_up_streams(
+    client: httpx.AsyncClient, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_thread, token = threading.get_ident(), model.tokenizer.token
+    threads = set()
+
+    def noted(token_id: int) -> str:
+        threads.add(threading.get_ident())
+        return token(token_id)
+
+    monkeypatch.setattr(model.tokenizer, "token", noted)
+    few = await complete(client, prompt="a", max_tokens=200, n=2, logprobs=1, ignore_eos=True)
+    assert threads == {loop_thread}
+    threads.clear()
+    many = await complete(client, prompt="a", max_tokens=200, n=3, logprobs=1, ignore_eos=True)
+    assert len(threads) == 1 and loop_thread not in threads
+    assert many["choices"][:2] == few["choices"]
+
+
 def test_a_request_that_waits_is_kept_compactly(model: ServedModel, engine: ScriptedEngine) -> None:
     """4 bytes a token, whatever the body took: prompts wait by the million tokens."""
     engine.info.max_model_len, engine.info.vocab_size = 8192, 200_000

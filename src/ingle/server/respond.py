@@ -25,6 +25,8 @@ from ingle.server.streaming import EventStream, unless_disconnected
 BodyT = TypeVar("BodyT", bound=ModelRequest)
 
 _SMALL_BYTES = 64 << 10
+_MANY_SCORED = 500
+"""Tokens with log probabilities that take some milliseconds to write: more are written off the event loop."""
 _GIVE_BACK_S = 0.5
 _SMALL = ThreadPoolExecutor(4, "prepare")
 _LARGE = ThreadPoolExecutor(1, "prepare large")
@@ -96,7 +98,7 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:
         leave()
-    return Response(msgspec.json.encode(whole), media_type="application/json")
+    return Response(whole, media_type="application/json")
 
 
 async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
@@ -107,12 +109,20 @@ async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
     yield writer.end
 
 
-async def _whole(writer: Writer) -> msgspec.Struct:
+async def _whole(writer: Writer) -> bytes:
     answer = Answer()
     async with aclosing(writer.generation.events()) as steps:
         async for events in steps:
             answer.add(events)
-    return writer.whole(answer)
+
+    def written() -> bytes:
+        return msgspec.json.encode(writer.whole(answer))
+
+    choices = answer.choices.values()
+    num_scored = sum(len(choice.logprobs or ()) + len(choice.prompt_logprobs or ()) for choice in choices)
+    if num_scored <= _MANY_SCORED:
+        return written()
+    return await asyncio.get_running_loop().run_in_executor(_SMALL, written)
 
 
 async def _in_thread(prepared: Callable[[bytes], Writer], body: bytes) -> Writer:

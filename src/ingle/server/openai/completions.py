@@ -63,6 +63,9 @@ class _Echo(NamedTuple):
     """Where each of its tokens begins, if their log probabilities are returned."""
 
 
+_NO_ECHO = _Echo()
+
+
 def _echo(tokenizer: Tokenizer, completion: CompletionRequest, prompt: str | list[int]) -> _Echo:
     """A text as it was sent; token ids as they decode, but for a last character that the answer may finish."""
     scored = completion.logprobs is not None
@@ -88,11 +91,12 @@ class CompletionWriter:
         self.generation = generation
         self._tokenizer = generation.model.tokenizer
         self._completion = completion.model_copy(update={"prompt": []})  # the requests have it, and more compactly
+        self._include_usage = completion.include_usage
         self._created = int(time.time())
         self._echoes = [_echo(self._tokenizer, completion, prompt) for prompt in completion.prompt if completion.echo]
 
     def piece(self, together: Sequence[events.Event]) -> bytes:
-        told, include_usage = events.fold(together), self._completion.include_usage
+        told, include_usage = events.fold(together), self._include_usage
         choices = [self._choice(index, choice) for index, choice in told.choices.items()]
         if told.usage is None:
             shown = [choice for choice in choices if choice.text or choice.logprobs or choice.finish_reason]
@@ -116,7 +120,7 @@ class CompletionWriter:
     def _choice(self, index: int, choice: events.Choice) -> CompletionChoice:
         """One choice, or a piece of it. The one that begins it echoes the prompt."""
         prompt_index, completion = index // (self._completion.n or 1), self._completion
-        echo = self._echoes[prompt_index] if self._echoes else _Echo()
+        echo = self._echoes[prompt_index] if self._echoes else _NO_ECHO
         text, scored, of_prompt = choice.text, _scored(choice, len(echo.text)), choice.prompt_logprobs
         if choice.begin is not None:
             text = echo.text + text

@@ -37,7 +37,7 @@ _FIRST_STRIPS = tl.constexpr(128)
 _MINUS_INFINITY = tl.constexpr(0x007FFFFF)
 """As `ordered` has it."""
 _BIASES_AT_ONCE = tl.constexpr(128)
-_PASS_BLOCK = 8192
+_PASS_BLOCK = 4096
 _FLOATS = tl.constexpr(6)
 _INTS = tl.constexpr(4)
 _PROMPT_FLAG = tl.constexpr(PROMPT_FLAG)

@@ -18,8 +18,8 @@ import triton.language as tl
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.logprobs import logprobs
 from ingle.kernels.gpu.strips import (
-    _STRIPS_AT_ONCE,
     BLOCK,
+    STRIPS_AT_ONCE,
     kth_largest,
     load_strips,
     ordered,
@@ -207,7 +207,7 @@ def _gather(
         tl.store(candidates_ptr + places, x, mask=passes & (places < CAPACITY))
         tl.store(candidate_ids_ptr + places, ids, mask=passes & (places < CAPACITY))
         count += tl.sum(passes.to(tl.int32), 0)
-        start += _STRIPS_AT_ONCE
+        start += STRIPS_AT_ONCE
     tl.debug_barrier()
     return count
 

@@ -23,8 +23,8 @@ from ingle.model.decoder import Decoder
 from ingle.model.load import load_decoder
 from ingle.model.rope import cos_sin_tables
 from ingle.request import EngineRequest, SamplingParams
+from ingle.weights.open import open_source
 from ingle.weights.packed import PackedFormat
-from ingle.weights.source import open_source
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import collect, engine_for, engine_logits, engine_on, random_prompt, run, save_checkpoint
 

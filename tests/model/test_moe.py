@@ -18,7 +18,7 @@ from ingle.model.registry import decoder_config
 from ingle.request import EngineRequest, SamplingParams
 from ingle.weights.experts import Experts, SeparateExperts
 from ingle.weights.formats import PlainFormat
-from ingle.weights.source import open_source
+from ingle.weights.open import open_source
 from tests.model.test_parity import CHECKPOINTS
 from tests.support import (
     engine_for,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
 from ingle.engine.waiting import WaitingQueue
-from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenIds, TokenLogprobs
+from ingle.request import EngineOutput, EngineRequest, FinishReason, Sampling, TokenIds, TokenLogprobs
 from ingle.step import Admission, Chunk, Limits, Step, StepResult
 
 _MANY_DECODES = 128
@@ -35,7 +35,7 @@ class Sequence:
     """One request inside the engine."""
 
     id: str
-    sampling: SamplingParams
+    sampling: Sampling
     token_ids: TokenIds
     """Prompt, then every generated token whose value is known."""
     num_prompt_tokens: int

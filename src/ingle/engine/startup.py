@@ -21,7 +21,8 @@ from ingle.model.registry import decoder_config, is_native, refuse_quantized
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import WeightSource, open_source
+from ingle.weights.open import open_source
+from ingle.weights.source import WeightSource
 
 
 @dataclass

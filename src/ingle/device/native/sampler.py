@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ingle.device import LogprobRows
 from ingle.kernels.cpu import library
-from ingle.request import SamplingParams, TokenLogprobs
+from ingle.request import Sampling, TokenLogprobs
 from ingle.step import Admission, Masks
 
 Row = npt.NDArray[np.float32]
@@ -92,7 +92,7 @@ class _Seen:
         self.prompt[admission.token_ids[: admission.num_prompt_tokens]] = True
         np.add.at(self.output, admission.token_ids[admission.num_prompt_tokens :], 1)
 
-    def penalize(self, x: Row, params: SamplingParams) -> None:
+    def penalize(self, x: Row, params: Sampling) -> None:
         tokens = np.flatnonzero(self.prompt | (self.output > 0))
         repetition, count = np.float32(params.repetition_penalty), self.output[tokens].astype(np.float32)
         values = x[tokens]
@@ -137,7 +137,7 @@ def _invert(probs: Row, share: float) -> int:
     return run * _RUN + (index if index < len(part) else int(part.nonzero()[0][-1]))  # sums round in another order
 
 
-def _least_probability(probs: Row, params: SamplingParams) -> float:
+def _least_probability(probs: Row, params: Sampling) -> float:
     """The least probability that passes top-k, then top-p of what that leaves, and min-p."""
     ordered = np.sort(probs)[::-1]
     top_k = params.top_k if 0 < params.top_k < len(probs) else len(probs)

@@ -23,7 +23,7 @@ from ingle.kernels.sampling import (
     SamplingTables,
     all_allowed,
 )
-from ingle.request import MAX_LOGPROBS, SamplingParams
+from ingle.request import MAX_LOGPROBS, Sampling
 from ingle.step import Admission, Chunk, Masks
 
 _FILTERED, _ADJUSTED = 1, 2
@@ -132,13 +132,13 @@ def padded_alternatives(count: int) -> int:
     return next(size for size in _LOGPROB_SIZES if size >= count)
 
 
-def _features(params: SamplingParams) -> int:
+def _features(params: Sampling) -> int:
     filtered = not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
     adjusted = params.penalized or bool(params.logit_bias) or params.min_tokens > 0
     return filtered * _FILTERED | adjusted * _ADJUSTED
 
 
-def _floats(params: SamplingParams) -> tuple[float, float, float, float, float, float]:
+def _floats(params: Sampling) -> tuple[float, float, float, float, float, float]:
     return (
         0.0 if params.greedy else params.temperature,
         params.top_p,

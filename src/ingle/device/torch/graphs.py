@@ -22,7 +22,6 @@ from ingle.kernels.batch import StepInputs
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
-
 _MOST_ASKED = 4
 """Combinations of features whose graphs are captured ahead: each has as many as there are sizes."""
 

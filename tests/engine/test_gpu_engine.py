@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
+from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
 from ingle.kernels.gpu import few_rows, vector
-from ingle.request import EngineRequest, SamplingParams
+from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from tests.engine.test_engine import mixed_requests, run_at_random_moments
+from tests.engine.test_steps import Alternating
 from tests.model.checkpoints import CHECKPOINTS, DEEPSEEK
-from tests.support import engine_for, engine_logits, random_prompt, reference_model, run, save_checkpoint
+from tests.support import collect, engine_for, engine_logits, random_prompt, reference_model, run, save_checkpoint
 
 pytestmark = pytest.mark.gpu
 
@@ -100,6 +103,54 @@ def test_batched_equals_alone(folder: Path, overlap: bool, eager: bool) -> None:
                        max_num_batched_tokens=24, max_num_seqs=12)  # fmt: skip
     assert run_at_random_moments(tight, requests) == alone
     assert tight.scheduler.num_preemptions > 0
+
+
+def everything(count: int) -> list[EngineRequest]:
+    """`mixed_requests`, two of three with log probabilities of various sizes."""
+    return [
+        msgspec.structs.replace(r, sampling=msgspec.structs.replace(r.sampling, logprobs=(None, 2, 7)[i % 3]))
+        for i, r in enumerate(mixed_requests(count))
+    ]
+
+
+def test_whatever_is_asked_of_sampling_is_in_the_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gives the tokens and log probabilities of each request alone, without graphs."""
+    requests = everything(48)
+    plain = gpu_engine(folder, enforce_eager=True, overlap=False, enable_prefix_caching=False)
+    alone: dict[str, list[EngineOutput]] = {}
+    for request in requests:
+        alone |= collect(plain, [request])
+    engine = gpu_engine(folder, max_num_seqs=12)
+    assert isinstance(engine.worker.device, TorchDevice) and engine.worker.device.graphs is not None
+    monkeypatch.setattr(engine.worker.device.tables, "batch_of", lambda step: pytest.fail("a step left the graph"))
+    together = collect(engine, requests)
+    for name, outputs in alone.items():
+        assert [t for o in together[name] for t in o.token_ids] == [t for o in outputs for t in o.token_ids]
+        ours, theirs = ([e for o in parts for e in o.logprobs or ()] for parts in (together[name], outputs))
+        assert [(e.token_ids[0], e.rank, len(e.logprobs)) for e in ours] == [
+            (e.token_ids[0], e.rank, len(e.logprobs)) for e in theirs
+        ]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+
+
+def test_masks_come_between_two_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = everything(16)
+    eager, engine = gpu_engine(folder, enforce_eager=True), gpu_engine(folder)
+    assert isinstance(engine.worker.device, TorchDevice)
+    monkeypatch.setattr(engine.worker.device.tables, "batch_of", lambda step: pytest.fail("a step left the graph"))
+    answers = []
+    for each in (eager, engine):
+        masks = {r.id: Alternating() for r in requests[::2]}
+        for request in requests:
+            each.add(request, masks.get(request.id))
+        tokens: dict[str, list[int]] = {r.id: [] for r in requests}
+        while each.has_work:
+            for output in each.step():
+                tokens[output.id] += output.token_ids
+        assert all(masks[name].taken == tokens[name] for name in masks)
+        answers.append(tokens)
+    assert answers[0] == answers[1]
 
 
 def test_long_contexts_split_over_many_programs(folder: Path) -> None:

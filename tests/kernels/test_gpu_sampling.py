@@ -168,12 +168,12 @@ ALL = Features(filtered=True, adjusted=True, masked=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [50, 4097])
 def test_adjusted_draws_equal_the_reference(vocab: int, dtype: torch.dtype) -> None:
-    cuts = [CUTS[i % len(CUTS)] for i in range(40)]
+    cuts = [CUTS[i % len(CUTS)] for i in range(31)]
     cuts = [cut._replace(top_k=min(cut.top_k, vocab - 1)) for cut in cuts]
     ours_tables, theirs_tables = (adjusted_tables(cuts, vocab) for _ in same_twice())
-    slots = torch.randperm(len(cuts), device=DEVICE)[:33]
+    slots = torch.randperm(len(cuts), device=DEVICE)[:24]
     agreed = total = 0
-    for position in (38, 39, 40, 41):
+    for position in (38, 39, 40):  # end tokens are possible from 40 on
         logits = (torch.randn(len(slots), vocab, device=DEVICE) * 3).to(dtype)
         positions = torch.full_like(slots, position)
         ours = gpu.sample(logits, slots, positions, ours_tables, ALL)
@@ -196,7 +196,7 @@ def same_twice() -> Iterator[None]:
 
 def test_a_row_that_wants_nothing_is_drawn_as_in_a_batch_without() -> None:
     """Bit for bit, whatever its neighbours want, and beside padding."""
-    vocab, count = 5003, 24
+    vocab, count = 4103, 20
     tables = adjusted_tables([CUTS[i % len(CUTS)] for i in range(count)], vocab)
     logits = (torch.randn(count, vocab, device=DEVICE) * 3).half()
     slots = torch.arange(count, device=DEVICE)
@@ -213,7 +213,7 @@ def test_a_row_that_wants_nothing_is_drawn_as_in_a_batch_without() -> None:
 
 @pytest.mark.parametrize("cut", [Cut(0.0), Cut(), Cut(top_k=50), Cut(0.8, 0.9), Cut(1.0, 0.9, 0.0, 50)], ids=str)
 def test_masked_tokens_are_never_drawn(cut: Cut) -> None:
-    vocab, count = 4100, 40
+    vocab, count = 4100, 12
     tables = tables_of([cut], vocab)
     allowed = [5, 31, 32, 4095, 4096, 4099]
     words = np.zeros(tables_words(vocab), np.uint32)

@@ -22,6 +22,9 @@ from ingle.kernels.batch import StepInputs
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
+_MOST_ASKED = 4
+"""Combinations of features whose graphs are captured ahead: each has as many as there are sizes."""
+
 
 class StepParts(Protocol):
     """What graphs capture, of padded inputs."""
@@ -65,11 +68,14 @@ class StepGraphs:
         self._decode_sizes = decode_sizes(limits.max_num_seqs)
         self._token_sizes = token_sizes(limits.max_num_batched_tokens)
         self._wholes: dict[tuple[Layout, Features], _Whole] = {}
+        self._asked: dict[Features, None] = {Features(): None}
+        """What steps asked of sampling, in the order in which it came up."""
         self._forwards: dict[Layout, CapturedForward] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, step: Step, features: Features) -> Samples:
         """Launches a step that was applied. What it draws is padded, and gone with the next step of its size."""
+        self._asked[features] = None
         layout = self._layout(step)
         whole = self._wholes.get((layout, features)) or self._capture(layout, features)
         self._replay(step, layout, whole.graph, whole.packed)
@@ -89,13 +95,14 @@ class StepGraphs:
         return samples
 
     def capture_next(self) -> bool:
-        """Captures one more of the steps without features, decodes first; False when there is none left."""
+        """Captures one more of the steps that ask what others asked before, decodes first; False when none is left."""
         wanted = [_decode_layout(size) for size in self._decode_sizes]
         wanted += [self._mixed_layout(size) for size in self._token_sizes]
-        for layout in wanted:
-            if (layout, Features()) not in self._wholes:
-                self._capture(layout, Features())
-                return True
+        for features in list(self._asked)[:_MOST_ASKED]:
+            for layout in wanted:
+                if (layout, features) not in self._wholes:
+                    self._capture(layout, features)
+                    return True
         return False
 
     def _replay(self, step: Step, layout: Layout, graph: torch.cuda.CUDAGraph, packed: torch.Tensor) -> None:

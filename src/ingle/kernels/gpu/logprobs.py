@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.gpu.device import await_previous, pdl
-from ingle.kernels.gpu.strips import _STRIPS_AT_ONCE, BLOCK, load_strips, strip_size, strips_above
+from ingle.kernels.gpu.strips import BLOCK, STRIPS_AT_ONCE, load_strips, strip_size, strips_above
 from ingle.kernels.sampling import Logprobs
 
 
@@ -60,7 +60,7 @@ def _logprobs_kernel(
     likelier = list_ptr + row * NUM_STRIPS
     num_listed = strips_above(strips, strips > chosen, likelier, STRIPS)
     rank = tl.full([], 1, tl.int32)
-    for start in range(0, num_listed, _STRIPS_AT_ONCE):
+    for start in range(0, num_listed, STRIPS_AT_ONCE):
         _, logits = load_strips(row_ptr, likelier, start, num_listed, VOCAB, STRIP)
         rank += tl.sum((logits > chosen).to(tl.int32), 0)
 

@@ -18,8 +18,8 @@ import triton.language as tl
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.logprobs import logprobs
 from ingle.kernels.gpu.strips import (
-    _STRIPS_AT_ONCE,
     BLOCK,
+    STRIPS_AT_ONCE,
     kth_largest,
     load_strips,
     ordered,
@@ -37,7 +37,7 @@ _FIRST_STRIPS = tl.constexpr(128)
 _MINUS_INFINITY = tl.constexpr(0x007FFFFF)
 """As `ordered` has it."""
 _BIASES_AT_ONCE = tl.constexpr(128)
-_PASS_BLOCK = 8192
+_PASS_BLOCK = 4096
 _FLOATS = tl.constexpr(6)
 _INTS = tl.constexpr(4)
 _PROMPT_FLAG = tl.constexpr(PROMPT_FLAG)
@@ -207,7 +207,7 @@ def _gather(
         tl.store(candidates_ptr + places, x, mask=passes & (places < CAPACITY))
         tl.store(candidate_ids_ptr + places, ids, mask=passes & (places < CAPACITY))
         count += tl.sum(passes.to(tl.int32), 0)
-        start += _STRIPS_AT_ONCE
+        start += STRIPS_AT_ONCE
     tl.debug_barrier()
     return count
 

@@ -13,7 +13,7 @@ import triton.language as tl
 BLOCK = 4096
 """Tokens that a program of a first pass looks at."""
 _MAX_STRIPS = 4096
-_STRIPS_AT_ONCE = tl.constexpr(32)
+STRIPS_AT_ONCE = tl.constexpr(32)
 
 
 def strip_size(vocab_size: int) -> int:
@@ -57,10 +57,10 @@ def strips_above(strips, passes, list_ptr, STRIPS: tl.constexpr):
 
 @triton.jit
 def load_strips(row_ptr, list_ptr, start, num_listed, VOCAB: tl.constexpr, STRIP: tl.constexpr):
-    """The token ids and logits of listed strips [start, start + _STRIPS_AT_ONCE), flat, in order; -inf for none."""
-    places = start + tl.arange(0, _STRIPS_AT_ONCE)
+    """The token ids and logits of listed strips [start, start + STRIPS_AT_ONCE), flat, in order; -inf for none."""
+    places = start + tl.arange(0, STRIPS_AT_ONCE)
     numbers = tl.load(list_ptr + places, mask=places < num_listed, other=0)
-    ids = tl.reshape(numbers[:, None] * STRIP + tl.arange(0, STRIP)[None, :], [_STRIPS_AT_ONCE * STRIP])
-    real = tl.reshape((places < num_listed)[:, None] & (tl.arange(0, STRIP)[None, :] >= 0), [_STRIPS_AT_ONCE * STRIP])
+    ids = tl.reshape(numbers[:, None] * STRIP + tl.arange(0, STRIP)[None, :], [STRIPS_AT_ONCE * STRIP])
+    real = tl.reshape((places < num_listed)[:, None] & (tl.arange(0, STRIP)[None, :] >= 0), [STRIPS_AT_ONCE * STRIP])
     logits = tl.load(row_ptr + ids, mask=real & (ids < VOCAB), other=float("-inf")).to(tl.float32)
     return ids, logits

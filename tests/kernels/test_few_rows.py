@@ -10,6 +10,7 @@ import torch
 
 from ingle.device.torch.device import TorchDevice
 from ingle.kernels import reference
+from ingle.kernels.batch import KvCache
 from ingle.kernels.gpu import few_rows
 from ingle.kernels.gpu.few_rows import Scaled, Tiling
 from ingle.kernels.options import Activation
@@ -118,9 +119,9 @@ def test_a_fused_step_is_that_of_the_decoder(
     model = device.model
     assert isinstance(model, Decoder) and not model.fused_rows
     device.apply(plan.step)
-    caches = [torch.zeros_like(device.kv_cache) for _ in range(2)]
+    caches = [KvCache(device.kv_cache.spec, torch.zeros_like(device.kv_cache.pages)) for _ in range(2)]
     batches = [device.tables.batch_of(plan.step) for _ in caches]
     exact = model.forward(batches[0], caches[0])
     ours = fused.forward(model, batches[1], caches[1])
     torch.testing.assert_close(ours, exact, atol=2e-5, rtol=2e-5)
-    torch.testing.assert_close(*caches, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(*(cache.pages for cache in caches), atol=2e-5, rtol=2e-5)

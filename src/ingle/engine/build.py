@@ -43,7 +43,6 @@ _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 """Device files of NVIDIA's drivers (nvmap: Jetson's), of Windows' for its Linux subsystem, and of AMD's."""
 _HOST_KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
 """By the type that the user wants, the KV cache's where ingle's CPU kernels run; float32 is PyTorch's to compute."""
-_HOST_KV_ITEMSIZE = 2
 _SMALL_BYTES = 256 << 20
 """A model file that one thread reads and packs about as fast as a server's other process starts."""
 
@@ -188,8 +187,10 @@ def _num_threads(config: EngineConfig) -> int:
 def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
     """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
     started = config.cpu_kernels == "auto" and library.started()
-    length = wanted_length(config, decoder, host_kv_budget(config), _HOST_KV_ITEMSIZE)
-    return started and config.dtype in _HOST_KV_TYPES and host_decoder.suits(decoder, length)
+    if not started or config.dtype not in _HOST_KV_TYPES:
+        return False
+    kv = decoder.kv_spec(_HOST_KV_TYPES[config.dtype])
+    return host_decoder.suits(decoder, wanted_length(config, decoder, host_kv_budget(config), kv))
 
 
 def _build_host(
@@ -211,14 +212,13 @@ def _build_host(
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = host_kv_budget(config)
-        memory = plan_memory(
-            config, decoder, kv_itemsize=_HOST_KV_ITEMSIZE, on_gpu=False, budget=budget, free=free_host_bytes()
-        )
+        kv = decoder.kv_spec(dtype)
+        memory = plan_memory(config, decoder, kv, on_gpu=False, budget=budget, free=free_host_bytes())
         model = model.with_length(memory.limits.max_model_len)
         device = NativeDevice(model, memory.limits, memory.num_pages, dtype)
     return Parts(
         runs_on=device,
-        facts=EngineFacts(model.config, model.sizes(), on_gpu=False, kv_itemsize=_HOST_KV_ITEMSIZE),
+        facts=EngineFacts(model.config, model.sizes(), on_gpu=False, kv=kv),
         memory=memory,
         stored_types=stored_types,
         kept_types=frozenset(CODE_TYPES),

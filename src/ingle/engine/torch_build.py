@@ -80,14 +80,8 @@ def build_parts(
         library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         on_gpu, budget = device.type == "cuda", kv_budget(config, model.config, device)
-        memory = plan_memory(
-            config,
-            model.config,
-            kv_itemsize=numerics.dtype.itemsize,
-            on_gpu=on_gpu,
-            budget=budget,
-            free=free_bytes(device),
-        )
+        kv = model.config.kv_spec(_name(numerics.dtype))
+        memory = plan_memory(config, model.config, kv, on_gpu=on_gpu, budget=budget, free=free_bytes(device))
         if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
             model = model.with_length(memory.limits.max_model_len)
         runs_on = TorchDevice(
@@ -96,7 +90,7 @@ def build_parts(
         )  # fmt: skip
     return Parts(
         runs_on=runs_on,
-        facts=EngineFacts(model.config, _sizes(model), on_gpu=on_gpu, kv_itemsize=numerics.dtype.itemsize),
+        facts=EngineFacts(model.config, _sizes(model), on_gpu=on_gpu, kv=kv),
         memory=memory,
         stored_types=stored_types,
         kept_types=numerics.matrices.kept_types,
@@ -135,7 +129,7 @@ def _load(
         seed = config.seed if config.load_format == "dummy" else None
         return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
     plan, notices = as_stored(plan, source)
-    length = wanted_length(config, plan, kv_budget(config, plan, device), numerics.dtype.itemsize)
+    length = wanted_length(config, plan, kv_budget(config, plan, device), plan.kv_spec(_name(numerics.dtype)))
     matrices = numerics.matrices
     return load_decoder(plan, source, matrices=matrices, dtype=dtype, device=device, max_model_len=length), notices
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.kv import KvSpec, group_layers
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "ntk_steps"]
 
@@ -153,10 +154,10 @@ class DecoderConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
-    @property
-    def kv_elements_per_token(self) -> int:
-        """Numbers that one token adds to the KV cache, all layers together."""
-        return 2 * self.num_layers * self.kv_size
+    def kv_spec(self, dtype: str) -> KvSpec:
+        """The KV cache in a type, a key of `ingle.kv.ITEMSIZES`."""
+        groups = group_layers(self.windows or (None,) * self.num_layers)
+        return KvSpec(groups, sides=2, heads=self.num_kv_heads, dim=self.head_dim, dtype=dtype)
 
     @property
     def mlp_elements_per_token(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.kernels.batch import Batch
+from ingle.kernels.batch import Batch, KvCache
 from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
@@ -66,11 +66,8 @@ class Decoder:
         """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
         return dataclasses.replace(self, cos_sin=rotations(self.config, max_model_len, self.cos_sin[0].device))
 
-    def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
-        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
-
-        kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
-        """
+    def forward(self, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
+        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache."""
         if len(batch.token_ids) <= self.fused_rows:
             return few_rows.forward(self, batch, kv_cache)
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
@@ -79,7 +76,7 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             if index:
                 x, residual = layer.input_norm.add(x, residual, self.layers[index - 1].mlp_post_norm)
-            x = layer.attention(x, cos_sin[layer.rope], kv_cache[index], batch)
+            x = layer.attention(x, cos_sin[layer.rope], *kv_cache.of_layer(index, batch))
             x, residual = layer.mlp_norm.add(x, residual, layer.attention_post_norm)
             x = layer.mlp(x)
         return self.norm.add(x, residual, self.layers[-1].mlp_post_norm)[0]

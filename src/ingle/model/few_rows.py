@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ingle.kernels.batch import Batch
+from ingle.kernels.batch import Batch, KvCache
 from ingle.model.layers import Attention, Linear
 from ingle.model.moe import SparseMoe
 from ingle.weights.formats import PlainWeight
@@ -70,7 +70,7 @@ def _matrices(decoder: Decoder) -> Iterator[torch.Tensor]:
             yield _parts(linear)[0]
 
 
-def forward(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
+def forward(decoder: Decoder, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
     """As `Decoder.forward`, for at most `Decoder.fused_rows` tokens."""
     from ingle.kernels.gpu import vector
 
@@ -79,7 +79,7 @@ def forward(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Ten
     return _forward_on_matrix_units(decoder, batch, kv_cache)
 
 
-def _forward_on_vector_units(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
+def _forward_on_vector_units(decoder: Decoder, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
     from ingle.kernels.gpu import paged_attention, vector
 
     cos_sin = [table[batch.inputs.positions] for table in decoder.cos_sin]
@@ -87,9 +87,10 @@ def _forward_on_vector_units(decoder: Decoder, batch: Batch, kv_cache: torch.Ten
     for index, layer in enumerate(decoder.layers):
         attention, mlp, norm = layer.attention, layer.mlp, layer.input_norm
         assert isinstance(attention, Attention)
-        rotation = _rotation(attention, cos_sin[layer.rope], kv_cache[index], batch)
+        cache, seen = kv_cache.of_layer(index, batch)
+        rotation = _rotation(attention, cos_sin[layer.rope], cache, seen)
         q = vector.project_and_store(x, norm.weight, norm.eps, *_parts(attention.qkv), rotation)
-        attended = paged_attention(q, kv_cache[index], batch, attention.options).flatten(1)
+        attended = paged_attention(q, cache, seen, attention.options).flatten(1)
         x, norm = vector.add(attended, *_parts(attention.out), x), layer.mlp_norm
         if isinstance(mlp, SparseMoe):
             x = x + mlp(norm(x))
@@ -99,7 +100,7 @@ def _forward_on_vector_units(decoder: Decoder, batch: Batch, kv_cache: torch.Ten
     return decoder.norm(x)
 
 
-def _forward_on_matrix_units(decoder: Decoder, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
+def _forward_on_matrix_units(decoder: Decoder, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
     from ingle.kernels.gpu import few_rows, paged_attention
 
     cos_sin = [table[batch.inputs.positions] for table in decoder.cos_sin]
@@ -109,9 +110,10 @@ def _forward_on_matrix_units(decoder: Decoder, batch: Batch, kv_cache: torch.Ten
     for index, (layer, norm_after) in enumerate(zip(decoder.layers, norms_after, strict=True)):
         attention, mlp = layer.attention, layer.mlp
         assert isinstance(attention, Attention)
-        rotation = _rotation(attention, cos_sin[layer.rope], kv_cache[index], batch)
+        cache, seen = kv_cache.of_layer(index, batch)
+        rotation = _rotation(attention, cos_sin[layer.rope], cache, seen)
         q = few_rows.project_and_store(rows, layer.input_norm.eps, *_parts(attention.qkv), rotation)
-        attended = paged_attention(q, kv_cache[index], batch, attention.options).flatten(1)
+        attended = paged_attention(q, cache, seen, attention.options).flatten(1)
         rows = few_rows.add(attended, *_parts(attention.out), rows.residual, layer.mlp_norm.weight)
         if isinstance(mlp, SparseMoe):  # which needs the normed rows for its router as well
             x = mlp(layer.mlp_norm(rows.residual))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ingle.kv import KvSpec
+
 
 class ModelConfig(Protocol):
     """`DecoderConfig` says what each one is."""
@@ -28,11 +30,10 @@ class ModelConfig(Protocol):
     @property
     def kv_size(self) -> int: ...
     @property
-    def kv_elements_per_token(self) -> int: ...
-    @property
     def windows(self) -> tuple[int | None, ...]: ...
     @property
     def max_position_embeddings(self) -> int: ...
+    def kv_spec(self, dtype: str) -> KvSpec: ...
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class NativeDevice:
     def hidden(self, inputs: Inputs) -> Floats:
         """Hidden states [T, E] of a step that was applied."""
         slots, positions, page_size = inputs.row_slots, inputs.positions, self.kv.page_size
-        pages = self.page_tables[:, slots, positions // page_size].astype(np.int64)
+        pages = self.page_tables[:, slots, positions // page_size].astype(np.int64, order="C")
         batch = HostBatch(
             token_ids=self.token_ids[slots, positions].astype(np.int64),
             positions=positions,

@@ -21,6 +21,7 @@ from ingle.engine.facts import EngineFacts
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.worker import Worker
+from ingle.kv import longest
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 
 TINY = {
@@ -84,7 +85,9 @@ def engine_for(folder: Path, **options: Any) -> Engine:
 def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits: Any) -> Engine:
     """The same weights under other limits, in a new engine."""
     new = dataclasses.replace(engine.scheduler.limits, **limits)
-    new = dataclasses.replace(new, max_model_len=min(new.max_model_len, (num_pages - 1) * new.page_size))
+    chunk = new.max_num_batched_tokens
+    most = longest(new.windows, num_pages - 1, new.page_size, chunk, new.max_model_len)
+    new = dataclasses.replace(new, max_model_len=most)
     assert isinstance(engine.worker.device, TorchDevice)
     device = TorchDevice(engine.worker.device.model, new, num_pages, torch.device("cpu"), torch.float32)
     return engine_on(device, Scheduler(PagePool(num_pages), new), engine.facts, overlap=overlap)

@@ -13,7 +13,7 @@ import ingle
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "cgroup", "heap"),
-    ("home", "config", "request"),
+    ("home", "config", "kv", "request"),
     ("channel", "events", "step"),
     ("facts", "kernels"),
     ("weights",),

@@ -24,6 +24,8 @@ class Limits:
     max_model_len: int
     page_size: int
     enable_prefix_caching: bool = True
+    windows: tuple[int | None, ...] = (None,)
+    """Of each group of layers whose pages are apart: how many tokens they look back; None for all (`ingle.kv`)."""
 
 
 class Admission(msgspec.Struct):
@@ -32,7 +34,8 @@ class Admission(msgspec.Struct):
     slot: int
     token_ids: TokenIds
     num_prompt_tokens: int
-    page_ids: list[int]
+    page_ids: list[list[int]]
+    """Of each group of layers; the reserved page in place of those that nobody reads."""
     sampling: Sampling
     seed: int
     end_token_ids: tuple[int, ...]
@@ -70,8 +73,9 @@ class Step(msgspec.Struct, tag="step"):
     """`chunks` has the decoding sequences first, of one token each."""
 
     admissions: list[Admission] = []
-    grown: list[tuple[int, int, int]] = []
-    """(slot, index in its page table, page) of pages that running sequences gained."""
+    page_entries: list[tuple[int, int, int, int]] = []
+    """(group, slot, index, page) of entries of page tables that change, before the admissions: pages that running
+    sequences gained, or the reserved one in place of those that they gave back."""
     scrubbed: list[int] = []
     """Pages to be zeroed first: NaN left in them would reach their next owner through masked positions."""
     chunks: list[Chunk] = []

@@ -39,7 +39,7 @@ def test_workloads_are_the_named_lengths() -> None:
 def test_the_roofline_counts_bytes_by_hand() -> None:
     """Two tokens after a prompt of 4, at a bandwidth of 1 byte/s and free matrix work."""
     head, body = 100 * 8 * 2, 5000
-    kv = SHAPE.kv_elements_per_token * 2
+    kv = SHAPE.kv_spec("float16").token_bytes
     has = Stored(body, body // 2, head, head // 2, kv)
     limits = Limits(4, 16, 64, 16)
     limit = least(Workload("x", ((4, 3),)), SHAPE, has, limits, Ceilings(1.0, 1e30))
@@ -51,7 +51,7 @@ def test_the_roofline_counts_bytes_by_hand() -> None:
 def test_the_roofline_counts_keys_within_windows() -> None:
     """Of a prompt of 9 and 5 tokens after it: all keys in one layer, the last 6 in the other."""
     shape = dataclasses.replace(SHAPE, windows=(None, 6))
-    kv = shape.kv_elements_per_token * 2
+    kv = shape.kv_spec("float16").token_bytes
     has = Stored(0, 0, 0, 0, kv)
     workload, limits = Workload("x", ((9, 6),)), Limits(4, 16, 64, 16)
     limit = least(workload, shape, has, limits, Ceilings(1.0, 1e30))

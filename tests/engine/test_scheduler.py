@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,13 +15,14 @@ from hypothesis import strategies as st
 
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Drafter, Plan, Scheduler
+from ingle.kv import pages_held
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
-from ingle.step import Chunk, Limits, StepResult
+from ingle.step import RESERVED_PAGE, Chunk, Limits, StepResult
 
 EOS = 7
 
 
-def limits(**overrides: int | bool) -> Limits:
+def limits(**overrides: Any) -> Limits:
     return Limits(**{"max_num_seqs": 4, "max_num_batched_tokens": 12, "max_model_len": 40, "page_size": 4, **overrides})
 
 
@@ -38,33 +41,42 @@ class Fault(Exception):
 
 
 class Device:
-    """Stands in for the worker: keeps what each page holds, and checks every read a real step would make."""
+    """Stands in for the worker: keeps what each page holds, and checks every read a real step would make.
 
-    def __init__(self, page_size: int) -> None:
+    In each group of layers a token reads what its window shows it, and nothing before.
+    """
+
+    def __init__(self, page_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
         self.faulty: dict[int, int] = {}
         """Of sequences, by their seeds: the position whose token a step cannot give."""
         self.most_chunks = 1 << 30
         """A step of more fails."""
         self.page_size = page_size
+        self.windows = windows
         self.tokens: dict[int, list[int]] = {}
-        self.tables: dict[int, list[int]] = {}
+        self.tables: dict[int, list[list[int]]] = {}
+        """Of each group."""
         self.seeds: dict[int, int] = {}
         self.written: dict[tuple[int, int], tuple[int, ...]] = {}
+        """The group, and the tokens up to this one."""
 
     def launch(self, plan: Plan) -> StepResult:
+        for group, slot, index, page in plan.step.page_entries:
+            table = self.tables[slot][group]
+            table += [RESERVED_PAGE] * (index + 1 - len(table))
+            table[index] = page
         for admission in plan.step.admissions:
             self.tokens[admission.slot] = list(admission.token_ids)
-            self.tables[admission.slot] = list(admission.page_ids)
+            assert len(admission.page_ids) == len(self.windows)
+            self.tables[admission.slot] = [list(page_ids) for page_ids in admission.page_ids]
             self.seeds[admission.slot] = admission.seed
-        for slot, index, page in plan.step.grown:
-            assert len(self.tables[slot]) == index
-            self.tables[slot].append(page)
         assert sum(chunk.count for chunk in plan.step.chunks) == plan.step.num_tokens
         for chunk in plan.step.chunks:
             self.tokens[chunk.slot] += chunk.drafts
         for chunk in plan.step.chunks:  # a layer writes all keys and values of the step, then attends
-            for position in range(chunk.start, chunk.start + chunk.count):
-                self.written[self._place(chunk.slot, position)] = tuple(self.tokens[chunk.slot][: position + 1])
+            for group, position in self._written_by(chunk):
+                place = self._place(group, chunk.slot, position)
+                self.written[place] = (group, *self.tokens[chunk.slot][: position + 1])
         if len(plan.step.chunks) > self.most_chunks or any(map(self._fails, plan.step.chunks)):
             self.spoil(plan)
             raise Fault
@@ -72,9 +84,10 @@ class Device:
         for index, chunk in enumerate(plan.step.chunks):
             assert index >= plan.step.num_decodes or chunk.count == 1
             end = chunk.start + chunk.count
-            for position in range(end):
-                held = self.written[self._place(chunk.slot, position)]
-                assert held == tuple(self.tokens[chunk.slot][: position + 1]), "a page holds another prefix"
+            for group, window in enumerate(self.windows):
+                for position in range(0 if window is None else max(chunk.start - window + 1, 0), end):
+                    held = self.written[self._place(group, chunk.slot, position)]
+                    assert held == (group, *self.tokens[chunk.slot][: position + 1]), "a page holds another prefix"
             if chunk.samples:
                 assert end == len(self.tokens[chunk.slot])
                 taken = self._draw(chunk)
@@ -95,14 +108,22 @@ class Device:
     def spoil(self, plan: Plan) -> None:
         """What a failed step was to write may be anything."""
         for chunk in plan.step.chunks:
-            for position in range(chunk.start, chunk.start + chunk.count):
-                self.written[self._place(chunk.slot, position)] = (-1,)
+            for group, position in self._written_by(chunk):
+                self.written[self._place(group, chunk.slot, position)] = (-1,)
 
     def _fails(self, chunk: Chunk) -> bool:
-        return chunk.samples and chunk.start + chunk.count == self.faulty.get(self.seeds[chunk.slot])
+        """Whether it gives the token that a step cannot give."""
+        first, faulty = chunk.end - len(chunk.drafts), self.faulty.get(self.seeds[chunk.slot])
+        return chunk.samples and faulty is not None and first <= faulty < first + len(self._draw(chunk))
 
-    def _place(self, slot: int, position: int) -> tuple[int, int]:
-        return self.tables[slot][position // self.page_size], position % self.page_size
+    def _written_by(self, chunk: Chunk) -> Iterator[tuple[int, int]]:
+        """Group and position."""
+        return product(range(len(self.windows)), range(chunk.start, chunk.end))
+
+    def _place(self, group: int, slot: int, position: int) -> tuple[int, int]:
+        page_id = self.tables[slot][group][position // self.page_size]
+        assert page_id != RESERVED_PAGE, "a page is not there"
+        return page_id, position % self.page_size
 
 
 class Driver:
@@ -110,7 +131,7 @@ class Driver:
 
     def __init__(self, num_pages: int, depth: int, bounds: Limits, drafter: Drafter | None = None) -> None:
         self.scheduler = Scheduler(PagePool(num_pages), bounds, drafter)
-        self.device = Device(bounds.page_size)
+        self.device = Device(bounds.page_size, bounds.windows)
         self.depth = depth
         self.launched: deque[tuple[Plan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
@@ -124,6 +145,7 @@ class Driver:
         plan = self.scheduler.plan()
         if plan is not None:
             assert plan.step.num_tokens <= self.scheduler.limits.max_num_batched_tokens
+            self.check_windows()
             try:
                 self.launched.append((plan, self.device.launch(plan)))
             except Fault:
@@ -131,6 +153,14 @@ class Driver:
                 return
         while len(self.launched) > (self.depth if plan is not None else 0):
             self.take(self.scheduler.retire(*self.launched.popleft()))
+
+    def check_windows(self) -> None:
+        """A sequence holds the pages that it, and the steps in flight, read; and one more for where a page begins."""
+        limits = self.scheduler.limits
+        in_flight = (self.depth + 1) * limits.max_num_batched_tokens
+        for seq in self.scheduler.running:
+            most = pages_held(limits.windows, len(seq.token_ids) + 8, limits.page_size, in_flight)
+            assert len(list(seq.pages.held)) <= most
 
     def recover(self, *failed: Plan) -> None:
         """As the engine does: all that is in flight is taken back."""
@@ -180,6 +210,7 @@ def play(
     num_requests: int,
     *,
     faults: bool = False,
+    windowed: bool = False,
     drafter: Drafter | None = None,
 ) -> Played:
     """Arrivals with shared prefixes, aborts, preemptions, chunks, under tight budgets; checks every page and token.
@@ -189,13 +220,11 @@ def play(
     at_random = faults and rng.random() < 0.3
     page_size = rng.choice([1, 2, 4])
     max_model_len = rng.randint(page_size * 3, 30)
-    num_pages = 1 + -(-max_model_len // page_size) + rng.randint(0, 6)
-    driver = Driver(
-        num_pages,
-        depth,
-        Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching),
-        drafter,
-    )
+    windows = tuple(rng.choice([None, *range(1, 12)]) for _ in range(rng.randint(1, 4))) if windowed else (None,)
+    bounds = Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching, windows)
+    num_pages = 1 + pages_held(windows, max_model_len, page_size, bounds.max_num_batched_tokens)
+    num_pages += rng.randint(0, 6) * len(windows)
+    driver = Driver(num_pages, depth, bounds, drafter)
     operations, wanted, faulty = 0, {}, set()
     for number in range(num_requests):
         max_tokens = rng.randint(0, 12)
@@ -212,7 +241,7 @@ def play(
             faulty.add(name)
         for _ in range(rng.choice([0, 0, 1, 3])):
             driver.step()
-            operations += 1 + len(driver.scheduler.running)
+            operations += (1 + len(driver.scheduler.running)) * len(windows)
             if at_random and driver.launched and rng.randint(0, 9) == 0:
                 driver.recover()
                 at_random = False
@@ -230,14 +259,16 @@ def play(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from([0, 1, 2]), st.booleans(), st.integers(1, 14))
-def test_no_page_is_lost_and_no_token_wrong(rng: random.Random, depth: int, prefix_caching: bool, count: int) -> None:
-    play(rng, depth, prefix_caching, count)
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 1, 2]), st.booleans(), st.integers(1, 14), st.booleans())
+def test_no_page_is_lost_and_no_token_wrong(
+    rng: random.Random, depth: int, prefix_caching: bool, count: int, windowed: bool
+) -> None:
+    play(rng, depth, prefix_caching, count, windowed=windowed)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from([0, 1, 2]), st.integers(1, 14), st.booleans())
-def test_drafts_change_no_token(rng: random.Random, depth: int, count: int, faults: bool) -> None:
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 1, 2]), st.integers(1, 14), st.booleans(), st.booleans())
+def test_drafts_change_no_token(rng: random.Random, depth: int, count: int, faults: bool, windowed: bool) -> None:
     """Guesses as good as one in three, of any number."""
 
     def guess(token_ids: Sequence[int], most: int) -> list[int]:
@@ -248,15 +279,15 @@ def test_drafts_change_no_token(rng: random.Random, depth: int, count: int, faul
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "next_token", most_likely)
-        play(rng, depth, True, count, faults=faults, drafter=guess)
+        play(rng, depth, True, count, faults=faults, windowed=windowed, drafter=guess)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 14))
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 14), st.booleans())
 def test_a_step_that_fails_costs_the_request_at_fault_alone(
-    rng: random.Random, depth: int, prefix_caching: bool, count: int
+    rng: random.Random, depth: int, prefix_caching: bool, count: int, windowed: bool
 ) -> None:
-    play(rng, depth, prefix_caching, count, faults=True)
+    play(rng, depth, prefix_caching, count, faults=True, windowed=windowed)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -277,7 +308,8 @@ def test_a_million_random_operations(depth: int, prefix_caching: bool) -> None:
     """The same without the search for the smallest failure: a quarter of a million operations for each way to run."""
     rounds: list[Played] = []
     while sum(played.operations for played in rounds) < 250_000:
-        rounds.append(play(random.Random(f"{depth}-{prefix_caching}-{len(rounds)}"), depth, prefix_caching, 60))
+        rng = random.Random(f"{depth}-{prefix_caching}-{len(rounds)}")
+        rounds.append(play(rng, depth, prefix_caching, 60, windowed=len(rounds) % 2 == 1))
     assert sum(played.preemptions for played in rounds) > 100, "the budget was never tight"
     assert any(played.cached_pages for played in rounds) == prefix_caching
 
@@ -470,7 +502,7 @@ def test_a_request_with_broken_logits_fails_alone_and_leaves_clean_pages() -> No
     assert [(output.id, output.finish_reason) for output in outputs] == [("good", None), ("bad", "error")]
     assert "NaN" in (outputs[1].error or "")
     after = driver.scheduler.plan()
-    assert after is not None and len(after.scrubbed) == 1, "its own page is zeroed, the shared prefix is not"
+    assert after is not None and len(after.step.scrubbed) == 1, "its own page is zeroed, the shared prefix is not"
     driver.scheduler.check()
 
 

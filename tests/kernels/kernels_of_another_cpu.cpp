@@ -111,6 +111,7 @@ static void layers(int32_t kv_type, int32_t activation, int64_t window, float so
                              head_norm.data(), head_norm.data(), i ? norm.data() : nullptr, norm.data(), nullptr, window,
                              0.3f, softcap, 1e-5f, activation, 0});
     const int64_t layer_bytes = 2 * pages * page_size * kv_heads * size * (kv_type == kFloat ? 4 : 2);
+    const int32_t located[] = {0, 0, 0, 1};
     vector<uint8_t> cache(2 * layer_bytes);
     vector<int32_t> tables(2 * 9);
     for (int i = 0; i < 18; i++) tables[i] = 1 + i * 7 % 19;  // all unlike
@@ -125,7 +126,7 @@ static void layers(int32_t kv_type, int32_t activation, int64_t window, float so
         Attention attention = {nullptr, nullptr, nullptr, tables.data(), slots.data(), lengths.data(), starts.data(),
                                nullptr, 2, heads, kv_heads, size, page_size, 9, 0, 0, 0, 0, kv_type};
         Step step = {described.data(), x.data(), out.data(), norm.data(), cache.data(), places.data(),
-                     {cos_sin.data()}, {size}, 2, tokens, hidden, layer_bytes, attention, 1e-5f};
+                     {cos_sin.data()}, {size}, 2, tokens, hidden, layer_bytes, attention, 1e-5f, located, 0};
         ingle_layers(&step);
         print(kv_type == kFloat ? "layers" : "layers-16-bit", out);
     }

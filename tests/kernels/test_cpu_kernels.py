@@ -282,7 +282,7 @@ def step(lengths: list[tuple[int, int]], page_size: int) -> Batch:
     made = Step()
     for slot, (start, count) in enumerate(lengths):
         taken = [int(next(pages)) for _ in range(-(-(start + count) // page_size))]
-        made.admissions.append(Admission(slot, [1] * (start + count), start + count, taken, SamplingParams(), 0, ()))
+        made.admissions.append(Admission(slot, [1] * (start + count), start + count, [taken], SamplingParams(), 0, ()))
         made.chunks.append(Chunk(slot, start, count, True))
         made.num_tokens += count
     made.num_decodes = sum(count == 1 for _, count in lengths)

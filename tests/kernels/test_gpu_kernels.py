@@ -40,14 +40,15 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("num_tokens", [1, 128, 300])
-def test_locate(num_tokens: int) -> None:
+def test_locate(num_tokens: int, num_groups: int) -> None:
     token_table = torch.randint(50_000, (5, 90), dtype=torch.int32, device=DEVICE)
-    page_table = torch.randint(1 << 30, (5, 12), dtype=torch.int32, device=DEVICE)
+    page_tables = torch.randint(1 << 30, (num_groups, 5, 12), dtype=torch.int32, device=DEVICE)
     slots = torch.randint(5, (num_tokens,), device=DEVICE)
     positions = torch.randint(90, (num_tokens,), device=DEVICE)
     for ours, theirs in zip(
-        *(k.locate(slots, positions, token_table, page_table, 8) for k in (gpu, reference)), strict=True
+        *(k.locate(slots, positions, token_table, page_tables, 8) for k in (gpu, reference)), strict=True
     ):
         assert torch.equal(ours, theirs)
 
@@ -125,7 +126,7 @@ def attention_case(
             slot=chunk.slot,
             token_ids=[0] * (chunk.start + chunk.count),
             num_prompt_tokens=1,
-            page_ids=[next(pages) for _ in range(-(-(chunk.start + chunk.count) // page_size))],
+            page_ids=[[next(pages) for _ in range(-(-(chunk.start + chunk.count) // page_size))]],
             sampling=SamplingParams(),
             seed=0,
             end_token_ids=(),

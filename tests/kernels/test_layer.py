@@ -12,6 +12,7 @@ import torch
 from ingle import kernels
 from ingle.device.torch.device import TorchDevice
 from ingle.kernels import gpu, reference
+from ingle.kernels.batch import KvCache
 from ingle.kernels.flow import Flow
 from ingle.kernels.gpu import elementwise, few_rows, vector
 from ingle.kernels.options import Activation
@@ -161,8 +162,8 @@ def step(name: str, num_rows: int, folder: Path) -> Callable[[], tuple[torch.Ten
     device.apply(plan.step)
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        cache = torch.zeros_like(device.kv_cache)
-        return device.model.forward(device.tables.batch_of(plan.step), cache), cache
+        cache = KvCache(device.kv_cache.spec, torch.zeros_like(device.kv_cache.pages))
+        return device.model.forward(device.tables.batch_of(plan.step), cache), cache.pages
 
     return forward
 

@@ -26,7 +26,7 @@ V2_LITE = {
 def test_a_token_takes_what_the_paper_counts() -> None:
     """512 + 64 numbers in each of 27 layers, of two bytes each."""
     decoder = decoder_config(V2_LITE)
-    assert decoder.kv_elements_per_token * 2 == 27 * 576 * 2
+    assert decoder.kv_spec("bfloat16").token_bytes == 27 * 576 * 2
     config = EngineConfig(model="", block_size=16, max_model_len=4096)
     memory = plan_memory(config, decoder, kv_itemsize=2, on_gpu=True, budget=1 << 30, free=None)
     assert memory.kv_cache_bytes == memory.num_pages * 16 * 27 * 576 * 2
@@ -38,7 +38,7 @@ def test_the_cache_holds_latents_alone(name: str, tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS[name]
     engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), block_size=8, cpu_kernels="torch")
     assert isinstance(engine.worker.device, TorchDevice)
-    cache = engine.worker.device.kv_cache
+    cache = engine.worker.device.kv_cache.pages
     assert cache.shape == (2, 1, cache.shape[2], 8, 1, 32 + 8)
     greedy(engine, random_prompt(0, 20), 4)
     written = cache.flatten(2, 3).count_nonzero(-1)[:, 0, :, 0]

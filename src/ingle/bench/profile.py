@@ -13,6 +13,7 @@ from ingle.bench.throughput import step
 from ingle.engine.engine import Engine
 from ingle.engine.scheduler import Scheduler
 from ingle.errors import ConfigError
+from ingle.kv import pages_held
 from ingle.request import EngineRequest, SamplingParams, token_ids
 
 _KINDS = (
@@ -60,13 +61,14 @@ class Profile:
 def profile_decode(engine: Engine, *, num_seqs: int, context: int, num_steps: int = 20) -> Profile:
     """Steady decoding of `num_seqs` sequences of some `context` tokens. Raises `ConfigError` where they do not fit."""
     scheduler, limits = engine.scheduler, engine.scheduler.limits
-    num_tokens = scheduler.pages.capacity * limits.page_size
+    num_fitting = scheduler.pages.capacity // pages_held(limits.windows, context, limits.page_size, chunk=1)
     too_much = ConfigError(
         f"{num_seqs} sequences of {context} tokens do not decode together: the engine takes {limits.max_num_seqs} "
         f"sequences (--max-num-seqs) of {limits.max_model_len} tokens (--max-model-len) and holds keys and values "
-        f"of {num_tokens} tokens (--kv-cache-memory); give it more, or ask for less by --num-seqs and --context"
+        f"of {num_fitting} such sequences (--kv-cache-memory); give it more, or ask for less by --num-seqs and "
+        "--context"
     )
-    if num_seqs > limits.max_num_seqs or num_seqs * context > num_tokens or context >= limits.max_model_len:
+    if num_seqs > limits.max_num_seqs or num_seqs > num_fitting or context >= limits.max_model_len:
         raise too_much
     _fill(engine, num_seqs, context, limits.max_model_len - context)
     while len(scheduler.running) + scheduler.num_waiting == num_seqs and not _all_decode(scheduler, num_seqs):

@@ -103,7 +103,7 @@ def stored(engine: Engine) -> Stored:
         body_parameters=body[0],
         head_bytes=weights.head[1],
         head_parameters=weights.head[0],
-        kv_bytes_per_token=facts.model.kv_elements_per_token * facts.kv_itemsize,
+        kv_bytes_per_token=facts.kv.token_bytes,
         mixture=weights.mixture,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ingle.kv import KvSpec
 from ingle.model.sizes import ModelConfig, WeightSizes
 
 
@@ -14,8 +15,7 @@ class EngineFacts:
     model: ModelConfig
     weights: WeightSizes
     on_gpu: bool
-    kv_itemsize: int
-    """Bytes of a number in the KV cache."""
+    kv: KvSpec
 
     @property
     def vocab_size(self) -> int:

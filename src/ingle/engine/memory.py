@@ -12,6 +12,7 @@ from ingle import cgroup
 from ingle.config import EngineConfig, parse_bytes
 from ingle.errors import ConfigError
 from ingle.facts import size
+from ingle.kv import KvSpec, longest, pages_held
 from ingle.model.sizes import ModelConfig
 from ingle.step import Limits
 
@@ -50,21 +51,23 @@ class MemoryPlan:
     notices: tuple[str, ...]
 
 
-def _longest(config: EngineConfig, model: ModelConfig, budget: int) -> int:
+def _longest_by_tables(config: EngineConfig, model: ModelConfig, budget: int, kv: KvSpec) -> int:
     """The context that tables allow where nobody asked for one: a model of a few numbers may claim any."""
     if config.max_model_len is not None:
         return config.max_model_len
     rotations = 2 * 2 * 4 * model.head_dim  # sine and cosine of two kinds of layers, float32
-    slots = (config.max_num_seqs or 256) * (4 + 4 / config.block_size)  # a token, and a share of a page's number
+    # Of each slot a token, and for each group a share of a page's number.
+    slots = (config.max_num_seqs or 256) * (4 + 4 * len(kv.groups) / config.block_size)
     return int(max(budget / _TABLES_SHARE, _TABLES_BYTES) / (rotations + slots))
 
 
 def plan_memory(
-    config: EngineConfig, model: ModelConfig, *, kv_itemsize: int, on_gpu: bool, budget: int, free: int | None
+    config: EngineConfig, model: ModelConfig, kv: KvSpec, *, on_gpu: bool, budget: int, free: int | None
 ) -> MemoryPlan:
-    """Pages and limits for `budget` bytes of KV cache, whose numbers take `kv_itemsize` bytes each.
+    """Pages and limits for `budget` bytes of KV cache.
 
-    Raises `ConfigError` when not even one page per step fits, or when what was asked for is more than the `free` bytes.
+    Raises `ConfigError` when not even a page of every layer fits, or when what was asked for is more than the `free`
+    bytes.
     """
     notices = []
     max_num_batched_tokens = config.max_num_batched_tokens or (8192 if on_gpu else 512)
@@ -79,21 +82,22 @@ def plan_memory(
         notices.append(
             f"max_model_len {max_model_len} is beyond the {model.max_position_embeddings} tokens the model was made for"
         )
-    longest = _longest(config, model, budget)
-    if longest < min(max_model_len, budget // (model.kv_elements_per_token * kv_itemsize)):
+    page_size, windows = config.block_size, kv.windows
+    page_bytes = kv.page_bytes(page_size)
+    by_tables = _longest_by_tables(config, model, budget, kv)
+    if by_tables < longest(windows, budget // page_bytes, page_size, max_num_batched_tokens, max_model_len):
         notices.append(
-            f"max_model_len {max_model_len} -> {longest}: tables for more take more memory than a model of this size "
+            f"max_model_len {max_model_len} -> {by_tables}: tables for more take more memory than a model of this size "
             "is worth; --max-model-len asks for more"
         )
-        max_model_len = longest
-    page_size = config.block_size
-    page_bytes = page_size * model.kv_elements_per_token * kv_itemsize
-    pages_per_seq = -(-max_model_len // page_size)
+        max_model_len = by_tables
+    pages_per_seq = pages_held(windows, max_model_len, page_size, max_num_batched_tokens)
     num_useful = 1 + max_num_seqs * pages_per_seq
     num_pages = config.num_gpu_blocks_override or min(budget // page_bytes, num_useful)
-    if num_pages < 2:
+    capacity = longest(windows, num_pages - 1, page_size, max_num_batched_tokens, max_model_len)
+    if capacity < 1:
         raise ConfigError(
-            f"the KV cache gets {size(budget)} and one page takes {size(page_bytes)}: give it more "
+            f"the KV cache gets {size(budget)} and one page takes {size(len(windows) * page_bytes)}: give it more "
             + "with "
             + ("--gpu-memory-utilization" if on_gpu else "--kv-cache-memory")
         )
@@ -108,14 +112,15 @@ def plan_memory(
             f"the KV cache takes {size(num_pages * page_bytes)} of {size(budget)}: {max_num_seqs} "
             f"sequences of {max_model_len} tokens need no more"
         )
-    capacity = (num_pages - 1) * page_size
     if capacity < max_model_len:
         notices.append(
             f"max_model_len {max_model_len} -> {capacity}: {num_pages - 1} pages of {page_size} tokens, "
             f"{page_bytes} bytes each, fit {size(num_pages * page_bytes)} of KV cache"
         )
         max_model_len = capacity
-    limits = Limits(max_num_seqs, max_num_batched_tokens, max_model_len, page_size, config.enable_prefix_caching)
+    limits = Limits(
+        max_num_seqs, max_num_batched_tokens, max_model_len, page_size, config.enable_prefix_caching, windows
+    )
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 

@@ -23,7 +23,6 @@ KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat1
 def numerics(config: EngineConfig) -> Numerics:
     return Numerics(
         kv_dtype=KV_TYPES[config.dtype],
-        kv_itemsize=2,
         product_dtype="bfloat16",
         float_itemsize=2,
         kept_types=frozenset(CODE_TYPES),
@@ -40,14 +39,13 @@ def load(
         decoder, notices = as_stored(decoder, source)
         stored_types = source.stored_types
         left = host_memory().beside(numerics.weight_bytes(decoder, stored_types))
+        kv = decoder.kv_spec(numerics.kv_dtype)
         budget = kv_budget(config, decoder, left)
-        memory = plan_memory(
-            config, decoder, kv_itemsize=numerics.kv_itemsize, on_gpu=False, budget=budget, free=left.free
-        )
+        memory = plan_memory(config, decoder, kv, on_gpu=False, budget=budget, free=left.free)
         with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
             model = load_host_decoder(decoder, source, memory.limits.max_model_len)
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         device = NativeDevice(model, memory.limits, memory.num_pages, numerics.kv_dtype)
-    facts = EngineFacts(decoder, model.sizes(), on_gpu=False, kv_itemsize=numerics.kv_itemsize)
+    facts = EngineFacts(decoder, model.sizes(), on_gpu=False, kv=kv)
     return Loaded(device, "cpu", facts, memory, stored_types, model.factors, tuple(notices))

@@ -23,3 +23,8 @@ def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], page_size: int,
     for start in range(len(hashes) * page_size, num_pages * page_size, page_size):
         parent = page_hash(parent, token_ids[start : start + page_size])
         hashes.append(parent)
+
+
+def name_in_group(content_hash: bytes, group: int) -> bytes:
+    """Names a page that holds this content for the layers of one group."""
+    return content_hash + bytes((group,))

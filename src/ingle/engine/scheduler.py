@@ -2,13 +2,15 @@
 
 A sequence's tokens divide into half-open ranges:
 
-    [0, num_computed)                   keys and values are written, or a launched step is writing them
+    [0, num_settled)                    keys and values are written
+    [num_settled, num_computed)         a launched step is writing them
     [num_computed, num_tokens)          still to be computed; one token for a sequence that decodes
     [len(token_ids), num_tokens)        sampled by a launched step, value known once that step is retired
 
 With overlapped steps, step N+1 is planned before step N is retired. What a launched step can touch is not given back
-before that step is retired: a finished sequence keeps slot and pages until `num_in_flight` is 0, and preemption waits
-until nothing is in flight.
+before that step is retired: a finished sequence keeps slot and pages until `num_in_flight` is 0, preemption waits
+until nothing is in flight, and pages that fell out of a window are given back once all steps are retired that compute
+tokens before `num_settled`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from ingle.engine.pages import PagePool
-from ingle.engine.prefix import extend_hashes
+from ingle.engine.sequence_pages import Paging, SequencePages
 from ingle.engine.waiting import WaitingQueue
+from ingle.kv import pages_held
 from ingle.request import EngineOutput, EngineRequest, FinishReason, Sampling, TokenIds, TokenLogprobs
-from ingle.step import Admission, Chunk, Limits, Step, StepResult
+from ingle.step import RESERVED_PAGE, Admission, Chunk, Limits, Step, StepResult
 
 _MANY_DECODES = 128
 _FULL_STEP = 512
@@ -43,13 +46,10 @@ class Sequence:
     """Prompt and answer together may not grow beyond this."""
     eos_token_ids: frozenset[int]
     seed: int
+    pages: SequencePages
     slot: int = -1
     """Row of the worker's tables while running; -1 otherwise."""
-    page_ids: list[int] = field(default_factory=list)
-    page_hashes: list[bytes] = field(default_factory=list)
-    """Of the first full pages of `token_ids`; grows as they are asked for."""
-    num_registered_pages: int = 0
-    """The first pages, which the prefix cache knows."""
+    num_settled: int = 0
     num_computed: int = 0
     num_sampled_ahead: int = 0
     """Tokens that launched steps sample and that are not in `token_ids` yet."""
@@ -108,18 +108,20 @@ class Scheduler:
     newest gives way when pages run out."""
 
     def __init__(self, pages: PagePool, limits: Limits, drafter: Drafter | None = None) -> None:
-        if limits.max_model_len > pages.capacity * limits.page_size:
-            raise ValueError("one sequence of max_model_len must fit the page pool")
         self.pages = pages
         self.limits = limits
+        if self._most_pages(limits.max_model_len) > pages.capacity:
+            raise ValueError("one sequence of max_model_len must fit the page pool")
         self.drafter = drafter
         self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
+        self._paging = Paging(pages, limits.windows, limits.page_size)
         self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._by_id: dict[str, Sequence] = {}
         self._leaving: dict[str, Sequence] = {}  # finished, but a launched step still touches them
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._tainted_pages: list[int] = []
+        self._page_entries: list[tuple[int, int, int, int]] = []  # that the next step tells
         self._num_steps_in_flight = 0
         self._num_arrivals = 0
         self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
@@ -139,6 +141,7 @@ class Scheduler:
             max_num_tokens=min(room, self.limits.max_model_len),
             eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
             seed=seed,
+            pages=SequencePages(self._paging),
             masked=masked,
             arrival=self._num_arrivals,
         )
@@ -172,6 +175,7 @@ class Scheduler:
         """The next step, or None when nothing can be computed before a launched step is retired (or at all)."""
         if self._suspects and not self._call_suspect():
             return None
+        self._leave_windows()
         decodes, prefills = self._split_running()
         if not self._make_room(decodes, prefills):
             return None
@@ -184,6 +188,7 @@ class Scheduler:
         if not plan.step.chunks:
             return None
         plan.step.scrubbed, self._tainted_pages = self._tainted_pages, []
+        plan.step.page_entries, self._page_entries = self._page_entries, []
         self._num_steps_in_flight += 1
         return plan
 
@@ -213,8 +218,11 @@ class Scheduler:
         return decodes, prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
-        """Preempts from the newest until every decode has the page it writes to. False: retire a step first."""
-        while sum(map(self._lacks_page, decodes)) > self.pages.num_available:
+        """Preempts from the newest until every decode, and the oldest prompt, has the pages of its next token.
+
+        False: retire a step first.
+        """
+        while self._num_lacking(decodes) + self._num_lacking(prefills[:1]) > self.pages.num_available:
             if self._num_steps_in_flight:
                 return False
             victim = self.running[-1]
@@ -224,14 +232,26 @@ class Scheduler:
             self._preempt(victim)
         return True
 
-    def _lacks_page(self, seq: Sequence) -> bool:
-        return seq.num_computed == len(seq.page_ids) * self.limits.page_size
+    @staticmethod
+    def _num_lacking(sequences: Seq[Sequence]) -> int:
+        return sum(seq.pages.num_lacking(seq.num_computed + 1) for seq in sequences)
+
+    def _most_pages(self, num_tokens: int) -> int:
+        """That a sequence of so many tokens holds at once."""
+        limits = self.limits
+        return pages_held(limits.windows, num_tokens, limits.page_size, limits.max_num_batched_tokens)
+
+    def _leave_windows(self) -> None:
+        """Gives back the pages that running sequences read no more."""
+        for seq in self.running if self._paging.has_windows else ():
+            left = seq.pages.leave_behind(seq.num_settled)
+            self._page_entries += [(group, seq.slot, index, RESERVED_PAGE) for group, index in left]
 
     def _preempt(self, seq: Sequence) -> None:
         """Back to the head of the queue, to be computed again; every token it has is kept."""
         self.running.remove(seq)
         self._give_back(seq)
-        seq.num_computed = 0
+        seq.num_computed = seq.num_settled = 0
         self._waiting.prepend(seq, self._num_uncached(seq))
         self.num_preemptions += 1
 
@@ -240,7 +260,7 @@ class Scheduler:
         num_left = plan.num_left - len(decodes)
         drafting: list[tuple[Sequence, list[int]]] = []
         for seq in decodes:
-            self._grow(plan, seq)
+            self._grow(seq, seq.num_computed + 1)
             drafts = self._drafts(seq, num_left)
             if drafts:
                 num_left -= len(drafts)
@@ -255,19 +275,16 @@ class Scheduler:
         """Guesses of what follows, in pages that the sequence has."""
         if self.drafter is None or not self._may_draft(seq):
             return []
-        held = len(seq.page_ids) * self.limits.page_size - seq.num_tokens
-        most = min(most, held, seq.max_num_tokens - seq.num_tokens - 1)
+        most = min(most, seq.pages.num_tokens - seq.num_tokens, seq.max_num_tokens - seq.num_tokens - 1)
         return self.drafter(seq.token_ids, most)[:most] if most > 0 else []
 
     def _may_draft(self, seq: Sequence) -> bool:
         """Whether somebody guesses what follows: not where a mask or a count of all tokens before decides a draw."""
-        return self.drafter is not None and not seq.masked and not seq.sampling.penalized
+        return not (self.drafter is None or seq.masked or seq.sampling.penalized or self._suspects)
 
-    def _grow(self, plan: Plan, seq: Sequence) -> None:
-        if self._lacks_page(seq):
-            (page_id,) = self.pages.allocate(1)
-            plan.step.grown.append((seq.slot, len(seq.page_ids), page_id))
-            seq.page_ids.append(page_id)
+    def _grow(self, seq: Sequence, end: int) -> None:
+        """Sees that the first `end` tokens have their pages."""
+        self._page_entries += [(group, seq.slot, index, page_id) for group, index, page_id in seq.pages.grow(end)]
 
     def _short_prompts(self, plan: Plan, prefills: list[Sequence]) -> None:
         """Plans prompts that may go ahead of the oldest one, and takes them out of `prefills`.
@@ -289,18 +306,20 @@ class Scheduler:
         while self._waiting and self._free_slots and plan.step.num_tokens < end:
             seq, head = self._waiting.shortest, self._waiting.head
             # A slot and pages for the head of the queue are kept: else it might wait as long as short ones come.
-            head_pages = 0 if seq is head else -(-head.num_tokens // self.limits.page_size)
+            head_pages = 0 if seq is head else self._most_pages(head.num_tokens)
             if self._waiting.num_tokens(seq) > oldest // 2 or (seq is not head and len(self._free_slots) == 1):
                 return
             if not self._start(plan, seq, end - plan.step.num_tokens, head_pages):
                 return
 
     def _chunk(self, plan: Plan, seq: Sequence, wanted: int, drafts: Seq[int] = ()) -> None:
-        """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget goes, and drafts after them."""
-        count = min(wanted, plan.num_left)
+        """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget and pages go, and drafts after
+        them, for which there are pages."""
+        step, start = plan.step, seq.num_computed
+        count = seq.pages.reach(start + min(wanted, plan.num_left)) - start
         if count <= 0:
             return
-        step, start = plan.step, seq.num_computed
+        self._grow(seq, start + count)
         samples = start + count == seq.num_tokens
         step.chunks.append(
             Chunk(
@@ -331,19 +350,15 @@ class Scheduler:
 
     def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
         """Admits `seq` with up to `most` of its tokens. False if pages lack, of which so many are kept for another."""
-        shared = self._cached_prefix(seq)
-        for page_id in shared:
-            self.pages.share(page_id)
-        num_new_pages = -(-seq.num_tokens // self.limits.page_size) - len(shared)
+        num_cached = self._num_cached(seq)
+        end = num_cached + min(seq.num_tokens - num_cached, most, plan.num_left)
         # Each running sequence may soon want one more page: admitting into those would only bring preemption.
-        if num_new_pages + num_kept_pages + len(self.running) > self.pages.num_available:
-            self.pages.release(shared)
+        num_kept_pages += len(self.running) * len(self.limits.windows)
+        if not seq.pages.start(seq.token_ids, num_cached, end, num_kept_pages):
             return False
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
-        seq.page_ids = shared + self.pages.allocate(num_new_pages)
-        seq.num_registered_pages = len(shared)
-        seq.num_computed = len(shared) * self.limits.page_size
+        seq.num_computed = seq.num_settled = num_cached
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
         self.running.append(seq)
@@ -352,7 +367,7 @@ class Scheduler:
                 slot=seq.slot,
                 token_ids=seq.token_ids,
                 num_prompt_tokens=seq.num_prompt_tokens,
-                page_ids=seq.page_ids,
+                page_ids=[list(page_ids) for page_ids in seq.pages.page_ids],
                 sampling=seq.sampling,
                 seed=seq.seed,
                 end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
@@ -365,34 +380,21 @@ class Scheduler:
 
     def _num_uncached(self, seq: Sequence) -> int:
         """Tokens to compute if it were admitted now."""
-        return seq.num_tokens - len(self._cached_prefix(seq)) * self.limits.page_size
+        return seq.num_tokens - self._num_cached(seq)
 
-    def _cached_prefix(self, seq: Sequence) -> list[int]:
-        """Pages that hold the first tokens of `seq`; at least one token is left to compute, for its logits."""
+    def _num_cached(self, seq: Sequence) -> int:
+        """Tokens that need not be computed."""
         if not self.limits.enable_prefix_caching or seq.sampling.prompt_logprobs is not None:
-            return []
-        shared: list[int] = []
-        for index in range((seq.num_tokens - 1) // self.limits.page_size):
-            extend_hashes(seq.page_hashes, seq.token_ids, self.limits.page_size, index + 1)
-            page_id = self.pages.find(seq.page_hashes[index])
-            if page_id is None:
-                break
-            shared.append(page_id)
-        return shared
+            return 0
+        return seq.pages.num_cached(seq.token_ids)
 
     def _register(self, seq: Sequence) -> None:
         """Makes findable the full pages whose tokens are known and whose keys and values are (being) written.
 
         A step that reads them, this one included, writes every key and value of a layer before it attends in it.
         """
-        if not self.limits.enable_prefix_caching:
-            return
-        num_full = min(seq.num_computed, len(seq.token_ids)) // self.limits.page_size
-        if num_full > seq.num_registered_pages:
-            extend_hashes(seq.page_hashes, seq.token_ids, self.limits.page_size, num_full)
-            for index in range(seq.num_registered_pages, num_full):
-                self.pages.register(seq.page_ids[index], seq.page_hashes[index])
-            seq.num_registered_pages = num_full
+        if self.limits.enable_prefix_caching:
+            seq.pages.register(seq.token_ids, min(seq.num_computed, len(seq.token_ids)))
 
     # ---- results
 
@@ -413,6 +415,7 @@ class Scheduler:
                 if not seq.finished:
                     seq.num_computed += len(token_ids) - 1
                     outputs.append(self._take_tokens(seq, token_ids, finite, result.logprobs.get(index)))
+            seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
             if seq.finished and seq.num_in_flight == 0:
                 self._leaving.pop(seq.id, None)
                 self._give_back(seq)
@@ -440,6 +443,7 @@ class Scheduler:
             self._finish(seq)
             cached = seq.num_cached_tokens or 0
             return EngineOutput(seq.id, [], "length", num_cached_tokens=cached, prompt_logprobs=self._of_prompt(seq))
+        seq.pages.given_back.clear()  # NaN in them would have reached this token
         first = seq.num_generated == 0
         taken: list[int] = []
         reason: FinishReason | None = None
@@ -488,7 +492,7 @@ class Scheduler:
                 seq.num_in_flight -= 1
                 seq.num_sampled_ahead -= chunk.samples
                 seq.num_drafted = 0
-                spoiled |= dict.fromkeys(seq.page_ids[chunk.start // self.limits.page_size :])
+                spoiled |= dict.fromkeys(seq.pages.written_from(chunk.start))
             spoiled |= dict.fromkeys(plan.step.scrubbed)
         self._num_steps_in_flight = 0
         self.pages.forget(spoiled)
@@ -553,11 +557,10 @@ class Scheduler:
     def _give_back(self, seq: Sequence) -> None:
         if seq.slot >= 0:
             if seq.tainted:
-                exclusive = [page_id for page_id in seq.page_ids if self.pages.refs[page_id] == 1]
+                exclusive = seq.pages.exclusive()
                 self.pages.forget(exclusive)
                 self._tainted_pages += exclusive
-            self.pages.release(seq.page_ids)
-            seq.page_ids = []
+            seq.pages.give_back()
             self._free_slots.append(seq.slot)
             seq.slot = -1
 
@@ -567,12 +570,13 @@ class Scheduler:
         slots = [seq.slot for seq in live] + self._free_slots
         assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or used twice"
         for seq in self.running:
-            held = len(seq.page_ids) * self.limits.page_size
-            assert seq.num_computed <= min(held, seq.num_tokens), (
+            assert seq.num_settled <= seq.num_computed <= min(seq.pages.num_tokens, seq.num_tokens), (
                 f"{seq.id} computed more than it has pages or tokens for"
             )
             most = max(seq.max_num_tokens, seq.num_prompt_tokens + 1)  # one that is only scored draws a token, unused
             assert not seq.finished and seq.num_tokens <= most, f"{seq.id} should have left"
-        assert all(seq.slot == -1 and not seq.page_ids for seq in self._waiting), "a waiting sequence holds pages"
+        assert all(seq.slot == -1 and not any(seq.pages.page_ids) for seq in self._waiting), (
+            "a waiting sequence holds pages"
+        )
         assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)}, "a request is lost"
-        self.pages.check(seq.page_ids for seq in live)
+        self.pages.check(list(seq.pages.held) for seq in live)

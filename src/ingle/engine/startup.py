@@ -71,7 +71,6 @@ class Numerics:
     """What is stored, held and computed in which type, by name."""
 
     kv_dtype: str
-    kv_itemsize: int
     product_dtype: str
     """The coarsest type to which factors of matrix products may be rounded."""
     float_itemsize: int

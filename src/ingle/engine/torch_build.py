@@ -76,7 +76,8 @@ class TorchRunner:
                 use_graphs=use_graphs,
                 own_threads=packs,
             )
-        facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv_itemsize=numerics.kv_itemsize)
+        kv = model.config.kv_spec(numerics.kv_dtype)
+        facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
         name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
         factors = _factors(model, dtypes.products)
         return numerics, Loaded(device, name, facts, memory, stored_types, factors, tuple(notices))
@@ -86,7 +87,6 @@ class TorchRunner:
         beside = " and Triton's" if self._on_gpu else " and ingle's" if ours else ""
         return Numerics(
             kv_dtype=_name(dtypes.kv),
-            kv_itemsize=dtypes.kv.itemsize,
             product_dtype=_name(dtypes.products),
             float_itemsize=dtypes.products.itemsize,
             kept_types=frozenset(CODE_TYPES) if dtypes.packs else frozenset(),
@@ -97,9 +97,8 @@ class TorchRunner:
     def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
         left = memory_of(self._device).beside(weight_bytes)
         budget = kv_budget(self._config, model, left)
-        return plan_memory(
-            self._config, model, kv_itemsize=numerics.kv_itemsize, on_gpu=self._on_gpu, budget=budget, free=left.free
-        )
+        kv = model.kv_spec(numerics.kv_dtype)
+        return plan_memory(self._config, model, kv, on_gpu=self._on_gpu, budget=budget, free=left.free)
 
     def _load_decoder(
         self, files: ModelFiles, decoder: DecoderConfig, dtypes: _Dtypes, numerics: Numerics, startup: Startup

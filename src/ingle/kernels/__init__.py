@@ -54,7 +54,7 @@ class Kernels(Protocol):
         slots: torch.Tensor,
         positions: torch.Tensor,
         token_table: torch.Tensor,
-        page_table: torch.Tensor,
+        page_tables: torch.Tensor,
         page_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 

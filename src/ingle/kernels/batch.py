@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
+from ingle.kv import KvSpec
 
 if TYPE_CHECKING:
     from ingle.step import Chunk
@@ -58,15 +60,16 @@ class StepInputs(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """T tokens of B sequences; decoding sequences, with one token each, come first. Index tensors are int64."""
+    """T tokens of B sequences, as the layers of one group see them (`ingle.kv`): decoding sequences, with one token
+    each, come first. Index tensors are int64."""
 
     inputs: StepInputs
     token_ids: torch.Tensor
     """[T]"""
-    kv_slots: torch.Tensor
-    """[T], where each token's key and value go: page * page_size + offset."""
-    page_tables: torch.Tensor
-    """int32 [S, P], the pages of every slot."""
+    all_kv_slots: torch.Tensor
+    """[G, T], where each token's key and value go in each group: page * page_size + offset."""
+    all_page_tables: torch.Tensor
+    """int32 [G, S, P], the pages of every slot in each group."""
     num_decodes: int
     """Decoding sequences; in a captured step, at most so many."""
     num_blocks: int
@@ -74,4 +77,33 @@ class Batch:
     chunks: list[Chunk]
     """Of the plan, one a sequence; empty in a captured step."""
     decode_work: dict[int | None, DecodeWork] = field(default_factory=dict)
-    """By window: made by the first layer that has it, for all that do. Their caches are alike."""
+    """By window: made by the first layer that has it, for all that do, of any group. Their caches are alike."""
+    group: int = 0
+
+    @property
+    def kv_slots(self) -> torch.Tensor:
+        """[T], of the group."""
+        return self.all_kv_slots[self.group]
+
+    @property
+    def page_tables(self) -> torch.Tensor:
+        """int32 [S, P], of the group."""
+        return self.all_page_tables[self.group]
+
+    def of_group(self, group: int) -> Batch:
+        """The same step for layers of another group."""
+        return self if group == self.group else replace(self, group=group)
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """What all layers keep of earlier tokens."""
+
+    spec: KvSpec
+    pages: torch.Tensor
+    """[places, sides, num_pages, page_size, heads, dim]"""
+
+    def of_layer(self, layer: int, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        """A layer's part, [sides, num_pages, page_size, heads, dim], and the step as this layer sees it."""
+        group, place = self.spec.located[layer]
+        return self.pages[place], batch.of_group(group)

@@ -22,13 +22,13 @@ from ingle.kernels.reference_sampling import sample as sample
 
 
 def locate(
-    slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_table: torch.Tensor, page_size: int
+    slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_tables: torch.Tensor, page_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For slots and positions, int64 [T]: the token there, and where its key and value lie, page * page_size + offset.
 
-    token_table: int32 [S, L]; page_table: int32 [S, P]. Both answers are int64 [T].
+    token_table: int32 [S, L]; page_tables: int32 [G, S, P], of each group of layers. Tokens int64 [T], places [G, T].
     """
-    pages = page_table[slots, positions // page_size].long()
+    pages = page_tables[:, slots, positions // page_size].long()
     return token_table[slots, positions].long(), pages * page_size + positions % page_size
 
 

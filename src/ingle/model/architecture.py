@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
-from ingle.model.sizes import KvLayout
+from ingle.kv import KvSpec, group_layers
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "ntk_steps"]
 
@@ -101,6 +101,11 @@ class MlaConfig:
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
+    @property
+    def latent_dim(self) -> int:
+        """Numbers that a token leaves in the cache of a layer: its latent, then the key that heads share."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -154,16 +159,12 @@ class DecoderConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
-    @property
-    def kv_layout(self) -> KvLayout:
-        if self.mla is None:
-            return KvLayout(2, self.num_kv_heads, self.head_dim)
-        return KvLayout(1, 1, self.mla.kv_lora_rank + self.mla.qk_rope_head_dim)
-
-    @property
-    def kv_elements_per_token(self) -> int:
-        """Numbers that one token adds to the KV cache, all layers together."""
-        return self.num_layers * self.kv_layout.num_elements
+    def kv_spec(self, dtype: str) -> KvSpec:
+        """The KV cache in a type, a key of `ingle.kv.ITEMSIZES`."""
+        groups = group_layers(self.windows or (None,) * self.num_layers)
+        if self.mla is not None:
+            return KvSpec(groups, sides=1, heads=1, dim=self.mla.latent_dim, dtype=dtype)
+        return KvSpec(groups, sides=2, heads=self.num_kv_heads, dim=self.head_dim, dtype=dtype)
 
     @property
     def attention_elements_per_token(self) -> int:
@@ -171,7 +172,7 @@ class DecoderConfig:
         if self.mla is None:
             return 2 * self.q_size + 2 * self.kv_size
         # Queries, then each head's query and result in the latent's space.
-        return self.q_size + 2 * self.num_heads * self.mla.kv_lora_rank + 2 * self.kv_layout.dim
+        return self.q_size + 2 * self.num_heads * self.mla.kv_lora_rank + 2 * self.mla.latent_dim
 
     @property
     def mlp_elements_per_token(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.kernels.batch import Batch
+from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.flow import Flow, LayerCache
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
@@ -65,16 +65,13 @@ class Decoder:
         """The longest sequence that there are rotations for."""
         return len(self.cos_sin[0])
 
-    def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
-        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
-
-        kv_cache: [num_layers, sides, num_pages, page_size, heads, dim], as the config's `kv_layout` says.
-        """
+    def forward(self, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
+        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache."""
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
         flow = Flow(self.embed(batch.token_ids), self.layers[0].input_norm)
         norms = (*(layer.input_norm for layer in self.layers[1:]), self.norm)
         for index, (layer, norm) in enumerate(zip(self.layers, norms, strict=True)):
-            flow = layer(flow, cos_sin[layer.rope], LayerCache(kv_cache[index], batch), norm)
+            flow = layer(flow, cos_sin[layer.rope], LayerCache(*kv_cache.of_layer(index, batch)), norm)
         return kernels.of(flow.residual).normed(flow)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.errors import ConfigError, ModelError
-from ingle.kernels.batch import Batch
+from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.options import AttentionOptions
+from ingle.kv import KvSpec, one_group
 from ingle.model.config_keys import unknown_keys
 from ingle.model.registry import FAMILIES
-from ingle.model.sizes import KvLayout, Mixture
+from ingle.model.sizes import Mixture
 from ingle.weights.matrix import Weight
 
 if TYPE_CHECKING:
@@ -60,20 +61,15 @@ class FallbackConfig:
         return self.num_heads * self.head_dim
 
     @property
-    def kv_layout(self) -> KvLayout:
-        return KvLayout(2, self.num_kv_heads, self.head_dim)
-
-    @property
-    def kv_elements_per_token(self) -> int:
-        return self.num_layers * self.kv_layout.num_elements
-
-    @property
     def attention_elements_per_token(self) -> int:
         return 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
 
     @property
     def mlp_elements_per_token(self) -> int:
         return 3 * self.intermediate_size
+
+    def kv_spec(self, dtype: str) -> KvSpec:
+        return KvSpec((one_group(self.windows),), sides=2, heads=self.num_kv_heads, dim=self.head_dim, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -123,16 +119,17 @@ _step: ContextVar[_Step] = ContextVar("step")
 @dataclass(frozen=True)
 class _PagedStep:
     batch: Batch
-    kv_cache: torch.Tensor
+    kv_cache: KvCache
 
     def attend(
         self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        cache, page_size = self.kv_cache[module.layer_idx], self.kv_cache.shape[3]
-        places = self.batch.kv_slots // page_size, self.batch.kv_slots % page_size
+        cache, batch = self.kv_cache.of_layer(module.layer_idx, self.batch)
+        page_size = cache.shape[2]
+        places = batch.kv_slots // page_size, batch.kv_slots % page_size
         cache[0][places] = k.to(cache.dtype)
         cache[1][places] = F.pad(v, (0, k.shape[-1] - v.shape[-1])).to(cache.dtype)
-        out = kernels.of(q).paged_attention(q.to(cache.dtype).contiguous(), cache, self.batch, options)
+        out = kernels.of(q).paged_attention(q.to(cache.dtype).contiguous(), cache, batch, options)
         return out[..., : v.shape[-1]].to(q.dtype)
 
 
@@ -176,7 +173,7 @@ class TransformersModel:
     capturable: bool = False
     mixture: Mixture | None = None
 
-    def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
         return _hidden(self.body, batch.token_ids, batch.inputs.positions, _PagedStep(batch, kv_cache))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from ingle.kernels.batch import Batch
+from ingle.kernels.batch import Batch, KvCache
 from ingle.model.sizes import Mixture, ModelConfig
 from ingle.weights.matrix import Weight
 
@@ -38,11 +38,8 @@ class Model(Protocol):
         """The part of `parameters` that are experts; None for a dense model, and for one that does not tell."""
         ...
 
-    def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
-        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
-
-        kv_cache: [num_layers, sides, num_pages, page_size, heads, dim], as the config's `kv_layout` says.
-        """
+    def forward(self, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
+        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -5,19 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True)
-class KvLayout:
-    """What a token adds to the KV cache of a layer: [sides, heads, dim] numbers."""
-
-    sides: int
-    """2 for keys and values; 1 for a latent, which is both."""
-    heads: int
-    dim: int
-
-    @property
-    def num_elements(self) -> int:
-        return self.sides * self.heads * self.dim
+from ingle.kv import KvSpec
 
 
 class ModelConfig(Protocol):
@@ -40,13 +28,10 @@ class ModelConfig(Protocol):
     @property
     def attention_elements_per_token(self) -> int: ...
     @property
-    def kv_layout(self) -> KvLayout: ...
-    @property
-    def kv_elements_per_token(self) -> int: ...
-    @property
     def windows(self) -> tuple[int | None, ...]: ...
     @property
     def max_position_embeddings(self) -> int: ...
+    def kv_spec(self, dtype: str) -> KvSpec: ...
 
 
 @dataclass(frozen=True)

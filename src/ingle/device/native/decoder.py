@@ -38,13 +38,18 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class HostKv:
-    """Keys and values of all layers. NumPy knows no bfloat16, so their numbers are only the kernels' to read."""
+    """Keys and values of all layers, as `ingle.kv` says.
+
+    NumPy knows no bfloat16, so their numbers are only the kernels' to read.
+    """
 
     data: npt.NDArray[np.uint8]
-    """[num_layers, 2, num_pages, bytes of a page], zeros in the beginning."""
+    """[places, 2, num_pages, bytes of a page], zeros in the beginning."""
     page_size: int
     dtype: str
     """A key of `KV_TYPES`."""
+    located: npt.NDArray[np.int32]
+    """[num_layers, 2], each layer's group, and its place there."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class HostBatch:
     positions: Ints
     """[T]"""
     kv_slots: Ints
-    """[T], where each token's key and value go: page * page_size + offset."""
+    """[G, T], where each token's key and value go in each group of layers: page * page_size + offset."""
     slots: Ints
     """[B]"""
     kv_lengths: Ints
@@ -64,7 +69,7 @@ class HostBatch:
     query_starts: Ints
     """[B + 1], each sequence's first row in T."""
     page_tables: npt.NDArray[np.int32]
-    """[S, P], the pages of every slot."""
+    """[G, S, P], the pages of every slot in each group."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,7 @@ class HostDecoder:
             num_kv_heads=self.config.num_kv_heads,
             head_dim=self.config.head_dim,
             page_size=kv.page_size,
-            pages_per_slot=batch.page_tables.shape[1],
+            pages_per_slot=batch.page_tables.shape[2],
             kv_type=KV_TYPES[kv.dtype],
         )
         step = Step(
@@ -291,6 +296,8 @@ class HostDecoder:
             num_tokens=len(residual),
             hidden_size=self.config.hidden_size,
             layer_bytes=kv.data.strides[0],
+            located=kv.located.ctypes.data,
+            table_size=batch.page_tables[0].size,
             attention=attention,
             eps=self.config.norm_eps,
         )

@@ -16,7 +16,6 @@ from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once."""
-_ITEMSIZES = {"float16": 2, "bfloat16": 2}
 
 
 class NativeDevice:
@@ -27,9 +26,11 @@ class NativeDevice:
         self.sampler = HostSampler(model.config.vocab_size)
         self.token_ids = np.zeros((limits.max_num_seqs, limits.max_model_len + 1), np.int32)
         pages_per_seq = -(-limits.max_model_len // limits.page_size)
-        self.page_tables = np.full((limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
-        page_bytes = limits.page_size * model.config.kv_size * _ITEMSIZES[kv_dtype]
-        self.kv = HostKv(_zeros((model.config.num_layers, 2, num_pages, page_bytes)), limits.page_size, kv_dtype)
+        spec = model.config.kv_spec(kv_dtype)
+        self.page_tables = np.full((len(spec.groups), limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
+        side_bytes = spec.page_bytes(limits.page_size) // (spec.num_places * spec.sides)
+        data = _zeros((spec.num_places, spec.sides, num_pages, side_bytes))
+        self.kv = HostKv(data, limits.page_size, kv_dtype, np.array(spec.located, np.int32))
 
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""
@@ -42,11 +43,12 @@ class NativeDevice:
     def apply(self, step: Step) -> None:
         if step.scrubbed:
             self.kv.data[:, :, step.scrubbed] = 0
+        for group, slot, index, page in step.page_entries:
+            self.page_tables[group, slot, index] = page
         for admission in step.admissions:
             self.token_ids[admission.slot, : len(admission.token_ids)] = admission.token_ids
-            self.page_tables[admission.slot, : len(admission.page_ids)] = admission.page_ids
-        for slot, index, page in step.grown:
-            self.page_tables[slot, index] = page
+            for table, page_ids in zip(self.page_tables, admission.page_ids, strict=True):
+                table[admission.slot, : len(page_ids)] = page_ids
         for chunk in step.chunks:
             if chunk.drafts:
                 self.token_ids[chunk.slot, chunk.end - len(chunk.drafts) : chunk.end] = chunk.drafts
@@ -59,7 +61,7 @@ class NativeDevice:
     def hidden(self, inputs: Inputs) -> Floats:
         """Hidden states [T, E] of a step that was applied."""
         slots, positions, page_size = inputs.row_slots, inputs.positions, self.kv.page_size
-        pages = self.page_tables[slots, positions // page_size].astype(np.int64)
+        pages = self.page_tables[:, slots, positions // page_size].astype(np.int64, order="C")
         batch = HostBatch(
             token_ids=self.token_ids[slots, positions].astype(np.int64),
             positions=positions,

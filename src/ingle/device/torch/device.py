@@ -15,7 +15,7 @@ from ingle.device.inputs import Layout
 from ingle.device.torch.graphs import CapturedForward, StepGraphs
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
-from ingle.kernels.batch import Batch, StepInputs, query_block
+from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
 from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
@@ -40,23 +40,27 @@ class TorchDevice:
         own_threads: bool = False,
     ) -> None:
         """`own_threads`: the model's weights are multiplied by ingle's CPU kernels, on threads of their own."""
-        config, layout = model.config, model.config.kv_layout
+        config, kv = model.config, model.config.kv_spec(str(dtype).removeprefix("torch."))
         self.model = model
         self.device = device
         self.tables = SlotTables(
-            limits.max_num_seqs, limits.max_model_len, limits.page_size, query_block(layout.dim), device
+            limits.max_num_seqs,
+            limits.max_model_len,
+            limits.page_size,
+            query_block(kv.dim),
+            device,
+            len(kv.groups),
         )
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
-        self.kv_cache = _zeros(
-            (config.num_layers, layout.sides, num_pages, limits.page_size, layout.heads, layout.dim), dtype, device
-        )
+        shape = (kv.num_places, kv.sides, num_pages, limits.page_size, kv.heads, kv.dim)
+        self.kv_cache = KvCache(kv, _zeros(shape, dtype, device))
         self.threads = pytorch_on_one if own_threads else nullcontext
         self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:
         if step.scrubbed:
-            self.kv_cache[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
+            self.kv_cache.pages[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
         self.tables.apply(step)
         self.sampler.admit(step.admissions)
 

@@ -1,7 +1,7 @@
 """The tables from which a step's rows are gathered, and a plan as the tensors that it brings.
 
 The engine refers to a sequence by its slot. `SlotTables` holds, per slot and on the device, the sequence's tokens and
-its page table, written once when the sequence is admitted; a step then brings only slots and lengths. A token that a
+its page tables, written once when the sequence is admitted; a step then brings only slots and lengths. A token that a
 step samples is written into the token table by that step, so it never leaves the device on its way to the next one.
 """
 
@@ -15,7 +15,7 @@ import torch
 from ingle import kernels
 from ingle.device.inputs import Layout, layout_of, pack
 from ingle.kernels.batch import Batch, StepInputs
-from ingle.step import RESERVED_PAGE, Admission, Chunk, Step
+from ingle.step import RESERVED_PAGE, Chunk, Step
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -33,7 +33,13 @@ class SlotTables:
     """Per-slot state on the device: S slots of sequences of up to L tokens, and one more slot for padding rows."""
 
     def __init__(
-        self, num_slots: int, max_model_len: int, page_size: int, query_block: int, device: torch.device
+        self,
+        num_slots: int,
+        max_model_len: int,
+        page_size: int,
+        query_block: int,
+        device: torch.device,
+        num_groups: int = 1,
     ) -> None:
         self.page_size = page_size
         self.query_block = query_block
@@ -41,15 +47,20 @@ class SlotTables:
         self.padding_slot = num_slots
         self.token_ids = torch.zeros(num_slots + 1, max_model_len + 1, dtype=torch.int32, device=device)
         num_pages = -(-max_model_len // page_size)
-        self.page_tables = torch.full((num_slots + 1, num_pages), RESERVED_PAGE, dtype=torch.int32, device=device)
+        shape = (num_groups, num_slots + 1, num_pages)
+        self.page_tables = torch.full(shape, RESERVED_PAGE, dtype=torch.int32, device=device)
 
     def apply(self, step: Step) -> None:
-        """Writes the tokens and pages of sequences that start or restart, and the pages that others gained."""
-        self._write(self.token_ids, step.admissions, [admission.token_ids for admission in step.admissions])
-        self._write(self.page_tables, step.admissions, [admission.page_ids for admission in step.admissions])
-        if step.grown:
-            slots, indices, pages = to_device(np.array(step.grown, np.int64).T.copy(), self.device).unbind(0)
-            self.page_tables[slots, indices] = pages.int()
+        """Writes what changes in the pages of sequences, and tokens and pages of those that start or restart."""
+        if step.page_entries:
+            entries = np.array(step.page_entries, np.int64).T.copy()
+            groups, slots, indices, pages = to_device(entries, self.device).unbind(0)
+            self.page_tables[groups, slots, indices] = pages.int()
+        starting, num_slots = step.admissions, self.token_ids.shape[0]
+        rows = [admission.slot for admission in starting]
+        self._write(self.token_ids, rows, [admission.token_ids for admission in starting])
+        rows = [group * num_slots + row for row in rows for group in range(len(self.page_tables))]
+        self._write(self.page_tables.flatten(0, 1), rows, [pages for each in starting for pages in each.page_ids])
         drafts = [
             (chunk.slot, chunk.end - len(chunk.drafts) + index, token_id)
             for chunk in step.chunks
@@ -59,14 +70,13 @@ class SlotTables:
             slots, positions, token_ids = to_device(np.array(drafts, np.int64).T.copy(), self.device).unbind(0)
             self.token_ids[slots, positions] = token_ids.int()
 
-    def _write(self, table: torch.Tensor, admissions: list[Admission], contents: Sequence[Sequence[int]]) -> None:
-        """Writes the start of a row of `table` for each admission, all in one copy."""
-        if not admissions:
+    def _write(self, table: torch.Tensor, rows: Sequence[int], contents: Sequence[Sequence[int]]) -> None:
+        """Writes the starts of these rows of `table`, all in one copy."""
+        if not rows:
             return
         width = table.shape[1]
         flat = np.concatenate([
-            np.arange(admission.slot * width, admission.slot * width + len(content))
-            for admission, content in zip(admissions, contents, strict=True)
+            np.arange(row * width, row * width + len(content)) for row, content in zip(rows, contents, strict=True)
         ])  # fmt: skip
         values = np.concatenate([np.array(content, np.int64) for content in contents])
         places, numbers = to_device(np.stack((flat, values)), self.device).unbind(0)
@@ -86,8 +96,8 @@ class SlotTables:
         return Batch(
             inputs=inputs,
             token_ids=token_ids,
-            kv_slots=kv_slots,
-            page_tables=self.page_tables,
+            all_kv_slots=kv_slots,
+            all_page_tables=self.page_tables,
             num_decodes=num_decodes,
             num_blocks=num_blocks,
             chunks=chunks,

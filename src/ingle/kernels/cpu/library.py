@@ -131,6 +131,8 @@ class Step(ctypes.Structure):
         ("layer_bytes", c_int64),
         ("attention", Attention),
         ("eps", c_float),
+        ("located", c_void_p),
+        ("table_size", c_int64),
     )
 
 

@@ -314,6 +314,8 @@ def _attend(
     index = tl.arange(0, KEYS)
     keys = start + index
     seen = keys < last_key
+    if MASKED and WINDOW:  # what lies before every query's window may be anywhere
+        seen = seen & (keys > tl.min(positions, 0) - WINDOW)
     if KEYS % PAGE_SIZE == 0:  # what differs from iteration to iteration is the pages alone
         page = tl.load(table + start // PAGE_SIZE + index // PAGE_SIZE, mask=seen | (not MASKED), other=0)
         within = index % PAGE_SIZE

@@ -16,7 +16,7 @@ from ingle.kernels.options import Activation
 @triton.jit
 def _locate_kernel(
     slots_ptr, positions_ptr, tokens_ptr, pages_ptr, token_ids_ptr, kv_slots_ptr,
-    num_tokens, tokens_stride, pages_stride,
+    num_tokens, num_groups, tokens_stride, group_stride, pages_stride,
     PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -25,19 +25,25 @@ def _locate_kernel(
     mask = at < num_tokens
     slot, position = tl.load(slots_ptr + at, mask=mask, other=0), tl.load(positions_ptr + at, mask=mask, other=0)
     token = tl.load(tokens_ptr + slot * tokens_stride + position, mask=mask, other=0)
-    page = tl.load(pages_ptr + slot * pages_stride + position // PAGE_SIZE, mask=mask, other=0)
     tl.store(token_ids_ptr + at, token.to(tl.int64), mask=mask)
-    tl.store(kv_slots_ptr + at, page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE, mask=mask)
+    page_ptr = pages_ptr + slot * pages_stride + position // PAGE_SIZE
+    kv_slot_ptr = kv_slots_ptr + at
+    for _ in range(num_groups):
+        page = tl.load(page_ptr, mask=mask, other=0)
+        tl.store(kv_slot_ptr, page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE, mask=mask)
+        page_ptr += group_stride
+        kv_slot_ptr += num_tokens
 
 
 def locate(
-    slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_table: torch.Tensor, page_size: int
+    slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_tables: torch.Tensor, page_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    token_ids, kv_slots = torch.empty_like(positions), torch.empty_like(positions)
+    num_groups = len(page_tables)
+    token_ids, kv_slots = torch.empty_like(positions), positions.new_empty(num_groups, len(positions))
     early = pdl(positions.device)
     _locate_kernel[(triton.cdiv(len(positions), 128),)](
-        slots, positions, token_table, page_table, token_ids, kv_slots, len(positions),
-        token_table.stride(0), page_table.stride(0), PAGE_SIZE=page_size, BLOCK=128, PDL=early, launch_pdl=early,
+        slots, positions, token_table, page_tables, token_ids, kv_slots, len(positions), num_groups,
+        token_table.stride(0), *page_tables.stride()[:2], PAGE_SIZE=page_size, BLOCK=128, PDL=early, launch_pdl=early,
     )  # fmt: skip
     return token_ids, kv_slots
 

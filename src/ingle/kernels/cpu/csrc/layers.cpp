@@ -28,12 +28,13 @@ void add_and_normalize(const Step& s, float* x, const float* post_norm, const fl
 }
 
 void attend(const Step& s, const Layer& layer, int64_t index, const float* x, float* qkv, float* attended, float* out) {
-    uint8_t* keys = (uint8_t*)s.kv_cache + index * s.layer_bytes;
+    const int64_t group = s.located[2 * index], place = s.located[2 * index + 1];
+    uint8_t* keys = (uint8_t*)s.kv_cache + place * s.layer_bytes;
     uint8_t* values = keys + s.layer_bytes / 2;
     const int64_t num_heads = s.attention.num_heads, num_kv_heads = s.attention.num_kv_heads;
     project(layer.qkv, x, s.num_tokens, qkv);
-    Rotation rotation = {qkv, s.cos_sin[layer.rope], layer.q_norm, layer.k_norm, keys, values, s.kv_slots,
-                         s.num_tokens, num_heads, num_kv_heads, s.attention.head_dim, s.rotary_dims[layer.rope],
+    Rotation rotation = {qkv, s.cos_sin[layer.rope], layer.q_norm, layer.k_norm, keys, values,
+                         s.kv_slots + group * s.num_tokens, s.num_tokens, num_heads, num_kv_heads, s.attention.head_dim, s.rotary_dims[layer.rope],
                          layer.qk_eps, s.attention.kv_type};
     ingle_rotate_and_store(&rotation);
     Attention attention = s.attention;
@@ -41,6 +42,7 @@ void attend(const Step& s, const Layer& layer, int64_t index, const float* x, fl
     attention.q_stride = layer.qkv.rows;
     attention.keys = keys;
     attention.values = values;
+    attention.page_tables += group * s.table_size;
     attention.out = attended;
     attention.window = layer.window;
     attention.scale = layer.scale;

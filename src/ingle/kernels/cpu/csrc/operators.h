@@ -73,13 +73,15 @@ struct Step {
     float* residual;              // [num_tokens, hidden_size], overwritten
     float* out;                   // [num_tokens, hidden_size], after the last norm
     const float* norm;            // the last
-    void* kv_cache;               // [layers, 2, ...], keys before values
-    const int64_t* kv_slots;
+    void* kv_cache;               // [places, 2, ...], keys before values
+    const int64_t* kv_slots;      // [groups, num_tokens]
     const float* cos_sin[2];      // of each rotation, [num_tokens, rotary_dim]
     int64_t rotary_dims[2];
     int64_t num_layers, num_tokens, hidden_size, layer_bytes;
-    Attention attention;          // of any layer, but for what `Layer` says
+    Attention attention;          // of any layer of the first group, but for what `Layer` says
     float eps;
+    const int32_t* located;       // [num_layers, 2], each layer's group, and its place in the cache
+    int64_t table_size;           // of the page tables of a group, which lie behind each other
 };
 
 // y [num_tokens, p.rows] = x times the matrix, plus the bias.

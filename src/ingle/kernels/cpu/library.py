@@ -134,7 +134,11 @@ class Step(ctypes.Structure):
     )
 
 
+_STRUCTURES: tuple[type[ctypes.Structure], ...] = (Matrix, Rotation, Attention, Projection, Mixture, Layer, Step)
+"""As `ingle_structure_sizes` counts them."""
+
 _SIGNATURES = {
+    "ingle_structure_sizes": (),
     "ingle_start": (c_int32,),
     "ingle_settle_memory": (),
     "ingle_instructions": (),
@@ -155,6 +159,7 @@ _SIGNATURES = {
 }
 
 _RESULTS: dict[str, type] = {
+    "ingle_structure_sizes": POINTER(c_int64),
     "ingle_instructions": c_char_p,
     "ingle_factors": c_char_p,
     "ingle_matrix_bytes": c_int64,
@@ -162,16 +167,20 @@ _RESULTS: dict[str, type] = {
 }
 
 _loaded: ctypes.CDLL | None = None
-_path: Path | None = None
 
 
 def load(path: str) -> ctypes.CDLL:
-    """A compiled library, its functions typed."""
+    """A compiled library, its functions typed. Raises `OSError` for a file that is none, or knows other structures."""
     library = ctypes.CDLL(path)
     for name, argument_types in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = argument_types
         function.restype = _RESULTS.get(name)
+    sizes = library.ingle_structure_sizes()
+    for structure, size in zip(_STRUCTURES, sizes[: len(_STRUCTURES)], strict=True):
+        if ctypes.sizeof(structure) != size:
+            name, ours = structure.__name__, ctypes.sizeof(structure)
+            raise OSError(f"{path}: its structure {name} has {size} bytes, and {ours} were expected")
     return library
 
 
@@ -180,11 +189,10 @@ def start(num_threads: int) -> str | None:
 
     Called again, it adds the threads that are missing.
     """
-    global _loaded, _path
+    global _loaded
     if _loaded is None:
         try:
-            _path = compile.library()
-            _loaded = load(str(_path))
+            _loaded = load(str(compile.library()))
         except compile.CompileError as error:
             return str(error)
         except OSError as error:
@@ -195,9 +203,7 @@ def start(num_threads: int) -> str | None:
 
 def path() -> Path:
     """Of the started kernels' library."""
-    if _path is None:
-        raise RuntimeError("the CPU kernels' library is asked for before they were started")
-    return _path
+    return Path(get()._name)
 
 
 def forget() -> None:

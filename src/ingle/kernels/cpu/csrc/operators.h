@@ -93,6 +93,8 @@ void mix(const Mixture& m, int32_t activation, const float* x, int64_t num_token
 // All else is hidden: two libraries in one process, for different processors, must not share what has the same name.
 #pragma GCC visibility push(default)
 extern "C" {
+// Bytes of Matrix, Rotation, Attention, Projection, Mixture, Layer and Step, which Python holds its own against.
+const int64_t* ingle_structure_sizes();
 void ingle_start(int32_t num_threads);
 void ingle_settle_memory();
 const char* ingle_instructions();

@@ -82,7 +82,12 @@ def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits:
     """The same weights under other limits, in a new engine."""
     new = dataclasses.replace(engine.scheduler.limits, **limits)
     new = dataclasses.replace(new, max_model_len=min(new.max_model_len, (num_pages - 1) * new.page_size))
-    worker = Worker(engine.worker.model, new, num_pages, torch.device("cpu"), torch.float32)
+    worker: Any
+    if isinstance(engine.worker, HostWorker):
+        model = engine.worker.model.with_length(new.max_model_len)
+        worker = HostWorker(model, new, num_pages, engine.worker.kv.dtype)
+    else:
+        worker = Worker(engine.worker.model, new, num_pages, torch.device("cpu"), torch.float32)
     return Engine(Scheduler(PagePool(num_pages), new), worker, overlap=overlap, seed=0)
 
 

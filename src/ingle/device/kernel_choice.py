@@ -154,7 +154,7 @@ def _seconds(
     part = PackedPart.empty(code_type, rows, product.columns)
     part.data.fill(17)  # any numbers, so that there is memory behind them
     matrix, x = PackedMatrix((part,), rows, product.columns), torch.randn(num_rows, product.columns)
-    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if code_type.bits < 32 and multiplies_bfloat16() else torch.float32
     weight, like_weight = torch.ones(rows, product.columns, dtype=dtype), x.to(dtype)
     ours = _least(lambda: matrix.multiply(x.numpy()), between)
     theirs = _least(lambda: torch.nn.functional.linear(like_weight, weight), between)

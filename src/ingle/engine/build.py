@@ -20,28 +20,36 @@ from ingle.device.kernel_choice import choose
 from ingle.device.native import decoder as host_decoder
 from ingle.device.native.device import HostWorker
 from ingle.engine.engine import Engine
-from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory, wanted_length
+from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
 from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
+from ingle.kernels.cpu.library import KV_ITEMSIZES
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
 from ingle.model.config_keys import check_keys
 from ingle.model.kinds import check_head, check_kind
 from ingle.model.registry import decoder_config, is_native, refuse_quantized
 from ingle.model.rope import length_notice
-from ingle.weights.code_types import CODE_TYPES, FLOATS
+from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from ingle.weights.source import FLOAT_TYPES, open_source
 
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 """Device files of NVIDIA's drivers (nvmap: Jetson's), of Windows' for its Linux subsystem, and of AMD's."""
-_HOST_KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
-"""By the type that the user wants, the KV cache's where ingle's CPU kernels run; float32 is PyTorch's to compute."""
-_HOST_KV_ITEMSIZE = 2
+_HOST_KV_TYPES = {
+    "auto": "float16",
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+"""By the type that the user wants, the KV cache's where ingle's CPU kernels run. Matrices are kept as they are stored,
+but for float32, which is exact."""
 _SMALL_BYTES = 256 << 20
 """A model file that one thread reads and packs about as fast as a server's other process starts."""
 
@@ -68,12 +76,13 @@ def build_engine(
         with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
             one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
             kernels = _start_cpu_kernels(1 if one_thread else _num_threads(config))
-        if library.started() and decoder is not None and config.dtype in _HOST_KV_TYPES:
+        if library.started() and decoder is not None:
             with startup.phase("choice", "comparing them with PyTorch's operators, once for such a model on a machine"):
-                kernels = _choose_kernels(decoder, gguf, _num_threads(config), forget=kernels.just_started)
+                kernels = _choose_kernels(config, decoder, gguf, forget=kernels.just_started)
         if not kernels.ours:
             config = dataclasses.replace(config, cpu_kernels="torch")
-    if device == "cpu" and decoder is not None and _runs_on_host(config, decoder):
+    ours = device == "cpu" and config.cpu_kernels == "auto" and library.started()
+    if ours and decoder is not None and host_decoder.suits(decoder):
         parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
         from ingle.device.torch.build import build_parts
@@ -156,11 +165,13 @@ def _start_cpu_kernels(num_threads: int) -> _CpuKernels:
     return _CpuKernels(just_started=not before)
 
 
-def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: int, *, forget: bool) -> _CpuKernels:
+def _choose_kernels(
+    config: EngineConfig, decoder: DecoderConfig, gguf: GgufFile | None, *, forget: bool
+) -> _CpuKernels:
     """What is faster here; `forget`: nobody else in this process uses the started ones."""
     stored = {} if gguf is None else gguf.parameters_by_type
-    code_type = next((CODE_TYPES[kind] for kind in stored if kind in CODE_TYPES), FLOATS)
-    chosen = choose(decoder, code_type, library.path(), num_threads)
+    mostly = next((kind for kind in stored if kind in CODE_TYPES), "F32")
+    chosen = choose(decoder, _code_type_of(config)(mostly), library.path(), _num_threads(config))
     if chosen.failure is not None:
         return _CpuKernels(notices=(f"ingle's CPU kernels were not compared with PyTorch's: {chosen.failure}",))
     free = free_host_bytes()
@@ -175,18 +186,16 @@ def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: 
     return _CpuKernels(ours=False, notices=(notice,))
 
 
+def _code_type_of(config: EngineConfig) -> Callable[[str], CodeType]:
+    """How ingle's kernels hold what is stored in a type."""
+    return exact if _HOST_KV_TYPES[config.dtype] == "float32" else kept
+
+
 def _num_threads(config: EngineConfig) -> int:
     return config.threads or threads.default_count()
 
 
 # ---- without PyTorch
-
-
-def _runs_on_host(config: EngineConfig, decoder: DecoderConfig) -> bool:
-    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
-    started = config.cpu_kernels == "auto" and library.started()
-    length = wanted_length(config, decoder, host_kv_budget(config), _HOST_KV_ITEMSIZE)
-    return started and config.dtype in _HOST_KV_TYPES and host_decoder.suits(decoder, length)
 
 
 def _build_host(
@@ -204,12 +213,12 @@ def _build_host(
             check_head(path, hf_config, source, decoder.names.lm_head)
             stored_types = source.stored_types
             decoder, notices = as_stored(decoder, source)
-            model = host_decoder.load_host_decoder(decoder, source)
+            model = host_decoder.load_host_decoder(decoder, source, _code_type_of(config))
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = host_kv_budget(config)
         memory = plan_memory(
-            config, decoder, kv_itemsize=_HOST_KV_ITEMSIZE, on_gpu=False, budget=budget, free=free_host_bytes()
+            config, decoder, kv_itemsize=KV_ITEMSIZES[dtype], on_gpu=False, budget=budget, free=free_host_bytes()
         )
         model = model.with_length(memory.limits.max_model_len)
         worker = HostWorker(model, memory.limits, memory.num_pages, dtype)
@@ -218,12 +227,12 @@ def _build_host(
         worker=worker,
         memory=memory,
         stored_types=stored_types,
-        kept_types=frozenset(CODE_TYPES),
+        kept_types=frozenset(CODE_TYPES) if dtype != "float32" else frozenset(),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         device="cpu",
         dtype=dtype,
-        product_dtype="bfloat16",
+        product_dtype="bfloat16" if dtype != "float32" else dtype,
         factors=model.factors,
         kernels=f"ingle's for {library.instructions()}",
         notices=tuple(notices),

@@ -7,7 +7,7 @@ else that a start needs. The call does what `Decoder.forward` does, with the sam
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,8 +27,9 @@ from ingle.kernels.cpu.library import (
 from ingle.kernels.options import RouterConfig
 from ingle.model.architecture import DecoderConfig, MoeConfig
 from ingle.model.mixture_names import mixture_names
-from ingle.model.rope import cos_sin_tables
+from ingle.model.rope import cos_sin_tables, query_factors
 from ingle.model.sizes import Mixture
+from ingle.weights.code_types import CodeType
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
 from ingle.weights.source import FLOATS, ExpertNames, WeightSource
 
@@ -218,6 +219,8 @@ class HostDecoder:
     """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
     cos_sin: tuple[Floats, ...] = ()
     """For each of the config's rotations, float32 [max_model_len, rotary_dim], once `with_length` has made them."""
+    query_factors: Floats | None = None
+    """[max_model_len], what rotated queries are multiplied by; None where that is 1 at all positions."""
 
     @property
     def mixture(self) -> Mixture | None:
@@ -236,7 +239,11 @@ class HostDecoder:
 
     def with_length(self, max_model_len: int) -> HostDecoder:
         """The decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        return replace(self, cos_sin=cos_sin_tables(self.config, max_model_len, np))
+        return replace(
+            self,
+            cos_sin=cos_sin_tables(self.config, max_model_len, np),
+            query_factors=query_factors(self.config, max_model_len),
+        )
 
     @property
     def matrices(self) -> list[PackedMatrix]:
@@ -264,6 +271,7 @@ class HostDecoder:
         if self.config.embedding_scale is not None:
             residual *= np.float32(self.config.embedding_scale)
         cos_sin = [table[batch.positions] for table in self.cos_sin]
+        factors = None if self.query_factors is None else self.query_factors[batch.positions]
         out = np.empty_like(residual)
         attention = Attention(
             page_tables=batch.page_tables.ctypes.data,
@@ -285,6 +293,7 @@ class HostDecoder:
             norm=self.norm.ctypes.data,
             kv_cache=kv.data.ctypes.data,
             kv_slots=batch.kv_slots.ctypes.data,
+            query_factors=_address(factors),
             num_layers=len(self.layers),
             num_tokens=len(residual),
             hidden_size=self.config.hidden_size,
@@ -303,18 +312,20 @@ class HostDecoder:
         return logits if cap is None else np.tanh(logits / np.float32(cap)) * np.float32(cap)
 
 
-def suits(config: DecoderConfig, max_model_len: int) -> bool:
+def suits(config: DecoderConfig) -> bool:
     """Whether the kernels know all the parts of this decoder."""
-    sharpens = config.logn_length is not None and max_model_len > config.logn_length
-    return config.mla is None and not sharpens
+    return config.mla is None
 
 
-def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecoder:
+def load_host_decoder(
+    config: DecoderConfig, source: WeightSource, code_type_of: Callable[[str], CodeType]
+) -> HostDecoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; the length is to be set.
 
+    `code_type_of` decides how matrices are held, as for `packed_matrix.load_matrix`.
     Raises `ModelError` for missing or misshapen ones.
     """
-    read, names = _Reader(source, config), config.names
+    read, names = _Reader(source, config, code_type_of), config.names
     embedding = read.matrix([names.embedding], [config.vocab_size], config.hidden_size)
     tied, rows = config.tied_embeddings, [config.vocab_size]
     head = embedding if tied else read.matrix([names.lm_head], rows, config.hidden_size)
@@ -333,6 +344,7 @@ def load_host_decoder(config: DecoderConfig, source: WeightSource) -> HostDecode
 class _Reader:
     source: WeightSource
     config: DecoderConfig
+    code_type_of: Callable[[str], CodeType]
 
     def layer(self, index: int) -> _HostLayer:
         config, names, prefix = self.config, self.config.names, f"{self.config.names.layers}.{index}"
@@ -383,8 +395,8 @@ class _Reader:
     def expert(self, names: ExpertNames, inner: int) -> _HostMlp:
         hidden, rows = self.config.hidden_size, [2 * inner // len(names.gate_up)] * len(names.gate_up)
         return _HostMlp(
-            gate_up=_Linear.of(load_matrix(self.source, names.gate_up, rows, hidden), None),
-            down=_Linear.of(load_matrix(self.source, [names.down], [hidden], inner), None),
+            gate_up=_Linear.of(self.tensors(names.gate_up, rows, hidden), None),
+            down=_Linear.of(self.tensors([names.down], [hidden], inner), None),
         )
 
     def float_matrix(self, name: str, num_rows: int, columns: int) -> Floats:
@@ -395,7 +407,7 @@ class _Reader:
         rows = self.source.stored_rows(name, num_rows, columns)
         if rows.type in FLOATS:
             return FLOATS[rows.type](rows.data)
-        return load_matrix(self.source, [name], [num_rows], columns).rows(np.arange(num_rows))
+        return self.tensors([name], [num_rows], columns).rows(np.arange(num_rows))
 
     def linear(self, modules: Sequence[str], num_rows: Sequence[int], columns: int, *, bias: bool) -> _Linear:
         """One matrix product for the projections `modules` of the same input; a single name has all the rows."""
@@ -407,7 +419,10 @@ class _Reader:
         return _Linear.of(matrix, np.concatenate(biases))
 
     def matrix(self, modules: Sequence[str], num_rows: Sequence[int], columns: int) -> PackedMatrix:
-        return load_matrix(self.source, [f"{name}.weight" for name in modules], num_rows, columns)
+        return self.tensors([f"{name}.weight" for name in modules], num_rows, columns)
+
+    def tensors(self, names: Sequence[str], num_rows: Sequence[int], columns: int) -> PackedMatrix:
+        return load_matrix(self.source, names, num_rows, columns, self.code_type_of)
 
     def norm(self, module: str, size: int) -> Floats:
         weight = self.source.floats(f"{module}.weight", size)

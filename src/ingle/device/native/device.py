@@ -12,11 +12,11 @@ from ingle.device.native.decoder import Floats, HostBatch, HostDecoder, HostKv
 from ingle.device.native.sampler import HostSampler, row_logprobs
 from ingle.engine.pages import RESERVED_PAGE
 from ingle.engine.scheduler import Limits, Plan, StepResult
+from ingle.kernels.cpu.library import KV_ITEMSIZES
 from ingle.request import TokenLogprobs
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once."""
-_ITEMSIZES = {"float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class HostWorker:
         self.token_ids = np.zeros((limits.max_num_seqs, limits.max_model_len + 1), np.int32)
         pages_per_seq = -(-limits.max_model_len // limits.page_size)
         self.page_tables = np.full((limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
-        self.kv_itemsize = _ITEMSIZES[kv_dtype]
+        self.kv_itemsize = KV_ITEMSIZES[kv_dtype]
         page_bytes = limits.page_size * model.config.kv_size * self.kv_itemsize
         self.kv = HostKv(_zeros((model.config.num_layers, 2, num_pages, page_bytes)), limits.page_size, kv_dtype)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ingle.kernels.cpu import compile
 
 KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+KV_ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 SCORINGS = {"softmax": 0, "sigmoid": 1}
 
@@ -35,6 +36,7 @@ class Rotation(ctypes.Structure):
         ("keys", c_void_p),
         ("values", c_void_p),
         ("kv_slots", c_void_p),
+        ("query_factors", c_void_p),
         ("num_tokens", c_int64),
         ("num_heads", c_int64),
         ("num_kv_heads", c_int64),
@@ -123,6 +125,7 @@ class Step(ctypes.Structure):
         ("norm", c_void_p),
         ("kv_cache", c_void_p),
         ("kv_slots", c_void_p),
+        ("query_factors", c_void_p),
         ("cos_sin", c_void_p * 2),
         ("rotary_dims", c_int64 * 2),
         ("num_layers", c_int64),

@@ -84,20 +84,20 @@ def rotate_and_store(
     library.get().ingle_rotate_and_store(
         byref(
             Rotation(
-                qkv.data_ptr(),
-                cos_sin.data_ptr(),
-                None if q_norm is None else q_norm.data_ptr(),
-                None if k_norm is None else k_norm.data_ptr(),
-                keys,
-                values,
-                kv_slots.data_ptr(),
-                qkv.shape[0],
-                num_heads,
-                num_kv_heads,
-                head_dim,
-                cos_sin.shape[1],
-                eps,
-                _KV_TYPES[kv_cache.dtype],
+                qkv=qkv.data_ptr(),
+                cos_sin=cos_sin.data_ptr(),
+                q_norm=None if q_norm is None else q_norm.data_ptr(),
+                k_norm=None if k_norm is None else k_norm.data_ptr(),
+                keys=keys,
+                values=values,
+                kv_slots=kv_slots.data_ptr(),
+                num_tokens=qkv.shape[0],
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                rotary_dim=cos_sin.shape[1],
+                eps=eps,
+                kv_type=_KV_TYPES[kv_cache.dtype],
             )
         )
     )

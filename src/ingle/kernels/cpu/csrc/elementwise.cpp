@@ -48,6 +48,10 @@ void rotate(float* head, const float* cos_sin, int64_t half) {
     });
 }
 
+void scale(float* x, float factor, int64_t size) {
+    for_each_vector(size, [&](int64_t i, int64_t n) { write(x + i, read(x + i, n) * factor, n); });
+}
+
 template <typename T>
 void copy_head(const float* head, int64_t size, T* out) {
     for_each_vector(size, [&](int64_t i, int64_t n) { write(out + i, read(head + i, n), n); });
@@ -64,6 +68,7 @@ void rotate_and_store(const Rotation& r, T* keys, T* values) {
                 const float* weight = h < num_heads ? r.q_norm : r.k_norm;
                 if (weight) normalize(head, weight, r.eps, size, head);
                 rotate(head, cos_sin, r.rotary_dim / 2);
+                if (h < num_heads && r.query_factors) scale(head, r.query_factors[t], size);
                 if (h >= num_heads) copy_head(head, size, keys + (r.kv_slots[t] * num_kv_heads + h - num_heads) * size);
             }
             for (int64_t h = 0; h < num_kv_heads; h++, head += size)

@@ -30,11 +30,22 @@ void add_and_normalize(const Step& s, float* x, const float* post_norm, const fl
 void attend(const Step& s, const Layer& layer, int64_t index, const float* x, float* qkv, float* attended, float* out) {
     uint8_t* keys = (uint8_t*)s.kv_cache + index * s.layer_bytes;
     uint8_t* values = keys + s.layer_bytes / 2;
-    const int64_t num_heads = s.attention.num_heads, num_kv_heads = s.attention.num_kv_heads;
     project(layer.qkv, x, s.num_tokens, qkv);
-    Rotation rotation = {qkv, s.cos_sin[layer.rope], layer.q_norm, layer.k_norm, keys, values, s.kv_slots,
-                         s.num_tokens, num_heads, num_kv_heads, s.attention.head_dim, s.rotary_dims[layer.rope],
-                         layer.qk_eps, s.attention.kv_type};
+    const Rotation rotation = {.qkv = qkv,
+                               .cos_sin = s.cos_sin[layer.rope],
+                               .q_norm = layer.q_norm,
+                               .k_norm = layer.k_norm,
+                               .keys = keys,
+                               .values = values,
+                               .kv_slots = s.kv_slots,
+                               .query_factors = s.query_factors,
+                               .num_tokens = s.num_tokens,
+                               .num_heads = s.attention.num_heads,
+                               .num_kv_heads = s.attention.num_kv_heads,
+                               .head_dim = s.attention.head_dim,
+                               .rotary_dim = s.rotary_dims[layer.rope],
+                               .eps = layer.qk_eps,
+                               .kv_type = s.attention.kv_type};
     ingle_rotate_and_store(&rotation);
     Attention attention = s.attention;
     attention.q = qkv;

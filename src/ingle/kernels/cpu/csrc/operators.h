@@ -19,6 +19,7 @@ struct Rotation {
     void* keys;              // [places, num_kv_heads, head_dim]
     void* values;
     const int64_t* kv_slots; // [num_tokens], each a place
+    const float* query_factors;  // [num_tokens], of queries once they are rotated; or null
     int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
     float eps;
     int32_t kv_type;
@@ -75,6 +76,7 @@ struct Step {
     const float* norm;            // the last
     void* kv_cache;               // [layers, 2, ...], keys before values
     const int64_t* kv_slots;
+    const float* query_factors;   // [num_tokens], or null
     const float* cos_sin[2];      // of each rotation, [num_tokens, rotary_dim]
     int64_t rotary_dims[2];
     int64_t num_layers, num_tokens, hidden_size, layer_bytes;

@@ -11,13 +11,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ingle.config import EngineConfig
-from ingle.device.native.device import HostWorker
-from ingle.device.torch.device import Worker
-from ingle.device.torch.tables import unpack
+from ingle.device import Device
+from ingle.device.inputs import inputs_of
+from ingle.device.native.device import NativeDevice
+from ingle.device.torch.device import TorchDevice
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
+from ingle.engine.facts import EngineFacts
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
+from ingle.engine.worker import Worker
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 
 TINY = {
@@ -82,13 +85,18 @@ def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits:
     """The same weights under other limits, in a new engine."""
     new = dataclasses.replace(engine.scheduler.limits, **limits)
     new = dataclasses.replace(new, max_model_len=min(new.max_model_len, (num_pages - 1) * new.page_size))
-    worker: Any
-    if isinstance(engine.worker, HostWorker):
-        model = engine.worker.model.with_length(new.max_model_len)
-        worker = HostWorker(model, new, num_pages, engine.worker.kv.dtype)
+    old = engine.worker.device
+    device: Device
+    if isinstance(old, NativeDevice):
+        device = NativeDevice(old.model.with_length(new.max_model_len), new, num_pages, old.kv.dtype)
     else:
-        worker = Worker(engine.worker.model, new, num_pages, torch.device("cpu"), torch.float32)
-    return Engine(Scheduler(PagePool(num_pages), new), worker, overlap=overlap, seed=0)
+        assert isinstance(old, TorchDevice)
+        device = TorchDevice(old.model, new, num_pages, torch.device("cpu"), torch.float32)
+    return engine_on(device, Scheduler(PagePool(num_pages), new), engine.facts, overlap=overlap)
+
+
+def engine_on(device: Device, scheduler: Scheduler, facts: EngineFacts, *, overlap: bool = False) -> Engine:
+    return Engine(scheduler, Worker(device), facts, max_in_flight=2 if overlap else 1, seed=0)
 
 
 def run(engine: Engine, requests: Iterable[EngineRequest]) -> dict[str, list[int]]:
@@ -124,17 +132,13 @@ def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
     """Logits [len(prompt), vocab] of one forward through the pages of an idle engine."""
     engine.add(EngineRequest("logits", list(prompt), SamplingParams(temperature=0.0, max_tokens=1)))
     plan = engine.scheduler.plan()
-    assert plan is not None and plan.num_tokens == len(prompt), "the prompt must fit one step"
-    worker = engine.worker
-    step = worker.launch(plan)
-    if isinstance(worker, HostWorker):
-        logits = torch.from_numpy(worker.model.logits(worker.forward(plan)))
-        engine.scheduler.retire(plan, step.result())
-        return logits
-    assert isinstance(worker, Worker)
-    layout = worker.tables.layout(plan)
-    inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)).to(worker.device), layout)
-    batch = worker.tables.batch(inputs, 0, layout.num_blocks, plan.chunks)
-    logits = worker.model.logits(worker.model.forward(batch, worker.kv_cache))
-    engine.scheduler.retire(plan, step.result())
+    assert plan is not None and plan.step.num_tokens == len(prompt), "the prompt must fit one step"
+    device, running = engine.worker.device, engine.worker.forward(plan.step)
+    engine.worker.sample(running, {})
+    if isinstance(device, NativeDevice):
+        logits = torch.from_numpy(device.model.logits(device.hidden(inputs_of(plan.step, len(prompt)))))
+    else:
+        assert isinstance(device, TorchDevice)
+        logits = device.model.logits(device.model.forward(device.tables.batch_of(plan.step), device.kv_cache))
+    engine.scheduler.retire(plan, engine.worker.result(running))
     return logits

@@ -61,32 +61,28 @@ def logits(path: str, threads: int, windows: list[list[int]], output: str, exact
     from ingle.request import EngineRequest, SamplingParams
 
     engine, info = _engine(path, threads, **({"dtype": "float32", "cpu_kernels": "torch"} if exact else {}))
-    logits_of = _logits_by_pytorch if exact else _logits_on_host
     sampling = SamplingParams(temperature=0.0, max_tokens=1)
     found = np.lib.format.open_memmap(output, "w+", np.float32, (len(windows), len(windows[0]), info.vocab_size))
     for index, window in enumerate(windows):
         engine.add(EngineRequest(str(index), window, sampling))
         plan = engine.scheduler.plan()
-        assert plan is not None and plan.num_tokens == len(window)
-        step = engine.worker.launch(plan)  # fills the tables
-        found[index] = logits_of(engine.worker, plan)
-        engine.scheduler.retire(plan, step.result())
+        assert plan is not None and plan.step.num_tokens == len(window)
+        running = engine.worker.forward(plan.step)  # fills the tables
+        engine.worker.sample(running, {})
+        found[index] = _logits_of(engine.worker.device, plan.step)
+        engine.scheduler.retire(plan, engine.worker.result(running))
 
 
-def _logits_on_host(worker, plan):  # type: ignore[no-untyped-def]
-    return worker.model.logits(worker.forward(plan))
+def _logits_of(device, step):  # type: ignore[no-untyped-def]
+    from ingle.device.inputs import inputs_of
+    from ingle.device.native.device import NativeDevice
 
-
-def _logits_by_pytorch(worker, plan):  # type: ignore[no-untyped-def]
+    if isinstance(device, NativeDevice):
+        return device.model.logits(device.hidden(inputs_of(step, step.num_tokens)))
     import torch
 
-    from ingle.device.torch.tables import unpack
-
-    layout = worker.tables.layout(plan)
     with torch.inference_mode():
-        inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
-        batch = worker.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
-        return worker.model.logits(worker.model.forward(batch, worker.kv_cache)).float().numpy()
+        return device.model.logits(device.model.forward(device.tables.batch_of(step), device.kv_cache)).float().numpy()
 
 
 def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
@@ -104,7 +100,7 @@ def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
     times_s = [run_once(engine, all_of_it, info.vocab_size, 0.0, seed).mean_tpot_s for seed in range(num_runs)]
     after = measure_ceilings(torch.device("cpu"), torch.float32)  # whatever else the machine does slows one of them
     ceilings = max(before, after, key=lambda ceilings: ceilings.bytes_per_s)
-    model, has, limits = engine.worker.model.config, stored(engine, info), engine.scheduler.limits
+    model, has, limits = engine.facts.model, stored(engine), engine.scheduler.limits
     num_bytes = [least(workload, model, has, limits, ceilings).num_bytes for workload in (all_of_it, prompt)]
     per_token, token_s = (num_bytes[0] - num_bytes[1]) / 32, statistics.median(times_s)
     return {

@@ -15,11 +15,11 @@ from ingle.bench.throughput import run_once, stored
 from ingle.bench.workloads import WORKLOADS, Workload, select
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
-from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError, EngineError
 from ingle.kernels import reference
 from ingle.kernels.options import RouterConfig
 from ingle.model.registry import decoder_config
+from ingle.step import Limits
 from ingle.weights.tensor_sources import DummySource
 from tests.support import engine_for, save_checkpoint
 
@@ -67,7 +67,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
                              shared_expert_intermediate_size=48)  # fmt: skip
     engine, info = build_engine(EngineConfig(model=str(folder), dtype="float32", device="cpu",
                                              kv_cache_memory="8MiB"), folder)  # fmt: skip
-    has = stored(engine, info)
+    has = stored(engine)
     experts, head = 2 * 8 * 3 * 64 * 40, 256 * 64
     dense_mlp = 3 * 64 * 48 + 64 + 8 * 64  # shared expert, its gate, router
     body = 2 * (64 * (64 + 2 * 32) + 128 + 64 * 64 + 2 * 64 + dense_mlp) + 64
@@ -76,7 +76,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
     assert has.token_parameters() == body + experts * 3 / 8
     assert has.step_bytes(1) == pytest.approx(4 * body + 4 * experts * 3 / 8)
     assert has.step_bytes(2) == pytest.approx(4 * body + 4 * experts * (1 - (5 / 8) ** 2))
-    limit = least(Workload("x", ((4, 2),)), engine.worker.model.config, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
+    limit = least(Workload("x", ((4, 2),)), engine.facts.model, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
     read = has.step_bytes(4) + has.step_bytes(1) + 2 * has.head_bytes + 5 * has.kv_bytes_per_token
     assert limit.seconds == pytest.approx(read)
 
@@ -121,7 +121,7 @@ def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
     engine = engine_for(folder)
     workload = Workload("short", ((4, 8), (4, 8)))
     assert run_once(engine, workload, 256, 0.6, seed=1).num_steps >= 8
-    engine.worker.model.embedding.tensor[:] = torch.nan
+    engine.worker.device.model.embedding.tensor[:] = torch.nan
     with pytest.raises(EngineError, match="request 0 failed: the model computed NaN"):
         run_once(engine, workload, 256, 0.6, seed=1)
 

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ingle.device.torch.device import LaunchedStep
-from ingle.engine.scheduler import Plan
+from ingle.device.torch.device import TorchDevice
 from ingle.kernels.cpu import library
+from ingle.model.decoder import Decoder
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import engine_for, greedy, random_prompt, save_checkpoint
 
@@ -51,13 +52,15 @@ def test_pytorch_has_one_thread_within_a_step_of_ingles_kernels(
     engine = engine_for(save_checkpoint(tmp_path, model_type, **latent_attention), dtype=dtype, threads=2)
     if not library.started():
         pytest.skip("ingle's CPU kernels cannot be had here")
-    launch, seen = engine.worker._launch, []
+    device = engine.worker.device
+    assert isinstance(device, TorchDevice)
+    forward, seen = Decoder.forward, []
 
-    def watched(plan: Plan) -> LaunchedStep:
+    def watched(*args: Any) -> torch.Tensor:
         seen.append(torch.get_num_threads())
-        return launch(plan)
+        return forward(*args)
 
-    monkeypatch.setattr(engine.worker, "_launch", watched)
+    monkeypatch.setattr(Decoder, "forward", watched)
     greedy(engine, random_prompt(1, 20), 3)
     assert set(seen) == {1 if dtype == "bfloat16" else 2}
     assert torch.get_num_threads() == 2

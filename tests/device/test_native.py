@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.device.native.device import HostWorker
-from ingle.device.torch.device import Worker
+from ingle.device.native.device import NativeDevice
+from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
@@ -26,7 +26,7 @@ from ingle.request import EngineRequest, SamplingParams
 from ingle.weights.packed import PackedFormat
 from ingle.weights.source import open_source
 from tests.model.checkpoints import CHECKPOINTS
-from tests.support import collect, engine_for, engine_logits, random_prompt, run, save_checkpoint
+from tests.support import collect, engine_for, engine_logits, engine_on, random_prompt, run, save_checkpoint
 
 NAMES = ["two-wide-heads", "gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
 MIXTURES = ["mixtral", "qwen2-moe", "qwen2-moe-normed", "qwen2-moe-dense-between", "qwen3-moe", "qwen3-moe-one-expert"]
@@ -50,8 +50,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 def both(folder: Path, **options: Any) -> tuple[Engine, Engine]:
     """The engine that runs without PyTorch, and one of PyTorch with the same weights, types and limits."""
     host = engine_for(folder, dtype="bfloat16", **options)
-    assert isinstance(host.worker, HostWorker)
-    model, limits, num_pages = host.worker.model, host.scheduler.limits, host.scheduler.pages.num_pages
+    assert isinstance(host.worker.device, NativeDevice)
+    model, limits, num_pages = host.worker.device.model, host.scheduler.limits, host.scheduler.pages.num_pages
     source, cpu = open_source(folder, "auto", 0), torch.device("cpu")
     decoder = load_decoder(
         model.config,
@@ -63,8 +63,8 @@ def both(folder: Path, **options: Any) -> tuple[Engine, Engine]:
     )
     # NumPy's cosines and PyTorch's differ in their last place, which would move roundings of the keys.
     decoder = dataclasses.replace(decoder, cos_sin=tuple(map(torch.from_numpy, model.cos_sin)))
-    worker = Worker(decoder, limits, num_pages, cpu, torch.bfloat16, own_threads=True)
-    return host, Engine(Scheduler(PagePool(num_pages), limits), worker, overlap=False, seed=0)
+    device = TorchDevice(decoder, limits, num_pages, cpu, torch.bfloat16, own_threads=True)
+    return host, engine_on(device, Scheduler(PagePool(num_pages), limits), host.facts)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +80,7 @@ def test_the_same_numbers_of_mixtures(name: str, tmp_path: Path) -> None:
     """But for the order in which a token's experts are added up, which moves a rounding here and there."""
     model_type, overrides = CHECKPOINTS[name]
     host, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
-    assert host.worker.model.mixture == torchs.worker.model.mixture is not None
+    assert host.worker.device.model.mixture == torchs.worker.device.model.mixture is not None
     prompt = random_prompt(5, 60)
     expected = engine_logits(torchs, prompt)
     assert (engine_logits(host, prompt) - expected).norm() < 1e-3 * expected.norm()
@@ -89,7 +89,7 @@ def test_the_same_numbers_of_mixtures(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gqa", "gemma3"])
 def test_rotations(name: str, tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS[name]
-    host = engine_for(save_checkpoint(tmp_path, model_type, **overrides), dtype="bfloat16").worker.model
+    host = engine_for(save_checkpoint(tmp_path, model_type, **overrides), dtype="bfloat16").worker.device.model
     for ours, theirs in zip(host.cos_sin, cos_sin_tables(host.config, host.max_model_len, torch), strict=True):
         torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=1e-4, rtol=0)
 
@@ -134,8 +134,8 @@ def assert_logprobs_are_close(ours: list[Any], theirs: list[Any]) -> None:
 
 def test_a_request_that_meets_nan_fails_alone(tmp_path: Path) -> None:
     engine = engine_for(save_checkpoint(tmp_path), dtype="bfloat16")
-    assert isinstance(engine.worker, HostWorker)
-    embedding = engine.worker.model.embedding
+    assert isinstance(engine.worker.device, NativeDevice)
+    embedding = engine.worker.device.model.embedding
     rows = embedding.rows
 
     def with_nan(indices: np.ndarray) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_a_request_that_meets_nan_fails_alone(tmp_path: Path) -> None:
 def test_what_the_kernels_do_not_know_is_pytorchs(tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS["deepseek-v3"]
     engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), dtype="bfloat16")
-    assert isinstance(engine.worker, Worker) and isinstance(engine.worker.model, Decoder)
+    assert isinstance(engine.worker.device, TorchDevice) and isinstance(engine.worker.device.model, Decoder)
     assert torch.isfinite(engine_logits(engine, random_prompt(6, 30))).all()
 
 

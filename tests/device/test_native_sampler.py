@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.device.native.sampler import HostSampler, _invert, _nucleus, row_logprobs
+from ingle.device.native.sampler import HostSampler, _invert, _nucleus
+from ingle.device.native.sampler import logprob_rows as native_rows
 from ingle.device.torch.sampler import Sampler, logprob_rows
-from ingle.engine.scheduler import Admission
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.cpu import library
-from ingle.request import SamplingParams
+from ingle.request import SamplingParams, TokenLogprobs
+from ingle.step import Admission
 
 VOCAB = 700
 PARAMS: list[dict[str, Any]] = [
@@ -136,11 +138,17 @@ def test_a_flat_nucleus_is_counted_to_its_end() -> None:
         assert abs(_nucleus(ordered, share * ordered.sum()) - np.ceil(3000 * share)) <= 1
 
 
+def entry(rows: Sequence[Any]) -> TokenLogprobs:
+    """As the engine tells of the only one of these rows, arrays or tensors."""
+    token_ids, chosen, ranks, top_ids, top_logprobs = (array.tolist()[0] for array in rows)
+    return TokenLogprobs.ranked(token_ids, chosen, ranks, top_ids, top_logprobs)
+
+
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_log_probabilities(count: int) -> None:
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5))
-    ours = row_logprobs(logits.numpy(), 17, count)
-    (theirs,) = logprob_rows(logits[None], torch.tensor([17]), [count]).entries()
+    ours = entry(native_rows(logits[None].numpy(), [17], count))
+    theirs = entry(logprob_rows(logits[None], torch.tensor([17]), count))
     assert ours.token_ids == theirs.token_ids and ours.rank == theirs.rank
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
 
@@ -150,16 +158,16 @@ def test_of_equal_log_probabilities_the_chosen_one_comes_first(count: int) -> No
     logits = torch.full((VOCAB,), -5.0)
     logits[[3, 20, 30, 690]] = torch.tensor([4.0, 2.0, 2.0, 2.0])
     for chosen in (20, 30, 690):
-        ours = row_logprobs(logits.numpy(), chosen, count)
-        (theirs,) = logprob_rows(logits[None], torch.tensor([chosen]), [count]).entries()
-        for entry in (ours, theirs):
-            assert entry.rank == 2 and entry.token_ids[:3] == [chosen, 3, chosen][: count + 1]
-            assert entry.logprobs[1:] == sorted(entry.logprobs[1:], reverse=True)
-            assert len(set(entry.token_ids[1:])) == count
+        ours = entry(native_rows(logits[None].numpy(), [chosen], count))
+        theirs = entry(logprob_rows(logits[None], torch.tensor([chosen]), count))
+        for each in (ours, theirs):
+            assert each.rank == 2 and each.token_ids[:3] == [chosen, 3, chosen][: count + 1]
+            assert each.logprobs[1:] == sorted(each.logprobs[1:], reverse=True)
+            assert len(set(each.token_ids[1:])) == count
 
 
 def test_more_alternatives_than_there_are_tokens() -> None:
     logits = torch.randn(7, generator=torch.Generator().manual_seed(5))
-    ours = row_logprobs(logits.numpy(), 3, 20)
-    (theirs,) = logprob_rows(logits[None], torch.tensor([3]), [20]).entries()
+    ours = entry(native_rows(logits[None].numpy(), [3], 20))
+    theirs = entry(logprob_rows(logits[None], torch.tensor([3]), 20))
     assert ours.token_ids == theirs.token_ids and sorted(ours.token_ids[1:]) == list(range(7))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ingle.config import EngineConfig
-from ingle.device.torch import build as torch_build
+from ingle.engine import torch_build
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, RequestError
@@ -216,7 +216,7 @@ def test_nan_fails_its_request_alone_and_does_not_linger(folder: Path) -> None:
     engine = engine_for(folder, block_size=8, num_gpu_blocks_override=12, max_model_len=64)
     poisoned, healthy = [250] * 9, random_prompt(2, 9, vocab_size=200)
     expected = run(engine, [EngineRequest("ref", healthy, SamplingParams(temperature=0.0, max_tokens=12))])["ref"]
-    engine.worker.model.embedding.tensor[250] = torch.nan
+    engine.worker.device.model.embedding.tensor[250] = torch.nan
     params = SamplingParams(temperature=0.0, max_tokens=12)
     outputs = collect(engine, [EngineRequest("bad", poisoned, params), EngineRequest("good", healthy, params)])
     assert outputs["bad"][-1].finish_reason == "error"
@@ -260,7 +260,7 @@ def test_tables_are_no_longer_than_any_sequence_could_be(tmp_path: Path) -> None
     """A configuration may claim two billion tokens of context: the KV cache decides before memory is taken for them."""
     engine = engine_for(save_checkpoint(tmp_path, max_position_embeddings=1 << 31), kv_cache_memory="1MiB")
     most = engine.scheduler.limits.max_model_len
-    assert len(engine.worker.model.cos_sin[0]) == most < 3000
+    assert len(engine.worker.device.model.cos_sin[0]) == most < 3000
     assert len(greedy(engine, random_prompt(1, 20), 4)) == 4
 
 

@@ -14,10 +14,11 @@ import msgspec
 import pytest
 
 from ingle.channel import LENGTH, Channel, ChannelClosed, FromEngine, StepMessage, frame, message_encoder
+from ingle.device import Report
 from ingle.engine.engine import Engine
 from ingle.engine.process import serve
-from ingle.engine.scheduler import Plan, StepResult
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from ingle.step import Masks, Step
 from tests.support import collect, engine_for, random_prompt, run, save_checkpoint
 
 POISON = 13
@@ -26,33 +27,36 @@ POISON = 13
 class FaultyStep:
     """A step whose result is an error."""
 
-    def result(self) -> StepResult:
+    def sample(self, masks: Masks) -> None:
+        pass
+
+    def report(self) -> Report:
         raise ValueError("index 4711 is out of bounds")
 
 
-class FaultyWorker:
-    """A worker that cannot give the third token after a prompt that begins with `POISON`."""
+class FaultyDevice:
+    """A device that cannot give the third token after a prompt that begins with `POISON`."""
 
-    def __init__(self, worker: Any, *, late: bool, error: Exception, lost: bool = False) -> None:
-        self._worker, self._late, self._error, self._lost = worker, late, error, lost
+    def __init__(self, device: Any, *, late: bool, error: Exception, lost: bool = False) -> None:
+        self._device, self._late, self._error, self._lost = device, late, error, lost
         self._poisoned: dict[int, int] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._worker, name)
+        return getattr(self._device, name)
 
     def usable(self) -> bool:
         return not self._lost
 
-    def launch(self, plan: Plan) -> Any:
-        for admission in plan.admissions:
+    def forward(self, step: Step) -> Any:
+        for admission in step.admissions:
             poisoned = admission.token_ids[0] == POISON
             self._poisoned[admission.slot] = admission.num_prompt_tokens + 2 if poisoned else -1
-        step = self._worker.launch(plan)  # so that pages, tables and counts have changed
-        if any(self._poisoned[chunk.slot] == chunk.start + chunk.count for chunk in plan.chunks):
+        launched = self._device.forward(step)  # so that pages, tables and counts have changed
+        if any(self._poisoned[chunk.slot] == chunk.start + chunk.count for chunk in step.chunks):
             if self._late:
                 return FaultyStep()
             raise self._error
-        return step
+        return launched
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def healthy(request: pytest.FixtureRequest, folder: Path) -> Engine:
 def faulty(healthy: Engine) -> MakeEngine:
     def make(late: bool = False, error: Exception | None = None, lost: bool = False) -> Engine:
         error = error or IndexError("index 4711 is out of bounds")
-        healthy.worker = FaultyWorker(healthy.worker, late=late, error=error, lost=lost)  # type: ignore[assignment]
+        healthy.worker.device = FaultyDevice(healthy.worker.device, late=late, error=error, lost=lost)
         return healthy
 
     return make

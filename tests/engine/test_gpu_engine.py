@@ -39,7 +39,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     exact, rounded = (engine_logits(engine, prompt).float().cpu() for engine in engines)
     torch.testing.assert_close(exact, expected, atol=1e-4, rtol=0)
     errors = (rounded - expected).norm(dim=1) / expected.norm(dim=1)
-    if engines[0].worker.model.config.moe is not None:
+    if engines[0].worker.device.model.config.moe is not None:
         errors = errors.sort().values[: int(0.85 * len(errors))]
     assert errors.square().mean().sqrt() < 0.03
 
@@ -60,7 +60,8 @@ def test_few_rows_equal_transformers(
         expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
     engine = gpu_engine(tmp_path, dtype="bfloat16", enforce_eager=True)
     hopper = torch.cuda.get_device_capability() >= (9, 0)
-    assert isinstance(engine.worker.model, Decoder) and engine.worker.model.fused_rows == (16 if hopper else 2)
+    model = engine.worker.device.model
+    assert isinstance(model, Decoder) and model.fused_rows == (16 if hopper else 2)
     ours = engine_logits(engine, prompt).float().cpu()
     assert (ours - expected).norm() < 0.03 * expected.norm()
 

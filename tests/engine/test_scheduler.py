@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.engine.pages import PagePool
-from ingle.engine.scheduler import Chunk, Limits, Plan, Scheduler, StepResult
+from ingle.engine.scheduler import Drafter, Plan, Scheduler
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from ingle.step import Chunk, Limits, StepResult
 
 EOS = 7
 
@@ -50,37 +52,49 @@ class Device:
         self.written: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def launch(self, plan: Plan) -> StepResult:
-        for admission in plan.admissions:
+        for admission in plan.step.admissions:
             self.tokens[admission.slot] = list(admission.token_ids)
             self.tables[admission.slot] = list(admission.page_ids)
             self.seeds[admission.slot] = admission.seed
-        for slot, index, page in plan.grown:
+        for slot, index, page in plan.step.grown:
             assert len(self.tables[slot]) == index
             self.tables[slot].append(page)
-        assert sum(chunk.count for chunk in plan.chunks) == plan.num_tokens
-        for chunk in plan.chunks:  # a layer writes all keys and values of the step, then attends
+        assert sum(chunk.count for chunk in plan.step.chunks) == plan.step.num_tokens
+        for chunk in plan.step.chunks:
+            self.tokens[chunk.slot] += chunk.drafts
+        for chunk in plan.step.chunks:  # a layer writes all keys and values of the step, then attends
             for position in range(chunk.start, chunk.start + chunk.count):
                 self.written[self._place(chunk.slot, position)] = tuple(self.tokens[chunk.slot][: position + 1])
-        if len(plan.chunks) > self.most_chunks or any(map(self._fails, plan.chunks)):
+        if len(plan.step.chunks) > self.most_chunks or any(map(self._fails, plan.step.chunks)):
             self.spoil(plan)
             raise Fault
         drawn = []
-        for index, chunk in enumerate(plan.chunks):
-            assert index >= plan.num_decodes or chunk.count == 1
+        for index, chunk in enumerate(plan.step.chunks):
+            assert index >= plan.step.num_decodes or chunk.count == 1
             end = chunk.start + chunk.count
             for position in range(end):
                 held = self.written[self._place(chunk.slot, position)]
                 assert held == tuple(self.tokens[chunk.slot][: position + 1]), "a page holds another prefix"
             if chunk.samples:
                 assert end == len(self.tokens[chunk.slot])
-                token = next_token(self.seeds[chunk.slot], end)
-                self.tokens[chunk.slot].append(token)
-                drawn.append(token)
+                taken = self._draw(chunk)
+                self.tokens[chunk.slot][end - len(chunk.drafts) :] = taken
+                drawn.append(taken)
         return StepResult(drawn, [True] * len(drawn))
+
+    def _draw(self, chunk: Chunk) -> list[int]:
+        """The drafts that are right, and the token after them."""
+        taken = []
+        for index in range(chunk.num_samples):
+            position = chunk.end - len(chunk.drafts) + index
+            taken.append(next_token(self.seeds[chunk.slot], position))
+            if chunk.drafts[index : index + 1] != taken[-1:]:
+                break
+        return taken
 
     def spoil(self, plan: Plan) -> None:
         """What a failed step was to write may be anything."""
-        for chunk in plan.chunks:
+        for chunk in plan.step.chunks:
             for position in range(chunk.start, chunk.start + chunk.count):
                 self.written[self._place(chunk.slot, position)] = (-1,)
 
@@ -94,8 +108,8 @@ class Device:
 class Driver:
     """Steps a scheduler over the pretended device, `depth` launched steps ahead of the retired ones."""
 
-    def __init__(self, num_pages: int, depth: int, bounds: Limits) -> None:
-        self.scheduler = Scheduler(PagePool(num_pages), bounds)
+    def __init__(self, num_pages: int, depth: int, bounds: Limits, drafter: Drafter | None = None) -> None:
+        self.scheduler = Scheduler(PagePool(num_pages), bounds, drafter)
         self.device = Device(bounds.page_size)
         self.depth = depth
         self.launched: deque[tuple[Plan, StepResult]] = deque()
@@ -109,7 +123,7 @@ class Driver:
     def step(self) -> None:
         plan = self.scheduler.plan()
         if plan is not None:
-            assert plan.num_tokens <= self.scheduler.limits.max_num_batched_tokens
+            assert plan.step.num_tokens <= self.scheduler.limits.max_num_batched_tokens
             try:
                 self.launched.append((plan, self.device.launch(plan)))
             except Fault:
@@ -159,7 +173,15 @@ class Played:
     cached_pages: int
 
 
-def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int, *, faults: bool = False) -> Played:
+def play(
+    rng: random.Random,
+    depth: int,
+    prefix_caching: bool,
+    num_requests: int,
+    *,
+    faults: bool = False,
+    drafter: Drafter | None = None,
+) -> Played:
     """Arrivals with shared prefixes, aborts, preemptions, chunks, under tight budgets; checks every page and token.
 
     With `faults`, one step fails for no reason, or all that give a certain token of certain sequences.
@@ -169,7 +191,10 @@ def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int
     max_model_len = rng.randint(page_size * 3, 30)
     num_pages = 1 + -(-max_model_len // page_size) + rng.randint(0, 6)
     driver = Driver(
-        num_pages, depth, Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching)
+        num_pages,
+        depth,
+        Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching),
+        drafter,
     )
     operations, wanted, faulty = 0, {}, set()
     for number in range(num_requests):
@@ -205,9 +230,25 @@ def play(rng: random.Random, depth: int, prefix_caching: bool, num_requests: int
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 14))
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 1, 2]), st.booleans(), st.integers(1, 14))
 def test_no_page_is_lost_and_no_token_wrong(rng: random.Random, depth: int, prefix_caching: bool, count: int) -> None:
     play(rng, depth, prefix_caching, count)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 1, 2]), st.integers(1, 14), st.booleans())
+def test_drafts_change_no_token(rng: random.Random, depth: int, count: int, faults: bool) -> None:
+    """Guesses as good as one in three, of any number."""
+
+    def guess(token_ids: Sequence[int], most: int) -> list[int]:
+        return [rng.choice([20, 21, 22]) for _ in range(rng.randint(0, most + 1))]
+
+    def most_likely(seed: int, position: int) -> int:
+        return random.Random(f"{seed}-{position}").choice([20, 20, 21, 22, EOS])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "next_token", most_likely)
+        play(rng, depth, True, count, faults=faults, drafter=guess)
 
 
 @settings(max_examples=60, deadline=None)
@@ -248,8 +289,8 @@ def test_decodes_come_first_and_prompts_take_what_is_left() -> None:
     driver.add(request("long", 30, ignore_eos=True), 2)
     plan = driver.scheduler.plan()
     assert plan is not None
-    assert [(chunk.start, chunk.count, chunk.samples) for chunk in plan.chunks] == [(3, 1, True), (0, 11, False)]
-    assert plan.num_decodes == 1
+    assert [(chunk.start, chunk.count, chunk.samples) for chunk in plan.step.chunks] == [(3, 1, True), (0, 11, False)]
+    assert plan.step.num_decodes == 1
 
 
 @pytest.mark.parametrize(
@@ -268,7 +309,7 @@ def test_prompts_are_read_in_small_portions_beside_many_decodes(
     driver.add(request("long", 4_000), 1)
     plan = driver.scheduler.plan()
     assert plan is not None
-    assert (plan.num_decodes, plan.num_tokens) == (num_decodes, num_tokens)
+    assert (plan.step.num_decodes, plan.step.num_tokens) == (num_decodes, num_tokens)
 
 
 def prompts(driver: Driver, **lengths: int) -> None:
@@ -282,7 +323,7 @@ def shares(driver: Driver) -> dict[str, int]:
     """Tokens of each request in the next step."""
     plan = driver.scheduler.plan()
     assert plan is not None
-    found = {seq.id: chunk.count for seq, chunk in zip(plan.sequences, plan.chunks, strict=True)}
+    found = {seq.id: chunk.count for seq, chunk in zip(plan.sequences, plan.step.chunks, strict=True)}
     driver.take(driver.scheduler.retire(plan, driver.device.launch(plan)))
     return found
 
@@ -384,7 +425,7 @@ def test_a_prefix_is_computed_once_even_within_a_step() -> None:
         driver.add(request(name, 10), 1)
     plan = driver.scheduler.plan()
     assert plan is not None
-    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(0, 10), (8, 2)]
+    assert [(chunk.start, chunk.count) for chunk in plan.step.chunks] == [(0, 10), (8, 2)]
 
 
 def test_the_newest_gives_way_and_is_computed_again() -> None:
@@ -405,7 +446,7 @@ def test_an_aborted_request_is_in_no_later_plan(depth: int) -> None:
     slot = next(seq.slot for seq in driver.scheduler.running if seq.id == "goes")
     assert driver.scheduler.abort("goes") and not driver.scheduler.abort("goes")
     plan = driver.scheduler.plan()
-    assert plan is not None and all(chunk.slot != slot for chunk in plan.chunks)
+    assert plan is not None and all(chunk.slot != slot for chunk in plan.step.chunks)
 
 
 def test_nothing_a_launched_step_touches_is_given_back() -> None:
@@ -425,7 +466,7 @@ def test_a_request_with_broken_logits_fails_alone_and_leaves_clean_pages() -> No
         driver.add(request(name, 6, ignore_eos=True), 1)
     plan = driver.scheduler.plan()
     assert plan is not None
-    outputs = driver.scheduler.retire(plan, StepResult([1, 0], [True, False]))
+    outputs = driver.scheduler.retire(plan, StepResult([[1], [0]], [True, False]))
     assert [(output.id, output.finish_reason) for output in outputs] == [("good", None), ("bad", "error")]
     assert "NaN" in (outputs[1].error or "")
     after = driver.scheduler.plan()

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.device.torch.tables import SlotTables, unpack
-from ingle.engine.scheduler import Admission, Chunk, Plan
+from ingle.device.torch.tables import SlotTables
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
 from ingle.kernels.cpu import operators as cpu
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.request import SamplingParams
+from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact
 from ingle.weights.codes import CODED_BLOCKS, Coded
 from ingle.weights.gguf import BLOCK_TYPES
@@ -296,18 +296,15 @@ def step(lengths: list[tuple[int, int]], page_size: int) -> Batch:
     most = max(start + count for start, count in lengths)
     tables = SlotTables(len(lengths), most, page_size, 64, torch.device("cpu"))
     pages = iter(np.random.default_rng(0).permutation(len(lengths) * -(-most // page_size)) + 1)
-    plan = Plan()
+    made = Step()
     for slot, (start, count) in enumerate(lengths):
         taken = [int(next(pages)) for _ in range(-(-(start + count) // page_size))]
-        plan.admissions.append(Admission(slot, [1] * (start + count), start + count, taken, SamplingParams(), 0, ()))
-        plan.chunks.append(Chunk(slot, start, count, True))
-        plan.num_tokens += count
-    plan.num_decodes = sum(count == 1 for _, count in lengths)
-    tables.apply(plan)
-    layout = tables.layout(plan)
-    return tables.batch(
-        unpack(torch.from_numpy(tables.pack(plan, layout)), layout), plan.num_decodes, layout.num_blocks, plan.chunks
-    )
+        made.admissions.append(Admission(slot, [1] * (start + count), start + count, taken, SamplingParams(), 0, ()))
+        made.chunks.append(Chunk(slot, start, count, True))
+        made.num_tokens += count
+    made.num_decodes = sum(count == 1 for _, count in lengths)
+    tables.apply(made)
+    return tables.batch_of(made)
 
 
 STEPS = {

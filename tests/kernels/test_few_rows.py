@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ingle.device.torch.tables import unpack
+from ingle.device.torch.device import TorchDevice
 from ingle.kernels import reference
 from ingle.kernels.gpu import few_rows
 from ingle.kernels.gpu.few_rows import Scaled, Tiling
@@ -113,14 +113,14 @@ def test_a_fused_step_is_that_of_the_decoder(
     save_checkpoint(tmp_path, model_type, head_dim=32, **overrides)
     engine = engine_for(tmp_path, block_size=8)
     engine.add(EngineRequest("fused", random_prompt(3, num_rows), SamplingParams(temperature=0.0, max_tokens=1)))
-    plan, worker = engine.scheduler.plan(), engine.worker
-    assert plan is not None and isinstance(worker.model, Decoder) and not worker.model.fused_rows
-    worker.tables.apply(plan)
-    layout = worker.tables.layout(plan)
-    inputs = unpack(torch.from_numpy(worker.tables.pack(plan, layout)), layout)
-    caches = [torch.zeros_like(worker.kv_cache) for _ in range(2)]
-    batches = [worker.tables.batch(inputs, 0, layout.num_blocks, plan.chunks) for _ in caches]
-    exact = worker.model.forward(batches[0], caches[0])
-    ours = fused.forward(worker.model, batches[1], caches[1])
+    plan, device = engine.scheduler.plan(), engine.worker.device
+    assert plan is not None and isinstance(device, TorchDevice)
+    model = device.model
+    assert isinstance(model, Decoder) and not model.fused_rows
+    device.apply(plan.step)
+    caches = [torch.zeros_like(device.kv_cache) for _ in range(2)]
+    batches = [device.tables.batch_of(plan.step) for _ in caches]
+    exact = model.forward(batches[0], caches[0])
+    ours = fused.forward(model, batches[1], caches[1])
     torch.testing.assert_close(ours, exact, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(*caches, atol=2e-5, rtol=2e-5)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ingle.device.inputs import Layout, layout_of, pack
 from ingle.device.torch.tables import SlotTables, unpack
-from ingle.engine.scheduler import Admission, Chunk, Plan
 from ingle.kernels import gpu, reference
-from ingle.kernels.batch import Batch, Layout, query_block
+from ingle.kernels.batch import Batch, query_block
 from ingle.kernels.gpu import attention
 from ingle.kernels.options import Activation, AttentionOptions
 from ingle.request import SamplingParams
+from ingle.step import Admission, Chunk, Step
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -131,15 +132,16 @@ def attention_case(
         )
         for chunk in chunks
     ]
-    plan = Plan(admissions=admissions, chunks=chunks, num_decodes=num_decodes, num_tokens=sum(c.count for c in chunks))
-    tables.apply(plan)
-    exact = tables.layout(plan)
+    step = Step(admissions=admissions, chunks=chunks, num_decodes=num_decodes, num_tokens=sum(c.count for c in chunks))
+    tables.apply(step)
+    if not padding:
+        return tables.batch_of(step)
+    exact = layout_of(step, tables.query_block)
     layout = Layout(
         *(getattr(exact, name) + padding for name in ("num_tokens", "num_seqs", "num_samples", "num_blocks"))
     )
-    inputs = unpack(torch.from_numpy(tables.pack(plan, layout)).to(DEVICE), layout)
-    if not padding:
-        return tables.batch(inputs, num_decodes, layout.num_blocks, chunks)
+    packed = pack(step, layout, tables.query_block, tables.padding_slot)
+    inputs = unpack(torch.from_numpy(packed).to(DEVICE), layout)
     return tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
 
 

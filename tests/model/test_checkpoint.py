@@ -50,7 +50,7 @@ def built(path: Path, dtype: str) -> tuple[Engine, list[str]]:
 
 
 def held_once(engine: Engine) -> bool:
-    return engine.worker.model.head is engine.worker.model.embedding
+    return engine.worker.device.model.head is engine.worker.device.model.embedding
 
 
 @pytest.fixture(params=["float32", "bfloat16"])

@@ -107,7 +107,7 @@ def test_rope_flags_do_not_reach_it(flag: dict[str, Any], tmp_path: Path) -> Non
 def test_says_what_runs_and_leaves_out_graphs(tmp_path: Path) -> None:
     save(tmp_path, "olmo2")
     engine, info = build_engine(EngineConfig(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
-    assert info.family == "olmo2" and not engine.worker.model.capturable
+    assert info.family == "olmo2" and not engine.worker.device.model.capturable
     assert "transformers' Olmo2ForCausalLM runs" in info.notices[0]
     weights = load_file(tmp_path / "model.safetensors")
     assert info.num_parameters == sum(tensor.numel() for tensor in weights.values())
@@ -251,7 +251,7 @@ def test_code_from_a_folder_is_never_imported_unasked(home_made: Path, tmp_path:
 
 def test_trusted_code_runs(home_made: Path, tmp_path: Path) -> None:
     engine, prompt = engine_for(home_made, trust_remote_code=True), random_prompt(1, 20)
-    assert (tmp_path / "imported").exists() and engine.worker.model.config.family == "home_made"
+    assert (tmp_path / "imported").exists() and engine.worker.device.model.config.family == "home_made"
     plain = shutil.copytree(home_made, tmp_path / "plain")
     edit_config(plain, model_type="olmo2")
     assert torch.equal(engine_logits(engine, prompt), engine_logits(engine_for(plain), prompt))

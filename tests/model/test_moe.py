@@ -76,7 +76,7 @@ def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
     engine = engine_for(folder, enable_prefix_caching=False)
     prompt = random_prompt(5, 40)
     expected = engine_logits(engine, prompt)
-    stacked = engine.worker.model
+    stacked = engine.worker.device.model
     cpu = torch.device("cpu")
     separate = load_decoder(
         stacked.config,
@@ -87,7 +87,7 @@ def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
         max_model_len=512,
     )
     assert stacked.mixture is not None and separate.mixture == stacked.mixture
-    engine.worker.model = separate
+    engine.worker.device.model = separate
     torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-5, rtol=0)
 
 
@@ -101,7 +101,7 @@ def test_cpu_kernels_multiply_experts_as_the_file_stores_them(tmp_path: Path) ->
     prompt = random_prompt(6, 40)
     expected = engine_logits(engine_for(path, cpu_kernels="torch"), prompt)
     engine = engine_for(path, dtype="auto")
-    mixture = engine.worker.model.mixture
+    mixture = engine.worker.device.model.mixture
     assert mixture is not None and mixture.num_bytes < 1.2 * mixture.num_parameters
     assert (engine_logits(engine, prompt) - expected).norm() < 0.01 * expected.norm()
 

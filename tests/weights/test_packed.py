@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.device.native.device import HostWorker
+from ingle.device.native.device import NativeDevice
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.gguf import GgufFile
@@ -98,8 +98,8 @@ def test_a_plain_checkpoint_is_packed_as_bfloat16(tmp_path: Path) -> None:
     folder, prompt = save_checkpoint(tmp_path, num_key_value_heads=1), random_prompt(3, 50)
     ours = engine_for(folder, dtype="bfloat16")
     exact = engine_logits(engine_for(folder, dtype="float32"), prompt)
-    assert isinstance(ours.worker, HostWorker) and ours.worker.kv.dtype == "bfloat16"
-    assert [part.matrix.bits for part in ours.worker.model.head.parts] == [16]
+    assert isinstance(ours.worker.device, NativeDevice) and ours.worker.device.kv.dtype == "bfloat16"
+    assert [part.matrix.bits for part in ours.worker.device.model.head.parts] == [16]
     torch.testing.assert_close(engine_logits(ours, prompt), exact, atol=0.05 * float(exact.abs().max()), rtol=0)
 
 

@@ -162,7 +162,7 @@ def latency(options: LatencyOptions) -> None:
 
 def throughput(options: Throughput) -> None:
     engine, info, path = _engine(options.engine)
-    workloads = select(options.workload or (("gpu",) if engine.worker.on_gpu else ("cpu",)))
+    workloads = select(options.workload or (("gpu",) if engine.facts.on_gpu else ("cpu",)))
     ceilings = _ceilings(engine, info)
     warm_up(engine, info.vocab_size, workloads)
     print(_HEADER)
@@ -191,7 +191,7 @@ def _config(flags: EngineConfig) -> EngineConfig:
 
 def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
     """Measured and printed, beside what was loaded."""
-    device = torch.device("cuda", 0) if engine.worker.on_gpu else torch.device("cpu")
+    device = torch.device("cuda", 0) if engine.facts.on_gpu else torch.device("cpu")
     ceilings = measure_ceilings(device, getattr(torch, info.dtype))
     print(
         f"{facts.loaded(info)}; "
@@ -249,7 +249,7 @@ def _engine(flags: EngineConfig) -> tuple[Engine, EngineInfo, Path]:
     config = _config(flags)
     path = ensure_model(config.model).path
     engine, info = build_engine(config, path, lambda stage: _status(stage))
-    if not engine.worker.on_gpu:
+    if not engine.facts.on_gpu:
         torch.set_num_threads(config.threads or threads.default_count())  # the ceilings' products run on as many
     for notice in info.notices:
         print(f"notice: {notice}")

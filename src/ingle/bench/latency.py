@@ -69,7 +69,7 @@ def measure_latency(
         if index >= 0:
             runs.append(run)
             report(f"{index + 1} of {num_iters}, {run.seconds:.3f} s")
-    limit = least(workload, engine.worker.model.config, stored(engine, info), engine.scheduler.limits, ceilings)
+    limit = least(workload, engine.facts.model, stored(engine), engine.scheduler.limits, ceilings)
     latency = Spread.of([run.seconds for run in runs])
     return Latency(
         batch_size=len(workload.lengths),

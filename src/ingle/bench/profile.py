@@ -100,7 +100,7 @@ def profile_prefill(engine: Engine, *, num_seqs: int, context: int) -> Profile:
 
 def _fill(engine: Engine, num_seqs: int, context: int, num_out: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    vocab_size = engine.worker.model.config.vocab_size
+    vocab_size = engine.facts.vocab_size
     for index in range(num_seqs):
         prompt = torch.randint(vocab_size, (context,), generator=generator).tolist()
         params = SamplingParams(temperature=0.6, max_tokens=num_out, ignore_eos=True)
@@ -117,7 +117,7 @@ def _drain(engine: Engine) -> None:
 
 
 def _profile_steps(engine: Engine, name: str, num_steps: int) -> Profile:
-    on_gpu = engine.worker.on_gpu
+    on_gpu = engine.facts.on_gpu
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     first_prompt_tokens = engine.stats().num_prompt_tokens
     if on_gpu:

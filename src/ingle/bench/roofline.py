@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from ingle.bench.workloads import Workload
-from ingle.engine.scheduler import Limits
 from ingle.model.sizes import Mixture, ModelConfig
+from ingle.step import Limits
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,7 @@ def measure(
         runs.append(run_once(engine, workload, info.vocab_size, temperature, seed=index + 1))
         report(f"{workload.name}: run {index + 1} of {num_runs}, {runs[-1].seconds:.2f} s")
     median = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
-    model = engine.worker.model
-    limit = least(workload, model.config, stored(engine, info), engine.scheduler.limits, ceilings)
+    limit = least(workload, engine.facts.model, stored(engine), engine.scheduler.limits, ceilings)
     return Result(
         workload=workload.name,
         num_requests=len(workload.lengths),
@@ -93,20 +92,19 @@ def measure(
     )
 
 
-def stored(engine: Engine, info: EngineInfo) -> Stored:
+def stored(engine: Engine) -> Stored:
     """What a step of this engine reads."""
-    model = engine.worker.model
-    head = model.head
-    looked_up = [head] if head is model.embedding else [head, model.embedding]
-    mixture = model.mixture
-    experts = (mixture.num_bytes, mixture.num_parameters) if mixture is not None else (0, 0)
+    facts, weights = engine.facts, engine.facts.weights
+    experts = (0, 0) if weights.mixture is None else (weights.mixture.num_parameters, weights.mixture.num_bytes)
+    elsewhere = [weights.head, weights.looked_up, experts]
+    body = [total - sum(part[index] for part in elsewhere) for index, total in enumerate(weights.total)]
     return Stored(
-        body_bytes=info.weight_bytes - sum(weight.num_bytes for weight in looked_up) - experts[0],
-        body_parameters=info.num_parameters - sum(weight.num_parameters for weight in looked_up) - experts[1],
-        head_bytes=head.num_bytes,
-        head_parameters=head.num_parameters,
-        kv_bytes_per_token=model.config.kv_elements_per_token * engine.worker.kv_itemsize,
-        mixture=mixture,
+        body_bytes=body[1],
+        body_parameters=body[0],
+        head_bytes=weights.head[1],
+        head_parameters=weights.head[0],
+        kv_bytes_per_token=facts.model.kv_elements_per_token * facts.kv_itemsize,
+        mixture=weights.mixture,
     )
 
 
@@ -164,7 +162,7 @@ def capture_all(engine: Engine) -> None:
 
     That takes a tenth of a second with all of PyTorch in memory, every few hundred steps.
     """
-    while engine.worker.capture_next():
+    while engine.worker.device.capture_next():
         pass
     gc.freeze()
 

@@ -1,0 +1,75 @@
+"""What computes: a device holds a model, its KV pages and tables with a row, or slot, for each running sequence.
+
+Two answer to this interface: PyTorch's, on any device that it knows (`torch`), and ingle's own on a CPU (`native`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ingle.step import Masks, Step
+
+Ints = npt.NDArray[np.int64]
+
+
+class LogprobRows(NamedTuple):
+    """Log probabilities of R tokens and of the most likely ones at their places."""
+
+    token_ids: Ints
+    """[R]"""
+    chosen: npt.NDArray[np.float32]
+    """[R], of `token_ids`."""
+    ranks: Ints
+    """[R], 1 for the most likely token."""
+    top_ids: Ints
+    """[R, N], in falling order."""
+    top_logprobs: npt.NDArray[np.float32]
+    """[R, N]"""
+
+
+class Report(NamedTuple):
+    """What a step drew for its R rows, on the host."""
+
+    token_ids: Ints
+    """[R]"""
+    finite: npt.NDArray[np.bool_]
+    """[R], False where the model's logits held NaN or infinity."""
+    logprobs: LogprobRows | None
+    """Of all rows, with as many alternatives as any chunk wants; None where none does."""
+    prompt_logprobs: dict[int, LogprobRows]
+    """By index of the chunk in the step, for those that ask."""
+
+
+class Launched(Protocol):
+    """A step whose forward is queued."""
+
+    def sample(self, masks: Masks) -> None:
+        """Queues the draw, once; masks may be there for a step that is `masked`."""
+        ...
+
+    def report(self) -> Report:
+        """Waits for the step."""
+        ...
+
+
+class Device(Protocol):
+    """Computes one step after the other; steps are done in the order in which they are queued."""
+
+    def apply(self, step: Step) -> None:
+        """Writes what a step changes in the tables of slots, and zeroes the pages that it names."""
+        ...
+
+    def forward(self, step: Step) -> Launched:
+        """Queues the forward of a step that was applied."""
+        ...
+
+    def usable(self) -> bool:
+        """Whether the device still computes, after a step has raised an exception."""
+        ...
+
+    def capture_next(self) -> bool:
+        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
+        ...

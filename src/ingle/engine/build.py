@@ -18,12 +18,14 @@ from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import choose
 from ingle.device.native import decoder as host_decoder
-from ingle.device.native.device import HostWorker
+from ingle.device.native.device import NativeDevice
 from ingle.engine.engine import Engine
+from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory
 from ingle.engine.pages import PagePool
 from ingle.engine.parts import Parts, Startup
 from ingle.engine.scheduler import Scheduler
+from ingle.engine.worker import Worker
 from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
 from ingle.kernels.cpu.library import KV_ITEMSIZES
@@ -85,7 +87,7 @@ def build_engine(
     if ours and decoder is not None and host_decoder.suits(decoder):
         parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
-        from ingle.device.torch.build import build_parts
+        from ingle.engine.torch_build import build_parts
 
         parts = build_parts(config, path, gguf, decoder, hf_config, device, startup)
     if library.started():
@@ -93,7 +95,7 @@ def build_engine(
     limits = parts.memory.limits
     overlap = device == "cuda" if config.overlap is None else config.overlap
     scheduler = Scheduler(PagePool(parts.memory.num_pages), limits)
-    engine = Engine(scheduler, parts.worker, overlap=overlap, seed=config.seed)
+    engine = Engine(scheduler, Worker(parts.runs_on), parts.facts, max_in_flight=2 if overlap else 1, seed=config.seed)
     ropes = () if decoder is None else decoder.ropes
     rope_notices = [notice for rope in ropes if (notice := length_notice(rope, limits.max_model_len)) is not None]
     notices = [*key_notices, *rope_notices, *kernels.notices, *parts.notices, *parts.memory.notices]
@@ -101,11 +103,12 @@ def build_engine(
 
 
 def _info(parts: Parts, notices: list[str], timings_s: dict[str, float]) -> EngineInfo:
-    memory, model = parts.memory, parts.worker.model.config
+    memory, facts = parts.memory, parts.facts
+    num_parameters, weight_bytes = facts.weights.total
     quantized = [kind for kind in parts.stored_types if kind not in FLOAT_TYPES]
     return EngineInfo(
         max_model_len=memory.limits.max_model_len,
-        vocab_size=model.vocab_size,
+        vocab_size=facts.vocab_size,
         max_num_seqs=memory.limits.max_num_seqs,
         num_pages=memory.num_pages,
         page_size=memory.limits.page_size,
@@ -114,12 +117,12 @@ def _info(parts: Parts, notices: list[str], timings_s: dict[str, float]) -> Engi
         product_dtype=parts.product_dtype,
         factors=sorted(parts.factors),
         kernels=parts.kernels,
-        family=model.family,
-        num_parameters=parts.num_parameters,
+        family=facts.model.family,
+        num_parameters=num_parameters,
         stored_types=parts.stored_types,
         expanded_types=[kind for kind in quantized if kind not in parts.kept_types],
         kept_types=[kind for kind in quantized if kind in parts.kept_types],
-        weight_bytes=parts.weight_bytes,
+        weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
         notices=[printable(notice) for notice in notices],
         timings_s=timings_s,
@@ -221,15 +224,13 @@ def _build_host(
             config, decoder, kv_itemsize=KV_ITEMSIZES[dtype], on_gpu=False, budget=budget, free=free_host_bytes()
         )
         model = model.with_length(memory.limits.max_model_len)
-        worker = HostWorker(model, memory.limits, memory.num_pages, dtype)
-    num_parameters, weight_bytes = model.size()
+        device = NativeDevice(model, memory.limits, memory.num_pages, dtype)
     return Parts(
-        worker=worker,
+        runs_on=device,
+        facts=EngineFacts(model.config, model.sizes(), on_gpu=False, kv_itemsize=KV_ITEMSIZES[dtype]),
         memory=memory,
         stored_types=stored_types,
         kept_types=frozenset(CODE_TYPES) if dtype != "float32" else frozenset(),
-        num_parameters=num_parameters,
-        weight_bytes=weight_bytes,
         device="cpu",
         dtype=dtype,
         product_dtype="bfloat16" if dtype != "float32" else dtype,

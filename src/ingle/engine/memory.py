@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ingle import cgroup
 from ingle.config import EngineConfig, parse_bytes
-from ingle.engine.scheduler import Limits
 from ingle.errors import ConfigError
 from ingle.facts import size
 from ingle.model.sizes import ModelConfig
+from ingle.step import Limits
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-RESERVED_PAGE = 0
-"""Padding rows of a batch read and write here; it never belongs to a sequence."""
+from ingle.step import RESERVED_PAGE
 
 
 class PagePool:

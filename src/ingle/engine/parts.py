@@ -1,4 +1,4 @@
-"""What a build of the engine brings together, whichever worker it has."""
+"""What a build of the engine brings together, whichever device it has."""
 
 from __future__ import annotations
 
@@ -6,56 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+from ingle.device import Device
+from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import MemoryPlan
-from ingle.engine.scheduler import Plan, StepResult
-
-
-class LaunchedStep(Protocol):
-    def result(self) -> StepResult:
-        """Waits for the step."""
-        ...
-
-
-class Worker(Protocol):
-    """Runs planned steps: PyTorch's on any device (`worker`), or without it on a CPU (`host_worker`)."""
-
-    model: Any
-    """A `ingle.model.interface.Model`, or a `HostDecoder`."""
-
-    @property
-    def on_gpu(self) -> bool: ...
-
-    @property
-    def kv_itemsize(self) -> int:
-        """Bytes of a number in the KV cache."""
-        ...
-
-    def launch(self, plan: Plan) -> LaunchedStep:
-        """Applies the plan to the tables and queues its computation."""
-        ...
-
-    def usable(self) -> bool:
-        """Whether the device still computes, after a step has raised an exception."""
-        ...
-
-    def capture_next(self) -> bool:
-        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
-        ...
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A loaded model with its worker, and what there is to tell about them."""
+    """A loaded model on its device, and what there is to tell about them."""
 
-    worker: Worker
+    runs_on: Device
+    facts: EngineFacts
     memory: MemoryPlan
     stored_types: dict[str, int]
     kept_types: frozenset[str]
     """Of `stored_types`, those that are held as they are stored."""
-    num_parameters: int
-    weight_bytes: int
     device: str
     dtype: str
     """Of the KV cache."""

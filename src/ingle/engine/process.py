@@ -77,7 +77,7 @@ def serve(engine: Engine, channel: Channel) -> None:
                 give_back_memory()
                 num_bytes_before = channel.num_bytes_received
         rejected = []
-        for message in channel.receive(wait=idle and not engine.worker.capture_next()):
+        for message in channel.receive(wait=idle and not engine.worker.device.capture_next()):
             if isinstance(message, EngineRequest):
                 rejected += _add(engine, message)
             else:

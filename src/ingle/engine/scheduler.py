@@ -14,6 +14,7 @@ until nothing is in flight.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
 from ingle.engine.waiting import WaitingQueue
 from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenIds, TokenLogprobs
+from ingle.step import Admission, Chunk, Limits, Step, StepResult
 
 _MANY_DECODES = 128
 _FULL_STEP = 512
@@ -51,8 +53,12 @@ class Sequence:
     num_computed: int = 0
     num_sampled_ahead: int = 0
     """Tokens that launched steps sample and that are not in `token_ids` yet."""
+    num_drafted: int = 0
+    """Drafts beyond those, which a launched step tries: until it is retired, nobody knows where the sequence ends."""
     num_in_flight: int = 0
     """Launched, unretired steps that touch this sequence."""
+    masked: bool = False
+    """Which tokens may be drawn is known only once all before are."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when first admitted."""
     finished: bool = False
@@ -78,81 +84,35 @@ class Sequence:
 
 
 @dataclass(slots=True)
-class Admission:
-    """A slot that starts, or restarts, with this content."""
-
-    slot: int
-    token_ids: TokenIds
-    num_prompt_tokens: int
-    page_ids: list[int]
-    sampling: SamplingParams
-    seed: int
-    end_token_ids: tuple[int, ...]
-    """Tokens that are impossible before `sampling.min_tokens` are generated."""
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Tokens [start, start + count) of the sequence in `slot`; if `samples`, the token after them is drawn."""
-
-    slot: int
-    start: int
-    count: int
-    samples: bool
-    prompt_logprobs: int | None = None
-    """Report the log probabilities of the prompt tokens that this chunk predicts, with this many alternatives."""
-
-
-@dataclass(slots=True)
 class Plan:
-    """One step. `chunks` has the decoding sequences first; `sequences` runs parallel to it."""
+    """One step, and whose it is."""
 
-    admissions: list[Admission] = field(default_factory=list)
-    grown: list[tuple[int, int, int]] = field(default_factory=list)
-    """(slot, index in its page table, page) of pages that running sequences gained."""
-    scrubbed: list[int] = field(default_factory=list)
-    """Pages to be zeroed first: NaN left in them would reach their next owner through masked positions."""
-    chunks: list[Chunk] = field(default_factory=list)
-    sequences: list[Sequence] = field(default_factory=list)
-    num_decodes: int = 0
-    num_tokens: int = 0
-    max_num_tokens: int = 0
+    step: Step
+    max_num_tokens: int
     """That this step may have."""
+    sequences: list[Sequence] = field(default_factory=list)
+    """Of each chunk."""
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still take."""
+        return self.max_num_tokens - self.step.num_tokens
 
 
-@dataclass(slots=True)
-class StepResult:
-    """What a step computed, per chunk that samples, in the plan's order."""
-
-    token_ids: list[int]
-    finite: list[bool]
-    """False where the logits held NaN or infinity: that request fails, the others go on."""
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    """By index of the chunk in the plan."""
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    """By index of the chunk in the plan: for prompt tokens [start + 1, start + count + 1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one step and one sequence may take."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    page_size: int
-    enable_prefix_caching: bool = True
+Drafter = Callable[[TokenIds, int], list[int]]
+"""Guesses up to so many tokens that may follow these."""
 
 
 class Scheduler:
     """First come, first served, but that short prompts may go ahead of long ones; decodes before prefill chunks; the
     newest gives way when pages run out."""
 
-    def __init__(self, pages: PagePool, limits: Limits) -> None:
+    def __init__(self, pages: PagePool, limits: Limits, drafter: Drafter | None = None) -> None:
         if limits.max_model_len > pages.capacity * limits.page_size:
             raise ValueError("one sequence of max_model_len must fit the page pool")
         self.pages = pages
         self.limits = limits
+        self.drafter = drafter
         self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
         self._waiting: WaitingQueue[Sequence] = WaitingQueue()
@@ -166,8 +126,8 @@ class Scheduler:
 
     # ---- requests come and go
 
-    def add(self, request: EngineRequest, seed: int) -> None:
-        """Queues a request. Its lengths were checked by `ingle.request.check_prompt`."""
+    def add(self, request: EngineRequest, seed: int, *, masked: bool = False) -> None:
+        """Queues a request. Its lengths were checked by `ingle.request.check_request`."""
         sampling = request.sampling
         num_prompt_tokens = len(request.prompt_token_ids)
         room = self.limits.max_model_len if sampling.max_tokens is None else num_prompt_tokens + sampling.max_tokens
@@ -179,6 +139,7 @@ class Scheduler:
             max_num_tokens=min(room, self.limits.max_model_len),
             eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
             seed=seed,
+            masked=masked,
             arrival=self._num_arrivals,
         )
         if seq.id in self._by_id or seq.id in self._leaving:
@@ -214,18 +175,15 @@ class Scheduler:
         decodes, prefills = self._split_running()
         if not self._make_room(decodes, prefills):
             return None
-        plan = Plan(max_num_tokens=self._max_num_tokens(len(decodes)))
-        for seq in decodes:
-            self._grow(plan, seq)
-            self._chunk(plan, seq, 1)
-        plan.num_decodes = len(decodes)
+        plan = Plan(Step(), self._max_num_tokens(len(decodes)))
+        self._decode(plan, decodes)
         self._short_prompts(plan, prefills)
         for seq in prefills:
             self._chunk(plan, seq, seq.num_to_compute)
         self._admit(plan)
-        if not plan.chunks:
+        if not plan.step.chunks:
             return None
-        plan.scrubbed, self._tainted_pages = self._tainted_pages, []
+        plan.step.scrubbed, self._tainted_pages = self._tainted_pages, []
         self._num_steps_in_flight += 1
         return plan
 
@@ -245,6 +203,8 @@ class Scheduler:
         decodes, prefills = [], []
         for seq in self.running:
             remaining = seq.num_to_compute
+            if seq.num_drafted:
+                continue
             if remaining == 1 and seq.num_tokens > seq.num_prompt_tokens:
                 if seq.num_tokens < seq.max_num_tokens:  # otherwise its last token is in flight
                     decodes.append(seq)
@@ -275,10 +235,34 @@ class Scheduler:
         self._waiting.prepend(seq, self._num_uncached(seq))
         self.num_preemptions += 1
 
+    def _decode(self, plan: Plan, decodes: list[Sequence]) -> None:
+        """One token of each, then those whose next tokens somebody guesses, in pages that they have."""
+        num_left = plan.num_left - len(decodes)
+        drafting: list[tuple[Sequence, list[int]]] = []
+        for seq in decodes:
+            self._grow(plan, seq)
+            drafts = self._drafts(seq, num_left)
+            if drafts:
+                num_left -= len(drafts)
+                drafting.append((seq, drafts))
+            else:
+                self._chunk(plan, seq, 1)
+        plan.step.num_decodes = len(plan.step.chunks)
+        for seq, drafts in drafting:
+            self._chunk(plan, seq, 1, drafts)
+
+    def _drafts(self, seq: Sequence, most: int) -> list[int]:
+        """Guesses of what follows, whose values are known up to the last and whose draws no count or mask decides."""
+        if self.drafter is None or seq.masked or seq.num_sampled_ahead or seq.sampling.penalized:
+            return []
+        held = len(seq.page_ids) * self.limits.page_size - seq.num_tokens
+        most = min(most, held, seq.max_num_tokens - seq.num_tokens - 1)
+        return self.drafter(seq.token_ids, most)[:most] if most > 0 else []
+
     def _grow(self, plan: Plan, seq: Sequence) -> None:
         if self._lacks_page(seq):
             (page_id,) = self.pages.allocate(1)
-            plan.grown.append((seq.slot, len(seq.page_ids), page_id))
+            plan.step.grown.append((seq.slot, len(seq.page_ids), page_id))
             seq.page_ids.append(page_id)
 
     def _short_prompts(self, plan: Plan, prefills: list[Sequence]) -> None:
@@ -292,42 +276,53 @@ class Scheduler:
         if self._suspects or len(prefills) + len(self._waiting) < 2:
             return
         oldest = prefills[0].num_to_compute if prefills else self._waiting.num_tokens(self._waiting.head)
-        num_left = plan.max_num_tokens - plan.num_tokens
-        end = plan.num_tokens + max(num_left // 2, num_left - oldest)
+        num_left = plan.num_left
+        end = plan.step.num_tokens + max(num_left // 2, num_left - oldest)
         for seq in sorted(prefills[1:], key=lambda seq: seq.num_to_compute):
             if seq.num_to_compute <= oldest // 2:
                 prefills.remove(seq)
-                self._chunk(plan, seq, min(seq.num_to_compute, end - plan.num_tokens))
-        while self._waiting and self._free_slots and plan.num_tokens < end:
+                self._chunk(plan, seq, min(seq.num_to_compute, end - plan.step.num_tokens))
+        while self._waiting and self._free_slots and plan.step.num_tokens < end:
             seq, head = self._waiting.shortest, self._waiting.head
             # A slot and pages for the head of the queue are kept: else it might wait as long as short ones come.
             head_pages = 0 if seq is head else -(-head.num_tokens // self.limits.page_size)
             if self._waiting.num_tokens(seq) > oldest // 2 or (seq is not head and len(self._free_slots) == 1):
                 return
-            if not self._start(plan, seq, end - plan.num_tokens, head_pages):
+            if not self._start(plan, seq, end - plan.step.num_tokens, head_pages):
                 return
 
-    def _chunk(self, plan: Plan, seq: Sequence, wanted: int) -> None:
-        """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget goes."""
-        count = min(wanted, plan.max_num_tokens - plan.num_tokens)
+    def _chunk(self, plan: Plan, seq: Sequence, wanted: int, drafts: Seq[int] = ()) -> None:
+        """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget goes, and drafts after them."""
+        count = min(wanted, plan.num_left)
         if count <= 0:
             return
-        start = seq.num_computed
+        step, start = plan.step, seq.num_computed
         samples = start + count == seq.num_tokens
-        wants_prompt = seq.sampling.prompt_logprobs if start < seq.num_prompt_tokens - 1 else None
-        plan.chunks.append(Chunk(seq.slot, start, count, samples, wants_prompt))
+        step.chunks.append(
+            Chunk(
+                slot=seq.slot,
+                start=start,
+                count=count + len(drafts),
+                samples=samples,
+                logprobs=seq.sampling.logprobs if samples else None,
+                prompt_logprobs=seq.sampling.prompt_logprobs if start < seq.num_prompt_tokens - 1 else None,
+                drafts=list(drafts),
+            )
+        )
+        step.masked |= samples and seq.masked
+        step.num_tokens += count + len(drafts)
         plan.sequences.append(seq)
-        plan.num_tokens += count
         seq.num_computed += count
         seq.num_sampled_ahead += samples
+        seq.num_drafted = len(drafts)
         seq.num_in_flight += 1
         self._register(seq)
 
     def _admit(self, plan: Plan) -> None:
-        while self._waiting and self._free_slots and plan.num_tokens < plan.max_num_tokens:
+        while self._waiting and self._free_slots and plan.num_left > 0:
             if self._suspects and self.running:  # which is computed alone
                 return
-            if not self._start(plan, self._waiting.head, plan.max_num_tokens - plan.num_tokens):
+            if not self._start(plan, self._waiting.head, plan.num_left):
                 return
 
     def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
@@ -348,7 +343,7 @@ class Scheduler:
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
         self.running.append(seq)
-        plan.admissions.append(
+        plan.step.admissions.append(
             Admission(
                 slot=seq.slot,
                 token_ids=seq.token_ids,
@@ -402,16 +397,18 @@ class Scheduler:
         self._num_steps_in_flight -= 1
         outputs = []
         sampled = iter(zip(result.token_ids, result.finite, strict=True))
-        for index, (chunk, seq) in enumerate(zip(plan.chunks, plan.sequences, strict=True)):
+        for index, (chunk, seq) in enumerate(zip(plan.step.chunks, plan.sequences, strict=True)):
             seq.num_in_flight -= 1
+            seq.num_drafted = 0 if chunk.drafts else seq.num_drafted
             if index in result.prompt_logprobs:
                 self._take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
             if chunk.samples:
-                token_id, finite = next(sampled)
+                token_ids, finite = next(sampled)
                 seq.num_sampled_ahead -= 1
                 self._acquit(seq)
                 if not seq.finished:
-                    outputs.append(self._take_token(seq, token_id, finite, result.logprobs.get(index)))
+                    seq.num_computed += len(token_ids) - 1
+                    outputs.append(self._take_tokens(seq, token_ids, finite, result.logprobs.get(index)))
             if seq.finished and seq.num_in_flight == 0:
                 self._leaving.pop(seq.id, None)
                 self._give_back(seq)
@@ -423,7 +420,9 @@ class Scheduler:
         num_known = len(seq.prompt_logprobs) - (start + 1)  # more than 0 after a preemption
         seq.prompt_logprobs.extend(entries[num_known : seq.num_prompt_tokens - (start + 1)])
 
-    def _take_token(self, seq: Sequence, token_id: int, finite: bool, logprobs: TokenLogprobs | None) -> EngineOutput:
+    def _take_tokens(
+        self, seq: Sequence, token_ids: Seq[int], finite: bool, logprobs: list[TokenLogprobs] | None
+    ) -> EngineOutput:
         if not finite:
             seq.tainted = True
             self._finish(seq)
@@ -437,19 +436,26 @@ class Scheduler:
             self._finish(seq)
             cached = seq.num_cached_tokens or 0
             return EngineOutput(seq.id, [], "length", num_cached_tokens=cached, prompt_logprobs=self._of_prompt(seq))
-        seq.token_ids.append(token_id)
+        first = seq.num_generated == 0
+        taken: list[int] = []
+        reason: FinishReason | None = None
+        stop_token_id = None
+        for token_id in token_ids:
+            seq.token_ids.append(token_id)
+            taken.append(token_id)
+            reason, stop_token_id = self._finish_reason(seq, token_id)
+            if reason is not None:
+                break
         self._register(seq)
-        reason, stop_token_id = self._finish_reason(seq, token_id)
-        first = seq.num_generated == 1
         if reason is not None:
             self._finish(seq)
         return EngineOutput(
             seq.id,
-            [token_id],
+            taken,
             reason,
             stop_token_id,
             seq.num_cached_tokens or 0,
-            [logprobs] if logprobs is not None else None,
+            None if logprobs is None else logprobs[: len(taken)],
             self._of_prompt(seq) if first else None,
         )
 
@@ -474,11 +480,12 @@ class Scheduler:
         """
         spoiled: dict[int, None] = {}
         for plan in plans:
-            for chunk, seq in zip(plan.chunks, plan.sequences, strict=True):
+            for chunk, seq in zip(plan.step.chunks, plan.sequences, strict=True):
                 seq.num_in_flight -= 1
                 seq.num_sampled_ahead -= chunk.samples
+                seq.num_drafted = 0
                 spoiled |= dict.fromkeys(seq.page_ids[chunk.start // self.limits.page_size :])
-            spoiled |= dict.fromkeys(plan.scrubbed)
+            spoiled |= dict.fromkeys(plan.step.scrubbed)
         self._num_steps_in_flight = 0
         self.pages.forget(spoiled)
         self._tainted_pages += spoiled

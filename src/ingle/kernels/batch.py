@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from ingle.engine.scheduler import Chunk
+    from ingle.step import Chunk
 
 
 def query_block(head_dim: int) -> int:
@@ -27,25 +27,6 @@ class DecodeWork:
     """int64 [1]: over all sequences, each of which reads some keys of one of them."""
     arrived: torch.Tensor
     """int32 [B, Hkv], zeros: parts of a sequence that are done, while a kernel runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How large a step's inputs are. Those of a captured step are fixed: a plan is padded to them."""
-
-    num_tokens: int
-    """T"""
-    num_seqs: int
-    """B"""
-    num_samples: int
-    """R"""
-    num_blocks: int
-    """N, blocks of up to `query_block` prompt tokens of one sequence; 0 for a step of decodes only."""
-
-    def sizes(self) -> list[int]:
-        """Of the fields of `StepInputs`, in order."""
-        tokens, seqs, rows, blocks = self.num_tokens, self.num_seqs, self.num_samples, self.num_blocks
-        return [tokens, tokens, seqs, seqs, seqs, seqs + 1, 2 * blocks, 1, rows, rows, rows]
 
 
 class StepInputs(NamedTuple):

@@ -44,3 +44,15 @@ class Mixture:
     top_k: int
     num_parameters: int
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Parameters and bytes of a loaded model, each pair of numbers in that order."""
+
+    total: tuple[int, int]
+    head: tuple[int, int]
+    """The output head's matrix."""
+    looked_up: tuple[int, int]
+    """The embedding's, where it is not the head's as well."""
+    mixture: Mixture | None = None

@@ -72,7 +72,7 @@ def verify(
     prompts = [(name, ids[:longest]) for name, ids in [*texts, *made_up]]
     report(f"answering {num_prompts} prompts")
     answers = answer_all(engine, [ids for _, ids in prompts], num_tokens)
-    device = torch.device("cuda", 0) if engine.worker.on_gpu else torch.device("cpu")
+    device = torch.device("cuda", 0) if engine.facts.on_gpu else torch.device("cpu")
     del engine
     _let_go(device)
     reference = reference_for(config, path, _room_for_reference(info, device))

@@ -28,7 +28,7 @@ from ingle.kernels.options import RouterConfig
 from ingle.model.architecture import DecoderConfig, MoeConfig
 from ingle.model.mixture_names import mixture_names
 from ingle.model.rope import cos_sin_tables, query_factors
-from ingle.model.sizes import Mixture
+from ingle.model.sizes import Mixture, WeightSizes
 from ingle.weights.code_types import CodeType
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
 from ingle.weights.source import FLOATS, ExpertNames, WeightSource
@@ -256,13 +256,19 @@ class HostDecoder:
         """What its matrices are multiplied as, for people."""
         return frozenset().union(*(matrix.factors for matrix in self.matrices))
 
-    def size(self) -> tuple[int, int]:
-        """Parameters and bytes, of tied embeddings once."""
+    def sizes(self) -> WeightSizes:
+        """Tied embeddings count once."""
         matrices = self.matrices
         vectors = [self.norm, *(vector for layer in self.layers for vector in layer.vectors)]
-        return (
-            sum(matrix.num_parameters for matrix in matrices) + sum(vector.size for vector in vectors),
-            sum(matrix.num_bytes for matrix in matrices) + sum(vector.nbytes for vector in vectors),
+        (all_of, head, embedding) = map(_size, (matrices, [self.head], [self.embedding]))
+        return WeightSizes(
+            total=(
+                all_of[0] + sum(vector.size for vector in vectors),
+                all_of[1] + sum(vector.nbytes for vector in vectors),
+            ),
+            head=head,
+            looked_up=(0, 0) if self.head is self.embedding else embedding,
+            mixture=self.mixture,
         )
 
     def forward(self, batch: HostBatch, kv: HostKv) -> Floats:
@@ -427,6 +433,11 @@ class _Reader:
     def norm(self, module: str, size: int) -> Floats:
         weight = self.source.floats(f"{module}.weight", size)
         return weight + np.float32(1) if self.config.one_plus_norms else weight
+
+
+def _size(matrices: Sequence[PackedMatrix]) -> tuple[int, int]:
+    """Parameters and bytes."""
+    return sum(matrix.num_parameters for matrix in matrices), sum(matrix.num_bytes for matrix in matrices)
 
 
 def _address(array: Floats | None) -> int | None:

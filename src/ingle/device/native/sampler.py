@@ -8,9 +8,10 @@ from ctypes import c_int64, c_uint8
 import numpy as np
 import numpy.typing as npt
 
-from ingle.engine.scheduler import Admission
+from ingle.device import LogprobRows
 from ingle.kernels.cpu import library
-from ingle.request import SamplingParams, TokenLogprobs
+from ingle.request import SamplingParams
+from ingle.step import Admission, Masks
 
 Row = npt.NDArray[np.float32]
 
@@ -28,6 +29,7 @@ class HostSampler:
         self._admissions: dict[int, Admission] = {}
         self._seen: dict[int, _Seen] = {}
         """Of slots whose request has penalties."""
+        self._allowed: dict[int, npt.NDArray[np.bool_]] = {}
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Takes in the parameters of slots that start or restart."""
@@ -37,9 +39,12 @@ class HostSampler:
             if admission.sampling.penalized:
                 self._seen[admission.slot] = _Seen(admission, self.vocab_size)
 
-    def num_logprobs(self, slot: int) -> int | None:
-        """How many alternatives the slot wants reported; None where no log probabilities are wanted."""
-        return self._admissions[slot].sampling.logprobs
+    def set_masks(self, masks: Masks) -> None:
+        """What the next draw may give, by slot; all tokens for others."""
+        self._allowed = {
+            slot: np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self.vocab_size] != 0
+            for slot, mask in masks.items()
+        }
 
     def sample(self, logits: Row, slots: Sequence[int], positions: Sequence[int]) -> tuple[list[int], list[bool]]:
         """The tokens of logits [R, vocab] whose rows have `slots` and `positions`, and which rows were finite."""
@@ -62,7 +67,8 @@ class HostSampler:
         """The row after penalties, bias and forbidden end tokens: another one if they change it."""
         params = admission.sampling
         early = position - admission.num_prompt_tokens < params.min_tokens and bool(admission.end_token_ids)
-        if not (params.penalized or params.logit_bias or early):
+        allowed = self._allowed.get(admission.slot)
+        if not (params.penalized or params.logit_bias or early or allowed is not None):
             return x
         x = x.copy()
         if params.penalized:
@@ -71,6 +77,8 @@ class HostSampler:
             x[token_id] += np.float32(bias)
         if early:
             x[list(admission.end_token_ids)] = -np.inf
+        if allowed is not None:
+            x[~allowed] = -np.inf
         return x
 
 
@@ -159,16 +167,19 @@ def _uniform(seed: int, position: int) -> float:
     return ((x ^ x >> 31) >> 11) * 2.0**-53
 
 
-def row_logprobs(logits: Row, token_id: int, num_alternatives: int) -> TokenLogprobs:
-    """Log probabilities of `token_id` and of the most likely tokens under logits [vocab]."""
-    with np.errstate(invalid="ignore"):  # of a row that is not finite, whose request fails
-        shifted = logits - logits.max()
-        logprobs = shifted - np.log(np.exp(shifted).sum())
-    chosen = logprobs[token_id]
-    rank = int((logprobs > chosen).sum()) + 1
-    top: list[int] = []
-    if num_alternatives:
-        count = min(num_alternatives, len(logprobs))
-        likeliest = np.argpartition(-logprobs, count - 1)[:count]
-        top = likeliest[np.argsort(-logprobs[likeliest], kind="stable")].tolist()
-    return TokenLogprobs.ranked(token_id, float(chosen), rank, top, logprobs[top].tolist())
+def logprob_rows(logits: Row, token_ids: Sequence[int], num_alternatives: int) -> LogprobRows:
+    """Log probabilities of `token_ids` [R] and of the most likely tokens under logits [R, vocab]."""
+    num_rows, count = len(logits), min(num_alternatives, logits.shape[1])
+    chosen, ranks = np.empty(num_rows, np.float32), np.empty(num_rows, np.int64)
+    top_ids, top_logprobs = np.empty((num_rows, count), np.int64), np.empty((num_rows, count), np.float32)
+    for row in range(num_rows):
+        with np.errstate(invalid="ignore"):  # of a row that is not finite, whose request fails
+            shifted = logits[row] - logits[row].max()
+            logprobs = shifted - np.log(np.exp(shifted).sum())
+        chosen[row] = logprobs[token_ids[row]]
+        ranks[row] = (logprobs > chosen[row]).sum() + 1
+        if count:
+            likeliest = np.argpartition(-logprobs, count - 1)[:count]
+            top_ids[row] = likeliest[np.argsort(-logprobs[likeliest], kind="stable")]
+            top_logprobs[row] = logprobs[top_ids[row]]
+    return LogprobRows(np.array(token_ids, np.int64), chosen, ranks, top_ids, top_logprobs)

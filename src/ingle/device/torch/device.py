@@ -1,52 +1,29 @@
-"""Runs planned steps on a device: owns the model, the KV pages and the per-slot tables; knows slots, not requests."""
+"""PyTorch's device: a model, its KV pages and tables as tensors, on a GPU or a CPU."""
 
 from __future__ import annotations
 
 import math
 import mmap
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 
+from ingle.device import LogprobRows, Report
+from ingle.device.inputs import Layout
 from ingle.device.torch.graphs import StepGraphs
-from ingle.device.torch.sampler import LogprobRows, Sampler, Samples, logprob_rows
-from ingle.device.torch.tables import SlotTables, to_device, unpack
-from ingle.engine.scheduler import Limits, Plan, StepResult
-from ingle.kernels.batch import Batch, Layout, StepInputs, query_block
+from ingle.device.torch.sampler import LogprobTensors, Sampler, Samples, logprob_rows
+from ingle.device.torch.tables import SlotTables
+from ingle.kernels.batch import Batch, StepInputs, query_block
 from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.model.interface import Model
+from ingle.step import Limits, Masks, Step
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once: 64 x 150k x float32 is 40 MB."""
 
 
-@dataclass(slots=True)
-class LaunchedStep:
-    """A step whose kernels are queued; `result` waits for them, and only then do numbers come to the host."""
-
-    token_ids: torch.Tensor
-    finite: torch.Tensor
-    done: torch.cuda.Event | None
-    logprobs: dict[int, LogprobRows]
-    prompt_logprobs: dict[int, list[LogprobRows]]
-
-    def result(self) -> StepResult:
-        if self.done is not None:
-            self.done.synchronize()
-        return StepResult(
-            self.token_ids.tolist(),
-            self.finite.tolist(),
-            {index: rows.entries()[0] for index, rows in self.logprobs.items()},
-            {
-                index: [entry for rows in parts for entry in rows.entries()]
-                for index, parts in self.prompt_logprobs.items()
-            },
-        )
-
-
-class Worker:
-    """One device's share of the engine."""
+class TorchDevice:
+    """A device that PyTorch drives."""
 
     def __init__(
         self,
@@ -70,37 +47,33 @@ class Worker:
         self.kv_cache = _zeros(
             (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
         )
-        self._threads = pytorch_on_one if own_threads else nullcontext
-        self._graphs = StepGraphs(self._step, self.tables, limits) if use_graphs and model.capturable else None
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def kv_itemsize(self) -> int:
-        return self.kv_cache.itemsize
+        self.threads = pytorch_on_one if own_threads else nullcontext
+        self._graphs = StepGraphs(self._whole_step, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> LaunchedStep:
-        """Applies the plan to the tables and queues its computation."""
-        with self._threads():
-            return self._launch(plan)
+    def apply(self, step: Step) -> None:
+        if step.scrubbed:
+            self.kv_cache[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
+        self.tables.apply(step)
+        self.sampler.admit(step.admissions)
 
-    def _launch(self, plan: Plan) -> LaunchedStep:
-        if plan.scrubbed:
-            self.kv_cache[:, :, torch.tensor(plan.scrubbed, device=self.device)] = 0
-        self.tables.apply(plan)
-        self.sampler.admit(plan.admissions)
-        slots = [chunk.slot for chunk in plan.chunks if chunk.samples]
-        if self._graphs is not None and self._is_plain(plan, slots):
-            return self._launched(self._graphs.run(plan, len(slots), filtered=self.sampler.filters(slots)))
-        return self._launch_eagerly(plan, slots)
+    @torch.inference_mode()
+    def forward(self, step: Step) -> TorchStep:
+        """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
+        launched = TorchStep(self, step)
+        if self._graphs is not None and self._is_plain(step):
+            slots = [chunk.slot for chunk in step.chunks if chunk.samples]
+            launched.start_copies(self._graphs.run(step, len(slots), filtered=self.sampler.filters(slots)))
+            return launched
+        with self.threads():
+            launched.batch = self.tables.batch_of(step)
+            launched.hidden = self.model.forward(launched.batch, self.kv_cache)
+        return launched
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
         try:
-            if self.on_gpu:
+            if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except RuntimeError:
             return False
@@ -108,18 +81,19 @@ class Worker:
 
     @torch.inference_mode()
     def capture_next(self) -> bool:
-        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
         return self._graphs is not None and self._graphs.capture_next()
 
-    def _is_plain(self, plan: Plan, slots: list[int]) -> bool:
+    def _is_plain(self, step: Step) -> bool:
         """Whether forward, draw and write-back are all there is to the step."""
+        slots = [chunk.slot for chunk in step.chunks if chunk.samples]
         return (
-            not self.sampler.adjusts(slots)
-            and all(count is None for count in self.sampler.num_logprobs(slots))
-            and all(chunk.prompt_logprobs is None for chunk in plan.chunks[plan.num_decodes :])
+            not step.masked
+            and not self.sampler.adjusts(slots)
+            and all(chunk.logprobs is None and not chunk.drafts for chunk in step.chunks)
+            and all(chunk.prompt_logprobs is None for chunk in step.chunks[step.num_decodes :])
         )
 
-    def _step(self, inputs: StepInputs, layout: Layout, filtered: bool) -> Samples:
+    def _whole_step(self, inputs: StepInputs, layout: Layout, filtered: bool) -> Samples:
         """A plain step of padded inputs: what graphs capture."""
         batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
         hidden = self.model.forward(batch, self.kv_cache)
@@ -127,64 +101,92 @@ class Worker:
         self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 
-    def _launch_eagerly(self, plan: Plan, slots: list[int]) -> LaunchedStep:
-        layout = self.tables.layout(plan)
-        inputs = unpack(to_device(self.tables.pack(plan, layout), self.device), layout)
-        batch = self.tables.batch(inputs, plan.num_decodes, layout.num_blocks, plan.chunks)
-        hidden = self.model.forward(batch, self.kv_cache)
-        prompt_logprobs = self._prompt_logprobs(batch, hidden)
-        if not slots:
-            empty = torch.empty(0, dtype=torch.int64)
-            return LaunchedStep(empty, empty, None, {}, prompt_logprobs)
-        logits = self.model.logits(hidden[inputs.sample_rows])
-        positions = [chunk.start + chunk.count for chunk in plan.chunks if chunk.samples]
-        samples = self.sampler.sample(logits, inputs, slots, positions)
-        self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
-        logprobs = self._logprobs(plan, logits, samples, slots)
-        return self._launched(samples, logprobs, prompt_logprobs)
 
-    def _launched(
-        self,
-        samples: Samples,
-        logprobs: dict[int, LogprobRows] | None = None,
-        prompt_logprobs: dict[int, list[LogprobRows]] | None = None,
-    ) -> LaunchedStep:
-        """Starts the copy of the tokens to the host."""
-        if self.device.type == "cpu":
-            return LaunchedStep(samples.token_ids, samples.finite, None, logprobs or {}, prompt_logprobs or {})
-        token_ids = samples.token_ids.to("cpu", non_blocking=True)
-        finite = samples.finite.to("cpu", non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        return LaunchedStep(token_ids, finite, done, logprobs or {}, prompt_logprobs or {})
+class TorchStep:
+    """A step whose kernels are queued; `report` waits for them, and only then do numbers come to the host."""
 
-    def _logprobs(self, plan: Plan, logits: torch.Tensor, samples: Samples, slots: list[int]) -> dict[int, LogprobRows]:
-        """By index of the chunk in the plan, for the rows that want them: of the logits as the model gave them."""
-        wanted = self.sampler.num_logprobs(slots)
-        sampled = [index for index, chunk in enumerate(plan.chunks) if chunk.samples]
-        return {
-            sampled[row]: logprob_rows(logits[row : row + 1], samples.token_ids[row : row + 1], [count])
-            for row, count in enumerate(wanted)
-            if count is not None
-        }
+    def __init__(self, device: TorchDevice, step: Step) -> None:
+        self._device = device
+        self._step = step
+        self.batch: Batch | None = None
+        self.hidden: torch.Tensor | None = None
+        """[T, E]; None where forward and draw are one."""
+        self._token_ids: torch.Tensor | None = None
+        self._finite: torch.Tensor | None = None
+        self._done: torch.cuda.Event | None = None
+        self._logprobs: LogprobTensors | None = None
+        self._prompt_logprobs: dict[int, list[LogprobTensors]] = {}
 
-    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[LogprobRows]]:
+    @torch.inference_mode()
+    def sample(self, masks: Masks) -> None:
+        if self.hidden is None or self.batch is None:
+            return
+        with self._device.threads():
+            self._sample(self.batch.inputs, self.hidden, masks)
+
+    def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:
+        device, step = self._device, self._step
+        self._prompt_logprobs = self._of_prompts(hidden)
+        drawing = [chunk for chunk in step.chunks if chunk.samples]
+        if not drawing:
+            return
+        logits = device.model.logits(hidden[inputs.sample_rows])
+        rows = [
+            (chunk.slot, chunk.end - before) for chunk in drawing for before in range(chunk.num_samples - 1, -1, -1)
+        ]
+        slots, positions = [slot for slot, _ in rows], [position for _, position in rows]
+        device.sampler.set_masks(masks)
+        samples = device.sampler.sample(logits, inputs, slots, positions)
+        device.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
+        wanted = [chunk.logprobs for chunk in drawing if chunk.logprobs is not None]
+        if wanted:
+            self._logprobs = logprob_rows(logits, samples.token_ids, max(wanted))
+        self.start_copies(samples)
+
+    def start_copies(self, samples: Samples) -> None:
+        """Of what was drawn, to the host."""
+        if self._device.device.type == "cpu":
+            self._token_ids, self._finite = samples.token_ids, samples.finite
+            return
+        self._token_ids = samples.token_ids.to("cpu", non_blocking=True)
+        self._finite = samples.finite.to("cpu", non_blocking=True)
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
+
+    def _of_prompts(self, hidden: torch.Tensor) -> dict[int, list[LogprobTensors]]:
         """For each chunk that asks: log probabilities of the tokens that follow its own, as far as they are known."""
-        found: dict[int, list[LogprobRows]] = {}
-        first = 0
-        for index, chunk in enumerate(batch.chunks):
+        device, found, first = self._device, {}, 0
+        for index, chunk in enumerate(self._step.chunks):
             if chunk.prompt_logprobs is not None:
-                following = self.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.start + chunk.count + 1].long()
+                following = device.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.end + 1].long()
+                rows = hidden[first : first + chunk.count]
                 found[index] = [
                     logprob_rows(
-                        self.model.logits(hidden[first + low : first + low + _LOGIT_ROWS][: chunk.count - low]),
+                        device.model.logits(rows[low : low + _LOGIT_ROWS]),
                         following[low : low + _LOGIT_ROWS],
-                        [chunk.prompt_logprobs] * min(_LOGIT_ROWS, chunk.count - low),
+                        chunk.prompt_logprobs,
                     )
                     for low in range(0, chunk.count, _LOGIT_ROWS)
                 ]
             first += chunk.count
         return found
+
+    def report(self) -> Report:
+        if self._done is not None:
+            self._done.synchronize()
+        nothing = torch.empty(0, dtype=torch.int64)
+        token_ids = nothing if self._token_ids is None else self._token_ids
+        finite = nothing.bool() if self._finite is None else self._finite
+        return Report(
+            token_ids.numpy(),
+            finite.numpy(),
+            None if self._logprobs is None else _on_host([self._logprobs]),
+            {index: _on_host(parts) for index, parts in self._prompt_logprobs.items()},
+        )
+
+
+def _on_host(parts: list[LogprobTensors]) -> LogprobRows:
+    return LogprobRows(*(torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ingle.device import Ints
+from ingle.device.inputs import Layout, pack
 from ingle.device.torch.sampler import Samples
 from ingle.device.torch.tables import SlotTables, to_device, unpack
-from ingle.engine.scheduler import Limits, Plan
-from ingle.kernels.batch import Layout, StepInputs
+from ingle.kernels.batch import StepInputs
+from ingle.step import Limits, Step
 
-Step = Callable[[StepInputs, Layout, bool], Samples]
+RunStep = Callable[[StepInputs, Layout, bool], Samples]
 
 
 @dataclass(slots=True)
@@ -31,8 +33,8 @@ class _Captured:
 class StepGraphs:
     """Graphs of `step` for every plan within `limits`."""
 
-    def __init__(self, step: Step, tables: SlotTables, limits: Limits) -> None:
-        self._step = step
+    def __init__(self, step: RunStep, tables: SlotTables, limits: Limits) -> None:
+        self._run_step = step
         self._tables = tables
         self._max_num_seqs = limits.max_num_seqs
         self._decode_sizes = decode_sizes(limits.max_num_seqs)
@@ -40,11 +42,11 @@ class StepGraphs:
         self._captured: dict[tuple[Layout, bool], _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, plan: Plan, num_samples: int, *, filtered: bool) -> Samples:
-        """Launches a plan that was applied. The result is overwritten by the next step of the same size."""
-        layout = self._layout(plan)
+    def run(self, step: Step, num_samples: int, *, filtered: bool) -> Samples:
+        """Launches a step that was applied. The result is overwritten by the next step of the same size."""
+        layout = self._layout(step)
         captured = self._captured.get((layout, filtered)) or self._capture(layout, filtered)
-        packed = to_device(self._tables.pack(plan, layout), self._tables.device)
+        packed = to_device(self._pack(step, layout), self._tables.device)
         captured.packed.copy_(packed, non_blocking=True)
         captured.graph.replay()
         return Samples(captured.samples.token_ids[:num_samples], captured.samples.finite[:num_samples])
@@ -59,10 +61,13 @@ class StepGraphs:
                 return True
         return False
 
-    def _layout(self, plan: Plan) -> Layout:
-        if plan.num_decodes == len(plan.chunks):
-            return _decode_layout(next(size for size in self._decode_sizes if size >= plan.num_decodes))
-        return self._mixed_layout(next(size for size in self._token_sizes if size >= plan.num_tokens))
+    def _layout(self, step: Step) -> Layout:
+        if step.num_decodes == len(step.chunks):
+            return _decode_layout(next(size for size in self._decode_sizes if size >= step.num_decodes))
+        return self._mixed_layout(next(size for size in self._token_sizes if size >= step.num_tokens))
+
+    def _pack(self, step: Step, layout: Layout) -> Ints:
+        return pack(step, layout, self._tables.query_block, self._tables.padding_slot)
 
     def _mixed_layout(self, num_tokens: int) -> Layout:
         num_seqs = min(self._max_num_seqs, num_tokens)
@@ -70,12 +75,12 @@ class StepGraphs:
         return Layout(num_tokens, num_seqs, num_seqs, num_tokens // self._tables.query_block + num_seqs)
 
     def _capture(self, layout: Layout, filtered: bool) -> _Captured:
-        packed = torch.from_numpy(self._tables.pack(Plan(), layout)).to(self._tables.device)
+        packed = torch.from_numpy(self._pack(Step(), layout)).to(self._tables.device)
         inputs = unpack(packed, layout)
-        self._step(inputs, layout, filtered)  # compiles kernels and readies libraries, which a capture cannot
+        self._run_step(inputs, layout, filtered)  # compiles kernels and readies libraries, which a capture cannot
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            samples = self._step(inputs, layout, filtered)
+            samples = self._run_step(inputs, layout, filtered)
         captured = self._captured[layout, filtered] = _Captured(graph, packed, samples)
         return captured
 

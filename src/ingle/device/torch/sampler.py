@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ingle import kernels
 from ingle.device.torch.tables import to_device
-from ingle.engine.scheduler import Admission
 from ingle.kernels.batch import StepInputs
-from ingle.request import SamplingParams, TokenLogprobs
+from ingle.request import SamplingParams
+from ingle.step import Admission, Masks
 
 _PROMPT_FLAG = 1 << 24
 
@@ -47,6 +48,7 @@ class Sampler:
         self._seen: torch.Tensor | None = None
         self._params: dict[int, SamplingParams] = {}
         self._admissions: dict[int, Admission] = {}
+        self._allowed: dict[int, torch.Tensor] = {}
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Takes in the parameters of slots that start or restart."""
@@ -91,11 +93,14 @@ class Sampler:
     def adjusts(self, slots: Sequence[int]) -> bool:
         """Whether any of the slots changes its logits before the draw: penalties, bias, or min_tokens."""
         params = [self._params[slot] for slot in slots]
-        return any(p.penalized or p.logit_bias or p.min_tokens for p in params)
+        return any(p.penalized or p.logit_bias or p.min_tokens for p in params) or bool(self._allowed)
 
-    def num_logprobs(self, slots: Sequence[int]) -> list[int | None]:
-        """How many alternatives each slot wants reported; None where no log probabilities are wanted."""
-        return [self._params[slot].logprobs for slot in slots]
+    def set_masks(self, masks: Masks) -> None:
+        """What the next draw may give, by slot; all tokens for others."""
+        self._allowed = {
+            slot: torch.from_numpy(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")).bool()
+            for slot, mask in masks.items()
+        }
 
     def draw(self, logits: torch.Tensor, inputs: StepInputs, *, filtered: bool) -> Samples:
         """The tokens of unadjusted logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
@@ -131,6 +136,8 @@ class Sampler:
                 logits[row].index_add_(0, ids, to_device(np.array(list(bias.values()), np.float32), self.device))
             if position - admission.num_prompt_tokens < params[row].min_tokens and admission.end_token_ids:
                 logits[row, to_device(np.array(admission.end_token_ids, np.int64), self.device)] = -torch.inf
+            if slot in self._allowed:
+                logits[row, ~self._allowed[slot][: self.vocab_size].to(self.device)] = -torch.inf
         return logits
 
     def _penalize(self, logits: torch.Tensor, indices: list[int], slots: list[int]) -> torch.Tensor:
@@ -146,32 +153,20 @@ class Sampler:
         return logits
 
 
-@dataclass(slots=True)
-class LogprobRows:
-    """Log probabilities of some rows, still on the device; `entries` waits for them."""
+class LogprobTensors(NamedTuple):
+    """`ingle.device.LogprobRows`, still on the device."""
 
     token_ids: torch.Tensor
     chosen: torch.Tensor
     ranks: torch.Tensor
     top_ids: torch.Tensor
     top_logprobs: torch.Tensor
-    num_alternatives: list[int]
-
-    def entries(self) -> list[TokenLogprobs]:
-        rows = zip(
-            self.token_ids.tolist(), self.chosen.tolist(), self.ranks.tolist(), self.top_ids.tolist(),
-            self.top_logprobs.tolist(), self.num_alternatives, strict=True,
-        )  # fmt: skip
-        return [
-            TokenLogprobs.ranked(token_id, logprob, rank, ids[:count], values[:count])
-            for token_id, logprob, rank, ids, values, count in rows
-        ]
 
 
-def logprob_rows(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: list[int]) -> LogprobRows:
+def logprob_rows(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> LogprobTensors:
     """Log probabilities of `token_ids` [R] and of the most likely tokens under logits [R, vocab]."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])
     ranks = (logprobs > chosen).sum(dim=-1) + 1
-    top = logprobs.topk(min(max(num_alternatives), logits.shape[-1]), dim=-1)
-    return LogprobRows(token_ids, chosen[:, 0], ranks, top.indices, top.values, num_alternatives)
+    top = logprobs.topk(min(num_alternatives, logits.shape[-1]), dim=-1)
+    return LogprobTensors(token_ids, chosen[:, 0], ranks, top.indices, top.values)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ingle import kernels
-from ingle.engine.pages import RESERVED_PAGE
-from ingle.engine.scheduler import Admission, Chunk, Plan
-from ingle.kernels.batch import Batch, Layout, StepInputs
+from ingle.device.inputs import Layout, layout_of, pack
+from ingle.kernels.batch import Batch, StepInputs
+from ingle.step import RESERVED_PAGE, Admission, Chunk, Step
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -25,7 +25,7 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, layout: Layout) -> StepInputs:
-    """The fields of a step that `SlotTables.pack` made, as views."""
+    """The fields of a step that `ingle.device.inputs.pack` made, as views."""
     return StepInputs(*packed.split_with_sizes(layout.sizes()))
 
 
@@ -43,13 +43,21 @@ class SlotTables:
         num_pages = -(-max_model_len // page_size)
         self.page_tables = torch.full((num_slots + 1, num_pages), RESERVED_PAGE, dtype=torch.int32, device=device)
 
-    def apply(self, plan: Plan) -> None:
+    def apply(self, step: Step) -> None:
         """Writes the tokens and pages of sequences that start or restart, and the pages that others gained."""
-        self._write(self.token_ids, plan.admissions, [admission.token_ids for admission in plan.admissions])
-        self._write(self.page_tables, plan.admissions, [admission.page_ids for admission in plan.admissions])
-        if plan.grown:
-            slots, indices, pages = to_device(np.array(plan.grown, np.int64).T.copy(), self.device).unbind(0)
+        self._write(self.token_ids, step.admissions, [admission.token_ids for admission in step.admissions])
+        self._write(self.page_tables, step.admissions, [admission.page_ids for admission in step.admissions])
+        if step.grown:
+            slots, indices, pages = to_device(np.array(step.grown, np.int64).T.copy(), self.device).unbind(0)
             self.page_tables[slots, indices] = pages.int()
+        drafts = [
+            (chunk.slot, chunk.end - len(chunk.drafts) + index, token_id)
+            for chunk in step.chunks
+            for index, token_id in enumerate(chunk.drafts)
+        ]
+        if drafts:
+            slots, positions, token_ids = to_device(np.array(drafts, np.int64).T.copy(), self.device).unbind(0)
+            self.token_ids[slots, positions] = token_ids.int()
 
     def _write(self, table: torch.Tensor, admissions: list[Admission], contents: Sequence[Sequence[int]]) -> None:
         """Writes the start of a row of `table` for each admission, all in one copy."""
@@ -64,45 +72,11 @@ class SlotTables:
         places, numbers = to_device(np.stack((flat, values)), self.device).unbind(0)
         table.view(-1)[places] = numbers.int()
 
-    def layout(self, plan: Plan) -> Layout:
-        """The exact sizes of a plan."""
-        blocks = sum(-(-chunk.count // self.query_block) for chunk in plan.chunks[plan.num_decodes :])
-        return Layout(plan.num_tokens, len(plan.chunks), sum(chunk.samples for chunk in plan.chunks), blocks)
-
-    def pack(self, plan: Plan, layout: Layout) -> np.ndarray:
-        """The fields of `StepInputs` end to end, padded to `layout`: int64, to be brought over in a single copy."""
-        fields = np.array([(c.slot, c.start, c.count, c.samples) for c in plan.chunks], np.int64).reshape(-1, 4)
-        slots, starts, counts, samples = fields.T
-        ends, last_rows, drawn = starts + counts, np.cumsum(counts) - 1, samples.astype(bool)
-        first_rows = last_rows + 1 - counts
-        blocks = [
-            (index, int(first_rows[index]) + offset)
-            for index in range(plan.num_decodes, len(counts))
-            for offset in range(0, int(counts[index]), self.query_block)
-        ]
-        nothing, nobody = 0, self.padding_slot
-        values_and_padding: list[tuple[np.ndarray, int]] = [
-            (np.repeat(slots, counts), nobody),
-            # Row t of a chunk has the position start + (t - first row of the chunk).
-            (np.arange(plan.num_tokens) + np.repeat(starts - first_rows, counts), nothing),
-            (slots, nobody),
-            (ends, nothing),
-            (ends[: plan.num_decodes], nothing),
-            (np.concatenate((np.zeros(1, np.int64), last_rows + 1)), nothing),
-            (np.array(blocks, np.int64).reshape(-1), nothing),
-            (np.array([len(blocks)]), nothing),
-            (last_rows[drawn], nothing),
-            (slots[drawn], nobody),
-            (ends[drawn], nothing),
-        ]
-        sizes = layout.sizes()
-        packed = np.empty(sum(sizes), np.int64)
-        start = 0
-        for (values, padding), size in zip(values_and_padding, sizes, strict=True):
-            packed[start : start + len(values)] = values
-            packed[start + len(values) : start + size] = padding
-            start += size
-        return packed
+    def batch_of(self, step: Step) -> Batch:
+        """The batch of a step that was applied, in its exact sizes."""
+        layout = layout_of(step, self.query_block)
+        packed = to_device(pack(step, layout, self.query_block, self.padding_slot), self.device)
+        return self.batch(unpack(packed, layout), step.num_decodes, layout.num_blocks, step.chunks)
 
     def batch(self, inputs: StepInputs, num_decodes: int, num_blocks: int, chunks: list[Chunk]) -> Batch:
         """The batch of these inputs; runs on the device alone."""

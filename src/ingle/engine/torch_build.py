@@ -11,7 +11,8 @@ import torch
 
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import multiplies_bfloat16
-from ingle.device.torch.device import Worker
+from ingle.device.torch.device import TorchDevice
+from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import free_bytes, kv_budget, plan_memory, wanted_length
 from ingle.engine.parts import Parts, Startup
 from ingle.errors import ConfigError
@@ -23,6 +24,7 @@ from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
 from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
+from ingle.model.sizes import WeightSizes
 from ingle.weights.formats import PlainFormat, WeightFormat, total_size
 from ingle.weights.gguf import GgufFile
 from ingle.weights.packed import PackedFormat, PackedWeight
@@ -88,18 +90,16 @@ def build_parts(
         )
         if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
             model = model.with_length(memory.limits.max_model_len)
-        worker = Worker(
+        runs_on = TorchDevice(
             model, memory.limits, memory.num_pages, device, numerics.dtype,
             use_graphs=on_gpu and not config.enforce_eager, own_threads=isinstance(numerics.matrices, PackedFormat),
         )  # fmt: skip
-    num_parameters, weight_bytes = total_size(model.parameters())
     return Parts(
-        worker=worker,
+        runs_on=runs_on,
+        facts=EngineFacts(model.config, _sizes(model), on_gpu=on_gpu, kv_itemsize=numerics.dtype.itemsize),
         memory=memory,
         stored_types=stored_types,
         kept_types=numerics.matrices.kept_types,
-        num_parameters=num_parameters,
-        weight_bytes=weight_bytes,
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         dtype=_name(numerics.dtype),
         product_dtype=_name(numerics.products),
@@ -154,6 +154,16 @@ def _numerics(
     beside = " and Triton's" if device.type == "cuda" else " and ingle's" if ours and dtype == torch.float32 else ""
     kernels = f"PyTorch's{beside}"
     return _Numerics(dtype, dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
+
+
+def _sizes(model: Model) -> WeightSizes:
+    head, embedding = model.head, model.embedding
+    return WeightSizes(
+        total=total_size(model.parameters()),
+        head=total_size([head]),
+        looked_up=total_size([] if embedding is head else [embedding]),
+        mixture=model.mixture,
+    )
 
 
 def _factors(model: Model, numerics: _Numerics) -> frozenset[str]:

@@ -1,0 +1,22 @@
+"""What an engine is told of the model that its device holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingle.model.sizes import ModelConfig, WeightSizes
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """Sizes that plans, checks and measurements go by."""
+
+    model: ModelConfig
+    weights: WeightSizes
+    on_gpu: bool
+    kv_itemsize: int
+    """Bytes of a number in the KV cache."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size

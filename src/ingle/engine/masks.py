@@ -1,0 +1,28 @@
+"""Which tokens may come next, for requests whose answers have to follow a grammar."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class TokenMask(Protocol):
+    """Follows one answer, token by token. The engine asks it between the forward and the draw of a step."""
+
+    def allowed(self) -> npt.NDArray[np.bool_] | None:
+        """Of each token of the vocabulary whether it may come next, bool [vocab_size]; None where all may.
+
+        At least one may, the end of the answer if nothing else.
+        """
+        ...
+
+    def take(self, token_id: int) -> None:
+        """The next token of the answer."""
+        ...
+
+
+def pack_mask(allowed: npt.NDArray[np.bool_]) -> bytes:
+    """As `ingle.step.Masks` has it."""
+    return np.packbits(np.append(allowed, np.zeros(-len(allowed) % 32, np.bool_)), bitorder="little").tobytes()

@@ -1,0 +1,98 @@
+"""A step of the engine as messages: what a device is told of it and what it answers. Plain values that cross processes.
+
+A device knows slots and pages, not requests: whoever plans keeps which sequence has which slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from ingle.request import SamplingParams, TokenIds, TokenLogprobs
+
+RESERVED_PAGE = 0
+"""Padding rows of a batch read and write here; it never belongs to a sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one step and one sequence may take."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    enable_prefix_caching: bool = True
+
+
+class Admission(msgspec.Struct):
+    """A slot that starts, or restarts, with this content."""
+
+    slot: int
+    token_ids: TokenIds
+    num_prompt_tokens: int
+    page_ids: list[int]
+    sampling: SamplingParams
+    seed: int
+    end_token_ids: tuple[int, ...]
+    """Tokens that are impossible before `sampling.min_tokens` are generated."""
+
+
+class Chunk(msgspec.Struct):
+    """Tokens [start, start + count) of the sequence in `slot`; if `samples`, the token after them is drawn.
+
+    The last ones may be drafts. Then a token is drawn after each of them too, and those are taken that follow what was
+    drawn: as many as the drafts that were right, and one more.
+    """
+
+    slot: int
+    start: int
+    count: int
+    samples: bool
+    logprobs: int | None = None
+    """Report the log probabilities of the drawn tokens, with this many alternatives."""
+    prompt_logprobs: int | None = None
+    """Report the log probabilities of the prompt tokens that this chunk predicts, with this many alternatives."""
+    drafts: list[int] = []
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    @property
+    def num_samples(self) -> int:
+        """Rows whose next token is drawn: the chunk's last ones."""
+        return len(self.drafts) + 1 if self.samples else 0
+
+
+class Step(msgspec.Struct, tag="step"):
+    """`chunks` has the decoding sequences first, of one token each."""
+
+    admissions: list[Admission] = []
+    grown: list[tuple[int, int, int]] = []
+    """(slot, index in its page table, page) of pages that running sequences gained."""
+    scrubbed: list[int] = []
+    """Pages to be zeroed first: NaN left in them would reach their next owner through masked positions."""
+    chunks: list[Chunk] = []
+    num_decodes: int = 0
+    num_tokens: int = 0
+    masked: bool = False
+    """Masks of allowed tokens come after the forward and before the draw."""
+
+
+Masks = dict[int, bytes]
+"""By slot, the tokens that may be drawn: bit i % 32 of the little-endian word i // 32 stands for token i."""
+
+
+class StepResult(msgspec.Struct):
+    """What a step computed, per chunk that samples, in the step's order."""
+
+    token_ids: list[list[int]]
+    """One token, or with drafts as many as were taken."""
+    finite: list[bool]
+    """False where the logits held NaN or infinity: that request fails, the others go on."""
+    logprobs: dict[int, list[TokenLogprobs]] = {}
+    """By index of the chunk in the step, of each of its tokens."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    """By index of the chunk in the step: for prompt tokens [start + 1, start + count + 1)."""

@@ -97,6 +97,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-dense-between": ("qwen3_moe", {**QWEN_MOE, "num_hidden_layers": 4, "mlp_only_layers": [0, 2]}),
     "deepseek-v2": ("deepseek_v2", {**DEEPSEEK, "first_k_dense_replace": 1, "q_lora_rank": 24}),
     "deepseek-v2-lite": ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": None, "routed_scaling_factor": 1.5}),
+    "deepseek-v2-wide-values": ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": 24, "v_head_dim": 40}),
     "deepseek-v2-groups": (
         "deepseek_v2",
         {**DEEPSEEK, "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,

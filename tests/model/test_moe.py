@@ -169,7 +169,6 @@ DEEPSEEK: dict[str, Any] = {
         ({"topk_group": 5}, "8 experts in 4 groups, of which a token chooses 5"),
         ({"n_group": 8}, "2 experts a token do not fit 1 groups of 1"),
         ({"num_experts_per_tok": 3}, "3 experts a token do not fit 1 groups of 2"),
-        ({"v_head_dim": 13}, "v_head_dim 13"),
         ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
         ({"scoring_func": "softmax"}, "scoring_func sigmoid"),
         ({"model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob"),

@@ -143,7 +143,7 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """An upper bound on what one step allocates: its widest intermediates, and float32 logits a few times over."""
     tokens = config.max_num_batched_tokens or 8192
     rows = min(config.max_num_seqs or 256, tokens)
-    widest = model.mlp_elements_per_token + 4 * model.hidden_size + 2 * model.q_size + 2 * model.kv_size
+    widest = model.mlp_elements_per_token + 4 * model.hidden_size + model.attention_elements_per_token
     return tokens * widest * 4 + rows * model.vocab_size * 4 * 4 + _GIB // 2
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kernels(Protocol):
-    """Shapes and meaning are documented in `ingle.kernels.reference`."""
+    """Shapes and meaning are documented in `ingle.kernels.reference` and `reference_latent`."""
 
     def locate(
         self,
@@ -78,6 +78,23 @@ class Kernels(Protocol):
 
     def paged_attention(
         self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions
+    ) -> torch.Tensor: ...
+
+    def store_latent(
+        self,
+        down: torch.Tensor,
+        q_rope: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        cos_sin: torch.Tensor,
+        cache: torch.Tensor,
+        kv_slots: torch.Tensor,
+        *,
+        interleaved: bool,
+    ) -> torch.Tensor: ...
+
+    def latent_attention(
+        self, q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, batch: Batch, scale: float
     ) -> torch.Tensor: ...
 
     def sample(

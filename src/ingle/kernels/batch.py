@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ingle.step import Chunk
 
 
-def query_block(head_dim: int) -> int:
-    """Query tokens of one prompt chunk that one program of the GPU's attention kernel handles."""
-    return 64 if head_dim <= 128 else 128
+def query_block(dim: int) -> int:
+    """Query tokens of one prompt chunk that one program of the GPU's attention kernel handles, for a cache's `dim`."""
+    return 128 if 128 < dim <= 256 else 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from ingle.kernels.batch import Batch
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.reference_latent import latent_attention as latent_attention
+from ingle.kernels.reference_latent import store_latent as store_latent
 
 
 def locate(

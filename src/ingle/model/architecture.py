@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.model.sizes import KvLayout
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "ntk_steps"]
 
@@ -154,9 +155,23 @@ class DecoderConfig:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def kv_layout(self) -> KvLayout:
+        if self.mla is None:
+            return KvLayout(2, self.num_kv_heads, self.head_dim)
+        return KvLayout(1, 1, self.mla.kv_lora_rank + self.mla.qk_rope_head_dim)
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Numbers that one token adds to the KV cache, all layers together."""
-        return 2 * self.num_layers * self.kv_size
+        return self.num_layers * self.kv_layout.num_elements
+
+    @property
+    def attention_elements_per_token(self) -> int:
+        """Numbers that the attention of a layer holds for one token at once, at most."""
+        if self.mla is None:
+            return 2 * self.q_size + 2 * self.kv_size
+        # Queries, then each head's query and result in the latent's space.
+        return self.q_size + 2 * self.num_heads * self.mla.kv_lora_rank + 2 * self.kv_layout.dim
 
     @property
     def mlp_elements_per_token(self) -> int:

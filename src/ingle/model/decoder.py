@@ -69,7 +69,7 @@ class Decoder:
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
 
-        kv_cache: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim].
+        kv_cache: [num_layers, sides, num_pages, page_size, heads, dim], as the config's `kv_layout` says.
         """
         if len(batch.token_ids) <= self.fused_rows:
             return few_rows.forward(self, batch, kv_cache)

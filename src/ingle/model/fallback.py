@@ -23,7 +23,7 @@ from ingle.kernels.batch import Batch
 from ingle.kernels.options import AttentionOptions
 from ingle.model.config_keys import unknown_keys
 from ingle.model.registry import FAMILIES
-from ingle.model.sizes import Mixture
+from ingle.model.sizes import KvLayout, Mixture
 from ingle.weights.formats import PlainWeight
 
 _ATTENTION = "ingle_paged"
@@ -57,12 +57,16 @@ class FallbackConfig:
         return self.num_heads * self.head_dim
 
     @property
-    def kv_size(self) -> int:
-        return self.num_kv_heads * self.head_dim
+    def kv_layout(self) -> KvLayout:
+        return KvLayout(2, self.num_kv_heads, self.head_dim)
 
     @property
     def kv_elements_per_token(self) -> int:
-        return 2 * self.num_layers * self.kv_size
+        return self.num_layers * self.kv_layout.num_elements
+
+    @property
+    def attention_elements_per_token(self) -> int:
+        return 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
 
     @property
     def mlp_elements_per_token(self) -> int:

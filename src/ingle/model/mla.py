@@ -1,4 +1,4 @@
-"""Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434): K and V of all heads from one latent."""
+"""Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434): what is cached is the latent itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.batch import Batch
-from ingle.kernels.options import AttentionOptions
 from ingle.model.architecture import DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
 from ingle.model.loader import Loader
@@ -36,55 +35,50 @@ class LatentQueries:
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Expands the latent to keys and values of every head and caches those, as attention with heads of its own.
+    """Caches the latent and the rotated key that all heads share, kv_lora_rank + qk_rope_head_dim numbers a token.
 
-    That takes the same kernels and pages as every family, and much memory: 2 * Hq * D numbers a token and layer, where
-    the latent and the rotated part of the key, cached in their place, are kv_lora_rank + qk_rope_head_dim: for
-    DeepSeek-V3 576 instead of 49,152. In the cache a head has its rotated dimensions first, and values are padded with
-    zeros to the size of keys.
+    Keys and values are never made of the latent: what would make them is multiplied into queries and results, as
+    `ingle.kernels.reference_latent` says.
     """
 
     queries: Linear | LatentQueries
     kv_down: Linear
     """To the latent, then the part of the key that all heads share."""
     kv_norm: RMSNorm
-    kv_up: Linear
+    kv_up: torch.Tensor
+    """[H, qk_nope_head_dim + v_head_dim, kv_lora_rank]: of each head W_UK, then W_UV, in the type of activations."""
     out: Linear
-    num_heads: int
     config: MlaConfig
-    options: AttentionOptions
+    scale: float
+    """Factor on the scores."""
 
     def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """x [T, E], cos_sin [T, qk_rope_head_dim], kv_cache as `ingle.kernels.reference` has it, to [T, E]."""
-        run, c = kernels.of(x), self.config
-        q_nope, q_rope = self._heads(self.queries(x)).split_with_sizes((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
-        latent, k_rope = self.kv_down(x).split_with_sizes((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
-        k_nope, v = self._heads(self.kv_up(self.kv_norm(latent))).split_with_sizes(
-            (c.qk_nope_head_dim, c.v_head_dim), dim=-1
-        )
-        qkv = x.new_empty(len(x), 3, self.num_heads, c.qk_head_dim)
-        q, k, padded_v = qkv.unbind(1)
-        for part, rope, nope in ((q, q_rope, q_nope), (k, k_rope[:, None], k_nope)):
-            part[..., : c.qk_rope_head_dim] = self._halves(rope)
-            part[..., c.qk_rope_head_dim :] = nope
-        padded_v[..., : c.v_head_dim] = v
-        padded_v[..., c.v_head_dim :] = 0
-        rotated = run.rotate_and_store(
-            qkv.view(len(x), -1), self.num_heads, cos_sin, None, None, 0.0, kv_cache, batch.kv_slots
-        )
-        attended = run.paged_attention(rotated, kv_cache, batch, self.options)
-        return self.out(attended[..., : c.v_head_dim].flatten(1))
+        """x [T, E], cos_sin [T, qk_rope_head_dim], to [T, E].
 
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(x), self.num_heads, -1)
-
-    def _halves(self, x: torch.Tensor) -> torch.Tensor:
-        """Pairs that rotate together, from neighbours to the same place in each half, as kernels rotate them."""
-        return x.reshape(*x.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2) if self.config.rope_interleave else x
+        kv_cache: the layer's, [1, num_pages, page_size, 1, kv_lora_rank + qk_rope_head_dim].
+        """
+        run, c, cache = kernels.of(x), self.config, kv_cache[0, :, :, 0]
+        q = self.queries(x).view(len(x), len(self.kv_up), -1)
+        q_nope, q_rope = q.split_with_sizes((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        key_up, value_up = self.kv_up.split_with_sizes((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        q_rope = run.store_latent(
+            self.kv_down(x), q_rope, self.kv_norm.weight, self.kv_norm.eps, cos_sin, cache, batch.kv_slots,
+            interleaved=c.rope_interleave,
+        )  # fmt: skip
+        attended = run.latent_attention(_multiply_heads(q_nope, key_up), q_rope, cache, batch, self.scale)
+        return self.out(_multiply_heads(attended, value_up.transpose(1, 2)).flatten(1))
 
     def parameters(self) -> Iterator[Parameter]:
-        for part in (self.queries, self.kv_down, self.kv_norm, self.kv_up, self.out):
+        for part in (self.queries, self.kv_down, self.kv_norm, self.out):
             yield from part.parameters()
+        yield self.kv_up
+
+
+def _multiply_heads(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Each head of x [T, H, N] by a matrix of its own, matrices [H, N, M]: [T, H, M], contiguous."""
+    out = x.new_empty(*x.shape[:2], matrices.shape[-1])
+    torch.bmm(x.transpose(0, 1), matrices, out=out.transpose(0, 1))
+    return out
 
 
 def load_latent_attention(
@@ -92,6 +86,7 @@ def load_latent_attention(
 ) -> LatentAttention:
     """The attention of the layer whose names begin with `prefix`."""
     hidden, heads, bias = config.hidden_size, config.num_heads, config.qkv_bias
+    up_rows = mla.qk_nope_head_dim + mla.v_head_dim
 
     def linear(name: str, num_rows: int, in_features: int, *, bias: bool = False) -> Linear:
         return load.linear([f"{prefix}.self_attn.{name}"], [num_rows], in_features, bias=bias)
@@ -112,9 +107,10 @@ def load_latent_attention(
         queries=queries,
         kv_down=linear("kv_a_proj_with_mqa", mla.kv_lora_rank + mla.qk_rope_head_dim, hidden, bias=bias),
         kv_norm=norm("kv_a_layernorm", mla.kv_lora_rank),
-        kv_up=linear("kv_b_proj", heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank),
+        kv_up=load.tensor(f"{prefix}.self_attn.kv_b_proj.weight", heads * up_rows, mla.kv_lora_rank).view(
+            heads, up_rows, mla.kv_lora_rank
+        ),
         out=linear("o_proj", hidden, heads * mla.v_head_dim, bias=config.output_bias),
-        num_heads=heads,
         config=mla,
-        options=config.attention(layer),
+        scale=config.attention(layer).scale,
     )

@@ -6,6 +6,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+@dataclass(frozen=True)
+class KvLayout:
+    """What a token adds to the KV cache of a layer: [sides, heads, dim] numbers."""
+
+    sides: int
+    """2 for keys and values; 1 for a latent, which is both."""
+    heads: int
+    dim: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.sides * self.heads * self.dim
+
+
 class ModelConfig(Protocol):
     """`DecoderConfig` says what each one is."""
 
@@ -20,13 +34,13 @@ class ModelConfig(Protocol):
     @property
     def num_layers(self) -> int: ...
     @property
-    def num_kv_heads(self) -> int: ...
-    @property
     def head_dim(self) -> int: ...
     @property
     def q_size(self) -> int: ...
     @property
-    def kv_size(self) -> int: ...
+    def attention_elements_per_token(self) -> int: ...
+    @property
+    def kv_layout(self) -> KvLayout: ...
     @property
     def kv_elements_per_token(self) -> int: ...
     @property

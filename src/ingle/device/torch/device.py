@@ -37,15 +37,15 @@ class TorchDevice:
         own_threads: bool = False,
     ) -> None:
         """`own_threads`: the model's weights are multiplied by ingle's CPU kernels, on threads of their own."""
-        config = model.config
+        config, layout = model.config, model.config.kv_layout
         self.model = model
         self.device = device
         self.tables = SlotTables(
-            limits.max_num_seqs, limits.max_model_len, limits.page_size, query_block(config.head_dim), device
+            limits.max_num_seqs, limits.max_model_len, limits.page_size, query_block(layout.dim), device
         )
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         self.kv_cache = _zeros(
-            (config.num_layers, 2, num_pages, limits.page_size, config.num_kv_heads, config.head_dim), dtype, device
+            (config.num_layers, layout.sides, num_pages, limits.page_size, layout.heads, layout.dim), dtype, device
         )
         self.threads = pytorch_on_one if own_threads else nullcontext
         self._graphs = StepGraphs(self._whole_step, self.tables, limits) if use_graphs and model.capturable else None

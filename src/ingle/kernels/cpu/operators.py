@@ -16,11 +16,13 @@ from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
 from ingle.kernels.options import Activation, AttentionOptions
 from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
+from ingle.kernels.reference_latent import latent_attention, store_latent
 
 __all__ = [
     "add_rms_norm",
     "experts",
     "gated",
+    "latent_attention",
     "locate",
     "multiply",
     "multiply_gated",
@@ -30,6 +32,7 @@ __all__ = [
     "route",
     "sample",
     "soft_cap",
+    "store_latent",
 ]
 
 _KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}

@@ -2,6 +2,7 @@
 
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
+from ingle.kernels.gpu.latent import latent_attention, store_latent
 from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.products import multiply, multiply_gated
 from ingle.kernels.gpu.sampling import sample
@@ -10,6 +11,7 @@ __all__ = [
     "add_rms_norm",
     "experts",
     "gated",
+    "latent_attention",
     "locate",
     "multiply",
     "multiply_gated",
@@ -19,4 +21,5 @@ __all__ = [
     "route",
     "sample",
     "soft_cap",
+    "store_latent",
 ]

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
-from ingle.kernels.gpu.device import await_previous, barrier, num_processors, pdl, shared_memory
+from ingle.kernels.gpu.device import await_previous, num_processors, pdl, shared_memory
+from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
 from ingle.kernels.options import AttentionOptions
 
 _MIN_DOT = 16
@@ -44,55 +45,10 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
     return out
 
 
-@triton.jit
-def _share_kernel(
-    lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, num_seqs, max_programs,
-    SEQS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Writes where the programs of `_decode_kernel` start; each program here does those that start in its sequence."""
-    if PDL:
-        await_previous()
-    seq = tl.program_id(0)
-    seqs = tl.arange(0, SEQS)
-    lengths = tl.load(lengths_ptr + seqs, mask=seqs < num_seqs, other=0)
-    if WINDOW:
-        lengths = tl.minimum(lengths, WINDOW)
-    counts = tl.cdiv(lengths, KEYS)
-    num_iterations = tl.sum(counts, 0)
-    before = tl.sum(tl.where(seqs < seq, counts, 0), 0)
-    after = before + tl.sum(tl.where(seqs == seq, counts, 0), 0)
-    slot, length = tl.load(slots_ptr + seq), tl.load(lengths_ptr + seq)
-    first_key = tl.maximum(length - WINDOW, 0) if WINDOW else 0
-    if seq == 0:
-        tl.store(num_iterations_ptr, num_iterations)
-    if after > before:
-        num_programs = tl.minimum(num_iterations, max_programs)
-        begin, end = tl.cdiv(before * num_programs, num_iterations), tl.cdiv(after * num_programs, num_iterations)
-        for start in range(begin, end, BLOCK):
-            program = start + tl.arange(0, BLOCK)
-            key = first_key + (program * num_iterations // num_programs - before) * KEYS
-            place = starts_ptr + program * 4
-            tl.store(place, seq, mask=program < end)
-            tl.store(place + 1, key, mask=program < end)
-            tl.store(place + 2, slot, mask=program < end)
-            tl.store(place + 3, length, mask=program < end)
-
-
 def _share_decodes(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, window: int | None) -> DecodeWork:
-    """Equal shares of the keys that a batch's decoding sequences see, for as many programs as run side by side."""
-    lengths = batch.inputs.decode_lengths[: batch.num_decodes]
-    num_seqs, num_kv_heads, device = len(lengths), kv_cache.shape[3], lengths.device
-    max_programs = max(_programs_side_by_side(q, kv_cache) * num_processors(device) // num_kv_heads, 1)
-    starts = torch.empty(max_programs, 4, dtype=torch.int32, device=device)
-    num_iterations = torch.empty(1, dtype=torch.int64, device=device)
-    arrived = torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device)
-    early = pdl(device)
-    _share_kernel[(num_seqs,)](
-        lengths, batch.inputs.slots, starts, num_iterations, num_seqs, max_programs,
-        SEQS=triton.next_power_of_2(num_seqs), KEYS=_keys_at_once(kv_cache), BLOCK=128, WINDOW=window or 0, PDL=early,
-        num_warps=4, launch_pdl=early,
-    )  # fmt: skip
-    return DecodeWork(starts, num_iterations, arrived)
+    num_kv_heads, device = kv_cache.shape[3], kv_cache.device
+    max_programs = _programs_side_by_side(q, kv_cache) * num_processors(device) // num_kv_heads
+    return share_decodes(batch, num_kv_heads, max_programs, _keys_at_once(kv_cache), window)
 
 
 def _keys_at_once(kv_cache: torch.Tensor) -> int:
@@ -204,7 +160,7 @@ def _decode_kernel(
                 value = result.to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], value, mask=mask)
             else:  # a program leaves two parts at most: a sequence's later keys, then another's first ones
-                num_before = _leave_part(
+                num_before = leave_part(
                     result, new_best + tl.log2(total), (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads,
                     parts_ptr, sums_ptr, arrived_ptr + seq * NUM_KV_HEADS + kv_head, in_group, dims, mask,
                     HEAD_DIM, COMPILED,
@@ -229,69 +185,12 @@ def _decode_kernel(
             page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0
         )
     for is_last in tl.static_range(2):
-        _join_if_last(
+        join_if_last(
             first_arrived if not is_last else arrived, first_seq if not is_last else seq,
             first_begin if not is_last else seq_begin, first_length if not is_last else length,
             arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, dims,
             mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW,
         )  # fmt: skip
-
-
-@triton.jit
-def _leave_part(
-    result, log_sum, place, parts_ptr, sums_ptr, arrived_ptr, in_group, dims, mask,
-    HEAD_DIM: tl.constexpr, COMPILED: tl.constexpr,
-):  # fmt: skip
-    """Writes a part, and returns how many of its sequence's parts are done already."""
-    tl.store(parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
-    tl.store(sums_ptr + place, log_sum, mask=in_group)
-    barrier(COMPILED)  # the whole program's stores come before its arrival
-    return tl.atomic_add(arrived_ptr, 1, sem="acq_rel")
-
-
-@triton.jit
-def _join_if_last(
-    arrived, seq, seq_begin, length, arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head,
-    heads, in_group, dims, mask, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
-    """Where all programs with a part of a sequence arrived before this one: joins them, and resets their counter."""
-    if arrived > 0:
-        num_keys = tl.minimum(length, WINDOW) if WINDOW else length
-        seq_end = seq_begin + tl.cdiv(num_keys, KEYS)
-        first_program = tl.cdiv((seq_begin + 1).to(tl.int64) * num_programs, num_iterations) - 1
-        last_program = tl.cdiv(seq_end.to(tl.int64) * num_programs, num_iterations) - 1
-        if arrived == last_program - first_program:
-            _join(
-                parts_ptr, sums_ptr, out_ptr, first_program, last_program, seq * NUM_HEADS + heads, heads, in_group,
-                dims, mask, NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
-            )  # fmt: skip
-            tl.store(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 0)
-
-
-@triton.jit
-def _join(
-    parts_ptr, sums_ptr, out_ptr, first_program, last_program, row, heads, in_group, dims, mask,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1."""
-    best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([HEAD_BLOCK], tl.float32)
-    acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
-    for program in range(first_program, last_program + 1):
-        place = (2 * program + (program == first_program).to(tl.int64)) * NUM_HEADS + heads
-        log_sum = tl.load(sums_ptr + place, mask=in_group, other=0.0, cache_modifier=".cg")
-        part = tl.load(
-            parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg"
-        )
-        new_best = tl.maximum(best, log_sum)
-        shrink = tl.exp2(best - new_best)
-        weight = tl.exp2(log_sum - new_best)
-        acc = acc * shrink[:, None] + part * weight[:, None]
-        total = total * shrink + weight
-        best = new_best
-    result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
 
 
 def _decode(

@@ -52,8 +52,6 @@ def _deepseek(config: Mapping[str, Any], family: str, router: RouterConfig, *, r
         v_head_dim=integer(config, "v_head_dim"),
         rope_interleave=rope_interleave,
     )
-    if mla.v_head_dim > mla.qk_head_dim:
-        raise ModelError(f"config.json: v_head_dim {mla.v_head_dim} is above that of keys, {mla.qk_head_dim}")
     bias = bool(config.get("attention_bias", False))
     rotated = base_config(
         {**config, "head_dim": mla.qk_rope_head_dim},
@@ -63,7 +61,7 @@ def _deepseek(config: Mapping[str, Any], family: str, router: RouterConfig, *, r
         moe=_moe(config, router),
         mla=mla,
     )
-    # What rotates is one small head; what is cached, for each head, is its whole key.
+    # What rotates is one small head; scores are of whole queries.
     scale = mla.qk_head_dim**-0.5 * _softmax_factor(rotated.rope)
     return dataclasses.replace(rotated, head_dim=mla.qk_head_dim, num_kv_heads=rotated.num_heads, attention_scale=scale)
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import choose
-from ingle.device.native import decoder as host_decoder
 from ingle.device.native.device import NativeDevice
+from ingle.device.native.load import load_host_decoder
 from ingle.engine.engine import Engine
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import free_host_bytes, host_kv_budget, plan_memory
@@ -83,8 +83,7 @@ def build_engine(
                 kernels = _choose_kernels(config, decoder, gguf, forget=kernels.just_started)
         if not kernels.ours:
             config = dataclasses.replace(config, cpu_kernels="torch")
-    ours = device == "cpu" and config.cpu_kernels == "auto" and library.started()
-    if ours and decoder is not None and host_decoder.suits(decoder):
+    if device == "cpu" and decoder is not None and config.cpu_kernels == "auto" and library.started():
         parts = _build_host(config, path, gguf, decoder, hf_config, startup)
     else:
         from ingle.engine.torch_build import build_parts
@@ -216,7 +215,7 @@ def _build_host(
             check_head(path, hf_config, source, decoder.names.lm_head)
             stored_types = source.stored_types
             decoder, notices = as_stored(decoder, source)
-            model = host_decoder.load_host_decoder(decoder, source, _code_type_of(config))
+            model = load_host_decoder(decoder, source, _code_type_of(config))
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         budget = host_kv_budget(config)

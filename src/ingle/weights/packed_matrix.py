@@ -112,6 +112,13 @@ def load_matrix(
     Raises `ModelError` for tensors that are missing, misshapen, or stored in a way that ingle does not read.
     """
     tensors = [source.stored_rows(name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
+    return pack_matrix(tensors, in_features, code_type_of)
+
+
+def pack_matrix(
+    tensors: Sequence[StoredRows], in_features: int, code_type_of: Callable[[str], CodeType] = kept
+) -> PackedMatrix:
+    """`load_matrix` of tensors that are there."""
     parts = []
     for code_type, alike in groupby(tensors, lambda rows: code_type_of(rows.type)):
         stored = list(alike)
@@ -120,4 +127,4 @@ def load_matrix(
             part.pack(first, rows)
             first += len(rows.data)
         parts.append(part)
-    return PackedMatrix(tuple(parts), sum(num_rows), in_features)
+    return PackedMatrix(tuple(parts), sum(len(rows.data) for rows in tensors), in_features)

@@ -10,7 +10,8 @@ import numpy as np
 
 from ingle.device import LogprobRows, Report
 from ingle.device.inputs import Inputs, inputs_of
-from ingle.device.native.decoder import Floats, HostBatch, HostDecoder, HostKv
+from ingle.device.native.decoder import HostBatch, HostDecoder, HostKv
+from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import HostSampler, logprob_rows
 from ingle.kernels.cpu.library import KV_ITEMSIZES
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
@@ -28,8 +29,10 @@ class NativeDevice:
         self.token_ids = np.zeros((limits.max_num_seqs, limits.max_model_len + 1), np.int32)
         pages_per_seq = -(-limits.max_model_len // limits.page_size)
         self.page_tables = np.full((limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
-        page_bytes = limits.page_size * model.config.kv_size * KV_ITEMSIZES[kv_dtype]
-        self.kv = HostKv(_zeros((model.config.num_layers, 2, num_pages, page_bytes)), limits.page_size, kv_dtype)
+        layout = model.config.kv_layout
+        page_bytes = limits.page_size * layout.heads * layout.dim * KV_ITEMSIZES[kv_dtype]
+        pages = _zeros((model.config.num_layers, layout.sides, num_pages, page_bytes))
+        self.kv = HostKv(pages, limits.page_size, kv_dtype)
 
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""

@@ -95,12 +95,32 @@ class Mixture(ctypes.Structure):
     )
 
 
+class Latent(ctypes.Structure):
+    _fields_ = (
+        ("q_down", Projection),
+        ("q_up", Projection),
+        ("kv_down", Projection),
+        ("key_up", POINTER(POINTER(Matrix))),
+        ("value_up", POINTER(POINTER(Matrix))),
+        ("q_norm", c_void_p),
+        ("kv_norm", c_void_p),
+        ("num_heads", c_int64),
+        ("rank", c_int64),
+        ("nope_dim", c_int64),
+        ("rope_dim", c_int64),
+        ("value_dim", c_int64),
+        ("eps", c_float),
+        ("interleaved", c_int32),
+    )
+
+
 class Layer(ctypes.Structure):
     _fields_ = (
         ("qkv", Projection),
         ("out", Projection),
         ("gate_up", Projection),
         ("down", Projection),
+        ("latent", POINTER(Latent)),
         ("mixture", POINTER(Mixture)),
         ("input_norm", c_void_p),
         ("q_norm", c_void_p),
@@ -137,7 +157,9 @@ class Step(ctypes.Structure):
     )
 
 
-_STRUCTURES: tuple[type[ctypes.Structure], ...] = (Matrix, Rotation, Attention, Projection, Mixture, Layer, Step)
+_STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer, Step
+)  # fmt: skip
 """As `ingle_structure_sizes` counts them."""
 
 _SIGNATURES = {

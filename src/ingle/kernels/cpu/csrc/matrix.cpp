@@ -198,7 +198,7 @@ void tile_token(const Matrix& m, const float* row, int64_t t, int64_t size, int6
 }
 
 template <int Bits>
-void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Codes<Bits>>& out) {
+void tile_x(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, Tiled<Codes<Bits>>& out) {
     using Kind = Codes<Bits>;
     const int64_t columns = num_groups(m) * m.group_size;  // padded
     int32_t offset = 0;
@@ -220,7 +220,7 @@ void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Codes<Bit
         }
         for (int64_t t = 0; t < tokens; t++) {
             const int64_t token = tile * Kind::kMostTokens + t;
-            const float* row = x + token * m.columns;
+            const float* row = x + token * x_stride;
             float scale = 1;
             if constexpr (!are_floats(Bits)) scale = integer_scale(row, m.columns);
             out.scales[token] = scale;
@@ -345,38 +345,56 @@ auto product_of(const Matrix& m, int64_t size) {
     }
 }
 
+// One block of rows times all tokens.
 template <int Bits>
-void multiply_as(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
+void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, float* y, int64_t y_stride) {
     using Kind = Codes<Bits>;
-    static thread_local Tiled<Kind> own;
-    Tiled<Kind>& tiled = own;  // in a lambda, another thread would name its own
-    tile_x<Bits>(m, x, num_tokens, tiled);
-    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; block++) {
-            const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
-            for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
-                const int64_t tokens = tiled.tokens_of(tile);
-                alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
-                product_of<Bits>(m, compiled_size<Kind>(tokens))(
-                    {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
-                for (int64_t t = 0; t < tokens; t++) {
-                    const int64_t token = tile * Kind::kMostTokens + t;
-                    float* to = y + token * y_stride + block * kBlockRows;
-                    for (int64_t i = 0; i * kLanes < rows; i++) {
-                        const Floats values = load(total[t][i]) * tiled.scales[token];
-                        const int64_t count = rows - i * kLanes;
-                        count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
-                    }
-                }
+    const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
+    for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
+        const int64_t tokens = tiled.tokens_of(tile);
+        alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
+        product_of<Bits>(m, compiled_size<Kind>(tokens))(
+            {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
+        for (int64_t t = 0; t < tokens; t++) {
+            const int64_t token = tile * Kind::kMostTokens + t;
+            float* to = y + token * y_stride + block * kBlockRows;
+            for (int64_t i = 0; i * kLanes < rows; i++) {
+                const Floats values = load(total[t][i]) * tiled.scales[token];
+                const int64_t count = rows - i * kLanes;
+                count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
             }
+        }
+    }
+}
+
+template <int Bits>
+void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                 PerMatrix<float> y) {
+    static thread_local std::vector<Tiled<Codes<Bits>>> own;
+    if ((int64_t)own.size() < count) own.resize(count);
+    auto* tiled = own.data();  // in a lambda, another thread would name its own
+    for (int64_t i = 0; i < count; i++)
+        tile_x<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, tiled[i]);
+    const int64_t blocks = num_blocks(*matrices[0]);
+    parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
+        int64_t i = begin / blocks, block = begin % blocks;
+        for (int64_t at = begin; at < end; at++) {
+            multiply_block<Bits>(*matrices[i], block, tiled[i], y.data + i * y.matrix, y.token);
+            if (++block == blocks) i++, block = 0;
         }
     });
 }
 
 }  // namespace
 
+void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                   PerMatrix<float> y) {
+    with_bits(matrices[0]->bits, [&](auto bits) { multiply_as<bits>(matrices, count, x, num_tokens, y); });
+}
+
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
-    with_bits(m.bits, [&](auto bits) { multiply_as<bits>(m, x, num_tokens, y, y_stride); });
+    const Matrix* only = &m;
+    multiply_each(&only, 1, {x, m.columns, 0}, num_tokens, {y, y_stride, 0});
 }
 
 }  // namespace ingle

@@ -42,6 +42,17 @@ void pack_rows(const Matrix& m, const void* codes, const float* scales, const fl
 // y[t, r] = sum of x[t, c] * weight (r, c): float32 x [num_tokens, columns], y [num_tokens, y_stride] from its start.
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
 
+// The numbers of each token for each of several matrices: those of matrix i begin at data + t * token + i * matrix.
+template <typename T>
+struct PerMatrix {
+    T* data;
+    int64_t token, matrix;
+};
+
+// The same with matrices of one shape and kind, each of which multiplies numbers of its own.
+void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                   PerMatrix<float> y);
+
 // Rows of the matrix as float32 [count, columns].
 void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* out);
 

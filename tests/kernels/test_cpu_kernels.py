@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -14,16 +15,16 @@ from ingle.device.torch.tables import SlotTables
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
-from ingle.kernels.cpu import operators as cpu
+from ingle.kernels.cpu.attention import paged_attention
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.request import SamplingParams
 from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact
 from ingle.weights.codes import CODED_BLOCKS, Coded
 from ingle.weights.gguf import BLOCK_TYPES
-from ingle.weights.packed import PackedWeight
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import FLOATS, StoredRows
+from tests.kernels import cpu
 
 _SUITABLE = [target.name for target in reversed(targets.suitable(targets.features()))]
 EXECUTED = ["native", *(pytest.param(name, marks=pytest.mark.slow if "v4+" in name else ()) for name in _SUITABLE)]
@@ -97,9 +98,21 @@ def pack(part: PackedPart, rows: Coded, first: int = 0) -> None:
     library.get().ingle_pack_rows(ctypes.byref(part.matrix), *addresses, first, len(rows.codes))
 
 
-def weight_of(*parts: PackedPart) -> PackedWeight:
-    num_rows = sum(part.matrix.rows for part in parts)
-    return PackedWeight(PackedMatrix(parts, num_rows, parts[0].matrix.columns))
+@dataclass(frozen=True)
+class Weight:
+    """A packed matrix whose numbers are tensors."""
+
+    matrix: PackedMatrix
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.matrix.multiply(x.contiguous().numpy()))
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.matrix.rows(indices.numpy()))
+
+
+def weight_of(*parts: PackedPart) -> Weight:
+    return Weight(PackedMatrix(parts, sum(part.matrix.rows for part in parts), parts[0].matrix.columns))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -325,7 +338,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "page_size"), [(9, 3, 64, 16), (20, 2, 40, 8), (2, 2, 8, 32)]
+    ("heads", "kv_heads", "head_dim", "page_size"), [(9, 3, 64, 16), (20, 2, 40, 8), (2, 2, 8, 32), (18, 1, 136, 8)]
 )
 def test_attention(
     heads: int, kv_heads: int, head_dim: int, page_size: int, name: str, options: AttentionOptions
@@ -334,7 +347,7 @@ def test_attention(
     num_pages = int(batch.page_tables.max()) + 1
     cache = torch.randn(2, num_pages, page_size, kv_heads, head_dim)
     q = torch.randn(len(batch.token_ids), heads, head_dim)
-    close(cpu.paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
+    close(paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -343,7 +356,7 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64).to(dtype)
     q = torch.randn(len(batch.token_ids), 9, 64)
     expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
-    close(cpu.paged_attention(q, cache, batch, OPTIONS[0]), expected)
+    close(paged_attention(q, cache, batch, OPTIONS[0]), expected)
 
 
 # ---- sampling

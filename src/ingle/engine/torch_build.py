@@ -1,9 +1,8 @@
-"""What `build` brings together for models that PyTorch runs: on a GPU, in float32, mixtures, or transformers' code."""
+"""What `build` brings together for models that PyTorch runs: on a GPU, by transformers' code, or as asked for."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from ingle.model.interface import Model
 from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
 from ingle.model.sizes import WeightSizes
-from ingle.weights.formats import PlainFormat, WeightFormat, total_size
+from ingle.weights.formats import PlainFormat, total_size
 from ingle.weights.gguf import GgufFile
-from ingle.weights.packed import PackedFormat, PackedWeight
 from ingle.weights.source import WeightSource, open_source
 
 _DTYPES = {
@@ -37,19 +35,6 @@ _DTYPES = {
     "float": torch.float32,
     "float32": torch.float32,
 }
-
-
-@dataclass(frozen=True)
-class _Numerics:
-    """What is stored, and computed, in which type."""
-
-    dtype: torch.dtype
-    """Of the KV cache."""
-    activations: torch.dtype
-    products: torch.dtype
-    matrices: WeightFormat
-    kernels: str
-    notices: tuple[str, ...] = ()
 
 
 def build_parts(
@@ -69,13 +54,13 @@ def build_parts(
     if device.type == "cpu":
         torch.set_num_threads(config.threads or threads.default_count())
     plan = decoder if decoder is not None else _plan_fallback(config, path, hf_config)
-    numerics = _numerics(config, plan, hf_config, device)
+    dtype, dtype_notices = pick_dtype(config, hf_config, device)
     with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
         source = open_source(path, config.load_format, config.seed, gguf=gguf)
         with contextlib.closing(source):
             check_head(path, hf_config, source, "lm_head" if decoder is None else decoder.names.lm_head)
             stored_types = source.stored_types
-            model, stored_notices = _load(config, plan, source, numerics, device)
+            model, stored_notices = _load(config, plan, source, dtype, device)
     if device.type == "cpu" and library.started():
         library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
@@ -83,7 +68,7 @@ def build_parts(
         memory = plan_memory(
             config,
             model.config,
-            kv_itemsize=numerics.dtype.itemsize,
+            kv_itemsize=dtype.itemsize,
             on_gpu=on_gpu,
             budget=budget,
             free=free_bytes(device),
@@ -91,24 +76,24 @@ def build_parts(
         if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
             model = model.with_length(memory.limits.max_model_len)
         runs_on = TorchDevice(
-            model, memory.limits, memory.num_pages, device, numerics.dtype,
-            use_graphs=on_gpu and not config.enforce_eager, own_threads=isinstance(numerics.matrices, PackedFormat),
+            model, memory.limits, memory.num_pages, device, dtype,
+            use_graphs=on_gpu and not config.enforce_eager,
         )  # fmt: skip
     return Parts(
         runs_on=runs_on,
-        facts=EngineFacts(model.config, _sizes(model), on_gpu=on_gpu, kv_itemsize=numerics.dtype.itemsize),
+        facts=EngineFacts(model.config, _sizes(model), on_gpu=on_gpu, kv_itemsize=dtype.itemsize),
         memory=memory,
         stored_types=stored_types,
-        kept_types=numerics.matrices.kept_types,
+        kept_types=frozenset(),
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        dtype=_name(numerics.dtype),
-        product_dtype=_name(numerics.products),
-        factors=_factors(model, numerics),
-        kernels=numerics.kernels,
+        dtype=_name(dtype),
+        product_dtype=_name(dtype),
+        factors=frozenset((_name(dtype),)),
+        kernels=_kernels(config, device, dtype),
         notices=(
             *((plan.notice, *plan.unknown_keys) if isinstance(plan, FallbackPlan) else ()),
             *stored_notices,
-            *numerics.notices,
+            *dtype_notices,
         ),
     )
 
@@ -126,34 +111,25 @@ def _load(
     config: EngineConfig,
     plan: DecoderConfig | FallbackPlan,
     source: WeightSource,
-    numerics: _Numerics,
+    dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Model, list[str]]:
     """The model, and what to tell the user of it."""
-    dtype = numerics.activations
     if isinstance(plan, FallbackPlan):
         seed = config.seed if config.load_format == "dummy" else None
         return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
     plan, notices = as_stored(plan, source)
-    length = wanted_length(config, plan, kv_budget(config, plan, device), numerics.dtype.itemsize)
-    matrices = numerics.matrices
+    length = wanted_length(config, plan, kv_budget(config, plan, device), dtype.itemsize)
+    matrices = PlainFormat(dtype, device)
     return load_decoder(plan, source, matrices=matrices, dtype=dtype, device=device, max_model_len=length), notices
 
 
-def _numerics(
-    config: EngineConfig, plan: DecoderConfig | FallbackPlan, hf_config: dict[str, Any], device: torch.device
-) -> _Numerics:
-    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
-    ours = device.type == "cpu" and config.cpu_kernels == "auto" and library.started()
-    packs = ours and isinstance(plan, DecoderConfig)
-    if packs and config.dtype not in ("float", "float32"):
-        dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
-        kernels = f"ingle's for {library.instructions()}"
-        return _Numerics(dtype, torch.float32, torch.bfloat16, PackedFormat(), kernels)
-    dtype, notices = pick_dtype(config, hf_config, device)
-    beside = " and Triton's" if device.type == "cuda" else " and ingle's" if ours and dtype == torch.float32 else ""
-    kernels = f"PyTorch's{beside}"
-    return _Numerics(dtype, dtype, dtype, PlainFormat(dtype, device), kernels, tuple(notices))
+def _kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Whose run, for people."""
+    if device.type == "cuda":
+        return "PyTorch's and Triton's"
+    beside = config.cpu_kernels == "auto" and library.started() and dtype == torch.float32
+    return "PyTorch's and ingle's" if beside else "PyTorch's"
 
 
 def _sizes(model: Model) -> WeightSizes:
@@ -164,12 +140,6 @@ def _sizes(model: Model) -> WeightSizes:
         looked_up=total_size([] if embedding is head else [embedding]),
         mixture=model.mixture,
     )
-
-
-def _factors(model: Model, numerics: _Numerics) -> frozenset[str]:
-    """Of matrix products, for people: packed matrices have their own."""
-    packed = [weight.factors for weight in model.parameters() if isinstance(weight, PackedWeight)]
-    return frozenset().union(*packed) if packed else frozenset((_name(numerics.products),))
 
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:

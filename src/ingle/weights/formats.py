@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.kernels.options import Activation
-from ingle.weights.experts import Experts, StackedExperts
+from ingle.weights.experts import StackedExperts
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
 
@@ -42,11 +42,6 @@ class Weight(Protocol):
 class WeightFormat(Protocol):
     """Where a model's matrices go: one instance loads them all."""
 
-    @property
-    def kept_types(self) -> frozenset[str]:
-        """The quantized types, as `WeightSource.stored_types` names them, that are held as they are stored."""
-        ...
-
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         """The tensors `names`, of `num_rows` rows each, one below the other in a single matrix.
 
@@ -56,7 +51,7 @@ class WeightFormat(Protocol):
 
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
-    ) -> Experts:
+    ) -> StackedExperts:
         """The experts of a layer, in order. Raises as `load` does."""
         ...
 
@@ -91,7 +86,6 @@ class PlainFormat:
 
     dtype: torch.dtype
     device: torch.device
-    kept_types: frozenset[str] = frozenset()
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         check_sizes(source, names, [rows * in_features for rows in num_rows])
@@ -102,7 +96,7 @@ class PlainFormat:
 
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
-    ) -> Experts:
+    ) -> StackedExperts:
         return StackedExperts.load(source, names, hidden_size, intermediate_size, self.dtype, self.device)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-from contextlib import nullcontext
 
 import torch
 
@@ -14,7 +13,6 @@ from ingle.device.torch.graphs import StepGraphs
 from ingle.device.torch.sampler import LogprobTensors, Sampler, Samples, logprob_rows
 from ingle.device.torch.tables import SlotTables
 from ingle.kernels.batch import Batch, StepInputs, query_block
-from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.model.interface import Model
 from ingle.step import Limits, Masks, Step
 
@@ -34,9 +32,7 @@ class TorchDevice:
         dtype: torch.dtype,
         *,
         use_graphs: bool = False,
-        own_threads: bool = False,
     ) -> None:
-        """`own_threads`: the model's weights are multiplied by ingle's CPU kernels, on threads of their own."""
         config, layout = model.config, model.config.kv_layout
         self.model = model
         self.device = device
@@ -47,7 +43,6 @@ class TorchDevice:
         self.kv_cache = _zeros(
             (config.num_layers, layout.sides, num_pages, limits.page_size, layout.heads, layout.dim), dtype, device
         )
-        self.threads = pytorch_on_one if own_threads else nullcontext
         self._graphs = StepGraphs(self._whole_step, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
@@ -65,9 +60,8 @@ class TorchDevice:
             slots = [chunk.slot for chunk in step.chunks if chunk.samples]
             launched.start_copies(self._graphs.run(step, len(slots), filtered=self.sampler.filters(slots)))
             return launched
-        with self.threads():
-            launched.batch = self.tables.batch_of(step)
-            launched.hidden = self.model.forward(launched.batch, self.kv_cache)
+        launched.batch = self.tables.batch_of(step)
+        launched.hidden = self.model.forward(launched.batch, self.kv_cache)
         return launched
 
     def usable(self) -> bool:
@@ -119,9 +113,7 @@ class TorchStep:
 
     @torch.inference_mode()
     def sample(self, masks: Masks) -> None:
-        if self.hidden is None or self.batch is None:
-            return
-        with self._device.threads():
+        if self.hidden is not None and self.batch is not None:
             self._sample(self.batch.inputs, self.hidden, masks)
 
     def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:

@@ -1,39 +1,15 @@
-"""A decoder step on a CPU by compiled kernels; the functions are those of `ingle.kernels.reference`.
-
-They take float32 activations, and KV caches of any float type. What is not written here is the reference's.
-"""
+"""The CPU's compiled operators for tensors: their arguments and meaning are those of `ingle.kernels.reference`."""
 
 from __future__ import annotations
 
 from ctypes import byref
 
 import torch
-import torch.nn.functional as F
 
 from ingle.kernels import reference
-from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import library
-from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Attention, Rotation
-from ingle.kernels.options import Activation, AttentionOptions
-from ingle.kernels.reference import experts, locate, multiply, route, soft_cap
-from ingle.kernels.reference_latent import latent_attention, store_latent
-
-__all__ = [
-    "add_rms_norm",
-    "experts",
-    "gated",
-    "latent_attention",
-    "locate",
-    "multiply",
-    "multiply_gated",
-    "paged_attention",
-    "rms_norm",
-    "rotate_and_store",
-    "route",
-    "sample",
-    "soft_cap",
-    "store_latent",
-]
+from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Rotation
+from ingle.kernels.options import Activation
 
 _KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
 
@@ -63,12 +39,6 @@ def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     out = torch.empty(num_rows, size)
     library.get().ingle_gated(gate_up.data_ptr(), ACTIVATIONS[activation], num_rows, size, out.data_ptr())
     return out
-
-
-def multiply_gated(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
-) -> torch.Tensor:
-    return gated(F.linear(x, weight, bias), activation)
 
 
 def rotate_and_store(
@@ -105,38 +75,6 @@ def rotate_and_store(
         )
     )
     return qkv.view(qkv.shape[0], -1, head_dim)[:, :num_heads]
-
-
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
-    page_size, num_kv_heads, head_dim = kv_cache.shape[2:]
-    keys, values = _keys_and_values(kv_cache)
-    inputs, out = batch.inputs, torch.empty(q.shape)
-    library.get().ingle_attention(
-        byref(
-            Attention(
-                q.data_ptr(),
-                keys,
-                values,
-                batch.page_tables.data_ptr(),
-                inputs.slots.data_ptr(),
-                inputs.kv_lengths.data_ptr(),
-                inputs.query_starts.data_ptr(),
-                out.data_ptr(),
-                len(inputs.slots),
-                q.shape[1],
-                num_kv_heads,
-                head_dim,
-                page_size,
-                batch.page_tables.stride(0),
-                q.stride(0),
-                options.window or 0,
-                options.scale,
-                options.softcap or 0.0,
-                _KV_TYPES[kv_cache.dtype],
-            )
-        )
-    )
-    return out
 
 
 def _keys_and_values(kv_cache: torch.Tensor) -> tuple[int, int]:

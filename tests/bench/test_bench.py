@@ -118,7 +118,7 @@ def test_mistakes_are_told_in_one_line(argv: list[str], message: str) -> None:
 
 def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path)
-    engine = engine_for(folder)
+    engine = engine_for(folder, cpu_kernels="torch")
     workload = Workload("short", ((4, 8), (4, 8)))
     assert run_once(engine, workload, 256, 0.6, seed=1).num_steps >= 8
     engine.worker.device.model.embedding.tensor[:] = torch.nan

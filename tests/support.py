@@ -88,7 +88,7 @@ def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits:
     old = engine.worker.device
     device: Device
     if isinstance(old, NativeDevice):
-        device = NativeDevice(old.model.with_length(new.max_model_len), new, num_pages, old.kv.dtype)
+        device = NativeDevice(old.model, new, num_pages, old.kv.dtype)
     else:
         assert isinstance(old, TorchDevice)
         device = TorchDevice(old.model, new, num_pages, torch.device("cpu"), torch.float32)

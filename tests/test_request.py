@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ingle.errors import RequestError
-from ingle.request import SamplingParams, TokenLogprobs, check_prompt
+from ingle.request import Sampling, SamplingParams, TokenLogprobs, room_for, token_ids, vocabulary_ids
 
 BAD: list[tuple[str, Any]] = [
     ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"),
@@ -56,12 +56,35 @@ def test_the_chosen_token_comes_before_its_equals() -> None:
 
 
 def test_max_tokens_is_cut_to_what_the_context_leaves() -> None:
-    limits = {"vocab_size": 100, "max_model_len": 10}
-    assert check_prompt([1] * 7, 50, **limits) == 3
-    assert check_prompt([1] * 7, None, **limits) == 3
-    assert check_prompt([1] * 7, 2, **limits) == 2
-    assert check_prompt([1] * 10, 0, **limits) == 0
+    assert room_for(7, 50, 10) == 3
+    assert room_for(7, None, 10) == 3
+    assert room_for(7, 2, 10) == 2
+    assert room_for(10, 0, 10) == 0
     with pytest.raises(RequestError, match="Shorten it by at least 1"):
-        check_prompt([1] * 11, 0, **limits)
+        room_for(11, 0, 10)
     with pytest.raises(RequestError, match="Shorten it by at least 1"):
-        check_prompt([1] * 10, 1, **limits)
+        room_for(10, 1, 10)
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        room_for(0, 0, 10)
+
+
+@pytest.mark.parametrize("length", [1, 5, 4096, 4097, 10_000])
+@pytest.mark.parametrize("wrong", [-1, 300, 2**31, -(2**40), 10**5000], ids=["-1", "300", "2^31", "-2^40", "10^5000"])
+def test_token_ids_that_the_model_lacks_are_named(length: int, wrong: int) -> None:
+    """Few and many, in any place, of any size."""
+    ids = [(7 * i) % 300 for i in range(length)]
+    assert vocabulary_ids(ids, 300) == token_ids(ids) and vocabulary_ids(token_ids(ids), 300) == token_ids(ids)
+    for place in {0, length // 2, length - 1}:
+        shown = f"{wrong} " if abs(wrong) < 2**99 else "an integer of"
+        with pytest.raises(RequestError, match=f"token id {shown}.*vocabulary of 300 tokens") as caught:
+            vocabulary_ids([*ids[:place], wrong, *ids[place + 1 :]], 300)
+        assert caught.value.param == "prompt"
+
+
+def test_the_engine_gets_what_it_needs_and_no_text() -> None:
+    params = SamplingParams(temperature=0.5, stop=("x",), n=3, seed=1, logprobs=2, stop_token_ids=[7], ignore_eos=True)
+    assert params.of_choice(2, 9) == Sampling(
+        temperature=0.5, seed=3, logprobs=2, stop_token_ids=(7,), ignore_eos=True, max_tokens=9
+    )
+    apart = set(SamplingParams.__struct_fields__) - set(Sampling.__struct_fields__)
+    assert apart == {"n", "stop", "include_stop_str_in_output", "skip_special_tokens"}

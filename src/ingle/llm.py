@@ -18,19 +18,11 @@ from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.shared import SharedEngine
 from ingle.errors import RequestError
+from ingle.events import Answer, Event, Finish, Text
 from ingle.hub.resolve import ensure_model
-from ingle.request import (
-    CompletionOutput,
-    EngineRequest,
-    RequestOutput,
-    SamplingParams,
-    TokenLogprobs,
-    check_prompt,
-    stopping_at,
-    token_ids,
-)
+from ingle.request import CompletionOutput, EngineOutput, RequestOutput, SamplingParams, stopping_at
 from ingle.text.load import load_text_side
-from ingle.text.stream import TextStream
+from ingle.text.requests import PromptReader
 
 logger = logging.getLogger("ingle")
 
@@ -94,7 +86,8 @@ class LLM:
         for notice in [*self.info.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
         self._shared = SharedEngine(self.engine)
-        self._ids = itertools.count()
+        self.prompts = PromptReader(self.tokenizer, self.info)
+        self.request_ids = map(str, itertools.count())
 
     def generate(
         self,
@@ -140,25 +133,23 @@ class LLM:
                 "this model has no chat template: give one with chat_template= (--chat-template), or use generate()"
             )
         params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
-        text = self.chat_template.prompt(list(messages))
-        job = _Job(self, self.tokenizer.encode(text, add_special_tokens=False), params, continues=False)
-        stream = job.streams[0]
+        job = _Job(self, self.chat_template.prompt(list(messages)), params, continues=False)
         with closing(self._shared.add(job.requests[:1])) as call:
             for output in call.outputs():
-                yield stream.push(output).text
-                if stream.finish_reason is not None:
+                events = job.take(output)
+                yield "".join(event.text for event in events if isinstance(event, Text))
+                if _has_ended(events):
                     return
 
     def _run(self, jobs: Sequence[_Job], progress: Progress, task: Any) -> None:
         """Until every job is done; when it is interrupted, all are taken out of the engine again."""
-        streams = {r.id: (job, stream) for job in jobs for r, stream in zip(job.requests, job.streams, strict=True)}
+        job_of = {request.id: job for job in jobs for request in job.requests}
         started, num_tokens = progress.get_time(), 0
         with closing(self._shared.add([request for job in jobs for request in job.requests])) as call:
             for output in call.outputs():
-                job, stream = streams[output.id]
-                job.take(stream, output)
+                job = job_of[output.id]
                 num_tokens += len(output.token_ids)
-                if stream.finish_reason is not None:
+                if _has_ended(job.take(output)):
                     if output.finish_reason is None:  # a stop string, which the engine knows nothing of
                         call.abort(output.id)
                     if job.finished:
@@ -191,55 +182,49 @@ class LLM:
 
 
 class _Job:
-    """One prompt: its `n` requests, and their text as it comes."""
+    """One prompt: its `n` requests, and what has come of them."""
 
     def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams, *, continues: bool = True) -> None:
         if not isinstance(prompt, str | Sequence):
             raise RequestError(f"the prompt is a {type(prompt).__name__}: give text or token ids", param="prompt")
         self.prompt = prompt if isinstance(prompt, str) else None
-        self.token_ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        limit = check_prompt(
-            self.token_ids, params.max_tokens, vocab_size=llm.info.vocab_size, max_model_len=llm.info.max_model_len
+        self._asked = llm.prompts.read(
+            prompt, params, llm.request_ids, add_special_tokens=continues, continues=continues
         )
-        self.requests = [
-            EngineRequest(
-                id=f"{next(llm._ids)}",
-                prompt_token_ids=token_ids(self.token_ids),
-                sampling=params.of_choice(i, limit),
-                eos_token_ids=llm.tokenizer.eos_token_ids,
-            )
-            for i in range(params.n)
-        ]
-        self.streams = [TextStream(llm.tokenizer, params, self.token_ids if continues else ()) for _ in self.requests]
-        self.outputs = [CompletionOutput(i, "", []) for i in range(params.n)]
-        self.num_cached_tokens = 0
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.requests = self._asked.requests
+        self._streams = {request.id: self._asked.stream(index) for index, request in enumerate(self.requests)}
+        self._answer = Answer()
+
+    def take(self, output: EngineOutput) -> Sequence[Event]:
+        """What an output of one of the requests brings."""
+        events = self._streams[output.id].push(output)
+        self._answer.add(events)
+        return events
 
     @property
     def finished(self) -> bool:
-        return all(output.finish_reason is not None for output in self.outputs)
-
-    def take(self, stream: TextStream, output: Any) -> None:
-        completion = self.outputs[self.streams.index(stream)]
-        delta = stream.push(output)
-        completion.text += delta.text
-        completion.token_ids += delta.token_ids
-        if delta.logprobs:
-            completion.logprobs = (completion.logprobs or []) + delta.logprobs
-        completion.finish_reason, completion.stop_reason = delta.finish_reason, delta.stop_reason
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        if output.prompt_logprobs is not None:
-            self.prompt_logprobs = output.prompt_logprobs
+        return all(stream.finish_reason is not None for stream in self._streams.values())
 
     def result(self) -> RequestOutput:
+        choices = [choice for _, choice in sorted(self._answer.choices.items())]
+        begun = [choice.begin for choice in choices if choice.begin is not None]
         return RequestOutput(
             request_id=self.requests[0].id,
             prompt=self.prompt,
-            prompt_token_ids=self.token_ids,
-            outputs=self.outputs,
-            num_cached_tokens=self.num_cached_tokens,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_token_ids=list(self._asked.token_ids),
+            outputs=[
+                CompletionOutput(
+                    index, choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason, choice.logprobs
+                )
+                for index, choice in enumerate(choices)
+            ],
+            num_cached_tokens=max(begin.num_cached_tokens for begin in begun),
+            prompt_logprobs=choices[0].prompt_logprobs,
         )
+
+
+def _has_ended(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, Finish) for event in events)
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -27,18 +27,18 @@ MAX_STOP_CHARS = 65_536
 MAX_N = 128
 MAX_OBJECTIONS = 8
 """Most wrong fields that one error names."""
+_FEW_TOKENS = 4096
+"""Looked through in less time than NumPy takes to be imported."""
 _I32_MAX = 2**31 - 1
 _MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How to choose tokens and when to stop. Field names and neutral values are vLLM's.
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine needs to know to choose a request's tokens, and when to end it. Of text it knows nothing.
 
-    Raises `RequestError` naming every field whose value is out of range, NaN or infinite.
+    The values are those of `SamplingParams`, which checks them.
     """
 
-    n: int = 1
-    """Independent completions of the same prompt. The i-th uses `seed + i`."""
     temperature: float = 1.0
     """0 means greedy: the most likely token, ties to the lowest id."""
     top_p: float = 1.0
@@ -60,13 +60,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Subtracted per occurrence from the logit of every token already in the output. In [-2, 2]."""
     logit_bias: dict[int, float] | None = None
     """Token id to a value in [-100, 100] that is added to its logit."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the text; not part of it unless `include_stop_str_in_output`."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end the text, besides the model's own end tokens."""
-    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    """Go on past the model's end tokens. `stop` and `stop_token_ids` still hold."""
+    """Go on past the model's end tokens. Stop strings and `stop_token_ids` still hold."""
     min_tokens: int = 0
     """End tokens and stop token ids are impossible before this many tokens."""
     max_tokens: int | None = 16
@@ -75,6 +72,29 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Report the sampled token's log probability and those of this many most likely tokens."""
     prompt_logprobs: int | None = None
     """The same for each prompt token. Such a request does not read the prefix cache."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken: one token of those that are equally likely, also with `top_k` 1."""
+        return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def penalized(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class SamplingParams(Sampling, frozen=True, kw_only=True):
+    """How to choose tokens and when to stop: what is asked of the engine, and of the text that is made of its tokens.
+
+    Field names and neutral values are vLLM's. Raises `RequestError` naming every field whose value is out of range,
+    NaN or infinite.
+    """
+
+    n: int = 1
+    """Independent completions of the same prompt. The i-th uses `seed + i`."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; not part of it unless `include_stop_str_in_output`."""
+    include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
 
@@ -89,13 +109,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "seed", None)
         self._check()
 
-    def of_choice(self, index: int, max_tokens: int) -> SamplingParams:
-        """For one of the `n` completions, with what the context leaves of `max_tokens`."""
+    def of_choice(self, index: int, max_tokens: int) -> Sampling:
+        """The engine's part of one of the `n` completions, with what the context leaves of `max_tokens`."""
         seed = self.seed
         if seed is not None:
             seed = (seed + index - _MIN_INTEGER) % 2**64 + _MIN_INTEGER
             seed = _MIN_INTEGER if seed == -1 else seed  # which would be none
-        return msgspec.structs.replace(self, n=1, seed=seed, max_tokens=max_tokens)
+        own = {name: getattr(self, name) for name in Sampling.__struct_fields__}
+        return Sampling(**{**own, "seed": seed, "max_tokens": max_tokens})
 
     def _check(self) -> None:
         objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias()]
@@ -125,15 +146,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             return
         of_ids = (_range_objection(token_id, 0, _I32_MAX) for token_id in biases)
         yield from _first("logit_bias", chain(of_ids, (_range_objection(b, -100.0, 100.0) for b in biases.values())))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken: one token of those that are equally likely, also with `top_k` 1."""
-        return self.temperature == 0.0 or self.top_k == 1
-
-    @property
-    def penalized(self) -> bool:
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -203,11 +215,11 @@ def stopping_at(params: SamplingParams, stops: tuple[str, ...]) -> SamplingParam
 
 
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
-    """One prompt for the engine. The engine knows tokens, not text: `sampling.stop` is not its business."""
+    """One prompt for the engine, which knows tokens, not text."""
 
     id: str
     prompt_token_ids: TokenIds
-    sampling: SamplingParams
+    sampling: Sampling
     eos_token_ids: tuple[int, ...] = ()
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
 
@@ -302,7 +314,14 @@ class RequestOutput(msgspec.Struct):
     finished: bool = True
 
 
-def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
+def check_request(request: EngineRequest, *, vocab_size: int, max_model_len: int) -> None:
+    """Raises `RequestError` for a request that a model of this vocabulary and context cannot serve."""
+    prompt = vocabulary_ids(request.prompt_token_ids, vocab_size)
+    room_for(len(prompt), request.sampling.max_tokens, max_model_len)
+    check_sampling(request.sampling, vocab_size)
+
+
+def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     """Raises `RequestError` when `sampling` names tokens that the model does not have."""
     for name, token_ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):
         for token_id in token_ids:
@@ -312,26 +331,43 @@ def check_token_ids(sampling: SamplingParams, vocab_size: int) -> None:
                 )
 
 
-def check_prompt(
-    prompt_token_ids: Sequence[int], max_tokens: int | None, *, vocab_size: int, max_model_len: int
-) -> int:
-    """The number of tokens this prompt may generate: `max_tokens`, cut to what the context leaves. 0 needs no room.
-
-    Raises `RequestError` with exact numbers when the prompt is empty, leaves no room, or has ids out of range.
-    """
-    if not prompt_token_ids:
-        raise RequestError("the prompt is empty: it must hold at least one token", param="prompt")
-    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
-        token_id = next(token_id for token_id in prompt_token_ids if not 0 <= token_id < vocab_size)
+def vocabulary_ids(ids: Sequence[int], vocab_size: int) -> TokenIds:
+    """`ids` at 4 bytes each. Raises `RequestError` naming the first that a model of `vocab_size` tokens lacks."""
+    try:
+        checked = ids if isinstance(ids, array) else token_ids(ids)
+        known = _are_below(checked, vocab_size)
+    except OverflowError:  # an id of more than 32 bits
+        known = False
+    if not known:
+        token_id = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise RequestError(
             f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
         )
-    room = max_model_len - len(prompt_token_ids)
+    return checked
+
+
+def _are_below(ids: TokenIds, vocab_size: int) -> bool:
+    if len(ids) <= _FEW_TOKENS:
+        return not ids or (min(ids) >= 0 and max(ids) < vocab_size)
+    import numpy as np  # which the first short prompts of a server need not wait for
+
+    values = np.frombuffer(ids, np.int32)
+    return bool(values.min() >= 0 and values.max() < vocab_size)
+
+
+def room_for(num_prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> int:
+    """The number of tokens this prompt may generate: `max_tokens`, cut to what the context leaves. 0 needs no room.
+
+    Raises `RequestError` with exact numbers when the prompt is empty or leaves no room.
+    """
+    if not num_prompt_tokens:
+        raise RequestError("the prompt is empty: it must hold at least one token", param="prompt")
+    room = max_model_len - num_prompt_tokens
     needed = 0 if max_tokens == 0 else 1
     if room < needed:
         raise RequestError(
             f"This model's maximum context length is {max_model_len} tokens, but the prompt has "
-            f"{len(prompt_token_ids)} tokens and leaves no room for an answer. Shorten it by at least {needed - room}.",
+            f"{num_prompt_tokens} tokens and leaves no room for an answer. Shorten it by at least {needed - room}.",
             param="prompt",
             code="context_length_exceeded",
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ingle.request import SamplingParams, TokenIds, TokenLogprobs
+from ingle.request import Sampling, TokenIds, TokenLogprobs
 
 RESERVED_PAGE = 0
 """Padding rows of a batch read and write here; it never belongs to a sequence."""
@@ -33,7 +33,7 @@ class Admission(msgspec.Struct):
     token_ids: TokenIds
     num_prompt_tokens: int
     page_ids: list[int]
-    sampling: SamplingParams
+    sampling: Sampling
     seed: int
     end_token_ids: tuple[int, ...]
     """Tokens that are impossible before `sampling.min_tokens` are generated."""

@@ -121,7 +121,7 @@ def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
     engine = engine_for(folder, cpu_kernels="torch")
     workload = Workload("short", ((4, 8), (4, 8)))
     assert run_once(engine, workload, 256, 0.6, seed=1).num_steps >= 8
-    engine.worker.device.model.embedding.tensor[:] = torch.nan
+    engine.worker.device.model.embedding.plain[:] = torch.nan
     with pytest.raises(EngineError, match="request 0 failed: the model computed NaN"):
         run_once(engine, workload, 256, 0.6, seed=1)
 

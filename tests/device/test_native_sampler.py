@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from ingle.device.native.sampler import HostSampler, _invert, _nucleus
 from ingle.device.native.sampler import logprob_rows as native_rows
-from ingle.device.torch.sampler import Sampler, logprob_rows
+from ingle.device.torch.sampler import Sampler
+from ingle.engine.masks import pack_mask
+from ingle.kernels import reference_sampling
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.cpu import library
 from ingle.request import SamplingParams, TokenLogprobs
-from ingle.step import Admission
+from ingle.step import Admission, Chunk, Masks
 
 VOCAB = 700
 PARAMS: list[dict[str, Any]] = [
@@ -58,10 +60,14 @@ def samplers(params: list[dict[str, Any]]) -> tuple[HostSampler, Sampler]:
     return host, torchs
 
 
-def sample(sampler: Sampler, logits: torch.Tensor, slots: list[int], positions: list[int]) -> tuple[list[int], list]:
+def sample(
+    sampler: Sampler, logits: torch.Tensor, slots: list[int], positions: list[int], masks: Masks | None = None
+) -> tuple[list[int], list]:
     nothing = torch.empty(0, dtype=torch.int64)
     inputs = StepInputs(*[nothing] * 8, nothing, torch.tensor(slots), torch.tensor(positions))
-    samples = sampler.sample(logits, inputs, slots, positions)
+    sampler.set_masks(masks or {})
+    features = sampler.features([Chunk(slot, 0, 1, True) for slot in slots], masks or {})
+    samples = sampler.sample(logits, inputs, features)
     return samples.token_ids.tolist(), samples.finite.tolist()
 
 
@@ -106,6 +112,29 @@ def test_the_likeliest_token_alone_is_the_greedy_one(more: dict[str, Any]) -> No
         assert sample(torchs, logits.to(torch.bfloat16), [0], [position])[0] == [20]
 
 
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_a_masked_token_is_never_drawn(params: dict[str, Any]) -> None:
+    """A mask holds for one draw. Other slots draw as without."""
+    host, torchs = samplers([params] * 3)
+    plain, _ = samplers([params] * 3)
+    allowed = [8, 31, 32, 69, VOCAB - 1]
+    mask = pack_mask(np.isin(np.arange(VOCAB), allowed))
+    generator = torch.Generator().manual_seed(3)
+    drawn: tuple[set[int], set[int]] = (set(), set())
+    for position in range(12, 40):
+        logits = torch.randn(3, VOCAB, generator=generator) * 3
+        masks = {1: mask} if position % 2 else {}
+        theirs = sample(torchs, logits.clone(), [0, 1, 2], [position] * 3, masks)
+        host.set_masks(masks)
+        ours = host.sample(logits.numpy(), [0, 1, 2], [position] * 3)
+        assert ours == theirs and all(ours[1])
+        without, _ = plain.sample(logits.numpy(), [0, 1, 2], [position] * 3)
+        assert (without[0], without[2]) == (ours[0][0], ours[0][2])
+        drawn[position % 2].add(ours[0][1])
+    assert drawn[1] <= set(allowed) and len(drawn[1]) > 1
+    assert not drawn[0] <= set(allowed)
+
+
 def test_what_is_not_finite_is_told_and_gives_a_token_of_the_vocabulary() -> None:
     host, _ = samplers([{"temperature": 1.0, "repetition_penalty": 2.0}] * 3)
     logits = np.zeros((3, VOCAB), np.float32)
@@ -140,15 +169,14 @@ def test_a_flat_nucleus_is_counted_to_its_end() -> None:
 
 def entry(rows: Sequence[Any]) -> TokenLogprobs:
     """As the engine tells of the only one of these rows, arrays or tensors."""
-    token_ids, chosen, ranks, top_ids, top_logprobs = (array.tolist()[0] for array in rows)
-    return TokenLogprobs.ranked(token_ids, chosen, ranks, top_ids, top_logprobs)
+    return TokenLogprobs(*(array.tolist()[0] for array in rows))
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_log_probabilities(count: int) -> None:
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5))
     ours = entry(native_rows(logits[None].numpy(), [17], count))
-    theirs = entry(logprob_rows(logits[None], torch.tensor([17]), count))
+    theirs = entry(reference_sampling.logprobs(logits[None], torch.tensor([17]), count))
     assert ours.token_ids == theirs.token_ids and ours.rank == theirs.rank
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
 
@@ -159,7 +187,7 @@ def test_of_equal_log_probabilities_the_chosen_one_comes_first(count: int) -> No
     logits[[3, 20, 30, 690]] = torch.tensor([4.0, 2.0, 2.0, 2.0])
     for chosen in (20, 30, 690):
         ours = entry(native_rows(logits[None].numpy(), [chosen], count))
-        theirs = entry(logprob_rows(logits[None], torch.tensor([chosen]), count))
+        theirs = entry(reference_sampling.logprobs(logits[None], torch.tensor([chosen]), count))
         for each in (ours, theirs):
             assert each.rank == 2 and each.token_ids[:3] == [chosen, 3, chosen][: count + 1]
             assert each.logprobs[1:] == sorted(each.logprobs[1:], reverse=True)
@@ -169,5 +197,5 @@ def test_of_equal_log_probabilities_the_chosen_one_comes_first(count: int) -> No
 def test_more_alternatives_than_there_are_tokens() -> None:
     logits = torch.randn(7, generator=torch.Generator().manual_seed(5))
     ours = entry(native_rows(logits[None].numpy(), [3], 20))
-    theirs = entry(logprob_rows(logits[None], torch.tensor([3]), 20))
+    theirs = entry(reference_sampling.logprobs(logits[None], torch.tensor([3]), 20))
     assert ours.token_ids == theirs.token_ids and sorted(ours.token_ids[1:]) == list(range(7))

@@ -216,7 +216,7 @@ def test_nan_fails_its_request_alone_and_does_not_linger(folder: Path) -> None:
     engine = engine_for(folder, block_size=8, num_gpu_blocks_override=12, max_model_len=64, cpu_kernels="torch")
     poisoned, healthy = [250] * 9, random_prompt(2, 9, vocab_size=200)
     expected = run(engine, [EngineRequest("ref", healthy, SamplingParams(temperature=0.0, max_tokens=12))])["ref"]
-    engine.worker.device.model.embedding.tensor[250] = torch.nan
+    engine.worker.device.model.embedding.plain[250] = torch.nan
     params = SamplingParams(temperature=0.0, max_tokens=12)
     outputs = collect(engine, [EngineRequest("bad", poisoned, params), EngineRequest("good", healthy, params)])
     assert outputs["bad"][-1].finish_reason == "error"

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ingle.engine.engine import Engine
-from ingle.model.decoder import Decoder
+from ingle.kernels.gpu import few_rows, vector
 from ingle.request import EngineRequest, SamplingParams
 from tests.engine.test_engine import mixed_requests, run_at_random_moments
-from tests.model.checkpoints import CHECKPOINTS
+from tests.model.checkpoints import CHECKPOINTS, DEEPSEEK
 from tests.support import engine_for, engine_logits, random_prompt, reference_model, run, save_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -51,7 +51,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("num_tokens", [1, 2, 13])
 def test_few_rows_equal_transformers(
-    model_type: str, overrides: dict[str, Any], num_tokens: int, tmp_path: Path
+    model_type: str, overrides: dict[str, Any], num_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of a few rows have kernels of their own on some GPUs: bfloat16, to 3 % of the logits' norm."""
     save_checkpoint(tmp_path, model_type, hidden_size=256, head_dim=64, **overrides)
@@ -59,17 +59,23 @@ def test_few_rows_equal_transformers(
     with torch.inference_mode():
         expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
     engine = gpu_engine(tmp_path, dtype="bfloat16", enforce_eager=True)
-    hopper = torch.cuda.get_device_capability() >= (9, 0)
-    model = engine.worker.device.model
-    assert isinstance(model, Decoder) and model.fused_rows == (16 if hopper else 2)
+    launched = []
+    for kernels in (vector, few_rows):
+        real = kernels.project_and_store
+        monkeypatch.setattr(
+            kernels, "project_and_store", lambda *args, k=kernels, r=real: launched.append(k) or r(*args)
+        )
     ours = engine_logits(engine, prompt).float().cpu()
     assert (ours - expected).norm() < 0.03 * expected.norm()
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
+    assert set(launched) == ({vector} if num_tokens <= 2 else {few_rows} if hopper else set())
 
 
 TINY = {
     "dense": ("llama", {}),
     "experts": ("qwen2_moe", {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 48,
                               "shared_expert_intermediate_size": 64}),
+    "latents": ("deepseek_v2", {**DEEPSEEK, "num_key_value_heads": 8, "q_lora_rank": 24, "first_k_dense_replace": 1}),
 }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from ingle.text.folder_tokenizer import tokenizer_from_folder
 from ingle.text.gguf_tokenizer import tokenizer_from_gguf
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import WeightSource, open_source
+from ingle.weights.open import open_source
+from ingle.weights.source import WeightSource
 from ingle.weights.torch_pickle import PickleError, read_state_dict
 from tests.text import toys
 

@@ -6,10 +6,11 @@ from ctypes import byref
 
 import torch
 
-from ingle.kernels import reference
+from ingle.kernels import reference_sampling
 from ingle.kernels.cpu import library
-from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES, Rotation
+from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES
 from ingle.kernels.options import Activation
+from ingle.kernels.sampling import Features, Samples, SamplingTables
 
 _KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
 
@@ -56,7 +57,7 @@ def rotate_and_store(
     keys, values = _keys_and_values(kv_cache)
     library.get().ingle_rotate_and_store(
         byref(
-            Rotation(
+            library.Rotation(
                 qkv=qkv.data_ptr(),
                 cos_sin=cos_sin.data_ptr(),
                 q_norm=None if q_norm is None else q_norm.data_ptr(),
@@ -84,17 +85,14 @@ def _keys_and_values(kv_cache: torch.Tensor) -> tuple[int, int]:
 
 
 def sample(
-    logits: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    floats: torch.Tensor,
-    ints: torch.Tensor,
-    *,
-    filtered: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, tables: SamplingTables, features: Features
+) -> Samples:
+    return reference_sampling.sample(logits, slots, positions, tables, features, _greedy)
+
+
+def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows, vocab_size = logits.shape
     logits = logits.contiguous()
     token_ids, finite = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows, dtype=torch.bool)
     library.get().ingle_sample_greedy(logits.data_ptr(), num_rows, vocab_size, token_ids.data_ptr(), finite.data_ptr())
-    reference.draw_into(token_ids, logits, slots, positions, floats, ints, filtered=filtered)
     return token_ids, finite

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ingle.kernels import reference
-from ingle.kernels.gpu.rotation import Rotation
+from ingle.kernels.flow import Rotation
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -39,17 +39,18 @@ def check_projection(
     normed: torch.Tensor,
     head_dim: int,
     *,
+    rotary_dim: int | None = None,
     qk_norm: bool,
 ) -> None:
     """`project` is given weight, bias and rotation, and returns the queries of the rows `normed`."""
     heads, kv_heads = 4, 2
     num_rows, num_outs = len(normed), (heads + 2 * kv_heads) * head_dim
     weight, bias = weights(num_outs, normed.shape[1]), randn(num_outs)
-    angles = torch.randn(num_rows, head_dim // 2, device=DEVICE)
+    angles = torch.randn(num_rows, (rotary_dim or head_dim) // 2, device=DEVICE)
     cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
     norms = [norm_weight(head_dim) if qk_norm else None for _ in range(2)]
-    slots = torch.randperm(64, device=DEVICE)[:num_rows]
-    cache = torch.zeros(2, 8, 8, kv_heads, head_dim, dtype=DTYPE, device=DEVICE)
+    slots = torch.randperm(96, device=DEVICE)[:num_rows]
+    cache = torch.zeros(2, 12, 8, kv_heads, head_dim, dtype=DTYPE, device=DEVICE)
     exact_cache = cache.float()
     q = project(weight, bias, Rotation(heads, cos_sin, *norms, EPS, cache, slots))
     exact = reference.rotate_and_store(

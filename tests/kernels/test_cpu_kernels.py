@@ -17,6 +17,7 @@ from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
 from ingle.kernels.cpu.attention import paged_attention
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.sampling import Features, SamplingTables
 from ingle.request import SamplingParams
 from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact
@@ -368,15 +369,16 @@ def test_greedy_takes_the_first_of_the_largest_and_finds_what_is_not_finite() ->
     logits[1, 1002] = 60.0
     logits[2, 5] = torch.nan
     logits[3, 1001] = -torch.inf
-    floats, ints = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0, 1003]])
+    tables = SamplingTables.allocate(1, 1003, torch.device("cpu"))
     rows = torch.zeros(5, dtype=torch.int64)
-    token_ids, finite = cpu.sample(logits, rows, rows, floats, ints, filtered=False)
+    token_ids, finite, _ = cpu.sample(logits, rows, rows, tables, Features())
     assert token_ids[[0, 1, 4]].tolist() == [7, 1002, int(logits[4].argmax())]
     assert finite.tolist() == [True, True, False, False, True]
 
 
 def test_draws_are_the_reference_s() -> None:
     logits, rows = torch.randn(6, 500), torch.arange(6)
-    floats, ints = torch.tensor([[0.8, 0.9, 0.0]]).repeat(6, 1), torch.tensor([[3, 40]]).repeat(6, 1)
-    ours = cpu.sample(logits, rows, rows + 9, floats, ints, filtered=True)
-    assert torch.equal(ours[0], reference.sample(logits, rows, rows + 9, floats, ints, filtered=True)[0])
+    tables = SamplingTables.allocate(6, 500, torch.device("cpu"))
+    tables.floats[:, :2], tables.ints[:, :2] = torch.tensor([0.8, 0.9]), torch.tensor([3, 40])
+    ours = cpu.sample(logits, rows, rows + 9, tables, Features(filtered=True))
+    assert torch.equal(ours[0], reference.sample(logits, rows, rows + 9, tables, Features(filtered=True))[0])

@@ -12,8 +12,9 @@ import torch
 
 from ingle import kernels
 from ingle.kernels import gpu
+from ingle.request import EngineRequest, SamplingParams
 from tests.model.test_parity import CHECKPOINTS
-from tests.support import engine_for, engine_logits, random_prompt, save_checkpoint
+from tests.support import engine_for, engine_logits, random_prompt, restrict, run, save_checkpoint
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU, not in the interpreter")
 
@@ -26,3 +27,14 @@ def test_gpu_kernels_give_the_same_logits(name: str, tmp_path: Path, monkeypatch
     expected = engine_logits(engine, prompt)
     monkeypatch.setattr(kernels, "of", lambda x: gpu)
     torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
+
+
+def test_latents_in_chunks_and_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts in pieces, and decodes beside them: the tokens are those of plain PyTorch."""
+    model_type, overrides = CHECKPOINTS["deepseek-v2-lite"]
+    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), block_size=8)
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    requests = [EngineRequest(str(length), random_prompt(length, length), params) for length in (3, 21, 9)]
+    expected = run(engine, requests)
+    monkeypatch.setattr(kernels, "of", lambda x: gpu)
+    assert run(restrict(engine, num_pages=20, max_num_batched_tokens=12, max_num_seqs=2), requests) == expected

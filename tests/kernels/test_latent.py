@@ -108,9 +108,7 @@ def test_store_latent(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    ("heads", "rank", "rope", "page_size"), [(1, 24, 8, 8), (3, 32, 16, 16), (16, 24, 6, 16), (4, 200, 24, 8)]
-)
+@pytest.mark.parametrize(("heads", "rank", "rope", "page_size"), [(1, 24, 8, 8), (16, 24, 6, 16), (4, 200, 24, 8)])
 def test_latent_attention(case: str, heads: int, rank: int, rope: int, page_size: int, dtype: torch.dtype) -> None:
     chunks, num_decodes = CASES[case]
     batch = attention_case(chunks, num_decodes, page_size, head_dim=rank + rope)

@@ -9,6 +9,7 @@ from ingle.kernels import reference
 from ingle.kernels.gpu import vector
 from ingle.kernels.gpu.vector import Tiling
 from ingle.kernels.options import Activation
+from ingle.model.layers import RMSNorm
 from tests.kernels.fused import DTYPE, EPS, check_projection, close, norm_weight, randn, weights
 
 
@@ -22,10 +23,10 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
     return num_rows, size_in
 
 
-def normed_rows(num_rows: int, size_in: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows, the weight of a norm, and what that makes of them."""
-    rows, norm = randn(num_rows, size_in), norm_weight(size_in)
-    return rows, norm, reference.rms_norm(rows.float(), norm.float(), EPS)
+def normed_rows(num_rows: int, size_in: int) -> tuple[torch.Tensor, RMSNorm, torch.Tensor]:
+    """Rows, a norm, and what that makes of them."""
+    rows, norm = randn(num_rows, size_in), RMSNorm(norm_weight(size_in), EPS)
+    return rows, norm, reference.rms_norm(rows.float(), norm.weight.float(), EPS)
 
 
 @pytest.mark.parametrize("size_out", [64, 99])
@@ -45,17 +46,20 @@ def test_gated(shape: tuple[int, int], size: int, activation: Activation) -> Non
     rows, norm, normed = normed_rows(*shape)
     weight = weights(2 * size, shape[1])
     exact = reference.gated(normed @ weight.float().T, activation)
-    close(vector.gated(rows, norm, EPS, weight, None, activation), exact)
-    close(vector.gated(normed.to(DTYPE), None, 0.0, weight, None, activation), exact)
+    close(vector.gated(rows, norm, weight, None, activation), exact)
+    close(vector.gated(normed.to(DTYPE), None, weight, None, activation), exact)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_project_and_store(shape: tuple[int, int], qk_norm: bool) -> None:
     rows, norm, normed = normed_rows(*shape)
-    check_projection(
-        lambda weight, bias, rotation: vector.project_and_store(rows, norm, EPS, weight, bias, rotation), normed, 64,
-        qk_norm=qk_norm,
-    )  # fmt: skip
+    for x, pending in ((rows, norm), (normed.to(DTYPE), None)):
+        check_projection(
+            lambda weight, bias, rotation: vector.project_and_store(x, pending, weight, bias, rotation),  # noqa: B023
+            normed,
+            64,
+            qk_norm=qk_norm,
+        )
 
 
 @pytest.mark.parametrize("size_in", [200, 1024, 3584, 5120, 14336])
@@ -65,7 +69,7 @@ def test_every_size_of_row(size_in: int) -> None:
     x, weight = randn(1, size_in), weights(36, size_in)
     exact = x.double() @ weight.double().T
     close(vector.add(x, weight, None, None), exact)
-    close(vector.gated(x, None, 0.0, weight, None, "silu"), reference.gated(exact, "silu"))
+    close(vector.gated(x, None, weight, None, "silu"), reference.gated(exact, "silu"))
 
 
 def test_what_suits() -> None:

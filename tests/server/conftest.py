@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -11,13 +10,12 @@ from starlette.applications import Starlette
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 from ingle.text.chat_template import ChatTemplate
-from ingle.text.load import load_tokenizer
+from ingle.text.load import TextSide, load_tokenizer
 from ingle.text.tokenizer import Tokenizer
 
-from .fakes import GREETING, MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, client_of
+from .fakes import GREETING, MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, app_for, client_of
 
 
 @pytest.fixture
@@ -50,20 +48,19 @@ def engine(tokenizer: Tokenizer) -> ScriptedEngine:
 
 
 @pytest.fixture
-def context(engine: ScriptedEngine, tokenizer: Tokenizer) -> ServerContext:
-    return ServerContext(
-        engine=engine,
-        tokenizer=tokenizer,
-        chat_template=ChatTemplate(TEMPLATE, tokenizer.special_tokens),
-        model_names=(MODEL, "alias"),
-        model_root="/models/tiny",
+def model(engine: ScriptedEngine, tokenizer: Tokenizer) -> ServedModel:
+    return ServedModel(
+        engine=engine,  # type: ignore[arg-type]
+        text=TextSide(tokenizer, ChatTemplate(TEMPLATE, tokenizer.special_tokens), {}),
+        names=(MODEL, "alias"),
+        root="/models/tiny",
         created=1_700_000_000,
     )
 
 
 @pytest.fixture
-def app(context: ServerContext) -> Starlette:
-    return create_app(context)
+def app(model: ServedModel) -> Starlette:
+    return app_for(model)
 
 
 @pytest.fixture
@@ -72,6 +69,6 @@ def client(app: Starlette) -> httpx.AsyncClient:
 
 
 @pytest.fixture
-def make_client(context: ServerContext) -> Callable[..., httpx.AsyncClient]:
-    """A client of a server whose context differs in the given fields."""
-    return lambda **changes: client_of(create_app(replace(context, **changes)))
+def make_client(model: ServedModel) -> Callable[..., httpx.AsyncClient]:
+    """A client of a server that differs in what `app_for` takes."""
+    return lambda **changes: client_of(app_for(model, **changes))

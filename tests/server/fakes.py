@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import httpx
@@ -18,8 +18,12 @@ from starlette.types import ASGIApp
 
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
+from ingle.server.access import Access
+from ingle.server.app import create_app
 from ingle.server.graceful import http_config
 from ingle.server.http_limits import HttpLimits
+from ingle.server.models import ModelPool, ServedModel
+from ingle.text.load import TextSide
 from ingle.text.tokenizer import Tokenizer
 
 MODEL = "tiny/bytes"
@@ -131,6 +135,16 @@ def scored(token: int, num_top: int) -> TokenLogprobs:
     """A made-up entry: the token itself is second, after its predecessor."""
     top = [token - 1, token, *range(token + 1, token + num_top - 1)][:num_top]
     return TokenLogprobs([token, *top], [-1.5, *(-0.5 - index for index in range(num_top))], 2)
+
+
+def app_for(model: ServedModel, **changes: Any) -> Starlette:
+    """The application of one model, with other fields of the model, its text side or the access, or other options."""
+
+    def taken(kind: type) -> dict[str, Any]:
+        return {name.name: changes.pop(name.name) for name in fields(kind) if name.name in changes}
+
+    access, text = Access(**taken(Access)), replace(model.text, **taken(TextSide))
+    return create_app(ModelPool([replace(model, text=text, **taken(ServedModel))]), access, **changes)
 
 
 def client_of(app: Starlette, **options: Any) -> httpx.AsyncClient:

@@ -6,19 +6,17 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 
 import httpx
 import pytest
 
 from ingle.server import body as body_module
-from ingle.server.app import create_app
 from ingle.server.body import StrictModel
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
 from ingle.server.queue import BodyMemory
 
-from .fakes import assert_error, served, until
+from .fakes import app_for, assert_error, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -195,14 +193,14 @@ OF_THE_CLIENT = {"metadata", "chat_template_kwargs"}
 """What these hold is passed on as it is."""
 
 
-@pytest.mark.parametrize("model", [CompletionRequest, ChatCompletionRequest])
+@pytest.mark.parametrize("kind", [CompletionRequest, ChatCompletionRequest])
 async def test_numbers_of_many_digits_are_refused_in_every_field(
-    client: httpx.AsyncClient, model: type[StrictModel]
+    client: httpx.AsyncClient, kind: type[StrictModel]
 ) -> None:
-    chat = model is ChatCompletionRequest
+    chat = kind is ChatCompletionRequest
     path, own = ("/v1/chat/completions", "messages") if chat else ("/v1/completions", "prompt")
     base = {own: [{"role": "user", "content": "a"}] if chat else "a", "stream": True}
-    for field in [*model.model_fields, *model.UNSUPPORTED]:
+    for field in [*kind.model_fields, *kind.UNSUPPORTED]:
         rest = json.dumps({name: value for name, value in base.items() if name != field})[1:-1]
         for shape in SHAPES:
             body = f'{{"{field}": {shape.replace("%s", DIGITS)}, {rest}}}'
@@ -264,7 +262,7 @@ async def test_a_body_that_is_as_it_is_may_say_so(client: httpx.AsyncClient, enc
 
 
 async def test_bodies_together_are_bounded_while_they_are_read(
-    context: ServerContext, make_client: Callable[..., httpx.AsyncClient]
+    model: ServedModel, make_client: Callable[..., httpx.AsyncClient]
 ) -> None:
     memory = BodyMemory(1000)
     client = make_client(unread=memory)
@@ -299,11 +297,11 @@ async def test_bodies_together_are_bounded_while_they_are_read(
     ],
 )
 async def test_what_headers_tell_is_refused_before_the_body_is_asked_for(
-    context: ServerContext, headers: dict[str, str], status: int
+    model: ServedModel, headers: dict[str, str], status: int
 ) -> None:
     given = {"Content-Type": "application/json", "Authorization": "Bearer key", "Expect": "100-continue"} | headers
     lines = ["POST /v1/completions HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in given.items())]
-    async with served(create_app(replace(context, api_keys=("key",)))) as port:
+    async with served(app_for(model, api_keys=("key",))) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write("\r\n".join([*lines, "", ""]).encode())
         raw = await asyncio.wait_for(reader.read(), 10)

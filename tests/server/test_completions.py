@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ingle.server.context import ServerContext
+from ingle.server.body import parse_body
+from ingle.server.models import ServedModel
 from ingle.server.openai.completions import prepare_completion
+from ingle.server.openai.protocol import CompletionRequest
 
 from .fakes import GREETING, MAX_MODEL_LEN, MODEL, Health, ScriptedEngine, assert_error, events
 
@@ -111,7 +113,6 @@ async def test_choices_of_several_prompts_are_in_order(client: httpx.AsyncClient
     assert answer["usage"]["prompt_tokens"] == 2 + 3
     assert answer["usage"]["completion_tokens"] == 3 + 3 + 4 + 4
     assert len({request.id for request in engine.requests}) == 4
-    assert all(request.sampling.n == 1 for request in engine.requests)
 
 
 async def test_cached_tokens_count_once_per_prompt(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
@@ -126,14 +127,13 @@ async def test_sampling_reaches_the_engine(
     make_client: Callable[..., httpx.AsyncClient], engine: ScriptedEngine
 ) -> None:
     client = make_client(default_sampling={"temperature": 0.5, "top_k": 7, "min_p": 0.1})
-    own = {"top_k": 3, "temperature": None, "logit_bias": {"5": -2}, "stop": "zz", "ignore_eos": True, "min_tokens": 2}
-    await complete(client, **own, presence_penalty=1, stop_token_ids=[9], skip_special_tokens=False)
+    own = {"top_k": 3, "temperature": None, "logit_bias": {"5": -2}, "ignore_eos": True, "min_tokens": 2}
+    await complete(client, **own, presence_penalty=1, stop_token_ids=[9])
     sampling = engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.5, 3, 0.1)
     assert sampling.logit_bias == {5: -2.0}
-    assert (sampling.stop, sampling.stop_token_ids) == (("zz",), (9,))
+    assert sampling.stop_token_ids == (9,)
     assert (sampling.ignore_eos, sampling.min_tokens, sampling.presence_penalty) == (True, 2, 1.0)
-    assert sampling.skip_special_tokens is False
     assert engine.requests[0].eos_token_ids == engine.tokenizer.eos_token_ids
 
 
@@ -292,36 +292,36 @@ async def test_large_bodies_are_prepared_like_small_ones(client: httpx.AsyncClie
 
 
 async def test_preparing_a_body_does_not_hold_up_streams(
-    client: httpx.AsyncClient, context: ServerContext, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop_thread = threading.get_ident()
     threads = []
-    encode = context.tokenizer.encode
+    encode = model.tokenizer.encode
 
     def noted(text: str, add_special_tokens: bool = True) -> list[int]:
         threads.append(threading.get_ident())
         return encode(text, add_special_tokens=add_special_tokens)
 
-    monkeypatch.setattr(context.tokenizer, "encode", noted)
+    monkeypatch.setattr(model.tokenizer, "encode", noted)
     for size in (10, 10_000):
         await client.post("/v1/completions", json={"prompt": "x" * size})
     assert len(threads) == 2 and loop_thread not in threads
 
 
-def test_a_request_that_waits_is_kept_compactly(context: ServerContext, engine: ScriptedEngine) -> None:
+def test_a_request_that_waits_is_kept_compactly(model: ServedModel, engine: ScriptedEngine) -> None:
     """4 bytes a token, whatever the body took: prompts wait by the million tokens."""
     engine.info.max_model_len, engine.info.vocab_size = 8192, 200_000
     num_prompts, num_ids = 64, 2000
     prompts = [[1000 + (31 * row + 7 * i) % 190_000 for i in range(num_ids)] for row in range(num_prompts)]
     body = json.dumps({"prompt": prompts, "max_tokens": 1}).encode()
     del prompts
-    prepare_completion(context, b'{"prompt": "a"}')
+    prepare_completion(model, parse_body(CompletionRequest, b'{"prompt": "a"}'))
     tracemalloc.start()
     try:
-        answer = prepare_completion(context, body)
+        writer = prepare_completion(model, parse_body(CompletionRequest, body))
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert sum(len(request.prompt_token_ids) for request in answer.requests) == num_prompts * num_ids
+    assert sum(len(request.prompt_token_ids) for request in writer.generation.requests) == num_prompts * num_ids
     assert held < 6 * num_prompts * num_ids

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
 
-from .fakes import MAX_MODEL_LEN, Info, ScriptedEngine, client_of, events
+from .fakes import MAX_MODEL_LEN, Info, ScriptedEngine, app_for, client_of, events
 
 pytestmark = pytest.mark.anyio
 
@@ -36,8 +34,8 @@ def engine(tokenizer: Tokenizer) -> ScriptedEngine:
 
 
 @pytest.fixture
-def client(context: ServerContext, tokenizer: Tokenizer, engine: ScriptedEngine) -> httpx.AsyncClient:
-    return client_of(create_app(replace(context, tokenizer=tokenizer, engine=engine, chat_template=None)))
+def client(model: ServedModel, tokenizer: Tokenizer, engine: ScriptedEngine) -> httpx.AsyncClient:
+    return client_of(app_for(model, tokenizer=tokenizer, engine=engine, chat_template=None))
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:

@@ -14,6 +14,7 @@ import pytest
 from ingle.config import ServerConfig
 from ingle.errors import ConfigError
 from ingle.server import launch
+from ingle.server.access import Access
 from ingle.server.http_limits import OpenConnections
 
 
@@ -50,12 +51,10 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     caplog.set_level(logging.INFO, logger="ingle")
     monkeypatch.setattr(launch.facts, "started", lambda info, sampling: "")
     tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
-    context: Any = SimpleNamespace(
-        model_names=("m",), api_keys=keys, default_sampling={}, chat_template=object(), tokenizer=tokenizer
-    )
-    info: Any = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
+    info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
+    model: Any = SimpleNamespace(name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer)
     sock: Any = Bound(host)
-    launch._announce(context, info, sock, 1.0)
+    launch._announce(model, Access(keys), sock, 1.0)
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
     assert launch._allowed_hosts(ServerConfig(host=host), sock) == (("localhost",) if loopback else ())
     assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example",)), sock) == ("a.example",)

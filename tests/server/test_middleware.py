@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,10 +10,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Message
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 
-from .fakes import ScriptedEngine, assert_error, events
+from .fakes import ScriptedEngine, app_for, assert_error, events
 
 pytestmark = pytest.mark.anyio
 
@@ -29,10 +27,10 @@ def routes_of(app: Starlette) -> set[tuple[str, str]]:
 
 
 async def test_every_route_but_health_asks_for_a_key(
-    context: ServerContext, make_client: Callable[..., httpx.AsyncClient]
+    model: ServedModel, make_client: Callable[..., httpx.AsyncClient]
 ) -> None:
     client = make_client(api_keys=("secret-1", "schlüssel"))
-    for method, path in [*routes_of(create_app(context)), ("GET", "/nowhere"), ("OPTIONS", "/v1/models")]:
+    for method, path in [*routes_of(app_for(model)), ("GET", "/nowhere"), ("OPTIONS", "/v1/models")]:
         response = await client.request(method, path)
         if path == "/health":
             assert response.status_code == 200
@@ -89,10 +87,10 @@ async def test_host_header(make_client: Callable[..., httpx.AsyncClient], host: 
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.2", "192.168.7.7", "::1", "fd00::7"])
-async def test_the_address_that_a_request_came_in_on_is_allowed(context: ServerContext, bound: str) -> None:
+async def test_the_address_that_a_request_came_in_on_is_allowed(model: ServedModel, bound: str) -> None:
     literal = f"[{bound}]" if ":" in bound else bound
     hosts = [(literal, 200), (f"{literal}:8000", 200), ("evil.example", 403), ("10.1.1.1", 403), (None, 200)]
-    app = create_app(replace(context, allowed_hosts=("localhost",)))
+    app = app_for(model, allowed_hosts=("localhost",))
     for host, status in hosts:
         headers = [] if host is None else [(b"host", host.encode())]
         scope = {"type": "http", "method": "GET", "path": "/version", "headers": headers, "server": (bound, 8000)}
@@ -100,10 +98,10 @@ async def test_the_address_that_a_request_came_in_on_is_allowed(context: ServerC
         assert sent[0]["status"] == status, host
 
 
-async def test_each_of_several_hosts_is_checked(context: ServerContext) -> None:
+async def test_each_of_several_hosts_is_checked(model: ServedModel) -> None:
     headers = [(b"host", b"localhost"), (b"host", b"evil.example")]
     scope = {"type": "http", "method": "GET", "path": "/version", "headers": headers, "server": ("127.0.0.1", 8000)}
-    [start, *_] = await answers_of(create_app(replace(context, allowed_hosts=("localhost",))), scope)
+    [start, *_] = await answers_of(app_for(model, allowed_hosts=("localhost",)), scope)
     assert start["status"] == 403
 
 

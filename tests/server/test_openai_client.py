@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 
-from .fakes import GREETING, MODEL, Health, ScriptedEngine, served
+from .fakes import GREETING, MODEL, Health, ScriptedEngine, app_for, served
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def sdk(context: ServerContext) -> AsyncIterator[openai.AsyncOpenAI]:
+async def sdk(model: ServedModel) -> AsyncIterator[openai.AsyncOpenAI]:
     async with (
-        served(create_app(replace(context, api_keys=("secret",)))) as port,
+        served(app_for(model, api_keys=("secret",))) as port,
         openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=0) as sdk,
     ):
         yield sdk

@@ -11,21 +11,21 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.load import TextSide
 from ingle.text.tokenizer import Tokenizer
 
-from .fakes import MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, client_of, events
+from .fakes import MAX_MODEL_LEN, MODEL, TEMPLATE, Info, ScriptedEngine, app_for, client_of, events
 
 
 def server_for(tokenizer: Tokenizer) -> tuple[httpx.AsyncClient, ScriptedEngine]:
     engine = ScriptedEngine(tokenizer, Info(MAX_MODEL_LEN, tokenizer.vocab_size), lambda request: ())
     engine.say("ok")
     template = ChatTemplate(TEMPLATE, tokenizer.special_tokens)
-    context = ServerContext(engine, tokenizer, template, (MODEL,), "/models/tiny", access_log=False)
-    return client_of(create_app(context)), engine
+    model = ServedModel(engine, TextSide(tokenizer, template, {}), (MODEL,), "/models/tiny")
+    return client_of(app_for(model, access_log=False)), engine
 
 
 def post(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
@@ -67,6 +67,80 @@ def test_joined_deltas_are_the_whole_text(
         for field in ("finish_reason", "stop_reason"):
             assert own[-1][field] == choice[field]
     assert engine.running == 0
+
+
+def requests_of(chat: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """Bodies with all that shows in an answer, of those fields that a stream takes as well."""
+    texts = st.text(characters, max_size=4)
+    optional: dict[str, st.SearchStrategy[Any]] = {
+        "n": st.integers(1, 3),
+        "max_tokens": st.integers(1, 30),
+        "min_tokens": st.just(1),
+        "stop": st.lists(st.text(characters, min_size=1, max_size=3) | st.just("</s>"), max_size=2),
+        "stop_token_ids": st.lists(st.integers(2, 250), max_size=3),
+        "include_stop_str_in_output": st.booleans(),
+        "skip_special_tokens": st.booleans(),
+        "seed": st.integers(0, 9),
+    }
+    if chat:
+        messages = st.lists(texts.map(lambda text: {"role": "user", "content": text}), min_size=1, max_size=2)
+        scored = {"logprobs": st.just(True), "top_logprobs": st.integers(0, 3)}
+        return st.one_of(
+            st.fixed_dictionaries({"messages": messages}, optional=optional),
+            st.fixed_dictionaries({"messages": messages, **scored}, optional=optional),
+        )
+    ids = st.lists(st.integers(1, 250), min_size=1, max_size=5)
+    prompts = texts | ids | st.lists(texts, min_size=1, max_size=3) | st.lists(ids, min_size=1, max_size=3)
+    optional |= {"echo": st.booleans(), "logprobs": st.integers(0, 3)}
+    return st.fixed_dictionaries({"prompt": prompts}, optional=optional)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    chat_body=st.booleans().flatmap(lambda chat: st.tuples(st.just(chat), requests_of(chat))),
+    replies=st.lists(st.lists(st.integers(1, 250), max_size=15), min_size=1, max_size=3),
+    tokens_per_step=st.integers(1, 5),
+)
+def test_a_stream_adds_up_to_the_whole_answer(
+    tokenizer: Tokenizer, chat_body: tuple[bool, dict[str, Any]], replies: list[list[int]], tokens_per_step: int
+) -> None:
+    """Texts, log probabilities, finish reasons and usage, for any request and any tokens."""
+    chat, body = chat_body
+    client, engine = server_for(tokenizer)
+    engine.reply = lambda request: [*replies[int(request.id.rpartition("-")[2]) % len(replies)], 1]
+    engine.tokens_per_step = tokens_per_step
+    engine.num_cached_tokens = lambda request: len(request.prompt_token_ids) // 2
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    whole = post(client, path, body).json()
+    *chunks, usage, done = events(
+        post(client, path, body | {"stream": True, "stream_options": {"include_usage": True}})
+    )
+    assert done == "[DONE]" and usage["choices"] == [] and usage["usage"] == whole["usage"]
+    joined: dict[int, list[dict[str, Any]]] = {}
+    for chunk in chunks:
+        [choice] = chunk["choices"]
+        joined.setdefault(choice["index"], []).append(choice)
+    assert [choice["index"] for choice in whole["choices"]] == sorted(joined)
+    for choice in whole["choices"]:
+        pieces = joined[choice["index"]]
+        assert joined_text(pieces) == (choice["message"]["content"] if chat else choice["text"])
+        assert joined_logprobs(pieces) == choice["logprobs"]
+        assert all(piece["finish_reason"] is None for piece in pieces[:-1])
+        for field in ("finish_reason", "stop_reason"):
+            assert pieces[-1][field] == choice[field]
+    assert engine.running == 0
+
+
+def joined_text(pieces: list[dict[str, Any]]) -> str:
+    return "".join(piece["delta"].get("content", "") if "delta" in piece else piece["text"] for piece in pieces)
+
+
+def joined_logprobs(pieces: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Lists end to end, whatever their names; None when no piece has any."""
+    scored = [piece["logprobs"] for piece in pieces if piece["logprobs"] is not None]
+    names = scored[0].keys() if scored else ()
+    joined = {name: [entry for part in scored for entry in part[name] or ()] for name in names}
+    return joined | ({"refusal": None} if "refusal" in joined else {}) if scored else None
 
 
 json_values = st.recursive(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
-from ingle.server.app import create_app
-from ingle.server.context import ServerContext
+from ingle.server.models import ServedModel
 from ingle.server.queue import RequestQueue
 
-from .fakes import ScriptedEngine, assert_error, served, until
+from .fakes import ScriptedEngine, app_for, assert_error, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -22,12 +20,12 @@ PATH = "/v1/completions"
 
 
 @pytest.fixture
-async def held(context: ServerContext, engine: ScriptedEngine) -> AsyncIterator[Callable[..., Any]]:
+async def held(model: ServedModel, engine: ScriptedEngine) -> AsyncIterator[Callable[..., Any]]:
     """A real server with small bounds, whose engine gives no token until told to."""
     engine.step_s = 60.0
     queue = RequestQueue(max_requests=4, max_tokens=40)
     async with (
-        served(create_app(replace(context, queue=queue))) as port,
+        served(app_for(model, queue=queue)) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
 

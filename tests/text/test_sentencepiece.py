@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from ingle.errors import ModelError
 from ingle.text.gguf_tokenizer import tokenizer_from_gguf
 from ingle.text.load import load_tokenizer
-from ingle.text.sentencepiece import NORMAL, backend_of
+from ingle.text.sentencepiece import backend_of
 from ingle.text.sentencepiece_file import _fields, _model, _piece, read_sentencepiece
+from ingle.text.sentencepiece_model import NORMAL
 from ingle.text.tokenizer import Tokenizer
 from tests.text import corpora
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingle.events import Begin, Choice, Finish, Text, fold
 from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
-from ingle.text.stream import TextDelta, TextStream
+from ingle.text.stream import TextStream
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
 
@@ -33,17 +34,26 @@ def stream(**sampling: Any) -> TextStream:
     return TextStream(TOKENIZER, SamplingParams(**sampling))
 
 
+def push(text: TextStream, new: EngineOutput) -> Choice:
+    """All that one output brings."""
+    return fold(text.push(new)).choices.get(0, Choice())
+
+
+def told(delta: Choice) -> tuple[object, ...]:
+    return delta.text, delta.token_ids, delta.logprobs, delta.finish_reason
+
+
 def test_plain_text_ends_with_the_limit() -> None:
     text = stream()
-    assert text.push(output(ids_of("h"))) == TextDelta("h", ids_of("h"))
-    assert text.push(output(ids_of("i"), "length")) == TextDelta("i", ids_of("i"), None, "length")
+    assert told(push(text, output(ids_of("h")))) == ("h", ids_of("h"), None, None)
+    assert told(push(text, output(ids_of("i"), "length"))) == ("i", ids_of("i"), None, "length")
     assert (text.num_tokens, text.finish_reason) == (2, "length")
-    assert text.push(output(ids_of("x"))) == TextDelta() and text.num_tokens == 2
+    assert told(push(text, output(ids_of("x")))) == ("", [], None, None) and text.num_tokens == 2
 
 
 @pytest.mark.parametrize(("skip", "shown"), [(True, "hi"), (False, "hi<|im_end|>")])
 def test_end_token_is_special_text(skip: bool, shown: str) -> None:
-    delta = stream(skip_special_tokens=skip).push(output([*ids_of("hi"), END], "stop"))
+    delta = push(stream(skip_special_tokens=skip), output([*ids_of("hi"), END], "stop"))
     assert (delta.text, delta.token_ids) == (shown, [*ids_of("hi"), END])
     assert (delta.finish_reason, delta.stop_reason) == ("stop", None)
 
@@ -52,15 +62,15 @@ def test_end_token_is_special_text(skip: bool, shown: str) -> None:
 def test_stop_token_shows_when_asked_for(include: bool, shown: str) -> None:
     stop = ids_of("!")[0]
     text = stream(stop_token_ids=(stop,), include_stop_str_in_output=include)
-    delta = text.push(output([*ids_of("hi"), stop], "stop", stop))
+    delta = push(text, output([*ids_of("hi"), stop], "stop", stop))
     assert (delta.text, delta.stop_reason, len(delta.token_ids)) == (shown, stop, 3)
 
 
 @pytest.mark.parametrize(("include", "shown"), [(False, "one "), (True, "one STOP")])
 def test_stop_string_cuts_text_tokens_and_logprobs(include: bool, shown: str) -> None:
     text = stream(stop=("STOP",), include_stop_str_in_output=include)
-    assert text.push(output(ids_of("one S"), logprobs=True)).text == "one "
-    delta = text.push(output(ids_of("TOP and on"), logprobs=True))
+    assert push(text, output(ids_of("one S"), logprobs=True)).text == "one "
+    delta = push(text, output(ids_of("TOP and on"), logprobs=True))
     assert delta.text == shown.removeprefix("one ")
     assert (delta.finish_reason, delta.stop_reason) == ("stop", "STOP")
     assert delta.token_ids == ids_of("TOP")
@@ -96,9 +106,9 @@ def test_a_stop_string_may_spell_special_tokens(
             deltas = []
             for at in range(0, len(token_ids), size):
                 last = at + size >= len(token_ids)
-                deltas.append(text.push(output(token_ids[at : at + size], "stop" if last and ends else None)))
+                deltas.append(push(text, output(token_ids[at : at + size], "stop" if last and ends else None)))
             if not ends:
-                deltas.append(text.push(output(ids_of("and on"), "length")))
+                deltas.append(push(text, output(ids_of("and on"), "length")))
             shown = before.replace("<|im_start|>", "") if skip else before
             assert "".join(delta.text for delta in deltas) == shown + (stop if include else "")
             assert [delta.stop_reason for delta in deltas if delta.finish_reason] == [stop]
@@ -112,7 +122,7 @@ def test_a_stop_string_may_spell_special_tokens(
 def test_the_first_stop_string_to_be_complete_counts(parts: list[str], stops: list[str]) -> None:
     """Whether it stands in the text as it is shown, or as it is with the special tokens that it spells."""
     text = stream(stop=tuple(stops))
-    delta = text.push(output([token_id for part in parts for token_id in TOKENIZER.encode(part)], "length"))
+    delta = push(text, output([token_id for part in parts for token_id in TOKENIZER.encode(part)], "length"))
     whole, shown, wanted = "", "", None
     for part in parts:
         whole += part if part != "<|endoftext|>" else ""
@@ -131,43 +141,43 @@ def test_the_first_stop_string_to_be_complete_counts(parts: list[str], stops: li
 def test_starts_of_tokens() -> None:
     text = stream(logprobs=0, stop=("lo",))
     token_ids = [START, *ids_of("h你"), *TOKENIZER.encode("鬱"), *ids_of("lo")]
-    delta = text.push(output(token_ids, logprobs=True))
+    delta = push(text, output(token_ids, logprobs=True))
     assert delta.text == "h你鬱" and len(delta.starts) == len(delta.token_ids) == len(token_ids)
     for token_id, start in zip(delta.token_ids, delta.starts, strict=True):
         token = TOKENIZER.token(token_id)
         assert "h你鬱lo".startswith(token, start) or "\ufffd" in token or token_id == START
     assert delta.starts[:2] == [0, 0] and delta.starts[-2:] == [3, 4]
-    assert stream().push(output(token_ids)).starts == []
+    assert push(stream(), output(token_ids)).starts == []
 
 
 def test_held_text_comes_when_no_stop_string_follows() -> None:
     text = stream(stop=("STOP",))
-    assert text.push(output(ids_of("a STO"))) == TextDelta("a ", ids_of("a STO"))
-    assert text.push(output([END], "stop")) == TextDelta("STO", [END], None, "stop")
+    assert told(push(text, output(ids_of("a STO")))) == ("a ", ids_of("a STO"), None, None)
+    assert told(push(text, output([END], "stop"))) == ("STO", [END], None, "stop")
 
 
 def test_stop_string_counts_over_the_limit_and_in_the_last_character() -> None:
-    assert stream(stop=("x",)).push(output(ids_of("axb"), "length")).stop_reason == "x"
+    assert push(stream(stop=("x",)), output(ids_of("axb"), "length")).stop_reason == "x"
     half = TOKENIZER.encode("鬱")[:1]
-    delta = stream(stop=("\ufffd",)).push(output([*ids_of("a"), *half], "length"))
+    delta = push(stream(stop=("\ufffd",)), output([*ids_of("a"), *half], "length"))
     assert (delta.text, delta.finish_reason, delta.stop_reason) == ("a", "stop", "\ufffd")
 
 
 def test_an_error_stays_an_error() -> None:
     text = stream(stop=("ab",))
-    text.push(output(ids_of("xa")))
-    assert text.push(output([], "error")) == TextDelta("a", [], None, "error")
+    push(text, output(ids_of("xa")))
+    assert told(push(text, output([], "error"))) == ("a", [], None, "error")
 
 
 def test_stop_strings_wait_for_min_tokens() -> None:
     text = stream(stop=("ab",), min_tokens=4)
-    assert text.push(output(ids_of("abx"))).text == "abx"
-    delta = text.push(output(ids_of("abx")))
+    assert push(text, output(ids_of("abx"))).text == "abx"
+    delta = push(text, output(ids_of("abx")))
     assert (delta.text, delta.token_ids, delta.stop_reason) == ("", ids_of("ab"), "ab")
 
 
 def test_stop_string_may_complete_with_the_last_of_min_tokens() -> None:
-    assert stream(stop=("ab",), min_tokens=2).push(output(ids_of("abab"))).token_ids == ids_of("ab")
+    assert push(stream(stop=("ab",), min_tokens=2), output(ids_of("abab"))).token_ids == ids_of("ab")
 
 
 @settings(deadline=None)
@@ -178,11 +188,11 @@ def test_stop_string_may_complete_with_the_last_of_min_tokens() -> None:
 )
 def test_deltas_join_to_the_text_however_the_engine_batches(text: str, sizes: list[int], stops: list[str]) -> None:
     token_ids = [*ids_of(text), END]
-    whole = stream(stop=tuple(stops)).push(output(token_ids, "stop"))
+    whole = push(stream(stop=tuple(stops)), output(token_ids, "stop"))
     parts, deltas, rest = stream(stop=tuple(stops)), [], token_ids
     for size in sizes:
         chunk, rest = rest[:size], rest[size:]
-        deltas.append(parts.push(output(chunk, None if rest else "stop")))
+        deltas.append(push(parts, output(chunk, None if rest else "stop")))
         if deltas[-1].finish_reason is not None:
             break
     assert "".join(delta.text for delta in deltas) == whole.text
@@ -190,3 +200,15 @@ def test_deltas_join_to_the_text_however_the_engine_batches(text: str, sizes: li
     assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", whole.stop_reason)
     if not stops:
         assert whole.text == text
+
+
+def test_the_events_of_a_choice() -> None:
+    """`Begin` comes with the first token, though its text may be held back; tokens come as soon as they are there."""
+    text = TextStream(TOKENIZER, SamplingParams(stop=("STOP",)), choice=3)
+    first = EngineOutput("r", ids_of("S"), num_cached_tokens=7)
+    assert text.push(first) == [Begin(3, 7), Text(3, "", ids_of("S"))]
+    assert text.push(output(ids_of("a"))) == [Text(3, "Sa", ids_of("a"))]
+    assert text.push(output(ids_of("STOP and on"))) == [Text(3, "", ids_of("STOP")), Finish(3, "stop", "STOP")]
+    assert text.push(output(ids_of("x"))) == []
+    only_scored = EngineOutput("r", [], "length", prompt_logprobs=[None])
+    assert TextStream(TOKENIZER, SamplingParams()).push(only_scored) == [Begin(0, 0, [None]), Finish(0, "length")]

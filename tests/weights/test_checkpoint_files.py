@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from ingle.errors import ConfigError, ModelError
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES, CheckpointFiles
+from ingle.weights.open import open_source
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.source import open_source
 from ingle.weights.tensor_sources import TorchSource
 
 Folder = Callable[..., Any]

@@ -13,8 +13,8 @@ from ingle.device.native.device import NativeDevice
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.gguf import GgufFile
+from ingle.weights.gguf_source import GgufSource
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix
-from ingle.weights.source import GgufSource
 from tests.weights.test_dequantize import LARGE, TYPES
 
 UP, GATE, Q, K, V = "mlp.up_proj", "mlp.gate_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"

@@ -14,7 +14,7 @@ from ingle.errors import ModelError
 from ingle.text.load import load_text_side
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import open_source
+from ingle.weights.open import open_source
 from tests.support import save_checkpoint
 from tests.text import toys
 

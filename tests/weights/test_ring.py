@@ -141,7 +141,7 @@ def parameters(folder: Path, source: SafetensorsSource, device: torch.device, dt
         config, source, matrices=PlainFormat(dtype, device), dtype=dtype, device=device, max_model_len=64
     )
     parts = decoder.parameters()
-    return [part if isinstance(part, torch.Tensor) else part.tensor for part in parts]  # type: ignore[union-attr]
+    return [part if isinstance(part, torch.Tensor) else part.plain for part in parts]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -17,8 +17,10 @@ from ingle.model.loader import Loader
 from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import ARCHITECTURES, gguf_tensor_name
+from ingle.weights.gguf_source import GgufSource
+from ingle.weights.open import open_source
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.source import GgufSource, check_sizes, open_source
+from ingle.weights.source import check_sizes
 from ingle.weights.tensor_sources import DummySource, TorchSource
 
 Q = "model.layers.0.self_attn.q_proj"

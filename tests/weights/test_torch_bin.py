@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ingle.errors import ModelError
-from ingle.weights.source import open_source
+from ingle.weights.open import open_source
 from ingle.weights.tensor_sources import TorchSource
 from ingle.weights.torch_bin import TorchFile
 from ingle.weights.torch_pickle import PickleError, read_state_dict

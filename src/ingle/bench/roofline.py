@@ -3,7 +3,7 @@
 Every step reads the weights once, of experts those that some token chooses, and once the keys and values that each
 running sequence sees, in layers with a window the last ones, and does its matrix work; nothing else costs, nothing
 overlaps with attention. What a step reads at the memory's
-bandwidth or computes at the matrix units' rate, whichever takes longer, is its least time.
+bandwidth or computes at the tensor cores' rate, whichever takes longer, is its least time.
 """
 
 from __future__ import annotations

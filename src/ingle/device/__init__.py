@@ -16,18 +16,14 @@ Ints = npt.NDArray[np.int64]
 
 
 class LogprobRows(NamedTuple):
-    """Log probabilities of R tokens and of the most likely ones at their places."""
+    """Log probabilities of R tokens and of the N most likely ones at their places."""
 
-    token_ids: Ints
-    """[R]"""
-    chosen: npt.NDArray[np.float32]
-    """[R], of `token_ids`."""
-    ranks: Ints
-    """[R], 1 for the most likely token."""
-    top_ids: Ints
-    """[R, N], in falling order."""
-    top_logprobs: npt.NDArray[np.float32]
-    """[R, N]"""
+    token_ids: npt.NDArray[np.int32]
+    """[R, 1 + N]: the token itself, then the most likely ones in falling order, it before its equals."""
+    values: npt.NDArray[np.float32]
+    """[R, 1 + N]"""
+    ranks: npt.NDArray[np.int32]
+    """[R]: 1 where the token is the most likely."""
 
 
 class Report(NamedTuple):

@@ -14,7 +14,7 @@ from ingle.engine.masks import TokenMask, pack_mask
 from ingle.engine.scheduler import Plan, Scheduler
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError
-from ingle.request import EngineOutput, EngineRequest, check_prompt, check_token_ids
+from ingle.request import EngineOutput, EngineRequest, check_request
 from ingle.step import Masks
 
 
@@ -51,13 +51,7 @@ class Engine:
         End tokens that the model cannot give end nothing, so they are left out.
         """
         vocab_size = self.facts.vocab_size
-        check_prompt(
-            request.prompt_token_ids,
-            request.sampling.max_tokens,
-            vocab_size=vocab_size,
-            max_model_len=self.scheduler.limits.max_model_len,
-        )
-        check_token_ids(request.sampling, vocab_size)
+        check_request(request, vocab_size=vocab_size, max_model_len=self.scheduler.limits.max_model_len)
         ends = tuple(token_id for token_id in request.eos_token_ids if 0 <= token_id < vocab_size)
         request, seed = msgspec.structs.replace(request, eos_token_ids=ends), request.sampling.seed
         seed = self._seeds.getrandbits(63) if seed is None else seed

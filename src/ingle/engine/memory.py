@@ -28,23 +28,26 @@ model's, and fills memory."""
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a device that are free, and that it has, before what is planned is allocated."""
+
+    free: int | None
+    """None where the system does not say."""
+    total: int | None = None
+    """Of a GPU, whose use is bounded by a share of it."""
+
+    def beside(self, num_bytes: int) -> DeviceMemory:
+        """What is left beside so many bytes."""
+        return DeviceMemory(None if self.free is None else max(self.free - num_bytes, 0), self.total)
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     limits: Limits
     num_pages: int
     """Reserved page included."""
     kv_cache_bytes: int
     notices: tuple[str, ...]
-
-
-def wanted_length(config: EngineConfig, model: ModelConfig, budget: int, kv_itemsize: int) -> int:
-    """The longest sequence, as far as that is known before the weights are loaded: some tables are made for it.
-
-    Whatever the model claims, it is not longer than a KV cache of all the memory that is left now.
-    """
-    length = config.max_model_len or model.max_position_embeddings
-    if config.num_gpu_blocks_override is not None:
-        return min(length, config.num_gpu_blocks_override * config.block_size)
-    return max(min(length, budget // (model.kv_elements_per_token * kv_itemsize), _longest(config, model, budget)), 1)
 
 
 def _longest(config: EngineConfig, model: ModelConfig, budget: int) -> int:
@@ -116,24 +119,18 @@ def plan_memory(
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 
-def host_kv_budget(config: EngineConfig) -> int:
-    """Bytes the KV cache may take in a CPU's memory."""
+def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) -> int:
+    """Bytes that the KV cache may take of what is left beside the weights. Raises `ConfigError` where that is none."""
     if config.kv_cache_memory is not None:
         return parse_bytes("--kv-cache-memory", config.kv_cache_memory)
-    free = free_host_bytes()
-    return _GIB if free is None else min(free // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
-
-
-def kv_budget(config: EngineConfig, model: ModelConfig, device: torch.device) -> int:
-    """Bytes the KV cache may take on a device, asked once the weights are loaded."""
-    if config.kv_cache_memory is not None or device.type != "cuda":
-        return host_kv_budget(config)
-    free, total = _gpu_memory(device)
+    if memory.total is None:
+        return _GIB if memory.free is None else min(memory.free // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
+    free, total = memory.free or 0, memory.total
     budget = int(total * config.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
     if budget <= 0:
         raise ConfigError(
-            f"no GPU memory is left for the KV cache: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are free with the "
-            f"weights loaded, and --gpu-memory-utilization {config.gpu_memory_utilization} keeps "
+            f"no GPU memory is left for the KV cache: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are free beside the "
+            f"weights, and --gpu-memory-utilization {config.gpu_memory_utilization} keeps "
             f"{(1 - config.gpu_memory_utilization) * total / _GIB:.1f} GiB of them; raise it, or free the GPU"
         )
     return budget
@@ -147,16 +144,18 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     return tokens * widest * 4 + rows * model.vocab_size * 4 * 4 + _GIB // 2
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory of a device that is free now, where that is known."""
-    return _gpu_memory(device)[0] if device.type == "cuda" else free_host_bytes()
-
-
-def _gpu_memory(device: torch.device) -> tuple[int, int]:
-    """Free and total bytes."""
+def memory_of(device: torch.device) -> DeviceMemory:
+    """What is free now."""
+    if device.type != "cuda":
+        return host_memory()
     import torch
 
-    return torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(free, total)
+
+
+def host_memory() -> DeviceMemory:
+    return DeviceMemory(free_host_bytes())
 
 
 def free_host_bytes() -> int | None:

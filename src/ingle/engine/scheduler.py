@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from ingle.engine.pages import PagePool
 from ingle.engine.prefix import extend_hashes
 from ingle.engine.waiting import WaitingQueue
-from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenIds, TokenLogprobs
+from ingle.request import EngineOutput, EngineRequest, FinishReason, Sampling, TokenIds, TokenLogprobs
 from ingle.step import Admission, Chunk, Limits, Step, StepResult
 
 _MANY_DECODES = 128
@@ -35,7 +35,7 @@ class Sequence:
     """One request inside the engine."""
 
     id: str
-    sampling: SamplingParams
+    sampling: Sampling
     token_ids: TokenIds
     """Prompt, then every generated token whose value is known."""
     num_prompt_tokens: int
@@ -203,8 +203,8 @@ class Scheduler:
         decodes, prefills = [], []
         for seq in self.running:
             remaining = seq.num_to_compute
-            if seq.num_drafted:
-                continue
+            if seq.num_drafted or (seq.num_sampled_ahead and self._may_draft(seq)):
+                continue  # what follows is known once those steps are retired
             if remaining == 1 and seq.num_tokens > seq.num_prompt_tokens:
                 if seq.num_tokens < seq.max_num_tokens:  # otherwise its last token is in flight
                     decodes.append(seq)
@@ -252,12 +252,16 @@ class Scheduler:
             self._chunk(plan, seq, 1, drafts)
 
     def _drafts(self, seq: Sequence, most: int) -> list[int]:
-        """Guesses of what follows, whose values are known up to the last and whose draws no count or mask decides."""
-        if self.drafter is None or seq.masked or seq.num_sampled_ahead or seq.sampling.penalized:
+        """Guesses of what follows, in pages that the sequence has."""
+        if self.drafter is None or not self._may_draft(seq):
             return []
         held = len(seq.page_ids) * self.limits.page_size - seq.num_tokens
         most = min(most, held, seq.max_num_tokens - seq.num_tokens - 1)
         return self.drafter(seq.token_ids, most)[:most] if most > 0 else []
+
+    def _may_draft(self, seq: Sequence) -> bool:
+        """Whether somebody guesses what follows: not where a mask or a count of all tokens before decides a draw."""
+        return self.drafter is not None and not seq.masked and not seq.sampling.penalized
 
     def _grow(self, plan: Plan, seq: Sequence) -> None:
         if self._lacks_page(seq):

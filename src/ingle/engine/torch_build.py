@@ -1,10 +1,9 @@
-"""What `build` brings together for models that PyTorch runs: on a GPU, by transformers' code, or as asked for."""
+"""Loads a model for PyTorch to run: on a GPU, by transformers' code, or where ingle's CPU kernels do not."""
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,21 +11,19 @@ from ingle.config import EngineConfig
 from ingle.device.kernel_choice import multiplies_bfloat16
 from ingle.device.torch.device import TorchDevice
 from ingle.engine.facts import EngineFacts
-from ingle.engine.memory import free_bytes, kv_budget, plan_memory, wanted_length
-from ingle.engine.parts import Parts, Startup
+from ingle.engine.memory import MemoryPlan, kv_budget, memory_of, plan_memory
+from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
 from ingle.errors import ConfigError
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
-from ingle.model.decoder import Decoder
 from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
 from ingle.model.interface import Model
 from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
-from ingle.model.sizes import WeightSizes
-from ingle.weights.formats import PlainFormat, total_size
-from ingle.weights.gguf import GgufFile
-from ingle.weights.source import WeightSource, open_source
+from ingle.model.sizes import ModelConfig, WeightSizes
+from ingle.weights.formats import PlainFormat
+from ingle.weights.matrix import total_size
 
 _DTYPES = {
     "half": torch.float16,
@@ -37,99 +34,114 @@ _DTYPES = {
 }
 
 
-def build_parts(
-    config: EngineConfig,
-    path: Path,
-    gguf: GgufFile | None,
-    decoder: DecoderConfig | None,
-    hf_config: dict[str, Any],
-    device_type: str,
-    startup: Startup,
-) -> Parts:
-    """`gguf` is the file at `path` if it is one.
+class TorchRunner:
+    """What is decided before a model is loaded: the device, and whether ingle's CPU kernels help."""
 
-    `decoder` is the model as one of ingle's own families; None leaves it to transformers' code.
-    """
-    device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or threads.default_count())
-    plan = decoder if decoder is not None else _plan_fallback(config, path, hf_config)
-    dtype, dtype_notices = pick_dtype(config, hf_config, device)
-    with startup.phase("weights", f"loading weights of {plan.family} on {device}"):
-        source = open_source(path, config.load_format, config.seed, gguf=gguf)
-        with contextlib.closing(source):
-            check_head(path, hf_config, source, "lm_head" if decoder is None else decoder.names.lm_head)
-            stored_types = source.stored_types
-            model, stored_notices = _load(config, plan, source, dtype, device)
-    if device.type == "cpu" and library.started():
-        library.settle_memory()
-    with startup.phase("kv_cache", "allocating the KV cache"):
-        on_gpu, budget = device.type == "cuda", kv_budget(config, model.config, device)
-        memory = plan_memory(
-            config,
-            model.config,
+    def __init__(self, config: EngineConfig, device_type: str, *, our_kernels: bool) -> None:
+        self._config = config
+        self._our_kernels = our_kernels
+        self._device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
+        if not self._on_gpu:
+            torch.set_num_threads(config.threads or threads.default_count())
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def load(self, files: ModelFiles, startup: Startup) -> tuple[Numerics, Loaded]:
+        """Plans memory, reads the weights, and allocates the KV cache.
+
+        Of a model that transformers' code runs only that code knows the sizes: there memory is planned when the weights
+        are loaded.
+        """
+        dtype, dtype_notices = pick_dtype(self._config, files.hf_config, self._device)
+        numerics = self._numerics(dtype, dtype_notices)
+        if files.decoder is None:
+            model, memory, stored_types, notices = self._load_fallback(files, dtype, numerics, startup)
+        else:
+            model, memory, stored_types, notices = self._load_decoder(files, files.decoder, dtype, numerics, startup)
+        if not self._on_gpu and library.started():
+            library.settle_memory()
+        with startup.phase("kv_cache", "allocating the KV cache"):
+            use_graphs = self._on_gpu and not self._config.enforce_eager
+            device = TorchDevice(model, memory.limits, memory.num_pages, self._device, dtype, use_graphs=use_graphs)
+        facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv_itemsize=numerics.kv_itemsize)
+        name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
+        factors = frozenset((numerics.product_dtype,))
+        return numerics, Loaded(device, name, facts, memory, stored_types, factors, tuple(notices))
+
+    def _numerics(self, dtype: torch.dtype, notices: list[str]) -> Numerics:
+        ours = self._our_kernels and dtype == torch.float32
+        beside = " and Triton's" if self._on_gpu else " and ingle's" if ours else ""
+        return Numerics(
+            kv_dtype=_name(dtype),
             kv_itemsize=dtype.itemsize,
-            on_gpu=on_gpu,
-            budget=budget,
-            free=free_bytes(device),
+            product_dtype=_name(dtype),
+            float_itemsize=dtype.itemsize,
+            kept_types=frozenset(),
+            kernels=f"PyTorch's{beside}",
+            notices=tuple(notices),
         )
-        if isinstance(model, Decoder) and memory.limits.max_model_len < model.max_model_len:
-            model = model.with_length(memory.limits.max_model_len)
-        runs_on = TorchDevice(
-            model, memory.limits, memory.num_pages, device, dtype,
-            use_graphs=on_gpu and not config.enforce_eager,
-        )  # fmt: skip
-    return Parts(
-        runs_on=runs_on,
-        facts=EngineFacts(model.config, _sizes(model), on_gpu=on_gpu, kv_itemsize=dtype.itemsize),
-        memory=memory,
-        stored_types=stored_types,
-        kept_types=frozenset(),
-        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        dtype=_name(dtype),
-        product_dtype=_name(dtype),
-        factors=frozenset((_name(dtype),)),
-        kernels=_kernels(config, device, dtype),
-        notices=(
-            *((plan.notice, *plan.unknown_keys) if isinstance(plan, FallbackPlan) else ()),
-            *stored_notices,
-            *dtype_notices,
-        ),
-    )
+
+    def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
+        left = memory_of(self._device).beside(weight_bytes)
+        budget = kv_budget(self._config, model, left)
+        return plan_memory(
+            self._config, model, kv_itemsize=numerics.kv_itemsize, on_gpu=self._on_gpu, budget=budget, free=left.free
+        )
+
+    def _load_decoder(
+        self, files: ModelFiles, decoder: DecoderConfig, dtype: torch.dtype, numerics: Numerics, startup: Startup
+    ) -> _LoadedModel:
+        with contextlib.closing(files.open(self._config)) as source:
+            check_head(files.path, files.hf_config, source, decoder.names.lm_head)
+            decoder, notices = as_stored(decoder, source)
+            stored_types = source.stored_types
+            memory = self._plan(decoder, numerics, numerics.weight_bytes(decoder, stored_types))
+            with startup.phase("weights", f"loading weights of {decoder.family} on {self._device}"):
+                model = load_decoder(
+                    decoder,
+                    source,
+                    matrices=PlainFormat(dtype, self._device),
+                    dtype=dtype,
+                    device=self._device,
+                    max_model_len=memory.limits.max_model_len,
+                )
+        return _LoadedModel(model, memory, stored_types, notices)
+
+    def _load_fallback(
+        self, files: ModelFiles, dtype: torch.dtype, numerics: Numerics, startup: Startup
+    ) -> _LoadedModel:
+        config, plan = self._config, _plan_fallback(self._config, files)
+        with startup.phase("weights", f"loading weights of {plan.family} on {self._device}"):
+            with contextlib.closing(files.open(config)) as source:
+                check_head(files.path, files.hf_config, source, "lm_head")
+                stored_types = source.stored_types
+            model, notices = load_fallback(
+                plan,
+                dtype=dtype,
+                device=self._device,
+                max_model_len=config.max_model_len,
+                dummy_seed=config.seed if config.load_format == "dummy" else None,
+            )
+        memory = self._plan(model.config, numerics, weight_bytes=0)
+        return _LoadedModel(model, memory, stored_types, [plan.notice, *plan.unknown_keys, *notices])
 
 
-def _plan_fallback(config: EngineConfig, path: Path, hf_config: dict[str, Any]) -> FallbackPlan:
+class _LoadedModel(NamedTuple):
+    model: Model
+    memory: MemoryPlan
+    stored_types: dict[str, int]
+    notices: list[str]
+
+
+def _plan_fallback(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
     if config.rope_scaling is not None or config.rope_theta is not None:
         raise ConfigError(
-            f"--rope-scaling and --rope-theta: model_type {hf_config['model_type']!r} is run by transformers' code, "
-            "which they do not reach; write rope_scaling or rope_theta into its config.json"
+            f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by transformers' "
+            "code, which they do not reach; write rope_scaling or rope_theta into its config.json"
         )
-    return plan_fallback(path, hf_config, trust_remote_code=config.trust_remote_code)
-
-
-def _load(
-    config: EngineConfig,
-    plan: DecoderConfig | FallbackPlan,
-    source: WeightSource,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Model, list[str]]:
-    """The model, and what to tell the user of it."""
-    if isinstance(plan, FallbackPlan):
-        seed = config.seed if config.load_format == "dummy" else None
-        return load_fallback(plan, dtype=dtype, device=device, max_model_len=config.max_model_len, dummy_seed=seed)
-    plan, notices = as_stored(plan, source)
-    length = wanted_length(config, plan, kv_budget(config, plan, device), dtype.itemsize)
-    matrices = PlainFormat(dtype, device)
-    return load_decoder(plan, source, matrices=matrices, dtype=dtype, device=device, max_model_len=length), notices
-
-
-def _kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """Whose run, for people."""
-    if device.type == "cuda":
-        return "PyTorch's and Triton's"
-    beside = config.cpu_kernels == "auto" and library.started() and dtype == torch.float32
-    return "PyTorch's and ingle's" if beside else "PyTorch's"
+    return plan_fallback(files.path, files.hf_config, trust_remote_code=config.trust_remote_code)
 
 
 def _sizes(model: Model) -> WeightSizes:

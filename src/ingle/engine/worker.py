@@ -67,13 +67,6 @@ def _num_taken(chunk: Chunk, drawn: list[int]) -> int:
 
 
 def _entries(rows: LogprobRows, taken: slice, num_alternatives: int) -> Iterator[TokenLogprobs]:
-    columns = zip(
-        rows.token_ids[taken].tolist(),
-        rows.chosen[taken].tolist(),
-        rows.ranks[taken].tolist(),
-        rows.top_ids[taken, :num_alternatives].tolist(),
-        rows.top_logprobs[taken, :num_alternatives].tolist(),
-        strict=True,
-    )
-    for token_id, logprob, rank, top_ids, top_logprobs in columns:
-        yield TokenLogprobs.ranked(token_id, logprob, rank, top_ids, top_logprobs)
+    columns = slice(1 + num_alternatives)
+    token_ids, values = rows.token_ids[taken, columns].tolist(), rows.values[taken, columns].tolist()
+    return map(TokenLogprobs, token_ids, values, rows.ranks[taken].tolist())

@@ -16,10 +16,39 @@ if TYPE_CHECKING:
     import torch
 
     from ingle.kernels.batch import Batch
+    from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
 class Kernels(Protocol):
-    """Shapes and meaning are documented in `ingle.kernels.reference` and `reference_latent`."""
+    """Shapes and meaning are documented in `ingle.kernels.reference`, `reference_latent` and `reference_sampling`.
+
+    A decoder layer is four operators over a `Flow`, each with what a device can fuse to a matrix product:
+
+        q = project_and_store(flow, qkv, rotation)            norm, project, rotate, write keys and values
+        attended = paged_attention(q, ...)
+        flow = project_and_add(attended, out, flow, norm)     project, add, begin the next norm
+        flow = project_and_add(project_gated(flow, gate_up, activation), down, flow, next_norm)
+
+    What stands between them takes `normed` rows and gives back by `add`. The plain operators below them are what the
+    reference composes them of, and what parts of a layer with a shape of their own use.
+    """
+
+    def normed(self, flow: Flow) -> torch.Tensor: ...
+
+    def project_and_store(self, flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor: ...
+
+    def paged_attention(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions
+    ) -> torch.Tensor: ...
+
+    def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor: ...
+
+    def project_and_add(
+        self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
+    ) -> Flow: ...
+
+    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow: ...
 
     def locate(
         self,
@@ -77,10 +106,6 @@ class Kernels(Protocol):
         kv_slots: torch.Tensor,
     ) -> torch.Tensor: ...
 
-    def paged_attention(
-        self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions
-    ) -> torch.Tensor: ...
-
     def store_latent(
         self,
         down: torch.Tensor,
@@ -103,11 +128,11 @@ class Kernels(Protocol):
         logits: torch.Tensor,
         slots: torch.Tensor,
         positions: torch.Tensor,
-        floats: torch.Tensor,
-        ints: torch.Tensor,
-        *,
-        filtered: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+        tables: SamplingTables,
+        features: Features,
+    ) -> Samples: ...
+
+    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> Logprobs: ...
 
 
 def of(x: torch.Tensor) -> Kernels:

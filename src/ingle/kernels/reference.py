@@ -7,14 +7,18 @@ A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values; in w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ingle.kernels.batch import Batch
+from ingle.kernels.flow import Flow, Norm, Projection, Rotation
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.kernels.reference_latent import latent_attention as latent_attention
 from ingle.kernels.reference_latent import store_latent as store_latent
+from ingle.kernels.reference_sampling import logprobs as logprobs
+from ingle.kernels.reference_sampling import sample as sample
 
 
 def locate(
@@ -167,6 +171,54 @@ def rotate_and_store(
     return rotate(q, cos_sin)
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A layer's operators, composed of plain ones: what a device has where it fuses nothing."""
+
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    add_rms_norm: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+    ]
+    rotate_and_store: Callable[
+        [torch.Tensor, int, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, torch.Tensor, torch.Tensor],
+        torch.Tensor,
+    ]
+
+    def normed(self, flow: Flow) -> torch.Tensor:
+        """The rows with their norm, [T, E]: for what is no product, or one of a shape of its own."""
+        if flow.squares is None and flow.values is not None:
+            return flow.values
+        return self.rms_norm(flow.residual, flow.norm.weight, flow.norm.eps)
+
+    def project_and_store(self, flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor:
+        """Norm, project, rotate, store: the queries [T, Hq, D]; keys and values go to the layer's cache.
+
+        The projection is to (Hq + 2 Hkv) * D: queries, keys, values, of which `rotate_and_store` makes the rest.
+        """
+        return self.rotate_and_store(projection.weight.multiply(self.normed(flow), projection.bias), *rotation)
+
+    def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor:
+        """Norm, project to [T, 2 * I] with the gate in the first half, and activation(gate) * up: [T, I]."""
+        return projection.weight.multiply_gated(self.normed(flow), projection.bias, activation)
+
+    def project_and_add(
+        self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
+    ) -> Flow:
+        """`add` of the projection of x [T, K] to [T, E]."""
+        return self.add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm)
+
+    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow:
+        """The flow with x [T, E] added, on its way to `norm`; with `post_norm`, of equal eps, x is normed first."""
+        post_weight = None if post_norm is None else post_norm.weight
+        values, residual = self.add_rms_norm(x, flow.residual, norm.weight, norm.eps, post_weight)
+        return Flow(residual, norm, values)
+
+
+composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
+normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
+project_and_add, add = composed.project_and_add, composed.add
+
+
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
     """Causal attention of each token to the cached keys of its own sequence: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
@@ -245,82 +297,3 @@ def _attend(
     scores = options.softcap * torch.tanh(scores / options.softcap)
     weights = scores.masked_fill(~mask[:, :, None], float("-inf")).softmax(-1).to(q.dtype)
     return (weights @ v[:, :, None]).flatten(1, 2)
-
-
-def sample(
-    logits: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    floats: torch.Tensor,
-    ints: torch.Tensor,
-    *,
-    filtered: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids int64 [R] and whether each row was finite, bool [R], for logits [R, vocab] of any float type.
-
-    Whatever the row of logits was, the token is one of the vocabulary.
-
-    slots, positions: int64 [R]. floats: float32 [S, 3], temperature, top_p and min_p of each slot. ints: int64 [S, 2],
-    seed and top_k. Without `filtered`, top_k, top_p and min_p are not looked at.
-
-    The filters are thresholds on probability, so equally likely tokens stay or go together. The draw is the inverse of
-    the cumulative distribution, in the order of token ids, at a number that only seed and position decide.
-    """
-    token_ids = logits.argmax(dim=-1)
-    draw_into(token_ids, logits, slots, positions, floats, ints, filtered=filtered)
-    return token_ids, logits.sum(dim=-1, dtype=torch.float32).isfinite()
-
-
-def draw_into(
-    token_ids: torch.Tensor,
-    logits: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    floats: torch.Tensor,
-    ints: torch.Tensor,
-    *,
-    filtered: bool,
-) -> None:
-    """The part of `sample` that is random: overwrites the token ids of rows with a temperature above 0."""
-    drawn = (floats[slots, 0] > 0).nonzero()[:, 0]
-    if not len(drawn):
-        return
-    rows = slots[drawn]
-    temperature, top_p, min_p = floats[rows].unbind(1)
-    seeds, top_k = ints[rows].unbind(1)
-    chosen = logits[drawn].float()
-    # Relative to the largest, so that a tiny temperature cannot overflow.
-    probs = torch.softmax((chosen - chosen.amax(dim=-1, keepdim=True)) / temperature[:, None], dim=-1)
-    if filtered:
-        probs = probs.masked_fill(probs < _least_probability(probs, top_k, top_p, min_p)[:, None], 0.0)
-    cumulative = probs.double().cumsum(dim=-1)
-    target = uniform(seeds, positions[drawn]) * cumulative[:, -1]
-    # The first token whose cumulative probability exceeds the target; such a token has a probability above 0.
-    found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    token_ids[drawn] = found.clamp_(max=logits.shape[1] - 1)
-
-
-def _least_probability(
-    probs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
-) -> torch.Tensor:
-    """The least probability [N] that passes top-k, then top-p of what that leaves, and min-p."""
-    ordered = probs.sort(dim=-1, descending=True).values
-    kth = ordered.gather(1, (top_k - 1)[:, None])[:, 0]
-    kept = ordered.masked_fill(ordered < kth[:, None], 0.0)
-    before = kept.double().cumsum(dim=-1) - kept  # mass of the likelier tokens
-    num_kept = (before < (top_p * kept.sum(dim=-1))[:, None]).sum(dim=-1).clamp(min=1)
-    nucleus = ordered.gather(1, (num_kept - 1)[:, None])[:, 0]
-    return torch.maximum(torch.maximum(kth, nucleus), min_p * ordered[:, 0])
-
-
-def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """float64 in [0, 1) for each (seed, position), int64 [N]: SplitMix64's finalizer (Steele et al., 2014)."""
-    x = seeds + (positions + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
-    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return _shift_right(x ^ _shift_right(x, 31), 11).double() * 2.0**-53
-
-
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift of int64, which PyTorch shifts arithmetically."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

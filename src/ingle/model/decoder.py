@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,14 +9,14 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.batch import Batch
-from ingle.model import few_rows
+from ingle.kernels.flow import Flow, LayerCache
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
 from ingle.model.moe import SparseMoe
 from ingle.model.rope import cos_sin_tables
 from ingle.model.sizes import Mixture
-from ingle.weights.formats import Weight, total_size
+from ingle.weights.matrix import Weight, total_size
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,12 @@ class DecoderLayer:
     mlp_post_norm: RMSNorm | None
     rope: int
     """Which of the decoder's rotations."""
+
+    def __call__(self, flow: Flow, cos_sin: torch.Tensor, cache: LayerCache, norm: RMSNorm) -> Flow:
+        """The flow after this layer, on its way to `norm`. cos_sin: float32 [T, rotary_dim]."""
+        attended = self.attention(flow, cos_sin, cache)
+        flow = self.attention.out.add_to(flow, attended, self.mlp_norm, self.attention_post_norm)
+        return self.mlp.add_to(flow, norm, self.mlp_post_norm)
 
     def parameters(self) -> Iterator[Parameter]:
         for part in (
@@ -53,8 +58,6 @@ class Decoder:
     lm_head: Linear
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
-    fused_rows: int = 0
-    """Steps of up to so many rows go through `few_rows`."""
     capturable: bool = True
 
     @property
@@ -62,27 +65,17 @@ class Decoder:
         """The longest sequence that there are rotations for."""
         return len(self.cos_sin[0])
 
-    def with_length(self, max_model_len: int) -> Decoder:
-        """The same decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        return dataclasses.replace(self, cos_sin=rotations(self.config, max_model_len, self.cos_sin[0].device))
-
     def forward(self, batch: Batch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
 
         kv_cache: [num_layers, sides, num_pages, page_size, heads, dim], as the config's `kv_layout` says.
         """
-        if len(batch.token_ids) <= self.fused_rows:
-            return few_rows.forward(self, batch, kv_cache)
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
-        residual = self.embed(batch.token_ids)
-        x = self.layers[0].input_norm(residual)
-        for index, layer in enumerate(self.layers):
-            if index:
-                x, residual = layer.input_norm.add(x, residual, self.layers[index - 1].mlp_post_norm)
-            x = layer.attention(x, cos_sin[layer.rope], kv_cache[index], batch)
-            x, residual = layer.mlp_norm.add(x, residual, layer.attention_post_norm)
-            x = layer.mlp(x)
-        return self.norm.add(x, residual, self.layers[-1].mlp_post_norm)[0]
+        flow = Flow(self.embed(batch.token_ids), self.layers[0].input_norm)
+        norms = (*(layer.input_norm for layer in self.layers[1:]), self.norm)
+        for index, (layer, norm) in enumerate(zip(self.layers, norms, strict=True)):
+            flow = layer(flow, cos_sin[layer.rope], LayerCache(kv_cache[index], batch), norm)
+        return kernels.of(flow.residual).normed(flow)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T, E]"""
@@ -103,8 +96,7 @@ class Decoder:
         if self.config.moe is None:
             return None
         router = self.config.moe.router
-        mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
-        num_parameters, num_bytes = total_size(part for mixture in mixtures for part in mixture.experts.parameters())
+        num_parameters, num_bytes = total_size(part for layer in self.layers for part in layer.mlp.expert_parameters())
         return Mixture(router.num_experts, router.top_k, num_parameters, num_bytes)
 
     def parameters(self) -> Iterator[Parameter]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,10 @@ from ingle.kernels.options import AttentionOptions
 from ingle.model.config_keys import unknown_keys
 from ingle.model.registry import FAMILIES
 from ingle.model.sizes import KvLayout, Mixture
-from ingle.weights.formats import PlainWeight
+from ingle.weights.matrix import Weight
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _ATTENTION = "ingle_paged"
 _SAME = 0.02
@@ -78,9 +81,8 @@ class FallbackPlan:
     """A checkpoint that transformers can run, looked at but not loaded."""
 
     path: Path
-    hf_config: Any
-    """transformers' own configuration object."""
-    model_class: Any
+    hf_config: PretrainedConfig
+    model_class: type[PreTrainedModel]
     trust_remote_code: bool
     max_position_embeddings: int
     unknown_keys: tuple[str, ...] = ()
@@ -165,11 +167,11 @@ class TransformersModel:
     """A `Model` whose forward is transformers'."""
 
     config: FallbackConfig
-    embedding: PlainWeight
-    head: PlainWeight
-    body: Any
+    embedding: Weight
+    head: Weight
+    body: torch.nn.Module
     """The decoder without its head."""
-    to_logits: Any
+    to_logits: PreTrainedModel
     """The class for language modelling with its decoder taken out: whatever it does to logits is done here too."""
     capturable: bool = False
     mixture: Mixture | None = None
@@ -227,11 +229,11 @@ def load_fallback(
     if embedding is None or head is None:
         raise ModelError(f"{plan.path}: {plan.model_class.__name__} has no matrix of embeddings, or none of its head")
     body = _take_out_decoder(model)
-    table = PlainWeight(embedding.weight)
+    table = Weight.of(embedding.weight)
     loaded = TransformersModel(
         config=_probe(plan, body, model, device),
         embedding=table,
-        head=table if head.weight is embedding.weight else PlainWeight(head.weight),
+        head=table if head.weight is embedding.weight else Weight.of(head.weight),
         body=body,
         to_logits=model,
     )
@@ -263,7 +265,7 @@ def _keys_of(kind: str) -> set[str] | None:
     return {*config.to_dict(), *text.to_dict(), *config.attribute_map, *text.attribute_map}
 
 
-def _hf_config(path: Path, config: Mapping[str, Any], trust_remote_code: bool) -> Any:
+def _hf_config(path: Path, config: Mapping[str, Any], trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig, __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -279,28 +281,34 @@ def _hf_config(path: Path, config: Mapping[str, Any], trust_remote_code: bool) -
         if any("--" in str(reference) for reference in auto_map.values()):
             raise ModelError(f"{path}: auto_map names code in another repository; only the folder's own is run")
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+        made: PretrainedConfig = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=True
+        )
     except Exception as error:  # a configuration class may raise anything about values that it does not like
         raise ModelError(f"{path}: transformers cannot use config.json: {error}") from error
+    return made
 
 
-def _model_class(path: Path, hf_config: Any, trust_remote_code: bool) -> Any:
+def _model_class(path: Path, hf_config: PretrainedConfig, trust_remote_code: bool) -> type[PreTrainedModel]:
     from transformers import AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    known = AutoModelForCausalLM._model_mapping
+    known: Any = AutoModelForCausalLM._model_mapping
+    found: type[PreTrainedModel]
     if type(hf_config) in known:
-        return known[type(hf_config)]
+        found = known[type(hf_config)]
+        return found
     reference = getattr(hf_config, "auto_map", {}).get("AutoModelForCausalLM")
     if trust_remote_code and reference:
-        return get_class_from_dynamic_module(reference, path, local_files_only=True)
+        found = get_class_from_dynamic_module(reference, path, local_files_only=True)
+        return found
     raise ModelError(
         f"{path}: model_type {hf_config.model_type!r} is no decoder-only language model: transformers has no "
         "AutoModelForCausalLM for it"
     )
 
 
-def _check_pageable(path: Path, config: Any, model_class: Any) -> None:
+def _check_pageable(path: Path, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> None:
     """What can be known without loading; `_Probe` sees the rest."""
     name = model_class.__name__
     if config.is_encoder_decoder:
@@ -312,7 +320,7 @@ def _check_pageable(path: Path, config: Any, model_class: Any) -> None:
         raise ModelError(f"{path}: {name} has layers of type {', '.join(sorted(other))}, which pages do not hold")
 
 
-def _context(hf_config: Any) -> int:
+def _context(hf_config: PretrainedConfig) -> int:
     """The longest context whose rotary angles do not depend on what else is in the batch.
 
     transformers picks LongRoPE's factors by the longest sequence of a forward, and so for all of them.
@@ -354,7 +362,7 @@ def _attention(
     return _step.get().attend(module, q, k, v, options)[None], None
 
 
-def _hidden(body: Any, token_ids: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
+def _hidden(body: torch.nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
     before = _step.set(step)
     try:
         output = body(input_ids=token_ids[None], position_ids=positions[None], use_cache=False, return_dict=True)
@@ -371,7 +379,8 @@ def _made_by_transformers(plan: FallbackPlan, dtype: torch.dtype, dummy_seed: in
             return _read_model(plan, dtype)
         torch.manual_seed(dummy_seed)
         plan.hf_config._attn_implementation = _ATTENTION
-        return plan.model_class._from_config(plan.hf_config, dtype=dtype), []
+        from_config: Any = plan.model_class._from_config
+        return from_config(plan.hf_config, dtype=dtype), []
     except ModelError:
         raise
     except Exception as error:  # transformers raises what its many models and readers raise
@@ -384,8 +393,9 @@ def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> tuple[Any, list[str]]
 
     A head that is stored and differs from the embedding it uses, whatever the configuration says.
     """
+    read: Any = plan.model_class.from_pretrained
     with quiet_transformers():
-        model, report = plan.model_class.from_pretrained(
+        model, report = read(
             plan.path,
             config=plan.hf_config,
             dtype=dtype,
@@ -411,9 +421,10 @@ def _read_model(plan: FallbackPlan, dtype: torch.dtype) -> tuple[Any, list[str]]
     return model, []
 
 
-def tie_missing_head(model: Any, missing: set[str]) -> bool:
+def tie_missing_head(model: PreTrainedModel, missing: set[str]) -> bool:
     """Has the embedding take the place of a head that is among the missing tensors, and takes it out of them."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     names = [name for name, module in model.named_modules() if module is head and head is not None]
     if embedding is None or not names or f"{names[0]}.weight" not in missing:
         return False
@@ -436,19 +447,20 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _take_out_decoder(model: Any) -> Any:
+def _take_out_decoder(model: Any) -> torch.nn.Module:
     """The decoder in a class for language modelling, which is left with its head."""
     body = model.get_decoder()
     for parent in model.modules():
         for name, child in parent.named_children():
             if child is body:
                 setattr(parent, name, _GivenStates())
-                return body
+                decoder: torch.nn.Module = body
+                return decoder
     raise ModelError(f"{type(model).__name__} does not keep its decoder apart from its head")
 
 
 @torch.inference_mode()
-def _probe(plan: FallbackPlan, body: Any, head: Any, device: torch.device) -> FallbackConfig:
+def _probe(plan: FallbackPlan, body: torch.nn.Module, head: PreTrainedModel, device: torch.device) -> FallbackConfig:
     """Runs three tokens, and learns the sizes that configurations name in many ways."""
     name, probe, rows = plan.model_class.__name__, _Probe(), torch.arange(3, device=device)
     try:

@@ -9,7 +9,7 @@ import torch
 
 from ingle.kernels.batch import Batch
 from ingle.model.sizes import Mixture, ModelConfig
-from ingle.weights.formats import Weight
+from ingle.weights.matrix import Weight
 
 
 class Model(Protocol):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.kernels.batch import Batch
+from ingle.kernels.flow import Flow, LayerCache, Rotation
 from ingle.kernels.options import Activation, AttentionOptions
-from ingle.weights.formats import Weight
+from ingle.weights.matrix import Weight
 
 Parameter = torch.Tensor | Weight
 
@@ -24,6 +24,10 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight.multiply(x, self.bias)
+
+    def add_to(self, flow: Flow, x: torch.Tensor, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
+        """What it makes of x added to the flow, on its way to `norm`; with `post_norm`, through that first."""
+        return kernels.of(x).project_and_add(x, self, flow, norm, post_norm)
 
     def parameters(self) -> Iterator[Parameter]:
         yield self.weight
@@ -40,13 +44,6 @@ class RMSNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.of(x).rms_norm(x, self.weight, self.eps)
-
-    def add(
-        self, x: torch.Tensor, residual: torch.Tensor, post_norm: RMSNorm | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of x + residual, and that sum; with `post_norm`, of equal eps, x goes through that first."""
-        post_weight = None if post_norm is None else post_norm.weight
-        return kernels.of(x).add_rms_norm(x, residual, self.weight, self.eps, post_weight)
 
     def parameters(self) -> Iterator[Parameter]:
         yield self.weight
@@ -65,17 +62,24 @@ class Attention:
     query_factors: torch.Tensor | None = None
     """float32 [max_model_len]: what rotated queries are multiplied by, by position."""
 
-    def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """x [T, E], cos_sin [T, rotary_dim], kv_cache as `ingle.kernels.reference` has it, to [T, E]."""
-        run = kernels.of(x)
-        q_norm, k_norm = (norm.weight if norm is not None else None for norm in (self.q_norm, self.k_norm))
-        eps = self.q_norm.eps if self.q_norm is not None else 0.0
-        q = run.rotate_and_store(
-            self.qkv(x), self.num_heads, cos_sin, q_norm, k_norm, eps, kv_cache, batch.kv_slots
-        )  # fmt: skip
+    def __call__(self, flow: Flow, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+        """What each token attends to, before the projection `out`: [T, Hq * D]. cos_sin: [T, rotary_dim]."""
+        run = kernels.of(flow.residual)
+        q = run.project_and_store(flow, self.qkv, self._rotation(cos_sin, cache))
         if self.query_factors is not None:
-            q = q * self.query_factors[batch.inputs.positions].to(q.dtype)[:, None, None]
-        return self.out(run.paged_attention(q, kv_cache, batch, self.options).flatten(1))
+            q = q * self.query_factors[cache.batch.inputs.positions].to(q.dtype)[:, None, None]
+        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options).flatten(1)
+
+    def _rotation(self, cos_sin: torch.Tensor, cache: LayerCache) -> Rotation:
+        return Rotation(
+            num_heads=self.num_heads,
+            cos_sin=cos_sin,
+            q_norm=None if self.q_norm is None else self.q_norm.weight,
+            k_norm=None if self.k_norm is None else self.k_norm.weight,
+            eps=0.0 if self.q_norm is None else self.q_norm.eps,
+            kv_cache=cache.kv_cache,
+            kv_slots=cache.kv_slots,
+        )
 
     def parameters(self) -> Iterator[Parameter]:
         for part in (self.qkv, self.out, self.q_norm, self.k_norm):
@@ -90,7 +94,16 @@ class GatedMLP:
     activation: Activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, E] to [T, E]"""
         return self.down(self.gate_up.weight.multiply_gated(x, self.gate_up.bias, self.activation))
+
+    def add_to(self, flow: Flow, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
+        """What it makes of the flow's normed rows, added to it on its way to `norm`, through `post_norm` if given."""
+        inner = kernels.of(flow.residual).project_gated(flow, self.gate_up, self.activation)
+        return self.down.add_to(flow, inner, norm, post_norm)
+
+    def expert_parameters(self) -> Iterator[Parameter]:
+        return iter(())
 
     def parameters(self) -> Iterator[Parameter]:
         yield from self.gate_up.parameters()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
 
-from ingle.model import few_rows
 from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer, rotations
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
@@ -47,7 +45,7 @@ def load_decoder(
             ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", config.vocab_size, config.hidden_size))
         layers = tuple(threads.map(lambda index: _load_layer(config, load, index, on_device), range(config.num_layers)))
     embedding, lm_head = ends[0].result(), ends[-1].result()
-    decoder = Decoder(
+    return Decoder(
         config=config,
         embedding=embedding,
         embedding_scale=None if scale is None else float(torch.tensor(scale, dtype=dtype)),
@@ -56,7 +54,6 @@ def load_decoder(
         lm_head=Linear(lm_head),
         cos_sin=rotations(config, max_model_len, device),
     )
-    return replace(decoder, fused_rows=few_rows.max_rows(decoder))
 
 
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:

@@ -11,7 +11,8 @@ import torch
 from ingle.kernels.options import Activation
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import GatedMLP, Linear, RMSNorm
-from ingle.weights.formats import Weight, WeightFormat
+from ingle.weights.formats import WeightFormat
+from ingle.weights.matrix import Weight
 from ingle.weights.source import WeightSource, check_sizes
 
 

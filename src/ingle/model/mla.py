@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ingle import kernels
-from ingle.kernels.batch import Batch
+from ingle.kernels.flow import Flow, LayerCache
 from ingle.model.architecture import LATENT_NORM_EPS, DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
 from ingle.model.loader import Loader
@@ -49,21 +49,22 @@ class LatentAttention:
     scale: float
     """Factor on the scores."""
 
-    def __call__(self, x: torch.Tensor, cos_sin: torch.Tensor, kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """x [T, E], cos_sin [T, qk_rope_head_dim], to [T, E].
+    def __call__(self, flow: Flow, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+        """As `Attention.__call__`: [T, H * v_head_dim]. cos_sin: [T, qk_rope_head_dim].
 
-        kv_cache: the layer's, [1, num_pages, page_size, 1, kv_lora_rank + qk_rope_head_dim].
+        The layer's cache is [1, num_pages, page_size, 1, kv_lora_rank + qk_rope_head_dim].
         """
-        run, c, cache = kernels.of(x), self.config, kv_cache[0, :, :, 0]
+        run, c, latents = kernels.of(flow.residual), self.config, cache.kv_cache[0, :, :, 0]
+        x = run.normed(flow)
         q = self.queries(x).view(len(x), len(self.kv_up), -1)
         q_nope, q_rope = q.split_with_sizes((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         key_up, value_up = self.kv_up.split_with_sizes((c.qk_nope_head_dim, c.v_head_dim), dim=1)
         q_rope = run.store_latent(
-            self.kv_down(x), q_rope, self.kv_norm.weight, self.kv_norm.eps, cos_sin, cache, batch.kv_slots,
+            self.kv_down(x), q_rope, self.kv_norm.weight, self.kv_norm.eps, cos_sin, latents, cache.kv_slots,
             interleaved=c.rope_interleave,
         )  # fmt: skip
-        attended = run.latent_attention(_multiply_heads(q_nope, key_up), q_rope, cache, batch, self.scale)
-        return self.out(_multiply_heads(attended, value_up.transpose(1, 2)).flatten(1))
+        attended = run.latent_attention(_multiply_heads(q_nope, key_up), q_rope, latents, cache.batch, self.scale)
+        return _multiply_heads(attended, value_up.transpose(1, 2)).flatten(1)
 
     def parameters(self) -> Iterator[Parameter]:
         for part in (self.queries, self.kv_down, self.kv_norm, self.out):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from ingle import kernels
+from ingle.kernels.flow import Flow
 from ingle.kernels.options import Activation, RouterConfig
 from ingle.model.architecture import MoeConfig
-from ingle.model.layers import GatedMLP, Parameter
+from ingle.model.layers import GatedMLP, Parameter, RMSNorm
 from ingle.model.loader import Loader
 from ingle.model.mixture_names import mixture_names
 from ingle.weights.experts import StackedExperts
@@ -33,6 +34,7 @@ class SparseMoe:
     """[1, E]"""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, E] to [T, E]"""
         logits = F.linear(x.to(self.router.dtype), self.router)
         expert_ids, weights = kernels.of(x).route(logits, self.selection_bias, self.config)
         out = self.experts(x, expert_ids, weights, self.activation)
@@ -42,6 +44,14 @@ class SparseMoe:
         if self.shared_gate is not None:
             shared = torch.sigmoid(F.linear(x, self.shared_gate)) * shared
         return out + shared
+
+    def add_to(self, flow: Flow, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
+        """As `GatedMLP.add_to`."""
+        run = kernels.of(flow.residual)
+        return run.add(self(run.normed(flow)), flow, norm, post_norm)
+
+    def expert_parameters(self) -> Iterator[Parameter]:
+        return self.experts.parameters()
 
     def parameters(self) -> Iterator[Parameter]:
         yield self.router

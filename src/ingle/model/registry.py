@@ -11,8 +11,9 @@ from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
 from ingle.model.families import deepseek, gemma, llama, moe, phi3, qwen
 from ingle.model.families.common import knows_activation
+from ingle.weights.checked import Checked
 
-FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
+FAMILIES: dict[str, Callable[[Checked], DecoderConfig]] = {
     "deepseek_v2": deepseek.deepseek_v2,
     "deepseek_v3": deepseek.deepseek_v3,
     "gemma": gemma.gemma,
@@ -60,4 +61,4 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise ModelError(f"model_type {model_type!r} is not supported; ingle runs {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[model_type](config)
+    return FAMILIES[model_type](Checked(config, "config.json"))

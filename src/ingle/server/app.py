@@ -13,11 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ingle.server.context import ServerContext
+from ingle.server.access import Access, ApiKeyGuard, HostGuard
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
-from ingle.server.middleware import ApiKeyGuard, HostGuard, RequestScope
+from ingle.server.middleware import RequestScope
+from ingle.server.models import ModelPool
 from ingle.server.openai import chat, completions, models
+from ingle.server.queue import BodyMemory
 from ingle.version import __version__
 
 if TYPE_CHECKING:
@@ -27,26 +29,32 @@ _DESCRIPTIONS = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
 """Where FastAPI has the schema and its viewers."""
 
 
-def create_app(context: ServerContext) -> Starlette:
-    """The application that serves `context`. It opens nothing: engine and sockets are the launcher's."""
-    middleware = [Middleware(RequestScope, access_log=context.access_log)]
-    if context.allowed_hosts:
-        middleware.append(Middleware(HostGuard, allowed_hosts=context.allowed_hosts))
-    if context.api_keys:
-        middleware.append(Middleware(ApiKeyGuard, api_keys=context.api_keys))
+def create_app(
+    pool: ModelPool, access: Access, *, access_log: bool = True, unread: BodyMemory | None = None
+) -> Starlette:
+    """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
+
+    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `unread` bounds the bodies being read.
+    """
+    middleware = [Middleware(RequestScope, access_log=access_log)]
+    if access.allowed_hosts:
+        middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts))
+    if access.api_keys:
+        middleware.append(Middleware(ApiKeyGuard, api_keys=access.api_keys))
     described = Described()
     routes = [Route(endpoint.path, endpoint.answer, methods=[endpoint.method]) for endpoint in ENDPOINTS]
     routes += [Route(path, described, methods=["GET"]) for path in _DESCRIPTIONS]
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
-    app.state.context = context
+    app.state.models = pool
+    app.state.unread = BodyMemory() if unread is None else unread
     install_error_handlers(app)
     return app
 
 
 async def health(request: Request) -> Response:
     """200 while the engine takes requests, 503 with the reason otherwise. Asks for no API key."""
-    status = request.app.state.context.engine.health()
+    status = ModelPool.of(request).health()
     body = {"status": "ok" if status.ok else "unavailable", "detail": status.detail}
     return Response(msgspec.json.encode(body), 200 if status.ok else 503, media_type="application/json")
 

@@ -78,6 +78,13 @@ class StrictModel(BaseModel):
         return None
 
 
+class ModelRequest(StrictModel):
+    """What every request for an answer has, whatever its protocol."""
+
+    model: str | None = None
+    """None means the server's first model."""
+
+
 def field_error(location: tuple[str | int, ...], value: Any, error: ValueError) -> InitErrorDetails:
     return InitErrorDetails(type="value_error", loc=location, input=value, ctx={"error": error})
 

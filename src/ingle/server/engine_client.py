@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, Progress
 from ingle.errors import EngineError
-from ingle.request import EngineOutput, EngineRequest, check_token_ids
+from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
 from ingle.server.engine_process import EngineProcess
 
@@ -67,10 +67,8 @@ class EngineClient:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
-        Raises `RequestError` before the first output for token ids that the model lacks, `EngineError` when the
-        engine is gone.
+        Raises `EngineError` when the engine is gone.
         """
-        check_token_ids(request.sampling, self.info.vocab_size)
         if (reason := self.failure or self._given_up) is not None:
             raise EngineError(reason)
         queue: asyncio.Queue[EngineOutput | None] = asyncio.Queue()

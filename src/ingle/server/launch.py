@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingle import facts
-from ingle.channel import EngineInfo
 from ingle.config import EngineConfig, ServerConfig
 from ingle.errors import ConfigError, EngineError
 from ingle.hub.resolve import ModelSource, ensure_model
-from ingle.server.context import ServerContext
+from ingle.server.access import Access
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.logs import BackgroundLog
+from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import RequestQueue
 from ingle.server.stopping import Deadline, stop_while_loading
 from ingle.text.load import TextSide, load_text_side
@@ -85,15 +85,17 @@ async def _serve(
     from ingle.server.graceful import GracefulServer
 
     try:
-        model, engine = await asyncio.gather(
+        text, engine = await asyncio.gather(
             asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
             EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
         )
-        context = _context(engine, model, engine_config, server_config, sock)
-        server = GracefulServer(create_app(context), engine, _limits(server_config), deadline)
+        model = _served(engine, text, engine_config, server_config)
+        access = Access(server_config.api_key, _allowed_hosts(server_config, sock))
+        app = create_app(ModelPool([model]), access, access_log=not server_config.disable_access_log)
+        server = GracefulServer(app, engine, _limits(server_config), deadline)
         gc.freeze()
         gc.enable()
-        _announce(context, engine.info, sock, time.perf_counter() - started)
+        _announce(model, access, sock, time.perf_counter() - started)
         watcher = asyncio.create_task(_stop_with_engine(engine, server, deadline))
         try:
             await server.serve(sockets=[sock])
@@ -133,23 +135,14 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _context(
-    engine: EngineClient,
-    model: TextSide,
-    engine_config: EngineConfig,
-    server_config: ServerConfig,
-    sock: socket.socket,
-) -> ServerContext:
-    return ServerContext(
+def _served(
+    engine: EngineClient, text: TextSide, engine_config: EngineConfig, server_config: ServerConfig
+) -> ServedModel:
+    return ServedModel(
         engine=engine,
-        tokenizer=model.tokenizer,
-        chat_template=model.chat_template,
-        model_names=server_config.served_model_name or (engine_config.model,),
-        model_root=engine_config.model,
-        default_sampling=model.default_sampling,
-        api_keys=server_config.api_key,
-        allowed_hosts=_allowed_hosts(server_config, sock),
-        access_log=not server_config.disable_access_log,
+        text=text,
+        names=server_config.served_model_name or (engine_config.model,),
+        root=engine_config.model,
         queue=RequestQueue(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens),
     )
 
@@ -178,22 +171,22 @@ def _is_loopback(sock: socket.socket) -> bool:
     return (mapped or address).is_loopback
 
 
-def _announce(context: ServerContext, info: EngineInfo, sock: socket.socket, seconds: float) -> None:
-    name = context.model_names[0]
+def _announce(model: ServedModel, access: Access, sock: socket.socket, seconds: float) -> None:
+    name, info = model.name, model.info
     host, port = sock.getsockname()[:2]
-    if not _is_loopback(sock) and not context.api_keys:
+    if not _is_loopback(sock) and not access.api_keys:
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     if ipaddress.ip_address(host).is_unspecified:  # every interface: this machine reaches it by its own name
         host = "::1" if ":" in host else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    for notice in [*info.notices, *context.tokenizer.hold_against(info.vocab_size)]:
+    for notice in [*info.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
-    logger.info("%s: %s", name, facts.started(info, context.default_sampling))
-    if context.chat_template is None:
+    logger.info("%s: %s", name, facts.started(info, model.default_sampling))
+    if model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
     logger.info("ready in %.2f s (engine: %s)", seconds, phases)
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if context.api_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
     body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0.2, "max_tokens": 64}
     logger.info("base URL: %s/v1\ntry it: curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'",
                 url, url, key, json.dumps(body, ensure_ascii=False))  # fmt: skip

@@ -7,17 +7,22 @@ import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from contextlib import aclosing
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ingle.events import Answer, Event
 from ingle.heap import give_back_memory
-from ingle.request import EngineRequest
-from ingle.server.body import read_body
-from ingle.server.context import ServerContext
+from ingle.server.body import ModelRequest, parse_body, read_body
+from ingle.server.generation import Generation
+from ingle.server.models import ModelPool, ServedModel
+from ingle.server.queue import BodyMemory
 from ingle.server.streaming import EventStream, unless_disconnected
+
+BodyT = TypeVar("BodyT", bound=ModelRequest)
 
 _SMALL_BYTES = 64 << 10
 _GIVE_BACK_S = 0.5
@@ -36,58 +41,88 @@ def _give_back_soon(loop: asyncio.AbstractEventLoop) -> None:
         loop.call_soon_threadsafe(wait)
 
 
-class Answer(Protocol):
-    """A request that has been checked and tokenized, ready to run."""
+class Writer(Protocol):
+    """A request that has been checked and tokenized, ready to run, and how its protocol writes the answer."""
 
+    @property
+    def generation(self) -> Generation: ...
     @property
     def streamed(self) -> bool: ...
     @property
-    def requests(self) -> Sequence[EngineRequest]:
-        """What is asked of the engine."""
+    def end(self) -> bytes:
+        """What closes a stream."""
         ...
 
-    def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events; each item may hold several."""
+    def piece(self, events: Sequence[Event]) -> bytes:
+        """Server-sent events of what came together; empty where the protocol has nothing to say of it."""
         ...
 
-    async def whole(self) -> msgspec.Struct: ...
+    def whole(self, answer: Answer) -> msgspec.Struct:
+        """The answer that is not streamed: of the same events, all of them."""
+        ...
 
 
-async def respond(request: Request, prepare: Callable[[ServerContext, bytes], Answer]) -> Response:
+async def respond(request: Request, kind: type[BodyT], prepare: Callable[[ServedModel, BodyT], Writer]) -> Response:
     """Runs one request through: read, prepare, generate. Ends with the client's connection if that ends first.
 
-    `prepare` parses, renders and tokenizes, in a thread: every stream of the server waits for what runs on the loop,
-    and thousands of requests may come at once.
+    `prepare` gets the model that the body, which is of the `kind`, asks for. It renders and tokenizes, in a thread as
+    parsing does: every stream of the server waits for what runs on the loop, and thousands of requests may come at
+    once.
     """
-    context: ServerContext = request.app.state.context
-    with context.unread.account() as account:
+    models = ModelPool.of(request)
+    unread: BodyMemory = request.app.state.unread
+
+    def prepared(body: bytes) -> Writer:
+        parsed = parse_body(kind, body)
+        model = models.get(parsed.model)
+        model.check_engine()
+        return prepare(model, parsed)
+
+    with unread.account() as account:
         body = await read_body(request, account)
-        context.check_engine()
-        answer = await _prepared(context, body, prepare)
-        del body  # what waits for its tokens is the answer alone
-    context.queue.enter(answer.requests)
+        models.check_engines()
+        writer = await _in_thread(prepared, body)
+        del body  # what waits for its tokens is the writer alone
+    queue, requests = writer.generation.model.queue, writer.generation.requests
+    queue.enter(requests)
 
     def leave() -> None:
-        for queued in answer.requests:
-            context.queue.leave(queued.id)
+        for queued in requests:
+            queue.leave(queued.id)
 
-    if answer.streamed:
-        return EventStream(answer.events(), ended=leave)
+    if writer.streamed:
+        return EventStream(_pieces(writer), ended=leave)
     try:
-        whole = await unless_disconnected(answer.whole(), request.receive)
+        whole = await unless_disconnected(_whole(writer), request.receive)
     finally:
         leave()
     return Response(msgspec.json.encode(whole), media_type="application/json")
 
 
-async def _prepared(context: ServerContext, body: bytes, prepare: Callable[[ServerContext, bytes], Answer]) -> Answer:
+async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
+    async with aclosing(writer.generation.events()) as steps:
+        async for events in steps:
+            if piece := writer.piece(events):
+                yield piece
+    yield writer.end
+
+
+async def _whole(writer: Writer) -> msgspec.Struct:
+    answer = Answer()
+    async with aclosing(writer.generation.events()) as steps:
+        async for events in steps:
+            answer.add(events)
+    return writer.whole(answer)
+
+
+async def _in_thread(prepared: Callable[[bytes], Writer], body: bytes) -> Writer:
     loop = asyncio.get_running_loop()
     if len(body) <= _SMALL_BYTES:
-        return await loop.run_in_executor(_SMALL, prepare, context, body)
+        return await loop.run_in_executor(_SMALL, prepared, body)
     try:
-        answer = await loop.run_in_executor(_LARGE, prepare, context, body)
+        writer = await loop.run_in_executor(_LARGE, prepared, body)
     except BaseException:
         _give_back_soon(loop)
         raise
-    weakref.finalize(answer, _give_back_soon, loop).atexit = False
-    return answer
+    weakref.finalize(writer, _give_back_soon, loop).atexit = False
+    return writer

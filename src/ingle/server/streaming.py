@@ -16,8 +16,6 @@ from ingle.server.errors import describe, logger
 
 T = TypeVar("T")
 
-DONE_EVENT = b"data: [DONE]\n\n"
-
 
 def event(data: msgspec.Struct) -> bytes:
     """One server-sent event whose data is JSON, and so holds no line break."""

@@ -20,8 +20,9 @@ from tokenizers import AddedToken, processors
 from ingle.errors import ModelError
 from ingle.text.chat_template import MAX_TEMPLATE_CHARS, SPECIAL_TOKEN_NAMES
 from ingle.text.pretokenizers import QWEN
-from ingle.text.sentencepiece import SentencePieceModel, add_tokens, backend_of
+from ingle.text.sentencepiece import add_tokens, backend_of
 from ingle.text.sentencepiece_file import read_sentencepiece
+from ingle.text.sentencepiece_model import SentencePieceModel
 from ingle.text.tekken_file import SPECIAL_NAMES, read_tekken
 from ingle.text.tiktoken_file import read_tiktoken
 from ingle.text.tokenizer import Tokenizer

@@ -17,7 +17,8 @@ from tokenizers import decoders, models, normalizers, processors
 
 from ingle.errors import ModelError
 from ingle.text.pretokenizers import DEFAULT, NOT_BYTES, PRE_TOKENIZERS, PreTokenizer
-from ingle.text.sentencepiece import NORMAL, SentencePieceModel, add_tokens, backend_of
+from ingle.text.sentencepiece import add_tokens, backend_of
+from ingle.text.sentencepiece_model import NORMAL, SentencePieceModel
 from ingle.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Token
 
-from ingle.text.sentencepiece import BYTE, NORMAL, USER_DEFINED, SentencePieceModel
+from ingle.text.sentencepiece_model import BYTE, NORMAL, USER_DEFINED, SentencePieceModel
 
 _MAX_CACHED = 1 << 16
 _MAX_CACHED_CHARS = 64

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingle.errors import ModelError
-from ingle.text.sentencepiece import BYTE, NORMAL, UNKNOWN, USER_DEFINED, SentencePieceModel
+from ingle.text.sentencepiece_model import BYTE, NORMAL, UNKNOWN, USER_DEFINED, SentencePieceModel
 
 MAX_BYTES = 64 << 20
 MAX_PIECES = 1 << 22

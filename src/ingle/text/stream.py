@@ -1,12 +1,12 @@
-"""From the engine's tokens to the text that a client reads."""
+"""From the engine's tokens to the events of one choice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
+from ingle.events import Begin, Event, Finish, Text
+from ingle.request import EngineOutput, FinishReason, SamplingParams
 from ingle.text.hidden_stops import TokenStops
 from ingle.text.stop import StopMatch
 
@@ -14,49 +14,32 @@ if TYPE_CHECKING:
     from ingle.text.tokenizer import Tokenizer
 
 
-@dataclass
-class TextDelta:
-    """What one output of the engine adds to a completion.
-
-    `text` may lag behind `token_ids`: unfinished characters and possible stop strings are held back.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] | None = None
-    """One per entry of `token_ids`, when asked for."""
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-    """The stop string or stop token id that ended the text; None when an end token or a limit did."""
-    starts: list[int] = field(default_factory=list)
-    """Where in the completion's text each of `token_ids` begins, in characters, if log probabilities were asked for.
-
-    Tokens that the text does not show begin where they stand, and those that a stop string cut off beyond its end.
-    """
-
-
 class TextStream:
-    """The text of one completion as it grows. When a stop string ends it, the caller aborts the engine's request.
+    """The text of one choice as it grows. When a stop string ends it, the caller aborts the engine's request.
 
     The text continues that of the prompt `after`, so that both together are what all tokens decode to; without a
     prompt it stands alone.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, after: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, sampling: SamplingParams, after: Sequence[int] = (), choice: int = 0
+    ) -> None:
         self._sampling = sampling
         self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens, after)
         self._skipped = tokenizer.special_token_ids if sampling.skip_special_tokens else frozenset()
         self._stops = TokenStops(sampling.stop, tokenizer)
+        self._choice = choice
+        self._begun = False
         self._num_chars = 0
         self._starts: list[int] = []
         """Of the tokens of the output at hand."""
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
 
-    def push(self, output: EngineOutput) -> TextDelta:
-        """Take the engine's next output of this request. After the end of the text every delta is empty."""
+    def push(self, output: EngineOutput) -> list[Event]:
+        """What the engine's next output of this request brings; nothing after the end of the text."""
         if self.finish_reason is not None:
-            return TextDelta()
+            return []
         texts: list[str] = []
         self._starts = []
         hidden = output.token_ids[-1:] if self._hides_last_token(output) else []
@@ -65,17 +48,17 @@ class TextStream:
             self._note_start()
             unseen = (token_id,) if token_id in self._skipped else ()
             if stop := self._take(self._detokenizer.push(token_id), texts, unseen):
-                return self._delta(output, texts, count, "stop", stop)
+                return self._events(output, texts, count, "stop", stop)
         for _ in hidden:
             self.num_tokens += 1
             self._note_start()
         if output.finish_reason in ("stop", "length") and (
             stop := self._take(self._detokenizer.flush(), texts, hidden)
         ):
-            return self._delta(output, texts, len(output.token_ids), "stop", stop)
+            return self._events(output, texts, len(output.token_ids), "stop", stop)
         if output.finish_reason is not None:
             texts.append(self._stops.flush())
-        return self._delta(output, texts, len(output.token_ids), output.finish_reason, output.stop_token_id)
+        return self._events(output, texts, len(output.token_ids), output.finish_reason, output.stop_token_id)
 
     def _note_start(self) -> None:
         if self._sampling.logprobs is not None:
@@ -104,15 +87,23 @@ class TextStream:
             texts.append(safe.string)
         return safe.string
 
-    def _delta(
+    def _events(
         self,
         output: EngineOutput,
         texts: list[str],
         num_tokens: int,
         finish_reason: FinishReason | None,
-        stop_reason: int | str | None,
-    ) -> TextDelta:
-        self.finish_reason = finish_reason
-        logprobs = output.logprobs[:num_tokens] if output.logprobs is not None else None
-        token_ids, starts = output.token_ids[:num_tokens], self._starts[:num_tokens]
-        return TextDelta("".join(texts), token_ids, logprobs, finish_reason, stop_reason, starts)
+        stop: int | str | None,
+    ) -> list[Event]:
+        events: list[Event] = []
+        if not self._begun:
+            self._begun = True
+            events.append(Begin(self._choice, output.num_cached_tokens, output.prompt_logprobs))
+        text, token_ids = "".join(texts), output.token_ids[:num_tokens]
+        if text or token_ids:
+            logprobs = output.logprobs[:num_tokens] if output.logprobs is not None else None
+            events.append(Text(self._choice, text, token_ids, logprobs, self._starts[:num_tokens]))
+        if finish_reason is not None:
+            self.finish_reason = finish_reason
+            events.append(Finish(self._choice, finish_reason, stop))
+        return events

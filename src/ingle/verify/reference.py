@@ -21,7 +21,8 @@ from ingle.errors import ModelError
 from ingle.model.fallback import quiet_transformers, tie_missing_head
 from ingle.verify.scores import Scores, score_by_engine, scores_of
 from ingle.weights.hf_config import read_config
-from ingle.weights.source import WeightSource, in_stack, open_source
+from ingle.weights.open import open_source
+from ingle.weights.source import WeightSource, in_stack
 
 _DTYPES: dict[torch.dtype, DType] = {
     torch.float32: "float32",

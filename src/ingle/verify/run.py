@@ -13,7 +13,7 @@ import torch
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
-from ingle.engine.memory import free_bytes
+from ingle.engine.memory import memory_of
 from ingle.errors import ConfigError
 from ingle.verify.prompts import random_prompts
 from ingle.verify.reference import Reference, reference_for
@@ -119,7 +119,7 @@ def _room_for_reference(info: EngineInfo, device: torch.device) -> torch.device:
     """Where the model fits in float32: on the engine's device, else on the CPU. Raises `ConfigError` if on neither."""
     needed = int(info.num_parameters * 4 * _REFERENCE_SLACK)
     for place in dict.fromkeys((device, torch.device("cpu"))):
-        if (free := free_bytes(place)) is None or free >= needed:
+        if (free := memory_of(place).free) is None or free >= needed:
             return place
     raise ConfigError(
         f"the reference computes in float32 and needs {needed / 2**30:.1f} GiB for {info.num_parameters / 1e9:.2f} B "

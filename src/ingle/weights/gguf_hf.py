@@ -55,7 +55,7 @@ class GgufArchitecture:
     class_name: str
     names: Mapping[str, str] = field(default_factory=lambda: _LAYER_NAMES)
     """What a layer's modules are called in the file."""
-    keys: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    keys: Mapping[str, tuple[str, float | bool | None]] = field(default_factory=dict)
     """More of the configuration: the file's key, and the value that llama.cpp takes where the file has none. 0 is none
     too: no window, no cap."""
     permutes_qk: bool = False

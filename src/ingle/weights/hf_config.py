@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ingle.errors import ModelError
+from ingle.weights.checked import Checked
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import config_from_gguf
 from ingle.weights.hf_defaults import DEFAULTS, NATIVE_TYPES, RENAMED, TEXT_CONFIGS
@@ -45,7 +45,14 @@ _MAX_INTS = {
     "sliding_window_pattern": 1 << 12,
     "seq_length": 1 << 31,
 }
-_POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq")
+_MAX_NUMBERS = {
+    "rms_norm_eps": 1.0,
+    "query_pre_attn_scalar": 1e15,
+    "attn_logit_softcapping": 1e15,
+    "final_logit_softcapping": 1e15,
+    "rope_local_base_freq": 1e15,
+}
+"""Of numbers above 0."""
 _BOOLS = (
     "tie_word_embeddings",
     "attention_bias",
@@ -162,10 +169,14 @@ class _Normalizer:
         self.rope_scaling = rope_scaling
         self.rope_theta = rope_theta
 
+    @property
+    def values(self) -> Checked:
+        return Checked(self.config, self.source)
+
     def normalize(self) -> dict[str, Any]:
         model_type = self.config.get("model_type")
         if not isinstance(model_type, str) or not model_type or not model_type.isprintable():
-            self.fail("model_type", model_type, "the name of a model family")
+            self.values.refuse("model_type", "not the name of a model family")
         if model_type in TEXT_CONFIGS:
             self.take_text_config(model_type)
         self.fill_in(model_type)
@@ -178,10 +189,7 @@ class _Normalizer:
 
     def take_text_config(self, model_type: str) -> None:
         """The decoder's part, under the name of the whole; what it leaves unsaid may stand beside it."""
-        text = self.config.get("text_config", {})
-        if not isinstance(text, dict):
-            self.fail("text_config", text, "an object")
-        self.config = {**self.config, **text, "model_type": model_type}
+        self.config = {**self.config, **self.values.section("text_config").values, "model_type": model_type}
 
     def fill_in(self, model_type: str) -> None:
         named = {name: self.config[key] for key, name in RENAMED.get(model_type, {}).items() if key in self.config}
@@ -190,76 +198,42 @@ class _Normalizer:
         if self.config.get("use_sliding_window") is False:  # then the size may be anything: transformers writes 0
             self.config.pop("sliding_window", None)
 
-    def fail(self, key: str, value: Any, expected: str) -> NoReturn:
-        raise ModelError(f"{self.source}: {key} is {reprlib.repr(value)}, not {expected}")
-
     def check_values(self) -> None:
+        values = self.values
         for key, most in _MAX_INTS.items():
-            value = self.config.get(key, 1)
-            if type(value) is not int or not 1 <= value <= most:
-                self.fail(key, value, f"a whole number from 1 to {most}")
+            values.optional_integer(key, most=most)
+        for key, largest in _MAX_NUMBERS.items():
+            values.optional_number(key, most=largest)
         for key in _BOOLS:
-            if type(self.config.get(key, False)) is not bool:
-                self.fail(key, self.config[key], "true or false")
+            values.flag(key)
         for key in ("bos_token_id", "eos_token_id"):
-            value = self.config.get(key, [])
-            if any(type(token) is not int for token in _as_list(value)):
-                self.fail(key, value, "a token id")
-        if "seq_length" in self.config:
-            self.check_length("seq_length", self.config["seq_length"])
-        self.check_number("rms_norm_eps", self.config.get("rms_norm_eps", 1e-6), 1.0)
-        for key in _POSITIVE:
-            self.check_number(key, self.config.get(key, 1.0), 1e15)
-        first = self.config.get("max_window_layers", 0)
-        if type(first) is not int or first < 0:
-            self.fail("max_window_layers", first, "a number of layers")
-        types = self.config.get("layer_types", [])
-        if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
-            self.fail("layer_types", types, "a list of names")
-
-    def check_number(self, key: str, value: Any, most: float = sys.float_info.max) -> None:
-        """A number above 0, neither infinite nor NaN."""
-        if type(value) not in (int, float) or not 0 < value <= most:
-            self.fail(key, value, f"a number above 0 and at most {most:g}")
-
-    def check_theta(self, key: str, value: Any) -> None:
-        self.check_number(key, value, 1e15)
-        if value <= 1:
-            self.fail(key, value, "above 1, as the base of rotary frequencies is")
-
-    def check_rope_value(self, key: str, value: Any) -> None:
-        """A factor or a number of rotations: positive, and not so far from 1 that powers of it overflow."""
-        self.check_number(f"rope {key}", value)
-        if not 1e-9 <= value <= 1e9:
-            self.fail(f"rope {key}", value, "between 1e-9 and 1e9")
-
-    def check_length(self, key: str, value: Any) -> None:
-        """A number of tokens of which the logarithm is taken."""
-        self.check_number(key, value, _MAX_INTS["max_position_embeddings"])
-        if value < 2:
-            self.fail(key, value, "at least 2 tokens")
+            if any(type(token) is not int for token in _as_list(self.config.get(key, []))):
+                values.refuse(key, "not a token id")
+        if "seq_length" in values:
+            _check_length(values, "seq_length")
+        values.optional_integer("max_window_layers", least=0)
+        values.items("layer_types", str, "names")
 
     def normalize_dtype(self) -> None:
         dtype = self.config.pop("dtype", self.config.get("torch_dtype"))
         self.config["torch_dtype"] = dtype if dtype in _DTYPES else None
 
     def normalize_rope(self, model_type: str) -> None:
-        rope = self.config.pop("rope_parameters", self.config.get("rope_scaling", {}))
-        if not isinstance(rope, dict):
-            self.fail("rope_parameters", rope, "an object")
+        key = "rope_parameters" if "rope_parameters" in self.config else "rope_scaling"
+        rope = dict(self.values.section(key).values)
+        self.config.pop("rope_parameters", None)
         if any(isinstance(value, dict) for value in rope.values()):
             if model_type not in NATIVE_TYPES:
                 self.config["rope_parameters"] = rope
                 return
             rope = self.split_by_layer_type(rope)
-        rope = {key: value for key, value in rope.items() if value is not None}
+        rope = {name: value for name, value in rope.items() if value is not None}
         theta = rope.pop("rope_theta", self.config.get("rope_theta", 10000.0))
-        theta = theta if self.rope_theta is None else self.rope_theta
-        self.check_theta("rope_theta", theta)
-        self.config["rope_theta"] = float(theta)
+        self.config["rope_theta"] = theta if self.rope_theta is None else self.rope_theta
+        self.config["rope_theta"] = _check_theta(self.values, "rope_theta")
         if "partial_rotary_factor" in rope:
             self.config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-        self.check_number("partial_rotary_factor", self.config.get("partial_rotary_factor", 1.0), 1.0)
+        self.values.optional_number("partial_rotary_factor", most=1.0)
         if self.rope_scaling is None:
             self.config["rope_scaling"] = self.checked_scaling(rope, model_type)
         else:
@@ -289,22 +263,26 @@ class _Normalizer:
         local = rope.get("sliding_attention", {})
         full = rope.get("full_attention", {})
         if not isinstance(local, dict) or not isinstance(full, dict) or len(rope) > 2:
-            self.fail("rope_parameters", rope, "an object for full_attention and one for sliding_attention")
+            Checked({"rope_parameters": rope}, self.source).refuse(
+                "rope_parameters", "not an object for full_attention and one for sliding_attention"
+            )
+        values = Checked(
+            {"rope_theta": self.config.get("rope_local_base_freq", 10000.0), **local}, self.source, "sliding_attention "
+        )
         if local.get("rope_type", "default") != "default":
-            self.fail("rope_type of sliding_attention", local["rope_type"], "default, all that is supported there")
-        theta = local.get("rope_theta", self.config.get("rope_local_base_freq", 10000.0))
-        self.check_theta("rope_theta of sliding_attention", theta)
-        self.config["rope_local_base_freq"] = float(theta)
+            values.refuse("rope_type", "not default, all that is supported there")
+        self.config["rope_local_base_freq"] = _check_theta(values, "rope_theta")
         return full
 
     def checked_scaling(self, rope: dict[str, Any], model_type: str) -> dict[str, Any] | None:
+        values, named = Checked(rope, self.source, "rope "), Checked(rope, self.source)
         kind = rope.get("rope_type", rope.pop("type", None))
         stretches = next((key for key in _ROPE_STRETCHES if rope.get(key, 1) != 1), None)
         if kind is None and stretches is not None:
-            self.fail("rope_type", None, f"the name of a rope scaling, which its {stretches} needs")
-        kind = "default" if kind is None else kind
+            named.refuse("rope_type", f"not the name of a rope scaling, which its {stretches} needs")
+        kind = rope["rope_type"] = "default" if kind is None else kind
         if not isinstance(kind, str):
-            self.fail("rope_type", kind, "the name of a rope scaling")
+            named.refuse("rope_type", "not the name of a rope scaling")
         kind = rope["rope_type"] = _ROPE_RENAMED.get(kind, kind)
         if kind == "yarn" and model_type == "phi3":
             kind = rope["rope_type"] = "longrope"  # so the first Phi-3 checkpoints call it
@@ -313,19 +291,19 @@ class _Normalizer:
         if kind == "yarn" and "factor" not in rope:
             self.set_factor(rope)
         for key in _ROPE_NEEDS.get(kind, ()):
-            self.check_rope_value(key, rope.get(key))
+            _check_factor(values, key)
         if kind == "dynamic":
-            rope["original_max_position_embeddings"] = self.config.get("max_position_embeddings")
-            self.check_length("max_position_embeddings", rope["original_max_position_embeddings"])
+            _check_length(self.values, "max_position_embeddings")
+            rope["original_max_position_embeddings"] = self.config["max_position_embeddings"]
         if kind in _ROPE_WITH_ORIGINAL_LENGTH:
             self.set_original_length(rope)
         for key, value in rope.items():
             if key in _ROPE_POSITIVE:
-                self.check_rope_value(key, value)
+                _check_factor(values, key)
             elif key != "rope_type" and not all(_is_finite(item) for item in _as_list(value)):
-                self.fail(f"rope {key}", value, "a finite number or a list of them")
+                values.refuse(key, "not a finite number or a list of them")
         if kind == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
-            self.fail("rope high_freq_factor", rope["high_freq_factor"], "above low_freq_factor")
+            values.refuse("high_freq_factor", "not above low_freq_factor")
         return rope
 
     def set_factor(self, rope: dict[str, Any]) -> None:
@@ -339,39 +317,57 @@ class _Normalizer:
         key = "original_max_position_embeddings"
         stated = self.config.get(key, rope.get(key))
         rope[key] = self.config.get("max_position_embeddings") if stated is None else stated
-        self.check_length(key, rope[key])
+        _check_length(Checked(rope, self.source), key)
         if rope["rope_type"] == "yarn" and stated is not None:
             self.stretch(rope["factor"] * stated)
 
     def complete(self) -> None:
         """What a dense decoder of a known model type needs: present, or given the default that transformers gives."""
-        config = self.config
+        config, values = self.config, self.values
         for key in _REQUIRED:
             if key not in config:
-                raise ModelError(f"{self.source}: has no {key}, which the model cannot do without")
+                values.fail(f"has no {key}, which the model cannot do without")
         heads = config["num_attention_heads"]
         if heads % config.setdefault("num_key_value_heads", heads):
-            self.fail("num_key_value_heads", config["num_key_value_heads"], f"a divisor of {heads} attention heads")
+            values.refuse("num_key_value_heads", f"not a divisor of {heads} attention heads")
         if "head_dim" not in config and config["hidden_size"] % heads:
-            self.fail("hidden_size", config["hidden_size"], f"a multiple of {heads} attention heads")
+            values.refuse("hidden_size", f"not a multiple of {heads} attention heads")
         head_dim = config.setdefault("head_dim", config["hidden_size"] // heads)
         if head_dim % 2:
-            self.fail("head_dim", head_dim, "even, as rotary embedding needs")
+            values.refuse("head_dim", "not even, as rotary embedding needs")
         config.setdefault("tie_word_embeddings", False)
         rotary_dim = int(head_dim * config.get("partial_rotary_factor", 1.0))
         scaling = config.get("rope_scaling") or {}
         stretches_base = scaling.get("rope_type") == "dynamic" or (config["model_type"] == "qwen" and not scaling)
         least = 4 if stretches_base else 2  # the base of two dimensions has no power to stretch
         if rotary_dim < least or rotary_dim % 2:
-            self.fail("the rotary dimension", rotary_dim, f"an even number from {least} to head_dim {head_dim}")
+            values.fail(f"{rotary_dim} dimensions rotate, not an even number from {least} to head_dim {head_dim}")
         for key in _ROPE_FACTORS.get(scaling.get("rope_type", ""), ()):
-            self.scaling_giver().check_factors(f"rope {key}", scaling.get(key), rotary_dim // 2)
+            _check_factors(Checked(scaling, self.scaling_giver().source, "rope "), key, rotary_dim // 2)
 
-    def check_factors(self, key: str, factors: Any, count: int) -> None:
-        if not isinstance(factors, list) or len(factors) != count:
-            self.fail(key, factors, f"a list of {count} numbers")
-        for factor in factors:
-            self.check_number(key, factor)
+
+def _check_theta(values: Checked, key: str) -> float:
+    """The base of rotary frequencies."""
+    return values.number(key, above=1.0, most=1e15)
+
+
+def _check_factor(values: Checked, key: str) -> None:
+    """A factor or a number of rotations: positive, and not so far from 1 that powers of it overflow."""
+    values.number(key, least=1e-9, most=1e9)
+
+
+def _check_factors(values: Checked, key: str, count: int) -> None:
+    """Divisors of as many rotary frequencies."""
+    factors = values.values.get(key)
+    if not isinstance(factors, list) or len(factors) != count:
+        values.refuse(key, f"not a list of {count} numbers")
+    for factor in factors:
+        Checked({key: factor}, values.source, "rope ").number(key)
+
+
+def _check_length(values: Checked, key: str) -> None:
+    """A number of tokens of which the logarithm is taken."""
+    values.number(key, least=2, most=_MAX_INTS["max_position_embeddings"])
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -57,6 +57,34 @@ class PackedPart:
         if not library.get().ingle_pack_blocks(matrix, number, stored, order_at, first, len(rows.data)):
             raise ValueError(f"blocks of {rows.type} cannot be packed")
 
+    @property
+    def num_rows(self) -> int:
+        return int(self.matrix.rows)
+
+    @property
+    def num_parameters(self) -> int:
+        return int(self.matrix.rows * self.matrix.columns)
+
+    @property
+    def factors(self) -> frozenset[str]:
+        """What it is multiplied as, for people: 16-bit integers."""
+        return frozenset({library.factors(self.matrix.bits)})
+
+    def multiply_into(self, x_at: int, num_rows: int, out_at: int, out_stride: int) -> None:
+        """Writes the product with `num_rows` rows of float32, contiguous, at the address `x_at` to `out_at`.
+
+        Rows of that begin `out_stride` numbers after each other.
+        """
+        library.get().ingle_multiply(ctypes.byref(self.matrix), x_at, num_rows, out_at, out_stride)
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Some of its rows: [T] to [T, in_features]."""
+        out = np.empty((len(indices), self.matrix.columns), np.float32)
+        library.get().ingle_gather_rows(
+            ctypes.byref(self.matrix), indices.ctypes.data, len(indices), out.ctypes.data
+        )  # fmt: skip
+        return out
+
 
 @dataclass(frozen=True)
 class PackedMatrix:
@@ -78,25 +106,21 @@ class PackedMatrix:
     @property
     def factors(self) -> frozenset[str]:
         """What it is multiplied as, for people, such as 16-bit integers."""
-        return frozenset(library.factors(part.matrix.bits) for part in self.parts)
+        return frozenset().union(*(part.factors for part in self.parts))
 
     def multiply(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """x @ matrix.T for x [T, in_features], contiguous: [T, num_rows]."""
         out = np.empty((len(x), self.num_rows), np.float32)
-        at, kernels = out.ctypes.data, library.get()
+        at = out.ctypes.data
         for part in self.parts:
-            kernels.ingle_multiply(ctypes.byref(part.matrix), x.ctypes.data, len(x), at, self.num_rows)
+            part.multiply_into(x.ctypes.data, len(x), at, self.num_rows)
             at += part.matrix.rows * out.itemsize
         return out
 
     def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Some of its rows, as an embedding looks them up: [T] to [T, in_features]. For a matrix of one part."""
         (part,) = self.parts
-        out = np.empty((len(indices), self.in_features), np.float32)
-        library.get().ingle_gather_rows(
-            ctypes.byref(part.matrix), indices.ctypes.data, len(indices), out.ctypes.data
-        )  # fmt: skip
-        return out
+        return part.rows(indices)
 
 
 def load_matrix(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from ingle.device.native.parts import Floats, HostLayer, address
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import KV_TYPES, Attention, Layer, Step
 from ingle.model.architecture import DecoderConfig
-from ingle.model.rope import cos_sin_tables, query_factors
 from ingle.model.sizes import Mixture, WeightSizes
 from ingle.weights.packed_matrix import PackedMatrix
 
@@ -68,9 +67,9 @@ class HostDecoder:
     norm: Floats
     head: PackedMatrix
     """[vocab_size, hidden_size]; the very object of `embedding` where they are tied."""
-    cos_sin: tuple[Floats, ...] = ()
-    """For each of the config's rotations, float32 [max_model_len, rotary_dim], once `with_length` has made them."""
-    query_factors: Floats | None = None
+    cos_sin: tuple[Floats, ...]
+    """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
+    query_factors: Floats | None
     """[max_model_len], what rotated queries are multiplied by; None where that is 1 at all positions."""
 
     @property
@@ -86,14 +85,6 @@ class HostDecoder:
     def max_model_len(self) -> int:
         """The longest sequence that there are rotations for."""
         return len(self.cos_sin[0])
-
-    def with_length(self, max_model_len: int) -> HostDecoder:
-        """The decoder for sequences of at most `max_model_len` tokens, on which some rotations depend."""
-        return replace(
-            self,
-            cos_sin=cos_sin_tables(self.config, max_model_len, np),
-            query_factors=query_factors(self.config, max_model_len),
-        )
 
     @property
     def matrices(self) -> list[PackedMatrix]:

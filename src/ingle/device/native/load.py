@@ -21,15 +21,16 @@ from ingle.device.native.parts import (
 from ingle.kernels.cpu.library import Layer
 from ingle.model.architecture import LATENT_NORM_EPS, DecoderConfig, MlaConfig, MoeConfig
 from ingle.model.mixture_names import mixture_names
+from ingle.model.rope import cos_sin_tables, query_factors
 from ingle.weights.code_types import CodeType
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix, pack_matrix
 from ingle.weights.source import FLOATS, ExpertNames, StoredRows, WeightSource
 
 
 def load_host_decoder(
-    config: DecoderConfig, source: WeightSource, code_type_of: Callable[[str], CodeType]
+    config: DecoderConfig, source: WeightSource, max_model_len: int, code_type_of: Callable[[str], CodeType]
 ) -> HostDecoder:
-    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; the length is to be set.
+    """Reads every parameter of a decoder that is as `checkpoint.as_stored` says, for sequences of up to that length.
 
     `code_type_of` decides how matrices are held, as for `packed_matrix.load_matrix`.
     Raises `ModelError` for missing or misshapen ones.
@@ -46,6 +47,8 @@ def load_host_decoder(
         described=(Layer * len(layers))(*(layer.described(config, index) for index, layer in enumerate(layers))),
         norm=read.norm(names.norm, config.hidden_size),
         head=head,
+        cos_sin=cos_sin_tables(config, max_model_len, np),
+        query_factors=query_factors(config, max_model_len),
     )
 
 

@@ -1,4 +1,4 @@
-"""From logits to tokens without PyTorch: what `sampler` and `kernels.reference.sample` do, a row at a time."""
+"""From logits to tokens without PyTorch: what `kernels.reference_sampling` does, a row at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ingle.device import LogprobRows
 from ingle.kernels.cpu import library
-from ingle.request import SamplingParams
+from ingle.request import Sampling, TokenLogprobs
 from ingle.step import Admission, Masks
 
 Row = npt.NDArray[np.float32]
@@ -92,7 +92,7 @@ class _Seen:
         self.prompt[admission.token_ids[: admission.num_prompt_tokens]] = True
         np.add.at(self.output, admission.token_ids[admission.num_prompt_tokens :], 1)
 
-    def penalize(self, x: Row, params: SamplingParams) -> None:
+    def penalize(self, x: Row, params: Sampling) -> None:
         tokens = np.flatnonzero(self.prompt | (self.output > 0))
         repetition, count = np.float32(params.repetition_penalty), self.output[tokens].astype(np.float32)
         values = x[tokens]
@@ -111,7 +111,7 @@ def greedy(logits: Row) -> tuple[list[int], list[bool]]:
 
 
 def _draw(x: Row, admission: Admission, position: int) -> int:
-    """By temperature and filters, at a number that only seed and position decide: `kernels.reference.sample`."""
+    """By temperature and filters, at a number that only seed and position decide: `reference_sampling.sample`."""
     params = admission.sampling
     with np.errstate(over="ignore"):  # of a tiny temperature: minus infinity, whose exponential is right
         probs = np.exp((x - x.max()) / np.float32(params.temperature))
@@ -137,7 +137,7 @@ def _invert(probs: Row, share: float) -> int:
     return run * _RUN + (index if index < len(part) else int(part.nonzero()[0][-1]))  # sums round in another order
 
 
-def _least_probability(probs: Row, params: SamplingParams) -> float:
+def _least_probability(probs: Row, params: Sampling) -> float:
     """The least probability that passes top-k, then top-p of what that leaves, and min-p."""
     ordered = np.sort(probs)[::-1]
     top_k = params.top_k if 0 < params.top_k < len(probs) else len(probs)
@@ -160,7 +160,7 @@ def _nucleus(ordered: Row, mass: float) -> int:
 
 
 def _uniform(seed: int, position: int) -> float:
-    """In [0, 1): `kernels.reference.uniform`."""
+    """In [0, 1): `reference_sampling.uniform`."""
     x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _WORD
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _WORD
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _WORD
@@ -169,17 +169,21 @@ def _uniform(seed: int, position: int) -> float:
 
 def logprob_rows(logits: Row, token_ids: Sequence[int], num_alternatives: int) -> LogprobRows:
     """Log probabilities of `token_ids` [R] and of the most likely tokens under logits [R, vocab]."""
-    num_rows, count = len(logits), min(num_alternatives, logits.shape[1])
-    chosen, ranks = np.empty(num_rows, np.float32), np.empty(num_rows, np.int64)
-    top_ids, top_logprobs = np.empty((num_rows, count), np.int64), np.empty((num_rows, count), np.float32)
-    for row in range(num_rows):
+    count = min(num_alternatives, logits.shape[1])
+    rows = LogprobRows(
+        np.empty((len(logits), 1 + count), np.int32),
+        np.empty((len(logits), 1 + count), np.float32),
+        np.empty(len(logits), np.int32),
+    )
+    for row, token_id in enumerate(token_ids):
         with np.errstate(invalid="ignore"):  # of a row that is not finite, whose request fails
             shifted = logits[row] - logits[row].max()
             logprobs = shifted - np.log(np.exp(shifted).sum())
-        chosen[row] = logprobs[token_ids[row]]
-        ranks[row] = (logprobs > chosen[row]).sum() + 1
+        chosen, top = logprobs[token_id], np.zeros(0, np.int64)
         if count:
             likeliest = np.argpartition(-logprobs, count - 1)[:count]
-            top_ids[row] = likeliest[np.argsort(-logprobs[likeliest], kind="stable")]
-            top_logprobs[row] = logprobs[top_ids[row]]
-    return LogprobRows(np.array(token_ids, np.int64), chosen, ranks, top_ids, top_logprobs)
+            top = likeliest[np.argsort(-logprobs[likeliest], kind="stable")]
+        rank = int((logprobs > chosen).sum()) + 1
+        entry = TokenLogprobs.ranked(token_id, float(chosen), rank, top.tolist(), logprobs[top].tolist())
+        rows.token_ids[row], rows.values[row], rows.ranks[row] = entry.token_ids, entry.logprobs, rank
+    return rows

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import mmap
 
+import numpy as np
 import torch
 
+from ingle import kernels
 from ingle.device import LogprobRows, Report
 from ingle.device.inputs import Layout
-from ingle.device.torch.graphs import StepGraphs
-from ingle.device.torch.sampler import LogprobTensors, Sampler, Samples, logprob_rows
+from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
 from ingle.kernels.batch import Batch, StepInputs, query_block
+from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
 from ingle.step import Limits, Masks, Step
 
@@ -43,7 +46,7 @@ class TorchDevice:
         self.kv_cache = _zeros(
             (config.num_layers, layout.sides, num_pages, limits.page_size, layout.heads, layout.dim), dtype, device
         )
-        self._graphs = StepGraphs(self._whole_step, self.tables, limits) if use_graphs and model.capturable else None
+        self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:
@@ -56,9 +59,11 @@ class TorchDevice:
     def forward(self, step: Step) -> TorchStep:
         """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
         launched = TorchStep(self, step)
-        if self._graphs is not None and self._is_plain(step):
-            slots = [chunk.slot for chunk in step.chunks if chunk.samples]
-            launched.start_copies(self._graphs.run(step, len(slots), filtered=self.sampler.filters(slots)))
+        if self.graphs is not None and all(c.prompt_logprobs is None and not c.drafts for c in step.chunks):
+            if step.masked:
+                launched.captured = self.graphs.forward(step)
+            else:
+                launched.take(self.graphs.run(step, self.sampler.features(step.chunks, {})))
             return launched
         launched.batch = self.tables.batch_of(step)
         launched.hidden = self.model.forward(launched.batch, self.kv_cache)
@@ -75,23 +80,16 @@ class TorchDevice:
 
     @torch.inference_mode()
     def capture_next(self) -> bool:
-        return self._graphs is not None and self._graphs.capture_next()
+        return self.graphs is not None and self.graphs.capture_next()
 
-    def _is_plain(self, step: Step) -> bool:
-        """Whether forward, draw and write-back are all there is to the step."""
-        slots = [chunk.slot for chunk in step.chunks if chunk.samples]
-        return (
-            not step.masked
-            and not self.sampler.adjusts(slots)
-            and all(chunk.logprobs is None and not chunk.drafts for chunk in step.chunks)
-            and all(chunk.prompt_logprobs is None for chunk in step.chunks[step.num_decodes :])
-        )
-
-    def _whole_step(self, inputs: StepInputs, layout: Layout, filtered: bool) -> Samples:
-        """A plain step of padded inputs: what graphs capture."""
+    def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
+        """The forward of a step of padded inputs: hidden states [R, E] of the rows whose next token is drawn."""
         batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
-        hidden = self.model.forward(batch, self.kv_cache)
-        samples = self.sampler.draw(self.model.logits(hidden[inputs.sample_rows]), inputs, filtered=filtered)
+        return self.model.forward(batch, self.kv_cache)[inputs.sample_rows]
+
+    def draw(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+        """The draw for hidden states [R, E], and the drawn tokens' way into the table."""
+        samples = self.sampler.sample(self.model.logits(hidden), inputs, features)
         self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 
@@ -104,81 +102,80 @@ class TorchStep:
         self._step = step
         self.batch: Batch | None = None
         self.hidden: torch.Tensor | None = None
-        """[T, E]; None where forward and draw are one."""
-        self._token_ids: torch.Tensor | None = None
-        self._finite: torch.Tensor | None = None
+        """[T, E], of a step that is no CUDA graph."""
+        self.captured: CapturedForward | None = None
+        """Of a step whose draw is a CUDA graph of its own."""
+        self._samples: Samples | None = None
+        self._prompt_logprobs: dict[int, list[Logprobs]] = {}
         self._done: torch.cuda.Event | None = None
-        self._logprobs: LogprobTensors | None = None
-        self._prompt_logprobs: dict[int, list[LogprobTensors]] = {}
 
     @torch.inference_mode()
     def sample(self, masks: Masks) -> None:
-        if self.hidden is not None and self.batch is not None:
+        device = self._device
+        if self.captured is not None and device.graphs is not None:
+            device.sampler.set_masks(masks)
+            features = device.sampler.features(self._step.chunks, masks)
+            self.take(device.graphs.draw(self.captured, features))
+        elif self.hidden is not None and self.batch is not None:
             self._sample(self.batch.inputs, self.hidden, masks)
 
     def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:
-        device, step = self._device, self._step
-        self._prompt_logprobs = self._of_prompts(hidden)
-        drawing = [chunk for chunk in step.chunks if chunk.samples]
-        if not drawing:
-            return
-        logits = device.model.logits(hidden[inputs.sample_rows])
-        rows = [
-            (chunk.slot, chunk.end - before) for chunk in drawing for before in range(chunk.num_samples - 1, -1, -1)
-        ]
-        slots, positions = [slot for slot, _ in rows], [position for _, position in rows]
-        device.sampler.set_masks(masks)
-        samples = device.sampler.sample(logits, inputs, slots, positions)
-        device.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
-        wanted = [chunk.logprobs for chunk in drawing if chunk.logprobs is not None]
-        if wanted:
-            self._logprobs = logprob_rows(logits, samples.token_ids, max(wanted))
-        self.start_copies(samples)
+        device = self._device
+        self._score_prompts(hidden)
+        samples = None
+        if len(inputs.sample_rows):
+            device.sampler.set_masks(masks)
+            features = device.sampler.features(self._step.chunks, masks)
+            samples = device.draw(hidden[inputs.sample_rows], inputs, features)
+        self.take(samples)
 
-    def start_copies(self, samples: Samples) -> None:
-        """Of what was drawn, to the host."""
+    def take(self, samples: Samples | None) -> None:
+        """What was drawn: its way to the host begins."""
+        self._samples = samples
         if self._device.device.type == "cpu":
-            self._token_ids, self._finite = samples.token_ids, samples.finite
             return
-        self._token_ids = samples.token_ids.to("cpu", non_blocking=True)
-        self._finite = samples.finite.to("cpu", non_blocking=True)
+        self._samples = None if samples is None else samples.to_host()
+        self._prompt_logprobs = {
+            index: [part.to_host() for part in parts] for index, parts in self._prompt_logprobs.items()
+        }
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
 
-    def _of_prompts(self, hidden: torch.Tensor) -> dict[int, list[LogprobTensors]]:
+    def _score_prompts(self, hidden: torch.Tensor) -> None:
         """For each chunk that asks: log probabilities of the tokens that follow its own, as far as they are known."""
-        device, found, first = self._device, {}, 0
+        device, first = self._device, 0
         for index, chunk in enumerate(self._step.chunks):
             if chunk.prompt_logprobs is not None:
                 following = device.tables.token_ids[chunk.slot, chunk.start + 1 : chunk.end + 1].long()
-                rows = hidden[first : first + chunk.count]
-                found[index] = [
-                    logprob_rows(
-                        device.model.logits(rows[low : low + _LOGIT_ROWS]),
-                        following[low : low + _LOGIT_ROWS],
-                        chunk.prompt_logprobs,
-                    )
-                    for low in range(0, chunk.count, _LOGIT_ROWS)
-                ]
+                parts = self._prompt_logprobs[index] = []
+                for low in range(0, chunk.count, _LOGIT_ROWS):
+                    high = min(low + _LOGIT_ROWS, chunk.count)
+                    logits = device.model.logits(hidden[first + low : first + high])
+                    count = padded_alternatives(chunk.prompt_logprobs)
+                    parts.append(kernels.of(logits).logprobs(logits, following[low:high], count))
             first += chunk.count
-        return found
 
     def report(self) -> Report:
         if self._done is not None:
             self._done.synchronize()
-        nothing = torch.empty(0, dtype=torch.int64)
-        token_ids = nothing if self._token_ids is None else self._token_ids
-        finite = nothing.bool() if self._finite is None else self._finite
+        prompt_logprobs = {index: _rows(*parts) for index, parts in self._prompt_logprobs.items()}
+        if self._samples is None:
+            nothing = np.zeros(0, np.int64)
+            return Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs)
+        token_ids, finite, logprobs = self._samples
+        num_rows = sum(chunk.num_samples for chunk in self._step.chunks)  # those after are padding
         return Report(
-            token_ids.numpy(),
-            finite.numpy(),
-            None if self._logprobs is None else _on_host([self._logprobs]),
-            {index: _on_host(parts) for index, parts in self._prompt_logprobs.items()},
+            token_ids.numpy()[:num_rows],
+            finite.numpy()[:num_rows],
+            None if logprobs is None else _rows(logprobs),
+            prompt_logprobs,
         )
 
 
-def _on_host(parts: list[LogprobTensors]) -> LogprobRows:
-    return LogprobRows(*(torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)))
+def _rows(*parts: Logprobs) -> LogprobRows:
+    return LogprobRows(
+        *(np.concatenate([tensor.numpy() for tensor in tensors]) for tensors in zip(*parts, strict=True))
+    )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

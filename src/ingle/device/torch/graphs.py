@@ -1,65 +1,106 @@
-"""Steps as CUDA graphs: one launch instead of hundreds, sampling included.
+"""Steps as CUDA graphs: one launch instead of hundreds, sampling included, whatever its rows ask of it.
 
 A graph is captured for padded sizes the first time they are needed, or while the engine idles, so that nothing is
 captured before the first answer. Its inputs are one packed tensor; everything else it finds in the per-slot tables.
 Decode-only steps are padded in the number of sequences, steps with prompt chunks in the number of tokens. Padding rows
 belong to a slot of their own, whose page is the reserved one, and to no attention.
+
+A step whose masks come between forward and draw is two graphs; what is handed on are the hidden states of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from ingle.device import Ints
 from ingle.device.inputs import Layout, pack
-from ingle.device.torch.sampler import Samples
 from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import StepInputs
+from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
-RunStep = Callable[[StepInputs, Layout, bool], Samples]
+
+class StepParts(Protocol):
+    """What graphs capture, of padded inputs."""
+
+    def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
+        """The forward: the hidden states [R, E] of the rows whose next token is drawn."""
+        ...
+
+    def draw(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+        """The draw for hidden states [R, E], and the drawn tokens' way into the table."""
+        ...
 
 
 @dataclass(slots=True)
-class _Captured:
+class _Whole:
+    """A step in one graph."""
+
     graph: torch.cuda.CUDAGraph
     packed: torch.Tensor
     samples: Samples
 
 
-class StepGraphs:
-    """Graphs of `step` for every plan within `limits`."""
+@dataclass(slots=True)
+class CapturedForward:
+    """The first of two graphs, and by features those that follow it."""
 
-    def __init__(self, step: RunStep, tables: SlotTables, limits: Limits) -> None:
-        self._run_step = step
+    graph: torch.cuda.CUDAGraph
+    packed: torch.Tensor
+    inputs: StepInputs
+    hidden: torch.Tensor
+    draws: dict[Features, tuple[torch.cuda.CUDAGraph, Samples]]
+
+
+class StepGraphs:
+    """Graphs of `parts` for every step within `limits`."""
+
+    def __init__(self, parts: StepParts, tables: SlotTables, limits: Limits) -> None:
+        self._parts = parts
         self._tables = tables
         self._max_num_seqs = limits.max_num_seqs
         self._decode_sizes = decode_sizes(limits.max_num_seqs)
         self._token_sizes = token_sizes(limits.max_num_batched_tokens)
-        self._captured: dict[tuple[Layout, bool], _Captured] = {}
+        self._wholes: dict[tuple[Layout, Features], _Whole] = {}
+        self._forwards: dict[Layout, CapturedForward] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, step: Step, num_samples: int, *, filtered: bool) -> Samples:
-        """Launches a step that was applied. The result is overwritten by the next step of the same size."""
+    def run(self, step: Step, features: Features) -> Samples:
+        """Launches a step that was applied. What it draws is padded, and gone with the next step of its size."""
         layout = self._layout(step)
-        captured = self._captured.get((layout, filtered)) or self._capture(layout, filtered)
-        packed = to_device(self._pack(step, layout), self._tables.device)
-        captured.packed.copy_(packed, non_blocking=True)
-        captured.graph.replay()
-        return Samples(captured.samples.token_ids[:num_samples], captured.samples.finite[:num_samples])
+        whole = self._wholes.get((layout, features)) or self._capture(layout, features)
+        self._replay(step, layout, whole.graph, whole.packed)
+        return whole.samples
+
+    def forward(self, step: Step) -> CapturedForward:
+        """Launches a step that was applied, but for the draw."""
+        layout = self._layout(step)
+        forward = self._forwards.get(layout) or self._capture_forward(layout)
+        self._replay(step, layout, forward.graph, forward.packed)
+        return forward
+
+    def draw(self, forward: CapturedForward, features: Features) -> Samples:
+        """Launches the draw of the step whose forward was launched last, with samples as `run` has them."""
+        graph, samples = forward.draws.get(features) or self._capture_draw(forward, features)
+        graph.replay()
+        return samples
 
     def capture_next(self) -> bool:
-        """Captures one more of the unfiltered steps, decodes first; False when there is none left."""
+        """Captures one more of the steps without features, decodes first; False when there is none left."""
         wanted = [_decode_layout(size) for size in self._decode_sizes]
         wanted += [self._mixed_layout(size) for size in self._token_sizes]
         for layout in wanted:
-            if (layout, False) not in self._captured:
-                self._capture(layout, False)
+            if (layout, Features()) not in self._wholes:
+                self._capture(layout, Features())
                 return True
         return False
+
+    def _replay(self, step: Step, layout: Layout, graph: torch.cuda.CUDAGraph, packed: torch.Tensor) -> None:
+        packed.copy_(to_device(self._pack(step, layout), self._tables.device), non_blocking=True)
+        graph.replay()
 
     def _layout(self, step: Step) -> Layout:
         if step.num_decodes == len(step.chunks):
@@ -74,15 +115,44 @@ class StepGraphs:
         # Every chunk may end in a block that is not full.
         return Layout(num_tokens, num_seqs, num_seqs, num_tokens // self._tables.query_block + num_seqs)
 
-    def _capture(self, layout: Layout, filtered: bool) -> _Captured:
-        packed = torch.from_numpy(self._pack(Step(), layout)).to(self._tables.device)
-        inputs = unpack(packed, layout)
-        self._run_step(inputs, layout, filtered)  # compiles kernels and readies libraries, which a capture cannot
+    def _capture(self, layout: Layout, features: Features) -> _Whole:
+        packed, inputs = self._padding(layout)
+
+        def run() -> Samples:
+            return self._parts.draw(self._parts.hidden_rows(inputs, layout), inputs, features)
+
+        run()  # compiles kernels and readies libraries, which a capture cannot
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            samples = self._run_step(inputs, layout, filtered)
-        captured = self._captured[layout, filtered] = _Captured(graph, packed, samples)
-        return captured
+            samples = run()
+        whole = self._wholes[layout, features] = _Whole(graph, packed, samples)
+        return whole
+
+    def _capture_forward(self, layout: Layout) -> CapturedForward:
+        packed, inputs = self._padding(layout)
+        self._parts.hidden_rows(inputs, layout)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden = self._parts.hidden_rows(inputs, layout)
+        forward = self._forwards[layout] = CapturedForward(graph, packed, inputs, hidden, {})
+        return forward
+
+    def _capture_draw(self, forward: CapturedForward, features: Features) -> tuple[torch.cuda.CUDAGraph, Samples]:
+        # The step's own forward is there already, and what is drawn here only to compile kernels must not count: it
+        # is drawn for padding rows.
+        padding = StepInputs(*(torch.zeros_like(field) for field in forward.inputs))
+        padding.sample_slots.fill_(self._tables.padding_slot)
+        self._parts.draw(forward.hidden, padding, features)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            samples = self._parts.draw(forward.hidden, forward.inputs, features)
+        forward.draws[features] = graph, samples
+        return graph, samples
+
+    def _padding(self, layout: Layout) -> tuple[torch.Tensor, StepInputs]:
+        """The inputs of a step of padding alone, and their fields as views."""
+        packed = torch.from_numpy(self._pack(Step(), layout)).to(self._tables.device)
+        return packed, unpack(packed, layout)
 
 
 def _decode_layout(size: int) -> Layout:

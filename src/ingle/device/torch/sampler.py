@@ -1,172 +1,149 @@
-"""From logits to tokens, each row by its own parameters.
+"""Sampling parameters of the slots, on the device, and the draw by the device's kernels.
 
-Order: penalties, logit bias, forbidden end tokens; then temperature, filters and the draw, by the device's kernel.
+Parameters are written when a sequence is admitted. A step that draws brings nothing but slots and positions, and which
+features its rows ask for: so any step can be captured, whatever is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ingle import kernels
 from ingle.device.torch.tables import to_device
 from ingle.kernels.batch import StepInputs
-from ingle.request import SamplingParams
-from ingle.step import Admission, Masks
+from ingle.kernels.sampling import (
+    PROMPT_FLAG,
+    Adjustments,
+    Features,
+    Samples,
+    SamplingTables,
+    all_allowed,
+)
+from ingle.request import MAX_LOGPROBS, Sampling
+from ingle.step import Admission, Chunk, Masks
 
-_PROMPT_FLAG = 1 << 24
-
-
-@dataclass(slots=True)
-class Samples:
-    """What a step drew for its R rows, still on the device."""
-
-    token_ids: torch.Tensor
-    """int64 [R]"""
-    finite: torch.Tensor
-    """bool [R], False where the model's logits held NaN or infinity."""
+_FILTERED, _ADJUSTED = 1, 2
+_LOGPROB_SIZES = (0, 5, MAX_LOGPROBS)
+"""Numbers of alternatives that a step computes: each is a graph of its own."""
+_NEVER = 1 << 62
+"""A position that no sequence reaches."""
 
 
 class Sampler:
-    """Sampling parameters of S slots, and the draw. The penalties' table exists once a request came that needs it."""
+    """Sampling parameters of S slots and one more for padding rows, which are greedy."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.device = device
-        rows = num_slots + 1  # the last is for padding rows, which are greedy
-        # temperature, top_p, min_p
-        self.floats = torch.tensor([[0.0, 1.0, 0.0]], device=device).repeat(rows, 1)
-        # seed, top_k
-        self.ints = torch.tensor([[0, vocab_size]], device=device).repeat(rows, 1)
-        # repetition, presence and frequency penalty
-        self._penalties = torch.tensor([[1.0, 0.0, 0.0]], device=device).repeat(rows, 1)
-        # int32 [S, vocab]: occurrences in the output, plus _PROMPT_FLAG for tokens of the prompt
-        self._seen: torch.Tensor | None = None
-        self._params: dict[int, SamplingParams] = {}
-        self._admissions: dict[int, Admission] = {}
-        self._allowed: dict[int, torch.Tensor] = {}
+        self.tables = SamplingTables.allocate(num_slots + 1, vocab_size, device)
+        self._features = np.zeros(num_slots + 1, np.uint8)
+        self._masked: set[int] = set()
+        """Slots whose masks are not all ones."""
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Takes in the parameters of slots that start or restart."""
         if not admissions:
             return
-        for admission in admissions:
-            self._params[admission.slot] = admission.sampling
-            self._admissions[admission.slot] = admission
         slots = np.array([admission.slot for admission in admissions], np.int64)
-        params = [admission.sampling for admission in admissions]
-        ints = np.array(
-            [(admission.seed, self._top_k(admission.sampling)) for admission in admissions], np.int64
-        )  # fmt: skip
+        self._features[slots] = [_features(admission.sampling) for admission in admissions]
         rows = to_device(slots, self.device)
-        self.ints[rows] = to_device(ints, self.device)
-        floats = np.array([(0.0 if p.greedy else p.temperature, p.top_p, p.min_p) for p in params], np.float32)
-        self.floats[rows] = to_device(floats, self.device)
-        if any(p.penalized for p in params):
-            self._admit_penalties([admission for admission in admissions if admission.sampling.penalized])
+        floats = np.array([_floats(admission.sampling) for admission in admissions], np.float32)
+        ints = np.array([self._ints(admission) for admission in admissions], np.int64)
+        self.tables.floats[rows] = to_device(floats, self.device)
+        self.tables.ints[rows] = to_device(ints, self.device)
+        self._adjust([admission for admission in admissions if _features(admission.sampling) & _ADJUSTED])
 
-    def _top_k(self, params: SamplingParams) -> int:
-        return params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+    def _ints(self, admission: Admission) -> tuple[int, int, int, int]:
+        params = admission.sampling
+        top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+        first_end = min(admission.num_prompt_tokens + params.min_tokens, _NEVER) if params.min_tokens else 0
+        return admission.seed, top_k, first_end, len(params.logit_bias or {})
 
-    def _admit_penalties(self, admissions: Sequence[Admission]) -> None:
-        if self._seen is None:
-            self._seen = torch.zeros(len(self.ints), self.vocab_size, dtype=torch.int32, device=self.device)
+    def _adjust(self, admissions: Sequence[Admission]) -> None:
+        if not admissions:
+            return
+        if self.tables.adjustments is None:
+            self.tables.adjustments = Adjustments.allocate(len(self.tables.ints), self.vocab_size, self.device)
+        tables = self.tables.adjustments
         for admission in admissions:
             slot, params = admission.slot, admission.sampling
-            penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-            self._penalties[slot] = to_device(np.array(penalties, np.float32), self.device)
-            tokens = to_device(np.array(admission.token_ids, np.int64), self.device)
-            prompt, output = tokens[: admission.num_prompt_tokens], tokens[admission.num_prompt_tokens :]
-            seen = self._seen[slot].zero_()
-            seen[prompt] = _PROMPT_FLAG
-            seen.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+            if params.penalized:
+                self._count(tables.counts[slot], admission)
+            if params.logit_bias:
+                count = len(params.logit_bias)
+                ids, biases = np.array(list(params.logit_bias.items()), np.float64).reshape(count, 2).T
+                tables.bias_ids[slot, :count] = to_device(ids.astype(np.int32), self.device)
+                tables.biases[slot, :count] = to_device(biases.astype(np.float32), self.device)
+            if params.min_tokens:
+                tables.end_words[slot] = to_device(self._all_but(admission.end_token_ids), self.device)
 
-    def filters(self, slots: Sequence[int]) -> bool:
-        """Whether any of the slots cuts the distribution: top-k, top-p or min-p."""
-        params = [self._params[slot] for slot in slots]
-        return any(not p.greedy and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params)
+    def _count(self, counts: torch.Tensor, admission: Admission) -> None:
+        """Writes a slot's row of `Adjustments.counts`."""
+        tokens = to_device(np.array(admission.token_ids, np.int64), self.device)
+        prompt, output = tokens[: admission.num_prompt_tokens], tokens[admission.num_prompt_tokens :]
+        counts.zero_()
+        counts[prompt] = PROMPT_FLAG
+        counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
-    def adjusts(self, slots: Sequence[int]) -> bool:
-        """Whether any of the slots changes its logits before the draw: penalties, bias, or min_tokens."""
-        params = [self._params[slot] for slot in slots]
-        return any(p.penalized or p.logit_bias or p.min_tokens for p in params) or bool(self._allowed)
+    def _all_but(self, token_ids: Sequence[int]) -> npt.NDArray[np.int32]:
+        """Bits of all tokens but these, as `SamplingTables.masks` has them."""
+        allowed = np.ones(-(-self.vocab_size // 32) * 32, np.bool_)
+        allowed[list(token_ids)] = False
+        return np.packbits(allowed, bitorder="little").view("<i4")
 
     def set_masks(self, masks: Masks) -> None:
         """What the next draw may give, by slot; all tokens for others."""
-        self._allowed = {
-            slot: torch.from_numpy(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")).bool()
-            for slot, mask in masks.items()
-        }
+        if masks and self.tables.masks is None:
+            self.tables.masks = all_allowed(len(self.tables.ints), self.vocab_size, self.device)
+        slots = sorted(self._masked | masks.keys())
+        if self.tables.masks is None or not slots:
+            return
+        words = np.full((len(slots), self.tables.masks.shape[1]), -1, np.int32)
+        for row, slot in enumerate(slots):
+            if slot in masks:
+                words[row] = np.frombuffer(masks[slot], "<i4")
+        self.tables.masks[to_device(np.array(slots, np.int64), self.device)] = to_device(words, self.device)
+        self._masked = set(masks)
 
-    def draw(self, logits: torch.Tensor, inputs: StepInputs, *, filtered: bool) -> Samples:
-        """The tokens of unadjusted logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
-        kernel = kernels.of(logits).sample
-        token_ids, finite = kernel(
-            logits, inputs.sample_slots, inputs.sample_positions, self.floats, self.ints, filtered=filtered
+    def features(self, chunks: Sequence[Chunk], masks: Masks) -> Features:
+        """What a step has to compute for the chunks that it draws for."""
+        drawing = [chunk for chunk in chunks if chunk.samples]
+        bits = int(np.bitwise_or.reduce(self._features[np.array([chunk.slot for chunk in drawing], np.int64)]))
+        most = max((chunk.logprobs for chunk in drawing if chunk.logprobs is not None), default=None)
+        return Features(
+            filtered=bool(bits & _FILTERED),
+            adjusted=bool(bits & _ADJUSTED),
+            masked=bool(masks),
+            num_logprobs=None if most is None else padded_alternatives(most),
         )
-        return Samples(token_ids, finite)
 
-    def sample(self, logits: torch.Tensor, inputs: StepInputs, slots: list[int], positions: list[int]) -> Samples:
-        """The tokens of logits [R, vocab] whose rows have `slots` and `positions`."""
-        if not self.adjusts(slots):
-            return self.draw(logits, inputs, filtered=self.filters(slots))
-        finite = logits.sum(dim=-1, dtype=torch.float32).isfinite()
-        adjusted = self._adjust(logits.to(torch.float32, copy=True), slots, positions)
-        samples = self.draw(torch.nan_to_num(adjusted, neginf=-torch.inf), inputs, filtered=self.filters(slots))
-        samples.finite = finite
-        if self._seen is not None:
-            rows = inputs.sample_slots
-            ones = torch.ones_like(rows, dtype=torch.int32)
-            self._seen.view(-1).index_add_(0, rows * self.vocab_size + samples.token_ids, ones)
-        return samples
-
-    def _adjust(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> torch.Tensor:
-        params = [self._params[slot] for slot in slots]
-        penalized = [i for i, p in enumerate(params) if p.penalized]
-        if penalized:
-            logits = self._penalize(logits, penalized, slots)
-        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
-            bias, admission = params[row].logit_bias, self._admissions[slot]
-            if bias:
-                ids = to_device(np.array(list(bias), np.int64), self.device)
-                logits[row].index_add_(0, ids, to_device(np.array(list(bias.values()), np.float32), self.device))
-            if position - admission.num_prompt_tokens < params[row].min_tokens and admission.end_token_ids:
-                logits[row, to_device(np.array(admission.end_token_ids, np.int64), self.device)] = -torch.inf
-            if slot in self._allowed:
-                logits[row, ~self._allowed[slot][: self.vocab_size].to(self.device)] = -torch.inf
-        return logits
-
-    def _penalize(self, logits: torch.Tensor, indices: list[int], slots: list[int]) -> torch.Tensor:
-        assert self._seen is not None
-        index = to_device(np.array(indices, np.int64), self.device)
-        rows = to_device(np.array([slots[i] for i in indices], np.int64), self.device)
-        seen = self._seen[rows]
-        count = (seen & (_PROMPT_FLAG - 1)).float()
-        repetition, presence, frequency = self._penalties[rows].unsqueeze(-1).unbind(1)
-        x = logits[index]
-        x = torch.where(seen > 0, torch.where(x > 0, x / repetition, x * repetition), x)
-        logits[index] = x - presence * (count > 0) - frequency * count
-        return logits
+    def sample(self, logits: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+        """The tokens of logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
+        kernel = kernels.of(logits).sample
+        return kernel(logits, inputs.sample_slots, inputs.sample_positions, self.tables, features)
 
 
-class LogprobTensors(NamedTuple):
-    """`ingle.device.LogprobRows`, still on the device."""
-
-    token_ids: torch.Tensor
-    chosen: torch.Tensor
-    ranks: torch.Tensor
-    top_ids: torch.Tensor
-    top_logprobs: torch.Tensor
+def padded_alternatives(count: int) -> int:
+    """For how many the kernels run where so many are wanted: one of few sizes."""
+    return next(size for size in _LOGPROB_SIZES if size >= count)
 
 
-def logprob_rows(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> LogprobTensors:
-    """Log probabilities of `token_ids` [R] and of the most likely tokens under logits [R, vocab]."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    chosen = logprobs.gather(1, token_ids[:, None])
-    ranks = (logprobs > chosen).sum(dim=-1) + 1
-    top = logprobs.topk(min(num_alternatives, logits.shape[-1]), dim=-1)
-    return LogprobTensors(token_ids, chosen[:, 0], ranks, top.indices, top.values)
+def _features(params: Sampling) -> int:
+    filtered = not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+    adjusted = params.penalized or bool(params.logit_bias) or params.min_tokens > 0
+    return filtered * _FILTERED | adjusted * _ADJUSTED
+
+
+def _floats(params: Sampling) -> tuple[float, float, float, float, float, float]:
+    return (
+        0.0 if params.greedy else params.temperature,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.presence_penalty,
+        params.frequency_penalty,
+    )

@@ -3,19 +3,27 @@
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
 from ingle.kernels.gpu.latent import latent_attention, store_latent
+from ingle.kernels.gpu.layer import add, normed, project_and_add, project_and_store, project_gated
+from ingle.kernels.gpu.logprobs import logprobs
 from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.products import multiply, multiply_gated
 from ingle.kernels.gpu.sampling import sample
 
 __all__ = [
+    "add",
     "add_rms_norm",
     "experts",
     "gated",
     "latent_attention",
     "locate",
+    "logprobs",
     "multiply",
     "multiply_gated",
+    "normed",
     "paged_attention",
+    "project_and_add",
+    "project_and_store",
+    "project_gated",
     "rms_norm",
     "rotate_and_store",
     "route",

@@ -32,7 +32,7 @@ def num_processors(device: torch.device) -> int:
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes that the programs which a processor runs side by side have between them."""
+    """Bytes that the programs which an SM runs side by side have between them."""
     if device.type != "cuda":
         return 1 << 17  # Triton's interpreter
     return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)

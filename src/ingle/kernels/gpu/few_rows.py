@@ -19,11 +19,16 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu.device import await_previous, num_processors, pdl, prefetch
-from ingle.kernels.gpu.elementwise import activate
-from ingle.kernels.gpu.rotation import Rotation, store_rotated
+from ingle.kernels.gpu.elementwise import activate, rms_norm
+from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
+MAX_ROWS = 16
+"""With more, PyTorch's products and the kernels around them are as fast."""
+_ALIGNMENT = 8
+"""Numbers of 16 bits in the 16 bytes to which a row of weights has to be aligned."""
 _MIN_ROWS = 16
 """Columns that the matrix units need at least: a product is weights @ rows'."""
 _OUTS = 64
@@ -175,52 +180,57 @@ def _outs(size_out: int, num_processors: int, *, paired: bool) -> int:
     return _OUTS if 5 * num_tiles >= 2 * num_processors else _OUTS // 2
 
 
-class Scaled(NamedTuple):
-    """Rows on their way through the layers, as the product behind the next norm takes them."""
+def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether these kernels may, and should, multiply x [M, K] by such a weight."""
+    return (
+        0 < x.shape[0] <= MAX_ROWS
+        # Not float16: a row times the norm's weight, before the division by its length, may be too large for it.
+        and x.dtype == weight.dtype == torch.bfloat16
+        and weight.shape[1] % _ALIGNMENT == 0
+        and pdl(x.device)
+        and x.is_contiguous()
+        and weight.is_contiguous()
+    )
 
-    residual: torch.Tensor
-    """[M, E]"""
-    values: torch.Tensor
-    """[M, E], times the norm's weight."""
-    squares: torch.Tensor | None
-    """float32 [M, P]: the sum of the residual's squares, in pieces; None for values that are normed already."""
 
-
-def add(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, norm: torch.Tensor
-) -> Scaled:
-    """residual + x @ weight.T + bias, for x [M, K] and residual [M, E], on its way to the norm of weight `norm` [E]."""
+def add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, norm: Norm) -> Flow:
+    """residual + x @ weight.T + bias, for x [M, K] and residual [M, E], on its way to the norm: values and squares."""
     num_rows, size_out = residual.shape
     out, values = torch.empty_like(residual), torch.empty_like(residual)
     processors = num_processors(x.device)
     outs = _outs(size_out, processors, paired=False)
     shape = tiling(x.shape[1], size_out, outs, paired=False, num_processors=processors)
     squares = torch.empty(num_rows, triton.cdiv(size_out, shape.outs), dtype=torch.float32, device=x.device)
-    _run(x, weight, bias, None, 0.0, _ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
-    return Scaled(out, values, squares)
+    _run(x, weight, bias, None, _ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
+    return Flow(out, norm, values, squares)
 
 
-def gated(rows: Scaled, eps: float, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:  # fmt: skip  # noqa: E501
+def gated(flow: Flow, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
     """activation(gate) * up of the normed rows' product with weight [2 * I, E], the gate in the first half: [M, I]."""
-    out = rows.values.new_empty(len(rows.values), weight.shape[0] // 2)
+    x = _values(flow)
+    out = x.new_empty(len(x), weight.shape[0] // 2)
     epilogue = _GELU if activation == "gelu_tanh" else _SILU
     processors = num_processors(out.device)
     outs = _outs(len(weight), processors, paired=True)
     shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_processors=processors)
-    _run(rows.values, weight, bias, rows.squares, eps, epilogue, out, shape)
+    _run(x, weight, bias, flow.squares, epilogue, out, shape, norm=flow.norm)
     return out
 
 
-def project_and_store(
-    rows: Scaled, eps: float, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation
-) -> torch.Tensor:
+def project_and_store(flow: Flow, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
     """The queries [M, Hq, D] of the normed rows, rotated; keys and values, of weight's later rows, go to the cache."""
+    x = _values(flow)
     head_dim = rotation.kv_cache.shape[-1]
-    q = rows.values.new_empty(len(rows.values), rotation.num_heads, head_dim)
+    q = x.new_empty(len(x), rotation.num_heads, head_dim)
     outs = min(head_dim // 2, _OUTS) if rotation.q_norm is None else head_dim // 2  # a norm is that of a whole head
     shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_processors=num_processors(q.device))
-    _run(rows.values, weight, bias, rows.squares, eps, _ROTATE, q, shape, rotation=rotation)
+    _run(x, weight, bias, flow.squares, _ROTATE, q, shape, norm=flow.norm, rotation=rotation)
     return q
+
+
+def _values(flow: Flow) -> torch.Tensor:
+    """A first flow has none: nothing has been added to it."""
+    return rms_norm(flow.residual, flow.norm.weight, flow.norm.eps) if flow.values is None else flow.values
 
 
 def _run(
@@ -228,13 +238,12 @@ def _run(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     squares_in: torch.Tensor | None,
-    eps: float,
     epilogue: int,
     out: torch.Tensor,
     shape: Tiling,
     *,
+    norm: Norm,
     residual: torch.Tensor | None = None,
-    norm: torch.Tensor | None = None,
     values: torch.Tensor | None = None,
     squares: torch.Tensor | None = None,
     rotation: Rotation | None = None,
@@ -251,9 +260,9 @@ def _run(
     )  # fmt: skip
     _few_rows_kernel[(num_tiles * num_splits,)](
         TensorDescriptor.from_tensor(x, [rows, depth]), TensorDescriptor.from_tensor(weight, [outs, depth]),
-        weight, _or(bias, x), _or(squares_in, x), _or(residual, x), _or(norm, x), out, _or(values, x), _or(squares, x),
+        weight, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight, out, _or(values, x), _or(squares, x),
         parts, _counters(device), *places,
-        num_rows, num_splits, num_squares, eps, 0.0 if rotation is None else rotation.eps,
+        num_rows, num_splits, num_squares, norm.eps, 0.0 if rotation is None else rotation.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         IN=size_in, OUT=size_out, ROWS=rows, OUTS=outs, DEPTH=depth, EPILOGUE=epilogue,
         NORMED=squares_in is not None, BIAS=bias is not None,

@@ -7,6 +7,7 @@ products. A prompt's tile is tokens of one head. R and P are tiles of their own:
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,15 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
-from ingle.kernels.gpu.device import await_previous, num_processors, pdl
+from ingle.kernels.gpu.device import await_previous, num_processors, pdl, shared_memory
 from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
 
 _MIN_DOT = 16
 """Rows and columns that tensor cores need at least."""
-_MAX_HEADS = 64
-"""Of a decode's tile: the rows that Hopper's tensor cores multiply at once."""
+_HOPPER_ROWS = 64
+"""Of a tile: what Hopper's tensor cores multiply at once."""
+_SPARE_BYTES = 2048
+"""Of shared memory, for what a program holds beside queries and keys, and what the device keeps of each."""
 _STORE_HEADS = 8
 _LOG2_E = 1.4426950408889634
 _LOWEST = tl.constexpr(-1e20)
@@ -117,25 +120,37 @@ class _Tiling(NamedTuple):
     """That one iteration reads."""
     warps: int
     stages: int
+    num_bytes: int
+    """Of shared memory that a program takes, about."""
 
 
-def _decode_tiling(q_latent: torch.Tensor, q_rope: torch.Tensor) -> _Tiling:
-    heads = min(max(int(triton.next_power_of_2(q_latent.shape[1])), _MIN_DOT), _MAX_HEADS)
-    row_bytes = (_block(q_latent.shape[2]) + _block(q_rope.shape[2])) * q_latent.itemsize
-    keys = min(max(int(triton.next_power_of_2(_DECODE_BYTES // row_bytes)), _MIN_DOT), 64)
-    return _Tiling(heads, keys, warps=8 if heads > 32 else 4, stages=2)
+def _tiling(q_latent: torch.Tensor, q_rope: torch.Tensor, most_rows: int) -> _Tiling:
+    """Tiles of at most so many rows: as many as registers and shared memory have room for.
+
+    A program holds its rows' results in registers, R float32 numbers a row. Two iterations' keys are read ahead where
+    there is room for them beside the queries.
+    """
+    device, itemsize = q_latent.device, q_latent.itemsize
+    fitting = _MIN_DOT if itemsize > 2 else _HOPPER_ROWS if _is_hopper(device) else _HOPPER_ROWS // 2
+    rows, keys = min(_block(most_rows), fitting), _MIN_DOT if itemsize > 2 else 2 * _MIN_DOT
+    row_bytes = (_block(q_latent.shape[2]) + _block(q_rope.shape[2])) * itemsize
+    stages = 3 if (rows + 2 * keys) * row_bytes + _SPARE_BYTES <= shared_memory(device) else 2
+    num_bytes = (rows + (stages - 1) * keys) * row_bytes + _SPARE_BYTES
+    return _Tiling(rows, keys, 8 if rows > _MIN_DOT else 4, stages, num_bytes)
 
 
-_DECODE_BYTES = 40960
-"""Of shared memory that an iteration's keys take, about."""
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _share(q_latent: torch.Tensor, q_rope: torch.Tensor, batch: Batch) -> DecodeWork:
-    tiling, device = _decode_tiling(q_latent, q_rope), q_latent.device
-    head_blocks = triton.cdiv(q_latent.shape[1], tiling.rows)
-    side_by_side = 2 if tiling.rows == _MIN_DOT else 1
-    max_programs = side_by_side * num_processors(device) // head_blocks
-    return share_decodes(batch, head_blocks, max_programs, tiling.keys, None)
+    """For as many programs as run side by side: a processor's registers suffice for two of the narrowest tiles."""
+    num_heads, device = q_latent.shape[1], q_latent.device
+    tiling = _tiling(q_latent, q_rope, num_heads)
+    head_blocks = triton.cdiv(num_heads, tiling.rows)
+    side_by_side = 2 if tiling.rows == _MIN_DOT and 2 * tiling.num_bytes <= shared_memory(device) else 1
+    return share_decodes(batch, head_blocks, side_by_side * num_processors(device) // head_blocks, tiling.keys, None)
 
 
 @triton.jit
@@ -147,7 +162,7 @@ def _decode_kernel(
     KEYS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr, BESIDE: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A program walks through its share of all sequences' keys, which may begin and end amid a sequence, for some heads."""
+    """A program walks through its share of all sequences' keys, which may begin and end amid one, for some heads."""
     head_block = tl.program_id(0)
     program = tl.program_id(1)
     if PDL and BESIDE:
@@ -188,11 +203,12 @@ def _decode_kernel(
         best = tl.full([HEAD_BLOCK], _LOWEST, tl.float32)
         total = tl.zeros([HEAD_BLOCK], tl.float32)
         acc = tl.zeros([HEAD_BLOCK, RANK_BLOCK], tl.float32)
+        table, last = page_tables_ptr + slot * table_stride, tl.zeros([HEAD_BLOCK], tl.int32) + length - 1
+        page = _pages(table, key, length, PAGE_SIZE, KEYS)
         for start in range(key, key + num_parts * KEYS, KEYS):
-            acc, total, best = _attend(
-                q, q_rope, acc, total, best, start, tl.full([HEAD_BLOCK], length - 1, tl.int32), length, dims, rope_dims,
-                page_tables_ptr + slot * table_stride, cache_ptr, page_stride, token_stride, scale,
-                RANK, ROPE, PAGE_SIZE, KEYS, True, PRECISION,
+            acc, total, best, page = _attend(
+                q, q_rope, acc, total, best, page, start, last, length, dims, rope_dims, table, cache_ptr,
+                page_stride, token_stride, scale, RANK, ROPE, PAGE_SIZE, KEYS, True, PRECISION,
             )  # fmt: skip
         key += num_parts * KEYS
         result = acc / total[:, None]
@@ -230,7 +246,7 @@ def _decode(
 ) -> None:
     """`is_old`, and what is done beside a kernel that reads prompts: as `attention._decode` has it."""
     _, num_heads, rank = q_latent.shape
-    rope, tiling, max_programs = q_rope.shape[2], _decode_tiling(q_latent, q_rope), len(work.starts)
+    rope, tiling, max_programs = q_rope.shape[2], _tiling(q_latent, q_rope, num_heads), len(work.starts)
     parts = torch.empty(2 * max_programs, num_heads, rank, dtype=torch.float32, device=out.device)
     sums = torch.empty(2 * max_programs, num_heads, dtype=torch.float32, device=out.device)
     head_blocks = triton.cdiv(num_heads, tiling.rows)
@@ -288,29 +304,39 @@ def _prefill_kernel(
     last_key = tl.minimum(first_position + QUERIES, length)
     # Keys before every query of the tile need no causal mask.
     full = first_position // KEYS * KEYS
+    page = _pages(table, 0, last_key, PAGE_SIZE, KEYS)
     for start in range(0, full, KEYS):
-        acc, total, best = _attend(
-            q, q_rope, acc, total, best, start, positions, last_key, dims, rope_dims, table, cache_ptr,
+        acc, total, best, page = _attend(
+            q, q_rope, acc, total, best, page, start, positions, last_key, dims, rope_dims, table, cache_ptr,
             page_stride, token_stride, scale, RANK, ROPE, PAGE_SIZE, KEYS, False, PRECISION,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
-        acc, total, best = _attend(
-            q, q_rope, acc, total, best, start, positions, last_key, dims, rope_dims, table, cache_ptr,
+        acc, total, best, page = _attend(
+            q, q_rope, acc, total, best, page, start, positions, last_key, dims, rope_dims, table, cache_ptr,
             page_stride, token_stride, scale, RANK, ROPE, PAGE_SIZE, KEYS, True, PRECISION,
         )  # fmt: skip
     tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
+def _pages(table, start, last_key, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr):
+    """Where the KEYS keys from position `start` on are."""
+    keys = start + tl.arange(0, KEYS)
+    return tl.load(table + keys // PAGE_SIZE, mask=keys < last_key, other=0)
+
+
+@triton.jit
 def _attend(
-    q, q_rope, acc, total, best, start, positions, last_key, dims, rope_dims, table, cache_ptr,
+    q, q_rope, acc, total, best, page, start, positions, last_key, dims, rope_dims, table, cache_ptr,
     page_stride, token_stride, scale, RANK: tl.constexpr, ROPE: tl.constexpr,
     PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One iteration of the online softmax over the KEYS keys from position `start` on, a multiple of KEYS."""
+    """One iteration of the online softmax over the KEYS keys from position `start` on, a multiple of KEYS, in `page`.
+
+    Where the next iteration's keys are is known before it starts, so its loads wait for nothing.
+    """
     keys = start + tl.arange(0, KEYS)
     seen = (keys < last_key) | (not MASKED)
-    page = tl.load(table + keys // PAGE_SIZE, mask=seen, other=0)
     place = (page.to(tl.int64) * page_stride + keys % PAGE_SIZE * token_stride)[:, None]
     latent = tl.load(cache_ptr + place + dims[None, :], mask=seen[:, None] & (dims < RANK)[None, :], other=0.0)
     k_rope = tl.load(
@@ -324,11 +350,7 @@ def _attend(
     weights = tl.exp2(scores * scale - new_best[:, None])
     shrink = tl.exp2(best - new_best)
     acc = acc * shrink[:, None] + tl.dot(weights.to(latent.dtype), latent, input_precision=PRECISION)
-    return acc, total * shrink + tl.sum(weights, 1), new_best
-
-
-def _prefill_tiling(q_latent: torch.Tensor) -> _Tiling:
-    return _Tiling(rows=64, keys=32, warps=8, stages=2)
+    return acc, total * shrink + tl.sum(weights, 1), new_best, _pages(table, start + KEYS, last_key, PAGE_SIZE, KEYS)
 
 
 def _prefill(
@@ -336,8 +358,9 @@ def _prefill(
 ) -> None:
     inputs = batch.inputs
     _, num_heads, rank = q_latent.shape
-    rope, tiling, early = q_rope.shape[2], _prefill_tiling(q_latent), pdl(out.device)
-    tiles = query_block(rank + rope) // tiling.rows
+    rope, queries, early = q_rope.shape[2], query_block(cache.shape[2]), pdl(out.device)
+    tiling = _tiling(q_latent, q_rope, queries)
+    tiles = queries // tiling.rows
     _prefill_kernel[(num_heads, batch.num_blocks * tiles)](
         q_latent, q_rope, cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts,
         inputs.query_blocks, inputs.num_query_blocks, out,

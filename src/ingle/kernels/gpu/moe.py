@@ -76,21 +76,21 @@ def _route_kernel(
             kept = tl.where(groups[None, :] == first[:, None], 1, kept)
             goodness = tl.where(groups[None, :] == first[:, None], float("-inf"), goodness)
         choice = tl.where((kept == 1)[:, :, None], choice, float("-inf"))
-    slots = tl.arange(0, TOP_BLOCK)
+    ranks = tl.arange(0, TOP_BLOCK)
     ids = tl.zeros([TOKENS, TOP_BLOCK], tl.int32)
     weights = tl.zeros([TOKENS, TOP_BLOCK], tl.float32)
-    for slot in range(TOP_K):
+    for rank in range(TOP_K):
         best = tl.max(tl.max(choice, 2), 1)[:, None, None]
         chosen = tl.min(tl.min(tl.where(choice == best, experts, NUM_GROUPS * MEMBERS), 2), 1)
         is_chosen = experts == chosen[:, None, None]
         weight = tl.sum(tl.sum(tl.where(is_chosen, scores, 0.0), 2), 1)
         choice = tl.where(is_chosen, float("-inf"), choice)
-        ids = tl.where(slots[None, :] == slot, chosen[:, None], ids)
-        weights = tl.where(slots[None, :] == slot, weight[:, None], weights)
+        ids = tl.where(ranks[None, :] == rank, chosen[:, None], ids)
+        weights = tl.where(ranks[None, :] == rank, weight[:, None], weights)
     if NORM:
         weights = weights / (tl.sum(weights, 1)[:, None] + 1e-20)
-    place = tokens[:, None] * TOP_K + slots[None, :]
-    mask = is_token[:, None] & (slots < TOP_K)[None, :]
+    place = tokens[:, None] * TOP_K + ranks[None, :]
+    mask = is_token[:, None] & (ranks < TOP_K)[None, :]
     tl.store(ids_ptr + place, ids, mask=mask)
     tl.store(weights_ptr + place, weights * scaling, mask=mask)
 
@@ -305,16 +305,16 @@ def _down_kernel(
 
 
 @triton.jit
-def _sum_kernel(parts_ptr, out_ptr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _sum_kernel(pairs_ptr, out_ptr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         await_previous()
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
     total = tl.zeros([BLOCK], tl.float32)
-    for slot in tl.static_range(TOP_K):
-        part = tl.load(parts_ptr + (token * TOP_K + slot) * HIDDEN + columns, mask=mask, other=0.0)
-        total += part.to(tl.float32)
+    for rank in tl.static_range(TOP_K):
+        given = tl.load(pairs_ptr + (token * TOP_K + rank) * HIDDEN + columns, mask=mask, other=0.0)
+        total += given.to(tl.float32)
     tl.store(out_ptr + token * HIDDEN + columns, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -337,7 +337,7 @@ _TILES = (
     # While the bytes of the weights are the limit, rows that hold an expert's tokens at once, and many bytes in flight.
     _Tiles(10, 16, 32, 64, 128, 4, 4),
     _Tiles(24, 32, 32, 64, 128, 4, 4),
-    # Beyond, few rows left empty in an expert's last block, then tiles that keep the matrix units busy.
+    # Beyond, few rows left empty in an expert's last block, then tiles that keep the tensor cores busy.
     _Tiles(128, 64, 64, 128, 64, 4, 4),
     _Tiles(math.inf, 128, 64, 128, 64, 8, 4),
 )
@@ -379,15 +379,15 @@ def experts(
         x, order, blocks, gate_up, activated, num_blocks, num_columns, x.stride(0), num_experts,
         TOP_K=top_k, COLUMNS=tiles.inner_columns, GELU_TANH=activation == "gelu_tanh", **common,
     )  # fmt: skip
-    parts = torch.empty(num_tokens * top_k, hidden, dtype=x.dtype, device=x.device)
+    by_pair = torch.empty(num_tokens * top_k, hidden, dtype=x.dtype, device=x.device)
     num_columns = triton.cdiv(hidden, tiles.hidden_columns)
     _down_kernel[(num_blocks * num_columns,)](
-        activated, order, blocks, down, weights, parts, num_blocks, num_columns, num_experts,
+        activated, order, blocks, down, weights, by_pair, num_blocks, num_columns, num_experts,
         COLUMNS=tiles.hidden_columns, **common,
     )  # fmt: skip
     out = torch.empty_like(x)
     block = min(triton.next_power_of_2(hidden), 1024)
     _sum_kernel[(num_tokens, triton.cdiv(hidden, block))](
-        parts, out, TOP_K=top_k, HIDDEN=hidden, BLOCK=block, PDL=early, num_warps=4, launch_pdl=early
+        by_pair, out, TOP_K=top_k, HIDDEN=hidden, BLOCK=block, PDL=early, num_warps=4, launch_pdl=early
     )
     return out

@@ -46,7 +46,7 @@ def multiply_gated(
 ) -> torch.Tensor:
     """As `ingle.kernels.reference.multiply_gated`."""
     if vector.suits(x, weight):
-        return vector.gated(x, None, 0.0, weight, bias, activation)
+        return vector.gated(x, None, weight, bias, activation)
     num_rows, size_in = x.shape
     if num_rows > _MAX_ROWS or not pdl(x.device) or x.itemsize != 2 or size_in % _ALIGNMENT or bias is not None:
         return gated(F.linear(x, weight, bias), activation)

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-
-
-class Rotation(NamedTuple):
-    """What `ingle.kernels.reference.rotate_and_store` takes beside the projections."""
-
-    num_heads: int
-    cos_sin: torch.Tensor
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    eps: float
-    kv_cache: torch.Tensor
-    kv_slots: torch.Tensor
 
 
 @triton.jit

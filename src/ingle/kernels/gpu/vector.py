@@ -14,9 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
-from ingle.kernels.gpu.rotation import Rotation, store_rotated
+from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
@@ -157,34 +158,29 @@ def add(
 ) -> torch.Tensor:
     """residual + x @ weight.T + bias, for x [M, K] and residual [M, E]."""
     out = x.new_empty(len(x), len(weight))
-    _run(x, None, 0.0, weight, bias, _ADD, out, residual=residual)
+    _run(x, None, weight, bias, _ADD, out, residual=residual)
     return out
 
 
 def gated(
-    x: torch.Tensor, norm: torch.Tensor | None, eps: float, weight: torch.Tensor, bias: torch.Tensor | None,
-    activation: Activation,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor, norm: Norm | None, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
+) -> torch.Tensor:
     """activation(gate) * up for x [M, E], or its norm, times weight [2 * I, E], the gate in the first half: [M, I]."""
     out = x.new_empty(len(x), len(weight) // 2)
-    _run(x, norm, eps, weight, bias, _GELU if activation == "gelu_tanh" else _SILU, out)
+    _run(x, norm, weight, bias, _GELU if activation == "gelu_tanh" else _SILU, out)
     return out
 
 
 def project_and_store(
-    x: torch.Tensor, norm: torch.Tensor, eps: float, weight: torch.Tensor, bias: torch.Tensor | None,
-    rotation: Rotation,
-) -> torch.Tensor:  # fmt: skip
-    """The queries [M, Hq, D] of the norm of x, rotated; keys and values, of weight's later rows, go to the cache."""
+    x: torch.Tensor, norm: Norm | None, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation
+) -> torch.Tensor:
+    """The queries [M, Hq, D] of x, or its norm, rotated; keys and values, of weight's later rows, go to the cache."""
     if rotation.q_norm is not None:  # a norm is that of a whole head, which no program has
         qkv = x.new_empty(len(x), len(weight))
-        _run(x, norm, eps, weight, bias, _ADD, qkv)
-        return rotate_and_store(
-            qkv, rotation.num_heads, rotation.cos_sin, rotation.q_norm, rotation.k_norm, rotation.eps,
-            rotation.kv_cache, rotation.kv_slots,
-        )  # fmt: skip
+        _run(x, norm, weight, bias, _ADD, qkv)
+        return rotate_and_store(qkv, *rotation)
     q = x.new_empty(len(x), rotation.num_heads, rotation.kv_cache.shape[-1])
-    _run(x, norm, eps, weight, bias, _ROTATE, q, rotation=rotation)
+    _run(x, norm, weight, bias, _ROTATE, q, rotation=rotation)
     return q
 
 
@@ -196,8 +192,7 @@ def tiling(size_in: int, *, paired: bool) -> Tiling:
 
 def _run(
     x: torch.Tensor,
-    norm: torch.Tensor | None,
-    eps: float,
+    norm: Norm | None,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     epilogue: int,
@@ -212,9 +207,9 @@ def _run(
     num_early = max(_EARLY // (outs * (1 + paired) * depth), 1)
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_slots)
     _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](
-        x, x if norm is None else norm, weight, x if bias is None else bias, x if residual is None else residual,
+        x, x if norm is None else norm.weight, weight, x if bias is None else bias, x if residual is None else residual,
         out, *places,
-        eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         ROWS=len(x), IN=size_in, OUT=size_out, OUTS=outs, DEPTH=depth,
         EARLY=min(num_early, triton.cdiv(size_in, depth)), WIDTH=triton.next_power_of_2(size_in),
         EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,

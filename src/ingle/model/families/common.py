@@ -2,122 +2,90 @@
 
 from __future__ import annotations
 
-import reprlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from ingle.errors import ModelError
 from ingle.kernels.options import Activation
 from ingle.model.architecture import DecoderConfig, RopeConfig, RopeType
+from ingle.weights.checked import Checked
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-_MAX_DIM = 1 << 31
 _CONTEXT = 2048
 
 
-def base_config(config: Mapping[str, Any], *, family: str, **choices: Any) -> DecoderConfig:
-    """The fields that every family names alike. Raises `ModelError` for what is missing, absurd or not supported."""
-    if "activation" not in choices:
-        choices["activation"] = activation(config)
-    num_heads = integer(config, "num_attention_heads")
-    num_kv_heads = integer(config, "num_key_value_heads", num_heads)
-    hidden_size = integer(config, "hidden_size")
-    head_dim = integer(config, "head_dim", hidden_size // num_heads)
-    if num_heads % num_kv_heads:
-        raise ModelError(f"config.json: {num_heads} attention heads do not share {num_kv_heads} KV heads evenly")
+def base_config(
+    config: Checked, family: str, *, activation: Activation | None = None, head_dim: int | None = None
+) -> DecoderConfig:
+    """The fields that every family names alike; `activation` and `head_dim` in place of the config's.
+
+    Raises `ModelError` for what is missing, absurd or not supported.
+    """
+    hidden_size, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", hidden_size // num_heads) if head_dim is None else head_dim
     if head_dim % 2:
-        raise ModelError(f"config.json: head_dim {head_dim} is odd, rotary embedding needs pairs")
+        config.fail(f"head_dim {head_dim} is odd, and rotary embedding needs pairs")
     return DecoderConfig(
         family=family,
-        vocab_size=integer(config, "vocab_size"),
+        vocab_size=config.integer("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=integer(config, "intermediate_size"),
-        num_layers=integer(config, "num_hidden_layers"),
+        intermediate_size=config.integer("intermediate_size"),
+        num_layers=config.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
+        num_kv_heads=config.integer("num_key_value_heads", num_heads),
         head_dim=head_dim,
-        norm_eps=number(config, "rms_norm_eps", 1e-6),
+        norm_eps=config.number("rms_norm_eps", 1e-6),
         rope=rope_config(config, head_dim),
-        max_position_embeddings=integer(config, "max_position_embeddings", _CONTEXT),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        **choices,
+        max_position_embeddings=config.integer("max_position_embeddings", _CONTEXT),
+        tied_embeddings=config.flag("tie_word_embeddings"),
+        activation=activation or gated_activation(config),
     )
 
 
-def rope_config(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
+def rope_config(config: Checked, head_dim: int) -> RopeConfig:
     """`rope_theta` and `rope_scaling`. An unknown scaling is an error: guessing gives text that is subtly wrong."""
-    scaling = config.get("rope_scaling") or {}
-    rope_type = scaling.get("rope_type", "default")
-    if rope_type not in get_args(RopeType):
-        raise ModelError(f"rope scaling {rope_type!r} is not supported; known are {', '.join(get_args(RopeType))}")
-    rotary_dim = int(head_dim * number(config, "partial_rotary_factor", 1.0))
-    trained = integer(config, "max_position_embeddings", _CONTEXT)
-    original = int(number(scaling, "original_max_position_embeddings", trained))
+    scaling = config.section("rope_scaling", "rope ")
+    rope_type = scaling.choice("rope_type", {kind: kind for kind in get_args(RopeType)}, "default")
+    rotary_dim = int(head_dim * config.number("partial_rotary_factor", 1.0))
+    trained = config.integer("max_position_embeddings", _CONTEXT)
+    original = int(scaling.number("original_max_position_embeddings", trained))
     short, long = (_factors(scaling, key) for key in ("short_factor", "long_factor"))
     factors = _factors(scaling, "factors") or short
     for given in (factors, long):  # of the heads that rotate, which the family alone knows
         if given and len(given) != rotary_dim // 2:
-            raise ModelError(f"rope scaling {rope_type}: {len(given)} factors for {rotary_dim // 2} frequencies")
+            scaling.fail(f"rope scaling {rope_type}: {len(given)} factors for {rotary_dim // 2} frequencies")
     return RopeConfig(
-        theta=number(config, "rope_theta", 10000.0),
+        theta=config.number("rope_theta", 10000.0),
         rotary_dim=rotary_dim,
         original_max_position_embeddings=original,
         type=rope_type,
-        factor=number(scaling, "factor", trained / original if rope_type == "longrope" else 1.0),
-        low_freq_factor=number(scaling, "low_freq_factor", 1.0),
-        high_freq_factor=number(scaling, "high_freq_factor", 4.0),
-        beta_fast=number(scaling, "beta_fast", 32.0),
-        beta_slow=number(scaling, "beta_slow", 1.0),
-        attention_factor=optional_number(scaling, "attention_factor"),
-        attn_factor=number(scaling, "attn_factor", 1.0),
-        extrapolation_factor=number(scaling, "extrapolation_factor", 1.0),
+        factor=scaling.number("factor", trained / original if rope_type == "longrope" else 1.0),
+        low_freq_factor=scaling.number("low_freq_factor", 1.0),
+        high_freq_factor=scaling.number("high_freq_factor", 4.0),
+        beta_fast=scaling.number("beta_fast", 32.0),
+        beta_slow=scaling.number("beta_slow", 1.0),
+        attention_factor=scaling.optional_number("attention_factor"),
+        attn_factor=scaling.number("attn_factor", 1.0),
+        extrapolation_factor=scaling.number("extrapolation_factor", 1.0),
         mscale=_weight(scaling, "mscale"),
         mscale_all_dim=_weight(scaling, "mscale_all_dim"),
-        truncate=bool(scaling.get("truncate", True)),
+        truncate=scaling.flag("truncate", True),
         factors=factors,
         long_factors=long,
     )
 
 
-def _weight(scaling: Mapping[str, Any], key: str) -> float | None:
+def _weight(scaling: Checked, key: str) -> float | None:
     """A positive number; 0 is as good as none, and some files say so."""
-    return None if scaling.get(key) == 0 else optional_number(scaling, key)
+    return None if scaling.values.get(key) == 0 else scaling.optional_number(key)
 
 
-def _factors(scaling: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    return tuple(float(factor) for factor in scaling.get(key, ()))
-
-
-def integer(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:
-    """A whole number of the config, at least `least`."""
-    value = config.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_DIM:
-        raise ModelError(f"config.json: {name} is {reprlib.repr(value)}, expected a whole number of at least {least}")
-    return value
-
-
-def number(config: Mapping[str, Any], name: str, default: float) -> float:
-    """A positive number of the config."""
-    value = config.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-        raise ModelError(f"config.json: {name} is {reprlib.repr(value)}, expected a positive number")
-    return float(value)
-
-
-def optional_integer(config: Mapping[str, Any], name: str) -> int | None:
-    return None if config.get(name) is None else integer(config, name)
-
-
-def optional_number(config: Mapping[str, Any], name: str) -> float | None:
-    return None if config.get(name) is None else number(config, name, 1.0)
+def _factors(scaling: Checked, key: str) -> tuple[float, ...]:
+    return tuple(float(factor) for factor in scaling.values.get(key, ()))
 
 
 def knows_activation(config: Mapping[str, Any]) -> bool:
-    """Whether `activation` takes the config's, or has a word to say about it."""
+    """Whether `gated_activation` takes the config's, or has a word to say about it."""
     kind = config.get("model_type", "")
     if kind == "gemma":  # whose first files name one and mean another
         return True
@@ -125,25 +93,19 @@ def knows_activation(config: Mapping[str, Any]) -> bool:
     return not isinstance(name, str) or name in _ACTIVATIONS
 
 
-def activation(config: Mapping[str, Any], key: str = "hidden_act") -> Activation:
+def gated_activation(config: Checked, key: str = "hidden_act") -> Activation:
     """The gated MLP's activation function."""
-    name = config.get(key, "silu")
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
-        raise ModelError(f"config.json: {key} {reprlib.repr(name)} is not supported; known are {known}")
-    return _ACTIVATIONS[name]
+    return config.choice(key, _ACTIVATIONS, "silu")
 
 
 def layer_windows(
-    config: Mapping[str, Any], window: int | None, slides: Callable[[int], bool] = lambda layer: True
+    config: Checked, window: int | None, slides: Callable[[int], bool] = lambda layer: True
 ) -> tuple[int | None, ...]:
     """The window of each layer: of those that `layer_types` lists as sliding, or, without such a list, that slide."""
-    types = config.get("layer_types")
-    num_layers = integer(config, "num_hidden_layers")
-    if types is None:
+    num_layers = config.integer("num_hidden_layers")
+    types = config.items("layer_types", str, "names")
+    if "layer_types" not in config:
         types = [_SLIDING if slides(layer) else _FULL for layer in range(num_layers)]
     if len(types) != num_layers or not set(types) <= {_SLIDING, _FULL}:
-        raise ModelError(
-            f"config.json: layer_types is {reprlib.repr(types)}, expected {_SLIDING} or {_FULL} {num_layers} times"
-        )
+        config.refuse("layer_types", f"not {_SLIDING} or {_FULL} {num_layers} times")
     return tuple(window if kind == _SLIDING else None for kind in types) if window is not None else ()

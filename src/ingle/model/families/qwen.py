@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from ingle.model.architecture import DecoderConfig, WeightNames
-from ingle.model.families.common import base_config, integer
+from ingle.model.families.common import base_config
+from ingle.weights.checked import Checked
 
 _NAMES = WeightNames(
     embedding="transformer.wte",
@@ -22,7 +21,7 @@ _NAMES = WeightNames(
 )
 
 
-def qwen(config: Mapping[str, Any]) -> DecoderConfig:
+def qwen(config: Checked) -> DecoderConfig:
     """https://arxiv.org/abs/2309.16609: Llama's shape with a bias on Q, K and V.
 
     Contexts beyond the trained `max_position_embeddings` take a larger rotary base (dynamic NTK, in steps) and sharper
@@ -30,17 +29,16 @@ def qwen(config: Mapping[str, Any]) -> DecoderConfig:
     then holds for short ones too.
     `intermediate_size` counts gate and up together.
     """
-    bias = not config.get("no_bias", True)
-    inner = integer(config, "intermediate_size", least=2) // 2
-    model = base_config(
-        {**config, "intermediate_size": inner},
-        family="qwen",
+    bias = not config.flag("no_bias", True)
+    model = replace(
+        base_config(config, "qwen"),
+        intermediate_size=config.integer("intermediate_size", least=2) // 2,
         names=_NAMES,
         qkv_bias=True,
         output_bias=bias,
         mlp_bias=bias,
-        logn_length=integer(config, "max_position_embeddings") if config.get("use_logn_attn", True) else None,
+        logn_length=config.integer("max_position_embeddings") if config.flag("use_logn_attn", True) else None,
     )
-    if not config.get("use_dynamic_ntk", True) or model.rope.type != "default":
+    if not config.flag("use_dynamic_ntk", True) or model.rope.type != "default":
         return model
-    return dataclasses.replace(model, rope=dataclasses.replace(model.rope, type="ntk_steps"))
+    return replace(model, rope=replace(model.rope, type="ntk_steps"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ingle.request import TokenLogprobs
@@ -52,15 +51,6 @@ def completion_logprobs(tokenizer: Tokenizer, tokens: Iterable[ScoredToken]) -> 
         written.token_logprobs.append(_finite(entry.logprobs[0]))
         written.top_logprobs.append(top)
     return written
-
-
-def joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    return CompletionLogprobs(
-        list(chain.from_iterable(part.tokens for part in parts)),
-        list(chain.from_iterable(part.token_logprobs for part in parts)),
-        list(chain.from_iterable(part.top_logprobs for part in parts)),
-        list(chain.from_iterable(part.text_offset for part in parts)),
-    )
 
 
 def prompt_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs | None]) -> PromptLogprobs:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from ingle.request import MAX_INTEGER, MAX_LOGPROBS, MAX_N, RANGES, SamplingParams, objection
-from ingle.server.body import FieldError, Neutral, StrictModel, field_error, show
+from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {
@@ -126,10 +126,9 @@ _NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
 """Sampling parameters whose range is that of `SamplingParams`; the others have bounds of their own here."""
 
 
-class GenerationRequest(StrictModel):
+class GenerationRequest(ModelRequest):
     """What chat and completions have in common. None stands for the default, which may be the model's own."""
 
-    model: str | None = None
     n: Integer | None = Field(None, ge=1, le=MAX_N)
     temperature: float | None = None
     top_p: float | None = None

@@ -7,7 +7,11 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ingle import events
 from ingle.request import FinishReason
+
+DONE_EVENT = b"data: [DONE]\n\n"
+"""What closes a stream."""
 
 # A prompt token's candidates by token id, as vLLM reports `prompt_logprobs`.
 PromptLogprobs = list["dict[str, RankedToken] | None"]
@@ -22,6 +26,15 @@ class Usage(msgspec.Struct, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+
+
+def usage_of(used: events.Usage) -> Usage:
+    return Usage(
+        prompt_tokens=used.num_prompt_tokens,
+        completion_tokens=used.num_completion_tokens,
+        total_tokens=used.num_prompt_tokens + used.num_completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(used.num_cached_tokens),
+    )
 
 
 class RankedToken(msgspec.Struct):

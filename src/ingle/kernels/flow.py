@@ -1,0 +1,100 @@
+"""What passes between a layer's operators: rows with a norm that is pending on them, and parameters as operators see
+them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ingle.kernels.batch import Batch
+from ingle.kernels.options import Activation
+
+
+class Norm(Protocol):
+    """An RMSNorm, as `ingle.kernels.reference.rms_norm` computes it."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[E]"""
+        ...
+
+    @property
+    def eps(self) -> float: ...
+
+
+class Matrix(Protocol):
+    """A matrix [O, E], however it is stored."""
+
+    @property
+    def plain(self) -> torch.Tensor | None:
+        """All of it in one tensor of a float type, where it is held so: what a device's own products may take."""
+        ...
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x @ matrix.T + bias [O]: [.., E] to [.., O] of the same type."""
+        ...
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        """`ingle.kernels.reference.gated` of that product: [T, E] to [T, O / 2]."""
+        ...
+
+
+class Projection(Protocol):
+    """x @ weight.T + bias."""
+
+    @property
+    def weight(self) -> Matrix: ...
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[O]"""
+        ...
+
+
+class Flow(NamedTuple):
+    """Rows on their way through the layers, and the norm that the next product takes of them.
+
+    How far that norm is computed is the device's choice, and only its operators look. Each of them uses up the flow
+    that it adds to: the residual may be overwritten.
+    """
+
+    residual: torch.Tensor
+    """[T, E], the sum so far."""
+    norm: Norm
+    values: torch.Tensor | None = None
+    """[T, E]: None where nothing of the norm is computed; the normed rows; or, with `squares`, the residual times the
+    norm's weight."""
+    squares: torch.Tensor | None = None
+    """float32 [T, P]: the sum of a residual's squares, in P pieces."""
+
+
+class Rotation(NamedTuple):
+    """What becomes of projections: the arguments of `ingle.kernels.reference.rotate_and_store` after the first."""
+
+    num_heads: int
+    cos_sin: torch.Tensor
+    """float32 [T, R]"""
+    q_norm: torch.Tensor | None
+    """[D]"""
+    k_norm: torch.Tensor | None
+    """[D]"""
+    eps: float
+    """Of those norms."""
+    kv_cache: torch.Tensor
+    """The layer's."""
+    kv_slots: torch.Tensor
+    """int64 [T]"""
+
+
+class LayerCache(NamedTuple):
+    """A step, and where one layer has its keys and values."""
+
+    kv_cache: torch.Tensor
+    """[2, num_pages, page_size, Hkv, D]"""
+    batch: Batch
+
+    @property
+    def kv_slots(self) -> torch.Tensor:
+        """int64 [T], where this layer writes each token's key and value: page * page_size + offset."""
+        return self.batch.kv_slots

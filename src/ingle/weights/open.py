@@ -1,0 +1,48 @@
+"""The weights of a model by the format that its files have.
+
+GGUF and safetensors are read without PyTorch for a CPU that multiplies what is stored as it is; the sources in
+`tensor_sources` read by it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ingle.config import LoadFormat
+from ingle.errors import ConfigError
+from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
+from ingle.weights.gguf import GgufFile
+from ingle.weights.gguf_source import GgufSource
+from ingle.weights.source import WeightSource
+
+
+def open_source(path: Path, load_format: LoadFormat, seed: int, *, gguf: GgufFile | None = None) -> WeightSource:
+    """The weights of the model at `path`, a Hugging Face folder or a GGUF file.
+
+    `seed` is that of the random weights of `load_format` "dummy". `gguf` is the file at `path`, where somebody has read
+    it already.
+    Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
+    """
+    if load_format == "dummy":
+        from ingle.weights.tensor_sources import DummySource
+
+        return DummySource(seed)
+    found = _found_format(path)
+    if load_format not in ("auto", found):
+        raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")
+    if found == "gguf":
+        return GgufSource(gguf or GgufFile(path))
+    if found == "safetensors":
+        from ingle.weights.safetensors_source import SafetensorsSource
+
+        return SafetensorsSource(path)
+    from ingle.weights.tensor_sources import TorchSource
+
+    return TorchSource(path)
+
+
+def _found_format(path: Path) -> LoadFormat:
+    """A folder that has both kinds of files is read as safetensors."""
+    if not path.is_dir():
+        return "gguf"
+    return "pt" if TORCH_FILES.are_in(path) and not SAFETENSORS_FILES.are_in(path) else "safetensors"

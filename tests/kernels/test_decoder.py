@@ -22,7 +22,9 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run o
 @pytest.mark.parametrize("name", ["qwen2-moe-dense-between", "deepseek-v3"])
 def test_gpu_kernels_give_the_same_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_type, overrides = CHECKPOINTS[name]
-    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), enable_prefix_caching=False)
+    engine = engine_for(
+        save_checkpoint(tmp_path, model_type, **overrides), enable_prefix_caching=False, cpu_kernels="torch"
+    )
     prompt = random_prompt(4, 20)
     expected = engine_logits(engine, prompt)
     monkeypatch.setattr(kernels, "of", lambda x: gpu)
@@ -32,7 +34,7 @@ def test_gpu_kernels_give_the_same_logits(name: str, tmp_path: Path, monkeypatch
 def test_latents_in_chunks_and_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts in pieces, and decodes beside them: the tokens are those of plain PyTorch."""
     model_type, overrides = CHECKPOINTS["deepseek-v2-lite"]
-    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), block_size=8)
+    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), block_size=8, cpu_kernels="torch")
     params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
     requests = [EngineRequest(str(length), random_prompt(length, length), params) for length in (3, 21, 9)]
     expected = run(engine, requests)

@@ -88,8 +88,13 @@ def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits:
     chunk = new.max_num_batched_tokens
     most = longest(new.windows, num_pages - 1, new.page_size, chunk, new.max_model_len)
     new = dataclasses.replace(new, max_model_len=most)
-    assert isinstance(engine.worker.device, TorchDevice)
-    device = TorchDevice(engine.worker.device.model, new, num_pages, torch.device("cpu"), torch.float32)
+    old = engine.worker.device
+    device: Device
+    if isinstance(old, NativeDevice):
+        device = NativeDevice(old.model, new, num_pages, old.kv.spec.dtype)
+    else:
+        assert isinstance(old, TorchDevice)
+        device = TorchDevice(old.model, new, num_pages, torch.device("cpu"), torch.float32)
     return engine_on(device, Scheduler(PagePool(num_pages), new), engine.facts, overlap=overlap)
 
 

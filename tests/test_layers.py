@@ -111,7 +111,7 @@ UNTYPED = {
 LOADING = {"model.load", "engine.torch_build", "engine.build", "weights.torch_pickle"}
 """Modules that may ask what something is: they make a model of it."""
 
-ASKS_FOR_KINDS = {"device.native.decoder"}
+ASKS_FOR_KINDS: set[str] = set()
 """Modules that still do so beyond loading. The list shrinks."""
 
 

@@ -1,8 +1,7 @@
-"""A decoder without PyTorch gives what `Decoder` gives with the same packed weights."""
+"""A decoder without PyTorch gives what `Decoder` gives by PyTorch's operators with the same weights."""
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,24 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ingle.device.native.device import NativeDevice
 from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
-from ingle.engine.pages import PagePool
-from ingle.engine.scheduler import Scheduler
 from ingle.kernels.cpu import compile, library
-from ingle.model.decoder import Decoder
-from ingle.model.load import load_decoder
 from ingle.model.rope import cos_sin_tables
 from ingle.request import EngineRequest, SamplingParams
-from ingle.weights.open import open_source
-from ingle.weights.packed import PackedFormat
+from tests.model import qwen1
 from tests.model.checkpoints import CHECKPOINTS
-from tests.support import collect, engine_for, engine_logits, engine_on, random_prompt, run, save_checkpoint
+from tests.support import collect, engine_for, engine_logits, random_prompt, run, save_checkpoint
 
 NAMES = ["two-wide-heads", "gqa", "odd-heads", "biases", "qwen2", "qwen3", "gemma2", "gemma3"]
 MIXTURES = ["mixtral", "qwen2-moe", "qwen2-moe-normed", "qwen2-moe-dense-between", "qwen3-moe", "qwen3-moe-one-expert"]
+LATENT = ["deepseek-v2", "deepseek-v2-lite", "deepseek-v2-wide-values", "deepseek-v2-groups", "deepseek-v3-halves"]
 
 
 @pytest.fixture(autouse=True, params=[None, "x86-64-v3"], ids=str)
@@ -48,42 +44,63 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def both(folder: Path, **options: Any) -> tuple[Engine, Engine]:
-    """The engine that runs without PyTorch, and one of PyTorch with the same weights, types and limits."""
-    host = engine_for(folder, dtype="bfloat16", **options)
-    assert isinstance(host.worker.device, NativeDevice)
-    model, limits, num_pages = host.worker.device.model, host.scheduler.limits, host.scheduler.pages.num_pages
-    source, cpu = open_source(folder, "auto", 0), torch.device("cpu")
-    decoder = load_decoder(
-        model.config,
-        source,
-        matrices=PackedFormat(),
-        dtype=torch.float32,
-        device=cpu,
-        max_model_len=model.max_model_len,
-    )
-    # NumPy's cosines and PyTorch's differ in their last place, which would move roundings of the keys.
-    decoder = dataclasses.replace(decoder, cos_sin=tuple(map(torch.from_numpy, model.cos_sin)))
-    device = TorchDevice(decoder, limits, num_pages, cpu, torch.bfloat16, own_threads=True)
-    return host, engine_on(device, Scheduler(PagePool(num_pages), limits), host.facts)
+    """The engine that runs without PyTorch, and PyTorch's with the same weights."""
+    native, torchs = engine_for(folder, **options), engine_for(folder, cpu_kernels="torch", **options)
+    assert isinstance(native.worker.device, NativeDevice) and isinstance(torchs.worker.device, TorchDevice)
+    return native, torchs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES, *LATENT])
 def test_the_same_numbers(name: str, tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS[name]
-    host, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
+    native, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
+    assert native.facts.kv_itemsize == torchs.facts.kv_itemsize == 4
     prompt = random_prompt(5, 60)
-    torch.testing.assert_close(engine_logits(host, prompt), engine_logits(torchs, prompt), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(engine_logits(native, prompt), engine_logits(torchs, prompt), atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_the_same_numbers_of_mixtures(name: str, tmp_path: Path) -> None:
-    """But for the order in which a token's experts are added up, which moves a rounding here and there."""
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES, *LATENT])
+def test_16_bits_are_near(name: str, tmp_path: Path) -> None:
+    """Of weights that 16 bits hold exactly; what is rounded are keys and values, and where the processor multiplies
+    bfloat16, activations. Of a mixture some tokens then choose other experts."""
     model_type, overrides = CHECKPOINTS[name]
-    host, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
-    assert host.worker.device.model.mixture == torchs.worker.device.model.mixture is not None
+    folder = save_checkpoint(tmp_path, model_type, **overrides)
+    file = folder / "model.safetensors"
+    rounded = {
+        name: tensor.bfloat16().float() if tensor.dim() > 1 else tensor for name, tensor in load_file(file).items()
+    }
+    save_file(rounded, file, {"format": "pt"})
+    native = engine_for(folder, dtype="float16")
+    assert isinstance(native.worker.device, NativeDevice) and native.worker.device.kv.spec.dtype == "float16"
     prompt = random_prompt(5, 60)
-    expected = engine_logits(torchs, prompt)
-    assert (engine_logits(host, prompt) - expected).norm() < 1e-3 * expected.norm()
+    expected = engine_logits(engine_for(folder, cpu_kernels="torch"), prompt)
+    difference = (engine_logits(native, prompt) - expected).norm(dim=1) / expected.norm(dim=1)
+    assert difference.median() < (0.03 if library.factors(16) == "bfloat16" else 3e-3)
+
+
+@pytest.mark.parametrize("length", [64, 256])
+def test_the_first_qwens_query_factors(length: int, tmp_path: Path) -> None:
+    """They are above 1 beyond the 64 tokens of its training."""
+    native, torchs = both(qwen1.save_checkpoint(tmp_path), max_model_len=length)
+    assert (native.worker.device.model.query_factors is None) == (length == 64)
+    prompt = random_prompt(5, length - 4)
+    torch.testing.assert_close(engine_logits(native, prompt), engine_logits(torchs, prompt), atol=2e-5, rtol=1e-5)
+
+
+def test_a_latent_is_all_that_is_cached(tmp_path: Path) -> None:
+    model_type, overrides = CHECKPOINTS["deepseek-v3"]
+    device = engine_for(save_checkpoint(tmp_path, model_type, **overrides), block_size=16).worker.device
+    assert device.kv.data.shape[1] == 1 and device.kv.data.shape[3] == 16 * (32 + 8) * 4
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3"])
+def test_sizes_are_pytorchs(name: str, tmp_path: Path) -> None:
+    model_type, overrides = CHECKPOINTS[name]
+    native, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
+    ours, theirs = native.facts.weights, torchs.facts.weights
+    assert ours.total[0] == theirs.total[0] and ours.head[0] == theirs.head[0] and ours.looked_up == theirs.looked_up
+    assert ours.mixture is not None and theirs.mixture is not None
+    assert ours.mixture.num_parameters == theirs.mixture.num_parameters
 
 
 @pytest.mark.parametrize("name", ["gqa", "gemma3"])
@@ -151,15 +168,8 @@ def test_a_request_that_meets_nan_fails_alone(tmp_path: Path) -> None:
     assert outputs["good"][-1].finish_reason == "length"
 
 
-def test_what_the_kernels_do_not_know_is_pytorchs(tmp_path: Path) -> None:
-    model_type, overrides = CHECKPOINTS["deepseek-v3"]
-    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), dtype="bfloat16")
-    assert isinstance(engine.worker.device, TorchDevice) and isinstance(engine.worker.device.model, Decoder)
-    assert torch.isfinite(engine_logits(engine, random_prompt(6, 30))).all()
-
-
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("name", ["gqa", "qwen2-moe"])
+@pytest.mark.parametrize("name", ["gqa", "qwen2-moe", "deepseek-v3"])
 def test_batched_equals_alone(name: str, overlap: bool, tmp_path: Path) -> None:
     """Packed weights too: a token's scale is its own, and its sums are in one order whatever the batch."""
     model_type, overrides = CHECKPOINTS[name]

@@ -213,7 +213,7 @@ def test_an_abort_leaves_the_batch_within_a_step(folder: Path) -> None:
 
 
 def test_nan_fails_its_request_alone_and_does_not_linger(folder: Path) -> None:
-    engine = engine_for(folder, block_size=8, num_gpu_blocks_override=12, max_model_len=64)
+    engine = engine_for(folder, block_size=8, num_gpu_blocks_override=12, max_model_len=64, cpu_kernels="torch")
     poisoned, healthy = [250] * 9, random_prompt(2, 9, vocab_size=200)
     expected = run(engine, [EngineRequest("ref", healthy, SamplingParams(temperature=0.0, max_tokens=12))])["ref"]
     engine.worker.device.model.embedding.plain[250] = torch.nan

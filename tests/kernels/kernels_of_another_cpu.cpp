@@ -34,22 +34,25 @@ struct Weights {
         data.resize(ingle_matrix_bytes(&matrix));
         matrix.data = data.data();
         vector<float> scales = numbers(rows * num_groups(matrix), 0.02f), lowest = numbers(scales.size(), 0.1f);
-        vector<uint16_t> wanted;
-        for (float x : numbers(rows * columns, bits == 4 ? 7.9f : 127)) wanted.push_back(x + 128);
         vector<uint8_t> codes;
-        for (uint16_t x : wanted) codes.push_back(bits == 4 ? x - 120 : x - 128);
-        for (uint16_t& x : wanted) x = x << 3 | 0x3c00;  // a bfloat16 around 0.01
-        const int64_t groups = num_groups(matrix), half = rows / 2;
-        const void* second = bits == 16 ? (void*)(wanted.data() + half * columns) : codes.data() + half * columns;
-        ingle_pack_rows(&matrix, bits == 16 ? (void*)wanted.data() : codes.data(), scales.data(), lowest.data(), 0, half);
-        ingle_pack_rows(&matrix, second, &scales[half * groups], &lowest[half * groups], half, rows - half);
+        for (float x : numbers(rows * columns, bits == 4 ? 7.9f : 127)) {
+            const uint8_t code = bits == 4 ? x + 8 : x + 128;
+            const uint16_t brain = (code + (bits == 4 ? 120 : 0)) << 3 | 0x3c00;  // a bfloat16 around 0.01
+            const float wide = x / 4096;
+            if (bits <= 8) codes.push_back(bits == 4 ? code : code - 128);
+            else if (bits == 16) codes.insert(codes.end(), (const uint8_t*)&brain, (const uint8_t*)(&brain + 1));
+            else codes.insert(codes.end(), (const uint8_t*)&wide, (const uint8_t*)(&wide + 1));
+        }
+        const int64_t groups = num_groups(matrix), half = rows / 2, second = codes.size() / rows * half;
+        ingle_pack_rows(&matrix, codes.data(), scales.data(), lowest.data(), 0, half);
+        ingle_pack_rows(&matrix, &codes[second], &scales[half * groups], &lowest[half * groups], half, rows - half);
     }
 };
 
 static void matrices() {
     const struct { int32_t bits, group_size; bool wide, minima; } kinds[] = {
         {4, 32, false, false}, {4, 32, false, true}, {4, 16, true, true}, {8, 32, false, false}, {8, 16, true, true},
-        {16, 32, false, false}};
+        {16, 32, false, false}, {32, 32, false, false}};
     for (auto kind : kinds) {
         const int64_t rows = 50, columns = 72;
         Weights w(kind.bits, kind.group_size, kind.wide, kind.minima, rows, columns);
@@ -72,7 +75,8 @@ static void blocks() {
         {1, 16, 32, false, false, 2, 1},     {3, 4, 32, false, true, 20, 32},    {6, 8, 32, false, false, 22, 32},
         {8, 8, 32, false, false, 34, 32},    {10, 4, 16, true, true, 84, 256},   {11, 4, 16, true, false, 110, 256},
         {13, 8, 32, true, true, 176, 256},   {14, 8, 16, true, false, 210, 256}, {23, 4, 32, true, false, 136, 256},
-        {34, 4, 32, false, false, 54, 256},  {35, 4, 32, false, false, 66, 256}, {39, 4, 32, true, false, 17, 32}};
+        {34, 4, 32, false, false, 54, 256},  {35, 4, 32, false, false, 66, 256}, {39, 4, 32, true, false, 17, 32},
+        {1, 32, 32, false, false, 2, 1},     {12, 32, 32, false, false, 144, 256}, {8, 32, 32, false, false, 34, 32}};
     const int64_t rows = 35, columns = 256;
     vector<int64_t> order, all;
     for (int64_t r = 0; r < rows; r++) order.push_back(r * 4 % rows), all.push_back(r);
@@ -90,7 +94,42 @@ static void blocks() {
     }
 }
 
-// Two layers over paged caches, in steps of prompts and decodes: every operator but sampling, in `ingle_layers`.
+// How wide layers are, and how their KV cache lies.
+struct Shape {
+    int64_t hidden, heads, kv_heads, size, rotary, page_size, layer_bytes;
+    int32_t kv_type;
+};
+
+// Two layers over paged caches, in steps of prompts and decodes.
+static void run_layers(const char* name, const vector<Layer>& described, const Shape& s, const vector<float>& norm) {
+    const int32_t located[] = {0, 0, 0, 1};
+    vector<uint8_t> cache(2 * s.layer_bytes);
+    vector<int32_t> tables(2 * 9);
+    for (int i = 0; i < 18; i++) tables[i] = 1 + i * 7 % 19;  // all unlike
+    vector<int64_t> slots = {1, 0}, lengths = {0, 0};
+    for (vector<int64_t> counts : {vector<int64_t>{1, 40}, {1, 1}, {30, 1}, {1, 7}}) {
+        const int64_t tokens = counts[0] + counts[1];
+        vector<int64_t> starts = {0, counts[0], tokens}, places;
+        for (int i = 0; i < 2; i++)
+            for (int64_t t = 0; t < counts[i]; t++, lengths[i]++)
+                places.push_back(tables[slots[i] * 9 + lengths[i] / s.page_size] * s.page_size + lengths[i] % s.page_size);
+        vector<float> x = numbers(tokens * s.hidden), cos_sin = numbers(tokens * s.rotary), out(tokens * s.hidden);
+        vector<float> factors = numbers(tokens);
+        const Attention attention = {.page_tables = tables.data(), .slots = slots.data(), .kv_lengths = lengths.data(),
+                                     .query_starts = starts.data(), .num_seqs = 2, .num_heads = s.heads,
+                                     .num_kv_heads = s.kv_heads, .head_dim = s.size, .page_size = s.page_size,
+                                     .pages_per_slot = 9, .kv_type = s.kv_type};
+        const Step step = {.layers = described.data(), .residual = x.data(), .out = out.data(), .norm = norm.data(),
+                           .kv_cache = cache.data(), .kv_slots = places.data(), .query_factors = factors.data(),
+                           .cos_sin = {cos_sin.data()}, .rotary_dims = {s.rotary}, .num_layers = 2, .num_tokens = tokens,
+                           .hidden_size = s.hidden, .layer_bytes = s.layer_bytes, .attention = attention, .eps = 1e-5f,
+                           .located = located};
+        ingle_layers(&step);
+        print(name, out);
+    }
+}
+
+// Every operator of a plain decoder but sampling, in `ingle_layers`.
 static void layers(int32_t kv_type, int32_t activation, int64_t window, float softcap) {
     const int64_t hidden = 72, inner = 40, heads = 6, kv_heads = 2, size = 24, page_size = 8, pages = 20;
     const int64_t qkv_rows = (heads + 2 * kv_heads) * size;
@@ -107,29 +146,51 @@ static void layers(int32_t kv_type, int32_t activation, int64_t window, float so
     auto projection = [&](int i) { return Projection{parts + i, i % 4 ? nullptr : bias.data(), 1, parts[i]->rows}; };
     vector<Layer> described;
     for (int i = 0; i < 8; i += 4)
-        described.push_back({projection(i), projection(i + 1), projection(i + 2), projection(i + 3), norm.data(),
-                             head_norm.data(), head_norm.data(), i ? norm.data() : nullptr, norm.data(), nullptr, window,
-                             0.3f, softcap, 1e-5f, activation, 0});
+        described.push_back({.qkv = projection(i), .out = projection(i + 1), .gate_up = projection(i + 2),
+                             .down = projection(i + 3), .input_norm = norm.data(), .q_norm = head_norm.data(),
+                             .k_norm = head_norm.data(), .attention_post_norm = i ? norm.data() : nullptr,
+                             .mlp_norm = norm.data(), .window = window, .scale = 0.3f, .softcap = softcap,
+                             .qk_eps = 1e-5f, .activation = activation});
     const int64_t layer_bytes = 2 * pages * page_size * kv_heads * size * (kv_type == kFloat ? 4 : 2);
-    const int32_t located[] = {0, 0, 0, 1};
-    vector<uint8_t> cache(2 * layer_bytes);
-    vector<int32_t> tables(2 * 9);
-    for (int i = 0; i < 18; i++) tables[i] = 1 + i * 7 % 19;  // all unlike
-    vector<int64_t> slots = {1, 0}, lengths = {0, 0};
-    for (vector<int64_t> counts : {vector<int64_t>{1, 40}, {1, 1}, {30, 1}, {1, 7}}) {
-        const int64_t tokens = counts[0] + counts[1];
-        vector<int64_t> starts = {0, counts[0], tokens}, places;
-        for (int s = 0; s < 2; s++)
-            for (int64_t i = 0; i < counts[s]; i++, lengths[s]++)
-                places.push_back(tables[slots[s] * 9 + lengths[s] / page_size] * page_size + lengths[s] % page_size);
-        vector<float> x = numbers(tokens * hidden), cos_sin = numbers(tokens * size), out(tokens * hidden);
-        Attention attention = {nullptr, nullptr, nullptr, tables.data(), slots.data(), lengths.data(), starts.data(),
-                               nullptr, 2, heads, kv_heads, size, page_size, 9, 0, 0, 0, 0, kv_type};
-        Step step = {described.data(), x.data(), out.data(), norm.data(), cache.data(), places.data(),
-                     {cos_sin.data()}, {size}, 2, tokens, hidden, layer_bytes, attention, 1e-5f, located, 0};
-        ingle_layers(&step);
-        print(kv_type == kFloat ? "layers" : "layers-16-bit", out);
+    const Shape shape = {hidden, heads, kv_heads, size, size, page_size, layer_bytes, kv_type};
+    run_layers(kv_type == kFloat ? "layers" : "layers-16-bit", described, shape, norm);
+}
+
+// The same with latent attention, whose queries have a latent of their own in the first layer.
+static void latent_layers(int32_t kv_type, int32_t interleaved) {
+    const int64_t hidden = 72, inner = 40, heads = 6, rank = 40, nope = 24, rope = 8, value = 20, q_rank = 48;
+    vector<Weights> w;
+    w.reserve(100);
+    vector<const Matrix*> at;
+    const auto add = [&](int32_t bits, int64_t rows, int64_t columns) {
+        w.emplace_back(bits, 32, false, false, rows, columns);
+        at.push_back(&w.back().matrix);
+        return at.size() - 1;
+    };
+    at.reserve(100);
+    vector<float> norm = numbers(hidden), bias = numbers(q_rank);
+    const auto projection = [&](size_t i, const float* added = nullptr) { return Projection{&at[i], added, 1, at[i]->rows}; };
+    const auto heads_of = [&](int64_t rows, int64_t columns) {
+        const size_t first = at.size();
+        for (int64_t h = 0; h < heads; h++) add(16, rows, columns);
+        return &at[first];
+    };
+    vector<Latent> latents(2);
+    vector<Layer> described;
+    for (int i = 0; i < 2; i++) {
+        Latent& l = latents[i];
+        l = {.q_up = projection(add(8, heads * (nope + rope), i ? hidden : q_rank)),
+             .kv_down = projection(add(8, rank + rope, hidden)), .key_up = heads_of(rank, nope),
+             .value_up = heads_of(value, rank), .kv_norm = norm.data(), .num_heads = heads, .rank = rank, .nope_dim = nope,
+             .rope_dim = rope, .value_dim = value, .eps = 1e-6f, .interleaved = interleaved};
+        if (i == 0) l.q_down = projection(add(8, q_rank, hidden), bias.data()), l.q_norm = norm.data();
+        described.push_back({.out = projection(add(8, hidden, heads * value)), .gate_up = projection(add(4, 2 * inner, hidden)),
+                             .down = projection(add(16, hidden, inner)), .latent = &l, .input_norm = norm.data(),
+                             .mlp_norm = norm.data(), .scale = 0.2f, .activation = kSilu});
     }
+    const int64_t page_size = 8, pages = 20, layer_bytes = pages * page_size * (rank + rope) * (kv_type == kFloat ? 4 : 2);
+    const Shape shape = {hidden, heads, 1, rank + rope, rope, page_size, layer_bytes, kv_type};
+    run_layers(kv_type == kFloat ? "layers" : "layers-16-bit", described, shape, norm);
 }
 
 int main() {
@@ -140,6 +201,7 @@ int main() {
     for (int32_t kv_type : {kFloat, kHalf, kBrain}) {
         layers(kv_type, kSilu, 0, 0);
         layers(kv_type, kGeluTanh, 20, 5);
+        latent_layers(kv_type, kv_type == kFloat);
     }
     const vector<float> logits = numbers(4 * 1003);
     int64_t token_ids[4];

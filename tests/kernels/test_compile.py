@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 import subprocess
@@ -85,6 +86,18 @@ def test_no_compiler(home: Path, checkpoint: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     runs_on_pytorch(checkpoint, "there is no C++ compiler (c++, g++, clang++) to build them with")
+
+
+def test_a_library_of_other_structures(
+    home: Path, built: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Layer(ctypes.Structure):
+        _fields_ = (*library.Layer._fields_, ("more", ctypes.c_int64))
+
+    others = tuple(Layer if structure is library.Layer else structure for structure in library._STRUCTURES)
+    monkeypatch.setattr(compile, "library", lambda: built)
+    monkeypatch.setattr(library, "_STRUCTURES", others)
+    runs_on_pytorch(checkpoint, "its structure Layer has")
 
 
 def test_a_home_that_cannot_be_written(

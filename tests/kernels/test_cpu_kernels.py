@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -14,18 +15,17 @@ from ingle.device.torch.tables import SlotTables
 from ingle.kernels import reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.cpu import compile, library, targets
-from ingle.kernels.cpu import operators as cpu
+from ingle.kernels.cpu.attention import paged_attention
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.kernels.sampling import Features, SamplingTables
 from ingle.request import SamplingParams
 from ingle.step import Admission, Chunk, Step
-from ingle.weights.code_types import CODE_TYPES, CodeType
+from ingle.weights.code_types import CODE_TYPES, CodeType, exact
 from ingle.weights.codes import CODED_BLOCKS, Coded
 from ingle.weights.gguf import BLOCK_TYPES
-from ingle.weights.matrix import Weight
-from ingle.weights.packed import PackedRows
-from ingle.weights.packed_matrix import PackedPart
-from ingle.weights.source import StoredRows
+from ingle.weights.packed_matrix import PackedMatrix, PackedPart
+from ingle.weights.source import FLOATS, StoredRows
+from tests.kernels import cpu
 
 _SUITABLE = [target.name for target in reversed(targets.suitable(targets.features()))]
 EXECUTED = ["native", *(pytest.param(name, marks=pytest.mark.slow if "v4+" in name else ()) for name in _SUITABLE)]
@@ -64,13 +64,14 @@ KINDS = [
     CodeType(8, 16, wide_scales=True),
     CodeType(8, 32, wide_scales=True, has_minima=True),
     CodeType(16, 32),
+    CodeType(32, 32),
 ]
 
 
 def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Coded, torch.Tensor]:
     """Random rows, and the float32 matrix that they stand for."""
-    if code_type.bits == 16:
-        values = torch.randn(num_rows, columns).bfloat16()
+    if code_type.bits >= 16:
+        values = torch.randn(num_rows, columns).to(torch.bfloat16 if code_type.bits == 16 else torch.float32)
         return Coded(values, torch.empty(0)), values.float()
     codes = torch.randint(0, 16, (num_rows, columns), dtype=torch.uint8)
     values = torch.tensor(code_type.codebook).float()[codes.long()]
@@ -98,8 +99,21 @@ def pack(part: PackedPart, rows: Coded, first: int = 0) -> None:
     library.get().ingle_pack_rows(ctypes.byref(part.matrix), *addresses, first, len(rows.codes))
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A packed matrix whose numbers are tensors."""
+
+    matrix: PackedMatrix
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.matrix.multiply(x.contiguous().numpy()))
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.matrix.rows(indices.numpy()))
+
+
 def weight_of(*parts: PackedPart) -> Weight:
-    return Weight(tuple(PackedRows(part) for part in parts))
+    return Weight(PackedMatrix(parts, sum(part.matrix.rows for part in parts), parts[0].matrix.columns))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -157,6 +171,23 @@ def test_stored_blocks_are_packed_as_pytorch_splits_them(name: str) -> None:
     np.testing.assert_array_equal(weight_of(ours).rows(everywhere), weight_of(theirs).rows(everywhere))
 
 
+@pytest.mark.parametrize("name", [*CODED_BLOCKS, "F32", "F16", "BF16"])
+def test_stored_blocks_are_decoded_to_float32(name: str) -> None:
+    block = next(block for block in BLOCK_TYPES.values() if block.name == name)
+    num_rows, columns = 37, 2 * max(block.elements, 16)
+    # Bytes below 60 make no binary16 that is infinite or NaN.
+    stored = np.random.default_rng(7).integers(0, 60, (num_rows, columns // block.elements * block.nbytes), np.uint8)
+    if name in CODED_BLOCKS:
+        values = CODED_BLOCKS[name].decode(torch.from_numpy(stored).view(-1, block.nbytes)).view(num_rows, columns)
+    else:
+        values = torch.from_numpy(FLOATS[name](stored))
+    part = PackedPart.empty(exact(name), num_rows, columns)
+    part.pack(0, StoredRows(name, stored, None))
+    scale = float(values.abs().max())  # a sum may cancel, where a fused multiply-add rounds once
+    ours = weight_of(part).rows(torch.arange(num_rows))
+    torch.testing.assert_close(ours, values, atol=scale * 1e-7, rtol=2e-7 if name in CODED_BLOCKS else 0)
+
+
 def test_parts_stand_side_by_side() -> None:
     (first, a), (second, b) = packed(KINDS[1], 70, 64), packed(KINDS[5], 33, 64)
     x = torch.randn(4, 64)
@@ -202,7 +233,7 @@ def test_mixtures(config: RouterConfig, biased: bool) -> None:
     router = torch.randn(config.num_experts, hidden).mul(0.3)
     bias = torch.randn(config.num_experts).mul(0.2) if biased else None
     gate_up, down = (
-        [packed(KINDS[-1], *shape) for _ in range(config.num_experts)]
+        [packed(CodeType(16, 32), *shape) for _ in range(config.num_experts)]
         for shape in ((2 * inner, hidden), (hidden, inner))
     )
     held = [[ctypes.pointer(ctypes.pointer(part.matrix)) for part, _ in each] for each in (gate_up, down)]
@@ -308,7 +339,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "page_size"), [(9, 3, 64, 16), (20, 2, 40, 8), (2, 2, 8, 32)]
+    ("heads", "kv_heads", "head_dim", "page_size"), [(9, 3, 64, 16), (20, 2, 40, 8), (2, 2, 8, 32), (18, 1, 136, 8)]
 )
 def test_attention(
     heads: int, kv_heads: int, head_dim: int, page_size: int, name: str, options: AttentionOptions
@@ -317,7 +348,7 @@ def test_attention(
     num_pages = int(batch.page_tables.max()) + 1
     cache = torch.randn(2, num_pages, page_size, kv_heads, head_dim)
     q = torch.randn(len(batch.token_ids), heads, head_dim)
-    close(cpu.paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
+    close(paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -326,7 +357,7 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64).to(dtype)
     q = torch.randn(len(batch.token_ids), 9, 64)
     expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
-    close(cpu.paged_attention(q, cache, batch, OPTIONS[0]), expected)
+    close(paged_attention(q, cache, batch, OPTIONS[0]), expected)
 
 
 # ---- sampling

@@ -155,7 +155,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def step(name: str, num_rows: int, folder: Path) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
     """One step of a tiny decoder in float32, to be run again and again: its hidden states, and its cache."""
     model_type, overrides = FAMILIES[name]
-    engine = engine_for(save_checkpoint(folder, model_type, **overrides), block_size=8)
+    engine = engine_for(save_checkpoint(folder, model_type, **overrides), block_size=8, cpu_kernels="torch")
     engine.add(EngineRequest("step", random_prompt(3, num_rows), SamplingParams(temperature=0.0, max_tokens=1)))
     plan, device = engine.scheduler.plan(), engine.worker.device
     assert plan is not None and isinstance(device, TorchDevice)

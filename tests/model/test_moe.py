@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
-from ingle.model.load import load_decoder
 from ingle.model.registry import decoder_config
 from ingle.request import EngineRequest, SamplingParams
-from ingle.weights.experts import Experts, SeparateExperts
-from ingle.weights.formats import PlainFormat
-from ingle.weights.open import open_source
 from tests.model.test_parity import CHECKPOINTS
 from tests.support import (
     engine_for,
@@ -63,32 +58,6 @@ def test_experts_in_one_tensor_load_like_one_by_one(tmp_path: Path, form: Any) -
         tensors |= {f"{prefix}.{name}": tensor.contiguous() for name, tensor in form(experts).items()}
     save_file(tensors, folder / "model.safetensors")
     assert torch.equal(engine_logits(engine_for(folder), prompt), expected)
-
-
-@dataclass(frozen=True)
-class OneByOne(PlainFormat):
-    def load_experts(self, source: Any, names: Any, hidden_size: int, intermediate_size: int) -> Experts:
-        return SeparateExperts.load(self.load, source, names, hidden_size, intermediate_size)
-
-
-def test_experts_in_formats_of_their_own_give_the_same(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path, "qwen3_moe", **QWEN3_MOE)
-    engine = engine_for(folder, enable_prefix_caching=False)
-    prompt = random_prompt(5, 40)
-    expected = engine_logits(engine, prompt)
-    stacked = engine.worker.device.model
-    cpu = torch.device("cpu")
-    separate = load_decoder(
-        stacked.config,
-        open_source(folder, "auto", 0),
-        matrices=OneByOne(torch.float32, cpu),
-        dtype=torch.float32,
-        device=cpu,
-        max_model_len=512,
-    )
-    assert stacked.mixture is not None and separate.mixture == stacked.mixture
-    engine.worker.device.model = separate
-    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-5, rtol=0)
 
 
 def test_cpu_kernels_multiply_experts_as_the_file_stores_them(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_dynamic_scaling_stretches_for_a_longer_context(tmp_path: Path) -> None:
     rotary = reference_model(tmp_path).model.rotary_emb
     cos, sin = rotary(torch.zeros(1), torch.arange(128)[None])
     (ours,) = engine_for(tmp_path, max_model_len=128).worker.device.model.cos_sin
-    torch.testing.assert_close(ours, torch.cat((cos[0, :, :8], sin[0, :, :8]), -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(ours), torch.cat((cos[0, :, :8], sin[0, :, :8]), -1), atol=1e-5, rtol=0)
     assert "rope scaling dynamic is set for sequences of up to 128 tokens" in notices(tmp_path, max_model_len=128)
     assert "rope scaling" not in notices(tmp_path)
 
@@ -94,12 +94,12 @@ def test_older_names_of_longrope(tmp_path: Path) -> None:
         tmp_path, "phi3", max_position_embeddings=1024, original_max_position_embeddings=256, rope_parameters=LONGROPE
     )
     config = json.loads((tmp_path / "config.json").read_text())
-    new = engine_for(tmp_path).worker.device.model.cos_sin[0]
+    new = torch.as_tensor(engine_for(tmp_path).worker.device.model.cos_sin[0])
     rope = {key: value for key, value in config.pop("rope_parameters").items() if key.endswith("_factor")}
     for name in ("su", "yarn"):
         config |= {"rope_scaling": {"type": name, **rope}, "rope_theta": 1e4}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert torch.equal(engine_for(tmp_path).worker.device.model.cos_sin[0], new)
+        assert torch.equal(torch.as_tensor(engine_for(tmp_path).worker.device.model.cos_sin[0]), new)
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}

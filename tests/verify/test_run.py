@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
-import torch
 
 from ingle.config import EngineConfig
 from ingle.errors import ConfigError, ModelError
 from ingle.model import config_keys, registry
 from ingle.model.architecture import DecoderConfig
 from ingle.verify.run import Verification, verify
+from ingle.weights.source import StoredRows
 from tests.model import qwen1
 from tests.support import TINY, random_prompt, save_checkpoint
 from tests.weights.gguf_models import write_gguf_model
@@ -84,14 +85,14 @@ def test_wrong_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from ingle.weights.safetensors_source import SafetensorsSource
 
     save_checkpoint(tmp_path)
-    load_into = SafetensorsSource.load_into
+    stored_rows = SafetensorsSource.stored_rows
 
-    def misread(self: SafetensorsSource, name: str, out: torch.Tensor) -> None:
-        load_into(self, name, out)
-        if name == "model.layers.1.self_attn.k_proj.weight":
-            out.copy_(out.roll(1, 0))
+    def misread(self: SafetensorsSource, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        rows = stored_rows(self, name, num_rows, num_columns)
+        amiss = name == "model.layers.1.self_attn.k_proj.weight"
+        return rows._replace(order=np.roll(np.arange(num_rows), 1)) if amiss else rows
 
-    monkeypatch.setattr(SafetensorsSource, "load_into", misread)
+    monkeypatch.setattr(SafetensorsSource, "stored_rows", misread)
     assert not verified(tmp_path).passed
 
 

@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from ingle.errors import ModelError
-from ingle.model.load import logn_table
 from ingle.model.registry import FAMILIES, decoder_config
-from ingle.model.rope import cos_sin_table
+from ingle.model.rope import cos_sin_table, query_factors
 from ingle.weights.hf_config import normalize_config
 from tests.model import qwen1
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import TINY
 
-CPU = torch.device("cpu")
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -88,8 +86,7 @@ def test_any_config_is_read_or_refused(model_type: str, data: st.DataObject) -> 
         for rope in model.ropes:
             for xp in (torch, np):
                 assert cos_sin_table(rope, length, xp).shape == (length, rope.rotary_dim)
-        if model.logn_length is not None:
-            logn_table(model.logn_length, length, CPU)
+        query_factors(model, length)
     for layer in range(min(model.num_layers, 64)):
         options = model.attention(layer)
         assert options.window is None or options.window >= 1

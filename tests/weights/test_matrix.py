@@ -11,9 +11,9 @@ from ingle.kernels import reference
 from ingle.kernels.cpu import library
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.matrix import PlainPart, Weight, total_size
-from ingle.weights.packed import PackedRows
 from ingle.weights.packed_matrix import PackedPart
 from ingle.weights.source import StoredRows
+from tests.weights.packed_rows import PackedRows
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,7 @@ from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_source import GgufSource
-from ingle.weights.matrix import Weight
-from ingle.weights.packed import PackedFormat, PackedRows
+from ingle.weights.packed_matrix import PackedMatrix, load_matrix
 from tests.weights.test_dequantize import LARGE, TYPES
 
 UP, GATE, Q, K, V = "mlp.up_proj", "mlp.gate_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
@@ -43,54 +42,53 @@ def stored_source(write_gguf, metadata, tensors: dict[str, tuple[str, tuple[int,
     return GgufSource(GgufFile(write_gguf({**metadata, "llama.vocab_size": 7}, raw, stored_types=types)))
 
 
-def loaded(source: GgufSource, modules: list[str], num_rows: list[int], columns: int) -> tuple[Weight, torch.Tensor]:
+def loaded(
+    source: GgufSource, modules: list[str], num_rows: list[int], columns: int
+) -> tuple[PackedMatrix, torch.Tensor]:
     """The packed matrix, and the same tensors decoded to float32."""
-    weight = PackedFormat().load(source, names(*modules), num_rows, columns)
+    matrix = load_matrix(source, names(*modules), num_rows, columns)
     decoded = torch.empty(sum(num_rows), columns)
     for name, part in zip(names(*modules), decoded.split_with_sizes(num_rows), strict=True):
         source.load_into(name, part)
-    return weight, decoded
+    return matrix, decoded
 
 
-def all_rows(weight: Weight) -> torch.Tensor:
-    return torch.cat([part.rows(torch.arange(part.num_rows)) for part in weight.parts])
-
-
-def stored_as(weight: Weight) -> list[tuple[int, int]]:
-    """Of each part its rows, and bits of a number."""
-    return [(part.num_rows, part.packed.matrix.bits) for part in weight.parts if isinstance(part, PackedRows)]
+def all_rows(matrix: PackedMatrix) -> torch.Tensor:
+    parts = [PackedMatrix((part,), part.matrix.rows, part.matrix.columns) for part in matrix.parts]
+    return torch.cat([torch.from_numpy(part.rows(np.arange(part.num_rows))) for part in parts])
 
 
 @pytest.mark.parametrize("type_name", TYPES)
 def test_every_stored_type(write_gguf, model_metadata, type_name: str) -> None:
     columns = 256 if type_name in LARGE else 96
     source = stored_source(write_gguf, model_metadata, {"blk.0.ffn_up.weight": (type_name, (40, columns))})
-    weight, decoded = loaded(source, [UP], [40], columns)
+    matrix, decoded = loaded(source, [UP], [40], columns)
     if type_name in ("F32", "F16", "BF16"):
         decoded = decoded.bfloat16().float()
     scale = float(decoded.abs().max())
-    torch.testing.assert_close(all_rows(weight), decoded, atol=scale * 1e-7, rtol=3e-7)
-    assert weight.num_parameters == 40 * columns
+    torch.testing.assert_close(all_rows(matrix), decoded, atol=scale * 1e-7, rtol=3e-7)
+    assert matrix.num_parameters == 40 * columns
 
 
 def test_equal_types_share_a_part_and_others_do_not(write_gguf, model_metadata) -> None:
     """Queries and keys come in the order of Hugging Face's rotation, as `load_into` gives them."""
     kinds = {"attn_q": ("Q4_1", (64, 64)), "attn_k": ("Q4_1", (32, 64)), "attn_v": ("Q8_0", (32, 64))}
     source = stored_source(write_gguf, model_metadata, {f"blk.0.{name}.weight": kind for name, kind in kinds.items()})
-    weight, decoded = loaded(source, [Q, K, V], [64, 32, 32], 64)
-    assert stored_as(weight) == [(96, 4), (32, 8)]
-    torch.testing.assert_close(all_rows(weight), decoded, atol=1e-7, rtol=3e-7)
+    matrix, decoded = loaded(source, [Q, K, V], [64, 32, 32], 64)
+    assert [(part.matrix.rows, part.matrix.bits) for part in matrix.parts] == [(96, 4), (32, 8)]
+    torch.testing.assert_close(all_rows(matrix), decoded, atol=1e-7, rtol=3e-7)
     x = torch.randn(3, 64)
     expected = x.bfloat16().float() @ decoded.T
-    torch.testing.assert_close(weight.multiply(x), expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
+    product = torch.from_numpy(matrix.multiply(x.numpy()))
+    torch.testing.assert_close(product, expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
 
 
 def test_shapes_are_checked(write_gguf, model_metadata) -> None:
     source = stored_source(write_gguf, model_metadata, {"blk.0.ffn_up.weight": ("Q4_0", (40, 64))})
     with pytest.raises(ModelError, match=r"has shape \(40, 64\), and the configuration asks for \(41, 64\)"):
-        PackedFormat().load(source, names(UP), [41], 64)
+        load_matrix(source, names(UP), [41], 64)
     with pytest.raises(ModelError, match="ffn_gate"):
-        PackedFormat().load(source, names(GATE), [40], 64)
+        load_matrix(source, names(GATE), [40], 64)
 
 
 def test_a_plain_checkpoint_is_packed_as_bfloat16(tmp_path: Path) -> None:
@@ -99,7 +97,7 @@ def test_a_plain_checkpoint_is_packed_as_bfloat16(tmp_path: Path) -> None:
     folder, prompt = save_checkpoint(tmp_path, num_key_value_heads=1), random_prompt(3, 50)
     ours = engine_for(folder, dtype="bfloat16")
     exact = engine_logits(engine_for(folder, dtype="float32"), prompt)
-    assert isinstance(ours.worker.device, NativeDevice) and ours.worker.device.kv.dtype == "bfloat16"
+    assert isinstance(ours.worker.device, NativeDevice) and ours.worker.device.kv.spec.dtype == "bfloat16"
     assert [part.matrix.bits for part in ours.worker.device.model.head.parts] == [16]
     torch.testing.assert_close(engine_logits(ours, prompt), exact, atol=0.05 * float(exact.abs().max()), rtol=0)
 
@@ -107,4 +105,4 @@ def test_a_plain_checkpoint_is_packed_as_bfloat16(tmp_path: Path) -> None:
 def test_what_cannot_be_packed_is_named(write_gguf, model_metadata) -> None:
     source = stored_source(write_gguf, model_metadata, {"blk.0.ffn_up.weight": ("IQ2_XXS", (4, 256))})
     with pytest.raises(ModelError, match=r"blk\.0\.ffn_up\.weight is stored as IQ2_XXS; ingle reads F32, F16"):
-        PackedFormat().load(source, names(UP), [4], 256)
+        load_matrix(source, names(UP), [4], 256)

@@ -65,9 +65,17 @@ def products(decoder: DecoderConfig) -> list[Product]:
     inner, experts = decoder.intermediate_size, 1
     if decoder.moe is not None:
         inner, experts = decoder.moe.intermediate_size, decoder.moe.router.top_k
+    inputs = [Product(decoder.q_size + 2 * decoder.kv_size, hidden, layers)]
+    if (mla := decoder.mla) is not None:
+        inputs = [
+            Product(decoder.q_size, mla.q_lora_rank or hidden, layers),
+            Product((mla.q_lora_rank or 0) + mla.kv_lora_rank + mla.qk_rope_head_dim, hidden, layers),
+            Product(mla.kv_lora_rank, mla.qk_nope_head_dim, layers * decoder.num_heads),
+            Product(mla.v_head_dim, mla.kv_lora_rank, layers * decoder.num_heads),
+        ]
     return [
-        Product(decoder.q_size + 2 * decoder.kv_size, hidden, layers),
-        Product(hidden, decoder.q_size, layers),
+        *inputs,
+        Product(hidden, decoder.attended_size, layers),
         Product(2 * inner, hidden, layers * experts),
         Product(hidden, inner, layers * experts),
         Product(decoder.vocab_size, hidden, 1, is_head=True),
@@ -154,7 +162,7 @@ def _seconds(
     part = PackedPart.empty(code_type, rows, product.columns)
     part.data.fill(17)  # any numbers, so that there is memory behind them
     matrix, x = PackedMatrix((part,), rows, product.columns), torch.randn(num_rows, product.columns)
-    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if code_type.bits < 32 and multiplies_bfloat16() else torch.float32
     weight, like_weight = torch.ones(rows, product.columns, dtype=dtype), x.to(dtype)
     ours = _least(lambda: matrix.multiply(x.numpy()), between)
     theirs = _least(lambda: torch.nn.functional.linear(like_weight, weight), between)

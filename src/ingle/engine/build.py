@@ -1,8 +1,8 @@
 """From a configuration to a running engine, each phase timed: the files are read, the memory is planned, the model is
 loaded, the engine starts.
 
-PyTorch is imported only for what needs it, since that takes longer than all else: a dense model on a CPU whose kernels
-are ingle's own runs without.
+PyTorch is imported only for what needs it, since that takes longer than all else: a model of ingle's own families runs
+without on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Literal
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import choose
-from ingle.device.native import decoder as host_decoder
 from ingle.engine import native_build
 from ingle.engine.engine import Engine
 from ingle.engine.memory import free_host_bytes
@@ -28,7 +27,7 @@ from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.rope import length_notice
-from ingle.weights.code_types import CODE_TYPES, FLOATS
+from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.source import FLOAT_TYPES
 
@@ -51,7 +50,7 @@ def build_engine(
         files = ModelFiles.read(config, path)
         device = pick_device(config)
     kernels = _ready_cpu_kernels(config, files, startup, beside_server) if device == "cpu" else CpuKernels(ours=False)
-    if kernels.ours and files.decoder is not None and _runs_natively(config, files.decoder):
+    if kernels.ours and files.decoder is not None:
         numerics = native_build.numerics(config)
         loaded = native_build.load(config, files, files.decoder, numerics, startup)
     else:
@@ -140,19 +139,19 @@ def _ready_cpu_kernels(config: EngineConfig, files: ModelFiles, startup: Startup
         failure = library.start(1 if one_thread else _num_threads(config))
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
-    if files.decoder is None or config.dtype not in native_build.KV_TYPES:
+    if files.decoder is None:
         return CpuKernels()
     with startup.phase("choice", "comparing them with PyTorch's operators, once for such a model on a machine"):
-        kernels = _choose_kernels(files.decoder, files.gguf, _num_threads(config))
+        kernels = _choose_kernels(config, files.decoder, files.gguf)
     if just_started and not kernels.ours:  # nobody else in this process uses them
         library.forget()
     return kernels
 
 
-def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: int) -> CpuKernels:
+def _choose_kernels(config: EngineConfig, decoder: DecoderConfig, gguf: GgufFile | None) -> CpuKernels:
     stored = {} if gguf is None else gguf.parameters_by_type
-    code_type = next((CODE_TYPES[kind] for kind in stored if kind in CODE_TYPES), FLOATS)
-    chosen = choose(decoder, code_type, library.path(), num_threads)
+    mostly = next((kind for kind in stored if kind in CODE_TYPES), "F32")
+    chosen = choose(decoder, native_build.code_type_of(config)(mostly), library.path(), _num_threads(config))
     if chosen.failure is not None:
         return CpuKernels(notices=(f"ingle's CPU kernels were not compared with PyTorch's: {chosen.failure}",))
     free = free_host_bytes()
@@ -167,9 +166,3 @@ def _choose_kernels(decoder: DecoderConfig, gguf: GgufFile | None, num_threads: 
 
 def _num_threads(config: EngineConfig) -> int:
     return config.threads or threads.default_count()
-
-
-def _runs_natively(config: EngineConfig, decoder: DecoderConfig) -> bool:
-    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
-    length = config.max_model_len or decoder.max_position_embeddings
-    return config.dtype in native_build.KV_TYPES and host_decoder.suits(decoder, length)

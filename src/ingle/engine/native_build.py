@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from ingle.config import EngineConfig
-from ingle.device.native.decoder import load_host_decoder
 from ingle.device.native.device import NativeDevice
+from ingle.device.native.load import load_host_decoder
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import host_memory, kv_budget, plan_memory
 from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
@@ -14,18 +15,33 @@ from ingle.kernels.cpu import library
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
 from ingle.model.kinds import check_head
-from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept
 
-KV_TYPES = {"auto": "float16", "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
-"""By the type that the user wants, the KV cache's; float32 is PyTorch's to compute."""
+_KV_TYPES = {
+    "auto": "float16",
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+"""By the type that the user wants, the KV cache's. Matrices are kept as they are stored, but for float32, which is
+exact."""
+
+
+def code_type_of(config: EngineConfig) -> Callable[[str], CodeType]:
+    """How a matrix is held whose type in the checkpoint is given."""
+    return exact if _KV_TYPES[config.dtype] == "float32" else kept
 
 
 def numerics(config: EngineConfig) -> Numerics:
+    kv_dtype = _KV_TYPES[config.dtype]
+    is_exact = kv_dtype == "float32"
     return Numerics(
-        kv_dtype=KV_TYPES[config.dtype],
-        product_dtype="bfloat16",
-        float_itemsize=2,
-        kept_types=frozenset(CODE_TYPES),
+        kv_dtype=kv_dtype,
+        product_dtype="float32" if is_exact else "bfloat16",
+        float_itemsize=4 if is_exact else 2,
+        kept_types=frozenset() if is_exact else frozenset(CODE_TYPES),
         kernels=f"ingle's for {library.instructions()}",
     )
 
@@ -43,7 +59,7 @@ def load(
         budget = kv_budget(config, decoder, left)
         memory = plan_memory(config, decoder, kv, on_gpu=False, budget=budget, free=left.free)
         with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
-            model = load_host_decoder(decoder, source, memory.limits.max_model_len)
+            model = load_host_decoder(decoder, source, memory.limits.max_model_len, code_type_of(config))
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         device = NativeDevice(model, memory.limits, memory.num_pages, numerics.kv_dtype)

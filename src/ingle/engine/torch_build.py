@@ -1,4 +1,4 @@
-"""Loads a model for PyTorch to run: on a GPU, in float32, or by transformers' code."""
+"""Loads a model for PyTorch to run: on a GPU, by transformers' code, or where ingle's CPU kernels do not."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from ingle.model.interface import Model
 from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
-from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.formats import PlainFormat
-from ingle.weights.matrix import Weight, total_size
-from ingle.weights.packed import PackedFormat
+from ingle.weights.matrix import total_size
 
 _DTYPES = {
     "half": torch.float16,
@@ -56,42 +54,33 @@ class TorchRunner:
         Of a model that transformers' code runs only that code knows the sizes: there memory is planned when the weights
         are loaded.
         """
-        packs = self._our_kernels and files.decoder is not None and self._config.dtype not in ("float", "float32")
-        dtypes = _packed_dtypes(self._config) if packs else _plain_dtypes(self._config, files.hf_config, self._device)
-        numerics = self._numerics(dtypes)
+        dtype, dtype_notices = pick_dtype(self._config, files.hf_config, self._device)
+        numerics = self._numerics(dtype, dtype_notices)
         if files.decoder is None:
-            model, memory, stored_types, notices = self._load_fallback(files, dtypes, numerics, startup)
+            model, memory, stored_types, notices = self._load_fallback(files, dtype, numerics, startup)
         else:
-            model, memory, stored_types, notices = self._load_decoder(files, files.decoder, dtypes, numerics, startup)
+            model, memory, stored_types, notices = self._load_decoder(files, files.decoder, dtype, numerics, startup)
         if not self._on_gpu and library.started():
             library.settle_memory()
         with startup.phase("kv_cache", "allocating the KV cache"):
             use_graphs = self._on_gpu and not self._config.enforce_eager
-            device = TorchDevice(
-                model,
-                memory.limits,
-                memory.num_pages,
-                self._device,
-                dtypes.kv,
-                use_graphs=use_graphs,
-                own_threads=packs,
-            )
+            device = TorchDevice(model, memory.limits, memory.num_pages, self._device, dtype, use_graphs=use_graphs)
         kv = model.config.kv_spec(numerics.kv_dtype)
         facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
         name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
-        factors = _factors(model, dtypes.products)
+        factors = frozenset((numerics.product_dtype,))
         return numerics, Loaded(device, name, facts, memory, stored_types, factors, tuple(notices))
 
-    def _numerics(self, dtypes: _Dtypes) -> Numerics:
-        ours = self._our_kernels and dtypes.products == torch.float32
+    def _numerics(self, dtype: torch.dtype, notices: list[str]) -> Numerics:
+        ours = self._our_kernels and dtype == torch.float32
         beside = " and Triton's" if self._on_gpu else " and ingle's" if ours else ""
         return Numerics(
-            kv_dtype=_name(dtypes.kv),
-            product_dtype=_name(dtypes.products),
-            float_itemsize=dtypes.products.itemsize,
-            kept_types=frozenset(CODE_TYPES) if dtypes.packs else frozenset(),
-            kernels=f"ingle's for {library.instructions()}" if dtypes.packs else f"PyTorch's{beside}",
-            notices=dtypes.notices,
+            kv_dtype=_name(dtype),
+            product_dtype=_name(dtype),
+            float_itemsize=dtype.itemsize,
+            kept_types=frozenset(),
+            kernels=f"PyTorch's{beside}",
+            notices=tuple(notices),
         )
 
     def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
@@ -101,7 +90,7 @@ class TorchRunner:
         return plan_memory(self._config, model, kv, on_gpu=self._on_gpu, budget=budget, free=left.free)
 
     def _load_decoder(
-        self, files: ModelFiles, decoder: DecoderConfig, dtypes: _Dtypes, numerics: Numerics, startup: Startup
+        self, files: ModelFiles, decoder: DecoderConfig, dtype: torch.dtype, numerics: Numerics, startup: Startup
     ) -> _LoadedModel:
         with contextlib.closing(files.open(self._config)) as source:
             check_head(files.path, files.hf_config, source, decoder.names.lm_head)
@@ -112,14 +101,16 @@ class TorchRunner:
                 model = load_decoder(
                     decoder,
                     source,
-                    matrices=PackedFormat() if dtypes.packs else PlainFormat(dtypes.products, self._device),
-                    dtype=dtypes.activations,
+                    matrices=PlainFormat(dtype, self._device),
+                    dtype=dtype,
                     device=self._device,
                     max_model_len=memory.limits.max_model_len,
                 )
         return _LoadedModel(model, memory, stored_types, notices)
 
-    def _load_fallback(self, files: ModelFiles, dtypes: _Dtypes, numerics: Numerics, startup: Startup) -> _LoadedModel:
+    def _load_fallback(
+        self, files: ModelFiles, dtype: torch.dtype, numerics: Numerics, startup: Startup
+    ) -> _LoadedModel:
         config, plan = self._config, _plan_fallback(self._config, files)
         with startup.phase("weights", f"loading weights of {plan.family} on {self._device}"):
             with contextlib.closing(files.open(config)) as source:
@@ -127,7 +118,7 @@ class TorchRunner:
                 stored_types = source.stored_types
             model, notices = load_fallback(
                 plan,
-                dtype=dtypes.activations,
+                dtype=dtype,
                 device=self._device,
                 max_model_len=config.max_model_len,
                 dummy_seed=config.seed if config.load_format == "dummy" else None,
@@ -136,33 +127,11 @@ class TorchRunner:
         return _LoadedModel(model, memory, stored_types, [plan.notice, *plan.unknown_keys, *notices])
 
 
-class _Dtypes(NamedTuple):
-    """Types in which PyTorch holds and computes."""
-
-    kv: torch.dtype
-    activations: torch.dtype
-    products: torch.dtype
-    packs: bool
-    """Matrices are ingle's packed ones."""
-    notices: tuple[str, ...] = ()
-
-
 class _LoadedModel(NamedTuple):
     model: Model
     memory: MemoryPlan
     stored_types: dict[str, int]
     notices: list[str]
-
-
-def _packed_dtypes(config: EngineConfig) -> _Dtypes:
-    dtype = torch.float16 if config.dtype == "auto" else _DTYPES[config.dtype]
-    return _Dtypes(dtype, torch.float32, torch.bfloat16, packs=True)
-
-
-def _plain_dtypes(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> _Dtypes:
-    """float32 on a CPU is exact: weights decoded to float32 and multiplied by PyTorch."""
-    dtype, notices = pick_dtype(config, hf_config, device)
-    return _Dtypes(dtype, dtype, dtype, packs=False, notices=tuple(notices))
 
 
 def _plan_fallback(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
@@ -182,12 +151,6 @@ def _sizes(model: Model) -> WeightSizes:
         looked_up=total_size([] if embedding is head else [embedding]),
         mixture=model.mixture,
     )
-
-
-def _factors(model: Model, products: torch.dtype) -> frozenset[str]:
-    """Of matrix products, for people: packed matrices have their own."""
-    packed = frozenset[str]().union(*(part.factors for part in model.parameters() if isinstance(part, Weight)))
-    return packed or frozenset((_name(products),))
 
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:

@@ -1,7 +1,8 @@
 """The operators of a decoder step, one implementation per kind of device.
 
-`of(x)` gives those for tensors like x: Triton kernels (`gpu`), C++ kernels (`cpu`), or plain PyTorch (`reference`,
-which is also what the others are tested against).
+`of(x)` gives those for tensors like x: Triton kernels (`gpu`), or plain PyTorch (`reference`, which is also what the
+others are tested against). The C++ kernels (`cpu`) run whole decoders (`ingle.device.native`); of them PyTorch's models
+take attention alone.
 """
 
 from __future__ import annotations
@@ -140,12 +141,17 @@ def of(x: torch.Tensor) -> Kernels:
         from ingle.kernels import gpu  # Triton comes with PyTorch's CUDA builds only
 
         return gpu
-    import torch
-
-    if library.started() and x.dtype == torch.float32:
-        from ingle.kernels.cpu import operators
-
-        return operators
     from ingle.kernels import reference
 
     return reference
+
+
+def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+    """`Kernels.paged_attention` of a model that is transformers' code: by the C++ kernels where they can."""
+    import torch
+
+    if not q.is_cuda and q.dtype == torch.float32 and library.started():
+        from ingle.kernels.cpu import attention
+
+        return attention.paged_attention(q, kv_cache, batch, options)
+    return of(q).paged_attention(q, kv_cache, batch, options)

@@ -84,6 +84,10 @@ class MoeConfig:
     float32_router: bool = False
 
 
+LATENT_NORM_EPS = 1e-6
+"""Of the norms of latent attention's latents, whatever the configuration says of the others."""
+
+
 @dataclass(frozen=True)
 class MlaConfig:
     """Multi-head latent attention (https://arxiv.org/abs/2405.04434), in Hugging Face's terms."""
@@ -154,6 +158,11 @@ class DecoderConfig:
     @property
     def q_size(self) -> int:
         return self.num_heads * self.head_dim
+
+    @property
+    def attended_size(self) -> int:
+        """Numbers that attention gives for a token, before its output projection."""
+        return self.q_size if self.mla is None else self.num_heads * self.mla.v_head_dim
 
     @property
     def kv_size(self) -> int:

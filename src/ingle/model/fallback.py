@@ -129,7 +129,7 @@ class _PagedStep:
         places = batch.kv_slots // page_size, batch.kv_slots % page_size
         cache[0][places] = k.to(cache.dtype)
         cache[1][places] = F.pad(v, (0, k.shape[-1] - v.shape[-1])).to(cache.dtype)
-        out = kernels.of(q).paged_attention(q.to(cache.dtype).contiguous(), cache, batch, options)
+        out = kernels.paged_attention(q.to(cache.dtype).contiguous(), cache, batch, options)
         return out[..., : v.shape[-1]].to(q.dtype)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -13,6 +12,7 @@ from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
 from ingle.model.loader import Loader
 from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
+from ingle.model.rope import query_factors
 from ingle.weights.formats import WeightFormat
 from ingle.weights.source import WeightSource
 
@@ -36,13 +36,14 @@ def load_decoder(
     """
     load, names = Loader(source, matrices, dtype, device), config.names
     scale = config.embedding_scale
-    factors = None if config.logn_length is None else logn_table(config.logn_length, max_model_len, device)
+    factors = query_factors(config, max_model_len)
+    on_device = None if factors is None else torch.from_numpy(factors).to(device)
 
     with ThreadPoolExecutor(_NUM_THREADS[device.type]) as threads:
         ends = [threads.submit(load.matrix, f"{names.embedding}.weight", config.vocab_size, config.hidden_size)]
         if not config.tied_embeddings:
             ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", config.vocab_size, config.hidden_size))
-        layers = tuple(threads.map(lambda index: _load_layer(config, load, index, factors), range(config.num_layers)))
+        layers = tuple(threads.map(lambda index: _load_layer(config, load, index, on_device), range(config.num_layers)))
     embedding, lm_head = ends[0].result(), ends[-1].result()
     return Decoder(
         config=config,
@@ -109,15 +110,3 @@ def _load_mlp(config: DecoderConfig, load: Loader, index: int) -> GatedMLP | Spa
     return load.gated_mlp(
         gate_up, down, config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
     )
-
-
-def logn_table(length: int, num_positions: int, device: torch.device) -> torch.Tensor | None:
-    """Factors on queries, float32 [num_positions]; None where all are 1.
-
-    log(position + 1) / log(length) beyond `length`, so that attention over more keys stays as sharp
-    (https://arxiv.org/abs/2202.12172).
-    """
-    if num_positions <= length:
-        return None
-    lengths = torch.arange(1, num_positions + 1, dtype=torch.float64)
-    return (lengths.log() / math.log(length)).clamp(min=1.0).float().to(device)

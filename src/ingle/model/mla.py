@@ -9,12 +9,9 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.flow import Flow, LayerCache
-from ingle.model.architecture import DecoderConfig, MlaConfig
+from ingle.model.architecture import LATENT_NORM_EPS, DecoderConfig, MlaConfig
 from ingle.model.layers import Linear, Parameter, RMSNorm
 from ingle.model.loader import Loader
-
-_LATENT_NORM_EPS = 1e-6
-"""Of the latents' norms, whatever the configuration says of the others."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def load_latent_attention(
         return load.linear([f"{prefix}.self_attn.{name}"], [num_rows], in_features, bias=bias)
 
     def norm(name: str, size: int) -> RMSNorm:
-        return RMSNorm(load.tensor(f"{prefix}.self_attn.{name}.weight", size), _LATENT_NORM_EPS)
+        return RMSNorm(load.tensor(f"{prefix}.self_attn.{name}.weight", size), LATENT_NORM_EPS)
 
     queries: Linear | LatentQueries
     if mla.q_lora_rank is None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ingle.model.architecture import DecoderConfig, RopeConfig
 
 
@@ -25,6 +28,19 @@ def cos_sin_table(rope: RopeConfig, num_positions: int, xp: Any) -> Any:
     inv_freq, scale = _frequencies(rope, num_positions, xp)
     angles = xp.arange(num_positions, dtype=xp.float32)[:, None] * inv_freq
     return xp.concatenate((xp.cos(angles) * scale, xp.sin(angles) * scale), axis=-1)
+
+
+def query_factors(config: DecoderConfig, num_positions: int) -> npt.NDArray[np.float32] | None:
+    """What rotated queries are multiplied by, by position: float32 [num_positions]; None where all are 1.
+
+    log(position + 1) / log(n) beyond the length n, so that attention over more keys stays as sharp
+    (https://arxiv.org/abs/2202.12172).
+    """
+    length = config.logn_length
+    if length is None or num_positions <= length:
+        return None
+    lengths = np.arange(1, num_positions + 1, dtype=np.float64)
+    return (np.log(lengths) / math.log(length)).clip(min=1.0).astype(np.float32)
 
 
 def length_notice(rope: RopeConfig, num_positions: int) -> str | None:

@@ -1,4 +1,4 @@
-"""How the numbers of a matrix are coded: small integers, and a scale and maybe a minimum for each group of them."""
+"""How the numbers of a matrix are coded: small integers, and a scale and maybe a minimum for each group; or floats."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FROM_MINUS_1, _FROM_MINUS_4, _FROM_MINUS_8 = (tuple(code - low for code in rang
 @dataclass(frozen=True)
 class CodeType:
     bits: int
-    """4: an index into the codebook; 8: a value; 16: a bfloat16, without scale."""
+    """4: an index into the codebook; 8: a value; 16: a bfloat16, without scale; 32: a float32."""
     group_size: int
     """Neighbouring numbers of a row that share a scale."""
     wide_scales: bool = False
     """Scales and minima need float32; otherwise float16 holds them exactly."""
     has_minima: bool = False
     codebook: tuple[int, ...] = (0,) * 16
-    """The value of each 4-bit code."""
+    """The value of each 4-bit code, of the stored ones where they are decoded to float32."""
 
 
 CODE_TYPES = {
@@ -44,3 +44,13 @@ CODE_TYPES = {
 
 FLOATS = CodeType(bits=16, group_size=32)
 """What is stored as floats, and becomes bfloat16."""
+
+
+def kept(stored_type: str) -> CodeType:
+    """Codes as they are stored, floats as bfloat16: of a type such as Q4_1 or F32."""
+    return CODE_TYPES.get(stored_type, FLOATS)
+
+
+def exact(stored_type: str) -> CodeType:
+    """Every number as the float32 that it stands for."""
+    return CodeType(bits=32, group_size=32, codebook=kept(stored_type).codebook)

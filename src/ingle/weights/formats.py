@@ -8,18 +8,13 @@ from typing import Protocol
 
 import torch
 
-from ingle.weights.experts import Experts, StackedExperts
+from ingle.weights.experts import StackedExperts
 from ingle.weights.matrix import Weight
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
 
 class WeightFormat(Protocol):
     """Says of each matrix of a model in what format its parts are held: one instance loads them all."""
-
-    @property
-    def kept_types(self) -> frozenset[str]:
-        """The quantized types, as `WeightSource.stored_types` names them, that are held as they are stored."""
-        ...
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         """The tensors `names`, of `num_rows` rows each, one below the other in a single matrix.
@@ -30,7 +25,7 @@ class WeightFormat(Protocol):
 
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
-    ) -> Experts:
+    ) -> StackedExperts:
         """The experts of a layer, in order. Raises as `load` does."""
         ...
 
@@ -41,7 +36,6 @@ class PlainFormat:
 
     dtype: torch.dtype
     device: torch.device
-    kept_types: frozenset[str] = frozenset()
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         check_sizes(source, names, [rows * in_features for rows in num_rows])
@@ -52,5 +46,5 @@ class PlainFormat:
 
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
-    ) -> Experts:
+    ) -> StackedExperts:
         return StackedExperts.load(source, names, hidden_size, intermediate_size, self.dtype, self.device)

@@ -1,9 +1,9 @@
-"""Matrices packed for the CPU's kernels: four- and eight-bit codes as they are stored, anything else as bfloat16."""
+"""Matrices packed for the CPU's kernels: codes as they are stored and floats as bfloat16, or all as float32."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import Matrix
-from ingle.weights.code_types import CODE_TYPES, FLOATS, CodeType
+from ingle.weights.code_types import CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.source import StoredRows, WeightSource
 
@@ -105,7 +105,7 @@ class PackedMatrix:
 
     @property
     def factors(self) -> frozenset[str]:
-        """What it is multiplied as, for people: 16-bit integers."""
+        """What it is multiplied as, for people, such as 16-bit integers."""
         return frozenset().union(*(part.factors for part in self.parts))
 
     def multiply(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -123,22 +123,32 @@ class PackedMatrix:
         return part.rows(indices)
 
 
-def load_matrix(source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> PackedMatrix:
+def load_matrix(
+    source: WeightSource,
+    names: Sequence[str],
+    num_rows: Sequence[int],
+    in_features: int,
+    code_type_of: Callable[[str], CodeType] = kept,
+) -> PackedMatrix:
     """The tensors `names`, of `num_rows` rows each, one below the other.
 
+    `code_type_of` decides by the type in which a tensor is stored how it is held: `code_types.kept` or `exact`.
     Raises `ModelError` for tensors that are missing, misshapen, or stored in a way that ingle does not read.
     """
     tensors = [source.stored_rows(name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
+    return pack_matrix(tensors, in_features, code_type_of)
+
+
+def pack_matrix(
+    tensors: Sequence[StoredRows], in_features: int, code_type_of: Callable[[str], CodeType] = kept
+) -> PackedMatrix:
+    """`load_matrix` of tensors that are there."""
     parts = []
-    for code_type, alike in groupby(tensors, _code_type):
+    for code_type, alike in groupby(tensors, lambda rows: code_type_of(rows.type)):
         stored = list(alike)
         part, first = PackedPart.empty(code_type, sum(len(rows.data) for rows in stored), in_features), 0
         for rows in stored:
             part.pack(first, rows)
             first += len(rows.data)
         parts.append(part)
-    return PackedMatrix(tuple(parts), sum(num_rows), in_features)
-
-
-def _code_type(rows: StoredRows) -> CodeType:
-    return CODE_TYPES.get(rows.type, FLOATS)
+    return PackedMatrix(tuple(parts), sum(len(rows.data) for rows in tensors), in_features)

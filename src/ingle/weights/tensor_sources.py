@@ -25,10 +25,14 @@ from ingle.weights.source import (
 from ingle.weights.torch_bin import TorchFile
 
 _DUMMY_STD = 0.02
+_TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 class _ReadByTorch(ABC):
-    """What such a source gives a CPU's kernels: matrices as bfloat16, vectors as float32."""
+    """What such a source gives a CPU's kernels: matrices in the type that they are stored in, vectors as float32."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype: ...
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...] | None: ...
@@ -38,9 +42,10 @@ class _ReadByTorch(ABC):
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         check_size(self.shape(name), name, num_rows * num_columns)
-        values = torch.empty(num_rows, num_columns, dtype=torch.bfloat16)
+        dtype = self.dtype(name)
+        values = torch.empty(num_rows, num_columns, dtype=dtype if dtype in _TYPES else torch.float32)
         self.load_into(name, values)
-        return StoredRows("BF16", values.view(torch.uint8).numpy())
+        return StoredRows(_TYPES[values.dtype], values.view(torch.uint8).numpy())
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
         check_size(self.shape(name), name, size)
@@ -77,6 +82,10 @@ class TorchSource(_ReadByTorch):
         for file in sorted(set(self._located.files.values())):
             counts += self._open(file).stored_types()
         return dict(counts.most_common())
+
+    def dtype(self, name: str) -> torch.dtype:
+        name, _ = split_name(name)
+        return self._opened(name).tensor(name).dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         name, place = split_name(name)
@@ -119,6 +128,9 @@ class DummySource(_ReadByTorch):
     @property
     def stored_types(self) -> dict[str, int]:
         return {}
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.bfloat16
 
     def shape(self, name: str) -> None:
         return None

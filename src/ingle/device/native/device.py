@@ -10,7 +10,8 @@ import numpy as np
 
 from ingle.device import LogprobRows, Report
 from ingle.device.inputs import Inputs, inputs_of
-from ingle.device.native.decoder import Floats, HostBatch, HostDecoder, HostKv
+from ingle.device.native.decoder import HostBatch, HostDecoder, HostKv
+from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import HostSampler, logprob_rows
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
@@ -30,7 +31,7 @@ class NativeDevice:
         self.page_tables = np.full((len(spec.groups), limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
         side_bytes = spec.page_bytes(limits.page_size) // (spec.num_places * spec.sides)
         data = _zeros((spec.num_places, spec.sides, num_pages, side_bytes))
-        self.kv = HostKv(data, limits.page_size, kv_dtype, np.array(spec.located, np.int32))
+        self.kv = HostKv(data, limits.page_size, spec, np.array(spec.located, np.int32))
 
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""

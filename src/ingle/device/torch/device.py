@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from ingle.device.torch.graphs import CapturedForward, StepGraphs
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
-from ingle.kernels.cpu.threads import pytorch_on_one
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
 from ingle.step import Limits, Masks, Step
@@ -37,9 +35,7 @@ class TorchDevice:
         dtype: torch.dtype,
         *,
         use_graphs: bool = False,
-        own_threads: bool = False,
     ) -> None:
-        """`own_threads`: the model's weights are multiplied by ingle's CPU kernels, on threads of their own."""
         config, kv = model.config, model.config.kv_spec(str(dtype).removeprefix("torch."))
         self.model = model
         self.device = device
@@ -54,7 +50,6 @@ class TorchDevice:
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         shape = (kv.num_places, kv.sides, num_pages, limits.page_size, kv.heads, kv.dim)
         self.kv_cache = KvCache(kv, _zeros(shape, dtype, device))
-        self.threads = pytorch_on_one if own_threads else nullcontext
         self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
@@ -74,9 +69,8 @@ class TorchDevice:
             else:
                 launched.take(self.graphs.run(step, self.sampler.features(step.chunks, {})))
             return launched
-        with self.threads():
-            launched.batch = self.tables.batch_of(step)
-            launched.hidden = self.model.forward(launched.batch, self.kv_cache)
+        launched.batch = self.tables.batch_of(step)
+        launched.hidden = self.model.forward(launched.batch, self.kv_cache)
         return launched
 
     def usable(self) -> bool:
@@ -127,8 +121,7 @@ class TorchStep:
             features = device.sampler.features(self._step.chunks, masks)
             self.take(device.graphs.draw(self.captured, features))
         elif self.hidden is not None and self.batch is not None:
-            with device.threads():
-                self._sample(self.batch.inputs, self.hidden, masks)
+            self._sample(self.batch.inputs, self.hidden, masks)
 
     def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:
         device = self._device

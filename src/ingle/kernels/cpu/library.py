@@ -35,6 +35,7 @@ class Rotation(ctypes.Structure):
         ("keys", c_void_p),
         ("values", c_void_p),
         ("kv_slots", c_void_p),
+        ("query_factors", c_void_p),
         ("num_tokens", c_int64),
         ("num_heads", c_int64),
         ("num_kv_heads", c_int64),
@@ -93,12 +94,32 @@ class Mixture(ctypes.Structure):
     )
 
 
+class Latent(ctypes.Structure):
+    _fields_ = (
+        ("q_down", Projection),
+        ("q_up", Projection),
+        ("kv_down", Projection),
+        ("key_up", POINTER(POINTER(Matrix))),
+        ("value_up", POINTER(POINTER(Matrix))),
+        ("q_norm", c_void_p),
+        ("kv_norm", c_void_p),
+        ("num_heads", c_int64),
+        ("rank", c_int64),
+        ("nope_dim", c_int64),
+        ("rope_dim", c_int64),
+        ("value_dim", c_int64),
+        ("eps", c_float),
+        ("interleaved", c_int32),
+    )
+
+
 class Layer(ctypes.Structure):
     _fields_ = (
         ("qkv", Projection),
         ("out", Projection),
         ("gate_up", Projection),
         ("down", Projection),
+        ("latent", POINTER(Latent)),
         ("mixture", POINTER(Mixture)),
         ("input_norm", c_void_p),
         ("q_norm", c_void_p),
@@ -123,6 +144,7 @@ class Step(ctypes.Structure):
         ("norm", c_void_p),
         ("kv_cache", c_void_p),
         ("kv_slots", c_void_p),
+        ("query_factors", c_void_p),
         ("cos_sin", c_void_p * 2),
         ("rotary_dims", c_int64 * 2),
         ("num_layers", c_int64),
@@ -136,7 +158,13 @@ class Step(ctypes.Structure):
     )
 
 
+_STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer, Step
+)  # fmt: skip
+"""As `ingle_structure_sizes` counts them."""
+
 _SIGNATURES = {
+    "ingle_structure_sizes": (),
     "ingle_start": (c_int32,),
     "ingle_settle_memory": (),
     "ingle_instructions": (),
@@ -157,6 +185,7 @@ _SIGNATURES = {
 }
 
 _RESULTS: dict[str, type] = {
+    "ingle_structure_sizes": POINTER(c_int64),
     "ingle_instructions": c_char_p,
     "ingle_factors": c_char_p,
     "ingle_matrix_bytes": c_int64,
@@ -164,16 +193,20 @@ _RESULTS: dict[str, type] = {
 }
 
 _loaded: ctypes.CDLL | None = None
-_path: Path | None = None
 
 
 def load(path: str) -> ctypes.CDLL:
-    """A compiled library, its functions typed."""
+    """A compiled library, its functions typed. Raises `OSError` for a file that is none, or knows other structures."""
     library = ctypes.CDLL(path)
     for name, argument_types in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = argument_types
         function.restype = _RESULTS.get(name)
+    sizes = library.ingle_structure_sizes()
+    for structure, size in zip(_STRUCTURES, sizes[: len(_STRUCTURES)], strict=True):
+        if ctypes.sizeof(structure) != size:
+            name, ours = structure.__name__, ctypes.sizeof(structure)
+            raise OSError(f"{path}: its structure {name} has {size} bytes, and {ours} were expected")
     return library
 
 
@@ -182,11 +215,10 @@ def start(num_threads: int) -> str | None:
 
     Called again, it adds the threads that are missing.
     """
-    global _loaded, _path
+    global _loaded
     if _loaded is None:
         try:
-            _path = compile.library()
-            _loaded = load(str(_path))
+            _loaded = load(str(compile.library()))
         except compile.CompileError as error:
             return str(error)
         except OSError as error:
@@ -197,9 +229,7 @@ def start(num_threads: int) -> str | None:
 
 def path() -> Path:
     """Of the started kernels' library."""
-    if _path is None:
-        raise RuntimeError("the CPU kernels' library is asked for before they were started")
-    return _path
+    return Path(get()._name)
 
 
 def forget() -> None:

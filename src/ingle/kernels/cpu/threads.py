@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ingle import cgroup
@@ -31,19 +29,3 @@ def _num_cores() -> int:
         siblings = _CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
         cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
     return len(cores)
-
-
-@contextmanager
-def pytorch_on_one() -> Iterator[None]:
-    """PyTorch's operators run on the calling thread only.
-
-    Between ingle's kernels they are small, and the threads of its pool spin after each on processors that ours want.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,5 +1,6 @@
-// GGUF's blocks to packed rows. The layouts are those of ggml-common.h (`block_q4_0` and so on), the numbers the enum
-// ggml_type's. In Python and for any device the same is `ingle.weights.codes`, against which this is tested.
+// GGUF's blocks to packed rows, and plain numbers too. The layouts are those of ggml-common.h (`block_q4_0` and so on),
+// the numbers of types the enum ggml_type's. In Python and for any device the same is `ingle.weights.codes`, against
+// which this is tested.
 #include <vector>
 
 #include "operators.h"
@@ -16,9 +17,9 @@ struct Contents {
     float* minima;
 };
 
-// Stored bytes of a block, the numbers in it, its groups, and how it is taken apart.
+// Stored bytes of a block, the numbers in it, its groups, the bits of its codes, and how it is taken apart.
 struct BlockType {
-    int64_t bytes, elements, groups;
+    int64_t bytes, elements, groups, bits;
     void (*split)(const uint8_t* block, const Contents& out);
 };
 
@@ -172,43 +173,65 @@ void mxfp4(const uint8_t* b, const Contents& out) {
     memcpy(out.scales, &bits, 4);
 }
 
-void put_brain(float value, const Contents& out) {
-    const Brain rounded = to_brain(value);
-    memcpy(out.codes, &rounded, 2);
-}
-
-void f32(const uint8_t* b, const Contents& out) {
-    float value;
-    memcpy(&value, b, 4);
-    put_brain(value, out);
-}
-
-void f16(const uint8_t* b, const Contents& out) { put_brain(half_at(b), out); }
-
-void bf16(const uint8_t* b, const Contents& out) { memcpy(out.codes, b, 2); }
-
 BlockType block_type(int32_t number) {
     switch (number) {
-        case 0: return {4, 1, 0, f32};
-        case 1: return {2, 1, 0, f16};
-        case 2: return {18, 32, 1, q4_0};
-        case 3: return {20, 32, 1, q4_1};
-        case 6: return {22, 32, 1, q5_0};
-        case 7: return {24, 32, 1, q5_1};
-        case 8: return {34, 32, 1, q8_0};
-        case 10: return {84, 256, 16, q2_k};
-        case 11: return {110, 256, 16, q3_k};
-        case 12: return {144, 256, 8, q4_k};
-        case 13: return {176, 256, 8, q5_k};
-        case 14: return {210, 256, 16, q6_k};
-        case 20: return {18, 32, 1, q4_0};
-        case 23: return {136, 256, 8, iq4_xs};
-        case 30: return {2, 1, 0, bf16};
-        case 34: return {54, 256, 8, tq1_0};
-        case 35: return {66, 256, 8, tq2_0};
-        case 39: return {17, 32, 1, mxfp4};
+        case 2: return {18, 32, 1, 4, q4_0};
+        case 3: return {20, 32, 1, 4, q4_1};
+        case 6: return {22, 32, 1, 8, q5_0};
+        case 7: return {24, 32, 1, 8, q5_1};
+        case 8: return {34, 32, 1, 8, q8_0};
+        case 10: return {84, 256, 16, 4, q2_k};
+        case 11: return {110, 256, 16, 4, q3_k};
+        case 12: return {144, 256, 8, 4, q4_k};
+        case 13: return {176, 256, 8, 8, q5_k};
+        case 14: return {210, 256, 16, 8, q6_k};
+        case 20: return {18, 32, 1, 4, q4_0};
+        case 23: return {136, 256, 8, 4, iq4_xs};
+        case 34: return {54, 256, 8, 4, tq1_0};
+        case 35: return {66, 256, 8, 4, tq2_0};
+        case 39: return {17, 32, 1, 4, mxfp4};
         default: return {};
     }
+}
+
+// Stored bytes of a number of a float type; 0 for a type that is none.
+int64_t size_of_float(int32_t type) { return type == 0 ? 4 : type == 1 || type == 30 ? 2 : 0; }
+
+template <typename T>
+void widen(const T* from, int64_t count, float* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(out + i, load(from + i));
+    if (i < count) store_part(out + i, load_part(from + i, count - i), count - i);
+}
+
+// A stored row of blocks, packed as row `row`.
+void pack_block_row(const Matrix& m, const BlockType& block, const uint8_t* stored, int64_t row) {
+    const int64_t blocks = m.columns / block.elements, groups = blocks * block.groups;
+    static thread_local std::vector<uint8_t> codes;
+    static thread_local std::vector<float> scales, minima, decoded;
+    codes.resize(m.columns), scales.resize(groups), minima.assign(groups, 0.0f), decoded.resize(m.columns);
+    for (int64_t b = 0; b < blocks; b++)
+        block.split(stored + b * block.bytes,
+                    {&codes[b * block.elements], &scales[b * block.groups], &minima[b * block.groups]});
+    if (m.bits != 32) return pack_rows(m, codes.data(), scales.data(), minima.data(), row, 1);
+    const int64_t size = block.elements / block.groups;
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t c = g * size; c < (g + 1) * size; c++)
+            decoded[c] = (block.bits == 4 ? m.codebook[codes[c]] : (int8_t)codes[c]) * scales[g] + minima[g];
+    pack_rows(m, decoded.data(), nullptr, nullptr, row, 1);
+}
+
+// The same of a row of floats.
+void pack_float_row(const Matrix& m, int32_t type, const uint8_t* stored, int64_t row) {
+    static thread_local std::vector<float> values;
+    static thread_local std::vector<Brain> rounded;
+    values.resize(m.columns), rounded.resize(m.columns);
+    if (type == 0) memcpy(values.data(), stored, m.columns * sizeof(float));
+    else if (type == 1) widen((const Half*)stored, m.columns, values.data());
+    else widen((const Brain*)stored, m.columns, values.data());
+    if (m.bits == 32) return pack_rows(m, values.data(), nullptr, nullptr, row, 1);
+    for (int64_t c = 0; c < m.columns; c++) rounded[c] = to_brain(values[c]);
+    pack_rows(m, rounded.data(), nullptr, nullptr, row, 1);
 }
 
 }  // namespace
@@ -219,24 +242,18 @@ using namespace ingle;
 extern "C" int32_t ingle_pack_blocks(const Matrix* m, int32_t type, const uint8_t* stored, const int64_t* order,
                                      int64_t first, int64_t count) {
     const BlockType block = block_type(type);
-    if (!block.split) return 0;
-    const int64_t blocks = m->columns / block.elements, groups = blocks * block.groups;
-    const int64_t code_bytes = m->bits == 16 ? 2 : 1;
+    const int64_t float_bytes = size_of_float(type);
+    if (!block.split && !float_bytes) return 0;
+    const int64_t row_bytes = block.split ? m->columns / block.elements * block.bytes : m->columns * float_bytes;
     const int64_t first_block = first / kBlockRows, last_block = (first + count - 1) / kBlockRows;
     // A block of packed rows belongs to one thread: its lines are written row by row.
     parallel_ranges(last_block - first_block + 1, 1, [&](int64_t begin, int64_t end) {
-        std::vector<uint8_t> codes(m->columns * code_bytes);
-        std::vector<float> scales(groups), minima(groups);
         int64_t from = (first_block + begin) * kBlockRows, to = (first_block + end) * kBlockRows;
         if (from < first) from = first;
         if (to > first + count) to = first + count;
         for (int64_t row = from; row < to; row++) {
-            const int64_t at = order ? order[row - first] : row - first;
-            const uint8_t* bytes = stored + at * blocks * block.bytes;
-            for (int64_t b = 0; b < blocks; b++, bytes += block.bytes)
-                block.split(bytes, {codes.data() + b * block.elements * code_bytes, scales.data() + b * block.groups,
-                                    minima.data() + b * block.groups});
-            pack_rows(*m, codes.data(), scales.data(), minima.data(), row, 1);
+            const uint8_t* bytes = stored + (order ? order[row - first] : row - first) * row_bytes;
+            block.split ? pack_block_row(*m, block, bytes, row) : pack_float_row(*m, type, bytes, row);
         }
     });
     return 1;

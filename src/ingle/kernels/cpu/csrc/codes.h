@@ -1,12 +1,11 @@
-// Codes of a block's rows, and how this processor multiplies them: `Codes<Bits>` for 4 and 8 bits and for bfloat16.
+// Codes of a block's rows, and how this processor multiplies them: `Codes<Bits>` for 4 and 8 bits, bfloat16 and float32.
 //
 // Codes are multiplied as integers. A token's numbers become integers of 16 bits under one scale, the largest being
 // kLargest: an error some ten times below bfloat16's, at a higher rate. 32 products of 8-bit codes stay below 2^28. So
 // what is summed up is the same on every processor.
 // bfloat16 is multiplied in pairs where the processor can (AVX-512 BF16), elsewhere as float32.
 //
-// What all kinds have: `put` and `get`, which move 16 columns of a row, a byte (or a bfloat16) each, into and out of a
-// unit; `Operand`, one or two of x's columns; `Sums` of a tile, [token][vector of the block's rows]; `put_operands`,
+// What all kinds have: `put` and `get`, which move 16 columns of a row, a byte (or a float) each, into and out of a unit; `Operand`, one or two of x's columns; `Sums` of a tile, [token][vector of the block's rows]; `put_operands`,
 // which writes those of a unit; and `multiply`, which adds a unit's products to the sums of a tile whose operands lie
 // [token][of a unit].
 //
@@ -27,7 +26,7 @@ constexpr int kVectors = kBlockRows / kLanes;      // of a block's rows
 constexpr int kUnitVectors = kUnit / kLanes;       // of a unit's columns
 constexpr float kLargest = 127 * 256 + 127;        // NEON's products take such a number apart into two of 8 bits
 
-// How codes become the numbers that are multiplied.
+// How codes become the numbers that are multiplied; kPlain all of them, where a processor's kind is `kAlwaysPlain`.
 enum class Reading {
     kPlain,    // as their kind does it without more ado
     kOffset,   // the same, with an offset
@@ -64,6 +63,56 @@ inline float integer_scale(const float* x, int64_t count) {
 #endif
 
 namespace ingle {
+
+// Sums of products of floats, without scales.
+template <int Tokens>
+struct FloatSums {
+    Floats v[Tokens][kVectors];
+    void clear() {
+#pragma GCC unroll 12
+        for (int t = 0; t < Tokens; t++)
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors; i++) v[t][i] = Floats{};
+    }
+    // A column of the block's rows, times that of each token, `stride` apart.
+    inline __attribute__((always_inline)) void add(const Floats* w, const float* x, int64_t stride) {
+#pragma GCC unroll 12
+        for (int t = 0; t < Tokens; t++) {
+            const Floats column = splat(x[t * stride]);
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors; i++) v[t][i] += w[i] * column;
+        }
+    }
+    Floats value(int t, int i) const { return v[t][i]; }
+};
+
+// Lane i holds a column of row i.
+template <>
+struct Codes<32> {
+    static constexpr char kFactors[] = "float32";
+    static constexpr int kMostTokens = kRegisters * 3 / 4 / kVectors;
+    typedef float Operand;
+    static constexpr int64_t kColumnsPerOperand = 1;
+    template <int Tokens>
+    using Sums = FloatSums<Tokens>;
+    static void put_operands(const float* x, Operand* out) { memcpy(out, x, kUnit * sizeof(float)); }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t c = 0; c < kUnit; c++) memcpy(unit + (c * kBlockRows + row) * 4, codes + c * 4, 4);
+    }
+    static void get(const uint8_t* unit, int64_t row, float* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = ((const float*)unit)[c * kBlockRows + row];
+    }
+    template <int Tokens>
+    static inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kUnit; c++) {
+            Floats w[kVectors];
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors; i++) w[i] = load((const float*)codes + c * kBlockRows + i * kLanes);
+            sums.add(w, x + c, kUnit);
+        }
+    }
+};
 
 #if defined(INGLE_AVX512) && defined(__AVX512BF16__)
 
@@ -118,16 +167,7 @@ struct Codes<16> {
     typedef float Operand;
     static constexpr int64_t kColumnsPerOperand = 1;
     template <int Tokens>
-    struct Sums {
-        Floats v[Tokens][kVectors];
-        void clear() {
-#pragma GCC unroll 12
-            for (int t = 0; t < Tokens; t++)
-#pragma GCC unroll 4
-                for (int i = 0; i < kVectors; i++) v[t][i] = Floats{};
-        }
-        Floats value(int t, int i) const { return v[t][i]; }
-    };
+    using Sums = FloatSums<Tokens>;
     static void put_operands(const float* x, Operand* out) { memcpy(out, x, kUnit * sizeof(float)); }
     static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
         for (int64_t c = 0; c < kUnit; c += 2) memcpy(unit + c * kBlockRows * 2 + row * 4, codes + c * 2, 4);
@@ -148,12 +188,7 @@ struct Codes<16> {
                 Floats w[kVectors];
 #pragma GCC unroll 4
                 for (int i = 0; i < kVectors; i++) w[i] = (Floats)(odd ? stored[i] & 0xffff0000u : stored[i] << 16);
-#pragma GCC unroll 12
-                for (int t = 0; t < Tokens; t++) {
-                    const Floats column = splat(x[t * kUnit + 2 * pair + odd]);
-#pragma GCC unroll 4
-                    for (int i = 0; i < kVectors; i++) sums.v[t][i] += w[i] * column;
-                }
+                sums.add(w, x + 2 * pair + odd, kUnit);
             }
         }
     }

@@ -118,7 +118,7 @@ struct Codes {
     }
 
     // Codes are looked up as the signed numbers that they stand for.
-    static Reading reading_of(const Matrix&) { return Reading::kPlain; }
+    static constexpr bool kAlwaysPlain = true;
     static int32_t offset_of(const Matrix&) { return 0; }
 
     static uint8_t* byte_of(uint8_t* unit, int64_t row, int64_t c) {

@@ -93,9 +93,10 @@ struct Codes {
     }
 
 #if defined(INGLE_AVX512)
-    static Reading reading_of(const Matrix&) { return Reading::kPlain; }
+    static constexpr bool kAlwaysPlain = true;
     static int32_t offset_of(const Matrix&) { return 0; }
 #else
+    static constexpr bool kAlwaysPlain = false;
     static Reading reading_of(const Matrix& m) {
         if (Bits == 8) return Reading::kOffset;
         return !is_linear(m) ? Reading::kTable : m.codebook[0] ? Reading::kOffset : Reading::kPlain;

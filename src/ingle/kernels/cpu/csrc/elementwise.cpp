@@ -1,5 +1,6 @@
 // Norms, gated activations, and the rotation of queries and keys: `ingle.kernels.reference` says what each computes.
 #include <cmath>
+#include <vector>
 
 #include "operators.h"
 #include "pool.h"
@@ -48,6 +49,10 @@ void rotate(float* head, const float* cos_sin, int64_t half) {
     });
 }
 
+void scale(float* x, float factor, int64_t size) {
+    for_each_vector(size, [&](int64_t i, int64_t n) { write(x + i, read(x + i, n) * factor, n); });
+}
+
 template <typename T>
 void copy_head(const float* head, int64_t size, T* out) {
     for_each_vector(size, [&](int64_t i, int64_t n) { write(out + i, read(head + i, n), n); });
@@ -64,6 +69,7 @@ void rotate_and_store(const Rotation& r, T* keys, T* values) {
                 const float* weight = h < num_heads ? r.q_norm : r.k_norm;
                 if (weight) normalize(head, weight, r.eps, size, head);
                 rotate(head, cos_sin, r.rotary_dim / 2);
+                if (h < num_heads && r.query_factors) scale(head, r.query_factors[t], size);
                 if (h >= num_heads) copy_head(head, size, keys + (r.kv_slots[t] * num_kv_heads + h - num_heads) * size);
             }
             for (int64_t h = 0; h < num_kv_heads; h++, head += size)
@@ -72,7 +78,45 @@ void rotate_and_store(const Rotation& r, T* keys, T* values) {
     });
 }
 
+// Pairs that rotate together, from neighbours to the same place in each half, or as they are; then turned.
+void rotate_pairs(const float* from, const float* cos_sin, int64_t half, bool interleaved, float* to) {
+    for (int64_t i = 0; i < half; i++) {
+        to[i] = from[interleaved ? 2 * i : i];
+        to[half + i] = from[interleaved ? 2 * i + 1 : half + i];
+    }
+    rotate(to, cos_sin, half);
+}
+
+template <typename T>
+void rotate_and_store_latents(const Step& s, const Layer& layer, float* down, const float* q, T* cache, float* queries) {
+    const Latent& l = *layer.latent;
+    const int64_t width = l.rank + l.rope_dim, q_width = l.nope_dim + l.rope_dim, half = l.rope_dim / 2;
+    parallel_ranges(s.num_tokens, kLeastRows, [&](int64_t begin, int64_t end) {
+        std::vector<float> key(l.rope_dim);
+        for (int64_t t = begin; t < end; t++) {
+            const float* cos_sin = s.cos_sin[layer.rope] + t * l.rope_dim;
+            float* latent = down + t * width;
+            T* place = cache + s.kv_slots[t] * width;
+            normalize(latent, l.kv_norm, l.eps, l.rank, latent);
+            copy_head(latent, l.rank, place);
+            rotate_pairs(latent + l.rank, cos_sin, half, l.interleaved, key.data());
+            copy_head(key.data(), l.rope_dim, place + l.rank);
+            for (int64_t h = t * l.num_heads; h < (t + 1) * l.num_heads; h++)
+                rotate_pairs(q + h * q_width + l.nope_dim, cos_sin, half, l.interleaved, queries + h * width + l.rank);
+        }
+    });
+}
+
 }  // namespace
+
+void rotate_and_store_latents(const Step& s, const Layer& layer, float* down, const float* q, void* cache,
+                              float* queries) {
+    const int32_t kv_type = s.attention.kv_type;
+    if (kv_type == kHalf) return rotate_and_store_latents(s, layer, down, q, (Half*)cache, queries);
+    if (kv_type == kBrain) return rotate_and_store_latents(s, layer, down, q, (Brain*)cache, queries);
+    rotate_and_store_latents(s, layer, down, q, (float*)cache, queries);
+}
+
 }  // namespace ingle
 
 using namespace ingle;

@@ -1,5 +1,6 @@
-// All layers of a plain decoder in one call: between the operators of a small model, Python takes longer than they do.
+// All layers of a decoder in one call: between the operators of a small model, Python takes longer than they do.
 // What happens, and in which order, is `Decoder.forward` in ingle/model/decoder.py; the operators are the same.
+#include <algorithm>
 #include <vector>
 
 #include "operators.h"
@@ -27,15 +28,28 @@ void add_and_normalize(const Step& s, float* x, const float* post_norm, const fl
     ingle_add_rms_norm(x, s.residual, norm, s.eps, s.num_tokens, s.hidden_size, out);
 }
 
-void attend(const Step& s, const Layer& layer, int64_t index, const float* x, float* qkv, float* attended, float* out) {
+// What a layer's attention gives, before its output projection; `qkv` is room for its inputs.
+void attend(const Step& s, const Layer& layer, int64_t index, const float* x, float* qkv, float* attended) {
     const int64_t group = s.located[2 * index], place = s.located[2 * index + 1];
     uint8_t* keys = (uint8_t*)s.kv_cache + place * s.layer_bytes;
+    if (layer.latent) return attend_latents(s, layer, x, keys, attended);
     uint8_t* values = keys + s.layer_bytes / 2;
-    const int64_t num_heads = s.attention.num_heads, num_kv_heads = s.attention.num_kv_heads;
     project(layer.qkv, x, s.num_tokens, qkv);
-    Rotation rotation = {qkv, s.cos_sin[layer.rope], layer.q_norm, layer.k_norm, keys, values,
-                         s.kv_slots + group * s.num_tokens, s.num_tokens, num_heads, num_kv_heads, s.attention.head_dim, s.rotary_dims[layer.rope],
-                         layer.qk_eps, s.attention.kv_type};
+    const Rotation rotation = {.qkv = qkv,
+                               .cos_sin = s.cos_sin[layer.rope],
+                               .q_norm = layer.q_norm,
+                               .k_norm = layer.k_norm,
+                               .keys = keys,
+                               .values = values,
+                               .kv_slots = s.kv_slots + group * s.num_tokens,
+                               .query_factors = s.query_factors,
+                               .num_tokens = s.num_tokens,
+                               .num_heads = s.attention.num_heads,
+                               .num_kv_heads = s.attention.num_kv_heads,
+                               .head_dim = s.attention.head_dim,
+                               .rotary_dim = s.rotary_dims[layer.rope],
+                               .eps = layer.qk_eps,
+                               .kv_type = s.attention.kv_type};
     ingle_rotate_and_store(&rotation);
     Attention attention = s.attention;
     attention.q = qkv;
@@ -48,7 +62,6 @@ void attend(const Step& s, const Layer& layer, int64_t index, const float* x, fl
     attention.scale = layer.scale;
     attention.softcap = layer.softcap;
     ingle_attention(&attention);
-    project(layer.out, attended, s.num_tokens, out);
 }
 
 }  // namespace
@@ -58,14 +71,15 @@ using namespace ingle;
 
 extern "C" void ingle_layers(const Step* step) {
     const Step& s = *step;
-    int64_t widest_qkv = 0, widest_mlp = 0;
+    int64_t widest = 0;
     for (int64_t i = 0; i < s.num_layers; i++) {
-        if (s.layers[i].qkv.rows > widest_qkv) widest_qkv = s.layers[i].qkv.rows;
-        if (s.layers[i].gate_up.rows > widest_mlp) widest_mlp = s.layers[i].gate_up.rows;
+        const Layer& layer = s.layers[i];
+        const int64_t attended = layer.latent ? layer.latent->num_heads * layer.latent->value_dim : 0;
+        widest = std::max({widest, layer.qkv.rows, attended, layer.gate_up.rows});
     }
-    const int64_t widest = widest_qkv > widest_mlp ? widest_qkv : widest_mlp;
     static thread_local std::vector<float> buffer;  // of normed x, an operator's input and output, the layer's output
-    if ((int64_t)buffer.size() < s.num_tokens * (2 * s.hidden_size + 2 * widest)) buffer.resize(s.num_tokens * (2 * s.hidden_size + 2 * widest));
+    const int64_t wanted = s.num_tokens * (2 * s.hidden_size + 2 * widest);
+    if ((int64_t)buffer.size() < wanted) buffer.resize(wanted);
     float* normed = buffer.data();
     float* output = normed + s.num_tokens * s.hidden_size;
     float* wide = output + s.num_tokens * s.hidden_size;
@@ -73,7 +87,8 @@ extern "C" void ingle_layers(const Step* step) {
     ingle_rms_norm(s.residual, s.layers[0].input_norm, s.eps, s.num_tokens, s.hidden_size, normed);
     for (int64_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
-        attend(s, layer, i, normed, wide, inner, output);
+        attend(s, layer, i, normed, wide, inner);
+        project(layer.out, inner, s.num_tokens, output);
         add_and_normalize(s, output, layer.attention_post_norm, layer.mlp_norm, normed);
         if (layer.mixture) {
             mix(*layer.mixture, layer.activation, normed, s.num_tokens, s.hidden_size, output);

@@ -1,5 +1,6 @@
 #include "matrix.h"
 
+#include <type_traits>
 #include <vector>
 
 #include "codes.h"
@@ -9,14 +10,28 @@ namespace ingle {
 
 const char* instructions() { return kInstructions; }
 
+// body(bits), where that is a constant.
+template <typename Body>
+static auto with_bits(int32_t bits, const Body& body) {
+    switch (bits) {
+        case 4: return body(std::integral_constant<int, 4>());
+        case 8: return body(std::integral_constant<int, 8>());
+        case 16: return body(std::integral_constant<int, 16>());
+        default: return body(std::integral_constant<int, 32>());
+    }
+}
+
+// Floats have no scales, and need not become integers.
+constexpr bool are_floats(int32_t bits) { return bits >= 16; }
+
 const char* factors(int32_t bits) {
-    return bits == 4 ? Codes<4>::kFactors : bits == 8 ? Codes<8>::kFactors : Codes<16>::kFactors;
+    return with_bits(bits, [](auto b) -> const char* { return Codes<b>::kFactors; });
 }
 
 int64_t num_groups(const Matrix& m) { return (m.columns + m.group_size - 1) / m.group_size; }
 
 static int64_t scale_bytes(const Matrix& m) {  // scales alone, or minima alone
-    return m.bits == 16 ? 0 : kBlockRows * (m.wide_scales ? 4 : 2);
+    return are_floats(m.bits) ? 0 : kBlockRows * (m.wide_scales ? 4 : 2);
 }
 
 static int64_t codes_offset(const Matrix& m) { return scale_bytes(m) * (m.has_minima ? 2 : 1); }
@@ -63,7 +78,7 @@ static void for_each_unit(const Matrix& m, int64_t row, const Body& body) {
 
 template <int Bits>
 static void pack_codes(const Matrix& m, const uint8_t* codes, int64_t row) {
-    constexpr int64_t size = Bits == 16 ? 2 : 1;
+    constexpr int64_t size = Bits <= 8 ? 1 : Bits / 8;
     for_each_unit(m, row, [&](uint8_t*, uint8_t* unit, int64_t column) {
         int64_t left = m.columns - column;
         uint8_t part[kUnit * size] = {};
@@ -74,23 +89,23 @@ static void pack_codes(const Matrix& m, const uint8_t* codes, int64_t row) {
 
 void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, int64_t first,
                int64_t count) {
-    const int64_t groups = num_groups(m), stride = group_bytes(m), row_bytes = m.columns * (m.bits == 16 ? 2 : 1);
+    const int64_t groups = num_groups(m), stride = group_bytes(m), row_bytes = m.columns * (m.bits <= 8 ? 1 : m.bits / 8);
     for (int64_t i = 0; i < count; i++) {
         int64_t row = first + i;
         uint8_t* group = group_at(m, row / kBlockRows, 0);
-        for (int64_t g = 0; m.bits != 16 && g < groups; g++, group += stride) {
+        for (int64_t g = 0; !are_floats(m.bits) && g < groups; g++, group += stride) {
             put_scale(group, row % kBlockRows, scales[i * groups + g], m.wide_scales);
             if (m.has_minima)
                 put_scale(group + scale_bytes(m), row % kBlockRows, minima[i * groups + g], m.wide_scales);
         }
         const uint8_t* from = (const uint8_t*)codes + i * row_bytes;
-        m.bits == 4 ? pack_codes<4>(m, from, row) : m.bits == 8 ? pack_codes<8>(m, from, row) : pack_codes<16>(m, from, row);
+        with_bits(m.bits, [&](auto bits) { pack_codes<bits>(m, from, row); });
     }
 }
 
 template <int Bits>
 static void get_codes(const uint8_t* unit, int64_t row, const Matrix& m, float* out) {
-    if constexpr (Bits == 16) Codes<16>::get(unit, row, out);
+    if constexpr (are_floats(Bits)) Codes<Bits>::get(unit, row, out);
     else Codes<Bits>::get(unit, row, m, out);
 }
 
@@ -100,7 +115,7 @@ static void unpack_row(const Matrix& m, int64_t row, float* out) {
     for_each_unit(m, row, [&](uint8_t* group, uint8_t* unit, int64_t column) {
         float values[kUnit];
         get_codes<Bits>(unit, r, m, values);
-        if (Bits != 16) {
+        if (!are_floats(Bits)) {
             float scale = get_scale(group, r, m.wide_scales);
             float minimum = m.has_minima ? get_scale(group + scale_bytes(m), r, m.wide_scales) : 0.0f;
             for (float& value : values) value = value * scale + minimum;
@@ -114,9 +129,7 @@ void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* 
     parallel_ranges(count, 8, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             float* to = out + i * m.columns;
-            m.bits == 4   ? unpack_row<4>(m, indices[i], to)
-            : m.bits == 8 ? unpack_row<8>(m, indices[i], to)
-                          : unpack_row<16>(m, indices[i], to);
+            with_bits(m.bits, [&](auto bits) { unpack_row<bits>(m, indices[i], to); });
         }
     });
 }
@@ -174,10 +187,10 @@ void tile_token(const Matrix& m, const float* row, int64_t t, int64_t size, int6
         for (const int64_t end = c + m.group_size; c < end; c += kUnit) {
             const float* unit = unit_of(row, m.columns, c, padded);
             auto* to = operands + (c * size + t * kUnit) / Kind::kColumnsPerOperand;
-            if constexpr (Bits == 16) Kind::put_operands(unit, to);
+            if constexpr (are_floats(Bits)) Kind::put_operands(unit, to);
             else total += Kind::put_operands(unit, per_unit, to);
         }
-        if constexpr (Bits == 16) continue;
+        if constexpr (are_floats(Bits)) continue;
         const int32_t group_sum = sum(total);
         starts[g * size + t] = -offset * group_sum;
         sums[g * size + t] = group_sum;
@@ -185,13 +198,13 @@ void tile_token(const Matrix& m, const float* row, int64_t t, int64_t size, int6
 }
 
 template <int Bits>
-void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Codes<Bits>>& out) {
+void tile_x(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, Tiled<Codes<Bits>>& out) {
     using Kind = Codes<Bits>;
     const int64_t columns = num_groups(m) * m.group_size;  // padded
     int32_t offset = 0;
-    if constexpr (Bits != 16) offset = Kind::offset_of(m);
+    if constexpr (!are_floats(Bits)) offset = Kind::offset_of(m);
     out.num_tokens = num_tokens;
-    out.groups = Bits == 16 ? 0 : num_groups(m);
+    out.groups = are_floats(Bits) ? 0 : num_groups(m);
     out.operands_per_token = columns / Kind::kColumnsPerOperand;
     out.operands.resize(out.num_tiles() * Kind::kMostTokens * out.operands_per_token);
     out.starts.resize(out.num_tiles() * Kind::kMostTokens * out.groups);
@@ -207,9 +220,9 @@ void tile_x(const Matrix& m, const float* x, int64_t num_tokens, Tiled<Codes<Bit
         }
         for (int64_t t = 0; t < tokens; t++) {
             const int64_t token = tile * Kind::kMostTokens + t;
-            const float* row = x + token * m.columns;
+            const float* row = x + token * x_stride;
             float scale = 1;
-            if constexpr (Bits != 16) scale = integer_scale(row, m.columns);
+            if constexpr (!are_floats(Bits)) scale = integer_scale(row, m.columns);
             out.scales[token] = scale;
             tile_token<Bits>(m, row, t, size, num_groups(m), offset, scale, operands, out.starts_of(tile),
                              out.group_sums_of(tile));
@@ -279,18 +292,19 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     }
 }
 
-// The same for bfloat16, whose sums have no scale to wait for.
-template <int Tokens>
-void multiply_plain_tile(const TileProduct<Codes<16>>& p) {
-    constexpr int64_t unit_operands = kUnit / Codes<16>::kColumnsPerOperand * Tokens;
+// The same for floats, whose sums have no scale to wait for.
+template <int Bits, int Tokens>
+void multiply_plain_tile(const TileProduct<Codes<Bits>>& p) {
+    constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
     const uint8_t* unit = group_at(p.m, p.block, 0);
     const auto* x = p.x;
-    Codes<16>::Sums<Tokens> sums;
+    typename Codes<Bits>::template Sums<Tokens> sums;
     sums.clear();
     const int64_t units = num_groups(p.m) * p.m.group_size / kUnit;
-    for (int64_t u = 0; u < units; u++, unit += kBlockRows * kUnit * 2, x += unit_operands) {
-        prefetch<kBlockRows * kUnit * 2>(unit + kAhead);
-        Codes<16>::multiply(sums, unit, x);
+    for (int64_t u = 0; u < units; u++, unit += unit_bytes, x += unit_operands) {
+        prefetch<unit_bytes>(unit + kAhead);
+        Codes<Bits>::multiply(sums, unit, x);
     }
 #pragma GCC unroll 12
     for (int t = 0; t < Tokens; t++)
@@ -304,8 +318,10 @@ auto of_group_size(const Matrix& m) {
 
 template <int Bits, int Tokens>
 auto tile_product(const Matrix& m) {
-    if constexpr (Bits == 16) {
-        return multiply_plain_tile<Tokens>;
+    if constexpr (are_floats(Bits)) {
+        return multiply_plain_tile<Bits, Tokens>;
+    } else if constexpr (Codes<Bits>::kAlwaysPlain) {
+        return of_group_size<Bits, Tokens, Reading::kPlain>(m);
     } else {
         switch (Codes<Bits>::reading_of(m)) {
             case Reading::kPlain: return of_group_size<Bits, Tokens, Reading::kPlain>(m);
@@ -329,40 +345,56 @@ auto product_of(const Matrix& m, int64_t size) {
     }
 }
 
+// One block of rows times all tokens.
 template <int Bits>
-void multiply_as(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
+void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, float* y, int64_t y_stride) {
     using Kind = Codes<Bits>;
-    static thread_local Tiled<Kind> own;
-    Tiled<Kind>& tiled = own;  // in a lambda, another thread would name its own
-    tile_x<Bits>(m, x, num_tokens, tiled);
-    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; block++) {
-            const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
-            for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
-                const int64_t tokens = tiled.tokens_of(tile);
-                alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
-                product_of<Bits>(m, compiled_size<Kind>(tokens))(
-                    {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
-                for (int64_t t = 0; t < tokens; t++) {
-                    const int64_t token = tile * Kind::kMostTokens + t;
-                    float* to = y + token * y_stride + block * kBlockRows;
-                    for (int64_t i = 0; i * kLanes < rows; i++) {
-                        const Floats values = load(total[t][i]) * tiled.scales[token];
-                        const int64_t count = rows - i * kLanes;
-                        count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
-                    }
-                }
+    const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
+    for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
+        const int64_t tokens = tiled.tokens_of(tile);
+        alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
+        product_of<Bits>(m, compiled_size<Kind>(tokens))(
+            {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
+        for (int64_t t = 0; t < tokens; t++) {
+            const int64_t token = tile * Kind::kMostTokens + t;
+            float* to = y + token * y_stride + block * kBlockRows;
+            for (int64_t i = 0; i * kLanes < rows; i++) {
+                const Floats values = load(total[t][i]) * tiled.scales[token];
+                const int64_t count = rows - i * kLanes;
+                count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
             }
+        }
+    }
+}
+
+template <int Bits>
+void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                 PerMatrix<float> y) {
+    static thread_local std::vector<Tiled<Codes<Bits>>> own;
+    if ((int64_t)own.size() < count) own.resize(count);
+    auto* tiled = own.data();  // in a lambda, another thread would name its own
+    for (int64_t i = 0; i < count; i++)
+        tile_x<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, tiled[i]);
+    const int64_t blocks = num_blocks(*matrices[0]);
+    parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
+        int64_t i = begin / blocks, block = begin % blocks;
+        for (int64_t at = begin; at < end; at++) {
+            multiply_block<Bits>(*matrices[i], block, tiled[i], y.data + i * y.matrix, y.token);
+            if (++block == blocks) i++, block = 0;
         }
     });
 }
 
 }  // namespace
 
+void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                   PerMatrix<float> y) {
+    with_bits(matrices[0]->bits, [&](auto bits) { multiply_as<bits>(matrices, count, x, num_tokens, y); });
+}
+
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
-    m.bits == 4   ? multiply_as<4>(m, x, num_tokens, y, y_stride)
-    : m.bits == 8 ? multiply_as<8>(m, x, num_tokens, y, y_stride)
-                  : multiply_as<16>(m, x, num_tokens, y, y_stride);
+    const Matrix* only = &m;
+    multiply_each(&only, 1, {x, m.columns, 0}, num_tokens, {y, y_stride, 0});
 }
 
 }  // namespace ingle

@@ -1,4 +1,4 @@
-// Matrices of weights as they are stored: 4 or 8 bits with a scale for each group of columns, or bfloat16.
+// Matrices of weights as they are stored: 4 or 8 bits with a scale for each group of columns, or floats.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,11 @@ constexpr int64_t kUnit = 16;                                 // columns of weig
 struct Matrix {
     uint8_t* data;
     int64_t rows, columns;
-    int32_t bits;            // of a code: 4; 8, a signed number; 16, a bfloat16 without scale
+    int32_t bits;            // of a code: 4; 8, a signed number; 16, a bfloat16 without scale; 32, a float32 without
     int32_t group_size;      // 16 or 32 columns
     int32_t wide_scales;     // 1: scales and minima are float32; 0: binary16
     int32_t has_minima;
-    int8_t codebook[16];     // of 4-bit codes
+    int8_t codebook[16];     // of 4-bit codes, these or those that float32 is decoded from
 };
 
 // What products are made of, for people.
@@ -34,13 +34,24 @@ int64_t num_groups(const Matrix& m);
 int64_t group_bytes(const Matrix& m);
 int64_t matrix_bytes(const Matrix& m);
 
-// Packs rows [first, first + count): of codes [count, columns], a byte (or bfloat16) each, and of scales and minima
-// float32 [count, groups].
+// Packs rows [first, first + count): of codes [count, columns], a byte (or bfloat16, or float32) each, and of scales and
+// minima float32 [count, groups].
 void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, int64_t first,
                int64_t count);
 
 // y[t, r] = sum of x[t, c] * weight (r, c): float32 x [num_tokens, columns], y [num_tokens, y_stride] from its start.
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
+
+// The numbers of each token for each of several matrices: those of matrix i begin at data + t * token + i * matrix.
+template <typename T>
+struct PerMatrix {
+    T* data;
+    int64_t token, matrix;
+};
+
+// The same with matrices of one shape and kind, each of which multiplies numbers of its own.
+void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                   PerMatrix<float> y);
 
 // Rows of the matrix as float32 [count, columns].
 void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* out);

@@ -19,6 +19,7 @@ struct Rotation {
     void* keys;              // [places, num_kv_heads, head_dim]
     void* values;
     const int64_t* kv_slots; // [num_tokens], each a place
+    const float* query_factors;  // [num_tokens], of queries once they are rotated; or null
     int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
     float eps;
     int32_t kv_type;
@@ -59,8 +60,23 @@ struct Mixture {
     int32_t scoring, normalizes;
 };
 
+// Latent attention in place of that over keys and values: `ingle.kernels.reference_latent` says what is computed.
+struct Latent {
+    Projection q_down;                // to the queries' own latent; without parts where they have none
+    Projection q_up;                  // from there, or from x: [num_heads, nope_dim + rope_dim]
+    Projection kv_down;               // [rank + rope_dim]: the latent, and the key that all heads share
+    const Matrix* const* key_up;      // of each head, [rank, nope_dim]: W_UK, transposed
+    const Matrix* const* value_up;    // of each head, [value_dim, rank]: W_UV
+    const float* q_norm;              // [q_down.rows], or null
+    const float* kv_norm;             // [rank]
+    int64_t num_heads, rank, nope_dim, rope_dim, value_dim;
+    float eps;                        // of both norms
+    int32_t interleaved;              // neighbours rotate together, not the two halves
+};
+
 struct Layer {
     Projection qkv, out, gate_up, down;
+    const Latent* latent;         // in place of qkv, or null
     const Mixture* mixture;       // in place of gate_up and down, or null
     const float *input_norm, *q_norm, *k_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;
     int64_t window;
@@ -73,8 +89,9 @@ struct Step {
     float* residual;              // [num_tokens, hidden_size], overwritten
     float* out;                   // [num_tokens, hidden_size], after the last norm
     const float* norm;            // the last
-    void* kv_cache;               // [places, 2, ...], keys before values
+    void* kv_cache;               // [places, 2, ...], keys before values; or [places, 1, ...] of latents
     const int64_t* kv_slots;      // [groups, num_tokens]
+    const float* query_factors;   // [num_tokens], or null
     const float* cos_sin[2];      // of each rotation, [num_tokens, rotary_dim]
     int64_t rotary_dims[2];
     int64_t num_layers, num_tokens, hidden_size, layer_bytes;
@@ -87,6 +104,16 @@ struct Step {
 // y [num_tokens, p.rows] = x times the matrix, plus the bias.
 void project(const Projection& p, const float* x, int64_t num_tokens, float* y);
 
+// What a layer's attention gives for x [num_tokens, hidden_size], before its output projection: [num_tokens, num_heads,
+// value_dim]. Writes the tokens' latents into `cache`, the layer's part of the KV cache.
+void attend_latents(const Step& s, const Layer& layer, const float* x, void* cache, float* out);
+
+// Norms the latents in down [num_tokens, rank + rope_dim] and rotates the keys after them, and writes both into `cache`.
+// Rotates the last rope_dim numbers of each head in q, those of `Latent::q_up`, into the last of `queries`
+// [num_tokens, num_heads, rank + rope_dim].
+void rotate_and_store_latents(const Step& s, const Layer& layer, float* down, const float* q, void* cache,
+                              float* queries);
+
 // What the experts give for x [num_tokens, hidden_size].
 void mix(const Mixture& m, int32_t activation, const float* x, int64_t num_tokens, int64_t hidden_size, float* out);
 
@@ -95,6 +122,8 @@ void mix(const Mixture& m, int32_t activation, const float* x, int64_t num_token
 // All else is hidden: two libraries in one process, for different processors, must not share what has the same name.
 #pragma GCC visibility push(default)
 extern "C" {
+// Bytes of Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer and Step, which Python holds its own against.
+const int64_t* ingle_structure_sizes();
 void ingle_start(int32_t num_threads);
 void ingle_settle_memory();
 const char* ingle_instructions();

@@ -1,0 +1,57 @@
+"""`reference.paged_attention` on a CPU by the compiled kernels, in models that are transformers' code otherwise.
+
+With caches of hundreds of tokens it takes a tenth of the time of PyTorch's operators, or less.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+
+from ingle.kernels.batch import Batch
+from ingle.kernels.cpu import library
+from ingle.kernels.cpu.library import KV_TYPES, Attention
+from ingle.kernels.options import AttentionOptions
+
+_KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
+
+
+def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+    """q float32, kv_cache of any float type."""
+    page_size, num_kv_heads, head_dim = kv_cache.shape[2:]
+    keys = kv_cache.data_ptr()
+    values = keys + kv_cache.stride(0) * kv_cache.itemsize
+    inputs, out = batch.inputs, torch.empty(q.shape)
+    library.get().ingle_attention(
+        byref(
+            Attention(
+                q=q.data_ptr(),
+                keys=keys,
+                values=values,
+                page_tables=batch.page_tables.data_ptr(),
+                slots=inputs.slots.data_ptr(),
+                kv_lengths=inputs.kv_lengths.data_ptr(),
+                query_starts=inputs.query_starts.data_ptr(),
+                out=out.data_ptr(),
+                num_seqs=len(inputs.slots),
+                num_heads=q.shape[1],
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                page_size=page_size,
+                pages_per_slot=batch.page_tables.stride(0),
+                q_stride=q.stride(0),
+                window=options.window or 0,
+                scale=options.scale,
+                softcap=options.softcap or 0.0,
+                kv_type=_KV_TYPES[kv_cache.dtype],
+            )
+        )
+    )
+    return out
+
+
+def _keys_and_values(kv_cache: torch.Tensor) -> tuple[int, int]:
+    """Addresses of a layer's keys and values, each of them contiguous."""
+    start = kv_cache.data_ptr()
+    return start, start + kv_cache.stride(0) * kv_cache.itemsize

@@ -107,7 +107,7 @@ static void layers(int32_t kv_type, int32_t activation, int64_t window, float so
     auto projection = [&](int i) { return Projection{parts + i, i % 4 ? nullptr : bias.data(), 1, parts[i]->rows}; };
     vector<Layer> described;
     for (int i = 0; i < 8; i += 4)
-        described.push_back({projection(i), projection(i + 1), projection(i + 2), projection(i + 3), norm.data(),
+        described.push_back({projection(i), projection(i + 1), projection(i + 2), projection(i + 3), nullptr, norm.data(),
                              head_norm.data(), head_norm.data(), i ? norm.data() : nullptr, norm.data(), nullptr, window,
                              0.3f, softcap, 1e-5f, activation, 0});
     const int64_t layer_bytes = 2 * pages * page_size * kv_heads * size * (kv_type == kFloat ? 4 : 2);

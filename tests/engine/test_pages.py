@@ -46,6 +46,18 @@ def test_content_that_is_already_cached_stays_where_it_is() -> None:
     pool.check([[one]])
 
 
+def test_content_moves_to_a_page_that_is_in_use() -> None:
+    """Which keeps it for longer than one that may be evicted."""
+    pool = PagePool(3)
+    one, two = pool.allocate(2)
+    pool.register(one, b"same")
+    pool.release([one])
+    pool.register(two, b"same")
+    assert pool.find(b"same") == two and pool.num_cached == 0
+    assert pool.allocate(1) == [one] and pool.find(b"same") == two
+    pool.check([[one], [two]])
+
+
 def test_misuse_is_refused() -> None:
     pool = PagePool(2)
     (page,) = pool.allocate(1)

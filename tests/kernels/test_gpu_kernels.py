@@ -14,8 +14,9 @@ from ingle.kernels import gpu, reference
 from ingle.kernels.batch import Batch, query_block
 from ingle.kernels.gpu import attention
 from ingle.kernels.options import Activation, AttentionOptions
+from ingle.kv import first_page_seen
 from ingle.request import SamplingParams
-from ingle.step import Admission, Chunk, Step
+from ingle.step import RESERVED_PAGE, Admission, Chunk, Step
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -241,6 +242,10 @@ def test_windows_and_soft_caps(options: AttentionOptions, case: str, dtype: torc
     cache = randn(2, 400, 8, 2, 16, dtype=dtype)
     expected = written_out(q, cache, batch, options)
     close(reference.paged_attention(q.float(), cache.float(), batch, options).double(), expected, torch.float32)
+    close(gpu.paged_attention(q, cache, batch, options).double(), expected, dtype)
+    for chunk in chunks if options.window is not None else ():
+        batch.page_tables[chunk.slot, : first_page_seen(options.window, chunk.start, 8)] = RESERVED_PAGE
+    cache[:, RESERVED_PAGE] = float("nan")  # what lies before every window is not read
     close(gpu.paged_attention(q, cache, batch, options).double(), expected, dtype)
 
 

@@ -76,9 +76,19 @@ class PagePool:
         return self._page_of_hash.get(content_hash)
 
     def register(self, page_id: int, content_hash: bytes) -> None:
-        """Makes an owned, full page findable. Content that another page already holds is left with that page."""
-        if page_id not in self._hash_of_page and self._page_of_hash.setdefault(content_hash, page_id) == page_id:
-            self._hash_of_page[page_id] = content_hash
+        """Makes an owned, full page findable. Content that another owned page already holds is left with that page.
+
+        A cached page of the same content, which would be evicted sooner, is free from now on.
+        """
+        if page_id in self._hash_of_page:
+            return
+        holder = self._page_of_hash.get(content_hash)
+        if holder in self._cached:
+            self.forget([holder])
+        elif holder is not None:
+            return
+        self._page_of_hash[content_hash] = page_id
+        self._hash_of_page[page_id] = content_hash
 
     def forget(self, page_ids: Iterable[int]) -> None:
         """Makes pages unfindable, because their content turned out to be unusable."""

@@ -66,10 +66,10 @@ class Batch:
     inputs: StepInputs
     token_ids: torch.Tensor
     """[T]"""
-    all_kv_slots: torch.Tensor
-    """[G, T], where each token's key and value go in each group: page * page_size + offset."""
-    all_page_tables: torch.Tensor
-    """int32 [G, S, P], the pages of every slot in each group."""
+    all_kv_slots: tuple[torch.Tensor, ...]
+    """Of each group [T], where each token's key and value go: page * page_size + offset."""
+    all_page_tables: tuple[torch.Tensor, ...]
+    """Of each group int32 [S, P], the pages of every slot."""
     num_decodes: int
     """Decoding sequences; in a captured step, at most so many."""
     num_blocks: int
@@ -82,12 +82,12 @@ class Batch:
 
     @property
     def kv_slots(self) -> torch.Tensor:
-        """[T], of the group."""
+        """[T], of this group."""
         return self.all_kv_slots[self.group]
 
     @property
     def page_tables(self) -> torch.Tensor:
-        """int32 [S, P], of the group."""
+        """int32 [S, P], of this group."""
         return self.all_page_tables[self.group]
 
     def of_group(self, group: int) -> Batch:

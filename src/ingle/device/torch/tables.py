@@ -96,8 +96,8 @@ class SlotTables:
         return Batch(
             inputs=inputs,
             token_ids=token_ids,
-            all_kv_slots=kv_slots,
-            all_page_tables=self.page_tables,
+            all_kv_slots=kv_slots.unbind(0),
+            all_page_tables=self.page_tables.unbind(0),
             num_decodes=num_decodes,
             num_blocks=num_blocks,
             chunks=chunks,

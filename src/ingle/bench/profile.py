@@ -18,7 +18,19 @@ from ingle.request import EngineRequest, SamplingParams, token_ids
 
 _KINDS = (
     ("attention", ("_decode_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
-    ("sampling", ("_block_kernel", "_draw_kernel", "_threshold_kernel", "argmax", "softmax", "cumsum", "aten::sort")),
+    (
+        "sampling",
+        (
+            "_survey_kernel",
+            "_draw_kernel",
+            "_mass_kernel",
+            "_logprobs_kernel",
+            "argmax",
+            "softmax",
+            "cumsum",
+            "aten::sort",
+        ),
+    ),
     ("matmuls", ("_vector_kernel", "_few_rows_kernel", "_gated_product", "_gate_up_kernel", "_down_kernel")),
     (
         "norms, rotation, activation",

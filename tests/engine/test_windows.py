@@ -92,12 +92,17 @@ def test_long_answers_shared_prefixes_and_preemption(
 ) -> None:
     """With pages for little more than one sequence, as alone with pages for all, on both devices."""
     folder = save_checkpoint(tmp_path, model_type, **options)
-    roomy = engine_for(folder, dtype=dtype, block_size=8, kv_cache_memory="4MiB", enable_prefix_caching=False)
+    cpu_kernels = "torch" if dtype == "float32" else "auto"
+    roomy = engine_for(
+        folder, dtype=dtype, cpu_kernels=cpu_kernels, block_size=8, kv_cache_memory="4MiB", enable_prefix_caching=False
+    )
     limits = {"max_num_batched_tokens": 28, "max_num_seqs": 5, "max_model_len": 160}
     windows = roomy.scheduler.limits.windows
     num_pages = 1 + pages_held(windows, 160, 8, 28)
-    tight = engine_for(folder, dtype=dtype, block_size=8, num_gpu_blocks_override=num_pages, **limits)
-    assert isinstance(tight.worker.device, TorchDevice if dtype == "float32" else NativeDevice)
+    tight = engine_for(
+        folder, dtype=dtype, cpu_kernels=cpu_kernels, block_size=8, num_gpu_blocks_override=num_pages, **limits
+    )
+    assert isinstance(tight.worker.device, TorchDevice if cpu_kernels == "torch" else NativeDevice)
     shared = random_prompt(9, 64)
     prompts = [random_prompt(i, 20 + 45 * i) for i in range(3)] + [shared + random_prompt(i, 7) for i in (7, 8)]
     expected = {str(index): greedy(roomy, prompt, 40) for index, prompt in enumerate(prompts)}

@@ -92,12 +92,14 @@ def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
     from ingle.bench.roofline import least, measure_ceilings
     from ingle.bench.throughput import run_once, stored, warm_up
     from ingle.bench.workloads import Workload
+    from ingle.request import Sampling
 
     before = measure_ceilings(torch.device("cpu"), torch.float32)
     engine, info = _engine(path, threads, load_format="dummy")
     prompt, all_of_it = (Workload("decode", ((128, num_out),)) for num_out in (1, 33))
-    warm_up(engine, info.vocab_size, [all_of_it])
-    times_s = [run_once(engine, all_of_it, info.vocab_size, 0.0, seed).mean_tpot_s for seed in range(num_runs)]
+    greedy = Sampling(temperature=0.0)
+    warm_up(engine, info.vocab_size, [all_of_it], greedy)
+    times_s = [run_once(engine, all_of_it, info.vocab_size, greedy, seed).mean_tpot_s for seed in range(num_runs)]
     after = measure_ceilings(torch.device("cpu"), torch.float32)  # whatever else the machine does slows one of them
     ceilings = max(before, after, key=lambda ceilings: ceilings.bytes_per_s)
     model, has, limits = engine.facts.model, stored(engine), engine.scheduler.limits

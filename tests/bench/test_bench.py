@@ -19,6 +19,7 @@ from ingle.errors import ConfigError, EngineError
 from ingle.kernels import reference
 from ingle.kernels.options import RouterConfig
 from ingle.model.registry import decoder_config
+from ingle.request import Sampling
 from ingle.step import Limits
 from ingle.weights.tensor_sources import DummySource
 from tests.support import engine_for, save_checkpoint
@@ -120,10 +121,10 @@ def test_a_request_that_fails_is_no_speed(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path)
     engine = engine_for(folder, cpu_kernels="torch")
     workload = Workload("short", ((4, 8), (4, 8)))
-    assert run_once(engine, workload, 256, 0.6, seed=1).num_steps >= 8
+    assert run_once(engine, workload, 256, Sampling(temperature=0.6), seed=1).num_steps >= 8
     engine.worker.device.model.embedding.plain[:] = torch.nan
     with pytest.raises(EngineError, match="request 0 failed: the model computed NaN"):
-        run_once(engine, workload, 256, 0.6, seed=1)
+        run_once(engine, workload, 256, Sampling(temperature=0.6), seed=1)
 
 
 def test_latency_is_that_of_whole_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def both(folder: Path, **options: Any) -> tuple[Engine, Engine]:
 def test_the_same_numbers(name: str, tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS[name]
     native, torchs = both(save_checkpoint(tmp_path, model_type, **overrides))
-    assert native.facts.kv_itemsize == torchs.facts.kv_itemsize == 4
+    assert native.facts.kv.dtype == torchs.facts.kv.dtype == "float32"
     prompt = random_prompt(5, 60)
     torch.testing.assert_close(engine_logits(native, prompt), engine_logits(torchs, prompt), atol=2e-5, rtol=1e-5)
 

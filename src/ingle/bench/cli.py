@@ -30,6 +30,7 @@ from ingle.engine.engine import Engine
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ensure_model
 from ingle.kernels.cpu import threads
+from ingle.request import Sampling
 from ingle.version import __version__
 
 _MAX_MODEL_LEN = 4096
@@ -49,6 +50,12 @@ class Throughput:
     """Runs of each; the median is reported."""
     temperature: float = 0.6
     """0 measures greedy decoding."""
+    top_k: int = 0
+    """Of every request, as are the next ones: what else a draw may cost."""
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
+    """Report log probabilities, with this many alternatives."""
     output: Path | None = None
     """Write the figures here as JSON."""
 
@@ -153,7 +160,7 @@ def latency(options: LatencyOptions) -> None:
     workload = Workload("latency", ((options.input_len, options.output_len),) * options.batch_size)
     result = measure_latency(
         engine, info, workload, ceilings, num_iters=options.num_iters, num_iters_warmup=options.num_iters_warmup,
-        temperature=options.temperature, report=_status,
+        sampling=Sampling(temperature=options.temperature), report=_status,
     )  # fmt: skip
     print(table_of_latency(result))
     if options.output is not None:
@@ -164,13 +171,18 @@ def throughput(options: Throughput) -> None:
     engine, info, path = _engine(options.engine)
     workloads = select(options.workload or (("gpu",) if engine.facts.on_gpu else ("cpu",)))
     ceilings = _ceilings(engine, info)
-    warm_up(engine, info.vocab_size, workloads)
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
+        logprobs=options.logprobs,
+    )
+    warm_up(engine, info.vocab_size, workloads, sampling)
     print(_HEADER)
     results = []
     for workload in workloads:
-        result = measure(
-            engine, info, workload, ceilings, num_runs=options.num_runs, temperature=options.temperature, report=_status
-        )
+        result = measure(engine, info, workload, ceilings, num_runs=options.num_runs, sampling=sampling, report=_status)
         print(_row(result), flush=True)
         results.append(result)
     if options.output is not None:

@@ -12,6 +12,7 @@ from ingle.bench.throughput import capture_all, run_once, stored
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
+from ingle.request import Sampling
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def measure_latency(
     *,
     num_iters: int,
     num_iters_warmup: int,
-    temperature: float,
+    sampling: Sampling,
     report: Callable[[str], None],
 ) -> Latency:
     """`workload` is the batch: requests of one length. Every iteration has fresh prompts and an idle engine."""
     capture_all(engine)
     runs = []
     for index in range(-num_iters_warmup, num_iters):
-        run = run_once(engine, workload, info.vocab_size, temperature, seed=num_iters_warmup + index)
+        run = run_once(engine, workload, info.vocab_size, sampling, seed=num_iters_warmup + index)
         if index >= 0:
             runs.append(run)
             report(f"{index + 1} of {num_iters}, {run.seconds:.3f} s")

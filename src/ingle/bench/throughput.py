@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import msgspec
+
 from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
 from ingle.errors import EngineError
-from ingle.request import EngineOutput, EngineRequest, SamplingParams, token_ids
+from ingle.request import EngineOutput, EngineRequest, Sampling, token_ids
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ def measure(
     ceilings: Ceilings,
     *,
     num_runs: int,
-    temperature: float,
+    sampling: Sampling,
     report: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Runs a workload `num_runs` times, each with fresh prompts, on an idle, warmed-up engine."""
     runs = []
     for index in range(num_runs):
-        runs.append(run_once(engine, workload, info.vocab_size, temperature, seed=index + 1))
+        runs.append(run_once(engine, workload, info.vocab_size, sampling, seed=index + 1))
         report(f"{workload.name}: run {index + 1} of {num_runs}, {runs[-1].seconds:.2f} s")
     median = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
     limit = least(workload, engine.facts.model, stored(engine), engine.scheduler.limits, ceilings)
@@ -108,14 +110,17 @@ def stored(engine: Engine) -> Stored:
     )
 
 
-def run_once(engine: Engine, workload: Workload, vocab_size: int, temperature: float, seed: int) -> Run:
-    """One pass; nothing ends before its length. Raises `EngineError` when a request fails."""
+def run_once(engine: Engine, workload: Workload, vocab_size: int, sampling: Sampling, seed: int) -> Run:
+    """One pass, requests of this sampling; nothing ends before its length.
+
+    Raises `EngineError` when a request fails.
+    """
     prompts = workload.prompts(vocab_size, seed)
     requests = [
         EngineRequest(
             str(index),
             token_ids(prompt),
-            SamplingParams(temperature=temperature, max_tokens=num_out, ignore_eos=True, seed=index),
+            msgspec.structs.replace(sampling, max_tokens=num_out, ignore_eos=True, seed=index),
         )
         for index, (prompt, (_, num_out)) in enumerate(zip(prompts, workload.lengths, strict=True))
     ]
@@ -167,9 +172,13 @@ def capture_all(engine: Engine) -> None:
     gc.freeze()
 
 
-def warm_up(engine: Engine, vocab_size: int, workloads: Sequence[Workload]) -> None:
-    """Runs a shortened form of each workload, so that libraries are initialized, memory touched and graphs captured."""
+def warm_up(engine: Engine, vocab_size: int, workloads: Sequence[Workload], sampling: Sampling) -> None:
+    """Runs a shortened form of each workload, so that libraries are initialized, memory touched and graphs captured.
+
+    Graphs are captured of what requests asked of sampling before, so one comes first.
+    """
+    run_once(engine, Workload("first", ((4, 2),)), vocab_size, sampling, seed=0)
     capture_all(engine)
     for workload in workloads:
         lengths = tuple((num_in, min(num_out, 4)) for num_in, num_out in workload.lengths[:_WARM_UP_REQUESTS])
-        run_once(engine, Workload("warm-up", lengths), vocab_size, 0.6, seed=0)
+        run_once(engine, Workload("warm-up", lengths), vocab_size, sampling, seed=0)

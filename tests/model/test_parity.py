@@ -42,7 +42,9 @@ def test_chunks_batches_and_shared_prefixes_change_nothing(name: str, tmp_path: 
     model_type, overrides = CHECKPOINTS[name]
     save_checkpoint(tmp_path, model_type, **overrides)
     reference = reference_model(tmp_path)
-    engine = restrict(engine_for(tmp_path, block_size=8), num_pages=100, max_num_batched_tokens=28, max_num_seqs=5)
+    engine = engine_for(tmp_path, block_size=8)
+    num_pages = 100 * len(engine.facts.kv.groups)
+    engine = restrict(engine, num_pages=num_pages, max_num_batched_tokens=28, max_num_seqs=5)
     shared = random_prompt(50, 75)
     prompts = [random_prompt(i, 20 + 17 * i) for i in range(4)]
     prompts += [shared[:count] + random_prompt(60 + count, 12) for count in (75, 40)]

@@ -30,5 +30,5 @@ def test_pytorchs_threads_are_not_kept_on_the_processor_of_the_main_thread() -> 
     if "AssertionError" in done.stderr:
         pytest.skip("ingle's CPU kernels cannot be had here")
     assert done.returncode == 0, done.stderr
-    num_processors, num_threads = map(int, done.stdout.split())
-    assert num_processors > 1 or num_threads == 1, f"{num_threads} threads share the main thread's only processor"
+    num_sms, num_threads = map(int, done.stdout.split())
+    assert num_sms > 1 or num_threads == 1, f"{num_threads} threads share the main thread's only processor"

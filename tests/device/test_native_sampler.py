@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.device.native.sampler import HostSampler, _invert, _nucleus
+from ingle.device.native.sampler import NativeSampler, _invert, _nucleus
 from ingle.device.native.sampler import logprob_rows as native_rows
 from ingle.device.torch.sampler import Sampler
 from ingle.engine.masks import pack_mask
@@ -47,9 +47,9 @@ def kernels() -> None:
         pytest.skip(failure)
 
 
-def samplers(params: list[dict[str, Any]]) -> tuple[HostSampler, Sampler]:
+def samplers(params: list[dict[str, Any]]) -> tuple[NativeSampler, Sampler]:
     """Slot i has the i-th parameters, a prompt and two tokens after it."""
-    host, torchs = HostSampler(VOCAB), Sampler(len(params), VOCAB, torch.device("cpu"))
+    host, torchs = NativeSampler(VOCAB), Sampler(len(params), VOCAB, torch.device("cpu"))
     rng = np.random.default_rng(2)
     admissions = [
         Admission(slot, rng.integers(0, VOCAB, 12).tolist(), 10, [], SamplingParams(**each), 77 + slot, (8, 9))

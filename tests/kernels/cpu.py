@@ -50,7 +50,7 @@ def rotate_and_store(
     k_norm: torch.Tensor | None,
     eps: float,
     kv_cache: torch.Tensor,
-    kv_slots: torch.Tensor,
+    kv_places: torch.Tensor,
 ) -> torch.Tensor:
     """Rotates in place: the queries it returns are a view of `qkv`."""
     num_kv_heads, head_dim = kv_cache.shape[-2:]
@@ -64,7 +64,7 @@ def rotate_and_store(
                 k_norm=None if k_norm is None else k_norm.data_ptr(),
                 keys=keys,
                 values=values,
-                kv_slots=kv_slots.data_ptr(),
+                kv_places=kv_places.data_ptr(),
                 num_tokens=qkv.shape[0],
                 num_heads=num_heads,
                 num_kv_heads=num_kv_heads,

@@ -120,7 +120,7 @@ static void run_layers(const char* name, const vector<Layer>& described, const S
                                      .num_kv_heads = s.kv_heads, .head_dim = s.size, .page_size = s.page_size,
                                      .pages_per_slot = 9, .kv_type = s.kv_type};
         const Step step = {.layers = described.data(), .residual = x.data(), .out = out.data(), .norm = norm.data(),
-                           .kv_cache = cache.data(), .kv_slots = places.data(), .query_factors = factors.data(),
+                           .kv_cache = cache.data(), .kv_places = places.data(), .query_factors = factors.data(),
                            .cos_sin = {cos_sin.data()}, .rotary_dims = {s.rotary}, .num_layers = 2, .num_tokens = tokens,
                            .hidden_size = s.hidden, .layer_bytes = s.layer_bytes, .attention = attention, .eps = 1e-5f,
                            .located = located};

@@ -20,7 +20,7 @@ SIZE_IN = 200  # no multiple of what an iteration takes
 def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     rows, splits, outs = request.param
 
-    def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_processors: int) -> Tiling:
+    def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_sms: int) -> Tiling:
         return Tiling(outs, splits, 64, 3, 64)
 
     monkeypatch.setattr(few_rows, "tiling", tiling)
@@ -79,7 +79,7 @@ def test_the_counters_are_left_at_zero() -> None:
 @pytest.mark.parametrize("size_out", [64, 576, 3584, 37888])
 @pytest.mark.parametrize("size_in", [64, 576, 3584, 18944])
 def test_tilings_fill_the_device_once(size_in: int, size_out: int, paired: bool) -> None:
-    outs, splits, depth, *_ = few_rows.tiling(size_in, size_out, 64, paired=paired, num_processors=132)
+    outs, splits, depth, *_ = few_rows.tiling(size_in, size_out, 64, paired=paired, num_sms=132)
     num_tiles = -(-size_out // (outs * (1 + paired)))
     assert 1 <= splits <= -(-size_in // depth), "a split without inputs"
     assert splits == 1 or splits * num_tiles <= 132

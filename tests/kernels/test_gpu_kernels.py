@@ -204,7 +204,7 @@ def written_out(q: torch.Tensor, cache: torch.Tensor, batch: Batch, options: Att
 @pytest.mark.parametrize("window", [None, 100])
 def test_many_sequences_on_few_processors(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled kernel, too, is to meet every way in which sequences can be shared out."""
-    monkeypatch.setattr(attention, "num_processors", lambda device: 2)
+    monkeypatch.setattr(attention, "num_sms", lambda device: 2)
     lengths = [1, 300, 64, 65, 17, 128, 5, 250, 63, 31, 192, 2, 90, 64, 111, 40, 7, 200]
     chunks = [Chunk(slot, length - 1, 1, True) for slot, length in enumerate(lengths)]
     batch = attention_case(chunks, len(chunks), 16, head_dim=32)
@@ -220,7 +220,7 @@ def test_many_sequences_on_few_processors(window: int | None, monkeypatch: pytes
 @pytest.mark.parametrize("poison", ["query", "value"])
 def test_what_is_not_finite_stays_in_its_sequence(poison: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a program goes on from it to the next ones."""
-    monkeypatch.setattr(attention, "num_processors", lambda device: 1)
+    monkeypatch.setattr(attention, "num_sms", lambda device: 1)
     chunks = [Chunk(slot, 9 + 50 * slot, 1, True) for slot in range(8)]
     batch = attention_case(chunks, len(chunks), 16, head_dim=32)
     q, cache = randn(len(chunks), 4, 32), randn(2, 400, 16, 2, 32)

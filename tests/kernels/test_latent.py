@@ -132,7 +132,7 @@ def test_the_sizes_of_deepseeks_models(heads: int) -> None:
 @pytest.mark.parametrize("heads", [4, 80])
 def test_many_sequences_on_few_processors(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way in which sequences can be shared out, by the first layer and by those that find what it made."""
-    monkeypatch.setattr(latent, "num_processors", lambda device: 3)
+    monkeypatch.setattr(latent, "num_sms", lambda device: 3)
     lengths = [1, 300, 64, 65, 17, 128, 5, 250, 63, 31, 192, 2, 90, 64, 111, 40, 7, 200]
     chunks = [Chunk(slot, length - 1, 1, True) for slot, length in enumerate(lengths)]
     batch = attention_case(chunks, len(chunks), 16)
@@ -145,7 +145,7 @@ def test_many_sequences_on_few_processors(heads: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("poison", ["query", "latent"])
 def test_what_is_not_finite_stays_in_its_sequence(poison: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent, "num_processors", lambda device: 1)
+    monkeypatch.setattr(latent, "num_sms", lambda device: 1)
     chunks = [Chunk(slot, 9 + 50 * slot, 1, True) for slot in range(8)]
     batch = attention_case(chunks, len(chunks), 16)
     q_latent, q_rope, cache = inputs(len(chunks), 4, 32, 8, 16, torch.float32)
@@ -183,5 +183,5 @@ def test_a_cache_of_another_type_than_the_queries() -> None:
     norm, cos_sin = randn(24), randn(len(q_rope), 8)
     down = randn(len(q_rope), 32)
     for target in (narrow, cache):
-        reference.store_latent(down, q_rope, norm, 1e-6, cos_sin, target, batch.kv_slots, interleaved=True)
-    assert torch.equal(narrow.flatten(0, 1)[batch.kv_slots], cache.flatten(0, 1)[batch.kv_slots].to(torch.bfloat16))
+        reference.store_latent(down, q_rope, norm, 1e-6, cos_sin, target, batch.kv_places, interleaved=True)
+    assert torch.equal(narrow.flatten(0, 1)[batch.kv_places], cache.flatten(0, 1)[batch.kv_places].to(torch.bfloat16))

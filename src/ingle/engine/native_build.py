@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ingle.config import EngineConfig
 from ingle.device.native.device import NativeDevice
-from ingle.device.native.load import load_host_decoder
+from ingle.device.native.load import load_native_decoder
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import host_memory, kv_budget, plan_memory
 from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
@@ -59,7 +59,7 @@ def load(
         budget = kv_budget(config, decoder, left)
         memory = plan_memory(config, decoder, kv, on_gpu=False, budget=budget, free=left.free)
         with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
-            model = load_host_decoder(decoder, source, memory.limits.max_model_len, code_type_of(config))
+            model = load_native_decoder(decoder, source, memory.limits.max_model_len, code_type_of(config))
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         device = NativeDevice(model, memory.limits, memory.num_pages, numerics.kv_dtype)

@@ -29,7 +29,7 @@ from ingle.step import RESERVED_PAGE, Admission, Chunk, Limits, Step, StepResult
 
 _MANY_DECODES = 128
 _FULL_STEP = 512
-"""Tokens that keep a GPU's matrix units busy for longer than it takes to read the weights."""
+"""Tokens that keep a GPU's tensor cores busy for longer than it takes to read the weights."""
 _MAX_TRIALS = 3
 
 

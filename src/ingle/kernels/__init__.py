@@ -103,7 +103,7 @@ class Kernels(Protocol):
         k_norm: torch.Tensor | None,
         eps: float,
         kv_cache: torch.Tensor,
-        kv_slots: torch.Tensor,
+        kv_places: torch.Tensor,
     ) -> torch.Tensor: ...
 
     def store_latent(
@@ -114,7 +114,7 @@ class Kernels(Protocol):
         eps: float,
         cos_sin: torch.Tensor,
         cache: torch.Tensor,
-        kv_slots: torch.Tensor,
+        kv_places: torch.Tensor,
         *,
         interleaved: bool,
     ) -> torch.Tensor: ...

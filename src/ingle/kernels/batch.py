@@ -66,7 +66,7 @@ class Batch:
     inputs: StepInputs
     token_ids: torch.Tensor
     """[T]"""
-    all_kv_slots: tuple[torch.Tensor, ...]
+    all_kv_places: tuple[torch.Tensor, ...]
     """Of each group [T], where each token's key and value go: page * page_size + offset."""
     all_page_tables: tuple[torch.Tensor, ...]
     """Of each group int32 [S, P], the pages of every slot."""
@@ -81,9 +81,9 @@ class Batch:
     group: int = 0
 
     @property
-    def kv_slots(self) -> torch.Tensor:
+    def kv_places(self) -> torch.Tensor:
         """[T], of this group."""
-        return self.all_kv_slots[self.group]
+        return self.all_kv_places[self.group]
 
     @property
     def page_tables(self) -> torch.Tensor:

@@ -83,7 +83,7 @@ class Rotation(NamedTuple):
     """Of those norms."""
     kv_cache: torch.Tensor
     """The layer's."""
-    kv_slots: torch.Tensor
+    kv_places: torch.Tensor
     """int64 [T]"""
 
 
@@ -95,6 +95,6 @@ class LayerCache(NamedTuple):
     batch: Batch
 
     @property
-    def kv_slots(self) -> torch.Tensor:
+    def kv_places(self) -> torch.Tensor:
         """int64 [T], where this layer writes each token's key and value: page * page_size + offset."""
-        return self.batch.kv_slots
+        return self.batch.kv_places

@@ -153,11 +153,11 @@ def rotate_and_store(
     k_norm: torch.Tensor | None,
     eps: float,
     kv_cache: torch.Tensor,
-    kv_slots: torch.Tensor,
+    kv_places: torch.Tensor,
 ) -> torch.Tensor:
     """Norms (if given weights [D]) and rotates the queries and keys in qkv [T, (Hq + 2 Hkv) * D]; returns q [T, Hq, D].
 
-    Writes keys and values to the places kv_slots [T] of a layer's cache.
+    Writes keys and values to the places kv_places [T] of a layer's cache.
     """
     num_kv_heads, head_dim = kv_cache.shape[-2:]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
@@ -165,7 +165,7 @@ def rotate_and_store(
     if q_norm is not None and k_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
     page_size = kv_cache.shape[2]
-    places = kv_slots // page_size, kv_slots % page_size
+    places = kv_places // page_size, kv_places % page_size
     kv_cache[0][places] = rotate(k, cos_sin)
     kv_cache[1][places] = v
     return rotate(q, cos_sin)

@@ -32,11 +32,11 @@ def store_latent(
     eps: float,
     cos_sin: torch.Tensor,
     cache: torch.Tensor,
-    kv_slots: torch.Tensor,
+    kv_places: torch.Tensor,
     *,
     interleaved: bool,
 ) -> torch.Tensor:
-    """Norms the latents and rotates the shared keys in down [T, R + P], and writes both to the places kv_slots.
+    """Norms the latents and rotates the shared keys in down [T, R + P], and writes both to the places kv_places.
 
     Returns the rotated q_rope [T, H, P], contiguous; given, it may be a view whose last dimension is contiguous.
 
@@ -44,14 +44,14 @@ def store_latent(
     cos_sin: float32 [T, P], the cosines of P / 2 angles, then their sines. Angle i turns the numbers i and i + P / 2
     of a head, or, `interleaved`, the numbers 2 i and 2 i + 1, which then lie at i and i + P / 2 of what is returned
     and cached: queries and keys alike, so their products are the same.
-    kv_slots: int64 [T], page * page_size + offset.
+    kv_places: int64 [T], page * page_size + offset.
     """
     rank, page_size = len(norm), cache.shape[1]
     latent = down[:, :rank].float()
     normed = (latent * torch.rsqrt(latent.square().mean(-1, keepdim=True) + eps)).to(norm.dtype) * norm
     k_rope = _rotated(down[:, None, rank:], cos_sin, interleaved)[:, 0]
     stored = torch.cat((normed.to(cache.dtype), k_rope.to(cache.dtype)), dim=-1)
-    cache[kv_slots // page_size, kv_slots % page_size] = stored
+    cache[kv_places // page_size, kv_places % page_size] = stored
     return _rotated(q_rope, cos_sin, interleaved)
 
 

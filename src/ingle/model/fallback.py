@@ -126,7 +126,7 @@ class _PagedStep:
     ) -> torch.Tensor:
         cache, batch = self.kv_cache.of_layer(module.layer_idx, self.batch)
         page_size = cache.shape[2]
-        places = batch.kv_slots // page_size, batch.kv_slots % page_size
+        places = batch.kv_places // page_size, batch.kv_places % page_size
         cache[0][places] = k.to(cache.dtype)
         cache[1][places] = F.pad(v, (0, k.shape[-1] - v.shape[-1])).to(cache.dtype)
         out = kernels.paged_attention(q.to(cache.dtype).contiguous(), cache, batch, options)

@@ -78,7 +78,7 @@ class Attention:
             k_norm=None if self.k_norm is None else self.k_norm.weight,
             eps=0.0 if self.q_norm is None else self.q_norm.eps,
             kv_cache=cache.kv_cache,
-            kv_slots=cache.kv_slots,
+            kv_places=cache.kv_places,
         )
 
     def parameters(self) -> Iterator[Parameter]:

@@ -60,7 +60,7 @@ class LatentAttention:
         q_nope, q_rope = q.split_with_sizes((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         key_up, value_up = self.kv_up.split_with_sizes((c.qk_nope_head_dim, c.v_head_dim), dim=1)
         q_rope = run.store_latent(
-            self.kv_down(x), q_rope, self.kv_norm.weight, self.kv_norm.eps, cos_sin, latents, cache.kv_slots,
+            self.kv_down(x), q_rope, self.kv_norm.weight, self.kv_norm.eps, cos_sin, latents, cache.kv_places,
             interleaved=c.rope_interleave,
         )  # fmt: skip
         attended = run.latent_attention(_multiply_heads(q_nope, key_up), q_rope, latents, cache.batch, self.scale)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ingle.device.native.parts import Floats, HostLayer, address
+from ingle.device.native.parts import Floats, NativeLayer, address
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import KV_TYPES, Attention, Layer, Step
 from ingle.kv import KvSpec
@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class HostKv:
+class NativeKv:
     """Keys and values of all layers, as `ingle.kv` says.
 
     NumPy knows no bfloat16, so their numbers are only the kernels' to read.
@@ -40,14 +40,14 @@ class HostKv:
 
 
 @dataclass(frozen=True)
-class HostBatch:
+class NativeBatch:
     """T tokens of B sequences; decoding sequences, with one token each, come first."""
 
     token_ids: Ints
     """[T]"""
     positions: Ints
     """[T]"""
-    kv_slots: Ints
+    kv_places: Ints
     """[G, T], where each token's key and value go in each group of layers: page * page_size + offset."""
     slots: Ints
     """[B]"""
@@ -60,13 +60,13 @@ class HostBatch:
 
 
 @dataclass(frozen=True)
-class HostDecoder:
+class NativeDecoder:
     """Tokens in, hidden states out; `logits` turns the rows that are asked for into logits."""
 
     config: DecoderConfig
     embedding: PackedMatrix
     """[vocab_size, hidden_size]"""
-    layers: tuple[HostLayer, ...]
+    layers: tuple[NativeLayer, ...]
     described: ctypes.Array[Layer]
     """`layers` as the kernels know them: they point into them."""
     norm: Floats
@@ -117,7 +117,7 @@ class HostDecoder:
             mixture=self.mixture,
         )
 
-    def forward(self, batch: HostBatch, kv: HostKv) -> Floats:
+    def forward(self, batch: NativeBatch, kv: NativeKv) -> Floats:
         """Hidden states [T, E] after the last norm. Writes the step's keys and values into the cache."""
         residual = self.embedding.rows(batch.token_ids)
         if self.config.embedding_scale is not None:
@@ -144,7 +144,7 @@ class HostDecoder:
             out=out.ctypes.data,
             norm=self.norm.ctypes.data,
             kv_cache=kv.data.ctypes.data,
-            kv_slots=batch.kv_slots.ctypes.data,
+            kv_places=batch.kv_places.ctypes.data,
             query_factors=address(factors),
             num_layers=len(self.layers),
             num_tokens=len(residual),

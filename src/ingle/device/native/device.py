@@ -1,4 +1,4 @@
-"""The native CPU device: a `HostDecoder`, its KV pages and tables in NumPy. A step is done when it is launched."""
+"""The native CPU device: a `NativeDecoder`, its KV pages and tables in NumPy. A step is done when it is launched."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from ingle.device import LogprobRows, Report
 from ingle.device.inputs import Inputs, inputs_of
-from ingle.device.native.decoder import HostBatch, HostDecoder, HostKv
+from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv
 from ingle.device.native.parts import Floats
-from ingle.device.native.sampler import HostSampler, logprob_rows
+from ingle.device.native.sampler import NativeSampler, logprob_rows
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
 _LOGIT_ROWS = 64
@@ -22,16 +22,16 @@ _LOGIT_ROWS = 64
 class NativeDevice:
     """A CPU with ingle's kernels."""
 
-    def __init__(self, model: HostDecoder, limits: Limits, num_pages: int, kv_dtype: str) -> None:
+    def __init__(self, model: NativeDecoder, limits: Limits, num_pages: int, kv_dtype: str) -> None:
         self.model = model
-        self.sampler = HostSampler(model.config.vocab_size)
+        self.sampler = NativeSampler(model.config.vocab_size)
         self.token_ids = np.zeros((limits.max_num_seqs, limits.max_model_len + 1), np.int32)
         pages_per_seq = -(-limits.max_model_len // limits.page_size)
         spec = model.config.kv_spec(kv_dtype)
         self.page_tables = np.full((len(spec.groups), limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
         side_bytes = spec.page_bytes(limits.page_size) // (spec.num_places * spec.sides)
         data = _zeros((spec.num_places, spec.sides, num_pages, side_bytes))
-        self.kv = HostKv(data, limits.page_size, spec, np.array(spec.located, np.int32))
+        self.kv = NativeKv(data, limits.page_size, spec, np.array(spec.located, np.int32))
 
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""
@@ -63,10 +63,10 @@ class NativeDevice:
         """Hidden states [T, E] of a step that was applied."""
         slots, positions, page_size = inputs.row_slots, inputs.positions, self.kv.page_size
         pages = self.page_tables[:, slots, positions // page_size].astype(np.int64, order="C")
-        batch = HostBatch(
+        batch = NativeBatch(
             token_ids=self.token_ids[slots, positions].astype(np.int64),
             positions=positions,
-            kv_slots=pages * page_size + positions % page_size,
+            kv_places=pages * page_size + positions % page_size,
             slots=inputs.slots,
             kv_lengths=inputs.kv_lengths,
             query_starts=inputs.query_starts,

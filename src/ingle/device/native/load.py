@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingle.device.native.decoder import HostDecoder
+from ingle.device.native.decoder import NativeDecoder
 from ingle.device.native.parts import (
     Floats,
-    HostAttention,
-    HostLatentAttention,
-    HostLayer,
-    HostMixture,
-    HostMlp,
     Linear,
+    NativeAttention,
+    NativeLatentAttention,
+    NativeLayer,
+    NativeMixture,
+    NativeMlp,
     Part,
 )
 from ingle.kernels.cpu.library import Layer
@@ -27,9 +27,9 @@ from ingle.weights.packed_matrix import PackedMatrix, load_matrix, pack_matrix
 from ingle.weights.source import FLOATS, ExpertNames, StoredRows, WeightSource
 
 
-def load_host_decoder(
+def load_native_decoder(
     config: DecoderConfig, source: WeightSource, max_model_len: int, code_type_of: Callable[[str], CodeType]
-) -> HostDecoder:
+) -> NativeDecoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says, for sequences of up to that length.
 
     `code_type_of` decides how matrices are held, as for `packed_matrix.load_matrix`.
@@ -40,7 +40,7 @@ def load_host_decoder(
     tied, rows = config.tied_embeddings, [config.vocab_size]
     head = embedding if tied else read.matrix([names.lm_head], rows, config.hidden_size)
     layers = tuple(read.layer(index) for index in range(config.num_layers))
-    return HostDecoder(
+    return NativeDecoder(
         config=config,
         embedding=embedding,
         layers=layers,
@@ -58,14 +58,14 @@ class _Reader:
     config: DecoderConfig
     code_type_of: Callable[[str], CodeType]
 
-    def layer(self, index: int) -> HostLayer:
+    def layer(self, index: int) -> NativeLayer:
         config, names, prefix = self.config, self.config.names, f"{self.config.names.layers}.{index}"
         hidden = config.hidden_size
 
         def norm(name: str) -> Floats:
             return self.norm(f"{prefix}.{name}", hidden)
 
-        return HostLayer(
+        return NativeLayer(
             input_norm=norm(names.input_norm),
             attention=self.attention(prefix) if config.mla is None else self.latent_attention(config.mla, prefix),
             out=self.linear(
@@ -80,7 +80,7 @@ class _Reader:
     def attention(self, prefix: str) -> Part:
         config, names = self.config, self.config.names
         qkv, rows = [f"{prefix}.{name}" for name in names.qkv], [config.q_size, config.kv_size, config.kv_size]
-        return HostAttention(
+        return NativeAttention(
             qkv=self.linear(qkv, rows, config.hidden_size, bias=config.qkv_bias),
             q_norm=self.norm(f"{prefix}.{names.q_norm}", config.head_dim) if config.qk_norm else None,
             k_norm=self.norm(f"{prefix}.{names.k_norm}", config.head_dim) if config.qk_norm else None,
@@ -103,7 +103,7 @@ class _Reader:
         up_rows = config.num_heads * (mla.qk_nope_head_dim + mla.v_head_dim)
         heads = self.float_matrix(f"{prefix}.self_attn.kv_b_proj.weight", up_rows, rank)
         key_up, value_up = np.split(heads.reshape(config.num_heads, -1, rank), [mla.qk_nope_head_dim], axis=1)
-        return HostLatentAttention.of(
+        return NativeLatentAttention.of(
             mla,
             queries=(q_down, q_norm, q_up),
             keys=(kv_down, kv_norm),
@@ -118,7 +118,7 @@ class _Reader:
             return self.mixture(config.moe, prefix)
         hidden, inner = config.hidden_size, config.intermediate_size
         gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.mlp_down}"
-        return HostMlp(
+        return NativeMlp(
             gate_up=self.linear(gate_up, [inner, inner], hidden, bias=config.mlp_bias),
             down=self.linear([down], [hidden], inner, bias=config.mlp_bias),
         )
@@ -126,7 +126,7 @@ class _Reader:
     def mixture(self, config: MoeConfig, prefix: str) -> Part:
         names, hidden = mixture_names(self.source, config, prefix), self.config.hidden_size
         num_experts, shared_size = config.router.num_experts, config.shared_intermediate_size
-        return HostMixture.of(
+        return NativeMixture.of(
             config.router,
             router=self.float_matrix(names.router, num_experts, hidden),
             selection_bias=self.source.floats(names.selection_bias, num_experts) if config.selection_bias else None,
@@ -135,9 +135,9 @@ class _Reader:
             shared_gate=self.float_matrix(names.shared_gate, 1, hidden) if config.shared_gate else None,
         )
 
-    def expert(self, names: ExpertNames, inner: int) -> HostMlp:
+    def expert(self, names: ExpertNames, inner: int) -> NativeMlp:
         hidden, rows = self.config.hidden_size, [2 * inner // len(names.gate_up)] * len(names.gate_up)
-        return HostMlp(
+        return NativeMlp(
             gate_up=Linear.of(self.tensors(names.gate_up, rows, hidden), None),
             down=Linear.of(self.tensors([names.down], [hidden], inner), None),
         )

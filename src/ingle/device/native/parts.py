@@ -64,7 +64,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class HostAttention:
+class NativeAttention:
     """Up to the output projection: `ingle.model.layers.Attention`."""
 
     qkv: Linear
@@ -88,7 +88,7 @@ class HostAttention:
 
 
 @dataclass(frozen=True)
-class HostLatentAttention:
+class NativeLatentAttention:
     """Up to the output projection: `ingle.model.mla.LatentAttention`."""
 
     q_down: Linear | None
@@ -112,7 +112,7 @@ class HostLatentAttention:
         key_up: tuple[PackedMatrix, ...],
         value_up: tuple[PackedMatrix, ...],
         eps: float,
-    ) -> HostLatentAttention:
+    ) -> NativeLatentAttention:
         """`queries` and `keys`: each time what leads down, the latent's norm, and what leads queries up."""
         (q_down, q_norm, q_up), (kv_down, kv_norm) = queries, keys
         described = library.Latent(
@@ -161,7 +161,7 @@ def _pointers(matrices: Sequence[PackedMatrix]) -> ctypes.Array[ctypes._Pointer[
 
 
 @dataclass(frozen=True)
-class HostMlp:
+class NativeMlp:
     gate_up: Linear
     down: Linear
 
@@ -182,14 +182,14 @@ class HostMlp:
 
 
 @dataclass(frozen=True)
-class HostMixture:
+class NativeMixture:
     """`ingle.model.moe.SparseMoe`."""
 
     router: Floats
     """[num_experts, hidden_size]"""
     selection_bias: Floats | None
-    experts: tuple[HostMlp, ...]
-    shared: HostMlp | None
+    experts: tuple[NativeMlp, ...]
+    shared: NativeMlp | None
     shared_gate: Floats | None
     """[hidden_size]"""
     described: library.Mixture
@@ -200,10 +200,10 @@ class HostMixture:
         config: RouterConfig,
         router: Floats,
         selection_bias: Floats | None,
-        experts: tuple[HostMlp, ...],
-        shared: HostMlp | None,
+        experts: tuple[NativeMlp, ...],
+        shared: NativeMlp | None,
         shared_gate: Floats | None,
-    ) -> HostMixture:
+    ) -> NativeMixture:
         described = library.Mixture(
             router=address(router),
             selection_bias=address(selection_bias),
@@ -240,7 +240,7 @@ class HostMixture:
 
 
 @dataclass(frozen=True)
-class HostLayer:
+class NativeLayer:
     input_norm: Floats
     attention: Part
     out: Linear

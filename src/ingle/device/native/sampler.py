@@ -21,7 +21,7 @@ _RUN = 256
 """Tokens that are added up together before single ones are looked at."""
 
 
-class HostSampler:
+class NativeSampler:
     """Sampling parameters of the slots, and the draw."""
 
     def __init__(self, vocab_size: int) -> None:

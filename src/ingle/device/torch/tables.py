@@ -90,13 +90,13 @@ class SlotTables:
 
     def batch(self, inputs: StepInputs, num_decodes: int, num_blocks: int, chunks: list[Chunk]) -> Batch:
         """The batch of these inputs; runs on the device alone."""
-        token_ids, kv_slots = kernels.of(inputs.positions).locate(
+        token_ids, kv_places = kernels.of(inputs.positions).locate(
             inputs.row_slots, inputs.positions, self.token_ids, self.page_tables, self.page_size
         )
         return Batch(
             inputs=inputs,
             token_ids=token_ids,
-            all_kv_slots=kv_slots.unbind(0),
+            all_kv_places=kv_places.unbind(0),
             all_page_tables=self.page_tables.unbind(0),
             num_decodes=num_decodes,
             num_blocks=num_blocks,

@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
-from ingle.kernels.gpu.device import await_previous, num_processors, pdl, shared_memory
+from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
 from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
 from ingle.kernels.options import AttentionOptions
 
 _MIN_DOT = 16
-"""Rows and columns that the matrix units need at least."""
+"""Rows and columns that the tensor cores need at least."""
 _DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
 """Keys of an iteration, and one head's bytes of them, at most."""
 _WIDE_DECODE_REGISTERS = 168
-"""Of a thread, such that a processor's suffice for three programs. Where heads have up to 128 dimensions they need no
+"""Of a thread, such that an SM's suffice for three programs. Where heads have up to 128 dimensions they need no
 more of themselves, and would get slower by being told."""
 _PREFILL_STAGES = 2
 _LOG2_E = 1.4426950408889634
@@ -47,7 +47,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
 
 def _share_decodes(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, window: int | None) -> DecodeWork:
     num_kv_heads, device = kv_cache.shape[3], kv_cache.device
-    max_programs = _programs_side_by_side(q, kv_cache) * num_processors(device) // num_kv_heads
+    max_programs = _programs_side_by_side(q, kv_cache) * num_sms(device) // num_kv_heads
     return share_decodes(batch, num_kv_heads, max_programs, _keys_at_once(kv_cache), window)
 
 
@@ -57,7 +57,7 @@ def _keys_at_once(kv_cache: torch.Tensor) -> int:
 
 
 def _programs_side_by_side(q: torch.Tensor, kv_cache: torch.Tensor) -> int:
-    """Programs of `_decode_kernel` that a processor runs at once: one more would start when the others have ended.
+    """Programs of `_decode_kernel` that an SM runs at once: one more would start when the others have ended.
 
     Its registers suffice for three on Hopper, with up to 16 query heads to a key head, else for two.
     """
@@ -72,7 +72,7 @@ def _head_block(num_heads: int, num_kv_heads: int) -> int:
 
 
 def _row_bytes(kv_cache: torch.Tensor) -> int:
-    """Bytes of one head's key, as it lies in a processor's memory."""
+    """Bytes of one head's key, as it lies in an SM's memory."""
     return _dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
 
 
@@ -355,7 +355,7 @@ class _PrefillTiling(NamedTuple):
 
 
 def _prefill_tiling(q: torch.Tensor) -> _PrefillTiling:
-    """More programs side by side hide what each waits for; heads of 256 dimensions leave a processor room for one."""
+    """More programs side by side hide what each waits for; heads of 256 dimensions leave an SM room for one."""
     dim_block = _dim_block(q.shape[-1])
     hopper = pdl(q.device) and q.itemsize == 2
     if dim_block > 128:

@@ -24,7 +24,7 @@ def pdl(device: torch.device) -> bool:
 
 
 @functools.cache
-def num_processors(device: torch.device) -> int:
+def num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # Triton's interpreter
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -15,7 +15,7 @@ from ingle.kernels.options import Activation
 
 @triton.jit
 def _locate_kernel(
-    slots_ptr, positions_ptr, tokens_ptr, pages_ptr, token_ids_ptr, kv_slots_ptr,
+    slots_ptr, positions_ptr, tokens_ptr, pages_ptr, token_ids_ptr, kv_places_ptr,
     num_tokens, num_groups, tokens_stride, group_stride, pages_stride,
     PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -27,7 +27,7 @@ def _locate_kernel(
     token = tl.load(tokens_ptr + slot * tokens_stride + position, mask=mask, other=0)
     tl.store(token_ids_ptr + at, token.to(tl.int64), mask=mask)
     page_ptr = pages_ptr + slot * pages_stride + position // PAGE_SIZE
-    kv_slot_ptr = kv_slots_ptr + at
+    kv_slot_ptr = kv_places_ptr + at
     for _ in range(num_groups):
         page = tl.load(page_ptr, mask=mask, other=0)
         tl.store(kv_slot_ptr, page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE, mask=mask)
@@ -39,13 +39,13 @@ def locate(
     slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor, page_tables: torch.Tensor, page_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_groups = len(page_tables)
-    token_ids, kv_slots = torch.empty_like(positions), positions.new_empty(num_groups, len(positions))
+    token_ids, kv_places = torch.empty_like(positions), positions.new_empty(num_groups, len(positions))
     early = pdl(positions.device)
     _locate_kernel[(triton.cdiv(len(positions), 128),)](
-        slots, positions, token_table, page_tables, token_ids, kv_slots, len(positions), num_groups,
+        slots, positions, token_table, page_tables, token_ids, kv_places, len(positions), num_groups,
         token_table.stride(0), *page_tables.stride()[:2], PAGE_SIZE=page_size, BLOCK=128, PDL=early, launch_pdl=early,
     )  # fmt: skip
-    return token_ids, kv_slots
+    return token_ids, kv_places
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def _head_weight(q_norm_ptr, k_norm_ptr, columns, of_q, of_k):
 
 @triton.jit
 def _rotate_and_store_kernel(
-    qkv_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_slots_ptr,
+    qkv_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_places_ptr,
     v_offset, page_stride, token_stride, head_stride, eps,
     PAGE_SIZE: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
@@ -188,10 +188,10 @@ def _rotate_and_store_kernel(
     row = qkv_ptr + token * (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM + heads * HEAD_DIM
     first = tl.load(row + half, mask=is_head & in_half, other=0.0)
     second = tl.load(row + HALF + half, mask=is_head & in_half, other=0.0)
-    # A key goes to its slot of the cache, a value to the same slot of the second half, a query to the output.
-    slot = tl.load(kv_slots_ptr + token)
+    # A key goes to its place in the cache, a value to the same place of the second half, a query to the output.
+    place = tl.load(kv_places_ptr + token)
     kv_head = tl.where(is_k, heads - NUM_HEADS, heads - NUM_HEADS - NUM_KV_HEADS)
-    kv_row = kv_ptr + slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * token_stride
+    kv_row = kv_ptr + place // PAGE_SIZE * page_stride + place % PAGE_SIZE * token_stride
     kv_row += kv_head * head_stride + tl.where(is_k, 0, v_offset)
     q_row = q_ptr + (token * NUM_HEADS + heads) * HEAD_DIM
     if REST_BLOCK > 0:
@@ -236,7 +236,7 @@ def rotate_and_store(
     k_norm: torch.Tensor | None,
     eps: float,
     kv_cache: torch.Tensor,
-    kv_slots: torch.Tensor,
+    kv_places: torch.Tensor,
 ) -> torch.Tensor:
     num_tokens, half = qkv.shape[0], cos_sin.shape[-1] // 2
     num_kv_heads, head_dim = kv_cache.shape[-2:]
@@ -246,7 +246,7 @@ def rotate_and_store(
     rest = head_dim - 2 * half
     early = pdl(qkv.device)
     _rotate_and_store_kernel[(num_tokens, triton.cdiv(total, head_block))](
-        qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, kv_cache, kv_slots,
+        qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, kv_cache, kv_places,
         *kv_cache.stride()[:4], eps,
         PAGE_SIZE=kv_cache.shape[2], NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         HALF=half, HEAD_BLOCK=head_block, HALF_BLOCK=triton.next_power_of_2(half),

@@ -20,7 +20,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, num_processors, pdl, prefetch
+from ingle.kernels.gpu.device import await_previous, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rms_norm
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
@@ -30,13 +30,13 @@ MAX_ROWS = 16
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row of weights has to be aligned."""
 _MIN_ROWS = 16
-"""Columns that the matrix units need at least: a product is weights @ rows'."""
+"""Columns that the tensor cores need at least: a product is weights @ rows'."""
 _OUTS = 64
-"""Weight rows that the matrix units take at once."""
+"""Weight rows that the tensor cores take at once."""
 _UNIT = 8192
 """Weights of a block that one iteration takes."""
 _MAX_DEPTH = 256
-"""Inputs that one copy into a processor's memory takes at most."""
+"""Inputs that one copy into an SM's memory takes at most."""
 
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
@@ -45,7 +45,7 @@ _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 @triton.jit
 def _few_rows_kernel(
     x_desc, weight_desc, weight_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
-    parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+    parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
     num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
@@ -119,7 +119,7 @@ def _few_rows_kernel(
         if ROTATE:
             store_rotated(
                 first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
-                out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+                out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
                 qk_eps, v_offset, page_stride, token_stride, head_stride,
                 HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip
@@ -164,20 +164,20 @@ class Tiling(NamedTuple):
     """Inputs asked for before the kernel before has ended."""
 
 
-def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_processors: int) -> Tiling:
-    """One program for each processor, or as many more as there are tiles of one or two blocks of `outs` rows."""
+def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_sms: int) -> Tiling:
+    """One program for each SM, or as many more as there are tiles of one or two blocks of `outs` rows."""
     depth = min(_UNIT // outs, _MAX_DEPTH)
     num_tiles = triton.cdiv(size_out, outs * (1 + paired))
-    num_splits = min(max(num_processors // num_tiles, 1), triton.cdiv(size_in, depth))
+    num_splits = min(max(num_sms // num_tiles, 1), triton.cdiv(size_in, depth))
     # Keys and values are wanted at once: the kernel after that of the projections starts beside it in what it leaves.
     num_stages = 3 if paired and num_splits > 1 else 4 if paired and outs < _OUTS else 5
     return Tiling(outs, num_splits, depth, num_stages, prefetch=256)
 
 
-def _outs(size_out: int, num_processors: int, *, paired: bool) -> int:
+def _outs(size_out: int, num_sms: int, *, paired: bool) -> int:
     """Half the rows where full tiles would be few."""
     num_tiles = triton.cdiv(size_out, _OUTS * (1 + paired))
-    return _OUTS if 5 * num_tiles >= 2 * num_processors else _OUTS // 2
+    return _OUTS if 5 * num_tiles >= 2 * num_sms else _OUTS // 2
 
 
 def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -197,9 +197,9 @@ def add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residu
     """residual + x @ weight.T + bias, for x [M, K] and residual [M, E], on its way to the norm: values and squares."""
     num_rows, size_out = residual.shape
     out, values = torch.empty_like(residual), torch.empty_like(residual)
-    processors = num_processors(x.device)
-    outs = _outs(size_out, processors, paired=False)
-    shape = tiling(x.shape[1], size_out, outs, paired=False, num_processors=processors)
+    sms = num_sms(x.device)
+    outs = _outs(size_out, sms, paired=False)
+    shape = tiling(x.shape[1], size_out, outs, paired=False, num_sms=sms)
     squares = torch.empty(num_rows, triton.cdiv(size_out, shape.outs), dtype=torch.float32, device=x.device)
     _run(x, weight, bias, None, _ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
     return Flow(out, norm, values, squares)
@@ -210,9 +210,9 @@ def gated(flow: Flow, weight: torch.Tensor, bias: torch.Tensor | None, activatio
     x = _values(flow)
     out = x.new_empty(len(x), weight.shape[0] // 2)
     epilogue = _GELU if activation == "gelu_tanh" else _SILU
-    processors = num_processors(out.device)
-    outs = _outs(len(weight), processors, paired=True)
-    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_processors=processors)
+    sms = num_sms(out.device)
+    outs = _outs(len(weight), sms, paired=True)
+    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_sms=sms)
     _run(x, weight, bias, flow.squares, epilogue, out, shape, norm=flow.norm)
     return out
 
@@ -223,7 +223,7 @@ def project_and_store(flow: Flow, weight: torch.Tensor, bias: torch.Tensor | Non
     head_dim = rotation.kv_cache.shape[-1]
     q = x.new_empty(len(x), rotation.num_heads, head_dim)
     outs = min(head_dim // 2, _OUTS) if rotation.q_norm is None else head_dim // 2  # a norm is that of a whole head
-    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_processors=num_processors(q.device))
+    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_sms=num_sms(q.device))
     _run(x, weight, bias, flow.squares, _ROTATE, q, shape, norm=flow.norm, rotation=rotation)
     return q
 
@@ -256,7 +256,7 @@ def _run(
     parts = x if num_splits == 1 else x.new_empty(num_tiles * num_splits * per_tile * rows, dtype=torch.float32)
     early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
     places = (x, x, x, x, x) if rotation is None else (
-        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_slots
+        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_places
     )  # fmt: skip
     _few_rows_kernel[(num_tiles * num_splits,)](
         TensorDescriptor.from_tensor(x, [rows, depth]), TensorDescriptor.from_tensor(weight, [outs, depth]),

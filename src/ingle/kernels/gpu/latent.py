@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
-from ingle.kernels.gpu.device import await_previous, num_processors, pdl, shared_memory
+from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
 from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
 
 _MIN_DOT = 16
@@ -32,7 +32,7 @@ _LOWEST = tl.constexpr(-1e20)
 
 @triton.jit
 def _store_kernel(
-    down_ptr, q_rope_ptr, norm_ptr, cos_sin_ptr, cache_ptr, kv_slots_ptr, out_ptr,
+    down_ptr, q_rope_ptr, norm_ptr, cos_sin_ptr, cache_ptr, kv_places_ptr, out_ptr,
     eps, down_stride, q_token_stride, q_head_stride, page_stride, token_stride,
     NUM_HEADS: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr, HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -44,7 +44,7 @@ def _store_kernel(
     if PDL:
         await_previous()
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(kv_slots_ptr + token)
+    slot = tl.load(kv_places_ptr + token)
     down_row = down_ptr + token * down_stride
     cache_row = cache_ptr + slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * token_stride
     if tl.program_id(1) == 0:
@@ -81,7 +81,7 @@ def store_latent(
     eps: float,
     cos_sin: torch.Tensor,
     cache: torch.Tensor,
-    kv_slots: torch.Tensor,
+    kv_places: torch.Tensor,
     *,
     interleaved: bool,
 ) -> torch.Tensor:
@@ -89,7 +89,7 @@ def store_latent(
     out = torch.empty(q_rope.shape, dtype=q_rope.dtype, device=q_rope.device)
     early = pdl(down.device)
     _store_kernel[(num_tokens, triton.cdiv(num_heads + 1, _STORE_HEADS))](
-        down, q_rope, norm, cos_sin, cache, kv_slots, out,
+        down, q_rope, norm, cos_sin, cache, kv_places, out,
         eps, down.stride(0), q_rope.stride(0), q_rope.stride(1), cache.stride(0), cache.stride(1),
         NUM_HEADS=num_heads, RANK=len(norm), RANK_BLOCK=triton.next_power_of_2(len(norm)), HALF=rope // 2,
         HALF_BLOCK=triton.next_power_of_2(rope // 2), HEAD_BLOCK=_STORE_HEADS, PAGE_SIZE=cache.shape[1],
@@ -145,12 +145,12 @@ def _is_hopper(device: torch.device) -> bool:
 
 
 def _share(q_latent: torch.Tensor, q_rope: torch.Tensor, batch: Batch) -> DecodeWork:
-    """For as many programs as run side by side: a processor's registers suffice for two of the narrowest tiles."""
+    """For as many programs as run side by side: an SM's registers suffice for two of the narrowest tiles."""
     num_heads, device = q_latent.shape[1], q_latent.device
     tiling = _tiling(q_latent, q_rope, num_heads)
     head_blocks = triton.cdiv(num_heads, tiling.rows)
     side_by_side = 2 if tiling.rows == _MIN_DOT and 2 * tiling.num_bytes <= shared_memory(device) else 1
-    return share_decodes(batch, head_blocks, side_by_side * num_processors(device) // head_blocks, tiling.keys, None)
+    return share_decodes(batch, head_blocks, side_by_side * num_sms(device) // head_blocks, tiling.keys, None)
 
 
 @triton.jit

@@ -76,7 +76,7 @@ def _gated_product_kernel(
     IN: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     GELU_TANH: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Weights stand where the matrix units want many rows: a tile is [OUTS, ROWS]."""
+    """Weights stand where the tensor cores want many rows: a tile is [OUTS, ROWS]."""
     first_row, first_out = tl.program_id(0) * ROWS, tl.program_id(1) * OUTS
     outs = first_out + tl.arange(0, OUTS)
     if PDL:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def store_rotated(
-    first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_slots_ptr,
+    first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
     eps, v_offset, page_stride, token_stride, head_stride,
     HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -37,8 +37,8 @@ def store_rotated(
     else:
         of_key = head < NUM_HEADS + NUM_KV_HEADS
         kv_head = head - NUM_HEADS - tl.where(of_key, 0, NUM_KV_HEADS)
-        slots = tl.load(kv_slots_ptr + rows, mask=mask, other=0)
-        place = slots // PAGE_SIZE * page_stride + slots % PAGE_SIZE * token_stride + kv_head * head_stride
+        places = tl.load(kv_places_ptr + rows, mask=mask, other=0)
+        place = places // PAGE_SIZE * page_stride + places % PAGE_SIZE * token_stride + kv_head * head_stride
         out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
         tl.store(out, first.to(dtype), mask=mask)
         tl.store(out + HALF, other.to(dtype), mask=mask)

@@ -1,6 +1,6 @@
-"""Products of one or two rows on the vector units, with what stands before and after them in a decoder layer.
+"""Products of one or two rows on the CUDA cores, with what stands before and after them in a decoder layer.
 
-So few rows leave the matrix units nothing to share. Each program multiplies whole rows of weights on its own: it asks
+So few rows leave the tensor cores nothing to share. Each program multiplies whole rows of weights on its own: it asks
 for its first weights before the kernel before it has ended (`pdl`), keeps them in registers, and passes no barrier
 before its sums are complete. Programs are small and many; as one ends, the next, of the following kernel at last, asks
 for its weights in its place, so that the memory has no pause between kernels.
@@ -45,7 +45,7 @@ class Tiling(NamedTuple):
 
 @triton.jit
 def _vector_kernel(
-    x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_slots_ptr,
+    x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     eps, v_offset, page_stride, token_stride, head_stride,
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
@@ -96,7 +96,7 @@ def _vector_kernel(
                 store_rotated(
                     first[:, None], other[:, None], tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
                     (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
-                    out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_slots_ptr,
+                    out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
                     eps, v_offset, page_stride, token_stride, head_stride,
                     HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
@@ -205,7 +205,7 @@ def _run(
     paired, early = epilogue != _ADD, pdl(x.device)
     outs, depth = tiling(size_in, paired=paired)
     num_early = max(_EARLY // (outs * (1 + paired) * depth), 1)
-    places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_slots)
+    places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](
         x, x if norm is None else norm.weight, weight, x if bias is None else bias, x if residual is None else residual,
         out, *places,

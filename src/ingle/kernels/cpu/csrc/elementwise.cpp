@@ -70,10 +70,10 @@ void rotate_and_store(const Rotation& r, T* keys, T* values) {
                 if (weight) normalize(head, weight, r.eps, size, head);
                 rotate(head, cos_sin, r.rotary_dim / 2);
                 if (h < num_heads && r.query_factors) scale(head, r.query_factors[t], size);
-                if (h >= num_heads) copy_head(head, size, keys + (r.kv_slots[t] * num_kv_heads + h - num_heads) * size);
+                if (h >= num_heads) copy_head(head, size, keys + (r.kv_places[t] * num_kv_heads + h - num_heads) * size);
             }
             for (int64_t h = 0; h < num_kv_heads; h++, head += size)
-                copy_head(head, size, values + (r.kv_slots[t] * num_kv_heads + h) * size);
+                copy_head(head, size, values + (r.kv_places[t] * num_kv_heads + h) * size);
         }
     });
 }
@@ -96,7 +96,7 @@ void rotate_and_store_latents(const Step& s, const Layer& layer, float* down, co
         for (int64_t t = begin; t < end; t++) {
             const float* cos_sin = s.cos_sin[layer.rope] + t * l.rope_dim;
             float* latent = down + t * width;
-            T* place = cache + s.kv_slots[t] * width;
+            T* place = cache + s.kv_places[t] * width;
             normalize(latent, l.kv_norm, l.eps, l.rank, latent);
             copy_head(latent, l.rank, place);
             rotate_pairs(latent + l.rank, cos_sin, half, l.interleaved, key.data());

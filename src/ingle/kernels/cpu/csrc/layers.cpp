@@ -41,7 +41,7 @@ void attend(const Step& s, const Layer& layer, int64_t index, const float* x, fl
                                .k_norm = layer.k_norm,
                                .keys = keys,
                                .values = values,
-                               .kv_slots = s.kv_slots + group * s.num_tokens,
+                               .kv_places = s.kv_places + group * s.num_tokens,
                                .query_factors = s.query_factors,
                                .num_tokens = s.num_tokens,
                                .num_heads = s.attention.num_heads,

@@ -18,7 +18,7 @@ struct Rotation {
     const float* k_norm;
     void* keys;              // [places, num_kv_heads, head_dim]
     void* values;
-    const int64_t* kv_slots; // [num_tokens], each a place
+    const int64_t* kv_places; // [num_tokens], each a place
     const float* query_factors;  // [num_tokens], of queries once they are rotated; or null
     int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
     float eps;
@@ -90,7 +90,7 @@ struct Step {
     float* out;                   // [num_tokens, hidden_size], after the last norm
     const float* norm;            // the last
     void* kv_cache;               // [places, 2, ...], keys before values; or [places, 1, ...] of latents
-    const int64_t* kv_slots;      // [groups, num_tokens]
+    const int64_t* kv_places;      // [groups, num_tokens]
     const float* query_factors;   // [num_tokens], or null
     const float* cos_sin[2];      // of each rotation, [num_tokens, rotary_dim]
     int64_t rotary_dims[2];

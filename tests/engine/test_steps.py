@@ -149,6 +149,30 @@ def test_an_answer_follows_its_mask_and_the_others_do_not_notice(engine: Engine,
     assert not engine._masks
 
 
+def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> None:
+    class Broken(Alternating):
+        def take(self, token_id: int) -> None:
+            super().take(token_id)
+            if len(self.taken) == 2:
+                raise ValueError("no such rule")
+
+    wanted = requests(4)
+    alone = {r.id: run(engine, [r])[r.id] for r in wanted}
+    masks = {"1": Broken(), "3": Alternating()}
+    for r in wanted:
+        engine.add(r, masks.get(r.id))
+    answers: dict[str, list[int]] = {r.id: [] for r in wanted}
+    errors = {}
+    while engine.has_work:
+        for output in engine.step():
+            answers[output.id] += output.token_ids
+            errors[output.id] = output.error
+    assert errors["1"] is not None and answers["1"] == masks["1"].taken and len(answers["1"]) == 2
+    assert errors["3"] is None and answers["3"] == masks["3"].taken
+    assert (answers["0"], answers["2"]) == (alone["0"], alone["2"])
+    assert not engine._masks
+
+
 def test_a_mask_that_raises_ends_its_own_request(engine: Engine) -> None:
     class Broken(Alternating):
         def allowed(self) -> npt.NDArray[np.bool_] | None:

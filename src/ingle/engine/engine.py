@@ -10,7 +10,7 @@ import msgspec
 
 from ingle.channel import EngineStats
 from ingle.engine.facts import EngineFacts
-from ingle.engine.masks import TokenMask, pack_mask
+from ingle.engine.masks import FailedMask, TokenMask, pack_mask
 from ingle.engine.scheduler import Plan, Scheduler
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError
@@ -125,13 +125,18 @@ class Engine:
             outputs += new
 
     def _tell_masks(self, outputs: list[EngineOutput]) -> None:
+        """Of the tokens that came. What one raises is its own request's, which has to end once it is asked again."""
         for output in outputs if self._masks else ():
             mask = self._masks.get(output.id)
-            if mask is not None:
+            if mask is None:
+                continue
+            try:
                 for token_id in output.token_ids:
                     mask.take(token_id)
-                if output.finish_reason is not None:
-                    del self._masks[output.id]
+            except Exception as error:
+                self._masks[output.id] = FailedMask(error)
+            if output.finish_reason is not None:
+                del self._masks[output.id]
 
     def _recover(self, error: Exception) -> list[EngineOutput]:
         """Takes back what is in flight, and ends the request at fault, once it is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,19 @@ class TokenMask(Protocol):
     def take(self, token_id: int) -> None:
         """The next token of the answer."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class FailedMask:
+    """In the place of one that raised an exception when it was told a token: raises it when it is asked."""
+
+    error: Exception
+
+    def allowed(self) -> None:
+        raise self.error
+
+    def take(self, token_id: int) -> None:
+        """It follows nothing any more."""
 
 
 def pack_mask(allowed: npt.NDArray[np.bool_]) -> bytes:

@@ -1,4 +1,4 @@
-"""A planned step as tensors: what kernels are given."""
+"""A step as tensors: what kernels are given."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DecodeWork:
     num_iterations: torch.Tensor
     """int64 [1]: over all sequences, each of which reads some keys of one of them."""
     arrived: torch.Tensor
-    """int32 [B, Hkv], zeros: parts of a sequence that are done, while a kernel runs."""
+    """int32 [B, Hkv], zeros: how many shares of a sequence are done, while a kernel runs."""
 
 
 class StepInputs(NamedTuple):
@@ -75,7 +75,7 @@ class Batch:
     num_blocks: int
     """Blocks of prompt tokens, `query_block` of them in each; in a captured step, at most so many."""
     chunks: list[Chunk]
-    """Of the plan, one a sequence; empty in a captured step."""
+    """Of the step, one a sequence; empty in a captured one."""
     decode_work: dict[int | None, DecodeWork] = field(default_factory=dict)
     """By window: made by the first layer that has it, for all that do, of any group. Their caches are alike."""
     group: int = 0

@@ -91,7 +91,7 @@ class LayerCache(NamedTuple):
     """A step, and where one layer has its keys and values."""
 
     kv_cache: torch.Tensor
-    """[2, num_pages, page_size, Hkv, D]"""
+    """[sides, num_pages, page_size, heads, dim], as `ingle.kv.KvSpec` has them."""
     batch: Batch
 
     @property

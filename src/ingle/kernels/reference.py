@@ -112,29 +112,15 @@ def experts(
 
     expert_ids, weights: [T, K]. gate_up: [N, 2 * I, E], an expert's gate in the first I rows. down: [N, E, I].
     """
-
-    def apply(expert: int, rows: torch.Tensor) -> torch.Tensor:
-        return F.linear(gated(F.linear(rows, gate_up[expert]), activation), down[expert])
-
-    return one_by_one(x, expert_ids, weights, len(down), apply)
-
-
-def one_by_one(
-    x: torch.Tensor,
-    expert_ids: torch.Tensor,
-    weights: torch.Tensor,
-    num_experts: int,
-    apply: Callable[[int, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """`experts`, where `apply` computes one expert for its rows of x: [n, E] to [n, E]."""
     top_k = expert_ids.shape[1]
     order = expert_ids.flatten().argsort(stable=True)
-    counts = expert_ids.flatten().bincount(minlength=num_experts).tolist()
-    parts = x.new_empty(len(order), x.shape[1])
+    counts = expert_ids.flatten().bincount(minlength=len(down)).tolist()
+    given = x.new_empty(len(order), x.shape[1])
     for expert, rows in enumerate(order.split_with_sizes(counts)):
         if len(rows):
-            parts[rows] = apply(expert, x[rows // top_k])
-    return (parts.view(*expert_ids.shape, -1) * weights[..., None]).sum(dim=1).to(x.dtype)
+            inner = gated(F.linear(x[rows // top_k], gate_up[expert]), activation)
+            given[rows] = F.linear(inner, down[expert])
+    return (given.view(*expert_ids.shape, -1) * weights[..., None]).sum(dim=1).to(x.dtype)
 
 
 def rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The tables from which a step's rows are gathered, and a plan as the tensors that it brings.
+"""The tables from which a step's rows are gathered, and a step as the tensors that it brings.
 
 The engine refers to a sequence by its slot. `SlotTables` holds, per slot and on the device, the sequence's tokens and
 its page tables, written once when the sequence is admitted; a step then brings only slots and lengths. A token that a

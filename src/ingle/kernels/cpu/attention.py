@@ -20,8 +20,7 @@ _KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
 def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
     """q float32, kv_cache of any float type."""
     page_size, num_kv_heads, head_dim = kv_cache.shape[2:]
-    keys = kv_cache.data_ptr()
-    values = keys + kv_cache.stride(0) * kv_cache.itemsize
+    keys, values = _keys_and_values(kv_cache)
     inputs, out = batch.inputs, torch.empty(q.shape)
     library.get().ingle_attention(
         byref(

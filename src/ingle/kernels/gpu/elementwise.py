@@ -27,12 +27,12 @@ def _locate_kernel(
     token = tl.load(tokens_ptr + slot * tokens_stride + position, mask=mask, other=0)
     tl.store(token_ids_ptr + at, token.to(tl.int64), mask=mask)
     page_ptr = pages_ptr + slot * pages_stride + position // PAGE_SIZE
-    kv_slot_ptr = kv_places_ptr + at
+    kv_place_ptr = kv_places_ptr + at
     for _ in range(num_groups):
         page = tl.load(page_ptr, mask=mask, other=0)
-        tl.store(kv_slot_ptr, page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE, mask=mask)
+        tl.store(kv_place_ptr, page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE, mask=mask)
         page_ptr += group_stride
-        kv_slot_ptr += num_tokens
+        kv_place_ptr += num_tokens
 
 
 def locate(

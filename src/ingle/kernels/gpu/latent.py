@@ -44,9 +44,9 @@ def _store_kernel(
     if PDL:
         await_previous()
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(kv_places_ptr + token)
+    place = tl.load(kv_places_ptr + token)
     down_row = down_ptr + token * down_stride
-    cache_row = cache_ptr + slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * token_stride
+    cache_row = cache_ptr + place // PAGE_SIZE * page_stride + place % PAGE_SIZE * token_stride
     if tl.program_id(1) == 0:
         latent = tl.load(down_row + dims, mask=dims < RANK, other=0.0)
         wide = latent.to(tl.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Any
 
 import pytest
@@ -87,6 +88,13 @@ def test_token_ids_that_the_model_lacks_are_named(length: int, wrong: int) -> No
         with pytest.raises(RequestError, match=f"token id {shown}.*vocabulary of 300 tokens") as caught:
             vocabulary_ids([*ids[:place], wrong, *ids[place + 1 :]], 300)
         assert caught.value.param == "prompt"
+
+
+def test_token_ids_in_an_array_of_another_type() -> None:
+    ids = [7] * 5000
+    assert vocabulary_ids(array("q", ids), 300) == token_ids(ids)
+    with pytest.raises(RequestError, match="token id 4294967296 is not in the model's vocabulary"):
+        vocabulary_ids(array("q", [*ids, 1 << 32]), 300)
 
 
 def test_the_engine_gets_what_it_needs_and_no_text() -> None:

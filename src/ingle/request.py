@@ -342,7 +342,7 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
 def vocabulary_ids(ids: Sequence[int], vocab_size: int) -> TokenIds:
     """`ids` at 4 bytes each. Raises `RequestError` naming the first that a model of `vocab_size` tokens lacks."""
     try:
-        checked = ids if isinstance(ids, array) else token_ids(ids)
+        checked = ids if isinstance(ids, array) and ids.typecode == "i" else token_ids(ids)
         known = _are_below(checked, vocab_size)
     except OverflowError:  # an id of more than 32 bits
         known = False

@@ -31,11 +31,6 @@ class PackedRows:
     def plain(self) -> None:
         return None
 
-    @property
-    def factors(self) -> frozenset[str]:
-        """16-bit integers, or bfloat16."""
-        return self.packed.factors
-
     def multiply_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         self.packed.multiply_into(x.data_ptr(), len(x), out.data_ptr(), out.stride(0))
 

@@ -32,11 +32,6 @@ class Part(Protocol):
         """[num_rows, in_features] of a float type; None for a part that is stored otherwise."""
         ...
 
-    @property
-    def factors(self) -> frozenset[str]:
-        """What it is multiplied as, for people; none for one that is multiplied in the type of the activations."""
-        ...
-
     def multiply_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Writes x @ part.T, for x [T, in_features], contiguous, to out [T, num_rows]: columns of a larger product."""
         ...
@@ -74,11 +69,6 @@ class Weight:
     def plain(self) -> torch.Tensor | None:
         """All of it as one tensor of a float type, where it is held so."""
         return self.parts[0].plain if len(self.parts) == 1 else None
-
-    @property
-    def factors(self) -> frozenset[str]:
-        """What its parts are multiplied as."""
-        return frozenset().union(*(part.factors for part in self.parts))
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x @ weight.T + bias [out_features]: [.., in_features] to [.., out_features] of the same type."""
@@ -130,10 +120,6 @@ class PlainPart:
     @property
     def plain(self) -> torch.Tensor:
         return self.tensor
-
-    @property
-    def factors(self) -> frozenset[str]:
-        return frozenset()
 
     def multiply_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(kernels.of(x).multiply(x, self.tensor, None))

@@ -21,6 +21,7 @@ FinishReason = Literal["stop", "length", "error"]
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
+"""Most entries of a bias: rows of a device's tables are so wide."""
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 65_536
 """In all stop strings of a request."""

@@ -118,7 +118,7 @@ def test_a_masked_token_is_never_drawn(params: dict[str, Any]) -> None:
     host, torchs = samplers([params] * 3)
     plain, _ = samplers([params] * 3)
     allowed = [8, 31, 32, 69, VOCAB - 1]
-    mask = pack_mask(np.isin(np.arange(VOCAB), allowed))
+    mask = pack_mask(np.isin(np.arange(VOCAB), allowed), VOCAB)
     generator = torch.Generator().manual_seed(3)
     drawn: tuple[set[int], set[int]] = (set(), set())
     for position in range(12, 40):

@@ -173,12 +173,15 @@ def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> N
     assert not engine._masks
 
 
-def test_a_mask_that_raises_ends_its_own_request(engine: Engine) -> None:
+@pytest.mark.parametrize("kind", ["raises", "none", "short"])
+def test_a_mask_that_cannot_be_followed_ends_its_own_request(engine: Engine, kind: str) -> None:
     class Broken(Alternating):
         def allowed(self) -> npt.NDArray[np.bool_] | None:
-            if len(self.taken) == 2:
+            if len(self.taken) < 2:
+                return super().allowed()
+            if kind == "raises":
                 raise ValueError("no such rule")
-            return super().allowed()
+            return np.zeros(VOCAB, np.bool_) if kind == "none" else np.ones(VOCAB - 1, np.bool_)
 
     wanted = requests(4)
     alone = {r.id: run(engine, [r])[r.id] for r in wanted}

@@ -111,7 +111,7 @@ class Engine:
         for chunk, seq in zip(plan.step.chunks, plan.sequences, strict=True):
             mask = self._masks.get(seq.id)
             if chunk.samples and mask is not None and (allowed := mask.allowed()) is not None:
-                masks[chunk.slot] = pack_mask(allowed)
+                masks[chunk.slot] = pack_mask(allowed, self.facts.vocab_size)
         return masks
 
     def _retire(self, outputs: list[EngineOutput], num_kept: int) -> None:

@@ -37,6 +37,8 @@ class FailedMask:
         """It follows nothing any more."""
 
 
-def pack_mask(allowed: npt.NDArray[np.bool_]) -> bytes:
-    """As `ingle.step.Masks` has it."""
+def pack_mask(allowed: npt.NDArray[np.bool_], vocab_size: int) -> bytes:
+    """As `ingle.step.Masks` has it. Raises `ValueError` for one of another length, and for one that allows nothing."""
+    if allowed.shape != (vocab_size,) or not allowed.any():
+        raise ValueError(f"a mask of shape {allowed.shape} allows {allowed.sum()} of {vocab_size} tokens")
     return np.packbits(np.append(allowed, np.zeros(-len(allowed) % 32, np.bool_)), bitorder="little").tobytes()

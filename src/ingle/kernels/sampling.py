@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-MAX_BIASES = 1024
-"""Entries of a request's logit bias."""
+from ingle.request import MAX_LOGIT_BIAS
 
 TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)
 """Columns of `SamplingTables.floats`; the last three are penalties."""
@@ -42,9 +41,9 @@ class Adjustments:
     """int32 [S, vocab]: occurrences in the output, plus PROMPT_FLAG for tokens of the prompt. Right for slots whose
     penalties are not neutral; the draw adds to them."""
     bias_ids: torch.Tensor
-    """int32 [S, MAX_BIASES], of which a slot's first `NUM_BIASES` count: distinct token ids."""
+    """int32 [S, MAX_LOGIT_BIAS], of which a slot's first `NUM_BIASES` count: distinct token ids."""
     biases: torch.Tensor
-    """float32 [S, MAX_BIASES]"""
+    """float32 [S, MAX_LOGIT_BIAS]"""
     end_words: torch.Tensor
     """int32 [S, ceil(vocab / 32)]: bit i % 32 of word i // 32 is 0 for end tokens, impossible before `FIRST_END`."""
 
@@ -52,8 +51,8 @@ class Adjustments:
     def allocate(cls, num_slots: int, vocab_size: int, device: torch.device) -> Adjustments:
         return cls(
             torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=device),
-            torch.zeros(num_slots, MAX_BIASES, dtype=torch.int32, device=device),
-            torch.zeros(num_slots, MAX_BIASES, device=device),
+            torch.zeros(num_slots, MAX_LOGIT_BIAS, dtype=torch.int32, device=device),
+            torch.zeros(num_slots, MAX_LOGIT_BIAS, device=device),
             all_allowed(num_slots, vocab_size, device),
         )
 

@@ -26,7 +26,8 @@ from ingle.kernels.gpu.strips import (
     strip_size,
     strips_above,
 )
-from ingle.kernels.sampling import MAX_BIASES, PROMPT_FLAG, Features, Samples, SamplingTables
+from ingle.kernels.sampling import PROMPT_FLAG, Features, Samples, SamplingTables
+from ingle.request import MAX_LOGIT_BIAS
 
 _CAPACITY = 2048
 """Candidates that a row may have before whole passes take their place."""
@@ -41,7 +42,7 @@ _PASS_BLOCK = 4096
 _FLOATS = tl.constexpr(6)
 _INTS = tl.constexpr(4)
 _PROMPT_FLAG = tl.constexpr(PROMPT_FLAG)
-_MAX_BIASES = tl.constexpr(MAX_BIASES)
+_MAX_BIASES = tl.constexpr(MAX_LOGIT_BIAS)
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 

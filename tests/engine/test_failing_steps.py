@@ -67,9 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MakeEngine = Callable[..., Engine]
 
 
-@pytest.fixture(params=["host", "torch", "torch-overlap"])
+@pytest.fixture(params=["native", "torch", "torch-overlap"])
 def healthy(request: pytest.FixtureRequest, folder: Path) -> Engine:
-    dtype, overlap = ("bfloat16", False) if request.param == "host" else ("float32", request.param == "torch-overlap")
+    dtype, overlap = ("bfloat16", False) if request.param == "native" else ("float32", request.param == "torch-overlap")
     return engine_for(folder, dtype=dtype, block_size=8, overlap=overlap)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from ingle.engine.engine import Engine
+from ingle.engine.masks import TokenMask
 from ingle.engine.worker import RunningStep, Worker
 from ingle.request import EngineRequest, SamplingParams, decode_token_ids, encode_token_ids
 from ingle.step import Masks, Step, StepResult
-from tests.support import collect, engine_for, random_prompt, run, save_checkpoint
+from tests.support import collect, engine_for, random_prompt, restrict, run, save_checkpoint
 
 VOCAB = 256
 END = 2
@@ -147,6 +148,28 @@ def test_an_answer_follows_its_mask_and_the_others_do_not_notice(engine: Engine,
         else:
             assert tokens == free[name]
     assert not engine._masks
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 3])
+def test_masks_outlast_preemption(engine: Engine, max_in_flight: int) -> None:
+    wanted = requests(8)
+    alone = {r.id: answers_of(engine, [r], {r.id: Alternating()})[r.id] for r in wanted}
+    scarce = restrict(engine, num_pages=18, max_model_len=48, max_num_seqs=6)
+    scarce._max_in_flight = max_in_flight
+    masks = {r.id: Alternating() for r in wanted}
+    assert answers_of(scarce, wanted, masks) == alone == {name: mask.taken for name, mask in masks.items()}
+    assert scarce.scheduler.num_preemptions
+
+
+def answers_of(engine: Engine, wanted: Sequence[EngineRequest], masks: Mapping[str, TokenMask]) -> dict[str, list[int]]:
+    answers: dict[str, list[int]] = {r.id: [] for r in wanted}
+    for r in wanted:
+        engine.add(r, masks.get(r.id))
+    while engine.has_work:
+        for output in engine.step():
+            answers[output.id] += output.token_ids
+    engine.scheduler.check()
+    return answers
 
 
 def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> None:

@@ -30,7 +30,7 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"], ids=["PyTorch", "host"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"], ids=["PyTorch", "native"])
 @pytest.mark.parametrize(
     ("kind", "model_type", "more", "message"),
     [
@@ -70,7 +70,7 @@ def test_what_architectures_says(name: str, message: str, tmp_path: Path) -> Non
         engine_for(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"], ids=["PyTorch", "host"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"], ids=["PyTorch", "native"])
 def test_a_stored_head_tells_where_architectures_does_not(dtype: str, tmp_path: Path) -> None:
     save(tmp_path, Classifier, "llama", num_labels=1)
     edit(tmp_path, architectures=None, tie_word_embeddings=True)

@@ -76,9 +76,7 @@ def reference_greedy(model: Any, prompt: Sequence[int], num_tokens: int) -> list
 
 def engine_for(folder: Path, **options: Any) -> Engine:
     """A float32 engine on the CPU with a small KV cache."""
-    config = EngineConfig(
-        model=str(folder), **{"dtype": "float32", "device": "cpu", "kv_cache_memory": "8MiB", **options}
-    )
+    config = EngineConfig.of(str(folder), **{"dtype": "float32", "device": "cpu", "kv_cache_memory": "8MiB", **options})
     return build_engine(config, folder)[0]
 
 

@@ -14,7 +14,7 @@ from ingle.config import EngineConfig
 from ingle.request import EngineRequest, Sampling
 
 MESSAGES = [
-    Start(EngineConfig(model="tiny", max_model_len=7), "/somewhere"),
+    Start(EngineConfig.of("tiny", max_model_len=7), "/somewhere"),
     EngineRequest("a", [1, 2, 3], Sampling(temperature=0.5, stop_token_ids=(4,), logit_bias={3: 1.5}), (2,)),
     Abort("a"),
 ]

@@ -30,7 +30,7 @@ def test_sizes(text: str, expected: int) -> None:
 def test_values_that_cannot_be_used_are_refused_with_their_flag(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
-        EngineConfig(model="x", **options)
+        EngineConfig.of("x", **options)
 
 
 def test_a_port_is_a_port() -> None:

@@ -15,7 +15,7 @@ def _engine(path: str, threads: int, **options: object):  # type: ignore[no-unty
     from ingle.config import EngineConfig
     from ingle.engine.build import build_engine
 
-    config = EngineConfig(path, device="cpu", threads=threads, max_model_len=2048, kv_cache_memory="64MiB",
+    config = EngineConfig.of(path, device="cpu", threads=threads, max_model_len=2048, kv_cache_memory="64MiB",
                           enable_prefix_caching=False, **options)  # fmt: skip
     return build_engine(config, Path(path))
 

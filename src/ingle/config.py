@@ -6,7 +6,7 @@ import json
 import math
 import re
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ingle.errors import ConfigError
@@ -19,89 +19,51 @@ CpuKernels = Literal["auto", "torch"]
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """What the engine runs and within which limits."""
+def parse_bytes(flag: str, text: str) -> int:
+    """Bytes in `4GiB`, `512m`, `1.5 G` or a plain number. Units are powers of 1024. Raises `ConfigError`."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is None or (value := float(match[1]) * 1024 ** " kmgt".index((match[2] or " ").lower())) < 1:
+        raise ConfigError(f"{flag} {text!r} is not a size: write for instance 4GiB or 512MiB")
+    return int(value)
 
-    model: str
-    """Short name (smollm2:135m), a Hugging Face model folder, or a .gguf file."""
+
+def _at_least(field: str, value: int | None, low: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not a whole number")
+    if value is not None and value < low:
+        raise ConfigError(f"--{field.replace('_', '-')} {value} is too small: give at least {low}")
+
+
+def _one_of(field: str, value: str, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not one of {', '.join(get_args(allowed))}")
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """What is loaded, and in which type it is computed."""
+
     dtype: DType = "auto"
     """Type of weights and activations. auto: the checkpoint's, or what this machine computes fastest."""
-    max_model_len: int | None = None
-    """Longest sequence, prompt and answer together. Default: the model's own, cut to what KV memory holds."""
+    load_format: LoadFormat = "auto"
+    """dummy: random seeded weights from config.json alone, to measure speed without a download."""
+    quantization: str | None = None
+    """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
     rope_scaling: str | None = None
     """Rope scaling in place of the model's own, as JSON: {"rope_type":"yarn","factor":4.0,
     "original_max_position_embeddings":32768}."""
     rope_theta: float | None = None
     """Base of the rotary embedding in place of the model's own."""
-    max_num_seqs: int | None = None
-    """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
-    max_num_batched_tokens: int | None = None
-    """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
-    gpu_memory_utilization: float = 0.9
-    """Share of the GPU's memory for weights, activations and KV cache together."""
-    kv_cache_memory: str | None = None
-    """Memory for the KV cache, such as 4GiB; on a CPU the default is a quarter of what is free, at most 4 GiB."""
-    block_size: int = 16
-    """Tokens in one page of the KV cache."""
-    num_gpu_blocks_override: int | None = None
-    """Exact number of KV pages instead of a memory budget; for tests and experiments."""
-    enable_prefix_caching: bool = True
-    """Reuse the keys and values of prompt prefixes seen before."""
-    load_format: LoadFormat = "auto"
-    """dummy: random seeded weights from config.json alone, to measure speed without a download."""
-    device: Device = "auto"
-    """auto takes a GPU when PyTorch sees one, and says which device runs."""
-    threads: int | None = None
-    """Threads that compute on a CPU. Default: one for each physical core, or as many as a container grants."""
-    cpu_kernels: CpuKernels = "auto"
-    """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
-    seed: int = 0
-    """Seeds dummy weights and the draws of requests that bring no seed."""
-    tensor_parallel_size: int = 1
-    """GPUs that share the model. Only 1 for now."""
-    quantization: str | None = None
-    """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
     trust_remote_code: bool = False
     """Let transformers import Python code from the model's folder, if it needs any. Read that code first: it can do
     whatever you can."""
-    enforce_eager: bool = False
-    """No CUDA graphs."""
-    overlap: bool | None = None
-    """Plan and launch the next step while this one runs. Default: on a GPU only."""
 
     def __post_init__(self) -> None:
-        for field, allowed in (
-            ("dtype", DType),
-            ("load_format", LoadFormat),
-            ("device", Device),
-            ("cpu_kernels", CpuKernels),
-        ):
-            if getattr(self, field) not in get_args(allowed):
-                flag = field.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, field)!r} is not one of {', '.join(get_args(allowed))}")
-        _at_least("max_model_len", self.max_model_len, 1)
-        _at_least("threads", self.threads, 1)
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
-        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
-            raise ConfigError(
-                f"--gpu-memory-utilization {self.gpu_memory_utilization} is not a share: "
-                "give a number above 0 and at most 1"
-            )
-        if self.block_size not in (8, 16, 32, 64, 128, 256):
-            raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")
+        _one_of("dtype", self.dtype, DType)
+        _one_of("load_format", self.load_format, LoadFormat)
         self.rope_override()
         if self.rope_theta is not None and not 0.0 < self.rope_theta < math.inf:
             raise ConfigError(f"--rope-theta {self.rope_theta} is not a positive number")
-        if self.kv_cache_memory is not None:
-            parse_bytes("--kv-cache-memory", self.kv_cache_memory)
-        if self.tensor_parallel_size != 1:
-            raise ConfigError(
-                f"--tensor-parallel-size {self.tensor_parallel_size}: this version runs a model on one device; "
-                "leave the flag out or give 1"
-            )
         if self.quantization is not None:
             raise ConfigError(
                 f"--quantization {self.quantization}: this version does not quantize on load; "
@@ -122,6 +84,105 @@ class EngineConfig:
                 f'--rope-scaling {shown} is not a JSON object such as {{"rope_type":"yarn","factor":4.0}}'
             )
         return scaling
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The KV cache: how much memory it gets, and in which pages."""
+
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory for weights, activations and KV cache together."""
+    kv_cache_memory: str | None = None
+    """Memory for the KV cache, such as 4GiB; on a CPU the default is a quarter of what is free, at most 4 GiB."""
+    block_size: int = 16
+    """Tokens in one page of the KV cache."""
+    num_gpu_blocks_override: int | None = None
+    """Exact number of KV pages instead of a memory budget; for tests and experiments."""
+    enable_prefix_caching: bool = True
+    """Reuse the keys and values of prompt prefixes seen before."""
+
+    def __post_init__(self) -> None:
+        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"--gpu-memory-utilization {self.gpu_memory_utilization} is not a share: "
+                "give a number above 0 and at most 1"
+            )
+        if self.block_size not in (8, 16, 32, 64, 128, 256):
+            raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")
+        if self.kv_cache_memory is not None:
+            parse_bytes("--kv-cache-memory", self.kv_cache_memory)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """What computes: which device, how many, with which kernels."""
+
+    device: Device = "auto"
+    """auto takes a GPU when PyTorch sees one, and says which device runs."""
+    threads: int | None = None
+    """Threads that compute on a CPU. Default: one for each physical core, or as many as a container grants."""
+    cpu_kernels: CpuKernels = "auto"
+    """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
+    tensor_parallel_size: int = 1
+    """GPUs that share the model. Only 1 for now."""
+
+    def __post_init__(self) -> None:
+        _one_of("device", self.device, Device)
+        _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
+        _at_least("threads", self.threads, 1)
+        if self.tensor_parallel_size != 1:
+            raise ConfigError(
+                f"--tensor-parallel-size {self.tensor_parallel_size}: this version runs a model on one device; "
+                "leave the flag out or give 1"
+            )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the engine runs and within which limits."""
+
+    model: str
+    """Short name (smollm2:135m), a Hugging Face model folder, or a .gguf file."""
+    max_model_len: int | None = None
+    """Longest sequence, prompt and answer together. Default: the model's own, cut to what KV memory holds."""
+    max_num_seqs: int | None = None
+    """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
+    seed: int = 0
+    """Seeds dummy weights and the draws of requests that bring no seed."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    overlap: bool | None = None
+    """Plan and launch the next step while this one runs. Default: on a GPU only."""
+    weights: WeightsConfig = WeightsConfig()
+    cache: CacheConfig = CacheConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+            _at_least(name, getattr(self, name), 1)
+
+    @classmethod
+    def of(cls, model: str, **options: Any) -> EngineConfig:
+        """From options of all groups by their own names, as flags are."""
+        groups: dict[str, Any] = {}
+        for group, kind in _GROUPS.items():
+            names = {field.name for field in fields(kind)} & options.keys()
+            groups[group] = kind(**{name: options.pop(name) for name in names})
+        return cls(model, **options, **groups)
+
+    def options(self) -> dict[str, Any]:
+        """What `of` takes beside the model."""
+        flat = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _GROUPS}
+        for group in _GROUPS:
+            flat |= {field.name: getattr(getattr(self, group), field.name) for field in fields(getattr(self, group))}
+        del flat["model"]
+        return flat
+
+
+_GROUPS = {"weights": WeightsConfig, "cache": CacheConfig, "parallel": ParallelConfig}
 
 
 @dataclass(frozen=True)
@@ -168,18 +229,3 @@ class ServerConfig:
         ):
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
-
-
-def parse_bytes(flag: str, text: str) -> int:
-    """Bytes in `4GiB`, `512m`, `1.5 G` or a plain number. Units are powers of 1024. Raises `ConfigError`."""
-    match = _BYTES.fullmatch(text.strip())
-    if match is None or (value := float(match[1]) * 1024 ** " kmgt".index((match[2] or " ").lower())) < 1:
-        raise ConfigError(f"{flag} {text!r} is not a size: write for instance 4GiB or 512MiB")
-    return int(value)
-
-
-def _at_least(field: str, value: int | None, low: int) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not a whole number")
-    if value is not None and value < low:
-        raise ConfigError(f"--{field.replace('_', '-')} {value} is too small: give at least {low}")

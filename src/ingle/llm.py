@@ -66,8 +66,8 @@ class LLM:
         llm = LLM("smollm2:135m")
         print(llm.generate("The capital of France is")[0].outputs[0].text)
 
-    `model` is a short name, a Hugging Face folder or a .gguf file; `options` are the fields of
-    `ingle.config.EngineConfig`, of which `rope_scaling` may also be a dict. Raises `ModelError` and `ConfigError`.
+    `model` is a short name, a Hugging Face folder or a .gguf file; `options` are those of
+    `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. Raises `ModelError` and `ConfigError`.
 
     It may be used from many threads, and from within the loop over a stream: calls that run at the same time share the
     engine's steps, and each gets its own outputs. In asyncio: `await asyncio.to_thread(llm.generate, prompt)`.
@@ -76,7 +76,7 @@ class LLM:
     def __init__(self, model: str, *, chat_template: str | None = None, **options: Any) -> None:
         if isinstance(options.get("rope_scaling"), dict):
             options["rope_scaling"] = json.dumps(options["rope_scaling"])
-        config = EngineConfig(model=model, **options)
+        config = EngineConfig.of(model, **options)
         source = ensure_model(model)
         text = load_text_side(source.path, chat_template)
         self.tokenizer = text.tokenizer

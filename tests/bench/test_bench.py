@@ -66,7 +66,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
     """3 of 8 experts: a step of n tokens is expected to read 1 - (5/8)^n of them, and a token is multiplied by 3/8."""
     folder = save_checkpoint(tmp_path, "qwen2_moe", num_experts=8, num_experts_per_tok=3, moe_intermediate_size=40,
                              shared_expert_intermediate_size=48)  # fmt: skip
-    engine, info = build_engine(EngineConfig(model=str(folder), dtype="float32", device="cpu", cpu_kernels="torch",
+    engine, info = build_engine(EngineConfig.of(str(folder), dtype="float32", device="cpu", cpu_kernels="torch",
                                              kv_cache_memory="8MiB"), folder)  # fmt: skip
     has = stored(engine)
     experts, head = 2 * 8 * 3 * 64 * 40, 256 * 64

@@ -43,7 +43,7 @@ def turns(*texts: str) -> list[dict[str, str]]:
 def test_lines_of_a_pipe_are_turns_of_one_conversation(llm: FakeLLM, talk: Talk) -> None:
     assert talk("你好\n\nhow are you\n") == "echo: 你好\necho: how are you\n"
     assert llm.conversations == [turns("你好"), turns("你好", "echo: 你好", "how are you")]
-    assert llm.config == EngineConfig(model="m")
+    assert llm.config == EngineConfig.of("m")
 
 
 def test_clear_and_system(llm: FakeLLM, talk: Talk) -> None:

@@ -40,7 +40,7 @@ RECORD = {
 def test_one_prompt(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
     generate.main(["m", "Hi there", "--max-tokens", "8", "--temperature", "0", "--dtype", "float32"], load=llm.load)
     assert capsys.readouterr().out == "Hi there…好\n"
-    assert llm.config == EngineConfig(model="m", dtype="float32")
+    assert llm.config == EngineConfig.of("m", dtype="float32")
     assert llm.sampling == SamplingParams(temperature=0.0, max_tokens=8)
 
 

@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 @pytest.mark.parametrize("argv", ["serve m", "serve --model m", "serve m --model m"])
 def test_defaults_are_those_of_the_configuration(ingle: Run, calls: Calls, argv: str) -> None:
     assert ingle(*argv.split()).code == 0
-    assert calls == [(EngineConfig(model="m"), ServerConfig())]
+    assert calls == [(EngineConfig.of("m"), ServerConfig())]
 
 
 VLLM = """
@@ -42,8 +42,8 @@ def test_the_flags_that_vllm_users_type(ingle: Run, calls: Calls, underscores: b
         words = [f"--{word[2:].replace('-', '_')}" if word.startswith("--") else word for word in words]
     result = ingle("serve", "m", *words)
     assert (result.code, result.err) == (0, "")
-    engine = EngineConfig(
-        model="m",
+    engine = EngineConfig.of(
+        "m",
         max_model_len=32768,
         max_num_seqs=64,
         max_num_batched_tokens=8000,
@@ -68,7 +68,7 @@ def test_the_flags_that_vllm_users_type(ingle: Run, calls: Calls, underscores: b
 def test_short_flags(ingle: Run, calls: Calls) -> None:
     assert ingle("serve", "m", "-tp", "1").code == 0
     assert ingle("serve", "m", "-tp=1", "--enable-prefix-caching").code == 0
-    assert calls == [(EngineConfig(model="m"), ServerConfig())] * 2
+    assert calls == [(EngineConfig.of("m"), ServerConfig())] * 2
     assert ingle("serve", "m", "-q", "awq").err.startswith("ingle: --quantization awq: this version does not quantize")
 
 

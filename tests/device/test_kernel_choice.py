@@ -55,7 +55,7 @@ def test_measured_once_and_kept(home: Path, decoder: DecoderConfig, monkeypatch:
 
 def test_the_slower_do_not_run(home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_ask", lambda question: 0.25)
-    engine, info = build_engine(EngineConfig(model=str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
+    engine, info = build_engine(EngineConfig.of(str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
     assert not library.started() and info.kernels == "PyTorch's"
     assert any("4.0 times as fast on this machine" in notice for notice in info.notices)
     assert len(greedy(engine, random_prompt(0, 20), 8)) == 8
@@ -66,7 +66,7 @@ def test_what_could_not_be_measured_is_said(home: Path, checkpoint: Path, monkey
         raise subprocess.CalledProcessError(1, "python", stderr=b"Traceback\nMemoryError: none left")
 
     monkeypatch.setattr(choice, "_ask", fails)
-    _, info = build_engine(EngineConfig(model=str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
+    _, info = build_engine(EngineConfig.of(str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
     assert library.started() and info.kernels.startswith("ingle's")
     assert any("were not compared with PyTorch's: MemoryError: none left" in notice for notice in info.notices)
 

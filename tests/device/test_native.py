@@ -188,7 +188,7 @@ from ingle.config import EngineConfig
 from ingle.engine import process
 from ingle.request import EngineRequest, SamplingParams
 
-engine, info = process.build_engine(EngineConfig(sys.argv[1], device="cpu"), pathlib.Path(sys.argv[1]))
+engine, info = process.build_engine(EngineConfig.of(sys.argv[1], device="cpu"), pathlib.Path(sys.argv[1]))
 params = SamplingParams(temperature=0.5, top_p=0.9, max_tokens=3, logprobs=2, repetition_penalty=1.1)
 engine.add(EngineRequest("a", [5, 6, 7], params))
 while engine.has_work:

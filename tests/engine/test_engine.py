@@ -252,7 +252,7 @@ def test_a_kv_cache_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_that_the_kv_cache_leaves_is_reported(folder: Path) -> None:
-    _, info = build_engine(EngineConfig(str(folder), device="cpu", kv_cache_memory="1GiB", max_num_seqs=2), folder)
+    _, info = build_engine(EngineConfig.of(str(folder), device="cpu", kv_cache_memory="1GiB", max_num_seqs=2), folder)
     assert any("1.00 GiB: 2 sequences of" in notice and "need no more" in notice for notice in info.notices)
 
 
@@ -272,14 +272,14 @@ def test_a_type_that_stays_what_it_is_is_no_notice(
     stored: str, notices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    picked = torch_build.pick_dtype(EngineConfig("any"), {"torch_dtype": stored}, torch.device("cpu"))
+    picked = torch_build.pick_dtype(EngineConfig.of("any"), {"torch_dtype": stored}, torch.device("cpu"))
     assert picked == (torch.float32, notices)
 
 
 def test_a_small_model_that_claims_any_context_does_not_fill_memory(tmp_path: Path) -> None:
     """Rotations and page tables are as long as a sequence may be: of 16 million tokens they took gigabytes."""
     save_checkpoint(tmp_path, max_position_embeddings=1 << 31)
-    config = EngineConfig(str(tmp_path), device="cpu", kv_cache_memory="4GiB")
+    config = EngineConfig.of(str(tmp_path), device="cpu", kv_cache_memory="4GiB")
     engine, info = build_engine(config, tmp_path)
     assert info.max_model_len < 500_000
     assert any("tables for more take more memory" in notice for notice in info.notices)

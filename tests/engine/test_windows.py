@@ -27,7 +27,7 @@ CONTEXT = 32768
 
 
 def planned(kv: KvSpec, budget: int) -> MemoryPlan:
-    config = EngineConfig("gemma3", max_model_len=CONTEXT, max_num_seqs=64)
+    config = EngineConfig.of("gemma3", max_model_len=CONTEXT, max_num_seqs=64)
     return plan_memory(config, GEMMA3_4B, kv, on_gpu=True, budget=budget, free=None)
 
 

@@ -49,7 +49,7 @@ def compiler(folder: Path, script: str) -> str:
 
 
 def runs_on_pytorch(checkpoint: Path, why: str) -> None:
-    config = EngineConfig(model=str(checkpoint), device="cpu", kv_cache_memory="8MiB")
+    config = EngineConfig.of(str(checkpoint), device="cpu", kv_cache_memory="8MiB")
     engine, info = build_engine(config, checkpoint)
     assert not library.started()
     assert len(greedy(engine, random_prompt(0, 20), 8)) == 8
@@ -186,7 +186,7 @@ def test_a_target_that_cannot_be_had(
     """Whoever asks for one does not want others, nor PyTorch's operators."""
     monkeypatch.setenv("INGLE_CPU_TARGET", name)
     with pytest.raises(ConfigError, match=re.escape(why)):
-        build_engine(EngineConfig(model=str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
+        build_engine(EngineConfig.of(str(checkpoint), device="cpu", kv_cache_memory="8MiB"), checkpoint)
 
 
 # ---- the file that is kept

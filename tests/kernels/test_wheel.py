@@ -55,7 +55,7 @@ import ingle
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 checkpoint = sys.argv[1]
-_, info = build_engine(EngineConfig(model=checkpoint, device="cpu", kv_cache_memory="8MiB"), Path(checkpoint))
+_, info = build_engine(EngineConfig.of(checkpoint, device="cpu", kv_cache_memory="8MiB"), Path(checkpoint))
 print(json.dumps([info.kernels, info.notices, ingle.__file__]))
 """
 

@@ -44,7 +44,7 @@ def logits(path: Path, dtype: str) -> torch.Tensor:
 
 
 def built(path: Path, dtype: str) -> tuple[Engine, list[str]]:
-    config = EngineConfig(model=str(path), dtype=dtype, device="cpu", kv_cache_memory="8MiB")  # type: ignore[arg-type]
+    config = EngineConfig.of(str(path), dtype=dtype, device="cpu", kv_cache_memory="8MiB")  # type: ignore[arg-type]
     engine, info = build_engine(config, path)
     return engine, info.notices
 

@@ -128,7 +128,7 @@ def test_the_notice_comes_with_the_engine(tmp_path: Path) -> None:
     save_checkpoint(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"foo_multiplier": 3.0}))
-    _, info = build_engine(EngineConfig(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
+    _, info = build_engine(EngineConfig.of(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
     assert any("foo_multiplier is 3.0" in notice for notice in info.notices)
 
 

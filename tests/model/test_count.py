@@ -23,7 +23,7 @@ from tests.weights.gguf_models import write_gguf_model
 def test_parameters_are_counted_before_they_are_read(name: str, tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS[name]
     folder = save_checkpoint(tmp_path, model_type, **overrides)
-    _, info = build_engine(EngineConfig(str(folder), dtype="float32", device="cpu", kv_cache_memory="8MiB"), folder)
+    _, info = build_engine(EngineConfig.of(str(folder), dtype="float32", device="cpu", kv_cache_memory="8MiB"), folder)
     assert num_parameters(decoder_config(read_config(folder))) == info.num_parameters
 
 

@@ -106,7 +106,7 @@ def test_rope_flags_do_not_reach_it(flag: dict[str, Any], tmp_path: Path) -> Non
 
 def test_says_what_runs_and_leaves_out_graphs(tmp_path: Path) -> None:
     save(tmp_path, "olmo2")
-    engine, info = build_engine(EngineConfig(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
+    engine, info = build_engine(EngineConfig.of(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
     assert info.family == "olmo2" and not engine.worker.device.model.capturable
     assert "transformers' Olmo2ForCausalLM runs" in info.notices[0]
     weights = load_file(tmp_path / "model.safetensors")
@@ -122,7 +122,7 @@ def test_keys_that_transformers_passes_over_are_told(tmp_path: Path) -> None:
 
 
 def notices(folder: Path) -> list[str]:
-    return build_engine(EngineConfig(str(folder), device="cpu", kv_cache_memory="4MiB"), folder)[1].notices
+    return build_engine(EngineConfig.of(str(folder), device="cpu", kv_cache_memory="4MiB"), folder)[1].notices
 
 
 def test_dummy_weights_are_seeded(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_token_takes_what_the_paper_counts() -> None:
     """512 + 64 numbers in each of 27 layers, of two bytes each."""
     decoder = decoder_config(V2_LITE)
     assert decoder.kv_spec("bfloat16").token_bytes == 27 * 576 * 2
-    config = EngineConfig(model="", block_size=16, max_model_len=4096)
+    config = EngineConfig.of("", block_size=16, max_model_len=4096)
     memory = plan_memory(config, decoder, decoder.kv_spec("bfloat16"), on_gpu=True, budget=1 << 30, free=None)
     assert memory.kv_cache_bytes == memory.num_pages * 16 * 27 * 576 * 2
     assert memory.num_pages == (1 << 30) // (16 * 27 * 576 * 2)

@@ -46,7 +46,7 @@ def assert_same(folder: Path, reference: Any, prompt_length: int, **options: Any
 
 
 def notices(folder: Path, **options: Any) -> str:
-    config = EngineConfig(model=str(folder), device="cpu", dtype="float32", **{"kv_cache_memory": "8MiB", **options})
+    config = EngineConfig.of(str(folder), device="cpu", dtype="float32", **{"kv_cache_memory": "8MiB", **options})
     return "\n".join(build_engine(config, folder)[1].notices)
 
 

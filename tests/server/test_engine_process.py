@@ -24,7 +24,7 @@ async def test_one_that_died_before_it_was_told_what_to_load_is_an_error_with_th
     with EngineProcess() as process:
         process._popen.kill()
         process._popen.wait()
-        process.load(EngineConfig("any"), Path("any"))
+        process.load(EngineConfig.of("any"), Path("any"))
         with pytest.raises(EngineError, match="ended while it was loading: killed by SIGKILL"):
             await EngineClient.connect(process)
 

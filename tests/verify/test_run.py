@@ -32,7 +32,7 @@ RIGHT: dict[str, dict[str, Any]] = {
 
 
 def verified(path: Path, dtype: str = "float32", **options: Any) -> Verification:
-    config = EngineConfig(str(path), dtype=dtype, device="cpu", **options)  # type: ignore[arg-type]
+    config = EngineConfig.of(str(path), dtype=dtype, device="cpu", **options)  # type: ignore[arg-type]
     return verify(config, path, [("some ids", random_prompt(1, 70))], num_random=3, num_tokens=12)
 
 
@@ -127,7 +127,7 @@ def test_the_text_part_of_a_model_of_text_and_images_passes(dtype: str, tmp_path
 
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, max_position_embeddings=32)
-    config = EngineConfig(str(tmp_path), dtype="float32", device="cpu")
+    config = EngineConfig.of(str(tmp_path), dtype="float32", device="cpu")
     with pytest.raises(ConfigError, match="--num-tokens 31"):
         verify(config, tmp_path, [], num_random=1, num_tokens=31)
     result = verify(config, tmp_path, [("long", random_prompt(1, 70))], num_random=0, num_tokens=20)

@@ -129,7 +129,7 @@ def test_notices(tmp_path: Path) -> None:
     """They may name tensors as the file does."""
     file = save_checkpoint(tmp_path) / "model.safetensors"
     save_file({f"{EVIL}.{name}": value for name, value in load_file(file).items() if "lm_head" not in name}, file)
-    config = EngineConfig(model=str(tmp_path), dtype="float32", device="cpu", kv_cache_memory="8MiB")
+    config = EngineConfig.of(str(tmp_path), dtype="float32", device="cpu", kv_cache_memory="8MiB")
     notices = build_engine(config, tmp_path)[1].notices
     assert any("embedding takes its place" in notice for notice in notices)
     assert all(notice.isprintable() for notice in notices)

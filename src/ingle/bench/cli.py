@@ -24,7 +24,7 @@ from ingle.bench.throughput import Result, measure, warm_up
 from ingle.bench.workloads import Workload, select
 from ingle.channel import EngineInfo
 from ingle.cli.flags import parse
-from ingle.config import EngineConfig
+from ingle.config import CacheConfig, EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError
@@ -35,7 +35,7 @@ from ingle.version import __version__
 
 _MAX_MODEL_LEN = 4096
 """Unless the flag says otherwise: what the workloads need."""
-_HIDE = {EngineConfig: {"enable_prefix_caching"}}
+_HIDE = {CacheConfig: {"enable_prefix_caching"}}
 """Repeated runs must compute what they claim to."""
 
 
@@ -198,7 +198,8 @@ _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 
 
 def _config(flags: EngineConfig) -> EngineConfig:
-    return replace(flags, max_model_len=flags.max_model_len or _MAX_MODEL_LEN, enable_prefix_caching=False)
+    cache = replace(flags.cache, enable_prefix_caching=False)
+    return replace(flags, max_model_len=flags.max_model_len or _MAX_MODEL_LEN, cache=cache)
 
 
 def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
@@ -262,7 +263,9 @@ def _engine(flags: EngineConfig) -> tuple[Engine, EngineInfo, Path]:
     path = ensure_model(config.model).path
     engine, info = build_engine(config, path, lambda stage: _status(stage))
     if not engine.facts.on_gpu:
-        torch.set_num_threads(config.threads or threads.default_count())  # the ceilings' products run on as many
+        torch.set_num_threads(
+            config.parallel.threads or threads.default_count()
+        )  # the ceilings' products run on as many
     for notice in info.notices:
         print(f"notice: {notice}")
     return engine, info, path

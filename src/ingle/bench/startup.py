@@ -37,7 +37,13 @@ def measure_startup(config: EngineConfig, path: Path) -> list[Startup]:
 def _start(config: EngineConfig, path: Path, cache: str, name: str) -> Startup:
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "ingle.bench.startup", json.dumps(asdict(config)), str(path)],
+        [
+            sys.executable,
+            "-m",
+            "ingle.bench.startup",
+            json.dumps({"model": config.model, **config.options()}),
+            str(path),
+        ],
         env={**os.environ, "TRITON_CACHE_DIR": cache},
         stdout=subprocess.PIPE,
         text=True,
@@ -63,4 +69,4 @@ def _child(config: EngineConfig, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _child(EngineConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]))
+    _child(EngineConfig.of(**json.loads(sys.argv[1])), Path(sys.argv[2]))

@@ -76,5 +76,4 @@ def load_llm(engine: EngineConfig) -> LLM:
     with importing():
         from ingle.llm import LLM
 
-    options = {field.name: getattr(engine, field.name) for field in dataclasses.fields(engine) if field.name != "model"}
-    return LLM(engine.model, **options)
+    return LLM(engine.model, **engine.options())

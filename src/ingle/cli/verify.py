@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ingle import facts
 from ingle.cli.flags import Hidden, parse
 from ingle.cli.local import importing
-from ingle.config import EngineConfig
+from ingle.config import CacheConfig, EngineConfig, WeightsConfig
 from ingle.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 # What shapes the numbers stays. Memory is chosen here, and the reference knows the checkpoint as it is.
 _HIDDEN: Hidden = {
-    EngineConfig: {
-        "load_format", "gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override", "seed",
-        "rope_scaling", "rope_theta",
-    }
-}  # fmt: skip
+    EngineConfig: {"seed"},
+    WeightsConfig: {"load_format", "rope_scaling", "rope_theta"},
+    CacheConfig: {"gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override"},
+}
 _NAME_WIDTH = 40
 
 

@@ -102,13 +102,13 @@ def _info(numerics: Numerics, loaded: Loaded, notices: list[str], timings_s: dic
 
 def pick_device(config: EngineConfig) -> Literal["cpu", "cuda"]:
     """Raises `ConfigError` when a GPU is asked for and PyTorch sees none."""
-    if config.device == "cpu" or (config.device == "auto" and not _gpu_driver_is_there()):
+    if config.parallel.device == "cpu" or (config.parallel.device == "auto" and not _gpu_driver_is_there()):
         return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    if config.device == "cuda":
+    if config.parallel.device == "cuda":
         raise ConfigError(
             "--device cuda: PyTorch sees no GPU here; give --device cpu, or check the driver with nvidia-smi"
         )
@@ -130,7 +130,7 @@ class CpuKernels:
 
 def _ready_cpu_kernels(config: EngineConfig, files: ModelFiles, startup: Startup, beside_server: bool) -> CpuKernels:
     """Starts them, and compares them with PyTorch's operators where that was not done before."""
-    if config.cpu_kernels == "torch":
+    if config.parallel.cpu_kernels == "torch":
         return CpuKernels(ours=False)
     just_started = not library.started()
     with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
@@ -165,4 +165,4 @@ def _choose_kernels(config: EngineConfig, decoder: DecoderConfig, gguf: GgufFile
 
 
 def _num_threads(config: EngineConfig) -> int:
-    return config.threads or threads.default_count()
+    return config.parallel.threads or threads.default_count()

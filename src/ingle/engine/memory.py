@@ -57,7 +57,7 @@ def _longest_by_tables(config: EngineConfig, model: ModelConfig, budget: int, kv
         return config.max_model_len
     rotations = 2 * 2 * 4 * model.head_dim  # sine and cosine of two kinds of layers, float32
     # Of each slot a token, and for each group a share of a page's number.
-    slots = (config.max_num_seqs or 256) * (4 + 4 * len(kv.groups) / config.block_size)
+    slots = (config.max_num_seqs or 256) * (4 + 4 * len(kv.groups) / config.cache.block_size)
     return int(max(budget / _TABLES_SHARE, _TABLES_BYTES) / (rotations + slots))
 
 
@@ -82,7 +82,7 @@ def plan_memory(
         notices.append(
             f"max_model_len {max_model_len} is beyond the {model.max_position_embeddings} tokens the model was made for"
         )
-    page_size, windows = config.block_size, kv.windows
+    page_size, windows = config.cache.block_size, kv.windows
     page_bytes = kv.page_bytes(page_size)
     by_tables = _longest_by_tables(config, model, budget, kv)
     if by_tables < longest(windows, budget // page_bytes, page_size, max_num_batched_tokens, max_model_len):
@@ -93,7 +93,7 @@ def plan_memory(
         max_model_len = by_tables
     pages_per_seq = pages_held(windows, max_model_len, page_size, max_num_batched_tokens)
     num_useful = 1 + max_num_seqs * pages_per_seq
-    num_pages = config.num_gpu_blocks_override or min(budget // page_bytes, num_useful)
+    num_pages = config.cache.num_gpu_blocks_override or min(budget // page_bytes, num_useful)
     capacity = longest(windows, num_pages - 1, page_size, max_num_batched_tokens, max_model_len)
     if capacity < 1:
         raise ConfigError(
@@ -102,12 +102,12 @@ def plan_memory(
             + ("--gpu-memory-utilization" if on_gpu else "--kv-cache-memory")
         )
     if free is not None and num_pages * page_bytes > free:
-        flag = "--num-gpu-blocks-override" if config.num_gpu_blocks_override else "--kv-cache-memory"
+        flag = "--num-gpu-blocks-override" if config.cache.num_gpu_blocks_override else "--kv-cache-memory"
         raise ConfigError(
             f"a KV cache of {size(num_pages * page_bytes)} does not fit the {size(free)} that are "
             f"free beside the weights: give less with {flag}"
         )
-    if config.kv_cache_memory is not None and num_pages == num_useful < budget // page_bytes:
+    if config.cache.kv_cache_memory is not None and num_pages == num_useful < budget // page_bytes:
         notices.append(
             f"the KV cache takes {size(num_pages * page_bytes)} of {size(budget)}: {max_num_seqs} "
             f"sequences of {max_model_len} tokens need no more"
@@ -119,24 +119,24 @@ def plan_memory(
         )
         max_model_len = capacity
     limits = Limits(
-        max_num_seqs, max_num_batched_tokens, max_model_len, page_size, config.enable_prefix_caching, windows
+        max_num_seqs, max_num_batched_tokens, max_model_len, page_size, config.cache.enable_prefix_caching, windows
     )
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 
 def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) -> int:
     """Bytes that the KV cache may take of what is left beside the weights. Raises `ConfigError` where that is none."""
-    if config.kv_cache_memory is not None:
-        return parse_bytes("--kv-cache-memory", config.kv_cache_memory)
+    if config.cache.kv_cache_memory is not None:
+        return parse_bytes("--kv-cache-memory", config.cache.kv_cache_memory)
     if memory.total is None:
         return _GIB if memory.free is None else min(memory.free // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
     free, total = memory.free or 0, memory.total
-    budget = int(total * config.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
+    budget = int(total * config.cache.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
     if budget <= 0:
         raise ConfigError(
             f"no GPU memory is left for the KV cache: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are free beside the "
-            f"weights, and --gpu-memory-utilization {config.gpu_memory_utilization} keeps "
-            f"{(1 - config.gpu_memory_utilization) * total / _GIB:.1f} GiB of them; raise it, or free the GPU"
+            f"weights, and --gpu-memory-utilization {config.cache.gpu_memory_utilization} keeps "
+            f"{(1 - config.cache.gpu_memory_utilization) * total / _GIB:.1f} GiB of them; raise it, or free the GPU"
         )
     return budget
 

@@ -31,11 +31,11 @@ exact."""
 
 def code_type_of(config: EngineConfig) -> Callable[[str], CodeType]:
     """How a matrix is held whose type in the checkpoint is given."""
-    return exact if _KV_TYPES[config.dtype] == "float32" else kept
+    return exact if _KV_TYPES[config.weights.dtype] == "float32" else kept
 
 
 def numerics(config: EngineConfig) -> Numerics:
-    kv_dtype = _KV_TYPES[config.dtype]
+    kv_dtype = _KV_TYPES[config.weights.dtype]
     is_exact = kv_dtype == "float32"
     return Numerics(
         kv_dtype=kv_dtype,

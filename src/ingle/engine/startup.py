@@ -56,14 +56,16 @@ class ModelFiles:
     def read(cls, config: EngineConfig, path: Path) -> ModelFiles:
         """Raises `ModelError` for what ingle does not run."""
         gguf = None if path.is_dir() else GgufFile(path, texts=False)
-        hf_config = read_config(path, gguf=gguf, rope_scaling=config.rope_override(), rope_theta=config.rope_theta)
+        hf_config = read_config(
+            path, gguf=gguf, rope_scaling=config.weights.rope_override(), rope_theta=config.weights.rope_theta
+        )
         check_kind(path, hf_config)
         refuse_quantized(path, hf_config)
         decoder = decoder_config(hf_config) if is_native(hf_config) else None
         return cls(path, gguf, hf_config, decoder, () if decoder is None else tuple(check_keys(hf_config)))
 
     def open(self, config: EngineConfig) -> WeightSource:
-        return open_source(self.path, config.load_format, config.seed, gguf=self.gguf)
+        return open_source(self.path, config.weights.load_format, config.seed, gguf=self.gguf)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class TorchRunner:
         self._our_kernels = our_kernels
         self._device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
         if not self._on_gpu:
-            torch.set_num_threads(config.threads or threads.default_count())
+            torch.set_num_threads(config.parallel.threads or threads.default_count())
 
     @property
     def _on_gpu(self) -> bool:
@@ -121,7 +121,7 @@ class TorchRunner:
                 dtype=dtype,
                 device=self._device,
                 max_model_len=config.max_model_len,
-                dummy_seed=config.seed if config.load_format == "dummy" else None,
+                dummy_seed=config.seed if config.weights.load_format == "dummy" else None,
             )
         memory = self._plan(model.config, numerics, weight_bytes=0)
         return _LoadedModel(model, memory, stored_types, [plan.notice, *plan.unknown_keys, *notices])
@@ -135,12 +135,12 @@ class _LoadedModel(NamedTuple):
 
 
 def _plan_fallback(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
-    if config.rope_scaling is not None or config.rope_theta is not None:
+    if config.weights.rope_scaling is not None or config.weights.rope_theta is not None:
         raise ConfigError(
             f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by transformers' "
             "code, which they do not reach; write rope_scaling or rope_theta into its config.json"
         )
-    return plan_fallback(files.path, files.hf_config, trust_remote_code=config.trust_remote_code)
+    return plan_fallback(files.path, files.hf_config, trust_remote_code=config.weights.trust_remote_code)
 
 
 def _sizes(model: Model) -> WeightSizes:
@@ -155,8 +155,8 @@ def _sizes(model: Model) -> WeightSizes:
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
     """The type to compute in, and what to tell the user about it."""
-    if config.dtype != "auto":
-        return _DTYPES[config.dtype], []
+    if config.weights.dtype != "auto":
+        return _DTYPES[config.weights.dtype], []
     stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
     if device.type == "cuda":
         if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):

@@ -48,7 +48,7 @@ def reference_for(config: EngineConfig, path: Path, device: torch.device) -> Ref
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = hf_config["model_type"]
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.trust_remote_code:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.weights.trust_remote_code:
         return Reference(
             f"ingle's own float32 path, since transformers has no model_type {kind!r}",
             lambda dtype, sequences, report: _by_engine(config, path, dtype, sequences),
@@ -79,7 +79,8 @@ def _by_transformers(
 
 
 def _by_engine(config: EngineConfig, path: Path, dtype: torch.dtype, sequences: Sequence[list[int]]) -> list[Scores]:
-    plain = dataclasses.replace(config, dtype=_DTYPES[dtype], max_num_seqs=1, enforce_eager=True)
+    weights = dataclasses.replace(config.weights, dtype=_DTYPES[dtype])
+    plain = dataclasses.replace(config, weights=weights, max_num_seqs=1, enforce_eager=True)
     engine, _ = build_engine(plain, path)
     return score_by_engine(engine, sequences)
 
@@ -93,7 +94,7 @@ def _read_folder(config: EngineConfig, path: Path, dtype: torch.dtype) -> Any:
         dtype=dtype,
         attn_implementation="eager",
         local_files_only=True,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=config.weights.trust_remote_code,
         output_loading_info=True,
     )
     missing = set(report["missing_keys"])

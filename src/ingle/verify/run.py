@@ -100,10 +100,10 @@ def _judge(
 
 def _small(config: EngineConfig, num_prompts: int, num_tokens: int) -> EngineConfig:
     """Room for just these prompts, in steps that are small."""
-    pages_each = -(-(_LONGEST_PROMPT + num_tokens + 1) // config.block_size)
+    pages_each = -(-(_LONGEST_PROMPT + num_tokens + 1) // config.cache.block_size)
     return dataclasses.replace(
         config,
-        num_gpu_blocks_override=1 + num_prompts * pages_each,
+        cache=dataclasses.replace(config.cache, num_gpu_blocks_override=1 + num_prompts * pages_each),
         max_num_batched_tokens=config.max_num_batched_tokens or max(_CHUNK, num_prompts),
         max_num_seqs=config.max_num_seqs or num_prompts,
     )

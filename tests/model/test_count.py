@@ -37,6 +37,6 @@ def test_bytes_are_counted_before_they_are_read(stored: str, dtype: str, tmp_pat
     if stored != "made up":
         kind = gguf.GGMLQuantizationType[stored]
         path, load_format = write_gguf_model(path, tmp_path / "model.gguf", kind), "auto"
-    config = EngineConfig(str(path), dtype=dtype, device="cpu", kv_cache_memory="8MiB", load_format=load_format)
+    config = EngineConfig.of(str(path), dtype=dtype, device="cpu", kv_cache_memory="8MiB", load_format=load_format)
     _, info = build_engine(config, path)
     assert numerics(config).weight_bytes(decoder, info.stored_types) == pytest.approx(info.weight_bytes, rel=0.02)

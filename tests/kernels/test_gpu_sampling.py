@@ -56,8 +56,7 @@ CUTS = [Cut(0.0), Cut(1.0), Cut(0.6, 0.9), Cut(1.3, top_k=5), Cut(0.8, 0.8, top_
         Cut(2.0, 0.5, 0.01, 40), Cut(1e-6), Cut(0.7, 0.95, top_k=300), Cut(1e-30, 0.9)]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [50, 5000, 9001])
+@pytest.mark.parametrize(("vocab", "dtype"), [(50, DTYPES[0]), (5000, DTYPES[1]), (9001, DTYPES[0])])
 def test_draws_equal_the_reference(vocab: int, dtype: torch.dtype) -> None:
     tables = tables_of([cut._replace(top_k=min(cut.top_k, vocab - 1)) for cut in CUTS], vocab)
     slots = torch.randperm(len(CUTS), device=DEVICE)
@@ -165,8 +164,7 @@ def adjusted_tables(cuts: list[Cut], vocab: int) -> SamplingTables:
 ALL = Features(filtered=True, adjusted=True, masked=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [50, 4097])
+@pytest.mark.parametrize(("vocab", "dtype"), [(50, DTYPES[0]), (4097, DTYPES[1])])
 def test_adjusted_draws_equal_the_reference(vocab: int, dtype: torch.dtype) -> None:
     cuts = [CUTS[i % len(CUTS)] for i in range(31)]
     cuts = [cut._replace(top_k=min(cut.top_k, vocab - 1)) for cut in cuts]

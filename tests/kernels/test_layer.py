@@ -221,7 +221,7 @@ LAUNCHES = {
 
 
 @pytest.mark.skipif(ON_GPU, reason="float32 on a GPU is never fused; tests/engine/test_gpu_engine.py compares bfloat16")
-@pytest.mark.parametrize("num_rows", [1, 2, 11, 20])
+@pytest.mark.parametrize("num_rows", [2, 11, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 20))])
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_a_fused_step_is_that_of_the_reference(

@@ -186,6 +186,14 @@ _GROUPS = {"weights": WeightsConfig, "cache": CacheConfig, "parallel": ParallelC
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How a conversation becomes a prompt: the same for every command that loads a model."""
+
+    chat_template: str | None = None
+    """A Jinja file (or the template itself) to use instead of the model's own."""
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """How the HTTP server is reached and what it calls the model."""
 
@@ -200,8 +208,6 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
     names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
-    chat_template: str | None = None
-    """A Jinja file (or the template itself) to use instead of the model's own."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
     disable_access_log: bool = False
@@ -229,3 +235,15 @@ class ServerConfig:
         ):
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Serve a model behind an OpenAI-compatible HTTP API.
+
+    MODEL may also be given as --model MODEL. A model that ingle can pull is pulled when it is not on this machine yet.
+    """
+
+    engine: EngineConfig
+    text: TextConfig = TextConfig()
+    server: ServerConfig = ServerConfig()

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ingle.config import EngineConfig
+from ingle.config import EngineConfig, TextConfig
 from ingle.engine.build import build_engine
 from ingle.engine.shared import SharedEngine
 from ingle.errors import RequestError
@@ -78,7 +78,7 @@ class LLM:
             options["rope_scaling"] = json.dumps(options["rope_scaling"])
         config = EngineConfig.of(model, **options)
         source = ensure_model(model)
-        text = load_text_side(source.path, chat_template)
+        text = load_text_side(source.path, TextConfig(chat_template))
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ingle.config import EngineConfig
+from ingle.config import EngineConfig, TextConfig
 from ingle.request import CompletionOutput, RequestOutput, SamplingParams
 
 
@@ -18,13 +18,14 @@ class FakeLLM:
     def __init__(self, default_sampling: dict[str, Any] | None = None) -> None:
         self.default_sampling = default_sampling or {}
         self.config: EngineConfig | None = None
+        self.text: TextConfig | None = None
         self.conversations: list[list[dict[str, Any]]] = []
         self.sampling: SamplingParams | None = None
         self.closed_after: list[int] = []
         self.on_word: Callable[[int], None] = lambda n: None
 
-    def load(self, config: EngineConfig) -> FakeLLM:
-        self.config = config
+    def load(self, config: EngineConfig, text: TextConfig) -> FakeLLM:
+        self.config, self.text = config, text
         return self
 
     def stream_chat(

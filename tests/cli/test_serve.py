@@ -5,10 +5,10 @@ import types
 
 import pytest
 
-from ingle.config import EngineConfig, ServerConfig
+from ingle.config import EngineConfig, ServeConfig, ServerConfig, TextConfig
 from tests.cli.conftest import Run
 
-Calls = list[tuple[EngineConfig, ServerConfig]]
+Calls = list[ServeConfig]
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What `run_server` was called with."""
     calls: Calls = []
     launch = types.ModuleType("ingle.server.launch")
-    launch.run_server = lambda process, engine, server: calls.append((engine, server))  # type: ignore[attr-defined]
+    launch.run_server = lambda process, config: calls.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ingle.server.launch", launch)
     return calls
 
@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 @pytest.mark.parametrize("argv", ["serve m", "serve --model m", "serve m --model m"])
 def test_defaults_are_those_of_the_configuration(ingle: Run, calls: Calls, argv: str) -> None:
     assert ingle(*argv.split()).code == 0
-    assert calls == [(EngineConfig.of("m"), ServerConfig())]
+    assert calls == [ServeConfig(EngineConfig.of("m"))]
 
 
 VLLM = """
@@ -58,17 +58,16 @@ def test_the_flags_that_vllm_users_type(ingle: Run, calls: Calls, underscores: b
     server = ServerConfig(
         host="0.0.0.0",
         port=9000,
-        chat_template="a.jinja",
         api_key=("k1", "k2"),
         served_model_name=("one", "two"),
     )
-    assert calls == [(engine, server)]
+    assert calls == [ServeConfig(engine, TextConfig(chat_template="a.jinja"), server)]
 
 
 def test_short_flags(ingle: Run, calls: Calls) -> None:
     assert ingle("serve", "m", "-tp", "1").code == 0
     assert ingle("serve", "m", "-tp=1", "--enable-prefix-caching").code == 0
-    assert calls == [(EngineConfig.of("m"), ServerConfig())] * 2
+    assert calls == [ServeConfig(EngineConfig.of("m"))] * 2
     assert ingle("serve", "m", "-q", "awq").err.startswith("ingle: --quantization awq: this version does not quantize")
 
 

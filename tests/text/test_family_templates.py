@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
+from ingle.config import TextConfig
 from ingle.errors import RequestError
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.load import load_text_side
@@ -161,7 +162,7 @@ def tigerbot(tmp_path: Path) -> Path:
 def test_tigerbot_by_the_template_in_examples(tigerbot: Path) -> None:
     """Its prompts are what the model's own code feeds it: the instruction, encoded as plain text after BOS."""
     assert load_text_side(tigerbot).chat_template is None, "never guessed"
-    side = load_text_side(tigerbot, str(TIGERBOT))
+    side = load_text_side(tigerbot, TextConfig(str(TIGERBOT)))
     assert side.chat_template is not None
     prompt = side.chat_template.render([user("你好")])
     ids = side.tokenizer.encode(prompt, add_special_tokens=False)
@@ -169,13 +170,13 @@ def test_tigerbot_by_the_template_in_examples(tigerbot: Path) -> None:
 
 
 def test_tigerbot_stops_at_its_end_token_and_before_the_next_instruction(tigerbot: Path) -> None:
-    side = load_text_side(tigerbot, str(TIGERBOT))
+    side = load_text_side(tigerbot, TextConfig(str(TIGERBOT)))
     assert side.tokenizer.eos_token_ids == (2,)
     assert side.tokenizer.chat_stops == ("\n\n### Instruction:",)
 
 
 def test_tigerbot_knows_three_roles(tigerbot: Path) -> None:
-    side = load_text_side(tigerbot, str(TIGERBOT))
+    side = load_text_side(tigerbot, TextConfig(str(TIGERBOT)))
     assert side.chat_template is not None
     with pytest.raises(RequestError, match="system, user and assistant only, not tool"):
         side.chat_template.render([user("a"), {"role": "tool", "content": "b"}])
@@ -186,7 +187,7 @@ def test_a_format_with_an_end_token_needs_no_stop_string(family: str, tmp_path: 
     backend = toys.byte_level()
     backend.add_special_tokens(["<end_of_turn>", "<|end|>", *TOKENS[family]])
     folder = toys.write_folder(tmp_path, backend, tokenizer_config__json=special_tokens(family))
-    assert load_text_side(folder, source_of(family)).tokenizer.chat_stops == ()
+    assert load_text_side(folder, TextConfig(source_of(family))).tokenizer.chat_stops == ()
 
 
 @pytest.mark.parametrize(
@@ -201,4 +202,4 @@ def test_a_format_with_an_end_token_needs_no_stop_string(family: str, tmp_path: 
 )
 def test_what_leads_to_the_next_question_ends_an_answer(template: str, stops: tuple[str, ...], tmp_path: Path) -> None:
     folder = toys.write_folder(tmp_path, toys.byte_level())
-    assert load_text_side(folder, template).tokenizer.chat_stops == stops
+    assert load_text_side(folder, TextConfig(template)).tokenizer.chat_stops == stops

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ingle.config import TextConfig
 from ingle.errors import ConfigError, ModelError
 from ingle.text.load import default_sampling, load_text_side
 from tests.text import toys
@@ -16,14 +17,14 @@ from tests.text import toys
 def test_a_given_template_replaces_the_models_own(smollm2_gguf: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
-    template = load_text_side(smollm2_gguf, str(file)).chat_template
+    template = load_text_side(smollm2_gguf, TextConfig(str(file))).chat_template
     assert template is not None and template.render([{"role": "user", "content": "你好"}]) == "<你好>"
 
 
 @pytest.mark.parametrize("given", ["{% for %}", "{{ raise_exception('no') }}", "missing.jinja"])
 def test_a_given_template_that_cannot_work_fails_at_the_start(smollm2_gguf: Path, given: str) -> None:
     with pytest.raises(ConfigError, match="--chat-template"):
-        load_text_side(smollm2_gguf, given)
+        load_text_side(smollm2_gguf, TextConfig(given))
 
 
 def test_sampling_defaults_come_from_the_generation_config(tmp_path: Path) -> None:
@@ -41,9 +42,9 @@ def test_a_given_template_that_leaves_out_what_is_asked_is_refused_at_the_start(
     with pytest.raises(
         ConfigError, match=r"--chat-template cannot render a user's message: messages\[0\] would be lost"
     ):
-        load_text_side(folder, "{{ bos_token }}<|assistant|>")
+        load_text_side(folder, TextConfig("{{ bos_token }}<|assistant|>"))
     template = load_text_side(
-        folder, "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+        folder, TextConfig("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}")
     )
     assert template.chat_template is not None
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
+from ingle.config import TextConfig
 from ingle.errors import ModelError, RequestError
 from ingle.text.load import load_tokenizer
 from tests.text import toys
@@ -189,7 +190,7 @@ def test_default_template_in_the_folder_of_templates(tmp_path: Path) -> None:
 
 def test_a_given_template_replaces_the_models_own(tmp_path: Path) -> None:
     folder = toys.write_folder(tmp_path, toys.byte_level(), chat_template__jinja="own")
-    tokenizer = load_tokenizer(folder, chat_template=CHATML)
+    tokenizer = load_tokenizer(folder, TextConfig(CHATML))
     assert (tokenizer.chat_template, tokenizer.eos_token_ids) == (CHATML, (2,))
 
 
@@ -327,7 +328,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     files = {name: f"\ufeff{CHATML}" if name.endswith("jinja") else "\ufeff" + json.dumps({"chat_template": CHATML})}
     folder = toys.write_folder(tmp_path, toys.byte_level(), **files)
     assert load_tokenizer(folder).chat_template == CHATML
-    assert load_tokenizer(folder, chat_template=f"\ufeff{CHATML}").chat_template == CHATML
+    assert load_tokenizer(folder, TextConfig(f"\ufeff{CHATML}")).chat_template == CHATML
 
 
 @pytest.mark.parametrize(

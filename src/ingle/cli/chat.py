@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from ingle.cli.flags import parse
 from ingle.cli.local import HIDDEN, Sampling, load_llm
-from ingle.config import EngineConfig
+from ingle.config import EngineConfig, TextConfig
 from ingle.errors import ConfigError, RequestError
 from ingle.request import SamplingParams
 
@@ -34,6 +34,7 @@ class Chat:
     """Talk to a model in the terminal, or send it the lines of a pipe one after the other."""
 
     engine: EngineConfig
+    text: TextConfig
     sampling: Sampling
     system: str | None = None
     """System message at the beginning of the conversation."""
@@ -50,11 +51,11 @@ class ChatModel(Protocol):
     ) -> Iterator[str]: ...
 
 
-def main(argv: Sequence[str], load: Callable[[EngineConfig], ChatModel] = load_llm) -> None:
+def main(argv: Sequence[str], load: Callable[[EngineConfig, TextConfig], ChatModel] = load_llm) -> None:
     flags = parse(Chat, argv, command="chat", hide=HIDDEN)
     flags.sampling.params({}, max_tokens=None)  # complains before the model is loaded
     interactive = sys.stdin.isatty()
-    model = load(flags.engine)
+    model = load(flags.engine, flags.text)
     conversation = Conversation(model, flags.sampling.params(model.default_sampling, max_tokens=None), flags.system)
     if interactive:
         print(f"{flags.engine.model} is listening. /help lists the commands, Ctrl-D leaves.")

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from ingle.cli.flags import parse
 from ingle.cli.local import HIDDEN, Sampling, load_llm
-from ingle.config import EngineConfig
+from ingle.config import EngineConfig, TextConfig
 from ingle.errors import ConfigError
 from ingle.request import RequestOutput, SamplingParams
 
@@ -43,6 +43,7 @@ class Generate:
     """
 
     engine: EngineConfig
+    text: TextConfig
     io: InputOutput
     sampling: Sampling
 
@@ -58,13 +59,13 @@ class CompletionModel(Protocol):
     ) -> list[RequestOutput]: ...
 
 
-def main(argv: Sequence[str], load: Callable[[EngineConfig], CompletionModel] = load_llm) -> None:
+def main(argv: Sequence[str], load: Callable[[EngineConfig, TextConfig], CompletionModel] = load_llm) -> None:
     flags = parse(Generate, argv, command="generate", hide=HIDDEN)
     prompts = _prompts(flags.io)
     if (output := flags.io.output) is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.absolute().parent}")
     flags.sampling.params({}, max_tokens=MAX_TOKENS)  # complains before the model is loaded
-    model = load(flags.engine)
+    model = load(flags.engine, flags.text)
     sampling = flags.sampling.params(model.default_sampling, max_tokens=MAX_TOKENS)
     results = model.generate(prompts, sampling, use_tqdm=len(prompts) > 1 and sys.stderr.isatty())
     _report(flags.io, results)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ingle.cli.flags import Hidden
 from ingle.cli.main import EXIT_INTERRUPTED
-from ingle.config import EngineConfig
+from ingle.config import EngineConfig, TextConfig
 from ingle.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Sampling:
 
     def params(self, model_defaults: Mapping[str, Any], *, max_tokens: int | None) -> SamplingParams:
         """These flags over the model's defaults; `max_tokens` if neither says. Raises `RequestError`."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
         return SamplingParams(**{"max_tokens": max_tokens, **model_defaults, **given})
 
 
@@ -68,7 +67,7 @@ def importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def load_llm(engine: EngineConfig) -> LLM:
+def load_llm(engine: EngineConfig, text: TextConfig) -> LLM:
     """Load the model, pulling it first when it is in the catalog and not on this machine yet."""
     from ingle.hub.resolve import ensure_model
 
@@ -76,4 +75,4 @@ def load_llm(engine: EngineConfig) -> LLM:
     with importing():
         from ingle.llm import LLM
 
-    return LLM(engine.model, **engine.options())
+    return LLM(engine.model, **asdict(text), **engine.options())

@@ -5,21 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from ingle.config import EngineConfig, ServerConfig
+from ingle.config import ServeConfig
 from ingle.server.engine_process import EngineProcess
-
-
-@dataclass(frozen=True)
-class Serve:
-    """Serve a model behind an OpenAI-compatible HTTP API.
-
-    MODEL may also be given as --model MODEL. A model that ingle can pull is pulled when it is not on this machine yet.
-    """
-
-    engine: EngineConfig
-    server: ServerConfig
 
 
 @contextmanager
@@ -40,9 +28,9 @@ def main(argv: Sequence[str]) -> None:
         from ingle.cli.flags import parse
         from ingle.cli.local import importing
 
-        flags = parse(Serve, argv, command="serve")
+        config = parse(ServeConfig, argv, command="serve")
 
         with importing():
             from ingle.server.launch import run_server
 
-        run_server(process, flags.engine, flags.server)
+        run_server(process, config)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ingle import facts
 from ingle.cli.flags import Hidden, parse
 from ingle.cli.local import importing
-from ingle.config import CacheConfig, EngineConfig, WeightsConfig
+from ingle.config import CacheConfig, EngineConfig, TextConfig, WeightsConfig
 from ingle.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Verify:
     """
 
     engine: EngineConfig
+    text: TextConfig
     questions: Questions
 
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         from ingle.text.load import load_tokenizer
         from ingle.verify.run import verify
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, flags.text)
     prompts = [(_shown(text), tokenizer.encode(text)) for text in texts]
     result = verify(
         flags.engine,

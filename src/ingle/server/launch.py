@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingle import facts
-from ingle.config import EngineConfig, ServerConfig
+from ingle.config import ServeConfig, ServerConfig
 from ingle.errors import ConfigError, EngineError
 from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.access import Access
@@ -38,7 +38,7 @@ _SWITCH_INTERVAL_S = 0.001
 logger = logging.getLogger("ingle")
 
 
-def run_server(process: EngineProcess, engine_config: EngineConfig, server_config: ServerConfig) -> None:
+def run_server(process: EngineProcess, config: ServeConfig) -> None:
     """Serves until interrupted, by a `process` that waits to be told what to load.
 
     Raises an `IngleError` when it cannot start, or when the engine fails on the way.
@@ -46,28 +46,22 @@ def run_server(process: EngineProcess, engine_config: EngineConfig, server_confi
     started = time.perf_counter()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = BackgroundLog(sys.stderr.fileno())
-    logging.basicConfig(level=server_config.log_level.upper(), format="%(message)s", handlers=[log])
+    logging.basicConfig(level=config.server.log_level.upper(), format="%(message)s", handlers=[log])
     deadline = Deadline(process)
     stop_while_loading(deadline)
     try:
-        _bind_and_serve(process, deadline, engine_config, server_config, started)
+        _bind_and_serve(process, deadline, config, started)
     finally:
         log.flush()  # before the last words of the command itself
 
 
-def _bind_and_serve(
-    process: EngineProcess,
-    deadline: Deadline,
-    engine_config: EngineConfig,
-    server_config: ServerConfig,
-    started: float,
-) -> None:
-    with bind(server_config.host, server_config.port) as sock:
-        source = ensure_model(engine_config.model)
-        process.load(engine_config, Path(source.path))
+def _bind_and_serve(process: EngineProcess, deadline: Deadline, config: ServeConfig, started: float) -> None:
+    with bind(config.server.host, config.server.port) as sock:
+        source = ensure_model(config.engine.model)
+        process.load(config.engine, Path(source.path))
         import uvloop  # from here on, imports run while the engine's process loads
 
-        uvloop.run(_serve(sock, process, deadline, source, engine_config, server_config, started))
+        uvloop.run(_serve(sock, process, deadline, source, config, started))
 
 
 async def _serve(
@@ -75,8 +69,7 @@ async def _serve(
     process: EngineProcess,
     deadline: Deadline,
     source: ModelSource,
-    engine_config: EngineConfig,
-    server_config: ServerConfig,
+    config: ServeConfig,
     started: float,
 ) -> None:
     # Else pydantic looks through all packages there are for plugins, and runs what it finds.
@@ -86,13 +79,13 @@ async def _serve(
 
     try:
         text, engine = await asyncio.gather(
-            asyncio.to_thread(load_text_side, source.path, server_config.chat_template),
+            asyncio.to_thread(load_text_side, source.path, config.text),
             EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
         )
-        model = _served(engine, text, engine_config, server_config)
-        access = Access(server_config.api_key, _allowed_hosts(server_config, sock))
-        app = create_app(ModelPool([model]), access, access_log=not server_config.disable_access_log)
-        server = GracefulServer(app, engine, _limits(server_config), deadline)
+        model = _served(engine, text, config)
+        access = Access(config.server.api_key, _allowed_hosts(config.server, sock))
+        app = create_app(ModelPool([model]), access, access_log=not config.server.disable_access_log)
+        server = GracefulServer(app, engine, _limits(config.server), deadline)
         gc.freeze()
         gc.enable()
         _announce(model, access, sock, time.perf_counter() - started)
@@ -135,15 +128,13 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _served(
-    engine: EngineClient, text: TextSide, engine_config: EngineConfig, server_config: ServerConfig
-) -> ServedModel:
+def _served(engine: EngineClient, text: TextSide, config: ServeConfig) -> ServedModel:
     return ServedModel(
         engine=engine,
         text=text,
-        names=server_config.served_model_name or (engine_config.model,),
-        root=engine_config.model,
-        queue=RequestQueue(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens),
+        names=config.server.served_model_name or (config.engine.model,),
+        root=config.engine.model,
+        queue=RequestQueue(config.server.max_num_queued_reqs, config.server.max_num_queued_tokens),
     )
 
 

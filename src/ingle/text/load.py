@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ingle.config import TextConfig
 from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.text.chat_template import ChatTemplate
@@ -18,6 +19,7 @@ from ingle.weights.pointer import refuse_pointer
 
 log = logging.getLogger(__name__)
 
+_MODELS_OWN = TextConfig()
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _GGUF_SAMPLING = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
 """llama.cpp's names under `general.sampling`, where they are others."""
@@ -33,13 +35,13 @@ class TextSide:
     """What the model's files recommend of temperature, top_p, top_k, min_p and repetition_penalty."""
 
 
-def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
-    """Reads a model folder or .gguf file. `chat_template` is a file, or a template itself, that replaces the model's.
+def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
+    """Reads a model folder or .gguf file.
 
     Raises `ModelError` and `ConfigError`.
     """
     sandboxes.warm_up()
-    given = None if chat_template is None else _given_template(chat_template)
+    given = _given_template(config)
     if path.is_dir():
         tokenizer, sampling = _folder_tokenizer(path, given), _folder_sampling(path)
     else:
@@ -47,19 +49,20 @@ def load_text_side(path: Path, chat_template: str | None = None) -> TextSide:
         tokenizer, sampling = _gguf_tokenizer(metadata, path, given), _gguf_sampling(metadata, path)
     source = tokenizer.chat_template
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
-    if chat_template is not None and template is not None:
+    if given is not None and template is not None:
         _try(template)
     return TextSide(tokenizer, template, sampling)
 
 
-def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
-    """The tokenizer of a model folder or a `.gguf` file; `chat_template` replaces the model's own.
+def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:
+    """The tokenizer of a model folder or a `.gguf` file.
 
     Raises `ModelError` when there is none, or one that cannot be used.
     """
+    given = _given_template(config)
     if path.is_dir():
-        return _folder_tokenizer(path, chat_template)
-    return _gguf_tokenizer(_gguf_metadata(path, texts=True), path, chat_template)
+        return _folder_tokenizer(path, given)
+    return _gguf_tokenizer(_gguf_metadata(path, texts=True), path, given)
 
 
 def default_sampling(path: Path) -> dict[str, Any]:
@@ -132,9 +135,10 @@ def _try(template: ChatTemplate) -> None:
         raise ConfigError(f"--chat-template cannot render a user's message: {error}") from error
 
 
-def _given_template(text: str) -> str:
+def _given_template(config: TextConfig) -> str | None:
     """A template is told from a file name by its braces."""
-    if "{" in text:
+    text = config.chat_template
+    if text is None or "{" in text:
         return text
     try:
         return Path(text).read_text(encoding="utf-8-sig")

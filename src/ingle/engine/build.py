@@ -136,7 +136,7 @@ def _ready_cpu_kernels(config: EngineConfig, files: ModelFiles, startup: Startup
     with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
         path = files.path
         one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
-        failure = library.start(1 if one_thread else _num_threads(config))
+        failure = library.start(1 if one_thread else _num_threads(config), startup.report)
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
     if files.decoder is None:

@@ -15,13 +15,16 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -59,27 +62,29 @@ class Phase:
     """One line for what is going on: redrawn with its seconds in a terminal, else dots that follow each other."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.detail = title, ""
+        self._title, self._detail = title, ""
         self._begun = self._told = time.monotonic()
         self._redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._write(title)
 
-    def tick(self) -> None:
-        now = time.monotonic()
-        if now - self._told >= (0.5 if self._redraws else TICK_S):
-            self._told = now
-            self._write(f"\r\x1b[K{self._line()}" if self._redraws else ".")
+    def __enter__(self) -> Phase:
+        self._write(self._title)
+        return self
 
-    def end(self) -> None:
-        self.detail = ""
-        self._write(f"\r\x1b[K{self._line()}\n" if self._redraws else f" {self._seconds()} s\n")
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._detail = "" if kind is None else "failed"
+        self._write(f"{self._line()}\n" if self._redraws else f" {self._seconds()} s {self._detail}".rstrip() + "\n")
 
-    def fail(self) -> None:
-        self._write("\n")
+    def wait_for(self, process: subprocess.Popen[Any], log: Path | None = None) -> None:
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            if time.monotonic() - self._told >= (0.5 if self._redraws else TICK_S):
+                self._told = time.monotonic()
+                self._detail = "" if log is None else newest(log)
+                self._write(self._line() if self._redraws else ".")
 
     def _line(self) -> str:
         width = max(20, shutil.get_terminal_size().columns - 1)
-        return f"{self.title} {self._seconds()} s{self.detail and ': ' + self.detail}"[:width]
+        return "\r\x1b[K" + f"{self._title} {self._seconds()} s{self._detail and ': ' + self._detail}"[:width]
 
     def _seconds(self) -> int:
         return round(time.monotonic() - self._begun)
@@ -91,28 +96,29 @@ class Phase:
 # ---- what is run
 
 
-def watch(command: Sequence[str], phase: Phase, log: Path, environment: dict[str, str] | None = None) -> None:
+def watch(title: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
     """Runs `command`, its output in `log`; raises `Failed` with the end of it. Whatever ends the wait ends it too."""
-    with log.open("ab") as said:
-        start = said.tell()
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    with Phase(title) as phase, log.open("ab") as said:
+        begin = said.tell()
         said.write(f"$ {' '.join(command)}\n".encode())
         said.flush()
-        variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=variables
         )
-    try:
-        while process.poll() is None:
-            phase.detail = newest(log)
-            phase.tick()
-            time.sleep(POLL_S)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if process.returncode != 0:
-        lines = log.read_bytes()[start:].decode(errors="replace").splitlines()[-TAIL_LINES:]
-        raise Failed("\n".join([*lines, f"exit code {process.returncode}; the whole log: {log}"]))
+        try:
+            phase.wait_for(process, log)
+        finally:
+            end(process)
+        if process.returncode != 0:
+            lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+            raise Failed("\n".join([*lines[-TAIL_LINES:], f"exit code {process.returncode}"]))
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
 
 
 def newest(log: Path) -> str:
@@ -150,20 +156,15 @@ class Kernels:
     def are_there(self) -> bool:
         """Waits for them; without them, says why, once."""
         if self._process.poll() is None:
-            phase = Phase("compiling the CPU's kernels")
-            while self._process.poll() is None:
-                phase.tick()
-                time.sleep(POLL_S)
-            phase.end()
+            with Phase("compiling the CPU's kernels") as phase:
+                phase.wait_for(self._process)
         if self._process.returncode != 0 and not self._said:
             self._said = (self._process.communicate()[1].splitlines() or ["the compiler was ended"])[-1]
             print(f"no kernels of ingle's own, so PyTorch's operators: {self._said}")
         return self._process.returncode == 0
 
     def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        end(self._process)
 
 
 # ---- what is installed
@@ -183,37 +184,26 @@ class Environment:
             and not subprocess.run([self.python, "-c", check], capture_output=True).returncode
         )
         if not works:
-            phase = Phase(f"making {self.folder.name} with Python {sys.version.split()[0]}")
-            made = subprocess.run(
-                [sys.executable, "-m", "venv", "--clear", str(self.folder)], capture_output=True, text=True
-            )
-            if made.returncode != 0:
-                phase.fail()
-                raise Failed((made.stdout + made.stderr).strip())
-            phase.end()
+            command = [sys.executable, "-m", "venv", "--clear", str(self.folder)]
+            with tempfile.TemporaryDirectory() as scratch:
+                watch(
+                    f"making {self.folder.name} with Python {platform.python_version()}", command, Path(scratch, "log")
+                )
         self.log.write_bytes(b"")
 
     def install(self, title: str, *arguments: str) -> None:
-        phase = Phase(title)
+        if self._uv is not None:
+            by_uv = (self._uv, "pip", "install", "--python", self.python, *arguments)
+            try:
+                return watch(f"{title} by uv", by_uv, self.log, self._sources())
+            except Failed as failure:
+                print(f"uv did not install them, pip tries: {str(failure).splitlines()[-2]}")
+                self._uv = None
+        by_pip = (self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile")
         try:
-            if self._uv is not None:
-                try:
-                    watch(
-                        [self._uv, "pip", "install", "--python", self.python, *arguments],
-                        phase,
-                        self.log,
-                        self._sources(),
-                    )
-                except Failed:
-                    phase.title += " (uv failed, so by pip)"
-                    self._uv = None
-            if self._uv is None:
-                pip = (self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile")
-                watch([*pip, "--progress-bar=off", *arguments], phase, self.log)
-        except BaseException:
-            phase.fail()
-            raise
-        phase.end()
+            watch(title, [*by_pip, "--progress-bar=off", *arguments], self.log)
+        except Failed as failure:
+            raise Failed(f"{failure}; the whole log: {self.log}") from None
 
     def _sources(self) -> dict[str, str]:
         """For uv, pip's indexes and folders where it is not told its own: a mirror that pip.conf names holds too."""

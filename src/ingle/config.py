@@ -190,7 +190,7 @@ class TextConfig:
     """How a conversation becomes a prompt: the same for every command that loads a model."""
 
     chat_template: str | None = None
-    """A Jinja file (or the template itself) to use instead of the model's own."""
+    """A Jinja file, the template itself, or the name of one that ingle brings (tigerbot), in place of the model's own."""
 
 
 @dataclass(frozen=True)

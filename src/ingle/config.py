@@ -190,7 +190,7 @@ class TextConfig:
     """How a conversation becomes a prompt: the same for every command that loads a model."""
 
     chat_template: str | None = None
-    """A Jinja file, the template itself, or the name of one that ingle brings (tigerbot), in place of the model's own."""
+    """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def pick_device(config: EngineConfig) -> Literal["cpu", "cuda"]:
         return "cpu"
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(
-            "there may be a GPU here, and PyTorch, which runs it, is not installed: `make setup` in ingle's source tree "
-            "or `pip install torch transformers` brings it; --device cpu does without"
+            "there may be a GPU here, and PyTorch, which runs it, is not installed: `make setup` in ingle's source "
+            "tree or `pip install torch transformers` brings it; --device cpu does without"
         )
     import torch
 

@@ -15,6 +15,7 @@ DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 CpuKernels = Literal["auto", "torch"]
+GpuKernels = Literal["auto", "triton", "torch"]
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
@@ -124,12 +125,15 @@ class ParallelConfig:
     """Threads that compute on a CPU. Default: one for each physical core, or as many as a container grants."""
     cpu_kernels: CpuKernels = "auto"
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
+    gpu_kernels: GpuKernels = "auto"
+    """auto: ingle's own, by Triton, on cards that Triton supports; triton: on any; torch: PyTorch's operators."""
     tensor_parallel_size: int = 1
     """GPUs that share the model. Only 1 for now."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
         _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
+        _one_of("gpu_kernels", self.gpu_kernels, GpuKernels)
         _at_least("threads", self.threads, 1)
         if self.tensor_parallel_size != 1:
             raise ConfigError(
@@ -190,7 +194,7 @@ class TextConfig:
     """How a conversation becomes a prompt: the same for every command that loads a model."""
 
     chat_template: str | None = None
-    """A Jinja file (or the template itself) to use instead of the model's own."""
+    """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,20 @@ class RequestError(IngleError):
         self.status = status
 
 
+_LEFT_OUT = ("torch", "transformers")
+"""What a source tree's `make run` does not install where a CPU does without it."""
+
+
+def lack_of_package(error: BaseException) -> EngineError | None:
+    """The error in words for people, if it is that PyTorch or transformers is needed and not installed."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in _LEFT_OUT:
+        return None
+    return EngineError(
+        f"this needs {error.name}, which is not installed: run `make setup` in ingle's source tree, or "
+        "`pip install torch transformers`"
+    )
+
+
 _LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")
 """How the C library, PyTorch, the dynamic linker and Python say so."""
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ingle.errors import ConfigError, IngleError, RequestError, lack_of_memory
+from ingle.errors import ConfigError, IngleError, RequestError, lack_of_memory, lack_of_package
 from ingle.version import __version__
 
 COMMANDS = {
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_has_gone()
     except (MemoryError, ImportError, OSError, RuntimeError) as error:
-        lack = lack_of_memory(error)
+        lack = lack_of_memory(error) or lack_of_package(error)
         if debug or lack is None:
             raise
         print("ingle:", lack, file=sys.stderr)

@@ -7,6 +7,7 @@ without on a CPU.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,9 +102,14 @@ def _info(numerics: Numerics, loaded: Loaded, notices: list[str], timings_s: dic
 
 
 def pick_device(config: EngineConfig) -> Literal["cpu", "cuda"]:
-    """Raises `ConfigError` when a GPU is asked for and PyTorch sees none."""
+    """Raises `ConfigError` when a GPU is asked for and PyTorch sees none, or is not there to ask."""
     if config.parallel.device == "cpu" or (config.parallel.device == "auto" and not _gpu_driver_is_there()):
         return "cpu"
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            "there may be a GPU here, and PyTorch, which runs it, is not installed: `make setup` in ingle's source "
+            "tree or `pip install torch transformers` brings it; --device cpu does without"
+        )
     import torch
 
     if torch.cuda.is_available():
@@ -136,12 +142,12 @@ def _ready_cpu_kernels(config: EngineConfig, files: ModelFiles, startup: Startup
     with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
         path = files.path
         one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
-        failure = library.start(1 if one_thread else _num_threads(config))
+        failure = library.start(1 if one_thread else _num_threads(config), startup.report)
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
     if files.decoder is None:
         return CpuKernels()
-    with startup.phase("choice", "comparing them with PyTorch's operators, once for such a model on a machine"):
+    with startup.phase("choice", "choosing between them and PyTorch's operators, measured once for such a model"):
         kernels = _choose_kernels(config, files.decoder, files.gguf)
     if just_started and not kernels.ours:  # nobody else in this process uses them
         library.forget()

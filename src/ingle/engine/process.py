@@ -19,7 +19,7 @@ from types import FrameType
 from ingle.channel import Channel, ChannelClosed, Failed, Progress, Start, StepMessage
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.errors import IngleError, RequestError, lack_of_memory
+from ingle.errors import IngleError, RequestError, lack_of_memory, lack_of_package
 from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
@@ -58,7 +58,7 @@ def _run(channel: Channel, start: Start) -> int:
     except IngleError as error:
         channel.send(Failed(str(error), expected=True))
     except Exception as error:  # whatever it was, the API process must learn of it before this one ends
-        lack = lack_of_memory(error)
+        lack = lack_of_memory(error) or lack_of_package(error)
         channel.send(Failed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
     return 1
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ingle import kernels
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import multiplies_bfloat16
 from ingle.device.torch.device import TorchDevice
 from ingle.engine.facts import EngineFacts
+from ingle.engine.gpu_card import Card, check_card, triton_notice
 from ingle.engine.memory import MemoryPlan, kv_budget, memory_of, plan_memory
 from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
 from ingle.errors import ConfigError
@@ -41,7 +43,10 @@ class TorchRunner:
         self._config = config
         self._our_kernels = our_kernels
         self._device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
-        if not self._on_gpu:
+        self._with_triton, self._card_notices = False, list[str]()
+        if self._on_gpu:
+            self._with_triton, self._card_notices = _ready_gpu(config, self._device)
+        else:
             torch.set_num_threads(config.parallel.threads or threads.default_count())
 
     @property
@@ -55,7 +60,7 @@ class TorchRunner:
         are loaded.
         """
         dtype, dtype_notices = pick_dtype(self._config, files.hf_config, self._device)
-        numerics = self._numerics(dtype, dtype_notices)
+        numerics = self._numerics(dtype, [*self._card_notices, *dtype_notices])
         if files.decoder is None:
             model, memory, stored_types, notices = self._load_fallback(files, dtype, numerics, startup)
         else:
@@ -63,7 +68,7 @@ class TorchRunner:
         if not self._on_gpu and library.started():
             library.settle_memory()
         with startup.phase("kv_cache", "allocating the KV cache"):
-            use_graphs = self._on_gpu and not self._config.enforce_eager
+            use_graphs = self._with_triton and not self._config.enforce_eager
             device = TorchDevice(model, memory.limits, memory.num_pages, self._device, dtype, use_graphs=use_graphs)
         kv = model.config.kv_spec(numerics.kv_dtype)
         facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
@@ -73,7 +78,7 @@ class TorchRunner:
 
     def _numerics(self, dtype: torch.dtype, notices: list[str]) -> Numerics:
         ours = self._our_kernels and dtype == torch.float32
-        beside = " and Triton's" if self._on_gpu else " and ingle's" if ours else ""
+        beside = " and Triton's" if self._with_triton else " and ingle's" if ours else ""
         return Numerics(
             kv_dtype=_name(dtype),
             product_dtype=_name(dtype),
@@ -125,6 +130,17 @@ class TorchRunner:
             )
         memory = self._plan(model.config, numerics, weight_bytes=0)
         return _LoadedModel(model, memory, stored_types, [plan.notice, *plan.unknown_keys, *notices])
+
+
+def _ready_gpu(config: EngineConfig, device: torch.device) -> tuple[bool, list[str]]:
+    """Whether Triton's kernels run on this card, and what there is to tell. Raises `ConfigError` if nothing does."""
+    card = Card(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    if torch.version.hip is None:
+        check_card(card, torch.cuda.get_arch_list(), torch.__version__)
+    wanted, notice = config.parallel.gpu_kernels, triton_notice(card)
+    with_triton = wanted == "triton" or (wanted == "auto" and notice is None)
+    kernels.use_triton(with_triton)
+    return with_triton, [notice] if notice is not None and wanted == "auto" else []
 
 
 class _LoadedModel(NamedTuple):

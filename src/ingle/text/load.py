@@ -14,6 +14,7 @@ from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.sandbox import sandboxes
+from ingle.text.shipped import shipped_template, shipped_templates
 from ingle.text.tokenizer import Tokenizer
 from ingle.weights.pointer import refuse_pointer
 
@@ -136,11 +137,17 @@ def _try(template: ChatTemplate) -> None:
 
 
 def _given_template(config: TextConfig) -> str | None:
-    """A template is told from a file name by its braces."""
+    """A template is told from a name by its braces. A file of that name goes before a template that ingle brings."""
     text = config.chat_template
     if text is None or "{" in text:
         return text
+    if not Path(text).is_file() and (shipped := shipped_template(text)) is not None:
+        return shipped
     try:
         return Path(text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--chat-template {text!r} cannot be read: {error}") from error
+        names = ", ".join(shipped_templates())
+        raise ConfigError(
+            f"--chat-template {text!r} cannot be read: {error}; give a file, a template, or a name that ingle "
+            f"brings: {names}"
+        ) from error

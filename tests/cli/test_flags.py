@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.cli.flags import parse, parse_int
+from ingle.cli.fields import parse_int
+from ingle.cli.flags import parse
 from ingle.errors import ConfigError
 
 
@@ -75,7 +76,7 @@ def test_model_both_ways(argv: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("", "Missing from ingle test: MODEL The model"),
+        ("", "ingle test needs a MODEL: `ingle test "),
         ("m --cuont 3", "unknown flag --cuont; did you mean --count?"),
         ("m --cuont=3", "unknown flag --cuont; did you mean --count?"),
         ("m --some_fil f", "unknown flag --some_fil; did you mean --some-file?"),

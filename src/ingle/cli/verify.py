@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingle import facts
-from ingle.cli.flags import Hidden, parse
+from ingle.cli.fields import Hidden
+from ingle.cli.flags import parse
 from ingle.cli.local import importing
 from ingle.config import CacheConfig, EngineConfig, TextConfig, WeightsConfig
 from ingle.errors import ConfigError, VerificationError

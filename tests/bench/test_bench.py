@@ -33,7 +33,7 @@ def test_workloads_are_the_named_lengths() -> None:
     nano = WORKLOADS["nano256"].lengths
     assert len(nano) == 256 and nano[:2] == ((964, 494), (876, 1011))
     assert WORKLOADS["nano256"].prompts(50) == WORKLOADS["nano256"].prompts(50)
-    with pytest.raises(ConfigError, match="no workload 'c3'"):
+    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, cpu, c1, "):
         select(("c3",))
 
 
@@ -107,8 +107,9 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["throughput", "m", "--thread", "1"], "unknown flag --thread; did you mean --threads"),
         (["throughput"], "MODEL"),
+        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, cpu"),
         (["latncy", "m"], "did you mean `ingle bench latency`"),
-        (["serve", "m"], "there are throughput, latency, profile, startup"),
+        (["serve", "m"], "`ingle bench throughput` measures"),
     ],
 )
 def test_mistakes_are_told_in_one_line(argv: list[str], message: str) -> None:

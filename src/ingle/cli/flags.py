@@ -37,7 +37,7 @@ from ingle.cli.fields import CONVERT, SHORT_FLAGS, Flag, Hidden, flags_of, is_po
 from ingle.cli.line import Dialect, Line, read, told
 from ingle.cli.sources import Default, Defaults
 from ingle.config import CONFIGURATION, EngineConfig
-from ingle.errors import ConfigError
+from ingle.errors import ConfigError, printable
 from ingle.habits.commands import FLAGS_OF_COMMANDS
 from ingle.habits.variables import KEYS, noticed
 
@@ -86,7 +86,9 @@ def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | 
         twice = f"; the model was already given as --model {asked.line.model}" if asked.line.model is not None else ""
         raise ConfigError(f"unexpected argument {unknown[0]!r}{twice} (see `ingle {command} --help`)")
     for notice in asked.notices:
-        print("notice:", notice, file=sys.stderr)
+        print("notice:", printable(notice), file=sys.stderr)
+    if any(flag.field == "port" for flag in asked.dialect.own.values()) and (origins := asked.origins()):
+        print("settings:", printable(origins), file=sys.stderr)
     os.environ.update(asked.line.environment)
     return parsed
 
@@ -100,10 +102,23 @@ class _Asked(NamedTuple):
     defaults: Defaults
     notices: list[str]
 
+    def origins(self) -> str:
+        """The values that were not given on the command line, with where each comes from."""
+        given = {(flag.owner, flag.field) for flag, _ in self.line.settings}
+        flags = {(flag.owner, flag.field): flag for flag in self.dialect.own.values()}
+        by_place: dict[str, list[str]] = {}
+        for key, default in self.defaults.items():
+            if key not in given:
+                name = flags[key].name.removeprefix("--")
+                by_place.setdefault(default.where, []).append(f"{name} {default.shown(flags[key])}")
+        return "; ".join(f"{', '.join(settings)} by {where}" for where, settings in by_place.items())
+
     def with_origin(self, message: str) -> str:
         """An error, with where the value came from that it names, if that is not the command line."""
         given = {(flag.owner, flag.field) for flag, _ in self.line.settings}
         for (owner, field), default in self.defaults.items():
+            if field == "model":
+                continue
             name = f"--{field.replace('_', '-')}"
             if (owner, field) not in given and re.search(rf"(?<![\w-]){name}(?![\w-])", message):
                 return f"{message} (set by {default.where})"
@@ -132,7 +147,7 @@ def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Aske
     if model is not None and not wants_help:
         _find_model(line, model, defaults, command)
     words = ["--help"] if wants_help else line.words()
-    return _Asked(line, words, dialect, {key: d for key, d in defaults.items() if key[1] != "model"}, notices)
+    return _Asked(line, words, dialect, defaults, notices)
 
 
 def _from_elsewhere(flags: Sequence[Flag], line: Line, dialect: Dialect, command: str) -> tuple[Defaults, list[str]]:
@@ -181,6 +196,7 @@ SAMPLING = (
 def _find_model(line: Line, model: Flag, defaults: Defaults, command: str) -> None:
     """Sees to it that there is a model. Raises `ConfigError`."""
     if line.model is not None or line.positionals:
+        defaults.pop((EngineConfig, "model"), None)
         return
     default = defaults.get((EngineConfig, "model"))
     if default is None:
@@ -202,7 +218,8 @@ def _examples(command: str) -> str:
         stored = Store().names()
     except IngleError:
         stored = []
-    example = f": `ingle {command} {stored[0] if stored else 'smollm2:135m'}`"
+    default = "smollm2:135m"
+    example = f": `ingle {command} {stored[0] if stored and default not in stored else default}`"
     return example + (f"; in the store are {', '.join(stored)}" if len(stored) > 1 else "")
 
 
@@ -226,7 +243,7 @@ class _Flags:
             if field.name in hidden:
                 continue
             default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
-            elsewhere = self._defaults.get((info.type, field.name))
+            elsewhere = None if field.name == "model" else self._defaults.get((info.type, field.name))
             kind = plain(types[field.name])
             if not dataclasses.is_dataclass(kind):
                 flag = Flag(info.type, field.name, kind)

@@ -89,7 +89,7 @@ def from_file(path: str, dialect: Dialect, command: str) -> Line:
     if line.config is not None:
         line.objections.append("unknown key config: a file does not name another")
     if line.objections:
-        objections = [text.replace("unknown flag --", "unknown key ") for text in line.objections]
+        objections = [text.replace("flag --", "key ").replace("mean --", "mean ") for text in line.objections]
         raise told(objections, command, where=path)
     return line
 

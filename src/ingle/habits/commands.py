@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from ingle.habits.flags import Habit, Kind
 
 ALIASES: Mapping[str, str] = {
-    "run": "chat",
     "ls": "list",
     "remove": "rm",
     "delete": "rm",

@@ -207,3 +207,8 @@ TURNED: dict[str, tuple[str, Turn]] = {
     name: (takes, turn) for turn, (takes, names) in _BY_TURN.items() for name in names.split()
 }
 """Theirs, what follows it, and what it is here."""
+
+
+def by_meaning() -> list[tuple[str, str]]:
+    """What each is here, and what goes by that."""
+    return [(turn.__doc__ or "", names) for turn, (_, names) in _BY_TURN.items()]

@@ -11,6 +11,7 @@ class Variable(NamedTuple):
     """What to set, with `{}` for the value; or why nothing is to be set."""
     value: Callable[[str], str | None] = str
     """The value as it is here; None where nothing needs to be said."""
+    changes: str = "changes nothing here"
 
 
 def _address(value: str) -> str | None:
@@ -63,9 +64,9 @@ VARIABLES: Mapping[str, Variable] = {
     "LLAMA_ARG_PORT": Variable("set INGLE_PORT={}"),
     "LLAMA_ARG_THREADS": Variable("set INGLE_THREADS={}"),
     "LLAMA_ARG_ALIAS": Variable("set INGLE_SERVED_MODEL_NAME={}"),
-    "CUDA_VISIBLE_DEVICES": Variable("a model runs on one of them, the first", _several),
+    "CUDA_VISIBLE_DEVICES": Variable("a model runs on one of them, the first", _several, "holds"),
 }
-"""Noticed where they are set, and not obeyed."""
+"""Noticed where they are set; none but that of CUDA is obeyed."""
 
 PREFIXES = ("VLLM_", "OLLAMA_", "LLAMA_ARG_", "SGLANG_")
 """Others of these tools change nothing here, and are named in one line."""
@@ -78,7 +79,7 @@ def noticed(environment: Mapping[str, str]) -> Iterator[str]:
     """What to say of the variables of other tools that are set."""
     for name, variable in VARIABLES.items():
         if (given := environment.get(name)) and (value := variable.value(given)):
-            yield f"{name}={given} changes nothing here: {variable.says.format(value)}"
+            yield f"{name}={given} {variable.changes}: {variable.says.format(value)}"
     others = [name for name in sorted(environment) if name.startswith(PREFIXES) and name not in VARIABLES]
     others = [name for name in others if name not in KEYS]
     if others:

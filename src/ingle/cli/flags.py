@@ -132,7 +132,8 @@ def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Aske
     if model is not None:
         own["--model"] = model
     loads_model = any(flag.owner is EngineConfig for flag in flags)
-    dialect = Dialect(own, loads_model, FLAGS_OF_COMMANDS.get(command, {}))
+    takes_prompt = any(flag.field == "prompt" and is_positional(flag) for flag in flags)
+    dialect = Dialect(own, loads_model, takes_prompt, FLAGS_OF_COMMANDS.get(command, {}))
     wants_help = any(word in ("-h", "--help") for word in argv)
     line = read([word for word in argv if word not in ("-h", "--help")], dialect)
     if wants_help:

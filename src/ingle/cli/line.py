@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ingle.cli.fields import Flag, parse_truth
 from ingle.errors import ConfigError
-from ingle.habits.flags import SAME, VALUES, Habit, elsewhere, habits, refusal
+from ingle.habits.flags import SAME, SECRETS, VALUES, Habit, elsewhere, habits, refusal
 from ingle.habits.near import nearest
 from ingle.habits.turned import TURNED, Turned
 
@@ -30,6 +30,8 @@ class Dialect(NamedTuple):
     """By every spelling."""
     loads_model: bool
     """Whether it takes the flags of other tools that load one."""
+    takes_prompt: bool = False
+    """As a word after the model."""
     others: Mapping[str, Habit] = {}
     """Flags of other tools for this very command."""
     shared: bool = False
@@ -262,12 +264,12 @@ def _first(words: list[str]) -> str | None:
 
 
 def _is_secret(name: str) -> bool:
-    return "key" in name or "token" in name.split("-")
+    return name in SECRETS
 
 
 def _follow_same(line: Line, item: _Item, habit: Habit, dialect: Dialect) -> None:
     ours, equals, fixed = habit.says.partition("=")
-    if ours == _PROMPT and any(not flag.required for flag in dialect.own.values() if flag.field == "prompt"):
+    if ours == _PROMPT and dialect.takes_prompt:
         line.positionals += item.values
     elif ours in dialect.own:
         if not equals or [value.lower() for value in item.values] != ["false"]:

@@ -410,6 +410,9 @@ REFUSED_HERE: tuple[tuple[str, str], ...] = (
 )
 """Ours, in a command where leaving them out would do something else than asked."""
 
+SECRETS = {"--api-key", "--api-keys", "--hf-token", "-hft", "--token"}
+"""Whose values are not shown."""
+
 Kind = Literal["same", "turned", "idle", "refused", "elsewhere", "refused here"]
 Takes = Literal["", "=", "?", "#", "=+"]
 

@@ -32,7 +32,8 @@ def _slips(typed: str, name: str) -> int | None:
         if one == other:
             continue
         slips, length = distance(one, other), max(len(one), len(other))
-        if length < _LONG_WORD or slips > (1 if length < 2 * _LONG_WORD else 2):
+        means_another = one[:1] != other[:1] or any(map(str.isdigit, one + other))  # ubatch and batch, 4bit and 8bit
+        if means_another or length < _LONG_WORD or slips > (1 if length < 2 * _LONG_WORD else 2):
             return None
         total += slips
     return total if total <= 2 else None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
-from ingle.habits.flags import VALUES, Habit, elsewhere, habits, refusal
+from ingle.habits.flags import SECRETS, VALUES, Habit, elsewhere, habits, refusal
 from ingle.habits.near import nearest
 from ingle.habits.turned import TURNED
 
@@ -60,7 +60,7 @@ def _habit(name: str) -> Habit | None:
 
 
 def _shown(name: str, value: Any) -> str:
-    return name if "key" in name or "token" in name.split("_") else f"{name}={value!r:.80}"
+    return name if _flag(name) in SECRETS else f"{name}={value!r:.80}"
 
 
 def _unknown(name: str, own: Set[str]) -> str:
@@ -84,15 +84,14 @@ def _take_turned(
     turned = TURNED[_flag(name)][1](text, model)
     if turned.refusal:
         objections.append(f"{_shown(name, value)}: {turned.refusal}")
-    if turned.notice:
+    if turned.environment is not None:
+        variable, wanted = turned.environment
+        setting = variable if _flag(name) in SECRETS else f"{variable}={wanted}"
+        notices.append(f"{_shown(name, value)} changes nothing here: set {setting} before")
+    elif turned.notice:
         notices.append(f"{_shown(name, value)} {turned.notice}")
     for words, into in ((turned.implied, {} if "rope_scaling" in found else found), (turned.words, found)):
         into.update({_option(words[i]): _literal(words[i + 1]) for i in range(0, len(words), 2)})
-    if turned.environment is not None:
-        variable, wanted = turned.environment
-        notices.append(
-            f"{name} changes nothing here: set {variable} before" + (f", to {wanted}" if wanted == "1" else "")
-        )
     return turned.model or model
 
 

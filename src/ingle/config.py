@@ -305,6 +305,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
+        if not self.host.strip():
+            raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
         for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):

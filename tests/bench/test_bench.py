@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from ingle.bench.cli import main
 from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.throughput import run_once, stored
-from ingle.bench.workloads import WORKLOADS, Workload, select
+from ingle.bench.workloads import GROUPS, WORKLOADS, Workload, select
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ConfigError, EngineError

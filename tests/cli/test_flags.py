@@ -87,7 +87,7 @@ def test_model_both_ways(argv: str) -> None:
         ("--model a --model b", "--model was given twice: 'a' and 'b'"),
         ("--model", "--model needs a value"),
         ("--model --fast", "--model needs a value"),
-        ("m --count", "Missing value for argument '--count'"),
+        ("m --count", "--count needs a value"),
         ("m --count x", "--count: 'x' is not a whole number"),
         ("m --count 1.5", "--count: '1.5' is not a whole number"),
         ("m --share x", "--share: could not convert string to float: 'x'"),

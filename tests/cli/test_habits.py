@@ -243,6 +243,10 @@ HABITS: list[Does | Answer] = [
          "temperature": 0.0, "seed": 42}),
     Does('./main -m m --prompt "Hi there" -n -1 --repeat_penalty 1.1 --color -e', {"prompt": "Hi there",
          "repetition_penalty": 1.1}, "--color -e"),
+    Does("llama-cli -m m -p '- one' --stop a b", {"prompt": "- one", "stop": ("a", "b")}),
+    Does("ingle generate m --stop a -- --five", {"prompt": "--five", "stop": ("a",)}),
+    Answer("llama-cli -m m -p x -n", "-n needs a value"),
+    Answer("llama-cli -m m -p x --top-k --temp 1", "--top-k needs a value"),
     Answer("llama-cli -m m -f prompt.txt", '-f prompt.txt: give the text itself: ingle generate MODEL "$(cat FILE)"'),
     Answer("llama-cli -m m -p x --mirostat 2", "--mirostat 2: there is no such sampler: use --temperature, --top-k, "
            "--top-p and --min-p"),
@@ -274,6 +278,7 @@ HABITS: list[Does | Answer] = [
     Answer("python -m sglang.launch_server --model-path m --tp 2", f"--tensor-parallel-size 2: {TP}"),
     # ---- Ollama
     Does("ollama run m", {}),
+    Does("ollama run m --verbose", {}, "--verbose"),
     Does("ollama run m --keepalive 5m --nowordwrap", {}, "--keepalive --nowordwrap"),
     Answer("ollama run m --format json", "--format json: answers cannot be bound to a grammar or a schema yet: leave the "
            "flag out"),

@@ -128,7 +128,7 @@ class _Asked(NamedTuple):
 def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Asked:
     flags = list(flags_of(target, hide))
     own = {name: flag for flag in flags if not is_positional(flag) for name in flag.spellings}
-    model = next((flag for flag in flags if flag.required and flag.field == "model"), None)
+    model = next((flag for flag in flags if flag.field == "model" and is_positional(flag)), None)
     if model is not None:
         own["--model"] = model
     loads_model = any(flag.owner is EngineConfig for flag in flags)
@@ -145,8 +145,8 @@ def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Aske
     if loads_model:
         defaults, more = _from_elsewhere(flags, line, dialect, command)
         notices = [*line.notices, *more]
-    if model is not None and not wants_help:
-        _find_model(line, model, defaults, command)
+    if model is not None and model.required and not wants_help:
+        _find_model(line, defaults, command)
     words = ["--help"] if wants_help else line.words()
     return _Asked(line, words, dialect, defaults, notices)
 
@@ -194,7 +194,7 @@ SAMPLING = (
 """Flags of sampling that the environment and the file may set, where a command has them."""
 
 
-def _find_model(line: Line, model: Flag, defaults: Defaults, command: str) -> None:
+def _find_model(line: Line, defaults: Defaults, command: str) -> None:
     """Sees to it that there is a model. Raises `ConfigError`."""
     if line.model is not None or line.positionals:
         defaults.pop((EngineConfig, "model"), None)

@@ -58,13 +58,12 @@ class Line:
     """Whether a flag that takes all words up to the next one may have taken the model."""
 
     def words(self) -> list[str]:
-        """Our own command line: what has a place first, so that no flag takes it for a value."""
-        words = [] if self.model is None else [self.model]
-        words += self.positionals
+        """Our own command line."""
         given = {flag.field for flag, _ in self.settings}
-        for flag, values in (*(each for each in self.implied if each[0].field not in given), *self.settings):
-            words += spelled(flag, values)
-        return words
+        settings = [*(each for each in self.implied if each[0].field not in given), *self.settings]
+        flags = [word for flag, values in settings for word in spelled(flag, values)]
+        # After `--` no flag takes what has a place for its value, and it may begin with a dash.
+        return [*flags, "--", *([] if self.model is None else [self.model]), *self.positionals]
 
 
 class _Item(NamedTuple):
@@ -221,6 +220,9 @@ def _set(line: Line, item: _Item, name: str, values: list[str], dialect: Dialect
             line.objections.append(f"{item.typed}: {error}")
             return
         values = ["true" if asked != (name.startswith("--no-") and name != flag.name) else "false"]
+    elif not values and not flag.takes_words:
+        line.objections.append(f"{item.typed} needs a value")
+        return
     elif flag.is_truth:
         values = [value.lower() if value.lower() in _TRUTH else value for value in values]
     elif dialect.loads_model and values and (answer := refusal(flag.name, values[0])) is not None:
@@ -283,16 +285,14 @@ def _follow_same(line: Line, item: _Item, habit: Habit, dialect: Dialect) -> Non
 def _take_turned(line: Line, item: _Item, shown: str, turned: Turned, dialect: Dialect) -> None:
     if turned.refusal:
         line.objections.append(f"{shown}: {turned.refusal}")
-    for words, into in ((turned.words, line.settings), (turned.implied, line.implied)):
-        if not words:
-            continue
-        if words[0] in dialect.own:
-            if into is line.implied:
-                into.append((dialect.own[words[0]], list(words[1:])))
-            else:
-                _set(line, item, words[0], list(words[1:]), dialect)
-        elif (other := elsewhere().get(words[0])) is not None and into is line.settings:
+    for flag, values in _settings(turned.words):
+        if flag in dialect.own:
+            _set(line, item, flag, values, dialect)
+        elif (other := elsewhere().get(flag)) is not None:
             _follow(line, item, other, dialect)
+    for flag, values in _settings(turned.implied):
+        if flag in dialect.own:
+            line.implied.append((dialect.own[flag], values))
     if turned.notice:
         line.notices.append(f"{shown} {turned.notice}")
     if turned.environment is not None:
@@ -302,6 +302,13 @@ def _take_turned(line: Line, item: _Item, shown: str, turned: Turned, dialect: D
             line.positionals[0] = turned.model
         else:
             line.model = turned.model
+
+
+def _settings(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag, and the words up to the next."""
+    starts = [index for index, word in enumerate(words) if word.startswith("--")]
+    for start, end in itertools.pairwise([*starts, len(words)]):
+        yield words[start], list(words[start + 1 : end])
 
 
 def _unknown(item: _Item, dialect: Dialect) -> str:

@@ -86,7 +86,7 @@ def _dispatch(words: list[str]) -> None:
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("-h", "--help", "help"):
         _give_help(rest)
-    elif command in ("-V", "--version", "version"):
+    elif command in ("-V", "-v", "--version", "version"):
         print(f"ingle {__version__}")
     elif command in COMMANDS:
         _run(command, rest)

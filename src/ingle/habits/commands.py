@@ -51,7 +51,11 @@ ANSWERS: Mapping[str, str] = {
 """What is not built, or goes by more than another name: the line to type instead."""
 
 
-def _flags(*rows: tuple[str, Kind, str]) -> dict[str, Habit]:
+Row = tuple[str, Kind, str]
+_NO_TIMINGS: Row = ("--verbose? -v", "idle", "answers come without timings")
+
+
+def _flags(*rows: Row) -> dict[str, Habit]:
     found = {}
     for names, kind, says in rows:
         for word in names.split():
@@ -78,6 +82,8 @@ FLAGS_OF_COMMANDS: Mapping[str, Mapping[str, Habit]] = {
     ),
     "rm": _flags(("-f --force", "same", "--yes")),
     "list": _flags(("-a --all", "idle", "all are listed")),
+    "chat": _flags(_NO_TIMINGS),
+    "generate": _flags(_NO_TIMINGS),
     "serve": _flags(
         ("-p=", "refused", "a prompt is part of a request, and the port is --port"),
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from ingle.bench.cli import main
 from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.throughput import run_once, stored
-from ingle.bench.workloads import WORKLOADS, Workload, select
+from ingle.bench.workloads import GROUPS, WORKLOADS, Workload, select
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ConfigError, EngineError
@@ -33,7 +35,7 @@ def test_workloads_are_the_named_lengths() -> None:
     nano = WORKLOADS["nano256"].lengths
     assert len(nano) == 256 and nano[:2] == ((964, 494), (876, 1011))
     assert WORKLOADS["nano256"].prompts(50) == WORKLOADS["nano256"].prompts(50)
-    with pytest.raises(ConfigError, match="no workload 'c3'"):
+    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, cpu, c1, "):
         select(("c3",))
 
 
@@ -107,8 +109,9 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["throughput", "m", "--thread", "1"], "unknown flag --thread; did you mean --threads"),
         (["throughput"], "MODEL"),
+        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, cpu"),
         (["latncy", "m"], "did you mean `ingle bench latency`"),
-        (["serve", "m"], "there are throughput, latency, profile, startup"),
+        (["serve", "m"], "`ingle bench throughput` measures"),
     ],
 )
 def test_mistakes_are_told_in_one_line(argv: list[str], message: str) -> None:
@@ -156,3 +159,25 @@ def test_the_profile_is_of_as_many_sequences_as_asked(tmp_path: Path, capsys: py
         main([*command, "--num-seqs", "3", "--context", "100", "--max-num-seqs", "2"])
     with pytest.raises(ConfigError, match="2 sequences of 230 tokens do not decode together"):
         main([*command, "--num-seqs", "2", "--context", "230"])  # of 256: the first is done before 20 steps are seen
+
+
+def test_help_lists_the_workloads_without_pytorch() -> None:
+    code = "import sys; from ingle.cli.main import main; main(['bench', '--help']); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "False"
+    lines = [line.split() for line in out.splitlines()]
+    assert ["cpu-c2", "2", "requests", "of", "128", "tokens", "in,", "64", "out"] in lines
+    assert {line[0] for line in lines if line} >= {*WORKLOADS, *GROUPS}
+
+
+@pytest.mark.slow
+def test_a_cold_start_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither compiled kernels nor the files in memory; the next start finds both."""
+    folder, output = save_checkpoint(tmp_path / "model"), tmp_path / "figures.json"
+    main(["startup", str(folder), "--device", "cpu", "--kv-cache-memory", "32MiB", "--max-model-len", "512", "--output",
+          str(output)])  # fmt: skip
+    cold, warm = json.loads(output.read_text())
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    assert cold["first_token_s"] > warm["first_token_s"] > 0
+    assert cold["share_in_memory"] is None or cold["share_in_memory"] < 1 == warm["share_in_memory"]
+    assert "cold start" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ingle.cli.flags import Hidden
+from ingle.cli.fields import Hidden
 from ingle.cli.main import EXIT_INTERRUPTED
 from ingle.config import EngineConfig, TextConfig
 from ingle.request import SamplingParams

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingle import facts
-from ingle.cli.flags import Hidden, parse
+from ingle.cli.fields import Hidden
+from ingle.cli.flags import parse
 from ingle.cli.local import importing
 from ingle.config import CacheConfig, EngineConfig, TextConfig, WeightsConfig
 from ingle.errors import ConfigError, VerificationError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # What shapes the numbers stays. Memory is chosen here, and the reference knows the checkpoint as it is.
 _HIDDEN: Hidden = {
     EngineConfig: {"seed"},
-    WeightsConfig: {"load_format", "rope_scaling", "rope_theta"},
+    WeightsConfig: {"load_format", "rope_scaling", "rope_factor", "rope_theta"},
     CacheConfig: {"gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override"},
 }
 _NAME_WIDTH = 40

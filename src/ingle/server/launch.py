@@ -26,6 +26,7 @@ from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.logs import BackgroundLog
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import RequestQueue
+from ingle.server.running import announced
 from ingle.server.stopping import Deadline, stop_while_loading
 from ingle.text.load import TextSide, load_text_side
 from ingle.text.sandbox import sandboxes
@@ -83,7 +84,7 @@ async def _serve(
             EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
         )
         model = _served(engine, text, config)
-        access = Access(config.server.api_key, _allowed_hosts(config.server, sock))
+        access = Access(config.server.api_keys(), _allowed_hosts(config.server, sock))
         app = create_app(ModelPool([model]), access, access_log=not config.server.disable_access_log)
         server = GracefulServer(app, engine, _limits(config.server), deadline)
         gc.freeze()
@@ -91,7 +92,8 @@ async def _serve(
         _announce(model, access, sock, time.perf_counter() - started)
         watcher = asyncio.create_task(_stop_with_engine(engine, server, deadline))
         try:
-            await server.serve(sockets=[sock])
+            with announced(model.names, model.info, sock):
+                await server.serve(sockets=[sock])
         finally:
             watcher.cancel()
             await engine.close()

@@ -237,10 +237,18 @@ class _Normalizer:
         if self.rope_scaling is None:
             self.config["rope_scaling"] = self.checked_scaling(rope, model_type)
         else:
-            self.override_scaling(self.rope_scaling, model_type)
+            self.override_scaling(self.rope_scaling, model_type, rope.get("original_max_position_embeddings"))
 
-    def override_scaling(self, rope: Mapping[str, Any], model_type: str) -> None:
-        """Takes the scaling of the command line, which stands for a longer context than the model's own."""
+    def override_scaling(self, rope: Mapping[str, Any], model_type: str, own_original: Any) -> None:
+        """Takes the scaling of the command line, which stands for a longer context than the model's own.
+
+        yarn with a factor alone stretches the context in which the model was trained: `own_original` where its files
+        say that it was stretched before.
+        """
+        if rope.get("rope_type", rope.get("type")) == "yarn" and "factor" in rope:
+            stated = self.config.get("original_max_position_embeddings", own_original)
+            trained = self.config.get("max_position_embeddings") if stated is None else stated
+            rope = {"original_max_position_embeddings": trained, **rope}
         if "original_max_position_embeddings" in rope:
             self.config.pop("original_max_position_embeddings", None)
         scaling = self.scaling_giver().checked_scaling(dict(rope), model_type)

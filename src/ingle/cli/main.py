@@ -23,8 +23,6 @@ COMMANDS = {
     "list": ("ingle.cli.list", "List the models in the local store"),
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
     "plan": ("ingle.cli.plan", "Say what a model takes, what carries it, and how fast it could be"),
-    "doctor": ("ingle.cli.doctor", "Look for what is wrong on this machine, and say what to do"),
-    "service": ("ingle.cli.service", "Run a server as a systemd unit"),
     "rm": ("ingle.cli.rm", "Remove a model from the local store"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
     "bench": ("ingle.bench.cli", "Measure throughput, latency and start-up"),

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text", "hub", "model"),
     ("device",),
     ("engine",),
-    ("llm", "verify", "server"),
+    ("llm", "verify", "server", "plan"),
     ("cli", "__init__"),
     ("bench", "__main__"),
 )

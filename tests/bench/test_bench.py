@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ingle.bench.cli import main
-from ingle.bench.roofline import Ceilings, Stored, least
-from ingle.bench.throughput import run_once, stored
+from ingle.bench.throughput import run_once
 from ingle.bench.workloads import GROUPS, WORKLOADS, Workload, select
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
+from ingle.engine.roofline import Ceilings, Stored, least
 from ingle.errors import ConfigError, EngineError
 from ingle.kernels import reference
 from ingle.kernels.options import RouterConfig
@@ -45,7 +45,7 @@ def test_the_roofline_counts_bytes_by_hand() -> None:
     kv = SHAPE.kv_spec("float16").token_bytes
     has = Stored(body, body // 2, head, head // 2, kv)
     limits = Limits(4, 16, 64, 16)
-    limit = least(Workload("x", ((4, 3),)), SHAPE, has, limits, Ceilings(1.0, 1e30))
+    limit = least(((4, 3),), SHAPE, has, limits, Ceilings(1.0, 1e30))
     assert limit.num_steps == 3
     assert limit.num_bytes == 3 * (body + head) + (5 + 6) * kv
     assert limit.seconds == pytest.approx(limit.num_bytes)
@@ -57,9 +57,9 @@ def test_the_roofline_counts_keys_within_windows() -> None:
     kv = shape.kv_spec("float16").token_bytes
     has = Stored(0, 0, 0, 0, kv)
     workload, limits = Workload("x", ((9, 6),)), Limits(4, 16, 64, 16)
-    limit = least(workload, shape, has, limits, Ceilings(1.0, 1e30))
+    limit = least(workload.lengths, shape, has, limits, Ceilings(1.0, 1e30))
     assert limit.num_bytes == sum(length + 6 for length in range(10, 15)) * kv // 2
-    computed = least(workload, shape, has, limits, Ceilings(1e30, 1.0))
+    computed = least(workload.lengths, shape, has, limits, Ceilings(1e30, 1.0))
     pairs = sum(range(1, 10)) + sum(min(count, 6) for count in range(1, 10))
     assert computed.seconds == pytest.approx(4 * shape.q_size * pairs)
 
@@ -70,7 +70,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
                              shared_expert_intermediate_size=48)  # fmt: skip
     engine, info = build_engine(EngineConfig.of(str(folder), dtype="float32", device="cpu", cpu_kernels="torch",
                                              kv_cache_memory="8MiB"), folder)  # fmt: skip
-    has = stored(engine)
+    has = Stored.of(engine.facts.weights, engine.facts.kv)
     experts, head = 2 * 8 * 3 * 64 * 40, 256 * 64
     dense_mlp = 3 * 64 * 48 + 64 + 8 * 64  # shared expert, its gate, router
     body = 2 * (64 * (64 + 2 * 32) + 128 + 64 * 64 + 2 * 64 + dense_mlp) + 64
@@ -79,7 +79,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
     assert has.token_parameters() == body + experts * 3 / 8
     assert has.step_bytes(1) == pytest.approx(4 * body + 4 * experts * 3 / 8)
     assert has.step_bytes(2) == pytest.approx(4 * body + 4 * experts * (1 - (5 / 8) ** 2))
-    limit = least(Workload("x", ((4, 2),)), engine.facts.model, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
+    limit = least(((4, 2),), engine.facts.model, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
     read = has.step_bytes(4) + has.step_bytes(1) + 2 * has.head_bytes + 5 * has.kv_bytes_per_token
     assert limit.seconds == pytest.approx(read)
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from ingle import facts
+from ingle.bench.ceilings import measure_ceilings
 from ingle.bench.cli import LatencyOptions, Profile, StartupOptions, Throughput
 from ingle.bench.latency import measure_latency
 from ingle.bench.latency import table as table_of_latency
 from ingle.bench.profile import profile_decode, profile_prefill, table
-from ingle.bench.roofline import Ceilings, measure_ceilings
 from ingle.bench.startup import measure_startup
 from ingle.bench.throughput import Result, measure, warm_up
 from ingle.bench.workloads import Workload, select
@@ -25,6 +25,7 @@ from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
+from ingle.engine.roofline import Ceilings
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ensure_model
 from ingle.kernels.cpu import threads

@@ -23,6 +23,7 @@ COMMANDS = {
     "pull": ("ingle.cli.pull", "Fetch a model into the local store"),
     "list": ("ingle.cli.list", "List the models in the local store, as ls does"),
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
+    "plan": ("ingle.cli.plan", "Say what a model takes, what carries it, and how fast it could be"),
     "rm": ("ingle.cli.rm", "Remove a model from the local store"),
     "ps": ("ingle.cli.ps", "List the servers that run now"),
     "stop": ("ingle.cli.stop", "End a server"),

@@ -131,7 +131,7 @@ def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) ->
     if memory.total is None:
         return _GIB if memory.free is None else min(memory.free // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
     free, total = memory.free or 0, memory.total
-    budget = int(total * config.cache.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
+    budget = int(total * config.cache.gpu_memory_utilization) - (total - free) - activation_bytes(config, model)
     if budget <= 0:
         raise ConfigError(
             f"no GPU memory is left for the KV cache: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are free beside the "
@@ -141,7 +141,7 @@ def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) ->
     return budget
 
 
-def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
+def activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """An upper bound on what one step allocates: its widest intermediates, and float32 logits a few times over."""
     tokens = config.max_num_batched_tokens or 8192
     rows = min(config.max_num_seqs or 256, tokens)

@@ -42,7 +42,7 @@ def numerics(config: EngineConfig) -> Numerics:
         product_dtype="float32" if is_exact else "bfloat16",
         float_itemsize=4 if is_exact else 2,
         kept_types=frozenset() if is_exact else frozenset(CODE_TYPES),
-        kernels=f"ingle's for {library.instructions()}",
+        kernels=f"ingle's for {library.instructions()}" if library.started() else "ingle's",
     )
 
 

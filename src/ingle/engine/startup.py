@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from ingle.config import EngineConfig
 from ingle.device import Device
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import MemoryPlan
+from ingle.kv import ITEMSIZES
 from ingle.model.architecture import DecoderConfig
 from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
@@ -83,6 +84,11 @@ class Numerics:
     """What multiplies and attends, for people."""
     notices: tuple[str, ...] = ()
 
+    @classmethod
+    def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
+        """All in one type, a key of `ITEMSIZES`."""
+        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(), kernels, tuple(notices))
+
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""
         total = sum(stored_types.values())
@@ -95,6 +101,18 @@ class Numerics:
         code = CODE_TYPES[kind]
         scales = (4 if code.wide_scales else 2) * (1 + code.has_minima)
         return code.bits / 8 + scales / code.group_size
+
+
+def dtype_on_gpu(wanted: str, stored: str | None, *, computes_bfloat16: bool) -> tuple[str, list[str]]:
+    """The type to compute in for what the user wants and what the configuration says, and what to tell of it.
+
+    A GPU computes bfloat16 from compute capability 8.0 on.
+    """
+    if wanted != "auto":
+        return {"half": "float16", "float": "float32"}.get(wanted, wanted), []
+    if stored == "float16" or computes_bfloat16:
+        return "float16" if stored == "float16" else "bfloat16", []
+    return "float16", ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
 
 
 @dataclass(frozen=True)

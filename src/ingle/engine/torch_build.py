@@ -14,7 +14,7 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.facts import EngineFacts
 from ingle.engine.gpu_card import Card, check_card, triton_notice
 from ingle.engine.memory import MemoryPlan, kv_budget, memory_of, plan_memory
-from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
+from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup, dtype_on_gpu
 from ingle.errors import ConfigError
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
@@ -79,14 +79,7 @@ class TorchRunner:
     def _numerics(self, dtype: torch.dtype, notices: list[str]) -> Numerics:
         ours = self._our_kernels and dtype == torch.float32
         beside = " and Triton's" if self._with_triton else " and ingle's" if ours else ""
-        return Numerics(
-            kv_dtype=_name(dtype),
-            product_dtype=_name(dtype),
-            float_itemsize=dtype.itemsize,
-            kept_types=frozenset(),
-            kernels=f"PyTorch's{beside}",
-            notices=tuple(notices),
-        )
+        return Numerics.of_floats(_name(dtype), f"PyTorch's{beside}", notices)
 
     def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
         left = memory_of(self._device).beside(weight_bytes)
@@ -171,13 +164,15 @@ def _sizes(model: Model) -> WeightSizes:
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
     """The type to compute in, and what to tell the user about it."""
+    if device.type == "cuda":
+        computes_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        name, notices = dtype_on_gpu(
+            config.weights.dtype, hf_config.get("torch_dtype"), computes_bfloat16=computes_bfloat16
+        )
+        return _DTYPES[name], notices
     if config.weights.dtype != "auto":
         return _DTYPES[config.weights.dtype], []
     stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
-    if device.type == "cuda":
-        if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
-            return (torch.bfloat16 if stored == torch.float32 else stored), []
-        return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
     if multiplies_bfloat16():
         return torch.bfloat16, []
     if stored == torch.float32:

@@ -52,8 +52,14 @@ class CheckpointFiles:
         return f"{self.single}.index.json"
 
     def are_in(self, folder: Path) -> bool:
-        names = (self.single, *self._shards(folder), *self._claims(folder).values())
-        return any((folder / name).is_file() for name in dict.fromkeys(names))
+        return bool(self.names_in(folder))
+
+    def names_in(self, folder: Path) -> list[str]:
+        """Of the files that are there: those of the index, or the single one, or the shards."""
+        for names in (self._claims(folder).values(), (self.single,), self._shards(folder)):
+            if found := [name for name in dict.fromkeys(names) if (folder / name).is_file()]:
+                return found
+        return []
 
     def locate(self, folder: Path, names_in: Callable[[Path], Collection[str]]) -> Located:
         """The file of each tensor; `names_in` reads which tensors a file has.

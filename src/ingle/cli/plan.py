@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ingle.cli.flags import Hidden, parse
+from ingle.cli.fields import Hidden
+from ingle.cli.flags import parse
 from ingle.config import CacheConfig, EngineConfig, ParallelConfig, WeightsConfig
 from ingle.errors import printable
 

@@ -258,7 +258,10 @@ def _default_template(config: Mapping[str, Any]) -> str | None:
 def _converted_by_transformers(folder: Path) -> tokenizers.Tokenizer:
     """For folders from before `tokenizer.json`: transformers builds one, which takes seconds."""
     if not any((folder / name).is_file() for name in _OTHER_VOCABULARIES):
-        raise ModelError(f"{folder}: no tokenizer: tokenizer.json is missing")
+        raise ModelError(
+            f"{folder}: no tokenizer: tokenizer.json is missing",
+            alternative="download the tokenizer's files beside the weights: tokenizer.json and tokenizer_config.json",
+        )
     from transformers import AutoTokenizer
 
     try:

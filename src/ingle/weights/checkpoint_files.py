@@ -36,8 +36,8 @@ class Located:
                 f"{folder}: {name} lies beside an adapter (LoRA) that was not merged into it: merge it, with PEFT's "
                 "merge_and_unload(), and save the model anew"
             )
-        maybe = f"; it may be in {self.absent}, which is missing: download that again" if self.absent else ""
-        raise ModelError(f"{folder}: has no tensor {name}, which the model needs{maybe}")
+        maybe = f"it may be in {self.absent}, which is missing: download that again" if self.absent else None
+        raise ModelError(f"{folder}: has no tensor {name}, which the model needs", alternative=maybe)
 
 
 @dataclass(frozen=True)

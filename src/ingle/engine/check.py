@@ -156,7 +156,8 @@ def _opened(config: EngineConfig, path: Path, device: DeviceType | None, found: 
     files = ModelFiles.looked_at(config, path, found)
     if files is None:
         return None
-    if len(found.errors) > num_before:  # its tensors would be refused for the same reason
+    if not all(isinstance(error, ConfigError) for error in found.errors[num_before:]):
+        # The model itself is refused, and so would its tensors be.
         with found.apart():
             files.open(config).close()
         return None

@@ -98,6 +98,9 @@ class ModelFiles:
         override, theta = config.weights.rope_override(), config.weights.rope_theta
         with found.apart():
             hf_config = normalize_config(config_file(path), raw, rope_scaling=override, rope_theta=theta)
+        if hf_config is None and (override is not None or theta is not None):  # which hides all else that is wrong
+            with found.apart():
+                hf_config = normalize_config(config_file(path), raw)
         said = raw if hf_config is None else hf_config
         with found.apart():
             check_kind(path, said)

@@ -12,7 +12,7 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import MemoryPlan, check_weights, kv_budget, memory_of, plan_memory
 from ingle.engine.startup import Loaded, ModelFiles, Numerics, OpenModel, Startup
-from ingle.errors import ConfigError
+from ingle.errors import Collected, ConfigError
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.fallback import FallbackPlan, check_length, load_fallback, plan_fallback
@@ -143,13 +143,18 @@ class _LoadedModel(NamedTuple):
 
 def fallback_plan(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
     """How transformers' code runs it. Raises `ModelError` and `ConfigError`."""
-    if config.weights.rope_scaling is not None or config.weights.rope_theta is not None:
-        raise ConfigError(
-            f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by transformers' "
-            "code, which they do not reach; write rope_scaling or rope_theta into its config.json"
-        )
-    plan = plan_fallback(files.path, files.hf_config, trust_remote_code=config.weights.trust_remote_code)
-    check_length(plan, config.max_model_len)
+    found, plan = Collected(), None
+    with found.apart("write rope_scaling or rope_theta into its config.json"):
+        if config.weights.rope_scaling is not None or config.weights.rope_theta is not None:
+            raise ConfigError(
+                f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by "
+                "transformers' code, which they do not reach"
+            )
+    with found.apart():
+        plan = plan_fallback(files.path, files.hf_config, trust_remote_code=config.weights.trust_remote_code)
+        check_length(plan, config.max_model_len)
+    found.raise_any()
+    assert plan is not None, "nothing was refused"
     return plan
 
 

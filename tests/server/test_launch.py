@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import subprocess
@@ -107,6 +108,30 @@ def test_a_name_for_loopback_is_loopback() -> None:
 def test_flags_that_cannot_be(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="--" + field.replace("_", "-")):
         ServerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1:8000", 0, "'127.0.0.1:8000' is more than an address: give --host 127.0.0.1 --port 8000"),
+        ("http://localhost:8000/v1", 0, "is more than an address: give --host localhost --port 8000"),
+        ("http://0.0.0.0", 0, "give --host 0.0.0.0$"),
+        ("[::1]:80", 0, "give --host ::1 --port 80"),
+        ("no.such.host.invalid", 0, "there is no such host"),
+        ("x" * 80, 0, "there is no such host"),
+        ("203.0.113.9", 0, "no address of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be(host: str, port: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        launch.bind(host, port)
+
+
+def test_a_port_that_only_root_may_use() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied")
+    assert launch._why_not(error, 80) == (
+        "only root may use port 80: give a --port above 1023, such as 8000, and let a proxy forward"
+    )
 
 
 DESCRIPTORS = """

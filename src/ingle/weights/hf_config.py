@@ -125,7 +125,10 @@ def config_file(path: Path) -> Path:
 def read_raw(path: Path, gguf: GgufFile | None = None) -> dict[str, Any]:
     """What `read_config` makes its configuration of, as it is written."""
     if path.is_dir():
-        return read_json_object(config_file(path), MAX_CONFIG_BYTES)
+        config = read_json_object(config_file(path), MAX_CONFIG_BYTES)
+        if "model_type" not in config:
+            refuse_pointer(config_file(path))  # such as a hub's refusal, which is JSON too
+        return config
     return config_from_gguf(gguf or GgufFile(path))
 
 

@@ -12,46 +12,23 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ingle.config import EngineConfig, TextConfig
+from ingle.description import Finding, Need
 from ingle.engine import native_build
 from ingle.engine.memory import DeviceMemory, host_memory, memory_of
 from ingle.engine.startup import ModelFiles, OpenModel
 from ingle.errors import Collected, ConfigError, IngleError, errors_in
 from ingle.kv import pages_held
 
+if TYPE_CHECKING:
+    from ingle.text.load import TextSide
+
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 """Device files of NVIDIA's drivers (nvmap: Jetson's), of Windows' for its Linux subsystem, and of AMD's."""
 
 DeviceType = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    refused: bool
-    """The model does not run; otherwise it does, and there is something to know."""
-    what: str
-    """And which value caused it."""
-    alternative: str | None = None
-    """What to do instead, where `what` does not say so itself."""
-
-    def __str__(self) -> str:
-        return self.what if self.alternative is None else f"{self.what}; {self.alternative}"
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory, in bytes."""
-
-    device: DeviceType
-    weights: int
-    kv_cache: int
-    """Of one sequence as long as the context."""
-    context: int
-    """Tokens: what is asked for, or else the model's own."""
-    free: int | None
-    """None where the system does not say."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +38,8 @@ class Report:
     findings: tuple[Finding, ...]
     need: Need | None
     """None where not enough of the model can be read to tell."""
+    text: TextSide | None
+    """None where it is refused."""
 
     @property
     def runs(self) -> bool:
@@ -69,8 +48,8 @@ class Report:
 
 def check_model(config: EngineConfig, text: TextConfig, path: Path) -> Report:
     """Reads configuration, headers, tokenizer and template of the model at `path`; nothing of it is loaded."""
-    found = Collected()
-    notices = [*_text_notices(text, path, found)]
+    found, notices = Collected(), list[str]()
+    side = _text_side(text, path, found, notices)
     device = _device_of(config, found)
     with contextlib.ExitStack() as stack:
         opened = _opened(config, path, device, found)
@@ -82,7 +61,7 @@ def check_model(config: EngineConfig, text: TextConfig, path: Path) -> Report:
                 notices += [opened.fallback.notice, *opened.fallback.unknown_keys]
             need = _need(config, opened, device)
     refusals = [Finding(True, error.what, error.alternative) for error in found.errors]
-    return Report((*refusals, *(Finding(False, notice) for notice in notices)), need)
+    return Report((*refusals, *(Finding(False, notice) for notice in notices)), need, side)
 
 
 def open_model(config: EngineConfig, path: Path) -> tuple[DeviceType, OpenModel]:
@@ -213,15 +192,14 @@ def _need(config: EngineConfig, opened: OpenModel, device: DeviceType | None) ->
     return Need(device, numerics.weight_bytes(decoder, opened.stored_types), kv_bytes, context, free.free)
 
 
-def _text_notices(text: TextConfig, path: Path, found: Collected) -> Iterator[str]:
+def _text_side(text: TextConfig, path: Path, found: Collected, notices: list[str]) -> TextSide | None:
     from ingle.text.load import load_text_side, template_fault
 
     with found.apart():
         side = load_text_side(path, text)
         if side.chat_template is None:
-            yield NO_TEMPLATE
+            notices.append("the model has no chat template, so /v1/chat/completions needs --chat-template")
         elif (fault := template_fault(side.chat_template)) is not None:
-            yield fault
-
-
-NO_TEMPLATE = "the model has no chat template, so /v1/chat/completions needs --chat-template"
+            notices.append(fault)
+        return side
+    return None

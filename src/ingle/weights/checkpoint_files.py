@@ -55,6 +55,15 @@ class CheckpointFiles:
         names = (self.single, *self._shards(folder), *self._claims(folder).values())
         return any((folder / name).is_file() for name in dict.fromkeys(names))
 
+    def paths(self, folder: Path) -> list[Path]:
+        """Those that are there."""
+        try:
+            claimed = [*self._claims(folder).values()]
+        except ModelError:
+            claimed = []
+        names = sorted({self.single, *self._shards(folder), *claimed})
+        return [folder / name for name in names if (folder / name).is_file()]
+
     def locate(self, folder: Path, names_in: Callable[[Path], Collection[str]]) -> Located:
         """The file of each tensor; `names_in` reads which tensors a file has.
 

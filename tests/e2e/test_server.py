@@ -194,6 +194,18 @@ def test_a_model_that_cannot_be_loaded_is_one_line(damage: str, tmp_path: Path, 
     assert lines[0].startswith("ingle: ") and "Traceback" not in text
 
 
+def test_all_that_does_not_run_is_refused_at_once(tmp_path: Path) -> None:
+    """What the tokenizer lacks and what the engine does not do, by two processes, in one list."""
+    folder = save_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"logit_scale": 3.0}))
+    code, text = refused(str(folder), "--port", "0", "--rope-theta", "0.5")
+    lines = [line for line in text.splitlines() if " INFO " not in line]
+    assert code == 1 and lines[0] == "ingle: 3 things do not run here:" and len(lines) == 4, text
+    for part in ("rope_theta is 0.5", "logit_scale is 3.0", "tokenizer.json is missing; download"):
+        assert any(line.startswith("  - ") and part in line for line in lines)
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_stopped_server_tells_those_it_did_not_finish(signals: int, smollm2_gguf: Path) -> None:
     """After its grace, or at once when it is told twice."""

@@ -131,8 +131,9 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         for task in tasks:
             task.cancel()
         sandboxes.stop()  # what waits in a thread for a template would hold up the end
-    with contextlib.suppress(asyncio.CancelledError):
-        await tasks[0]
+    await asyncio.wait(tasks)  # raises when Ctrl-C has ended it all
+    if not tasks[0].cancelled() and (error := tasks[0].exception()) is not None:
+        raise error
     if server.engine is not None and server.engine.failure is not None:
         raise EngineError(server.engine.failure)
 

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("home", "config", "kv", "request"),
     ("channel", "events", "step"),
     ("facts", "kernels"),
-    ("weights",),
+    ("description", "weights"),
     ("text", "hub", "model"),
     ("device",),
     ("engine",),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingle import LLM, SamplingParams
-from ingle.errors import ModelError, RequestError
+from ingle.errors import ConfigError, RequestError
 from ingle.request import EngineOutput, RequestOutput
 from tests.support import save_checkpoint
 from tests.text import toys
@@ -48,7 +48,7 @@ def test_no_full_garbage_collection_stops_a_batch(llm: LLM, monkeypatch: pytest.
 def test_rope_scaling_may_be_a_dict(smollm2_gguf: Path) -> None:
     llm = LLM(str(smollm2_gguf), kv_cache_memory="64MiB", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert "rope scaling dynamic" not in str(llm.info.notices), "memory cut the context below the model's own"
-    with pytest.raises(ModelError, match="--rope-scaling: rope factor is 0"):
+    with pytest.raises(ConfigError, match="--rope-scaling: rope factor is 0"):
         LLM(str(smollm2_gguf), rope_scaling={"rope_type": "dynamic", "factor": 0})
 
 

@@ -296,6 +296,8 @@ class ServerConfig:
     names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
+    show_paths: bool = False
+    """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
     timeout_keep_alive: float = 65.0

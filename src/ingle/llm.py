@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ingle.config import EngineConfig, TextConfig
 from ingle.engine.build import build_engine
+from ingle.engine.check import before_loading
 from ingle.engine.shared import SharedEngine
 from ingle.errors import RequestError
 from ingle.events import Answer, Event, Finish, Text
@@ -78,7 +79,8 @@ class LLM:
             options["rope_scaling"] = json.dumps(options["rope_scaling"])
         config = EngineConfig.of(model, **options)
         source = ensure_model(model)
-        text = load_text_side(source.path, TextConfig(chat_template))
+        with before_loading(config, source.path):
+            text = load_text_side(source.path, TextConfig(chat_template))
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling

@@ -12,7 +12,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ingle.errors import ConfigError, IngleError, RequestError, lack_of_memory, lack_of_package, printable
+from ingle.errors import (
+    ConfigError,
+    IngleError,
+    RequestError,
+    errors_in,
+    lack_of_memory,
+    lack_of_package,
+    printable,
+)
 from ingle.version import __version__
 
 COMMANDS = {
@@ -48,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IngleError as error:
         if debug:
             raise
-        print("ingle:", " ".join(str(error).split()), file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, (ConfigError, RequestError)) else EXIT_ERROR
+        print("ingle:", "\n".join(error.lines()), file=sys.stderr)
+        of_usage = all(isinstance(each, (ConfigError, RequestError)) for each in errors_in(error))
+        return EXIT_USAGE if of_usage else EXIT_ERROR
     except KeyboardInterrupt:
         if debug:
             raise

@@ -124,6 +124,19 @@ def plan_memory(
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 
+def check_weights(num_bytes: int, memory: DeviceMemory, *, on_gpu: bool) -> None:
+    """Raises `ConfigError` for weights that do not fit the memory that is free, whatever is left for all else."""
+    if memory.free is None or num_bytes <= memory.free:
+        return
+    where = "of the GPU's memory" if on_gpu else "of memory"
+    raise ConfigError(
+        f"the weights take {size(num_bytes)}, and {size(memory.free)} {where} are free",
+        alternative="free some, or take a smaller model, or a GGUF file of this one with fewer bits a weight"
+        if not on_gpu
+        else "free some, take a smaller model, or give --device cpu",
+    )
+
+
 def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) -> int:
     """Bytes that the KV cache may take of what is left beside the weights. Raises `ConfigError` where that is none."""
     if config.cache.kv_cache_memory is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingle.config import TextConfig
-from ingle.errors import ConfigError, ModelError, RequestError
+from ingle.errors import Collected, ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.sandbox import sandboxes
@@ -26,6 +26,7 @@ _GGUF_SAMPLING = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
 """llama.cpp's names under `general.sampling`, where they are others."""
 _F32_DIGITS = 7
 _MAX_BYTES = 1 << 20
+_HELLO = ({"role": "user", "content": "Hello"},)
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,51 @@ class TextSide:
     chat_template: ChatTemplate | None
     default_sampling: dict[str, Any]
     """What the model's files recommend of temperature, top_p, top_k, min_p and repetition_penalty."""
+    sampling_source: str = ""
+    """Where that stands, for people."""
 
 
 def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
     """Reads a model folder or .gguf file.
 
-    Raises `ModelError` and `ConfigError`.
+    Raises `ModelError` and `ConfigError`, of all that is wrong with it.
     """
     sandboxes.warm_up()
-    given = _given_template(config)
-    if path.is_dir():
-        tokenizer, sampling = _folder_tokenizer(path, given), _folder_sampling(path)
-    else:
-        metadata = _gguf_metadata(path, texts=True)
-        tokenizer, sampling = _gguf_tokenizer(metadata, path, given), _gguf_sampling(metadata, path)
-    source = tokenizer.chat_template
-    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
-    if given is not None and template is not None:
-        _try(template)
-    return TextSide(tokenizer, template, sampling)
+    found, sampling = Collected(), dict[str, Any]()
+    given = tokenizer = template = None
+    with found.apart():
+        given = _given_template(config)
+    metadata = None
+    if not path.is_dir():
+        with found.apart():
+            metadata = _gguf_metadata(path, texts=True)
+        if metadata is None:
+            found.raise_any()
+    with found.apart():
+        tokenizer = _folder_tokenizer(path, given) if metadata is None else _gguf_tokenizer(metadata, path, given)
+    with found.apart():
+        sampling = _folder_sampling(path) if metadata is None else _gguf_sampling(metadata, path)
+    if tokenizer is not None and tokenizer.chat_template is not None:
+        with found.apart():
+            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+            if given is not None:
+                _try(template)
+    found.raise_any()
+    assert tokenizer is not None, "nothing was refused"
+    source = "" if not sampling else "generation_config.json" if metadata is None else "general.sampling of the file"
+    return TextSide(tokenizer, template, sampling, source)
+
+
+def template_fault(template: ChatTemplate) -> str | None:
+    """What to tell of a model's own template that cannot be used: the model still completes prompts."""
+    try:
+        template.prompt(_HELLO)
+    except RequestError as error:
+        return (
+            f"the model's own chat template cannot render a user's message ({error}): /v1/chat/completions needs "
+            "--chat-template"
+        )
+    return None
 
 
 def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:
@@ -131,7 +158,7 @@ def _usable(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _try(template: ChatTemplate) -> None:
     """A template that the user gave fails at the start, not at the first request."""
     try:
-        template.prompt([{"role": "user", "content": "Hello"}])
+        template.prompt(_HELLO)
     except RequestError as error:
         raise ConfigError(f"--chat-template cannot render a user's message: {error}") from error
 

@@ -114,12 +114,22 @@ def read_config(
 
     Raises `ModelError` for a file that is missing, damaged or larger than 16 MiB, and for values out of range.
     """
+    config = read_raw(path, gguf)
+    return normalize_config(config_file(path), config, rope_scaling=rope_scaling, rope_theta=rope_theta)
+
+
+def config_file(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path
+
+
+def read_raw(path: Path, gguf: GgufFile | None = None) -> dict[str, Any]:
+    """What `read_config` makes its configuration of, as it is written."""
     if path.is_dir():
-        path = path / "config.json"
-        config = read_json_object(path, MAX_CONFIG_BYTES)
-    else:
-        config = config_from_gguf(gguf or GgufFile(path))
-    return normalize_config(path, config, rope_scaling=rope_scaling, rope_theta=rope_theta)
+        config = read_json_object(config_file(path), MAX_CONFIG_BYTES)
+        if "model_type" not in config:
+            refuse_pointer(config_file(path))  # such as a hub's refusal, which is JSON too
+        return config
+    return config_from_gguf(gguf or GgufFile(path))
 
 
 def normalize_config(

@@ -191,6 +191,8 @@ class TextConfig:
 
     chat_template: str | None = None
     """A Jinja file (or the template itself) to use instead of the model's own."""
+    merge_system: bool = False
+    """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _announce(model: ServedModel, access: Access, sock: socket.socket, seconds: 
     if ipaddress.ip_address(host).is_unspecified:  # every interface: this machine reaches it by its own name
         host = "::1" if ":" in host else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    for notice in [*info.notices, *model.tokenizer.hold_against(info.vocab_size)]:
+    for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling))

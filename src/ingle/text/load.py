@@ -12,6 +12,7 @@ from typing import Any
 from ingle.config import TextConfig
 from ingle.errors import ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
+from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.sandbox import sandboxes
 from ingle.text.tokenizer import Tokenizer
@@ -33,6 +34,8 @@ class TextSide:
     chat_template: ChatTemplate | None
     default_sampling: dict[str, Any]
     """What the model's files recommend of temperature, top_p, top_k, min_p and repetition_penalty."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of it."""
 
 
 def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
@@ -48,10 +51,13 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
         metadata = _gguf_metadata(path, texts=True)
         tokenizer, sampling = _gguf_tokenizer(metadata, path, given), _gguf_sampling(metadata, path)
     source = tokenizer.chat_template
-    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
-    if given is not None and template is not None:
+    if source is None:
+        return TextSide(tokenizer, None, sampling)
+    template = ChatTemplate(source, tokenizer.special_tokens, merge_system=config.merge_system)
+    if given is not None:
         _try(template)
-    return TextSide(tokenizer, template, sampling)
+    notice = bos_notice(tokenizer, template)
+    return TextSide(tokenizer, template, sampling, () if notice is None else (notice,))
 
 
 def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:

@@ -38,7 +38,7 @@ def bos_notice(tokenizer: Tokenizer, template: ChatTemplate) -> str | None:
         return f"the chat template writes {token} twice at the beginning of a prompt (`ingle render` shows it)"
     if before_text is not None and ids[:1] != [bos]:
         return (
-            f"the chat template begins a prompt without {token}, which the tokenizer puts before every text: if answers "
-            "are poor, give another --chat-template (`ingle render` shows the prompt)"
+            f"the chat template begins a prompt without {token}, which the tokenizer puts before every text: if "
+            "answers are poor, give another --chat-template (`ingle render` shows the prompt)"
         )
     return None

@@ -54,8 +54,8 @@ class Forms:
     ) -> list[Message]:
         """`messages` in the form that `render`, which has the `options`, puts into the prompt in full.
 
-        The first is called messages[`num_before`] in errors. Raises `RequestError` naming a message that is in no form. What else `render` raises than `TemplateError`, such
-        as that it takes too long, is raised at once.
+        Raises `RequestError` naming a message that is in no form, of which the first is messages[`num_before`]. What
+        else `render` raises than `TemplateError`, such as that it takes too long, is raised at once.
         """
         forms = self._forms(messages)
         key = _shape(messages, options)

@@ -180,7 +180,7 @@ def test_what_happens_while_a_model_is_loaded_is_told(tmp_path: Path) -> None:
     folder, told = save_checkpoint(tmp_path / "model", vocab_size=420), []
     toys.byte_level().save(str(folder / "tokenizer.json"))
     LLM(str(folder), device="cpu", dtype="float32", kv_cache_memory="8MiB", report=told.append)
-    assert told[0] == "reading the tokenizer" and told[-1] == "ready"
+    assert told[0] == "reading the tokenizer"
     assert any("loading weights" in stage for stage in told)
 
 

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text", "hub", "model"),
     ("device",),
     ("engine",),
+    ("jobs",),
     ("llm", "verify", "server", "plan"),
     ("cli", "__init__"),
     ("bench", "__main__"),

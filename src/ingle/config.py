@@ -274,6 +274,8 @@ class TextConfig:
 
     chat_template: str | None = None
     """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
+    merge_system: bool = False
+    """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
 
 
 @dataclass(frozen=True)

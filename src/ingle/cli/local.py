@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ingle.cli.fields import Hidden
+from ingle.cli.loading import loading
 from ingle.cli.main import EXIT_INTERRUPTED
 from ingle.config import EngineConfig, TextConfig
 from ingle.request import SamplingParams
@@ -71,8 +72,9 @@ def load_llm(engine: EngineConfig, text: TextConfig) -> LLM:
     """Load the model, pulling it first when it is in the catalog and not on this machine yet."""
     from ingle.hub.resolve import ensure_model
 
-    ensure_model(engine.model)  # LLM does this too, but its import brings torch: a wrong name should not wait for that
-    with importing():
+    ensure_model(engine.model)  # LLM does this too, but a pull has a bar of its own, and a wrong name should not wait
+    with loading() as report:
+        report("starting")
         from ingle.llm import LLM
 
-    return LLM(engine.model, **asdict(text), **engine.options())
+        return LLM(engine.model, report=report, **asdict(text), **engine.options())

@@ -220,6 +220,9 @@ class _HeadersOnly:
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         return self._source.stored_rows(name, num_rows, num_columns)
 
+    def check(self, name: str, num_elements: int) -> None:
+        self._source.check(name, num_elements)
+
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
         return self._source.floats(name, size)
 

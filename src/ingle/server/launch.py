@@ -272,7 +272,7 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     if not _is_loopback(sock) and not access.api_keys:
         host, port = sock.getsockname()[:2]
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
-    for notice in [*info.notices, *model.tokenizer.hold_against(info.vocab_size)]:
+    for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
     if model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")

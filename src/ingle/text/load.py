@@ -12,6 +12,7 @@ from typing import Any
 from ingle.config import TextConfig
 from ingle.errors import Collected, ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
+from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.sandbox import sandboxes
 from ingle.text.shipped import shipped_template, shipped_templates
@@ -37,6 +38,8 @@ class TextSide:
     """What the model's files recommend of temperature, top_p, top_k, min_p and repetition_penalty."""
     sampling_source: str = ""
     """Where that stands, for people."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of it."""
 
 
 def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
@@ -61,13 +64,14 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
         sampling = _folder_sampling(path) if metadata is None else _gguf_sampling(metadata, path)
     if tokenizer is not None and tokenizer.chat_template is not None:
         with found.apart():
-            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, merge_system=config.merge_system)
             if given is not None:
                 _try(template)
     found.raise_any()
     assert tokenizer is not None, "nothing was refused"
     source = "" if not sampling else "generation_config.json" if metadata is None else "general.sampling of the file"
-    return TextSide(tokenizer, template, sampling, source)
+    notice = None if template is None else bos_notice(tokenizer, template)
+    return TextSide(tokenizer, template, sampling, source, () if notice is None else (notice,))
 
 
 def template_fault(template: ChatTemplate) -> str | None:

@@ -76,7 +76,7 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     monkeypatch.setattr(launch.facts, "started", lambda info, sampling, source: "")
     tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
     info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
-    text = SimpleNamespace(sampling_source="")
+    text = SimpleNamespace(sampling_source="", notices=())
     model: Any = SimpleNamespace(
         name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer, text=text
     )

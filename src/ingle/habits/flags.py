@@ -382,7 +382,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
-        "--disable-access-log --timeout-keep-alive= --max-connections= --max-num-queued-reqs= --max-num-queued-tokens=",
+        "--disable-access-log --show-paths --timeout-keep-alive= --max-connections= --max-num-queued-reqs= "
+        "--max-num-queued-tokens=",
         "only `ingle serve` listens",
     ),
     (
@@ -390,7 +391,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--frequency-penalty= --stop=+ --ignore-eos",
         "each request brings its own sampling; `ingle chat` and `ingle generate` have it as flags",
     ),
-    ("--chat-template=", "no conversation is rendered here"),
+    ("--chat-template= --merge-system", "no conversation is rendered here"),
     (
         "--gpu-memory-utilization= --kv-cache-memory= --num-gpu-blocks-override=",
         "the command chooses its memory by itself",

@@ -16,7 +16,7 @@ _HELLO = ({"role": "user", "content": "Hello"},)
 def text_bos(tokenizer: Tokenizer) -> int | None:
     """The token that the tokenizer puts before every plain text, if it does."""
     plain, whole = (tokenizer.encode("Hello", add_special_tokens=added) for added in (False, True))
-    return whole[0] if whole[1 : 1 + len(plain)] == plain else None
+    return whole[0] if whole and whole[1 : 1 + len(plain)] == plain else None
 
 
 def bos_notice(tokenizer: Tokenizer, template: ChatTemplate) -> str | None:

@@ -209,6 +209,11 @@ def _take_config(line: Line, item: _Item) -> None:
         line.config = item.values[0]
 
 
+def _is_shared(flag: Flag) -> bool:
+    """Whether all commands that load a model have it. What only one has may mean something else elsewhere."""
+    return flag.owner.__module__ == "ingle.config"
+
+
 def _set(line: Line, item: _Item, name: str, values: list[str], dialect: Dialect) -> None:
     """A flag of our own. Whether its values are good ones is tyro's business, but for those that nobody can have."""
     flag = dialect.own[name]
@@ -225,7 +230,7 @@ def _set(line: Line, item: _Item, name: str, values: list[str], dialect: Dialect
         return
     elif flag.is_truth:
         values = [value.lower() if value.lower() in _TRUTH else value for value in values]
-    elif dialect.loads_model and values and (answer := refusal(flag.name, values[0])) is not None:
+    elif _is_shared(flag) and values and (answer := refusal(flag.name, values[0])) is not None:
         line.objections.append(f"{flag.name} {values[0]}: {answer}")
         return
     elif dialect.loads_model and values and _asks_nothing(flag, values[0]):

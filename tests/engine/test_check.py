@@ -38,7 +38,8 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_gpu_driver_is_there", lambda: False)
+    for name in ("_gpu_driver_is_there", "_cuda_library_loads"):
+        monkeypatch.setattr(check, name, lambda: False)
 
 
 def config(folder: Path, **changes: Any) -> None:

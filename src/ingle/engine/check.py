@@ -7,6 +7,7 @@ another that failed is looked for.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def pick_device(config: EngineConfig) -> DeviceType:
             "there may be a GPU here, and PyTorch, which runs it, is not installed: `make setup` in ingle's source "
             "tree or `pip install torch transformers` brings it; --device cpu does without"
         )
-    if wanted == "cuda" and not _gpu_driver_is_there():  # no need to ask PyTorch, which takes its time
+    if wanted == "cuda" and not _gpu_driver_is_there() and not _cuda_library_loads():  # asking PyTorch takes its time
         raise ConfigError(
             "--device cuda: there is no driver of a GPU here", alternative="give --device cpu, or install the driver"
         )
@@ -121,6 +122,15 @@ def pick_device(config: EngineConfig) -> DeviceType:
 def _gpu_driver_is_there() -> bool:
     """Without one PyTorch sees no GPU, and need not be asked."""
     return sys.platform not in ("linux", "darwin") or any(Path(file).exists() for file in _GPU_DRIVERS)
+
+
+def _cuda_library_loads() -> bool:
+    """Of a driver whose device files are elsewhere."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _device_of(config: EngineConfig, found: Collected) -> DeviceType | None:

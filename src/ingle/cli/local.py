@@ -54,6 +54,10 @@ class Sampling:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return SamplingParams(**{"max_tokens": max_tokens, **model_defaults, **given})
 
+    def given(self) -> dict[str, Any]:
+        """Those that the user gave."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), False)}
+
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:

@@ -97,6 +97,17 @@ def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:
     return _gguf_tokenizer(_gguf_metadata(path, texts=True), path, given)
 
 
+def has_chat_template(path: Path, config: TextConfig = _MODELS_OWN) -> bool:
+    """Whether there is one, given or the model's own, told without reading the tokenizer."""
+    if config.chat_template is not None:
+        return True
+    if path.is_dir():
+        from ingle.text.folder_tokenizer import folder_chat_template
+
+        return folder_chat_template(path) is not None
+    return "tokenizer.chat_template" in _gguf_metadata(path, texts=False)
+
+
 def default_sampling(path: Path) -> dict[str, Any]:
     """The sampling parameters that the model's makers recommend: those of a folder's generation_config.json, or of
     `general.sampling` in a .gguf file. What no request could ask for is left out, with a warning.

@@ -6,6 +6,7 @@ VENV ?= .venv
 MODEL ?= smollm2:135m
 TARGET ?= gguf
 SECONDS ?= 60
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 # Of this very folder: an environment that was moved with it is set up anew.
@@ -21,7 +22,7 @@ help:
 	@echo '  PORT=8000              where it listens'
 	@echo '  ARGS="--seed 1"        any other flags of `ingle serve`'
 	@echo 'make setup             everything, PyTorch and the packages of tests and lint too, into .venv'
-	@echo 'make test              tests, but those marked slow or weights; `make test-all` runs every one'
+	@echo 'make test              tests, but those marked slow or weights, JOBS=2 at a time; `make test-all` runs all'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make wheel             a wheel in dist/, with the CPU kernels compiled'
 	@echo 'make image             a Docker image, ingle:cpu; KIND=cuda for GPUs'
@@ -48,7 +49,7 @@ run: $(TO_RUN)
 	@$(BIN)/python -m ingle serve '$(MODEL)' $(if $(PORT),--port '$(PORT)') $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not weights"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not weights"
 
 test-all: setup
 	$(BIN)/python -m pytest

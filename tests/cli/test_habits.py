@@ -278,7 +278,7 @@ HABITS: list[Does | Answer] = [
     Answer("python -m sglang.launch_server --model-path m --tp 2", f"--tensor-parallel-size 2: {TP}"),
     # ---- Ollama
     Does("ollama run m", {}),
-    Does("ollama run m --verbose", {}, "--verbose"),
+    Does("ollama run m --verbose", {"verbose": True}),
     Does("ollama run m --keepalive 5m --nowordwrap", {}, "--keepalive --nowordwrap"),
     Answer("ollama run m --format json", "--format json: answers cannot be bound to a grammar or a schema yet: leave the "
            "flag out"),
@@ -549,7 +549,7 @@ def test_what_is_ours_by_another_name_is_read_as_ours() -> None:
 def test_our_flags_are_known_where_they_do_not_hold() -> None:
     """Those of every configuration class and of sampling, in every command that loads a model."""
     ours = {flag.name for each in (ServeConfig, Chat, Generate) for flag in flags_of(each, {})}
-    ours -= {"--model", "--prompt", "--system", "--prompts-file", "--output", "--json"}
+    ours -= {"--model", "--prompt", "--system", "--prompts-file", "--output", "--json", "--verbose"}
     for command in TARGETS:
         unknown = ours - dialect(command).own.keys() - elsewhere().keys()
         assert unknown == set(), command

@@ -55,7 +55,7 @@ def test_every_client_gets_the_same_greedy_text(server: Server, client: openai.O
         assert chunks[-1].choices[0].finish_reason == answer.choices[0].finish_reason
         assert curl(server, "/v1/chat/completions", options)["choices"][0]["message"]["content"] == text
         greedy = SamplingParams(temperature=0, max_tokens=40)
-        assert llm.chat(messages, sampling_params=greedy)[0] == text
+        assert llm.chat(messages, sampling_params=greedy)[0].outputs[0].text == text
     prompt = "Once upon a time"
     completion = client.completions.create(model="smollm2:135m", prompt=prompt, temperature=0, max_tokens=20)
     offline = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=20), use_tqdm=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingle.config import TextConfig
-from ingle.errors import ConfigError, ModelError
+from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.text.load import _given_template, default_sampling, load_text_side
 from tests.text import toys
 
@@ -87,7 +87,7 @@ def test_a_shipped_template_goes_by_its_name_and_a_file_of_that_name_before_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("../templates/tigerbot", "tigerbot.jinja", "no-such-template"):
-        with pytest.raises(ConfigError, match=r"cannot be read: .*; give a file, .* brings: tigerbot"):
+        with pytest.raises(IngleError, match=r"cannot be read: .*; give a file, .* brings: tigerbot"):
             load_text_side(tmp_path, TextConfig(name))
     shipped = _given_template(TextConfig("tigerbot"))
     assert shipped is not None and "### Instruction:" in shipped

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Talk:
     """What is asked, and how it goes on."""
 
-    question: Positional[str | None] = None
+    prompt: Positional[str | None] = None
     """Answer this and leave. What comes through a pipe is put before it."""
     system: str | None = None
     """System message at the beginning of the conversation."""
@@ -93,12 +93,12 @@ def main(argv: Sequence[str], load: Callable[[EngineConfig, TextConfig], ChatMod
 
 def _asked_once(talk: Talk) -> str | None:
     """The one question of this call; None for a conversation. Raises `ConfigError` when there is nothing to answer."""
-    if talk.lines or (talk.question is None and _is_terminal()):
-        if talk.question is not None:
+    if talk.lines or (talk.prompt is None and _is_terminal()):
+        if talk.prompt is not None:
             raise ConfigError("--lines takes its questions from a pipe: leave the question out")
         return None
     piped = "" if sys.stdin.isatty() else sys.stdin.read().strip("\n")
-    asked = "\n\n".join(part for part in (piped, talk.question or "") if part.strip())
+    asked = "\n\n".join(part for part in (piped, talk.prompt or "") if part.strip())
     if not asked:
         raise ConfigError("nothing is asked: the question is empty, and so is the pipe")
     return asked

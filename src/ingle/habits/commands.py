@@ -52,7 +52,6 @@ ANSWERS: Mapping[str, str] = {
 
 
 Row = tuple[str, Kind, str]
-_NO_TIMINGS: Row = ("--verbose? -v", "idle", "answers come without timings")
 
 
 def _flags(*rows: Row) -> dict[str, Habit]:
@@ -82,8 +81,7 @@ FLAGS_OF_COMMANDS: Mapping[str, Mapping[str, Habit]] = {
     ),
     "rm": _flags(("-f --force", "same", "--yes")),
     "list": _flags(("-a --all", "idle", "all are listed")),
-    "chat": _flags(_NO_TIMINGS),
-    "generate": _flags(_NO_TIMINGS),
+    "generate": _flags(("--verbose? -v", "idle", "answers come without timings")),
     "serve": _flags(
         ("-p=", "refused", "a prompt is part of a request, and the port is --port"),
     ),

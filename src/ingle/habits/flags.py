@@ -391,6 +391,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--frequency-penalty= --stop=+ --ignore-eos",
         "each request brings its own sampling; `ingle chat` and `ingle generate` have it as flags",
     ),
+    ("--lines --drop-oldest", "only `ingle chat` converses"),
     ("--chat-template= --merge-system", "no conversation is rendered here"),
     (
         "--gpu-memory-utilization= --kv-cache-memory= --num-gpu-blocks-override=",

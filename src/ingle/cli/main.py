@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": ("ingle.cli.chat", "Talk to a model in the terminal"),
     "run": ("ingle.cli.chat", "The same as chat, as Ollama calls it"),
     "generate": ("ingle.cli.generate", "Continue one prompt, or a file of prompts, offline"),
+    "render": ("ingle.cli.render", "Print the exact prompt and token ids of a conversation"),
     "pull": ("ingle.cli.pull", "Fetch a model into the local store"),
     "list": ("ingle.cli.list", "List the models in the local store, as ls does"),
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),

@@ -80,6 +80,7 @@ class FakeLLM:
         self.text: TextConfig | None = None
         self.conversations: list[list[dict[str, Any]]] = []
         self.sampling: SamplingParams | None = None
+        self.each_sampling: list[SamplingParams] = []
         self.closed_after: list[int] = []
         self.on_word: Callable[[int], None] = lambda n: None
 
@@ -103,11 +104,12 @@ class FakeLLM:
     def num_prompt_tokens(self, messages: Sequence[dict[str, Any]]) -> int:
         return sum(len(message["content"].split()) for message in messages)
 
-    def generate(
-        self, prompts: Sequence[str], sampling_params: SamplingParams, *, use_tqdm: bool
-    ) -> list[RequestOutput]:
-        self.sampling = sampling_params
-        return [
-            RequestOutput(f"{i}", prompt, [1, 2, 3], [CompletionOutput(0, f"{prompt}…好", [4, 5], "stop", "\n")])
-            for i, prompt in enumerate(prompts)
-        ]
+    def answers(
+        self, questions: Sequence[str | list[Any]], sampling_params: Sequence[SamplingParams]
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """The last comes first."""
+        self.each_sampling, self.sampling = list(sampling_params), sampling_params[0]
+        for index, question in reversed(list(enumerate(questions))):
+            asked = question if isinstance(question, str) else question[-1]["content"]
+            texts = [CompletionOutput(n, f"{asked}…好", [4, 5], "stop", "\n") for n in range(sampling_params[index].n)]
+            yield index, RequestOutput(f"{index}", asked, [1, 2, 3], texts)

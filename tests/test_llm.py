@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
 from ingle import LLM, SamplingParams
-from ingle.errors import ModelError, RequestError
+from ingle.errors import ConfigError, RequestError
 from ingle.request import EngineOutput, RequestOutput
 from tests.support import save_checkpoint
 from tests.text import toys
@@ -48,7 +50,7 @@ def test_no_full_garbage_collection_stops_a_batch(llm: LLM, monkeypatch: pytest.
 def test_rope_scaling_may_be_a_dict(smollm2_gguf: Path) -> None:
     llm = LLM(str(smollm2_gguf), kv_cache_memory="64MiB", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert "rope scaling dynamic" not in str(llm.info.notices), "memory cut the context below the model's own"
-    with pytest.raises(ModelError, match="--rope-scaling: rope factor is 0"):
+    with pytest.raises(ConfigError, match="--rope-scaling: rope factor is 0"):
         LLM(str(smollm2_gguf), rope_scaling={"rope_type": "dynamic", "factor": 0})
 
 
@@ -82,6 +84,122 @@ def test_a_conversation_goes_on(llm: LLM) -> None:
     assert history == [{"role": "user", "content": "你好"}, {"role": "assistant", "content": reply}]
     _, history = llm.chat("And now?", history, GREEDY)
     assert [message["role"] for message in history] == ["user", "assistant"] * 2
+
+
+def test_a_question_returns_reply_and_history_in_the_form_it_came(llm: LLM) -> None:
+    reply, history = llm.chat("你好", history=None, sampling_params=GREEDY)
+    asked = {"temperature": 0.0, "max_tokens": 8}
+    assert llm.chat(llm.get_tokenizer(), "你好", history=[], **asked) == (reply, history)
+    assert llm.chat(query="你好", history=None, do_sample=False, max_new_tokens=8) == (reply, history)
+    assert llm.chat("你好", GREEDY)[0] == reply
+    answer, pairs = llm.chat(None, "And now?", [("你好", reply)], **asked)
+    assert pairs == [("你好", reply), ("And now?", answer)]
+    assert llm.chat("And now?", history, GREEDY)[0] == answer
+    assert "".join(llm.stream_chat("And now?", GREEDY, history=pairs[:1])) == answer
+
+
+def test_messages_return_outputs_as_in_vllm(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    question = [{"role": "user", "content": "你好"}]
+    reply = llm.chat("你好", sampling_params=GREEDY)[0]
+    (output,) = llm.chat(question, GREEDY, use_tqdm=False)
+    assert isinstance(output, RequestOutput) and output.outputs[0].text == reply
+    assert output.prompt is not None and output.prompt.endswith("<|im_start|>assistant\n")
+    other = [{"role": "system", "content": "Answer in English."}, *question]
+    one, two = llm.chat(messages=[question, other], sampling_params=[GREEDY, GREEDY], use_tqdm=False)
+    assert one.outputs == output.outputs and "Answer in English." in str(two.prompt)
+    assert "Answer in English." in str(llm.chat(question, system="Answer in English.", max_tokens=1, use_tqdm=False))
+    (bare,) = llm.chat(question, GREEDY, add_generation_prompt=False, use_tqdm=False)
+    assert not str(bare.prompt).endswith("assistant\n")
+    (own,) = llm.chat(question, GREEDY, chat_template="Q: {{ messages[0].content }}", use_tqdm=False)
+    assert own.prompt == "Q: 你好" and capsys.readouterr().out == ""
+
+
+def test_dict_prompts_and_token_ids_by_name(llm: LLM) -> None:
+    text = "The capital of France is"
+    ids = llm.get_tokenizer().encode(text)
+    (wanted,) = llm.generate(text, GREEDY, use_tqdm=False)
+    prompts = [{"prompt": text}, {"prompt_token_ids": ids}, text]
+    for output in llm.generate(prompts, GREEDY, use_tqdm=False):
+        assert output.outputs == wanted.outputs
+    for given in (ids, [ids]):
+        (output,) = llm.generate(prompt_token_ids=given, sampling_params=GREEDY, use_tqdm=False)
+        assert output.outputs == wanted.outputs
+    assert llm.generate({"prompt": text}, GREEDY, use_tqdm=False)[0].prompt == text
+
+
+def test_the_tokenizer_as_vllms_users_take_it(llm: LLM) -> None:
+    tokenizer, messages = llm.get_tokenizer(), [{"role": "user", "content": "Hi"}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert prompt == llm.chat(messages, GREEDY, use_tqdm=False)[0].prompt
+    ids = tokenizer.apply_chat_template([messages], add_generation_prompt=True)[0]
+    assert ids == tokenizer(prompt, add_special_tokens=False)["input_ids"] and tokenizer.decode(ids) == prompt
+    assert (
+        tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.eos_token_id == tokenizer.get_vocab()["<|im_end|>"]
+    )
+    assert tokenizer.convert_ids_to_tokens([tokenizer.eos_token_id]) == ["<|im_end|>"]
+    assert len(tokenizer) == tokenizer.vocab_size == 49152 and tokenizer.batch_decode([ids]) == [prompt]
+    with pytest.raises(RequestError, match="return_tensors='pt'"):
+        tokenizer("Hi", return_tensors="pt")
+    with pytest.raises(AttributeError, match=r"AutoTokenizer\.from_pretrained"):
+        _ = tokenizer.push_to_hub
+
+
+@pytest.mark.parametrize(
+    ("said", "named", "words"),
+    [
+        ((), {}, "give one question"),
+        (("a",), {"messages": [{}]}, "give one question"),
+        (([{"role": "user", "content": "a"}],), {"history": [("a", "b")]}, "messages are the whole conversation"),
+        (("a", ["b"]), {}, "history holds 'b'"),
+        (("a",), {"history": 5}, "history is a int"),
+        ((["a"],), {}, "'a'\\] is no conversation"),
+        (([],), {}, "is no conversation"),
+        (("a",), {"max_length": 5}, "give max_tokens"),
+        (("a",), {"temprature": 5}, "do you mean temperature"),
+        (("a",), {"temperature": -5}, "temperature must be"),
+        (("a",), {"tools": [{}]}, "tools are not served"),
+        (("a",), {"num_beams": 4}, "num_beams=4"),
+        (("a",), {"sampling_params": {"temperature": 0}}, "sampling_params is a dict"),
+        (([{"role": "user", "content": "a"}],), {"sampling_params": [GREEDY] * 2}, "1 prompts and 2 sampling_params"),
+    ],
+)
+def test_a_call_that_cannot_be_read_is_refused_by_name(tiny: LLM, said: tuple, named: dict, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        tiny.chat(*said, **named)
+
+
+def test_what_vllms_class_has_beside(tiny: LLM) -> None:
+    for name, words in (("llm_engine", "llm.engine"), ("encode", "get_tokenizer"), ("embed", "embedding models")):
+        with pytest.raises(AttributeError, match=words):
+            getattr(tiny, name)
+    assert not hasattr(tiny, "anything_else")
+    assert tiny.get_default_sampling_params() == SamplingParams()
+
+
+def test_what_happens_while_a_model_is_loaded_is_told(tmp_path: Path) -> None:
+    folder, told = save_checkpoint(tmp_path / "model", vocab_size=420), []
+    toys.byte_level().save(str(folder / "tokenizer.json"))
+    LLM(str(folder), device="cpu", dtype="float32", kv_cache_memory="8MiB", report=told.append)
+    assert told[0] == "reading the tokenizer"
+    assert any("loading weights" in stage for stage in told)
+
+
+def test_an_answer_is_stopped_from_a_signal_handler(tiny: LLM) -> None:
+    """As it happens amid a step."""
+    stream = tiny.chat_events(ask("Hello"), LONG)
+    step, previous = tiny.engine.step, signal.signal(signal.SIGINT, lambda number, frame: stream.close())
+
+    def interrupted() -> list[EngineOutput]:
+        signal.raise_signal(signal.SIGINT)
+        return step()
+
+    tiny.engine.step = interrupted  # type: ignore[method-assign]
+    try:
+        assert list(stream) == []
+    finally:
+        del tiny.engine.step
+        signal.signal(signal.SIGINT, previous)
+    assert idle(tiny)
 
 
 def test_closing_a_stream_stops_the_generation(llm: LLM) -> None:
@@ -129,7 +247,7 @@ def test_generate_within_the_loop_over_a_stream(tiny: LLM) -> None:
 def test_two_streams_in_turn(tiny: LLM) -> None:
     texts = ["one", "two"]
     streams = [tiny.stream_chat(ask(text), LONG) for text in texts]
-    pieces = list(zip(*streams, strict=True))
+    pieces = list(zip_longest(*streams, fillvalue=""))
     assert ["".join(own) for own in zip(*pieces, strict=True)] == [alone(tiny, text) for text in texts]
     assert idle(tiny)
 
@@ -203,13 +321,14 @@ def test_a_prompt_is_scored_without_an_answer(tiny: LLM) -> None:
 
 
 def test_a_bad_prompt_stops_the_whole_call_before_it_runs(llm: LLM) -> None:
-    for prompt in (5, {"prompt": "x"}, [{"prompt_token_ids": [1]}]):
+    for prompt in (5, {"prompt": 5}, [{"prompt_token_ids": 1.0}]):
         with pytest.raises(RequestError, match="give text"):
-            llm.generate(prompt)
+            llm.generate(prompt)  # type: ignore[arg-type]
+    for bad, words in (({"prompt": "x", "multi_modal_data": {}}, "multi_modal_data"), ({}, "is empty")):
+        with pytest.raises(RequestError, match=words):
+            llm.generate(bad)
     with pytest.raises(RequestError, match="prompt 1: token id -1 is not in the model's vocabulary"):
         llm.generate([[1], [-1]])
-    with pytest.raises(RequestError, match="sampling_params="):
-        llm.chat("Hello", SamplingParams(max_tokens=3))
     with pytest.raises(RequestError, match="maximum context length is 512"):
         llm.generate(["fine", [5] * 600], GREEDY, use_tqdm=False)
     assert not llm.engine.has_work

@@ -89,9 +89,10 @@ def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
     """Decodes made-up weights of a shape: bytes that a token reads, of a mixture those of the experts it chooses."""
     import torch
 
-    from ingle.bench.roofline import least, measure_ceilings
-    from ingle.bench.throughput import run_once, stored, warm_up
+    from ingle.bench.ceilings import measure_ceilings
+    from ingle.bench.throughput import run_once, warm_up
     from ingle.bench.workloads import Workload
+    from ingle.engine.roofline import Stored, least
     from ingle.request import Sampling
 
     before = measure_ceilings(torch.device("cpu"), torch.float32)
@@ -102,8 +103,9 @@ def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
     times_s = [run_once(engine, all_of_it, info.vocab_size, greedy, seed).mean_tpot_s for seed in range(num_runs)]
     after = measure_ceilings(torch.device("cpu"), torch.float32)  # whatever else the machine does slows one of them
     ceilings = max(before, after, key=lambda ceilings: ceilings.bytes_per_s)
-    model, has, limits = engine.facts.model, stored(engine), engine.scheduler.limits
-    num_bytes = [least(workload, model, has, limits, ceilings).num_bytes for workload in (all_of_it, prompt)]
+    model, limits = engine.facts.model, engine.scheduler.limits
+    has = Stored.of(engine.facts.weights, engine.facts.kv)
+    num_bytes = [least(workload.lengths, model, has, limits, ceilings).num_bytes for workload in (all_of_it, prompt)]
     per_token, token_s = (num_bytes[0] - num_bytes[1]) / 32, statistics.median(times_s)
     return {
         "bytes_per_s": ceilings.bytes_per_s,

@@ -70,6 +70,10 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     stage: str
 
 
+class NothingRefused(msgspec.Struct, frozen=True, tag="checked"):
+    """Nothing is left that could be refused before kernels and weights are touched."""
+
+
 class StepMessage(msgspec.Struct, frozen=True, tag="step"):
     """What one step brought."""
 
@@ -77,11 +81,21 @@ class StepMessage(msgspec.Struct, frozen=True, tag="step"):
     stats: EngineStats
 
 
+class Refused(msgspec.Struct, frozen=True):
+    """A `ModelError` or `ConfigError`."""
+
+    what: str
+    alternative: str | None
+    of_flags: bool
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The engine stops. `expected` errors are for the user as they stand; others bring a traceback."""
 
     message: str
     expected: bool
+    errors: list[Refused] = []
+    """What is wrong with the model or with the flags, where that is why."""
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -96,7 +110,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 ToEngine = Start | EngineRequest | Abort
-FromEngine = EngineInfo | Progress | StepMessage | Failed
+FromEngine = EngineInfo | Progress | NothingRefused | StepMessage | Failed
 
 
 class ChannelClosed(Exception):

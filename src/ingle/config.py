@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import reprlib
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ingle.errors import ConfigError
+
+logger = logging.getLogger("ingle")
 
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 CpuKernels = Literal["auto", "torch"]
+GpuKernels = Literal["auto", "triton", "torch"]
 
+_NAMED_SCALINGS = ("linear", "dynamic", "yarn")
+_MAX_KEY_FILE_BYTES = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
@@ -34,9 +41,23 @@ def _at_least(field: str, value: int | None, low: int) -> None:
         raise ConfigError(f"--{field.replace('_', '-')} {value} is too small: give at least {low}")
 
 
+def _number(field: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not a number")
+
+
 def _one_of(field: str, value: str, allowed: Any) -> None:
     if value not in get_args(allowed):
         raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not one of {', '.join(get_args(allowed))}")
+
+
+def _ask_nothing(field: str, value: object) -> None:
+    """Raises `ConfigError` for a value of a flag that nobody can have yet."""
+    from ingle.habits.flags import refusal  # a start without such a flag needs none of it
+
+    name = f"--{field.replace('_', '-')}"
+    if (answer := refusal(name, value)) is not None:
+        raise ConfigError(f"{name} {value}: {answer}")
 
 
 @dataclass(frozen=True)
@@ -50,8 +71,10 @@ class WeightsConfig:
     quantization: str | None = None
     """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
     rope_scaling: str | None = None
-    """Rope scaling in place of the model's own, as JSON: {"rope_type":"yarn","factor":4.0,
-    "original_max_position_embeddings":32768}."""
+    """Rope scaling in place of the model's own: linear, dynamic or yarn with --rope-factor, none, or JSON such as
+    {"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}."""
+    rope_factor: float | None = None
+    """How many times longer the context becomes by --rope-scaling."""
     rope_theta: float | None = None
     """Base of the rotary embedding in place of the model's own."""
     trust_remote_code: bool = False
@@ -61,19 +84,28 @@ class WeightsConfig:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DType)
         _one_of("load_format", self.load_format, LoadFormat)
+        _number("rope_theta", self.rope_theta)
+        _number("rope_factor", self.rope_factor)
         self.rope_override()
         if self.rope_theta is not None and not 0.0 < self.rope_theta < math.inf:
             raise ConfigError(f"--rope-theta {self.rope_theta} is not a positive number")
         if self.quantization is not None:
-            raise ConfigError(
-                f"--quantization {self.quantization}: this version does not quantize on load; "
-                "leave the flag out, GGUF files are read as they are"
-            )
+            _ask_nothing("quantization", self.quantization)
 
     def rope_override(self) -> dict[str, Any] | None:
         """`rope_scaling` as the object that it is. Raises `ConfigError`; what it says, the model's reader checks."""
         if self.rope_scaling is None:
+            if self.rope_factor is not None:
+                raise ConfigError(
+                    f"--rope-factor {self.rope_factor} needs --rope-scaling: linear, dynamic or yarn say how to stretch"
+                )
             return None
+        if isinstance(self.rope_scaling, str) and self.rope_scaling.strip().isalnum():
+            return self._named_scaling(self.rope_scaling.strip())
+        if self.rope_factor is not None:
+            raise ConfigError(
+                f"--rope-factor {self.rope_factor} beside --rope-scaling in JSON: write it there, as factor"
+            )
         try:
             scaling = json.loads(self.rope_scaling)
         except (TypeError, ValueError, RecursionError) as error:
@@ -84,6 +116,21 @@ class WeightsConfig:
                 f'--rope-scaling {shown} is not a JSON object such as {{"rope_type":"yarn","factor":4.0}}'
             )
         return scaling
+
+    def _named_scaling(self, name: str) -> dict[str, Any]:
+        """One that a name and a factor say."""
+        if name.lower() in ("none", "default"):
+            return {"rope_type": "default"}
+        if name.lower() not in _NAMED_SCALINGS:
+            raise ConfigError(
+                f"--rope-scaling {name!r} is none of {', '.join(_NAMED_SCALINGS)}, which take --rope-factor, and not a "
+                'JSON object such as {"rope_type":"yarn","factor":4.0}'
+            )
+        if self.rope_factor is None:
+            raise ConfigError(f"--rope-scaling {name} needs --rope-factor: how many times longer the context becomes")
+        if not 1.0 <= self.rope_factor < math.inf:
+            raise ConfigError(f"--rope-factor {self.rope_factor} is not a number of 1 or more")
+        return {"rope_type": name.lower(), "factor": float(self.rope_factor)}
 
 
 @dataclass(frozen=True)
@@ -103,6 +150,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
+        _number("gpu_memory_utilization", self.gpu_memory_utilization)
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"--gpu-memory-utilization {self.gpu_memory_utilization} is not a share: "
@@ -124,18 +172,18 @@ class ParallelConfig:
     """Threads that compute on a CPU. Default: one for each physical core, or as many as a container grants."""
     cpu_kernels: CpuKernels = "auto"
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
+    gpu_kernels: GpuKernels = "auto"
+    """auto: ingle's own, by Triton, on cards that Triton supports; triton: on any; torch: PyTorch's operators."""
     tensor_parallel_size: int = 1
     """GPUs that share the model. Only 1 for now."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
         _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
+        _one_of("gpu_kernels", self.gpu_kernels, GpuKernels)
         _at_least("threads", self.threads, 1)
         if self.tensor_parallel_size != 1:
-            raise ConfigError(
-                f"--tensor-parallel-size {self.tensor_parallel_size}: this version runs a model on one device; "
-                "leave the flag out or give 1"
-            )
+            _ask_nothing("tensor_parallel_size", self.tensor_parallel_size)
 
 
 @dataclass(frozen=True)
@@ -166,12 +214,26 @@ class EngineConfig:
 
     @classmethod
     def of(cls, model: str, **options: Any) -> EngineConfig:
-        """From options of all groups by their own names, as flags are."""
-        groups: dict[str, Any] = {}
-        for group, kind in _GROUPS.items():
-            names = {field.name for field in fields(kind)} & options.keys()
-            groups[group] = kind(**{name: options.pop(name) for name in names})
-        return cls(model, **options, **groups)
+        """From options of all groups by their own names, as flags are, or by those that other tools have for them.
+
+        What of the latter changes nothing is logged as a notice. Raises `ConfigError`, which names an option as Python
+        does.
+        """
+        own = {field.name for kind in (cls, *_GROUPS.values()) for field in fields(kind)} - {"model", *_GROUPS}
+        try:
+            if not options.keys() <= own:
+                model, options = _translated(model, options, own)
+            if "dtype" in options:
+                options["dtype"] = str(options["dtype"]).removeprefix("torch.")
+            if isinstance(options.get("rope_scaling"), dict):
+                options["rope_scaling"] = json.dumps(options["rope_scaling"])
+            groups: dict[str, Any] = {}
+            for group, kind in _GROUPS.items():
+                names = {field.name for field in fields(kind)} & options.keys()
+                groups[group] = kind(**{name: options.pop(name) for name in names})
+            return cls(model, **options, **groups)
+        except ConfigError as error:
+            raise ConfigError(_as_options(str(error))) from None
 
     def options(self) -> dict[str, Any]:
         """What `of` takes beside the model."""
@@ -182,6 +244,27 @@ class EngineConfig:
         return flat
 
 
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
+
+
+def _translated(model: str, options: dict[str, Any], own: set[str]) -> tuple[str, dict[str, Any]]:
+    """From the names of other tools. Raises `ConfigError`."""
+    from ingle.habits.options import translated  # only who brings such names waits for the table
+
+    try:
+        model, options, notices = translated(model, options, own)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for notice in notices:
+        logger.warning("notice: %s", notice)
+    return model, options
+
+
+def _as_options(message: str) -> str:
+    """What is said of flags, for somebody who gave options in Python: `max_model_len` for `--max-model-len`."""
+    return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), message).replace("the flag", "it")
+
+
 _GROUPS = {"weights": WeightsConfig, "cache": CacheConfig, "parallel": ParallelConfig}
 
 
@@ -190,7 +273,9 @@ class TextConfig:
     """How a conversation becomes a prompt: the same for every command that loads a model."""
 
     chat_template: str | None = None
-    """A Jinja file (or the template itself) to use instead of the model's own."""
+    """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
+    merge_system: bool = False
+    """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +289,17 @@ class ServerConfig:
     served_model_name: tuple[str, ...] = ()
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
     api_key: tuple[str, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for."""
+    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for. Others on this machine
+    see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
+    api_key_file: str | None = None
+    """File with such keys, one a line; empty lines and those that begin with # do not count."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
     names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
+    show_paths: bool = False
+    """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
     timeout_keep_alive: float = 65.0
@@ -222,6 +312,9 @@ class ServerConfig:
     """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
 
     def __post_init__(self) -> None:
+        _number("timeout_keep_alive", self.timeout_keep_alive)
+        if not self.host.strip():
+            raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
         for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
@@ -235,6 +328,24 @@ class ServerConfig:
         ):
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
+        self.api_keys()
+
+    def api_keys(self) -> tuple[str, ...]:
+        """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""
+        if self.api_key_file is None:
+            return self.api_key
+        try:
+            with Path(self.api_key_file).expanduser().open("rb") as file:
+                text = file.read(_MAX_KEY_FILE_BYTES + 1)
+            lines = [line.strip() for line in text.decode().splitlines()]
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise ConfigError(f"--api-key-file {self.api_key_file}: {reason}") from None
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys or len(text) > _MAX_KEY_FILE_BYTES:
+            fault = "no key in it" if not keys else f"larger than {_MAX_KEY_FILE_BYTES} bytes, which is no list of keys"
+            raise ConfigError(f"--api-key-file {self.api_key_file}: {fault}")
+        return (*self.api_key, *keys)
 
 
 @dataclass(frozen=True)
@@ -247,3 +358,7 @@ class ServeConfig:
     engine: EngineConfig
     text: TextConfig = TextConfig()
     server: ServerConfig = ServerConfig()
+
+
+CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+"""Classes whose every field may also be set by the environment, and in a file."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 
 def printable(text: str, *, keep: str = "") -> str:
     """`text` with all that is not to be seen spelled out, such as \\x1b, but for the characters in `keep`.
@@ -16,11 +19,18 @@ def printable(text: str, *, keep: str = "") -> str:
 class IngleError(Exception):
     """Base of every error that ingle raises on purpose. The command line prints it as one line.
 
-    Whatever its message quotes, it is safe to show.
+    Whatever its message quotes, it is safe to show. `alternative` is what to do instead, where the message does not
+    say so itself.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message, keep="\n\t"))
+    def __init__(self, message: str, *, alternative: str | None = None) -> None:
+        self.what = printable(message, keep="\n\t")
+        self.alternative = None if alternative is None else printable(alternative)
+        super().__init__(self.what if self.alternative is None else f"{self.what}; {self.alternative}")
+
+    def lines(self) -> list[str]:
+        """As people read it."""
+        return [" ".join(str(self).split())]
 
 
 class ConfigError(IngleError):
@@ -29,6 +39,54 @@ class ConfigError(IngleError):
 
 class ModelError(IngleError):
     """A model's files are missing, damaged or of a kind that ingle does not run."""
+
+
+class Refusals(ModelError):
+    """Several things at once that do not run here."""
+
+    def __init__(self, errors: Sequence[IngleError]) -> None:
+        self.errors = tuple(inner for error in errors for inner in errors_in(error))
+        super().__init__(f"{len(self.errors)} things do not run here: " + " · ".join(map(str, self.errors)))
+
+    def lines(self) -> list[str]:
+        listed = [f"  - {line}" for error in self.errors for line in error.lines()]
+        return [f"{len(self.errors)} things do not run here:", *listed]
+
+
+def errors_in(error: IngleError) -> tuple[IngleError, ...]:
+    """Each by itself."""
+    return error.errors if isinstance(error, Refusals) else (error,)
+
+
+class Collected:
+    """What is wrong with a model or with flags, found out one after the other and told at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[IngleError] = []
+
+    @contextmanager
+    def apart(self, alternative: str | None = None) -> Iterator[None]:
+        """Keeps a `ModelError` or `ConfigError` that is raised inside, with `alternative` where it brings none: what
+        comes after does not need what is done inside."""
+        try:
+            yield
+        except (ModelError, ConfigError) as error:
+            for inner in errors_in(error):
+                if alternative is not None and inner.alternative is None:
+                    inner = type(inner)(inner.what, alternative=alternative)
+                self.add(inner)
+
+    def add(self, error: IngleError) -> None:
+        """Unless it is there already, found in another place."""
+        if all(error.what != other.what for other in self.errors):
+            self.errors.append(error)
+
+    def raise_any(self) -> None:
+        """Raises the one error as it stands, and several as `Refusals`."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise Refusals(self.errors)
 
 
 class EngineError(IngleError):
@@ -50,6 +108,20 @@ class RequestError(IngleError):
         self.param = param
         self.code = code
         self.status = status
+
+
+_LEFT_OUT = ("torch", "transformers")
+"""What a source tree's `make run` does not install where a CPU does without it."""
+
+
+def lack_of_package(error: BaseException) -> EngineError | None:
+    """The error in words for people, if it is that PyTorch or transformers is needed and not installed."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in _LEFT_OUT:
+        return None
+    return EngineError(
+        f"this needs {error.name}, which is not installed: run `make setup` in ingle's source tree, or "
+        "`pip install torch transformers`"
+    )
 
 
 _LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")

@@ -32,9 +32,9 @@ def types(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {share / total:.0%}" for kind, share in numbers.items() if total)
 
 
-def sampling_defaults(defaults: Mapping[str, Any]) -> str:
-    """What the model's files recommend: temperature 0.6, top_p 0.95; or none."""
-    return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) or "none"
+def sampling_defaults(defaults: Mapping[str, Any], source: str = "") -> str:
+    """What the model's files recommend, and where: temperature 0.6, top_p 0.95 (generation_config.json); or none."""
+    return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) + f" ({source})" * bool(source) or "none"
 
 
 def loaded(info: EngineInfo) -> str:
@@ -49,10 +49,10 @@ def loaded(info: EngineInfo) -> str:
     )
 
 
-def started(info: EngineInfo, default_sampling: Mapping[str, Any]) -> str:
+def started(info: EngineInfo, default_sampling: Mapping[str, Any], sampling_source: str = "") -> str:
     """All that a model was started with."""
     return (
         f"{loaded(info)}; context {info.max_model_len} tokens, {info.num_pages} pages of {info.page_size} "
         f"({size(info.kv_cache_bytes)} in {info.dtype}); the model's sampling defaults: "
-        f"{sampling_defaults(default_sampling)}"
+        f"{sampling_defaults(default_sampling, sampling_source)}"
     )

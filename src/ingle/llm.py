@@ -2,62 +2,51 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
 import json
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import Any, overload
 
 from ingle.config import EngineConfig, TextConfig
 from ingle.engine.build import build_engine
+from ingle.engine.check import before_loading
 from ingle.engine.shared import SharedEngine
 from ingle.errors import RequestError
-from ingle.events import Answer, Event, Finish, Text
+from ingle.events import Text
 from ingle.hub.resolve import ensure_model
-from ingle.request import CompletionOutput, EngineOutput, RequestOutput, SamplingParams, stopping_at
+from ingle.jobs import AnswerStream, Job, bar, finished, request_ids
+from ingle.request import RequestOutput, SamplingParams, stopping_at
+from ingle.text.chat_call import ChatCall, Conversation, Message, Pair, as_messages, over, read_chat
+from ingle.text.chat_template import ChatTemplate
 from ingle.text.load import load_text_side
 from ingle.text.requests import PromptReader
+from ingle.text.user_tokenizer import UserTokenizer
 
 logger = logging.getLogger("ingle")
 
-Prompt = str | Sequence[int]
-Message = dict[str, Any]
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or as vLLM's users write them, {"prompt": "…"} and {"prompt_token_ids": […]}."""
 
-
-class _YoungGarbageOnly:
-    """While any caller is inside, Python's garbage collector looks through what is new only.
-
-    Through all of a process that has imported PyTorch it takes some 0.2 s, in which no step is planned.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_inside = 0
-        self._thresholds = gc.get_threshold()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_inside == 0:
-                self._thresholds = gc.get_threshold()
-                gc.set_threshold(*self._thresholds[:2], 1_000_000)
-            self._num_inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0:
-                gc.set_threshold(*self._thresholds)
-
-
-_young_garbage_only = _YoungGarbageOnly()
-_bar = threading.Lock()
-"""Held by the call whose progress bar is shown: a terminal has room for one."""
+_NOT_HERE = {
+    "llm_engine": "the engine is `llm.engine`, the facts of the model `llm.info`",
+    "encode": "ingle serves no pooling models; token ids come from llm.get_tokenizer().encode(text)",
+    "embed": "ingle serves no embedding models yet",
+    "classify": "ingle serves no classifying models",
+    "score": "ingle serves no scoring models",
+    "reward": "ingle serves no reward models",
+    "beam_search": "there is no beam search: generate() with n and temperature gives several answers",
+    "set_tokenizer": "the tokenizer is the model's own; chat_template= replaces its template",
+    "stream_generate": "stream_chat() gives an answer piece by piece",
+    "apply_model": "models are no torch modules here",
+    "collective_rpc": "there are no workers to call: the model runs in this process",
+    "start_profile": "`ingle bench profile` measures where the time goes",
+    "stop_profile": "`ingle bench profile` measures where the time goes",
+    "sleep": "delete the LLM to free its memory",
+    "wake_up": "an LLM is always awake",
+}
+"""What vLLM's `LLM` has beside, and what there is instead."""
 
 
 class LLM:
@@ -67,183 +56,261 @@ class LLM:
         print(llm.generate("The capital of France is")[0].outputs[0].text)
 
     `model` is a short name, a Hugging Face folder or a .gguf file; `options` are those of
-    `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. Raises `ModelError` and `ConfigError`.
+    `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. `chat_template` and `merge_system` are
+    those of `ingle.config.TextConfig`. `report` is told what happens while the model is loaded, for people. Raises
+    `ModelError` and `ConfigError`.
 
     It may be used from many threads, and from within the loop over a stream: calls that run at the same time share the
     engine's steps, and each gets its own outputs. In asyncio: `await asyncio.to_thread(llm.generate, prompt)`.
     """
 
-    def __init__(self, model: str, *, chat_template: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        chat_template: str | None = None,
+        merge_system: bool = False,
+        report: Callable[[str], None] = lambda stage: None,
+        **options: Any,
+    ) -> None:
         if isinstance(options.get("rope_scaling"), dict):
             options["rope_scaling"] = json.dumps(options["rope_scaling"])
         config = EngineConfig.of(model, **options)
         source = ensure_model(model)
-        text = load_text_side(source.path, TextConfig(chat_template))
+        report("reading the tokenizer")
+        with before_loading(config, source.path):
+            text = load_text_side(source.path, TextConfig(chat_template, merge_system))
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling
-        self.engine, self.info = build_engine(config, Path(source.path))
-        for notice in [*self.info.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
+        self.engine, self.info = build_engine(config, Path(source.path), report)
+        for notice in [*self.info.notices, *text.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
         self._shared = SharedEngine(self.engine)
         self.prompts = PromptReader(self.tokenizer, self.info)
-        self.request_ids = map(str, itertools.count())
+        self.request_ids = request_ids()
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Completes each prompt, text or token ids; the outputs are in the order of the prompts.
+        """Completes each prompt; the outputs are in the order of the prompts.
 
         One `SamplingParams` serves all prompts, a sequence of them one each, None the model's own defaults.
-        Raises `RequestError` before anything runs when a prompt or a parameter cannot be served.
+        `prompt_token_ids` may stand in place of `prompts`. Raises `RequestError` before anything runs when a prompt or
+        a parameter cannot be served.
         """
-        batch = _as_batch(prompts)
-        params = self._params_for(batch, sampling_params)
-        jobs = [self._job(index, len(batch), *pair) for index, pair in enumerate(zip(batch, params, strict=True))]
-        with _young_garbage_only, _progress(len(jobs), shown=use_tqdm) as progress:
-            task = progress.add_task("Generating", total=len(jobs), rate="")
-            self._run(jobs, progress, task)
-        return [job.result() for job in jobs]
+        if (prompts is None) == (prompt_token_ids is None):
+            raise RequestError("give either prompts or prompt_token_ids")
+        batch = _as_batch(prompts if prompt_token_ids is None else prompt_token_ids)
+        params = self._params_for(len(batch), sampling_params)
+        return self._run_all(self._jobs(batch, params), shown=use_tqdm)
 
+    @overload
     def chat(
         self,
-        message: str | Sequence[Message],
+        query: str,
         history: Sequence[Message] | None = None,
         sampling_params: SamplingParams | None = None,
-    ) -> tuple[str, list[Message]]:
-        """The model's reply, and the conversation with it: `reply, history = llm.chat("你好", history=None)`.
+        **options: Any,
+    ) -> tuple[str, list[Message]]: ...
 
-        `message` is the user's text, or messages that continue `history`.
+    @overload
+    def chat(
+        self, query: str, history: Sequence[Pair], sampling_params: SamplingParams | None = None, **options: Any
+    ) -> tuple[str, list[Pair]]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Any,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(self, *said: Any, **named: Any) -> Any: ...
+
+    def chat(self, *said: Any, **named: Any) -> Any:
+        """The answer to a question, or to conversations. What was asked with decides what is returned.
+
+        A question, which is text, returns the reply and the history with it, as ChatGLM's, Qwen's and TigerBot's do:
+
+            reply, history = llm.chat("你好", history=None)
+            reply, history = llm.chat(query="And now?", history=history, sampling_params=params)
+
+        `history` is messages, or pairs of question and answer, and comes back in the same form (None: messages). A
+        tokenizer before the question, as in `chat(tokenizer, query, history)`, is passed over.
+
+        Messages return a list of `RequestOutput`, as vLLM's `LLM.chat` does; a list of conversations, one for each:
+
+            outputs = llm.chat([{"role": "user", "content": "你好"}], sampling_params)
+            outputs = llm.chat(messages=[first, second], sampling_params=params, use_tqdm=False)
+
+        Options: `system` (a message before all others), `add_generation_prompt`, `chat_template` (the template itself),
+        `chat_template_kwargs`, and each of `SamplingParams` by name. Without any, the model's own defaults hold and
+        an answer may be as long as the context. Raises `RequestError`.
         """
-        if isinstance(history, SamplingParams):  # as in vLLM, where it comes second
-            raise RequestError("the second argument is the history: give parameters as sampling_params=")
-        new = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
-        messages = [*(history or ()), *new]
-        reply = "".join(self.stream_chat(messages, sampling_params))
-        return reply, [*messages, {"role": "assistant", "content": reply}]
+        call = read_chat(said, named)
+        params = self._params_for(len(call.conversations), call.sampling_params, max_tokens=None)
+        jobs = [
+            self._chat_job(messages, over(each, call.sampling), **self._template_options(call))
+            for messages, each in zip(call.conversations, params, strict=True)
+        ]
+        outputs = self._run_all(jobs, shown=call.use_tqdm and not call.asked_by_text)
+        if not call.asked_by_text:
+            return outputs
+        reply = outputs[0].outputs[0].text
+        return reply, call.history_with(reply)
 
-    def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[str]:
-        """The reply to a conversation, piece by piece. Closing the iterator stops the generation."""
+    def stream_chat(
+        self,
+        messages: str | Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        history: Sequence[Message] | Sequence[Pair] | None = None,
+    ) -> Iterator[str]:
+        """The reply to a conversation, or to a question after a `history`, piece by piece.
+
+        Closing the iterator stops the generation.
+        """
+        if isinstance(messages, str):
+            messages = [*as_messages(history), {"role": "user", "content": messages}]
+        with closing(self.chat_events(messages, sampling_params)) as events:
+            for event in events:
+                if isinstance(event, Text) and event.text:
+                    yield event.text
+
+    def chat_events(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> AnswerStream:
+        """The answer to a conversation, as events."""
+        params = sampling_params or self._default_params(max_tokens=None)
+        return AnswerStream(self._shared, self._chat_job(messages, params))
+
+    def prompt_events(self, prompt: str, sampling_params: SamplingParams | None = None) -> AnswerStream:
+        """What follows a prompt, as events."""
+        return AnswerStream(self._shared, self._job(prompt, sampling_params or self._default_params()))
+
+    def answers(
+        self, questions: Sequence[str | Sequence[Message]], sampling_params: Sequence[SamplingParams]
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Completes prompts and answers conversations, all together; each with its place, as they end.
+
+        Raises `RequestError` before anything runs.
+        """
+        jobs = self._jobs(questions, sampling_params)
+        place = {id(job): index for index, job in enumerate(jobs)}
+        for job in finished(self._shared, jobs):
+            yield place[id(job)], job.result()
+
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Of a conversation's prompt. Raises `RequestError` for one that the template does not render."""
+        return len(self.tokenizer.encode(self._template().prompt(list(messages)), add_special_tokens=False))
+
+    def get_tokenizer(self) -> UserTokenizer:
+        """`encode`, `decode`, `apply_chat_template` and special tokens, as in transformers."""
+        return UserTokenizer(self.tokenizer, self.chat_template)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Those that the model's makers recommend, and neutral values for the others."""
+        return self._default_params()
+
+    def __getattr__(self, name: str) -> Any:
+        hint = _NOT_HERE.get(name)
+        raise AttributeError(f"an ingle.LLM has no {name}" + (f": {hint}" if hint else ""))
+
+    def _run_all(self, jobs: Sequence[Job], *, shown: bool) -> list[RequestOutput]:
+        with bar(len(jobs), shown=shown) as done:
+            for job in finished(self._shared, jobs):
+                done(job)
+        return [job.result() for job in jobs]
+
+    def _jobs(self, questions: Sequence[Prompt | Sequence[Message]], params: Sequence[SamplingParams]) -> list[Job]:
+        jobs = []
+        for index, (question, each) in enumerate(zip(questions, params, strict=True)):
+            try:
+                jobs.append(self._job(question, each))
+            except RequestError as error:
+                if len(questions) == 1:
+                    raise
+                raise RequestError(f"prompt {index}: {error}", param=error.param, code=error.code) from None
+        return jobs
+
+    def _job(self, question: Prompt | Sequence[Message], params: SamplingParams) -> Job:
+        if isinstance(question, Sequence) and question and isinstance(question[0], Mapping):
+            return self._chat_job(question, params)  # type: ignore[arg-type]
+        return Job(self.prompts, self.request_ids, _plain(question), params)
+
+    def _chat_job(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        template: ChatTemplate | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Job:
+        prompt = (template or self._template()).prompt(
+            list(messages), add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
+        )
+        stopping = stopping_at(params, self.tokenizer.chat_stops)
+        return Job(self.prompts, self.request_ids, prompt, stopping, continues=False)
+
+    def _template(self) -> ChatTemplate:
         if self.chat_template is None:
             raise RequestError(
                 "this model has no chat template: give one with chat_template= (--chat-template), or use generate()"
             )
-        params = stopping_at(sampling_params or self._default_params(max_tokens=None), self.tokenizer.chat_stops)
-        job = _Job(self, self.chat_template.prompt(list(messages)), params, continues=False)
-        with closing(self._shared.add(job.requests[:1])) as call:
-            for output in call.outputs():
-                events = job.take(output)
-                yield "".join(event.text for event in events if isinstance(event, Text))
-                if _has_ended(events):
-                    return
+        return self.chat_template
 
-    def _run(self, jobs: Sequence[_Job], progress: Progress, task: Any) -> None:
-        """Until every job is done; when it is interrupted, all are taken out of the engine again."""
-        job_of = {request.id: job for job in jobs for request in job.requests}
-        started, num_tokens = progress.get_time(), 0
-        with closing(self._shared.add([request for job in jobs for request in job.requests])) as call:
-            for output in call.outputs():
-                job = job_of[output.id]
-                num_tokens += len(output.token_ids)
-                if _has_ended(job.take(output)):
-                    if output.finish_reason is None:  # a stop string, which the engine knows nothing of
-                        call.abort(output.id)
-                    if job.finished:
-                        rate = num_tokens / max(progress.get_time() - started, 1e-9)
-                        progress.update(task, advance=1, rate=f"{rate:,.0f} tokens/s")
-
-    def _job(self, index: int, num_prompts: int, prompt: Prompt, params: SamplingParams) -> _Job:
-        try:
-            return _Job(self, prompt, params)
-        except RequestError as error:
-            if num_prompts == 1:
-                raise
-            raise RequestError(f"prompt {index}: {error}", param=error.param, code=error.code) from None
+    def _template_options(self, call: ChatCall) -> dict[str, Any]:
+        options = dict(call.template)
+        source = options.pop("chat_template", None)
+        if source is not None:
+            options["template"] = ChatTemplate(source, self.tokenizer.special_tokens)
+        return options
 
     def _params_for(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self, count: int, params: SamplingParams | Sequence[SamplingParams] | None, **defaults: Any
     ) -> list[SamplingParams]:
         if params is None:
-            params = self._default_params()
+            params = self._default_params(**defaults)
         if isinstance(params, SamplingParams):
-            return [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise RequestError(
-                f"{len(prompts)} prompts and {len(params)} sampling_params: give one for all or one each"
-            )
+            return [params] * count
+        if not isinstance(params, Sequence) or not all(isinstance(each, SamplingParams) for each in params):
+            raise RequestError(f"sampling_params is a {type(params).__name__}: give SamplingParams, one or a list")
+        if len(params) != count:
+            raise RequestError(f"{count} prompts and {len(params)} sampling_params: give one for all or one each")
         return list(params)
 
     def _default_params(self, **overrides: Any) -> SamplingParams:
         return SamplingParams(**{**self.default_sampling, **overrides})
 
 
-class _Job:
-    """One prompt: its `n` requests, and what has come of them."""
-
-    def __init__(self, llm: LLM, prompt: Prompt, params: SamplingParams, *, continues: bool = True) -> None:
-        if not isinstance(prompt, str | Sequence):
-            raise RequestError(f"the prompt is a {type(prompt).__name__}: give text or token ids", param="prompt")
-        self.prompt = prompt if isinstance(prompt, str) else None
-        self._asked = llm.prompts.read(
-            prompt, params, llm.request_ids, add_special_tokens=continues, continues=continues
-        )
-        self.requests = self._asked.requests
-        self._streams = {request.id: self._asked.stream(index) for index, request in enumerate(self.requests)}
-        self._answer = Answer()
-
-    def take(self, output: EngineOutput) -> Sequence[Event]:
-        """What an output of one of the requests brings."""
-        events = self._streams[output.id].push(output)
-        self._answer.add(events)
-        return events
-
-    @property
-    def finished(self) -> bool:
-        return all(stream.finish_reason is not None for stream in self._streams.values())
-
-    def result(self) -> RequestOutput:
-        choices = [choice for _, choice in sorted(self._answer.choices.items())]
-        begun = [choice.begin for choice in choices if choice.begin is not None]
-        return RequestOutput(
-            request_id=self.requests[0].id,
-            prompt=self.prompt,
-            prompt_token_ids=list(self._asked.token_ids),
-            outputs=[
-                CompletionOutput(
-                    index, choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason, choice.logprobs
-                )
-                for index, choice in enumerate(choices)
-            ],
-            num_cached_tokens=max(begin.num_cached_tokens for begin in begun),
-            prompt_logprobs=choices[0].prompt_logprobs,
-        )
-
-
-def _has_ended(events: Sequence[Event]) -> bool:
-    return any(isinstance(event, Finish) for event in events)
-
-
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many: text is one prompt, and so is a flat sequence of token ids."""
+def _as_batch(prompts: Any) -> list[Prompt]:
+    """One prompt or many: text is one prompt, and so are a flat sequence of token ids and a dict."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
     if not isinstance(prompts, Sequence):
         raise RequestError(f"prompts are a {type(prompts).__name__}: give text, token ids, or a list of such")
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    return [prompts] if prompts and isinstance(prompts[0], int) else list(prompts)
 
 
-@contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Progress]:
-    """A bar for one call; none for those that run beside it."""
-    shown = shown and total > 0 and _bar.acquire(blocking=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, TextColumn("{task.fields[rate]}"), disable=not shown) as progress:
-            yield progress
-    finally:
-        if shown:
-            _bar.release()
+def _plain(prompt: Any) -> str | Sequence[int]:
+    """The text or token ids of a prompt."""
+    if isinstance(prompt, Mapping):
+        named = {name: value for name, value in prompt.items() if value is not None}
+        others = sorted(map(str, named.keys() - {"prompt", "prompt_token_ids"}))
+        if others:
+            raise RequestError(
+                f"a prompt holds {others[0]!r:.60}: give prompt or prompt_token_ids alone", param="prompt"
+            )
+        if not named:
+            raise RequestError('a prompt is empty: give {"prompt": "…"} or {"prompt_token_ids": […]}', param="prompt")
+        prompt = named.get("prompt_token_ids", named.get("prompt"))
+    if not isinstance(prompt, str | Sequence):
+        raise RequestError(f"the prompt is a {type(prompt).__name__}: give text or token ids", param="prompt")
+    return prompt

@@ -84,11 +84,39 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-class SamplingParams(Sampling, frozen=True, kw_only=True):
+class _Understanding(msgspec.StructMeta):
+    """Makes a class answer to arguments that it does not have: those of other tools are known by name."""
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        try:
+            return super().__call__(*args, **given)
+        except TypeError:
+            own = set(cls.__struct_fields__)
+            if args or given.keys() <= own:
+                raise
+            return super().__call__(**_translated(given, own))
+
+
+def _translated(given: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """Raises `RequestError` for arguments that nobody can have."""
+    import logging
+
+    from ingle.habits.sampling import translated
+
+    try:
+        found, notices = translated(given, own)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    for notice in notices:
+        logging.getLogger("ingle").warning("notice: %s", notice)
+    return found
+
+
+class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understanding):
     """How to choose tokens and when to stop: what is asked of the engine, and of the text that is made of its tokens.
 
-    Field names and neutral values are vLLM's. Raises `RequestError` naming every field whose value is out of range,
-    NaN or infinite.
+    Field names and neutral values are vLLM's; names of other tools are taken where they mean the same. Raises
+    `RequestError` naming every field whose value is out of range, NaN or infinite.
     """
 
     n: int = 1

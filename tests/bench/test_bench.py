@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from ingle.bench.cli import main
-from ingle.bench.roofline import Ceilings, Stored, least
-from ingle.bench.throughput import run_once, stored
-from ingle.bench.workloads import WORKLOADS, Workload, select
+from ingle.bench.throughput import run_once
+from ingle.bench.workloads import GROUPS, WORKLOADS, Workload, select
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
+from ingle.engine.roofline import Ceilings, Stored, least
 from ingle.errors import ConfigError, EngineError
 from ingle.kernels import reference
 from ingle.kernels.options import RouterConfig
@@ -33,7 +35,7 @@ def test_workloads_are_the_named_lengths() -> None:
     nano = WORKLOADS["nano256"].lengths
     assert len(nano) == 256 and nano[:2] == ((964, 494), (876, 1011))
     assert WORKLOADS["nano256"].prompts(50) == WORKLOADS["nano256"].prompts(50)
-    with pytest.raises(ConfigError, match="no workload 'c3'"):
+    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, cpu, c1, "):
         select(("c3",))
 
 
@@ -43,7 +45,7 @@ def test_the_roofline_counts_bytes_by_hand() -> None:
     kv = SHAPE.kv_spec("float16").token_bytes
     has = Stored(body, body // 2, head, head // 2, kv)
     limits = Limits(4, 16, 64, 16)
-    limit = least(Workload("x", ((4, 3),)), SHAPE, has, limits, Ceilings(1.0, 1e30))
+    limit = least(((4, 3),), SHAPE, has, limits, Ceilings(1.0, 1e30))
     assert limit.num_steps == 3
     assert limit.num_bytes == 3 * (body + head) + (5 + 6) * kv
     assert limit.seconds == pytest.approx(limit.num_bytes)
@@ -55,9 +57,9 @@ def test_the_roofline_counts_keys_within_windows() -> None:
     kv = shape.kv_spec("float16").token_bytes
     has = Stored(0, 0, 0, 0, kv)
     workload, limits = Workload("x", ((9, 6),)), Limits(4, 16, 64, 16)
-    limit = least(workload, shape, has, limits, Ceilings(1.0, 1e30))
+    limit = least(workload.lengths, shape, has, limits, Ceilings(1.0, 1e30))
     assert limit.num_bytes == sum(length + 6 for length in range(10, 15)) * kv // 2
-    computed = least(workload, shape, has, limits, Ceilings(1e30, 1.0))
+    computed = least(workload.lengths, shape, has, limits, Ceilings(1e30, 1.0))
     pairs = sum(range(1, 10)) + sum(min(count, 6) for count in range(1, 10))
     assert computed.seconds == pytest.approx(4 * shape.q_size * pairs)
 
@@ -68,7 +70,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
                              shared_expert_intermediate_size=48)  # fmt: skip
     engine, info = build_engine(EngineConfig.of(str(folder), dtype="float32", device="cpu", cpu_kernels="torch",
                                              kv_cache_memory="8MiB"), folder)  # fmt: skip
-    has = stored(engine)
+    has = Stored.of(engine.facts.weights, engine.facts.kv)
     experts, head = 2 * 8 * 3 * 64 * 40, 256 * 64
     dense_mlp = 3 * 64 * 48 + 64 + 8 * 64  # shared expert, its gate, router
     body = 2 * (64 * (64 + 2 * 32) + 128 + 64 * 64 + 2 * 64 + dense_mlp) + 64
@@ -77,7 +79,7 @@ def test_the_roofline_counts_experts_that_are_touched(tmp_path: Path) -> None:
     assert has.token_parameters() == body + experts * 3 / 8
     assert has.step_bytes(1) == pytest.approx(4 * body + 4 * experts * 3 / 8)
     assert has.step_bytes(2) == pytest.approx(4 * body + 4 * experts * (1 - (5 / 8) ** 2))
-    limit = least(Workload("x", ((4, 2),)), engine.facts.model, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
+    limit = least(((4, 2),), engine.facts.model, has, Limits(4, 16, 64, 16), Ceilings(1.0, 1e30))
     read = has.step_bytes(4) + has.step_bytes(1) + 2 * has.head_bytes + 5 * has.kv_bytes_per_token
     assert limit.seconds == pytest.approx(read)
 
@@ -107,8 +109,9 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["throughput", "m", "--thread", "1"], "unknown flag --thread; did you mean --threads"),
         (["throughput"], "MODEL"),
+        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, cpu"),
         (["latncy", "m"], "did you mean `ingle bench latency`"),
-        (["serve", "m"], "there are throughput, latency, profile, startup"),
+        (["serve", "m"], "`ingle bench throughput` measures"),
     ],
 )
 def test_mistakes_are_told_in_one_line(argv: list[str], message: str) -> None:
@@ -156,3 +159,25 @@ def test_the_profile_is_of_as_many_sequences_as_asked(tmp_path: Path, capsys: py
         main([*command, "--num-seqs", "3", "--context", "100", "--max-num-seqs", "2"])
     with pytest.raises(ConfigError, match="2 sequences of 230 tokens do not decode together"):
         main([*command, "--num-seqs", "2", "--context", "230"])  # of 256: the first is done before 20 steps are seen
+
+
+def test_help_lists_the_workloads_without_pytorch() -> None:
+    code = "import sys; from ingle.cli.main import main; main(['bench', '--help']); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "False"
+    lines = [line.split() for line in out.splitlines()]
+    assert ["cpu-c2", "2", "requests", "of", "128", "tokens", "in,", "64", "out"] in lines
+    assert {line[0] for line in lines if line} >= {*WORKLOADS, *GROUPS}
+
+
+@pytest.mark.slow
+def test_a_cold_start_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither compiled kernels nor the files in memory; the next start finds both."""
+    folder, output = save_checkpoint(tmp_path / "model"), tmp_path / "figures.json"
+    main(["startup", str(folder), "--device", "cpu", "--kv-cache-memory", "32MiB", "--max-model-len", "512", "--output",
+          str(output)])  # fmt: skip
+    cold, warm = json.loads(output.read_text())
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    assert cold["first_token_s"] > warm["first_token_s"] > 0
+    assert cold["share_in_memory"] is None or cold["share_in_memory"] < 1 == warm["share_in_memory"]
+    assert "cold start" in capsys.readouterr().out

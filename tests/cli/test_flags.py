@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingle.cli.flags import parse, parse_int
+from ingle.cli.fields import parse_int
+from ingle.cli.flags import parse
 from ingle.errors import ConfigError
 
 
@@ -75,7 +76,7 @@ def test_model_both_ways(argv: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("", "Missing from ingle test: MODEL The model"),
+        ("", "ingle test needs a MODEL: `ingle test "),
         ("m --cuont 3", "unknown flag --cuont; did you mean --count?"),
         ("m --cuont=3", "unknown flag --cuont; did you mean --count?"),
         ("m --some_fil f", "unknown flag --some_fil; did you mean --some-file?"),
@@ -86,7 +87,7 @@ def test_model_both_ways(argv: str) -> None:
         ("--model a --model b", "--model was given twice: 'a' and 'b'"),
         ("--model", "--model needs a value"),
         ("--model --fast", "--model needs a value"),
-        ("m --count", "Missing value for argument '--count'"),
+        ("m --count", "--count needs a value"),
         ("m --count x", "--count: 'x' is not a whole number"),
         ("m --count 1.5", "--count: '1.5' is not a whole number"),
         ("m --share x", "--share: could not convert string to float: 'x'"),

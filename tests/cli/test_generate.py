@@ -63,7 +63,7 @@ def test_jsonl_in_and_out(llm: FakeLLM, tmp_path: Path, capsys: pytest.CaptureFi
     generate.main(["m", "--prompts-file", str(source), "--output", str(target)], load=llm.load)
     assert capsys.readouterr().out == ""
     first, second = map(json.loads, target.read_text(encoding="utf-8").splitlines())
-    assert first == RECORD
+    assert first == {"id": 1, **RECORD}
     assert second["prompt"] == "two\nlines"
 
 
@@ -85,10 +85,54 @@ def test_prompts_from_stdin(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsy
     assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]
 
 
+def test_a_pipe_is_one_prompt(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n\nupon a time\n"))
+    generate.main(["m"], load=llm.load)
+    assert capsys.readouterr().out == "Once\n\nupon a time…好\n"
+
+
+def test_a_terminal_is_no_prompt(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(ConfigError, match="give either a prompt or --prompts-file FILE, or pipe a prompt in"):
+        generate.main(["m"], load=llm.load)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+LINES = [
+    {"prompt": "a", "temperature": 0, "max_tokens": 5, "stop": ["x"]},
+    {"custom_id": "q", "messages": [{"role": "user", "content": "b"}], "n": 2, "max_new_tokens": 7},
+    {"prompt": "c"},
+]
+
+
+@pytest.mark.parametrize("by_pipe", [False, True])
+def test_a_line_has_parameters_of_its_own(
+    by_pipe: bool, llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    text, file = "\n".join(map(json.dumps, LINES)), tmp_path / "in.jsonl"
+    file.write_text(text)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    llm.default_sampling = {"top_p": 0.9}
+    generate.main(["m", "--prompts-file", "-" if by_pipe else str(file), "--json", "--seed", "3"], load=llm.load)
+    assert llm.each_sampling == [
+        SamplingParams(top_p=0.9, seed=3, temperature=0, max_tokens=5, stop=["x"]),
+        SamplingParams(top_p=0.9, seed=3, n=2, max_tokens=7),
+        SamplingParams(top_p=0.9, seed=3, max_tokens=generate.MAX_TOKENS),
+    ]
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["text"] for record in records] == ["a…好", "b…好", "b…好", "c…好"], "in the order of the lines"
+    assert [record.get("index") for record in records] == [None, 0, 1, None]
+    assert records[1]["id"] == "q" and records[1]["messages"] == LINES[1]["messages"] and "prompt" not in records[1]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give either a prompt or --prompts-file"),
+        ([], "the pipe brought no prompt"),
         (["Hi", "--prompts-file", "prompts.txt"], "give either a prompt or --prompts-file"),
         (["--prompts-file", "missing.txt"], "missing.txt: No such file"),
         (["--prompts-file", "empty.txt"], "empty.txt: no prompt in it"),
@@ -96,6 +140,13 @@ def test_prompts_from_stdin(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsy
         (["--prompts-file", "."], "--prompts-file .: Is a directory"),
         (["--prompts-file", "bad.jsonl"], "bad.jsonl, line 2: not JSON"),
         (["--prompts-file", "list.jsonl"], 'list.jsonl, line 1: not an object with a text "prompt"'),
+        (
+            ["--prompts-file", "both.jsonl"],
+            'both.jsonl, line 1: not an object with a text "prompt", or with "messages"',
+        ),
+        (["--prompts-file", "unknown.jsonl"], "unknown.jsonl, line 2: there is no parameter temprature"),
+        (["--prompts-file", "beams.jsonl"], "beams.jsonl, line 1: use_beam_search=True: beams are not searched"),
+        (["--prompts-file", "range.jsonl"], "range.jsonl, line 1: temperature must be"),
         (["--prompts-file", "deep.jsonl"], "deep.jsonl, line 1: not JSON"),
         (["Hi", "--output", "nowhere/out.jsonl"], "there is no folder"),
         (["Hi", "there"], "unexpected argument 'there'"),
@@ -110,7 +161,12 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\n")
     (folder / "bad.jsonl").write_text('{"prompt": "x"}\n{"prompt": \n')
     (folder / "list.jsonl").write_text("[1]\n")
+    (folder / "both.jsonl").write_text('{"prompt": "x", "messages": []}')
+    (folder / "unknown.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "temprature": 1}')
+    (folder / "beams.jsonl").write_text('{"prompt": "x", "use_beam_search": true}')
+    (folder / "range.jsonl").write_text('{"prompt": "x", "temperature": -1}')
     (folder / "deep.jsonl").write_text("[" * 100_000)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
     with pytest.raises(ConfigError) as error:
         generate.main(["m", *argv], load=llm.load)
     assert message in str(error.value)

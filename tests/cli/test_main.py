@@ -36,16 +36,28 @@ def test_help_lists_every_command_on_one_line(ingle: Run, argv: tuple[str, ...])
     lines = result.out.splitlines()
     assert result.code == 0
     assert all(len(line) <= 100 for line in lines)
-    for command in ("serve", "chat", "generate", "pull", "list", "show", "rm", "bench"):
+    for command in ("serve", "chat", "generate", "pull", "list", "show", "rm", "run", "ps", "stop", "bench"):
         assert sum(line.startswith(f"  {command} ") for line in lines) == 1
 
 
-@pytest.mark.parametrize("argv", ["--version", "-V", "version"])
+@pytest.mark.parametrize("command", ["serve", "run", "ps", "bench latency"])
+def test_help_of_a_command(ingle: Run, command: str) -> None:
+    result = ingle("help", *command.split())
+    assert (result.code, result.err) == (0, "")
+    assert result.out == ingle(*command.split(), "--help").out
+    assert result.out.startswith("usage: ingle ")
+
+
+def test_help_of_no_command(ingle: Run) -> None:
+    assert ingle("help", "dance").err == "ingle: there is no command 'dance'; `ingle --help` lists the commands\n"
+
+
+@pytest.mark.parametrize("argv", ["--version", "-V", "-v", "version"])
 def test_version(ingle: Run, argv: str) -> None:
     assert ingle(argv).out == f"ingle {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "generate", "pull", "list", "show", "rm"])
+@pytest.mark.parametrize("command", ["serve", "chat", "generate", "pull", "list", "show", "rm", "ps", "stop"])
 def test_every_command_has_help_that_fits(ingle: Run, command: str) -> None:
     result = ingle(command, "--help")
     assert result.code == 0
@@ -125,6 +137,7 @@ print("loaded:", *({modules} & set(sys.modules)))
     light = heavy | {"tyro", "msgspec", "ingle.config", "dataclasses"}
     assert python(code.format(argv=["--help"], modules=light)).splitlines()[-1] == "loaded:"
     assert python(code.format(argv=["serve", "--help"], modules=heavy)).splitlines()[-1] == "loaded:"
+    assert python(code.format(argv=["bench", "latency", "--help"], modules=heavy)).splitlines()[-1] == "loaded:"
     assert python(code.format(argv=["chat", "--help"], modules=heavy)).splitlines()[-1] == "loaded:"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,16 +106,24 @@ def facts(out: str) -> dict[str, str]:
 def test_show_a_gguf_file(ingle: Run, smollm2_gguf: Path) -> None:
     result = ingle("show", str(smollm2_gguf))
     assert result.code == 0
-    assert facts(result.out) == {
+    shown = facts(result.out)
+    assert re.fullmatch(
+        r"0\.\d\d GiB of memory \(9\d\.\d\d MiB of weights, 0\.18 GiB of KV cache for 8192 tokens\); this .* free",
+        shown.pop("needs"),
+    )
+    assert shown == {
         "model": str(smollm2_gguf),
+        "format": "GGUF",
         "architecture": "llama",
         "family": "llama",
         "parameters": "134.5 M",
         "stored as": "Q4_1 79%, Q8_0 21%, F32 0%",
         "context": "8192 tokens",
-        "chat template": "yes",
+        "chat template": "tokenizer.chat_template of the file; system messages: yes, tools: no",
         "sampling": "none",
+        "license": "apache-2.0 (general.license)",
         "size": "98.4 MB",
+        "runs here": "yes",
         "path": str(smollm2_gguf),
     }
 
@@ -148,29 +158,100 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_show_a_folder(ingle: Run, folder: Path) -> None:
-    shown = facts(ingle("show", str(folder)).out)
+    (folder / "LICENSE").write_text("\n   Apache License\n  Version 2.0, January 2004\n")
+    out = ingle("show", str(folder)).out
+    shown = facts(out)
+    assert "no tokenizer: tokenizer.json is missing" in out
+    assert "has no tensor model.embed_tokens.weight, which the model needs (so are" in shown.pop("")
     assert shown == {
         "model": str(folder),
+        "format": "safetensors, 2 files",
         "architecture": "LlamaForCausalLM",
         "family": "llama",
         "parameters": "1.2 M",
         "stored as": "F16 100%",
         "context": "2048 tokens",
-        "chat template": "yes",
-        "sampling": "temperature 0.6, top_k 20",
+        "chat template": "no",
+        "sampling": "none",
+        "license": "Apache License Version 2.0, January 2004 (LICENSE)",
         "size": "2.4 MB",
+        "runs here": "no",
         "path": str(folder),
     }
-    (folder / "tokenizer_config.json").unlink()
-    assert facts(ingle("show", str(folder)).out)["chat template"] == "no"
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.json", b"{"), (SHARD, b"\xff" * 100)])
-def test_show_a_damaged_folder(ingle: Run, folder: Path, name: str, content: bytes) -> None:
-    (folder / name).write_bytes(content)
+def test_show_a_damaged_folder(ingle: Run, folder: Path) -> None:
+    (folder / SHARD).write_bytes(b"\xff" * 100)
+    result = ingle("show", str(folder))
+    assert result.code == 0
+    assert facts(result.out)["runs here"] == "no" and f"{SHARD}: damaged or truncated" in result.out
+    (folder / "config.json").write_bytes(b"{")
     result = ingle("show", str(folder))
     assert (result.code, result.out) == (1, "")
-    assert name in result.err and result.err.count("\n") == 1
+    assert "config.json" in result.err and result.err.count("\n") == 1
+
+
+def shown_json(ingle: Run, path: Path) -> Any:
+    return json.loads(ingle("show", "--json", str(path)).out)
+
+
+CARD = "---\nlanguage: en\nlicense: other\nlicense_name: qwen\nlicense_link: 'LICENSE'\n---\n# Model\n"
+
+
+def test_show_as_json(ingle: Run, folder: Path) -> None:
+    (folder / "README.md").write_text(CARD)
+    shown = shown_json(ingle, folder)
+    assert (shown["license"], shown["num_parameters"], shown["context"]) == ("qwen, LICENSE (README.md)", 1200000, 2048)
+    assert shown["runs"] is False and all(finding["refused"] for finding in shown["findings"])
+    assert {"what", "alternative"} < shown["findings"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "stored"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "GPTQ, 4 bits"),
+        ("quantization_config", {"quant_method": "awq", "bits": 4}, "AWQ, 4 bits"),
+        ("quantization_config", {"quant_method": "fp8"}, "FP8"),
+        ("quantization_config", {"quant_method": "exl2", "bits": 4.25}, "EXL2, 4.25 bits"),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, 4 bits"),
+        ("quantization", {"group_size": 64, "bits": 4}, "MLX, 4 bits"),
+    ],
+)
+def test_show_names_how_weights_are_packed(ingle: Run, folder: Path, key: str, settings: Any, stored: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: settings}))
+    shown = shown_json(ingle, folder)
+    assert (shown["quantization"], shown["runs"]) == (stored, False)
+    assert shown["num_parameters"] == 210240  # by the configuration: packed numbers do not tell
+    assert any("quantized" in finding["what"] for finding in shown["findings"])
+
+
+def test_show_an_adapter(ingle: Run, tmp_path: Path) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2-7B", "r": 16}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1000))
+    shown = facts(ingle("show", str(tmp_path)).out)
+    assert (shown["format"], shown["runs here"]) == ("adapter (LORA of rank 16) for Qwen/Qwen2-7B", "no")
+    assert "merge both" in shown[""]
+
+
+def test_show_onnx(ingle: Run, folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"")
+    shown = shown_json(ingle, folder)
+    assert (shown["format"], shown["runs"], shown["num_bytes"]) == ("ONNX", False, None)
+
+
+def test_show_parameters_of_a_bin_folder(ingle: Run, folder: Path) -> None:
+    import torch
+
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    torch.save({"a.weight": torch.zeros(100, 20, dtype=torch.float16)}, folder / "pytorch_model.bin")
+    shown = shown_json(ingle, folder)
+    assert (shown["format"], shown["num_parameters"], shown["stored_types"]) == ("PyTorch (.bin)", 2000, {"F16": 2000})
 
 
 def test_show_what_is_not_there(ingle: Run) -> None:

@@ -64,7 +64,7 @@ def test_prompts_from_a_file(ingle: Run, folder: Path) -> None:
         (("--num-tokens", "0"), "--num-tokens 0"),
         (("--num-prompts", "0"), "--num-prompts 0"),
         (("--prompts-file", "nowhere.txt"), "--prompts-file nowhere.txt"),
-        (("--kv-cache-memory", "1GiB"), "--kv-cache-memory"),
+        (("--rope-theta", "1e6"), "--rope-theta 1e6: the checkpoint is compared as it is"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(ingle: Run, argv: tuple[str, ...], message: str) -> None:

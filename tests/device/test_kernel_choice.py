@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip(str(error))
     monkeypatch.setenv("INGLE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(library, "_loaded", None)
-    monkeypatch.setattr(compile, "library", lambda: built)
+    monkeypatch.setattr(compile, "library", lambda report=None: built)
     monkeypatch.setattr(choice, "_LEAST_ELEMENTS", 0)
     return tmp_path / "home"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -106,10 +107,11 @@ def test_nohup_keeps_it(tiny_model: Path, servers: Callable[..., Server]) -> Non
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_kernel_compile_ends_with_the_server(
-    tiny_model: Path, servers: Callable[..., Server], tmp_path: Path
+    number: signal.Signals, code: int, tiny_model: Path, servers: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """With the driver, what it has started, and their files."""
+    """With the driver, what it has started, and their files. Until then clients are told what it waits for."""
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nmktemp >/dev/null\nsleep 77\n')
     compiler.chmod(0o755)
@@ -119,10 +121,17 @@ def test_a_kernel_compile_ends_with_the_server(
     server = servers(str(tiny_model), *SERVER, wait=False, **environment)
     server.read()
     sleeping = child(server, b"sleep\x0077")
-    started, children = time.monotonic(), processes_of(server)
-    os.killpg(server.process.pid, signal.SIGTERM)
-    assert server.process.wait(timeout=10) == 0
+    children = processes_of(server)
+    assert until(lambda: "listening on http" in server.text())
+    url = re.search(r"listening on (http://[\d.:]+)", server.text())[1]  # type: ignore[index]
+    health = httpx.get(f"{url}/health")
+    assert health.status_code == 503 and "kernels" in health.json()["stage"] and health.headers["retry-after"]
+    started = time.monotonic()
+    os.killpg(server.process.pid, number)
+    assert server.process.wait(timeout=10) == code
     assert time.monotonic() - started < AT_ONCE_S
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
     assert until(lambda: ended([sleeping, *children]), 1.0)
     assert not [*home.rglob("tmp*"), *(tmp_path / "tmp").iterdir()]
     assert "Traceback" not in server.text()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,10 +39,14 @@ def built() -> Path:
         pytest.skip(str(error))
 
 
-def compiler(folder: Path, script: str) -> str:
-    """A program that takes a compiler's arguments; $out is the file that it should write."""
+def compiler(folder: Path, script: str, *, for_objects: str | None = None) -> str:
+    """A program that takes a compiler's arguments; $out is the file that it should write.
+
+    With `for_objects`, `script` is run only to link.
+    """
     program = folder / "compiler"
-    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\nfor out; do :; done\n{script}\n')
+    apart = "" if for_objects is None else f'case "$*" in *" -c "*) {for_objects}; exit;; esac\n'
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\nfor out; do :; done\n{apart}{script}\n')
     program.chmod(0o755)
     return str(program)
 
@@ -95,7 +101,7 @@ def test_a_library_of_other_structures(
         _fields_ = (*library.Layer._fields_, ("more", ctypes.c_int64))
 
     others = tuple(Layer if structure is library.Layer else structure for structure in library._STRUCTURES)
-    monkeypatch.setattr(compile, "library", lambda: built)
+    monkeypatch.setattr(compile, "library", lambda report: built)
     monkeypatch.setattr(library, "_STRUCTURES", others)
     runs_on_pytorch(checkpoint, "its structure Layer has")
 
@@ -193,7 +199,9 @@ def test_a_target_that_cannot_be_had(
 
 
 def test_half_a_library_is_built_anew(home: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", compiler(tmp_path, f"echo built >> {tmp_path}/log; cp {built} $out"))
+    monkeypatch.setenv(
+        "CXX", compiler(tmp_path, f"echo built >> {tmp_path}/log; cp {built} $out", for_objects=": > $out")
+    )
     file = compile.library()
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:5000] + b"?" + whole[5001:]):
@@ -210,9 +218,76 @@ def test_two_engines_that_start_at_once(
     """Each loads a whole library, although the compilers write theirs bit by bit at the same time."""
     meet = "touch $(dirname $0)/$$.here; until [ $(ls $(dirname $0) | grep -c here) = 2 ]; do sleep 0.05; done"
     slow = f"head -c 9000 {built} > $out; sleep 0.3; tail -c +9001 {built} >> $out"
-    monkeypatch.setenv("CXX", compiler(tmp_path, f"{meet}; {slow}"))
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"{meet}; {slow}", for_objects="echo $$ > $out"))
     script = "from ingle.kernels.cpu import library; print(library.start(1), library.instructions())"
     engines = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = {engine.communicate(timeout=60)[0] for engine in engines}
     assert len(said) == 1 and said.pop().startswith("None ")
     assert [file.suffix for file in (home / "kernels").iterdir()] == [".so"]
+
+
+# ---- sources at the same time
+
+
+def test_a_compilation_tells_how_far_it_is(
+    home: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile, "_REPORT_S", 0.05)
+    monkeypatch.setattr(compile.os, "cpu_count", lambda: 3)
+    count = f"ls {tmp_path}/run.* | wc -l >> {tmp_path}/log; sleep 0.1; rm {tmp_path}/run.$$; : > $out"
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"cp {built} $out", for_objects=f": > {tmp_path}/run.$$; {count}"))
+    told: list[str] = []
+    assert compile.library(report=told.append).is_file()
+    num_sources = len(list(compile.SOURCES.glob("*.cpp")))
+    done = [int(re.search(rf": (\d+) of {num_sources} files", line)[1]) for line in told]  # type: ignore[index]
+    assert len(done) >= 2 and done == sorted(done) and done[-1] > 0
+    at_once = [int(line) for line in (tmp_path / "log").read_text().split()]
+    assert len(at_once) == num_sources and max(at_once) == 3
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_wait_ends_the_compilers(
+    end: type[BaseException], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, "", for_objects=f"sleep 60 & echo $! >> {tmp_path}/pids; wait"))
+    monkeypatch.setattr(compile, "_REPORT_S", 0.3)
+
+    def report(line: str) -> None:
+        raise end
+
+    with pytest.raises(end):
+        compile.library(report=report)
+    assert not list((home / "kernels").iterdir())
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == os.cpu_count()
+    for pid in pids:
+        until_gone(Path("/proc", pid))
+
+
+def until_gone(process: Path) -> None:
+    """Whoever adopts it may still have to reap it."""
+    for _ in range(500):
+        try:
+            if ") Z " in (process / "stat").read_text():
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{process} is still there")
+
+
+def test_a_source_that_fails_ends_the_others(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = 'case "$*" in *matrix.cpp*) echo "matrix.cpp:7: error: no such thing" >&2; exit 1;; *) sleep 60;; esac'
+    monkeypatch.setattr(compile.os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("CXX", compiler(tmp_path, "", for_objects=fails))
+    began = time.monotonic()
+    with pytest.raises(compile.CompileError, match=r"matrix\.cpp:7: error: no such thing"):
+        compile.library()
+    assert time.monotonic() - began < 30
+
+
+def test_a_compiler_that_hangs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("CXX", compiler(tmp_path, "", for_objects="sleep 60"))
+    with pytest.raises(compile.CompileError, match=r"it took over 0\.2 s"):
+        compile.library()

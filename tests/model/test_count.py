@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import gguf
@@ -11,9 +12,13 @@ from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.native_build import numerics
 from ingle.kernels.cpu import library
+from ingle.model.checkpoint import as_stored
 from ingle.model.count import num_parameters
 from ingle.model.registry import decoder_config
+from ingle.model.tensors import needed
 from ingle.weights.hf_config import read_config
+from ingle.weights.open import open_source
+from ingle.weights.source import split_name
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import save_checkpoint
 from tests.weights.gguf_models import write_gguf_model
@@ -24,7 +29,12 @@ def test_parameters_are_counted_before_they_are_read(name: str, tmp_path: Path) 
     model_type, overrides = CHECKPOINTS[name]
     folder = save_checkpoint(tmp_path, model_type, **overrides)
     _, info = build_engine(EngineConfig.of(str(folder), dtype="float32", device="cpu", kv_cache_memory="8MiB"), folder)
-    assert num_parameters(decoder_config(read_config(folder))) == info.num_parameters
+    decoder = decoder_config(read_config(folder))
+    assert num_parameters(decoder) == info.num_parameters
+    with contextlib.closing(open_source(folder, "auto", 0)) as source:
+        decoder, _ = as_stored(decoder, source)
+        sizes = {name: size * getattr(split_name(name)[1], "of", 1) for name, size in needed(decoder, source)}
+    assert sum(sizes.values()) == info.num_parameters
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from ingle.config import ServerConfig
+from ingle.config import EngineConfig, ServeConfig, ServerConfig
 from ingle.errors import ConfigError
+from ingle.hub.resolve import ModelSource
 from ingle.server import launch
 from ingle.server.access import Access
+from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import OpenConnections
 
 
@@ -26,6 +30,26 @@ class Bound:
 
     def getsockname(self) -> tuple[str, int]:
         return (self.host, 8000)
+
+
+def start_on(sock: Any) -> launch.Start:
+    """Nothing of it but the socket is asked for."""
+    source, process = ModelSource("m", Path("m"), "folder"), cast(EngineProcess, None)
+    return launch.Start(ServeConfig(EngineConfig.of("m")), source, process, sock, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("template", "sampling", "keys", "parts"),
+    [
+        (object(), {}, (), ["/v1/chat/completions -H 'Content", '"messages"', '"temperature": 0.2', '"model": "m"']),
+        (object(), {"top_k": 9}, ("k",), ["-H 'Authorization: Bearer YOUR_KEY' -H", '"Hello!"}], "max_tokens"']),
+        (None, {}, (), ["/v1/completions -H", '"prompt": "Once upon a time"']),
+    ],
+)
+def test_the_example_is_one_that_works(template: Any, sampling: Any, keys: tuple[str, ...], parts: list[str]) -> None:
+    model: Any = SimpleNamespace(name="m", default_sampling=sampling, chat_template=template)
+    example = launch._example(model, Access(keys), "http://127.0.0.1:1")
+    assert example.startswith("curl http://127.0.0.1:1/v1/") and all(part in example for part in parts)
 
 
 ADDRESSES = [
@@ -49,12 +73,16 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     host: str, loopback: bool, keys: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="ingle")
-    monkeypatch.setattr(launch.facts, "started", lambda info, sampling: "")
+    monkeypatch.setattr(launch.facts, "started", lambda info, sampling, source: "")
     tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
     info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
-    model: Any = SimpleNamespace(name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer)
+    text = SimpleNamespace(sampling_source="", notices=())
+    model: Any = SimpleNamespace(
+        name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer, text=text
+    )
     sock: Any = Bound(host)
-    launch._announce(model, Access(keys), sock, 1.0)
+    launch._announce(model, Access(keys), start_on(sock))
+    assert caplog.messages[-1].startswith("ready in ") and "base URL: http://" in caplog.messages[-1]
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
     assert launch._allowed_hosts(ServerConfig(host=host), sock) == (("localhost",) if loopback else ())
     assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example",)), sock) == ("a.example",)
@@ -80,6 +108,30 @@ def test_a_name_for_loopback_is_loopback() -> None:
 def test_flags_that_cannot_be(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="--" + field.replace("_", "-")):
         ServerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1:8000", 0, "'127.0.0.1:8000' is more than an address: give --host 127.0.0.1 --port 8000"),
+        ("http://localhost:8000/v1", 0, "is more than an address: give --host localhost --port 8000"),
+        ("http://0.0.0.0", 0, "give --host 0.0.0.0$"),
+        ("[::1]:80", 0, "give --host ::1 --port 80"),
+        ("no.such.host.invalid", 0, "there is no such host"),
+        ("x" * 80, 0, "there is no such host"),
+        ("203.0.113.9", 0, "no address of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be(host: str, port: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        launch.bind(host, port)
+
+
+def test_a_port_that_only_root_may_use() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied")
+    assert launch._why_not(error, 80) == (
+        "only root may use port 80: give a --port above 1023, such as 8000, and let a proxy forward"
+    )
 
 
 DESCRIPTORS = """

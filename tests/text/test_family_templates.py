@@ -17,10 +17,11 @@ from ingle.config import TextConfig
 from ingle.errors import RequestError
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.load import load_text_side
+from ingle.text.shipped import shipped_templates
 from tests.text import toys
 
 FOLDER = Path(__file__).parent / "families"
-TIGERBOT = Path(__file__).parents[2] / "examples" / "tigerbot.jinja"
+TIGERBOT = shipped_templates()["tigerbot"]
 TOKENS: dict[str, tuple[str, str]] = {
     "llama2": ("<s>", "</s>"),
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
@@ -159,10 +160,10 @@ def tigerbot(tmp_path: Path) -> Path:
     return toys.write_folder(tmp_path, toys.sentence_piece(), tokenizer_config__json=config)
 
 
-def test_tigerbot_by_the_template_in_examples(tigerbot: Path) -> None:
+def test_tigerbot_by_the_template_that_is_shipped(tigerbot: Path) -> None:
     """Its prompts are what the model's own code feeds it: the instruction, encoded as plain text after BOS."""
     assert load_text_side(tigerbot).chat_template is None, "never guessed"
-    side = load_text_side(tigerbot, TextConfig(str(TIGERBOT)))
+    side = load_text_side(tigerbot, TextConfig("tigerbot"))
     assert side.chat_template is not None
     prompt = side.chat_template.render([user("你好")])
     ids = side.tokenizer.encode(prompt, add_special_tokens=False)

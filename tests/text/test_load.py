@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ingle.config import TextConfig
-from ingle.errors import ConfigError, ModelError
-from ingle.text.load import default_sampling, load_text_side
+from ingle.errors import ConfigError, IngleError, ModelError
+from ingle.text.load import _given_template, default_sampling, load_text_side
 from tests.text import toys
 
 
@@ -80,3 +80,16 @@ def test_a_sampling_default_that_no_request_could_ask_for_is_left_out(
     (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.1, **config}))
     assert default_sampling(tmp_path) == {"repetition_penalty": 1.1}
     assert next(iter(config)) in caplog.text
+
+
+def test_a_shipped_template_goes_by_its_name_and_a_file_of_that_name_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("../templates/tigerbot", "tigerbot.jinja", "no-such-template"):
+        with pytest.raises(IngleError, match=r"cannot be read: .*; give a file, .* brings: tigerbot"):
+            load_text_side(tmp_path, TextConfig(name))
+    shipped = _given_template(TextConfig("tigerbot"))
+    assert shipped is not None and "### Instruction:" in shipped
+    Path("tigerbot").write_text("{{ 'mine' }}")
+    assert _given_template(TextConfig("tigerbot")) == "{{ 'mine' }}"

@@ -139,7 +139,7 @@ class Malicious:
         (torch.load, ("{}",)),
         (__import__, ("os",)),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: getattr(value, "__name__", "arguments"),
 )
 def test_malicious_pickles_are_refused_unexecuted(tmp_path: Path, function: Any, arguments: Any) -> None:
     touched = tmp_path / "touched"

@@ -1,40 +1,23 @@
-"""`ingle bench`: how fast this machine runs a model, beside how fast it could."""
+"""`ingle bench`: how fast this machine runs a model, beside how fast it could.
+
+Only the flags: what runs a benchmark, with PyTorch, is imported once they are read.
+"""
 
 from __future__ import annotations
 
-import difflib
-import json
-import platform
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ingle import facts
-from ingle.bench.latency import measure_latency
-from ingle.bench.latency import table as table_of_latency
-from ingle.bench.profile import profile_decode, profile_prefill, table
-from ingle.bench.roofline import Ceilings, measure_ceilings
-from ingle.bench.startup import measure_startup
-from ingle.bench.throughput import Result, measure, warm_up
-from ingle.bench.workloads import Workload, select
-from ingle.channel import EngineInfo
+from ingle.bench.workloads import CPU, GPU, Workload, select
 from ingle.cli.flags import parse
+from ingle.cli.local import importing
 from ingle.config import CacheConfig, EngineConfig
-from ingle.engine.build import build_engine
-from ingle.engine.engine import Engine
 from ingle.errors import ConfigError
-from ingle.hub.resolve import ensure_model
-from ingle.kernels.cpu import threads
-from ingle.request import Sampling
-from ingle.version import __version__
+from ingle.habits.near import nearest
 
-_MAX_MODEL_LEN = 4096
-"""Unless the flag says otherwise: what the workloads need."""
 _HIDE = {CacheConfig: {"enable_prefix_caching"}}
 """Repeated runs must compute what they claim to."""
 
@@ -93,11 +76,20 @@ class Profile:
 
 @dataclass(frozen=True)
 class StartupOptions:
-    """Print the seconds from a process's start to its first token, with a cold and a warm cache of GPU kernels."""
+    """Print the seconds from a process's start to its first token: the first ever on a machine, and the next."""
 
     engine: EngineConfig
     output: Path | None = None
     """Write the figures here as JSON."""
+
+
+BENCHMARKS: dict[str, type[Any]] = {
+    "throughput": Throughput,
+    "latency": LatencyOptions,
+    "profile": Profile,
+    "startup": StartupOptions,
+}
+"""Each is run by the function of its name in `bench.run`."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,17 +97,26 @@ def main(argv: Sequence[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help", "help"):
         print(_help())
-    elif name in _COMMANDS:
-        kind, run = _COMMANDS[name]
-        run(parse(kind, rest, command=f"bench {name}", hide=_HIDE))
+    elif name in BENCHMARKS:
+        options = parse(BENCHMARKS[name], rest, command=f"bench {name}", hide=_HIDE)
+        if name == "throughput":
+            select(options.workload)  # complains before anything is loaded
+        with importing():
+            run = importlib.import_module("ingle.bench.run")
+        getattr(run, name)(options)
     else:
-        near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        hint = f"did you mean `ingle bench {near[0]}`?" if near else f"there are {', '.join(_COMMANDS)}"
-        raise ConfigError(f"there is no benchmark {name!r}; {hint}")
+        near = nearest(name, {each: each for each in BENCHMARKS})
+        answer = _NOT_HERE.get(name) or f"there are {', '.join(BENCHMARKS)}"
+        raise ConfigError(
+            f"there is no benchmark {name!r}; {f'did you mean `ingle bench {near}`?' if near else answer}"
+        )
+
+
+_NOT_HERE = {"serve": "`ingle bench throughput` measures rising numbers of requests at once, offline"}
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<12}{(kind.__doc__ or '').strip()}" for name, (kind, _) in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{(kind.__doc__ or '').strip()}" for name, kind in BENCHMARKS.items())
     return f"""\
 usage: ingle bench BENCHMARK MODEL ...
 
@@ -124,152 +125,13 @@ How fast this machine runs a model, beside how fast it could.
 benchmarks:
 {commands}
 
+workloads of throughput (--workload NAME …), all requests of one at once:
+{_workloads("gpu", GPU)}
+{_workloads("cpu", CPU)}
+
 `ingle bench BENCHMARK --help` shows its flags."""
 
 
-def startup(options: StartupOptions) -> None:
-    config = _config(options.engine)
-    results = measure_startup(config, ensure_model(config.model).path)
-    for result in results:
-        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.phases_s.items())
-        print(f"{result.kernel_cache} kernel cache: first token after {result.first_token_s:.2f} s ({phases})")
-    if options.output is not None:
-        options.output.write_text(json.dumps([result.as_dict() for result in results], indent=1) + "\n")
-
-
-def profile(options: Profile) -> None:
-    engine, _, _ = _engine(options.engine)
-    results = [profile_prefill(engine, num_seqs=options.num_prompts, context=options.prompt_tokens)]
-    results += [profile_decode(engine, num_seqs=n, context=options.context) for n in options.num_seqs]
-    for result in results:
-        print(table(result))
-    if options.output is not None:
-        options.output.write_text(json.dumps([result.as_dict() for result in results], indent=1) + "\n")
-
-
-def latency(options: LatencyOptions) -> None:
-    if min(options.batch_size, options.input_len, options.output_len, options.num_iters) < 1:
-        raise ConfigError("--batch-size, --input-len, --output-len and --num-iters are 1 at least")
-    engine, info, path = _engine(options.engine)
-    if options.input_len + options.output_len > info.max_model_len:
-        raise ConfigError(
-            f"--input-len {options.input_len} and --output-len {options.output_len} are more than the context of "
-            f"{info.max_model_len} tokens; --max-model-len sets it"
-        )
-    ceilings = _ceilings(engine, info)
-    workload = Workload("latency", ((options.input_len, options.output_len),) * options.batch_size)
-    result = measure_latency(
-        engine, info, workload, ceilings, num_iters=options.num_iters, num_iters_warmup=options.num_iters_warmup,
-        sampling=Sampling(temperature=options.temperature), report=_status,
-    )  # fmt: skip
-    print(table_of_latency(result))
-    if options.output is not None:
-        _write(options.output, "latency", info, path, ceilings, [result.as_dict()])
-
-
-def throughput(options: Throughput) -> None:
-    engine, info, path = _engine(options.engine)
-    workloads = select(options.workload or (("gpu",) if engine.facts.on_gpu else ("cpu",)))
-    ceilings = _ceilings(engine, info)
-    sampling = Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        repetition_penalty=options.repetition_penalty,
-        logprobs=options.logprobs,
-    )
-    warm_up(engine, info.vocab_size, workloads, sampling)
-    print(_HEADER)
-    results = []
-    for workload in workloads:
-        result = measure(engine, info, workload, ceilings, num_runs=options.num_runs, sampling=sampling, report=_status)
-        print(_row(result), flush=True)
-        results.append(result)
-    if options.output is not None:
-        _write(options.output, "throughput", info, path, ceilings, [result.as_dict() for result in results])
-
-
-_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "throughput": (Throughput, throughput),
-    "latency": (LatencyOptions, latency),
-    "profile": (Profile, profile),
-    "startup": (StartupOptions, startup),
-}
-
-
-def _config(flags: EngineConfig) -> EngineConfig:
-    cache = replace(flags.cache, enable_prefix_caching=False)
-    return replace(flags, max_model_len=flags.max_model_len or _MAX_MODEL_LEN, cache=cache)
-
-
-def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
-    """Measured and printed, beside what was loaded."""
-    device = torch.device("cuda", 0) if engine.facts.on_gpu else torch.device("cpu")
-    ceilings = measure_ceilings(device, getattr(torch, info.dtype))
-    print(
-        f"{facts.loaded(info)}; "
-        f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"
-    )
-    return ceilings
-
-
-def _write(
-    output: Path, benchmark: str, info: EngineInfo, path: Path, ceilings: Ceilings, results: list[dict[str, object]]
-) -> None:
-    report = {
-        "benchmark": benchmark,
-        "command": ["ingle", "bench", *sys.argv[sys.argv.index("bench") + 1 :]] if "bench" in sys.argv else sys.argv,
-        "date": time.strftime("%Y-%m-%d"),
-        "ingle": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": info.device,
-        "num_threads": torch.get_num_threads(),
-        "ceilings": asdict(ceilings),
-        "model": path.name,
-        "engine": _info_dict(info),
-        "results": results,
-    }
-    output.write_text(json.dumps(report, indent=1) + "\n")
-
-
-_COLUMNS = ("workload", 12), ("requests", 8), ("out tok/s", 10), ("prefill tok/s", 13), ("TTFT ms", 9), ("TPOT ms", 8)
-_TAIL = ("GB/s", 8), ("limit tok/s", 11), ("share", 6)
-_HEADER = "  ".join(f"{name:>{width}}" for name, width in (*_COLUMNS, *_TAIL))
-
-
-def _row(result: Result) -> str:
-    values = (
-        result.workload,
-        str(result.num_requests),
-        f"{result.output_tokens_per_s:,.1f}",
-        f"{result.prefill_tokens_per_s:,.0f}",
-        f"{result.mean_ttft_s * 1e3:,.1f}",
-        f"{result.mean_tpot_s * 1e3:,.2f}",
-        f"{result.achieved_gb_per_s:,.1f}",
-        f"{result.limit_tokens_per_s:,.0f}",
-        f"{result.share_of_limit:.0%}",
-    )
-    return "  ".join(f"{value:>{width}}" for value, (_, width) in zip(values, (*_COLUMNS, *_TAIL), strict=True))
-
-
-def _status(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="\r", file=sys.stderr, flush=True)
-
-
-def _engine(flags: EngineConfig) -> tuple[Engine, EngineInfo, Path]:
-    config = _config(flags)
-    path = ensure_model(config.model).path
-    engine, info = build_engine(config, path, lambda stage: _status(stage))
-    if not engine.facts.on_gpu:
-        torch.set_num_threads(
-            config.parallel.threads or threads.default_count()
-        )  # the ceilings' products run on as many
-    for notice in info.notices:
-        print(f"notice: {notice}")
-    return engine, info, path
-
-
-def _info_dict(info: EngineInfo) -> dict[str, Any]:
-    return {name: getattr(info, name) for name in info.__struct_fields__}
+def _workloads(group: str, workloads: Sequence[Workload]) -> str:
+    lines = (f"  {workload.name:<14}{workload.described()}" for workload in workloads)
+    return f"  {group:<14}all of these:\n" + "\n".join(f"  {line}" for line in lines)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ingle.bench.roofline import Ceilings, least
-from ingle.bench.throughput import capture_all, run_once, stored
+from ingle.bench.throughput import capture_all, run_once
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
+from ingle.engine.roofline import Ceilings, Stored, least
 from ingle.request import Sampling
 
 
@@ -70,7 +70,8 @@ def measure_latency(
         if index >= 0:
             runs.append(run)
             report(f"{index + 1} of {num_iters}, {run.seconds:.3f} s")
-    limit = least(workload, engine.facts.model, stored(engine), engine.scheduler.limits, ceilings)
+    has = Stored.of(engine.facts.weights, engine.facts.kv)
+    limit = least(workload.lengths, engine.facts.model, has, engine.scheduler.limits, ceilings)
     latency = Spread.of([run.seconds for run in runs])
     return Latency(
         batch_size=len(workload.lengths),

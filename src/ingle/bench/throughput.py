@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
-from ingle.bench.roofline import Ceilings, Stored, least
 from ingle.bench.workloads import Workload
 from ingle.channel import EngineInfo
 from ingle.engine.engine import Engine
+from ingle.engine.roofline import Ceilings, Stored, least
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, Sampling, token_ids
 
@@ -76,7 +76,8 @@ def measure(
         runs.append(run_once(engine, workload, info.vocab_size, sampling, seed=index + 1))
         report(f"{workload.name}: run {index + 1} of {num_runs}, {runs[-1].seconds:.2f} s")
     median = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
-    limit = least(workload, engine.facts.model, stored(engine), engine.scheduler.limits, ceilings)
+    has = Stored.of(engine.facts.weights, engine.facts.kv)
+    limit = least(workload.lengths, engine.facts.model, has, engine.scheduler.limits, ceilings)
     return Result(
         workload=workload.name,
         num_requests=len(workload.lengths),
@@ -91,22 +92,6 @@ def measure(
         limit_tokens_per_s=workload.num_output_tokens / limit.seconds,
         share_of_limit=limit.seconds / median.seconds,
         seconds=[run.seconds for run in runs],
-    )
-
-
-def stored(engine: Engine) -> Stored:
-    """What a step of this engine reads."""
-    facts, weights = engine.facts, engine.facts.weights
-    experts = (0, 0) if weights.mixture is None else (weights.mixture.num_parameters, weights.mixture.num_bytes)
-    elsewhere = [weights.head, weights.looked_up, experts]
-    body = [total - sum(part[index] for part in elsewhere) for index, total in enumerate(weights.total)]
-    return Stored(
-        body_bytes=body[1],
-        body_parameters=body[0],
-        head_bytes=weights.head[1],
-        head_parameters=weights.head[0],
-        kv_bytes_per_token=facts.kv.token_bytes,
-        mixture=weights.mixture,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ingle.errors import ConfigError
@@ -28,11 +29,22 @@ class Workload:
     def longest(self) -> int:
         return max(num_in + num_out for num_in, num_out in self.lengths)
 
+    def described(self) -> str:
+        """Such as "16 requests of 128 tokens in, 64 out"."""
+        count, tokens = len(self.lengths), (_range(n for n, _ in self.lengths), _range(n for _, n in self.lengths))
+        return f"{count} request{'s' if count > 1 else ''} of {tokens[0]} tokens in, {tokens[1]} out"
+
     def prompts(self, vocab_size: int, seed: int = 0) -> list[list[int]]:
         """Random token ids, uniform over the lower part of the vocabulary, where there are no special tokens."""
         rng = random.Random(seed)
         top = min(vocab_size, 150_000)
         return [[rng.randrange(top) for _ in range(num_in)] for num_in, _ in self.lengths]
+
+
+def _range(numbers: Iterable[int]) -> str:
+    each = sorted(numbers)
+    low, high = each[0], each[-1]
+    return str(low) if low == high else f"{low}–{high}"
 
 
 def _equal(name: str, count: int, num_in: int, num_out: int) -> Workload:
@@ -65,6 +77,6 @@ def select(names: tuple[str, ...]) -> list[Workload]:
     chosen: list[Workload] = []
     for name in names:
         if name not in WORKLOADS and name not in GROUPS:
-            raise ConfigError(f"no workload {name!r}; there are gpu, cpu, {', '.join(WORKLOADS)}")
+            raise ConfigError(f"--workload {name!r:.80}: there are gpu, cpu, {', '.join(WORKLOADS)}")
         chosen += GROUPS[name] if name in GROUPS else (WORKLOADS[name],)
     return chosen

@@ -1,7 +1,8 @@
 """Command-line flags out of configuration classes: a field is a flag, its default the default, its docstring the help.
 
-tyro does the parsing. What is added here: vLLM's short flags and its 4k / 4K numbers, fields that a command leaves out,
-help without noise about None, and every mistake told in one line.
+tyro does the parsing. What is added here: vLLM's short flags and its 4k / 4K numbers, the flags of other tools, values
+from the environment and from a file, fields that a command leaves out, help without noise about None, and every
+mistake told in one line.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import itertools
+import os
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import tyro
 from tyro.constructors import (
@@ -31,33 +32,40 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from ingle.errors import ConfigError
+from ingle.cli import sources
+from ingle.cli.fields import CONVERT, SHORT_FLAGS, Flag, Hidden, flags_of, is_positional, plain, types_of
+from ingle.cli.line import Dialect, Line, read, told
+from ingle.cli.sources import Default, Defaults
+from ingle.config import CONFIGURATION, EngineConfig
+from ingle.errors import ConfigError, printable
+from ingle.habits.commands import FLAGS_OF_COMMANDS
+from ingle.habits.variables import KEYS, noticed
 
 T = TypeVar("T")
-Hidden = Mapping[Any, Set[str]]
-"""Configuration class to the names of its fields that get no flag."""
 
-SHORT_FLAGS = {"tensor_parallel_size": ("-tp",), "quantization": ("-q",), "yes": ("-y",)}
-_UNITS: dict[str, int] = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_NUMBER = re.compile(r"(?P<whole>[+-]?\d{1,18})(?:\.(?P<decimals>\d{1,18}))?(?P<unit>[kmgKMG]?)")
+_FROM_ELSEWHERE = """
+Flags may also be set by the environment (INGLE_MAX_MODEL_LEN=4k), and by the same names in a .toml,
+.yaml or .json file, --config FILE. The command line is stronger than the environment, and that than
+the file. Flags of vLLM, llama.cpp, Ollama, TGI, SGLang and FastChat are understood: see `ingle help flags`."""
 
 
 def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | None = None) -> T:
     """Read `argv` into `target`, a dataclass of flags and of nested configuration classes.
 
     A required field is a positional argument; a required `model` may also be given as `--model`. `hide` names the
-    fields that get no flag and keep their default. Raises `ConfigError`; `--help` prints and exits.
+    fields that get no flag and keep their default. A command with an `EngineConfig` also takes the flags of other
+    tools, and fields of configuration classes from the environment and from `--config`; what is to be said of that
+    goes to stderr. Raises `ConfigError`; `--help` prints and exits.
     """
-    args, model = _model_first(argv)
-    flags = _Flags(hide or {})
-    errors = io.StringIO()
+    asked = _ask(target, argv, command, hide or {})
+    errors, flags = io.StringIO(), _Flags(hide or {}, asked.defaults)
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
                 target,
                 prog=f"ingle {command}",
-                args=args,
+                args=asked.words,
                 return_unknown_args=True,
                 registry=flags.registry,
                 config=(
@@ -68,46 +76,160 @@ def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | 
             )
     except SystemExit as stop:
         if not stop.code:
+            if asked.dialect.loads_model:
+                print(_FROM_ELSEWHERE)
             raise
-        message = _one_line(errors.getvalue())
-        if "MODEL" in message and (greedy := flags.greedy.intersection(map(_flag_of, args))):
-            message += f"; {min(greedy)} takes all words up to the next flag: give the model first"
-        raise ConfigError(f"{message} (see `ingle {command} --help`)") from None
-    if unknown and unknown != [model]:
-        raise ConfigError(f"{_unexpected(unknown[0], model, flags.names)} (see `ingle {command} --help`)")
+        raise ConfigError(f"{_one_line(errors.getvalue())} (see `ingle {command} --help`)") from None
+    except ConfigError as error:
+        raise ConfigError(asked.with_origin(str(error))) from None
+    if unknown:
+        twice = f"; the model was already given as --model {asked.line.model}" if asked.line.model is not None else ""
+        raise ConfigError(f"unexpected argument {unknown[0]!r}{twice} (see `ingle {command} --help`)")
+    for notice in asked.notices:
+        print("notice:", printable(notice), file=sys.stderr)
+    if any(flag.field == "port" for flag in asked.dialect.own.values()) and (origins := asked.origins()):
+        print("settings:", printable(origins), file=sys.stderr)
+    os.environ.update(asked.line.environment)
     return parsed
 
 
-def parse_int(text: str) -> int:
-    """A whole number; as in vLLM 4k is 4000 and 4K is 4096, and so on with m and g. Raises `ValueError`."""
-    match = _NUMBER.fullmatch(text)
-    if match is None or (match["decimals"] and not match["unit"]):
-        raise ValueError(f"{text!r} is not a whole number; 4k (4000) and 4K (4096) are fine")
-    decimals: str = match["decimals"] or ""
-    divisor = int("1" + "0" * len(decimals))
-    scaled = int(match["whole"] + decimals) * _UNITS.get(match["unit"], 1)
-    if scaled % divisor:
-        raise ValueError(f"{text!r} is not a whole number")
-    return scaled // divisor
+class _Asked(NamedTuple):
+    """A command line, and what stands behind it."""
+
+    line: Line
+    words: list[str]
+    dialect: Dialect
+    defaults: Defaults
+    notices: list[str]
+
+    def origins(self) -> str:
+        """The values that were not given on the command line, with where each comes from."""
+        given = {(flag.owner, flag.field) for flag, _ in self.line.settings}
+        flags = {(flag.owner, flag.field): flag for flag in self.dialect.own.values()}
+        by_place: dict[str, list[str]] = {}
+        for key, default in self.defaults.items():
+            if key not in given:
+                name = flags[key].name.removeprefix("--")
+                by_place.setdefault(default.where, []).append(f"{name} {default.shown(flags[key])}")
+        return "; ".join(f"{', '.join(settings)} by {where}" for where, settings in by_place.items())
+
+    def with_origin(self, message: str) -> str:
+        """An error, with where the value came from that it names, if that is not the command line."""
+        given = {(flag.owner, flag.field) for flag, _ in self.line.settings}
+        for (owner, field), default in self.defaults.items():
+            if field == "model":
+                continue
+            name = f"--{field.replace('_', '-')}"
+            if (owner, field) not in given and re.search(rf"(?<![\w-]){name}(?![\w-])", message):
+                return f"{message} (set by {default.where})"
+        return message
 
 
-_CONVERT: dict[type, Callable[[str], Any]] = {
-    int: parse_int,
-    float: float,
-    str: str,
-    Path: Path,
-    bool: lambda text: text == "true",
-}
+def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Asked:
+    flags = list(flags_of(target, hide))
+    own = {name: flag for flag in flags if not is_positional(flag) for name in flag.spellings}
+    model = next((flag for flag in flags if flag.field == "model" and is_positional(flag)), None)
+    if model is not None:
+        own["--model"] = model
+    loads_model = any(flag.owner is EngineConfig for flag in flags)
+    takes_prompt = any(flag.field == "prompt" and is_positional(flag) for flag in flags)
+    dialect = Dialect(own, loads_model, takes_prompt, FLAGS_OF_COMMANDS.get(command, {}))
+    wants_help = any(word in ("-h", "--help") for word in argv)
+    line = read([word for word in argv if word not in ("-h", "--help")], dialect)
+    if wants_help:
+        line.objections.clear()
+    if line.objections:
+        raise told(line.objections, command)
+    defaults: Defaults = {}
+    notices = line.notices
+    if loads_model:
+        defaults, more = _from_elsewhere(flags, line, dialect, command)
+        notices = [*line.notices, *more]
+    if model is not None and model.required and not wants_help:
+        _find_model(line, defaults, command)
+    words = ["--help"] if wants_help else line.words()
+    return _Asked(line, words, dialect, defaults, notices)
+
+
+def _from_elsewhere(flags: Sequence[Flag], line: Line, dialect: Dialect, command: str) -> tuple[Defaults, list[str]]:
+    """What file and environment say, and what is to be said of them."""
+    flags = [flag for flag in flags if flag.owner in CONFIGURATION or flag.field in SAMPLING]
+    defaults, notices = {}, []
+    path = line.config or os.environ.get("INGLE_CONFIG")
+    if path:
+        file = sources.from_file(path, dialect, command)
+        notices += [f"{path}: {notice}" for notice in file.notices]
+        configured = {(flag.owner, flag.field) for flag in flags}
+        for flag, default in sources.values_of(file, path):
+            if (flag.owner, flag.field) in configured:
+                defaults[flag.owner, flag.field] = default
+        if file.model is not None:
+            defaults[EngineConfig, "model"] = Default(file.model, path)
+        if any(sources.is_secret(flag) for flag, _ in file.settings):
+            notices += filter(None, [sources.key_file_notice(path)])
+    for flag, default in sources.from_environment(flags, os.environ):
+        defaults[flag.owner, flag.field] = default
+    notices += list(_of_variables(flags, line, defaults))
+    return defaults, notices
+
+
+def _of_variables(flags: Sequence[Flag], line: Line, defaults: Defaults) -> Iterator[str]:
+    given = {flag.field for flag, _ in line.settings}
+    for (_, field), default in defaults.items():
+        if default.where in KEYS and field not in given:
+            yield (
+                f"{default.where} is taken as the server's API key, as without it the server would be open; set "
+                "INGLE_API_KEY instead, or unset it"
+            )
+    if any(flag.field == "api_key" for flag in flags):  # a server: others would say the same each time they are started
+        yield from noticed(os.environ)
+    known = [sources.variable_of(flag) for each in CONFIGURATION for flag in flags_of(each, {})]
+    yield from sources.unknown_variables([*known, *(f"INGLE_{name.upper()}" for name in SAMPLING)], os.environ)
+
+
+SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "repetition_penalty", "presence_penalty"),
+    "frequency_penalty",
+)
+"""Flags of sampling that the environment and the file may set, where a command has them."""
+
+
+def _find_model(line: Line, defaults: Defaults, command: str) -> None:
+    """Sees to it that there is a model. Raises `ConfigError`."""
+    if line.model is not None or line.positionals:
+        defaults.pop((EngineConfig, "model"), None)
+        return
+    default = defaults.get((EngineConfig, "model"))
+    if default is None:
+        more = ""
+        if line.swallowed:
+            greedy = next(flag.name for flag, _ in line.settings if flag.takes_words)
+            more = f"; {greedy} takes all words up to the next flag: give the model first"
+        raise ConfigError(f"ingle {command} needs a MODEL{more or _examples(command)} (see `ingle {command} --help`)")
+    line.model = default.value
+
+
+def _examples(command: str) -> str:
+    """What to type, by what is here."""
+    from ingle.errors import IngleError
+
+    try:
+        from ingle.hub.store import Store
+
+        stored = Store().names()
+    except IngleError:
+        stored = []
+    default = "smollm2:135m"
+    example = f": `ingle {command} {stored[0] if stored and default not in stored else default}`"
+    return example + (f"; in the store are {', '.join(stored)}" if len(stored) > 1 else "")
 
 
 class _Flags:
-    """tyro's registry for one command line, and the names of the flags it made."""
+    """tyro's registry for one command line."""
 
-    def __init__(self, hide: Hidden) -> None:
-        self.names: set[str] = set()
-        self.greedy: set[str] = set()
-        """Those that take several words."""
+    def __init__(self, hide: Hidden, defaults: Defaults) -> None:
         self._hide = hide
+        self._defaults = defaults
         self.registry = ConstructorRegistry()
         self.registry.primitive_rule(_primitive)
         self.registry.struct_rule(self._fields)
@@ -115,38 +237,31 @@ class _Flags:
     def _fields(self, info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.type):
             return None
-        docs, types = lru_cache(lambda: _docstrings(info.type)), get_type_hints(info.type, include_extras=True)
+        docs, types = lru_cache(lambda: _docstrings(info.type)), types_of(info.type)
         hidden = self._hide.get(info.type, frozenset())
         fields = []
         for field in dataclasses.fields(info.type):
             if field.name in hidden:
                 continue
             default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
-            kind = _plain(types[field.name])
+            elsewhere = None if field.name == "model" else self._defaults.get((info.type, field.name))
+            kind = plain(types[field.name])
             if not dataclasses.is_dataclass(kind):
-                kind = self._flag(field.name, kind, default)
+                flag = Flag(info.type, field.name, kind)
+                kind = _annotated(flag, default, elsewhere)
+                default = default if elsewhere is None else elsewhere.value
             helptext = partial(_docstring, docs, field.name)
             fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=helptext))
         return StructConstructorSpec(info.type, tuple(fields))
 
-    def _flag(self, name: str, kind: Any, default: Any) -> Any:
-        flag = f"--{name.replace('_', '-')}"
-        self.names.update({flag, *SHORT_FLAGS.get(name, ())})
-        if kind is bool:
-            self.names.add(f"--no-{flag[2:]}")
-        if kind is tuple:
-            self.greedy.add(flag)
-        # The docstring says what leaving the flag out means; "(default: None)" would only blur it.
-        silent = default is None or default is False or default == () or default is tyro.MISSING_NONPROP
-        hint = "" if silent else None
-        return Annotated[kind, tyro.conf.arg(aliases=SHORT_FLAGS.get(name), help_behavior_hint=hint)]
 
-
-def _plain(kind: Any) -> Any:
-    """The type in words whose defaults tyro checks itself: for others it imports a checker, a tenth of a start."""
-    if isinstance(kind, UnionType):
-        return Union[get_args(kind)]  # noqa: UP007 (X | Y is what it was)
-    return tuple if kind == tuple[str, ...] else kind
+def _annotated(flag: Flag, default: Any, elsewhere: Default | None) -> Any:
+    # The docstring says what leaving the flag out means; "(default: None)" would only blur it.
+    silent = default is None or default is False or default == () or default is tyro.MISSING_NONPROP
+    hint = "" if silent else None
+    if elsewhere is not None:
+        hint = f"(default: {elsewhere.shown(flag)}, by {elsewhere.where})"
+    return Annotated[flag.kind, tyro.conf.arg(aliases=SHORT_FLAGS.get(flag.field), help_behavior_hint=hint)]
 
 
 def _docstring(docs: Callable[[], dict[str, str]], name: str) -> str | None:
@@ -176,14 +291,14 @@ def _primitive(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
             str_from_instance=list,
         )
     kinds = [kind for kind in get_args(info.type) or (info.type,) if kind is not NoneType]
-    if info.type is not int and (len(kinds) != 1 or NoneType not in get_args(info.type) or kinds[0] not in _CONVERT):
+    if info.type is not int and (len(kinds) != 1 or NoneType not in get_args(info.type) or kinds[0] not in CONVERT):
         return None
     kind = kinds[0]
     choices = ("true", "false") if kind is bool else None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="{true,false}" if choices else kind.__name__.upper(),
-        instance_from_str=lambda args: _CONVERT[kind](args[0]),
+        instance_from_str=lambda args: CONVERT[kind](args[0]),
         is_instance=lambda value: value is None or isinstance(value, kind),
         str_from_instance=lambda value: [str(value)],
         choices=choices,
@@ -194,41 +309,6 @@ def _words(args: list[str]) -> tuple[str, ...]:
     if not args:  # as `--api-key $KEY` is when KEY is not set
         raise ValueError("a value is missing")
     return tuple(args)
-
-
-def _model_first(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """`argv` with the value of `--model` moved to the front, where a positional model stands; and that value."""
-    rest: list[str] = []
-    models: list[str] = []
-    words = iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag != "--model":
-            rest.append(word)
-            continue
-        if not equals:
-            value = next(words, "")
-        if not value or value.startswith("-"):
-            raise ConfigError("--model needs a value: a short name, a folder or a .gguf file")
-        models.append(value)
-    if not models:
-        return rest, None
-    if len(set(models)) > 1:
-        raise ConfigError(f"--model was given twice: {models[0]!r} and {models[1]!r}")
-    return [models[0], *rest], models[0]
-
-
-def _unexpected(word: str, model: str | None, known: Set[str]) -> str:
-    if not word.startswith("-"):
-        twice = f"; the model was already given as --model {model}" if model is not None else ""
-        return f"unexpected argument {word!r}{twice}"
-    near = difflib.get_close_matches(_flag_of(word), [flag for flag in known if flag.startswith("--")], 1, cutoff=0.75)
-    return f"unknown flag {word.partition('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _flag_of(word: str) -> str:
-    """`--some-flag` of `--some_flag=value`."""
-    return word.partition("=")[0].replace("_", "-")
 
 
 def _one_line(box: str) -> str:

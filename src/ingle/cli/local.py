@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ingle.cli.flags import Hidden
+from ingle.cli.fields import Hidden
+from ingle.cli.loading import loading
 from ingle.cli.main import EXIT_INTERRUPTED
 from ingle.config import EngineConfig, TextConfig
 from ingle.request import SamplingParams
@@ -53,6 +54,10 @@ class Sampling:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return SamplingParams(**{"max_tokens": max_tokens, **model_defaults, **given})
 
+    def given(self) -> dict[str, Any]:
+        """Those that the user gave."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), False)}
+
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
@@ -71,8 +76,9 @@ def load_llm(engine: EngineConfig, text: TextConfig) -> LLM:
     """Load the model, pulling it first when it is in the catalog and not on this machine yet."""
     from ingle.hub.resolve import ensure_model
 
-    ensure_model(engine.model)  # LLM does this too, but its import brings torch: a wrong name should not wait for that
-    with importing():
+    ensure_model(engine.model)  # LLM does this too, but a pull has a bar of its own, and a wrong name should not wait
+    with loading() as report:
+        report("starting")
         from ingle.llm import LLM
 
-    return LLM(engine.model, **asdict(text), **engine.options())
+        return LLM(engine.model, report=report, **asdict(text), **engine.options())

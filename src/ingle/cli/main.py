@@ -12,17 +12,30 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ingle.errors import ConfigError, IngleError, RequestError, lack_of_memory
+from ingle.errors import (
+    ConfigError,
+    IngleError,
+    RequestError,
+    errors_in,
+    lack_of_memory,
+    lack_of_package,
+    printable,
+)
 from ingle.version import __version__
 
 COMMANDS = {
     "serve": ("ingle.cli.serve", "Serve a model behind an OpenAI-compatible HTTP API"),
     "chat": ("ingle.cli.chat", "Talk to a model in the terminal"),
+    "run": ("ingle.cli.chat", "The same as chat, as Ollama calls it"),
     "generate": ("ingle.cli.generate", "Continue one prompt, or a file of prompts, offline"),
+    "render": ("ingle.cli.render", "Print the exact prompt and token ids of a conversation"),
     "pull": ("ingle.cli.pull", "Fetch a model into the local store"),
-    "list": ("ingle.cli.list", "List the models in the local store"),
+    "list": ("ingle.cli.list", "List the models in the local store, as ls does"),
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
+    "plan": ("ingle.cli.plan", "Say what a model takes, what carries it, and how fast it could be"),
     "rm": ("ingle.cli.rm", "Remove a model from the local store"),
+    "ps": ("ingle.cli.ps", "List the servers that run now"),
+    "stop": ("ingle.cli.stop", "End a server"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
     "bench": ("ingle.bench.cli", "Measure throughput, latency and start-up"),
 }
@@ -44,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IngleError as error:
         if debug:
             raise
-        print("ingle:", " ".join(str(error).split()), file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, (ConfigError, RequestError)) else EXIT_ERROR
+        print("ingle:", "\n".join(error.lines()), file=sys.stderr)
+        of_usage = all(isinstance(each, (ConfigError, RequestError)) for each in errors_in(error))
+        return EXIT_USAGE if of_usage else EXIT_ERROR
     except KeyboardInterrupt:
         if debug:
             raise
@@ -53,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_has_gone()
     except (MemoryError, ImportError, OSError, RuntimeError) as error:
-        lack = lack_of_memory(error)
+        lack = lack_of_memory(error) or lack_of_package(error)
         if debug or lack is None:
             raise
         print("ingle:", lack, file=sys.stderr)
@@ -82,15 +96,55 @@ def _open_missing_streams() -> None:
 def _dispatch(words: list[str]) -> None:
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("-h", "--help", "help"):
-        print(_help())
-    elif command in ("-V", "--version", "version"):
+        _give_help(rest)
+    elif command in ("-V", "-v", "--version", "version"):
         print(f"ingle {__version__}")
     elif command in COMMANDS:
-        importlib.import_module(COMMANDS[command][0]).main(rest)
+        _run(command, rest)
     else:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean `ingle {near[0]}`?" if near else "`ingle --help` lists the commands"
-        raise ConfigError(f"there is no command {command!r}; {hint}")
+        from ingle.habits.commands import ALIASES
+
+        if command not in ALIASES:
+            raise ConfigError(_no_such_command(command, rest))
+        _run(ALIASES[command], rest)
+
+
+def _run(command: str, words: list[str]) -> None:
+    importlib.import_module(COMMANDS[command][0]).main(words)
+
+
+def _give_help(words: list[str]) -> None:
+    """`ingle help`, `ingle help serve`, `ingle help bench startup`, and the flags of other tools."""
+    if words[:1] == ["flags"]:
+        from ingle.cli.habits import table
+
+        print(table())
+    elif words and not words[0].startswith("-"):
+        _dispatch([*words, "--help"])
+    else:
+        print(_help())
+
+
+def _no_such_command(command: str, rest: list[str]) -> str:
+    from ingle.habits.commands import ALIASES, ANSWERS
+    from ingle.habits.near import nearest
+
+    shown = printable(f"{command!r:.100}")
+    if (answer := ANSWERS.get(command.replace("_", "-"))) is not None:
+        return f"there is no command {shown}: {answer}"
+    if command.startswith("-"):
+        line = printable(" ".join(["ingle serve", command, *rest])[:200])
+        return f"a command comes first, such as `{line}`; `ingle --help` lists them"
+    names = {name: name for name in COMMANDS} | dict(ALIASES)
+    near = nearest(command, names) or next(iter(difflib.get_close_matches(command, names, n=1, cutoff=0.75)), None)
+    if near is not None:
+        return f"there is no command {shown}; did you mean `ingle {near}`?"
+    if any(mark in command for mark in ":/") or command.endswith(".gguf"):
+        model = printable(command)[:100]
+        return (
+            f"there is no command {shown}; to talk to a model: `ingle run {model}`, to serve it: `ingle serve {model}`"
+        )
+    return f"there is no command {shown}; `ingle --help` lists the commands"
 
 
 def _help() -> str:
@@ -107,4 +161,5 @@ options:
   --version Print the version
   --debug   On an error, print the whole traceback
 
-`ingle COMMAND --help` shows the flags of a command. To begin: ingle serve smollm2:135m"""
+`ingle help COMMAND` shows the flags of a command, `ingle help flags` those of vLLM, llama.cpp,
+Ollama and others that are understood. To begin: ingle serve smollm2:135m"""

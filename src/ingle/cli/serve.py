@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,13 +25,23 @@ def _collector_off() -> Iterator[None]:
 
 
 def main(argv: Sequence[str]) -> None:
+    if "-h" in argv or "--help" in argv:
+        _config(argv)  # prints, and exits
     with _collector_off(), EngineProcess() as process:  # at once: it imports while this process reads its flags
-        from ingle.cli.flags import parse
+        config = _config(argv)
         from ingle.cli.local import importing
-
-        config = parse(ServeConfig, argv, command="serve")
 
         with importing():
             from ingle.server.launch import run_server
 
         run_server(process, config)
+
+
+def _config(argv: Sequence[str]) -> ServeConfig:
+    from ingle.cli.flags import parse
+    from ingle.cli.sources import key_file_notice
+
+    config = parse(ServeConfig, argv, command="serve")
+    if config.server.api_key_file is not None and (notice := key_file_notice(config.server.api_key_file)) is not None:
+        print("notice:", notice, file=sys.stderr)
+    return config

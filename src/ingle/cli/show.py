@@ -1,17 +1,20 @@
-"""`ingle show`: what a model is, read from its files without loading it."""
+"""`ingle show`: what a model is and whether it runs here, read from its files without loading it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ingle import facts
 from ingle.cli.flags import parse
-from ingle.errors import printable
-from ingle.hub.resolve import ModelSource, resolve_model
+from ingle.config import EngineConfig, TextConfig
+from ingle.errors import ModelError, printable
+from ingle.hub.resolve import resolve_model
+
+if TYPE_CHECKING:
+    from ingle.description import Description
 
 _MAX_CHARS = 4096
 """Of a fact: a path is no longer."""
@@ -19,85 +22,45 @@ _MAX_CHARS = 4096
 
 @dataclass(frozen=True)
 class Show:
-    """Show what a model is, read from its files without loading it."""
+    """Show what a model is and whether it runs here, read from its files without loading it."""
 
     model: str
     """Short name of a stored model, a Hugging Face model folder, or a .gguf file."""
+    json: bool = False
+    """Print all of it as one JSON object."""
 
 
 def main(argv: Sequence[str]) -> None:
     flags = parse(Show, argv, command="show")
-    source = resolve_model(flags.model)
-    facts = {"model": source.name, **(_gguf(source) if source.kind == "gguf" else _folder(source))}
-    facts["path"] = str(source.path)
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        print(f"{key:<{width}}  {printable(value[:_MAX_CHARS])}")
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # what it warns of is among the findings
+    print(as_json(described(flags.model)) if flags.json else as_text(described(flags.model)))
 
 
-def _gguf(source: ModelSource) -> dict[str, str]:
-    from ingle.text.load import default_sampling
-    from ingle.weights.gguf import GgufFile
-    from ingle.weights.gguf_hf import ARCHITECTURES
+def described(name: str) -> Description:
+    """Raises `ModelError` for what is no model, and for one whose configuration cannot be read."""
+    from ingle.description import Finding
+    from ingle.engine.describe import describe, describe_adapter
 
-    file = GgufFile(source.path)
-    architecture = str(file.metadata.get("general.architecture", "unknown"))
-    known = ARCHITECTURES.get(architecture)
-    return {
-        "architecture": architecture,
-        "family": known.model_type if known is not None else "unknown to ingle",
-        "parameters": facts.count(file.num_parameters),
-        "stored as": facts.types(file.parameters_by_type),
-        "context": f"{file.metadata.get(f'{architecture}.context_length', 'unknown')} tokens",
-        "chat template": _yes_no("tokenizer.chat_template" in file.metadata),
-        "sampling": facts.sampling_defaults(default_sampling(source.path)),
-        "size": _size([source.path]),
-    }
+    try:
+        source = resolve_model(name)
+    except ModelError as error:
+        adapter = describe_adapter(name, Path(name))
+        if adapter is None:
+            raise
+        return replace(adapter, findings=(Finding(True, error.what, error.alternative),))
+    return describe(source.name, source.path, EngineConfig(name), TextConfig())
 
 
-def _folder(source: ModelSource) -> dict[str, str]:
-    from ingle.text.folder_tokenizer import folder_chat_template
-    from ingle.text.load import default_sampling
-    from ingle.weights.hf_config import read_config
+def as_text(model: Description) -> str:
+    """A fact a line."""
+    from ingle.description import rows
 
-    config = read_config(source.path)
-    stored, weights = _stored(source.path)
-    quantization = config.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    architectures = config.get("architectures")
-    return {
-        "architecture": str(architectures[0] if isinstance(architectures, list) and architectures else "unknown"),
-        "family": _family(config),
-        "parameters": facts.count(sum(stored.values())) if weights else "unknown (no .safetensors file)",
-        "stored as": (facts.types(stored) or "unknown") + (f", {method}" if method else ""),
-        "context": f"{config.get('max_position_embeddings', 'unknown')} tokens",
-        "chat template": _yes_no(folder_chat_template(source.path) is not None),
-        "sampling": facts.sampling_defaults(default_sampling(source.path)),
-        "size": _size(weights),
-    }
+    facts = list(rows(model))
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name:<{width}}  {printable(value[:_MAX_CHARS])}" for name, value in facts)
 
 
-def _family(config: Mapping[str, Any]) -> str:
-    from ingle.model.registry import is_native
+def as_json(model: Description) -> str:
+    import json
 
-    kind = config["model_type"]
-    return kind if is_native(config) else f"{kind}, by transformers' code if it has any"
-
-
-def _stored(folder: Path) -> tuple[dict[str, int], list[Path]]:
-    """Numbers stored in each type, the most first, and the files that hold them."""
-    from ingle.weights.checkpoint_files import SAFETENSORS_FILES
-    from ingle.weights.safetensors_source import SafetensorsSource
-
-    if not SAFETENSORS_FILES.are_in(folder):
-        return {}, []
-    with contextlib.closing(SafetensorsSource(folder)) as source:
-        return source.stored_types, source.paths
-
-
-def _size(files: list[Path]) -> str:
-    return f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
+    return json.dumps(asdict(model), ensure_ascii=False, indent=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingle import facts
-from ingle.cli.flags import Hidden, parse
-from ingle.cli.local import importing
+from ingle.cli.fields import Hidden
+from ingle.cli.flags import parse
+from ingle.cli.loading import loading
 from ingle.config import CacheConfig, EngineConfig, TextConfig, WeightsConfig
 from ingle.errors import ConfigError, VerificationError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # What shapes the numbers stays. Memory is chosen here, and the reference knows the checkpoint as it is.
 _HIDDEN: Hidden = {
     EngineConfig: {"seed"},
-    WeightsConfig: {"load_format", "rope_scaling", "rope_theta"},
+    WeightsConfig: {"load_format", "rope_scaling", "rope_factor", "rope_theta"},
     CacheConfig: {"gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override"},
 }
 _NAME_WIDTH = 40
@@ -68,22 +68,22 @@ def main(argv: Sequence[str]) -> None:
     from ingle.hub.resolve import ensure_model
 
     path = Path(ensure_model(flags.engine.model).path)
-    with importing():
+    with loading() as report:
+        report("starting")
         from ingle.text.load import load_tokenizer
         from ingle.verify.run import verify
 
-    tokenizer = load_tokenizer(path, flags.text)
-    prompts = [(_shown(text), tokenizer.encode(text)) for text in texts]
-    result = verify(
-        flags.engine,
-        path,
-        [(name, ids) for name, ids in prompts if ids],
-        num_random=questions.num_prompts - len(prompts),
-        num_tokens=questions.num_tokens,
-        seed=questions.seed,
-        report=_status,
-    )
-    _status("")
+        tokenizer = load_tokenizer(path, flags.text)
+        prompts = [(_shown(text), tokenizer.encode(text)) for text in texts]
+        result = verify(
+            flags.engine,
+            path,
+            [(name, ids) for name, ids in prompts if ids],
+            num_random=questions.num_prompts - len(prompts),
+            num_tokens=questions.num_tokens,
+            seed=questions.seed,
+            report=report,
+        )
     print(table(result))
     if questions.output is not None:
         questions.output.write_text(json.dumps(_figures(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -171,8 +171,3 @@ def _columns(text: str) -> int:
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
-
-
-def _status(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -7,23 +7,23 @@ without on a CPU.
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import choose
 from ingle.engine import native_build
+from ingle.engine.check import open_model
 from ingle.engine.engine import Engine
 from ingle.engine.memory import free_host_bytes
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
-from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
+from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
-from ingle.errors import ConfigError, printable
+from ingle.errors import printable
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.rope import length_notice
@@ -31,44 +31,51 @@ from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.source import FLOAT_TYPES
 
-_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
-"""Device files of NVIDIA's drivers (nvmap: Jetson's), of Windows' for its Linux subsystem, and of AMD's."""
 _SMALL_BYTES = 256 << 20
 """A model file that one thread reads and packs about as fast as a server's other process starts."""
 
 
 def build_engine(
-    config: EngineConfig, path: Path, report: Callable[[str], None] = lambda stage: None, *, beside_server: bool = False
+    config: EngineConfig,
+    path: Path,
+    report: Callable[[str], None] = lambda stage: None,
+    *,
+    checked: Callable[[], None] = lambda: None,
+    beside_server: bool = False,
 ) -> tuple[Engine, EngineInfo]:
     """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
 
-    `report` is told what happens, for people. `beside_server`: another process starts meanwhile, and is as busy.
+    `report` is told what happens, for people; `checked` is called when nothing is left that could be refused before
+    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy.
     Raises `ModelError` and `ConfigError`.
     """
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
-        files = ModelFiles.read(config, path)
-        device = pick_device(config)
-    kernels = _ready_cpu_kernels(config, files, startup, beside_server) if device == "cpu" else CpuKernels(ours=False)
-    if kernels.ours and files.decoder is not None:
-        numerics = native_build.numerics(config)
-        loaded = native_build.load(config, files, files.decoder, numerics, startup)
-    else:
-        from ingle.engine import torch_build
-
-        runner = torch_build.TorchRunner(config, device, our_kernels=kernels.ours)
-        numerics, loaded = runner.load(files, startup)
+        device, opened = open_model(config, path)
+    checked()
+    with contextlib.closing(opened):
+        kernels = CpuKernels(ours=False)
+        if device == "cpu":
+            kernels = _ready_cpu_kernels(config, opened, startup, beside_server)
+        if kernels.ours and opened.decoder is not None:
+            numerics = native_build.numerics(config)
+            loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
+        else:
+            with startup.phase("pytorch", "importing PyTorch"):
+                from ingle.engine import torch_build
+            runner = torch_build.TorchRunner(config, device, our_kernels=kernels.ours)
+            numerics, loaded = runner.load(opened, startup)
     if library.started():
         library.start(_num_threads(config))
     overlap = device == "cuda" if config.overlap is None else config.overlap
     scheduler = Scheduler(PagePool(loaded.memory.num_pages), loaded.memory.limits)
     engine = Engine(scheduler, Worker(loaded.device), loaded.facts, max_in_flight=2 if overlap else 1, seed=config.seed)
-    notices = [*files.notices, *_rope_notices(files, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
+    notices = [*opened.notices, *_rope_notices(opened, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
     return engine, _info(numerics, loaded, notices, startup.timings_s)
 
 
-def _rope_notices(files: ModelFiles, loaded: Loaded) -> list[str]:
-    ropes = () if files.decoder is None else files.decoder.ropes
+def _rope_notices(opened: OpenModel, loaded: Loaded) -> list[str]:
+    ropes = () if opened.decoder is None else opened.decoder.ropes
     length = loaded.memory.limits.max_model_len
     return [notice for rope in ropes if (notice := length_notice(rope, length)) is not None]
 
@@ -100,26 +107,6 @@ def _info(numerics: Numerics, loaded: Loaded, notices: list[str], timings_s: dic
     )
 
 
-def pick_device(config: EngineConfig) -> Literal["cpu", "cuda"]:
-    """Raises `ConfigError` when a GPU is asked for and PyTorch sees none."""
-    if config.parallel.device == "cpu" or (config.parallel.device == "auto" and not _gpu_driver_is_there()):
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if config.parallel.device == "cuda":
-        raise ConfigError(
-            "--device cuda: PyTorch sees no GPU here; give --device cpu, or check the driver with nvidia-smi"
-        )
-    return "cpu"
-
-
-def _gpu_driver_is_there() -> bool:
-    """Without one PyTorch sees no GPU, and need not be asked."""
-    return sys.platform not in ("linux", "darwin") or any(Path(file).exists() for file in _GPU_DRIVERS)
-
-
 @dataclass(frozen=True)
 class CpuKernels:
     """Whether ingle's run, and what there is to tell about it."""
@@ -128,21 +115,21 @@ class CpuKernels:
     notices: tuple[str, ...] = ()
 
 
-def _ready_cpu_kernels(config: EngineConfig, files: ModelFiles, startup: Startup, beside_server: bool) -> CpuKernels:
+def _ready_cpu_kernels(config: EngineConfig, opened: OpenModel, startup: Startup, beside_server: bool) -> CpuKernels:
     """Starts them, and compares them with PyTorch's operators where that was not done before."""
     if config.parallel.cpu_kernels == "torch":
         return CpuKernels(ours=False)
     just_started = not library.started()
     with startup.phase("kernels", "readying the CPU's kernels, which are compiled when first used on a machine"):
-        path = files.path
+        path = opened.files.path
         one_thread = beside_server and path.is_file() and path.stat().st_size < _SMALL_BYTES
-        failure = library.start(1 if one_thread else _num_threads(config))
+        failure = library.start(1 if one_thread else _num_threads(config), startup.report)
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
-    if files.decoder is None:
+    if opened.decoder is None:
         return CpuKernels()
-    with startup.phase("choice", "comparing them with PyTorch's operators, once for such a model on a machine"):
-        kernels = _choose_kernels(config, files.decoder, files.gguf)
+    with startup.phase("choice", "choosing between them and PyTorch's operators, measured once for such a model"):
+        kernels = _choose_kernels(config, opened.decoder, opened.files.gguf)
     if just_started and not kernels.ours:  # nobody else in this process uses them
         library.forget()
     return kernels

@@ -124,6 +124,19 @@ def plan_memory(
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))
 
 
+def check_weights(num_bytes: int, memory: DeviceMemory, *, on_gpu: bool) -> None:
+    """Raises `ConfigError` for weights that do not fit the memory that is free, whatever is left for all else."""
+    if memory.free is None or num_bytes <= memory.free:
+        return
+    where = "of the GPU's memory" if on_gpu else "of memory"
+    raise ConfigError(
+        f"the weights take {size(num_bytes)}, and {size(memory.free)} {where} are free",
+        alternative="free some, or take a smaller model, or a GGUF file of this one with fewer bits a weight"
+        if not on_gpu
+        else "free some, take a smaller model, or give --device cpu",
+    )
+
+
 def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) -> int:
     """Bytes that the KV cache may take of what is left beside the weights. Raises `ConfigError` where that is none."""
     if config.cache.kv_cache_memory is not None:
@@ -131,7 +144,7 @@ def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) ->
     if memory.total is None:
         return _GIB if memory.free is None else min(memory.free // _CPU_DEFAULT_SHARE, _CPU_DEFAULT_CAP)
     free, total = memory.free or 0, memory.total
-    budget = int(total * config.cache.gpu_memory_utilization) - (total - free) - _activation_bytes(config, model)
+    budget = int(total * config.cache.gpu_memory_utilization) - (total - free) - activation_bytes(config, model)
     if budget <= 0:
         raise ConfigError(
             f"no GPU memory is left for the KV cache: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are free beside the "
@@ -141,7 +154,7 @@ def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) ->
     return budget
 
 
-def _activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
+def activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """An upper bound on what one step allocates: its widest intermediates, and float32 logits a few times over."""
     tokens = config.max_num_batched_tokens or 8192
     rows = min(config.max_num_seqs or 256, tokens)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from ingle.config import EngineConfig
 from ingle.device.native.device import NativeDevice
 from ingle.device.native.load import load_native_decoder
 from ingle.engine.facts import EngineFacts
-from ingle.engine.memory import host_memory, kv_budget, plan_memory
-from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
+from ingle.engine.memory import MemoryPlan, check_weights, host_memory, kv_budget, plan_memory
+from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.kernels.cpu import library
 from ingle.model.architecture import DecoderConfig
-from ingle.model.checkpoint import as_stored
-from ingle.model.kinds import check_head
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept
 
 _KV_TYPES = {
@@ -42,26 +39,35 @@ def numerics(config: EngineConfig) -> Numerics:
         product_dtype="float32" if is_exact else "bfloat16",
         float_itemsize=4 if is_exact else 2,
         kept_types=frozenset() if is_exact else frozenset(CODE_TYPES),
-        kernels=f"ingle's for {library.instructions()}",
+        kernels=f"ingle's for {library.instructions()}" if library.started() else "ingle's",
     )
 
 
+def plan(config: EngineConfig, model: OpenModel, decoder: DecoderConfig, numerics: Numerics) -> MemoryPlan:
+    """By what is free now. Raises `ConfigError` when that is too little."""
+    free, weight_bytes = host_memory(), numerics.weight_bytes(decoder, model.stored_types)
+    check_weights(weight_bytes, free, on_gpu=False)
+    left, kv = free.beside(weight_bytes), decoder.kv_spec(numerics.kv_dtype)
+    budget = kv_budget(config, decoder, left)
+    return plan_memory(config, decoder, kv, on_gpu=False, budget=budget, free=left.free)
+
+
 def load(
-    config: EngineConfig, files: ModelFiles, decoder: DecoderConfig, numerics: Numerics, startup: Startup
+    config: EngineConfig, opened: OpenModel, decoder: DecoderConfig, numerics: Numerics, startup: Startup
 ) -> Loaded:
     """Plans memory, reads the weights, and allocates the KV cache."""
-    with contextlib.closing(files.open(config)) as source:
-        check_head(files.path, files.hf_config, source, decoder.names.lm_head)
-        decoder, notices = as_stored(decoder, source)
-        stored_types = source.stored_types
-        left = host_memory().beside(numerics.weight_bytes(decoder, stored_types))
-        kv = decoder.kv_spec(numerics.kv_dtype)
-        budget = kv_budget(config, decoder, left)
-        memory = plan_memory(config, decoder, kv, on_gpu=False, budget=budget, free=left.free)
-        with startup.phase("weights", f"loading weights of {decoder.family} on cpu"):
-            model = load_native_decoder(decoder, source, memory.limits.max_model_len, code_type_of(config))
+    memory = plan(config, opened, decoder, numerics)
+    stage = f"loading weights of {decoder.family} on cpu"
+    with startup.phase("weights", stage):
+        model = load_native_decoder(
+            decoder,
+            opened.source,
+            memory.limits.max_model_len,
+            code_type_of(config),
+            startup.counter(stage, decoder.num_layers),
+        )
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):
         device = NativeDevice(model, memory.limits, memory.num_pages, numerics.kv_dtype)
-    facts = EngineFacts(decoder, model.sizes(), on_gpu=False, kv=kv)
-    return Loaded(device, "cpu", facts, memory, stored_types, model.factors, tuple(notices))
+    facts = EngineFacts(decoder, model.sizes(), on_gpu=False, kv=decoder.kv_spec(numerics.kv_dtype))
+    return Loaded(device, "cpu", facts, memory, opened.stored_types, model.factors)

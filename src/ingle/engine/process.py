@@ -16,10 +16,18 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from ingle.channel import Channel, ChannelClosed, Failed, Progress, Start, StepMessage
+from ingle.channel import Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.errors import IngleError, RequestError, lack_of_memory
+from ingle.errors import (
+    ConfigError,
+    IngleError,
+    ModelError,
+    RequestError,
+    errors_in,
+    lack_of_memory,
+    lack_of_package,
+)
 from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
@@ -46,7 +54,11 @@ def main() -> int:
 def _run(channel: Channel, start: Start) -> int:
     try:
         engine, info = build_engine(
-            start.config, Path(start.path), lambda stage: channel.send(Progress(stage)), beside_server=True
+            start.config,
+            Path(start.path),
+            lambda stage: channel.send(Progress(stage)),
+            checked=lambda: channel.send(NothingRefused()),
+            beside_server=True,
         )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
@@ -56,11 +68,19 @@ def _run(channel: Channel, start: Start) -> int:
     except ChannelClosed:
         raise
     except IngleError as error:
-        channel.send(Failed(str(error), expected=True))
+        channel.send(Failed(str(error), expected=True, errors=_refused(error)))
     except Exception as error:  # whatever it was, the API process must learn of it before this one ends
-        lack = lack_of_memory(error)
+        lack = lack_of_memory(error) or lack_of_package(error)
         channel.send(Failed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
     return 1
+
+
+def _refused(error: IngleError) -> list[Refused]:
+    return [
+        Refused(each.what, each.alternative, isinstance(each, ConfigError))
+        for each in errors_in(error)
+        if isinstance(each, (ConfigError, ModelError))
+    ]
 
 
 def serve(engine: Engine, channel: Channel) -> None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingle.config import EngineConfig
 from ingle.device import Device
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import MemoryPlan
+from ingle.errors import Collected
+from ingle.kv import ITEMSIZES
 from ingle.model.architecture import DecoderConfig
+from ingle.model.checkpoint import as_stored
 from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
-from ingle.model.kinds import check_kind
+from ingle.model.kinds import check_head, check_kind
 from ingle.model.registry import decoder_config, is_native, refuse_quantized
+from ingle.model.tensors import check_tensors
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
-from ingle.weights.hf_config import read_config
+from ingle.weights.hf_config import config_file, normalize_config, read_raw
 from ingle.weights.open import open_source
 from ingle.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from ingle.model.fallback import FallbackPlan
+
+_REPORT_S = 0.5
+"""Between two words on how far a stage is."""
+_PUBLISHED = "take the file as the model's makers published it"
 
 
 @dataclass
@@ -38,6 +50,19 @@ class Startup:
         start = time.perf_counter()
         yield
         self.timings_s[name] = round(time.perf_counter() - start, 3)
+
+    def counter(self, stage: str, total: int) -> Callable[[int], None]:
+        """To be told how much of `total` is done, from any thread; reports that now and then, as `STAGE: 40 %`."""
+        told_s = time.monotonic()
+
+        def count(done: int) -> None:
+            nonlocal told_s
+            now_s = time.monotonic()
+            if now_s - told_s >= _REPORT_S:
+                told_s = now_s
+                self.report(f"{stage}: {100 * done // max(total, 1)} %")
+
+        return count
 
 
 @dataclass(frozen=True)
@@ -55,17 +80,79 @@ class ModelFiles:
     @classmethod
     def read(cls, config: EngineConfig, path: Path) -> ModelFiles:
         """Raises `ModelError` for what ingle does not run."""
-        gguf = None if path.is_dir() else GgufFile(path, texts=False)
-        hf_config = read_config(
-            path, gguf=gguf, rope_scaling=config.weights.rope_override(), rope_theta=config.weights.rope_theta
-        )
-        check_kind(path, hf_config)
-        refuse_quantized(path, hf_config)
-        decoder = decoder_config(hf_config) if is_native(hf_config) else None
-        return cls(path, gguf, hf_config, decoder, () if decoder is None else tuple(check_keys(hf_config)))
+        found = Collected()
+        files = cls.looked_at(config, path, found)
+        found.raise_any()
+        assert files is not None, "nothing was refused"
+        return files
+
+    @classmethod
+    def looked_at(cls, config: EngineConfig, path: Path, found: Collected) -> ModelFiles | None:
+        """None where what is `found` leaves nothing to go on with; otherwise what else is wrong can be looked for."""
+        gguf = raw = hf_config = decoder = None
+        notices: tuple[str, ...] = ()
+        with found.apart():
+            gguf = None if path.is_dir() else GgufFile(path, texts=False)
+            raw = read_raw(path, gguf)
+        if raw is None:
+            return None
+        override, theta = config.weights.rope_override(), config.weights.rope_theta
+        with found.apart():
+            hf_config = normalize_config(config_file(path), raw, rope_scaling=override, rope_theta=theta)
+        if hf_config is None and (override is not None or theta is not None):  # which hides all else that is wrong
+            with found.apart():
+                hf_config = normalize_config(config_file(path), raw)
+        said = raw if hf_config is None else hf_config
+        with found.apart():
+            check_kind(path, said)
+        with found.apart():
+            refuse_quantized(path, said)
+        if hf_config is None:
+            return None
+        if is_native(hf_config):
+            with found.apart(_PUBLISHED):
+                decoder = decoder_config(hf_config)
+            with found.apart():
+                notices = tuple(check_keys(hf_config))
+            if decoder is None:
+                return None
+        return cls(path, gguf, hf_config, decoder, notices)
 
     def open(self, config: EngineConfig) -> WeightSource:
         return open_source(self.path, config.weights.load_format, config.seed, gguf=self.gguf)
+
+    def opened(self, config: EngineConfig) -> OpenModel:
+        """With the files of its weights, whose headers say whether they hold all that it needs.
+
+        Raises `ModelError` and `ConfigError`.
+        """
+        with contextlib.ExitStack() as undo:
+            source = undo.enter_context(contextlib.closing(self.open(config)))
+            names = None if self.decoder is None else self.decoder.names
+            check_head(self.path, self.hf_config, source, "lm_head" if names is None else names.lm_head)
+            decoder, notices = (None, []) if self.decoder is None else as_stored(self.decoder, source)
+            if decoder is not None:
+                check_tensors(decoder, source)
+            undo.pop_all()
+        return OpenModel(self, source, decoder, source.stored_types, (*self.notices, *notices))
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model whose files hold what it needs. Whoever has it closes it."""
+
+    files: ModelFiles
+    source: WeightSource
+    decoder: DecoderConfig | None
+    """As the checkpoint has it; None leaves it to transformers' code."""
+    stored_types: dict[str, int]
+    """Numbers that the checkpoint stores in each type; none of made-up ones."""
+    notices: tuple[str, ...]
+    fallback: FallbackPlan | None = None
+    """How transformers' code runs it."""
+
+    def close(self) -> None:
+        self.source.close()
 
 
 @dataclass(frozen=True)
@@ -83,6 +170,11 @@ class Numerics:
     """What multiplies and attends, for people."""
     notices: tuple[str, ...] = ()
 
+    @classmethod
+    def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
+        """All in one type, a key of `ITEMSIZES`."""
+        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(), kernels, tuple(notices))
+
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""
         total = sum(stored_types.values())
@@ -95,6 +187,18 @@ class Numerics:
         code = CODE_TYPES[kind]
         scales = (4 if code.wide_scales else 2) * (1 + code.has_minima)
         return code.bits / 8 + scales / code.group_size
+
+
+def dtype_on_gpu(wanted: str, stored: str | None, *, computes_bfloat16: bool) -> tuple[str, list[str]]:
+    """The type to compute in for what the user wants and what the configuration says, and what to tell of it.
+
+    A GPU computes bfloat16 from compute capability 8.0 on.
+    """
+    if wanted != "auto":
+        return {"half": "float16", "float": "float32"}.get(wanted, wanted), []
+    if stored == "float16" or computes_bfloat16:
+        return "float16" if stored == "float16" else "bfloat16", []
+    return "float16", ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
 
+from ingle import kernels
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import multiplies_bfloat16
 from ingle.device.torch.device import TorchDevice
 from ingle.engine.facts import EngineFacts
-from ingle.engine.memory import MemoryPlan, kv_budget, memory_of, plan_memory
-from ingle.engine.startup import Loaded, ModelFiles, Numerics, Startup
-from ingle.errors import ConfigError
+from ingle.engine.gpu_card import Card, check_card, triton_notice
+from ingle.engine.memory import MemoryPlan, check_weights, kv_budget, memory_of, plan_memory
+from ingle.engine.startup import Loaded, ModelFiles, Numerics, OpenModel, Startup, dtype_on_gpu
+from ingle.errors import Collected, ConfigError
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
-from ingle.model.checkpoint import as_stored
-from ingle.model.fallback import FallbackPlan, load_fallback, plan_fallback
+from ingle.model.fallback import FallbackPlan, check_length, load_fallback, plan_fallback
 from ingle.model.interface import Model
-from ingle.model.kinds import check_head
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
 from ingle.weights.formats import PlainFormat
@@ -41,81 +40,88 @@ class TorchRunner:
         self._config = config
         self._our_kernels = our_kernels
         self._device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
-        if not self._on_gpu:
+        self._with_triton, self._card_notices = False, list[str]()
+        if self._on_gpu:
+            self._with_triton, self._card_notices = _ready_gpu(config, self._device)
+        else:
             torch.set_num_threads(config.parallel.threads or threads.default_count())
 
     @property
     def _on_gpu(self) -> bool:
         return self._device.type == "cuda"
 
-    def load(self, files: ModelFiles, startup: Startup) -> tuple[Numerics, Loaded]:
+    def check(self, opened: OpenModel) -> None:
+        """Raises `ConfigError` when memory lacks, as far as that is known before the weights are read."""
+        numerics = self.numerics(opened)
+        if opened.decoder is not None:
+            self._plan(opened.decoder, numerics, numerics.weight_bytes(opened.decoder, opened.stored_types))
+        else:
+            num_bytes = sum(opened.stored_types.values()) * numerics.float_itemsize
+            check_weights(num_bytes, memory_of(self._device), on_gpu=self._on_gpu)
+
+    def numerics(self, opened: OpenModel) -> Numerics:
+        dtype, notices = pick_dtype(self._config, opened.files.hf_config, self._device)
+        return self._numerics(dtype, [*self._card_notices, *notices])
+
+    def load(self, opened: OpenModel, startup: Startup) -> tuple[Numerics, Loaded]:
         """Plans memory, reads the weights, and allocates the KV cache.
 
         Of a model that transformers' code runs only that code knows the sizes: there memory is planned when the weights
         are loaded.
         """
-        dtype, dtype_notices = pick_dtype(self._config, files.hf_config, self._device)
-        numerics = self._numerics(dtype, dtype_notices)
-        if files.decoder is None:
-            model, memory, stored_types, notices = self._load_fallback(files, dtype, numerics, startup)
+        numerics = self.numerics(opened)
+        dtype = _DTYPES[numerics.kv_dtype]
+        if opened.decoder is None:
+            model, memory, notices = self._load_fallback(opened, dtype, numerics, startup)
         else:
-            model, memory, stored_types, notices = self._load_decoder(files, files.decoder, dtype, numerics, startup)
+            model, memory, notices = self._load_decoder(opened, opened.decoder, dtype, numerics, startup)
         if not self._on_gpu and library.started():
             library.settle_memory()
         with startup.phase("kv_cache", "allocating the KV cache"):
-            use_graphs = self._on_gpu and not self._config.enforce_eager
+            use_graphs = self._with_triton and not self._config.enforce_eager
             device = TorchDevice(model, memory.limits, memory.num_pages, self._device, dtype, use_graphs=use_graphs)
         kv = model.config.kv_spec(numerics.kv_dtype)
         facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
         name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
         factors = frozenset((numerics.product_dtype,))
-        return numerics, Loaded(device, name, facts, memory, stored_types, factors, tuple(notices))
+        return numerics, Loaded(device, name, facts, memory, opened.stored_types, factors, tuple(notices))
 
     def _numerics(self, dtype: torch.dtype, notices: list[str]) -> Numerics:
         ours = self._our_kernels and dtype == torch.float32
-        beside = " and Triton's" if self._on_gpu else " and ingle's" if ours else ""
-        return Numerics(
-            kv_dtype=_name(dtype),
-            product_dtype=_name(dtype),
-            float_itemsize=dtype.itemsize,
-            kept_types=frozenset(),
-            kernels=f"PyTorch's{beside}",
-            notices=tuple(notices),
-        )
+        beside = " and Triton's" if self._with_triton else " and ingle's" if ours else ""
+        return Numerics.of_floats(_name(dtype), f"PyTorch's{beside}", notices)
 
     def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
-        left = memory_of(self._device).beside(weight_bytes)
+        free = memory_of(self._device)
+        check_weights(weight_bytes, free, on_gpu=self._on_gpu)
+        left = free.beside(weight_bytes)
         budget = kv_budget(self._config, model, left)
         kv = model.kv_spec(numerics.kv_dtype)
         return plan_memory(self._config, model, kv, on_gpu=self._on_gpu, budget=budget, free=left.free)
 
     def _load_decoder(
-        self, files: ModelFiles, decoder: DecoderConfig, dtype: torch.dtype, numerics: Numerics, startup: Startup
+        self, opened: OpenModel, decoder: DecoderConfig, dtype: torch.dtype, numerics: Numerics, startup: Startup
     ) -> _LoadedModel:
-        with contextlib.closing(files.open(self._config)) as source:
-            check_head(files.path, files.hf_config, source, decoder.names.lm_head)
-            decoder, notices = as_stored(decoder, source)
-            stored_types = source.stored_types
-            memory = self._plan(decoder, numerics, numerics.weight_bytes(decoder, stored_types))
-            with startup.phase("weights", f"loading weights of {decoder.family} on {self._device}"):
-                model = load_decoder(
-                    decoder,
-                    source,
-                    matrices=PlainFormat(dtype, self._device),
-                    dtype=dtype,
-                    device=self._device,
-                    max_model_len=memory.limits.max_model_len,
-                )
-        return _LoadedModel(model, memory, stored_types, notices)
+        memory = self._plan(decoder, numerics, numerics.weight_bytes(decoder, opened.stored_types))
+        stage = f"loading weights of {decoder.family} on {self._device}"
+        with startup.phase("weights", stage):
+            model = load_decoder(
+                decoder,
+                opened.source,
+                matrices=PlainFormat(dtype, self._device),
+                dtype=dtype,
+                device=self._device,
+                max_model_len=memory.limits.max_model_len,
+                count_layers=startup.counter(stage, decoder.num_layers),
+            )
+        return _LoadedModel(model, memory, [])
 
     def _load_fallback(
-        self, files: ModelFiles, dtype: torch.dtype, numerics: Numerics, startup: Startup
+        self, opened: OpenModel, dtype: torch.dtype, numerics: Numerics, startup: Startup
     ) -> _LoadedModel:
-        config, plan = self._config, _plan_fallback(self._config, files)
+        config, plan = self._config, opened.fallback or fallback_plan(self._config, opened.files)
+        opened.close()  # transformers reads the files by itself
         with startup.phase("weights", f"loading weights of {plan.family} on {self._device}"):
-            with contextlib.closing(files.open(config)) as source:
-                check_head(files.path, files.hf_config, source, "lm_head")
-                stored_types = source.stored_types
             model, notices = load_fallback(
                 plan,
                 dtype=dtype,
@@ -124,23 +130,41 @@ class TorchRunner:
                 dummy_seed=config.seed if config.weights.load_format == "dummy" else None,
             )
         memory = self._plan(model.config, numerics, weight_bytes=0)
-        return _LoadedModel(model, memory, stored_types, [plan.notice, *plan.unknown_keys, *notices])
+        return _LoadedModel(model, memory, [plan.notice, *plan.unknown_keys, *notices])
+
+
+def _ready_gpu(config: EngineConfig, device: torch.device) -> tuple[bool, list[str]]:
+    """Whether Triton's kernels run on this card, and what there is to tell. Raises `ConfigError` if nothing does."""
+    card = Card(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    if torch.version.hip is None:
+        check_card(card, torch.cuda.get_arch_list(), torch.__version__)
+    wanted, notice = config.parallel.gpu_kernels, triton_notice(card)
+    with_triton = wanted == "triton" or (wanted == "auto" and notice is None)
+    kernels.use_triton(with_triton)
+    return with_triton, [notice] if notice is not None and wanted == "auto" else []
 
 
 class _LoadedModel(NamedTuple):
     model: Model
     memory: MemoryPlan
-    stored_types: dict[str, int]
     notices: list[str]
 
 
-def _plan_fallback(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
-    if config.weights.rope_scaling is not None or config.weights.rope_theta is not None:
-        raise ConfigError(
-            f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by transformers' "
-            "code, which they do not reach; write rope_scaling or rope_theta into its config.json"
-        )
-    return plan_fallback(files.path, files.hf_config, trust_remote_code=config.weights.trust_remote_code)
+def fallback_plan(config: EngineConfig, files: ModelFiles) -> FallbackPlan:
+    """How transformers' code runs it. Raises `ModelError` and `ConfigError`."""
+    found, plan = Collected(), None
+    with found.apart("write rope_scaling or rope_theta into its config.json"):
+        if config.weights.rope_scaling is not None or config.weights.rope_theta is not None:
+            raise ConfigError(
+                f"--rope-scaling and --rope-theta: model_type {files.hf_config['model_type']!r} is run by "
+                "transformers' code, which they do not reach"
+            )
+    with found.apart():
+        plan = plan_fallback(files.path, files.hf_config, trust_remote_code=config.weights.trust_remote_code)
+        check_length(plan, config.max_model_len)
+    found.raise_any()
+    assert plan is not None, "nothing was refused"
+    return plan
 
 
 def _sizes(model: Model) -> WeightSizes:
@@ -155,13 +179,15 @@ def _sizes(model: Model) -> WeightSizes:
 
 def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
     """The type to compute in, and what to tell the user about it."""
+    if device.type == "cuda":
+        computes_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        name, notices = dtype_on_gpu(
+            config.weights.dtype, hf_config.get("torch_dtype"), computes_bfloat16=computes_bfloat16
+        )
+        return _DTYPES[name], notices
     if config.weights.dtype != "auto":
         return _DTYPES[config.weights.dtype], []
     stored = _DTYPES.get(str(hf_config.get("torch_dtype")), torch.bfloat16)
-    if device.type == "cuda":
-        if stored != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0):
-            return (torch.bfloat16 if stored == torch.float32 else stored), []
-        return torch.float16, ["dtype bfloat16 -> float16: this GPU does not compute bfloat16"]
     if multiplies_bfloat16():
         return torch.bfloat16, []
     if stored == torch.float32:

@@ -12,13 +12,14 @@ from typing import Literal
 
 from ingle.errors import ModelError
 from ingle.hub.catalog import CATALOG, find_entry
+from ingle.hub.local import is_gguf, refuse_file, refuse_folder, refuse_missing
 from ingle.hub.progress import Progress, show_progress
 from ingle.hub.pull import pull_model
 from ingle.hub.store import Store, check_name, quote
-from ingle.weights.pointer import refuse_adapter, refuse_pointer
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Such as Qwen/Qwen3-0.6B."""
+_MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
 
 
 @dataclass(frozen=True)
@@ -70,37 +71,26 @@ def _from_path(name: str) -> ModelSource | None:
         is_file, is_folder = path.is_file(), path.is_dir()
         if is_folder and (path / "config.json").is_file():
             return ModelSource(name, path.absolute(), "folder")
+    except PermissionError as error:
+        raise ModelError(
+            f"{quote(name)} cannot be looked into: {error.strerror}",
+            alternative="give the user who runs ingle the right to read it",
+        ) from error
     except OSError as error:
         raise ModelError(f"{quote(name)} cannot be looked up: {error.strerror}") from error
     except RuntimeError as error:  # "~" of a user that does not exist
         raise ModelError(f"{quote(name)} cannot be looked up: {error}") from error
-    if is_file and path.suffix.lower() == ".gguf":
+    if is_file and is_gguf(path):
         return ModelSource(name, path.absolute(), "gguf")
-    looks_like_path = os.sep in name or name.startswith(("~", ".")) or path.suffix.lower() == ".gguf"
+    looks_like_path = os.sep in name or name.startswith(("~", ".")) or path.suffix.lower() in _MODEL_SUFFIXES
     if not looks_like_path:
         return None
     if is_folder:
-        raise ModelError(_not_a_model_folder(name, path))
+        refuse_folder(name, path)
     if is_file:
-        raise ModelError(f"{name} is not a .gguf file: give a .gguf file, or the folder that holds config.json")
-    refuse_pointer(path)
+        refuse_file(name, path)
     hub = "; models of the Hugging Face hub are not downloaded" if _HUB_NAME.fullmatch(name) else ""
-    raise ModelError(
-        f"there is no file or folder {quote(name)}: give the path of a model's folder or .gguf file, or a name{hub}"
-    )
-
-
-def _not_a_model_folder(name: str, path: Path) -> str:
-    """Raises `ModelError` itself for what stands in the place of a config."""
-    refuse_pointer(path / "config.json")
-    refuse_adapter(path)
-    files = sorted(file.name for file in path.glob("*.gguf"))
-    if files:
-        return f"folder {name} has no config.json; to run a GGUF file give its path: {path / files[0]}"
-    snapshots = sorted(path.glob("snapshots/*/config.json"), key=lambda file: os.lstat(file).st_mtime_ns)
-    if snapshots:
-        return f"folder {name} is a cache of the Hugging Face hub; give the model in it: {snapshots[-1].parent}"
-    return f"folder {name} has no config.json, so it is not a Hugging Face model folder"
+    refuse_missing(name, path, hub)
 
 
 def _unknown(short: str, stored: list[str]) -> str:

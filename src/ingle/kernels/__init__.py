@@ -135,9 +135,18 @@ class Kernels(Protocol):
     def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> Logprobs: ...
 
 
+_with_triton = True
+
+
+def use_triton(wanted: bool) -> None:
+    """Whether this process runs Triton's kernels on a GPU, or the reference, which needs PyTorch alone."""
+    global _with_triton
+    _with_triton = wanted
+
+
 def of(x: torch.Tensor) -> Kernels:
     """The kernels for tensors like x."""
-    if x.is_cuda:
+    if x.is_cuda and _with_triton:
         from ingle.kernels import gpu  # Triton comes with PyTorch's CUDA builds only
 
         return gpu

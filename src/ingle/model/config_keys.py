@@ -133,12 +133,16 @@ def check_keys(config: Mapping[str, Any]) -> list[str]:
     """
     kind = config["model_type"]
     known = KNOWN_KEYS[kind]
-    for key, value in config.items():
-        if key not in known and key in _NEUTRAL and not _is_one_of(value, _NEUTRAL[key]):
-            raise ModelError(
-                f"{shown(key)} is {reprlib.repr(value)}, which changes the model's numbers and is not supported for "
-                f"{kind}"
-            )
+    changing = [
+        f"{shown(key)} is {reprlib.repr(value)}"
+        for key, value in config.items()
+        if key not in known and key in _NEUTRAL and not _is_one_of(value, _NEUTRAL[key])
+    ]
+    if changing:
+        raise ModelError(
+            f"{' and '.join(changing)}, which changes the model's numbers and is not supported for {kind}",
+            alternative="answers would be wrong: take another model",
+        )
     return [*unknown_keys(config, known | _NEUTRAL.keys()), *_rope_notices(config.get("rope_scaling") or {})]
 
 

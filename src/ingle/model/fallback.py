@@ -202,6 +202,16 @@ def plan_fallback(path: Path, config: Mapping[str, Any], *, trust_remote_code: b
     return FallbackPlan(path, hf_config, model_class, trust_remote_code, _context(hf_config), told)
 
 
+def check_length(plan: FallbackPlan, max_model_len: int | None) -> None:
+    """Raises `ConfigError` for a context beyond what transformers' code serves."""
+    if max_model_len is not None and max_model_len > plan.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {max_model_len}: transformers' code for {plan.family} serves at most "
+            f"{plan.max_position_embeddings} tokens",
+            alternative="give no more",
+        )
+
+
 def load_fallback(
     plan: FallbackPlan,
     *,
@@ -214,11 +224,7 @@ def load_fallback(
 
     Raises `ModelError` for missing or misshapen weights.
     """
-    if max_model_len is not None and max_model_len > plan.max_position_embeddings:
-        raise ConfigError(
-            f"--max-model-len {max_model_len}: transformers' code for {plan.family} serves at most "
-            f"{plan.max_position_embeddings} tokens; give no more"
-        )
+    check_length(plan, max_model_len)
     _register()
     model, notices = _made_by_transformers(plan, dtype, dummy_seed)
     model = model.to(device).eval()

@@ -13,6 +13,7 @@ from ingle.model.config_keys import shown
 from ingle.weights.source import WeightSource
 
 _MAX_MODULES_BYTES = 1 << 20
+_SERVES = "ingle serves models that write text"
 
 _WRITES = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
 _OTHER_KINDS = (
@@ -44,12 +45,12 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
     for name in () if any(map(_WRITES.search, names)) else names:
         for pattern, kind in _OTHER_KINDS:
             if pattern.search(name):
-                raise ModelError(f"{path}: holds {name}, {kind} and writes none; ingle serves models that write text")
+                raise ModelError(f"{path}: holds {name}, {kind} and writes none", alternative=_SERVES)
     if path.is_dir() and _pools(path / "modules.json"):
         held = f"{names[0]} with pooling" if names else "a model with pooling"
         raise ModelError(
-            f"{path}: holds {held} (modules.json), an embedding model, which turns texts into vectors and writes none; "
-            "ingle serves models that write text"
+            f"{path}: holds {held} (modules.json), an embedding model, which turns texts into vectors and writes none",
+            alternative=_SERVES,
         )
 
 
@@ -59,12 +60,12 @@ def check_head(path: Path, config: Mapping[str, Any], source: WeightSource, lm_h
         return
     for name, head in _OTHER_HEADS.items():
         if name in source:
-            raise ModelError(f"{path}: has {name}, {head}, and none for text; ingle serves models that write text")
+            raise ModelError(f"{path}: has {name}, {head}, and none for text", alternative=_SERVES)
     names = _architectures(config)
     if names and not any(map(_WRITES.search, names)) and names[0].endswith("Model") and not _has_own_code(config):
         raise ModelError(
-            f"{path}: holds {names[0]}, the layers without a head for text: an embedding model, or part of another; "
-            "ingle serves models that write text"
+            f"{path}: holds {names[0]}, the layers without a head for text: an embedding model, or part of another",
+            alternative=_SERVES,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -29,8 +30,10 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
+    count_layers: Callable[[int], None] = lambda done: None,
 ) -> Decoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; `dtype` is that of activations.
+    `count_layers` is told how many layers are there.
 
     Raises `ModelError` for missing or misshapen ones.
     """
@@ -43,13 +46,16 @@ def load_decoder(
         ends = [threads.submit(load.matrix, f"{names.embedding}.weight", config.vocab_size, config.hidden_size)]
         if not config.tied_embeddings:
             ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", config.vocab_size, config.hidden_size))
-        layers = tuple(threads.map(lambda index: _load_layer(config, load, index, on_device), range(config.num_layers)))
+        layers = []
+        for layer in threads.map(lambda index: _load_layer(config, load, index, on_device), range(config.num_layers)):
+            layers.append(layer)
+            count_layers(len(layers))
     embedding, lm_head = ends[0].result(), ends[-1].result()
     return Decoder(
         config=config,
         embedding=embedding,
         embedding_scale=None if scale is None else float(torch.tensor(scale, dtype=dtype)),
-        layers=layers,
+        layers=tuple(layers),
         norm=load.norm(names.norm, config.hidden_size, config),
         lm_head=Linear(lm_head),
         cos_sin=rotations(config, max_model_len, device),

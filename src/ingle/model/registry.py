@@ -52,7 +52,8 @@ def refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
             method = "MLX" if method is None and by_mlx else method
             raise ModelError(
                 f"{path}: its weights are quantized by {reprlib.repr(method or 'a method without a name')} ({key} in "
-                "config.json), which ingle does not read: give the model's unquantized folder, or a GGUF file of it"
+                "config.json), which ingle does not read",
+                alternative="give the model's unquantized folder, or a GGUF file of it",
             )
 
 

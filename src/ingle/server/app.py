@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
+from ingle.server.loading import Loading, LoadingGate
 from ingle.server.middleware import RequestScope
 from ingle.server.models import ModelPool
 from ingle.server.openai import chat, completions, models
@@ -30,17 +31,25 @@ _DESCRIPTIONS = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
 
 
 def create_app(
-    pool: ModelPool, access: Access, *, access_log: bool = True, unread: BodyMemory | None = None
+    pool: ModelPool,
+    access: Access,
+    *,
+    access_log: bool = True,
+    unread: BodyMemory | None = None,
+    loading: Loading | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
-    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `unread` bounds the bodies being read.
+    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `unread` bounds the bodies being read;
+    while it is `loading`, the pool is empty and nobody is let through to it.
     """
     middleware = [Middleware(RequestScope, access_log=access_log)]
     if access.allowed_hosts:
         middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts))
     if access.api_keys:
         middleware.append(Middleware(ApiKeyGuard, api_keys=access.api_keys))
+    if loading is not None:
+        middleware.append(Middleware(LoadingGate, loading=loading))
     described = Described()
     routes = [Route(endpoint.path, endpoint.answer, methods=[endpoint.method]) for endpoint in ENDPOINTS]
     routes += [Route(path, described, methods=["GET"]) for path in _DESCRIPTIONS]
@@ -59,12 +68,26 @@ async def health(request: Request) -> Response:
     return Response(msgspec.json.encode(body), 200 if status.ok else 503, media_type="application/json")
 
 
+async def index(request: Request) -> Response:
+    """What this is and where to go on, for somebody who opens the address in a browser."""
+    body = {
+        "name": "ingle",
+        "version": __version__,
+        "models": [name for name, _ in ModelPool.of(request).named()],
+        "openai_base_url": "/v1",
+        "endpoints": [f"{endpoint.method} {endpoint.path}" for endpoint in ENDPOINTS],
+        "docs": "/docs",
+    }
+    return Response(msgspec.json.format(msgspec.json.encode(body)), media_type="application/json")
+
+
 async def version(request: Request) -> Response:
     """ingle's own."""
     return Response(msgspec.json.encode({"version": __version__}), media_type="application/json")
 
 
 ENDPOINTS = (
+    Endpoint("GET", "/", index),
     Endpoint("GET", "/health", health),
     Endpoint("GET", "/version", version),
     *models.ENDPOINTS,

@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
-from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, Progress
-from ingle.errors import EngineError
+from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, NothingRefused, Progress, StepMessage
+from ingle.errors import Collected, ConfigError, EngineError, ModelError
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
 from ingle.server.engine_process import EngineProcess
@@ -45,10 +46,16 @@ class EngineClient:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, process: EngineProcess, report: Callable[[str], None] = lambda stage: None) -> EngineClient:
-        """Waits until the engine has loaded what it was told to.
+    async def connect(
+        cls,
+        process: EngineProcess,
+        report: Callable[[str], None] = lambda stage: None,
+        checked: Callable[[], None] = lambda: None,
+    ) -> EngineClient:
+        """Waits until the engine has loaded what it was told to; `checked` is called when nothing is left that it
+        could refuse before.
 
-        Raises `EngineError` with the engine's own words when it cannot.
+        Raises `ModelError` and `ConfigError` for what it refuses, `EngineError` with its own words for all else.
         """
         channel = await AsyncChannel.open(process.socket)
         while True:
@@ -60,9 +67,11 @@ class EngineClient:
             if isinstance(message, EngineInfo):
                 return cls(process, channel, message)
             if isinstance(message, Failed):
-                raise EngineError(message.message)
+                _raise(message)
             if isinstance(message, Progress):
                 report(message.stage)
+            elif isinstance(message, NothingRefused):
+                checked()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
@@ -109,7 +118,7 @@ class EngineClient:
                     # A traceback, or words about files: for who runs the server, not for its clients.
                     logger.error("the engine failed: %s", message.message)
                     self.failure = "the engine failed; the server's log has the reason"
-                elif not isinstance(message, (EngineInfo, Progress)):
+                elif isinstance(message, StepMessage):
                     self.stats = message.stats
                     for output in message.outputs:
                         queue = self._queues.get(output.id)
@@ -133,6 +142,15 @@ class EngineClient:
         self._reader.cancel()
         self._channel.close()
         self._process.stop()  # here: it takes two seconds at most, and all threads may be busy
+
+
+def _raise(failed: Failed) -> NoReturn:
+    found = Collected()
+    for each in failed.errors:
+        kind = ConfigError if each.of_flags else ModelError
+        found.add(kind(each.what, alternative=each.alternative))
+    found.raise_any()
+    raise EngineError(failed.message)
 
 
 async def _exit_text(process: EngineProcess) -> str:

@@ -77,14 +77,24 @@ async def _answer(request: Request, error: Exception) -> Response:
     return error_response(status, body, _HEADERS.get(status) if isinstance(error, RequestError) else None)
 
 
+def _where(request: Request) -> str:
+    """Where somebody meant to go whose base URL lacks `/v1`, or has it twice, or who ends paths with a slash."""
+    path = request.url.path.rstrip("/")
+    known = {route.path for route in request.app.routes}
+    near = next((each for each in (path, f"/v1{path}", path.removeprefix("/v1")) if each and each in known), None)
+    return "GET / lists what there is." if near is None else f"Did you mean {near}?"
+
+
 async def _answer_routing(request: Request, error: Exception) -> Response:
     """404 for unknown paths and 405 for wrong methods, as the router raises them, and what OPTIONS asks."""
     assert isinstance(error, HTTPException)
+    if request.method == "OPTIONS" and request.url.path == "/*":  # `OPTIONS *` asks of the server as a whole
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": "GET, HEAD, POST, OPTIONS"})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
         methods = (error.headers or {}).get("Allow", "")
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": f"{methods}, OPTIONS"})
     if error.status_code == HTTPStatus.NOT_FOUND:
-        message = f"Invalid URL ({request.method} {request.url.path})"
+        message = f"Invalid URL ({request.method} {request.url.path}). {_where(request)}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"Not allowed to {request.method} on {request.url.path}"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from ingle.server.http_connection import Connection
 from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.stopping import GRACE_S, INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
 
+logger = logging.getLogger("ingle")
+
 
 def http_config(app: ASGIApp, limits: HttpLimits, **options: Any) -> uvicorn.Config:
     """How uvicorn serves `app` over connections that keep to `limits`."""
@@ -31,9 +34,10 @@ def http_config(app: ASGIApp, limits: HttpLimits, **options: Any) -> uvicorn.Con
 class GracefulServer(uvicorn.Server):
     """Stopped, it lets answers end for a while; then they end with an error, as if the engine had gone."""
 
-    def __init__(self, app: ASGIApp, engine: EngineClient, limits: HttpLimits, deadline: Deadline) -> None:
+    def __init__(self, app: ASGIApp, limits: HttpLimits, deadline: Deadline) -> None:
         super().__init__(http_config(app, limits, timeout_graceful_shutdown=int(GRACE_S + LAST_WORDS_S)))
-        self._engine = engine
+        self.engine: EngineClient | None = None
+        """Once it is loaded. Until then there are no answers to wait for, and the server ends at once."""
         self._deadline = deadline
 
     @contextlib.contextmanager
@@ -47,10 +51,14 @@ class GracefulServer(uvicorn.Server):
             signal.signal(signal.SIGHUP, previous)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._deadline.start(serving=True, code=INTERRUPTED if sig == signal.SIGINT else 0)
+        loaded = self.engine is not None
+        self._deadline.start(serving=loaded, code=INTERRUPTED if sig == signal.SIGINT else 0)
         super().handle_exit(sig, frame)
+        self.force_exit = self.force_exit or not loaded
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.engine is not None:
+            logger.info("stopping: answers have %g s to end", GRACE_S)
         timer = asyncio.get_running_loop().call_later(GRACE_S, self._give_up)
         try:
             await super().shutdown(sockets)
@@ -61,4 +69,5 @@ class GracefulServer(uvicorn.Server):
             await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
 
     def _give_up(self) -> None:
-        self._engine.give_up(STOPPED)
+        if self.engine is not None:
+            self.engine.give_up(STOPPED)

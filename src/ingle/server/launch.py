@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import errno
 import gc
 import ipaddress
 import json
 import logging
 import os
+import re
 import socket
 import sys
+import threading
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ingle import facts
 from ingle.config import ServeConfig, ServerConfig
-from ingle.errors import ConfigError, EngineError
+from ingle.errors import Collected, ConfigError, EngineError, IngleError, errors_in
 from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.access import Access
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import HttpLimits, allow_connections
-from ingle.server.logs import BackgroundLog
+from ingle.server.loading import Loading
+from ingle.server.logs import LINE, TIME, BackgroundLog
 from ingle.server.models import ModelPool, ServedModel
+from ingle.server.names import ServedNames, served_names
 from ingle.server.queue import RequestQueue
+from ingle.server.running import announced, url_of
 from ingle.server.stopping import Deadline, stop_while_loading
 from ingle.text.load import TextSide, load_text_side
 from ingle.text.sandbox import sandboxes
@@ -35,6 +44,9 @@ if TYPE_CHECKING:
 
 _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
+_OTHERS_S = 10.0
+"""For the other half of a start to say what it refuses, when one has."""
+T = TypeVar("T")
 logger = logging.getLogger("ingle")
 
 
@@ -46,7 +58,8 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     started = time.perf_counter()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = BackgroundLog(sys.stderr.fileno())
-    logging.basicConfig(level=config.server.log_level.upper(), format="%(message)s", handlers=[log])
+    logging.basicConfig(level=config.server.log_level.upper(), format=LINE, datefmt=TIME, handlers=[log])
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
     deadline = Deadline(process)
     stop_while_loading(deadline)
     try:
@@ -55,50 +68,122 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
         log.flush()  # before the last words of the command itself
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a server is started with."""
+
+    config: ServeConfig
+    source: ModelSource
+    process: EngineProcess
+    sock: socket.socket
+    started_s: float
+
+    @property
+    def url(self) -> str:
+        """As this machine reaches it."""
+        return url_of(self.sock)
+
+
 def _bind_and_serve(process: EngineProcess, deadline: Deadline, config: ServeConfig, started: float) -> None:
     with bind(config.server.host, config.server.port) as sock:
         source = ensure_model(config.engine.model)
         process.load(config.engine, Path(source.path))
+        start = Start(config, source, process, sock, started)
         import uvloop  # from here on, imports run while the engine's process loads
 
-        uvloop.run(_serve(sock, process, deadline, source, config, started))
+        uvloop.run(_serve(start, deadline))
 
 
-async def _serve(
-    sock: socket.socket,
-    process: EngineProcess,
-    deadline: Deadline,
-    source: ModelSource,
-    config: ServeConfig,
-    started: float,
-) -> None:
+async def _serve(start: Start, deadline: Deadline) -> None:
+    """Answers from the first moment: that the model is being loaded, and then for it."""
     # Else pydantic looks through all packages there are for plugins, and runs what it finds.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from ingle.server.app import create_app
     from ingle.server.graceful import GracefulServer
 
-    try:
-        text, engine = await asyncio.gather(
-            asyncio.to_thread(load_text_side, source.path, config.text),
-            EngineClient.connect(process, lambda stage: logger.info("engine: %s", stage)),
-        )
-        model = _served(engine, text, config)
-        access = Access(config.server.api_key, _allowed_hosts(config.server, sock))
-        app = create_app(ModelPool([model]), access, access_log=not config.server.disable_access_log)
-        server = GracefulServer(app, engine, _limits(config.server), deadline)
+    config, loading, pool = start.config.server, Loading(), ModelPool()
+    access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
+    logger.info("listening on %s; /health says how far the model is", start.url)
+    app = create_app(pool, access, access_log=not config.disable_access_log, loading=loading)
+    server = GracefulServer(app, _limits(config), deadline)
+
+    async def load() -> None:
+        try:
+            model = await _load(start, loading)
+        except BaseException:
+            server.should_exit = server.force_exit = True
+            raise
+        pool.add(model)
+        server.engine, loading.done = model.engine, True
         gc.freeze()
         gc.enable()
-        _announce(model, access, sock, time.perf_counter() - started)
-        watcher = asyncio.create_task(_stop_with_engine(engine, server, deadline))
-        try:
-            await server.serve(sockets=[sock])
-        finally:
-            watcher.cancel()
-            await engine.close()
+        with announced(model.names, model.info, start.sock):
+            _announce(model, access, start)
+            await _stop_with_engine(model.engine, server, deadline)
+
+    tasks = [asyncio.create_task(load()), asyncio.create_task(loading.watch())]
+    try:
+        await server.serve(sockets=[start.sock])
     finally:
+        if server.engine is not None:
+            await server.engine.close()
+        for task in tasks:
+            task.cancel()
         sandboxes.stop()  # what waits in a thread for a template would hold up the end
-    if engine.failure is not None:
-        raise EngineError(engine.failure)
+    await asyncio.wait(tasks)  # raises when Ctrl-C has ended it all
+    if not tasks[0].cancelled() and (error := tasks[0].exception()) is not None:
+        raise error
+    if server.engine is not None and server.engine.failure is not None:
+        raise EngineError(server.engine.failure)
+
+
+async def _load(start: Start, loading: Loading) -> ServedModel:
+    """Both sides of the model at the same time. What either refuses is raised at once, together with what the other
+    does."""
+    checked = asyncio.Event()
+    path, config = start.source.path, start.config
+    text = asyncio.create_task(_in_thread(lambda: load_text_side(path, config.text)))
+    engine = asyncio.create_task(EngineClient.connect(start.process, loading.report, checked.set))
+    try:
+        await asyncio.wait({text, engine}, return_when=asyncio.FIRST_EXCEPTION)
+        if text.done() and text.exception() is not None:
+            await _first({engine}, checked.wait())
+        elif engine.done() and engine.exception() is not None and not checked.is_set():
+            await asyncio.wait({text}, timeout=_OTHERS_S)
+        found = Collected()
+        for task in (engine, text):
+            if task.done() and (error := task.exception()) is not None:
+                if not isinstance(error, IngleError):
+                    raise error
+                for each in errors_in(error):
+                    found.add(each)
+        found.raise_any()
+        return _served(engine.result(), text.result(), start)
+    finally:
+        for task in (engine, text):
+            task.cancel()
+
+
+async def _first(tasks: set[asyncio.Task[EngineClient]], awaitable: Awaitable[object]) -> None:
+    """Until a task has ended, or the other comes, for some seconds at most."""
+    other = asyncio.ensure_future(awaitable)
+    await asyncio.wait({*tasks, other}, timeout=_OTHERS_S, return_when=asyncio.FIRST_COMPLETED)
+    other.cancel()
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """In a thread that nobody waits for when the server is told to end."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up meanwhile
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, name="text side", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
@@ -110,6 +195,7 @@ async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadli
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket. Raises `ConfigError` when the port is taken or the address is not this machine's."""
+    _check_host(host)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -118,23 +204,42 @@ def bind(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen()  # at once: two sockets may bind one port, but only one can listen; early clients wait their turn
-    except OSError as error:
-        hint = (
-            f"port {port} is taken: stop what uses it, or give another --port"
-            if error.errno == errno.EADDRINUSE
-            else error
-        )
-        raise ConfigError(f"cannot listen on {host}:{port}: {hint}") from error
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {_why_not(error, port)}") from error
     return sock
 
 
-def _served(engine: EngineClient, text: TextSide, config: ServeConfig) -> ServedModel:
+def _check_host(host: str) -> None:
+    """Raises `ConfigError` for a URL, or for an address with its port."""
+    address = re.fullmatch(r"(?:\w+://)?(\[[^\]]*\]|[^:/]*)(?::(\d+))?/?.*", host)
+    if address is not None and ("/" in host or (address[2] and host.count(":") == 1) or host.startswith("[")):
+        port = f" --port {address[2]}" if address[2] else ""
+        raise ConfigError(f"--host {host!r} is more than an address: give --host {address[1].strip('[]')}{port}")
+
+
+def _why_not(error: Exception, port: int) -> str:
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "there is no such host; give --host 127.0.0.1, or 0.0.0.0 for every interface"
+    number = error.errno if isinstance(error, OSError) else None
+    return {
+        errno.EADDRINUSE: f"port {port} is taken: stop what uses it, or give another --port",
+        errno.EACCES: f"only root may use port {port}: give a --port above 1023, such as 8000, and let a proxy forward",
+        errno.EADDRNOTAVAIL: "that is no address of this machine; give --host 127.0.0.1, or 0.0.0.0 for all it has",
+    }.get(number or 0, str(error))
+
+
+def _served(engine: EngineClient, text: TextSide, start: Start) -> ServedModel:
+    config = start.config.server
+    names = served_names(start.source, start.config.engine.model)
+    if config.served_model_name:
+        names = ServedNames(config.served_model_name)
     return ServedModel(
         engine=engine,
         text=text,
-        names=config.server.served_model_name or (config.engine.model,),
-        root=config.engine.model,
-        queue=RequestQueue(config.server.max_num_queued_reqs, config.server.max_num_queued_tokens),
+        names=names.shown,
+        root=str(start.source.path) if config.show_paths else names.shown[0],
+        also=names.also,
+        queue=RequestQueue(config.max_num_queued_reqs, config.max_num_queued_tokens),
     )
 
 
@@ -162,22 +267,32 @@ def _is_loopback(sock: socket.socket) -> bool:
     return (mapped or address).is_loopback
 
 
-def _announce(model: ServedModel, access: Access, sock: socket.socket, seconds: float) -> None:
-    name, info = model.name, model.info
-    host, port = sock.getsockname()[:2]
+def _announce(model: ServedModel, access: Access, start: Start) -> None:
+    name, info, sock = model.name, model.info, start.sock
     if not _is_loopback(sock) and not access.api_keys:
+        host, port = sock.getsockname()[:2]
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
-    if ipaddress.ip_address(host).is_unspecified:  # every interface: this machine reaches it by its own name
-        host = "::1" if ":" in host else "127.0.0.1"
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    for notice in [*info.notices, *model.tokenizer.hold_against(info.vocab_size)]:
+    for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
-    phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
-    logger.info("%s: %s", name, facts.started(info, model.default_sampling))
     if model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
-    logger.info("ready in %.2f s (engine: %s)", seconds, phases)
+    phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
+    logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
+    logger.info("try it: %s", _example(model, access, start.url))
+    seconds = time.perf_counter() - start.started_s
+    logger.info("ready in %.2f s (engine: %s); base URL: %s/v1", seconds, phases, start.url)
+
+
+def _example(model: ServedModel, access: Access, url: str) -> str:
+    """A request that this model answers."""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
-    body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0.2, "max_tokens": 64}
-    logger.info("base URL: %s/v1\ntry it: curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'",
-                url, url, key, json.dumps(body, ensure_ascii=False))  # fmt: skip
+    body: dict[str, object] = {"model": model.name}
+    if model.chat_template is not None:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello!"}]
+    else:
+        path, body["prompt"] = "completions", "Once upon a time"
+    if not model.default_sampling:
+        body["temperature"] = 0.2
+    body["max_tokens"] = 64
+    shown = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")  # no quote ends the shell's
+    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{shown}'"

@@ -12,6 +12,8 @@ from collections import deque
 _MAX_LINES = 10_000
 """That wait to be written. What comes then is dropped, and counted."""
 _FLUSH_S = 1.0
+LINE, TIME = "%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"
+"""What stands in a line, for `logging.basicConfig`."""
 
 
 class BackgroundLog(logging.Handler):

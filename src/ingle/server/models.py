@@ -32,6 +32,8 @@ class ServedModel:
     """Under which requests may ask for it; answers carry the first."""
     root: str
     """Where it came from, as `/v1/models` reports it."""
+    also: tuple[str, ...] = ()
+    """Other names under which requests may ask for it, which nobody is shown."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
     queue: RequestQueue = field(default_factory=RequestQueue)
@@ -76,11 +78,19 @@ class ServedModel:
 
 
 class ModelPool:
-    """All models of a server. Today it is a pool of one."""
+    """All models of a server. Today it is a pool of one, and empty until that is loaded."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._models = tuple(models)
-        self._by_name = {name: model for model in models for name in model.names}
+    def __init__(self, models: Sequence[ServedModel] = ()) -> None:
+        self._models: tuple[ServedModel, ...] = ()
+        self._by_name: dict[str, ServedModel] = {}
+        self._by_other_name: dict[str, ServedModel] = {}
+        for model in models:
+            self.add(model)
+
+    def add(self, model: ServedModel) -> None:
+        self._models += (model,)
+        self._by_name |= dict.fromkeys(model.names, model)
+        self._by_other_name |= dict.fromkeys(model.also, model)
 
     @classmethod
     def of(cls, request: Request) -> ModelPool:
@@ -92,14 +102,15 @@ class ModelPool:
         """The model of that name; None means the first. Raises `RequestError` (404) for a name that none has."""
         if name is None:
             return self._models[0]
-        if name not in self._by_name:
+        model = self._by_name.get(name) or self._by_other_name.get(name)
+        if model is None:
             raise RequestError(
                 f"The model {name!r} does not exist. This server has: {', '.join(self._by_name)}",
                 param="model",
                 code="model_not_found",
                 status=404,
             )
-        return self._by_name[name]
+        return model
 
     def named(self) -> Iterable[tuple[str, ServedModel]]:
         """Each model, once for every name that it has."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ingle.errors import ModelError, RequestError
-from ingle.text.conversation import Forms, TemplateError
+from ingle.text.conversation import MESSAGE_NOT_RENDERED, Forms, TemplateError
 from ingle.text.sandbox import sandboxes
+from ingle.text.system_message import advised, merged, num_leading_system
 
 logger = logging.getLogger("ingle")
 
@@ -35,7 +36,8 @@ class ChatTemplate:
     `ModelError` when the template is longer than any real one.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, merge_system: bool = False) -> None:
+        """`merge_system` puts a system message before the first user's text, as `system_message.merged` does."""
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ModelError(
                 f"the chat template has {len(source)} characters, at most {MAX_TEMPLATE_CHARS} are taken: "
@@ -45,6 +47,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._reserved = _RESERVED_NAMES | self._special_tokens.keys()
         self._forms = Forms(source)
+        self._merge_system = merge_system
 
     def prompt(
         self,
@@ -56,15 +59,37 @@ class ChatTemplate:
         """`render`, with all that was sent: content becomes text or parts, and a `developer` a `system` message, where
         the template wants it so.
 
-        Raises `RequestError` naming the first message that the template leaves out.
+        Raises `RequestError` naming the first message that the template leaves out, and saying so where it is the
+        system message alone that the template does not take.
         """
-        sent = _as_transformers_passes(messages)
+        sent: Sequence[Mapping[str, Any]] = _as_transformers_passes(messages)
         options: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt,
             "chat_template_kwargs": chat_template_kwargs,
         }
-        written = self._forms.write(sent, options, lambda marked: self._render(marked, None, **options))
-        return self.render(written, **options)
+        if not num_leading_system(sent):
+            return self.render(self._written(sent, options), **options)
+        one = merged(sent)
+        if self._merge_system:
+            return self.render(self._written(one, options, num_before=len(sent) - len(one)), **options)
+        try:
+            return self.render(self._written(sent, options), **options)
+        except RequestError as error:
+            if not isinstance(error, TemplateError) and error.code != MESSAGE_NOT_RENDERED:
+                raise
+            try:
+                self._render(self._written(one, options), None, **options)
+            except RequestError:
+                raise error from None
+            raise advised(error) from None
+
+    def _written(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, num_before: int = 0
+    ) -> list[Mapping[str, Any]]:
+        """`num_before`: messages that were sent before these, and are in them now."""
+        return self._forms.write(
+            messages, options, lambda marked: self._render(marked, None, **options), num_before=num_before
+        )
 
     def render(
         self,

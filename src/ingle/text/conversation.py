@@ -24,6 +24,7 @@ Form = Callable[[Message], Message]
 Place = tuple[int, int | None]
 """Index of a message, and of a part of its content."""
 
+MESSAGE_NOT_RENDERED = "message_not_rendered"
 _MAX_REMEMBERED = 4096
 
 
@@ -44,12 +45,17 @@ class Forms:
         self._lock = threading.Lock()
 
     def write(
-        self, messages: Sequence[Message], options: Mapping[str, Any], render: Callable[[Sequence[Message]], str]
+        self,
+        messages: Sequence[Message],
+        options: Mapping[str, Any],
+        render: Callable[[Sequence[Message]], str],
+        *,
+        num_before: int = 0,
     ) -> list[Message]:
         """`messages` in the form that `render`, which has the `options`, puts into the prompt in full.
 
-        Raises `RequestError` naming a message that is in no form. What else `render` raises than `TemplateError`, such
-        as that it takes too long, is raised at once.
+        Raises `RequestError` naming a message that is in no form, of which the first is messages[`num_before`]. What
+        else `render` raises than `TemplateError`, such as that it takes too long, is raised at once.
         """
         forms = self._forms(messages)
         key = _shape(messages, options)
@@ -63,7 +69,7 @@ class Forms:
                     self._remembered.popitem(last=False)
         index, lost = found
         if lost is not None:
-            raise _refusal(messages, lost)
+            raise _refusal(messages, lost, num_before)
         return [forms[index](message) for message in messages]
 
     def _forms(self, messages: Sequence[Message]) -> list[Form]:
@@ -177,13 +183,13 @@ def _lost(places: Sequence[Place], prompt: str) -> Place | None:
     return next((place for place in places if _mark(place) not in found), None)
 
 
-def _refusal(messages: Sequence[Message], lost: Place) -> RequestError:
+def _refusal(messages: Sequence[Message], lost: Place, num_before: int) -> RequestError:
     index, part = lost
-    name = f"messages[{index}]"
+    name = f"messages[{index + num_before}]"
     of_part = f".content[{part}]" if part is not None else ""
     return RequestError(
         f"{name}{of_part} would be lost: this model's chat template leaves out a {messages[index].get('role')!r:.40} "
         "message that stands there. Put its text into another one, or serve the model with another --chat-template.",
         param=name,
-        code="message_not_rendered",
+        code=MESSAGE_NOT_RENDERED,
     )

@@ -231,20 +231,29 @@ def _end_ids(folder: Path) -> list[int]:
 
 
 def folder_chat_template(folder: Path, config: Mapping[str, Any] | None = None) -> str | None:
-    """The default template: from a file of its own, or `tokenizer_config.json`, or `chat_template.json`; or ChatML, of
-    which the first Qwen's `generation_config.json` has only the name.
+    """The text of `find_chat_template`."""
+    found = find_chat_template(folder, config)
+    return None if found is None else found[0]
+
+
+def find_chat_template(folder: Path, config: Mapping[str, Any] | None = None) -> tuple[str, str] | None:
+    """The default template, and where it stands: in a file of its own, or `tokenizer_config.json`, or
+    `chat_template.json`; or ChatML, of which the first Qwen's `generation_config.json` has only the name.
 
     The latter two may name several. `config` is what `tokenizer_config.json` holds, where it was read before.
     """
     for file in (folder / "additional_chat_templates" / "default.jinja", folder / "chat_template.jinja"):
         if file.is_file():
-            return _read_text(file, 4 * MAX_TEMPLATE_CHARS)
+            return _read_text(file, 4 * MAX_TEMPLATE_CHARS), str(file.relative_to(folder))
     config = _tokenizer_config(folder) if config is None else config
     # Beside a processor of images or sound, transformers writes the template into a file that is read last here.
-    template = _default_template(config) or _default_template(_read_json(folder / "chat_template.json"))
-    if template is None and _read_json(folder / "generation_config.json").get("chat_format") == "chatml":
-        return _CHATML
-    return template
+    if (template := _default_template(config)) is not None:
+        return template, "tokenizer_config.json"
+    if (template := _default_template(_read_json(folder / "chat_template.json"))) is not None:
+        return template, "chat_template.json"
+    if _read_json(folder / "generation_config.json").get("chat_format") == "chatml":
+        return _CHATML, "ChatML, which generation_config.json names"
+    return None
 
 
 def _default_template(config: Mapping[str, Any]) -> str | None:
@@ -252,13 +261,16 @@ def _default_template(config: Mapping[str, Any]) -> str | None:
     if isinstance(template, list):
         named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]
         template = named[-1].get("template") if named else None
-    return template if isinstance(template, str) else None
+    return template if isinstance(template, str) and template else None
 
 
 def _converted_by_transformers(folder: Path) -> tokenizers.Tokenizer:
     """For folders from before `tokenizer.json`: transformers builds one, which takes seconds."""
     if not any((folder / name).is_file() for name in _OTHER_VOCABULARIES):
-        raise ModelError(f"{folder}: no tokenizer: tokenizer.json is missing")
+        raise ModelError(
+            f"{folder}: no tokenizer: tokenizer.json is missing",
+            alternative="download the tokenizer's files beside the weights: tokenizer.json and tokenizer_config.json",
+        )
     from transformers import AutoTokenizer
 
     try:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ingle.config import TextConfig
-from ingle.errors import ConfigError, ModelError, RequestError
+from ingle.errors import Collected, ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
+from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.sandbox import sandboxes
+from ingle.text.shipped import shipped_template, shipped_templates
 from ingle.text.tokenizer import Tokenizer
 from ingle.weights.pointer import refuse_pointer
 
@@ -25,6 +27,7 @@ _GGUF_SAMPLING = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
 """llama.cpp's names under `general.sampling`, where they are others."""
 _F32_DIGITS = 7
 _MAX_BYTES = 1 << 20
+_HELLO = ({"role": "user", "content": "Hello"},)
 
 
 @dataclass(frozen=True)
@@ -33,25 +36,54 @@ class TextSide:
     chat_template: ChatTemplate | None
     default_sampling: dict[str, Any]
     """What the model's files recommend of temperature, top_p, top_k, min_p and repetition_penalty."""
+    sampling_source: str = ""
+    """Where that stands, for people."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of it."""
 
 
 def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
     """Reads a model folder or .gguf file.
 
-    Raises `ModelError` and `ConfigError`.
+    Raises `ModelError` and `ConfigError`, of all that is wrong with it.
     """
     sandboxes.warm_up()
-    given = _given_template(config)
-    if path.is_dir():
-        tokenizer, sampling = _folder_tokenizer(path, given), _folder_sampling(path)
-    else:
-        metadata = _gguf_metadata(path, texts=True)
-        tokenizer, sampling = _gguf_tokenizer(metadata, path, given), _gguf_sampling(metadata, path)
-    source = tokenizer.chat_template
-    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
-    if given is not None and template is not None:
-        _try(template)
-    return TextSide(tokenizer, template, sampling)
+    found, sampling = Collected(), dict[str, Any]()
+    given = tokenizer = template = None
+    with found.apart():
+        given = _given_template(config)
+    metadata = None
+    if not path.is_dir():
+        with found.apart():
+            metadata = _gguf_metadata(path, texts=True)
+        if metadata is None:
+            found.raise_any()
+    with found.apart():
+        tokenizer = _folder_tokenizer(path, given) if metadata is None else _gguf_tokenizer(metadata, path, given)
+    with found.apart():
+        sampling = _folder_sampling(path) if metadata is None else _gguf_sampling(metadata, path)
+    if tokenizer is not None and tokenizer.chat_template is not None:
+        with found.apart():
+            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, merge_system=config.merge_system)
+            if given is not None:
+                _try(template)
+    found.raise_any()
+    assert tokenizer is not None, "nothing was refused"
+    source = "" if not sampling else "generation_config.json" if metadata is None else "general.sampling of the file"
+    notice = None if template is None else bos_notice(tokenizer, template)
+    return TextSide(tokenizer, template, sampling, source, () if notice is None else (notice,))
+
+
+def template_fault(template: ChatTemplate) -> str | None:
+    """What to tell of a model's own template that cannot be used: the model still completes prompts."""
+    try:
+        template.prompt(_HELLO)
+    except RequestError as error:
+        return (
+            f"the model's own chat template cannot render a user's message ({error}): /v1/chat/completions needs "
+            "--chat-template"
+        )
+    return None
 
 
 def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:
@@ -63,6 +95,17 @@ def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:
     if path.is_dir():
         return _folder_tokenizer(path, given)
     return _gguf_tokenizer(_gguf_metadata(path, texts=True), path, given)
+
+
+def has_chat_template(path: Path, config: TextConfig = _MODELS_OWN) -> bool:
+    """Whether there is one, given or the model's own, told without reading the tokenizer."""
+    if config.chat_template is not None:
+        return True
+    if path.is_dir():
+        from ingle.text.folder_tokenizer import folder_chat_template
+
+        return folder_chat_template(path) is not None
+    return "tokenizer.chat_template" in _gguf_metadata(path, texts=False)
 
 
 def default_sampling(path: Path) -> dict[str, Any]:
@@ -130,17 +173,23 @@ def _usable(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _try(template: ChatTemplate) -> None:
     """A template that the user gave fails at the start, not at the first request."""
     try:
-        template.prompt([{"role": "user", "content": "Hello"}])
+        template.prompt(_HELLO)
     except RequestError as error:
         raise ConfigError(f"--chat-template cannot render a user's message: {error}") from error
 
 
 def _given_template(config: TextConfig) -> str | None:
-    """A template is told from a file name by its braces."""
+    """A template is told from a name by its braces. A file of that name goes before a template that ingle brings."""
     text = config.chat_template
     if text is None or "{" in text:
         return text
+    if not Path(text).is_file() and (shipped := shipped_template(text)) is not None:
+        return shipped
     try:
         return Path(text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--chat-template {text!r} cannot be read: {error}") from error
+        names = ", ".join(shipped_templates())
+        raise ConfigError(
+            f"--chat-template {text!r} cannot be read: {error}; give a file, a template, or a name that ingle "
+            f"brings: {names}"
+        ) from error

@@ -141,6 +141,16 @@ class Tokenizer:
         """`token_bytes` as text, with U+FFFD for part of a character."""
         return self.token_bytes(token_id).decode(errors="replace")
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, as its file spells it, and its id."""
+        tokens: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return tokens
+
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
-        return None if token is None else self._backend.token_to_id(token)
+        return None if token is None else self.token_id(token)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
-from ingle.errors import ModelError
+from ingle.errors import ConfigError, ModelError
 
 _T = TypeVar("_T")
 
@@ -19,7 +19,8 @@ class Checked:
     """A view of a mapping such as a config.json, which gives out what it has been asked for, or refuses.
 
     null counts as absent. A getter returns its default for an absent key, and whoever gives none cannot do without
-    the key. Raises `ModelError`, one line that names the file, the key, its value and what was expected.
+    the key. Raises `ModelError`, one line that names the file, the key, its value and what was expected; `ConfigError`
+    where they come from a flag.
     """
 
     def __init__(self, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
@@ -91,7 +92,8 @@ class Checked:
         self.fail(f"{self._prefix}{key} is {reprlib.repr(self.values.get(key))}, {why}")
 
     def fail(self, message: str) -> NoReturn:
-        raise ModelError(f"{self.source}: {message}")
+        kind = ConfigError if self.source.startswith("--") else ModelError
+        raise kind(f"{self.source}: {message}")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)

@@ -36,8 +36,8 @@ class Located:
                 f"{folder}: {name} lies beside an adapter (LoRA) that was not merged into it: merge it, with PEFT's "
                 "merge_and_unload(), and save the model anew"
             )
-        maybe = f"; it may be in {self.absent}, which is missing: download that again" if self.absent else ""
-        raise ModelError(f"{folder}: has no tensor {name}, which the model needs{maybe}")
+        maybe = f"it may be in {self.absent}, which is missing: download that again" if self.absent else None
+        raise ModelError(f"{folder}: has no tensor {name}, which the model needs", alternative=maybe)
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,23 @@ class CheckpointFiles:
         return f"{self.single}.index.json"
 
     def are_in(self, folder: Path) -> bool:
-        names = (self.single, *self._shards(folder), *self._claims(folder).values())
-        return any((folder / name).is_file() for name in dict.fromkeys(names))
+        return bool(self.names_in(folder))
+
+    def names_in(self, folder: Path) -> list[str]:
+        """Of the files that are there: those of the index, or the single one, or the shards."""
+        for names in (self._claims(folder).values(), (self.single,), self._shards(folder)):
+            if found := [name for name in dict.fromkeys(names) if (folder / name).is_file()]:
+                return found
+        return []
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Those that are there."""
+        try:
+            claimed = [*self._claims(folder).values()]
+        except ModelError:
+            claimed = []
+        names = sorted({self.single, *self._shards(folder), *claimed})
+        return [folder / name for name in names if (folder / name).is_file()]
 
     def locate(self, folder: Path, names_in: Callable[[Path], Collection[str]]) -> Located:
         """The file of each tensor; `names_in` reads which tensors a file has.

@@ -191,7 +191,8 @@ def architecture_of(file: GgufFile) -> GgufArchitecture:
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelError(
-            f"{file.path}: GGUF architecture {reprlib.repr(name)} is not supported, only {', '.join(ARCHITECTURES)}"
+            f"{file.path}: GGUF architecture {reprlib.repr(name)} is not supported, only {', '.join(ARCHITECTURES)}",
+            alternative="the model's Hugging Face folder may run, by transformers' code",
         )
     architecture = ARCHITECTURES[name]
     if bool(_get(file, "expert_count", 0)) == architecture.has_experts:

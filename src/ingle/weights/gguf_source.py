@@ -13,7 +13,7 @@ from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config
-from ingle.weights.source import FLOATS, StoredRows, check_shape, check_stack, same_bytes, split_name
+from ingle.weights.source import FLOATS, StoredRows, check_shape, check_size, check_stack, same_bytes, split_name
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +50,16 @@ class GgufSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
 
+    def check(self, name: str, num_elements: int) -> None:
+        tensor = self._tensor(name)
+        if tensor.num_elements != num_elements:
+            check_size(tensor.shape, name, num_elements)
+        _check_type(tensor)
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         tensor = self._tensor(name)
         check_shape(tensor.path, tensor.name, tensor.shape, (num_rows, num_columns))
-        if tensor.type not in READABLE_TYPES:
-            raise ModelError(
-                f"{tensor.path}: tensor {tensor.name} is stored as {tensor.type}; ingle reads "
-                f"{', '.join(READABLE_TYPES)}"
-            )
+        _check_type(tensor)
         return StoredRows(tensor.type, tensor.data.reshape(num_rows, -1), self._row_order(tensor))
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
@@ -112,3 +114,11 @@ class GgufSource:
 
     def close(self) -> None:
         del self._file
+
+
+def _check_type(tensor: GgufTensor) -> None:
+    if tensor.type not in READABLE_TYPES:
+        raise ModelError(
+            f"{tensor.path}: tensor {tensor.name} is stored as {tensor.type}; ingle reads {', '.join(READABLE_TYPES)}",
+            alternative="take a file of this model in one of these, such as Q4_K_M or Q8_0",
+        )

@@ -114,12 +114,22 @@ def read_config(
 
     Raises `ModelError` for a file that is missing, damaged or larger than 16 MiB, and for values out of range.
     """
+    config = read_raw(path, gguf)
+    return normalize_config(config_file(path), config, rope_scaling=rope_scaling, rope_theta=rope_theta)
+
+
+def config_file(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path
+
+
+def read_raw(path: Path, gguf: GgufFile | None = None) -> dict[str, Any]:
+    """What `read_config` makes its configuration of, as it is written."""
     if path.is_dir():
-        path = path / "config.json"
-        config = read_json_object(path, MAX_CONFIG_BYTES)
-    else:
-        config = config_from_gguf(gguf or GgufFile(path))
-    return normalize_config(path, config, rope_scaling=rope_scaling, rope_theta=rope_theta)
+        config = read_json_object(config_file(path), MAX_CONFIG_BYTES)
+        if "model_type" not in config:
+            refuse_pointer(config_file(path))  # such as a hub's refusal, which is JSON too
+        return config
+    return config_from_gguf(gguf or GgufFile(path))
 
 
 def normalize_config(
@@ -237,10 +247,18 @@ class _Normalizer:
         if self.rope_scaling is None:
             self.config["rope_scaling"] = self.checked_scaling(rope, model_type)
         else:
-            self.override_scaling(self.rope_scaling, model_type)
+            self.override_scaling(self.rope_scaling, model_type, rope.get("original_max_position_embeddings"))
 
-    def override_scaling(self, rope: Mapping[str, Any], model_type: str) -> None:
-        """Takes the scaling of the command line, which stands for a longer context than the model's own."""
+    def override_scaling(self, rope: Mapping[str, Any], model_type: str, own_original: Any) -> None:
+        """Takes the scaling of the command line, which stands for a longer context than the model's own.
+
+        yarn with a factor alone stretches the context in which the model was trained: `own_original` where its files
+        say that it was stretched before.
+        """
+        if rope.get("rope_type", rope.get("type")) == "yarn" and "factor" in rope:
+            stated = self.config.get("original_max_position_embeddings", own_original)
+            trained = self.config.get("max_position_embeddings") if stated is None else stated
+            rope = {"original_max_position_embeddings": trained, **rope}
         if "original_max_position_embeddings" in rope:
             self.config.pop("original_max_position_embeddings", None)
         scaling = self.scaling_giver().checked_scaling(dict(rope), model_type)

@@ -24,6 +24,7 @@ from ingle.weights.source import (
     FLOATS,
     StoredRows,
     check_shape,
+    check_size,
     check_stack,
     same_bytes,
     split_name,
@@ -81,6 +82,10 @@ class SafetensorsSource:
         with _reading(file):
             shape = tuple(self._handle(file).get_slice(name).get_shape())
         return shape if place is None else shape[1:]
+
+    def check(self, name: str, num_elements: int) -> None:
+        check_size(self.shape(name), name, num_elements)
+        self._find(name, self.shape(name))
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         dtype, stored = self._mapped(name, (num_rows, num_columns))

@@ -69,6 +69,11 @@ class WeightSource(Protocol):
         """
         ...
 
+    def check(self, name: str, num_elements: int) -> None:
+        """Asks the files' headers alone. Raises `ModelError` when there is no such tensor, or it has another size, or
+        is stored in a type that is not read."""
+        ...
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         """The named matrix for a CPU's kernels. Raises `ModelError` when there is none, or its shape is another."""
         ...

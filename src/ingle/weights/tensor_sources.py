@@ -76,6 +76,10 @@ class TorchSource(_ReadByTorch):
         tied = (one.data_ptr(), one.stride()) == (two.data_ptr(), two.stride())
         return tied or same_bytes(*(each.contiguous().view(-1).view(torch.uint8).numpy() for each in (one, two)))
 
+    def check(self, name: str, num_elements: int) -> None:
+        check_size(self.shape(name), name, num_elements)
+        self._opened(split_name(name)[0]).check(split_name(name)[0])
+
     @property
     def stored_types(self) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -124,6 +128,9 @@ class DummySource(_ReadByTorch):
 
     def alike(self, name: str, other: str) -> bool:
         return name == other
+
+    def check(self, name: str, num_elements: int) -> None:
+        pass
 
     @property
     def stored_types(self) -> dict[str, int]:

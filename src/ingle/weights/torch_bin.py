@@ -73,6 +73,18 @@ class TorchFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A view of the mapped file. Raises `ModelError` when it is no tensor of floats, or lies outside the file."""
+        dtype, start, count = self.check(name)
+        saved = self.tensors[name]
+        if count == 0:
+            return torch.empty(saved.shape, dtype=dtype)
+        values = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
+        return values.as_strided(saved.shape, saved.stride, saved.offset)
+
+    def check(self, name: str) -> tuple[torch.dtype, int, int]:
+        """Type of a tensor of floats, where its storage begins, and how many numbers of it the tensor needs.
+
+        Raises `ModelError` when it is none, or lies outside the file.
+        """
         saved = self.tensors[name]
         if saved.storage_type not in _TYPES:
             self.fail(f"tensor {name} is a {saved.storage_type}: quantized checkpoints are not supported here")
@@ -81,10 +93,7 @@ class TorchFile:
         count = saved.num_storage_elements
         if count * dtype.itemsize > size:
             self.fail(f"tensor {name} needs {count * dtype.itemsize} bytes, and its storage has {size}")
-        if count == 0:
-            return torch.empty(saved.shape, dtype=dtype)
-        values = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
-        return values.as_strided(saved.shape, saved.stride, saved.offset)
+        return dtype, start, count
 
     def _read_tensors(self) -> dict[str, SavedTensor]:
         pickles = [name for name in self._members if name.rpartition("/")[2] == "data.pkl"]

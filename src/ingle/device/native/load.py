@@ -28,22 +28,30 @@ from ingle.weights.source import FLOATS, ExpertNames, StoredRows, WeightSource
 
 
 def load_native_decoder(
-    config: DecoderConfig, source: WeightSource, max_model_len: int, code_type_of: Callable[[str], CodeType]
+    config: DecoderConfig,
+    source: WeightSource,
+    max_model_len: int,
+    code_type_of: Callable[[str], CodeType],
+    count_layers: Callable[[int], None] = lambda done: None,
 ) -> NativeDecoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says, for sequences of up to that length.
 
-    `code_type_of` decides how matrices are held, as for `packed_matrix.load_matrix`.
+    `code_type_of` decides how matrices are held, as for `packed_matrix.load_matrix`; `count_layers` is told how many
+    layers are there.
     Raises `ModelError` for missing or misshapen ones.
     """
     read, names = _Reader(source, config, code_type_of), config.names
     embedding = read.matrix([names.embedding], [config.vocab_size], config.hidden_size)
     tied, rows = config.tied_embeddings, [config.vocab_size]
     head = embedding if tied else read.matrix([names.lm_head], rows, config.hidden_size)
-    layers = tuple(read.layer(index) for index in range(config.num_layers))
+    layers = []
+    for index in range(config.num_layers):
+        layers.append(read.layer(index))
+        count_layers(index + 1)
     return NativeDecoder(
         config=config,
         embedding=embedding,
-        layers=layers,
+        layers=tuple(layers),
         described=(Layer * len(layers))(*(layer.described(config, index) for index, layer in enumerate(layers))),
         norm=read.norm(names.norm, config.hidden_size),
         head=head,

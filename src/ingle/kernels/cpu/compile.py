@@ -9,6 +9,7 @@ library loaded, the processor's first step beyond it would end the process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -18,8 +19,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ingle.errors import ConfigError
 from ingle.home import home
@@ -27,22 +33,29 @@ from ingle.kernels.cpu import targets
 from ingle.kernels.cpu.targets import TARGETS, Target
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread", "-w")
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-pthread", "-w")
+_LINK = ("-shared",)
 PREBUILT = Path(__file__).parent / "prebuilt"
 _STANDALONE = ("-static-libstdc++", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-s")
 """A library that is carried to other machines brings the C++ library and keeps it to itself. GCC's own, which unwinds
 the stack, is on every one of them; linked in, it would ask for a glibc as new as that of the machine that builds."""
 _COMPILERS = ("c++", "g++", "clang++")
-_TIMEOUT_S = 300
+_TIMEOUT_S = 600
+"""Of the whole: on a slow core the longest source took over a minute."""
+_REPORT_S = 2.5
+"""Seconds between two lines about a compilation."""
+_POLL_S = 0.01
 _DIGEST_BYTES = 16
+Report = Callable[[str], None]
+"""Is told how far it is, in words for people."""
 
 
 class CompileError(Exception):
     """Why there is no library, in a line for people."""
 
 
-def library(target: str | None = None) -> Path:
-    """The compiled library, built now if there is none yet. Raises `CompileError`.
+def library(target: str | None = None, report: Report | None = None) -> Path:
+    """The compiled library, built now if there is none yet; `report` hears how far it is. Raises `CompileError`.
 
     target: the name of one of `TARGETS`, or `native`, in place of what is best here, as $INGLE_CPU_TARGET is too; for
     tests and benchmarks. Raises `ConfigError` for one that there is not, or that this processor does not execute.
@@ -51,11 +64,11 @@ def library(target: str | None = None) -> Path:
     if wanted:
         chosen = _named(wanted)
         file = prebuilt_file(chosen)
-        return file if file.is_file() else built(chosen)
+        return file if file.is_file() else built(chosen, report)
     for fitting in targets.suitable(targets.features()) if PREBUILT.is_dir() else ():
         if (file := prebuilt_file(fitting)).is_file():
             return file
-    return built(targets.native())
+    return built(targets.native(), report)
 
 
 def _named(name: str) -> Target:
@@ -78,7 +91,7 @@ def _named(name: str) -> Target:
 def prebuilt_file(target: Target) -> Path:
     """Where they are if the package has them; the name tells those of other sources or flags."""
     digest = _sources_digest()
-    digest.update(" ".join((*target.flags, *FLAGS)).encode())
+    digest.update(" ".join((*target.flags, *FLAGS, *_LINK)).encode())
     return PREBUILT / f"{target.name}-{digest.hexdigest()}.so"
 
 
@@ -97,7 +110,7 @@ def prebuild(folder: Path) -> list[str]:
     def build(target: Target) -> str | None:
         made = folder / prebuilt_file(target).name
         try:
-            _compile(compiler, [*target.flags, *FLAGS, *_STANDALONE], made)
+            _compile(_Build(compiler, (*target.flags, *FLAGS), (*_LINK, *_STANDALONE)), made)
         except CompileError as error:
             return f"{target.name}: {error}"
         return None
@@ -109,18 +122,17 @@ def prebuild(folder: Path) -> list[str]:
 # ---- those that are compiled here
 
 
-def built(target: Target) -> Path:
+def built(target: Target, report: Report | None = None) -> Path:
     """The library as this machine's compiler builds it, kept in ingle's home. Raises `CompileError`."""
     if targets.machine() not in {each.machine for each in TARGETS.values()} or os.name != "posix":
         raise CompileError(f"they are not written for {platform.system()} on {targets.machine()}")
-    compiler = _compiler()
-    flags = [*target.flags, *FLAGS]
+    build = _Build(_compiler(), (*target.flags, *FLAGS), _LINK, os.cpu_count() or 1, report)
     folder = home() / "kernels"
-    file = folder / f"cpu-{_fingerprint(compiler, flags)}.so"
+    file = folder / f"cpu-{_fingerprint(build)}.so"
     try:
         _make_private(folder)
         if not _is_whole(file):
-            _build(compiler, flags, file)
+            _build(build, file)
     except OSError as error:
         raise CompileError(f"they cannot be kept in {folder}: {error.strerror or error}") from error
     return file
@@ -142,10 +154,11 @@ def _sources_digest() -> hashlib.blake2b:
     return digest
 
 
-def _fingerprint(compiler: str, flags: list[str]) -> str:
+def _fingerprint(build: _Build) -> str:
     """Names what the library was made from and for, so that a home on a shared disk serves unlike machines."""
     digest = _sources_digest()
-    digest.update(" ".join([_run(compiler, ["--version"]), compiler, *flags, *_processor()]).encode())
+    (version,) = _run(build.compiler, [["--version"]])
+    digest.update(" ".join([version, build.compiler, *build.flags, *build.link_flags, *_processor()]).encode())
     return digest.hexdigest()
 
 
@@ -173,44 +186,107 @@ def _digest(contents: bytes) -> bytes:
     return hashlib.blake2b(contents, digest_size=_DIGEST_BYTES).digest()
 
 
-def _build(compiler: str, flags: list[str], file: Path) -> None:
+def _build(build: _Build, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / "library.so"
-        _compile(compiler, flags, made)
+        _compile(build, made)
         contents = made.read_bytes()
         made.write_bytes(contents + _digest(contents))
         made.replace(file)  # whole or not at all, also when two engines start at once
 
 
-def _compile(compiler: str, flags: list[str], made: Path) -> None:
-    """The compiler's own temporary files lie beside what it makes."""
-    _run(compiler, [*flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)], str(made.parent))
+@dataclass(frozen=True)
+class _Build:
+    """How a library is made of `SOURCES`."""
+
+    compiler: str
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+    jobs: int = 1
+    """How many sources are compiled at the same time."""
+    report: Report | None = None
+
+
+def _compile(build: _Build, made: Path) -> None:
+    """The compiler's own files lie beside what it makes, and are gone afterwards."""
+    sources = sorted(SOURCES.glob("*.cpp"), key=lambda source: source.stat().st_size, reverse=True)  # what takes long
+    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+        objects = [str(Path(scratch, f"{source.stem}.o")) for source in sources]
+        commands = [[*build.flags, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+        _run(build.compiler, commands, scratch, build.jobs, build.report)
+        _run(build.compiler, [[*build.flags, *build.link_flags, *objects, "-o", str(made)]], scratch)
     if not made.is_file():
-        raise CompileError(f"{compiler} did not build them: it wrote no library")
+        raise CompileError(f"{build.compiler} did not build them: it wrote no library")
 
 
-def _run(compiler: str, arguments: list[str], scratch: str | None = None) -> str:
-    """What it prints. Its own temporary files go to `scratch`. Whatever ends the wait ends all that it has started."""
-    environment = os.environ if scratch is None else {**os.environ, "TMPDIR": scratch}
+def _run(
+    compiler: str, commands: list[list[str]], scratch: str | None = None, jobs: int = 1, report: Report | None = None
+) -> list[str]:
+    """What each prints, as many running at a time as there are `jobs`. The compiler's own temporary files go to
+    `scratch`. Whatever ends the wait, a failed one too, ends all that was started.
+    """
+    started = told = time.monotonic()
+    waiting, running, printed = deque(enumerate(commands)), dict[int, _Running](), [""] * len(commands)
     try:
-        with subprocess.Popen(
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                index, arguments = waiting.popleft()
+                running[index] = _Running(compiler, arguments, scratch)
+            for index in [index for index, each in running.items() if each.has_ended()]:
+                printed[index] = running.pop(index).printed()
+            now = time.monotonic()
+            if now - started > _TIMEOUT_S:
+                raise CompileError(f"{compiler} did not build them: it took over {_TIMEOUT_S} s")
+            if report is not None and now - told >= _REPORT_S:
+                done = len(commands) - len(waiting) - len(running)
+                report(f"compiling the CPU's kernels, once on a machine: {done} of {len(commands)} files")
+                told = now
+            time.sleep(_POLL_S)
+    except OSError as error:
+        raise CompileError(f"{compiler} did not build them: {error}") from error
+    finally:
+        for each in running.values():
+            each.kill()
+    return printed
+
+
+class _Running:
+    """A compiler that was started. What it says goes to files, so that nobody has to read while it runs."""
+
+    def __init__(self, compiler: str, arguments: list[str], scratch: str | None) -> None:
+        environment = os.environ if scratch is None else {**os.environ, "TMPDIR": scratch}
+        self._compiler = compiler
+        self._stdout = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
+        self._process = subprocess.Popen(
             [compiler, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=self._stdout,
+            stderr=self._stderr,
             env=environment,
             start_new_session=True,
-        ) as process:
-            try:
-                printed, said = process.communicate(timeout=_TIMEOUT_S)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)  # a compiler is a driver and what it has started
-                raise
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompileError(f"{compiler} did not build them: {error}") from error
-    if process.returncode != 0:
-        lines = said.splitlines()
-        first = next((line for line in lines if "error" in line), lines[0] if lines else "")
-        raise CompileError(f"{compiler} did not build them: {first[:300] or f'exit code {process.returncode}'}")
-    return printed
+        )
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def printed(self) -> str:
+        """Of one that has ended. Raises `CompileError` if it failed."""
+        code = self._process.returncode
+        if code != 0:
+            lines = _text(self._stderr).splitlines()
+            first = next((line for line in lines if "error" in line), lines[0] if lines else "")
+            raise CompileError(f"{self._compiler} did not build them: {first[:300] or f'exit code {code}'}")
+        return _text(self._stdout)
+
+    def kill(self) -> None:
+        """It, and what it has started: a compiler is a driver."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _text(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace")

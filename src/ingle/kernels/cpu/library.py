@@ -210,15 +210,15 @@ def load(path: str) -> ctypes.CDLL:
     return library
 
 
-def start(num_threads: int) -> str | None:
+def start(num_threads: int, report: compile.Report | None = None) -> str | None:
     """Readies the kernels for this process, to run on so many threads; or says why they cannot be had.
 
-    Called again, it adds the threads that are missing.
+    `report` hears how far it is where they are compiled first. Called again, it adds the threads that are missing.
     """
     global _loaded
     if _loaded is None:
         try:
-            _loaded = load(str(compile.library()))
+            _loaded = load(str(compile.library(report=report)))
         except compile.CompileError as error:
             return str(error)
         except OSError as error:

@@ -22,7 +22,8 @@ async def list_models(request: Request) -> Response:
 
 async def retrieve_model(request: Request) -> Response:
     name: str = request.path_params["model"]
-    return _json(_card(ModelPool.of(request).get(name), name))
+    model = ModelPool.of(request).get(name)
+    return _json(_card(model, name if name in model.names else model.name))
 
 
 ENDPOINTS = (

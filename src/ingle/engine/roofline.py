@@ -8,20 +8,18 @@ bandwidth or computes at the tensor cores' rate, whichever takes longer, is its 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from ingle.bench.workloads import Workload
-from ingle.model.sizes import Mixture, ModelConfig
+from ingle.kv import KvSpec
+from ingle.model.sizes import Mixture, ModelConfig, WeightSizes
 from ingle.step import Limits
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches at best, measured."""
+    """What the device reaches at best: as measured, or as its vendor says."""
 
     bytes_per_s: float
     flops_per_s: float
@@ -38,6 +36,20 @@ class Stored:
     kv_bytes_per_token: int
     mixture: Mixture | None = None
     """The experts, which are not in the body."""
+
+    @classmethod
+    def of(cls, weights: WeightSizes, kv: KvSpec) -> Stored:
+        experts = (0, 0) if weights.mixture is None else (weights.mixture.num_parameters, weights.mixture.num_bytes)
+        elsewhere = (weights.head, weights.looked_up, experts)
+        body = [total - sum(part[index] for part in elsewhere) for index, total in enumerate(weights.total)]
+        return cls(
+            body_bytes=body[1],
+            body_parameters=body[0],
+            head_bytes=weights.head[1],
+            head_parameters=weights.head[0],
+            kv_bytes_per_token=kv.token_bytes,
+            mixture=weights.mixture,
+        )
 
     def step_bytes(self, num_tokens: int) -> float:
         """Of the body and of the experts that a step of so many tokens reads, were all experts chosen alike."""
@@ -68,11 +80,13 @@ class _Running:
     num_left: int
 
 
-def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits, top: Ceilings) -> Least:
-    """The limit under these step limits, KV memory unbounded."""
+def least(
+    lengths: Sequence[tuple[int, int]], model: ModelConfig, stored: Stored, limits: Limits, top: Ceilings
+) -> Least:
+    """The limit for requests of so many tokens in and out, under these step limits, KV memory unbounded."""
     windows = Counter(model.windows or (None,) * model.num_layers)
     kv_layer_bytes = stored.kv_bytes_per_token / model.num_layers
-    waiting = [[num_in, num_out, 0] for num_in, num_out in workload.lengths]
+    waiting = [[num_in, num_out, 0] for num_in, num_out in lengths]
     running: list[_Running] = []
     seconds, num_steps, num_bytes = 0.0, 0, 0
     while waiting or running:
@@ -93,18 +107,29 @@ def least(workload: Workload, model: ModelConfig, stored: Stored, limits: Limits
                 started.append(_Running(num_in + 1, num_out - 1))
                 rows += 1
         num_tokens = limits.max_num_batched_tokens - budget
-        head_bytes = stored.head_bytes if rows else 0
-        body_bytes = stored.step_bytes(num_tokens)
-        seconds += (
-            max(body_bytes / top.bytes_per_s, 2 * stored.token_parameters() * num_tokens / top.flops_per_s)
-            + max(head_bytes / top.bytes_per_s, 2 * stored.head_parameters * rows / top.flops_per_s)
-            + kv_read / top.bytes_per_s
-            + flops / top.flops_per_s
-        )
+        weights_s, weight_bytes = _weights(stored, num_tokens, rows, top)
+        seconds += weights_s + kv_read / top.bytes_per_s + flops / top.flops_per_s
         num_steps += 1
-        num_bytes += int(body_bytes + head_bytes + kv_read)
+        num_bytes += int(weight_bytes + kv_read)
         running = [seq for seq in running + started if seq.num_left > 0]
     return Least(seconds, num_steps, num_bytes)
+
+
+def decode_seconds(num_seqs: int, context: int, model: ModelConfig, stored: Stored, top: Ceilings) -> float:
+    """Of a step that computes a token for each of so many sequences, of `context` tokens each."""
+    windows = Counter(model.windows or (None,) * model.num_layers)
+    kv_read = num_seqs * _keys_seen(windows, context) * stored.kv_bytes_per_token / model.num_layers
+    return _weights(stored, num_seqs, num_seqs, top)[0] + kv_read / top.bytes_per_s
+
+
+def _weights(stored: Stored, num_tokens: int, rows: int, top: Ceilings) -> tuple[float, float]:
+    """Seconds and bytes of a step's products with the weights; the head's are those of `rows` tokens."""
+    head_bytes = stored.head_bytes if rows else 0
+    body_bytes = stored.step_bytes(num_tokens)
+    seconds = max(body_bytes / top.bytes_per_s, 2 * stored.token_parameters() * num_tokens / top.flops_per_s) + max(
+        head_bytes / top.bytes_per_s, 2 * stored.head_parameters * rows / top.flops_per_s
+    )
+    return seconds, body_bytes + head_bytes
 
 
 def _keys_seen(windows: Counter[int | None], length: int) -> int:
@@ -120,37 +145,3 @@ def _pairs_seen(windows: Counter[int | None], length: int) -> int:
 def _pairs_within(length: int, window: int | None) -> int:
     rising = length if window is None else min(length, window)  # until then each token sees one key more
     return rising * (rising + 1) // 2 + (length - rising) * rising
-
-
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Memory reads in bytes/s and matrix products in FLOP/s, each the best of several tries of a few milliseconds.
-
-    On a CPU, whose kernels multiply in a type of their own, products are those of its fastest float type.
-    """
-    on_gpu = device.type == "cuda"
-    if on_gpu:  # a copy reads and writes; each byte counts once each way
-        source = torch.empty(1 << 31, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        bytes_per_s = 2 * source.numel() / _best(lambda: target.copy_(source), device)
-    else:
-        floats = torch.ones(1 << 26)
-        bytes_per_s = floats.numel() * 4 / _best(floats.sum, device)
-    dtypes, size = ([dtype], 8192) if on_gpu else ([torch.bfloat16, torch.float32], 1024)
-    return Ceilings(bytes_per_s, max(_product_rate(device, each, size) for each in dtypes))
-
-
-def _product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / _best(lambda: torch.mm(a, b), device)
-
-
-def _best(function: object, device: torch.device, tries: int = 10) -> float:
-    assert callable(function)
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -1,0 +1,79 @@
+"""`ingle stop`: end a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ingle.cli.flags import parse
+from ingle.errors import EngineError
+from ingle.server.running import Running, runs, servers
+
+_POLL_S = 0.05
+_SAY_S = 3.0
+_PATIENCE_S = 60.0
+"""A server cuts off what still runs after some seconds; one that takes longer is not going to end."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End a server of yours: it finishes what can be finished within seconds, and frees its memory."""
+
+    name: str
+    """The name of its model, its port, its process id, or all."""
+
+
+def main(argv: Sequence[str]) -> None:
+    flags = parse(Stop, argv, command="stop")
+    for server in _chosen(flags.name, servers()):
+        _stop(server)
+
+
+def _chosen(name: str, running: Sequence[Running]) -> list[Running]:
+    """Raises `EngineError` when there is no such server, or more than one."""
+    if name == "all":
+        if not running:
+            print("no server runs")
+        return list(running)
+    wanted = name.removeprefix(":")
+    found = [server for server in running if wanted in (str(server.port), str(server.pid), server.url)]
+    found = found or [server for server in running if any(_is_called(model, name) for model in server.models)]
+    if not found:
+        names = ", ".join(f"{server.models[0]} on port {server.port}" for server in running) or "none"
+        raise EngineError(f"no server for {name!r} runs; running: {names}")
+    if len(found) > 1:
+        ports = " or ".join(str(server.port) for server in found)
+        raise EngineError(f"{len(found)} servers have {name}: `ingle stop` the one on port {ports}, or all")
+    return found
+
+
+def _is_called(model: str, name: str) -> bool:
+    return name in (model, model.rstrip("/").rpartition("/")[2], model.removesuffix(":latest")) or (
+        name.removesuffix(":latest") == model
+    )
+
+
+def _stop(server: Running) -> None:
+    """Waits until it has ended. Raises `EngineError` when it does not."""
+    name = f"{server.models[0]} on port {server.port}"
+    started = said = time.monotonic()
+    if runs(server):  # a server that has just ended leaves its process id to others
+        try:
+            os.kill(server.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            raise EngineError(f"{name} (process {server.pid}) is not yours to stop") from error
+    while runs(server):
+        now = time.monotonic()
+        if now - started > _PATIENCE_S:
+            raise EngineError(f"{name} still runs after {_PATIENCE_S:.0f} s: `kill -9 {server.pid}` ends it by force")
+        if now - said > _SAY_S:
+            said = now
+            print(f"{name} is finishing its answers: {now - started:.0f} s", file=sys.stderr)
+        time.sleep(_POLL_S)
+    print(f"stopped {name}")

@@ -1,0 +1,89 @@
+"""The commands of other tools, and the flags that are typed with one command only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ingle.habits.flags import Habit, Kind
+
+ALIASES: Mapping[str, str] = {
+    "ls": "list",
+    "remove": "rm",
+    "delete": "rm",
+    "download": "pull",
+    "info": "show",
+}
+"""What does the same here by another name."""
+
+ANSWERS: Mapping[str, str] = {
+    "create": "there are no Modelfiles: give the model's file or folder itself, `ingle serve PATH --served-model-name "
+    "NAME`, with --chat-template FILE where it needs another",
+    "cp": "a model gets another name where it is served: `ingle serve MODEL --served-model-name NAME`",
+    "push": "ingle uploads nothing: `hf upload` brings a model to Hugging Face",
+    "upload": "ingle uploads nothing: `hf upload` brings a model to Hugging Face",
+    "signin": "no account is needed; for a model with terms set HF_TOKEN",
+    "signout": "no account is needed; for a model with terms set HF_TOKEN",
+    "login": "set HF_TOKEN to a token of yours",
+    "logout": "unset HF_TOKEN",
+    "whoami": "HF_TOKEN says who you are to Hugging Face",
+    "complete": "`ingle generate MODEL PROMPT` continues a text",
+    "run-batch": "`ingle generate MODEL --prompts-file FILE.jsonl --output RESULTS.jsonl`",
+    "collect-env": "`ingle --version`, and what `ingle serve` says first, tell what runs on what",
+    "env": "`ingle --version`, and what `ingle serve` says first, tell what runs on what",
+    "server": "`ingle serve MODEL`",
+    "start": "`ingle serve MODEL`",
+    "api-server": "`ingle serve MODEL`",
+    "openai": "`ingle serve MODEL`",
+    "controller": "there is no controller: `ingle serve MODEL` is a whole service",
+    "worker": "there is no worker: `ingle serve MODEL` is a whole service",
+    "cli": "`ingle chat MODEL`",
+    "quantize": "ingle does not quantize: take a quantized .gguf file",
+    "convert": "ingle converts nothing: it reads Hugging Face folders and .gguf files as they are",
+    "perplexity": "`ingle verify MODEL` compares a model with transformers, token by token",
+    "embed": "models that write text are served, none for embeddings",
+    "launch": "start the agent itself and give it the server's address: OPENAI_BASE_URL=http://127.0.0.1:8000/v1",
+    "kill": "`ingle stop NAME`, a port, or all",
+    "scan-cache": "`ingle list`",
+    "delete-cache": "`ingle rm NAME`",
+    "benchmark": "`ingle bench throughput MODEL`",
+    "bench-serving": "`ingle bench throughput MODEL`",
+}
+"""What is not built, or goes by more than another name: the line to type instead."""
+
+
+Row = tuple[str, Kind, str]
+
+
+def _flags(*rows: Row) -> dict[str, Habit]:
+    found = {}
+    for names, kind, says in rows:
+        for word in names.split():
+            name = word.rstrip("=?")
+            takes = word.removeprefix(name)
+            assert takes in ("", "=", "?")
+            found[name] = Habit(name, kind, says, "=" if takes == "=" else "?" if takes == "?" else "")
+    return found
+
+
+FLAGS_OF_COMMANDS: Mapping[str, Mapping[str, Habit]] = {
+    "pull": _flags(
+        ("--resume-download", "idle", "what was begun is always gone on with"),
+        ("--local-dir-use-symlinks=", "idle", "there are no links to care for"),
+        ("--repo-type=", "idle", "models are what is pulled"),
+        ("--force-download --max-workers= --insecure", "idle", "there is no such choice"),
+        (
+            "--local-dir=",
+            "refused",
+            "models lie in one place, where every command finds them by their name: leave the flag out",
+        ),
+        ("--token=", "refused", "set HF_TOKEN: others see command lines"),
+        ("--cache-dir=", "refused", "set HF_HUB_CACHE"),
+    ),
+    "rm": _flags(("-f --force", "same", "--yes")),
+    "list": _flags(("-a --all", "idle", "all are listed")),
+    "generate": _flags(("--verbose? -v", "idle", "answers come without timings")),
+    "serve": _flags(
+        ("-p=", "refused", "a prompt is part of a request, and the port is --port"),
+    ),
+}
+"""By command, beside those that all commands that load a model take."""

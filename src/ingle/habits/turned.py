@@ -1,0 +1,214 @@
+"""Flags of others whose value is something else here: what each becomes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Turned(NamedTuple):
+    """What a flag with its value is here."""
+
+    words: tuple[str, ...] = ()
+    """Of our own command line."""
+    implied: tuple[str, ...] = ()
+    """The same, unless the command line says otherwise."""
+    model: str | None = None
+    """In place of the model as it was given."""
+    environment: tuple[str, str] | None = None
+    """A variable that this process shall see."""
+    notice: str = ""
+    refusal: str = ""
+
+
+Turn = Callable[[str, str | None], Turned]
+"""From a value, and the model if one was given."""
+
+
+def _context(value: str, model: str | None) -> Turned:
+    """--max-model-len; 0 is the model's own"""
+    return Turned() if value == "0" else Turned(("--max-model-len", value))
+
+
+def _answer(value: str, model: str | None) -> Turned:
+    """--max-tokens; -1 is as many as the context holds"""
+    return Turned() if value in ("-1", "-2") else Turned(("--max-tokens", value))
+
+
+def _seed(value: str, model: str | None) -> Turned:
+    """--seed; -1 is any"""
+    return Turned() if value == "-1" else Turned(("--seed", value))
+
+
+def _threads(value: str, model: str | None) -> Turned:
+    """--threads; -1 and 0 are the default"""
+    return Turned() if value in ("-1", "0") else Turned(("--threads", value))
+
+
+def _step(value: str, model: str | None) -> Turned:
+    """--max-num-batched-tokens"""
+    return Turned(("--max-num-batched-tokens", value))
+
+
+def _slots(value: str, model: str | None) -> Turned:
+    """--max-num-seqs; each sequence may have the whole context"""
+    if value in ("-1", "0"):
+        return Turned()
+    return Turned(
+        ("--max-num-seqs", value), notice="is --max-num-seqs here, and each sequence may have the whole context"
+    )
+
+
+def _gpu_layers(value: str, model: str | None) -> Turned:
+    """0 is --device cpu, any other number the GPU where there is one"""
+    if value == "0":
+        return Turned(("--device", "cpu"), notice="is --device cpu here")
+    if value in ("-1", "all", "auto") or (value.isdecimal() and int(value) >= 33):
+        return Turned()
+    return Turned(notice="changes nothing here: all layers are on the GPU where there is one (--device cpu: none)")
+
+
+def _names(value: str, model: str | None) -> Turned:
+    """--served-model-name, of names between commas"""
+    return Turned(("--served-model-name", *filter(None, value.split(","))))
+
+
+def _llama_device(value: str, model: str | None) -> Turned:
+    """--device"""
+    return Turned(("--device", value.lower()))
+
+
+def _rope_scale(value: str, model: str | None) -> Turned:
+    """--rope-factor, of a linear scaling unless --rope-scaling says otherwise"""
+    return Turned(("--rope-factor", value), implied=("--rope-scaling", "linear"))
+
+
+def _rope_freq_scale(value: str, model: str | None) -> Turned:
+    """--rope-factor, which is 1 divided by it"""
+    try:
+        factor = 1 / float(value)
+    except (ValueError, ZeroDivisionError):
+        return Turned(refusal="it is not a number above 0")
+    if factor == 1:
+        return Turned()
+    words = ("--rope-factor", f"{factor:.6g}")
+    return Turned(words, ("--rope-scaling", "linear"), notice=f"is --rope-factor {factor:.6g} here, 1 divided by it")
+
+
+def _static_fraction(value: str, model: str | None) -> Turned:
+    """--gpu-memory-utilization, which counts activations too"""
+    notice = f"is --gpu-memory-utilization {value} here, which counts activations too: a little more may be given"
+    return Turned(("--gpu-memory-utilization", value), notice=notice)
+
+
+_ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta"}
+
+
+def _overrides(value: str, model: str | None) -> Turned:
+    """--rope-scaling and --rope-theta, of the rope's keys; no other key can be replaced"""
+    try:
+        given = json.loads(value)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        return Turned(refusal='it is not a JSON object, such as {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}')
+    if others := sorted(map(str, given.keys() - _ROPE_KEYS)):
+        return Turned(refusal=f"of a model's configuration only the rope can be replaced, not {', '.join(others)}")
+    rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        return Turned(refusal="its rope scaling is not a JSON object")
+    theta = rope.pop("rope_theta", given.get("rope_theta"))
+    words = ("--rope-scaling", json.dumps(rope)) if rope else ()
+    return Turned(words if theta is None else (*words, "--rope-theta", str(theta)))
+
+
+def _hub_cache(value: str, model: str | None) -> Turned:
+    """The variable HF_HUB_CACHE: where downloads lie"""
+    return Turned(environment=("HF_HUB_CACHE", value), notice=f"is HF_HUB_CACHE={value} here, for this start")
+
+
+def _token(value: str, model: str | None) -> Turned:
+    """The variable HF_TOKEN, which nobody else sees"""
+    return Turned(
+        environment=("HF_TOKEN", value), notice="is HF_TOKEN here: set that instead, as others see command lines"
+    )
+
+
+def _offline(value: str, model: str | None) -> Turned:
+    """The variable HF_HUB_OFFLINE"""
+    return Turned(environment=("HF_HUB_OFFLINE", "0" if value.lower() in ("false", "off", "0") else "1"))
+
+
+def _revision(value: str, model: str | None) -> Turned:
+    """MODEL@REVISION"""
+    if model is None or value.lower() in ("none", "main") or "@" in model:
+        return Turned()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return Turned(notice="changes nothing here: only models of a hub have revisions")
+    return Turned(model=f"{model}@{value}")
+
+
+def _tokenizer(value: str, model: str | None) -> Turned:
+    """The model's own, always"""
+    if model is None or value == model or value.lower() == "none":
+        return Turned()
+    if "gguf" in model.lower():
+        return Turned(notice="changes nothing here: a GGUF file brings its tokenizer")
+    return Turned(
+        refusal="a model is served with its own tokenizer: leave the flag out, or put the other's tokenizer.json into "
+        "its folder"
+    )
+
+
+def _model_type(value: str, model: str | None) -> Turned:
+    """`ingle chat` for chat, `ingle generate` for base"""
+    if value.lower() == "base":
+        return Turned(notice="changes nothing here: `ingle generate MODEL PROMPT` continues a text without a template")
+    return Turned()
+
+
+def _concurrent_requests(value: str, model: str | None) -> Turned:
+    """--max-num-queued-reqs bounds those that wait, --max-num-seqs those that run"""
+    return Turned(notice="changes nothing here: --max-num-seqs bounds what runs, --max-num-queued-reqs what waits")
+
+
+def _verbose(value: str, model: str | None) -> Turned:
+    """--log-level debug"""
+    return Turned() if value.lower() in ("false", "off", "0") else Turned(("--log-level", "debug"))
+
+
+_BY_TURN: dict[Turn, tuple[str, str]] = {
+    _context: ("=", "-c --ctx-size --n-ctx"),
+    _answer: ("=", "-n --n-predict --predict"),
+    _seed: ("=", "-s"),
+    _threads: ("=", "-t --n-threads"),
+    _step: ("=", "-b --batch-size --n-batch"),
+    _slots: ("=", "-np --parallel --n-parallel"),
+    _gpu_layers: ("=", "-ngl --n-gpu-layers --gpu-layers"),
+    _names: ("=", "-a --alias --model-alias --model-names"),
+    _llama_device: ("=", "-dev"),
+    _rope_scale: ("=", "--rope-scale"),
+    _rope_freq_scale: ("=", "--rope-freq-scale"),
+    _static_fraction: ("=", "--mem-fraction-static"),
+    _overrides: ("=", "--hf-overrides --json-model-override-args"),
+    _hub_cache: ("=", "--download-dir --cache-dir --huggingface-hub-cache --weights-cache-override"),
+    _token: ("=", "--hf-token -hft"),
+    _offline: ("?", "--offline"),
+    _revision: ("=", "--revision"),
+    _tokenizer: ("=", "--tokenizer --tokenizer-path"),
+    _model_type: ("=", "--model-type"),
+    _concurrent_requests: ("=", "--max-concurrent-requests"),
+    _verbose: ("?", "--verbose -v --log-verbose"),
+}
+
+TURNED: dict[str, tuple[str, Turn]] = {
+    name: (takes, turn) for turn, (takes, names) in _BY_TURN.items() for name in names.split()
+}
+"""Theirs, what follows it, and what it is here."""
+
+
+def by_meaning() -> list[tuple[str, str]]:
+    """What each is here, and what goes by that."""
+    return [(turn.__doc__ or "", names) for turn, (_, names) in _BY_TURN.items()]

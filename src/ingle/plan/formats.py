@@ -1,0 +1,83 @@
+"""How weights may be held, and what a number then takes: as the checkpoint stores it, in 16 bits, in codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ingle.weights.checked import Checked
+
+_SCALE_BITS = 16
+_GROUP = 128
+_LLM_INT8, _NF4_BITS = 8, 4.5
+_METHODS_WITH_ZEROS = ("gptq", "awq", "gptq_marlin", "awq_marlin", "auto-round", "autoround")
+"""Which store a zero of each group in as many bits as a code."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A way to hold a model's weights."""
+
+    name: str
+    matrix_bytes: float
+    """Of a number in a layer's matrices, experts among them."""
+    other_bytes: float
+    """Of one in embedding, head, norms and routers."""
+    group_size: int = 1
+    """Numbers of a row that share a scale: what tensor parallelism cannot split."""
+    refusal: str | None = None
+    """Why ingle does not hold weights so; None where it does."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Of a folder's weights, as its configuration has it."""
+
+    method: str
+    bits: float
+    """Of a number in a layer's matrices, scales and zeros included."""
+    group_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {round(self.bits)}-bit"
+
+
+def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
+    """None for weights that are not quantized. What is not said is taken as most checkpoints have it."""
+    for key in ("quantization_config", "compression_config", "quantization"):
+        settings = config.get(key)
+        if isinstance(settings, Mapping) and settings:
+            return _quantization(settings)
+    return None
+
+
+def _quantization(settings: Mapping[str, Any]) -> Quantization:
+    method = str(settings.get("quant_method") or "MLX")[:40]
+    values = Checked({**settings, **_first_group(settings)}, "quantization_config")
+    if method in ("fp8", "fbgemm_fp8"):
+        return Quantization(method, 8 + 32 / _GROUP**2, _GROUP)
+    if method == "mxfp4":
+        return Quantization(method, 4 + 8 / 32, 32)
+    if method == "bitsandbytes":
+        return Quantization(method, _NF4_BITS if settings.get("load_in_4bit") else _LLM_INT8, 1)
+    bits = values.integer("bits", values.integer("num_bits", 4, most=16), most=16)
+    group = values.values.get("group_size")
+    size = group if type(group) is int and group > 0 else 0  # -1, and none, is a scale for each row
+    zeros = bits if method in _METHODS_WITH_ZEROS else _SCALE_BITS if method == "MLX" else 0
+    return Quantization(method, bits + ((_SCALE_BITS + zeros) / size if size else 0), size or 1)
+
+
+def _first_group(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of compressed-tensors, which describe groups of layers."""
+    groups = settings.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    return weights if isinstance(weights, Mapping) else {}
+
+
+def in_codes(bits: int, float_bytes: float, refusal: str) -> Held:
+    """An estimate of codes in groups of 128, embedding and head left as they are, as most quantizers do."""
+    scales = _SCALE_BITS + (bits if bits < 8 else 0)
+    return Held(f"int{bits}", (bits + scales / _GROUP) / 8, float_bytes, _GROUP, refusal)

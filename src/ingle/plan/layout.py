@@ -1,0 +1,180 @@
+"""How a model is laid over several GPUs: tensor parallelism splits every matrix, pipeline parallelism the layers.
+
+What one GPU then holds is a model of its own to the engine's memory plan: a `Shard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ingle.kv import ITEMSIZES, KvSpec, group_layers
+from ingle.model.architecture import DecoderConfig
+from ingle.model.count import count_experts, count_layer
+from ingle.model.sizes import Mixture, WeightSizes
+from ingle.plan.formats import Held
+
+MAX_TENSOR_PARALLEL = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    on_cpu: bool = False
+
+    @property
+    def num_gpus(self) -> int:
+        return 0 if self.on_cpu else self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def name(self) -> str:
+        if self.on_cpu:
+            return "CPU"
+        if self.num_gpus == 1:
+            return "1 GPU"
+        parts = (("TP", self.tensor_parallel), ("PP", self.pipeline_parallel))
+        return " x ".join(f"{kind} {size}" for kind, size in parts if size > 1)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one GPU has of a model, as the memory plan sees a model (`ingle.model.sizes.ModelConfig`)."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    mlp_elements_per_token: int
+    num_layers: int
+    head_dim: int
+    q_size: int
+    attention_elements_per_token: int
+    windows: tuple[int | None, ...]
+    max_position_embeddings: int
+    kv_sides: int
+    kv_heads: int
+    kv_dim: int
+
+    def kv_spec(self, dtype: str) -> KvSpec:
+        groups = group_layers(self.windows or (None,) * self.num_layers)
+        return KvSpec(groups, self.kv_sides, self.kv_heads, self.kv_dim, dtype)
+
+
+def shard(decoder: DecoderConfig, layers: range, tensor_parallel: int) -> Shard:
+    """Keys and values of fewer heads than GPUs are held by several of them. The last layers have the logits."""
+    whole, split = decoder.kv_spec(next(iter(ITEMSIZES))), tensor_parallel
+    return Shard(
+        family=decoder.family,
+        vocab_size=decoder.vocab_size if layers.stop == decoder.num_layers else 1,
+        hidden_size=decoder.hidden_size,
+        mlp_elements_per_token=_share(decoder.mlp_elements_per_token, split),
+        num_layers=len(layers),
+        head_dim=decoder.head_dim,
+        q_size=_share(decoder.q_size, split),
+        attention_elements_per_token=_share(decoder.attention_elements_per_token, split),
+        windows=tuple(decoder.windows[layer] for layer in layers) if decoder.windows else (),
+        max_position_embeddings=decoder.max_position_embeddings,
+        kv_sides=whole.sides,
+        kv_heads=_share(whole.heads, split),
+        kv_dim=whole.dim,
+    )
+
+
+def _share(count: int, parts: int) -> int:
+    return -(-count // parts)
+
+
+def tensor_parallel_refusal(decoder: DecoderConfig, held: Held, size: int) -> str | None:
+    """Why a model cannot be split so; None where it can."""
+    heads, kv_heads = decoder.num_heads, decoder.num_kv_heads
+    if heads % size:
+        return f"{heads} heads do not divide by {size}"
+    if decoder.mla is None and kv_heads % size and size % kv_heads:
+        return f"{kv_heads} key-value heads and {size} GPUs do not divide one another"
+    widths = [decoder.intermediate_size] if decoder.moe is None or len(decoder.moe.layers) < decoder.num_layers else []
+    if decoder.moe is not None:
+        widths += [width for width in (decoder.moe.intermediate_size, decoder.moe.shared_intermediate_size) if width]
+    for width in widths:
+        if width % size:
+            return f"{width} columns of the MLP do not divide by {size}"
+        if width // size % held.group_size and held.group_size > 1:
+            return f"{width} columns of the MLP by {size} are no whole groups of {held.group_size} weights"
+    return None
+
+
+def tensor_parallel_sizes(decoder: DecoderConfig, held: Held, most: int) -> list[int]:
+    return [size for size in range(1, most + 1) if tensor_parallel_refusal(decoder, held, size) is None]
+
+
+def stages(decoder: DecoderConfig, held: Held, tensor_parallel: int, num_stages: int) -> list[range]:
+    """The layers of each stage of a pipeline, such that the fullest holds as little as it can.
+
+    Raises `ValueError` for more stages than layers.
+    """
+    if num_stages > decoder.num_layers:
+        raise ValueError(f"{decoder.num_layers} layers make no {num_stages} stages")
+    sizes = [_layer_bytes(decoder, held, tensor_parallel, layer) for layer in range(decoder.num_layers)]
+    ends = _end_bytes(decoder, held, tensor_parallel)
+    sizes[0] += ends
+    sizes[-1] += ends
+    low, high = max(sizes), sum(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(list(_filled(sizes, middle))) <= num_stages else (middle + 1, high)
+    found = list(_filled(sizes, low))
+    while len(found) < num_stages:  # of equal layers a full stage may leave none for the last ones
+        widest = max(range(len(found)), key=lambda index: len(found[index]))
+        start, stop = found[widest].start, found[widest].stop
+        found[widest : widest + 1] = [range(start, (start + stop) // 2), range((start + stop) // 2, stop)]
+    return found
+
+
+def _filled(sizes: list[int], room: int) -> Iterator[range]:
+    """Layers one after the other, as many as there is room for in each stage."""
+    start, held = 0, 0
+    for layer, size in enumerate(sizes):
+        if held + size > room and layer > start:
+            yield range(start, layer)
+            start, held = layer, 0
+        held += size
+    yield range(start, len(sizes))
+
+
+def weight_bytes(decoder: DecoderConfig, held: Held, layers: range, tensor_parallel: int, num_stages: int) -> int:
+    """Of one GPU."""
+    total = sum(_layer_bytes(decoder, held, tensor_parallel, layer) for layer in layers)
+    first, last = layers.start == 0, layers.stop == decoder.num_layers
+    copies = first + last - (first and last and decoder.tied_embeddings)
+    norm = int(decoder.hidden_size * held.other_bytes) if last else 0
+    return total + norm + copies * _end_bytes(decoder, held, tensor_parallel)
+
+
+def _layer_bytes(decoder: DecoderConfig, held: Held, tensor_parallel: int, layer: int) -> int:
+    count = count_layer(decoder, layer)
+    split = (count.matrices + count.experts) * held.matrix_bytes / tensor_parallel
+    return int(split + count.repeated * held.other_bytes)
+
+
+def _end_bytes(decoder: DecoderConfig, held: Held, tensor_parallel: int) -> int:
+    """Of the embedding, and of the head."""
+    return int(decoder.vocab_size * decoder.hidden_size * held.other_bytes / tensor_parallel)
+
+
+def weight_sizes(decoder: DecoderConfig, held: Held) -> WeightSizes:
+    """Of the whole model, for the roofline."""
+    counts = [count_layer(decoder, layer) for layer in range(decoder.num_layers)]
+    end = decoder.vocab_size * decoder.hidden_size
+    matrices = sum(count.matrices + count.experts for count in counts)
+    others = sum(count.repeated for count in counts) + decoder.hidden_size
+    ends = end * (1 if decoder.tied_embeddings else 2)
+    mixture = None
+    if decoder.moe is not None:
+        experts = count_experts(decoder, decoder.moe.layers)
+        router = decoder.moe.router
+        mixture = Mixture(router.num_experts, router.top_k, experts, int(experts * held.matrix_bytes))
+    return WeightSizes(
+        total=(matrices + others + ends, int(matrices * held.matrix_bytes + (others + ends) * held.other_bytes)),
+        head=(end, int(end * held.other_bytes)),
+        looked_up=(0, 0) if decoder.tied_embeddings else (end, int(end * held.other_bytes)),
+        mixture=mixture,
+    )

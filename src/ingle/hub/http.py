@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,8 +83,13 @@ class Body:
     total: int | None
     """Bytes of the whole file, where the server says."""
     etag: str | None
+    """What If-Range takes: the ETag, or else the date of the last change."""
     url: str
     """Where it came from in the end."""
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc.rpartition("@")[2]
 
     def chunks(self) -> Iterator[bytes]:
         """Raises `Unreachable` when the connection breaks."""
@@ -131,9 +137,11 @@ class Http:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise HubError(f"{_shown(url)} answers with what is not JSON ({error}): is it the address of a hub?") from error
+            raise HubError(
+                f"{shown_url(url)} answers what is not JSON ({error}): is it the address of a hub?"
+            ) from error
 
-    def bytes(self, url: str, max_bytes: int, start: int = 0, size: int | None = None) -> bytes:
+    def read(self, url: str, max_bytes: int, start: int = 0, size: int | None = None) -> bytes:
         """Of the file at `url`, from `start`: `size` of them, or as many as there are.
 
         Raises `HubError`, also for more than `max_bytes`.
@@ -146,11 +154,7 @@ class Http:
             try:
                 return work()
             except Unreachable as error:
-                wait_s = delay if error.retry_after_s is None else error.retry_after_s
-                if wait_s > MAX_WAIT_S:
-                    raise
-                self._on_wait(f"{error}; trying again in {wait_s:.0f} s")
-                time.sleep(wait_s)
+                wait_before_retry(error, delay, self._on_wait)
         return work()
 
     def _read(self, url: str, max_bytes: int, start: int = 0, size: int | None = None) -> bytes:
@@ -160,7 +164,7 @@ class Http:
         with self.open(url, f"bytes={start}-{end}" if start or size is not None else None) as body:
             skip = start - body.start  # a server without ranges sends all
             if skip < 0:
-                raise HubError(f"{_shown(url)} answers with other bytes than those asked for")
+                raise HubError(f"{shown_url(url)} answers with other bytes than those asked for")
             most = skip + (max_bytes if size is None else size)
             read = bytearray()
             for chunk in body.chunks():
@@ -168,9 +172,9 @@ class Http:
                 if len(read) >= most:
                     break
         if size is None and len(read) > max_bytes:
-            raise HubError(f"{_shown(url)} answers with more than the {max_bytes} bytes that are taken of it")
+            raise HubError(f"{shown_url(url)} answers with more than the {max_bytes} bytes that are taken of it")
         if size is not None and len(read) < most:
-            raise Unreachable(f"{_shown(url)} ended after {len(read)} bytes where {most} were expected")
+            raise Unreachable(f"{shown_url(url)} ended after {len(read)} bytes where {most} were expected")
         return bytes(read[skip:most])
 
     @contextmanager
@@ -191,7 +195,7 @@ class Http:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(_transport(error, url)) from error
         except RuntimeError as error:  # of a client that another thread has closed
-            raise Unreachable(f"{_shown(url)}: {error}") from error
+            raise Unreachable(f"{shown_url(url)}: {error}") from error
         try:
             self._check(response, url)
             yield _body(response)
@@ -209,7 +213,7 @@ class Http:
                 return response
             response.close()
             if request.url.scheme == "https" and following.url.scheme != "https":
-                raise HubError(f"{_shown(str(request.url))} redirects from https to http, which is not followed")
+                raise HubError(f"{shown_url(str(request.url))} redirects from https to http, which is not followed")
             if token is not None and following.url.host in self._trusted:
                 following.headers["Authorization"] = token
             request = following
@@ -221,7 +225,7 @@ class Http:
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind in ("text/html", "application/xhtml+xml"):
                 raise HubError(
-                    f"{_shown(str(response.url))} answers with a web page in place of the file: a login or proxy page, "
+                    f"{shown_url(str(response.url))} answers with a web page in the file's place: a login or proxy page, "
                     "or not the address of a hub; open it in a browser, or check HF_ENDPOINT and the proxy"
                 )
             return
@@ -236,7 +240,18 @@ class Http:
         if status in _PASSING:
             wait_s = _retry_after(response.headers.get("Retry-After"))
             raise Unreachable(said or _passing(answer, wait_s), wait_s)
-        raise Refused(said or f"{_shown(url)} answers {status} {answer.message or response.reason_phrase}", status)
+        raise Refused(said or f"{shown_url(url)} answers {status} {answer.message or response.reason_phrase}", status)
+
+
+def wait_before_retry(
+    error: Unreachable, delay_s: float, say: Callable[[str], None], stopped: threading.Event | None = None
+) -> None:
+    """As long as the hub asks for, else `delay_s`. Raises `error` where that is more than anybody wants to wait."""
+    wait_s = delay_s if error.retry_after_s is None else error.retry_after_s
+    if wait_s > MAX_WAIT_S:
+        raise error
+    say(f"{error}; trying again in {wait_s:.0f} s")
+    (stopped or threading.Event()).wait(wait_s)
 
 
 def _new_client() -> httpx.Client:
@@ -264,11 +279,11 @@ def _body(response: httpx.Response) -> Body:
     if response.status_code == 206:
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
         if match is None or encoded:
-            raise HubError(f"{_shown(str(response.url))} answers a range without saying which bytes it sends")
+            raise HubError(f"{shown_url(str(response.url))} answers a range without saying which bytes it sends")
         start, total = int(match[1]), None if match[3] == "*" else int(match[3])
-    etag = headers.get("ETag")
-    if encoded or (etag is not None and etag.startswith("W/")):
-        etag = None
+    etag = headers.get("ETag", "W/")
+    if encoded or etag.startswith("W/"):  # which may stand for other bytes
+        etag = None if encoded else headers.get("Last-Modified")
     return Body(response, start, total, etag, str(response.url))
 
 
@@ -289,15 +304,15 @@ def _passing(answer: Answer, wait_s: float | None) -> str:
     when = "later" if wait_s is None else f"in {wait_s:.0f} s"
     if answer.status == 429:
         token = "" if answer.sent_token else ", or with a token, which may ask more often"
-        return f"{_shown(answer.url)} limits how often it is asked (429): try again {when}{token}"
-    return f"{_shown(answer.url)} answers {answer.status}: it is down or overloaded; try again {when}, or another mirror"
+        return f"{shown_url(answer.url)} limits how often it is asked (429): try again {when}{token}"
+    return f"{shown_url(answer.url)} answers {answer.status}: it is down or overloaded; try again {when} or a mirror"
 
 
 def _transport(error: Exception, url: str) -> str:
     """What went wrong on the way, and what to do."""
     import httpx
 
-    where, said = _shown(url), str(error) or type(error).__name__
+    where, said = shown_url(url), str(error) or type(error).__name__
     if isinstance(error, httpx.ProxyError):
         return f"{where}: the proxy {_proxy()} does not let it through: {said}"
     if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
@@ -328,6 +343,6 @@ def _proxy() -> str:
     return re.sub(r"//[^/@]*@", "//", found)[:200]
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """A URL without the signature that may stand in its query, and without a password."""
     return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])[:300]

@@ -81,6 +81,8 @@ class Origin(Protocol):
 
     hub: Hub
     http: Http
+    advice: str
+    """What to do where the disk of its cache is full."""
 
     def listing(self, ref: RepoRef) -> Listing:
         """Raises `HubError`."""

@@ -24,7 +24,7 @@ _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"ggml", b"ggjt", b"ggla")
 _TAR_AT, _TAR = 257, b"ustar"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".download", ".tmp")
-_NOT_THE_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+NOT_THE_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -107,7 +107,7 @@ def _kinds(path: Path, entries: list[Path]) -> Iterator[tuple[str, str | None]]:
         entry
         for entry in entries
         if entry.suffix.lower() == ".gguf"
-        and not _NOT_THE_MODEL.search(entry.name)
+        and not NOT_THE_MODEL.search(entry.name)
         and not _LATER_PART.search(entry.name)
     ]
     if ggufs:
@@ -135,17 +135,17 @@ def _kinds(path: Path, entries: list[Path]) -> Iterator[tuple[str, str | None]]:
         yield "though it has weights", "download config.json and the tokenizer's files beside them"
 
 
-def refuse_missing(name: str, path: Path, more: str = "") -> NoReturn:
-    """Raises `ModelError` for a path where nothing lies, with those of near names. `more` goes on after that."""
+def refuse_missing(name: str, path: Path) -> NoReturn:
+    """Raises `ModelError` for a path where nothing lies, with those of near names."""
     refuse_pointer(path)
-    near = _near(path)
+    near = near_paths(path)
     meant = (
         f"did you mean {' or '.join(near)}?" if near else "give the path of a model's folder or .gguf file, or a name"
     )
-    raise ModelError(f"there is no file or folder {quote(name)}", alternative=f"{meant}{more}")
+    raise ModelError(f"there is no file or folder {quote(name)}", alternative=meant)
 
 
-def _near(path: Path) -> list[str]:
+def near_paths(path: Path) -> list[str]:
     """What lies beside a path that leads nowhere and has nearly its name; or its first part that there is not."""
     try:
         missing = path

@@ -44,6 +44,7 @@ _REVISION = re.compile(r"[\w](?:[\w./-]{0,198}[\w-])?", re.ASCII)
 _CHOICE = re.compile(r"[A-Za-z0-9_][\w.-]{0,199}", re.ASCII)
 _FILE = re.compile(r"[^\x00-\x1f\\]{1,400}")
 _MAX_CHARS = 2048
+_FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class RepoRef:
     """Which GGUF file: its quantization, such as Q4_K_M, or its name."""
     endpoint: str | None = None
     """Of the hub or mirror, where a URL named it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called once it is here: without hub and revision."""
+        return self.repo if self.choice is None else f"{self.repo}:{self.choice.rpartition('/')[2]}"
 
     def __str__(self) -> str:
         prefix = "modelscope:" if self.hub == "modelscope" else ""
@@ -119,7 +125,17 @@ def parse_name(name: str, hub: str | None = None) -> Reference:
             return _from_repo_path(name, name[len(prefix) :], its_hub)
     if "/" not in name:
         return ShortName(name)
+    name = name.rstrip("/")
     return _from_repo_path(name, name, default_hub(hub))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it is written as models of a hub are, and no path: those to files end as files do."""
+    lowered = name.lower()
+    if any(lowered.startswith(prefix) for prefix in _PREFIXES):
+        return True
+    path = name.partition("@")[0].partition(":")[0]
+    return _REPO.fullmatch(path) is not None and not lowered.endswith(_FILE_SUFFIXES)
 
 
 def _from_repo_path(name: str, path: str, hub: Hub) -> RepoRef:
@@ -169,9 +185,7 @@ def _from_url(url: str) -> Reference:
     if resolved is not None:  # a file of another hub that speaks Hugging Face's protocol
         ref = _from_repo_path(url, resolved[0], "huggingface")
         return replace(ref, revision=resolved[1], endpoint=f"{parts.scheme}://{parts.netloc}")
-    raise ModelError(
-        f"{quote(url)}: a URL has to be that of a .gguf file, or of a model on Hugging Face or ModelScope"
-    )
+    raise ModelError(f"{quote(url)}: a URL has to be that of a .gguf file, or of a model on Hugging Face or ModelScope")
 
 
 def _from_hub_page(url: str, path: list[str], host: str) -> Reference:

@@ -1,9 +1,10 @@
-"""How a pull shows that it moves: a bar on a terminal, a few plain lines elsewhere."""
+"""How a pull shows that it moves: bars on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -22,30 +23,58 @@ class Progress(Protocol):
     def update(self, done: int) -> None:
         """So many bytes of the stage are done, counted from its beginning."""
 
+    def part(self, name: str, total: int | None) -> Callable[[int], None]:
+        """One of several files that come at the same time in the stage that is to begin. What is returned is told how
+        many bytes of it are here."""
+        ...
+
+
+_EVERY_S = 5.0
+
 
 class PlainProgress:
-    """A line when a stage begins and at each further quarter of it, for logs and pipes."""
+    """A line when a stage begins, at each further quarter of it and every few seconds, for logs and pipes."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._title, self._total, self._quarter = "", 0, 0
+        self._told_s = 0.0
 
     def note(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
     def stage(self, title: str, total: int) -> None:
         self._title, self._total, self._quarter = title, total, 0
-        self.note(f"{title}: {total / 1e6:.1f} MB")
+        self._told_s = time.monotonic()
+        self.note(f"{title}: {total / 1e6:.1f} MB" if total else title)
 
     def update(self, done: int) -> None:
         quarter = 4 * done // max(self._total, 1)
-        if quarter > self._quarter:
-            self._quarter = quarter
+        now_s = time.monotonic()
+        if quarter > self._quarter and self._total:
+            self._quarter, self._told_s = quarter, now_s
             self.note(f"{self._title}: {25 * quarter} %")
+        elif now_s - self._told_s >= _EVERY_S:
+            self._told_s = now_s
+            share = f"{100 * done // self._total} %, " if self._total else ""
+            self.note(f"{self._title}: {share}{done / 1e6:.1f} MB")
+
+    def part(self, name: str, total: int | None) -> Callable[[int], None]:
+        return lambda done: None
+
+
+class QuietProgress:
+    """For those who want to hear of nothing but errors."""
+
+    def note(self, text: str) -> None: ...
+    def stage(self, title: str, total: int) -> None: ...
+    def update(self, done: int) -> None: ...
+    def part(self, name: str, total: int | None) -> Callable[[int], None]:
+        return lambda done: None
 
 
 class BarProgress:
-    """A bar for each stage, with bytes, speed and time left."""
+    """A bar for each stage and each of its files, with bytes, speed and time left."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -55,11 +84,19 @@ class BarProgress:
         self._bars.console.print(text, markup=False, highlight=False)
 
     def stage(self, title: str, total: int) -> None:
-        self._task = self._bars.add_task(title, total=total)
+        self._task = self._bars.add_task(title, total=total or None)
 
     def update(self, done: int) -> None:
         if self._task is not None:
             self._bars.update(self._task, completed=done)
+
+    def part(self, name: str, total: int | None) -> Callable[[int], None]:
+        task = self._bars.add_task(f"  {name}", total=total)
+
+        def show(done: int) -> None:
+            self._bars.update(task, completed=done, visible=total is None or done < total)
+
+        return show
 
 
 @contextmanager

@@ -1,12 +1,60 @@
-"""Bring a model of the catalog into the local store."""
+"""Bring a model onto this machine: of the catalog into the local store, of a hub into the hub's own cache."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from ingle.errors import ModelError
 from ingle.hub import pypi
 from ingle.hub.catalog import CATALOG, CatalogEntry, find_entry
+from ingle.hub.names import RepoRef, ShortName, UrlRef
 from ingle.hub.progress import Progress
+from ingle.hub.source import ModelSource
 from ingle.hub.store import Store, StoredModel, check_name, disk_errors
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model by its name, here or not."""
+
+    name: str
+    """As it is typed."""
+    reference: CatalogEntry | RepoRef | UrlRef | ShortName
+    """A short name is that of a model in the store which the catalog has no longer."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def here(model: Known, store: Store) -> ModelSource | None:
+    """The model if it is on this machine; no hub is asked. Raises `ModelError` where it is damaged."""
+    reference = model.reference
+    if isinstance(reference, RepoRef):
+        from ingle.hub.caches import cached  # only names of a hub wait for these
+
+        return cached(reference)
+    if isinstance(reference, UrlRef):
+        from ingle.hub.urls import stored_url
+
+        return stored_url(reference, store)
+    if model.name not in store.names():
+        return None
+    return ModelSource(model.name, store.get(model.name).path, "gguf")
+
+
+def pull(model: Known, progress: Progress, store: Store) -> ModelSource:
+    """The model, brought here first if any of it is missing. Raises `ModelError`."""
+    reference = model.reference
+    if isinstance(reference, RepoRef):
+        from ingle.hub.fetch import fetch
+
+        return fetch(reference, progress)
+    if isinstance(reference, UrlRef):
+        from ingle.hub.urls import fetch_url
+
+        return fetch_url(reference, progress, store)
+    stored = pull_model(model.name, progress, store)
+    return ModelSource(model.name, stored.path, "gguf")
 
 
 def pull_model(name: str, progress: Progress, store: Store | None = None) -> StoredModel:

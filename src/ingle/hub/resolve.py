@@ -4,68 +4,80 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ingle.errors import ModelError
 from ingle.hub.catalog import CATALOG, find_entry
-from ingle.hub.local import is_gguf, refuse_file, refuse_folder, refuse_missing
+from ingle.hub.http import HubError
+from ingle.hub.local import is_gguf, near_paths, refuse_file, refuse_folder, refuse_missing
+from ingle.hub.names import ShortName, is_hub_name, parse_name
 from ingle.hub.progress import Progress, show_progress
-from ingle.hub.pull import pull_model
+from ingle.hub.pull import Known, here, pull
+from ingle.hub.source import ModelSource
 from ingle.hub.store import Store, check_name, quote
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""Such as Qwen/Qwen3-0.6B."""
+__all__ = ["ModelSource", "ensure_model", "resolve_model"]
+
 _MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    name: str
-    """The short name, or the path as the user gave it."""
-    path: Path
-    kind: Literal["folder", "gguf"]
-    """A Hugging Face model folder with its config.json, or one .gguf file."""
-
-
 def resolve_model(name: str, store: Store | None = None) -> ModelSource:
-    """Find a model: the path of a Hugging Face folder or of a .gguf file, or the short name of a stored model.
+    """Find a model on this machine: the path of a Hugging Face folder or of a .gguf file, the short name of a stored
+    model, or one that a hub's cache holds.
 
-    A path that exists wins over a short name. Raises `ModelError` that says what to do when there is no such model.
+    A path that exists wins over a name. Raises `ModelError` that says what to do when there is no such model.
     """
     if (source := _from_path(name)) is not None:
         return source
     store = store or Store()
-    entry = find_entry(name)
-    short = entry.name if entry is not None else check_name(name)
-    stored = store.names()
-    if short in stored:
-        return ModelSource(short, store.get(short).path, "gguf")
-    if entry is not None:
-        raise ModelError(f"model {short} is not on this machine yet: run `ingle pull {short}`")
-    raise ModelError(_unknown(short, stored))
+    found = _known(name, store)
+    if (source := here(found, store)) is not None:
+        return source
+    raise ModelError(f"model {found} is not on this machine yet: run `ingle pull {found}`", alternative=_nearby(name))
 
 
 def ensure_model(name: str, progress: Progress | None = None, store: Store | None = None) -> ModelSource:
-    """`resolve_model`, but a model of the catalog that is not in the store yet is pulled first.
+    """`resolve_model`, but a model that is not on this machine yet is pulled first.
 
     Progress is shown on stderr unless `progress` is given.
     """
+    if (source := _from_path(name)) is not None:
+        return source
     store = store or Store()
-    entry = find_entry(name)
-    if entry is not None and _from_path(name) is None and entry.name not in store.names():
-        shown = show_progress() if progress is None else nullcontext(progress)
-        with shown as progress:
-            progress.note(f"{entry.name} is not on this machine yet: pulling it")
-            pull_model(entry.name, progress, store)
-    return resolve_model(name, store)
+    found = _known(name, store)
+    if (source := here(found, store)) is not None:
+        return source
+    shown = show_progress() if progress is None else nullcontext(progress)
+    with shown as progress:
+        progress.note(f"{found} is not on this machine yet: pulling it")
+        try:
+            return pull(found, progress, store)
+        except HubError as error:
+            if error.alternative is not None or (nearby := _nearby(name)) is None:
+                raise
+            raise ModelError(error.what, alternative=nearby) from error
+
+
+def _nearby(name: str) -> str | None:
+    """What a name of a hub may have been meant to be, if it was a path."""
+    near = near_paths(Path(name)) if is_hub_name(name) and Path(name.partition("/")[0]).is_dir() else []
+    return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def resolve_or_locate(name: str) -> ModelSource | Known:
+    """The model on this machine, or what is known of one that is not."""
+    if (source := _from_path(name)) is not None:
+        return source
+    store = Store()
+    found = _known(name, store)
+    return here(found, store) or found
 
 
 def _from_path(name: str) -> ModelSource | None:
-    """The model at a path; None when `name` can only be a short name."""
+    """The model at a path; None when `name` can only be a name."""
+    if name.lower().startswith(("http://", "https://")):
+        return None
     try:
         path = Path(name).expanduser() if name.startswith("~") else Path(name)
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -82,15 +94,36 @@ def _from_path(name: str) -> ModelSource | None:
         raise ModelError(f"{quote(name)} cannot be looked up: {error}") from error
     if is_file and is_gguf(path):
         return ModelSource(name, path.absolute(), "gguf")
-    looks_like_path = os.sep in name or name.startswith(("~", ".")) or path.suffix.lower() in _MODEL_SUFFIXES
-    if not looks_like_path:
+    if not _looks_like_path(name, path, is_there=is_file or is_folder or path.is_symlink()):
         return None
     if is_folder:
         refuse_folder(name, path)
     if is_file:
         refuse_file(name, path)
-    hub = "; models of the Hugging Face hub are not downloaded" if _HUB_NAME.fullmatch(name) else ""
-    refuse_missing(name, path, hub)
+    refuse_missing(name, path)
+
+
+def _looks_like_path(name: str, path: Path, *, is_there: bool) -> bool:
+    """Whether it is no name: names of a hub have one slash too, and their own prefixes more."""
+    if name.startswith(("~", ".", os.sep)):
+        return True
+    if os.sep not in name:
+        return path.suffix.lower() in _MODEL_SUFFIXES
+    return is_there or not is_hub_name(name)
+
+
+def _known(name: str, store: Store) -> Known:
+    reference = parse_name(name)
+    if not isinstance(reference, ShortName):
+        return Known(str(reference), reference)
+    entry = find_entry(name)
+    short = entry.name if entry is not None else check_name(name)
+    if entry is not None:
+        return Known(short, entry)
+    stored = store.names()
+    if short in stored:
+        return Known(short, reference)
+    raise ModelError(_unknown(short, stored))
 
 
 def _unknown(short: str, stored: list[str]) -> str:
@@ -99,4 +132,7 @@ def _unknown(short: str, stored: list[str]) -> str:
     if near:
         return f"there is no model {short}; did you mean {' or '.join(near)}? (`ingle pull NAME` fetches a model)"
     names = ", ".join(entry.name for entry in CATALOG)
-    return f"there is no model {short}: `ingle pull NAME` fetches one of {names}, or give a folder or .gguf file"
+    return (
+        f"there is no model {short}: `ingle pull NAME` fetches one of {names}, or a model of a hub by its whole name, "
+        "org/name; or give a folder or .gguf file"
+    )

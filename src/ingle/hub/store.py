@@ -214,14 +214,12 @@ def quote(name: str) -> str:
 
 
 @contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
+def disk_errors(doing: str, advice: str = "make room, or point INGLE_HOME to another disk") -> Iterator[None]:
     """Turn the system's refusal into a `ModelError` that says what could not be done, and where."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_IS_FULL:
-            raise ModelError(
-                f"cannot {doing}: the disk is full ({error.strerror}): make room, or point INGLE_HOME to another disk"
-            ) from error
+            raise ModelError(f"cannot {doing}: the disk is full ({error.strerror}): {advice}") from error
         where = f": {error.filename}" if error.filename is not None else ""
         raise ModelError(f"cannot {doing}: {error.strerror or error}{where}") from error

@@ -64,6 +64,7 @@ class _Model(msgspec.Struct):
 
 class HuggingFace:
     hub: Hub = "huggingface"
+    advice = "make room, or point HF_HOME to another disk"
 
     def __init__(self, endpoint: str | None = None, on_wait: Callable[[str], None] = lambda text: None) -> None:
         """Raises `HubError` when the user wants no network, `ConfigError` for a token that cannot be one."""
@@ -146,7 +147,9 @@ class HuggingFace:
         return [Found(m.id, m.downloads, m.likes, m.pipeline_tag or "", bool(m.gated)) for m in models]
 
     def _storage(self, listing: Listing) -> Path:
-        return self.cache / storage_name(listing.repo)
+        """By the name that was asked for, as huggingface_hub has it; by the one it has now where that lies there."""
+        renamed = self.cache / storage_name(listing.repo)
+        return renamed if renamed.is_dir() else self.cache / storage_name(listing.ref.repo)
 
     def _is_mirror(self) -> bool:
         return urlsplit(self.endpoint).hostname == "hf-mirror.com"
@@ -166,7 +169,7 @@ class HuggingFace:
         if "disabled" in answer.message.lower():
             return f"{ref.repo} has been disabled by {self.endpoint}: {answer.message}"
         if answer.status == 401 and ("credentials" in answer.message.lower() or "token" in answer.message.lower()):
-            return f"{self.endpoint} does not accept your token (HF_TOKEN or `hf auth login`): make one at {_TOKENS_PAGE}"
+            return f"{self.endpoint} does not take your token (HF_TOKEN or `hf auth login`): make one at {_TOKENS_PAGE}"
         if answer.code == "RevisionNotFound":
             return f"{ref.repo} has no revision {ref.revision}: its branches and commits are at {page}/commits"
         if answer.code == "EntryNotFound":

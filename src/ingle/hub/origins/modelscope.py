@@ -1,13 +1,13 @@
 """ModelScope, by its HTTP interface: https://modelscope.cn/docs/models/download.
 
-Its own package is not needed: it brings a dozen others, asks third parties in which cloud it runs, and shows progress in
-its own way. Files land where it keeps them ($MODELSCOPE_CACHE), so that each finds what the other has downloaded.
+Its own package is not needed: it brings a dozen others, asks third parties in which cloud it runs, and shows progress
+in its own way. Files land where it keeps them ($MODELSCOPE_CACHE), so that each finds what the other has downloaded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as quote_url
@@ -53,6 +53,7 @@ class _Found(msgspec.Struct):
 
 class ModelScope:
     hub: Hub = "modelscope"
+    advice = "make room, or point MODELSCOPE_CACHE to another disk"
 
     def __init__(self, endpoint: str | None = None, on_wait: Callable[[str], None] = lambda text: None) -> None:
         """Raises `HubError` when the user wants no network."""
@@ -143,6 +144,21 @@ def model_folder(cache: Path, repo: str, revision: str) -> Path:
             if revision == "master" and (old / "config.json").is_file():
                 return old
     return cache / "models" / repo.replace("/", "--") / "snapshots" / revision
+
+
+def repositories(cache: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Name of each repository that lies in the cache, all that it has on the disk, and its files."""
+    for storage in sorted((cache / "models").glob("*--*")):
+        for folder in sorted((storage / "snapshots").glob("*")):
+            yield storage.name.replace("--", "/", 1), storage, folder
+    seen = set[str]()
+    for parent in (cache / "models", cache / "hub" / "models", cache / "hub"):
+        for config in sorted(parent.glob("*/*/config.json")):
+            name = config.parent.name.replace("___", ".")
+            repo = f"{config.parent.parent.name}/{name}"
+            if repo not in seen and config.parent.parent.name != "models" and "--" not in repo:
+                seen.add(repo)
+                yield repo, config.parent, config.parent
 
 
 def _file(file: _File, repo: str) -> RemoteFile:

@@ -1,0 +1,296 @@
+"""Files from a hub or a URL onto the disk: several at once, resumed where they were cut, checked before they count.
+
+A file comes as `NAME.ingle-part` beside its place and is renamed when all of it is there and has the digest that the
+hub says, so what bears its name is whole, whenever the process that brought it was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ingle.errors import ModelError
+from ingle.hub.http import RETRY_DELAYS_S, Body, Http, HubError, Refused, Unreachable, wait_before_retry
+from ingle.hub.listing import Digest
+from ingle.hub.progress import Progress
+from ingle.hub.store import DISK_IS_FULL, delete, sync
+
+PART = ".ingle-part"
+_AT_ONCE = 4
+_NOT_SATISFIABLE = 416
+_POLL_S = 0.1
+_CHUNK_BYTES = 1 << 20
+_SPARE_BYTES = 64 << 20
+"""Of disk, beside the files: a full disk hurts others."""
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+@dataclass
+class Job:
+    """A file to bring."""
+
+    url: str
+    path: Path
+    """Where its bytes are to lie."""
+    name: str
+    """For people."""
+    size: int | None = None
+    digest: Digest | None = None
+    done: Callable[[], None] = lambda: None
+    """Called when it is whole, in one of the threads that bring files."""
+    etag: str | None = None
+    """Of what lies in `part`, where nothing but the ETag says whether it is still the same file."""
+    come: int = 0
+    """Bytes that are here."""
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + PART)
+
+
+def download(http: Http, jobs: Sequence[Job], title: str, progress: Progress, advice: str) -> None:
+    """Brings all files that are not there yet.
+
+    Raises `ModelError`: `HubError` for what the hub does, and for a disk without room, with `advice` on what to do.
+    What has come stays for the next time.
+    """
+    jobs = [job for job in jobs if not _is_here(job)]
+    if not jobs:
+        return
+    check_space(jobs, title, advice)
+    work: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in sorted(jobs, key=lambda job: -(job.size or 0)):
+        work.put(job)
+    stopped, errors = threading.Event(), list[Exception]()
+
+    def bring() -> None:
+        while not stopped.is_set():
+            try:
+                job = work.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                _bring(http, job, stopped, progress.note)
+            except Exception as error:  # of whatever kind: it is raised in the thread that waits
+                errors.append(error)
+                stopped.set()
+
+    threads = [threading.Thread(target=bring, name="download", daemon=True) for _ in jobs[:_AT_ONCE]]
+    for thread in threads:
+        thread.start()
+    try:
+        _watch(threads, jobs, title, progress)
+    except BaseException:  # Ctrl-C
+        stopped.set()
+        http.close()
+        raise
+    if errors:
+        raise _named(errors[0], title, advice)
+
+
+def _watch(threads: Sequence[threading.Thread], jobs: Sequence[Job], title: str, progress: Progress) -> None:
+    parts = [progress.part(job.name, job.size) for job in jobs] if len(jobs) > 1 else []
+    progress.stage(title, sum(job.size or 0 for job in jobs))
+    while any(thread.is_alive() for thread in threads):
+        for thread in threads:
+            thread.join(_POLL_S / len(threads))
+        come = [job.come for job in jobs]
+        for part, bytes_here in zip(parts, come, strict=False):
+            part(bytes_here)
+        progress.update(sum(come))
+
+
+def _named(error: Exception, title: str, advice: str) -> Exception:
+    if isinstance(error, OSError):
+        if error.errno in DISK_IS_FULL:
+            return ModelError(f"{title}: the disk is full ({error.strerror}); what has come stays", alternative=advice)
+        return ModelError(f"{title}: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    return error
+
+
+def _is_here(job: Job) -> bool:
+    return job.path.is_file() and (job.size is None or job.path.stat().st_size == job.size)
+
+
+def check_space(jobs: Sequence[Job], title: str, advice: str) -> None:
+    """Raises `ModelError` where the disk has no room for what is missing of the files."""
+    folder = jobs[0].path.parent
+    while not folder.exists():
+        folder = folder.parent
+    need = sum(max((job.size or 0) - _size(job.part), 0) for job in jobs)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # a file system that does not say
+        return
+    if need and free < need + _SPARE_BYTES:
+        raise ModelError(
+            f"{title} needs {need / 1e9:.2f} GB of disk space, {folder} has {free / 1e9:.2f} GB free",
+            alternative=advice,
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _bring(http: Http, job: Job, stopped: threading.Event, note: Callable[[str], None]) -> None:
+    """One file, tried again where it was cut. What moves forward is tried as often as it needs."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    delays = iter(RETRY_DELAYS_S)
+    while not stopped.is_set():
+        before = job.come
+        try:
+            if _attempt(http, job, stopped):
+                return
+        except Refused as error:
+            if error.status != _NOT_SATISFIABLE or not _size(job.part):
+                raise
+            delete(job.part)  # more of it is here than the server has: it is of another file
+        except Unreachable as error:
+            if job.come > before:
+                delays = iter(RETRY_DELAYS_S)
+            delay = next(delays, None)
+            if delay is None or stopped.is_set():
+                raise
+            wait_before_retry(error, delay, note, stopped)
+
+
+def _attempt(http: Http, job: Job, stopped: threading.Event) -> bool:
+    """From where the last attempt ended. False where what had come proved to be of another file."""
+    start, hashed = _begun(job)
+    job.come = start
+    if job.size is not None and start == job.size:
+        job.part.touch()  # of an empty file nothing has come
+        _finish(job, hashed, resumed=True)
+        return True
+    byte_range = f"bytes={start}-" if start else None
+    with http.open(job.url, byte_range, if_range=job.etag if job.digest is None else None) as body:
+        if body.start not in (0, start):
+            raise HubError(f"{job.name}: the server sends other bytes than those asked for")
+        if body.start != start:  # it sends all, from the beginning
+            start, hashed = 0, _new_hash(job)
+        _check_size(job, body)
+        job.size, job.come = body.total if job.size is None else job.size, start
+        _remember(job, body)
+        with job.part.open("r+b" if start else "wb") as out:
+            out.seek(start)
+            for chunk in body.chunks():
+                if stopped.is_set():
+                    return True
+                out.write(chunk)
+                hashed.update(chunk)
+                job.come += len(chunk)
+                if job.size is not None and job.come > job.size:
+                    break
+            out.flush()
+            os.fsync(out.fileno())
+    if job.size is not None and job.come < job.size:
+        raise Unreachable(f"{job.name}: the connection ended after {job.come} of {job.size} bytes")
+    return _finish(job, hashed, resumed=start > 0)
+
+
+def _begun(job: Job) -> tuple[int, _Hash]:
+    """How many bytes an earlier attempt left, and their hash."""
+    hashed, start = _new_hash(job), _size(job.part)
+    if job.digest is None:
+        job.etag = _etag_of(job)
+    useless = (job.size is not None and start > job.size) or (job.digest is None and job.etag is None)
+    if not start or useless:
+        return 0, hashed
+    with job.part.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hashed.update(chunk)
+    return start, hashed
+
+
+def _new_hash(job: Job) -> _Hash:
+    if job.digest is not None and job.digest.kind == "git":
+        hashed = hashlib.sha1(usedforsecurity=False)
+        hashed.update(b"blob %d\0" % (job.size or 0))
+        return hashed
+    return hashlib.sha256()
+
+
+def _check_size(job: Job, body: Body) -> None:
+    if job.size is not None and body.total is not None and body.total != job.size:
+        raise HubError(
+            f"{job.name}: the hub says {job.size} bytes, and {body.host} sends {body.total}",
+            alternative="a mirror that is behind or broken: try again later, or set HF_ENDPOINT to another",
+        )
+
+
+def _finish(job: Job, hashed: _Hash, *, resumed: bool) -> bool:
+    if job.size is not None and job.come > job.size:
+        delete(job.part)
+        raise HubError(f"{job.name}: more than its {job.size} bytes came: the file is not what the hub lists")
+    if job.digest is not None and hashed.hexdigest() != job.digest.value:
+        delete(job.part)
+        if resumed:  # the beginning may have been of another file: all over again
+            return False
+        kind = "SHA-256" if job.digest.kind == "sha256" else "git's SHA-1"
+        raise HubError(
+            f"{job.name}: what came has {kind} {hashed.hexdigest()[:16]}…, and the hub says {job.digest.value[:16]}…",
+            alternative="it was damaged on the way, by a mirror or a proxy: try again, or set HF_ENDPOINT to another",
+        )
+    sync(job.part)
+    job.part.replace(job.path)
+    sync(job.path.parent)
+    delete(_etag_file(job))
+    job.done()
+    return True
+
+
+def _etag_file(job: Job) -> Path:
+    return job.path.with_name(f"{job.path.name}{PART}-etag")
+
+
+def _etag_of(job: Job) -> str | None:
+    try:
+        return _etag_file(job).read_text()[:1000] or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _remember(job: Job, body: Body) -> None:
+    """What tells whether the bytes that come are those of the same file the next time."""
+    if job.digest is None:
+        if body.etag is None:
+            delete(_etag_file(job))
+        else:
+            _etag_file(job).write_text(body.etag)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the right to change what the file at `path` stands for. Calls `on_wait` before it waits for another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems without locks
+                raise
+        yield
+    finally:
+        os.close(descriptor)

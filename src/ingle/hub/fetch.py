@@ -1,0 +1,120 @@
+"""A model of a hub onto this machine: what to take, told first, then brought into the hub's own cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ingle.errors import ModelError
+from ingle.hub.download import Job, download, locked
+from ingle.hub.listing import Listing, Origin, RemoteFile
+from ingle.hub.names import RepoRef
+from ingle.hub.origins import origin_of
+from ingle.hub.progress import Progress
+from ingle.hub.selection import filtered, refuse_config, select, weight_files
+from ingle.hub.source import ModelSource
+from ingle.hub.store import disk_errors
+
+_MAX_CONFIG_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take of a repository in place of what ingle needs of it: shell patterns over paths."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+def fetch(ref: RepoRef, progress: Progress, wanted: Wanted | None = None) -> ModelSource:
+    """The model `ref`, of which what is missing here is downloaded.
+
+    What an interrupted call brought is kept. A second process that fetches of the same repository waits for the first.
+    Raises `ModelError`, before anything of weight is downloaded where ingle does not serve such a model.
+    """
+    origin = origin_of(ref, progress.note)
+    with origin.http:
+        listing = origin.listing(ref)
+        if listing.repo.lower() != ref.repo.lower():
+            progress.note(f"{ref.repo} is called {listing.repo} now")
+
+        def waiting() -> None:
+            progress.note(f"another process is pulling {listing.repo}: waiting for it")
+
+        with disk_errors(f"pull {ref}", origin.advice), locked(origin.lock(listing), waiting):
+            return _Fetch(origin, listing, progress).run(wanted or Wanted())
+
+
+class _Fetch:
+    def __init__(self, origin: Origin, listing: Listing, progress: Progress) -> None:
+        self._origin, self._listing, self._progress = origin, listing, progress
+        self._folder = origin.folder(listing)
+
+    def run(self, wanted: Wanted) -> ModelSource:
+        listing, ref = self._listing, self._listing.ref
+        if wanted.include:
+            self._download(filtered(listing.files, wanted.include, wanted.exclude))
+            return ModelSource(ref.name, self._folder, "folder")
+        selection = select(listing, ref.choice)
+        if selection.note:
+            self._progress.note(selection.note)
+        first = filtered(selection.files, (), wanted.exclude)
+        if selection.kind == "gguf":
+            self._download(first)
+            return ModelSource(ref.name, self._folder / selection.main.path, "gguf")
+        self._download(first, quietly=True)
+        self._check_config()
+        self._download(filtered(weight_files(listing, self._folder), (), wanted.exclude))
+        return ModelSource(ref.name, self._folder, "folder")
+
+    def _check_config(self) -> None:
+        file = self._folder / "config.json"
+        try:
+            config = json.loads(file.read_bytes()[:_MAX_CONFIG_BYTES])
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{self._listing.repo}: its config.json cannot be read: {error}") from error
+        if not isinstance(config, dict):
+            raise ModelError(f"{self._listing.repo}: its config.json holds no object")
+        refuse_config(self._listing, config)
+
+    def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
+        """Tells first how much comes, where from and under which terms."""
+        origin, listing = self._origin, self._listing
+        for file in files:  # another model's, or another revision's, may have brought the same bytes
+            if origin.blob(listing, file).is_file():
+                origin.finish(listing, file)
+        missing = [file for file in files if not origin.blob(listing, file).is_file()]
+        jobs = [self._job(file) for file in missing]
+        if jobs and not quietly:
+            for line in told(listing, missing):
+                self._progress.note(line)
+        title = f"getting ready to pull {listing.repo}" if quietly else f"pulling {listing.ref.name}"
+        download(origin.http, jobs, title, self._progress, origin.advice)
+
+    def _job(self, file: RemoteFile) -> Job:
+        origin, listing = self._origin, self._listing
+        return Job(
+            url=origin.url(listing, file),
+            path=origin.blob(listing, file),
+            name=file.path,
+            size=file.size,
+            digest=file.digest,
+            done=lambda: origin.finish(listing, file),
+        )
+
+
+def told(listing: Listing, files: Sequence[RemoteFile]) -> Iterator[str]:
+    """What somebody should know before a download begins."""
+    size = sum(file.size or 0 for file in files)
+    many = f"{len(files)} files" if len(files) > 1 else files[0].name
+    yield f"{listing.repo}: {size / 1e9:.2f} GB to download ({many}) from {listing.page}"
+    yield terms(listing)
+
+
+def terms(listing: Listing) -> str:
+    """One line about the licence."""
+    name, url = listing.license.name, listing.license.url
+    if not name:
+        return f"terms: its page names no licence; read {listing.page} before you rely on it"
+    return f"terms: {name}, {url or listing.page}"

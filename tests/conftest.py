@@ -10,6 +10,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # which Triton must know before whoever comes first imports it
+os.environ["HF_ENDPOINT"] = os.environ["MODELSCOPE_ENDPOINT"] = "http://127.0.0.1:9"  # no test asks a hub outside
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""A pretend PyPI, so that the hub is tested with the real pip and without a network."""
+"""A pretend PyPI and pretend hubs, so that pulls are tested with the real tools and without a network."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from ingle.hub import catalog
 from ingle.hub.catalog import CatalogEntry
 from ingle.hub.store import Store
+from tests.hub.server import Hub, serving
 from tests.hub.toy import WHEEL_NAME, Index, Recorder, ToyModel, write_wheel
 
 
@@ -51,6 +52,26 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty store, which is also the default one."""
     monkeypatch.setenv("INGLE_HOME", str(tmp_path / "home"))
     return Store()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> Iterator[Hub]:
+    """An empty Hugging Face, of which huggingface_hub, ingle and their children know; its cache is empty too."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hf"
+    with serving(Hub()) as state:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv("HF_ENDPOINT", state.url)
+        monkeypatch.setenv("HF_HOME", str(cache))
+        monkeypatch.setattr(constants, "ENDPOINT", state.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+        yield state
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ and digests; and what goes wrong with hubs."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -241,7 +242,5 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        try:
+        with contextlib.suppress(ConnectionError):  # a client that has gone
             super().handle()
-        except (ConnectionError, BrokenPipeError):  # a client that has gone
-            pass

@@ -66,7 +66,10 @@ def test_a_folder_without_config_does_not_hide_a_short_name(tmp_path: Path) -> N
         ("tojj:1b", "did you mean toy:1b"),
         ("qwen3", "`ingle pull NAME` fetches one of toy:1b"),
         ("missing.gguf", "there is no file or folder 'missing.gguf'"),
-        ("some/repo", "'some/repo'; .*; models of the Hugging Face hub are not downloaded"),
+        (
+            "some/repo",
+            "some/repo is not on this machine yet: run `ingle pull some/repo`|some/repo: .*HF_ENDPOINT|cannot be reached",
+        ),
         ("./empty", "is empty, so it is not"),
         ("./quants", "give its path: quants/b.gguf"),
         ("./adapter", "holds an adapter .* merge both"),

@@ -49,6 +49,10 @@ class Unreachable(HubError):
         self.retry_after_s = retry_after_s
 
 
+class NotConnected(Unreachable):
+    """Not even a connection came about, so the name, the network or the proxy is wrong more likely than not."""
+
+
 class Refused(HubError):
     """It answered that it will not, or has no such thing."""
 
@@ -149,10 +153,12 @@ class Http:
         return self.retrying(lambda: self._read(url, max_bytes, start, size))
 
     def retrying(self, work: Callable[[], bytes]) -> bytes:
-        """`work`, tried again while the reason may pass. Says so before each wait."""
+        """`work`, tried again while the reason may pass, and somebody is there. Says so before each wait."""
         for delay in RETRY_DELAYS_S:
             try:
                 return work()
+            except NotConnected:
+                raise
             except Unreachable as error:
                 wait_before_retry(error, delay, self._on_wait)
         return work()
@@ -193,7 +199,8 @@ class Http:
         try:
             response = self._follow(self._client.build_request("GET", url, headers=headers))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreachable(_transport(error, url)) from error
+            kind = NotConnected if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else Unreachable
+            raise kind(_transport(error, url)) from error
         except RuntimeError as error:  # of a client that another thread has closed
             raise Unreachable(f"{shown_url(url)}: {error}") from error
         try:
@@ -225,8 +232,8 @@ class Http:
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind in ("text/html", "application/xhtml+xml"):
                 raise HubError(
-                    f"{shown_url(str(response.url))} answers with a web page in the file's place: a login or proxy page, "
-                    "or not the address of a hub; open it in a browser, or check HF_ENDPOINT and the proxy"
+                    f"{shown_url(str(response.url))} answers with a web page in the file's place: a login or proxy "
+                    "page, or not the address of a hub; open it in a browser, or check HF_ENDPOINT and the proxy"
                 )
             return
         answer = Answer(

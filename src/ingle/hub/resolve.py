@@ -61,7 +61,7 @@ def ensure_model(name: str, progress: Progress | None = None, store: Store | Non
 
 def _nearby(name: str) -> str | None:
     """What a name of a hub may have been meant to be, if it was a path."""
-    near = near_paths(Path(name)) if is_hub_name(name) and Path(name.partition("/")[0]).is_dir() else []
+    near = near_paths(Path(name)) if is_hub_name(name) else []
     return f"did you mean {' or '.join(near)}?" if near else None
 
 

@@ -79,7 +79,9 @@ class HuggingFace:
         host = urlsplit(self.endpoint).hostname
         token = _token() if host in own_hosts else None
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self.http = Http(headers=headers, trusted=own_hosts, explain=self._explain, on_wait=on_wait)
+        self.http = Http(
+            headers=headers, trusted=own_hosts, explain=self._explain, on_wait=on_wait, setting="HF_ENDPOINT"
+        )
 
     def listing(self, ref: RepoRef) -> Listing:
         self._ref = ref

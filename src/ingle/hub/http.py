@@ -57,8 +57,8 @@ class NotConnected(Unreachable):
 class Refused(HubError):
     """It answered that it will not, or has no such thing."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, status: int, alternative: str | None = None) -> None:
+        super().__init__(message, alternative=alternative)
         self.status = status
 
 

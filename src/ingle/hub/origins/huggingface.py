@@ -143,8 +143,14 @@ class HuggingFace:
                 fresh.replace(ref)
 
     def search(self, words: str, limit: int) -> list[Found]:
+        return self._found({"search": words, "limit": str(limit)})
+
+    def by(self, author: str) -> list[Found]:
+        return self._found({"author": author, "limit": "300"})
+
+    def _found(self, asked: dict[str, str]) -> list[Found]:
         url = f"{self.endpoint}/api/models"
-        params = {"search": words, "limit": str(limit), "sort": "downloads", "direction": "-1"}
+        params = {**asked, "sort": "downloads", "direction": "-1"}
         models = _convert(self.http.json(url, params), list[_Model], url)
         return [Found(m.id, m.downloads, m.likes, m.pipeline_tag or "", bool(m.gated)) for m in models]
 

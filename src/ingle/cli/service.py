@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
 import urllib.error
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse, parse_given
-from ingle.cli.service_unit import Made, ServiceOptions, make
+from ingle.cli.service_unit import CARRIED, Made, ServiceOptions, make
 from ingle.errors import ConfigError, EngineError, printable
 from ingle.habits.near import nearest
 from ingle.service import systemd
@@ -31,8 +33,8 @@ class Uninstall:
 
     name: str = "ingle"
     """Of the service."""
-    user_unit: bool = False
-    """A service of your own."""
+    user: bool = False
+    """A service of your own, as of `systemctl --user`."""
     purge: bool = False
     """Remove its keys and its folder below /var/lib too."""
 
@@ -43,8 +45,8 @@ class Status:
 
     name: str = "ingle"
     """Of the service."""
-    user_unit: bool = False
-    """A service of your own."""
+    user: bool = False
+    """A service of your own, as of `systemctl --user`."""
 
 
 COMMANDS = {
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     elif name == "install":
         _install(rest)
     elif name == "uninstall":
-        _uninstall(parse(Uninstall, rest, command="service uninstall"))
+        _uninstall(rest)
     elif name == "status":
         _status(parse(Status, rest, command="service status"))
     else:
@@ -90,18 +92,35 @@ print and install take MODEL and the flags of `ingle serve`. Keys go into a file
 
 def _asked(argv: Sequence[str], command: str) -> Made:
     options, given = parse_given(ServiceOptions, argv, command=f"service {command}")
-    manager, name = Manager(options.user_unit), checked_name(options.name)
-    running = False
+    manager, name = Manager(options.user), checked_name(options.name)
+    check_port = False  # of a unit that is only printed, or that runs already and so takes it
     if command == "install":
-        manager.check()
-        running = _refuse_others(manager, name) and manager.state(name) == "active"
-    made = make(options, given, running=running)
+        _check(manager, command, argv, options.server.api_key)
+        check_port = not (_is_ours(manager, name) and manager.state(name) == "active")
+    made = make(options, given, check_port=check_port)
     for notice in made.notices:
         print("notice:", printable(notice), file=sys.stderr)
     return made
 
 
-def _refuse_others(manager: Manager, name: str) -> bool:
+def _check(manager: Manager, command: str, argv: Sequence[str], secrets: Sequence[str] = ()) -> None:
+    """Raises `EngineError` without systemd, and `ConfigError`, with what to type, for who may not change its units."""
+    manager.check()
+    if manager.own or os.geteuid() == 0:
+        return
+    names = sorted(name for name in os.environ if name in CARRIED or name.startswith("INGLE_"))  # sudo forgets them
+    words = [_without(word, secrets) for word in argv]
+    preserve = [f"--preserve-env={','.join(names)}"] if names else []
+    line = shlex.join(["sudo", *preserve, sys.executable, "-m", "ingle", "service", command, *words])
+    raise ConfigError(f"only root may change {manager.units}: `{line}`, or add --user for a service of your own")
+
+
+def _without(word: str, secrets: Sequence[str]) -> str:
+    found = next((secret for secret in secrets if word == secret or word.endswith(f"={secret}")), None)
+    return word if found is None else word.removesuffix(found) + "KEY"
+
+
+def _is_ours(manager: Manager, name: str) -> bool:
     """Whether there is a unit of ours. Raises `ConfigError` where one of that name is somebody else's."""
     path = manager.unit(name)
     if systemd.read_own(path) is not None:
@@ -149,7 +168,7 @@ def _install(argv: Sequence[str]) -> None:
 
 def _flags(manager: Manager, name: str) -> str:
     """Those by which other commands find a service."""
-    return (f" --name {name}" if name != "ingle" else "") + (" --user-unit" if manager.own else "")
+    return (f" --name {name}" if name != "ingle" else "") + (" --user" if manager.own else "")
 
 
 def _await(made: Made) -> None:
@@ -172,9 +191,10 @@ def _last_words(manager: Manager, name: str) -> str:
     return printable(found[-1].removeprefix("ingle:").strip()[:1000]) if found else f"see `{manager.logs(name)}`"
 
 
-def _uninstall(flags: Uninstall) -> None:
-    name, manager = checked_name(flags.name), Manager(flags.user_unit)
-    manager.check()
+def _uninstall(argv: Sequence[str]) -> None:
+    flags = parse(Uninstall, argv, command="service uninstall")
+    name, manager = checked_name(flags.name), Manager(flags.user)
+    _check(manager, "uninstall", argv)
     path, variables = manager.unit(name), manager.variables(name)
     if systemd.read_own(path) is None:
         raise ConfigError(f"there is no {path}{_others(manager)}")
@@ -211,8 +231,8 @@ def _others(manager: Manager) -> str:
 
 
 def _status(flags: Status) -> None:
-    name, manager = checked_name(flags.name), Manager(flags.user_unit)
-    manager.check(change=False)
+    name, manager = checked_name(flags.name), Manager(flags.user)
+    manager.check()
     text = systemd.read_own(manager.unit(name))
     if text is None:
         raise ConfigError(f"there is no {manager.unit(name)}{_others(manager)}")

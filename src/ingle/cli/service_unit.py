@@ -8,22 +8,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ingle.cli.flags import Given
 from ingle.cli.line import spelled
 from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
-from ingle.errors import ConfigError, ModelError, Refusals
+from ingle.errors import ConfigError, ModelError
 from ingle.service import reach
 from ingle.service.systemd import Manager
 from ingle.service.unit import Credential, Unit, checked_name
 
-if TYPE_CHECKING:
-    from ingle.hub.resolve import ModelSource
-
 _PLACED = ("model", "api_key", "api_key_file", "chat_template")
 """Fields whose values are not handed on as they were typed."""
-_CARRIED = (
+CARRIED = (
     *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "INGLE_HUB", "INGLE_CPU_TARGET", "CUDA_VISIBLE_DEVICES"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
@@ -45,10 +41,10 @@ class ServiceOptions:
     server: ServerConfig = ServerConfig()  # noqa: RUF009
     name: str = "ingle"
     """Of the service: NAME.service, its folder /var/lib/NAME, its keys in /etc/ingle/NAME.env."""
-    user: str | None = None
-    """User who runs it. Default: one that systemd makes up, to whom nothing else belongs."""
-    user_unit: bool = False
-    """A service of your own, run by your own systemd as you. No root is needed, and there is less of a sandbox."""
+    run_as: str | None = None
+    """User who runs it, who may then use the store named by INGLE_HOME. Default: one that systemd makes up."""
+    user: bool = False
+    """A service of your own, as of `systemctl --user`, run as you. No root is needed; there is less of a sandbox."""
 
 
 @dataclass(frozen=True)
@@ -62,178 +58,148 @@ class Made:
     notices: list[str] = field(default_factory=list)
 
 
-def make(options: ServiceOptions, given: Given, *, running: bool) -> Made:
-    """`running` says that the service runs already, and so takes the port and the memory.
+def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
+    """`check_port`: whether its port has to be free now.
 
     Raises `ConfigError` and `ModelError` for what the server or systemd would refuse.
     """
-    name, manager = checked_name(options.name), Manager(options.user_unit)
-    reader = _reader(options)
-    url = _url(options.server, running)
     from ingle.engine.check import pick_device
 
-    source, jit = _model(options, running)
+    name, manager = checked_name(options.name), Manager(options.user)
+    reader = _reader(options)
+    url = _url(options.server, check_port)
+    path, store, notices = _model(options), None, list[str]()
+    if path is None and not options.user:
+        notices.append(
+            f"the service has a store of its own, /var/lib/{name}, into which it pulls {options.engine.model} at its "
+            "first start; to serve what this machine has, give the path, which `ingle show` tells"
+        )
+    if (home := os.environ.get("INGLE_HOME")) and not options.user:
+        if options.run_as is not None:
+            store = _absolute(home)
+        else:
+            notices.append(f"INGLE_HOME={home} holds with --run-as NAME, to whom that folder belongs, and not without")
     gpu = pick_device(options.engine) == "cuda"
-    by_path = source is not None and _is_path(options.engine.model, source)
-    python = reach.places_of_python(Path(sys.executable), [Path(sys.prefix), Path(sys.base_prefix), _package()])
-    model = reach.places_of_model(source.path) if source is not None and by_path else []
-    visible = () if options.user_unit else reach.hidden([*python, *model])
-    if not options.user_unit:
-        _check_readable(reader, python, model, visible)
-    notices: list[str] = []
     unit = Unit(
         name=name,
         model=options.engine.model,
         program=str(Path(sys.executable).absolute()),
-        arguments=tuple(_arguments(options, given, str(source.path) if source and by_path else options.engine.model)),
+        arguments=tuple(_arguments(options, given, options.engine.model if path is None else str(path))),
         url=url,
         port=options.server.port,
-        max_connections=options.server.max_connections,
-        user=options.user,
-        own=options.user_unit,
-        environment=_environment(options, name),
+        run_as=options.run_as,
+        own=options.user,
+        environment=_environment(options.user, f"/var/lib/{name}", store),
         environment_file=str(manager.variables(name)),
-        visible=visible,
-        writable=tuple(_writable(options, notices)),
+        visible=() if options.user else _visible(reader, path),
+        store=store,
         gpu=gpu,
         modprobe=shutil.which("nvidia-modprobe") if gpu else None,
-        jit=gpu or jit,
     )
-    if source is not None and not by_path and not options.user_unit:
-        notices.append(
-            f"the service has a store of its own, /var/lib/{name}, and pulls {source.name} into that at its first "
-            f"start; to serve what is here, give it as {source.path}"
-        )
     return Made(unit, manager, _variables(given), notices)
 
 
 def _reader(options: ServiceOptions) -> reach.Reader:
-    if options.user is None:
+    if options.run_as is None:
         return reach.Reader("a user that systemd makes up")
-    if options.user_unit:
-        raise ConfigError(
-            f"--user {options.user} and --user-unit: a unit of your own runs as you; leave one of them out"
-        )
+    if options.user:
+        raise ConfigError(f"--run-as {options.run_as} and --user: a service of your own runs as you; leave one out")
     import pwd
 
     try:
-        entry = pwd.getpwnam(options.user)
+        entry = pwd.getpwnam(options.run_as)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"there is no user {options.user!r:.100}: `useradd --system --shell /usr/sbin/nologin NAME` makes one, and "
-            "without --user systemd does"
+            f"there is no user {options.run_as!r:.100}: `useradd --system --shell /usr/sbin/nologin NAME` makes one, "
+            "and without --run-as systemd does"
         ) from None
     return reach.Reader(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
-def _url(server: ServerConfig, running: bool) -> str:
+def _url(server: ServerConfig, check_port: bool) -> str:
     if server.port == 0:
         raise ConfigError("--port 0 would give the service another address at each start: give a port, such as 8000")
     from ingle.server.launch import bind
     from ingle.server.running import url_of
 
-    with bind(server.host, 0 if running else server.port) as sock:
+    with bind(server.host, server.port if check_port else 0) as sock:
         return f"{url_of(sock).rpartition(':')[0]}:{server.port}"
 
 
-def _model(options: ServiceOptions, running: bool) -> tuple[ModelSource | None, bool]:
-    """Where it lies, None if it has yet to be pulled; and whether code may be made while it runs."""
-    from ingle.engine.check import check_model
-    from ingle.engine.startup import ModelFiles
+def _model(options: ServiceOptions) -> Path | None:
+    """Of a model that was given by its path. Raises `ModelError` for one that is nowhere."""
     from ingle.hub.catalog import find_entry
     from ingle.hub.resolve import resolve_model
 
-    config = options.engine
+    name = options.engine.model
     try:
-        source = resolve_model(config.model)
+        path = resolve_model(name).path
     except ModelError:
-        if find_entry(config.model) is None:
+        if find_entry(name) is None:
             raise
-        return None, True
-    decoder = ModelFiles.read(config, source.path).decoder
-    if not running:  # else the memory that it needs is taken, by itself
-        refused = [each for each in check_model(config, options.text, source.path).findings if each.refused]
-        if refused:
-            raise Refusals([ModelError(each.what, alternative=each.alternative) for each in refused])
-    return source, decoder is None or config.parallel.cpu_kernels == "torch"
+        return None  # to be pulled
+    return _absolute(path) if Path(name).expanduser().absolute() == path else None
 
 
-def _is_path(given: str, source: ModelSource) -> bool:
-    return Path(given).expanduser().absolute() == source.path
+def _absolute(path: Path | str) -> Path:
+    """Without `..`, for which systemd takes no path, and with links as they are: what they lead to may change."""
+    found = Path(path).expanduser().absolute()
+    return found.resolve() if ".." in found.parts else found
 
 
-def _package() -> Path:
-    """The folder that ingle is imported from."""
-    import ingle
-
-    return Path(ingle.__file__).absolute().parents[1]
-
-
-def _check_readable(reader: reach.Reader, python: list[Path], model: list[Path], visible: tuple[Path, ...]) -> None:
-    for place in (Path(sys.executable), _package() / "ingle"):
+def _visible(reader: reach.Reader, model: Path | None) -> tuple[Path, ...]:
+    """What the service has to be shown. Raises `ConfigError` for what its user may not read all the same."""
+    of_model = reach.of_model(model) if model is not None else set()
+    visible = reach.hidden(reach.of_python() | of_model)
+    for place in (Path(sys.executable), reach.package() / "ingle"):
         if (found := reach.first_unreadable(place, reader, visible)) is not None:
             raise ConfigError(
                 f"{found} is not for {reader.name} to read, and this Python needs it: install ingle where all may "
-                "read, such as /opt/ingle, or give --user or --user-unit"
+                "read, such as /opt/ingle, or give --run-as or --user"
             )
-    for place in model:
+    for place in sorted(of_model):
         if (found := reach.first_unreadable(place, reader, visible)) is not None:
             raise ConfigError(
-                f"{found} of the model is not for {reader.name} to read: `chmod -R a+rX` it, or give --user NAME"
+                f"{found} of the model is not for {reader.name} to read: `chmod -R a+rX` it, or give --run-as NAME"
             )
+    return visible
 
 
 def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[str | Credential]:
     yield from ("-m", "ingle", "serve", model)
     if given.config is not None:
-        path = Path(given.config).expanduser().absolute()
+        path = _absolute(given.config)
         yield _file("--config", f"config{path.suffix.lower()}", path, options)
     for flag, words in given.settings:
         if flag.owner in CONFIGURATION and flag.field not in _PLACED:
             yield from spelled(flag, words)
     if (keys := options.server.api_key_file) is not None:
-        yield _file("--api-key-file", "api-keys", Path(keys).expanduser().absolute(), options)
+        yield _file("--api-key-file", "api-keys", _absolute(keys), options)
     template = options.text.chat_template
     if template is not None and "{" not in template and Path(template).is_file():
-        yield _file("--chat-template", "chat-template.jinja", Path(template).absolute(), options)
+        yield _file("--chat-template", "chat-template.jinja", _absolute(template), options)
     elif template is not None:
         yield f"--chat-template={template}"
 
 
 def _file(flag: str, name: str, path: Path, options: ServiceOptions) -> str | Credential:
     """A small file, which may be for its owner's eyes only."""
-    return f"{flag}={path}" if options.user_unit else Credential(flag, name, path)
+    return f"{flag}={path}" if options.user else Credential(flag, name, path)
 
 
-def _environment(options: ServiceOptions, name: str) -> dict[str, str]:
-    found = {}
-    if options.user_unit:
-        found = {name: str(Path(value).expanduser().absolute()) for name in _STORES if (value := os.environ.get(name))}
-    else:
-        state = f"/var/lib/{name}"
-        home = os.environ.get("INGLE_HOME") if options.user is not None else None
-        found = {"HOME": state, "INGLE_HOME": str(Path(home).absolute()) if home else state}
-    package = _package()
-    if Path(sys.prefix) not in package.parents:
+def _environment(own: bool, state: str, store: Path | None) -> dict[str, str]:
+    if own:
+        found = {name: str(_absolute(value)) for name in _STORES if (value := os.environ.get(name))}
+    else:  # caches of libraries too lie below the home
+        found = {"HOME": state, "INGLE_HOME": str(store or state)}
+    package = reach.package()
+    if not package.is_relative_to(sys.prefix):
         found["PYTHONPATH"] = str(package)
     return found
 
 
-def _writable(options: ServiceOptions, notices: list[str]) -> Iterator[Path]:
-    home = os.environ.get("INGLE_HOME")
-    if not home or options.user_unit:
-        return
-    if options.user is not None:
-        yield Path(home).absolute()
-    else:
-        notices.append(
-            f"INGLE_HOME={home} is not the service's, which has /var/lib/{options.name}: with --user NAME, to whom "
-            "that folder belongs, it is"
-        )
-
-
 def _variables(given: Given) -> dict[str, str]:
-    found = {name: value for name in _CARRIED if (value := os.environ.get(name))} | given.environment
+    found = {name: value for name in CARRIED if (value := os.environ.get(name))} | given.environment
     keys = [key for flag, words in given.settings if flag.field == "api_key" for key in words]
     if any("," in key or len(key.split()) != 1 for key in keys):
         raise ConfigError("a key with a comma or a space cannot stand in a variable: give --api-key-file")

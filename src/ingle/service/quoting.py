@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 
 from ingle.errors import ConfigError, printable
 
@@ -20,13 +19,16 @@ def argument(word: str) -> str:
     return _quoted(word, "$")
 
 
+def program(path: str) -> str:
+    """The first word of a command line. Raises `ConfigError` for what systemd does not run."""
+    if not path.startswith("/") or not path.isprintable() or set("\"'\\$") & set(path):
+        raise ConfigError(f"systemd runs no program that is called {path!r}: install ingle elsewhere")
+    return argument(path)
+
+
 def assignment(name: str, value: str) -> str:
     """A variable for `Environment=`, where `$` means nothing."""
     return _quoted(f"{name}={value}", "")
-
-
-def command(words: Iterable[str]) -> str:
-    return " ".join(map(argument, words))
 
 
 def _quoted(word: str, doubled: str) -> str:
@@ -47,10 +49,10 @@ def _character(c: str, doubled: str) -> str:
     return c
 
 
-def path(text: str, *, separators: str = "") -> str:
-    """A path for a list such as `ReadWritePaths=`; a backslash keeps what follows it. Raises `ConfigError`."""
+def path(text: str) -> str:
+    """A path for `BindPaths=`, where a colon parts two and a backslash keeps what follows. Raises `ConfigError`."""
     check_path(text)
-    if _PLAIN.fullmatch(text) and not set(separators) & set(text):
+    if _PLAIN.fullmatch(text) and ":" not in text:
         return text
     return '"' + re.sub(r'(["\\])', r"\\\1", text).replace("%", "%%") + '"'
 

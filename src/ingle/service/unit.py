@@ -15,8 +15,6 @@ MARKER = "# Written by `ingle service`"
 STOP_S = 15
 """A server that is told to end does so within 9 s, by force if need be."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
-_SPARE_DESCRIPTORS = 1024
-"""Beside connections: files of the model, of devices, and sockets between the processes."""
 _FIRST_FREE_PORT = 1024
 
 
@@ -50,8 +48,7 @@ class Unit:
     url: str
     """Where this machine reaches the server."""
     port: int
-    max_connections: int
-    user: str | None = None
+    run_as: str | None = None
     """None is a user that systemd makes up."""
     own: bool = False
     """A unit of the user who installs it, of that user's own systemd."""
@@ -59,12 +56,11 @@ class Unit:
     environment_file: str = ""
     visible: tuple[Path, ...] = ()
     """What it reads below home directories and /tmp."""
-    writable: tuple[Path, ...] = ()
+    store: Path | None = None
+    """The folder for its models, where that is not the one below /var/lib."""
     gpu: bool = False
     modprobe: str | None = None
-    """NVIDIA's program that makes its device files."""
-    jit: bool = True
-    """Whether code is made while it runs, as PyTorch and Triton do."""
+    """NVIDIA's program that makes its device files, which a process without new privileges cannot start."""
 
     @property
     def file_name(self) -> str:
@@ -86,9 +82,6 @@ class Unit:
         if not self.own:
             yield "After=network-online.target"
             yield "Wants=network-online.target"
-        if self.gpu and not self.own:
-            yield "After=modprobe@nvidia_uvm.service"
-            yield "Wants=modprobe@nvidia_uvm.service"
         yield "StartLimitIntervalSec=600"
         yield "StartLimitBurst=5"
 
@@ -96,8 +89,8 @@ class Unit:
         # It listens within a second and says on /health how far the model is: nobody has to wait for it at boot.
         yield "Type=exec"
         if self.gpu and self.modprobe and not self.own:
-            yield f"ExecStartPre=-+{quoting.command([self.modprobe, '-u', '-c=0'])}"
-        yield f"ExecStart={self._command()}"
+            yield f"ExecStartPre=-+{quoting.program(self.modprobe)} -u -c=0"
+        yield f"ExecStart={' '.join([quoting.program(self.program), *map(_word, self.arguments)])}"
         for name, value in self.environment.items():
             yield f"Environment={quoting.assignment(name, value)}"
         yield f"EnvironmentFile=-{quoting.bare_path(self.environment_file)}"
@@ -108,24 +101,15 @@ class Unit:
         yield "RestartSec=5"
         yield f"TimeoutStopSec={STOP_S}"
         yield "KillMode=mixed"  # the server ends its own processes, in their order
-        yield f"LimitNOFILE={_power_of_two(self.max_connections + _SPARE_DESCRIPTORS)}"
         yield f"SyslogIdentifier={self.name}"
         if self.own:
             return
-        if self.user is None:
-            yield "DynamicUser=yes"
-        else:
-            yield f"User={self.user}"
+        yield "DynamicUser=yes" if self.run_as is None else f"User={self.run_as}"
         yield f"StateDirectory={self.name}"
         yield "StateDirectoryMode=0700"
 
-    def _command(self) -> str:
-        if "$" in self.program or not self.program.startswith("/"):
-            raise ConfigError(f"systemd runs no program that is called {self.program!r}: install ingle elsewhere")
-        quoting.check_path(self.program)
-        return " ".join([quoting.argument(self.program), *map(_word, self.arguments)])
-
     def _sandbox(self) -> Iterator[str]:
+        # Without MemoryDenyWriteExecute=: PyTorch, Triton and CUDA make code while they run.
         yield "UMask=0077"
         yield "NoNewPrivileges=yes"
         yield "LockPersonality=yes"
@@ -136,8 +120,6 @@ class Unit:
         yield "SystemCallArchitectures=native"
         yield "SystemCallFilter=@system-service"
         yield "SystemCallErrorNumber=EPERM"
-        if not self.jit:
-            yield "MemoryDenyWriteExecute=yes"
         if not self.own:  # what follows takes rights that a user's own systemd has not
             yield from self._walls()
 
@@ -149,17 +131,15 @@ class Unit:
         yield "ProtectHome=tmpfs"
         yield "PrivateTmp=yes"
         for path in self.visible:
-            yield f"BindReadOnlyPaths={quoting.path(str(path), separators=':')}"
-        for path in self.writable:
-            yield f"BindPaths={quoting.path(str(path), separators=':')}"
+            yield f"BindReadOnlyPaths={quoting.path(str(path))}"
+        if self.store is not None:
+            yield f"BindPaths={quoting.path(str(self.store))}"
         yield "ProtectProc=invisible"
-        for what in ("Clock", "ControlGroups", "Hostname", "KernelLogs", "KernelModules", "KernelTunables"):
+        # Without ProtectClock=: its DeviceAllow= would shut out GPUs. The filter of calls keeps clocks from being set.
+        for what in ("ControlGroups", "Hostname", "KernelLogs", "KernelModules", "KernelTunables"):
             yield f"Protect{what}=yes"
         yield "RemoveIPC=yes"
-        if self.gpu:
-            yield "DevicePolicy=closed"
-            yield "DeviceAllow=char-nvidia* rw"
-        else:
+        if not self.gpu:
             yield "PrivateDevices=yes"
 
 
@@ -167,10 +147,6 @@ def _word(word: str | Credential) -> str:
     if isinstance(word, Credential):
         return f"{word.flag}=${{CREDENTIALS_DIRECTORY}}/{word.name}"
     return quoting.argument(word)
-
-
-def _power_of_two(least: int) -> int:
-    return int(1 << (least - 1).bit_length())
 
 
 def url_in(text: str) -> str | None:

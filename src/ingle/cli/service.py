@@ -95,7 +95,7 @@ def _asked(argv: Sequence[str], command: str) -> Made:
     manager, name = Manager(options.user), checked_name(options.name)
     check_port = False  # of a unit that is only printed, or that runs already and so takes it
     if command == "install":
-        _check(manager, command, argv, options.server.api_key)
+        _check(manager, command, argv, [*options.server.api_key, *given.environment.values()])
         check_port = not (_is_ours(manager, name) and manager.state(name) == "active")
     made = make(options, given, check_port=check_port)
     for notice in made.notices:
@@ -108,9 +108,9 @@ def _check(manager: Manager, command: str, argv: Sequence[str], secrets: Sequenc
     manager.check()
     if manager.own or os.geteuid() == 0:
         return
-    names = sorted(name for name in os.environ if name in CARRIED or name.startswith("INGLE_"))  # sudo forgets them
+    names = sorted(name for name in os.environ if name in CARRIED or name.startswith("INGLE_"))
+    preserve = [f"--preserve-env={','.join(names)}"] if names and command == "install" else []  # which sudo forgets
     words = [_without(word, secrets) for word in argv]
-    preserve = [f"--preserve-env={','.join(names)}"] if names else []
     line = shlex.join(["sudo", *preserve, sys.executable, "-m", "ingle", "service", command, *words])
     raise ConfigError(f"only root may change {manager.units}: `{line}`, or add --user for a service of your own")
 

@@ -52,7 +52,7 @@ def test_plain() -> None:
         "Description=ingle: smollm2:135m",
         "ExecStart=/bin/true -m ingle serve smollm2:135m",
         "Environment=HOME=/var/lib/ingle",
-        "EnvironmentFile=-/etc/ingle/ingle.env",
+        "EnvironmentFile=/etc/ingle/ingle.env",
         "Restart=on-failure",
         "TimeoutStopSec=15",
         "DynamicUser=yes",

@@ -133,26 +133,23 @@ def _is_ours(manager: Manager, name: str) -> bool:
 def _print(argv: Sequence[str]) -> None:
     made = _asked(argv, "print")
     print(made.unit.text(), end="")
-    if made.variables:
-        print(
-            f"notice: {', '.join(made.variables)} must not stand in a unit, which everybody reads: `ingle service "
-            f"install` writes {made.unit.environment_file}, for its owner alone",
-            file=sys.stderr,
-        )
+    words = f", with {', '.join(made.variables)}, which must not stand in a unit" if made.variables else ""
+    print(
+        f"notice: `ingle service install` also writes {made.unit.environment_file}, for its owner alone{words}; "
+        "without that file the unit does not start",
+        file=sys.stderr,
+    )
 
 
 def _install(argv: Sequence[str]) -> None:
     made = _asked(argv, "install")
     unit, manager = made.unit, made.manager
     path, text = manager.unit(unit.name), unit.text()
-    if made.variables:
-        variables = manager.variables(unit.name)
-        before = variables.read_text(errors="replace") if variables.is_file() else ""
-        systemd.write(variables, systemd.with_variables(before, made.variables), 0o600)
-        print(f"wrote {variables}, for its owner alone: {', '.join(made.variables)}")
-    before_unit = systemd.read_own(path)
+    names = systemd.write_variables(manager.variables(unit.name), made.variables)
+    print(f"wrote {manager.variables(unit.name)}, for its owner alone: {', '.join(names) or 'no variable yet'}")
+    before = systemd.read_own(path)
     systemd.write(path, text, 0o644)
-    print(f"wrote {path}" + ("" if before_unit is None else " anew" if before_unit != text else ", as it was"))
+    print(f"wrote {path}" + ("" if before is None else " anew" if before != text else ", as it was"))
     manager.tell("daemon-reload")
     manager.tell("enable", unit.file_name)
     print(f"enabled {unit.file_name}: it starts " + ("when you log in" if unit.own else "at each boot"))

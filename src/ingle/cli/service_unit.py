@@ -151,18 +151,22 @@ def _visible(reader: reach.Reader, model: Path | None) -> tuple[Path, ...]:
     """What the service has to be shown. Raises `ConfigError` for what its user may not read all the same."""
     of_model = reach.of_model(model) if model is not None else set()
     visible = reach.hidden(reach.of_python() | of_model)
-    for place in (Path(sys.executable), reach.package() / "ingle"):
-        if (found := reach.first_unreadable(place, reader, visible)) is not None:
-            raise ConfigError(
-                f"{found} is not for {reader.name} to read, and this Python needs it: install ingle where all may "
-                "read, such as /opt/ingle, or give --run-as or --user"
-            )
+    _check_python(reader, visible)
     for place in sorted(of_model):
         if (found := reach.first_unreadable(place, reader, visible)) is not None:
             raise ConfigError(
                 f"{found} of the model is not for {reader.name} to read: `chmod -R a+rX` it, or give --run-as NAME"
             )
     return visible
+
+
+def _check_python(reader: reach.Reader, visible: tuple[Path, ...]) -> None:
+    for place in (Path(sys.executable), reach.package() / "ingle"):
+        if (found := reach.first_unreadable(place, reader, visible)) is not None:
+            raise ConfigError(
+                f"{found} is not for {reader.name} to read, and this Python needs it: install ingle where all may "
+                "read, such as /opt/ingle, or give --run-as or --user"
+            )
 
 
 def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[str | Credential]:

@@ -143,11 +143,27 @@ def write(path: Path, text: str, mode: int) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
-def with_variables(text: str, variables: dict[str, str]) -> str:
-    """A file of variables in which these have these values; all else in it stays."""
-    names = tuple(f"{name}=" for name in variables)
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith(names)]
-    return "\n".join([*lines, *(quoting.variable(name, value) for name, value in variables.items())]) + "\n"
+def write_variables(path: Path, variables: dict[str, str]) -> list[str]:
+    """Gives these their values in a file for its owner alone, in which all else stays; the names of all in it.
+
+    Raises `ConfigError`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        lines = ["# NAME=value, read at each start of the service"]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+    kept = [line for line in lines if _variable(line) not in variables]
+    lines = [*kept, *(quoting.variable(name, value) for name, value in variables.items())]
+    write(path, "\n".join(lines) + "\n", 0o600)
+    return [name for name in map(_variable, lines) if name is not None]
+
+
+def _variable(line: str) -> str | None:
+    """The name that a line of a file of variables gives a value."""
+    name, is_set, _ = line.strip().partition("=")
+    return name.rstrip() if is_set and not name.startswith(("#", ";")) else None
 
 
 def remove(path: Path) -> bool:

@@ -93,7 +93,8 @@ class Unit:
         yield f"ExecStart={' '.join([quoting.program(self.program), *map(_word, self.arguments)])}"
         for name, value in self.environment.items():
             yield f"Environment={quoting.assignment(name, value)}"
-        yield f"EnvironmentFile=-{quoting.bare_path(self.environment_file)}"
+        # Not optional: a server whose keys are gone would let everybody in.
+        yield f"EnvironmentFile={quoting.bare_path(self.environment_file)}"
         for word in self.arguments:
             if isinstance(word, Credential):
                 yield f"LoadCredential={word.name}:{quoting.bare_path(str(word.path))}"

@@ -85,6 +85,7 @@ def machine(ingle: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mach
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(systemd, "ROOT", root)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(reach, "HIDDEN", (*reach.HIDDEN, tmp_path.parent))  # as /tmp is
     monkeypatch.setattr(reach, "of_python", set)  # it may lie where only its owner reads
     monkeypatch.setattr("ingle.cli.service_unit._check_python", lambda reader, visible: None)
     with socket.create_server(("127.0.0.1", 0)) as sock:

@@ -61,14 +61,14 @@ def of_model(path: Path) -> set[Path]:
     return files | {file.resolve() for file in files}
 
 
-def hidden(places: Iterable[Path], roots: Sequence[Path] = HIDDEN) -> tuple[Path, ...]:
+def hidden(places: Iterable[Path]) -> tuple[Path, ...]:
     """Those that a service does not see by itself, without what lies below others.
 
     Raises `ConfigError` for a whole home directory or more: it is not for a service to read.
     """
-    found = {place for place in places if any(root == place or root in place.parents for root in roots)}
+    found = {place for place in places if any(root == place or root in place.parents for root in HIDDEN)}
     for place in found:
-        if place in roots or place.parent == Path("/home"):
+        if place in HIDDEN or place.parent == Path("/home"):
             raise ConfigError(f"the service would see all of {place}: put what it needs of it into a folder of its own")
     return tuple(sorted(place for place in found if not any(parent in found for parent in place.parents)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingle.cli.main import main
+from ingle.home import home
 
 
 @dataclass
@@ -22,6 +23,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def ingle(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs `ingle` in this process, with a model store of its own, in a terminal 100 columns wide."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "kernels").symlink_to(home() / "kernels")  # else each test compiles them
     monkeypatch.setenv("INGLE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "100")
 

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("jobs",),
     ("llm", "verify", "server", "plan"),
+    ("doctor",),
     ("cli", "__init__"),
     ("bench", "__main__"),
 )

@@ -36,6 +36,7 @@ COMMANDS = {
     "rm": ("ingle.cli.rm", "Remove a model from the local store"),
     "ps": ("ingle.cli.ps", "List the servers that run now"),
     "stop": ("ingle.cli.stop", "End a server"),
+    "doctor": ("ingle.cli.doctor", "Say what is wrong on this machine, and what to do"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
     "bench": ("ingle.bench.cli", "Measure throughput, latency and start-up"),
 }

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ingle.config import EngineConfig
-
 State = Literal["ok", "warn", "fail"]
-MARKS: dict[State, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 
 @dataclass(frozen=True)
@@ -16,19 +13,9 @@ class Finding:
     check: str
     state: State
     text: str
+    """A line for people."""
     advice: str | None = None
     """What to do about it."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What the checks are about."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 for any, of which one is always free."""
-    engine: EngineConfig | None = None
-    """A model that is to be served, and how."""
 
 
 class Reporter:

@@ -1,10 +1,11 @@
 """What is tried in a process of its own, `python -m ingle.doctor.probe NAME`, because it may crash or hang.
 
-Each prints one JSON object as its last line.
+Each prints one JSON object, in a line that begins with `children.MARK`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,38 +13,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-_MARK = "ingle-probe "
+from ingle.doctor.children import MARK
+
 _WORDS, _BLOCK = 1024, 256
 _REDUCED_BYTES = (8 << 10, 64 << 20)
 _TRIES = 10
-
-
-class ProbeError(Exception):
-    """A probe failed; the message is its last word, in a line."""
-
-
-def ask(name: str, timeout_s: float) -> dict[str, Any]:
-    """Raises `ProbeError` when the probe crashes, fails or takes longer."""
-    command = [sys.executable, "-m", "ingle.doctor.probe", name]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL,
-            check=False, start_new_session=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise ProbeError(f"no answer within {timeout_s:.0f} s") from error
-    except OSError as error:
-        raise ProbeError(f"cannot be started: {error}") from error
-    answers = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    if done.returncode == 0 and answers:
-        answer: dict[str, Any] = json.loads(answers[-1])
-        return answer
-    if done.returncode < 0:
-        raise ProbeError(f"the process was ended by signal {-done.returncode}")
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    raise ProbeError(said[-1][:300] if said else f"exit code {done.returncode}")
+_POLL_S = 0.05
 
 
 def _torch() -> dict[str, Any]:
@@ -51,16 +29,19 @@ def _torch() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "version": torch.__version__,
+        "file": torch.__file__,
         "cuda": torch.version.cuda,
         "available": torch.cuda.is_available(),
-        "built_for": torch.cuda.get_arch_list() if torch.version.cuda else [],
+        "built_for": [],
         "gpus": [],
         "error": None,
     }
     if torch.version.cuda:
         try:
-            torch.cuda.init()
-            found["gpus"] = [list(torch.cuda.get_device_capability(index)) for index in range(torch.cuda.device_count())]
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            found["built_for"] = torch.cuda.get_arch_list()
+            for index in range(torch.cuda.device_count()):
+                found["gpus"].append([torch.cuda.get_device_name(index), *torch.cuda.get_device_capability(index)])
         except (RuntimeError, AssertionError) as error:
             found["error"] = str(error).splitlines()[0][:300]
     return found
@@ -84,15 +65,48 @@ def _triton() -> dict[str, Any]:
 
 def _kernels() -> dict[str, Any]:
     """The CPU's kernels, where nothing has to be compiled for it."""
+    from ingle.errors import ConfigError
     from ingle.kernels.cpu import compile, library
 
     try:
-        if not compile.is_ready():
-            return {"failure": None, "ready": False}
-    except compile.CompileError as error:
-        return {"failure": str(error), "ready": False}
-    failure = library.start(1)
-    return {"failure": failure, "ready": failure is None, "instructions": library.instructions() if not failure else ""}
+        ready, failure = compile.is_ready(), None
+        if ready:
+            failure = library.start(1)
+    except (compile.CompileError, ConfigError) as error:
+        ready, failure = False, str(error)
+    return {"ready": ready, "failure": failure, "instructions": library.instructions() if ready and not failure else ""}
+
+
+def _packages(*names: str) -> dict[str, Any]:
+    """Why modules do not import, by name."""
+    failures = {}
+    for name in names:
+        print(f"importing {name} ends the process", file=sys.stderr, flush=True)  # the last word, if it does
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return {"failures": failures}
+
+
+def _model(question: str) -> dict[str, Any]:
+    """What of a model would fail here."""
+    from ingle.config import EngineConfig, TextConfig
+    from ingle.engine.check import check_model
+    from ingle.errors import IngleError, errors_in
+    from ingle.hub.resolve import resolve_model
+
+    asked = json.loads(question)
+    config = EngineConfig.of(asked["model"], **asked["options"])
+    try:
+        source = resolve_model(config.model)
+        report = check_model(config, TextConfig(**asked["text"]), source.path)
+    except IngleError as error:
+        refusals = [[True, each.what, each.alternative] for each in errors_in(error)]
+        return {"findings": refusals, "need": None, "path": None}
+    findings = [[each.refused, each.what, each.alternative] for each in report.findings]
+    need = None if report.need is None else str(report.need)
+    return {"findings": findings, "need": need, "path": str(source.path)}
 
 
 def _nccl() -> dict[str, Any]:
@@ -108,60 +122,72 @@ def _gloo() -> dict[str, Any]:
 
 
 def _reduced(backend: str, num_ranks: int) -> dict[str, Any]:
+    if num_ranks < 2:
+        return {"num_ranks": num_ranks, "seconds": {}}
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "ingle.doctor.probe", "rank", backend, str(rank), str(num_ranks), meeting],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for rank in range(num_ranks)
-        ]  # fmt: skip
-        said = [rank.communicate() for rank in ranks]
-    if failed := [rank for rank in ranks if rank.returncode]:
-        lines = [line for line in said[ranks.index(failed[0])][1].splitlines() if line.strip()]
-        raise SystemExit(lines[-1] if lines else f"a rank ended with {failed[0].returncode}")
-    answer: dict[str, Any] = json.loads(said[0][0].splitlines()[-1].removeprefix(_MARK))
-    return answer
+        ranks = []
+        for rank in range(num_ranks):
+            command = [sys.executable, "-m", "ingle.doctor.probe", "rank", backend, str(rank), str(num_ranks), meeting]
+            with Path(folder, f"{rank}.out").open("w") as out, Path(folder, f"{rank}.err").open("w") as err:
+                ranks.append(subprocess.Popen(command, stdout=out, stderr=err))
+        while any(each.poll() is None for each in ranks) and not any(each.returncode for each in ranks):
+            time.sleep(_POLL_S)
+        failed = [index for index, each in enumerate(ranks) if each.returncode]
+        for each in ranks:  # those that wait for one that failed
+            each.kill()
+            each.wait()
+        if failed:
+            said = Path(folder, f"{failed[0]}.err").read_text(errors="replace")
+            lines = [line for line in said.splitlines() if line.strip()]
+            raise SystemExit(lines[-1] if lines else f"rank {failed[0]} ended with {ranks[failed[0]].returncode}")
+        answer: dict[str, Any] = json.loads(Path(folder, "0.out").read_text().rpartition(MARK)[2])
+        return answer
 
 
-def _rank(backend: str, rank: int, num_ranks: int, meeting: str) -> dict[str, Any]:
+def _rank(backend: str, rank: str, num_ranks: str, meeting: str) -> dict[str, Any]:
     import torch
     from torch import distributed
 
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=num_ranks)
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", int(rank))
+        torch.cuda.set_device(device)
+    distributed.init_process_group(backend, init_method=meeting, rank=int(rank), world_size=int(num_ranks))
     times = {}
     for num_bytes in _REDUCED_BYTES:
         numbers = torch.ones(num_bytes // 4, device=device)
         best = float("inf")
         for _ in range(_TRIES):
+            numbers.fill_(1.0)
             distributed.barrier()
             started = time.perf_counter()
             distributed.all_reduce(numbers)
-            float(numbers[0])  # waits for it
+            summed = float(numbers[-1])  # waits for it
             best = min(best, time.perf_counter() - started)
-            numbers.fill_(1.0)
+            if summed != int(num_ranks):
+                raise SystemExit(f"the sum of {num_ranks} ones over the GPUs is {summed:g}")
         times[str(num_bytes)] = best
     distributed.destroy_process_group()
-    return {"num_ranks": num_ranks, "seconds": times}
+    return {"num_ranks": int(num_ranks), "seconds": times}
 
 
-PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": _torch,
     "triton": _triton,
     "kernels": _kernels,
+    "packages": _packages,
+    "model": _model,
     "nccl": _nccl,
     "gloo": _gloo,
+    "rank": _rank,
 }
 
 
-def main(words: list[str]) -> None:
-    name, *rest = words
+def main(name: str, *words: str) -> None:
     os.environ.setdefault("NCCL_DEBUG", "WARN")
-    found = _rank(rest[0], int(rest[1]), int(rest[2]), rest[3]) if name == "rank" else PROBES[name]()
-    print(_MARK + json.dumps(found))
+    print(MARK + json.dumps(PROBES[name](*words)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

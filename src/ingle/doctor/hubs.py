@@ -1,0 +1,174 @@
+"""The hubs that models come from: whether each answers, how fast, through which proxy, and what time it says it is."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import importlib.util
+import os
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ingle.doctor.finding import Reporter
+
+if TYPE_CHECKING:
+    from ingle.doctor.here import Here
+
+_TIMEOUT_S = 5.0
+_SLOW_S = 2.0
+_TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True)
+class Hub:
+    name: str
+    endpoint: str
+    source: str
+    """The variable that names the endpoint; empty for the hub's own."""
+    mirror: str
+    """What helps where it cannot be reached."""
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    hub: Hub
+    proxy: str | None
+    """Without its password."""
+    seconds: float = 0.0
+    failure: str | None = None
+    ahead_s: float | None = None
+    """How much this machine's clock is before the hub's; None where it does not say."""
+
+
+def hubs(environment: Mapping[str, str]) -> list[Hub]:
+    """Hugging Face, or the mirror that the user named, and ModelScope."""
+    return [
+        _hub(
+            environment, "Hugging Face", "https://huggingface.co", ("HF_ENDPOINT",),
+            "a mirror (HF_ENDPOINT=https://hf-mirror.com), ModelScope, or a proxy (https_proxy)",
+        ),
+        _hub(
+            environment, "ModelScope", "https://modelscope.cn", ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN"),
+            "Hugging Face, or a proxy (https_proxy)",
+        ),
+    ]  # fmt: skip
+
+
+def _hub(environment: Mapping[str, str], name: str, own: str, variables: tuple[str, ...], mirror: str) -> Hub:
+    source = next((each for each in variables if environment.get(each)), "")
+    endpoint = environment[source].strip().rstrip("/") if source else own
+    return Hub(name, endpoint if "://" in endpoint else f"https://{endpoint}", source, mirror)
+
+
+def ask_hubs() -> list[HubAnswer]:
+    """None where the user works offline."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+        return []
+    asked = hubs(os.environ)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(_ask, asked))
+
+
+def _ask(hub: Hub) -> HubAnswer:
+    url = urlsplit(hub.endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        return HubAnswer(hub, None, failure=f"{hub.source} is no address of a hub: it begins with https:// or http://")
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy is not None and urllib.request.proxy_bypass(url.hostname):
+        proxy = None
+    shown = None if proxy is None else _without_password(proxy)
+    if proxy is not None and urlsplit(proxy).scheme.startswith("socks"):
+        lack = None if importlib.util.find_spec("socksio") else f"{shown} speaks SOCKS: pip install socksio"
+        return HubAnswer(hub, shown, failure=lack or f"{shown} speaks SOCKS, by which it was not tried")
+    handlers = [urllib.request.ProxyHandler({} if proxy is None else {url.scheme: proxy}), _NoRedirect()]
+    request = urllib.request.Request(hub.endpoint + "/", method="HEAD", headers={"User-Agent": "ingle-doctor"})
+    return _answer(hub, shown, lambda: _head(urllib.request.build_opener(*handlers), request))
+
+
+Headers = Mapping[str, str]
+
+
+def _answer(hub: Hub, proxy: str | None, ask: Callable[[], tuple[int, Headers]]) -> HubAnswer:
+    started = time.monotonic()
+    try:
+        status, headers = ask()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return HubAnswer(hub, proxy, time.monotonic() - started, _why(error))
+    seconds = time.monotonic() - started
+    failure = None
+    if status == 407:
+        failure = "the proxy asks for a name and a password: write them into https_proxy"
+    elif status >= 500 or status == 429:
+        failure = f"it answers {status} {http.client.responses.get(status, '')}".rstrip()
+    return HubAnswer(hub, proxy, seconds, failure, _ahead_s(headers))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """An answer is an answer: where it leads is not asked for."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _head(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> tuple[int, Headers]:
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as response:
+            return response.status, dict(response.headers.items())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers.items())
+
+
+def _why(error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({reason.verify_message}): is a proxy between? SSL_CERT_FILE names its"
+    if isinstance(reason, TimeoutError):
+        return f"no answer within {_TIMEOUT_S:g} s"
+    if isinstance(reason, socket.gaierror):
+        return "its name is not found (DNS)"
+    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+
+
+def _ahead_s(headers: Headers) -> float | None:
+    """By its Date; caches say for how long they have kept an answer."""
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
+        return time.time() - date - int(headers.get("Age", "0"))
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _without_password(proxy: str) -> str:
+    before, at, after = proxy.rpartition("@")
+    return f"{before.partition('://')[0]}://…@{after}" if at and "://" in before else after
+
+
+def check_hubs(here: Here, report: Reporter) -> None:
+    answers = here.hubs()
+    if not answers:
+        report.ok("not asked: HF_HUB_OFFLINE is set")
+    for answer in answers:
+        hub = answer.hub
+        by = f", by {hub.source}" * bool(hub.source)
+        through = "" if answer.proxy is None else f", through the proxy {answer.proxy}"
+        where = f"{hub.name} ({hub.endpoint}{by}{through})"
+        if answer.failure is not None:
+            report.warn(
+                f"{where} is not reached: {answer.failure}",
+                f"what was pulled runs without it; to pull, {'correct the variable, or ' * bool(hub.source)}"
+                f"try {hub.mirror}",
+            )
+        elif answer.seconds > _SLOW_S:
+            report.warn(f"{where} answers slowly, in {answer.seconds:.1f} s", f"try {hub.mirror}")
+        else:
+            report.ok(f"{where} answers in {answer.seconds * 1e3:.0f} ms")

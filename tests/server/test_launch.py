@@ -129,7 +129,7 @@ def test_an_address_that_cannot_be(host: str, port: int, message: str) -> None:
 
 def test_a_port_that_only_root_may_use() -> None:
     error = PermissionError(errno.EACCES, "Permission denied")
-    assert launch._why_not(error, 80) == (
+    assert listening._why_not(error, 80) == (
         "only root may use port 80: give a --port above 1023, such as 8000, and let a proxy forward"
     )
 

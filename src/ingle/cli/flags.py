@@ -66,7 +66,7 @@ def parse(
     from `--config`; what is to be said of that goes to stderr. Raises `ConfigError`; `--help` prints and exits.
     """
     asked = _ask(target, argv, command, hide or {}, default_model)
-    errors, flags = io.StringIO(), _Flags(hide or {}, asked.defaults)
+    errors, flags = io.StringIO(), _Flags(hide or {}, asked.defaults, default_model)
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
@@ -237,8 +237,9 @@ def _examples(command: str) -> str:
 class _Flags:
     """tyro's registry for one command line."""
 
-    def __init__(self, hide: Hidden, defaults: Defaults) -> None:
+    def __init__(self, hide: Hidden, defaults: Defaults, default_model: str | None) -> None:
         self._hide = hide
+        self._default_model = default_model
         self._defaults = defaults
         self.registry = ConstructorRegistry()
         self.registry.primitive_rule(_primitive)
@@ -260,6 +261,8 @@ class _Flags:
                 flag = Flag(info.type, field.name, kind)
                 kind = _annotated(flag, default, elsewhere)
                 default = default if elsewhere is None else elsewhere.value
+                if field.name == "model" and self._default_model is not None:
+                    kind, default = Annotated[kind, tyro.conf.Positional], self._default_model
             helptext = partial(_docstring, docs, field.name)
             fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=helptext))
         return StructConstructorSpec(info.type, tuple(fields))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ingle.doctor import gpus, hubs, machine, model, software
+from ingle.doctor import gpus, machine, model, network, software
 from ingle.doctor.finding import Finding, Reporter
 from ingle.doctor.here import Here
 
@@ -37,9 +37,9 @@ CHECKS = (
     Check("memory", machine.check_memory),
     Check("limits", machine.check_limits),
     Check("disk", machine.check_disk),
-    Check("hubs", hubs.check_hubs),
-    Check("clock", machine.check_clock),
-    Check("port", machine.check_port),
+    Check("hubs", network.check_hubs),
+    Check("clock", network.check_clock),
+    Check("port", network.check_port),
     Check("model", model.check_model, model.PATIENCE),
 )
 

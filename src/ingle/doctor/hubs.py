@@ -14,16 +14,9 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ingle.doctor.finding import Reporter
-
-if TYPE_CHECKING:
-    from ingle.doctor.here import Here
-
 _TIMEOUT_S = 5.0
-_SLOW_S = 2.0
 _TRUE = {"1", "true", "yes", "on"}
 
 
@@ -151,24 +144,3 @@ def _ahead_s(headers: Headers) -> float | None:
 def _without_password(proxy: str) -> str:
     before, at, after = proxy.rpartition("@")
     return f"{before.partition('://')[0]}://…@{after}" if at and "://" in before else after
-
-
-def check_hubs(here: Here, report: Reporter) -> None:
-    answers = here.hubs()
-    if not answers:
-        report.ok("not asked: HF_HUB_OFFLINE is set")
-    for answer in answers:
-        hub = answer.hub
-        by = f", by {hub.source}" * bool(hub.source)
-        through = "" if answer.proxy is None else f", through the proxy {answer.proxy}"
-        where = f"{hub.name} ({hub.endpoint}{by}{through})"
-        if answer.failure is not None:
-            report.warn(
-                f"{where} is not reached: {answer.failure}",
-                f"what was pulled runs without it; to pull, {'correct the variable, or ' * bool(hub.source)}"
-                f"try {hub.mirror}",
-            )
-        elif answer.seconds > _SLOW_S:
-            report.warn(f"{where} answers slowly, in {answer.seconds:.1f} s", f"try {hub.mirror}")
-        else:
-            report.ok(f"{where} answers in {answer.seconds * 1e3:.0f} ms")

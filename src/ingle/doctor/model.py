@@ -30,6 +30,6 @@ def check_model(here: Here, report: Reporter) -> None:
     for is_refused, what, alternative in found["findings"]:
         refused |= is_refused
         (report.fail if is_refused else report.warn)(f"{engine.model}: {what}", alternative)
-    if not refused:
+    if found["path"] is not None and not refused:
         needs = f"; it needs {found['need']}" if found["need"] else ""
         report.ok(f"{engine.model} runs here{needs}")

@@ -94,6 +94,7 @@ def _model(question: str) -> dict[str, Any]:
     from ingle.config import EngineConfig, TextConfig
     from ingle.engine.check import check_model
     from ingle.errors import IngleError, errors_in
+    from ingle.hub.catalog import find_entry
     from ingle.hub.resolve import resolve_model
 
     asked = json.loads(question)
@@ -102,7 +103,8 @@ def _model(question: str) -> dict[str, Any]:
         source = resolve_model(config.model)
         report = check_model(config, TextConfig(**asked["text"]), source.path)
     except IngleError as error:
-        refusals = [[True, each.what, each.alternative] for each in errors_in(error)]
+        is_fetched = find_entry(config.model) is not None  # by a start
+        refusals = [[not is_fetched, each.what, each.alternative] for each in errors_in(error)]
         return {"findings": refusals, "need": None, "path": None}
     findings = [[each.refused, each.what, each.alternative] for each in report.findings]
     need = None if report.need is None else str(report.need)

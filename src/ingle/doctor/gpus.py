@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 
@@ -28,18 +29,29 @@ TRITON_PATIENCE, NCCL_PATIENCE = 2, 3
 
 
 def check_gpus(here: Here, report: Reporter) -> None:
-    seen = here.gpus()
-    for maker in dict.fromkeys(seen.others) if not seen.cards else ():
+    seen, cards = here.gpus(), cards_of(here)
+    for maker in dict.fromkeys(seen.others) if not cards else ():
         report.ok(f"an {maker} GPU is here and is not used: ingle runs on NVIDIA's GPUs and on CPUs")
     if seen.fault is not None:
-        report.fail(seen.fault, seen.advice)
-        return
-    if not seen.cards:
+        (report.warn if cards else report.fail)(seen.fault, seen.advice)
+    elif not cards:
         report.ok("none of NVIDIA's: models run on the CPU")
-        return
-    for card in seen.cards:
+    for card in cards:
         _report_card(card, report)
-    _report_visible(len(seen.cards), report)
+    if seen.cards:
+        _report_visible(len(cards), report)
+
+
+def cards_of(here: Here) -> tuple[Card, ...]:
+    """As nvidia-smi tells of them; where it does not, and there should be some, as PyTorch does."""
+    seen = here.gpus()
+    if seen.cards or seen.fault is None or importlib.util.find_spec("torch") is None:
+        return seen.cards
+    try:
+        found = here.torch()["gpus"]
+    except ProbeError:
+        return ()
+    return tuple(Card(index, gpu[0], None, None, capability=(gpu[1], gpu[2])) for index, gpu in enumerate(found))
 
 
 def _report_card(card: Card, report: Reporter) -> None:
@@ -60,22 +72,32 @@ def _report_card(card: Card, report: Reporter) -> None:
         report.warn(f"{name} runs slower: {', '.join(card.slowed_by)}", "look at its cooling and its power")
     if card.compute_mode == "Prohibited":
         report.fail(f"{name} lets nobody compute (compute mode Prohibited)", f"nvidia-smi -i {card.index} -c DEFAULT")
-    if card.total_bytes is None or card.free_bytes is None:
-        report.warn(f"{name}: its memory is not told", "a card in pieces (MIG): name a piece in CUDA_VISIBLE_DEVICES")
-        return
-    major, minor = card.capability or (0, 0)
-    capability = "capability not told" if card.capability is None else f"compute capability {major}.{minor}"
-    memory = f"{size(card.free_bytes)} of {size(card.total_bytes)} free"
+    if card.in_pieces:
+        report.warn(
+            f"{name} is in pieces (MIG): PyTorch takes one of them",
+            "`nvidia-smi -L` lists them, for CUDA_VISIBLE_DEVICES",
+        )
     old = None if card.capability is None else gpu_card.triton_notice(gpu_card.Card(card.name, card.capability))
-    kernels = "PyTorch's operators, slower than Triton's kernels" if old else "ingle's Triton kernels"
-    line = f"{name}: {memory}, {capability}, {kernels}"
-    held = card.total_bytes - card.free_bytes
-    if held > _MUCH_HELD * card.total_bytes:
-        report.warn(f"{line}; {_held(card.holders, held)}", _to_free(card))
+    line = f"{name}: {_memory(card)}, {_kernels(card, old)}"
+    if card.total_bytes and card.used_bytes and card.used_bytes > _MUCH_HELD * card.total_bytes:
+        report.warn(f"{line}; {_held(card.holders, card.used_bytes)}", _to_free(card))
     elif old:
         report.warn(line, "--gpu-kernels triton tries Triton's all the same; docs/install.md has a table of cards")
     else:
         report.ok(line)
+
+
+def _memory(card: Card) -> str:
+    if card.free_bytes is None or card.total_bytes is None:
+        return "memory not told"
+    return f"{size(card.free_bytes)} of {size(card.total_bytes)} free"
+
+
+def _kernels(card: Card, old: str | None) -> str:
+    if card.capability is None:
+        return "compute capability not told"
+    kernels = "PyTorch's operators, slower than ingle's Triton kernels" if old else "ingle's Triton kernels"
+    return f"compute capability {card.capability[0]}.{card.capability[1]}, {kernels}"
 
 
 def _held(holders: tuple[Holder, ...], held: int) -> str:
@@ -87,8 +109,8 @@ def _held(holders: tuple[Holder, ...], held: int) -> str:
 
 
 def _to_free(card: Card) -> str:
-    pids = " ".join(str(each.pid) for each in card.holders[:3])
-    end = f"end it (`kill {pids}`; `ingle ps` lists servers of ingle)" if pids else "`fuser -v /dev/nvidia*` as root"
+    pids = " ".join(str(each.pid) for each in card.holders[:3] if each.computes)
+    end = f"end it (`kill {pids}`; `ingle ps` lists servers of ingle)" if pids else "`sudo fuser -v /dev/nvidia*` tells"
     return f"{end}, take another GPU by CUDA_VISIBLE_DEVICES, or give less by --gpu-memory-utilization"
 
 
@@ -110,10 +132,10 @@ def _report_visible(count: int, report: Reporter) -> None:
 
 
 def check_triton(here: Here, report: Reporter) -> None:
-    seen = here.gpus()
-    if not seen.cards:
+    cards = cards_of(here)
+    if not cards:
         return
-    if all(card.capability is not None and card.capability < gpu_card.TRITON_SINCE for card in seen.cards):
+    if all(card.capability is not None and card.capability < gpu_card.TRITON_SINCE for card in cards):
         report.ok("not used: PyTorch's operators run on GPUs as old as these")
         return
     try:
@@ -153,7 +175,7 @@ def _kind(kind: str) -> str:
 
 
 def check_nccl(here: Here, report: Reporter) -> None:
-    count = len(here.gpus().cards)
+    count = len(cards_of(here))
     if count < 2:
         return
     try:

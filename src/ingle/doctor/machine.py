@@ -149,14 +149,14 @@ def _report_folder(what: str, folder: Path, report: Reporter) -> None:
         return
     text = f"{name}: {size(usage.free)} of {size(usage.total)} free"
     refused = _why_not_writable(folder, there)
-    if refused in (errno.ENOSPC, errno.EDQUOT) or usage.free < _NO_DISK:
+    if refused in (errno.ENOSPC, errno.EDQUOT) or (refused is None and 0 < usage.total and usage.free < _NO_DISK):
         over = ", and your quota is used up" if refused == errno.EDQUOT else ""
         report.fail(f"{text}: the disk is full{over}", elsewhere)
     elif inodes.f_files and not inodes.f_favail:
         report.fail(f"{text}, and no inode: it holds as many files as it can", elsewhere)
-    elif refused is not None:
+    elif refused is not None or not usage.total:
         report.fail(
-            f"{name} cannot be written to: {os.strerror(refused)}", f"chown it to yourself (uid {os.getuid()}), or "
+            f"{name} cannot be written to: {os.strerror(refused or errno.EROFS)}", f"chown it to yourself (uid {os.getuid()}), or "
             "point INGLE_HOME to a folder of yours",
         )  # fmt: skip
     elif usage.free < _LITTLE_DISK:

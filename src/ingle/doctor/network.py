@@ -27,13 +27,10 @@ def check_hubs(here: Here, report: Reporter) -> None:
         through = "" if answer.proxy is None else f", through the proxy {answer.proxy}"
         where = f"{hub.name} ({hub.endpoint}{by}{through})"
         if answer.failure is not None:
-            report.warn(
-                f"{where} is not reached: {answer.failure}",
-                f"what was pulled runs without it; to pull, {'correct the variable, or ' * bool(hub.source)}"
-                f"try {hub.mirror}",
-            )
+            helps = f"correct or unset {hub.source}" if hub.source else f"take {hub.mirror}"
+            report.warn(f"{where} is not reached: {answer.failure}", f"to pull, {helps}; what is here runs without")
         elif answer.seconds > _SLOW_S:
-            report.warn(f"{where} answers slowly, in {answer.seconds:.1f} s", f"try {hub.mirror}")
+            report.warn(f"{where} answers slowly, in {answer.seconds:.1f} s", f"take {hub.mirror}")
         else:
             report.ok(f"{where} answers in {answer.seconds * 1e3:.0f} ms")
 

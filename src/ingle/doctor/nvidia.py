@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -13,15 +15,19 @@ from ingle.doctor.children import Children, ProbeError, last_word
 
 _VENDOR = "0x10de"
 _DISPLAY_CLASSES = ("0x0300", "0x0302")
+_NO_CARD = "`dmesg | grep -i nvrm` says why; a container needs --gpus all"
+_PLACES = ("usr/local/nvidia/bin", "usr/lib/wsl/lib")
+"""Where nvidia-smi is that is not on the path: in containers of some clouds, and in Windows' Linux."""
 _FAULTS = (
     ("version mismatch", "the driver was updated while it was loaded: reboot"),
     ("couldn't communicate", "the driver is not loaded: install it, or look at `dkms status` and Secure Boot; reboot"),
     ("is lost", "the card fell off the bus: reboot; if it comes again, look at its power and its seat, and `dmesg`"),
     ("Unable to determine", "the card does not answer: reboot; `dmesg | grep -i -e xid -e nvrm` says more"),
-    ("No devices were found", "the driver sees no card: `dmesg | grep -i nvrm` says why; a container needs --gpus all"),
+    ("No devices were found", _NO_CARD),
     ("libnvidia-ml", "a container needs --gpus all and the NVIDIA Container Toolkit"),
 )
 """What nvidia-smi says, and what helps."""
+_PROCESS_NAME = re.compile(r"(<process_name>)(.*?)(</process_name>)", re.DOTALL)
 _SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 
 
@@ -32,6 +38,8 @@ class Holder:
     pid: int
     name: str
     num_bytes: int | None
+    computes: bool = True
+    """Otherwise it draws, as a desktop does."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Card:
     total_bytes: int | None
     """None where nvidia-smi does not say, as for a card in pieces (MIG)."""
     free_bytes: int | None
+    used_bytes: int | None = None
+    """The driver itself reserves more."""
     capability: tuple[int, int] | None = None
     holders: tuple[Holder, ...] = ()
     memory_errors: int = 0
@@ -48,7 +58,9 @@ class Card:
     old_memory_errors: int = 0
     """In the card's life."""
     repair: str | None = None
-    """What of its memory waits to be replaced, or cannot be."""
+    """What is broken until it is reset, or for good."""
+    in_pieces: bool = False
+    """Parted by MIG."""
     slowed_by: tuple[str, ...] = ()
     compute_mode: str = "Default"
 
@@ -71,7 +83,8 @@ class Seen:
 def look(children: Children, timeout_s: float, root: Path) -> Seen:
     """Never raises for what is wrong with a GPU."""
     on_bus = _on_bus(root)
-    program = shutil.which("nvidia-smi")
+    places = (str(root / place) for place in _PLACES)
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=os.pathsep.join(places))
     if program is None:
         return _without_program(on_bus, root)
     try:
@@ -84,7 +97,7 @@ def look(children: Children, timeout_s: float, root: Path) -> Seen:
         advice = next((advice for text, advice in _FAULTS if text in whole), "look at `nvidia-smi` and `dmesg`")
         return Seen(fault=f"nvidia-smi fails: {words}", advice=advice)
     try:
-        log = ElementTree.fromstring(said.stdout)
+        log = ElementTree.fromstring(_PROCESS_NAME.sub(_escaped, said.stdout))
     except ElementTree.ParseError as error:
         return Seen(fault=f"nvidia-smi -q -x prints no XML: {error}", advice="look at `nvidia-smi -q -x`")
     capabilities = _capabilities(children, program, timeout_s)
@@ -98,8 +111,13 @@ def look(children: Children, timeout_s: float, root: Path) -> Seen:
         others=on_bus.others,
     )
     if not cards:
-        return Seen(driver=seen.driver, cuda=seen.cuda, fault="the driver sees no card", advice=_FAULTS[4][1])
+        return Seen(driver=seen.driver, cuda=seen.cuda, fault="the driver sees no card", advice=_NO_CARD)
     return seen
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """nvidia-smi prints names of processes as they are."""
+    return f"{match[1]}{html.escape(html.unescape(match[2]))}{match[3]}"
 
 
 def _without_program(bus: _Bus, root: Path) -> Seen:
@@ -154,11 +172,13 @@ def _card(index: int, gpu: Element, capability: tuple[int, int] | None) -> Card:
         name,
         _bytes(_text(gpu, "fb_memory_usage/total")),
         _bytes(_text(gpu, "fb_memory_usage/free")),
+        _bytes(_text(gpu, "fb_memory_usage/used")),
         capability or _known_capability(name),
         tuple(_holder(process) for process in gpu.iterfind("processes/process_info")),
         _uncorrectable(volatile),
         _uncorrectable(aggregate),
         _repair(gpu),
+        _text(gpu, "mig_mode/current_mig") == "Enabled",
         tuple(each.replace("_", " ") for each in _SLOWED if _is_slowed(gpu, each)),
         _text(gpu, "compute_mode") or "Default",
     )
@@ -182,9 +202,12 @@ def _bytes(text: str) -> int | None:
 
 
 def _holder(process: Element) -> Holder:
-    pid = _text(process, "pid")
+    pid, name = _text(process, "pid"), _text(process, "process_name")
     return Holder(
-        int(pid) if pid.isdecimal() else 0, _text(process, "process_name"), _bytes(_text(process, "used_memory"))
+        int(pid) if pid.isdecimal() else 0,
+        name.split(" ")[0].rpartition("/")[2],
+        _bytes(_text(process, "used_memory")),
+        "C" in (_text(process, "type") or "C"),
     )
 
 
@@ -206,6 +229,10 @@ def _repair(gpu: Element) -> str | None:
     )
     if any(_text(gpu, path) == "Yes" for path in pending):
         return "bad parts of its memory wait to be replaced"
+    if (action := _text(gpu, "gpu_recovery_action")) not in ("", "None", "N/A"):
+        return f"its driver asks for this: {action}"
+    if _text(gpu, "fabric/state") in ("In Progress", "Not Started"):
+        return "the switch between the GPUs is not set up (`systemctl start nvidia-fabricmanager`)"
     return None
 
 

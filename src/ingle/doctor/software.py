@@ -287,6 +287,8 @@ def check_kernels(here: Here, report: Reporter) -> None:
     except ProbeError as error:
         report.fail(f"cannot be loaded: {error}", "--cpu-kernels torch does without; remove kernels/ in ingle's home")
         return
+    if found["failure"] and not _finds_compiler():
+        return  # which the compiler's own line says
     if found["failure"] and importlib.util.find_spec("torch") is None:
         report.fail(f"are not there, nor is PyTorch: {found['failure']}", "nothing computes on the CPU: install one")
     elif found["failure"]:
@@ -295,3 +297,11 @@ def check_kernels(here: Here, report: Reporter) -> None:
         report.ok("are not compiled yet: the first start on the CPU does it, which takes a minute or two")
     else:
         report.ok(f"load; they multiply by {found['instructions']}")
+
+
+def _finds_compiler() -> bool:
+    try:
+        compile.find_compiler()
+    except compile.CompileError:
+        return False
+    return True

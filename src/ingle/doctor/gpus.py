@@ -9,7 +9,7 @@ from collections import Counter
 from ingle.doctor.children import ProbeError, TookTooLong
 from ingle.doctor.finding import Reporter
 from ingle.doctor.here import Here
-from ingle.doctor.nvidia import Card, Holder
+from ingle.doctor.nvidia import Card, Holder, all_hidden
 from ingle.engine import gpu_card
 from ingle.facts import size
 
@@ -73,12 +73,10 @@ def _report_card(card: Card, report: Reporter) -> None:
     if card.compute_mode == "Prohibited":
         report.fail(f"{name} lets nobody compute (compute mode Prohibited)", f"nvidia-smi -i {card.index} -c DEFAULT")
     if card.in_pieces:
-        report.warn(
-            f"{name} is in pieces (MIG): PyTorch takes one of them",
-            "`nvidia-smi -L` lists them, for CUDA_VISIBLE_DEVICES",
-        )
+        _report_pieces(name, card, report)
+        return
     old = None if card.capability is None else gpu_card.triton_notice(gpu_card.Card(card.name, card.capability))
-    line = f"{name}: {_memory(card)}, {_kernels(card, old)}"
+    line = f"{name}: {_memory(card.free_bytes, card.total_bytes)}, {_kernels(card, old)}"
     if card.total_bytes and card.used_bytes and card.used_bytes > _MUCH_HELD * card.total_bytes:
         report.warn(f"{line}; {_held(card.holders, card.used_bytes)}", _to_free(card))
     elif old:
@@ -87,10 +85,22 @@ def _report_card(card: Card, report: Reporter) -> None:
         report.ok(line)
 
 
-def _memory(card: Card) -> str:
-    if card.free_bytes is None or card.total_bytes is None:
-        return "memory not told"
-    return f"{size(card.free_bytes)} of {size(card.total_bytes)} free"
+def _report_pieces(name: str, card: Card, report: Reporter) -> None:
+    if not card.pieces:
+        report.fail(
+            f"{name} is to be parted (MIG) and has no parts: nothing runs on it",
+            f"make some (`nvidia-smi mig -cgi`), or `sudo nvidia-smi -i {card.index} -mig 0`",
+        )
+        return
+    parts = ", ".join(_memory(*piece) for piece in card.pieces)
+    report.warn(
+        f"{name} is in {len(card.pieces)} part{'s' * (len(card.pieces) > 1)} (MIG), and a program gets one: {parts}",
+        "`nvidia-smi -L` lists them, for CUDA_VISIBLE_DEVICES",
+    )
+
+
+def _memory(free: int | None, total: int | None) -> str:
+    return "memory not told" if free is None or total is None else f"{size(free)} of {size(total)} free"
 
 
 def _kernels(card: Card, old: str | None) -> str:
@@ -120,7 +130,7 @@ def _report_visible(count: int, report: Reporter) -> None:
         return
     words = [word.strip() for word in visible.split(",")]
     outside = [word for word in words if word.isdecimal() and int(word) >= count]
-    if not visible.strip() or words[0] == "-1":
+    if all_hidden(os.environ):
         report.warn(f"CUDA_VISIBLE_DEVICES={visible!r} hides all GPUs", "unset it: without a GPU models run on the CPU")
     elif outside:
         report.fail(
@@ -145,6 +155,8 @@ def check_triton(here: Here, report: Reporter) -> None:
             report.warn("not tried: PyTorch does not find a GPU")
         elif isinstance(error, TookTooLong):
             report.fail(f"compiling a kernel: {error}", "a busy machine takes longer: `ingle doctor --timeout 60`")
+        elif "out of memory" in str(error):
+            report.warn("not tried: the GPU has no memory left", "free some, as said above, and ask again")
         else:
             report.fail(
                 f"does not compile and run a kernel: {error}",

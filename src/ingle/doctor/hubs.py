@@ -8,15 +8,18 @@ import importlib.util
 import os
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 _TIMEOUT_S = 5.0
+"""For one wait on the network."""
+_DEADLINE_S = 8.0
+"""For all of them: finding a name may take the system's resolver longer than that."""
 _TRUE = {"1", "true", "yes", "on"}
 
 
@@ -35,6 +38,8 @@ class HubAnswer:
     hub: Hub
     proxy: str | None
     """Without its password."""
+    proxy_source: str = ""
+    """The variable that names it."""
     seconds: float = 0.0
     failure: str | None = None
     ahead_s: float | None = None
@@ -62,12 +67,23 @@ def _hub(environment: Mapping[str, str], name: str, own: str, variables: tuple[s
 
 
 def ask_hubs() -> list[HubAnswer]:
-    """None where the user works offline."""
+    """None where the user works offline. Answers within `_DEADLINE_S`, whatever the network does."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
         return []
     asked = hubs(os.environ)
-    with ThreadPoolExecutor(len(asked)) as pool:
-        return list(pool.map(_ask, asked))
+    answers: dict[Hub, HubAnswer] = {}
+
+    def ask(hub: Hub) -> None:
+        answers[hub] = _ask(hub)
+
+    threads = [threading.Thread(target=ask, args=(hub,), daemon=True) for hub in asked]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + _DEADLINE_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = f"no answer within {_DEADLINE_S:g} s"
+    return [answers.get(hub) or HubAnswer(hub, None, failure=late) for hub in asked]
 
 
 def _ask(hub: Hub) -> HubAnswer:
@@ -75,34 +91,38 @@ def _ask(hub: Hub) -> HubAnswer:
     if url.scheme not in ("http", "https") or not url.hostname:
         return HubAnswer(hub, None, failure=f"{hub.source} is no address of a hub: it begins with https:// or http://")
     proxies = urllib.request.getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
+    source = url.scheme if proxies.get(url.scheme) else "all"
+    proxy = proxies.get(source)
     if proxy is not None and urllib.request.proxy_bypass(url.hostname):
         proxy = None
     shown = None if proxy is None else _without_password(proxy)
+    asked = HubAnswer(hub, shown, "" if proxy is None else f"{source}_proxy")
     if proxy is not None and urlsplit(proxy).scheme.startswith("socks"):
         lack = None if importlib.util.find_spec("socksio") else f"{shown} speaks SOCKS: pip install socksio"
-        return HubAnswer(hub, shown, failure=lack or f"{shown} speaks SOCKS, by which it was not tried")
+        return replace(asked, failure=lack or f"{shown} speaks SOCKS, by which it was not tried")
     handlers = [urllib.request.ProxyHandler({} if proxy is None else {url.scheme: proxy}), _NoRedirect()]
     request = urllib.request.Request(hub.endpoint + "/", method="HEAD", headers={"User-Agent": "ingle-doctor"})
-    return _answer(hub, shown, lambda: _head(urllib.request.build_opener(*handlers), request))
+    return _answer(asked, lambda: _head(urllib.request.build_opener(*handlers), request))
 
 
 Headers = Mapping[str, str]
 
 
-def _answer(hub: Hub, proxy: str | None, ask: Callable[[], tuple[int, Headers]]) -> HubAnswer:
+def _answer(asked: HubAnswer, ask: Callable[[], tuple[int, Headers]]) -> HubAnswer:
     started = time.monotonic()
     try:
         status, headers = ask()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return HubAnswer(hub, proxy, time.monotonic() - started, _why(error))
+        return replace(asked, seconds=time.monotonic() - started, failure=_why(error))
     seconds = time.monotonic() - started
     failure = None
     if status == 407:
-        failure = "the proxy asks for a name and a password: write them into https_proxy"
+        failure = (
+            f"the proxy asks for a name and a password: write them into {asked.proxy_source} (http://NAME:PASSWORD@…)"
+        )
     elif status >= 500 or status == 429:
         failure = f"it answers {status} {http.client.responses.get(status, '')}".rstrip()
-    return HubAnswer(hub, proxy, seconds, failure, _ahead_s(headers))
+    return replace(asked, seconds=seconds, failure=failure, ahead_s=_ahead_s(headers))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

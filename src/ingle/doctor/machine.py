@@ -149,16 +149,18 @@ def _report_folder(what: str, folder: Path, report: Reporter) -> None:
         return
     text = f"{name}: {size(usage.free)} of {size(usage.total)} free"
     refused = _why_not_writable(folder, there)
-    if refused in (errno.ENOSPC, errno.EDQUOT) or (refused is None and 0 < usage.total and usage.free < _NO_DISK):
-        over = ", and your quota is used up" if refused == errno.EDQUOT else ""
-        report.fail(f"{text}: the disk is full{over}", elsewhere)
+    if refused in (errno.ENOSPC, errno.EDQUOT):
+        full = "your quota is used up" if refused == errno.EDQUOT else "the disk is full"
+        report.fail(f"{text}: {full}", elsewhere)
+    elif refused is None and usage.total > 0 and usage.free < _NO_DISK:
+        report.fail(f"{text}: the disk is full, no model fits", elsewhere)
     elif inodes.f_files and not inodes.f_favail:
         report.fail(f"{text}, and no inode: it holds as many files as it can", elsewhere)
     elif refused is not None or not usage.total:
         report.fail(
-            f"{name} cannot be written to: {os.strerror(refused or errno.EROFS)}", f"chown it to yourself (uid {os.getuid()}), or "
-            "point INGLE_HOME to a folder of yours",
-        )  # fmt: skip
+            f"{name} cannot be written to: {os.strerror(refused or errno.EROFS)}",
+            f"chown it to yourself (uid {os.getuid()}), or point INGLE_HOME to a folder of yours",
+        )
     elif usage.free < _LITTLE_DISK:
         report.warn(f"{text}: not much for models", elsewhere)
     else:

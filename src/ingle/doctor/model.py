@@ -29,7 +29,15 @@ def check_model(here: Here, report: Reporter) -> None:
     refused = False
     for is_refused, what, alternative in found["findings"]:
         refused |= is_refused
-        (report.fail if is_refused else report.warn)(f"{engine.model}: {what}", alternative)
-    if found["path"] is not None and not refused:
-        needs = f"; it needs {found['need']}" if found["need"] else ""
-        report.ok(f"{engine.model} runs here{needs}")
+        text = what if engine.model in what else f"{engine.model}: {what}"
+        (report.fail if is_refused else report.warn)(text, alternative)
+    if found["path"] is None or refused:
+        return
+    needs = f"it needs {found['need']}" if found["need"] else "what it needs is not known"
+    if found["fits"]:
+        report.ok(f"{engine.model} runs here; {needs}")
+    else:
+        report.warn(
+            f"{engine.model} does not run here with all of its context: {needs}",
+            f"a start cuts the context to what fits; `ingle plan {engine.model}` says how long that is",
+        )

@@ -27,7 +27,8 @@ def check_hubs(here: Here, report: Reporter) -> None:
         through = "" if answer.proxy is None else f", through the proxy {answer.proxy}"
         where = f"{hub.name} ({hub.endpoint}{by}{through})"
         if answer.failure is not None:
-            helps = f"correct or unset {hub.source}" if hub.source else f"take {hub.mirror}"
+            named = " and ".join(filter(None, (hub.source, answer.proxy_source)))
+            helps = f"correct or unset {named}" if named else f"take {hub.mirror}"
             report.warn(f"{where} is not reached: {answer.failure}", f"to pull, {helps}; what is here runs without")
         elif answer.seconds > _SLOW_S:
             report.warn(f"{where} answers slowly, in {answer.seconds:.1f} s", f"take {hub.mirror}")
@@ -41,19 +42,19 @@ def check_clock(here: Here, report: Reporter) -> None:
     if not _NOT_BEFORE < now < _NOT_AFTER:
         report.fail(f"says {shown}", "set it (`timedatectl set-ntp true`): no certificate holds at such a time")
         return
-    told = [answer for answer in here.hubs() if answer.ahead_s is not None]
+    told = [(answer.ahead_s, answer.hub.name) for answer in here.hubs() if answer.ahead_s is not None]
     if not told:
         report.ok(f"{shown}; no hub answered to compare with")
         return
-    ahead_s = min((answer.ahead_s or 0.0 for answer in told), key=abs)
+    ahead_s, name = min(told, key=lambda each: abs(each[0]))  # one hub's own clock may be wrong
     direction = "ahead of" if ahead_s > 0 else "behind"
-    text = f"{shown}, {abs(ahead_s):.0f} s {direction} {told[0].hub.name}'s"
+    text = f"{shown}, {abs(ahead_s):.0f} s {direction} {name}'s"
     if abs(ahead_s) > _TLS_SKEW_S:
         report.fail(text, "set it (`timedatectl set-ntp true`): certificates and tokens fail at a wrong time")
     elif abs(ahead_s) > _SKEW_S:
         report.warn(text, "set it (`timedatectl set-ntp true`)")
     else:
-        report.ok(f"{shown}, as {told[0].hub.name} has it")
+        report.ok(f"{shown}, as {name} has it")
 
 
 def check_port(here: Here, report: Reporter) -> None:

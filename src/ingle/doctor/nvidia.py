@@ -6,6 +6,7 @@ import html
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -61,6 +62,8 @@ class Card:
     """What is broken until it is reset, or for good."""
     in_pieces: bool = False
     """Parted by MIG."""
+    pieces: tuple[tuple[int | None, int | None], ...] = ()
+    """Of each: bytes free, and in all."""
     slowed_by: tuple[str, ...] = ()
     compute_mode: str = "Default"
 
@@ -113,6 +116,12 @@ def look(children: Children, timeout_s: float, root: Path) -> Seen:
     if not cards:
         return Seen(driver=seen.driver, cuda=seen.cuda, fault="the driver sees no card", advice=_NO_CARD)
     return seen
+
+
+def all_hidden(environment: Mapping[str, str]) -> bool:
+    """Whether the user keeps programs from every GPU."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return visible is not None and visible.split(",")[0].strip() in ("", "-1")
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -174,11 +183,15 @@ def _card(index: int, gpu: Element, capability: tuple[int, int] | None) -> Card:
         _bytes(_text(gpu, "fb_memory_usage/free")),
         _bytes(_text(gpu, "fb_memory_usage/used")),
         capability or _known_capability(name),
-        tuple(_holder(process) for process in gpu.iterfind("processes/process_info")),
+        _holders(gpu),
         _uncorrectable(volatile),
         _uncorrectable(aggregate),
         _repair(gpu),
         _text(gpu, "mig_mode/current_mig") == "Enabled",
+        tuple(
+            (_bytes(_text(piece, "fb_memory_usage/free")), _bytes(_text(piece, "fb_memory_usage/total")))
+            for piece in gpu.iterfind("mig_devices/mig_device")
+        ),
         tuple(each.replace("_", " ") for each in _SLOWED if _is_slowed(gpu, each)),
         _text(gpu, "compute_mode") or "Default",
     )
@@ -199,6 +212,12 @@ def _bytes(text: str) -> int | None:
     """Such as 24576 MiB."""
     match = re.fullmatch(r"(\d+) MiB", text)
     return None if match is None else int(match[1]) << 20
+
+
+def _holders(gpu: Element) -> tuple[Holder, ...]:
+    """The largest first."""
+    found = [_holder(process) for process in gpu.iterfind("processes/process_info")]
+    return tuple(sorted(found, key=lambda holder: -(holder.num_bytes or 0)))
 
 
 def _holder(process: Element) -> Holder:
@@ -222,10 +241,14 @@ def _uncorrectable(errors: Element | None) -> int:
 def _repair(gpu: Element) -> str | None:
     if _text(gpu, "remapped_rows/remapped_row_failure") == "Yes":
         return "rows of its memory cannot be replaced any more"
+    if _text(gpu, "ecc_errors/aggregate/sram_threshold_exceeded") == "Yes":
+        return "its on-chip memory has failed more often than NVIDIA allows"
     pending = (
         "remapped_rows/remapped_row_pending",
         "retired_pages/pending_retirement",
         "retired_pages/pending_blacklist",
+        "ecc_errors/channel_repair_pending",
+        "ecc_errors/tpc_repair_pending",
     )
     if any(_text(gpu, path) == "Yes" for path in pending):
         return "bad parts of its memory wait to be replaced"

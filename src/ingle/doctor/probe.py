@@ -105,10 +105,11 @@ def _model(question: str) -> dict[str, Any]:
     except IngleError as error:
         is_fetched = find_entry(config.model) is not None  # by a start
         refusals = [[not is_fetched, each.what, each.alternative] for each in errors_in(error)]
-        return {"findings": refusals, "need": None, "path": None}
+        return {"findings": refusals, "need": None, "fits": False, "path": None}
     findings = [[each.refused, each.what, each.alternative] for each in report.findings]
-    need = None if report.need is None else str(report.need)
-    return {"findings": findings, "need": need, "path": str(source.path)}
+    need = report.need
+    fits = need is None or need.free is None or need.total <= need.free
+    return {"findings": findings, "need": need and str(need), "fits": fits, "path": str(source.path)}
 
 
 def _nccl() -> dict[str, Any]:

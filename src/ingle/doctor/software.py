@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import re
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from ingle.doctor.children import ProbeError, TookTooLong, last_word
 from ingle.doctor.finding import Reporter
 from ingle.doctor.here import Here
-from ingle.doctor.nvidia import Seen
+from ingle.doctor.nvidia import Seen, all_hidden
 from ingle.engine import gpu_card
 from ingle.errors import ConfigError
 from ingle.kernels.cpu import compile, targets
@@ -200,6 +201,9 @@ def _report_cuda(found: dict[str, Any], seen: Seen, report: Reporter) -> None:
             f"{version} is built for a CPU alone, and there is a GPU: {seen.cards[0].name}",
             f"take a build with CUDA: {gpu_card.NEW_BUILD}",
         )
+        return
+    if all_hidden(os.environ):
+        report.ok(f"{version}, for CUDA {cuda}; CUDA_VISIBLE_DEVICES hides every GPU from it")
         return
     if not found["available"] or found["error"]:
         report.fail(*_no_gpu(found, seen))

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
     def waiting(names: str) -> None:
         nonlocal looking
-        if names != looking:
+        if names != looking and not flags.json:
             looking = names
             status.report(f"looking at {names}")
 

@@ -74,7 +74,10 @@ def ask_hubs() -> list[HubAnswer]:
     answers: dict[Hub, HubAnswer] = {}
 
     def ask(hub: Hub) -> None:
-        answers[hub] = _ask(hub)
+        try:
+            answers[hub] = _ask(hub)
+        except Exception as error:  # addresses and proxies come from outside, and nobody waits for this thread
+            answers[hub] = HubAnswer(hub, None, failure=f"{type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=ask, args=(hub,), daemon=True) for hub in asked]
     for thread in threads:
@@ -87,9 +90,13 @@ def ask_hubs() -> list[HubAnswer]:
 
 
 def _ask(hub: Hub) -> HubAnswer:
-    url = urlsplit(hub.endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        return HubAnswer(hub, None, failure=f"{hub.source} is no address of a hub: it begins with https:// or http://")
+    try:
+        url = urlsplit(hub.endpoint)
+        is_address = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # of a port, or of brackets
+        is_address = False
+    if not is_address or not url.hostname:
+        return HubAnswer(hub, None, failure=f"{hub.source} is no address of a hub, such as https://hf-mirror.com")
     proxies = urllib.request.getproxies()
     source = url.scheme if proxies.get(url.scheme) else "all"
     proxy = proxies.get(source)

@@ -25,9 +25,13 @@ _FAULTS = (
     ("is lost", "the card fell off the bus: reboot; if it comes again, look at its power and its seat, and `dmesg`"),
     ("Unable to determine", "the card does not answer: reboot; `dmesg | grep -i -e xid -e nvrm` says more"),
     ("No devices were found", _NO_CARD),
+    ("NVML: Unknown Error", "a container loses its GPUs when its host reloads systemd: start the container anew"),
+    ("Insufficient Permissions", "this user may not open /dev/nvidia*: `ls -l /dev/nvidia*`; `usermod -aG video USER`"),
+    ("GPU access blocked", "Windows keeps its Linux from the GPU: update NVIDIA's driver there, then `wsl --update`"),
     ("libnvidia-ml", "a container needs --gpus all and the NVIDIA Container Toolkit"),
 )
 """What nvidia-smi says, and what helps."""
+_MAX_CHARS = 300
 _PROCESS_NAME = re.compile(r"(<process_name>)(.*?)(</process_name>)", re.DOTALL)
 _SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 
@@ -95,8 +99,8 @@ def look(children: Children, timeout_s: float, root: Path) -> Seen:
     except ProbeError as error:
         return Seen(fault=f"nvidia-smi: {error}", advice="the driver hangs: `dmesg | grep -i -e xid -e nvrm`; reboot")
     if said.code != 0 or "<nvidia_smi_log" not in said.stdout:
-        words = last_word(said)
-        whole = f"{said.stdout} {said.stderr}"
+        whole = " ".join(f"{said.stdout} {said.stderr}".split())
+        words = last_word(said) if said.code < 0 or not whole else whole[:_MAX_CHARS]
         advice = next((advice for text, advice in _FAULTS if text in whole), "look at `nvidia-smi` and `dmesg`")
         return Seen(fault=f"nvidia-smi fails: {words}", advice=advice)
     try:

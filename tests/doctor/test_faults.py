@@ -216,8 +216,8 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_a_whole_machine_and_a_model(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["SpaceshipForCausalLM"], "model_type": "spaceship"}')
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
     found = doctor(str(tmp_path), "--port", "0", **QUICK)
-    assert found.says("model", "fail", str(tmp_path))
+    assert found.says("model", "fail", f"{tmp_path}: no tokenizer", "tokenizer.json")
     assert [each["check"] for each in found.findings if each["state"] == "fail"] == ["model"] * len(found.of("model"))
     assert {"Python", "packages", "PyTorch", "GPUs", "memory", "disk", "port"} <= {e["check"] for e in found.findings}

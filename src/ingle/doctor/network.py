@@ -29,7 +29,9 @@ def check_hubs(here: Here, report: Reporter) -> None:
         if answer.failure is not None:
             named = " and ".join(filter(None, (hub.source, answer.proxy_source)))
             helps = f"correct or unset {named}" if named else f"take {hub.mirror}"
-            report.warn(f"{where} is not reached: {answer.failure}", f"to pull, {helps}; what is here runs without")
+            report.warn(
+                f"{where} is not reached: {answer.failure}", f"to pull, {helps}; models that are here need no hub"
+            )
         elif answer.seconds > _SLOW_S:
             report.warn(f"{where} answers slowly, in {answer.seconds:.1f} s", f"take {hub.mirror}")
         else:
@@ -44,7 +46,7 @@ def check_clock(here: Here, report: Reporter) -> None:
         return
     told = [(answer.ahead_s, answer.hub.name) for answer in here.hubs() if answer.ahead_s is not None]
     if not told:
-        report.ok(f"{shown}; no hub answered to compare with")
+        report.ok(f"{shown}; no hub told the time to compare with")
         return
     ahead_s, name = min(told, key=lambda each: abs(each[0]))  # one hub's own clock may be wrong
     direction = "ahead of" if ahead_s > 0 else "behind"

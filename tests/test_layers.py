@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("jobs",),
     ("llm", "verify", "server", "plan", "service"),
+    ("doctor",),
     ("cli", "__init__"),
     ("bench", "__main__"),
 )

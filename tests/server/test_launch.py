@@ -16,7 +16,7 @@ import pytest
 from ingle.config import EngineConfig, ServeConfig, ServerConfig
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ModelSource
-from ingle.server import launch
+from ingle.server import launch, listening
 from ingle.server.access import Access
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import OpenConnections
@@ -90,7 +90,7 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
 
 
 def test_a_name_for_loopback_is_loopback() -> None:
-    with launch.bind("localhost", 0) as sock:
+    with listening.bind("localhost", 0) as sock:
         assert launch._is_loopback(sock)
 
 
@@ -124,12 +124,12 @@ def test_flags_that_cannot_be(field: str, value: Any) -> None:
 )
 def test_an_address_that_cannot_be(host: str, port: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        launch.bind(host, port)
+        listening.bind(host, port)
 
 
 def test_a_port_that_only_root_may_use() -> None:
     error = PermissionError(errno.EACCES, "Permission denied")
-    assert launch._why_not(error, 80) == (
+    assert listening._why_not(error, 80) == (
         "only root may use port 80: give a --port above 1023, such as 8000, and let a proxy forward"
     )
 

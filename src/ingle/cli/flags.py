@@ -50,15 +50,22 @@ Flags may also be set by the environment (INGLE_MAX_MODEL_LEN=4k), and by the sa
 the file. Flags of vLLM, llama.cpp, Ollama, TGI, SGLang and FastChat are understood: see `ingle help flags`."""
 
 
-def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | None = None) -> T:
+def parse(
+    target: type[T],
+    argv: Sequence[str],
+    *,
+    command: str,
+    hide: Hidden | None = None,
+    default_model: str | None = None,
+) -> T:
     """Read `argv` into `target`, a dataclass of flags and of nested configuration classes.
 
-    A required field is a positional argument; a required `model` may also be given as `--model`. `hide` names the
-    fields that get no flag and keep their default. A command with an `EngineConfig` also takes the flags of other
-    tools, and fields of configuration classes from the environment and from `--config`; what is to be said of that
-    goes to stderr. Raises `ConfigError`; `--help` prints and exits.
+    A required field is a positional argument; a required `model` may also be given as `--model`, and is `default_model`
+    in commands that do without one. `hide` names the fields that get no flag and keep their default. A command with an
+    `EngineConfig` also takes the flags of other tools, and fields of configuration classes from the environment and
+    from `--config`; what is to be said of that goes to stderr. Raises `ConfigError`; `--help` prints and exits.
     """
-    return parse_given(target, argv, command=command, hide=hide)[0]
+    return parse_given(target, argv, command=command, hide=hide, default_model=default_model)[0]
 
 
 class Given(NamedTuple):
@@ -71,10 +78,17 @@ class Given(NamedTuple):
     """Variables that flags of other tools set."""
 
 
-def parse_given(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | None = None) -> tuple[T, Given]:
+def parse_given(
+    target: type[T],
+    argv: Sequence[str],
+    *,
+    command: str,
+    hide: Hidden | None = None,
+    default_model: str | None = None,
+) -> tuple[T, Given]:
     """As `parse`."""
-    asked = _ask(target, argv, command, hide or {})
-    errors, flags = io.StringIO(), _Flags(hide or {}, asked.defaults)
+    asked = _ask(target, argv, command, hide or {}, default_model)
+    errors, flags = io.StringIO(), _Flags(hide or {}, asked.defaults, default_model)
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
@@ -150,7 +164,7 @@ class _Asked(NamedTuple):
         return message
 
 
-def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Asked:
+def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden, default_model: str | None) -> _Asked:
     flags = list(flags_of(target, hide))
     own = {name: flag for flag in flags if not is_positional(flag) for name in flag.spellings}
     model = next((flag for flag in flags if flag.field == "model" and is_positional(flag)), None)
@@ -171,7 +185,7 @@ def _ask(target: type, argv: Sequence[str], command: str, hide: Hidden) -> _Aske
         defaults, more = _from_elsewhere(flags, line, dialect, command)
         notices = [*line.notices, *more]
     if model is not None and model.required and not wants_help:
-        _find_model(line, defaults, command)
+        _find_model(line, defaults, command, default_model)
     words = ["--help"] if wants_help else line.words()
     return _Asked(line, words, dialect, defaults, notices)
 
@@ -219,12 +233,15 @@ SAMPLING = (
 """Flags of sampling that the environment and the file may set, where a command has them."""
 
 
-def _find_model(line: Line, defaults: Defaults, command: str) -> None:
+def _find_model(line: Line, defaults: Defaults, command: str, default_model: str | None) -> None:
     """Sees to it that there is a model. Raises `ConfigError`."""
     if line.model is not None or line.positionals:
         defaults.pop((EngineConfig, "model"), None)
         return
     default = defaults.get((EngineConfig, "model"))
+    if default is None and default_model is not None:
+        line.model = default_model
+        return
     if default is None:
         more = ""
         if line.swallowed:
@@ -252,8 +269,9 @@ def _examples(command: str) -> str:
 class _Flags:
     """tyro's registry for one command line."""
 
-    def __init__(self, hide: Hidden, defaults: Defaults) -> None:
+    def __init__(self, hide: Hidden, defaults: Defaults, default_model: str | None) -> None:
         self._hide = hide
+        self._default_model = default_model
         self._defaults = defaults
         self.registry = ConstructorRegistry()
         self.registry.primitive_rule(_primitive)
@@ -275,6 +293,8 @@ class _Flags:
                 flag = Flag(info.type, field.name, kind)
                 kind = _annotated(flag, default, elsewhere)
                 default = default if elsewhere is None else elsewhere.value
+                if field.name == "model" and self._default_model is not None:
+                    kind, default = Annotated[kind, tyro.conf.Positional], self._default_model
             helptext = partial(_docstring, docs, field.name)
             fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=helptext))
         return StructConstructorSpec(info.type, tuple(fields))

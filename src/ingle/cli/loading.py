@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TextIO
 
 from ingle.errors import printable
 
@@ -52,11 +53,11 @@ class Status:
             self._stage, self._since = printable(stage), time.monotonic()
             self._tell()
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, stream: TextIO | None = None) -> None:
         """Something to stay."""
         with self._lock:
             self._clear()
-            print(text, file=self._stream, flush=True)
+            print(text, file=stream or self._stream, flush=True)
             self._tell()
 
     def end(self) -> None:

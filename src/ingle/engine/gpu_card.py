@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from ingle.errors import ConfigError
 
-_TRITON_SINCE = (8, 0)
+TRITON_SINCE = (8, 0)
 """The oldest capability that Triton supports (https://github.com/triton-lang/triton/pull/5066). It may compile for some
 older cards, without their tensor cores and without bfloat16."""
 _CUDA_13_SINCE = (7, 5)
 """The oldest that PyTorch built by CUDA 13 has code for, by its RELEASE.md; built by CUDA 12.6 it begins at 5.0."""
 _CUDA_12_6_SINCE = (5, 0)
-_OLD_BUILD = "pip install 'torch>=2.11,<2.15' --index-url https://download.pytorch.org/whl/cu126"
-_NEW_BUILD = "pip install --upgrade --force-reinstall torch"
+OLD_BUILD = "pip install 'torch>=2.11,<2.15' --index-url https://download.pytorch.org/whl/cu126"
+NEW_BUILD = "pip install --upgrade --force-reinstall torch"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def check_card(card: Card, architectures: Sequence[str], build: str) -> None:
         return
     major, minor = card.capability
     if card.capability >= _CUDA_13_SINCE:
-        advice = f"take a newer build: {_NEW_BUILD}"
+        advice = f"take a newer build: {NEW_BUILD}"
     elif card.capability >= _CUDA_12_6_SINCE:
-        advice = f"take the build that has: {_OLD_BUILD}"
+        advice = f"take the build that has: {OLD_BUILD}"
     else:
         advice = "no build that ingle runs with has"
     raise ConfigError(
@@ -63,11 +63,11 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 
 def triton_notice(card: Card) -> str | None:
     """Why PyTorch's operators run in place of Triton's kernels on a card; None where Triton's do."""
-    if card.capability >= _TRITON_SINCE:
+    if card.capability >= TRITON_SINCE:
         return None
     major, minor = card.capability
     return (
         f"PyTorch's operators run in place of ingle's Triton kernels, slower and without CUDA graphs: {card.name} has "
-        f"compute capability {major}.{minor}, and Triton supports {'.'.join(map(str, _TRITON_SINCE))} and newer; "
+        f"compute capability {major}.{minor}, and Triton supports {'.'.join(map(str, TRITON_SINCE))} and newer; "
         "--gpu-kernels triton tries them all the same"
     )

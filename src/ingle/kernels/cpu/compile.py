@@ -71,6 +71,14 @@ def library(target: str | None = None, report: Report | None = None) -> Path:
     return built(targets.native(), report)
 
 
+def is_ready() -> bool:
+    """Whether `library` finds it compiled. Raises `CompileError` and `ConfigError` as that does."""
+    wanted = os.environ.get("INGLE_CPU_TARGET")
+    chosen = _named(wanted) if wanted else targets.native()
+    fitting = [chosen] if wanted else targets.suitable(targets.features())
+    return any(prebuilt_file(each).is_file() for each in fitting) or _is_whole(_kept_file(_own_build(chosen)))
+
+
 def _named(name: str) -> Target:
     if name == "native":
         return targets.native()
@@ -104,7 +112,7 @@ def prebuild(folder: Path) -> list[str]:
     chosen = [target for target in TARGETS.values() if target.machine == targets.machine()]
     if sys.platform != "linux" or not chosen:
         raise CompileError(f"they are built in advance for Linux, not for {platform.system()} on {targets.machine()}")
-    compiler = _compiler()
+    compiler = find_compiler()
     folder.mkdir(parents=True, exist_ok=True)
 
     def build(target: Target) -> str | None:
@@ -124,21 +132,30 @@ def prebuild(folder: Path) -> list[str]:
 
 def built(target: Target, report: Report | None = None) -> Path:
     """The library as this machine's compiler builds it, kept in ingle's home. Raises `CompileError`."""
-    if targets.machine() not in {each.machine for each in TARGETS.values()} or os.name != "posix":
-        raise CompileError(f"they are not written for {platform.system()} on {targets.machine()}")
-    build = _Build(_compiler(), (*target.flags, *FLAGS), _LINK, os.cpu_count() or 1, report)
-    folder = home() / "kernels"
-    file = folder / f"cpu-{_fingerprint(build)}.so"
+    build = _own_build(target, report)
+    file = _kept_file(build)
     try:
-        _make_private(folder)
+        _make_private(file.parent)
         if not _is_whole(file):
             _build(build, file)
     except OSError as error:
-        raise CompileError(f"they cannot be kept in {folder}: {error.strerror or error}") from error
+        raise CompileError(f"they cannot be kept in {file.parent}: {error.strerror or error}") from error
     return file
 
 
-def _compiler() -> str:
+def _own_build(target: Target, report: Report | None = None) -> _Build:
+    """By this machine's compiler, for itself. Raises `CompileError`."""
+    if targets.machine() not in {each.machine for each in TARGETS.values()} or os.name != "posix":
+        raise CompileError(f"they are not written for {platform.system()} on {targets.machine()}")
+    return _Build(find_compiler(), (*target.flags, *FLAGS), _LINK, os.cpu_count() or 1, report)
+
+
+def _kept_file(build: _Build) -> Path:
+    return home() / "kernels" / f"cpu-{_fingerprint(build)}.so"
+
+
+def find_compiler() -> str:
+    """$CXX, or the first of the usual ones that is on the path. Raises `CompileError`."""
     wanted = os.environ.get("CXX")
     for name in (wanted,) if wanted else _COMPILERS:
         found = shutil.which(name)

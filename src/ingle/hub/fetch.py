@@ -15,7 +15,7 @@ from ingle.hub.origins import origin_of
 from ingle.hub.progress import Progress
 from ingle.hub.selection import filtered, refuse_config, select, weight_files
 from ingle.hub.source import ModelSource, Wanted
-from ingle.hub.store import disk_errors
+from ingle.hub.store import delete, disk_errors
 
 _SEARCHED = 30
 _MAX_CONFIG_BYTES = 16 << 20
@@ -102,10 +102,13 @@ class _Fetch:
     def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
         """Tells first how much comes, where from and under which terms."""
         origin, listing = self._origin, self._listing
-        for file in files:  # another model's, or another revision's, may have brought the same bytes
-            if origin.blob(listing, file).is_file():
+        missing = list[RemoteFile]()
+        for file in files:
+            if origin.has(listing, file):  # another model's, or another revision's, may have brought the same bytes
                 origin.finish(listing, file)
-        missing = [file for file in files if not origin.blob(listing, file).is_file()]
+            else:
+                delete(origin.blob(listing, file))
+                missing.append(file)
         jobs = [self._job(file) for file in missing]
         if jobs and not quietly:
             for line in told(listing, missing):

@@ -129,6 +129,10 @@ class Http:
         self._on_wait = on_wait
         self._client = _new_client()
 
+    @property
+    def sends_token(self) -> bool:
+        return "Authorization" in self._headers or "Cookie" in self._headers
+
     def close(self) -> None:
         """Also ends what is under way in other threads."""
         self._client.close()
@@ -238,10 +242,10 @@ class Http:
         if status < 400:
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind in ("text/html", "application/xhtml+xml"):
+                address = self.setting or "the address"
                 raise HubError(
                     f"{shown_url(str(response.url))} answers with a web page in the file's place: a login or proxy "
-                    f"page, or not the address of a hub; open it in a browser, or check {self.setting or 'the address'} "
-                    "and the proxy"
+                    f"page, or not the address of a hub; open it in a browser, or check {address} and the proxy"
                 )
             return
         answer = Answer(
@@ -249,7 +253,7 @@ class Http:
             response.headers.get("X-Error-Code", ""),
             (response.headers.get("X-Error-Message") or _message(response))[:300],
             url,
-            "Authorization" in self._headers or "Cookie" in self._headers,
+            self.sends_token,
         )
         said = self._explain(answer)
         if status in _PASSING:

@@ -126,8 +126,8 @@ def cached_models() -> Iterator[CachedModel]:
             repo = "/".join(part for part in match.groups() if part)
             snapshots = sorted(_listed(storage / "snapshots"), key=lambda each: -each.stat().st_mtime)
             yield from _models(repo, "huggingface", storage, snapshots)
-    for repo, storage, folder in modelscope_cache.repositories(modelscope_cache.cache_folder()):
-        yield from _models(f"modelscope:{repo}", "modelscope", storage, [folder])
+    for repo, storage, folders in modelscope_cache.repositories(modelscope_cache.cache_folder()):
+        yield from _models(f"modelscope:{repo}", "modelscope", storage, folders)
 
 
 def _models(name: str, hub: Hub, storage: Path, snapshots: list[Path]) -> Iterator[CachedModel]:

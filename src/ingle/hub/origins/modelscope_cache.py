@@ -37,17 +37,16 @@ def model_folders(cache: Path, repo: str, revision: str | None) -> list[Path]:
 
 
 def download_folder(cache: Path, repo: str, revision: str) -> Path:
-    """Where a revision is to lie: where older versions of the package began with that revision, else where it does."""
-    return next((folder for folder in model_folders(cache, repo, revision) if _is_model(folder)), None) or (
-        _as_written(cache, _snapshot(cache, repo, revision)) or _snapshot(cache, repo, revision)
-    )
+    """Where a revision is to lie: in an old folder that there is for it, as the package has it, else in a new one."""
+    folders = model_folders(cache, repo, revision)
+    return next((folder for folder in folders if _has_entries(folder)), folders[-1])
 
 
-def repositories(cache: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Name of each repository that lies in the cache, all that it has on the disk, and its files."""
+def repositories(cache: Path) -> Iterator[tuple[str, Path, list[Path]]]:
+    """Name of each repository that lies in the cache, all that it has on the disk, and the folders of its revisions."""
     for storage in _listed(cache / "models"):
-        for folder in _listed(storage / "snapshots"):
-            yield storage.name.replace("--", "/", 1), storage, folder
+        if snapshots := _listed(storage / "snapshots"):
+            yield storage.name.replace("--", "/", 1), storage, snapshots
     seen = set[Path]()
     for parent in _PARENTS:
         for owner in _listed(cache / parent):
@@ -55,7 +54,7 @@ def repositories(cache: Path) -> Iterator[tuple[str, Path, Path]]:
                 real = folder.resolve()  # the package links NAME to NA___ME
                 if owner.name not in _NO_OWNERS and folder.name != "snapshots" and real not in seen and _is_model(real):
                     seen.add(real)
-                    yield f"{owner.name}/{real.name.replace('___', '.')}", real, real
+                    yield f"{owner.name}/{real.name.replace('___', '.')}", real, [real]
 
 
 def revision_of(folder: Path) -> str:
@@ -95,6 +94,13 @@ def _is_model(folder: Path) -> bool:
     if (folder / "config.json").is_file():
         return True
     return any(True for pattern in ("*.gguf*", "*/*.gguf*") for _ in folder.glob(pattern))
+
+
+def _has_entries(folder: Path) -> bool:
+    try:
+        return any(True for _ in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,18 +27,10 @@ from ingle.hub.resolve import ensure_model, pull_model
 from ingle.hub.source import Wanted
 from ingle.hub.store import Store
 from tests.hub.modelscope_server import CHANGED_S, NOT_FOUND, Model, Scope, ScopeHandler
+from tests.hub.repos import CONFIG, data
 from tests.hub.server import Fault, serving
 from tests.hub.toy import Recorder
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 300,
-}
 SMALL = {
     "config.json": json.dumps(CONFIG).encode(),
     "configuration.json": b'{"framework": "pytorch", "task": "text-generation"}',
@@ -50,10 +41,6 @@ NAME = "modelscope:org/Tiny-1.5B"
 LFS, FILE = "^/lfs/", "^/api/v1/models/org/Tiny-1.5B/repo "
 FILES, ANY = "/repo/files$", "^/"
 PAGE = b"<!doctype html><title>Sign in</title>"
-
-
-def data(size: int, seed: int = 0) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 def tiny(**changes: object) -> Model:
@@ -349,7 +336,9 @@ def test_a_private_model_with_a_token_that_stays_with_the_hub(
     with pytest.raises(ModelError, match="is private, or its terms"):
         ensure_model(NAME, recorder)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-other")
-    with pytest.raises(ModelError, match=r"does not take your token .MODELSCOPE_API_TOKEN or `modelscope login`.: make"):
+    with pytest.raises(
+        ModelError, match=r"does not take your token .MODELSCOPE_API_TOKEN or `modelscope login`.: make"
+    ):
         ensure_model(NAME, recorder)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", " ms-mine\n")
     scope.tokens.clear()

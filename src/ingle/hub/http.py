@@ -248,6 +248,7 @@ class Http:
                     f"page, or not the address of a hub; open it in a browser, or check {address} and the proxy"
                 )
             return
+        came_from = str(response.url)
         answer = Answer(
             status,
             response.headers.get("X-Error-Code", ""),
@@ -255,11 +256,14 @@ class Http:
             url,
             self.sends_token,
         )
-        said = self._explain(answer)
+        is_own = urlsplit(came_from).netloc == urlsplit(url).netloc or response.url.host in self._trusted
+        said = self._explain(answer) if is_own else None  # of its store of large files it knows nothing
         if status in _PASSING:
             wait_s = _retry_after(response.headers.get("Retry-After"))
             raise Unreachable(said or _passing(answer, wait_s), wait_s)
-        raise Refused(said or f"{shown_url(url)} answers {status} {answer.message or response.reason_phrase}", status)
+        raise Refused(
+            said or f"{shown_url(came_from)} answers {status} {answer.message or response.reason_phrase}", status
+        )
 
 
 def wait_before_retry(

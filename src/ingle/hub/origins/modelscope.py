@@ -203,6 +203,9 @@ class ModelScope:
     def finish(self, listing: Listing, file: RemoteFile) -> None:
         """The bytes lie where the file is to be found."""
 
+    def complete(self, listing: Listing) -> None:
+        """A revision is its folder's name."""
+
     def search(self, words: str, limit: int) -> list[Found]:
         return self._found({"search": words}, limit)
 

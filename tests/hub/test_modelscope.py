@@ -21,7 +21,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.hub import http
 from ingle.hub.caches import cached_models
 from ingle.hub.http import NotConnected
-from ingle.hub.names import RepoRef
+from ingle.hub.names import RepoRef, parse_name
 from ingle.hub.origins import modelscope, origin_of
 from ingle.hub.resolve import ensure_model, pull_model
 from ingle.hub.source import Wanted
@@ -303,8 +303,23 @@ def test_search(scope: Scope) -> None:
 
 
 def test_a_mistyped_name_gets_near_ones(scope: Scope, recorder: Recorder) -> None:
-    with pytest.raises(ModelError, match=r"has no public model org/Tiny-1\.5: .*; did you mean org/Tiny-1.5B"):
+    with pytest.raises(ModelError, match=r"has no public model org/Tiny-1\.5: .*; did you mean modelscope:org/Tiny-1"):
         ensure_model("modelscope:org/Tiny-1.5", recorder)
+
+
+@pytest.mark.parametrize(
+    ("name", "endpoint"),
+    [
+        ("https://modelscope.cn/models/org/name/files", None),
+        ("www.modelscope.cn/models/org/name", None),
+        ("https://www.modelscope.ai/models/org/name", "https://www.modelscope.ai"),
+        ("https://modelscope.cn/models/org/name/resolve/master/a.gguf", None),
+    ],
+)
+def test_addresses_of_both_sites(name: str, endpoint: str | None) -> None:
+    ref = parse_name(name)
+    assert isinstance(ref, RepoRef)
+    assert (ref.hub, ref.repo, ref.revision, ref.endpoint) == ("modelscope", "org/name", None, endpoint)
 
 
 def test_a_mirror_with_the_files_alone_will_do(scope: Scope, recorder: Recorder) -> None:

@@ -53,7 +53,8 @@ def find(origin: Origin, ref: RepoRef) -> Listing:
         near = _near_names(origin, ref)
         if ref.repo in near or not near:
             raise
-        raise Refused(error.what, error.status, alternative=f"did you mean {' or '.join(near)}?") from error
+        typed = [str(RepoRef(ref.hub, name)) for name in near]
+        raise Refused(error.what, error.status, alternative=f"did you mean {' or '.join(typed)}?") from error
 
 
 def _near_names(origin: Origin, ref: RepoRef) -> list[str]:

@@ -91,8 +91,8 @@ class Hub:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    class Handler(_Handler):
+def serving(hub: Hub, protocol: type[HubHandler] | None = None) -> Iterator[Hub]:
+    class Handler(protocol or HubHandler):
         state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -107,7 +107,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: Hub
 

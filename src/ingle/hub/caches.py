@@ -12,6 +12,7 @@ from ingle.errors import ModelError
 from ingle.hub.download import PART
 from ingle.hub.listing import RemoteFile
 from ingle.hub.names import Hub, RepoRef
+from ingle.hub.origins import modelscope_cache
 from ingle.hub.quantizations import take, variants
 from ingle.hub.selection import is_whole
 from ingle.hub.source import ModelSource
@@ -62,9 +63,7 @@ def _files(folder: Path) -> Iterator[RemoteFile]:
 def _folders(ref: RepoRef) -> Iterator[Path]:
     """Where a revision of a repository may lie."""
     if ref.hub == "modelscope":
-        from ingle.hub.origins import modelscope
-
-        yield modelscope.model_folder(modelscope.cache_folder(), ref.repo, ref.revision or "master")
+        yield from modelscope_cache.model_folders(modelscope_cache.cache_folder(), ref.repo, ref.revision)
         return
     from ingle.hub.origins import huggingface
 
@@ -127,10 +126,8 @@ def cached_models() -> Iterator[CachedModel]:
             repo = "/".join(part for part in match.groups() if part)
             snapshots = sorted(_listed(storage / "snapshots"), key=lambda each: -each.stat().st_mtime)
             yield from _models(repo, "huggingface", storage, snapshots)
-    from ingle.hub.origins import modelscope
-
-    for repo, storage, folder in modelscope.repositories(modelscope.cache_folder()):
-        yield from _models(f"modelscope:{repo}", "modelscope", storage, [folder])
+    for repo, storage, folders in modelscope_cache.repositories(modelscope_cache.cache_folder()):
+        yield from _models(f"modelscope:{repo}", "modelscope", storage, folders)
 
 
 def _models(name: str, hub: Hub, storage: Path, snapshots: list[Path]) -> Iterator[CachedModel]:

@@ -278,6 +278,14 @@ def _remember(job: Job, body: Body) -> None:
             _etag_file(job).write_text(body.etag)
 
 
+def sha256_of(path: Path) -> str:
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the right to change what the file at `path` stands for. Calls `on_wait` before it waits for another."""

@@ -16,7 +16,7 @@ from ingle.hub.origins import origin_of
 from ingle.hub.progress import Progress
 from ingle.hub.selection import filtered, refuse_config, select, weight_files
 from ingle.hub.source import ModelSource, Wanted
-from ingle.hub.store import disk_errors
+from ingle.hub.store import delete, disk_errors
 
 _SEARCHED = 30
 _MAX_CONFIG_BYTES = 16 << 20
@@ -53,7 +53,8 @@ def find(origin: Origin, ref: RepoRef) -> Listing:
         near = _near_names(origin, ref)
         if ref.repo in near or not near:
             raise
-        raise Refused(error.what, error.status, alternative=f"did you mean {' or '.join(near)}?") from error
+        typed = [str(RepoRef(ref.hub, name)) for name in near]
+        raise Refused(error.what, error.status, alternative=f"did you mean {' or '.join(typed)}?") from error
 
 
 def _near_names(origin: Origin, ref: RepoRef) -> list[str]:
@@ -109,7 +110,9 @@ class _Fetch:
     def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
         """Tells first how much comes, where from and under which terms."""
         origin, listing = self._origin, self._listing
-        missing = {origin.blob(listing, file): file for file in files if not origin.blob(listing, file).is_file()}
+        missing = {origin.blob(listing, file): file for file in files if not origin.has(listing, file)}
+        for path in missing:
+            delete(path)  # of another state of the branch
         jobs = [self._job(file, path) for path, file in missing.items()]
         if jobs and not quietly:
             for line in told(listing, list(missing.values())):

@@ -129,6 +129,10 @@ class Http:
         self._on_wait = on_wait
         self._client = _new_client()
 
+    @property
+    def sends_token(self) -> bool:
+        return "Authorization" in self._headers or "Cookie" in self._headers
+
     def close(self) -> None:
         """Also ends what is under way in other threads."""
         self._client.close()
@@ -250,9 +254,9 @@ class Http:
             response.headers.get("X-Error-Code", ""),
             (response.headers.get("X-Error-Message") or _message(response))[:300],
             url,
-            "Authorization" in self._headers or "Cookie" in self._headers,
+            self.sends_token,
         )
-        is_own = urlsplit(came_from).netloc == urlsplit(url).netloc
+        is_own = urlsplit(came_from).netloc == urlsplit(url).netloc or response.url.host in self._trusted
         said = self._explain(answer) if is_own else None  # of its store of large files it knows nothing
         if status in _PASSING:
             wait_s = _retry_after(response.headers.get("Retry-After"))

@@ -29,6 +29,8 @@ class RemoteFile:
     size: int | None
     """Bytes, where the hub says."""
     digest: Digest | None = None
+    changed_s: float | None = None
+    """When it was changed last, where the hub says; seconds since 1970."""
 
     @property
     def name(self) -> str:
@@ -96,6 +98,10 @@ class Origin(Protocol):
 
     def blob(self, listing: Listing, file: RemoteFile) -> Path:
         """Where a file's bytes are to lie."""
+        ...
+
+    def has(self, listing: Listing, file: RemoteFile) -> bool:
+        """Whether its bytes lie there already, and are those of this commit."""
         ...
 
     def lock(self, listing: Listing) -> Path:

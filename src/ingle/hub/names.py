@@ -19,6 +19,7 @@ _PREFIXES: dict[str, Hub] = {
     "hf://": "huggingface",
     "hf:": "huggingface",
     "huggingface:": "huggingface",
+    "www.modelscope.cn/models/": "modelscope",
     "modelscope.cn/models/": "modelscope",
     "modelscope.cn/": "modelscope",
     "modelscope://": "modelscope",
@@ -33,8 +34,14 @@ _HUB_HOSTS: dict[str, Hub] = {
     "hf-mirror.com": "huggingface",
     "modelscope.cn": "modelscope",
     "www.modelscope.cn": "modelscope",
+    "modelscope.ai": "modelscope",
+    "www.modelscope.ai": "modelscope",
 }
-_MIRRORS = {"hf-mirror.com": "https://hf-mirror.com"}
+_MIRRORS = {
+    "hf-mirror.com": "https://hf-mirror.com",
+    "modelscope.ai": "https://www.modelscope.ai",
+    "www.modelscope.ai": "https://www.modelscope.ai",
+}
 """Hosts whose URLs mean that the files should come from there, whatever HF_ENDPOINT says."""
 
 _PART = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w-])?"

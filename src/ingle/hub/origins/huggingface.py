@@ -121,6 +121,9 @@ class HuggingFace:
             return self.folder(listing) / file.path
         return self._storage(listing) / "blobs" / file.digest.value
 
+    def has(self, listing: Listing, file: RemoteFile) -> bool:
+        return self.blob(listing, file).is_file()
+
     def lock(self, listing: Listing) -> Path:
         return self.cache / ".locks" / self._storage(listing).name / "ingle.lock"
 

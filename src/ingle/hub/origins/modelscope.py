@@ -1,28 +1,50 @@
-"""ModelScope, by its HTTP interface: https://modelscope.cn/docs/models/download.
+"""ModelScope, by the HTTP interface that its own package speaks (read in 1.19, 1.31 and 1.40).
 
-Its own package is not needed: it brings a dozen others, asks third parties in which cloud it runs, and shows progress
-in its own way. Files land where it keeps them ($MODELSCOPE_CACHE), so that each finds what the other has downloaded.
+The package is not needed: it resumes nothing that failed a check, asks in which cloud it runs before each download,
+unpickles what lies in its folders, and has its own bars and errors. Files land where it keeps them, so that each finds
+what the other has downloaded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from urllib.parse import quote as quote_url
-from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from ingle.hub.http import Answer, Http, HubError, Unreachable
+from ingle.hub.download import sha256_of
+from ingle.hub.http import Answer, Http, HubError, Refused, Unreachable
 from ingle.hub.listing import MAX_FILES, Digest, Found, License, Listing, RemoteFile, safe_path
 from ingle.hub.names import Hub, RepoRef
+from ingle.hub.origins import modelscope_cache, modelscope_login
+from ingle.hub.origins.modelscope_cache import MASTER
 
 ENDPOINT = "https://modelscope.cn"
+_OTHER_SITE = "https://www.modelscope.ai"
 _LISTING_LIMIT = 3000
 """The hub cuts a listing at so many entries, and says nothing."""
-_TOKENS_PAGE = "https://modelscope.cn/my/myaccesstoken"
+_MAX_LISTINGS = 200
+"""Folders of a repository with more files than that which are listed one by one, from the top."""
+_PAGE = 50
+_MAX_SHOWN = 10
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_OVERLOADED = re.compile(r"\bError \d+|time(d )?out|too many", re.IGNORECASE)
+"""What the hub says under 404 when its database is in trouble."""
+_ABSENT = re.compile(r"not found|not exist|不存在", re.IGNORECASE)
+_NOT_THE_HUB = "answers otherwise than ModelScope does: is MODELSCOPE_ENDPOINT right?"
+_TASKS = {
+    "sentence-embedding": "sentence-similarity",
+    "auto-speech-recognition": "automatic-speech-recognition",
+    "text-to-image-synthesis": "text-to-image",
+    "text-to-video-synthesis": "text-to-video",
+}
+"""What Hugging Face calls them."""
 
 
 class _File(msgspec.Struct):
@@ -30,25 +52,39 @@ class _File(msgspec.Struct):
     Type: str = "blob"
     Size: int | None = None
     Sha256: str | None = None
+    CommittedDate: int | None = None
+    """Of the commit that changed it last; seconds since 1970."""
 
 
 class _Files(msgspec.Struct):
     Files: list[_File] | None = None
-    LatestCommitter: dict[str, Any] | None = None
 
 
-class _Detail(msgspec.Struct):
-    License: str | None = None
-    Revision: str | None = None
-    BaseModel: list[str] | None = None
-    Tags: list[Any] | None = None
+class _Revision(msgspec.Struct):
+    Revision: str
 
 
-class _Found(msgspec.Struct):
-    id: str
+class _RevisionMap(msgspec.Struct):
+    Branches: list[_Revision] | None = None
+    Tags: list[_Revision] | None = None
+
+
+class _Revisions(msgspec.Struct):
+    RevisionMap: _RevisionMap
+
+
+class _Model(msgspec.Struct):
+    id: str = ""
+    license: str | None = None
+    tags: list[str] | None = None
+    tasks: list[str] | None = None
+    gated: bool | None = None
     downloads: int | None = None
     likes: int | None = None
-    tasks: list[str] | None = None
+
+
+class _Page(msgspec.Struct):
+    models: list[_Model] | None = None
 
 
 class ModelScope:
@@ -56,54 +92,110 @@ class ModelScope:
     advice = "make room, or point MODELSCOPE_CACHE to another disk"
 
     def __init__(self, endpoint: str | None = None, on_wait: Callable[[str], None] = lambda text: None) -> None:
-        """Raises `HubError` when the user wants no network."""
+        """Raises `HubError` when the user wants no network, `ConfigError` for a token that cannot be one."""
         given = endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or ENDPOINT
         self.endpoint = (given if "://" in given else f"https://{given}").rstrip("/")
-        self.cache = cache_folder()
+        self.cache = modelscope_cache.cache_folder()
         self._ref: RepoRef | None = None
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise Unreachable(f"{self.endpoint} is not asked because HF_HUB_OFFLINE is set")
-        token = os.environ.get("MODELSCOPE_API_TOKEN", "").strip()
-        usable = token.isascii() and token.isprintable() and " " not in token
-        headers = {"Authorization": f"Bearer {token}"} if token and usable else {}
-        own = frozenset({"modelscope.cn", "www.modelscope.cn", urlsplit(self.endpoint).hostname or ""})
-        self.http = Http(headers=headers, trusted=own, explain=self._explain, on_wait=on_wait)
+        self.http = Http(
+            headers=modelscope_login.headers(),
+            trusted=frozenset({"modelscope.cn", "www.modelscope.cn", urlsplit(self.endpoint).hostname or ""}),
+            explain=self._explain,
+            on_wait=on_wait,
+            setting="MODELSCOPE_ENDPOINT",
+        )
 
     def listing(self, ref: RepoRef) -> Listing:
         self._ref = ref
-        revision = ref.revision or "master"
-        detail = _data(self.http.json(f"{self.endpoint}/api/v1/models/{ref.repo}"), _Detail, self.endpoint)
-        files = self._files(ref, revision, "")
-        if len(files) >= _LISTING_LIMIT:  # the files of the top are what a model needs
-            files = self._files(ref, revision, None)
+        revision = ref.revision or MASTER
+        if ref.revision is not None:
+            self._check_revision(ref.repo, ref.revision)
+        files = self._files(ref.repo, revision)
         if len(files) > MAX_FILES:
             raise HubError(f"{ref.repo} has {len(files)} files, more than the {MAX_FILES} that are taken")
+        model = self._describe(ref.repo)
+        tags = [*(tag.partition(":")[2] or tag for tag in model.tags or ()), *(model.tasks or ())]
         return Listing(
             ref=ref,
             repo=ref.repo,
             commit=revision,
-            files=tuple(_file(file, ref.repo) for file in files if file.Type != "tree"),
-            license=License(detail.License or ""),
+            files=tuple(_file(file, ref.repo) for file in files),
+            license=License((model.license or "")[:100]),
             page=f"{self.endpoint}/models/{ref.repo}",
-            tags=frozenset(tag for tag in detail.Tags or () if isinstance(tag, str)),
-            base_model=next(iter(detail.BaseModel or ()), None),
+            gated=bool(model.gated),
+            tags=frozenset(_TASKS.get(tag, tag) for tag in tags),
         )
 
-    def _files(self, ref: RepoRef, revision: str, root: str | None) -> list[_File]:
-        """All files, or with None as `root` those of the top folder alone."""
-        url = f"{self.endpoint}/api/v1/models/{ref.repo}/repo/files"
-        params = {"Revision": revision, "Recursive": str(root is not None)}
-        return _data(self.http.json(url, params), _Files, url).Files or []
+    def _describe(self, repo: str) -> _Model:
+        """What its page says; nothing where a mirror has the files alone."""
+        url = f"{self.endpoint}/openapi/v1/models/{repo}"
+        try:
+            model: _Model = self._unpacked(url, "data", _Model)
+        except Refused:
+            return _Model()
+        return model
+
+    def _check_revision(self, repo: str, revision: str) -> None:
+        """The hub's own answer to a revision that it has not got does not say which it has."""
+        url = f"{self.endpoint}/api/v1/models/{repo}/revisions"
+        known = self._unpacked(url, "Data", _Revisions).RevisionMap
+        names = [each.Revision for each in (*(known.Branches or ()), *(known.Tags or ()))]
+        if revision in names or _COMMIT.fullmatch(revision):
+            return
+        more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+        raise HubError(f"{repo} has no revision {revision}: there are {', '.join(names[:_MAX_SHOWN])}{more}")
+
+    def _files(self, repo: str, revision: str) -> list[_File]:
+        """All files: of the whole repository at once, or folder by folder where that is more than the hub lists.
+
+        Of a folder below the top that has more by itself the hub shows no more to anybody.
+        """
+        found = dict[str, _File]()
+        waiting, asked = deque([""]), 0
+        while waiting and asked < _MAX_LISTINGS:
+            root = waiting.popleft()
+            entries, asked = self._page(repo, revision, root, recursive=True), asked + 1
+            if len(entries) >= _LISTING_LIMIT:
+                own = self._page(repo, revision, root, recursive=False)
+                waiting.extend(entry.Path for entry in own if entry.Type == "tree")
+                if len(own) >= _LISTING_LIMIT and not root:
+                    raise HubError(
+                        f"{repo} has {_LISTING_LIMIT} files or more beside each other: ModelScope lists no more"
+                    )
+                entries, asked = [*own, *entries], asked + 1
+            found |= {entry.Path: entry for entry in entries if entry.Type == "blob"}
+        return list(found.values())
+
+    def _page(self, repo: str, revision: str, root: str, *, recursive: bool) -> list[_File]:
+        url = f"{self.endpoint}/api/v1/models/{repo}/repo/files"
+        params = {"Revision": revision, "Recursive": str(recursive), **({"Root": root} if root else {})}
+        files: _Files = self._unpacked(url, "Data", _Files, params)
+        return files.Files or []
 
     def url(self, listing: Listing, file: RemoteFile) -> str:
         query = urlencode({"Revision": listing.commit, "FilePath": file.path}, quote_via=quote_url)
         return f"{self.endpoint}/api/v1/models/{listing.repo}/repo?{query}"
 
     def folder(self, listing: Listing) -> Path:
-        return model_folder(self.cache, listing.repo, listing.commit)
+        return modelscope_cache.download_folder(self.cache, listing.repo, listing.commit)
 
     def blob(self, listing: Listing, file: RemoteFile) -> Path:
         return self.folder(listing) / file.path
+
+    def has(self, listing: Listing, file: RemoteFile) -> bool:
+        """A folder of the package's is that of a branch, and may hold files of an older state of it."""
+        path = self.blob(listing, file)
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        if file.size is not None and stat.st_size != file.size:
+            return False
+        if file.digest is None or (file.changed_s is not None and stat.st_mtime > file.changed_s):
+            return True  # it came after the last change
+        return sha256_of(path) == file.digest.value
 
     def lock(self, listing: Listing) -> Path:
         return self.cache / ".locks" / f"ingle-{listing.repo.replace('/', '--')}.lock"
@@ -115,75 +207,80 @@ class ModelScope:
         """A revision is its folder's name."""
 
     def search(self, words: str, limit: int) -> list[Found]:
-        url = f"{self.endpoint}/openapi/v1/models"
-        answer = self.http.json(url, {"search": words, "page_number": "1", "page_size": str(min(limit, 100))})
-        data = answer.get("data", answer) if isinstance(answer, dict) else {}
-        found = _convert(data.get("models", []) if isinstance(data, dict) else [], list[_Found], url)
-        return [Found(each.id, each.downloads, each.likes, next(iter(each.tasks or ()), "")) for each in found]
+        return self._found({"search": words}, limit)
 
     def by(self, author: str) -> list[Found]:
-        return self.search(author, 100)
+        return self._found({"owner": author}, 2 * _PAGE)
+
+    def _found(self, asked: dict[str, str], limit: int) -> list[Found]:
+        url = f"{self.endpoint}/openapi/v1/models"
+        models = list[_Model]()
+        for page in range(1, -(-limit // _PAGE) + 1):
+            params = {**asked, "sort": "downloads", "page_number": str(page), "page_size": str(min(limit, _PAGE))}
+            more = self._unpacked(url, "data", _Page, params).models or []
+            models += more
+            if len(more) < _PAGE:
+                break
+        return [
+            Found(each.id, each.downloads, each.likes, next(iter(each.tasks or ()), ""), bool(each.gated))
+            for each in models[:limit]
+            if each.id
+        ]
+
+    def _unpacked(self, url: str, key: str, kind: type[Any], params: Mapping[str, str] | None = None) -> Any:
+        """What the hub wraps. It answers some failures with 200, and says so in a code."""
+        answer = self.http.json(url, params)
+        if not isinstance(answer, dict):
+            raise HubError(f"{url} {_NOT_THE_HUB}")
+        said = {name.lower(): value for name, value in answer.items()}
+        if said.get("success") is False or said.get("code", 200) not in (200, "200", "", None):
+            code, message = said.get("code"), str(said.get("message") or said.get("code"))[:300]
+            status = 404 if _ABSENT.search(message) else code if code in (401, 403, 404) else 200
+            words = self._explain(Answer(status, "", message, url, self.http.sends_token))
+            raise Refused(words or f"{url} answers: {message}", status)
+        if key not in answer:
+            raise HubError(f"{url} {_NOT_THE_HUB}")
+        try:
+            return msgspec.convert(answer[key] or {}, kind)
+        except msgspec.ValidationError as error:
+            raise HubError(f"{url} {_NOT_THE_HUB} ({error})") from error
 
     def _explain(self, answer: Answer) -> str | None:
         ref = self._ref
         if ref is None:
             return None
+        if answer.status == 401 and answer.sent_token:
+            return (
+                f"{self.endpoint} does not take your token (MODELSCOPE_API_TOKEN or `modelscope login`): make one at "
+                f"{modelscope_login.TOKENS_PAGE}"
+            )
         if answer.status in (401, 403):
-            token = f"set MODELSCOPE_API_TOKEN to a token from {_TOKENS_PAGE}"
-            return f"{ref.repo} on ModelScope is private, or its terms are to be accepted on its page: {token}"
+            page = f"{self.endpoint}/models/{ref.repo}"
+            if answer.sent_token:
+                return f"the account of your token may not read {ref.repo}: ask for access at {page}"
+            return (
+                f"{ref.repo} is private, or its terms are to be accepted at {page}: do so, and set "
+                f"MODELSCOPE_API_TOKEN to a token from {modelscope_login.TOKENS_PAGE}"
+            )
         if answer.status == 404:
-            revision = f" with a revision {ref.revision}" if ref.revision else ""
-            return f"{self.endpoint} has no public model {ref.repo}{revision}: check the name"
+            return self._missing(ref, answer)
         return None
 
-
-def cache_folder() -> Path:
-    """ModelScope's own, by MODELSCOPE_CACHE."""
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser().absolute()
-
-
-def model_folder(cache: Path, repo: str, revision: str) -> Path:
-    """Where its package keeps a model; where older versions of it did, if one lies there."""
-    owner, _, name = repo.rpartition("/")
-    for parent in (cache / "models", cache / "hub" / "models", cache / "hub"):
-        for old in (parent / owner / name.replace(".", "___"), parent / owner / name):
-            if revision == "master" and (old / "config.json").is_file():
-                return old
-    return cache / "models" / repo.replace("/", "--") / "snapshots" / revision
+    def _missing(self, ref: RepoRef, answer: Answer) -> str:
+        if _OVERLOADED.search(answer.message):
+            raise Unreachable(f"{self.endpoint} is overloaded: {answer.message}")
+        if "FilePath=" in answer.url:
+            return f"{ref.repo} has no file {_asked_file(answer.url)}: it changed meanwhile; try again"
+        secret = "" if answer.sent_token else "; for a private one set MODELSCOPE_API_TOKEN"
+        other = f", or it is on the other site: MODELSCOPE_ENDPOINT={_OTHER_SITE}" if self.endpoint == ENDPOINT else ""
+        return f"{self.endpoint} has no public model {ref.repo}: check the name{secret}{other}"
 
 
-def repositories(cache: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Name of each repository that lies in the cache, all that it has on the disk, and its files."""
-    for storage in sorted((cache / "models").glob("*--*")):
-        for folder in sorted((storage / "snapshots").glob("*")):
-            yield storage.name.replace("--", "/", 1), storage, folder
-    seen = set[str]()
-    for parent in (cache / "models", cache / "hub" / "models", cache / "hub"):
-        for config in sorted(parent.glob("*/*/config.json")):
-            name = config.parent.name.replace("___", ".")
-            repo = f"{config.parent.parent.name}/{name}"
-            if repo not in seen and config.parent.parent.name != "models" and "--" not in repo:
-                seen.add(repo)
-                yield repo, config.parent, config.parent
+def _asked_file(url: str) -> str:
+    return dict(parse_qsl(urlsplit(url).query)).get("FilePath", "")
 
 
 def _file(file: _File, repo: str) -> RemoteFile:
     sha256 = (file.Sha256 or "").lower()
-    known = len(sha256) == 64 and sha256.isalnum()
-    return RemoteFile(safe_path(file.Path, repo), file.Size, Digest("sha256", sha256) if known else None)
-
-
-def _data(answer: Any, kind: type[Any], url: str) -> Any:
-    """What the hub wraps into its Data. It answers some failures with 200 and a code."""
-    if not isinstance(answer, dict) or "Data" not in answer:
-        raise HubError(f"{url} answers otherwise than ModelScope does: is MODELSCOPE_ENDPOINT right?")
-    if answer.get("Success") is False or answer.get("Code", 200) != 200:
-        raise HubError(f"{url} answers: {str(answer.get('Message'))[:200]}")
-    return _convert(answer["Data"] or {}, kind, url)
-
-
-def _convert(value: Any, kind: type[Any], url: str) -> Any:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise HubError(f"{url} answers otherwise than ModelScope does ({error})") from error
+    digest = Digest("sha256", sha256) if re.fullmatch(r"[0-9a-f]{64}", sha256) else None
+    return RemoteFile(safe_path(file.Path, repo), file.Size, digest, file.CommittedDate)

@@ -119,7 +119,7 @@ def _reader(options: ServiceOptions) -> reach.Reader:
 def _url(server: ServerConfig, check_port: bool) -> str:
     if server.port == 0:
         raise ConfigError("--port 0 would give the service another address at each start: give a port, such as 8000")
-    from ingle.server.launch import bind
+    from ingle.server.listening import bind
     from ingle.server.running import url_of
 
     with bind(server.host, server.port if check_port else 0) as sock:

@@ -19,6 +19,7 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 """As the format's own reader has it."""
 _MAX_PICKLE_BYTES = 32 << 20
 _MAX_DIRECTORY_BYTES = 16 << 20
+_MAX_MEMBERS = 50_000
 _SAFETENSORS_PIECE, _GGUF_PIECE, _TAIL_PIECE = 128 << 10, 2 << 20, 64 << 10
 """What is asked for first: most headers are smaller."""
 _SAMPLE_BYTES = 16 << 10
@@ -95,9 +96,9 @@ def take_torch(pieces: Pieces, file: Hollow) -> None:
 
     What is wrong with it is left to its reader to tell. Raises `HubError`.
     """
-    size = file.size
-    if size is None:
-        size = len(pieces.take(file, 0, 1)) and file.size or 0
+    if file.size is None:
+        pieces.take(file, 0, 1)
+    size = file.size or 0
     tail = min(size, _TAIL_PIECE)
     pieces.take(file, size - tail, tail)
     begins = _directory_begins(file, size)
@@ -106,6 +107,8 @@ def take_torch(pieces: Pieces, file: Hollow) -> None:
     if begins < size - tail:
         pieces.take(file, begins, size - tail - begins)
     members = sorted(_members(file))
+    if len(members) > _MAX_MEMBERS:
+        return
     ends = [*(member.start for member in members[1:]), begins]
     wanted = set[str]()
     for member, end in zip(members, ends, strict=True):

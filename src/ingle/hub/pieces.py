@@ -123,7 +123,8 @@ class Pieces:
                 self.note(f"{what}: {self.taken / 1e6:.1f} MB so far")
 
     def _attempt(self, file: Hollow, start: int, size: int) -> bytes:
-        with self.http.open(file.url, f"bytes={start}-{start + size - 1}") as body:
+        byte_range = None if (start, size) == (0, file.size) else f"bytes={start}-{start + size - 1}"
+        with self.http.open(file.url, byte_range) as body:
             self._check(file, body.total)
             skip = start - body.start
             if skip < 0 or skip > _SKIPPED_BYTES:

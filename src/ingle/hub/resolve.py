@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-from ingle.errors import ModelError
+from ingle.errors import ConfigError, ModelError
 from ingle.hub.catalog import CATALOG, find_entry
 from ingle.hub.http import HubError
 from ingle.hub.local import is_gguf, near_paths, refuse_file, refuse_folder, refuse_missing
-from ingle.hub.names import ShortName, is_hub_name, parse_name
+from ingle.hub.names import RepoRef, ShortName, is_hub_name, parse_name
 from ingle.hub.progress import Progress, show_progress
 from ingle.hub.pull import Known, here, pull
 from ingle.hub.source import ModelSource
@@ -65,12 +66,20 @@ def _nearby(name: str) -> str | None:
     return f"did you mean {' or '.join(near)}?" if near else None
 
 
-def resolve_or_locate(name: str) -> ModelSource | Known:
-    """The model on this machine, or what is known of one that is not."""
+def resolve_or_locate(name: str, hub: str | None = None, revision: str | None = None) -> ModelSource | Known:
+    """The model on this machine, or what is known of one that is not; no hub is asked.
+
+    `hub` is the one of a name that says none, `revision` a branch, tag or commit.
+    """
     if (source := _from_path(name)) is not None:
         return source
     store = Store()
-    found = _known(name, store)
+    found = _known(name, store, hub)
+    if revision is not None:
+        if not isinstance(found.reference, RepoRef) or found.reference.revision not in (None, revision):
+            raise ConfigError(f"--revision {revision}: {found} has no other revision")
+        reference = replace(found.reference, revision=revision)
+        found = Known(str(reference), reference)
     return here(found, store) or found
 
 
@@ -112,8 +121,8 @@ def _looks_like_path(name: str, path: Path, *, is_there: bool) -> bool:
     return is_there or not is_hub_name(name)
 
 
-def _known(name: str, store: Store) -> Known:
-    reference = parse_name(name)
+def _known(name: str, store: Store, hub: str | None = None) -> Known:
+    reference = parse_name(name, hub)
     if not isinstance(reference, ShortName):
         return Known(str(reference), reference)
     entry = find_entry(name)

@@ -34,7 +34,7 @@ def stored(ingle: Run) -> Path:
 def test_list(ingle: Run, stored: Path) -> None:
     result = ingle("list")
     header, row = result.out.splitlines()
-    assert (result.code, header.split()) == (0, ["NAME", "SIZE", "FORMAT", "PULLED"])
+    assert (result.code, header.split()) == (0, ["NAME", "SIZE", "FORMAT", "LAST", "USED"])
     assert row.split()[:4] == ["smollm2:135m", "0.0", "MB", "GGUF"]
     assert header.index("FORMAT") == row.index("GGUF")
 
@@ -42,35 +42,35 @@ def test_list(ingle: Run, stored: Path) -> None:
 def test_list_of_an_empty_store(ingle: Run) -> None:
     result = ingle("list")
     assert result.code == 0
-    assert "no models in" in result.out and "smollm2:135m" in result.out
+    assert "no models here yet" in result.out
 
 
 def test_list_goes_on_past_a_damaged_model(ingle: Run, stored: Path) -> None:
     stored.unlink()
     result = ingle("list")
     assert result.code == 0
-    assert "smollm2:135m  -     damaged" in result.out
+    assert re.search("smollm2:135m +- +damaged", result.out)
     assert "is damaged" in result.err and result.err.count("\n") == 1
 
 
 def test_pull_of_a_model_that_is_there(ingle: Run, stored: Path) -> None:
     result = ingle("pull", "smollm2")
-    assert (result.code, result.out, result.err) == (0, f"smollm2:135m is in the store: {stored}\n", "")
+    assert (result.code, result.out, result.err) == (0, f"smollm2:135m is here: {stored}\n", "")
 
 
 def test_pull_of_an_unknown_model(ingle: Run) -> None:
     result = ingle("pull", "gpt5")
     assert (result.code, result.out) == (1, "")
-    assert result.err.startswith("ingle: ingle does not know where to fetch gpt5 from") and result.err.count("\n") == 1
+    assert result.err.startswith("ingle: there is no model gpt5") and result.err.count("\n") == 1
 
 
 def test_rm(ingle: Run, stored: Path) -> None:
-    assert ingle("rm", "smollm2").out == "removed smollm2:135m\n"
+    assert ingle("rm", "smollm2").out == "removed smollm2:135m, 0.0 MB\n"
     assert not stored.exists()
     result = ingle("rm", "smollm2")
     assert (result.code, result.out) == (1, "")
-    assert "is not in the local store" in result.err
-    assert "is neither a path" in ingle("rm", "../home").err
+    assert "there is no smollm2:135m on this machine; `ingle list`" in result.err
+    assert "is no model" in ingle("rm", "../home").err
 
 
 @pytest.mark.parametrize(("answer", "gone"), [("y", True), ("YES", True), ("n", False), ("", False), (None, False)])
@@ -89,7 +89,7 @@ def test_rm_asks_on_a_terminal(
     monkeypatch.setattr("builtins.input", reply)
     assert ingle("rm", "smollm2:135m").code == 0
     assert stored.exists() is not gone
-    assert asked == ["Remove smollm2:135m? [y/N] "]
+    assert asked == ["Remove smollm2:135m (0.0 MB)? [y/N] "]
 
 
 @pytest.mark.parametrize("flag", ["-y", "--yes"])

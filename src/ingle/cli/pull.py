@@ -1,25 +1,61 @@
-"""`ingle pull`: fetch a model into the local store."""
+"""`ingle pull`: fetch models onto this machine."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse
-from ingle.hub.progress import show_progress
-from ingle.hub.pull import pull_model
+from ingle.errors import ConfigError, ModelError
+from ingle.hub.progress import Progress, QuietProgress, show_progress
+from ingle.hub.pull import Wanted
+from ingle.hub.resolve import pull_model
 
 
 @dataclass(frozen=True)
 class Pull:
-    """Fetch a model into the local store, $INGLE_HOME or ~/.cache/ingle. A model that is there is left alone."""
+    """Fetch models onto this machine: what ingle needs of them, as far as it is not here.
 
-    name: str
-    """Short name, such as smollm2:135m."""
+    Those of a hub go where its own tools keep them ($HF_HOME, $MODELSCOPE_CACHE), others into
+    $INGLE_HOME. What was interrupted is gone on with.
+    """
+
+    names: tuple[str, ...]
+    """qwen3:0.6b, org/name, org/name@revision, org/name:Q4_K_M of a GGUF repository, or the URL of a .gguf file."""
+    hub: str | None = None
+    """Where org/name lies. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+    include: tuple[str, ...] = ()
+    """Patterns of the files to take, in place of those that ingle needs: '*.json' 'tokenizer*'."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of files to leave out."""
+    quiet: bool = False
+    """Print the place of each model and nothing else."""
 
 
 def main(argv: Sequence[str]) -> None:
     flags = parse(Pull, argv, command="pull")
-    with show_progress() as progress:
-        model = pull_model(flags.name, progress)
-    print(f"{model.manifest.name} is in the store: {model.path}")
+    if not flags.names:
+        raise ConfigError("ingle pull needs a MODEL, such as smollm2:135m (see `ingle pull --help`)")
+    failed = []
+    for name in flags.names:
+        try:
+            _pull(name, flags)
+        except ModelError as error:
+            if len(flags.names) == 1:
+                raise
+            print("ingle:", *error.lines(), file=sys.stderr)
+            failed.append(name)
+    if failed:
+        raise ModelError(f"{len(failed)} of {len(flags.names)} models were not pulled: {', '.join(failed)}")
+
+
+def _pull(name: str, flags: Pull) -> None:
+    wanted = Wanted(flags.include, flags.exclude) if flags.include or flags.exclude else None
+    quiet: Progress = QuietProgress()
+    with nullcontext(quiet) if flags.quiet else show_progress() as progress:
+        source = pull_model(name, progress, hub=flags.hub, revision=flags.revision, wanted=wanted)
+    print(source.path if flags.quiet else f"{source.name} is here: {source.path}")

@@ -1,4 +1,4 @@
-"""`ingle rm`: remove a model from the local store."""
+"""`ingle rm`: remove models from this machine."""
 
 from __future__ import annotations
 
@@ -7,34 +7,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse
+from ingle.cli.table import size_text
+from ingle.errors import ConfigError
 from ingle.hub.catalog import find_entry
+from ingle.hub.inventory import held_by_name, remove
 from ingle.hub.store import Store
 
 
 @dataclass(frozen=True)
 class Remove:
-    """Remove a model from the local store. On a terminal it asks first."""
+    """Remove models from this machine, also from the hubs' caches. On a terminal it asks first."""
 
-    name: str
-    """Short name, as `ingle list` shows it."""
+    names: tuple[str, ...]
+    """As `ingle list` shows them. org/name of a GGUF repository means all of its files that are here."""
+    hub: str | None = None
+    """Where org/name is from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     yes: bool = False
     """Do not ask."""
 
 
 def main(argv: Sequence[str]) -> None:
     flags = parse(Remove, argv, command="rm")
-    entry = find_entry(flags.name)
-    name = entry.name if entry is not None else flags.name
+    if not flags.names:
+        raise ConfigError("ingle rm needs a MODEL, as `ingle list` shows it")
     store = Store()
-    if not flags.yes and sys.stdin.isatty() and name in store.names() and not _agreed(name):
-        print("nothing was removed")
-        return
-    store.remove(name)
-    print(f"removed {name}")
+    found = [held for name in flags.names for held in held_by_name(_canonical(name), store, flags.hub)]
+    for held in {held.name: held for held in found}.values():
+        if not flags.yes and sys.stdin.isatty() and not _agreed(f"{held.name} ({size_text(held.size)})"):
+            print(f"{held.name} stays")
+            continue
+        remove(held)
+        print(f"removed {held.name}, {size_text(held.size)}" if held.size else f"removed {held.name}")
 
 
-def _agreed(name: str) -> bool:
+def _canonical(name: str) -> str:
+    entry = find_entry(name)
+    return name if entry is None else entry.name
+
+
+def _agreed(what: str) -> bool:
     try:
-        return input(f"Remove {name}? [y/N] ").strip().lower() in ("y", "yes")
+        return input(f"Remove {what}? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False

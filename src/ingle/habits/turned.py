@@ -141,6 +141,13 @@ def _offline(value: str, model: str | None) -> Turned:
     return Turned(environment=("HF_HUB_OFFLINE", "0" if value.lower() in ("false", "off", "0") else "1"))
 
 
+def _hub(value: str, model: str | None) -> Turned:
+    """The variable INGLE_HUB, huggingface or modelscope: where org/name lies"""
+    if value.lower() not in ("huggingface", "hf", "modelscope", "ms"):
+        return Turned(refusal="it is not a hub: give huggingface or modelscope")
+    return Turned(environment=("INGLE_HUB", value))
+
+
 def _revision(value: str, model: str | None) -> Turned:
     """MODEL@REVISION"""
     if model is None or value.lower() in ("none", "main") or "@" in model:
@@ -196,6 +203,7 @@ _BY_TURN: dict[Turn, tuple[str, str]] = {
     _hub_cache: ("=", "--download-dir --cache-dir --huggingface-hub-cache --weights-cache-override"),
     _token: ("=", "--hf-token -hft"),
     _offline: ("?", "--offline"),
+    _hub: ("=", "--hub"),
     _revision: ("=", "--revision"),
     _tokenizer: ("=", "--tokenizer --tokenizer-path"),
     _model_type: ("=", "--model-type"),

@@ -178,15 +178,15 @@ def _attempt(http: Http, job: Job, stopped: threading.Event) -> bool:
     job.come = start
     if job.size is not None and start == job.size:
         job.part.touch()  # of an empty file nothing has come
-        _finish(job, hashed, resumed=True)
-        return True
-    byte_range = f"bytes={start}-" if start else None
+        return _finish(job, hashed, http, resumed=start > 0)
+    end = "" if job.size is None else job.size - 1  # ModelScope takes no open range of a small file
+    byte_range = f"bytes={start}-{end}" if start else None
     with http.open(job.url, byte_range, if_range=job.etag if job.digest is None else None) as body:
         if body.start not in (0, start):
             raise HubError(f"{job.name}: the server sends other bytes than those asked for")
         if body.start != start:  # it sends all, from the beginning
             start, hashed = 0, _new_hash(job)
-        _check_size(job, body)
+        _check_size(job, body, http)
         job.size, job.come = body.total if job.size is None else job.size, start
         _remember(job, body)
         with job.part.open("r+b" if start else "wb") as out:
@@ -203,7 +203,7 @@ def _attempt(http: Http, job: Job, stopped: threading.Event) -> bool:
             os.fsync(out.fileno())
     if job.size is not None and job.come < job.size:
         raise Unreachable(f"{job.name}: the connection ended after {job.come} of {job.size} bytes")
-    return _finish(job, hashed, resumed=start > 0)
+    return _finish(job, hashed, http, resumed=start > 0)
 
 
 def _begun(job: Job) -> tuple[int, _Hash]:
@@ -228,15 +228,19 @@ def _new_hash(job: Job) -> _Hash:
     return hashlib.sha256()
 
 
-def _check_size(job: Job, body: Body) -> None:
+def _elsewhere(http: Http) -> str:
+    return f"try again later, or set {http.setting} to another" if http.setting else "try again later"
+
+
+def _check_size(job: Job, body: Body, http: Http) -> None:
     if job.size is not None and body.total is not None and body.total != job.size:
         raise HubError(
             f"{job.name}: the hub says {job.size} bytes, and {body.host} sends {body.total}",
-            alternative="a mirror that is behind or broken: try again later, or set HF_ENDPOINT to another",
+            alternative=f"a mirror that is behind or broken: {_elsewhere(http)}",
         )
 
 
-def _finish(job: Job, hashed: _Hash, *, resumed: bool) -> bool:
+def _finish(job: Job, hashed: _Hash, http: Http, *, resumed: bool) -> bool:
     if job.size is not None and job.come > job.size:
         delete(job.part)
         raise HubError(f"{job.name}: more than its {job.size} bytes came: the file is not what the hub lists")
@@ -247,7 +251,7 @@ def _finish(job: Job, hashed: _Hash, *, resumed: bool) -> bool:
         kind = "SHA-256" if job.digest.kind == "sha256" else "git's SHA-1"
         raise HubError(
             f"{job.name}: what came has {kind} {hashed.hexdigest()[:16]}…, and the hub says {job.digest.value[:16]}…",
-            alternative="it was damaged on the way, by a mirror or a proxy: try again, or set HF_ENDPOINT to another",
+            alternative=f"it was damaged on the way, by a mirror or a proxy: {_elsewhere(http)}",
         )
     sync(job.part)
     job.part.replace(job.path)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ingle.errors import ModelError
 from ingle.hub.download import Job, download, locked
+from ingle.hub.http import HubError, Refused
 from ingle.hub.listing import Listing, Origin, RemoteFile
 from ingle.hub.names import RepoRef
 from ingle.hub.origins import origin_of
 from ingle.hub.progress import Progress
 from ingle.hub.selection import filtered, refuse_config, select, weight_files
-from ingle.hub.source import ModelSource
+from ingle.hub.source import ModelSource, Wanted
 from ingle.hub.store import disk_errors
 
+_SEARCHED = 30
 _MAX_CONFIG_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to take of a repository in place of what ingle needs of it: shell patterns over paths."""
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
 
 
 def fetch(ref: RepoRef, progress: Progress, wanted: Wanted | None = None) -> ModelSource:
@@ -35,7 +29,7 @@ def fetch(ref: RepoRef, progress: Progress, wanted: Wanted | None = None) -> Mod
     """
     origin = origin_of(ref, progress.note)
     with origin.http:
-        listing = origin.listing(ref)
+        listing = find(origin, ref)
         if listing.repo.lower() != ref.repo.lower():
             progress.note(f"{ref.repo} is called {listing.repo} now")
 
@@ -44,6 +38,33 @@ def fetch(ref: RepoRef, progress: Progress, wanted: Wanted | None = None) -> Mod
 
         with disk_errors(f"pull {ref}", origin.advice), locked(origin.lock(listing), waiting):
             return _Fetch(origin, listing, progress).run(wanted or Wanted())
+
+
+def find(origin: Origin, ref: RepoRef) -> Listing:
+    """What the hub says of a model. Raises `HubError`; of a name that is not there, with near ones that are."""
+    try:
+        return origin.listing(ref)
+    except Refused as error:
+        if error.status not in (401, 404) or error.alternative is not None:
+            raise
+        near = _near_names(origin, ref)
+        if ref.repo in near or not near:
+            raise
+        raise Refused(error.what, error.status, alternative=f"did you mean {' or '.join(near)}?") from error
+
+
+def _near_names(origin: Origin, ref: RepoRef) -> list[str]:
+    """Models of the same makers that are called nearly so, or models of others that have the name."""
+    try:
+        found = [*origin.by(ref.repo.partition("/")[0]), *origin.search(ref.repo.rpartition("/")[2], _SEARCHED)]
+    except HubError:  # nothing is lost: what matters has been said
+        return []
+    names = {each.name.lower(): each.name for each in found}
+    if ref.repo.lower() in names:
+        return [names[ref.repo.lower()]]
+    near = difflib.get_close_matches(ref.repo.lower(), names, n=3, cutoff=0.8)
+    same = [name for name in names.values() if name.rpartition("/")[2].lower() == ref.repo.rpartition("/")[2].lower()]
+    return list(dict.fromkeys([*(names[each] for each in near), *same]))[:3]
 
 
 class _Fetch:

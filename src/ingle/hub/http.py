@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONNECT_S, READ_S = 10.0, 30.0
 MAX_REDIRECTS = 10
 MAX_JSON_BYTES = 64 << 20
+_MAX_ERROR_BYTES = 64 << 10
 MAX_WAIT_S = 60.0
 """The longest Retry-After that is waited for."""
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
@@ -56,8 +57,8 @@ class NotConnected(Unreachable):
 class Refused(HubError):
     """It answered that it will not, or has no such thing."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, status: int, alternative: str | None = None) -> None:
+        super().__init__(message, alternative=alternative)
         self.status = status
 
 
@@ -69,6 +70,7 @@ class Answer:
     code: str
     """Hugging Face's X-Error-Code, such as GatedRepo; empty elsewhere."""
     message: str
+    """In a header, as Hugging Face has it, or in the JSON of the body; empty where there is neither."""
     url: str
     sent_token: bool
 
@@ -108,6 +110,9 @@ class Body:
 class Http:
     """A client for one hub. `trusted` are the hosts that get its token, besides the one that is asked."""
 
+    setting: str
+    """The environment variable that says where the hub is, for error messages; empty where none does."""
+
     def __init__(
         self,
         *,
@@ -115,7 +120,9 @@ class Http:
         trusted: frozenset[str] = frozenset(),
         explain: Explain = lambda answer: None,
         on_wait: Callable[[str], None] = lambda text: None,
+        setting: str = "",
     ) -> None:
+        self.setting = setting
         self._headers = {"User-Agent": f"ingle/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
         self._trusted = trusted
         self._explain = explain
@@ -212,7 +219,7 @@ class Http:
     def _follow(self, request: httpx.Request) -> httpx.Response:
         import httpx
 
-        token = request.headers.get("Authorization")
+        tokens = {name: request.headers[name] for name in ("Authorization", "Cookie") if name in request.headers}
         for _ in range(MAX_REDIRECTS):
             response = self._client.send(request, stream=True, follow_redirects=False)
             following = response.next_request
@@ -221,8 +228,8 @@ class Http:
             response.close()
             if request.url.scheme == "https" and following.url.scheme != "https":
                 raise HubError(f"{shown_url(str(request.url))} redirects from https to http, which is not followed")
-            if token is not None and following.url.host in self._trusted:
-                following.headers["Authorization"] = token
+            if following.url.host in self._trusted:
+                following.headers.update(tokens)
             request = following
         raise httpx.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
 
@@ -233,15 +240,16 @@ class Http:
             if kind in ("text/html", "application/xhtml+xml"):
                 raise HubError(
                     f"{shown_url(str(response.url))} answers with a web page in the file's place: a login or proxy "
-                    "page, or not the address of a hub; open it in a browser, or check HF_ENDPOINT and the proxy"
+                    f"page, or not the address of a hub; open it in a browser, or check {self.setting or 'the address'} "
+                    "and the proxy"
                 )
             return
         answer = Answer(
             status,
             response.headers.get("X-Error-Code", ""),
-            response.headers.get("X-Error-Message", "")[:300],
+            (response.headers.get("X-Error-Message") or _message(response))[:300],
             url,
-            "Authorization" in self._headers,
+            "Authorization" in self._headers or "Cookie" in self._headers,
         )
         said = self._explain(answer)
         if status in _PASSING:
@@ -277,13 +285,30 @@ def _new_client() -> httpx.Client:
         raise HubError(f"no HTTPS: {error}; check SSL_CERT_FILE and SSL_CERT_DIR") from error
 
 
+def _message(response: httpx.Response) -> str:
+    """What the JSON of a failing answer says went wrong."""
+    import httpx
+
+    body = bytearray()
+    try:
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) >= _MAX_ERROR_BYTES:
+                return ""
+        said = json.loads(body)
+    except (httpx.HTTPError, ValueError, RecursionError):  # the status has to do
+        return ""
+    found = [said[key] for key in ("Message", "message", "error") if said.get(key)] if isinstance(said, dict) else []
+    return found[0] if found and isinstance(found[0], str) else ""
+
+
 def _body(response: httpx.Response) -> Body:
     headers = response.headers
     encoded = headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
     length = headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() and not encoded else None
     start = 0
-    if response.status_code == 206:
+    if response.status_code == 206 or "Content-Range" in headers:  # ModelScope sends ranges with 200
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
         if match is None or encoded:
             raise HubError(f"{shown_url(str(response.url))} answers a range without saying which bytes it sends")

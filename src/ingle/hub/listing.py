@@ -108,6 +108,10 @@ class Origin(Protocol):
 
     def search(self, words: str, limit: int) -> list[Found]: ...
 
+    def by(self, author: str) -> list[Found]:
+        """The models of a person or organization that are downloaded most; none where the hub does not list them."""
+        ...
+
 
 def safe_path(path: str, where: str) -> str:
     """`path` as a hub names a file. Raises `ModelError` for one that leads out of its repository's folder."""

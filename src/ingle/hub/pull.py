@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingle.errors import ModelError
+from ingle.errors import ConfigError, ModelError
 from ingle.hub import pypi
 from ingle.hub.catalog import CATALOG, CatalogEntry, find_entry
 from ingle.hub.names import RepoRef, ShortName, UrlRef
 from ingle.hub.progress import Progress
-from ingle.hub.source import ModelSource
+from ingle.hub.source import ModelSource, Wanted
 from ingle.hub.store import Store, StoredModel, check_name, disk_errors
 
 
@@ -42,22 +42,24 @@ def here(model: Known, store: Store) -> ModelSource | None:
     return ModelSource(model.name, store.get(model.name).path, "gguf")
 
 
-def pull(model: Known, progress: Progress, store: Store) -> ModelSource:
+def pull(model: Known, progress: Progress, store: Store, wanted: Wanted | None = None) -> ModelSource:
     """The model, brought here first if any of it is missing. Raises `ModelError`."""
     reference = model.reference
     if isinstance(reference, RepoRef):
         from ingle.hub.fetch import fetch
 
-        return fetch(reference, progress)
+        return fetch(reference, progress, wanted)
+    if wanted is not None:
+        raise ConfigError(f"--include and --exclude are for models of a hub; {model} is one file")
     if isinstance(reference, UrlRef):
         from ingle.hub.urls import fetch_url
 
         return fetch_url(reference, progress, store)
-    stored = pull_model(model.name, progress, store)
+    stored = pull_stored(model.name, progress, store)
     return ModelSource(model.name, stored.path, "gguf")
 
 
-def pull_model(name: str, progress: Progress, store: Store | None = None) -> StoredModel:
+def pull_stored(name: str, progress: Progress, store: Store | None = None) -> StoredModel:
     """The stored model of that name or alias, fetched first unless it is there and whole.
 
     Interrupted at any moment, it leaves no model that is not whole, and the next call succeeds. A second process that

@@ -16,6 +16,7 @@ from typing import Literal
 from ingle.description import Download, Offer
 from ingle.errors import IngleError, ModelError, Refusals
 from ingle.hub.download import PART
+from ingle.hub.fetch import find
 from ingle.hub.headers import take_gguf_header, take_gguf_numbers, take_safetensors, take_torch
 from ingle.hub.http import Http, Refused, shown_url
 from ingle.hub.listing import Listing, Origin, RemoteFile
@@ -115,7 +116,7 @@ def _renamed(error: IngleError, folder: str, where: str) -> IngleError:
 def _repository(ref: RepoRef, folder: Path, purpose: For, note: Callable[[str], None], free: int | None) -> Remote:
     origin = origin_of(ref, note)
     with origin.http:
-        listing = origin.listing(ref)
+        listing = find(origin, ref)
         selection = select(listing, ref.choice, free)
         pieces = Pieces(origin.http, note)
         looking, refusal = _Looking(origin, listing, selection, folder, pieces, purpose), None

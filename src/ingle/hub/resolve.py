@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import difflib
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from ingle.errors import ConfigError, ModelError
 from ingle.hub.catalog import CATALOG, find_entry
-from ingle.hub.http import HubError
+from ingle.hub.http import HubError, Unreachable
 from ingle.hub.local import is_gguf, near_paths, refuse_file, refuse_folder, refuse_missing
 from ingle.hub.names import RepoRef, ShortName, is_hub_name, parse_name
 from ingle.hub.progress import Progress, show_progress
 from ingle.hub.pull import Known, here, pull
-from ingle.hub.source import ModelSource
+from ingle.hub.source import ModelSource, Wanted
 from ingle.hub.store import Store, check_name, quote
 
-__all__ = ["ModelSource", "ensure_model", "resolve_model"]
+__all__ = ["ModelSource", "ensure_model", "pull_model", "resolve_model"]
 
 _MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
 
@@ -52,12 +53,47 @@ def ensure_model(name: str, progress: Progress | None = None, store: Store | Non
     shown = show_progress() if progress is None else nullcontext(progress)
     with shown as progress:
         progress.note(f"{found} is not on this machine yet: pulling it")
-        try:
+        with _nearby_paths(name):
             return pull(found, progress, store)
-        except HubError as error:
-            if error.alternative is not None or (nearby := _nearby(name)) is None:
+
+
+def pull_model(
+    name: str,
+    progress: Progress,
+    *,
+    hub: str | None = None,
+    revision: str | None = None,
+    wanted: Wanted | None = None,
+    store: Store | None = None,
+) -> ModelSource:
+    """The newest that the hub has of the model, downloaded as far as it is not here.
+
+    `hub` is the one of a name that says none, `revision` a branch, tag or commit. Without the hub, what is here of it
+    will do. Raises `ModelError`, also for a path.
+    """
+    if (source := _from_path(name)) is not None:
+        raise ModelError(f"{source.path} is on this machine: there is nothing to pull", alternative="give a name")
+    store = store or Store()
+    found = _at_revision(_known(name, store, hub), revision)
+    with _nearby_paths(name):
+        try:
+            return pull(found, progress, store, wanted)
+        except Unreachable as error:
+            if wanted is not None or (source := here(found, store)) is None:
                 raise
-            raise ModelError(error.what, alternative=nearby) from error
+            progress.note(f"{error}; what is here of {found} is whole")
+            return source
+
+
+@contextmanager
+def _nearby_paths(name: str) -> Iterator[None]:
+    """Adds to what a hub says of a name the path that may have been meant."""
+    try:
+        yield
+    except HubError as error:
+        if error.alternative is not None or (nearby := _nearby(name)) is None:
+            raise
+        raise ModelError(error.what, alternative=nearby) from error
 
 
 def _nearby(name: str) -> str | None:
@@ -74,12 +110,7 @@ def resolve_or_locate(name: str, hub: str | None = None, revision: str | None = 
     if (source := _from_path(name)) is not None:
         return source
     store = Store()
-    found = _known(name, store, hub)
-    if revision is not None:
-        if not isinstance(found.reference, RepoRef) or found.reference.revision not in (None, revision):
-            raise ConfigError(f"--revision {revision}: {found} has no other revision")
-        reference = replace(found.reference, revision=revision)
-        found = Known(str(reference), reference)
+    found = _at_revision(_known(name, store, hub), revision)
     return here(found, store) or found
 
 
@@ -133,6 +164,15 @@ def _known(name: str, store: Store, hub: str | None = None) -> Known:
     if short in stored:
         return Known(short, reference)
     raise ModelError(_unknown(short, stored))
+
+
+def _at_revision(found: Known, revision: str | None) -> Known:
+    if revision is None:
+        return found
+    if not isinstance(found.reference, RepoRef) or found.reference.revision not in (None, revision):
+        raise ConfigError(f"--revision {revision}: {found} has no other revision")
+    reference = replace(found.reference, revision=revision)
+    return Known(str(reference), reference)
 
 
 def _unknown(short: str, stored: list[str]) -> str:

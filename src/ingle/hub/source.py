@@ -1,4 +1,4 @@
-"""A model on this machine's disk."""
+"""A model on this machine's disk, and what of it may be asked for."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ class ModelSource:
     path: Path
     kind: Literal["folder", "gguf"]
     """A Hugging Face model folder with its config.json, or one .gguf file."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take of a repository in place of what ingle needs of it: shell patterns over paths."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()

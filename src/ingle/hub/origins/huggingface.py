@@ -79,7 +79,9 @@ class HuggingFace:
         host = urlsplit(self.endpoint).hostname
         token = _token() if host in own_hosts else None
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self.http = Http(headers=headers, trusted=own_hosts, explain=self._explain, on_wait=on_wait)
+        self.http = Http(
+            headers=headers, trusted=own_hosts, explain=self._explain, on_wait=on_wait, setting="HF_ENDPOINT"
+        )
 
     def listing(self, ref: RepoRef) -> Listing:
         self._ref = ref
@@ -141,8 +143,14 @@ class HuggingFace:
                 fresh.replace(ref)
 
     def search(self, words: str, limit: int) -> list[Found]:
+        return self._found({"search": words, "limit": str(limit)})
+
+    def by(self, author: str) -> list[Found]:
+        return self._found({"author": author, "limit": "300"})
+
+    def _found(self, asked: dict[str, str]) -> list[Found]:
         url = f"{self.endpoint}/api/models"
-        params = {"search": words, "limit": str(limit), "sort": "downloads", "direction": "-1"}
+        params = {**asked, "sort": "downloads", "direction": "-1"}
         models = _convert(self.http.json(url, params), list[_Model], url)
         return [Found(m.id, m.downloads, m.likes, m.pipeline_tag or "", bool(m.gated)) for m in models]
 

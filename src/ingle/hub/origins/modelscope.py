@@ -118,6 +118,9 @@ class ModelScope:
         found = _convert(data.get("models", []) if isinstance(data, dict) else [], list[_Found], url)
         return [Found(each.id, each.downloads, each.likes, next(iter(each.tasks or ()), "")) for each in found]
 
+    def by(self, author: str) -> list[Found]:
+        return self.search(author, 100)
+
     def _explain(self, answer: Answer) -> str | None:
         ref = self._ref
         if ref is None:

@@ -278,6 +278,8 @@ def test_what_is_no_decoder_is_refused_in_a_line(tmp_path: Path) -> None:
         ("Tesla V100-SXM2-32GB", 1, 32, "Tesla V100 32GB"),
         ("NVIDIA GeForce RTX 4060 Ti", 1, 8, "RTX 4060 Ti 8GB"),
         ("NVIDIA RTX 6000 Ada Generation", 1, 48, "RTX 6000 Ada"),
+        ("NVIDIA A10G", 1, 22.5, "A10G"),
+        ("Quadro RTX 8000", 1, 48, "Quadro RTX 8000"),
         ("3090:2,v100-32:1", 3, 24, "the least of RTX 3090 and Tesla V100 32GB"),
     ],
 )

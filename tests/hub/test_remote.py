@@ -140,6 +140,32 @@ def test_what_is_said_of_a_folder_is_what_is_said_once_it_is_here(
     assert far == near
 
 
+@pytest.mark.parametrize("says_tied", [True, False])
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+def test_whether_the_head_is_the_embedding_is_seen_in_its_beginning(
+    ingle: Run, hub: Hub, checkpoint: Path, tmp_path: Path, layout: str, says_tied: bool
+) -> None:
+    """Whatever the configuration says of it."""
+    folder = shutil.copytree(checkpoint, tmp_path / "whole")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": says_tied}
+    (folder / "config.json").write_text(json.dumps(config))
+    if not says_tied:
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, folder / "model.safetensors")
+    folder = LAYOUTS[layout](folder, tmp_path / "model")
+    hub.repos[NAME] = Repo(files_of(folder))
+    for command, *options in (("show",), ("plan", "--gpus", "24GiB")):
+        far, near = (json_of(ingle, command, name, *options) for name in (NAME, str(folder)))
+        for key in ("need", "num_parameters", "stored_types", "formats", "layouts"):
+            told = json.dumps([each.get(key) for each in (near, far)]).replace(str(folder), NAME)
+            one, two = json.loads(told)
+            for each in (one, two):
+                if key == "need" and each:
+                    each.pop("free")
+            assert one == two, (command, key)
+    assert hub.sent < 1_000_000
+
+
 @pytest.mark.parametrize("max_part_tensors", [0, 8])
 def test_a_plan_of_a_gguf_file_is_that_of_the_file(
     ingle: Run,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ingle.hub.pieces import Hollow, Pieces
 from ingle.weights.gguf import GgufFile, header_needs
+from ingle.weights.source import BEGINNING_BYTES
 from ingle.weights.torch_pickle import PickleError, read_state_dict
 
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
@@ -20,9 +21,9 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 _MAX_PICKLE_BYTES = 32 << 20
 _MAX_DIRECTORY_BYTES = 16 << 20
 _MAX_MEMBERS = 50_000
+_MEMBER_HEADER_BYTES = 1 << 10
 _SAFETENSORS_PIECE, _GGUF_PIECE, _TAIL_PIECE = 128 << 10, 2 << 20, 64 << 10
 """What is asked for first: most headers are smaller."""
-_SAMPLE_BYTES = 16 << 10
 _MAX_FACTORS_BYTES = 1 << 20
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _HEADS_AND_EMBEDDINGS = (
@@ -43,7 +44,7 @@ def take_safetensors(pieces: Pieces, file: Hollow) -> None:
         head += pieces.take(file, len(head), end - len(head))
     for start, stop in _places(head[8:end]):
         if 0 <= start < stop <= file.size - end:
-            pieces.take(file, end + start, min(stop - start, _SAMPLE_BYTES))
+            pieces.take(file, end + start, min(stop - start, BEGINNING_BYTES))
 
 
 def _places(header: bytes) -> list[tuple[int, int]]:
@@ -79,7 +80,7 @@ def take_gguf_numbers(pieces: Pieces, files: Iterable[Hollow]) -> None:
     for name in (*_FACTORS, "output.weight", "token_embd.weight"):
         tensor = tensors.get(name)
         if tensor is not None:
-            most = _MAX_FACTORS_BYTES if name in _FACTORS else _SAMPLE_BYTES
+            most = _MAX_FACTORS_BYTES if name in _FACTORS else BEGINNING_BYTES
             pieces.take(by_path[tensor.path], tensor.offset, min(tensor.nbytes, most))
 
 
@@ -121,7 +122,7 @@ def take_torch(pieces: Pieces, file: Hollow) -> None:
         folder, _, key = member.name.rpartition("/")
         if folder.endswith("data") and 0 <= member.start < size:
             if key in wanted:
-                pieces.take(file, member.start, _SAMPLE_BYTES)
+                pieces.take(file, member.start, _MEMBER_HEADER_BYTES + BEGINNING_BYTES)
             else:
                 file.write(member.start, _local_header(member))
 

@@ -18,7 +18,7 @@ MAX_FILE_BYTES = 1 << 42
 """No file of a model is larger, and file systems and address spaces take holes of this size."""
 MAX_TAKEN_BYTES = 512 << 20
 """Of all files together."""
-_AT_ONCE = 16
+_AT_ONCE = 32
 _SKIPPED_BYTES = 64 << 20
 """That may be read for nothing where a server sends files from their beginning only."""
 _QUIET_S, _POLL_S = 2.0, 0.05

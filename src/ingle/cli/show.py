@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ingle.cli.flags import parse
 from ingle.config import EngineConfig, TextConfig
 from ingle.errors import ModelError, printable
-from ingle.hub.names import Hub, RepoRef, UrlRef
+from ingle.hub.names import RepoRef, UrlRef
 from ingle.hub.resolve import ModelSource, resolve_model, resolve_or_locate
 
 if TYPE_CHECKING:
@@ -26,14 +26,13 @@ _MAX_CHARS = 4096
 class Show:
     """Show what a model is and whether it runs here, read from its files without loading it.
 
-    Of a model that is not on this machine its hub is asked for configuration, tokenizer and the headers of the
-    weights, and nothing is kept.
+    Of a model that is not on this machine its hub is asked, without the weights, and nothing is kept.
     """
 
     model: str
     """Short name, org/name or URL of a model, a Hugging Face model folder, or a .gguf file."""
-    hub: Hub | None = None
-    """Where org/name lies. Default: $INGLE_HUB, else huggingface."""
+    hub: str | None = None
+    """Where org/name lies: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     revision: str | None = None
     """Branch, tag or commit."""
     json: bool = False

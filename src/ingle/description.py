@@ -61,6 +61,45 @@ class Template:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A format in which a hub has a model."""
+
+    name: str
+    """safetensors, PyTorch (.bin), or the quantization of a GGUF file."""
+    num_bytes: int
+    taken: bool = False
+    """Whether it is what a pull takes."""
+    refusal: str | None = None
+    """Why ingle does not take it."""
+
+    def __str__(self) -> str:
+        said = "what a pull takes" if self.taken else self.refusal
+        return f"{self.name} {facts.decimal_size(self.num_bytes)}{f' ({said})' if said else ''}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a pull would bring of a model that is not, or not wholly, on this machine."""
+
+    page: str
+    """Where people read about it and accept its terms."""
+    revision: str | None
+    """The commit, where its hub has such."""
+    num_files: int
+    num_bytes: int
+    num_bytes_here: int
+    """Of these, what an interrupted pull or another model has brought already."""
+    destination: str
+    offers: tuple[Offer, ...] = ()
+    choice: str | None = None
+    """Which of the offers was taken and why, where nobody asked for one."""
+    gated: bool | None = None
+    """Whether its terms have to be accepted first."""
+    terms: str | None = None
+    """Where they stand."""
+
+
+@dataclass(frozen=True)
 class Description:
     """None, or nothing, is what is not known."""
 
@@ -86,6 +125,8 @@ class Description:
     findings: tuple[Finding, ...] = ()
     need: Need | None = None
     path: str | None = None
+    download: Download | None = None
+    """Of a model that is not here."""
 
 
 def rows(model: Description) -> Iterator[tuple[str, str]]:
@@ -110,6 +151,28 @@ def rows(model: Description) -> Iterator[tuple[str, str]]:
         yield "needs", str(model.need)
     if model.path is not None:
         yield "path", model.path
+    if model.download is not None:
+        yield from _download_rows(model.model, model.download)
+
+
+def _download_rows(name: str, download: Download) -> Iterator[tuple[str, str]]:
+    here = f"; {facts.decimal_size(download.num_bytes_here)} of it is here" if download.num_bytes_here else ""
+    many = f"{download.num_files} files" if download.num_files > 1 else "1 file"
+    yield "page", download.page
+    if download.revision is not None:
+        yield "revision", download.revision
+    if download.gated is not None:
+        accept = f"yes: accept its terms at {download.page}, and set HF_TOKEN"
+        yield "gated", accept if download.gated else "no"
+    if download.terms is not None:
+        yield "terms", download.terms
+    if download.offers:
+        yield "on offer", ", ".join(map(str, download.offers))
+    if download.choice is not None:
+        yield "choice", download.choice
+    yield "to download", f"{facts.decimal_size(download.num_bytes)} in {many}{here}"
+    yield "goes to", download.destination
+    yield "here", f"no: `ingle pull {name}` brings it" if not here else f"in part: `ingle pull {name}` brings the rest"
 
 
 def _template(template: Template | None) -> str:

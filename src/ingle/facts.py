@@ -26,6 +26,11 @@ def size(num_bytes: int) -> str:
     return f"{num_bytes / _KIB:.1f} KiB"
 
 
+def decimal_size(num_bytes: int) -> str:
+    """In units of 1000, as hubs count what is downloaded: 4.37 GB."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
 def types(numbers: Mapping[str, int]) -> str:
     """Of stored types and how many numbers each holds: Q4_1 79%, Q8_0 21%, F32 0%."""
     total = sum(numbers.values())

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ingle.errors import ModelError
-from ingle.weights.gguf import BLOCK_TYPES, MAX_ARRAY_DEPTH, GgufFile
+from ingle.weights.gguf import BLOCK_TYPES, MAX_ARRAY_DEPTH, GgufFile, header_needs
 
 U32, U64, STRING, ARRAY, UINT8, UINT32 = struct.Struct("<I"), struct.Struct("<Q"), 8, 9, 0, 4
 
@@ -290,6 +290,26 @@ def test_crafted_header_cannot_take_much_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_header_of_which_the_beginning_is_known_asks_for_more_until_it_is_whole(tmp_path: Path) -> None:
+    raw, path = rich_image(), tmp_path / "hollow.gguf"
+    enough = []
+    for known in range(4, len(raw)):
+        path.write_bytes(raw[:known] + bytes(len(raw) - known))
+        needed = header_needs(path, known)
+        if needed == known:
+            enough.append(known)
+        else:
+            assert known < needed <= (enough or [len(raw)])[0]
+    assert enough and enough == list(range(enough[0], len(raw))), "and then never again"
+    path.write_bytes(raw[: enough[0]] + bytes(len(raw) - enough[0]))
+    assert GgufFile(path).metadata == header_metadata(raw, tmp_path)
+
+
+def header_metadata(raw: bytes, folder: Path) -> dict[str, object]:
+    (folder / "whole.gguf").write_bytes(raw)
+    return GgufFile(folder / "whole.gguf").metadata
 
 
 def test_reader_does_not_import_torch() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.config import CacheConfig, EngineConfig, ParallelConfig, WeightsConfig
 from ingle.errors import printable
+
+if TYPE_CHECKING:
+    from ingle.hub.remote import Remote
 
 _HIDDEN: Hidden = {
     EngineConfig: {"seed", "enforce_eager", "overlap"},
@@ -26,8 +31,8 @@ _HIDDEN: Hidden = {
 class Plan:
     """Say what a model takes, which GPUs carry it and how, and how fast it could be at best.
 
-    From its configuration and the headers of its weight files alone: MODEL is a name, a folder, a .gguf file, or just a
-    config.json.
+    From its configuration and the headers of its weight files alone, which for a model that is not on this machine are
+    all that is fetched: MODEL is a name, org/name, a URL, a folder, a .gguf file, or just a config.json.
     """
 
     engine: EngineConfig
@@ -42,25 +47,58 @@ class Plan:
 
 def main(argv: Sequence[str]) -> None:
     flags = parse(Plan, argv, command="plan", hide=_HIDDEN)
-    path = _path(flags.engine.model)
     from ingle.plan.machine import machine_of
     from ingle.plan.plan import make_plan
     from ingle.plan.report import as_dict, lines
 
     bits = {"auto": None, "int8": 8, "int4": 4}[flags.weights]
-    plan = make_plan(path, flags.engine, machine_of(flags.gpus), bits)
-    if flags.json:
-        print(json.dumps(as_dict(plan, flags.engine.model, flags.engine), indent=1))
-        return
-    for line in lines(plan, flags.engine.model, flags.engine):
-        print(printable(line))
+    machine, name = machine_of(flags.gpus), flags.engine.model
+    free = None if flags.gpus is None else machine.host.free if machine.gpu is None else machine.gpu.memory_bytes
+    with _files(name, free) as (path, remote):
+        plan = make_plan(path, flags.engine, machine, bits)
+        if remote is not None:
+            name, plan = remote.name, replace(plan, offers=remote.download.offers, choice=remote.download.choice)
+        if flags.json:
+            print(json.dumps(_named(as_dict(plan, name, flags.engine), remote), indent=1))
+            return
+        for line in lines(plan, name, flags.engine):
+            print(printable(_named(line, remote)))
 
 
-def _path(model: str) -> Path:
-    """A folder, a .gguf file, or a config.json."""
+@contextmanager
+def _files(model: str, free: int | None) -> Iterator[tuple[Path, Remote | None]]:
+    """A folder, a .gguf file, or a config.json; of a model that is not here a stand-in, chosen for so many bytes of
+    memory."""
     path = Path(model)
     if path.suffix.lower() == ".json" and path.is_file():
-        return path
-    from ingle.hub.resolve import resolve_model
+        yield path, None
+        return
+    from ingle.hub.names import RepoRef, UrlRef
+    from ingle.hub.resolve import ModelSource, resolve_model, resolve_or_locate
 
-    return Path(resolve_model(model).path)
+    found = resolve_or_locate(model)
+    if isinstance(found, ModelSource):
+        yield found.path, None
+        return
+    reference = found.reference
+    if not isinstance(reference, RepoRef | UrlRef):
+        yield resolve_model(model).path, None  # which says how it comes here
+        return
+    from ingle.hub.remote import looked_at
+
+    def note(text: str) -> None:
+        print(printable(text), file=sys.stderr)
+
+    with looked_at(found.name, reference, "plan", note, free) as remote:
+        yield remote.source.path, remote
+
+
+def _named(value: Any, remote: Remote | None) -> Any:
+    """`value` with the model's name wherever the place of its stand-in is told."""
+    if remote is None:
+        return value
+    if isinstance(value, dict):
+        return {key: _named(inner, remote) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_named(inner, remote) for inner in value]
+    return remote.named(value) if isinstance(value, str) else value

@@ -56,6 +56,13 @@ class Variant:
         return next((kind for kind in _BY_EXACTNESS if re.match(rf"{kind}(?![0-9])", label)), None)
 
     @property
+    def refusal(self) -> str | None:
+        """Why ingle does not take it; None where it may."""
+        if not self.is_whole:
+            return f"{len(self.files)} of its {self.num_parts} parts"
+        return "not read by ingle" if self.kind is None and _LABEL.fullmatch(f"-{self.label}") else None
+
+    @property
     def rank(self) -> tuple[int, int]:
         """The lowest is the most exact."""
         assert self.kind is not None
@@ -101,10 +108,11 @@ def take(where: str, found: Sequence[Variant], choice: str | None, free: int | N
     best = sorted(usable, key=lambda variant: variant.rank)
     if len(best) == 1:
         return Taken(best[0])
+    where_free = "free here" if free is None else "planned for"
     if free is None:
         free = free_memory()
     fitting = [variant for variant in best if free is None or variant.size <= _OF_MEMORY * free]
-    memory = "" if free is None else f" that fits into the {free / 2**30:.1f} GiB of memory that are free here"
+    memory = "" if free is None else f" that fits into the {free / 2**30:.1f} GiB of memory that are {where_free}"
     if fitting:
         return Taken(fitting[0], f"the best of {len(best)}{memory}; another by its name: {_listed(best)}")
     least = min(best, key=lambda variant: variant.size)

@@ -74,11 +74,7 @@ def pull_model(
     if (source := _from_path(name)) is not None:
         raise ModelError(f"{source.path} is on this machine: there is nothing to pull", alternative="give a name")
     store = store or Store()
-    found = _known(name, store, hub)
-    if revision is not None:
-        if not isinstance(found.reference, RepoRef) or found.reference.revision not in (None, revision):
-            raise ConfigError(f"--revision {revision}: {found} has no other revision")
-        found = replace(found, reference=replace(found.reference, revision=revision))
+    found = _at_revision(_known(name, store, hub), revision)
     with _nearby_paths(name):
         try:
             return pull(found, progress, store, wanted)
@@ -106,12 +102,15 @@ def _nearby(name: str) -> str | None:
     return f"did you mean {' or '.join(near)}?" if near else None
 
 
-def resolve_or_locate(name: str) -> ModelSource | Known:
-    """The model on this machine, or what is known of one that is not."""
+def resolve_or_locate(name: str, hub: str | None = None, revision: str | None = None) -> ModelSource | Known:
+    """The model on this machine, or what is known of one that is not; no hub is asked.
+
+    `hub` is the one of a name that says none, `revision` a branch, tag or commit.
+    """
     if (source := _from_path(name)) is not None:
         return source
     store = Store()
-    found = _known(name, store)
+    found = _at_revision(_known(name, store, hub), revision)
     return here(found, store) or found
 
 
@@ -165,6 +164,15 @@ def _known(name: str, store: Store, hub: str | None = None) -> Known:
     if short in stored:
         return Known(short, reference)
     raise ModelError(_unknown(short, stored))
+
+
+def _at_revision(found: Known, revision: str | None) -> Known:
+    if revision is None:
+        return found
+    if not isinstance(found.reference, RepoRef) or found.reference.revision not in (None, revision):
+        raise ConfigError(f"--revision {revision}: {found} has no other revision")
+    reference = replace(found.reference, revision=revision)
+    return Known(str(reference), reference)
 
 
 def _unknown(short: str, stored: list[str]) -> str:

@@ -66,8 +66,11 @@ class Selection:
         return self.files[0]
 
 
-def select(listing: Listing, choice: str | None) -> Selection:
-    """What to take first. Raises `ModelError` for what ingle cannot serve, by what the hub says of it."""
+def select(listing: Listing, choice: str | None, free: int | None = None) -> Selection:
+    """What to take first. Raises `ModelError` for what ingle cannot serve, by what the hub says of it.
+
+    `free` bytes of memory are what a GGUF file is chosen for; None is this machine's.
+    """
     gguf = variants(listing.files)
     has_config = listing.find("config.json") is not None
     if choice is None and has_config and _has_weights(listing.files):
@@ -76,16 +79,23 @@ def select(listing: Listing, choice: str | None) -> Selection:
     if gguf:
         if choice is None:
             _refuse_other_kinds(listing)
-        return _from_gguf(listing.repo, gguf, choice)
+        return _from_gguf(listing.repo, gguf, choice, free)
     if choice is not None:
         raise ModelError(f"{listing.repo} holds no .gguf file, so there is no {quote(choice)}: leave `:{choice}` out")
     raise _nothing_to_serve(listing)
 
 
-def _from_gguf(where: str, gguf: Sequence[Variant], choice: str | None) -> Selection:
-    taken = take(where, gguf, choice)
+def _from_gguf(where: str, gguf: Sequence[Variant], choice: str | None, free: int | None) -> Selection:
+    taken = take(where, gguf, choice, free)
     note = f"taking {taken.variant.label} of {where}, {taken.why}" if taken.why else ""
     return Selection("gguf", taken.variant.files, note, taken.variant.label)
+
+
+def folder_weights(files: Iterable[RemoteFile]) -> dict[str, tuple[RemoteFile, ...]]:
+    """The weights of each format that a folder of transformers may have them in."""
+    listed = list(files)
+    found = {"safetensors": _of_kind(listed, _SAFETENSORS), "PyTorch (.bin)": _of_kind(listed, _TORCH)}
+    return {name: weights for name, weights in found.items() if weights}
 
 
 def filtered(files: Iterable[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> tuple[RemoteFile, ...]:

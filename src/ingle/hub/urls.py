@@ -28,13 +28,13 @@ _URL = "url"
 
 def stored_url(ref: UrlRef, store: Store) -> ModelSource | None:
     """The model if all of it is here."""
-    files = [path for path, _ in _files(ref, store)]
+    files = [path for path, _ in url_files(ref, store)]
     return _source(files) if all(path.is_file() for path in files) else None
 
 
 def fetch_url(ref: UrlRef, progress: Progress, store: Store) -> ModelSource:
     """The model; what is missing of it is downloaded, from where an earlier call was cut. Raises `ModelError`."""
-    files = list(_files(ref, store))
+    files = list(url_files(ref, store))
     folder = files[0][0].parent
 
     def waiting() -> None:
@@ -76,7 +76,7 @@ def url_folder(url: str, store: Store) -> Path:
     return store.root / "downloads" / f"{host}-{hashlib.sha256(bare.encode()).hexdigest()[:12]}"
 
 
-def _files(ref: UrlRef, store: Store) -> Iterator[tuple[Path, str]]:
+def url_files(ref: UrlRef, store: Store) -> Iterator[tuple[Path, str]]:
     """Place and URL of the file, or of each part."""
     folder, name = url_folder(ref.url, store), ref.file
     if _FILE.fullmatch(name) is None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ingle.config import EngineConfig
 from ingle.errors import ModelError
@@ -27,7 +24,7 @@ from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_source import READABLE_TYPES, GgufSource
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, normalize_config, read_config, read_json_object
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.source import StoredRows, WeightSource
+from ingle.weights.source import WeightSource
 
 _OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model", "dim", "n_embed"),
@@ -39,7 +36,6 @@ _OTHER_NAMES = {
     "vocab_size": ("padded_vocab_size",),
 }
 """What models outside ingle's families call what most call by the first name."""
-_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,11 @@ class Outline:
 
 
 def read_outline(path: Path, config: EngineConfig) -> Outline:
-    """Of a Hugging Face folder, of its config.json alone, or of a GGUF file; weight files may be sparse but for their
-    headers. Raises `ModelError` for files that cannot be read, or do not describe a decoder."""
+    """Of a Hugging Face folder, of its config.json alone, or of a GGUF file; weight files may be holes but for their
+    headers and the beginnings of their tensors.
+
+    Raises `ModelError` for files that cannot be read, or do not describe a decoder.
+    """
     gguf = GgufFile(path, texts=False) if path.is_file() and path.suffix.lower() != ".json" else None
     hf_config = _read_config(path, gguf, config)
     refusals, notices = _Collected(), []
@@ -144,20 +143,18 @@ def _with_files(
         outline = replace(
             outline, stored_types=types, stored_bytes=sum(each.nbytes for each in gguf.tensors.values()), files="GGUF"
         )
-        return _as_stored(outline, hf_config, GgufSource(gguf), is_whole=True, refusals=refusals, notices=notices)
+        return _as_stored(outline, hf_config, GgufSource(gguf), refusals=refusals, notices=notices)
     if path.is_dir() and SAFETENSORS_FILES.are_in(path):
         with contextlib.closing(SafetensorsSource(path)) as source:
-            sizes = [file.stat() for file in source.paths]
-            whole = all(size.st_blocks * _BLOCK_BYTES >= size.st_size // 2 for size in sizes)
             outline = replace(
                 outline,
                 stored_types=source.stored_types,
-                stored_bytes=sum(size.st_size for size in sizes),
+                stored_bytes=sum(file.stat().st_size for file in source.paths),
                 files="safetensors",
             )
             if outline.quantization is not None:
                 return outline
-            return _as_stored(outline, hf_config, source, is_whole=whole, refusals=refusals, notices=notices)
+            return _as_stored(outline, hf_config, source, refusals=refusals, notices=notices)
     if path.is_dir() and TORCH_FILES.are_in(path):
         return _torch_files(outline)
     return outline
@@ -168,17 +165,15 @@ def _as_stored(
     hf_config: dict[str, Any],
     source: WeightSource,
     *,
-    is_whole: bool,
     refusals: _Collected,
     notices: list[str],
 ) -> Outline:
     """With what the checkpoint has where the configuration says otherwise."""
     decoder = outline.decoder
-    seen = source if is_whole else _HeadersOnly(source, decoder.tied_embeddings)
-    refusals.note(lambda: check_head(outline.path, hf_config, seen, decoder.names.lm_head))
+    refusals.note(lambda: check_head(outline.path, hf_config, source, decoder.names.lm_head))
     if not is_native(hf_config):
         return outline
-    decoder, told = as_stored(decoder, seen)
+    decoder, told = as_stored(decoder, source)
     notices += told
     return replace(outline, decoder=decoder)
 
@@ -191,43 +186,3 @@ def _torch_files(outline: Outline) -> Outline:
     kind = {"float16": "F16", "bfloat16": "BF16"}.get(outline.torch_dtype or "", "F16") if per_number < 3 else "F32"
     stored = {} if outline.quantization is not None else {kind: outline.num_parameters}
     return replace(outline, stored_types=stored, stored_bytes=total, files="PyTorch .bin")
-
-
-class _HeadersOnly:
-    """A source of which only headers are there: whether two tensors are alike, the configuration has to say."""
-
-    def __init__(self, source: WeightSource, tied: bool) -> None:
-        self._source = source
-        self._tied = tied
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._source
-
-    @property
-    def stored_types(self) -> dict[str, int]:
-        return self._source.stored_types
-
-    @property
-    def names(self) -> Collection[str]:
-        return self._source.names
-
-    def alike(self, name: str, other: str) -> bool:
-        return self._tied
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        return self._source.shape(name)
-
-    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
-        return self._source.stored_rows(name, num_rows, num_columns)
-
-    def check(self, name: str, num_elements: int) -> None:
-        self._source.check(name, num_elements)
-
-    def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
-        return self._source.floats(name, size)
-
-    def load_into(self, name: str, out: Any) -> None:
-        self._source.load_into(name, out)
-
-    def close(self) -> None:
-        self._source.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingle.config import EngineConfig
+from ingle.description import Offer
 from ingle.engine import native_build
 from ingle.engine.startup import Numerics, dtype_on_gpu
 from ingle.errors import ConfigError
@@ -59,6 +60,10 @@ class Plan:
     cpu_weight_bytes: int | None
     """On the CPU of whatever machine; None where the CPU is not to be used."""
     notices: tuple[str, ...]
+    offers: tuple[Offer, ...] = ()
+    """The formats in which a hub has the model."""
+    choice: str | None = None
+    """Which of them was taken and why, where nobody asked for one."""
 
     @property
     def best(self) -> Fit | None:

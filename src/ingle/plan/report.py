@@ -37,6 +37,10 @@ def _model(plan: Plan, name: str) -> Iterator[str]:
         f"{name}: {decoder.family}, {facts.count(outline.num_parameters)} parameters{stored}, context "
         f"{decoder.max_position_embeddings} tokens"
     )
+    if plan.offers:
+        yield f"  on offer     {', '.join(map(str, plan.offers))}"
+    if plan.choice is not None:
+        yield f"  choice       {plan.choice}"
     ways = (f"{way.name} {facts.size(way.num_bytes)}{' *' if way.refusal else ''}" for way in plan.formats)
     yield f"  weights      {', '.join(ways)}"
     whole = _sequence_bytes(plan, decoder.max_position_embeddings)
@@ -195,6 +199,8 @@ def as_dict(plan: Plan, name: str, config: EngineConfig) -> dict[str, Any]:
         "stored_types": dict(outline.stored_types),
         "stored_bytes": outline.stored_bytes,
         "formats": [asdict(way) for way in plan.formats],
+        "offers": [asdict(offer) for offer in plan.offers],
+        "choice": plan.choice,
         "kv_cache": {
             "dtype": plan.kv.dtype,
             "bytes_per_token": plan.kv.token_bytes,

@@ -162,15 +162,37 @@ class GgufFile:
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-class _Header:
-    """A cursor over the start of a mapped file. No read goes past its end; `fail` says where the reading stood."""
+def header_needs(path: Path, known: int) -> int:
+    """How many bytes of a file's beginning have to be known, of a header that is read over a network.
 
-    def __init__(self, path: Path, mapped: mmap.mmap, *, texts: bool) -> None:
+    Only the first `known` of the file at `path`, which has its whole size, are looked at. They are enough where no more
+    than `known` is returned; otherwise at least so many are needed. Raises `ModelError` for a header that is damaged.
+    """
+    try:
+        _read_header(_Header(path, _map_file(path), texts=False, known=known))
+    except _HeaderCut as cut:
+        return cut.needed
+    return known
+
+
+class _HeaderCut(Exception):
+    """The header goes on beyond what is known of the file: it is `needed` at least so far."""
+
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+
+
+class _Header:
+    """A cursor over the start of a mapped file. No read goes past its end, or past the bytes that are `known`; `fail`
+    says where the reading stood."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap, *, texts: bool, known: int | None = None) -> None:
         self.path = path
         self.texts = texts
         self.map = mapped
         self.position = 0
         self.end = min(len(mapped), MAX_HEADER_BYTES)
+        self.known = self.end if known is None else min(known, self.end)
         self.num_elements_left = MAX_ARRAY_ELEMENTS
 
     def fail(self, what: str) -> NoReturn:
@@ -181,6 +203,8 @@ class _Header:
         start = self.position
         if size > self.end - start:
             self.fail(f"{what} needs {size} bytes and {self.end - start} are left")
+        if start + size > self.known:
+            raise _HeaderCut(start + size)
         self.position = start + size
         return start
 
@@ -254,14 +278,16 @@ class _Header:
 
     def strings(self, count: int, key: str) -> list[str]:
         """`string` for the hundreds of thousands of tokens and merges: one loop without calls."""
-        data, end, position, wanted = self.map, self.end, self.position, self.texts
+        data, known, position, wanted = self.map, self.known, self.position, self.texts
         read_size: Callable[[mmap.mmap, int], tuple[int]] = _U64.unpack_from
         strings = []
         try:
             for _ in range(count):
                 start = position + 8
                 position = start + read_size(data, position)[0]
-                if position > end:
+                if position > known:
+                    if known < self.end and (start > known or position <= self.end):
+                        raise _HeaderCut(max(start, known + 1))
                     self.fail(f"{key} goes past the end of the file")
                 if wanted:
                     strings.append(data[start:position].decode())
@@ -329,7 +355,10 @@ class _Header:
 
 def _read_file(path: Path, *, texts: bool) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     """Metadata and tensors of one file."""
-    header = _Header(path, _map_file(path), texts=texts)
+    return _read_header(_Header(path, _map_file(path), texts=texts))
+
+
+def _read_header(header: _Header) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     header.read_version()
     num_tensors = header.count("tensors", _MIN_TENSOR_INFO_BYTES)
     num_keys = header.count("metadata keys", _MIN_KEY_VALUE_BYTES)

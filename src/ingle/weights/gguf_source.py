@@ -13,7 +13,16 @@ from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config
-from ingle.weights.source import FLOATS, StoredRows, check_shape, check_size, check_stack, same_bytes, split_name
+from ingle.weights.source import (
+    FLOATS,
+    StoredRows,
+    check_shape,
+    check_size,
+    check_stack,
+    compared,
+    same_bytes,
+    split_name,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +54,10 @@ class GgufSource:
 
     def alike(self, name: str, other: str) -> bool:
         one, two = self._tensor(name), self._tensor(other)
-        return (one.type, one.shape) == (two.type, two.shape) and bool(one.nbytes) and same_bytes(one.data, two.data)
+        if (one.type, one.shape) != (two.type, two.shape) or not one.nbytes:
+            return False
+        part = compared(one.path, two.path)
+        return same_bytes(one.data[part], two.data[part])
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape

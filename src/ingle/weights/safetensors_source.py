@@ -26,6 +26,7 @@ from ingle.weights.source import (
     check_shape,
     check_size,
     check_stack,
+    compared,
     same_bytes,
     split_name,
 )
@@ -98,7 +99,8 @@ class SafetensorsSource:
         if shape != self.shape(other):
             return False
         (dtype, one), (other_dtype, two) = self._mapped(name, shape), self._mapped(other, shape)
-        return dtype == other_dtype and same_bytes(one, two)
+        part = compared(self._file_of(name), self._file_of(other))
+        return dtype == other_dtype and same_bytes(one[part], two[part])
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
         dtype, stored = self._mapped(name, (size,))

@@ -19,6 +19,7 @@ from ingle.weights.source import (
     check_shape,
     check_size,
     check_stack,
+    compared,
     same_bytes,
     split_name,
 )
@@ -74,7 +75,8 @@ class TorchSource(_ReadByTorch):
         if (one.dtype, one.shape) != (two.dtype, two.shape):
             return False
         tied = (one.data_ptr(), one.stride()) == (two.data_ptr(), two.stride())
-        return tied or same_bytes(*(each.contiguous().view(-1).view(torch.uint8).numpy() for each in (one, two)))
+        part = compared(self._opened(name).path, self._opened(other).path)
+        return tied or same_bytes(*(each.contiguous().view(-1).view(torch.uint8).numpy()[part] for each in (one, two)))
 
     def check(self, name: str, num_elements: int) -> None:
         check_size(self.shape(name), name, num_elements)

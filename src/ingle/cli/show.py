@@ -48,7 +48,7 @@ def described(name: str) -> Description:
         if adapter is None:
             raise
         return replace(adapter, findings=(Finding(True, error.what, error.alternative),))
-    return describe(source.name, source.path, EngineConfig(name), TextConfig())
+    return describe(source.name, source.path, EngineConfig(name), TextConfig(), source.recommended)
 
 
 def as_text(model: Description) -> str:

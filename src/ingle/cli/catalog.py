@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from tyro.conf import Positional
 
 from ingle import facts
 from ingle.cli.flags import parse
@@ -23,11 +24,10 @@ from ingle.hub.store import Store, quote
 class Catalog:
     """List the short names of models, where they come from and under which terms.
 
-    Names of your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle: `ingle/hub/catalog.toml` of the package
-    says at its top how they are written.
+    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, written as those of ingle/hub/catalog.toml.
     """
 
-    words: tuple[str, ...]
+    words: Positional[tuple[str, ...]] = ()
     """Only those with all of these words in name, description, licence or repository. Of a single one all is told."""
     hub: str | None = None
     """Where models that lie on both come from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""

@@ -64,9 +64,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> Iterat
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.delenv(name, raising=False)
             monkeypatch.delenv(name.upper(), raising=False)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
         monkeypatch.setenv("HF_ENDPOINT", state.url)
         monkeypatch.setenv("HF_HOME", str(cache))
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, state.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", state.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))

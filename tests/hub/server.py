@@ -74,6 +74,13 @@ class Hub:
     """Path and Authorization of each request."""
     sent: int = 0
     """Bytes of files."""
+    starts: list[int] = field(default_factory=list)
+    """The first byte of each file that was asked for."""
+
+    @property
+    def cdn(self) -> str:
+        """Another host, as that of large files is."""
+        return f"{self.url.replace('127.0.0.1', 'localhost')}/cdn"
 
     def taken(self, path: str) -> Fault | None:
         for fault in self.faults:
@@ -184,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith(LFS_SUFFIXES):
             data = repo.files[path]
             digest = hashlib.sha256(data).hexdigest()
-            self._answer(302, b"", Location=f"{self.state.url}/cdn/{name}/{path}?sig=secret", X_Repo_Commit=repo.commit,
+            self._answer(302, b"", Location=f"{self.state.cdn}/{name}/{path}?sig=secret", X_Repo_Commit=repo.commit,
                          X_Linked_Size=str(len(data)), X_Linked_Etag=f'"{digest}"')  # fmt: skip
         else:
             self._file(repo.files[path], fault, X_Repo_Commit=repo.commit)
@@ -201,6 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= total:
                 self._answer(416, b"", Content_Range=f"bytes */{total}")
                 return
+        self.state.starts.append(start)
         self.send_response(206 if (start, end) != (0, total) or (match and self.state.ranges and fresh) else 200)
         if match and self.state.ranges and fresh:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{total}")

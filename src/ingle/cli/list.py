@@ -18,8 +18,7 @@ from ingle.hub.store import Store
 class List:
     """List the models on this machine, by the names that ingle serves them by.
 
-    Those in its own store ($INGLE_HOME or ~/.cache/ingle), and those that it or another tool has
-    downloaded into the caches of Hugging Face and ModelScope.
+    Also those that it or other tools have put into the caches of Hugging Face and ModelScope.
     """
 
     json: bool = False

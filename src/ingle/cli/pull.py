@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from ingle.cli.flags import parse
 from ingle.errors import ConfigError, ModelError
 from ingle.hub.progress import Progress, QuietProgress, show_progress
-from ingle.hub.pull import Wanted
 from ingle.hub.resolve import pull_model
+from ingle.hub.source import Wanted
 
 
 @dataclass(frozen=True)
 class Pull:
     """Fetch models onto this machine: what ingle needs of them, as far as it is not here.
 
-    Those of a hub go where its own tools keep them ($HF_HOME, $MODELSCOPE_CACHE), others into
-    $INGLE_HOME. What was interrupted is gone on with.
+    Those of a hub go where its own tools keep them, others into $INGLE_HOME. Interrupted, it goes on the next time.
     """
 
     names: tuple[str, ...]

@@ -50,8 +50,6 @@ class Job:
     """For people."""
     size: int | None = None
     digest: Digest | None = None
-    done: Callable[[], None] = lambda: None
-    """Called when it is whole, in one of the threads that bring files."""
     etag: str | None = None
     """Of what lies in `part`, where nothing but the ETag says whether it is still the same file."""
     come: int = 0
@@ -257,7 +255,6 @@ def _finish(job: Job, hashed: _Hash, http: Http, *, resumed: bool) -> bool:
     job.part.replace(job.path)
     sync(job.path.parent)
     delete(_etag_file(job))
-    job.done()
     return True
 
 

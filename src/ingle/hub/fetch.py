@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ingle.errors import ModelError
 from ingle.hub.download import Job, download, locked
@@ -37,7 +38,9 @@ def fetch(ref: RepoRef, progress: Progress, wanted: Wanted | None = None) -> Mod
             progress.note(f"another process is pulling {listing.repo}: waiting for it")
 
         with disk_errors(f"pull {ref}", origin.advice), locked(origin.lock(listing), waiting):
-            return _Fetch(origin, listing, progress).run(wanted or Wanted())
+            source = _Fetch(origin, listing, progress).run(wanted or Wanted())
+            origin.complete(listing)
+            return source
 
 
 def find(origin: Origin, ref: RepoRef) -> Listing:
@@ -75,7 +78,11 @@ class _Fetch:
     def run(self, wanted: Wanted) -> ModelSource:
         listing, ref = self._listing, self._listing.ref
         if wanted.include:
-            self._download(filtered(listing.files, wanted.include, wanted.exclude))
+            files = filtered(listing.files, wanted.include, wanted.exclude)
+            if not files:
+                patterns = ", ".join(map(repr, wanted.include))
+                raise ModelError(f"{listing.repo} holds no file that matches {patterns}, of {len(listing.files)}")
+            self._download(files)
             return ModelSource(ref.name, self._folder, "folder")
         selection = select(listing, ref.choice)
         if selection.note:
@@ -102,27 +109,19 @@ class _Fetch:
     def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
         """Tells first how much comes, where from and under which terms."""
         origin, listing = self._origin, self._listing
-        for file in files:  # another model's, or another revision's, may have brought the same bytes
-            if origin.blob(listing, file).is_file():
-                origin.finish(listing, file)
-        missing = [file for file in files if not origin.blob(listing, file).is_file()]
-        jobs = [self._job(file) for file in missing]
+        missing = {origin.blob(listing, file): file for file in files if not origin.blob(listing, file).is_file()}
+        jobs = [self._job(file, path) for path, file in missing.items()]
         if jobs and not quietly:
-            for line in told(listing, missing):
+            for line in told(listing, list(missing.values())):
                 self._progress.note(line)
         title = f"getting ready to pull {listing.repo}" if quietly else f"pulling {listing.ref.name}"
         download(origin.http, jobs, title, self._progress, origin.advice)
+        for file in files:  # several may have the same bytes
+            origin.finish(listing, file)
 
-    def _job(self, file: RemoteFile) -> Job:
+    def _job(self, file: RemoteFile, path: Path) -> Job:
         origin, listing = self._origin, self._listing
-        return Job(
-            url=origin.url(listing, file),
-            path=origin.blob(listing, file),
-            name=file.path,
-            size=file.size,
-            digest=file.digest,
-            done=lambda: origin.finish(listing, file),
-        )
+        return Job(origin.url(listing, file), path, file.path, file.size, file.digest)
 
 
 def told(listing: Listing, files: Sequence[RemoteFile]) -> Iterator[str]:

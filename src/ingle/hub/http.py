@@ -238,12 +238,13 @@ class Http:
         if status < 400:
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind in ("text/html", "application/xhtml+xml"):
+                address = self.setting or "the address"
                 raise HubError(
                     f"{shown_url(str(response.url))} answers with a web page in the file's place: a login or proxy "
-                    f"page, or not the address of a hub; open it in a browser, or check {self.setting or 'the address'} "
-                    "and the proxy"
+                    f"page, or not the address of a hub; open it in a browser, or check {address} and the proxy"
                 )
             return
+        came_from = str(response.url)
         answer = Answer(
             status,
             response.headers.get("X-Error-Code", ""),
@@ -251,11 +252,14 @@ class Http:
             url,
             "Authorization" in self._headers or "Cookie" in self._headers,
         )
-        said = self._explain(answer)
+        is_own = urlsplit(came_from).netloc == urlsplit(url).netloc
+        said = self._explain(answer) if is_own else None  # of its store of large files it knows nothing
         if status in _PASSING:
             wait_s = _retry_after(response.headers.get("Retry-After"))
             raise Unreachable(said or _passing(answer, wait_s), wait_s)
-        raise Refused(said or f"{shown_url(url)} answers {status} {answer.message or response.reason_phrase}", status)
+        raise Refused(
+            said or f"{shown_url(came_from)} answers {status} {answer.message or response.reason_phrase}", status
+        )
 
 
 def wait_before_retry(

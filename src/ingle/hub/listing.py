@@ -106,6 +106,10 @@ class Origin(Protocol):
         """Once its bytes lie there: makes the file be found in `folder`."""
         ...
 
+    def complete(self, listing: Listing) -> None:
+        """Once all files that were wanted are here: makes the revision lead to this commit."""
+        ...
+
     def search(self, words: str, limit: int) -> list[Found]: ...
 
     def by(self, author: str) -> list[Found]:

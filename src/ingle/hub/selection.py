@@ -182,12 +182,17 @@ def _is_small(file: RemoteFile) -> bool:
 
 def refuse_config(listing: Listing, config: dict[str, Any]) -> None:
     """Raises `ModelError` for a model that its config.json shows to be of a kind that ingle does not run."""
-    from ingle.model.kinds import check_kind  # only a download waits for these
-    from ingle.model.registry import refuse_quantized
+    from ingle.model.kinds import check_kind, writes_text  # only a download waits for these
+    from ingle.model.registry import is_native, refuse_quantized
 
     where = Path(listing.repo)
     check_kind(where, config)
     refuse_quantized(where, config)
+    if config.get("is_encoder_decoder") is True:
+        raise ModelError(f"{where} is an encoder with a decoder, which ingle does not run", alternative=_SERVES)
+    if not is_native(config) and not writes_text(config):
+        kind = quote(str(next(iter(config.get("architectures") or ()), config.get("model_type"))))
+        raise ModelError(f"{where} holds {kind}, which is no model that ingle runs", alternative=_SERVES)
 
 
 def _refuse_other_kinds(listing: Listing) -> None:

@@ -42,7 +42,7 @@ _TEXT_HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head
 def check_kind(path: Path, config: Mapping[str, Any]) -> None:
     """Raises `ModelError` for a model that is by its own word no writer of texts."""
     names = _architectures(config)
-    for name in () if any(map(_WRITES.search, names)) else names:
+    for name in () if writes_text(config) else names:
         for pattern, kind in _OTHER_KINDS:
             if pattern.search(name):
                 raise ModelError(f"{path}: holds {name}, {kind} and writes none", alternative=_SERVES)
@@ -52,6 +52,13 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: holds {held} (modules.json), an embedding model, which turns texts into vectors and writes none",
             alternative=_SERVES,
         )
+
+
+def writes_text(config: Mapping[str, Any]) -> bool:
+    """Whether the name of its class says so; models with code of their own name another for the purpose."""
+    auto_map = config.get("auto_map")
+    names = [*_architectures(config), *(auto_map if isinstance(auto_map, Mapping) else ())]
+    return any(map(_WRITES.search, names))
 
 
 def check_head(path: Path, config: Mapping[str, Any], source: WeightSource, lm_head: str = "lm_head") -> None:

@@ -133,6 +133,8 @@ class HuggingFace:
                 link.symlink_to(os.path.relpath(blob, link.parent))
             except OSError:  # a file system without links
                 shutil.copyfile(blob, link)
+
+    def complete(self, listing: Listing) -> None:
         revision = listing.ref.revision or "main"
         if revision != listing.commit:
             ref = self._storage(listing) / "refs" / revision

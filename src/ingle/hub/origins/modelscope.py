@@ -111,6 +111,9 @@ class ModelScope:
     def finish(self, listing: Listing, file: RemoteFile) -> None:
         """The bytes lie where the file is to be found."""
 
+    def complete(self, listing: Listing) -> None:
+        """A revision is its folder's name."""
+
     def search(self, words: str, limit: int) -> list[Found]:
         url = f"{self.endpoint}/openapi/v1/models"
         answer = self.http.json(url, {"search": words, "page_number": "1", "page_size": str(min(limit, 100))})

@@ -1,0 +1,151 @@
+"""Downloads that end at any byte, by any means: what came stays, and the next one ends with a whole, verified model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingle.errors import ModelError
+from ingle.hub.resolve import ensure_model, resolve_model
+from tests.hub.repos import SMALL, data, files_in, sharded, single
+from tests.hub.server import Fault, Hub, Repo
+from tests.hub.toy import Recorder
+
+SIZE = 400_000
+SHARDS = sharded(4, SIZE // 4)
+FILES = {**SMALL, **SHARDS}
+
+
+def parts(root: Path) -> int:
+    """Bytes of unfinished files."""
+    return sum(path.stat().st_size for path in root.rglob("*.ingle-part"))
+
+
+def whole(path: Path) -> None:
+    assert {name: (path / name).read_bytes() for name in files_in(path)} == FILES
+
+
+class Killed(BaseException):
+    """What a kill is within one process: nothing catches it."""
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_killed_at_a_random_byte_it_resumes(hub: Hub, seed: int, tmp_path: Path) -> None:
+    """The connection and the process end together after so many bytes of weights; four files come at once."""
+    hub.repos["org/tiny"] = Repo(FILES)
+    end = random.Random(seed).randrange(SIZE)
+    hub.faults = [Fault("cdn", cut_after=max(end // 4, 1))]
+    recorder = Recorder()
+
+    def kill(stage: str, done: int) -> None:
+        if done >= end // 4:
+            raise Killed
+
+    recorder.on_update = kill
+    with contextlib.suppress(Killed):
+        ensure_model("org/tiny", recorder)
+    for thread in threading.enumerate():
+        if thread.name == "download":
+            thread.join()
+    with pytest.raises(ModelError, match="is not on this machine yet"):
+        resolve_model("org/tiny")
+    hub.faults.clear()
+    hub.starts.clear()
+    left = parts(tmp_path)
+    whole(ensure_model("org/tiny", Recorder()).path)
+    assert (parts(tmp_path), sum(hub.starts)) == (0, left)
+
+
+@contextlib.contextmanager
+def pulling(name: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "ingle", "pull", name]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_real_process_ended_by_a_signal(hub: Hub, number: int, tmp_path: Path) -> None:
+    hub.repos["org/tiny"] = Repo(FILES)
+    hub.faults = [Fault("cdn", pause_s=0.1)]
+    with pulling("org/tiny") as process:
+        deadline = time.monotonic() + 20
+        while parts(tmp_path) < SIZE // 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.communicate(timeout=10)[1]
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in said
+    left = parts(tmp_path)
+    assert left >= SIZE // 4
+    hub.faults.clear()
+    hub.starts.clear()
+    with pulling("org/tiny") as process:
+        out, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    whole(Path(out.partition("here: ")[2].strip()))
+    assert sum(hub.starts) == left
+
+
+def test_a_file_that_changed_meanwhile_is_brought_anew(hub: Hub, recorder: Recorder) -> None:
+    hub.repos["org/tiny"] = single()
+    hub.faults = [Fault("cdn", cut_after=50_000)]
+    path = part_of(hub, recorder)
+    path.write_bytes(b"\0" * 50_000)  # as a disk may hand out after a power cut
+    hub.faults.clear()
+    assert (ensure_model("org/tiny", recorder).path / "model.safetensors").read_bytes() == data(100_000)
+
+
+def part_of(hub: Hub, recorder: Recorder) -> Path:
+    """Of the weights, as an interrupted download leaves it."""
+
+    def stop(stage: str, done: int) -> None:
+        if done >= 50_000:
+            raise Killed
+
+    interrupted = Recorder(on_update=stop)
+    with contextlib.suppress(Killed):
+        ensure_model("org/tiny", interrupted)
+    for thread in threading.enumerate():
+        if thread.name == "download":
+            thread.join()
+    (part,) = Path(os.environ["HF_HOME"]).rglob(f"{hashlib.sha256(data(100_000)).hexdigest()}.ingle-part")
+    assert part.stat().st_size == 50_000
+    return part
+
+
+def test_a_server_without_ranges_sends_all_again(hub: Hub, recorder: Recorder) -> None:
+    hub.repos["org/tiny"] = single()
+    hub.ranges = False
+    hub.faults = [Fault("cdn", cut_after=50_000, times=1)]
+    assert (ensure_model("org/tiny", recorder).path / "model.safetensors").read_bytes() == data(100_000)
+
+
+def test_a_disk_that_fills_up_is_told_and_gone_on_with(hub: Hub, recorder: Recorder, tmp_path: Path) -> None:
+    hub.repos["org/tiny"] = single(3_000_000)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
+        "from ingle.cli.main import main; sys.exit(main(['pull', 'org/tiny']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "ingle: pulling org/tiny: File too large" in ended.stderr and "Traceback" not in ended.stderr
+    assert parts(tmp_path) == 1_000_000
+    path = ensure_model("org/tiny", recorder).path
+    assert (path / "model.safetensors").read_bytes() == data(3_000_000)
+    assert hub.starts[-1] == 1_000_000

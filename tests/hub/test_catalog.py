@@ -15,12 +15,15 @@ from ingle.hub import catalog
 from ingle.hub.catalog import CatalogEntry, find_entry, shipped, users_catalog, users_file
 from ingle.hub.names import SHORT_NAME, RepoRef, UrlRef
 from ingle.hub.quantizations import Variant
-from ingle.hub.resolve import ModelSource, resolve_model
+from ingle.hub.resolve import ModelSource, ensure_model, pull_model, resolve_model
 from ingle.hub.store import Store
 from ingle.request import SamplingParams
 from ingle.text.recommended import NOTHING, Recommended
 from ingle.text.shipped import shipped_template
 from tests.cli.conftest import Run, ingle  # noqa: F401
+from tests.hub.repos import single
+from tests.hub.server import Hub
+from tests.hub.toy import Recorder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -222,6 +225,22 @@ def test_a_model_of_a_hub_by_its_short_name(ingle: Run, tiny: Path) -> None:  # 
     assert not tiny.exists()
     assert "there is no tiny:1b on this machine" in ingle("rm", "tiny").err
     assert "run `ingle pull tiny:1b`" in ingle("show", "tiny").err
+
+
+def test_a_short_name_is_pulled_from_its_hub(hub: Hub, recorder: Recorder) -> None:
+    put('["tiny:1b"]\naliases = ["tiny"]\nhuggingface = "org/tiny"\nsampling = { top_k = 9 }\n')
+    hub.repos["org/tiny"] = single()
+    source = ensure_model("tiny", recorder)
+    assert (source.name, source.recommended.sampling) == ("tiny:1b", {"top_k": 9})
+    assert recorder.notes[0] == "tiny:1b is not on this machine yet: pulling it"
+    assert any("org/tiny: 0.00 GB to download" in note for note in recorder.notes)
+    assert pull_model("tiny:1b", recorder) == resolve_model("TINY") == source
+
+
+def test_what_is_here_is_taken_whichever_hub_is_set(ingle: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    put('["tiny:1b"]\nhuggingface = "org/tiny"\nmodelscope = "other/tiny"\n')
+    monkeypatch.setenv("INGLE_HUB", "modelscope")
+    assert resolve_model("tiny:1b").path == tiny
 
 
 def test_catalog_lists(ingle: Run, tiny: Path) -> None:  # noqa: F811

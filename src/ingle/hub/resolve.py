@@ -158,8 +158,10 @@ def _known(name: str, store: Store, hub: str | None = None) -> Known:
         return Known(str(reference), reference)
     entry = find_entry(name)
     if entry is not None:
-        references = entry.references(hub)
-        return Known(entry.name, references[0] if references else entry, entry)
+        known = [Known(entry.name, each, entry) for each in entry.references(hub) or (entry,)]
+        if hub is None:  # one that is here already is as good as that of the hub that is set
+            return next((each for each in known if here(each, store) is not None), known[0])
+        return known[0]
     short, stored = check_name(name), store.names()
     if short in stored:
         return Known(short, reference)

@@ -16,6 +16,7 @@ from typing import get_type_hints
 import pytest
 
 from ingle.cli.flags import parse
+from ingle.cli.service_unit import ServiceOptions
 from ingle.config import ServeConfig
 
 ROOT = Path(__file__).parents[1]
@@ -201,17 +202,20 @@ def test_what_a_page_says_to_type_is_understood(name: str) -> None:
         if "serve" in words and "ingle" in line:
             parse(ServeConfig, words[words.index("serve") + 1 :], command="serve")
             found += 1
+        if "service" in words and (action := words[words.index("service") + 1]) in ("print", "install"):
+            parse(ServiceOptions, words[words.index(action) + 1 :], command=f"service {action}")
+            found += 1
         if words[:1] == ["make"] and shutil.which("make"):
             assert would_run(*re.findall(r"\w+=\S+|\b[a-z]+\b", " ".join(words[1:]).partition("ARGS")[0]))
             found += 1
     assert found >= 3
-    named = set(re.findall(r"`(--[a-z][\w-]+)", page.read_text())) - {"--build-arg"}
+    named = set(re.findall(r"`(--[a-z][\w-]+)", page.read_text())) - {"--build-arg", "--config"}
     assert named <= FLAGS
 
 
 def _flags() -> set[str]:
-    """Of `ingle serve`, out of its configuration."""
-    pending, flags = [ServeConfig], set()
+    """Of `ingle serve` and `ingle service`, out of their configuration."""
+    pending, flags = [ServeConfig, ServiceOptions], set()
     while pending:
         for name, kind in get_type_hints(pending.pop()).items():
             if dataclasses.is_dataclass(kind):

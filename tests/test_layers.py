@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("device",),
     ("engine",),
     ("jobs",),
-    ("llm", "verify", "server", "plan"),
+    ("llm", "verify", "server", "plan", "service"),
     ("cli", "__init__"),
     ("bench", "__main__"),
 )

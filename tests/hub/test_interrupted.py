@@ -40,31 +40,47 @@ class Killed(BaseException):
     """What a kill is within one process: nothing catches it."""
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_killed_at_a_random_byte_it_resumes(hub: Hub, seed: int, tmp_path: Path) -> None:
-    """The connection and the process end together after so many bytes of weights; four files come at once."""
-    hub.repos["org/tiny"] = Repo(FILES)
-    end = random.Random(seed).randrange(SIZE)
-    hub.faults = [Fault("cdn", cut_after=max(end // 4, 1))]
-    recorder = Recorder()
+KILLED_AT = """
+import os, signal, sys
+import httpx, huggingface_hub, ingle.hub.fetch, ingle.hub.origins.huggingface
+from ingle.hub.resolve import ensure_model
+from tests.hub.toy import Recorder
 
-    def kill(stage: str, done: int) -> None:
-        if done >= end // 4:
-            raise Killed
+def kill(stage, done):
+    if stage == "pulling" and done >= int(end):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    recorder.on_update = kill
-    with contextlib.suppress(Killed):
-        ensure_model("org/tiny", recorder)
-    for thread in threading.enumerate():
-        if thread.name == "download":
-            thread.join()
-    with pytest.raises(ModelError, match="is not on this machine yet"):
-        resolve_model("org/tiny")
-    hub.faults.clear()
-    hub.starts.clear()
-    left = parts(tmp_path)
-    whole(ensure_model("org/tiny", Recorder()).path)
-    assert (parts(tmp_path), sum(hub.starts)) == (0, left)
+for line in sys.stdin:
+    name, end = line.split()
+    if (child := os.fork()) == 0:
+        ensure_model(name, Recorder(on_update=kill))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Pulls each model in a process of its own, which kills itself once so many bytes of weights are here."""
+
+
+def test_killed_at_50_random_bytes_each_resumes(hub: Hub, tmp_path: Path) -> None:
+    """Four files come at once, and their connections are cut where the kill is to hit."""
+    command = [sys.executable, "-c", KILLED_AT]
+    random_bytes = random.Random(17)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killer:
+        assert killer.stdin is not None and killer.stdout is not None
+        for number in range(50):
+            name, end = f"org/tiny{number}", random_bytes.randrange(SIZE // 4)
+            hub.repos[name] = Repo({path: held + name.encode() * path.endswith("s") for path, held in FILES.items()})
+            hub.faults = [Fault(f"cdn/{name}/", cut_after=max(end, 1))]
+            print(name, end, file=killer.stdin, flush=True)
+            assert int(killer.stdout.readline()) == -signal.SIGKILL, (number, end)
+            with pytest.raises(ModelError, match="is not on this machine yet"):
+                resolve_model(name)
+            hub.faults.clear()
+            hub.starts.clear()
+            left = parts(tmp_path)
+            path = ensure_model(name, Recorder()).path
+            assert {file: (path / file).read_bytes() for file in files_in(path)} == hub.repos[name].files
+            assert (parts(tmp_path), sum(hub.starts)) == (0, left), (number, end)
+        killer.stdin.close()
 
 
 @contextlib.contextmanager

@@ -58,6 +58,21 @@ def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | 
     tools, and fields of configuration classes from the environment and from `--config`; what is to be said of that
     goes to stderr. Raises `ConfigError`; `--help` prints and exits.
     """
+    return parse_given(target, argv, command=command, hide=hide)[0]
+
+
+class Given(NamedTuple):
+    """What was asked for, in ingle's own words: for whoever starts the same elsewhere."""
+
+    settings: list[tuple[Flag, list[str]]]
+    """Of the command line and the environment, not of the file of `--config`."""
+    config: str | None
+    environment: dict[str, str]
+    """Variables that flags of other tools set."""
+
+
+def parse_given(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | None = None) -> tuple[T, Given]:
+    """As `parse`."""
     asked = _ask(target, argv, command, hide or {})
     errors, flags = io.StringIO(), _Flags(hide or {}, asked.defaults)
     try:
@@ -90,7 +105,7 @@ def parse(target: type[T], argv: Sequence[str], *, command: str, hide: Hidden | 
     if any(flag.field == "port" for flag in asked.dialect.own.values()) and (origins := asked.origins()):
         print("settings:", printable(origins), file=sys.stderr)
     os.environ.update(asked.line.environment)
-    return parsed
+    return parsed, asked.given()
 
 
 class _Asked(NamedTuple):
@@ -101,6 +116,16 @@ class _Asked(NamedTuple):
     dialect: Dialect
     defaults: Defaults
     notices: list[str]
+
+    def given(self) -> Given:
+        config = self.line.config or os.environ.get("INGLE_CONFIG")
+        said = {(flag.owner, flag.field): (flag, words) for flag, words in self.line.implied}
+        flags = {(flag.owner, flag.field): flag for flag in self.dialect.own.values()}
+        for key, default in self.defaults.items():
+            if default.where != config and key not in said:
+                said[key] = flags[key], default.words()
+        said |= {(flag.owner, flag.field): (flag, words) for flag, words in self.line.settings}
+        return Given(list(said.values()), config, self.line.environment)
 
     def origins(self) -> str:
         """The values that were not given on the command line, with where each comes from."""

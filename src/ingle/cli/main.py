@@ -38,6 +38,7 @@ COMMANDS = {
     "rm": ("ingle.cli.rm", "Remove models from this machine"),
     "ps": ("ingle.cli.ps", "List the servers that run now"),
     "stop": ("ingle.cli.stop", "End a server"),
+    "service": ("ingle.cli.service", "Let systemd run a server: print, install, uninstall, status"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
     "bench": ("ingle.bench.cli", "Measure throughput, latency and start-up"),
 }

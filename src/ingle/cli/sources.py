@@ -31,6 +31,13 @@ class Default(NamedTuple):
             return "set"
         return " ".join(self.value) if isinstance(self.value, tuple) else str(self.value)
 
+    def words(self) -> list[str]:
+        """As they are typed after the flag."""
+        value = self.value
+        return (
+            list(value) if isinstance(value, tuple) else [str(value).lower() if isinstance(value, bool) else str(value)]
+        )
+
 
 Defaults = dict[tuple[type, str], Default]
 """By class and field."""

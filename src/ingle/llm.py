@@ -79,7 +79,7 @@ class LLM:
         source = ensure_model(model)
         report("reading the tokenizer")
         with before_loading(config, source.path):
-            text = load_text_side(source.path, TextConfig(chat_template, merge_system))
+            text = load_text_side(source.path, TextConfig(chat_template, merge_system), source.recommended)
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling

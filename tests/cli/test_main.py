@@ -36,7 +36,7 @@ def test_help_lists_every_command_on_one_line(ingle: Run, argv: tuple[str, ...])
     lines = result.out.splitlines()
     assert result.code == 0
     assert all(len(line) <= 100 for line in lines)
-    for command in ("serve", "chat", "generate", "pull", "list", "show", "rm", "run", "ps", "stop", "bench"):
+    for command in ("serve", "chat", "generate", "pull", "list", "catalog", "show", "rm", "run", "ps", "stop", "bench"):
         assert sum(line.startswith(f"  {command} ") for line in lines) == 1
 
 

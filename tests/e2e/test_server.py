@@ -71,6 +71,19 @@ def test_a_repeated_prompt_is_read_from_the_cache(client: openai.OpenAI) -> None
     assert second.usage.prompt_tokens == first.usage.prompt_tokens
 
 
+def test_what_the_catalog_recommends_is_what_a_request_gets_that_says_nothing(client: openai.OpenAI) -> None:
+    def answers(**sampling: float) -> list[str]:
+        completion = client.completions.create(
+            model="smollm2:135m", prompt="Once", n=8, seed=3, max_tokens=6, **sampling
+        )
+        return [choice.text for choice in completion.choices]
+
+    assert answers() == answers(temperature=0.2, top_p=0.9) == answers(temperature=0.2) != answers(temperature=1)
+    (model,) = client.models.list().data
+    defaults = model.model_dump()["default_sampling_params"]
+    assert (defaults["temperature"], defaults["top_p"]) == (0.2, 0.9)
+
+
 def test_models_and_usage_in_streams(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.model_dump()["max_model_len"]) == ("smollm2:135m", 8192)
@@ -122,7 +135,7 @@ def test_one_line_of_the_log_says_what_was_loaded(server: Server) -> None:
     (line,) = (line for line in server.log if "INFO smollm2:135m: " in line)
     assert "llama, 134.5 M parameters, stored as Q4_1 79%, Q8_0 21%, F32 0%; " in line
     assert "on cpu" in line and "context 8192 tokens" in line and "pages of 16 (1.00 GiB in float32)" in line
-    assert line.endswith("the model's sampling defaults: none\n")
+    assert line.endswith("the model's sampling defaults: temperature 0.2, top_p 0.9 (ingle's catalog)\n")
 
 
 BAD_BODIES = {

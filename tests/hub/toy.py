@@ -7,8 +7,10 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ingle.hub.catalog import CatalogEntry, PyPIWheel
 

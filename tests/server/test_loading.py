@@ -112,3 +112,5 @@ def test_alias_and_full_name_both_answer(tmp_path: Path) -> None:
     for given in ("smollm2", "smollm2:135m", "SmolLM2"):
         names = served_names(ModelSource("smollm2:135m", tmp_path / "x.gguf", "gguf"), given)
         assert names.shown == ("smollm2:135m",) and "smollm2" in names.also
+    names = served_names(ModelSource("qwen3:8b", tmp_path / "x", "folder"), "qwen3")
+    assert names.shown == ("qwen3:8b",) and {"qwen3", "Qwen/Qwen3-8B"} <= {*names.also}

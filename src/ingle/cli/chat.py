@@ -61,7 +61,8 @@ def load(engine: EngineConfig, text: TextConfig) -> LLM:
     from ingle.hub.resolve import ensure_model
     from ingle.text.load import has_chat_template
 
-    if not has_chat_template(ensure_model(engine.model).path, text):
+    source = ensure_model(engine.model)
+    if not has_chat_template(source.path, text, source.recommended):
         name = shlex.quote(engine.model)
         raise ConfigError(
             f"{engine.model} has no chat template: give it one, `ingle chat {name} --chat-template FILE`, or have it "

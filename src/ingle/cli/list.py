@@ -39,6 +39,10 @@ def main(argv: Sequence[str]) -> None:
         print("no models here yet: `ingle pull NAME` fetches one; `ingle catalog` lists short names")
         return
     rows = [(held.name, size_text(held.size) if held.size else "-", held.format, _when(held.used_s)) for held in found]
+    if any(held.short_name for held in found):
+        named = [(*row, held.short_name) for row, held in zip(rows, found, strict=True)]
+        print_table(("NAME", "SIZE", "FORMAT", "LAST USED", "SHORT NAME"), named, right={1})
+        return
     print_table(("NAME", "SIZE", "FORMAT", "LAST USED"), rows, right={1})
 
 
@@ -49,6 +53,7 @@ def _when(moment_s: float) -> str:
 def _as_dict(held: Held) -> dict[str, object]:
     return {
         "name": held.name,
+        "short_name": held.short_name or None,
         "size": held.size,
         "format": held.format,
         "last_used": round(held.used_s),

@@ -32,6 +32,7 @@ COMMANDS = {
     "pull": ("ingle.cli.pull", "Fetch models of the hubs onto this machine"),
     "list": ("ingle.cli.list", "List the models on this machine, as ls does"),
     "search": ("ingle.cli.search", "Find models on a hub"),
+    "catalog": ("ingle.cli.catalog", "List the short names of models, their terms and where they come from"),
     "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
     "plan": ("ingle.cli.plan", "Say what a model takes, what carries it, and how fast it could be"),
     "rm": ("ingle.cli.rm", "Remove models from this machine"),

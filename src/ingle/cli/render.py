@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
     from ingle.hub.resolve import resolve_model
     from ingle.text.load import load_text_side
 
-    side = load_text_side(resolve_model(flags.model).path, flags.text)
+    source = resolve_model(flags.model)
+    side = load_text_side(source.path, flags.text, source.recommended)
     if side.chat_template is None:
         raise ModelError(f"{flags.model} has no chat template: give one with --chat-template FILE")
     prompt = side.chat_template.prompt(messages)

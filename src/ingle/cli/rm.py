@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ingle.cli.flags import parse
 from ingle.cli.table import size_text
 from ingle.errors import ConfigError
-from ingle.hub.catalog import find_entry
 from ingle.hub.inventory import held_by_name, remove
 from ingle.hub.store import Store
 
@@ -31,18 +30,13 @@ def main(argv: Sequence[str]) -> None:
     if not flags.names:
         raise ConfigError("ingle rm needs a MODEL, as `ingle list` shows it")
     store = Store()
-    found = [held for name in flags.names for held in held_by_name(_canonical(name), store, flags.hub)]
+    found = [held for name in flags.names for held in held_by_name(name, store, flags.hub)]
     for held in {held.name: held for held in found}.values():
         if not flags.yes and sys.stdin.isatty() and not _agreed(f"{held.name} ({size_text(held.size)})"):
             print(f"{held.name} stays")
             continue
         remove(held)
         print(f"removed {held.name}, {size_text(held.size)}" if held.size else f"removed {held.name}")
-
-
-def _canonical(name: str) -> str:
-    entry = find_entry(name)
-    return name if entry is None else entry.name
 
 
 def _agreed(what: str) -> bool:

@@ -17,6 +17,7 @@ from ingle.hub.resolve import ModelSource, resolve_model, resolve_or_locate
 
 if TYPE_CHECKING:
     from ingle.description import Description
+    from ingle.hub.pull import Known
 
 _MAX_CHARS = 4096
 """Of a fact: a path is no longer."""
@@ -63,23 +64,24 @@ def described(name: str, hub: str | None = None, revision: str | None = None) ->
         if adapter is None:
             raise
         return replace(adapter, findings=(Finding(True, error.what, error.alternative),))
-    return _remote(found.name, reference)
+    return _remote(found, reference)
 
 
 def _of(source: ModelSource) -> Description:
     from ingle.engine.describe import describe
 
-    return describe(source.name, source.path, EngineConfig(source.name), TextConfig())
+    return describe(source.name, source.path, EngineConfig(source.name), TextConfig(), source.recommended)
 
 
-def _remote(name: str, reference: RepoRef | UrlRef) -> Description:
+def _remote(found: Known, reference: RepoRef | UrlRef) -> Description:
     from ingle.description import Description, Finding
+    from ingle.hub.pull import as_known
     from ingle.hub.remote import looked_at
 
     def note(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
-    with looked_at(name, reference, "show", note) as remote:
+    with looked_at(found.name, reference, "show", note) as remote:
         if remote.refusal is not None:
             finding = Finding(True, remote.refusal.what, remote.refusal.alternative)
             formats = {"folder": "Hugging Face folder", "gguf": "GGUF"}
@@ -87,7 +89,7 @@ def _remote(name: str, reference: RepoRef | UrlRef) -> Description:
                 remote.name, formats[remote.source.kind], license=remote.license, findings=(finding,),
                 download=remote.download,
             )  # fmt: skip
-        model = _of(remote.source)
+        model = _of(as_known(remote.source, found))
         findings = (
             Finding(each.refused, remote.named(each.what), each.alternative and remote.named(each.alternative))
             for each in model.findings

@@ -22,6 +22,7 @@ from ingle.engine.memory import DeviceMemory, host_memory, memory_of
 from ingle.engine.startup import ModelFiles, OpenModel
 from ingle.errors import Collected, ConfigError, IngleError, errors_in
 from ingle.kv import pages_held
+from ingle.text.recommended import NOTHING, Recommended
 
 if TYPE_CHECKING:
     from ingle.text.load import TextSide
@@ -47,10 +48,10 @@ class Report:
         return not any(finding.refused for finding in self.findings)
 
 
-def check_model(config: EngineConfig, text: TextConfig, path: Path) -> Report:
+def check_model(config: EngineConfig, text: TextConfig, path: Path, recommended: Recommended = NOTHING) -> Report:
     """Reads configuration, headers, tokenizer and template of the model at `path`; nothing of it is loaded."""
     found, notices = Collected(), list[str]()
-    side = _text_side(text, path, found, notices)
+    side = _text_side(text, path, recommended, found, notices)
     device = _device_of(config, found)
     with contextlib.ExitStack() as stack:
         opened = _opened(config, path, device, found)
@@ -202,11 +203,13 @@ def _need(config: EngineConfig, opened: OpenModel, device: DeviceType | None) ->
     return Need(device, numerics.weight_bytes(decoder, opened.stored_types), kv_bytes, context, free.free)
 
 
-def _text_side(text: TextConfig, path: Path, found: Collected, notices: list[str]) -> TextSide | None:
+def _text_side(
+    text: TextConfig, path: Path, recommended: Recommended, found: Collected, notices: list[str]
+) -> TextSide | None:
     from ingle.text.load import load_text_side, template_fault
 
     with found.apart():
-        side = load_text_side(path, text)
+        side = load_text_side(path, text, recommended)
         if side.chat_template is None:
             notices.append("the model has no chat template, so /v1/chat/completions needs --chat-template")
         elif (fault := template_fault(side.chat_template)) is not None:

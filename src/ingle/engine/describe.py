@@ -15,6 +15,7 @@ from ingle.engine.check import Report, check_model
 from ingle.errors import ModelError, RequestError
 from ingle.model.count import num_parameters
 from ingle.model.registry import decoder_config, is_native
+from ingle.text.recommended import NOTHING, Recommended
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import ARCHITECTURES
@@ -33,18 +34,20 @@ _TOOL = {"type": "function", "function": {"name": "zqtoolzq", "description": "x"
          "properties": {"a": {"type": "string", "description": "x"}}, "required": ["a"]}}}  # fmt: skip
 
 
-def describe(name: str, path: Path, config: EngineConfig, text: TextConfig) -> Description:
+def describe(
+    name: str, path: Path, config: EngineConfig, text: TextConfig, recommended: Recommended = NOTHING
+) -> Description:
     """Of the model at `path`, a folder with config.json or a .gguf file.
 
     Raises `ModelError` when its configuration cannot be read.
     """
     is_gguf = not path.is_dir()
     facts = _gguf_facts(path) if is_gguf else _folder_facts(path)
-    report = check_model(config, text, path)
+    report = check_model(config, text, path, recommended)
     side = report.text
     return Description(
         model=name,
-        template=_template(report, text, path),
+        template=_template(report, text, path, recommended),
         sampling={} if side is None else side.default_sampling,
         sampling_source="" if side is None else side.sampling_source,
         runs=report.runs,
@@ -193,18 +196,20 @@ def _folder_license(folder: Path) -> str | None:
     return None
 
 
-def _template(report: Report, text: TextConfig, path: Path) -> Template | None:
+def _template(report: Report, text: TextConfig, path: Path, recommended: Recommended) -> Template | None:
     if report.text is None or report.text.chat_template is None:
         return None
     template = report.text.chat_template
     system = _renders(template, [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]) is not None
     with_tools = _renders(template, [{"role": "user", "content": "y"}], tools=True)
-    return Template(_where(text, path), system, with_tools is not None and "zqtoolzq" in with_tools)
+    return Template(_where(text, path, recommended), system, with_tools is not None and "zqtoolzq" in with_tools)
 
 
-def _where(text: TextConfig, path: Path) -> str:
+def _where(text: TextConfig, path: Path, recommended: Recommended) -> str:
     if text.chat_template is not None:
         return "--chat-template"
+    if recommended.chat_template is not None:
+        return f"{recommended.chat_template}, by {recommended.source}"
     if not path.is_dir():
         return "tokenizer.chat_template of the file"
     from ingle.text.folder_tokenizer import find_chat_template

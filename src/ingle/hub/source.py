@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ingle.text.recommended import NOTHING, Recommended
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -14,6 +16,8 @@ class ModelSource:
     path: Path
     kind: Literal["folder", "gguf"]
     """A Hugging Face model folder with its config.json, or one .gguf file."""
+    recommended: Recommended = NOTHING
+    """What the catalog says of it."""
 
 
 @dataclass(frozen=True)

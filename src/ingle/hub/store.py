@@ -27,14 +27,13 @@ import msgspec
 from ingle.errors import ModelError
 from ingle.home import home
 from ingle.hub.catalog import CatalogEntry
+from ingle.hub.names import SHORT_NAME
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 65536
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
-_PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
-_NAME = re.compile(rf"{_PART}(?::{_PART})?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 
@@ -61,7 +60,7 @@ class StoredModel:
 def check_name(name: str) -> str:
     """`name` in lower case. Raises `ModelError` unless it is a short name: letters, digits, `.`, `_`, `-`, one `:`."""
     lowered = name.lower()
-    if _NAME.fullmatch(lowered) is None:
+    if SHORT_NAME.fullmatch(lowered) is None:
         raise ModelError(
             f"{quote(name)} is neither a path that exists nor a model's short name, such as smollm2:135m "
             "(up to 64 letters, digits, '.', '_' and '-', with one ':' before the tag)"
@@ -82,7 +81,7 @@ class Store:
                 return []
             found = [path for path in models.iterdir() if path.is_dir() or path.is_symlink()]  # maybe to nothing
             names = [path.name.replace("@", ":", 1) for path in found]
-        return sorted(name for name in names if _NAME.fullmatch(name))
+        return sorted(name for name in names if SHORT_NAME.fullmatch(name))
 
     def get(self, name: str) -> StoredModel:
         """The stored model of that name. Raises `ModelError` when there is none or it is damaged."""

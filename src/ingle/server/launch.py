@@ -140,8 +140,8 @@ async def _load(start: Start, loading: Loading) -> ServedModel:
     """Both sides of the model at the same time. What either refuses is raised at once, together with what the other
     does."""
     checked = asyncio.Event()
-    path, config = start.source.path, start.config
-    text = asyncio.create_task(_in_thread(lambda: load_text_side(path, config.text)))
+    source, config = start.source, start.config
+    text = asyncio.create_task(_in_thread(lambda: load_text_side(source.path, config.text, source.recommended)))
     engine = asyncio.create_task(EngineClient.connect(start.process, loading.report, checked.set))
     try:
         await asyncio.wait({text, engine}, return_when=asyncio.FIRST_EXCEPTION)

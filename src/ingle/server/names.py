@@ -24,8 +24,8 @@ class ServedNames:
 def served_names(source: ModelSource, given: str) -> ServedNames:
     """`given` is what the user called the model."""
     if not _is_path(source, given):
-        entry = find_entry(source.name)
-        others = () if entry is None else (entry.name, *entry.aliases)
+        entry = find_entry(given)
+        others = () if entry is None else (entry.name, *entry.aliases, *map(str, entry.references()))
         return _names(source.name, given, *others)
     path = source.path
     if source.kind == "gguf":

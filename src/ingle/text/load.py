@@ -14,6 +14,7 @@ from ingle.errors import Collected, ConfigError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.recommended import NOTHING, Recommended
 from ingle.text.sandbox import sandboxes
 from ingle.text.shipped import shipped_template, shipped_templates
 from ingle.text.tokenizer import Tokenizer
@@ -42,8 +43,8 @@ class TextSide:
     """What the user should know of it."""
 
 
-def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
-    """Reads a model folder or .gguf file.
+def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Recommended = NOTHING) -> TextSide:
+    """Reads a model folder or .gguf file. What is recommended gives way to `config`, and its sampling to the model's.
 
     Raises `ModelError` and `ConfigError`, of all that is wrong with it.
     """
@@ -51,7 +52,7 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
     found, sampling = Collected(), dict[str, Any]()
     given = tokenizer = template = None
     with found.apart():
-        given = _given_template(config)
+        given = _given_template(config, recommended)
     metadata = None
     if not path.is_dir():
         with found.apart():
@@ -70,8 +71,12 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN) -> TextSide:
     found.raise_any()
     assert tokenizer is not None, "nothing was refused"
     source = "" if not sampling else "generation_config.json" if metadata is None else "general.sampling of the file"
-    notice = None if template is None else bos_notice(tokenizer, template)
-    return TextSide(tokenizer, template, sampling, source, () if notice is None else (notice,))
+    if not sampling and (sampling := _usable(recommended.sampling, recommended.source)):
+        source = recommended.source
+    notices = [] if template is None else [bos_notice(tokenizer, template)]
+    if config.chat_template is None and recommended.chat_template is not None:
+        notices.append(f"the chat template is {recommended.chat_template}, by {recommended.source}")
+    return TextSide(tokenizer, template, sampling, source, tuple(filter(None, notices)))
 
 
 def template_fault(template: ChatTemplate) -> str | None:
@@ -97,9 +102,9 @@ def load_tokenizer(path: Path, config: TextConfig = _MODELS_OWN) -> Tokenizer:
     return _gguf_tokenizer(_gguf_metadata(path, texts=True), path, given)
 
 
-def has_chat_template(path: Path, config: TextConfig = _MODELS_OWN) -> bool:
-    """Whether there is one, given or the model's own, told without reading the tokenizer."""
-    if config.chat_template is not None:
+def has_chat_template(path: Path, config: TextConfig = _MODELS_OWN, recommended: Recommended = NOTHING) -> bool:
+    """Whether there is one, given, recommended or the model's own, told without reading the tokenizer."""
+    if config.chat_template is not None or recommended.chat_template is not None:
         return True
     if path.is_dir():
         from ingle.text.folder_tokenizer import folder_chat_template
@@ -156,7 +161,7 @@ def _gguf_sampling(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     )
 
 
-def _usable(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _usable(given: Mapping[str, Any], file: Path | str) -> dict[str, Any]:
     usable = {}
     for name, value in given.items():
         if value is None:
@@ -178,9 +183,11 @@ def _try(template: ChatTemplate) -> None:
         raise ConfigError(f"--chat-template cannot render a user's message: {error}") from error
 
 
-def _given_template(config: TextConfig) -> str | None:
+def _given_template(config: TextConfig, recommended: Recommended = NOTHING) -> str | None:
     """A template is told from a name by its braces. A file of that name goes before a template that ingle brings."""
-    text = config.chat_template
+    text, who = config.chat_template, "--chat-template"
+    if text is None:
+        text, who = recommended.chat_template, f"{recommended.source}: chat_template"
     if text is None or "{" in text:
         return text
     if not Path(text).is_file() and (shipped := shipped_template(text)) is not None:
@@ -190,6 +197,5 @@ def _given_template(config: TextConfig) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(shipped_templates())
         raise ConfigError(
-            f"--chat-template {text!r} cannot be read: {error}; give a file, a template, or a name that ingle "
-            f"brings: {names}"
+            f"{who} {text!r} cannot be read: {error}; give a file, a template, or a name that ingle brings: {names}"
         ) from error

@@ -224,7 +224,7 @@ def test_a_model_of_a_hub_by_its_short_name(ingle: Run, tiny: Path) -> None:  # 
     assert ingle("rm", "tiny", "--yes").out.startswith("removed org/tiny")
     assert not tiny.exists()
     assert "there is no tiny:1b on this machine" in ingle("rm", "tiny").err
-    assert "run `ingle pull tiny:1b`" in ingle("show", "tiny").err
+    assert "api/models/org/tiny cannot be reached" in ingle("show", "tiny").err
 
 
 def test_a_short_name_is_pulled_from_its_hub(hub: Hub, recorder: Recorder) -> None:

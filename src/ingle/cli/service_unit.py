@@ -12,7 +12,7 @@ from pathlib import Path
 from ingle.cli.flags import Given
 from ingle.cli.line import spelled
 from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
-from ingle.errors import ConfigError, ModelError
+from ingle.errors import ConfigError
 from ingle.service import reach
 from ingle.service.systemd import Manager
 from ingle.service.unit import Credential, Unit, checked_name
@@ -128,16 +128,13 @@ def _url(server: ServerConfig, check_port: bool) -> str:
 
 def _model(options: ServiceOptions) -> Path | None:
     """Of a model that was given by its path. Raises `ModelError` for one that is nowhere."""
-    from ingle.hub.catalog import find_entry
-    from ingle.hub.resolve import resolve_model
+    from ingle.hub.resolve import ModelSource, resolve_or_locate
 
     name = options.engine.model
-    try:
-        path = resolve_model(name).path
-    except ModelError:
-        if find_entry(name) is None:
-            raise
+    found = resolve_or_locate(name)
+    if not isinstance(found, ModelSource):
         return None  # to be pulled
+    path = found.path
     return _absolute(path) if Path(name).expanduser().absolute() == path else None
 
 

@@ -14,9 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingle.doctor.children import MARK
+
+if TYPE_CHECKING:
+    from ingle.config import EngineConfig
 
 _WORDS, _BLOCK = 1024, 256
 _REDUCED_BYTES = (8 << 10, 64 << 20)
@@ -90,26 +93,44 @@ def _packages(*names: str) -> dict[str, Any]:
 
 
 def _model(question: str) -> dict[str, Any]:
-    """What of a model would fail here."""
-    from ingle.config import EngineConfig, TextConfig
-    from ingle.engine.check import check_model
+    """What of a model would fail here; one that is not here yet is judged by its headers on its hub."""
+    from ingle.config import EngineConfig
     from ingle.errors import IngleError, errors_in
-    from ingle.hub.catalog import find_entry
-    from ingle.hub.resolve import resolve_model
+    from ingle.hub.names import RepoRef, UrlRef
+    from ingle.hub.remote import looked_at
+    from ingle.hub.resolve import ModelSource, resolve_model, resolve_or_locate
 
     asked = json.loads(question)
     config = EngineConfig.of(asked["model"], **asked["options"])
+    is_fetched = False
     try:
-        source = resolve_model(config.model)
-        report = check_model(config, TextConfig(**asked["text"]), source.path)
+        found = resolve_or_locate(config.model)
+        if isinstance(found, ModelSource):
+            return _checked(config, asked["text"], found.path)
+        if isinstance(found.reference, RepoRef | UrlRef):
+            with looked_at(found.name, found.reference, "show", lambda text: None) as remote:
+                if remote.refusal is not None:
+                    raise remote.refusal
+                checked = _checked(config, asked["text"], remote.source.path)
+                named = [[refused, *(each and remote.named(each) for each in said)]
+                         for refused, *said in checked["findings"]]  # fmt: skip
+                return {**checked, "findings": named}
+        is_fetched = True  # by a start, from PyPI
+        return _checked(config, asked["text"], resolve_model(config.model).path)
     except IngleError as error:
-        is_fetched = find_entry(config.model) is not None  # by a start
         refusals = [[not is_fetched, each.what, each.alternative] for each in errors_in(error)]
         return {"findings": refusals, "need": None, "fits": False, "path": None}
+
+
+def _checked(config: EngineConfig, text: dict[str, Any], path: Path) -> dict[str, Any]:
+    from ingle.config import TextConfig
+    from ingle.engine.check import check_model
+
+    report = check_model(config, TextConfig(**text), path)
     findings = [[each.refused, each.what, each.alternative] for each in report.findings]
     need = report.need
     fits = need is None or need.free is None or need.total <= need.free
-    return {"findings": findings, "need": need and str(need), "fits": fits, "path": str(source.path)}
+    return {"findings": findings, "need": need and str(need), "fits": fits, "path": str(path)}
 
 
 def _nccl() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from ingle.errors import ConfigError, ModelError
+from ingle.hub.http import shown_url
 
 Hub = Literal["huggingface", "modelscope"]
 
@@ -93,7 +94,7 @@ class UrlRef:
         return unquote(urlsplit(self.url).path).rpartition("/")[2]
 
     def __str__(self) -> str:
-        return self.url
+        return shown_url(self.url)
 
 
 @dataclass(frozen=True)

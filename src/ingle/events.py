@@ -1,8 +1,9 @@
 """An answer as it comes, in events that no protocol has shaped yet; the whole answer is their fold.
 
 Of each choice come `Begin`, then any number of `Text`, then `Finish`; last comes `Usage`, of all choices together.
-What is told apart within a text, as reasoning and tool calls will be, is an event of its own, made between the text and
-the protocols. The failure of a whole request is no event: it is raised, and each protocol has its way to say so.
+What is told apart within a text, thoughts and calls of tools, is an event of its own, made between the text and the
+protocols: `Text` then holds the rest, and all tokens. The failure of a whole request is no event: it is raised, and each
+protocol has its way to say so.
 """
 
 from __future__ import annotations
@@ -42,6 +43,31 @@ class Text(msgspec.Struct, frozen=True):
     """
 
 
+class Thought(msgspec.Struct, frozen=True):
+    """More of what the model thinks before it answers."""
+
+    choice: int
+    text: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool begins. Calls come one after the other."""
+
+    choice: int
+    index: int
+    """Among the choice's calls."""
+    id: str
+    name: str
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """More of the JSON object that is handed to the tool of the call `index`."""
+
+    choice: int
+    index: int
+    text: str
+
+
 class Finish(msgspec.Struct, frozen=True):
     """The last of a choice."""
 
@@ -60,7 +86,18 @@ class Usage(msgspec.Struct, frozen=True):
     num_completion_tokens: int
 
 
-Event = Begin | Text | Finish | Usage
+Event = Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
+
+
+class Call(msgspec.Struct):
+    """What some events, or all of them, say of one call of a tool."""
+
+    begin: ToolCall | None = None
+    pieces: list[str] = []
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
 
 
 class Choice(msgspec.Struct):
@@ -71,7 +108,14 @@ class Choice(msgspec.Struct):
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None
     starts: list[int] = []
+    thoughts: list[str] = []
+    calls: dict[int, Call] = {}
+    """By index."""
     finish: Finish | None = None
+
+    @property
+    def thought(self) -> str:
+        return "".join(self.thoughts)
 
     @property
     def text(self) -> str:
@@ -114,6 +158,12 @@ class Answer(msgspec.Struct):
                     if event.logprobs:
                         choice.logprobs = [] if choice.logprobs is None else choice.logprobs
                         choice.logprobs += event.logprobs
+                case Thought():
+                    choice.thoughts.append(event.text)
+                case ToolCall():
+                    choice.calls.setdefault(event.index, Call()).begin = event
+                case Arguments():
+                    choice.calls.setdefault(event.index, Call()).pieces.append(event.text)
                 case Finish():
                     choice.finish = event
                     choice.pieces = [choice.text]  # whole: pieces of a token each take ten times the memory

@@ -2,8 +2,8 @@
 
 Of each choice come `Begin`, then any number of `Text`, then `Finish`; last comes `Usage`, of all choices together.
 What is told apart within a text, thoughts and calls of tools, is an event of its own, made between the text and the
-protocols: `Text` then holds the rest, and all tokens. The failure of a whole request is no event: it is raised, and each
-protocol has its way to say so.
+protocols; `Text` then holds the rest, and all tokens. The failure of a whole request is no event: it is raised, and
+each protocol has its way to say so.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_version(ingle: Run, argv: str) -> None:
     assert ingle(argv).out == f"ingle {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "generate", "pull", "list", "show", "rm", "ps", "stop"])
+@pytest.mark.parametrize("command", ["serve", "chat", "generate", "pull", "list", "show", "rm", "ps", "stop", "launch"])
 def test_every_command_has_help_that_fits(ingle: Run, command: str) -> None:
     result = ingle(command, "--help")
     assert result.code == 0

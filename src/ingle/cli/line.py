@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ingle.cli.fields import Flag, parse_truth
+from ingle.cli.fields import Flag, is_positional, parse_truth
 from ingle.errors import ConfigError
 from ingle.habits.flags import SAME, SECRETS, VALUES, Habit, elsewhere, habits, refusal
 from ingle.habits.near import nearest
@@ -176,7 +176,8 @@ def _how_many(words: Sequence[str], fits: Callable[[str], bool]) -> int:
 
 
 def _is_model(item: _Item, dialect: Dialect) -> bool:
-    if "--model" not in dialect.own:
+    flag = dialect.own.get("--model")
+    if flag is None or not is_positional(flag):  # where it is a flag as others are
         return False
     habit = None if item.name in dialect.own else _habit(item.name, dialect)
     return item.name == "--model" or (habit is not None and habit.kind == "same" and habit.says == "--model")

@@ -38,6 +38,7 @@ COMMANDS = {
     "rm": ("ingle.cli.rm", "Remove models from this machine"),
     "ps": ("ingle.cli.ps", "List the servers that run now"),
     "stop": ("ingle.cli.stop", "End a server"),
+    "launch": ("ingle.cli.launch", "Start Codex, Claude Code, OpenCode or Open WebUI with a server's model"),
     "service": ("ingle.cli.service", "Let systemd run a server: print, install, uninstall, status"),
     "doctor": ("ingle.cli.doctor", "Say what is wrong on this machine, and what to do"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ingle.cli.flags import parse
 from ingle.errors import EngineError
-from ingle.server.running import Running, runs, servers
+from ingle.server.running import Running, is_called, runs, servers
 
 _POLL_S = 0.05
 _SAY_S = 3.0
@@ -41,7 +41,7 @@ def _chosen(name: str, running: Sequence[Running]) -> list[Running]:
         return list(running)
     wanted = name.removeprefix(":")
     found = [server for server in running if wanted in (str(server.port), str(server.pid), server.url)]
-    found = found or [server for server in running if any(_is_called(model, name) for model in server.models)]
+    found = found or [server for server in running if any(is_called(model, name) for model in server.models)]
     if not found:
         names = ", ".join(f"{server.models[0]} on port {server.port}" for server in running) or "none"
         raise EngineError(f"no server for {name!r} runs; running: {names}")
@@ -49,12 +49,6 @@ def _chosen(name: str, running: Sequence[Running]) -> list[Running]:
         ports = " or ".join(str(server.port) for server in found)
         raise EngineError(f"{len(found)} servers have {name}: `ingle stop` the one on port {ports}, or all")
     return found
-
-
-def _is_called(model: str, name: str) -> bool:
-    return name in (model, model.rstrip("/").rpartition("/")[2], model.removesuffix(":latest")) or (
-        name.removesuffix(":latest") == model
-    )
 
 
 def _stop(server: Running) -> None:

@@ -41,7 +41,6 @@ ANSWERS: Mapping[str, str] = {
     "convert": "ingle converts nothing: it reads Hugging Face folders and .gguf files as they are",
     "perplexity": "`ingle verify MODEL` compares a model with transformers, token by token",
     "embed": "models that write text are served, none for embeddings",
-    "launch": "start the agent itself and give it the server's address: OPENAI_BASE_URL=http://127.0.0.1:8000/v1",
     "kill": "`ingle stop NAME`, a port, or all",
     "scan-cache": "`ingle list`",
     "delete-cache": "`ingle rm NAME`",

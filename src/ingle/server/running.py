@@ -119,3 +119,10 @@ def runs(server: Running) -> bool:
         return _read(folder() / f"{server.pid}.json") is not None
     except FileNotFoundError:
         return False
+
+
+def is_called(model: str, name: str) -> bool:
+    """Whether people who say `name` mean the model that is served as `model`."""
+    return name in (model, model.rstrip("/").rpartition("/")[2], model.removesuffix(":latest")) or (
+        name.removesuffix(":latest") == model
+    )

@@ -14,7 +14,7 @@ HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
 TO_RUN := $(VENV)/.run-$(HERE)
 TO_DEVELOP := $(VENV)/.dev-$(HERE)
 
-.PHONY: help run setup test test-all lint fuzz bench wheel image clean
+.PHONY: help run setup test test-all test-clients lint fuzz bench wheel image clean
 
 help:
 	@echo 'make run               serve a model on http://127.0.0.1:8000; sets up what that needs first'
@@ -23,6 +23,7 @@ help:
 	@echo '  ARGS="--seed 1"        any other flags of `ingle serve`'
 	@echo 'make setup             everything, PyTorch and the packages of tests and lint too, into .venv'
 	@echo 'make test              tests, but those marked slow or weights, JOBS=2 at a time; `make test-all` runs all'
+	@echo 'make test-clients      clients, agents and conformance suites of others (from PyPI and npm) against the server'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make wheel             a wheel in dist/, with the CPU kernels compiled'
 	@echo 'make image             a Docker image, ingle:cpu; KIND=cuda for GPUs'
@@ -49,10 +50,22 @@ run: $(TO_RUN)
 	@$(BIN)/python -m ingle serve '$(MODEL)' $(if $(PORT),--port '$(PORT)') $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not weights"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not weights and not clients"
 
 test-all: setup
 	$(BIN)/python -m pytest
+
+# Programs of others lie in a folder of their own, and see this environment's packages behind theirs.
+CLIENTS := .cache/clients
+OF_CLIENTS := tests/e2e/clients/requirements.txt tests/e2e/clients/node/package.json
+
+$(CLIENTS)/.installed: $(OF_CLIENTS) tests/e2e/clients/install.sh
+	@bash tests/e2e/clients/install.sh '$(BIN)/python' '$(CLIENTS)'
+	@touch $@
+
+test-clients: setup $(CLIENTS)/.installed
+	INGLE_TEST_CLIENTS='$(abspath $(CLIENTS))' INGLE_TEST_PYTHON='$(abspath $(BIN)/python)' \
+		$(CLIENTS)/venv/bin/python -m pytest -m clients tests/e2e/clients
 
 lint: setup
 	$(BIN)/ruff check
@@ -79,5 +92,5 @@ image:
 	docker build --target $(KIND) --tag ingle:$(KIND) .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

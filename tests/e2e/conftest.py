@@ -66,9 +66,16 @@ class Server:
         return self.process.wait(timeout=20)
 
 
-def start_server(*arguments: str, under: Sequence[str] = (), wait: bool = True, **environment: str) -> Server:
-    """`under`: a command that runs the one that follows it, such as unshare."""
-    command = [*under, sys.executable, "-m", "ingle", "serve", *arguments, "--port", "0"]
+PYTHON = os.environ.get("INGLE_TEST_PYTHON", sys.executable)
+"""That runs the server, where the tests' own has other packages."""
+SERVE = (PYTHON, "-m", "ingle", "serve")
+
+
+def start_server(
+    *arguments: str, under: Sequence[str] = (), serve: Sequence[str] = SERVE, wait: bool = True, **environment: str
+) -> Server:
+    """`under`: a command that runs the one that follows it, such as unshare; `serve`: the one that serves."""
+    command = [*under, *serve, *arguments, "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     server = Server(process)

@@ -1,0 +1,45 @@
+"""Suites of others that hold a server against the published APIs. Exceptions have their reason in `docs/api.md`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.clients.conftest import MODEL, node_program
+from tests.e2e.conftest import Server
+
+EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
+    "openai-chat": {"chat-image-input": "the model reads no images"},
+    "open-responses": {"image-input": "the model reads no images"},
+    "anthropic": {"anth-image-input": "the model reads no images"},
+}
+"""By the suite's format: its checks that fail, and why."""
+
+
+@pytest.mark.parametrize("kind", EXCEPTIONS)
+def test_llm_comply(kind: str, tiny_talker: Server) -> None:
+    command = shutil.which("llm-comply", path=str(Path(sys.executable).parent)) or shutil.which("llm-comply")
+    if command is None:
+        pytest.skip("llm-comply is not installed: `make test-clients`")
+    words = ["--base-url", f"{tiny_talker.url}/v1", "--model", MODEL, "--api-key", "none", "--format", kind, "--json"]
+    done = subprocess.run([command, "run", *words], capture_output=True, text=True, timeout=300)
+    report = json.loads(done.stdout)
+    failed = {each["id"]: each["errors"] for each in report["results"] if each["status"] == "failed"}
+    assert failed.keys() == EXCEPTIONS[kind].keys(), json.dumps(failed, indent=1, ensure_ascii=False)
+    assert all("HTTP 400 (expected [200])" in errors for errors in failed.values()), failed
+    warned = {each["id"]: each["warnings"] for each in report["results"] if each.get("warnings")}
+    assert not warned.keys() - EXCEPTIONS[kind].keys() - {"compact-response"}, warned
+
+
+def test_compatcanary(tiny_talker: Server) -> None:
+    program = node_program("compatcanary")
+    words = ["scan", "--base-url", f"{tiny_talker.url}/v1", "--model", MODEL, "--format", "json", "--timeout", "120"]
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=600)
+    report = json.loads(done.stdout)
+    assert report["score"] == 100, json.dumps(report["results"], indent=1, ensure_ascii=False)

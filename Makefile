@@ -64,7 +64,7 @@ $(CLIENTS)/.installed: $(OF_CLIENTS) tests/e2e/clients/install.sh
 	@touch $@
 
 test-clients: setup $(CLIENTS)/.installed
-	INGLE_TEST_CLIENTS='$(abspath $(CLIENTS))' INGLE_TEST_PYTHON='$(abspath $(BIN)/python)' \
+	TEST_CLIENTS='$(abspath $(CLIENTS))' TEST_PYTHON='$(abspath $(BIN)/python)' \
 		$(CLIENTS)/venv/bin/python -m pytest -m clients tests/e2e/clients
 
 lint: setup

@@ -66,7 +66,7 @@ class Server:
         return self.process.wait(timeout=20)
 
 
-PYTHON = os.environ.get("INGLE_TEST_PYTHON", sys.executable)
+PYTHON = os.environ.get("TEST_PYTHON", sys.executable)
 """That runs the server, where the tests' own has other packages."""
 SERVE = (PYTHON, "-m", "ingle", "serve")
 

@@ -18,7 +18,7 @@ from tests.e2e.conftest import PYTHON, Server, start_server
 
 MODEL = "smollm2:135m"
 ROOT = Path(__file__).parents[3]
-CLIENTS = Path(os.environ.get("INGLE_TEST_CLIENTS", ROOT / ".cache/clients"))
+CLIENTS = Path(os.environ.get("TEST_CLIENTS", ROOT / ".cache/clients"))
 TEMPLATE = ROOT / "tests/text/families/qwen3.jinja"
 
 

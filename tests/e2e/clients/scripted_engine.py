@@ -26,9 +26,9 @@ from ingle.request import EngineOutput, EngineRequest, FinishReason
 from ingle.text.load import load_text_side
 from ingle.text.tokenizer import Tokenizer
 
-SCRIPTS = "INGLE_TEST_SCRIPTS"
+SCRIPTS = "TEST_SCRIPTS"
 """The variable that names the file of scripts: a JSON object of lists of steps."""
-LOG = "INGLE_TEST_SCRIPT_LOG"
+LOG = "TEST_SCRIPT_LOG"
 """The one that names a file to which each request adds a line: its prompt, and how much of it was known."""
 MISSING = "SCRIPT BROKEN"
 CONTEXT = 131_072

@@ -21,6 +21,8 @@ WEATHER = {
         "required": ["city"],
     },
 }
+GREEDY: Any = {"extra_body": {"temperature": 0}}
+"""Which the client no longer has a name for."""
 HELLO = [{"role": "user", "content": "Say hello."}]
 
 
@@ -30,7 +32,7 @@ def client_of(url: str) -> Any:
 
 def test_messages_whole_and_streamed(tiny_talker: Server) -> None:
     client = client_of(tiny_talker.url)
-    options = {"model": MODEL, "max_tokens": 20, "messages": HELLO, "temperature": 0, "system": "Be brief."}
+    options = {"model": MODEL, "max_tokens": 20, "messages": HELLO, "system": "Be brief.", **GREEDY}
     whole = client.messages.create(**options)
     with client.messages.stream(**options) as stream:
         told = list(stream.text_stream)
@@ -45,7 +47,7 @@ def test_messages_whole_and_streamed(tiny_talker: Server) -> None:
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
 def test_a_tool_that_has_to_be_called(tiny_talker: Server, choice: Any) -> None:
     answer = client_of(tiny_talker.url).messages.create(
-        model=MODEL, max_tokens=200, messages=HELLO, tools=[WEATHER], tool_choice=choice, temperature=0
+        model=MODEL, max_tokens=200, messages=HELLO, tools=[WEATHER], tool_choice=choice, **GREEDY
     )
     calls = [block for block in answer.content if block.type == "tool_use"]
     assert answer.stop_reason == "tool_use" and calls
@@ -106,7 +108,7 @@ def test_errors(tiny_talker: Server) -> None:
         client.messages.create(model="nobody", max_tokens=5, messages=HELLO)
     assert missing.value.body["error"]["type"] == "not_found_error" and missing.value.request_id
     with pytest.raises(anthropic.BadRequestError) as bad:
-        client.messages.create(model=MODEL, max_tokens=5, messages=HELLO, temperature=9)
+        client.messages.create(model=MODEL, max_tokens=5, messages=HELLO, extra_body={"temperature": 9})
     assert bad.value.body["type"] == "error" and bad.value.body["error"]["type"] == "invalid_request_error"
     assert "temperature" in bad.value.body["error"]["message"]
 

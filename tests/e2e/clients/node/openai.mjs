@@ -12,9 +12,9 @@ const degrees = { Paris: '18 degrees', 北京: '7 degrees' }
 const Animal = z.object({ kind: z.enum(['cat', 'dog', '鸟']), legs: z.number().int().min(0).max(8) })
 
 // chat, whole and streamed
-const whole = await client.chat.completions.create({ model, messages: hello, temperature: 0, max_tokens: 20 })
+const whole = await client.chat.completions.create({ model, messages: hello, temperature: 0, max_tokens: 300 })
 const stream = client.chat.completions.stream({
-  model, messages: hello, temperature: 0, max_tokens: 20, stream_options: { include_usage: true },
+  model, messages: hello, temperature: 0, max_tokens: 300, stream_options: { include_usage: true },
 })
 let told = ''
 stream.on('content', delta => { told += delta })

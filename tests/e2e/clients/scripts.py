@@ -29,13 +29,14 @@ def session(shell: Tool, write: Tool, read: Tool, edit: Tool) -> Script:
     return [
         step(write("notes.txt", "first line\nsecond line\n")),
         step(read("notes.txt")),
-        step(f"<think>\nNow that.\n</think>\n\nI change it. {edit('notes.txt', 'second', '2nd')}", "first line"),
+        step(f"I change it. {edit('notes.txt', 'second', '2nd')}", "first line"),
         step(shell("cat notes.txt; echo marker-$((20 + 22))")),
         step("\n".join([shell("echo one-$((1 + 1))"), shell("echo two-$((2 + 2))")]), "2nd line", "marker-42"),
         step(shell(AWKWARD), "one-2", "two-4"),
         step(shell("cat awkward.txt; echo status-$((6 * 7)); false")),
         step(shell("seq -s ' ' 1 400"), "引号", "status-42"),
-        step(shell("wc -l < notes.txt"), "398 399 400"),
+        # Qwen's template forgets thoughts once its user speaks again, as Claude Code does for them with its reminders.
+        step(f"<think>\nNow the lines.\n</think>\n\n{shell('wc -l < notes.txt')}", "398 399 400"),
         step("All ten are done: 十步都完成了。", "2"),
     ]  # fmt: skip
 

@@ -92,6 +92,7 @@ def test_ten_turns_with_tools(name: str, tmp_path: Path) -> None:
         "INGLE_HOME": str(Path.home() / f".cache/ingle-test-{os.getpid()}"),  # Codex will not have it below /tmp
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "NO_COLOR": "1",
+        "PWD": str(work),  # as a shell has it: OpenCode takes its word
     }
     try:
         _converse(agent, name, scripted, work, environment)

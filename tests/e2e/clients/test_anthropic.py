@@ -108,7 +108,7 @@ def test_errors(tiny_talker: Server) -> None:
         client.messages.create(model="nobody", max_tokens=5, messages=HELLO)
     assert missing.value.body["error"]["type"] == "not_found_error" and missing.value.request_id
     with pytest.raises(anthropic.BadRequestError) as bad:
-        client.messages.create(model=MODEL, max_tokens=5, messages=HELLO, extra_body={"temperature": 9})
+        client.messages.create(model=MODEL, max_tokens=5, messages=HELLO, extra_body={"temperature": -1})
     assert bad.value.body["type"] == "error" and bad.value.body["error"]["type"] == "invalid_request_error"
     assert "temperature" in bad.value.body["error"]["message"]
 

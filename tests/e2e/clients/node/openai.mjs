@@ -61,7 +61,7 @@ assert.ok(Animal.safeParse(typed.output_parsed).success)
 // errors
 await assert.rejects(client.chat.completions.create({ model: 'nobody', messages: hello }), error =>
   error instanceof OpenAI.NotFoundError && error.code === 'model_not_found')
-await assert.rejects(client.chat.completions.create({ model, messages: hello, temperature: 9 }), error =>
+await assert.rejects(client.chat.completions.create({ model, messages: hello, temperature: -1 }), error =>
   error instanceof OpenAI.BadRequestError && error.param === 'temperature')
 
 console.log('ok')

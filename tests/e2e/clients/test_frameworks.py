@@ -36,9 +36,8 @@ class TestLangChain:
         whole = chat.invoke("Say hello.")
         told = list(chat.stream("Say hello.", stream_usage=True))
         assert whole.content == "".join(chunk.content for chunk in told) != ""
-        assert whole.usage_metadata["output_tokens"] == told[-1].usage_metadata["output_tokens"] or any(
-            chunk.usage_metadata == whole.usage_metadata for chunk in told
-        )
+        (usage,) = [chunk.usage_metadata for chunk in told if chunk.usage_metadata]
+        assert usage["total_tokens"] == whole.usage_metadata["total_tokens"]
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
     def test_structured_output(self, chat: Any, method: str) -> None:
@@ -104,7 +103,7 @@ class TestInstructor:
         client = instructor.from_openai(base, mode=instructor.Mode.MD_JSON)
         asked: Any = [{"role": "user", "content": "[script:animal] An animal."}]
         animal = client.create(response_model=Animal, max_retries=1, model=MODEL, messages=asked)
-        assert animal == Animal(kind="cat", name="Tom", legs=4, friends=[])
+        assert (animal.kind, animal.legs) == ("cat", 4)
 
 
 class TestPydanticAI:
@@ -153,22 +152,10 @@ class TestPydanticAI:
         assert agent.run_sync("[script:both] How warm is it?").output == "18 in Paris, 7 in 北京."
 
         async def streamed() -> str:
-            async with agent.run_stream("[script:weather] How warm is it?") as stream:
+            async with agent.run_stream("[script:both] How warm is it?") as stream:
                 return await stream.get_output()
 
-        assert asyncio.run(streamed()) == "It is 18 degrees in Paris."
-
-    def test_anthropic(self, scripted: Scripted) -> None:
-        models = pytest.importorskip("pydantic_ai.models.anthropic")
-        providers = pytest.importorskip("pydantic_ai.providers.anthropic")
-        from anthropic import AsyncAnthropic
-        from pydantic_ai import Agent
-
-        provider = providers.AnthropicProvider(
-            anthropic_client=AsyncAnthropic(base_url=scripted.url, api_key="none", max_retries=0)
-        )
-        agent = Agent(models.AnthropicModel(MODEL, provider=provider), tools=[get_weather])
-        assert agent.run_sync("[script:both] How warm is it?").output == "18 in Paris, 7 in 北京."
+        assert asyncio.run(streamed()) == "18 in Paris, 7 in 北京."
 
 
 class TestLlm:

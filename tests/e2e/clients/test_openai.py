@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from typing import Any, Literal
 
 import openai
@@ -125,7 +127,7 @@ def test_thoughts_are_apart(actor: openai.OpenAI) -> None:
 
 
 def test_responses(client: openai.OpenAI) -> None:
-    options: Any = {"model": MODEL, "input": "Say hello.", "temperature": 0, "max_output_tokens": 20}
+    options: Any = {"model": MODEL, "input": "Say hello.", "temperature": 0, "max_output_tokens": 300}
     whole = client.responses.create(**options)
     with client.responses.stream(**options) as stream:
         told = [event for event in stream if event.type == "response.output_text.delta"]
@@ -169,6 +171,49 @@ def test_responses_with_tools_in_a_loop(actor: openai.OpenAI, streamed: bool) ->
     assert sum(item.get("type") == "function_call_output" for item in items) == 2
 
 
+def test_embeddings(client: openai.OpenAI) -> None:
+    """The client asks for base64, unless it is told otherwise."""
+    texts = ["The sea", "海", "The sea"]
+    short = client.embeddings.create(model=MODEL, input=texts)
+    plain = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    assert [entry.index for entry in short.data] == [0, 1, 2] and short.usage.prompt_tokens == plain.usage.total_tokens
+    for one, other in zip(short.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+    assert short.data[0].embedding == pytest.approx(short.data[2].embedding, abs=1e-3)
+    assert sum(x * y for x, y in zip(short.data[0].embedding, short.data[1].embedding, strict=True)) < 0.9999
+    cut = client.embeddings.create(model=MODEL, input="The sea", dimensions=64).data[0].embedding
+    assert len(cut) == 64 and sum(value * value for value in cut) == pytest.approx(1, abs=1e-3)
+
+
+def test_files_and_batches(client: openai.OpenAI) -> None:
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 5}
+    lines = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body} for number in range(3)
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", text), purpose="batch")
+    assert (file.bytes, client.files.content(file.id).read()) == (len(text), text)
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"of": "tests"}
+    )
+    deadline = time.monotonic() + 60
+    while batch.status not in ("completed", "failed") and time.monotonic() < deadline:
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed" and batch.request_counts is not None and batch.request_counts.completed == 3
+    assert batch.output_file_id is not None
+    answers = map(json.loads, client.files.content(batch.output_file_id).text.splitlines())
+    assert {answer["custom_id"]: answer["response"]["status_code"] for answer in answers} == {
+        "0": 200,
+        "1": 200,
+        "2": 200,
+    }
+    assert batch.id in [each.id for each in client.batches.list()]
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
 def test_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nobody", messages=HELLO)
@@ -187,9 +232,6 @@ def test_a_client_that_comes_before_the_model_tries_again() -> None:
     server = start_server(MODEL, "--kv-cache-memory", "64MiB", wait=False)
     try:
         server.read()
-        import re
-        import time
-
         deadline = time.monotonic() + 60
         while (found := re.search(r"listening on (http://\S+?);", server.text())) is None:
             assert time.monotonic() < deadline and server.process.poll() is None, server.text()

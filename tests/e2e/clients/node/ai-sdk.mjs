@@ -1,7 +1,7 @@
 // `ai` with `@ai-sdk/openai-compatible`: ai-sdk.mjs URL SCRIPTED_URL MODEL
 import assert from 'node:assert/strict'
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
-import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from 'ai'
+import { embedMany, generateObject, generateText, stepCountIs, streamObject, streamText, tool } from 'ai'
 import { z } from 'zod'
 
 const [url, scripted, name] = process.argv.slice(2)
@@ -57,6 +57,11 @@ assert.ok(forced.toolCalls[0].input.city in degrees)
 assert.ok(schema.safeParse((await generateObject({ model, schema, prompt: 'An animal.' })).object).success)
 const parts = streamObject({ model, schema, prompt: 'An animal.' })
 assert.ok(schema.safeParse(await parts.object).success)
+
+// embeddings
+const { embeddings } = await embedMany({ model: provider(url).embeddingModel(name), values: ['The sea', '海'] })
+assert.equal(embeddings.length, 2)
+assert.notDeepEqual(embeddings[0], embeddings[1])
 
 // errors
 await assert.rejects(generateText({ model: provider(url)('nobody'), prompt: 'x', maxRetries: 0 }), error =>

@@ -49,14 +49,20 @@ const runner = actor.chat.completions.runTools({
 assert.equal(await runner.finalContent(), '18 in Paris, 7 in 北京.')
 
 // responses
-const response = await client.responses.create({ model, input: 'Say hello.', temperature: 0, max_output_tokens: 20 })
-const responses = client.responses.stream({ model, input: 'Say hello.', temperature: 0, max_output_tokens: 20 })
+const response = await client.responses.create({ model, input: 'Say hello.', temperature: 0, max_output_tokens: 300 })
+const responses = client.responses.stream({ model, input: 'Say hello.', temperature: 0, max_output_tokens: 300 })
 told = ''
 for await (const event of responses) if (event.type === 'response.output_text.delta') told += event.delta
 assert.equal((await responses.finalResponse()).output_text, response.output_text)
 assert.equal(told, response.output_text)
 const typed = await client.responses.parse({ model, input: 'An animal.', text: { format: zodTextFormat(Animal, 'animal') } })
 assert.ok(Animal.safeParse(typed.output_parsed).success)
+
+// embeddings: base64 unless it is told otherwise
+const short = await client.embeddings.create({ model, input: ['The sea', '海'] })
+const plain = await client.embeddings.create({ model, input: ['The sea', '海'], encoding_format: 'float' })
+assert.equal(short.data.length, 2)
+assert.ok(short.data[1].embedding.every((value, place) => Math.abs(value - plain.data[1].embedding[place]) < 1e-5))
 
 // errors
 await assert.rejects(client.chat.completions.create({ model: 'nobody', messages: hello }), error =>

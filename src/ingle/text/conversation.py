@@ -47,7 +47,7 @@ class Forms:
     def write(
         self,
         messages: Sequence[Message],
-        options: Mapping[str, Any],
+        options: Sequence[Any],
         render: Callable[[Sequence[Message]], str],
         *,
         num_before: int = 0,
@@ -123,7 +123,7 @@ def _texts(message: Message) -> Iterator[tuple[int | None, str]]:
     return _texts_of_parts(content)
 
 
-def _shape(messages: Sequence[Message], options: Mapping[str, Any]) -> bytes:
+def _shape(messages: Sequence[Message], options: Sequence[Any]) -> bytes:
     """All that decides over what a template leaves out, without the texts."""
     digest = hashlib.blake2b(json.dumps(options, sort_keys=True, default=repr).encode(), digest_size=16)
     for message in messages:

@@ -86,9 +86,11 @@ class UnknownFields:
             left += ((before + name[:_MAX_SHOWN_CHARS], entry) for name, entry in nested)
 
 
+_STRICT = UnknownFields(strict=True)
+"""Of what is no body's."""
 UNKNOWN_FIELDS = "ingle.unknown_fields"
 """Where an ASGI scope has the `UnknownFields` of its request."""
-_unknown: ContextVar[UnknownFields] = ContextVar("unknown_fields", default=UnknownFields(strict=True))
+_unknown: ContextVar[UnknownFields] = ContextVar("unknown_fields")
 """Of the body that is validated now, in this thread."""
 
 
@@ -119,13 +121,13 @@ class StrictModel(BaseModel):
             found += map(_again, error.errors(include_url=False))
         if found:
             raise ValidationError.from_exception_data(cls.__name__, found)
-        _unknown.get().note(data, [name for name in others if name not in cls.UNSUPPORTED])
+        _unknown.get(_STRICT).note(data, [name for name in others if name not in cls.UNSUPPORTED])
         return checked
 
     @classmethod
     def _refused(cls, name: str, value: Any) -> FieldError | None:
         if name not in cls.UNSUPPORTED:
-            strict = _unknown.get().strict
+            strict = _unknown.get(_STRICT).strict
             return FieldError(before="Unrecognized request argument: ", code="unknown_argument") if strict else None
         if value is not None and not _is_one_of(value, cls.UNSUPPORTED[name]):
             after = f" is not supported by this server: leave it out, or null (got {show(value)})"

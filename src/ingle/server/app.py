@@ -35,12 +35,14 @@ def create_app(
     access: Access,
     *,
     access_log: bool = True,
+    strict_fields: bool = False,
     unread: BodyMemory | None = None,
     loading: Loading | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
-    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `unread` bounds the bodies being read;
+    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
+    that nobody knows; `unread` bounds the bodies being read;
     while it is `loading`, the pool is empty and nobody is let through to it.
     """
     middleware = [Middleware(RequestScope, access_log=access_log)]
@@ -56,6 +58,7 @@ def create_app(
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
     app.state.models = pool
+    app.state.strict_fields = strict_fields
     app.state.unread = BodyMemory() if unread is None else unread
     install_error_handlers(app)
     return app

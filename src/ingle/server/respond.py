@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ingle.events import Answer, Event
 from ingle.heap import give_back_memory
-from ingle.server.body import ModelRequest, parse_body, read_body
+from ingle.server.body import ModelRequest, UnknownFields, parse_body, read_body
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory
@@ -73,9 +73,10 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     """
     models = ModelPool.of(request)
     unread: BodyMemory = request.app.state.unread
+    unknown = UnknownFields.of(request)
 
     def prepared(body: bytes) -> Writer:
-        parsed = parse_body(kind, body)
+        parsed = parse_body(kind, body, unknown)
         model = models.get(parsed.model)
         model.check_engine()
         return prepare(model, parsed)

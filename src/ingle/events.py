@@ -8,7 +8,7 @@ each protocol has its way to say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -100,6 +100,17 @@ class Call(msgspec.Struct):
         return "".join(self.pieces)
 
 
+class Run(msgspec.Struct):
+    """What came of one kind, with nothing of another kind between."""
+
+    kind: type[Text] | type[Thought] | type[ToolCall]
+    call: int = 0
+    """Index of the call."""
+    num_chars: int = 0
+    num_tokens: int = 0
+    """That came with it, or after it without any text."""
+
+
 class Choice(msgspec.Struct):
     """What some events, or all of them, say of one choice."""
 
@@ -111,6 +122,8 @@ class Choice(msgspec.Struct):
     thoughts: list[str] = []
     calls: dict[int, Call] = {}
     """By index."""
+    runs: list[Run] = []
+    """In which order texts, thoughts and calls came."""
     finish: Finish | None = None
 
     @property
@@ -133,6 +146,46 @@ class Choice(msgspec.Struct):
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         return None if self.begin is None else self.begin.prompt_logprobs
 
+    def run(self, kind: type[Text] | type[Thought] | type[ToolCall], call: int = 0) -> Run:
+        """The last run, if it is of that kind, or a new one."""
+        last = self.runs[-1] if self.runs else None
+        if last is None or last.kind is not kind or last.call != call:
+            self.runs.append(last := Run(kind, call))
+        return last
+
+    def replay(self) -> Iterator[Event]:
+        """Events that fold to this choice, in the order in which they came: one for each run, one for its tokens."""
+        if self.begin is not None:
+            yield self.begin
+        number = 0 if self.begin is None else self.begin.choice
+        text, thought = self.text, self.thought
+        arguments = {index: call.arguments for index, call in self.calls.items()}
+        texts = thoughts = tokens = 0
+        passed = dict.fromkeys(arguments, 0)
+        for run in self.runs:
+            size = run.num_chars
+            said = ""
+            if run.kind is Thought:
+                yield Thought(number, thought[thoughts : thoughts + size])
+                thoughts += size
+            elif run.kind is ToolCall:
+                begin, at = self.calls[run.call].begin, passed[run.call]
+                if begin is not None and not at:
+                    yield begin
+                if size:
+                    yield Arguments(number, run.call, arguments[run.call][at : at + size])
+                passed[run.call] += size
+            else:
+                said = text[texts : texts + size]
+                texts += size
+            if said or run.num_tokens:
+                span = slice(tokens, tokens + run.num_tokens)
+                logprobs = None if self.logprobs is None else self.logprobs[span]
+                yield Text(number, said, self.token_ids[span], logprobs, self.starts[span])
+            tokens += run.num_tokens
+        if self.finish is not None:
+            yield self.finish
+
 
 class Answer(msgspec.Struct):
     """What events add up to: all of an answer's to the whole of it, a few to a piece."""
@@ -154,16 +207,22 @@ class Answer(msgspec.Struct):
                 case Text():
                     choice.pieces.append(event.text)
                     choice.token_ids += event.token_ids
+                    run = choice.runs[-1] if choice.runs and not event.text else choice.run(Text)
+                    run.num_chars += len(event.text)
+                    run.num_tokens += len(event.token_ids)
                     choice.starts += event.starts
                     if event.logprobs:
                         choice.logprobs = [] if choice.logprobs is None else choice.logprobs
                         choice.logprobs += event.logprobs
                 case Thought():
                     choice.thoughts.append(event.text)
+                    choice.run(Thought).num_chars += len(event.text)
                 case ToolCall():
                     choice.calls.setdefault(event.index, Call()).begin = event
+                    choice.run(ToolCall, event.index)
                 case Arguments():
                     choice.calls.setdefault(event.index, Call()).pieces.append(event.text)
+                    choice.run(ToolCall, event.index).num_chars += len(event.text)
                 case Finish():
                     choice.finish = event
                     choice.pieces = [choice.text]  # whole: pieces of a token each take ten times the memory

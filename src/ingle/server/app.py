@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
+from ingle.server.anthropic import messages
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate
@@ -96,6 +97,7 @@ ENDPOINTS = (
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
+    *messages.ENDPOINTS,
 )
 
 

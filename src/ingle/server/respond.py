@@ -17,12 +17,14 @@ from starlette.responses import Response
 from ingle.events import Answer, Event
 from ingle.heap import give_back_memory
 from ingle.server.body import ModelRequest, UnknownFields, parse_body, read_body
+from ingle.server.errors import ErrorBody
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory
 from ingle.server.streaming import EventStream, unless_disconnected
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
+T = TypeVar("T")
 
 _SMALL_BYTES = 64 << 10
 _MANY_SCORED = 500
@@ -59,6 +61,10 @@ class Writer(Protocol):
         """Server-sent events of what came together; empty where the protocol has nothing to say of it."""
         ...
 
+    def failed(self, status: int, body: ErrorBody) -> bytes:
+        """The last of a stream that cannot go on."""
+        ...
+
     def whole(self, answer: Answer) -> msgspec.Struct:
         """The answer that is not streamed: of the same events, all of them."""
         ...
@@ -71,21 +77,7 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     parsing does: every stream of the server waits for what runs on the loop, and thousands of requests may come at
     once.
     """
-    models = ModelPool.of(request)
-    unread: BodyMemory = request.app.state.unread
-    unknown = UnknownFields.of(request)
-
-    def prepared(body: bytes) -> Writer:
-        parsed = parse_body(kind, body, unknown)
-        model = models.get(parsed.model)
-        model.check_engine()
-        return prepare(model, parsed)
-
-    with unread.account() as account:
-        body = await read_body(request, account)
-        models.check_engines()
-        writer = await _in_thread(prepared, body)
-        del body  # what waits for its tokens is the writer alone
+    writer = await prepared(request, kind, prepare)
     queue, requests = writer.generation.model.queue, writer.generation.requests
     queue.enter(requests)
 
@@ -94,12 +86,33 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
             queue.leave(queued.id)
 
     if writer.streamed:
-        return EventStream(_pieces(writer), ended=leave)
+        return EventStream(_pieces(writer), ended=leave, failed=writer.failed)
     try:
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:
         leave()
     return Response(whole, media_type="application/json")
+
+
+async def prepared(request: Request, kind: type[BodyT], prepare: Callable[[ServedModel, BodyT], T]) -> T:
+    """What `prepare` makes of the request's body, which is of the `kind`, for the model that it asks for.
+
+    It runs in a thread, as in `respond`.
+    """
+    models = ModelPool.of(request)
+    unread: BodyMemory = request.app.state.unread
+    unknown = UnknownFields.of(request)
+
+    def made(body: bytes) -> T:
+        parsed = parse_body(kind, body, unknown)
+        model = models.get(parsed.model)
+        model.check_engine()
+        return prepare(model, parsed)
+
+    with unread.account() as account:
+        body = await read_body(request, account)
+        models.check_engines()
+        return await _in_thread(made, body)
 
 
 async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
@@ -126,14 +139,14 @@ async def _whole(writer: Writer) -> bytes:
     return await asyncio.get_running_loop().run_in_executor(_SMALL, written)
 
 
-async def _in_thread(prepared: Callable[[bytes], Writer], body: bytes) -> Writer:
+async def _in_thread(made: Callable[[bytes], T], body: bytes) -> T:
     loop = asyncio.get_running_loop()
     if len(body) <= _SMALL_BYTES:
-        return await loop.run_in_executor(_SMALL, prepared, body)
+        return await loop.run_in_executor(_SMALL, made, body)
     try:
-        writer = await loop.run_in_executor(_LARGE, prepared, body)
+        result = await loop.run_in_executor(_LARGE, made, body)
     except BaseException:
         _give_back_soon(loop)
         raise
-    weakref.finalize(writer, _give_back_soon, loop).atexit = False
-    return writer
+    weakref.finalize(result, _give_back_soon, loop).atexit = False
+    return result

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ingle import events
 from ingle.request import TokenLogprobs
 from ingle.server.endpoints import Endpoint
+from ingle.server.errors import error_event
 from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.openai.logprobs import chat_logprobs, prompt_logprobs
@@ -63,6 +64,7 @@ class ChatWriter:
     """Writes an answer as chunks of a chat completion, or as a whole one."""
 
     end = DONE_EVENT
+    failed = staticmethod(error_event)
 
     def __init__(self, chat: ChatCompletionRequest, generation: Generation) -> None:
         self.streamed = bool(chat.stream)

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle.request import SamplingParams
+from ingle.server.anthropic.models import model_info, model_page
+from ingle.server.dialects import speaks_anthropic
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.openai.responses import ModelCard, ModelFacts, ModelList, ModelPermission
@@ -17,13 +19,17 @@ _DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penal
 
 
 async def list_models(request: Request) -> Response:
+    """In Anthropic's shape for its clients."""
+    if speaks_anthropic(request.scope):
+        return _json(model_page(ModelPool.of(request)))
     return _json(ModelList(data=[_card(model, name) for name, model in ModelPool.of(request).named()]))
 
 
 async def retrieve_model(request: Request) -> Response:
     name: str = request.path_params["model"]
     model = ModelPool.of(request).get(name)
-    return _json(_card(model, name if name in model.names else model.name))
+    shown = name if name in model.names else model.name
+    return _json(model_info(model, shown) if speaks_anthropic(request.scope) else _card(model, shown))
 
 
 ENDPOINTS = (

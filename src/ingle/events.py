@@ -207,22 +207,25 @@ class Answer(msgspec.Struct):
                 case Text():
                     choice.pieces.append(event.text)
                     choice.token_ids += event.token_ids
-                    run = choice.runs[-1] if choice.runs and not event.text else choice.run(Text)
-                    run.num_chars += len(event.text)
-                    run.num_tokens += len(event.token_ids)
+                    if event.text or event.token_ids:
+                        run = choice.runs[-1] if choice.runs and not event.text else choice.run(Text)
+                        run.num_chars += len(event.text)
+                        run.num_tokens += len(event.token_ids)
                     choice.starts += event.starts
                     if event.logprobs:
                         choice.logprobs = [] if choice.logprobs is None else choice.logprobs
                         choice.logprobs += event.logprobs
                 case Thought():
                     choice.thoughts.append(event.text)
-                    choice.run(Thought).num_chars += len(event.text)
+                    if event.text:
+                        choice.run(Thought).num_chars += len(event.text)
                 case ToolCall():
                     choice.calls.setdefault(event.index, Call()).begin = event
                     choice.run(ToolCall, event.index)
                 case Arguments():
                     choice.calls.setdefault(event.index, Call()).pieces.append(event.text)
-                    choice.run(ToolCall, event.index).num_chars += len(event.text)
+                    if event.text:
+                        choice.run(ToolCall, event.index).num_chars += len(event.text)
                 case Finish():
                     choice.finish = event
                     choice.pieces = [choice.text]  # whole: pieces of a token each take ten times the memory

@@ -54,6 +54,13 @@ class Source:
             self.at += 1
         return char
 
+    def skip_spaces_given(self, give: Callable[[str], None]) -> Reading[str]:
+        """`skip_spaces`, of which `give` gets what is skipped."""
+        while (char := (yield from self.peek())).isspace():
+            self.at += 1
+            give(char)
+        return char
+
     def take(self, mark: str) -> Reading[bool]:
         """Reads `mark`, if it comes next."""
         while True:

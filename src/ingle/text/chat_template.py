@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ingle.errors import ModelError, RequestError
+from ingle.text.call_forms import calls_of, function_of
 from ingle.text.conversation import MESSAGE_NOT_RENDERED, Forms, TemplateError
+from ingle.text.formats.words import described
 from ingle.text.sandbox import sandboxes
 from ingle.text.system_message import advised, merged, num_leading_system
 
@@ -46,6 +49,8 @@ class ChatTemplate:
                 "give another one with --chat-template"
             )
         self.source = source
+        self.knows_tools = re.search(r"\btools\b", source) is not None
+        """Else tools are described in the system message."""
         self._special_tokens = dict(special_tokens)
         self._reserved = _RESERVED_NAMES | self._special_tokens.keys()
         self._forms = Forms(source)
@@ -73,6 +78,8 @@ class ChatTemplate:
         end = None
         if continue_final_message:
             sent, end = _with_end(sent)
+        if tools and not self.knows_tools:
+            sent = described(sent, tools)
         prompt = self._whole_prompt(sent, options)
         return prompt if end is None else _up_to(end, prompt)
 
@@ -195,4 +202,15 @@ def _as_transformers_passes(messages: Sequence[Mapping[str, Any]]) -> list[dict[
         if reasoning is not None:
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
         passed.append(fields)
-    return passed
+    return _with_names(passed)
+
+
+def _with_names(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of tools with the name of the tool, which some templates write, and OpenAI's messages lack."""
+    names: dict[str, Any] = {}
+    for message in messages:
+        names |= {str(call.get("id")): function_of(call).get("name") for call in calls_of(message)}
+        name = names.get(str(message.get("tool_call_id"))) if message.get("role") == "tool" else None
+        if name is not None and "name" not in message:
+            message["name"] = name
+    return messages

@@ -112,7 +112,7 @@ class Run(msgspec.Struct):
     """Index of the call."""
     num_chars: int = 0
     num_tokens: int = 0
-    """That came with it, or after it without any text."""
+    """That came with it, or before it without any text."""
 
 
 class Choice(msgspec.Struct):
@@ -128,6 +128,8 @@ class Choice(msgspec.Struct):
     """By index."""
     runs: list[Run] = []
     """In which order texts, thoughts and calls came."""
+    num_tokens_since: int = 0
+    """That came after the last of them."""
     finish: Finish | None = None
 
     @property
@@ -150,45 +152,46 @@ class Choice(msgspec.Struct):
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         return None if self.begin is None else self.begin.prompt_logprobs
 
-    def run(self, kind: type[Text] | type[Thought] | type[ToolCall], call: int = 0) -> Run:
-        """The last run, if it is of that kind, or a new one."""
+    def grow(self, kind: type[Text] | type[Thought] | type[ToolCall], num_chars: int, call: int = 0) -> None:
+        """Of `num_chars` more, in the last run if it is of that kind, or else in a new one."""
         last = self.runs[-1] if self.runs else None
         if last is None or last.kind is not kind or last.call != call:
             self.runs.append(last := Run(kind, call))
-        return last
+        last.num_chars += num_chars
+        last.num_tokens += self.num_tokens_since
+        self.num_tokens_since = 0
 
     def replay(self) -> Iterator[Event]:
-        """Events that fold to this choice, in the order in which they came: one for each run, one for its tokens."""
+        """Events that fold to this choice, in the order in which they came: two for each run, tokens and content."""
         if self.begin is not None:
             yield self.begin
         number = 0 if self.begin is None else self.begin.choice
-        text, thought = self.text, self.thought
-        arguments = {index: call.arguments for index, call in self.calls.items()}
-        texts = thoughts = tokens = 0
-        passed = dict.fromkeys(arguments, 0)
+        read = dict.fromkeys((Text, Thought, *self.calls), 0)
+        num_tokens = 0
         for run in self.runs:
-            size = run.num_chars
-            said = ""
-            if run.kind is Thought:
-                yield Thought(number, thought[thoughts : thoughts + size])
-                thoughts += size
-            elif run.kind is ToolCall:
-                begin, at = self.calls[run.call].begin, passed[run.call]
-                if begin is not None and not at:
-                    yield begin
-                if size:
-                    yield Arguments(number, run.call, arguments[run.call][at : at + size])
-                passed[run.call] += size
+            yield from self._tokens(number, num_tokens, num_tokens + run.num_tokens)
+            num_tokens += run.num_tokens
+            key = run.call if run.kind is ToolCall else run.kind
+            span = slice(read[key], read[key] + run.num_chars)
+            if run.kind is Text:
+                yield Text(number, self.text[span], [])
+            elif run.kind is Thought:
+                yield Thought(number, self.thought[span])
             else:
-                said = text[texts : texts + size]
-                texts += size
-            if said or run.num_tokens:
-                span = slice(tokens, tokens + run.num_tokens)
-                logprobs = None if self.logprobs is None else self.logprobs[span]
-                yield Text(number, said, self.token_ids[span], logprobs, self.starts[span])
-            tokens += run.num_tokens
+                call = self.calls[run.call]
+                if call.begin is not None and not span.start:
+                    yield call.begin
+                if run.num_chars:
+                    yield Arguments(number, run.call, call.arguments[span])
+            read[key] = span.stop
+        yield from self._tokens(number, num_tokens, len(self.token_ids))
         if self.finish is not None:
             yield self.finish
+
+    def _tokens(self, number: int, start: int, stop: int) -> Iterator[Text]:
+        if start < stop:
+            logprobs = None if self.logprobs is None else self.logprobs[start:stop]
+            yield Text(number, "", self.token_ids[start:stop], logprobs, self.starts[start:stop])
 
 
 class Answer(msgspec.Struct):
@@ -211,10 +214,9 @@ class Answer(msgspec.Struct):
                 case Text():
                     choice.pieces.append(event.text)
                     choice.token_ids += event.token_ids
-                    if event.text or event.token_ids:
-                        run = choice.runs[-1] if choice.runs and not event.text else choice.run(Text)
-                        run.num_chars += len(event.text)
-                        run.num_tokens += len(event.token_ids)
+                    choice.num_tokens_since += len(event.token_ids)
+                    if event.text:
+                        choice.grow(Text, len(event.text))
                     choice.starts += event.starts
                     if event.logprobs:
                         choice.logprobs = [] if choice.logprobs is None else choice.logprobs
@@ -222,14 +224,14 @@ class Answer(msgspec.Struct):
                 case Thought():
                     choice.thoughts.append(event.text)
                     if event.text:
-                        choice.run(Thought).num_chars += len(event.text)
+                        choice.grow(Thought, len(event.text))
                 case ToolCall():
                     choice.calls.setdefault(event.index, Call()).begin = event
-                    choice.run(ToolCall, event.index)
+                    choice.grow(ToolCall, 0, event.index)
                 case Arguments():
                     choice.calls.setdefault(event.index, Call()).pieces.append(event.text)
                     if event.text:
-                        choice.run(ToolCall, event.index).num_chars += len(event.text)
+                        choice.grow(ToolCall, len(event.text), event.index)
                 case Finish():
                     choice.finish = event
                     choice.pieces = [choice.text]  # whole: pieces of a token each take ten times the memory

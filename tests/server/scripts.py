@@ -24,19 +24,23 @@ def said(text: str, size: int = 2) -> Iterator[Event]:
 
 def thought(text: str, size: int = 2) -> Iterator[Event]:
     for start in range(0, len(text), size):
-        yield Thought(0, text[start : start + size])
         yield Text(0, "", [start % 7])
+        yield Thought(0, text[start : start + size])
 
 
 def call(index: int, name: str, arguments: str) -> Iterator[Event]:
     yield ToolCall(0, index, f"call_{index}", name)
     for start in range(0, len(arguments), 3):
-        yield Arguments(0, index, arguments[start : start + 3])
         yield Text(0, "", [start % 7])
+        yield Arguments(0, index, arguments[start : start + 3])
 
 
 def answer(*parts: Iterable[Event], reason: Any = "stop", stop: Any = None) -> list[Event]:
-    return [Begin(0, NUM_CACHED), *(event for part in parts for event in part), Finish(0, reason, stop)]
+    """The last token is one that no text shows."""
+    told = [Begin(0, NUM_CACHED), *(event for part in parts for event in part), Text(0, "", [1])]
+    if reason == "stop" and any(isinstance(event, ToolCall) for event in told):
+        reason = "tool_calls"
+    return [*told, Finish(0, reason, stop, sum(isinstance(event, Thought) for event in told))]
 
 
 ANSWERS: dict[str, list[Event]] = {
@@ -84,11 +88,11 @@ def _random_answer(runs: list[tuple[str, list[tuple[str, int]]]], scored: bool, 
         for piece, num_tokens in pieces:
             entries = [TokenLogprobs([65 + n], [-1.0 - n], 1) for n in range(num_tokens)]
             text = piece if kind == "text" else ""
+            told.append(Text(0, text, list(range(num_tokens)), entries if scored else None))
             if kind == "thought":
                 told.append(Thought(0, piece))
             elif kind == "call":
                 told.append(Arguments(0, calls, piece))
-            told.append(Text(0, text, list(range(num_tokens)), entries if scored else None))
         calls += kind == "call"
     return answer(told, reason=reason)
 
@@ -113,3 +117,15 @@ def portions(told: Sequence[Event], random: Random) -> Iterator[Sequence[Event]]
         size = random.randint(1, 4)
         yield told[at : at + size]
         at += size
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}T{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.id }} {{ c.function.name }} {{ c.function.arguments }}]{% endfor %}"
+    "{% if m.name %}={{ m.name }}{% endif %}\n{% endfor %}"
+    "{% if enable_thinking is defined %}E{{ enable_thinking }}{% endif %}"
+    "{% if reasoning_effort is defined %}R{{ reasoning_effort }}{% endif %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""That of a model which knows tools and thoughts."""

@@ -22,7 +22,6 @@ class Block(msgspec.Struct, kw_only=True):
     call: events.ToolCall | None = None
     pieces: list[str] = []
     logprobs: list[TokenLogprobs] = []
-    num_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -57,12 +56,8 @@ class Blocks:
         self.blocks: list[Block] = []
         self._open: Block | None = None
         self._held = ""
-        self._held_tokens = 0
         self._held_logprobs: list[TokenLogprobs] = []
-
-    @property
-    def num_thought_tokens(self) -> int:
-        return sum(block.num_tokens for block in self.blocks if block.kind == "thought")
+        """Of tokens whose text is yet to come."""
 
     @property
     def has_call(self) -> bool:
@@ -74,22 +69,19 @@ class Blocks:
                 case events.Thought(_, text) if text:
                     yield from self._turn_to("thought")
                     yield from self._grow(text)
-                case events.Text(_, text, token_ids, logprobs):
-                    yield from self._text(text, len(token_ids), logprobs or [])
+                case events.Text(_, text, _, logprobs):
+                    self._held_logprobs += logprobs or ()
+                    if text:
+                        yield from self._text(text)
                 case events.ToolCall():
                     yield from self._turn_to("call", event)
+                    yield from self._grow("")
                 case events.Arguments(_, _, text) if text:
                     yield from self._grow(text)
                 case events.Finish():
                     yield from self._close()
 
-    def _text(self, text: str, num_tokens: int, logprobs: list[TokenLogprobs]) -> Iterator[Step]:
-        self._held_tokens += num_tokens
-        self._held_logprobs += logprobs
-        if not text:
-            if self._open is not None and not self._held:
-                yield from self._grow("")
-            return
+    def _text(self, text: str) -> Iterator[Step]:
         if self._open is None or self._open.kind != "text":
             self._held += text
             if self._held.isspace():
@@ -110,8 +102,6 @@ class Blocks:
     def _grow(self, text: str) -> Iterator[Step]:
         assert self._open is not None, "what grows was opened"
         logprobs, self._held_logprobs = self._held_logprobs, []
-        self._open.num_tokens += self._held_tokens
-        self._held_tokens = 0
         self._open.logprobs += logprobs
         if text:
             self._open.pieces.append(text)

@@ -44,12 +44,12 @@ class Usage(msgspec.Struct):
     """All that is read is cached, and costs nothing more."""
 
 
-def usage_of(used: events.Usage, num_thought_tokens: int) -> Usage:
+def usage_of(used: events.Usage) -> Usage:
     return Usage(
         used.num_prompt_tokens - used.num_cached_tokens,
         used.num_completion_tokens,
         used.num_cached_tokens,
-        OutputTokensDetails(num_thought_tokens),
+        OutputTokensDetails(used.num_thought_tokens),
     )
 
 

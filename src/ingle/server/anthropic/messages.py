@@ -96,14 +96,10 @@ def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields)
     conversation = conversation_of(body)
     tools, skipped_tools = tools_of(body.tools)
     skipped.skip([*conversation.skipped, *skipped_tools])
-    choice = body.tool_choice
-    messages = conversation.messages
-    continues = bool(messages) and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
-    if continues and not messages[-1]["content"].strip():
-        messages, continues = messages[:-1], False
+    choice, continues = body.tool_choice, conversation.ends_with_answer()
     return Turn(
         prefix="msg",
-        messages=messages,
+        messages=conversation.messages,
         sampling=sampling,
         tools=tools,
         tool_choice=_CHOICES.get(choice.type, "auto") if choice else "auto",
@@ -151,14 +147,14 @@ class MessageWriter:
         stop = self._stop(choice.finish, blocks)
         return self._message(
             [self._content(block) for block in blocks.blocks],
-            usage_of(answer.usage, blocks.num_thought_tokens),
+            usage_of(answer.usage),
             stop,
         )
 
     def _told(self, event: events.Event) -> Iterator[StreamEvent]:
         if isinstance(event, events.Begin):
             num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.generation.prompts)
-            begun = usage_of(events.Usage(num_prompt_tokens, event.num_cached_tokens, 0), 0)
+            begun = usage_of(events.Usage(num_prompt_tokens, event.num_cached_tokens, 0))
             yield MessageStart(self._message([], begun, None))
             yield Ping()
         for step in self._blocks.steps([event]):
@@ -167,8 +163,7 @@ class MessageWriter:
             self._finish = event
         elif isinstance(event, events.Usage):
             assert self._finish is not None
-            used = usage_of(event, self._blocks.num_thought_tokens)
-            yield MessageDelta(self._stop(self._finish, self._blocks), used)
+            yield MessageDelta(self._stop(self._finish, self._blocks), usage_of(event))
             yield MessageStop()
 
     def _of_step(self, step: Step) -> Iterator[StreamEvent]:

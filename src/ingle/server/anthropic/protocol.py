@@ -101,14 +101,20 @@ class ToolReferenceBlock(Block):
     tool_name: str
 
 
+class ImageBlock(Block):
+    """One that a tool gave back: the model is told that there is one."""
+
+    type: Literal["image"]
+    source: dict[str, Any] | None = None
+
+
 class ForeignBlock(Block):
     """Calls of tools that Anthropic's servers run, and their results: they are left out of the prompt, and named."""
 
 
 _RESULT_BLOCKS = OneOf(
     "content of a tool's result",
-    (TextBlock, DocumentBlock, SearchResultBlock, ToolReferenceBlock),
-    refused={"image": TEXT_ONLY},
+    (TextBlock, DocumentBlock, SearchResultBlock, ToolReferenceBlock, ImageBlock),
     other=ForeignBlock,
 )
 
@@ -117,7 +123,7 @@ class ToolResultBlock(Block):
     type: Literal["tool_result"]
     tool_use_id: str
     content: Annotated[
-        str | list[TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ForeignBlock],
+        str | list[TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ImageBlock | ForeignBlock],
         PlainValidator(texts_or(_RESULT_BLOCKS), json_schema_input_type=str | list[dict[str, Any]] | None),
     ] = ""
     is_error: bool | None = None

@@ -174,7 +174,7 @@ async def test_a_loop_with_tools(tool_client: httpx.AsyncClient, engine: Scripte
     assert response.status_code == 200, response.text
     assert prompt_of(engine) == (
         "<user>a\n<system-reminder>\nbe nice\n</system-reminder>"
-        """<assistant>(hm)b[t1 weather {'city': 'X'}]<tool>rain=weather<tool>Error: broken"""
+        '<assistant>(hm)b[t1 weather {"city": "X"}]<tool>rain=weather<tool>Error: broken'
         "<tool>(an image, which this model cannot see)<user>and?<assistant>"
     )
 

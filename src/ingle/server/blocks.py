@@ -81,6 +81,12 @@ class Blocks:
                 case events.Finish():
                     yield from self._close()
 
+    def ensure(self) -> Iterator[Step]:
+        """An empty text, at the end of an answer that has nothing else."""
+        if not self.blocks:
+            yield from self._turn_to("text")
+            yield from self._close()
+
     def _text(self, text: str) -> Iterator[Step]:
         if self._open is None or self._open.kind != "text":
             self._held += text

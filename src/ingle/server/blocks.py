@@ -79,6 +79,8 @@ class Blocks:
                 case events.Arguments(_, _, text) if text:
                     yield from self._grow(text)
                 case events.Finish():
+                    if self._open is not None:
+                        yield from self._grow("")
                     yield from self._close()
 
     def ensure(self) -> Iterator[Step]:

@@ -207,7 +207,7 @@ def _all_items(body: ResponsesInput, store: ResponseStore) -> list[AnyItem]:
 
 def _dumped(item: AnyItem, item_id: str) -> dict[str, Any]:
     """As it is kept, with an id, and texts as parts."""
-    dumped = {"id": item_id, **item.model_dump(exclude_none=True)}
+    dumped = {"id": item_id, **item.model_dump(exclude_none=True, warnings=False)}
     if isinstance(item, MessageItem):
         dumped.setdefault("status", "completed")
         if isinstance(item.content, str):

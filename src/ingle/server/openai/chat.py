@@ -10,10 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle import events
-from ingle.errors import RequestError
-from ingle.request import TokenLogprobs, stopping_at
+from ingle.request import TokenLogprobs
 from ingle.server.endpoints import Endpoint
-from ingle.server.generation import Generation, plan_generation
+from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from ingle.server.openai.protocol import ChatCompletionRequest
@@ -32,6 +31,7 @@ from ingle.server.openai.responses import (
 )
 from ingle.server.respond import respond
 from ingle.server.streaming import event
+from ingle.server.turn import Turn, plan_turn
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -48,32 +48,15 @@ def prepare_chat(model: ServedModel, chat: ChatCompletionRequest) -> ChatWriter:
         max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
         logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
-    generation = plan_generation(
-        model,
-        "chatcmpl",
-        [_render(model, chat)],
-        stopping_at(sampling, model.tokenizer.chat_stops),
-        # The template writes the special tokens itself.
-        add_special_tokens=bool(chat.add_special_tokens),
-        continues=False,
-        param="messages",
-    )
-    return ChatWriter(chat, generation)
-
-
-def _render(model: ServedModel, chat: ChatCompletionRequest) -> str:
-    if model.chat_template is None:
-        raise RequestError(
-            "This model has no chat template. Start the server with --chat-template FILE, or use /v1/completions.",
-            param="messages",
-            code="chat_template_missing",
-        )
-    model.prompts.check_num_chars(sum(len(message.content) for message in chat.messages), "messages")
-    return model.chat_template.prompt(
-        [message.for_template() for message in chat.messages],
+    turn = Turn(
+        prefix="chatcmpl",
+        messages=[message.for_template() for message in chat.messages],
+        sampling=sampling,
+        template_kwargs=chat.chat_template_kwargs or {},
         add_generation_prompt=chat.add_generation_prompt is not False,
-        chat_template_kwargs=chat.chat_template_kwargs,
+        add_special_tokens=bool(chat.add_special_tokens),
     )
+    return ChatWriter(chat, plan_turn(model, turn))
 
 
 class ChatWriter:

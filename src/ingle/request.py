@@ -141,6 +141,8 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
     """Of requests that wait, those with the lowest go first; with the highest, they give way when memory is short."""
     cache_salt: str = ""
     """Prompts share what the prefix cache has of them only with those of the same salt."""
+    return_progress: bool = False
+    """Say how much of the prompt is read, step by step."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -243,14 +245,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "priority": (_MIN_INTEGER, MAX_INTEGER),
 }
 """What each number may be; whole bounds mean whole numbers."""
-_ABOVE_ZERO = ("top_p", "repetition_penalty")
+ABOVE_ZERO = ("top_p", "repetition_penalty")
 _OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 
 
 def objection(name: str, value: Any) -> str | None:
     """What is wrong with the value of one sampling parameter that is a number, in words that follow its name."""
     text = _range_objection(value, *RANGES[name])
-    if text is None and name in _ABOVE_ZERO and value == 0:
+    if text is None and name in ABOVE_ZERO and value == 0:
         text = f"must be greater than 0 and at most {RANGES[name][1]:g}, got 0"
     return text
 
@@ -302,8 +304,9 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     eos_token_ids: tuple[int, ...] = ()
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
     priority: int = 0
-    """As in `SamplingParams`; so is the other."""
+    """As in `SamplingParams`; so are the others."""
     cache_salt: str = ""
+    return_progress: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt_token_ids, array):  # a caller whose types nobody checks
@@ -370,6 +373,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """One per prompt token, the first None; comes once, with the first token."""
     error: str | None = None
     """What went wrong, when `finish_reason` is "error"."""
+    num_prompt_read: int | None = None
+    """Prompt tokens that are computed so far, in an output that says nothing else, if asked for."""
 
 
 class CompletionOutput(msgspec.Struct):
@@ -436,7 +441,7 @@ def _check_choice(sampling: Sampling, vocab_size: int, end_token_ids: Iterable[i
         )
 
 
-def vocabulary_ids(ids: Sequence[int], vocab_size: int) -> TokenIds:
+def vocabulary_ids(ids: Sequence[int], vocab_size: int, param: str = "prompt") -> TokenIds:
     """`ids` at 4 bytes each. Raises `RequestError` naming the first that a model of `vocab_size` tokens lacks."""
     try:
         checked = ids if isinstance(ids, array) and ids.typecode == "i" else token_ids(ids)
@@ -446,7 +451,7 @@ def vocabulary_ids(ids: Sequence[int], vocab_size: int) -> TokenIds:
     if not known:
         token_id = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise RequestError(
-            f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
+            f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param=param
         )
     return checked
 

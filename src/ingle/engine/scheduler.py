@@ -60,6 +60,8 @@ class Sequence:
     """Launched, unretired steps that touch this sequence."""
     priority: int = 0
     """The lowest goes first."""
+    tells_progress: bool = False
+    """How much of its prompt is computed is told step by step."""
     masked: bool = False
     """Which tokens may be drawn is known only once all before are."""
     num_cached_tokens: int | None = None
@@ -146,6 +148,7 @@ class Scheduler:
             seed=seed,
             pages=SequencePages(self._paging, root(request.cache_salt)),
             priority=request.priority,
+            tells_progress=request.return_progress,
             masked=masked,
             arrival=self._num_arrivals,
         )
@@ -420,6 +423,10 @@ class Scheduler:
                 if not seq.finished:
                     seq.num_computed += len(token_ids) - 1
                     outputs.append(self._take_tokens(seq, token_ids, finite, result.logprobs.get(index)))
+            elif seq.tells_progress and not seq.finished and not seq.num_generated:
+                read = min(chunk.end, seq.num_prompt_tokens)
+                cached = seq.num_cached_tokens or 0
+                outputs.append(EngineOutput(seq.id, [], num_cached_tokens=cached, num_prompt_read=read))
             seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
             if seq.finished and seq.num_in_flight == 0:
                 self._leaving.pop(seq.id, None)

@@ -80,6 +80,7 @@ class PromptReader:
                 ends,
                 params.priority,
                 params.cache_salt,
+                params.return_progress,
             )
             for index in range(params.n)
         ]

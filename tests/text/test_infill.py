@@ -41,7 +41,7 @@ def test_formats_are_told_by_all_of_their_tokens() -> None:
 
 
 def test_no_space_comes_before_what_follows_the_middle() -> None:
-    """As CodeLlama's own tokenizer writes it: the text before has the space of a text's start, the one after has not."""
+    """As CodeLlama's own tokenizer writes it: what is before has the space of a text's start, what is after has not."""
     tokenizer = tokenizer_with(sentence_piece(), "▁<PRE>", "▁<SUF>", "▁<MID>")
     ((ids,), _) = infilled(tokenizer, ["ab"], "ab")
     assert [tokenizer.spelling(i) for i in ids] == ["▁<PRE>", "▁", "a", "b", "▁<SUF>", "a", "b", "▁<MID>"]

@@ -132,7 +132,7 @@ def _responses(endpoint: Endpoint, of_kind: Mapping[type[msgspec.Struct], dict[s
     schema = {} if endpoint.answers is None else of_kind[endpoint.answers]
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if endpoint.chunks is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-data": of_kind[endpoint.chunks]}
+        content["text/event-stream"] = {"schema": _event([of_kind[endpoint.chunks], of_kind[ErrorBody]])}
     responses = {"200": _response("The answer.", content)}
     others: dict[int, tuple[type[msgspec.Struct], ...]] = dict(endpoint.other_answers)
     for status in statuses_of(endpoint):
@@ -140,6 +140,12 @@ def _responses(endpoint: Endpoint, of_kind: Mapping[type[msgspec.Struct], dict[s
         shown = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         responses[str(status)] = _response(HTTPStatus(status).phrase, {"application/json": {"schema": shown}})
     return responses
+
+
+def _event(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One server-sent event: JSON, but for what closes the stream."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": list(chunks)}}
+    return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 
 
 def _response(text: str, content: dict[str, Any]) -> dict[str, Any]:

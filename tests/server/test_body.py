@@ -129,11 +129,23 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
         ({"stream": True, "stream_options": []}, "stream_options", "stream_options must be an object, got a list"),
         ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "not available when stream is true"),
         ({"user": 3}, "user", "user must be a valid string, got 3"),
-        ({"store": True}, "store", "store is not supported by this server: leave it out, or null (got true)"),
-        ({"store": 0}, "store", "store is not supported"),
-        ({"service_tier": "flex"}, "service_tier", 'got "flex"'),
+        ({"store": 0}, "store", "store must be a valid boolean, got 0"),
+        ({"vllm_xargs": {}}, "vllm_xargs", "not supported by this server: leave it out, or null (got an object)"),
+        ({"use_beam_search": True}, "use_beam_search", "server: beams are not searched: sample with temperature"),
+        ({"use_beam_search": 0}, "use_beam_search", "not supported"),
+        ({"logits_processors": ["x"]}, "logits_processors", "no code of others runs in a step"),
+        ({"do_sample": False}, "do_sample", "temperature=0 is the same"),
+        ({"typical_p": 0.5}, "typical_p", "there is no such sampler"),
+        ({"temp": -1}, "temperature", "between 0.0 and 100.0, got -1"),
+        ({"bad_words": "x"}, "bad_words", "bad_words must be a list of strings"),
+        ({"bad_words": [" "]}, "bad_words", "words that are not empty"),
+        ({"allowed_token_ids": []}, "allowed_token_ids", "allows no token"),
+        ({"allowed_token_ids": [10**6]}, "allowed_token_ids", "1000000"),
+        ({"allowed_token_ids": [1], "min_tokens": 2}, "allowed_token_ids", "min_tokens rules out"),
+        ({"cache_salt": "x" * 2000}, "cache_salt", "at most 1024 characters"),
+        ({"priority": 2**70}, "priority", "priority must be"),
         ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
-        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "truncate_prompt_tokens is not supported"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "truncate_prompt_tokens must be"),
         ({"model": "gpt"}, "model", "The model 'gpt' does not exist. This server has: tiny/bytes, alias"),
     ],
 )
@@ -153,8 +165,15 @@ async def test_neutral_and_informational_fields_are_accepted(client: httpx.Async
         "model": "alias",
         "user": "u",
         "metadata": {"k": "v"},
-        "store": False,
-        "service_tier": "auto",
+        "store": True,
+        "service_tier": "flex",
+        "verbosity": "low",
+        "prompt_cache_retention": "24h",
+        "spaces_between_special_tokens": False,
+        "mirostat": 0,
+        "typical_p": 1,
+        "dry_multiplier": 0.0,
+        "early_stopping": False,
         "safety_identifier": "s",
         "prompt_cache_key": "p",
         "response_format": {"type": "text"},
@@ -175,7 +194,7 @@ async def test_neutral_and_informational_fields_are_accepted(client: httpx.Async
 async def test_wrong_fields_are_named_together(make_client: Callable[..., httpx.AsyncClient], path: str) -> None:
     client = make_client(strict_fields=True)
     base = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
-    wrong = {"foo": 1, "store": True, "n": 0, "temperature": "hot", "top_p": 7, "min_tokens": -1}
+    wrong = {"foo": 1, "vllm_xargs": True, "n": 0, "temperature": "hot", "top_p": 7, "min_tokens": -1}
     response = await client.post(path, json=base | wrong | {"stream_options": {"x": 1}})
     error = assert_error(response, 400, *wrong, "stream_options.x", "top_p must be between 0.0 and 1.0", param="foo")
     assert error["code"] == "unknown_argument"

@@ -55,8 +55,6 @@ async def test_a_chat_completion(client: httpx.AsyncClient, engine: ScriptedEngi
             "total_tokens": num_prompt + num_answer,
             "prompt_tokens_details": {"cached_tokens": 4},
         },
-        "system_fingerprint": None,
-        "service_tier": None,
     }
 
 

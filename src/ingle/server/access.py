@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingle.server.errors import error_body, error_response
 
+HEALTH_PATHS = ("/health", "/ping")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,8 +55,8 @@ class HostGuard:
 
 
 class ApiKeyGuard:
-    """Asks for `Authorization: Bearer KEY` on every path but /health, or for `x-api-key: KEY`, as Anthropic's clients
-    send it. Whether there is a server at all, which `HEAD /` asks, is told to everybody.
+    """Asks for `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's clients send it, on every path but those
+    that say whether all is well. Whether there is a server at all, which `HEAD /` asks, is told to everybody.
     """
 
     def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
@@ -63,7 +64,7 @@ class ApiKeyGuard:
         self._keys = tuple(key.encode() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asks = scope["type"] in ("http", "websocket") and scope["path"] != "/health"
+        asks = scope["type"] in ("http", "websocket") and scope["path"] not in HEALTH_PATHS
         asks = asks and (scope.get("method"), scope["path"]) != ("HEAD", "/")
         if asks and not self._authorized(scope):
             message = "Missing or wrong API key: send the header 'Authorization: Bearer KEY', or 'x-api-key: KEY'."

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails
 from starlette.requests import Request
 
 from ingle.errors import RequestError
+from ingle.habits.sampling import REFUSED
 from ingle.request import refusal
 from ingle.server.decode import decode_json
 from ingle.server.queue import BodyAccount
@@ -30,6 +39,8 @@ _MAX_FOUND = 100
 
 Neutral = dict[str, tuple[Any, ...]]
 ModelT = TypeVar("ModelT", bound="StrictModel")
+Kind = type[ModelT] | Callable[[Mapping[str, Any]], type[ModelT]]
+"""What a body is, or how to tell that from its fields."""
 
 
 class FieldError(ValueError):
@@ -114,6 +125,18 @@ class StrictModel(BaseModel):
 
     UNSUPPORTED: ClassVar[Neutral] = {}
     """Known fields without support, with the values that ask for nothing. null always asks for nothing."""
+    ALIASES: ClassVar[Mapping[str, str]] = {}
+    """What others call fields, which count where the field itself is not given."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With the fields that are known without support, and what they may hold."""
+        schema = handler.resolve_ref_schema(handler(core))
+        for name in sorted(cls.UNSUPPORTED.keys() - cls.model_fields.keys()):
+            neutral = [list(value) if isinstance(value, tuple) else value for value in cls.UNSUPPORTED[name]]
+            unlike = [value for index, value in enumerate(neutral) if value not in neutral[:index]]
+            schema["properties"][name] = {"enum": [*unlike, None], "description": "Known, and not supported."}
+        return schema
 
     @model_validator(mode="wrap")
     @classmethod
@@ -121,6 +144,7 @@ class StrictModel(BaseModel):
         """Objections to fields that the model lacks, together with those to its own."""
         if not isinstance(data, dict):
             return handler(data)
+        data, given = cls._own_names(data), data
         others = [name for name in data if name not in cls.model_fields]
         refused = ((name, data[name], cls._refused(name, data[name])) for name in others)
         found = list(islice((field_error((n,), v, error) for n, v, error in refused if error is not None), _MAX_FOUND))
@@ -130,8 +154,16 @@ class StrictModel(BaseModel):
             found += map(again, error.errors(include_url=False))
         if found:
             raise ValidationError.from_exception_data(cls.__name__, found)
-        _unknown.get(_STRICT).note(data, [name for name in others if name not in cls.UNSUPPORTED])
+        _unknown.get(_STRICT).note(given, [name for name in others if name not in cls.UNSUPPORTED])
         return checked
+
+    @classmethod
+    def _own_names(cls, data: dict[str, Any]) -> dict[str, Any]:
+        others = {name: cls.ALIASES[name] for name in data if name not in cls.model_fields and name in cls.ALIASES}
+        if not others:
+            return data
+        renamed = {others[name]: value for name, value in data.items() if name in others}
+        return renamed | {name: value for name, value in data.items() if name not in others and value is not None}
 
     @classmethod
     def _refused(cls, name: str, value: Any) -> FieldError | None:
@@ -139,7 +171,8 @@ class StrictModel(BaseModel):
             strict = _unknown.get(_STRICT).strict
             return FieldError(before="Unrecognized request argument: ", code="unknown_argument") if strict else None
         if value is not None and not _is_one_of(value, cls.UNSUPPORTED[name]):
-            after = f" is not supported by this server: leave it out, or null (got {show(value)})"
+            _, instead = REFUSED.get(name, ((), "leave it out, or null"))
+            after = f" is not supported by this server: {instead} (got {show(value)})"
             return FieldError(after=after, code="unsupported_argument")
         return None
 
@@ -197,7 +230,7 @@ _SUBJECT = re.compile(r"^\w+ should")
 """How pydantic's messages begin: Input, List, String."""
 
 
-def parse_body(model: type[ModelT], body: bytes, unknown: UnknownFields | None = None) -> ModelT:
+def parse_body(model: Kind[ModelT], body: bytes, unknown: UnknownFields | None = None) -> ModelT:
     """`body` as `model`, and in `unknown` what of it nobody knows.
 
     Raises `RequestError` naming the fields that are wrong, and their values.
@@ -215,7 +248,8 @@ def parse_body(model: type[ModelT], body: bytes, unknown: UnknownFields | None =
     unknown = UnknownFields() if unknown is None else unknown
     token = _unknown.set(unknown)
     try:
-        parsed = model.model_validate(data)
+        kind = cast("type[ModelT]", model) if isinstance(model, type) else model(data)
+        parsed = kind.model_validate(data)
     except ValidationError as error:
         raise _request_error(error) from error
     finally:
@@ -235,7 +269,11 @@ def show(value: object) -> str:
 
 
 def _is_one_of(value: object, neutral: tuple[Any, ...]) -> bool:
-    return any(type(value) is type(known) and value == known for known in neutral)
+    """Numbers are, whether written with a point or without."""
+    kind: Any = (int, float) if type(value) in (int, float) else type(value)
+    return any(isinstance(known, kind) and type(known) is not bool and value == known for known in neutral) or (
+        isinstance(value, bool) and any(value is known for known in neutral)
+    )
 
 
 def _request_error(error: ValidationError) -> RequestError:

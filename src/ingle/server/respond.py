@@ -14,17 +14,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingle.events import Answer, Event
+from ingle.events import Answer, Begin, Event
 from ingle.heap import give_back_memory
-from ingle.server.body import ModelRequest, UnknownFields, parse_body, read_body
+from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
 from ingle.server.errors import ErrorBody
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory
-from ingle.server.streaming import EventStream, unless_disconnected
+from ingle.server.streaming import KEEP_ALIVE, EventStream, unless_disconnected, until
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
-T = TypeVar("T")
 
 _SMALL_BYTES = 64 << 10
 _MANY_SCORED = 500
@@ -77,7 +76,21 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     parsing does: every stream of the server waits for what runs on the loop, and thousands of requests may come at
     once.
     """
-    writer = await prepared(request, kind, prepare)
+    models = ModelPool.of(request)
+    unread: BodyMemory = request.app.state.unread
+    unknown = UnknownFields.of(request)
+
+    def prepared(body: bytes) -> Writer:
+        parsed = parse_body(kind, body, unknown)
+        model = models.get(parsed.model)
+        model.check_engine()
+        return prepare(model, parsed)
+
+    with unread.account() as account:
+        body = await read_body(request, account)
+        models.check_engines()
+        writer = await _in_thread(prepared, body)
+        del body  # what waits for its tokens is the writer alone
     queue, requests = writer.generation.model.queue, writer.generation.requests
     queue.enter(requests)
 
@@ -94,33 +107,38 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     return Response(whole, media_type="application/json")
 
 
-async def prepared(request: Request, kind: type[BodyT], prepare: Callable[[ServedModel, BodyT], T]) -> T:
-    """What `prepare` makes of the request's body, which is of the `kind`, for the model that it asks for.
-
-    It runs in a thread, as in `respond`.
-    """
+async def respond_at_once(
+    request: Request, kind: Kind[BodyT], answer: Callable[[ServedModel, BodyT], msgspec.Struct]
+) -> Response:
+    """A request that needs no engine: read, parsed and answered in a thread."""
     models = ModelPool.of(request)
     unread: BodyMemory = request.app.state.unread
     unknown = UnknownFields.of(request)
 
-    def made(body: bytes) -> T:
+    def answered(body: bytes) -> bytes:
         parsed = parse_body(kind, body, unknown)
-        model = models.get(parsed.model)
-        model.check_engine()
-        return prepare(model, parsed)
+        return msgspec.json.encode(answer(models.get(parsed.model), parsed))
 
     with unread.account() as account:
         body = await read_body(request, account)
-        models.check_engines()
-        return await _in_thread(made, body)
+        threads = _SMALL if len(body) <= _SMALL_BYTES else _LARGE
+        written = await asyncio.get_running_loop().run_in_executor(threads, answered, body)
+    return Response(written, media_type="application/json")
 
 
 async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
-    async with aclosing(writer.generation.events()) as steps:
-        async for events in steps:
-            if piece := writer.piece(events):
+    steps = writer.generation.events()
+    async with aclosing(steps), aclosing(until(steps, _begins)) as watched:
+        async for events in watched:
+            if events is None:
+                yield KEEP_ALIVE
+            elif piece := writer.piece(events):
                 yield piece
     yield writer.end
+
+
+def _begins(events: Sequence[Event] | None) -> bool:
+    return events is not None and any(isinstance(event, Begin) for event in events)
 
 
 async def _whole(writer: Writer) -> bytes:
@@ -139,14 +157,14 @@ async def _whole(writer: Writer) -> bytes:
     return await asyncio.get_running_loop().run_in_executor(_SMALL, written)
 
 
-async def _in_thread(made: Callable[[bytes], T], body: bytes) -> T:
+async def _in_thread(prepared: Callable[[bytes], Writer], body: bytes) -> Writer:
     loop = asyncio.get_running_loop()
     if len(body) <= _SMALL_BYTES:
-        return await loop.run_in_executor(_SMALL, made, body)
+        return await loop.run_in_executor(_SMALL, prepared, body)
     try:
-        result = await loop.run_in_executor(_LARGE, made, body)
+        writer = await loop.run_in_executor(_LARGE, prepared, body)
     except BaseException:
         _give_back_soon(loop)
         raise
-    weakref.finalize(result, _give_back_soon, loop).atexit = False
-    return result
+    weakref.finalize(writer, _give_back_soon, loop).atexit = False
+    return writer

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,7 +44,7 @@ from ingle.server.body import UnknownFields
 from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
-from ingle.server.respond import prepared, respond
+from ingle.server.respond import respond, respond_at_once
 from ingle.server.streaming import named_event
 from ingle.server.turn import Turn, plan_turn, turn_prompt
 
@@ -63,12 +62,11 @@ async def count_tokens(request: Request) -> Response:
     """What the prompt of such a message would take."""
     skipped = UnknownFields.of(request)
 
-    def counted(model: ServedModel, body: CountTokensRequest) -> Response:
+    def counted(model: ServedModel, body: CountTokensRequest) -> TokenCount:
         turn = _turn(body, SamplingParams(max_tokens=None), skipped)
-        count = TokenCount(len(model.tokenizer.encode(turn_prompt(model, turn), add_special_tokens=False)))
-        return Response(msgspec.json.encode(count), media_type="application/json")
+        return TokenCount(len(model.tokenizer.encode(turn_prompt(model, turn), add_special_tokens=False)))
 
-    return await prepared(request, CountTokensRequest, counted)
+    return await respond_at_once(request, CountTokensRequest, counted)
 
 
 ENDPOINTS = (

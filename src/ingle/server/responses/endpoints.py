@@ -15,7 +15,7 @@ from ingle.server.body import UnknownFields, show
 from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
-from ingle.server.respond import prepared, respond
+from ingle.server.respond import respond, respond_at_once
 from ingle.server.responses.answers import Deleted, InputTokens, ItemList
 from ingle.server.responses.items import conversation_of, resolved
 from ingle.server.responses.protocol import (
@@ -44,12 +44,12 @@ async def count_input_tokens(request: Request) -> Response:
     """What the prompt of such a response would take."""
     skipped, store = UnknownFields.of(request), _store(request)
 
-    def counted(model: ServedModel, body: InputTokensRequest) -> Response:
+    def counted(model: ServedModel, body: InputTokensRequest) -> InputTokens:
         items, tools = _all_items(body, store), read_tools(body.tools or (), body.tool_choice)
         turn = _turn(body, items, tools, SamplingParams(max_tokens=None), skipped)
-        return _json(InputTokens(len(model.tokenizer.encode(turn_prompt(model, turn), add_special_tokens=False))))
+        return InputTokens(len(model.tokenizer.encode(turn_prompt(model, turn), add_special_tokens=False)))
 
-    return await prepared(request, InputTokensRequest, counted)
+    return await respond_at_once(request, InputTokensRequest, counted)
 
 
 async def retrieve_response(request: Request) -> Response:

@@ -37,7 +37,7 @@ from ingle.server.anthropic.answers import (
     usage_of,
 )
 from ingle.server.anthropic.conversation import conversation_of, tools_of
-from ingle.server.anthropic.errors import error_event
+from ingle.server.anthropic.errors import OVERLOADED, AnthropicError, error_event
 from ingle.server.anthropic.protocol import CountTokensRequest, MessagesInput, MessagesRequest
 from ingle.server.blocks import Block, Blocks, Closed, Grown, Opened, Step, blocks_of
 from ingle.server.body import UnknownFields
@@ -54,6 +54,7 @@ _CHOICES: Mapping[str, Literal["required", "none"]] = {"any": "required", "none"
 
 
 async def create_message(request: Request) -> Response:
+    """Anthropic's Messages API."""
     skipped = UnknownFields.of(request)
     return await respond(request, MessagesRequest, lambda model, body: prepare_message(model, body, skipped))
 
@@ -70,8 +71,25 @@ async def count_tokens(request: Request) -> Response:
 
 
 ENDPOINTS = (
-    Endpoint("POST", "/v1/messages", create_message, MessagesRequest),
-    Endpoint("POST", "/v1/messages/count_tokens", count_tokens, CountTokensRequest),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        create_message,
+        MessagesRequest,
+        answers=Message,
+        chunks=StreamEvent,
+        error=AnthropicError,
+        statuses=(OVERLOADED,),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        count_tokens,
+        CountTokensRequest,
+        answers=TokenCount,
+        error=AnthropicError,
+        statuses=(OVERLOADED,),
+    ),
 )
 
 

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle.request import SamplingParams
+from ingle.server.anthropic.answers import ModelInfo, ModelPage
+from ingle.server.anthropic.errors import AnthropicError
 from ingle.server.anthropic.models import model_info, model_page
 from ingle.server.dialects import speaks_anthropic
 from ingle.server.endpoints import Endpoint
@@ -34,9 +36,16 @@ async def retrieve_model(request: Request) -> Response:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", list_models, answers=ModelList),
+    Endpoint("GET", "/v1/models", list_models, answers=ModelList, other_answers=((200, (ModelPage,)),)),
     # names such as Qwen/Qwen3-8B hold slashes
-    Endpoint("GET", "/v1/models/{model:path}", retrieve_model, answers=ModelCard, statuses=(404,)),
+    Endpoint(
+        "GET",
+        "/v1/models/{model:path}",
+        retrieve_model,
+        answers=ModelCard,
+        other_answers=((200, (ModelInfo,)), (404, (AnthropicError,))),
+        statuses=(404,),
+    ),
 )
 
 

@@ -263,6 +263,32 @@ class InputDone(Within, kw_only=True, tag="response.custom_tool_call_input.done"
     input: str
 
 
+StreamEvent = (
+    Created
+    | InProgress
+    | Completed
+    | Incomplete
+    | Failed
+    | Error
+    | ItemAdded
+    | ItemDone
+    | PartAdded
+    | PartDone
+    | TextDelta
+    | TextDone
+    | ThoughtDelta
+    | ThoughtDone
+    | SummaryAdded
+    | SummaryPartDone
+    | SummaryDelta
+    | SummaryDone
+    | ArgumentsDelta
+    | ArgumentsDone
+    | InputDelta
+    | InputDone
+)
+
+
 class InputTokens(msgspec.Struct):
     input_tokens: int
     object: Literal["response.input_tokens"] = "response.input_tokens"

@@ -16,7 +16,7 @@ from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.respond import respond, respond_at_once
-from ingle.server.responses.answers import Deleted, InputTokens, ItemList
+from ingle.server.responses import answers
 from ingle.server.responses.items import conversation_of, resolved
 from ingle.server.responses.protocol import (
     AnyItem,
@@ -33,9 +33,11 @@ from ingle.server.turn import Params, Turn, plan_turn, turn_prompt
 
 _PARAMS = Params(messages="input")
 _MAX_LISTED = 100
+_ONE = "/v1/responses/{response_id}"
 
 
 async def create_response(request: Request) -> Response:
+    """OpenAI's Responses API."""
     skipped, store = UnknownFields.of(request), _store(request)
     return await respond(request, ResponsesRequest, lambda model, body: prepare_response(model, body, store, skipped))
 
@@ -44,10 +46,10 @@ async def count_input_tokens(request: Request) -> Response:
     """What the prompt of such a response would take."""
     skipped, store = UnknownFields.of(request), _store(request)
 
-    def counted(model: ServedModel, body: InputTokensRequest) -> InputTokens:
+    def counted(model: ServedModel, body: InputTokensRequest) -> answers.InputTokens:
         items, tools = _all_items(body, store), read_tools(body.tools or (), body.tool_choice)
         turn = _turn(body, items, tools, SamplingParams(max_tokens=None), skipped)
-        return InputTokens(len(model.tokenizer.encode(turn_prompt(model, turn), add_special_tokens=False)))
+        return answers.InputTokens(len(model.tokenizer.encode(turn_prompt(model, turn), add_special_tokens=False)))
 
     return await respond_at_once(request, InputTokensRequest, counted)
 
@@ -64,7 +66,7 @@ async def retrieve_response(request: Request) -> Response:
 async def delete_response(request: Request) -> Response:
     """Forgets a response that is kept."""
     _store(request).delete(_id(request))
-    return _json(Deleted(_id(request)))
+    return _json(answers.Deleted(_id(request)))
 
 
 async def cancel_response(request: Request) -> Response:
@@ -96,16 +98,23 @@ async def list_input_items(request: Request) -> Response:
         items = items[ids.index(after) + 1 :]
     shown = items[: int(limit)]
     first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-    return _json(ItemList(shown, first, last, len(items) > len(shown)))
+    return _json(answers.ItemList(shown, first, last, len(items) > len(shown)))
 
 
 ENDPOINTS = (
-    Endpoint("POST", "/v1/responses", create_response, ResponsesRequest),
-    Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, InputTokensRequest),
-    Endpoint("GET", "/v1/responses/{response_id}", retrieve_response),
-    Endpoint("DELETE", "/v1/responses/{response_id}", delete_response),
-    Endpoint("POST", "/v1/responses/{response_id}/cancel", cancel_response),
-    Endpoint("GET", "/v1/responses/{response_id}/input_items", list_input_items),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        create_response,
+        ResponsesRequest,
+        answers=answers.Response,
+        chunks=answers.StreamEvent,
+    ),
+    Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, InputTokensRequest, answers=answers.InputTokens),
+    Endpoint("GET", _ONE, retrieve_response, answers=answers.Response, statuses=(400, 404)),
+    Endpoint("DELETE", _ONE, delete_response, answers=answers.Deleted, statuses=(404,)),
+    Endpoint("POST", f"{_ONE}/cancel", cancel_response, answers=answers.Response, statuses=(400, 404)),
+    Endpoint("GET", f"{_ONE}/input_items", list_input_items, answers=answers.ItemList, statuses=(400, 404)),
 )
 
 

@@ -139,7 +139,7 @@ def _typed(item: Any) -> Any:
     return {**item, "type": "item_reference"} if "id" in item else item
 
 
-class Reasoning(StrictModel):
+class ReasoningOptions(StrictModel):
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
@@ -151,7 +151,7 @@ class Reasoning(StrictModel):
         return (self.summary or self.generate_summary) not in (None, "none")
 
 
-class TextConfig(StrictModel):
+class TextOptions(StrictModel):
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
@@ -169,8 +169,8 @@ class ResponsesInput(ModelRequest):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: Reasoning | None = None
-    text: TextConfig | None = None
+    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
     personality: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -59,14 +59,17 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
 
 
 def read_token_ids(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value
-    if not _is_token_ids(ids):
+    if not _is_token_ids(value):
         raise ValueError(f"must be a list of token ids, got {show(value)}")
-    return tuple(ids)
+    return tuple(value)
 
 
 def _optional_token_ids(value: Any) -> tuple[int, ...] | None:
     return None if value is None else read_token_ids(value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    return _optional_token_ids(value) or ()
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -177,7 +180,7 @@ class GenerationRequest(ModelRequest):
     ] = ()
     stop_token_ids: Annotated[
         tuple[int, ...],
-        PlainValidator(read_token_ids, json_schema_input_type=list[TokenId] | None),
+        PlainValidator(_token_ids, json_schema_input_type=list[TokenId] | None),
     ] = ()
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None

@@ -173,10 +173,10 @@ def _json_call(source: Source, sink: Sink) -> Reading[None]:
                 for piece in early or ():
                     sink.arguments(piece)
             elif key in _ARGUMENT_KEYS and named:
-                yield from _json_arguments(source, sink)
+                yield from _json_arguments(source, sink, None)
             elif key in _ARGUMENT_KEYS:
                 early = []
-                yield from _json_arguments(source, _Early(early, source, start))
+                yield from _json_arguments(source, _Early(early), start)
             else:
                 yield from _json_value(source, None if named else start)
         else:
@@ -190,15 +190,14 @@ def _json_call(source: Source, sink: Sink) -> Reading[None]:
 class _Early:
     """Keeps arguments that come before the name."""
 
-    def __init__(self, pieces: list[str], source: Source, start: int) -> None:
-        self.pieces, self._source, self._start = pieces, source, start
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = pieces
 
     def call(self, name: str, id: str | None = None) -> None:
         raise NotACall
 
     def arguments(self, piece: str) -> None:
-        _check_size(self._source, self._start)
-        self.pieces.append(piece)
+        self._pieces.append(piece)
 
 
 def _check_size(source: Source, start: int | None) -> None:
@@ -228,16 +227,18 @@ def _json_text(source: Source, start: int) -> Reading[str]:
     return str(text)
 
 
-def _json_arguments(source: Source, sink: Sink) -> Reading[None]:
+def _json_arguments(source: Source, sink: Sink, start: int | None) -> Reading[None]:
     """An object is passed on as it comes; so is the JSON text of one, once it is whole."""
     first = yield from source.peek()
     if first == "{":
-        yield from _json_span(source, sink)
+        yield from _json_span(source, sink, start)
         return
     place = source.hold()
-    yield from _json_value(source, None)
-    text = source.text[place : source.at]
-    source.release()
+    try:
+        yield from _json_value(source, start)
+        text = source.text[place : source.at]
+    finally:
+        source.release()
     if first == '"':
         try:
             inner = json.loads(text, strict=False)
@@ -258,16 +259,14 @@ def _json_span(source: Source, sink: Sink | None, start: int | None = None) -> R
         match = pattern.search(source.text, source.at)
         end = match.end() if match else len(source.text)
         if match and match[0] == "\\":
-            if end >= len(source.text) and not source.final:  # which character it escapes decides over nothing but it
-                end = match.start()
-            else:
-                end = min(end + 1, len(source.text))
+            waits = end >= len(source.text) and not source.final  # for the character that it escapes
+            end = match.start() if waits else min(end + 1, len(source.text))
         if end > source.at:
             if sink is not None:
                 sink.arguments(source.text[source.at : end])
             source.at = end
         _check_size(source, start)
-        if match and not (match[0] == "\\"):
+        if match and match[0] != "\\":
             if match[0] == '"':
                 in_string = not in_string
             else:

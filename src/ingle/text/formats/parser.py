@@ -1,7 +1,7 @@
 """Tells thoughts and calls of tools apart from an answer's text, as it comes.
 
-One reader goes through the whole of an answer, and waits where the text ends for now (`source.py`): what it finds is the
-same wherever the text was cut, and a whole answer is a stream of one piece.
+One reader goes through the whole of an answer, and waits where the text ends for now (`source.py`): what it finds is
+the same wherever the text was cut, and a whole answer is a stream of one piece.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from ingle.server.openai.responses import (
     ChatToolCallDelta,
     PromptLogprobs,
     Usage,
+    more_used,
     usage_of,
 )
 from ingle.server.respond import respond
@@ -87,6 +88,8 @@ class ChatWriter:
         self.streamed = bool(chat.stream)
         self.generation = generation
         self._include_usage = chat.include_usage
+        self._so_far = events.Usage(sum(len(prompt.token_ids) for prompt in generation.prompts), 0, 0)
+        self._continuous_usage = chat.continuous_usage
         self._include_logprobs = bool(chat.logprobs)
         self._include_reasoning = chat.include_reasoning is not False
         self._ends_with_stop = chat.tool_name is not None  # as OpenAI's do when the client named the function
@@ -94,6 +97,8 @@ class ChatWriter:
         self._created = int(time.time())
 
     def piece(self, together: Sequence[events.Event]) -> bytes:
+        if self._continuous_usage:
+            self._so_far = more_used(self._so_far, together)
         return b"".join(map(self._chunks, together))
 
     def whole(self, answer: events.Answer) -> ChatCompletion:
@@ -143,9 +148,12 @@ class ChatWriter:
             created=self._created,
             model=self.generation.model.name,
             choices=choices,
-            usage=usage if self._include_usage else UNSET,
+            usage=(usage or self._used_so_far()) if self._include_usage else UNSET,
         )
         return event(chunk)
+
+    def _used_so_far(self) -> Usage | None:
+        return usage_of(self._so_far) if self._continuous_usage else None
 
     def _choice(self, index: int, choice: events.Choice) -> ChatChoice:
         return ChatChoice(

@@ -17,7 +17,7 @@ from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
 from ingle.server.openai.logprobs import ScoredToken, completion_logprobs, prompt_logprobs
 from ingle.server.openai.protocol import CompletionRequest
-from ingle.server.openai.responses import DONE_EVENT, Completion, CompletionChoice, Usage, usage_of
+from ingle.server.openai.responses import DONE_EVENT, Completion, CompletionChoice, Usage, more_used, usage_of
 from ingle.server.respond import respond
 from ingle.server.streaming import event
 
@@ -92,15 +92,19 @@ class CompletionWriter:
         self._tokenizer = generation.model.tokenizer
         self._completion = completion.model_copy(update={"prompt": []})  # the requests have it, and more compactly
         self._include_usage = completion.include_usage
+        self._so_far = events.Usage(sum(len(prompt.token_ids) for prompt in generation.prompts), 0, 0)
         self._created = int(time.time())
         self._echoes = [_echo(self._tokenizer, completion, prompt) for prompt in completion.prompt if completion.echo]
 
     def piece(self, together: Sequence[events.Event]) -> bytes:
         told, include_usage = events.fold(together), self._include_usage
+        if self._completion.continuous_usage:
+            self._so_far = more_used(self._so_far, together)
         choices = [self._choice(index, choice) for index, choice in told.choices.items()]
         if told.usage is None:
             shown = [choice for choice in choices if choice.text or choice.logprobs or choice.finish_reason]
-            return event(self._completion_of(shown, None if include_usage else UNSET)) if shown else b""
+            usage = usage_of(self._so_far) if self._completion.continuous_usage else None
+            return event(self._completion_of(shown, usage if include_usage else UNSET)) if shown else b""
         return event(self._completion_of(choices, usage_of(told.usage))) if include_usage else b""
 
     def whole(self, answer: events.Answer) -> Completion:

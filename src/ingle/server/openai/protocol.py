@@ -118,9 +118,11 @@ def body_schema(model: type[StrictModel]) -> dict[str, Any]:
 
 
 class StreamOptions(StrictModel):
-    UNSUPPORTED: ClassVar[Neutral] = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
-
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """With include_usage: every chunk tells what was used so far, as vLLM's do."""
+    include_obfuscation: bool | None = None
+    """Accepted: chunks are never padded."""
 
 
 _NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
@@ -182,6 +184,12 @@ class GenerationRequest(ModelRequest):
         if self.prompt_logprobs is not None and self.stream:
             raise FieldError("prompt_logprobs", " is not available when stream is true")
         return self
+
+    @property
+    def continuous_usage(self) -> bool:
+        return (
+            self.include_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+        )
 
     @property
     def include_usage(self) -> bool:
@@ -401,8 +409,12 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     """For chat templates that take some."""
+
+    # Accepted: no model here has such a switch, answers are not stored, and prompts are cached without being told.
     verbosity: Literal["low", "medium", "high"] | None = None
-    """Accepted: no model here has such a switch."""
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_retention: str | None = None
 
     @classmethod
     def _refused(cls, name: str, value: Any) -> FieldError | None:

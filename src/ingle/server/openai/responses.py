@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -41,6 +42,22 @@ def usage_of(used: events.Usage) -> Usage:
         prompt_tokens_details=PromptTokensDetails(used.num_cached_tokens),
         completion_tokens_details=CompletionTokensDetails(used.num_thought_tokens),
     )
+
+
+def more_used(used: events.Usage, together: Iterable[events.Event]) -> events.Usage:
+    """What was used so far, with what some events tell."""
+    for event in together:
+        match event:
+            case events.Begin(num_cached_tokens=num_cached):
+                used = msgspec.structs.replace(used, num_cached_tokens=max(used.num_cached_tokens, num_cached))
+            case events.Text(token_ids=token_ids):
+                num_tokens = used.num_completion_tokens + len(token_ids)
+                used = msgspec.structs.replace(used, num_completion_tokens=num_tokens)
+            case events.Finish(num_thought_tokens=num_thought):
+                used = msgspec.structs.replace(used, num_thought_tokens=used.num_thought_tokens + num_thought)
+            case events.Usage():
+                used = event
+    return used
 
 
 class RankedToken(msgspec.Struct):

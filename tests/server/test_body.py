@@ -132,9 +132,8 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "argument: stream_options.x"),
         ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "not available when stream is true"),
         ({"user": 3}, "user", "user must be a valid string, got 3"),
-        ({"store": True}, "store", "store is not supported by this server: leave it out, or null (got true)"),
-        ({"store": 0}, "store", "store is not supported"),
-        ({"service_tier": "flex"}, "service_tier", 'got "flex"'),
+        ({"store": 0}, "store", "store must be a valid boolean, got 0"),
+        ({"cache_salt": "s"}, "cache_salt", 'is not supported by this server: leave it out, or null (got "s")'),
         ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "truncate_prompt_tokens is not supported"),
         ({"model": "gpt"}, "model", "The model 'gpt' does not exist. This server has: tiny/bytes, alias"),
@@ -156,8 +155,8 @@ async def test_neutral_and_informational_fields_are_accepted(client: httpx.Async
         "model": "alias",
         "user": "u",
         "metadata": {"k": "v"},
-        "store": False,
-        "service_tier": "auto",
+        "store": True,
+        "service_tier": "flex",
         "safety_identifier": "s",
         "prompt_cache_key": "p",
         "response_format": {"type": "text"},
@@ -177,7 +176,7 @@ async def test_neutral_and_informational_fields_are_accepted(client: httpx.Async
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_wrong_fields_are_named_together(client: httpx.AsyncClient, path: str) -> None:
     base = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
-    wrong = {"foo": 1, "store": True, "n": 0, "temperature": "hot", "top_p": 7, "min_tokens": -1}
+    wrong = {"foo": 1, "store": 1, "n": 0, "temperature": "hot", "top_p": 7, "min_tokens": -1}
     response = await client.post(path, json=base | wrong | {"stream_options": {"x": 1}})
     error = assert_error(response, 400, *wrong, "stream_options.x", "top_p must be between 0.0 and 1.0", param="foo")
     assert error["code"] == "unknown_argument"

@@ -395,7 +395,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "each request brings its own sampling; `ingle chat` and `ingle generate` have it as flags",
     ),
     ("--lines --drop-oldest", "only `ingle chat` converses"),
-    ("--chat-template= --merge-system", "no conversation is rendered here"),
+    ("--chat-template= --merge-system --tool-call-parser= --reasoning-parser=", "no conversation is rendered here"),
     (
         "--gpu-memory-utilization= --kv-cache-memory= --num-gpu-blocks-override=",
         "the command chooses its memory by itself",

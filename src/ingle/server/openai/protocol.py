@@ -42,9 +42,7 @@ _UNSUPPORTED: Neutral = {
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
-    "store": (False,),
     "structured_outputs": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
@@ -169,6 +167,9 @@ class GenerationRequest(ModelRequest):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
 
     @field_validator(*sorted(_NUMBERS), mode="after")
     @classmethod
@@ -187,9 +188,8 @@ class GenerationRequest(ModelRequest):
 
     @property
     def continuous_usage(self) -> bool:
-        return (
-            self.include_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
-        )
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)
 
     @property
     def include_usage(self) -> bool:
@@ -409,12 +409,8 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     """For chat templates that take some."""
-
-    # Accepted: no model here has such a switch, answers are not stored, and prompts are cached without being told.
     verbosity: Literal["low", "medium", "high"] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    prompt_cache_retention: str | None = None
+    """Accepted: no model here has such a switch."""
 
     @classmethod
     def _refused(cls, name: str, value: Any) -> FieldError | None:

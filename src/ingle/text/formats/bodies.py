@@ -147,44 +147,47 @@ def _json_calls(source: Source, sink: Sink) -> Reading[None]:
 
 def _json_call(source: Source, sink: Sink) -> Reading[None]:
     """An object with a name and arguments, in any order."""
+    argued = yield from _json_members(source, sink)
+    if not argued:
+        sink.arguments("{}")
+
+
+def _json_members(source: Source, sink: Sink) -> Reading[bool]:
+    """Returns whether there were arguments. Raises `NotACall` where there is no name."""
     source.at += 1
     start = source.at
-    named = False
-    early: list[str] | None = None
+    named = argued = False
+    early: list[str] = []
     while True:
         next = yield from source.skip_spaces()
         if next == ",":
             source.at += 1
-        elif next == "}":
+            continue
+        if next == "}" and named:
             source.at += 1
-            break
-        elif next == '"':
-            key = yield from _json_text(source, start)
-            if (yield from source.skip_spaces()) != ":":
-                if named:
-                    return
-                raise NotACall
-            source.at += 1
-            yield from source.skip_spaces()
-            if key in _NAME_KEYS and not named:
-                name = yield from _json_text(source, start)
-                sink.call(_name(name))
-                named = True
-                for piece in early or ():
-                    sink.arguments(piece)
-            elif key in _ARGUMENT_KEYS and named:
-                yield from _json_arguments(source, sink, None)
-            elif key in _ARGUMENT_KEYS:
-                early = []
-                yield from _json_arguments(source, _Early(early), start)
-            else:
-                yield from _json_value(source, None if named else start)
-        else:
+            return argued
+        if next != '"':
             if named:  # it is broken off, or ends without its brace
-                return
+                return argued
             raise NotACall
-    if not named:
-        raise NotACall
+        key = yield from _json_text(source, None if named else start)
+        if (yield from source.skip_spaces()) != ":":
+            if named:
+                return argued
+            raise NotACall
+        source.at += 1
+        yield from source.skip_spaces()
+        if key in _NAME_KEYS and not named:
+            name = yield from _json_text(source, start)
+            sink.call(_name(name))
+            named, argued = True, bool(early)
+            for piece in early:
+                sink.arguments(piece)
+        elif key in _ARGUMENT_KEYS and not argued:
+            yield from _json_arguments(source, sink if named else _Early(early), None if named else start)
+            argued = named
+        else:
+            yield from _json_value(source, None if named else start)
 
 
 class _Early:
@@ -205,8 +208,8 @@ def _check_size(source: Source, start: int | None) -> None:
         raise NotACall
 
 
-def _json_text(source: Source, start: int) -> Reading[str]:
-    """A string that comes next. Raises `NotACall`."""
+def _json_text(source: Source, start: int | None) -> Reading[str]:
+    """A string that comes next. Raises `NotACall`, also where it ends too far behind `start`."""
     if (yield from source.peek()) != '"':
         raise NotACall
     begin = source.at

@@ -76,6 +76,8 @@ class Finish(msgspec.Struct, frozen=True):
     reason: FinishReason
     stop: int | str | None = None
     """The stop string or stop token id that ended the text; None when an end token or a limit did."""
+    num_thought_tokens: int = 0
+    """Of the choice's tokens, those of thoughts and of what encloses them."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -85,6 +87,8 @@ class Usage(msgspec.Struct, frozen=True):
     num_cached_tokens: int
     """Of the prompts' tokens."""
     num_completion_tokens: int
+    num_thought_tokens: int = 0
+    """Of the completion's tokens."""
 
 
 class Progress(msgspec.Struct, frozen=True):

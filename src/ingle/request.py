@@ -17,7 +17,8 @@ else:
     TokenIds = array
 """Token ids at 4 bytes each. A list takes nine times that, and prompts wait by the million tokens."""
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "error", "tool_calls"]
+"""The last is an answer's that ends, by itself, behind calls of tools: the engine knows nothing of these."""
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ingle.errors import EngineError, RequestError
-from ingle.events import Begin, Event, Text, Usage
+from ingle.events import Begin, Event, Finish, Text, Usage
 from ingle.request import EngineRequest, SamplingParams
 from ingle.server.models import ServedModel
 from ingle.server.streaming import merge
+from ingle.text.formats.stream import Telling
 from ingle.text.requests import PromptRequests
 
 MAX_CHOICES = 1024
@@ -39,7 +40,7 @@ class Generation:
         Closing it aborts in the engine what still runs. Raises `RequestError` (500) when the engine fails on one of the
         requests, `EngineError` when it is dead.
         """
-        num_cached_tokens = num_completion_tokens = 0
+        num_cached_tokens = num_completion_tokens = num_thought_tokens = 0
         pairs = ((prompt, request) for prompt in self.prompts for request in prompt.requests)
         async with aclosing(merge([self._run(index, *pair) for index, pair in enumerate(pairs)])) as steps:
             async for events in steps:
@@ -50,8 +51,11 @@ class Generation:
                         num_cached_tokens += event.num_cached_tokens
                     elif isinstance(event, Text):
                         num_completion_tokens += len(event.token_ids)
+                    elif isinstance(event, Finish):
+                        num_thought_tokens += event.num_thought_tokens
                 yield events
-        yield [Usage(sum(len(prompt.token_ids) for prompt in self.prompts), num_cached_tokens, num_completion_tokens)]
+        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        yield [Usage(num_prompt_tokens, num_cached_tokens, num_completion_tokens, num_thought_tokens)]
 
     async def _run(
         self, choice: int, prompt: PromptRequests, request: EngineRequest
@@ -80,6 +84,7 @@ def plan_generation(
     continues: bool,
     param: str,
     name: str | None = None,
+    telling: Telling | None = None,
 ) -> Generation:
     """Tokenizes `prompts` and fans them out to `sampling.n` engine requests each, the i-th with `seed + i`.
 
@@ -99,7 +104,13 @@ def plan_generation(
     reader = model.prompts
     read = [
         reader.read(
-            prompt, sampling, request_ids, add_special_tokens=add_special_tokens, continues=continues, param=param
+            prompt,
+            sampling,
+            request_ids,
+            add_special_tokens=add_special_tokens,
+            continues=continues,
+            param=param,
+            telling=telling,
         )
         for prompt in prompts
     ]

@@ -10,6 +10,7 @@ import msgspec
 
 from ingle.errors import RequestError
 from ingle.request import EngineRequest, SamplingParams, TokenIds, check_sampling, room_for, vocabulary_ids
+from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.stop import automaton
 from ingle.text.stream import TextStream
 
@@ -31,10 +32,15 @@ class PromptRequests:
     requests: Sequence[EngineRequest]
     continues: bool
     """Whether the texts go on where the prompt ends: those of a chat stand alone."""
+    telling: Telling | None = None
+    """What is told apart in the answers."""
 
-    def stream(self, choice: int) -> TextStream:
+    def stream(self, choice: int) -> TextStream | ToldStream:
         """For the outputs of one of the requests, as events of that choice."""
-        return TextStream(self.tokenizer, self.params, self.token_ids if self.continues else (), choice)
+        after = self.token_ids if self.continues else ()
+        if self.telling is not None:
+            return ToldStream(self.telling, self.tokenizer, self.params, after, choice)
+        return TextStream(self.tokenizer, self.params, after, choice)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class PromptReader:
         add_special_tokens: bool = True,
         continues: bool = True,
         param: str = "prompt",
+        telling: Telling | None = None,
     ) -> PromptRequests:
         """The `params.n` requests of a prompt, the i-th with `seed + i`, each with the next of `request_ids`.
 
@@ -84,7 +91,7 @@ class PromptReader:
             )
             for index in range(params.n)
         ]
-        return PromptRequests(self.tokenizer, params, token_ids, requests, continues)
+        return PromptRequests(self.tokenizer, params, token_ids, requests, continues, telling)
 
     def _spelled(self, params: SamplingParams) -> SamplingParams:
         """With the tokens of `bad_words`: as the text may begin with them, and as they stand after a space."""

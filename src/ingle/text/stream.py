@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING
 
 from ingle.events import Begin, Event, Finish, Progress, Text
@@ -22,11 +22,17 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, sampling: SamplingParams, after: Sequence[int] = (), choice: int = 0
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        after: Sequence[int] = (),
+        choice: int = 0,
+        shown: Set[int] = frozenset(),
     ) -> None:
+        """`shown` are special tokens that the text holds though it has no others."""
         self._sampling = sampling
-        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens, after)
-        self._skipped = tokenizer.special_token_ids if sampling.skip_special_tokens else frozenset()
+        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens, after, shown)
+        self._skipped = tokenizer.special_token_ids - shown if sampling.skip_special_tokens else frozenset()
         self._stops = TokenStops(sampling.stop, tokenizer)
         self._choice = choice
         self._begun = False

@@ -276,6 +276,12 @@ class TextConfig:
     """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
     merge_system: bool = False
     """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
+    tool_call_parser: str | None = None
+    """The format in which the model calls tools, by vLLM's name: hermes, llama3_json, mistral, pythonic, qwen3_coder,
+    deepseek_v3 and others; none to read no calls. Default: the one that the chat template shows."""
+    reasoning_parser: str | None = None
+    """The format in which the model writes its thoughts, by vLLM's name: deepseek_r1, qwen3, mistral, openai_gptoss and
+    others; none to leave them in the text of the answer. Default: the one that the chat template shows."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from .fakes import GREETING, MAX_MODEL_LEN, MODEL, ScriptedEngine, assert_error,
 pytestmark = pytest.mark.anyio
 
 HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 PART = {"type": "text", "text": "a"}
 
 
@@ -54,6 +55,7 @@ async def test_a_chat_completion(client: httpx.AsyncClient, engine: ScriptedEngi
             "completion_tokens": num_answer,
             "total_tokens": num_prompt + num_answer,
             "prompt_tokens_details": {"cached_tokens": 4},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
 
@@ -107,7 +109,13 @@ async def test_a_deep_template_variable_is_answered(client: httpx.AsyncClient) -
         ([{"role": "user"}], "messages[0].content", "messages[0].content is required"),
         ([{"role": "king", "content": ""}], "messages[0].role", 'got "king"'),
         ([*HI, {"role": "user", "content": 3}], "messages[1].content", "a string or a list of text parts, got 3"),
-        ([{"role": "user", "content": None}], "messages[0].content", "got null"),
+        ([{"role": "user", "content": None}], "messages[0].content", "messages[0].content is required"),
+        ([{"role": "assistant"}], "messages[0].content", "messages[0].content is required"),
+        (
+            [{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f"}}]}],
+            "messages[0].tool_calls",
+            "only allowed in a message of the assistant",
+        ),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", 'must be an object, got "x"'),
         (
             [{"role": "user", "content": [{"type": "text"}]}],
@@ -126,8 +134,8 @@ async def test_a_deep_template_variable_is_answered(client: httpx.AsyncClient) -
         ),
         (
             [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}],
-            "messages[0].tool_calls",
-            "messages[0].tool_calls is not supported by this server",
+            "messages[0].tool_calls[0].function",
+            "messages[0].tool_calls[0].function is required",
         ),
     ],
 )
@@ -138,15 +146,21 @@ async def test_wrong_messages(client: httpx.AsyncClient, messages: Any, param: s
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"thinking_token_budget": 10}, "thinking_token_budget"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"continue_final_message": True}, "continue_final_message"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"echo": True}, "echo"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),

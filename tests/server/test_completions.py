@@ -43,6 +43,7 @@ async def test_a_completion(client: httpx.AsyncClient, engine: ScriptedEngine) -
             "completion_tokens": num_tokens,
             "total_tokens": 3 + num_tokens,
             "prompt_tokens_details": {"cached_tokens": 2},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
 

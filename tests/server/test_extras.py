@@ -96,8 +96,7 @@ async def test_progress_of_the_prompt(client: httpx.AsyncClient, engine: Scripte
 @both
 async def test_a_client_may_name_its_request(client: httpx.AsyncClient, engine: ScriptedEngine, path: str) -> None:
     answers = [(await post(client, path, request_id="mine")).json()["id"] for _ in range(2)]
-    if path == "/v1/completions":
-        assert answers == ["cmpl-mine"] * 2
+    assert answers == [("cmpl" if path == "/v1/completions" else "chatcmpl") + "-mine"] * 2
     assert len({request.id for request in engine.requests}) == 2
 
 
@@ -181,6 +180,8 @@ async def test_tokenize_a_conversation_as_it_is_sent(client: httpx.AsyncClient, 
         ("/detokenize", {"tokens": [10**6]}, 400, "tokens"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, 400, "tokens"),
+        ("/detokenize", {"tokens": None}, 400, "tokens"),
+        ("/detokenize", {}, 400, "tokens"),
         ("/v1/chat/completions/render", {"messages": [{"role": "user"}]}, 400, "messages[0].content"),
         ("/v1/completions/render", {"prompt": "x" * 300}, 400, "prompt"),
     ],

@@ -83,8 +83,8 @@ def plan_generation(
     add_special_tokens: bool,
     continues: bool,
     param: str,
-    telling: Telling | None = None,
     name: str | None = None,
+    telling: Telling | None = None,
 ) -> Generation:
     """Tokenizes `prompts` and fans them out to `sampling.n` engine requests each, the i-th with `seed + i`.
 

@@ -35,6 +35,7 @@ from ingle.server.names import ServedNames, served_names
 from ingle.server.queue import RequestQueue
 from ingle.server.running import announced, url_of
 from ingle.server.stopping import Deadline, stop_while_loading
+from ingle.text.formats.detect import in_words
 from ingle.text.load import TextSide, load_text_side
 from ingle.text.sandbox import sandboxes
 
@@ -248,6 +249,8 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: %s", notice)
     if model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
+    else:
+        logger.info("%s", in_words(model.text.formats))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

@@ -11,6 +11,8 @@ from ingle.request import SamplingParams, stopping_at
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.formats.declared import Formats
+from ingle.text.formats.stream import Telling
 
 Message = Mapping[str, Any]
 """As chat templates know them: `role`, `content` (text, text parts, or none), and where they have them `name`,
@@ -37,6 +39,8 @@ class Turn:
     sampling: SamplingParams
     prefix: str
     """Of the answer's id: `chatcmpl`."""
+    name: str | None = None
+    """Of the request, as the client calls it: the rest of the answer's id."""
     tools: Sequence[Tool] = ()
     """Functions that the model may call. Without any, nothing in the answer is taken for a call."""
     tool_choice: Literal["auto", "none", "required"] = "auto"
@@ -79,15 +83,28 @@ def plan_turn(model: ServedModel, turn: Turn) -> Generation:
             param=turn.params.tool_choice,
             code="unsupported_argument",
         )
+    prompt = turn_prompt(model, turn)
     return plan_generation(
         model,
         turn.prefix,
-        [turn_prompt(model, turn)],
+        [prompt],
         stopping_at(turn.sampling, model.tokenizer.chat_stops),
         add_special_tokens=turn.add_special_tokens,
         continues=turn.continue_final_message,
         param=turn.params.messages,
+        name=turn.name,
+        telling=telling_of(model.text.formats, turn, prompt),
     )
+
+
+def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
+    """What is to be told apart in the answers; None where they are nothing but text."""
+    tools = turn.tools if turn.tool_choice != "none" and formats.tools is not None else ()
+    if not tools and formats.reasoning is None:
+        return None
+    last = turn.messages[-1] if turn.continue_final_message else None
+    thinking = formats.reasoning is not None and formats.reasoning.begun_by(prompt, last)
+    return Telling(formats, tools, thinking, turn.parallel_tool_calls)
 
 
 def turn_prompt(model: ServedModel, turn: Turn) -> str:

@@ -22,7 +22,7 @@ class Extras:
         self._include_usage = asked.include_usage
         self._continuous = asked.continuous_usage
         self._generation = generation
-        self._num_cached_tokens = self._num_completion_tokens = 0
+        self._num_cached_tokens = self._num_completion_tokens = self._num_thought_tokens = 0
         self._started_s = time.monotonic()
 
     def count(self, together: Iterable[events.Event]) -> None:
@@ -32,6 +32,8 @@ class Extras:
                 self._num_completion_tokens += len(told.token_ids)
             elif isinstance(told, events.Begin) and told.choice % self._generation.prompts[0].params.n == 0:
                 self._num_cached_tokens += told.num_cached_tokens
+            elif isinstance(told, events.Finish):
+                self._num_thought_tokens += told.num_thought_tokens
 
     @property
     def chunk_usage(self) -> Usage | UnsetType | None:
@@ -41,7 +43,8 @@ class Extras:
         if not self._continuous:
             return None
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self._generation.prompts)
-        return usage_of(events.Usage(num_prompt_tokens, self._num_cached_tokens, self._num_completion_tokens))
+        used = (self._num_cached_tokens, self._num_completion_tokens, self._num_thought_tokens)
+        return usage_of(events.Usage(num_prompt_tokens, *used))
 
     def token_ids(self, ids: Sequence[int]) -> list[int] | UnsetType:
         return list(ids) if self.wants_token_ids else UNSET

@@ -59,14 +59,17 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
 
 
 def read_token_ids(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value
-    if not _is_token_ids(ids):
+    if not _is_token_ids(value):
         raise ValueError(f"must be a list of token ids, got {show(value)}")
-    return tuple(ids)
+    return tuple(value)
 
 
 def _optional_token_ids(value: Any) -> tuple[int, ...] | None:
     return None if value is None else read_token_ids(value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    return _optional_token_ids(value) or ()
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -177,7 +180,7 @@ class GenerationRequest(ModelRequest):
     ] = ()
     stop_token_ids: Annotated[
         tuple[int, ...],
-        PlainValidator(read_token_ids, json_schema_input_type=list[TokenId] | None),
+        PlainValidator(_token_ids, json_schema_input_type=list[TokenId] | None),
     ] = ()
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -234,7 +237,8 @@ class GenerationRequest(ModelRequest):
 
     @property
     def continuous_usage(self) -> bool:
-        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)
 
     @property
     def include_usage(self) -> bool:
@@ -300,19 +304,26 @@ class CompletionRequest(GenerationRequest):
         return max(self.best_of or 1, self.n or 1)
 
 
+class CacheControl(StrictModel):
+    """Of Anthropic's clients: prompts are cached here without being told."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class TextPart(StrictModel):
     """One part of a message's content."""
 
     type: Literal["text"]
     text: str
+    cache_control: CacheControl | None = None
 
 
 _PARTS = TypeAdapter(Annotated[list[TextPart], FailFast()])
 
 
-def _content(value: Any) -> str | list[dict[str, Any]]:
-    """Text of a message: a string, or text parts."""
-    if isinstance(value, str):
+def _content(value: Any) -> str | list[dict[str, Any]] | None:
+    """Text of a message: a string, or text parts; None beside calls of tools."""
+    if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise ValueError(f"must be a string or a list of text parts, got {show(value)}")
@@ -321,7 +332,59 @@ def _content(value: Any) -> str | list[dict[str, Any]]:
         if isinstance(kind, str) and kind != "text":
             error = FieldError(after=f" is {show(kind)}, but this model takes text only")
             raise ValidationError.from_exception_data("content", [field_error((index, "type"), kind, error)])
-    return [part.model_dump() for part in _PARTS.validate_python(value)] or ""
+    return [{"type": "text", "text": part.text} for part in _PARTS.validate_python(value)] or ""
+
+
+class FunctionCall(StrictModel):
+    """A call that was made: arguments are JSON text, or an object of those who parsed it."""
+
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any] | None = None
+
+
+class MessageToolCall(StrictModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: Integer | None = None
+    """Some clients send back the delta of a stream."""
+    function: FunctionCall
+
+
+class FunctionDefinition(StrictModel):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema."""
+    strict: bool | None = None
+
+
+class ChatTool(StrictModel):
+    type: Literal["function"]
+    function: FunctionDefinition
+    cache_control: CacheControl | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        function = self.function.model_dump(exclude_none=True, exclude={"strict"})
+        function.setdefault("description", "")
+        function.setdefault("parameters", {"type": "object", "properties": {}})
+        return {"type": self.type, "function": function}
+
+
+class NamedFunction(StrictModel):
+    name: str = Field(min_length=1)
+
+
+class NamedTool(StrictModel):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _tool_choice(value: Any) -> str | NamedTool | None:
+    if value is None or value in ("none", "auto", "required"):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, dict):
+        raise ValueError(f'must be "auto", "none", "required" or an object that names a function, got {show(value)}')
+    return NamedTool.model_validate(value)
 
 
 class ChatMessage(StrictModel):
@@ -329,20 +392,46 @@ class ChatMessage(StrictModel):
         "annotations": ([],),
         "audio": (),
         "function_call": (),
-        "refusal": (),
-        "tool_calls": ([],),
+        "refusal": ("",),
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
-        str | list[dict[str, Any]], PlainValidator(_content, json_schema_input_type=str | list[TextPart])
-    ]
+        str | list[dict[str, Any]] | None,
+        PlainValidator(_content, json_schema_input_type=str | list[TextPart] | None),
+    ] = None
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
     reasoning_content: str | None = None
+    """What was thought before the content."""
+    reasoning: str | None = None
+    """The same, as vLLM and OpenRouter name it."""
+    cache_control: CacheControl | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise FieldError("tool_calls", f" is only allowed in a message of the assistant, not of role {self.role}")
+        told = self.content is not None or self.tool_calls or self.thought is not None
+        if not told or (self.content is None and self.role != "assistant"):
+            raise FieldError("content", " is required")
+        return self
+
+    @property
+    def thought(self) -> str | None:
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     def for_template(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
+        message: dict[str, Any] = {"role": self.role, "content": self.content, "name": self.name}
+        message |= {"tool_call_id": self.tool_call_id, "reasoning_content": self.thought}
+        calls = [call.model_dump(exclude_none=True, exclude={"index"}) for call in self.tool_calls or ()]
+        return {name: value for name, value in message.items() if value is not None} | (
+            {"tool_calls": calls} if calls else {}
+        )
+
+
+MAX_TOOLS = 1024
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -352,29 +441,52 @@ class ChatCompletionRequest(GenerationRequest):
         **_UNSUPPORTED,
         "audio": (),
         "chat_template": (),
-        "continue_final_message": (False,),
-        "documents": ([],),
-        "echo": (False,),
-        "function_call": ("none",),
-        "functions": ([],),
-        "include_reasoning": (True,),
         "mm_processor_kwargs": (),
         "modalities": (["text"],),
-        # No tools, so nothing to call in parallel.
-        "parallel_tool_calls": (True, False),
         "prediction": (),
-        "reasoning_effort": (),
-        "tool_choice": ("none",),
-        "tools": ([],),
+        "thinking_token_budget": (),
         "web_search_options": (),
     }
+    REPLACED: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
+        "functions": (([],), "tools"),
+        "function_call": (("none", "auto"), "tool_choice"),
+    }
+    """Fields of OpenAI's first way to call functions, the values that ask for nothing, and what took their place."""
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1)]
     max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[ChatTool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Annotated[
+        str | NamedTool | None,
+        PlainValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None),
+    ] = None
+    """Without it the model chooses, if there are tools."""
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    """For the chat template; none switches thoughts off, where it can."""
+    include_reasoning: bool | None = None
+    """False leaves the thoughts out of the answer."""
+    echo: bool | None = None
+    """Begin the answer with the last message, if it is the assistant's."""
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """Go on where the last message ends."""
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    """For chat templates that take some."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Accepted: no model here has such a switch."""
+
+    @classmethod
+    def _refused(cls, name: str, value: Any) -> FieldError | None:
+        if name not in cls.REPLACED:
+            return super()._refused(name, value)
+        neutral, instead = cls.REPLACED[name]
+        if value is None or value in neutral:
+            return None
+        return FieldError(after=f" is not served: send {instead} instead", code="unsupported_argument")
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatCompletionRequest:
@@ -388,4 +500,35 @@ class ChatCompletionRequest(GenerationRequest):
             raise FieldError(
                 "max_tokens", f" ({both[0]}) and max_completion_tokens ({both[1]}) differ: send one of them"
             )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise FieldError("continue_final_message", " and add_generation_prompt cannot both be true")
         return self
+
+    @model_validator(mode="after")
+    def _check_tool_choice(self) -> ChatCompletionRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise FieldError("tool_choice", " is only allowed when tools are given")
+        if self.tool_name is not None and self.tool_name not in names:
+            raise FieldError("tool_choice", f" names {show(self.tool_name)}, which is none of the tools")
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise FieldError("tools", f" has two functions named {show(twice)}")
+        return self
+
+    @property
+    def tool_name(self) -> str | None:
+        """The function that the answer must call."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the template. How much is thought has several names there."""
+        effort = self.reasoning_effort
+        if effort is None:
+            return self.chat_template_kwargs or {}
+        if effort in ("none", "minimal"):
+            meant: dict[str, Any] = {"enable_thinking": effort != "none", "thinking": effort != "none"}
+            meant |= {"reasoning_effort": "low"} if effort == "minimal" else {}
+        else:
+            meant = {"reasoning_effort": effort, "enable_thinking": True, "thinking": True}
+        return meant | (self.chat_template_kwargs or {})

@@ -147,58 +147,60 @@ def _json_calls(source: Source, sink: Sink) -> Reading[None]:
 
 def _json_call(source: Source, sink: Sink) -> Reading[None]:
     """An object with a name and arguments, in any order."""
+    argued = yield from _json_members(source, sink)
+    if not argued:
+        sink.arguments("{}")
+
+
+def _json_members(source: Source, sink: Sink) -> Reading[bool]:
+    """Returns whether there were arguments. Raises `NotACall` where there is no name."""
     source.at += 1
     start = source.at
-    named = False
-    early: list[str] | None = None
+    named = argued = False
+    early: list[str] = []
     while True:
         next = yield from source.skip_spaces()
         if next == ",":
             source.at += 1
-        elif next == "}":
+            continue
+        if next == "}" and named:
             source.at += 1
-            break
-        elif next == '"':
-            key = yield from _json_text(source, start)
-            if (yield from source.skip_spaces()) != ":":
-                if named:
-                    return
-                raise NotACall
-            source.at += 1
-            yield from source.skip_spaces()
-            if key in _NAME_KEYS and not named:
-                name = yield from _json_text(source, start)
-                sink.call(_name(name))
-                named = True
-                for piece in early or ():
-                    sink.arguments(piece)
-            elif key in _ARGUMENT_KEYS and named:
-                yield from _json_arguments(source, sink)
-            elif key in _ARGUMENT_KEYS:
-                early = []
-                yield from _json_arguments(source, _Early(early, source, start))
-            else:
-                yield from _json_value(source, None if named else start)
-        else:
+            return argued
+        if next != '"':
             if named:  # it is broken off, or ends without its brace
-                return
+                return argued
             raise NotACall
-    if not named:
-        raise NotACall
+        key = yield from _json_text(source, None if named else start)
+        if (yield from source.skip_spaces()) != ":":
+            if named:
+                return argued
+            raise NotACall
+        source.at += 1
+        yield from source.skip_spaces()
+        if key in _NAME_KEYS and not named:
+            name = yield from _json_text(source, start)
+            sink.call(_name(name))
+            named, argued = True, bool(early)
+            for piece in early:
+                sink.arguments(piece)
+        elif key in _ARGUMENT_KEYS and not argued:
+            yield from _json_arguments(source, sink if named else _Early(early), None if named else start)
+            argued = named
+        else:
+            yield from _json_value(source, None if named else start)
 
 
 class _Early:
     """Keeps arguments that come before the name."""
 
-    def __init__(self, pieces: list[str], source: Source, start: int) -> None:
-        self.pieces, self._source, self._start = pieces, source, start
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = pieces
 
     def call(self, name: str, id: str | None = None) -> None:
         raise NotACall
 
     def arguments(self, piece: str) -> None:
-        _check_size(self._source, self._start)
-        self.pieces.append(piece)
+        self._pieces.append(piece)
 
 
 def _check_size(source: Source, start: int | None) -> None:
@@ -206,8 +208,8 @@ def _check_size(source: Source, start: int | None) -> None:
         raise NotACall
 
 
-def _json_text(source: Source, start: int) -> Reading[str]:
-    """A string that comes next. Raises `NotACall`."""
+def _json_text(source: Source, start: int | None) -> Reading[str]:
+    """A string that comes next. Raises `NotACall`, also where it ends too far behind `start`."""
     if (yield from source.peek()) != '"':
         raise NotACall
     begin = source.at
@@ -228,16 +230,18 @@ def _json_text(source: Source, start: int) -> Reading[str]:
     return str(text)
 
 
-def _json_arguments(source: Source, sink: Sink) -> Reading[None]:
+def _json_arguments(source: Source, sink: Sink, start: int | None) -> Reading[None]:
     """An object is passed on as it comes; so is the JSON text of one, once it is whole."""
     first = yield from source.peek()
     if first == "{":
-        yield from _json_span(source, sink)
+        yield from _json_span(source, sink, start)
         return
     place = source.hold()
-    yield from _json_value(source, None)
-    text = source.text[place : source.at]
-    source.release()
+    try:
+        yield from _json_value(source, start)
+        text = source.text[place : source.at]
+    finally:
+        source.release()
     if first == '"':
         try:
             inner = json.loads(text, strict=False)
@@ -258,16 +262,14 @@ def _json_span(source: Source, sink: Sink | None, start: int | None = None) -> R
         match = pattern.search(source.text, source.at)
         end = match.end() if match else len(source.text)
         if match and match[0] == "\\":
-            if end >= len(source.text) and not source.final:  # which character it escapes decides over nothing but it
-                end = match.start()
-            else:
-                end = min(end + 1, len(source.text))
+            waits = end >= len(source.text) and not source.final  # for the character that it escapes
+            end = match.start() if waits else min(end + 1, len(source.text))
         if end > source.at:
             if sink is not None:
                 sink.arguments(source.text[source.at : end])
             source.at = end
         _check_size(source, start)
-        if match and not (match[0] == "\\"):
+        if match and match[0] != "\\":
             if match[0] == '"':
                 in_string = not in_string
             else:

@@ -7,7 +7,8 @@ under which vLLM knows their parsers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,21 @@ class ReasoningFormat:
     """Thoughts may begin after other text, not only where the answer begins."""
     channels: bool = False
     """Every part of an answer has a header: OpenAI's Harmony. `open` and `close` are those of the thoughts."""
+
+    def begun_by(self, prompt: str, last: Mapping[str, Any] | None = None) -> bool:
+        """Whether an answer to this prompt begins within thoughts; of an answer in parts with headers, within one.
+
+        `last` is the message that the answer continues, if it does: the prompt ends with its text.
+        """
+        if self.channels:
+            return prompt.rstrip().endswith("<|start|>assistant")
+        if last is None:
+            return prompt.rstrip().endswith(self.open)
+        said = last.get("content")
+        text = said if isinstance(said, str) and prompt.endswith(said) else ""
+        if prompt[: len(prompt) - len(text)].rstrip().endswith(self.open):
+            return self.close not in text
+        return text.rfind(self.open) > text.rfind(self.close)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -219,7 +235,11 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
     ReasoningFormat("granite", "Here is my thought process:", "Here is my response:"),
     ReasoningFormat("apriel", "Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     ReasoningFormat(
-        "openai_gptoss", "<|channel|>analysis<|message|>", "<|end|>", channels=True, others=("gpt_oss", "harmony")
+        "openai_gptoss",
+        "<|channel|>analysis<|message|>",
+        "<|end|>",
+        channels=True,
+        others=("openai", "gpt_oss", "harmony"),
     ),
 )
 
@@ -248,5 +268,6 @@ class Formats:
 
     tools: ToolFormat | None = None
     reasoning: ReasoningFormat | None = None
-    found_by: Mapping[str, str] = field(default_factory=dict)
-    """Why, for people: by `tools` and `reasoning`."""
+
+
+NO_FORMATS = Formats()

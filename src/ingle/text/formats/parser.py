@@ -1,7 +1,7 @@
 """Tells thoughts and calls of tools apart from an answer's text, as it comes.
 
-One reader goes through the whole of an answer, and waits where the text ends for now (`source.py`): what it finds is the
-same wherever the text was cut, and a whole answer is a stream of one piece.
+One reader goes through the whole of an answer, and waits where the text ends for now (`source.py`): what it finds is
+the same wherever the text was cut, and a whole answer is a stream of one piece.
 """
 
 from __future__ import annotations
@@ -111,20 +111,38 @@ class Parser:
         return marks(*wanted, *((*format.opens, *format.dropped) if format is not None else ()))
 
     def _thought(self, reasoning: ReasoningFormat) -> Reading[None]:
+        source, out = self._source, self._out
         format = self._format if self._format is not None and self._format.ends_thought else None
-        self._out.begin_thought()
+        wanted = marks(reasoning.close, *((*format.opens, *format.dropped) if format is not None else ()))
+        out.begin_thought()
         while True:
-            wanted = marks(reasoning.close, *(format.opens if format is not None else ()))
-            found = yield from self._source.until(wanted, self._out.text)
+            found = yield from source.until(wanted, out.text)
             if found is None:
                 return
             if found == reasoning.close:
-                self._out.end_thought()
+                out.end_thought()
                 return
             assert format is not None
-            yield from self._call(format, found)
-            if not self._out.thinking:
+            opened = found if found in format.opens else (yield from self._opening(format))
+            if opened is None:
+                out.text(found)
+                continue
+            yield from self._call(format, opened)
+            if not out.thinking:
                 return
+
+    def _opening(self, format: ToolFormat) -> Reading[str | None]:
+        """What opens a call, if it comes next."""
+        place = self._source.hold()
+        try:
+            yield from self._source.skip_spaces()
+            for mark in format.opens:
+                if (yield from self._source.take(mark)):
+                    return mark
+            self._source.rewind(place)
+            return None
+        finally:
+            self._source.release()
 
     def _call(self, format: ToolFormat, opened: str) -> Reading[None]:
         """Behind what opens it, which is text if there is no call."""
@@ -203,7 +221,7 @@ class _Out:
         self._short_ids = format is not None and format.short_ids
         self._parallel = parallel
         self._events: list[Event] = []
-        self._spaces = ""
+        self._spaces: list[str] = []
         """Held back, until text follows it."""
         self._at_edge = False
         """Behind a thought or a call."""
@@ -225,11 +243,10 @@ class _Out:
     def text(self, piece: str) -> None:
         if self.full:
             return
-        piece = self._spaces + piece
-        kept = piece.rstrip()
-        self._spaces = piece[len(kept) :]
-        if not kept:
+        if not (kept := piece.rstrip()):
+            self._spaces.append(piece)
             return
+        kept, self._spaces = "".join(self._spaces) + kept, [piece[len(kept) :]]
         if self._at_edge:
             kept, self._at_edge = kept.lstrip(), False
             if not self.thinking:
@@ -245,8 +262,8 @@ class _Out:
 
     def _edge(self, *, thinking: bool) -> None:
         if not self.thinking and self._told:
-            self._gap = self._gap or self._spaces
-        self._spaces, self._at_edge, self.thinking = "", True, thinking
+            self._gap = self._gap or "".join(self._spaces)
+        self._spaces, self._at_edge, self.thinking = [], True, thinking
 
     def call(self, name: str, id: str | None = None) -> None:
         if self.known is not None and name not in self.known:
@@ -269,6 +286,6 @@ class _Out:
 
     def flush(self) -> None:
         """White space that ends an answer is its text, but not where thoughts or calls stand before it."""
-        if self._spaces and not self._at_edge and not self.thinking and not self.full:
-            self._events.append(Text(self._choice, self._spaces, []))
-        self._spaces = ""
+        spaces, self._spaces = "".join(self._spaces), []
+        if spaces and not self._at_edge and not self.thinking and not self.full:
+            self._events.append(Text(self._choice, spaces, []))

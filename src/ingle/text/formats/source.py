@@ -82,6 +82,8 @@ class Source:
         while True:
             found = marks.find(self.text, self.at)
             end = found[0] if found else len(self.text) if self.final else marks.safe_end(self.text, self.at)
+            if most is not None:
+                end = min(end, self.at + most + 1 - num_given)
             if end > self.at:
                 num_given += end - self.at
                 give(self.text[self.at : end])

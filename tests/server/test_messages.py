@@ -279,6 +279,7 @@ async def test_count_tokens(sdk: anthropic.AsyncAnthropic, engine: ScriptedEngin
         ({"top_p": 0}, "top_p"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema is required"),
+        ({"tools": [WEATHER, WEATHER]}, 'tools has two of the name "weather"'),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": "tool", "name": "b"}, "tools": [WEATHER]}, 'names "b"'),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens is required"),

@@ -202,7 +202,7 @@ async def test_a_loop_with_tools(tool_client: httpx.AsyncClient, engine: Scripte
         "<system>You code.\nCarefully.<user>env\nq<assistant>(hm)"
         '[c1 n__weather {"a": 1}][c2 now {"input": "x"}]'
         "<tool>rain=n__weather<tool>(an image, which this model cannot see)=now"
-        "<user><system-reminder>\nHurry.\n</system-reminder>EFalseRnone<assistant>"
+        "<user><system-reminder>\nHurry.\n</system-reminder>EFalse<assistant>"
     )
     ignored = response.headers["x-ingle-ignored-fields"]
     assert "input[web_search_call]" in ignored and "input[].output[input_image]" in ignored
@@ -359,6 +359,7 @@ async def test_input_tokens(sdk: openai.AsyncOpenAI, engine: ScriptedEngine) -> 
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input", "does not exist"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "is required"),
         ({"tools": [{}]}, "tools[0].type", "is required"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1]", "second tool"),
         ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools", "list of tools"),
         ({"tools": [{"type": "function", "name": "a", "parameters": 5}]}, "tools[0].parameters", "got 5"),
         ({"tool_choice": "required"}, "tool_choice", "names none"),

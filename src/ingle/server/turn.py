@@ -73,6 +73,18 @@ def tool_name(tool: Tool) -> str:
     return name
 
 
+def thinking_kwargs(effort: str | None, thinks: bool | None = None) -> dict[str, Any]:
+    """Variables by which templates let a model think, much or little or not: they have several names for it."""
+    kwargs: dict[str, Any] = {}
+    if effort not in (None, "none"):
+        kwargs["reasoning_effort"] = "low" if effort == "minimal" else effort
+    if thinks is None and effort is not None:
+        thinks = effort != "none"
+    if thinks is not None:
+        kwargs |= {"enable_thinking": thinks, "thinking": thinks}
+    return kwargs
+
+
 def plan_turn(model: ServedModel, turn: Turn) -> Generation:
     """Renders and tokenizes. Thoughts and calls in the answer come as events of their own. Raises `RequestError`."""
     if turn.required:

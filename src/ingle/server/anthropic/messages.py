@@ -46,7 +46,7 @@ from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.respond import respond, respond_at_once
 from ingle.server.streaming import named_event
-from ingle.server.turn import Turn, plan_turn, turn_prompt
+from ingle.server.turn import Turn, plan_turn, thinking_kwargs, turn_prompt
 
 SIGNATURE = "dW5zaWduZWQ="
 """Clients send thoughts back with what they were signed with, and some drop those without. Nobody checks it here."""
@@ -128,12 +128,8 @@ def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields)
 
 def _thinking(body: MessagesInput) -> dict[str, Any]:
     """Variables by which templates let a model think, or not. Without a word of it, the model's own way is taken."""
-    kwargs: dict[str, Any] = {}
-    if body.thinking is not None and body.thinking.type in ("enabled", "disabled"):
-        kwargs["enable_thinking"] = body.thinking.type == "enabled"
-    if body.effort is not None:
-        kwargs["reasoning_effort"] = body.effort
-    return kwargs
+    kind = None if body.thinking is None else body.thinking.type
+    return thinking_kwargs(body.effort, kind == "enabled" if kind in ("enabled", "disabled") else None)
 
 
 class MessageWriter:

@@ -5,6 +5,7 @@ Source: the types of Anthropic's Python client, and what Claude Code sends.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import FailFast, Field, PlainValidator, ValidationInfo, field_validator, model_validator
@@ -247,6 +248,13 @@ class MessagesInput(ModelRequest):
     user_profile_id: str | None = None
     workspace_id: str | None = None
     betas: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> MessagesInput:
+        names = [tool.name for tool in self.tools or ()]
+        if (twice := next((name for name, count in Counter(names).items() if count > 1), None)) is not None:
+            raise FieldError("tools", f" has two of the name {show(twice)}")
+        return self
 
     @property
     def effort(self) -> str | None:

@@ -29,7 +29,7 @@ from ingle.server.responses.protocol import (
 from ingle.server.responses.store import ResponseStore
 from ingle.server.responses.tools import Tools, read_tools
 from ingle.server.responses.writer import Kept, ResponseWriter
-from ingle.server.turn import Params, Turn, plan_turn, turn_prompt
+from ingle.server.turn import Params, Turn, plan_turn, thinking_kwargs, turn_prompt
 
 _PARAMS = Params(messages="input")
 _MAX_LISTED = 100
@@ -176,9 +176,6 @@ def _turn(
     conversation = conversation_of(body.instructions, items)
     skipped.skip([*conversation.skipped, *tools.skipped])
     continues = conversation.ends_with_answer()
-    kwargs: dict[str, Any] = {} if body.effort is None else {"reasoning_effort": body.effort}
-    if body.effort == "none":
-        kwargs["enable_thinking"] = False
     return Turn(
         prefix="resp",
         messages=conversation.messages,
@@ -187,7 +184,7 @@ def _turn(
         tool_choice=tools.choice,
         tool_name=tools.chosen,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        template_kwargs={**kwargs, **(body.chat_template_kwargs or {})},
+        template_kwargs=thinking_kwargs(body.effort) | (body.chat_template_kwargs or {}),
         continue_final_message=continues,
         params=_PARAMS,
     )

@@ -80,6 +80,8 @@ def _add(read: Tools, tool: dict[str, Any], where: str, namespace: str | None) -
         if value is not None and not isinstance(value, wanted):
             at = f"{where}.{field_name}"
             raise RequestError(f"{at} has the wrong type, got {show(value)}", param=at)
+    if name in read.origins:
+        raise RequestError(f"{where} is the second tool that is named {show(name)}", param=where)
     read.origins[name] = origin
     read.functions.append(function(name, _description(said, origin), _ANY_TEXT if origin.custom else parameters))
 

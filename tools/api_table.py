@@ -30,14 +30,14 @@ tools[].function.name tools[].function.description tools[].function.parameters t
 _COMPLETION = """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop
 stream stream_options stream_options.include_usage stream_options.include_obfuscation suffix temperature top_p user"""
 _VLLM_SAMPLING = """use_beam_search top_k min_p repetition_penalty length_penalty stop_token_ids
-include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens prompt_logprobs
-allowed_token_ids bad_words add_special_tokens response_format structured_outputs guided_json guided_regex guided_choice
+include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens
+prompt_logprobs allowed_token_ids bad_words add_special_tokens response_format structured_outputs guided_json guided_regex guided_choice
 guided_grammar priority request_id return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params vllm_xargs
 logits_processors model n frequency_penalty presence_penalty logit_bias logprobs max_tokens seed stop stream
 stream_options stream_options.include_usage stream_options.continuous_usage_stats temperature top_p user"""
 _VLLM_CHAT = """messages messages[].role messages[].content messages[].name messages[].tool_call_id
-messages[].tool_calls messages[].reasoning messages[].reasoning_content messages[].content[].type messages[].content[].text
-max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort include_reasoning echo
+messages[].tool_calls messages[].reasoning messages[].reasoning_content messages[].content[].type
+messages[].content[].text max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort include_reasoning echo
 add_generation_prompt continue_final_message documents chat_template chat_template_kwargs mm_processor_kwargs
 thinking_token_budget"""
 _VLLM_TOKENIZE = """model prompt add_special_tokens return_token_strs messages add_generation_prompt

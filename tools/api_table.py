@@ -19,27 +19,30 @@ _MAX_DEPTH = 4
 
 # What the references of others list, each by its path. A dot leads into an object, [] into a list.
 _CHAT = """messages model audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens
-max_tokens metadata modalities n parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_retention
-reasoning_effort response_format safety_identifier seed service_tier stop store stream stream_options
-stream_options.include_usage stream_options.include_obfuscation temperature tool_choice tools top_logprobs top_p user
-verbosity web_search_options messages[].role messages[].content messages[].name messages[].refusal messages[].audio
-messages[].function_call messages[].tool_calls messages[].tool_calls[].id messages[].tool_calls[].type
-messages[].tool_calls[].function messages[].tool_calls[].function.name messages[].tool_calls[].function.arguments
-messages[].tool_call_id messages[].content[].type messages[].content[].text tools[].type tools[].function
-tools[].function.name tools[].function.description tools[].function.parameters tools[].function.strict"""
-_COMPLETION = """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop
-stream stream_options stream_options.include_usage stream_options.include_obfuscation suffix temperature top_p user"""
+max_tokens metadata modalities n parallel_tool_calls prediction presence_penalty prompt_cache_key
+prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier stop store stream
+stream_options stream_options.include_usage stream_options.include_obfuscation temperature tool_choice tools
+top_logprobs top_p user verbosity web_search_options messages[].role messages[].content messages[].name
+messages[].refusal messages[].audio messages[].function_call messages[].tool_calls messages[].tool_calls[].id
+messages[].tool_calls[].type messages[].tool_calls[].function messages[].tool_calls[].function.name
+messages[].tool_calls[].function.arguments messages[].tool_call_id messages[].content[].type messages[].content[].text
+tools[].type tools[].function tools[].function.name tools[].function.description tools[].function.parameters
+tools[].function.strict"""
+_COMPLETION = """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed
+stop stream stream_options stream_options.include_usage stream_options.include_obfuscation suffix temperature top_p
+user"""
 _VLLM_SAMPLING = """use_beam_search top_k min_p repetition_penalty length_penalty stop_token_ids
-include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens
-prompt_logprobs allowed_token_ids bad_words add_special_tokens response_format structured_outputs guided_json guided_regex guided_choice
-guided_grammar priority request_id return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params vllm_xargs
-logits_processors model n frequency_penalty presence_penalty logit_bias logprobs max_tokens seed stop stream
-stream_options stream_options.include_usage stream_options.continuous_usage_stats temperature top_p user"""
+include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens
+truncate_prompt_tokens prompt_logprobs allowed_token_ids bad_words add_special_tokens response_format
+structured_outputs guided_json guided_regex guided_choice guided_grammar priority request_id
+return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params vllm_xargs logits_processors model n
+frequency_penalty presence_penalty logit_bias logprobs max_tokens seed stop stream stream_options
+stream_options.include_usage stream_options.continuous_usage_stats temperature top_p user"""
 _VLLM_CHAT = """messages messages[].role messages[].content messages[].name messages[].tool_call_id
 messages[].tool_calls messages[].reasoning messages[].reasoning_content messages[].content[].type
-messages[].content[].text max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort include_reasoning echo
-add_generation_prompt continue_final_message documents chat_template chat_template_kwargs mm_processor_kwargs
-thinking_token_budget"""
+messages[].content[].text max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort
+include_reasoning echo add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
+mm_processor_kwargs thinking_token_budget"""
 _VLLM_TOKENIZE = """model prompt add_special_tokens return_token_strs messages add_generation_prompt
 continue_final_message chat_template chat_template_kwargs mm_processor_kwargs tools"""
 _RESPONSES = """background conversation include input instructions max_output_tokens max_tool_calls metadata model

@@ -552,3 +552,19 @@ def test_only_prompts_of_one_salt_share_pages() -> None:
         return found or 0
 
     assert [cached(salt) for salt in ("", "", "a", "a", "b", "", "b")] == [0, 12, 0, 12, 0, 12, 12]
+
+
+def test_progress_of_a_prompt_is_told_chunk_by_chunk_until_its_first_token() -> None:
+    driver = Driver(40, 0, limits())
+    outputs: list[EngineOutput] = []
+    driver.take = outputs.extend  # type: ignore[method-assign]
+    driver.add(request("a", 13), 1)
+    driver.drain()
+    driver.add(msgspec.structs.replace(request("b", 36), return_progress=True), 2)
+    driver.drain()
+    told = [(o.num_prompt_read, o.num_cached_tokens, o.token_ids) for o in outputs if o.num_prompt_read is not None]
+    assert told == [(24, 12, [])]
+    assert {o.id for o in outputs if o.num_prompt_read is not None} == {"b"}
+    driver.add(msgspec.structs.replace(request("c", 36), return_progress=True, cache_salt="x"), 3)
+    driver.drain()
+    assert [o.num_prompt_read for o in outputs if o.id == "c" and o.num_prompt_read is not None] == [12, 24]

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ingle.server import middleware
-from ingle.server.body import UnknownFields, parse_body
+from ingle.server.body import StrictModel, UnknownFields, parse_body
 from ingle.server.openai.protocol import CompletionRequest
 
 from .fakes import ScriptedEngine, assert_error, events
@@ -100,3 +100,19 @@ def test_deep_and_wide_bodies_are_looked_through() -> None:
     unknown = UnknownFields()
     parse_body(CompletionRequest, json.dumps({"prompt": "a", "metadata": deep, "x": deep}).encode(), unknown)
     assert unknown.paths == ("x",)
+
+
+def test_of_several_kinds_that_an_object_might_be_one_that_knows_a_field_is_enough() -> None:
+    class First(StrictModel):
+        a: int = 0
+
+    class Second(StrictModel):
+        a: int = 0
+        b: int = 0
+
+    class Either(StrictModel):
+        items: list[First | Second] | list[Second | First]
+
+    unknown = UnknownFields()
+    parse_body(Either, b'{"items": [{"a": 1, "b": 2}, {"b": 1, "c": 2}]}', unknown)
+    assert unknown.paths == ("items[].c",)

@@ -76,8 +76,10 @@ class UnknownFields:
         return found
 
     def note(self, data: dict[str, Any], names: list[str]) -> None:
-        if names and not self.strict and len(self._found) < _MAX_FOUND:
-            self._found[id(data)] = names[:_MAX_FOUND]
+        """What one kind of object does not know of `data`; of several kinds that it might be, what none knows."""
+        if not self.strict:
+            before = self._found.get(id(data))
+            self._found[id(data)] = names[:_MAX_FOUND] if before is None else [name for name in before if name in names]
 
     def skip(self, paths: Sequence[str]) -> None:
         """Notes what an endpoint leaves out that it knows nothing of, such as a tool of another server.
@@ -90,7 +92,7 @@ class UnknownFields:
 
     def locate(self, body: Any) -> None:
         """Says where in `body` they are."""
-        if self._found:
+        if any(self._found.values()):
             self.paths = tuple(dict.fromkeys(islice(self._within(body), _MAX_FOUND)))
 
     def _within(self, body: Any) -> Iterator[str]:

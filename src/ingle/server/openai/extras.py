@@ -19,6 +19,7 @@ class Extras:
 
     def __init__(self, asked: GenerationRequest, generation: Generation) -> None:
         self.wants_token_ids = bool(asked.return_token_ids)
+        self._tells_progress = bool(asked.return_progress)
         self._include_usage = asked.include_usage
         self._continuous = asked.continuous_usage
         self._generation = generation
@@ -54,6 +55,8 @@ class Extras:
 
     def progress(self, together: Iterable[events.Event]) -> PromptProgress | None:
         """Of the last event that says how much of a prompt is read, if one does."""
+        if not self._tells_progress:
+            return None
         told = next((told for told in reversed([*together]) if isinstance(told, events.Progress)), None)
         if told is None:
             return None

@@ -143,6 +143,16 @@ class StreamOptions(StrictModel):
     """Accepted; chunks are never padded."""
 
 
+REMARKS = frozenset(
+    (
+        *("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"),
+        *("spaces_between_special_tokens", "store", "verbosity", "stream_options.include_obfuscation"),
+        *("messages[].cache_control", "messages[].content[].cache_control", "tools[].cache_control"),
+    )
+)
+"""Fields that are accepted for what they are: remarks that change nothing in the answer."""
+
+
 def _bounds(schema: dict[str, Any]) -> None:
     """Says of each number what it may be."""
     for name, of_field in schema.get("properties", {}).items():
@@ -209,7 +219,7 @@ class GenerationRequest(ModelRequest):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    # Accepted for what they are: remarks that change nothing in the answer.
+    # `REMARKS`
     user: str | None = None
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
@@ -435,6 +445,13 @@ class ChatMessage(StrictModel):
 MAX_TOOLS = 1024
 
 
+_REPLACED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "functions": (([],), "tools"),
+    "function_call": (("none", "auto"), "tool_choice"),
+}
+"""Fields of OpenAI's first way to call functions, the values that ask for nothing, and what took their place."""
+
+
 class ChatCompletionRequest(GenerationRequest):
     """Body of `POST /v1/chat/completions`."""
 
@@ -447,12 +464,8 @@ class ChatCompletionRequest(GenerationRequest):
         "prediction": (),
         "thinking_token_budget": (),
         "web_search_options": (),
+        **{name: neutral for name, (neutral, _) in _REPLACED.items()},
     }
-    REPLACED: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
-        "functions": (([],), "tools"),
-        "function_call": (("none", "auto"), "tool_choice"),
-    }
-    """Fields of OpenAI's first way to call functions, the values that ask for nothing, and what took their place."""
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1)]
     max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
@@ -482,9 +495,9 @@ class ChatCompletionRequest(GenerationRequest):
 
     @classmethod
     def _refused(cls, name: str, value: Any) -> FieldError | None:
-        if name not in cls.REPLACED:
+        if name not in _REPLACED:
             return super()._refused(name, value)
-        neutral, instead = cls.REPLACED[name]
+        neutral, instead = _REPLACED[name]
         if value is None or value in neutral:
             return None
         return FieldError(after=f" is not served: send {instead} instead", code="unsupported_argument")

@@ -283,6 +283,7 @@ async def test_count_tokens(sdk: anthropic.AsyncAnthropic, engine: ScriptedEngin
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": "tool", "name": "b"}, "tools": [WEATHER]}, 'names "b"'),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens is required"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": 5}}}, "output_config.format.schema must be"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
     ],

@@ -372,7 +372,8 @@ async def test_input_tokens(sdk: openai.AsyncOpenAI, engine: ScriptedEngine) -> 
         ({"conversation": "c"}, "conversation", "not supported"),
         ({"prompt": {"id": "p"}}, "prompt", "not supported"),
         ({"truncation": "some"}, "truncation", "some"),
-        ({"text": {"format": {"type": "xml"}}}, "text.format", "xml"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "xml"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "JSON Schema"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "does not exist"),
     ],
 )

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle import events
-from ingle.errors import RequestError
 from ingle.request import SamplingParams
+from ingle.server.answer_format import bound_params
 from ingle.server.anthropic.answers import (
     BlockDelta,
     BlockStart,
@@ -98,17 +98,12 @@ def prepare_message(model: ServedModel, body: MessagesRequest, skipped: UnknownF
     given = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k")}
     given = {name: value for name, value in given.items() if value is not None}
     stops = tuple(body.stop_sequences or ())
-    sampling = SamplingParams(**{**model.default_sampling, **given, "stop": stops, "max_tokens": body.max_tokens})
+    given |= {"stop": stops, "max_tokens": body.max_tokens}
+    sampling = bound_params(body.format, "output_config.format", {**model.default_sampling, **given})
     return MessageWriter(body, plan_turn(model, _turn(body, sampling, skipped)))
 
 
 def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields) -> Turn:
-    if body.format is not None:
-        raise RequestError(
-            "output_config.format is not supported by this server yet: leave it out",
-            param="output_config.format",
-            code="unsupported_argument",
-        )
     conversation = conversation_of(body)
     tools, skipped_tools = tools_of(body.tools)
     skipped.skip([*conversation.skipped, *skipped_tools])

@@ -120,12 +120,15 @@ _RESULT_BLOCKS = OneOf(
 )
 
 
+ResultBlock = TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ImageBlock | ForeignBlock
+
+
 class ToolResultBlock(Block):
     type: Literal["tool_result"]
     tool_use_id: str
     content: Annotated[
-        str | list[TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ImageBlock | ForeignBlock],
-        PlainValidator(texts_or(_RESULT_BLOCKS), json_schema_input_type=str | list[dict[str, Any]] | None),
+        str | list[ResultBlock],
+        PlainValidator(texts_or(_RESULT_BLOCKS), json_schema_input_type=str | list[ResultBlock] | None),
     ] = ""
     is_error: bool | None = None
     toolset_name: str | None = None
@@ -160,7 +163,7 @@ AnyBlock = (
 class InputMessage(StrictModel):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
-        str | list[AnyBlock], PlainValidator(texts_or(_BLOCKS), json_schema_input_type=str | list[dict[str, Any]])
+        str | list[AnyBlock], PlainValidator(texts_or(_BLOCKS), json_schema_input_type=str | list[AnyBlock])
     ]
 
 

@@ -42,7 +42,7 @@ class Reasoning(msgspec.Struct, tag="reasoning", kw_only=True):
     encrypted_content: str | UnsetType = UNSET
 
 
-class FunctionCall(msgspec.Struct, tag="function_call", kw_only=True):
+class FunctionToolCall(msgspec.Struct, tag="function_call", kw_only=True):
     id: str
     status: Status
     call_id: str
@@ -51,7 +51,7 @@ class FunctionCall(msgspec.Struct, tag="function_call", kw_only=True):
     arguments: str
 
 
-class CustomCall(msgspec.Struct, tag="custom_tool_call", kw_only=True):
+class CustomToolCall(msgspec.Struct, tag="custom_tool_call", kw_only=True):
     id: str
     status: Status
     call_id: str
@@ -60,7 +60,7 @@ class CustomCall(msgspec.Struct, tag="custom_tool_call", kw_only=True):
     input: str
 
 
-Item = Message | Reasoning | FunctionCall | CustomCall
+Item = Message | Reasoning | FunctionToolCall | CustomToolCall
 
 
 class InputTokensDetails(msgspec.Struct):

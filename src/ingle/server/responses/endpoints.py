@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from ingle.errors import RequestError
 from ingle.request import SamplingParams
+from ingle.server.answer_format import bound_params
 from ingle.server.body import UnknownFields, show
 from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation
@@ -123,7 +124,7 @@ def prepare_response(
 ) -> ResponseWriter:
     """Renders and tokenizes. Raises `RequestError`."""
     items, tools = _all_items(body, store), read_tools(body.tools or (), body.tool_choice)
-    sampling = body.sampling_params(dict(model.default_sampling))
+    sampling = bound_params(body.format, "text.format", {**model.default_sampling, **body.sampling})
 
     def planned(of: Sequence[AnyItem]) -> Generation:
         return plan_turn(model, _turn(body, of, tools, sampling, skipped))
@@ -167,12 +168,6 @@ def planned_within(items: Sequence[AnyItem], planned: Callable[[Sequence[AnyItem
 def _turn(
     body: ResponsesInput, items: Sequence[AnyItem], tools: Tools, sampling: SamplingParams, skipped: UnknownFields
 ) -> Turn:
-    if body.format.get("type") != "text":
-        raise RequestError(
-            f"text.format.type is {show(body.format.get('type'))}, which this server does not support yet: send text",
-            param="text.format",
-            code="unsupported_argument",
-        )
     conversation = conversation_of(body.instructions, items)
     skipped.skip([*conversation.skipped, *tools.skipped])
     continues = conversation.ends_with_answer()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from ingle.request import MAX_INTEGER, MAX_LOGPROBS, SamplingParams, objection
+from ingle.request import MAX_INTEGER, MAX_LOGPROBS, objection
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, show
 from ingle.server.openai.protocol import Integer, StreamOptions
 from ingle.server.tagged import OneOf, texts_or
@@ -161,8 +161,8 @@ class ResponsesInput(ModelRequest):
 
     UNSUPPORTED: ClassVar[Neutral] = {"conversation": (), "prompt": ()}
 
-    input: Annotated[list[AnyItem], PlainValidator(read_items, json_schema_input_type=str | list[dict[str, Any]])] = (
-        Field(default_factory=list)
+    input: Annotated[list[AnyItem], PlainValidator(read_items, json_schema_input_type=str | list[AnyItem])] = Field(
+        default_factory=list
     )
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -255,9 +255,12 @@ class ResponsesRequest(ResponsesInput):
         """Whether log probabilities are part of the answer."""
         return self.top_logprobs is not None or "message.output_text.logprobs" in (self.include or ())
 
-    def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
-        """What the client set, before the model's `defaults`. Raises `RequestError`."""
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the client set."""
         given = {name: getattr(self, name) for name in _SAMPLING}
         given = {name: value for name, value in given.items() if value is not None}
-        derived = {"max_tokens": self.max_output_tokens, "logprobs": (self.top_logprobs or 0) if self.scored else None}
-        return SamplingParams(**{**defaults, **given, **derived})
+        return given | {
+            "max_tokens": self.max_output_tokens,
+            "logprobs": (self.top_logprobs or 0) if self.scored else None,
+        }

@@ -200,10 +200,10 @@ class ResponseWriter:
         namespace = UNSET if origin.namespace is None else origin.namespace
         if origin.custom:
             given = "" if begun else _input(text)
-            return answers.CustomCall(
+            return answers.CustomToolCall(
                 id=item_id, status=status, call_id=call_id, name=origin.name, namespace=namespace, input=given
             )
-        return answers.FunctionCall(
+        return answers.FunctionToolCall(
             id=item_id, status=status, call_id=call_id, name=origin.name, namespace=namespace, arguments=text
         )
 

@@ -126,8 +126,9 @@ async def test_events_of_a_stream(client: httpx.AsyncClient, monkeypatch: pytest
     assert start["content"] == [] and start["stop_reason"] is None and start["stop_sequence"] is None
     assert start["usage"]["cache_read_input_tokens"] == NUM_CACHED and start["usage"]["output_tokens"] == 0
     starts = [each["content_block"] for each in data if each["type"] == "content_block_start"]
-    assert starts[0] == {"type": "text", "text": ""}
-    assert starts[1] == {"type": "tool_use", "id": "call_0", "name": "weather", "input": {}}
+    assert starts[0] == {"type": "text", "text": "", "citations": None}
+    called = {"type": "tool_use", "id": "call_0", "name": "weather", "input": {}, "caller": {"type": "direct"}}
+    assert starts[1] == called
     assert data[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert data[-2]["usage"]["input_tokens"] == start["usage"]["input_tokens"]
 

@@ -1,4 +1,4 @@
-"""Answers of Anthropic's Messages API."""
+"""Answers of Anthropic's Messages API. By its schema every key is there, null where there is nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "mod
 
 class TextAnswer(msgspec.Struct, tag="text"):
     text: str
+    citations: None = None
 
 
 class ThinkingAnswer(msgspec.Struct, tag="thinking"):
@@ -20,10 +21,15 @@ class ThinkingAnswer(msgspec.Struct, tag="thinking"):
     signature: str
 
 
+class Caller(msgspec.Struct, tag="direct", frozen=True):
+    """Who calls a tool: the model, not code that it had run."""
+
+
 class ToolUseAnswer(msgspec.Struct, tag="tool_use"):
     id: str
     name: str
     input: dict[str, Any]
+    caller: Caller = Caller()
 
 
 ContentAnswer = TextAnswer | ThinkingAnswer | ToolUseAnswer
@@ -42,6 +48,10 @@ class Usage(msgspec.Struct):
     output_tokens_details: OutputTokensDetails
     cache_creation_input_tokens: int = 0
     """All that is read is cached, and costs nothing more."""
+    cache_creation: None = None
+    inference_geo: None = None
+    server_tool_use: None = None
+    service_tier: Literal["standard"] = "standard"
 
 
 def usage_of(used: events.Usage) -> Usage:
@@ -62,6 +72,8 @@ class Message(msgspec.Struct, kw_only=True):
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: Usage
+    stop_details: None = None
+    container: None = None
 
 
 class MessageStart(msgspec.Struct, tag="message_start"):

@@ -80,6 +80,15 @@ async def cancel_response(request: Request) -> Response:
     )
 
 
+async def compact(request: Request) -> Response:
+    """There is no compaction here: the newest turns are kept by `truncation`."""
+    raise RequestError(
+        "This server compacts no conversations: send what matters of one, or truncation auto, which keeps the newest.",
+        code="unsupported_endpoint",
+        status=404,
+    )
+
+
 async def list_input_items(request: Request) -> Response:
     """What a response that is kept answers, the newest first."""
     items = _store(request).get(_id(request)).input_items()
@@ -112,6 +121,7 @@ ENDPOINTS = (
         chunks=answers.StreamEvent,
     ),
     Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, InputTokensRequest, answers=answers.InputTokens),
+    Endpoint("POST", "/v1/responses/compact", compact, answers=answers.Response, statuses=(404,)),
     Endpoint("GET", _ONE, retrieve_response, answers=answers.Response, statuses=(400, 404)),
     Endpoint("DELETE", _ONE, delete_response, answers=answers.Deleted, statuses=(404,)),
     Endpoint("POST", f"{_ONE}/cancel", cancel_response, answers=answers.Response, statuses=(400, 404)),

@@ -89,7 +89,7 @@ def test_rm_asks_on_a_terminal(
     monkeypatch.setattr("builtins.input", reply)
     assert ingle("rm", "smollm2:135m").code == 0
     assert stored.exists() is not gone
-    assert asked == ["Remove smollm2:135m (0.0 MB)? [y/N] "]
+    assert asked == ["Remove smollm2:135m, 0.0 MB? [y/N] "]
 
 
 @pytest.mark.parametrize("flag", ["-y", "--yes"])

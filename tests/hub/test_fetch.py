@@ -292,7 +292,7 @@ def test_a_hub_that_names_files_outside_is_not_followed(hub: Hub, recorder: Reco
 def test_a_full_disk_is_seen_before_the_download(hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/tiny"] = single(3_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=60_000_000))
-    with pytest.raises(ModelError, match=r"needs 0.00 GB of disk space, .* has 0.06 GB free; make room, or point HF"):
+    with pytest.raises(ModelError, match=r"needs 67 MB of disk space, .* has 60 MB free; make room, or point HF"):
         ensure_model("org/tiny", recorder)
     assert not [path for path in hub.asked if "cdn" in path]
 

@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_is_told_and_gone_on_with(hub: Hub, recorder: Recor
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "ingle: pulling org/tiny: File too large" in ended.stderr and "Traceback" not in ended.stderr
+    assert "ingle: cannot pull org/tiny: File too large" in ended.stderr and "Traceback" not in ended.stderr
     assert parts(tmp_path) == 1_000_000
     path = ensure_model("org/tiny", recorder).path
     assert (path / "model.safetensors").read_bytes() == data(3_000_000)

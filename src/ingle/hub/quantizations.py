@@ -86,6 +86,14 @@ def variants(files: Iterable[RemoteFile]) -> list[Variant]:
     return sorted(found, key=lambda variant: variant.size)
 
 
+def labelled(found: Iterable[Variant]) -> dict[str, Variant]:
+    """By what follows the colon: the quantization, or the file's name where several files have the same."""
+    names: dict[str, Variant] = {}
+    for variant in found:
+        names[variant.label if variant.label not in names else variant.files[0].name] = variant
+    return names
+
+
 @dataclass(frozen=True)
 class Taken:
     variant: Variant
@@ -99,7 +107,10 @@ def take(where: str, found: Sequence[Variant], choice: str | None, free: int | N
     `where` is the repository. Raises `ModelError`, which names those that there are.
     """
     if choice is not None:
-        return Taken(_checked(where, _named(where, found, choice), found))
+        variant = named(found, choice)
+        if variant is None:
+            raise ModelError(f"{where} has no {quote(choice)}: {_listed(found)}")
+        return Taken(_checked(where, variant, found))
     usable = [variant for variant in found if variant.is_whole and variant.kind is not None]
     if not usable:
         if len(found) == 1 and found[0].is_whole and not _LABEL.fullmatch(f"-{found[0].label}"):
@@ -122,7 +133,8 @@ def take(where: str, found: Sequence[Variant], choice: str | None, free: int | N
 _ANOTHER = "take a repository with a file such as Q4_K_M or Q8_0"
 
 
-def _named(where: str, found: Sequence[Variant], choice: str) -> Variant:
+def named(found: Sequence[Variant], choice: str) -> Variant | None:
+    """The one that people call so: by its quantization, or by the name of one of its files."""
     wanted = choice.upper()
     for variant in found:
         if any(choice in (file.path, file.name) for file in variant.files):
@@ -130,9 +142,7 @@ def _named(where: str, found: Sequence[Variant], choice: str) -> Variant:
     matching = [variant for variant in found if wanted in (variant.label.upper(), f"UD-{variant.label.upper()}")]
     if not matching:  # Q4_K is Q4_K_M, as llama.cpp's users say it
         matching = [variant for variant in found if variant.label.upper() == f"{wanted}_M"]
-    if not matching:
-        raise ModelError(f"{where} has no {quote(choice)}: {_listed(found)}")
-    return matching[0]
+    return matching[0] if matching else None
 
 
 def _checked(where: str, variant: Variant, found: Sequence[Variant]) -> Variant:

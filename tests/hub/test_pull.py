@@ -193,7 +193,7 @@ def test_full_disk_is_noticed_before_the_download(
     toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(ModelError, match="needs 10 MB of disk space"):
+    with pytest.raises(ModelError, match=r"needs 10.2 MB of disk space"):
         pull_stored("toy", recorder, store)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse
-from ingle.cli.table import print_table, size_text
+from ingle.cli.table import print_table
 from ingle.errors import printable
+from ingle.hub.disk import size_text
 from ingle.hub.inventory import Held, inventory
 from ingle.hub.store import Store
 

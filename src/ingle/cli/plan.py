@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ingle.cli.ending import in_order
 from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.config import CacheConfig, EngineConfig, ParallelConfig, WeightsConfig
@@ -89,7 +90,7 @@ def _files(model: str, free: int | None) -> Iterator[tuple[Path, Remote | None]]
     def note(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
-    with looked_at(found.name, reference, "plan", note, free) as remote:
+    with in_order(), looked_at(found.name, reference, "plan", note, free) as remote:
         yield remote.source.path, remote
 
 

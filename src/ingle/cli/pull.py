@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from ingle.cli.ending import in_order
 from ingle.cli.flags import parse
 from ingle.errors import ConfigError, ModelError
 from ingle.hub.progress import Progress, QuietProgress, show_progress
@@ -42,7 +43,11 @@ def main(argv: Sequence[str]) -> None:
     failed = []
     for name in flags.names:
         try:
-            _pull(name, flags)
+            with in_order():
+                _pull(name, flags)
+        except KeyboardInterrupt:
+            print("interrupted: what has come stays, and the same command goes on from there", file=sys.stderr)
+            raise
         except ModelError as error:
             if len(flags.names) == 1:
                 raise

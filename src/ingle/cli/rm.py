@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingle.cli.flags import parse
-from ingle.cli.table import size_text
 from ingle.errors import ConfigError, printable
+from ingle.hub.disk import size_text
 from ingle.hub.inventory import held_by_name, inventory, remove
 from ingle.hub.store import Store
 

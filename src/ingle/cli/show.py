@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingle.cli.ending import in_order
 from ingle.cli.flags import parse
 from ingle.config import EngineConfig, TextConfig
 from ingle.errors import ModelError, printable
@@ -81,7 +82,7 @@ def _remote(found: Known, reference: RepoRef | UrlRef) -> Description:
     def note(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
-    with looked_at(found.name, reference, "show", note) as remote:
+    with in_order(), looked_at(found.name, reference, "show", note) as remote:
         if remote.refusal is not None:
             finding = Finding(True, remote.refusal.what, remote.refusal.alternative)
             formats = {"folder": "Hugging Face folder", "gguf": "GGUF"}

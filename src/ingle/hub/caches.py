@@ -231,9 +231,14 @@ def _is_served(folder: Path) -> bool:
 def remove_cached(model: CachedModel) -> None:
     """From the disk, and nothing that other models need, or that lies elsewhere and is but linked to.
 
-    Raises `OSError`, and `ModelError` where it is just being pulled.
+    Raises `OSError`, and `ModelError` where it is just being pulled, or all of it lies elsewhere.
     """
     repository = model.repository
+    if repository.folder.is_symlink():
+        raise ModelError(
+            f"{model.name} lies in {repository.folder.resolve()}, to which {repository.folder} is but a link",
+            alternative="delete both yourself",
+        )
 
     def in_use() -> None:
         raise ModelError(f"{model.name} is just being pulled", alternative="end that first")
@@ -256,7 +261,7 @@ def remove_cached(model: CachedModel) -> None:
 
 def _delete_all(repository: Repository) -> None:
     folder = repository.folder
-    if repository.hub == "modelscope" and not folder.is_symlink():
+    if repository.hub == "modelscope":
         for link in folder.parent.iterdir():  # ModelScope's package links NAME to NA___ME
             if link.is_symlink() and link.resolve() == folder.resolve():
                 delete(link)

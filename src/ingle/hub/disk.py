@@ -58,13 +58,17 @@ def check_space(folder: Path, need: int, doing: str, setting: str = "INGLE_HOME"
         return
     if free < need:
         raise ModelError(
-            f"{doing} needs {_bytes(need)} of disk space, {folder} has {_bytes(free)} free",
+            f"{doing} needs {size_text(need)} of disk space, {folder} has {size_text(free)} free",
             alternative=more_room(setting),
         )
 
 
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+def size_text(size: int) -> str:
+    """Bytes as hubs write them, in powers of 1000."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"
 
 
 @contextmanager

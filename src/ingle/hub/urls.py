@@ -11,7 +11,7 @@ from urllib.parse import quote as quote_url
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ingle.errors import ModelError
-from ingle.hub.disk import delete, disk_errors, locked
+from ingle.hub.disk import delete, disk_errors, locked, size_text
 from ingle.hub.download import PART, Job, download
 from ingle.hub.http import Http, shown_url
 from ingle.hub.local import GGUF_MAGIC
@@ -51,7 +51,7 @@ def fetch_url(ref: UrlRef, progress: Progress, store: Store) -> ModelSource:
             folder.mkdir(exist_ok=True)
             (folder / _URL).write_text(shown_url(ref.url))
             size = sum(job.size or 0 for job in jobs)
-            told = f"{size / 1e9:.2f} GB" if size else "it does not say how much"
+            told = size_text(size) if size else "it does not say how much"
             progress.note(f"{ref.file}: {told} to download from {urlsplit(ref.url).hostname}")
         download(http, jobs, f"downloading {ref.file}", progress)
     return _source([path for path, _ in files])

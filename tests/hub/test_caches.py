@@ -153,3 +153,12 @@ def test_wrong_bytes_over_a_bad_line_come_to_an_end(
     with pytest.raises(ModelError, match=r"model\.safetensors: what came has SHA-256 .*, and the hub says"):
         pull_model("org/tiny", recorder)
     assert len([path for path in hub.asked if "cdn" in path]) == 6
+
+
+def test_a_file_system_without_locks(hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(disk.fcntl, "flock", refused)
+    hub.repos["org/tiny"] = single()
+    assert files_in(pull_model("org/tiny", recorder).path) == NEEDED

@@ -101,7 +101,14 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(_listed(folder), key=lambda each: -each.stat().st_mtime)
+    return sorted(_listed(folder), key=_changed_s, reverse=True)
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # just deleted
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,7 @@ def _models(repository: Repository) -> Iterator[CachedModel]:
         for label, variant in labelled(variants(_files(revision))).items():
             kinds.setdefault(label, variant)
             quantized.setdefault(label, []).extend(revision / file.path for file in variant.files)
-    left = [path for path in _below(repository.folder) if path.name.endswith(PART)]
+    left = _left(repository)
     rest = [path for each in repository.revisions for path in _below(each) if path.suffix.lower() != ".gguf"]
     whole = [folder for folder in repository.revisions if is_whole(folder)]
     if whole:
@@ -210,6 +217,16 @@ def _models(repository: Repository) -> Iterator[CachedModel]:
         yield CachedModel(repository, "", "interrupted", tuple({*rest, *left}), tuple(left))
 
 
+def _left(repository: Repository) -> list[Path]:
+    """What a cut download of ingle's left: beginnings of files, and whole ones that no revision leads to yet."""
+    parts = [path for path in _below(repository.folder) if path.name.endswith(PART)]
+    if not parts:
+        return []
+    linked = {path.resolve() for folder in repository.revisions for path in _below(folder)}
+    blobs = [path for path in _below(repository.folder / "blobs") if "." not in path.name]
+    return [*parts, *(path for path in blobs if path.resolve() not in linked)]
+
+
 def _below(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names)
@@ -220,8 +237,9 @@ def _is_served(folder: Path) -> bool:
     try:
         with (folder / "config.json").open("rb") as file:
             config = json.loads(file.read(_MAX_CONFIG_BYTES))
-        refuse_config(folder, config)
-    except (ValueError, RecursionError, AttributeError):
+        if isinstance(config, dict):
+            refuse_config(folder, config)
+    except (ValueError, RecursionError):
         return True
     except ModelError:
         return False
@@ -244,19 +262,25 @@ def remove_cached(model: CachedModel) -> None:
         raise ModelError(f"{model.name} is just being pulled", alternative="end that first")
 
     with locked(repository.lock, in_use):
-        kept = {path for other in _models(repository) if other.name != model.name for path in other.files}
-        if not kept:
+        found = [each for each in _repositories() if each.folder == repository.folder]  # as it is now
+        models = [other for each in found for other in _models(each)]
+        if models and all(other.name == model.name for other in models):
             _delete_all(repository)
-            return
-        root = repository.folder.resolve()
-        gone = [path for path in model.files if path not in kept and path.parent.resolve().is_relative_to(root)]
-        blobs = {path.resolve() for path in gone if path.is_symlink()}
-        for path in gone:
-            delete(path)
-        needed = {path.resolve() for folder in repository.revisions for path in _below(folder)}
-        for blob in blobs - needed:
-            if blob.parent == root / "blobs":
-                delete(blob)
+        for now in [other for other in models if other.name == model.name and len(models) > 1]:
+            _delete_apart(now, {path for other in models if other is not now for path in other.files})
+
+
+def _delete_apart(model: CachedModel, kept: set[Path]) -> None:
+    """Its files, but those that are `kept`, and what they alone lead to."""
+    root = model.repository.folder.resolve()
+    gone = [path for path in model.files if path not in kept and path.parent.resolve().is_relative_to(root)]
+    blobs = {path.resolve() for path in gone if path.is_symlink()}
+    for path in gone:
+        delete(path)
+    needed = {path.resolve() for folder in model.repository.revisions for path in _below(folder)}
+    for blob in blobs - needed:
+        if blob.parent == root / "blobs":
+            delete(blob)
 
 
 def _delete_all(repository: Repository) -> None:

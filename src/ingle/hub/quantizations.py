@@ -88,10 +88,11 @@ def variants(files: Iterable[RemoteFile]) -> list[Variant]:
 
 
 def labelled(found: Iterable[Variant]) -> dict[str, Variant]:
-    """By what follows the colon: the quantization, or the file's name where several files have the same."""
+    """By what follows the colon: the quantization, or the file's name or path where several files have the same."""
     names: dict[str, Variant] = {}
     for variant in found:
-        names[variant.label if variant.label not in names else variant.files[0].name] = variant
+        file = variant.files[0]
+        names[next(name for name in (variant.label, file.name, file.path) if name not in names)] = variant
     return names
 
 

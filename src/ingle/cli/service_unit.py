@@ -31,9 +31,11 @@ _STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE")
 class ServiceOptions:
     """A service of systemd that runs `ingle serve MODEL` with the same flags, in a sandbox, as a user of its own.
 
-    print writes the unit to stdout. install puts it where systemd finds it, enables and starts it. Flags are checked as
-    by `ingle serve`, paths become absolute, keys go into a file that only its owner reads. Several services need a
-    --name and a --port each.
+    print writes the unit to stdout. install puts it where systemd finds it, enables and starts it.
+
+    Flags are checked as by `ingle serve`, paths become absolute, keys go into a file that only its owner reads.
+
+    Several services: give each its --name and --port.
     """
 
     engine: EngineConfig

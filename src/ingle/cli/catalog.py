@@ -24,7 +24,7 @@ from ingle.hub.store import Store, quote
 class Catalog:
     """List the short names of models, where they come from and under which terms.
 
-    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, in the form of ingle/hub/catalog.toml, which explains it.
+    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, in the form that ingle/hub/catalog.toml explains.
     """
 
     words: Positional[tuple[str, ...]] = ()

@@ -20,11 +20,12 @@ from ingle.service.unit import Credential, Unit, checked_name
 _PLACED = ("model", "api_key", "api_key_file", "chat_template")
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
-    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "INGLE_HUB", "INGLE_CPU_TARGET", "CUDA_VISIBLE_DEVICES"),
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
+    *("INGLE_CPU_TARGET", "CUDA_VISIBLE_DEVICES"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """Variables of whoever installs that the service shall see too. Some hold secrets: they stand in no unit."""
-_STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE")
+_STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tyro.conf import Positional
+
 from ingle.cli.flags import parse
 from ingle.cli.table import size_text
 from ingle.errors import ConfigError
@@ -17,10 +19,10 @@ from ingle.hub.store import Store
 class Remove:
     """Remove models from this machine, also from the hubs' caches. On a terminal it asks first."""
 
-    names: tuple[str, ...]
+    names: Positional[tuple[str, ...]] = ()
     """As `ingle list` shows them. org/name of a GGUF repository means all of its files that are here."""
     hub: str | None = None
-    """Where org/name is from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Where org/name is from: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     yes: bool = False
     """Do not ask."""
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ingle import facts
 from ingle.errors import ModelError
 from ingle.hub.download import Job, download, locked
 from ingle.hub.http import HubError, Refused
@@ -131,7 +132,7 @@ def told(listing: Listing, files: Sequence[RemoteFile]) -> Iterator[str]:
     """What somebody should know before a download begins."""
     size = sum(file.size or 0 for file in files)
     many = f"{len(files)} files" if len(files) > 1 else files[0].name
-    yield f"{listing.repo}: {size / 1e9:.2f} GB to download ({many}) from {listing.page}"
+    yield f"{listing.repo}: {facts.decimal_size(size)} to download ({many}) from {listing.page}"
     yield terms(listing)
 
 

@@ -234,7 +234,7 @@ def test_a_short_name_is_pulled_from_its_hub(hub: Hub, recorder: Recorder) -> No
     source = ensure_model("tiny", recorder)
     assert (source.name, source.recommended.sampling) == ("tiny:1b", {"top_k": 9})
     assert recorder.notes[0] == "tiny:1b is not on this machine yet: pulling it"
-    assert any("org/tiny: 100.0 kB to download" in note for note in recorder.notes)
+    assert any("org/tiny: 0.1 MB to download" in note for note in recorder.notes)
     assert pull_model("tiny:1b", recorder) == resolve_model("TINY") == source
 
 

@@ -29,7 +29,7 @@ def test_one_command_brings_what_is_needed_and_tells_first_how_much(hub: Hub, re
     assert hub.sent == sum(len(hub.repos["org/tiny"].files[name]) for name in files_in(source.path))
     told = "\n".join(recorder.notes)
     assert "org/tiny is not on this machine yet: pulling it" in told
-    assert f"org/tiny: 100.0 kB to download (model.safetensors) from {hub.url}/org/tiny" in told
+    assert f"org/tiny: 0.1 MB to download (model.safetensors) from {hub.url}/org/tiny" in told
     assert f"terms: apache-2.0, {hub.url}/org/tiny" in told
 
 

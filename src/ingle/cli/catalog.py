@@ -24,13 +24,13 @@ from ingle.hub.store import Store
 class Catalog:
     """List the short names of models, where they come from and under which terms.
 
-    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, written as those of ingle/hub/catalog.toml.
+    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, in the form that ingle/hub/catalog.toml explains.
     """
 
     words: Positional[tuple[str, ...]] = ()
     """Only those with all of these words in name, description, licence or repository. Of a single one all is told."""
     hub: str | None = None
-    """Where models that lie on both come from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Where models that lie on both come from: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     json: bool = False
     """Print a JSON array of objects."""
 

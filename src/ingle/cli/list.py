@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ingle import facts
 from ingle.cli.flags import parse
 from ingle.cli.table import print_table
 from ingle.errors import printable
-from ingle.hub.disk import size_text
 from ingle.hub.inventory import Held, inventory
 from ingle.hub.store import Store
 
@@ -39,7 +39,10 @@ def main(argv: Sequence[str]) -> None:
     if not found:
         print("no models here yet: `ingle pull NAME` fetches one; `ingle catalog` lists short names")
         return
-    rows = [(held.name, size_text(held.size) if held.size else "-", held.format, _when(held.used_s)) for held in found]
+    rows = [
+        (held.name, facts.decimal_size(held.size) if held.size else "-", held.format, _when(held.used_s))
+        for held in found
+    ]
     if any(held.short_name for held in found):
         named = [(*row, held.short_name) for row, held in zip(rows, found, strict=True)]
         print_table(("NAME", "SIZE", "FORMAT", "LAST USED", "SHORT NAME"), named, right={1})

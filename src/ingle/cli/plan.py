@@ -32,8 +32,9 @@ _HIDDEN: Hidden = {
 class Plan:
     """Say what a model takes, which GPUs carry it and how, and how fast it could be at best.
 
-    From its configuration and the headers of its weight files alone, which for a model that is not on this machine are
-    all that is fetched: MODEL is a name, org/name, a URL, a folder, a .gguf file, or just a config.json.
+    From its configuration and the headers of its weight files alone: of a model that is not here no more is fetched.
+
+    MODEL may also be just a config.json.
     """
 
     engine: EngineConfig

@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tyro.conf import Positional
+
+from ingle import facts
 from ingle.cli.flags import parse
 from ingle.errors import ConfigError, printable
-from ingle.hub.disk import size_text
 from ingle.hub.inventory import held_by_name, inventory, remove
 from ingle.hub.store import Store
 
@@ -17,10 +19,10 @@ from ingle.hub.store import Store
 class Remove:
     """Remove models from this machine, also from the hubs' caches. On a terminal it asks first."""
 
-    names: tuple[str, ...]
+    names: Positional[tuple[str, ...]] = ()
     """As `ingle list` shows them. org/name of a GGUF repository means all of its files that are here."""
     hub: str | None = None
-    """Where org/name is from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Where org/name is from: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     yes: bool = False
     """Do not ask."""
 
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     here = list(inventory(Store()))
     found = {(held.name, held.path): held for name in flags.names for held in held_by_name(name, here, flags.hub)}
     for held in found.values():
-        name, size = printable(held.name), f", {size_text(held.size)}" if held.size else ""
+        name, size = printable(held.name), f", {facts.decimal_size(held.size)}" if held.size else ""
         if not flags.yes and sys.stdin.isatty() and not _agreed(f"{name}{size}"):
             print(f"{name} stays")
             continue

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from tyro.conf import Positional
+
 from ingle.cli.flags import parse
 from ingle.cli.table import print_table
 from ingle.errors import ConfigError, ModelError, printable
@@ -19,10 +21,10 @@ from ingle.hub.origins import origin_of
 class Search:
     """Find models on a hub, those that are downloaded most first."""
 
-    words: tuple[str, ...]
+    words: Positional[tuple[str, ...]] = ()
     """Of the model's name: `ingle search qwen3 gguf`."""
     hub: str | None = None
-    """huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Which: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     limit: int = 20
     """Most models to print."""
     json: bool = False

@@ -28,11 +28,11 @@ _MAX_CHARS = 4096
 class Show:
     """Show what a model is and whether it runs here, read from its files without loading it.
 
-    Of a model that is not on this machine its hub is asked, without the weights, and nothing is kept.
+    Of a model that is not on this machine its hub is asked: no weights are downloaded, and nothing is kept.
     """
 
     model: str
-    """Short name, org/name or URL of a model, a Hugging Face model folder, or a .gguf file."""
+    """A short name, org/name, org/name:Q4_K_M, the URL of a .gguf file, a model's folder, or a .gguf file."""
     hub: str | None = None
     """Where org/name lies: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     revision: str | None = None

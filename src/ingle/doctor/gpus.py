@@ -158,10 +158,10 @@ def check_triton(here: Here, report: Reporter) -> None:
         elif "out of memory" in str(error):
             report.warn("not tried: the GPU has no memory left", "free some, as said above, and ask again")
         else:
+            needs = "needs a C compiler (`apt-get install gcc`) and a folder to write to (~/.triton, TRITON_CACHE_DIR)"
             report.fail(
                 f"does not compile and run a kernel: {error}",
-                "it needs a C compiler (`apt-get install gcc`) and a folder to write to (~/.triton, or "
-                "TRITON_CACHE_DIR); --gpu-kernels torch does without",
+                f"Triton {needs}; --gpu-kernels torch does without Triton",
             )
         return
     if found["right"]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
-def _double(numbers: Any, out: Any, BLOCK: tl.constexpr) -> None:
+@triton.jit
+def double(numbers_ptr, out_ptr, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + offsets, 2 * tl.load(numbers + offsets))
-
-
-double = triton.jit(_double)
+    tl.store(out_ptr + offsets, 2 * tl.load(numbers_ptr + offsets))

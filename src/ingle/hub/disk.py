@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ingle import facts
 from ingle.errors import ModelError
 
 CHUNK_BYTES = 1 << 20
@@ -58,17 +59,9 @@ def check_space(folder: Path, need: int, doing: str, setting: str = "INGLE_HOME"
         return
     if free < need:
         raise ModelError(
-            f"{doing} needs {size_text(need)} of disk space, {folder} has {size_text(free)} free",
+            f"{doing} needs {facts.decimal_size(need)} of disk space, {folder} has {facts.decimal_size(free)} free",
             alternative=more_room(setting),
         )
-
-
-def size_text(size: int) -> str:
-    """Bytes as hubs write them, in powers of 1000."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"
 
 
 @contextmanager

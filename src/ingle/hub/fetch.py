@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ingle import facts
 from ingle.errors import ModelError
-from ingle.hub.disk import delete, disk_errors, locked, size_text
+from ingle.hub.disk import delete, disk_errors, locked
 from ingle.hub.download import Job, download
 from ingle.hub.http import HubError, Refused
 from ingle.hub.listing import Listing, Origin, RemoteFile
@@ -132,7 +133,7 @@ def told(listing: Listing, files: Sequence[RemoteFile]) -> Iterator[str]:
     """What somebody should know before a download begins."""
     size = sum(file.size or 0 for file in files)
     many = f"{len(files)} files" if len(files) > 1 else files[0].name
-    yield f"{listing.repo}: {size_text(size)} to download ({many}) from {listing.page}"
+    yield f"{listing.repo}: {facts.decimal_size(size)} to download ({many}) from {listing.page}"
     yield terms(listing)
 
 

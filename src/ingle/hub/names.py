@@ -143,11 +143,13 @@ def parse_name(name: str, hub: str | None = None) -> Reference:
 
 def is_hub_name(name: str) -> bool:
     """Whether it is written as models of a hub are, and no path: those to files end as files do."""
-    lowered = name.lower()
+    lowered = name.lower().rstrip("/")
     if any(lowered.startswith(prefix) for prefix in _PREFIXES):
         return True
-    path = name.partition("@")[0].partition(":")[0]
-    return _REPO.fullmatch(path) is not None and not lowered.endswith(FILE_SUFFIXES)
+    path = lowered.partition("@")[0].partition(":")[0]
+    if path.endswith(".gguf") and path.count("/") > 1:  # a file of a repository
+        path = "/".join(path.split("/")[:2])
+    return _REPO.fullmatch(path) is not None and not path.endswith(FILE_SUFFIXES)
 
 
 def _from_repo_path(name: str, path: str, hub: Hub) -> RepoRef:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingle.hub.disk import size_text
+from ingle import facts
 from ingle.hub.http import RETRY_DELAYS_S, Http, HubError, NotConnected, Unreachable, wait_before_retry
 from ingle.hub.threads import side_by_side
 
@@ -93,7 +93,7 @@ class Pieces:
             nonlocal told_s, wait_s
             if time.monotonic() - told_s > wait_s:
                 told_s, wait_s = time.monotonic(), 2 * wait_s
-                self.note(f"{what}: {size_text(self.taken)} so far")
+                self.note(f"{what}: {facts.decimal_size(self.taken)} so far")
 
         side_by_side(work, _AT_ONCE, self._stopped, watch=watch, hang_up=self.http.close)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from ingle import facts
 from ingle.errors import printable
-from ingle.hub.disk import size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -53,7 +53,7 @@ class PlainProgress:
     def stage(self, title: str, total: int) -> None:
         self._title, self._total, self._quarter = title, total, 0
         self._told_s = time.monotonic()
-        self.note(f"{title}: {size_text(total)}" if total else title)
+        self.note(f"{title}: {facts.decimal_size(total)}" if total else title)
 
     def update(self, done: int) -> None:
         quarter = 4 * done // max(self._total, 1)
@@ -64,7 +64,7 @@ class PlainProgress:
         elif now_s - self._told_s >= _EVERY_S:
             self._told_s = now_s
             share = f"{100 * done // self._total} %, " if self._total else ""
-            self.note(f"{self._title}: {share}{size_text(done)}")
+            self.note(f"{self._title}: {share}{facts.decimal_size(done)}")
 
     def part(self, name: str, total: int | None) -> Callable[[int], None]:
         return lambda done: None

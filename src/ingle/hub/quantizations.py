@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingle import cgroup
+from ingle import cgroup, facts
 from ingle.errors import ModelError
-from ingle.hub.disk import size_text
 from ingle.hub.listing import RemoteFile
 from ingle.hub.local import NOT_THE_MODEL
 from ingle.hub.names import quote
@@ -158,7 +157,7 @@ def _checked(where: str, variant: Variant, found: Sequence[Variant]) -> Variant:
 
 
 def _listed(found: Sequence[Variant]) -> str:
-    shown = [f"{variant.label} ({size_text(variant.size)})" for variant in found[:_MOST_LISTED]]
+    shown = [f"{variant.label} ({facts.decimal_size(variant.size)})" for variant in found[:_MOST_LISTED]]
     more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
     return f"there are {', '.join(shown)}{more}" if shown else "there is no .gguf file"
 

@@ -147,7 +147,8 @@ def _looks_like_path(name: str, path: Path, *, is_there: bool) -> bool:
         return True
     if os.sep not in name:
         return path.suffix.lower() in FILE_SUFFIXES
-    return is_there or not is_hub_name(name)
+    begins_here = name.count(os.sep) > 1 and name.lower().endswith(".gguf") and Path(path.parts[0]).is_dir()
+    return is_there or begins_here or not is_hub_name(name)
 
 
 def _known(name: str, store: Store, hub: str | None = None) -> Known:

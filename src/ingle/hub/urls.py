@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import quote as quote_url
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from ingle import facts
 from ingle.errors import ModelError
-from ingle.hub.disk import delete, disk_errors, locked, size_text
+from ingle.hub.disk import delete, disk_errors, locked
 from ingle.hub.download import PART, Job, download
 from ingle.hub.http import Http, shown_url
 from ingle.hub.local import GGUF_MAGIC
@@ -51,7 +52,7 @@ def fetch_url(ref: UrlRef, progress: Progress, store: Store) -> ModelSource:
             folder.mkdir(exist_ok=True)
             (folder / _URL).write_text(shown_url(ref.url))
             size = sum(job.size or 0 for job in jobs)
-            told = size_text(size) if size else "it does not say how much"
+            told = facts.decimal_size(size) if size else "it does not say how much"
             progress.note(f"{ref.file}: {told} to download from {urlsplit(ref.url).hostname}")
         download(http, jobs, f"downloading {ref.file}", progress)
     return _source([path for path, _ in files])

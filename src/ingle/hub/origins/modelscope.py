@@ -1,6 +1,6 @@
 """ModelScope, by the HTTP interface that its own package speaks (read in 1.19, 1.31 and 1.40).
 
-The package is not needed: it resumes nothing that failed a check, asks in which cloud it runs before each download,
+The package is not needed: it resumes nothing that failed a check, asks (in 1.31) in which region of a cloud it runs,
 unpickles what lies in its folders, and has its own bars and errors. Files land where it keeps them, so that each finds
 what the other has downloaded.
 """

@@ -222,6 +222,11 @@ async def test_lines_that_change_each_time_are_left_out(
     for cch in ("36ee5", "0aaa9"):
         assert (await post(client, system=system(cch))).status_code == 200
         assert prompt_of(engine) == "<system>You help.\n<user>hi\n<assistant>"
+    text = [{"type": "text", "text": BILLING.format("1")}, {"type": "text", "text": "You help."}]
+    for content in (f"{BILLING.format('1')}\nYou help.", text):  # a router's, that speaks OpenAI's API
+        asked = [{"role": "system", "content": content}, {"role": "user", "content": "hi"}]
+        assert (await client.post("/v1/chat/completions", json={"messages": asked})).status_code == 200
+        assert prompt_of(engine) == "<system>You help.\n<user>hi\n<assistant>"
     kept = "You help. x-anthropic-billing-header: none"
     await post(client, system=kept)
     assert prompt_of(engine).startswith(f"<system>{kept}")

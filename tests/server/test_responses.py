@@ -320,7 +320,7 @@ async def test_a_store_of_no_size(model: ServedModel) -> None:
     client = client_of(app_for(model, responses=ResponseStore(max_bytes=0)))
     answer = (await post(client)).json()
     assert answer["store"] is False
-    assert (await client.get(f"/v1/responses/{answer['id']}")).status_code == 404
+    assert_error(await client.get(f"/v1/responses/{answer['id']}"), 404, "--response-store", param="response_id")
 
 
 async def test_truncation(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

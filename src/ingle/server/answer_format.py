@@ -19,7 +19,7 @@ def bound_params(format: dict[str, Any] | None, param: str, given: dict[str, Any
     if bound is None:
         return free
     try:
-        return SamplingParams(**given, structured_outputs={**bound, "asked_as": param})
+        return SamplingParams(**{**given, "structured_outputs": {**bound, "asked_as": param}})
     except RequestError as error:
         raise RequestError(f"{param}: {error}", param=param, code=error.code, status=error.status) from None
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ingle.text.changing_lines import without_changing_lines
-
 _REMINDER = "<system-reminder>\n{}\n</system-reminder>"
 """How the system speaks amid a conversation, where most templates know no system: as a part of what the user says.
 
@@ -27,7 +25,6 @@ class Conversation:
         """Of tools, by the ids of their calls."""
 
     def system(self, text: str) -> None:
-        text = without_changing_lines(text)
         if not text:
             return
         if not self.messages or self.messages[-1]["role"] == "system":

@@ -10,6 +10,7 @@ from ingle.errors import RequestError
 from ingle.request import SamplingParams, stopping_at
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
+from ingle.text.changing_lines import without_changing_lines
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.formats.declared import Formats
 from ingle.text.formats.stream import Telling
@@ -124,13 +125,27 @@ def turn_prompt(model: ServedModel, turn: Turn) -> str:
     template = _template(model, turn)
     model.prompts.check_num_chars(sum(_num_chars(turn.messages)) + sum(_num_chars(turn.tools)), turn.params.messages)
     return template.prompt(
-        turn.messages,
+        _steady(turn.messages),
         tools=list(turn.tools) if turn.tools and turn.tool_choice != "none" else None,
         documents=list(turn.documents) or None,
         add_generation_prompt=turn.add_generation_prompt,
         continue_final_message=turn.continue_final_message,
         chat_template_kwargs=turn.template_kwargs,
     )
+
+
+def _steady(messages: Sequence[Message]) -> Sequence[Message]:
+    """Without what agents put before their instructions and change each time: it would cost the prefix cache."""
+    first = messages[0] if messages else {}
+    content = first.get("content")
+    if first.get("role") not in ("system", "developer") or not isinstance(content, str | list):
+        return messages
+    if isinstance(content, str):
+        kept: str | list[Any] = without_changing_lines(content)
+    else:
+        texts = [without_changing_lines(part["text"]) for part in content[:1] if isinstance(part.get("text"), str)]
+        kept = [*({**content[0], "text": text} for text in texts if text), *content[len(texts) :]]
+    return messages if kept == content else [*([{**first, "content": kept}] if kept else []), *messages[1:]]
 
 
 def _template(model: ServedModel, turn: Turn) -> ChatTemplate:

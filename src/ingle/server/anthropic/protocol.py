@@ -16,6 +16,33 @@ from ingle.server.openai.protocol import Integer
 from ingle.server.tagged import OneOf, texts_or
 
 TEXT_ONLY = "this model takes text only"
+REMARKS = frozenset(
+    (
+        "allowed_callers",
+        "betas",
+        "cache_control",
+        "caller",
+        "citations",
+        "context_management",
+        "data",
+        "defer_loading",
+        "diagnostics",
+        "eager_input_streaming",
+        "inference_geo",
+        "input_examples",
+        "media_type",
+        "metadata",
+        "service_tier",
+        "signature",
+        "speed",
+        "strict",
+        "task_budget",
+        "toolset_name",
+        "user_profile_id",
+        "workspace_id",
+    )
+)
+"""Fields, wherever they stand, that are accepted for what they are: they change nothing in the answer."""
 
 
 class Block(StrictModel):
@@ -26,10 +53,9 @@ class Block(StrictModel):
 
 
 class TextBlock(Block):
-    UNSUPPORTED: ClassVar[Neutral] = {"citations": ([],)}
-
     type: Literal["text"]
     text: str
+    citations: list[Any] | None = None
 
 
 _TEXTS = OneOf("a part of a text", (TextBlock,), refused=dict.fromkeys(("image", "document"), TEXT_ONLY))

@@ -15,6 +15,33 @@ from ingle.server.openai.protocol import Integer, StreamOptions
 from ingle.server.tagged import OneOf, texts_or
 
 _TEXT_ONLY = "this model takes text only"
+REMARKS = frozenset(
+    (
+        "annotations",
+        "caller",
+        "client_metadata",
+        "context",
+        "context_management",
+        "detail",
+        "include_obfuscation",
+        "logprobs",
+        "max_tool_calls",
+        "metadata",
+        "mode",
+        "personality",
+        "phase",
+        "prompt_cache_breakpoint",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "status",
+        "user",
+        "verbosity",
+    )
+)
+"""Fields, wherever they stand, that are accepted for what they are: they change nothing in the answer."""
 
 
 class TextPart(StrictModel):

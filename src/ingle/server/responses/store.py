@@ -78,9 +78,12 @@ class ResponseStore:
             self._drop_expired()
             entry = self._entries.get(response_id)
             if entry is None:
+                kept = (
+                    f"Responses are kept for {self._max_age_s / 3600:g} hours at most, as long as there is room, and "
+                )
+                why = kept + "not if store is false." if self.keeps else "This server keeps none: see --response-store."
                 raise RequestError(
-                    f"The response {response_id!r:.100} does not exist here. Responses are kept for "
-                    f"{self._max_age_s / 3600:g} hours at most, as long as there is room, and not if store is false.",
+                    f"The response {response_id!r:.100} does not exist here. {why}",
                     param=param,
                     code="response_not_found",
                     status=404,

@@ -18,6 +18,9 @@ else:
 """Token ids at 4 bytes each. A list takes nine times that, and prompts wait by the million tokens."""
 
 FinishReason = Literal["stop", "length", "error"]
+PoolingKind = Literal["last", "mean", "cls", "logits"]
+"""What one vector is made of: the last token's hidden state, the mean of all, the first token's, or logits of the
+last."""
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -251,6 +254,27 @@ def stopping_at(params: SamplingParams, stops: tuple[str, ...]) -> SamplingParam
     return msgspec.structs.replace(params, stop=(*params.stop, *more))
 
 
+class Pooling(msgspec.Struct, frozen=True, kw_only=True):
+    """How one vector is made of a prompt's hidden states, which are those after the last norm."""
+
+    kind: PoolingKind = "last"
+    normalize: bool = True
+    """To length 1."""
+    dimensions: int | None = None
+    """Keep so many of the first numbers, before the length is made 1."""
+    token_ids: tuple[int, ...] = ()
+    """For `logits`: of these tokens."""
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether hidden states count that the prefix cache does not hold."""
+        return self.kind in ("mean", "cls")
+
+
+NO_TOKENS = Sampling(max_tokens=0)
+"""Of a request with `Pooling`."""
+
+
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """One prompt for the engine, which knows tokens, not text."""
 
@@ -259,6 +283,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     sampling: Sampling
     eos_token_ids: tuple[int, ...] = ()
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
+    pooling: Pooling | None = None
+    """One vector is made of the prompt, and no token drawn: `sampling` says `max_tokens=0`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt_token_ids, array):  # a caller whose types nobody checks
@@ -325,6 +351,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """One per prompt token, the first None; comes once, with the first token."""
     error: str | None = None
     """What went wrong, when `finish_reason` is "error"."""
+    pooled: bytes | None = None
+    """What became of the prompt of a request with `pooling`: float32, little-endian."""
 
 
 class CompletionOutput(msgspec.Struct):
@@ -356,6 +384,8 @@ def check_request(request: EngineRequest, *, vocab_size: int, max_model_len: int
     prompt = vocabulary_ids(request.prompt_token_ids, vocab_size)
     room_for(len(prompt), request.sampling.max_tokens, max_model_len)
     check_sampling(request.sampling, vocab_size)
+    if request.pooling is not None:
+        vocabulary_ids(request.pooling.token_ids, vocab_size)
 
 
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:

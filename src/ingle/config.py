@@ -270,12 +270,18 @@ _GROUPS = {"weights": WeightsConfig, "cache": CacheConfig, "parallel": ParallelC
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How a conversation becomes a prompt: the same for every command that loads a model."""
+    """How a conversation, or a text to be embedded or ranked, becomes a prompt: the same for every command that loads a
+    model."""
 
     chat_template: str | None = None
     """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
     merge_system: bool = False
     """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
+    pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    """What /v1/embeddings makes a vector of: the last token's hidden state, the mean of all, or the first token's.
+    auto: as the model's files say, and the last token's where they say nothing."""
+    reranker: Literal["auto", "qwen3", "none"] = "auto"
+    """The prompt by which /v1/rerank has the model judge a text. auto: as the model's files say, if they do."""
 
 
 @dataclass(frozen=True)

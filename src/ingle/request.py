@@ -379,6 +379,47 @@ class RequestOutput(msgspec.Struct):
     finished: bool = True
 
 
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of `LLM.embed`, as vLLM's users write it. None is the model's own way."""
+
+    dimensions: int | None = None
+    """The first numbers of each vector."""
+    normalize: bool | None = None
+    """To length 1."""
+    truncate_prompt_tokens: int | None = None
+    """Tokens that are kept of a longer text, -1 for as many as the model takes; None refuses it."""
+
+
+class EmbeddingOutput(msgspec.Struct):
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+class EmbeddingRequestOutput(msgspec.Struct):
+    """The vector of one text, as `LLM.embed` returns them."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
+class ScoringOutput(msgspec.Struct):
+    score: float
+
+
+class ScoringRequestOutput(msgspec.Struct):
+    """How well one text answers its query, as `LLM.score` returns them."""
+
+    request_id: str
+    outputs: ScoringOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
 def check_request(request: EngineRequest, *, vocab_size: int, max_model_len: int) -> None:
     """Raises `RequestError` for a request that a model of this vocabulary and context cannot serve."""
     prompt = vocabulary_ids(request.prompt_token_ids, vocab_size)

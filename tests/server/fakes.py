@@ -43,6 +43,8 @@ class Info:
     device: str = "cpu"
     dtype: str = "float32"
     family: str = "llama"
+    writes_text: bool = True
+    hidden_size: int = 8
     num_parameters: int = 1000
     stored_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 900, "F32": 100})
     expanded_types: list[str] = field(default_factory=lambda: ["Q8_0"])

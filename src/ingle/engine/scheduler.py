@@ -389,7 +389,9 @@ class Scheduler:
 
     def _num_cached(self, seq: Sequence) -> int:
         """Tokens that need not be computed."""
-        needs_all = seq.sampling.prompt_logprobs is not None or (seq.pooled is not None and seq.pooled.pooling.needs_all)
+        needs_all = seq.sampling.prompt_logprobs is not None or (
+            seq.pooled is not None and seq.pooled.pooling.needs_all
+        )
         if not self.limits.enable_prefix_caching or needs_all:
             return 0
         return seq.pages.num_cached(seq.token_ids)

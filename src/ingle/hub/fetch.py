@@ -105,7 +105,7 @@ class _Fetch:
             raise ModelError(f"{self._listing.repo}: its config.json cannot be read: {error}") from error
         if not isinstance(config, dict):
             raise ModelError(f"{self._listing.repo}: its config.json holds no object")
-        refuse_config(self._listing, config)
+        refuse_config(self._listing, config, self._folder)
 
     def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
         """Tells first how much comes, where from and under which terms."""

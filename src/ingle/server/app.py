@@ -13,13 +13,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ingle.server import rerank
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate
 from ingle.server.middleware import RequestScope
 from ingle.server.models import ModelPool
-from ingle.server.openai import chat, completions, models
+from ingle.server.openai import chat, completions, embeddings, models
 from ingle.server.queue import BodyMemory
 from ingle.version import __version__
 
@@ -93,6 +94,8 @@ ENDPOINTS = (
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *rerank.ENDPOINTS,
 )
 
 

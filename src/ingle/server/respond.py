@@ -23,6 +23,7 @@ from ingle.server.queue import BodyMemory
 from ingle.server.streaming import EventStream, unless_disconnected
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
+T = TypeVar("T")
 
 _SMALL_BYTES = 64 << 10
 _MANY_SCORED = 500
@@ -71,20 +72,7 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     parsing does: every stream of the server waits for what runs on the loop, and thousands of requests may come at
     once.
     """
-    models = ModelPool.of(request)
-    unread: BodyMemory = request.app.state.unread
-
-    def prepared(body: bytes) -> Writer:
-        parsed = parse_body(kind, body)
-        model = models.get(parsed.model)
-        model.check_engine()
-        return prepare(model, parsed)
-
-    with unread.account() as account:
-        body = await read_body(request, account)
-        models.check_engines()
-        writer = await _in_thread(prepared, body)
-        del body  # what waits for its tokens is the writer alone
+    writer = await read_prepared(request, kind, prepare)
     queue, requests = writer.generation.model.queue, writer.generation.requests
     queue.enter(requests)
 
@@ -99,6 +87,23 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     finally:
         leave()
     return Response(whole, media_type="application/json")
+
+
+async def read_prepared(request: Request, kind: type[BodyT], prepare: Callable[[ServedModel, BodyT], T]) -> T:
+    """What `prepare` makes, in a thread, of the model and the body of a request."""
+    models = ModelPool.of(request)
+    unread: BodyMemory = request.app.state.unread
+
+    def prepared(body: bytes) -> T:
+        parsed = parse_body(kind, body)
+        model = models.get(parsed.model)
+        model.check_engine()
+        return prepare(model, parsed)
+
+    with unread.account() as account:
+        body = await read_body(request, account)
+        models.check_engines()
+        return await _in_thread(prepared, body)
 
 
 async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
@@ -125,7 +130,7 @@ async def _whole(writer: Writer) -> bytes:
     return await asyncio.get_running_loop().run_in_executor(_SMALL, written)
 
 
-async def _in_thread(prepared: Callable[[bytes], Writer], body: bytes) -> Writer:
+async def _in_thread(prepared: Callable[[bytes], T], body: bytes) -> T:
     loop = asyncio.get_running_loop()
     if len(body) <= _SMALL_BYTES:
         return await loop.run_in_executor(_SMALL, prepared, body)

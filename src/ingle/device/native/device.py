@@ -94,7 +94,6 @@ class NativeDevice:
             first += chunk.count
         return found
 
-
     def pooled(self, step: Step, inputs: Inputs, hidden: Floats) -> dict[int, Floats]:
         """For each chunk that asks: one vector of its hidden states."""
         found: dict[int, Floats] = {}

@@ -146,9 +146,7 @@ class TorchStep:
         self._prompt_logprobs = {
             index: [part.to_host() for part in parts] for index, parts in self._prompt_logprobs.items()
         }
-        self._pooled = {
-            index: vector.to("cpu", non_blocking=True) for index, vector in self._pooled.items()
-        }
+        self._pooled = {index: vector.to("cpu", non_blocking=True) for index, vector in self._pooled.items()}
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
 

@@ -84,7 +84,7 @@ def _logit_bias(value: Any) -> dict[int, float] | None:
     return biases
 
 
-def _prompts(value: Any) -> list[str] | list[list[int]]:
+def texts_or_ids(value: Any) -> list[str] | list[list[int]]:
     """One prompt or several, as text or token ids: always a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -209,7 +209,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[
         list[str] | list[list[int]],
-        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+        PlainValidator(texts_or_ids, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
     ]
     echo: bool | None = None
     best_of: Integer | None = None

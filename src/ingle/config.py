@@ -280,8 +280,8 @@ class TextConfig:
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     """What /v1/embeddings makes a vector of: the last token's hidden state, the mean of all, or the first token's.
     auto: as the model's files say, and the last token's where they say nothing."""
-    reranker: Literal["auto", "qwen3", "none"] = "auto"
-    """The prompt by which /v1/rerank has the model judge a text. auto: as the model's files say, if they do."""
+    rerank_template: Literal["auto", "qwen3", "none"] = "auto"
+    """The prompt in which /v1/rerank has the model judge a text. auto: as the model's files say, if they do."""
 
 
 @dataclass(frozen=True)
@@ -317,6 +317,12 @@ class ServerConfig:
     max_num_queued_tokens: int = 4_194_304
     """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
 
+    files_dir: str | None = None
+    """Folder for uploaded files and batches. Default: one of INGLE_HOME's, by the name under which the model is served:
+    servers of one name on one machine share it."""
+    max_files_size: str = "8GiB"
+    """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
         if not self.host.strip():
@@ -325,6 +331,8 @@ class ServerConfig:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
         for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
             _at_least(name, getattr(self, name), 1)
+        if self.max_files_size != "0":
+            parse_bytes("--max-files-size", self.max_files_size)
         if not 0.0 < self.timeout_keep_alive < math.inf:
             raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
         for flag, words in (

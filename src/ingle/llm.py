@@ -67,8 +67,8 @@ class LLM:
 
     `model` is a short name, a Hugging Face folder or a .gguf file; `options` are those of
     `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. `chat_template`, `merge_system`,
-    `pooling` and `reranker` are those of `ingle.config.TextConfig`. `report` is told what happens while the model is
-    loaded, for people. Raises `ModelError` and `ConfigError`.
+    `pooling` and `rerank_template` are those of `ingle.config.TextConfig`. `report` is told what happens while the
+    model is loaded, for people. Raises `ModelError` and `ConfigError`.
 
     It may be used from many threads, and from within the loop over a stream: calls that run at the same time share the
     engine's steps, and each gets its own outputs. In asyncio: `await asyncio.to_thread(llm.generate, prompt)`.
@@ -81,7 +81,7 @@ class LLM:
         chat_template: str | None = None,
         merge_system: bool = False,
         pooling: Literal["auto", "last", "mean", "cls"] = "auto",
-        reranker: Literal["auto", "qwen3", "none"] = "auto",
+        rerank_template: Literal["auto", "qwen3", "none"] = "auto",
         report: Callable[[str], None] = lambda stage: None,
         **options: Any,
     ) -> None:
@@ -91,7 +91,7 @@ class LLM:
         source = ensure_model(model)
         report("reading the tokenizer")
         with before_loading(config, source.path):
-            text_config = TextConfig(chat_template, merge_system, pooling, reranker)
+            text_config = TextConfig(chat_template, merge_system, pooling, rerank_template)
             text = load_text_side(source.path, text_config, source.recommended)
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
@@ -268,7 +268,9 @@ class LLM:
         Raises `RequestError`, also for a model that is no reranker.
         """
         if self.reranker is None:
-            raise RequestError("this model is no reranker that ingle knows: reranker= (--reranker) names one")
+            raise RequestError(
+                "this model is no reranker that ingle knows: rerank_template= (--rerank-template) names one"
+            )
         pairs = pairs_of(queries, documents)
         most = self.texts.max_tokens if truncate_prompt_tokens == -1 else truncate_prompt_tokens
         prompts = [self.reranker.prompt(query, text, instruction, most) for query, text in pairs]

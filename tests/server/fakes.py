@@ -45,6 +45,7 @@ class Info:
     family: str = "llama"
     writes_text: bool = True
     hidden_size: int = 8
+    max_num_seqs: int = 8
     num_parameters: int = 1000
     stored_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 900, "F32": 100})
     expanded_types: list[str] = field(default_factory=lambda: ["Q8_0"])
@@ -55,6 +56,12 @@ class Info:
 class Health:
     ok: bool = True
     detail: str = "ok"
+
+
+@dataclass
+class Stats:
+    num_running: int = 0
+    num_waiting: int = 0
 
 
 @dataclass
@@ -72,6 +79,7 @@ class ScriptedEngine:
     die_after: int | None = None
     """Tokens after which the engine is dead."""
     status: Health = field(default_factory=Health)
+    stats: Stats = field(default_factory=Stats)
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     running: int = 0

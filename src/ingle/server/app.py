@@ -15,12 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from ingle.server import rerank
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
+from ingle.server.batch.store import Store
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate
 from ingle.server.middleware import RequestScope
 from ingle.server.models import ModelPool
-from ingle.server.openai import chat, completions, embeddings, models
+from ingle.server.openai import batches, chat, completions, embeddings, files, models
 from ingle.server.queue import BodyMemory
 from ingle.version import __version__
 
@@ -38,11 +39,13 @@ def create_app(
     access_log: bool = True,
     unread: BodyMemory | None = None,
     loading: Loading | None = None,
+    store: Store | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `unread` bounds the bodies being read;
-    while it is `loading`, the pool is empty and nobody is let through to it.
+    while it is `loading`, the pool is empty and nobody is let through to it. `store` keeps files and batches, if any;
+    `ingle.server.batch.worker` runs those.
     """
     middleware = [Middleware(RequestScope, access_log=access_log)]
     if access.allowed_hosts:
@@ -58,6 +61,8 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.models = pool
     app.state.unread = BodyMemory() if unread is None else unread
+    app.state.store = store
+    app.state.batches = None
     install_error_handlers(app)
     return app
 
@@ -96,6 +101,8 @@ ENDPOINTS = (
     *chat.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *rerank.ENDPOINTS,
+    *files.ENDPOINTS,
+    *batches.ENDPOINTS,
 )
 
 

@@ -243,7 +243,7 @@ def reranker_of(model: ServedModel) -> Reranker:
     if reranker is None:
         raise RequestError(
             f"The model {model.name!r} is no reranker that ingle knows: it runs Qwen3-Reranker, which it tells by the "
-            "model's card, or by --reranker qwen3.",
+            "model's card, or by --rerank-template qwen3.",
             code="model_not_supported",
         )
     return reranker

@@ -74,7 +74,7 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
         pooling = folder_pooling(path) if metadata is None else gguf_pooling(metadata)
     if tokenizer is not None:
         with found.apart():
-            reranker = reranker_of(config.reranker, path, metadata, tokenizer)
+            reranker = reranker_of(config.rerank_template, path, metadata, tokenizer)
     if tokenizer is not None and tokenizer.chat_template is not None:
         with found.apart():
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, merge_system=config.merge_system)

@@ -51,7 +51,7 @@ JUDGEMENTS: Mapping[str, Judgement] = {
         no="no",
     ),
 }
-"""By the value of `--reranker`. Source: the model cards of Qwen3-Reranker."""
+"""By the value of `--rerank-template`. Source: the model cards of Qwen3-Reranker."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def reranker_of(
     if any(len(ids) != 1 for ids in words):
         if wanted == "auto":
             return None
-        raise ConfigError(f"--reranker {wanted}: the model's vocabulary has no single token for "
+        raise ConfigError(f"--rerank-template {wanted}: the model's vocabulary has no single token for "
                           f"{judgement.yes!r} and {judgement.no!r}: it is no such reranker")  # fmt: skip
     before, after = (tokenizer.encode(part, add_special_tokens=False) for part in (judgement.before, judgement.after))
     pooling = Pooling(kind="logits", normalize=False, token_ids=tuple(ids[0] for ids in words))

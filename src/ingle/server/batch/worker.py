@@ -81,8 +81,11 @@ class BatchWorker:
                 self._fail(stored, [BatchError(code="server_error", message="the server's log has the reason")])
 
     async def _look(self) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), _LOOK_S)
+        waiter = asyncio.ensure_future(self.changed.wait())
+        try:
+            await asyncio.wait((waiter,), timeout=_LOOK_S)
+        finally:
+            waiter.cancel()
 
     def _is_ours(self, stored: StoredBatch) -> bool:
         """Whether it has not ended, and asks for a model that is served here."""

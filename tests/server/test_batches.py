@@ -67,7 +67,6 @@ class Place:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_LOOK_S", 0.01)
-    monkeypatch.setattr(worker_module, "_BUSY_S", 0.01)
 
 
 @pytest.fixture

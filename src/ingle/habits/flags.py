@@ -383,7 +383,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
         "--disable-access-log --show-paths --timeout-keep-alive= --max-connections= --max-num-queued-reqs= "
-        "--max-num-queued-tokens=",
+        "--max-num-queued-tokens= --files-dir= --max-files-size=",
         "only `ingle serve` listens",
     ),
     (

@@ -110,8 +110,10 @@ async def _serve(start: Start, deadline: Deadline) -> None:
             server.should_exit = server.force_exit = True
             raise
         pool.add(model)
+        store = app.state.store = store_of(config, model.name)
         server.engine, loading.done = model.engine, True
-        working.append(asyncio.create_task(_run_batches(app, pool, store_of(config, model.name))))
+        if store is not None:
+            working.append(asyncio.create_task(_run_batches(app, pool, store)))
         gc.freeze()
         gc.enable()
         with announced(model.names, model.info, start.sock):
@@ -135,12 +137,10 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         raise EngineError(server.engine.failure)
 
 
-async def _run_batches(app: Starlette, pool: ModelPool, store: Store | None) -> None:
-    if store is None:
-        return
+async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
     from ingle.server.batch.worker import BatchWorker
 
-    app.state.store, app.state.batches = store, BatchWorker(app, pool, store)
+    app.state.batches = BatchWorker(app, pool, store)
     try:
         await app.state.batches.run()
     except EngineError:  # the server ends, and whichever comes next goes on
@@ -199,7 +199,7 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
-    if model.chat_template is None:
+    if model.chat_template is None and model.info.writes_text:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
@@ -212,6 +212,9 @@ def _example(model: ServedModel, access: Access, url: str) -> str:
     """A request that this model answers."""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
     body: dict[str, object] = {"model": model.name}
+    if not model.info.writes_text:
+        path, body["input"] = "embeddings", "Once upon a time"
+        return _curl(url, path, key, body)
     if model.chat_template is not None:
         path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello!"}]
     else:
@@ -219,5 +222,9 @@ def _example(model: ServedModel, access: Access, url: str) -> str:
     if not model.default_sampling:
         body["temperature"] = 0.2
     body["max_tokens"] = 64
+    return _curl(url, path, key, body)
+
+
+def _curl(url: str, path: str, key: str, body: dict[str, object]) -> str:
     shown = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")  # no quote ends the shell's
     return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{shown}'"

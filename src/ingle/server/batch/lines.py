@@ -26,6 +26,9 @@ ENDPOINTS = (
 """What a line may ask for, as far as the server has it."""
 MAX_LINE_BYTES = 32 << 20
 MAX_ID_CHARS = 512
+_BUSY = (429, 503)
+"""There was no room, or no time."""
+BUSY_S = 0.5
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -114,6 +117,15 @@ async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line) -> O
         body = msgspec.json.encode(told)
     told_of = LineResponse(status_code=status, request_id=request_id, body=msgspec.Raw(body))
     return OutputLine(id=f"batch_req_{request_id}", custom_id=line.custom_id, response=told_of)
+
+
+async def answer_patiently(app: Starlette, answers: Mapping[str, Answer], line: Line) -> OutputLine:
+    """As `answer`, but that what the server has no room for now is asked again."""
+    while True:
+        result = await answer(app, answers, line)
+        if result.response is None or result.response.status_code not in _BUSY:
+            return result
+        await asyncio.sleep(BUSY_S)
 
 
 def _scope(app: Starlette, line: Line, request_id: str) -> dict[str, Any]:

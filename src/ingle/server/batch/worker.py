@@ -16,7 +16,7 @@ import msgspec
 from starlette.applications import Starlette
 
 from ingle.errors import EngineError, RequestError
-from ingle.server.batch.lines import BadLine, Line, answer, answers_of, done_ids, line_of, read_lines
+from ingle.server.batch.lines import BadLine, Line, answer_patiently, answers_of, done_ids, line_of, read_lines
 from ingle.server.batch.records import (
     ENDED,
     Batch,
@@ -36,9 +36,7 @@ logger = logging.getLogger("ingle.server")
 
 MAX_LINES = 50_000
 _MAX_ERRORS = 100
-_BUSY = (429, 503)
-"""What is asked again: there was no room, or no time."""
-_LOOK_S, _SAVE_S, _SWEEP_S, _BUSY_S = 2.0, 1.0, 60.0, 0.5
+_LOOK_S, _SAVE_S, _SWEEP_S = 2.0, 1.0, 60.0
 
 
 class BatchWorker:
@@ -175,18 +173,11 @@ class BatchWorker:
         """Half of the engine's slots at most, and only while nobody waits for one."""
         return spread(
             lines,
-            self._result,
+            lambda line: answer_patiently(self._app, self._answers, line),
             max(1, model.info.max_num_seqs // 2),
             may_start=lambda: model.engine.stats.num_waiting == 0,
             ended=lambda: self._end_of(stored.batch) is not None,
         )
-
-    async def _result(self, line: Line) -> OutputLine:
-        while True:
-            result = await answer(self._app, self._answers, line)
-            if result.response is None or result.response.status_code not in _BUSY:
-                return result
-            await asyncio.sleep(_BUSY_S)
 
     def _end_of(self, batch: Batch) -> BatchStatus | None:
         """How it ends before all of it is done, if it does."""

@@ -31,6 +31,8 @@ class ModelPooling:
     """The name of the one that holds where none is asked for."""
     max_tokens: int | None = None
     """Of a text; None for as many as the context holds."""
+    declared: bool = True
+    """The model was made for it, and writes no text."""
 
     def of(self, dimensions: int | None = None, normalize: bool | None = None) -> Pooling:
         """What a request asks of the engine."""

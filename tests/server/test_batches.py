@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -378,13 +379,15 @@ async def test_names_are_only_told(place: Place) -> None:
 
 
 async def test_files_expire(place: Place) -> None:
-    async with place.working() as client:
+    async with client_of(place.app()) as client:
         more = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
         file = (await upload(client, b"x", **more)).json()
         kept = (await upload(client, b"y")).json()
         place.clock.s += 3600
         assert [each["id"] for each in (await client.get("/v1/files")).json()["data"]] == [kept["id"]]
         assert (await client.get(f"/v1/files/{file['id']}/content")).status_code == 404
+    (orphan := place.root / "files" / f"file-{'0' * 32}.data").touch()  # of a delete that was cut off
+    os.utime(orphan, (0, 0))
     Store(place.root, 100, place.clock).sweep()
     assert {path.stem for path in (place.root / "files").iterdir()} == {kept["id"]}
 

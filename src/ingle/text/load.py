@@ -25,7 +25,7 @@ from ingle.weights.pointer import refuse_pointer
 log = logging.getLogger(__name__)
 
 _MODELS_OWN = TextConfig()
-_DEFAULT_POOLING = ModelPooling()
+_DEFAULT_POOLING = ModelPooling(declared=False)
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _GGUF_SAMPLING = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
 """llama.cpp's names under `general.sampling`, where they are others."""

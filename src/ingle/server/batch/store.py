@@ -170,15 +170,15 @@ class Store:
             return None
 
     def sweep(self) -> None:
-        """Removes what has expired, and what an upload left behind that was cut off."""
+        """Removes what has expired, and what uploads and deletions left behind that were cut off."""
         now = self.now()
         for path in self._folder("files").glob("file-*.json"):
             file = self._read(path, File)
             if file is not None and file.expires_at is not None and file.expires_at <= now:
                 self._drop(file.id)
-        for path in self._folder("files").glob("file-*.part"):
+        for path in (*self._folder("files").glob("file-*.part"), *self._folder("files").glob("file-*.data")):
             with contextlib.suppress(OSError):
-                if path.stat().st_mtime < now - 86_400:
+                if not path.with_suffix(".json").exists() and path.stat().st_mtime < now - 86_400:
                     path.unlink()
         for stored in self.batches():
             if stored.batch.status in ENDED and stored.batch.created_at + KEEP_S < now:

@@ -283,6 +283,12 @@ class TextConfig:
     auto: as the model's files say, and the last token's where they say nothing."""
     rerank_template: Literal["auto", "qwen3", "none"] = "auto"
     """The prompt in which /v1/rerank has the model judge a text. auto: as the model's files say, if they do."""
+    tool_call_parser: str | None = None
+    """The format in which the model calls tools, by vLLM's name: hermes, llama3_json, mistral, pythonic, qwen3_coder,
+    deepseek_v3 and others; none to read no calls. Default: the one that the chat template shows."""
+    reasoning_parser: str | None = None
+    """The format in which the model writes its thoughts, by vLLM's name: deepseek_r1, qwen3, mistral, openai_gptoss and
+    others; none to leave them in the text of the answer. Default: the one that the chat template shows."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +315,9 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    strict_fields: bool = False
+    """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
+    `X-Ingle-Ignored-Fields` of the answer."""
     timeout_keep_alive: float = 65.0
     """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
     max_connections: int = 4096
@@ -317,6 +326,11 @@ class ServerConfig:
     """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
     max_num_queued_tokens: int = 4_194_304
     """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
+    response_store: str = "256MB"
+    """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
+    such as 1GiB; 0 keeps none. The oldest go first."""
+    response_store_hours: float = 24.0
+    """How long such an answer is kept at most."""
 
     files_dir: str | None = None
     """Folder for uploaded files and batches. Default: one of INGLE_HOME's, by the name under which the model is served:
@@ -326,6 +340,10 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
+        _number("response_store_hours", self.response_store_hours)
+        self.response_store_bytes()
+        if not 0.0 < self.response_store_hours < math.inf:
+            raise ConfigError(f"--response-store-hours {self.response_store_hours} is not a time: give hours above 0")
         if not self.host.strip():
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
@@ -344,6 +362,9 @@ class ServerConfig:
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
         self.api_keys()
+
+    def response_store_bytes(self) -> int:
+        return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
 
     def api_keys(self) -> tuple[str, ...]:
         """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""

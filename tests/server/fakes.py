@@ -20,6 +20,7 @@ from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
 from ingle.server.access import Access
 from ingle.server.app import create_app
+from ingle.server.engine_client import in_background
 from ingle.server.graceful import http_config
 from ingle.server.http_limits import HttpLimits
 from ingle.server.models import ModelPool, ServedModel
@@ -81,6 +82,8 @@ class ScriptedEngine:
     status: Health = field(default_factory=Health)
     stats: Stats = field(default_factory=Stats)
     requests: list[EngineRequest] = field(default_factory=list)
+    in_background: list[bool] = field(default_factory=list)
+    """Of each of them, whether it may wait for others."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
     num_steps: int = 0
@@ -96,6 +99,7 @@ class ScriptedEngine:
         if not self.status.ok:
             raise EngineError(self.status.detail)
         self.requests.append(request)
+        self.in_background.append(in_background.get())
         self.running += 1
         finished = False
         try:

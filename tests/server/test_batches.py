@@ -237,6 +237,8 @@ async def test_whoever_waits_goes_first(place: Place, engine: ScriptedEngine) ->
         assert not engine.requests
         engine.stats.num_waiting = 0
         assert (await ended(client, batch))["status"] == "completed"
+        await client.post("/v1/chat/completions", json=line("b")["body"])
+    assert engine.in_background == [True, False]
 
 
 async def test_no_more_than_half_of_the_slots(place: Place, engine: ScriptedEngine) -> None:

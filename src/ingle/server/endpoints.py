@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,5 +21,23 @@ class Endpoint:
     path: str
     """With parameters as Starlette writes them."""
     answer: Callable[[Request], Awaitable[Response]]
-    body: type[StrictModel] | None = None
-    """What the request's body holds."""
+    body: type[StrictModel] | tuple[type[StrictModel], ...] | None = None
+    """What the request's body holds; of several, one."""
+    answers: type[msgspec.Struct] | None = None
+    """What the answer's JSON holds. None: nobody has said it."""
+    chunks: type[msgspec.Struct] | UnionType | None = None
+    """What an event of a streamed answer holds, where it may be streamed."""
+    other_answers: tuple[tuple[int, tuple[type[msgspec.Struct], ...]], ...] = ()
+    """Statuses whose bodies may be others than `answers`, or for errors an `ErrorBody`, and what they hold."""
+    error: type[msgspec.Struct] | None = None
+    """What errors hold, in a protocol that is not OpenAI's."""
+    statuses: tuple[int, ...] = ()
+    """Of errors that not every endpoint has: 404 where a path names something."""
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters behind the path, and the JSON schema of each."""
+    form: Mapping[str, Any] | None = None
+    """The JSON schema of a body that is a form, multipart/form-data."""
+    media_type: str = "application/json"
+    """Of the answer."""
+    about: str = ""
+    """In a line, for people; else the first line of what `answer` says of itself."""

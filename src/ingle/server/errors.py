@@ -1,9 +1,11 @@
-"""Every error leaves as OpenAI shapes it: {"error": {"message", "type", "param", "code"}}."""
+"""Every error leaves in the shape of its protocol, which is OpenAI's where no other was asked for:
+{"error": {"message", "type", "param", "code"}}.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from http import HTTPStatus
 
@@ -41,6 +43,21 @@ class ErrorBody(msgspec.Struct):
     error: ErrorDetail
 
 
+class Dialect(msgspec.Struct, frozen=True):
+    """How a protocol tells an error."""
+
+    status: Callable[[int], int]
+    """The HTTP status that its clients know for ours."""
+    body: Callable[[int, ErrorDetail], msgspec.Struct]
+    """Of that status."""
+    request_id_header: str = "X-Request-Id"
+
+
+OPENAI = Dialect(lambda status: status, lambda status, detail: ErrorBody(detail))
+current_dialect: ContextVar[Dialect] = ContextVar("current_dialect", default=OPENAI)
+"""That of the request at hand."""
+
+
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> ErrorBody:
     """The body of an error. The message, which may quote the client, becomes one line of bounded length."""
     line = " ".join(message.split())
@@ -63,7 +80,15 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
 
 
 def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+    dialect = current_dialect.get()
+    status = dialect.status(status)
+    told = dialect.body(status, body.error)
+    return Response(msgspec.json.encode(told), status, headers, media_type="application/json")
+
+
+def error_event(status: int, body: ErrorBody) -> bytes:
+    """The last of a stream that OpenAI's clients read."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 def install_error_handlers(app: Starlette) -> None:

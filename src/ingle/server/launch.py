@@ -34,6 +34,7 @@ from ingle.server.logs import LINE, TIME, BackgroundLog
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.running import announced, url_of
 from ingle.server.stopping import Deadline, stop_while_loading
+from ingle.text.formats.detect import in_words
 from ingle.text.sandbox import sandboxes
 
 if TYPE_CHECKING:
@@ -96,11 +97,19 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from ingle.server.app import create_app
     from ingle.server.graceful import GracefulServer
+    from ingle.server.responses.store import ResponseStore
 
     config, loading, pool = start.config.server, Loading(), ModelPool()
     access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
     logger.info("listening on %s; /health says how far the model is", start.url)
-    app = create_app(pool, access, access_log=not config.disable_access_log, loading=loading)
+    app = create_app(
+        pool,
+        access,
+        access_log=not config.disable_access_log,
+        strict_fields=config.strict_fields,
+        loading=loading,
+        responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
+    )
     server = GracefulServer(app, _limits(config), deadline)
 
     async def load() -> None:
@@ -201,6 +210,8 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: %s", notice)
     if model.chat_template is None and model.info.writes_text:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
+    elif model.info.writes_text:
+        logger.info("%s", in_words(model.text.formats))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

@@ -160,16 +160,18 @@ class ScoreList(msgspec.Struct, kw_only=True):
 
 
 async def rerank(request: Request) -> Response:
+    """Texts in the order in which they answer a query."""
     return await respond_vectors(request, RerankRequest, prepare_rerank)
 
 
 async def score_texts(request: Request) -> Response:
+    """How well each text answers its query, from 0 to 1."""
     return await respond_vectors(request, ScoreRequest, prepare_score)
 
 
 ENDPOINTS = (
-    *(Endpoint("POST", path, rerank, RerankRequest) for path in ("/v1/rerank", "/rerank", "/v2/rerank")),
-    *(Endpoint("POST", path, score_texts, ScoreRequest) for path in ("/v1/score", "/score")),
+    *(Endpoint("POST", path, rerank, RerankRequest, Ranking) for path in ("/v1/rerank", "/rerank", "/v2/rerank")),
+    *(Endpoint("POST", path, score_texts, ScoreRequest, ScoreList) for path in ("/v1/score", "/score")),
 )
 
 

@@ -15,6 +15,7 @@ from ingle.pooling import ModelPooling, folder_pooling, gguf_pooling
 from ingle.request import SamplingParams
 from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.formats.declared import NO_FORMATS, Formats
 from ingle.text.recommended import NOTHING, Recommended
 from ingle.text.reranker import Reranker, reranker_of
 from ingle.text.sandbox import sandboxes
@@ -44,6 +45,8 @@ class TextSide:
     """Where that stands, for people."""
     notices: tuple[str, ...] = ()
     """What the user should know of it."""
+    formats: Formats = NO_FORMATS
+    """In which the model writes thoughts and calls of tools."""
     pooling: ModelPooling = _DEFAULT_POOLING
     """How vectors are made of texts."""
     reranker: Reranker | None = None
@@ -80,6 +83,9 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, merge_system=config.merge_system)
             if given is not None:
                 _try(template)
+    formats = NO_FORMATS
+    with found.apart():
+        formats = _formats(config, template)
     found.raise_any()
     assert tokenizer is not None, "nothing was refused"
     source = "" if not sampling else "generation_config.json" if metadata is None else "general.sampling of the file"
@@ -91,7 +97,26 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
     pooling = _DEFAULT_POOLING if pooling is None else pooling
     if config.pooling != "auto":
         pooling = replace(pooling, kind=config.pooling)
-    return TextSide(tokenizer, template, sampling, source, tuple(filter(None, notices)), pooling, reranker)
+    return TextSide(tokenizer, template, sampling, source, tuple(filter(None, notices)), formats, pooling, reranker)
+
+
+def _formats(config: TextConfig, template: ChatTemplate | None) -> Formats:
+    """Raises `ConfigError` for a name that is not known."""
+    from ingle.text.formats.detect import NONE, reasoning_of, tools_of
+
+    if template is None:
+        return NO_FORMATS
+    try:
+        tools = tools_of(template.source, config.tool_call_parser)
+    except ValueError as error:
+        raise ConfigError(f"--tool-call-parser: {error}") from None
+    try:
+        reasoning = reasoning_of(template.source, config.reasoning_parser)
+    except ValueError as error:
+        raise ConfigError(f"--reasoning-parser: {error}") from None
+    if tools is not None and tools.name == "openai" and config.reasoning_parser != NONE:
+        reasoning = reasoning_of("", tools.name)  # calls and thoughts are parts of one format
+    return Formats(tools, reasoning)
 
 
 def template_fault(template: ChatTemplate) -> str | None:

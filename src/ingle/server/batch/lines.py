@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from ingle.errors import IngleError, RequestError
 from ingle.server.batch.records import BatchError, LineResponse, OutputLine
+from ingle.server.engine_client import in_background
 from ingle.server.errors import current_request_id, describe
 
 ENDPOINTS = (
@@ -103,6 +104,7 @@ async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line) -> O
     """What the endpoint says, errors included. Raises `EngineError` when there is nobody left to ask."""
     request_id = uuid.uuid4().hex
     current_request_id.set(request_id)
+    in_background.set(True)
     request = Request(_scope(app, line, request_id), _receiver(bytes(line.body)))
     try:
         response = await answers[line.url](request)

@@ -17,7 +17,7 @@ from ingle.errors import RequestError
 from ingle.server.batch.lines import BadLine, answers_of, line_of, read_lines
 from ingle.server.batch.records import Batch, StoredBatch
 from ingle.server.batch.store import KEEP_S, Store, new_file_id
-from ingle.server.body import Neutral, StrictModel, parse_body, read_body, show
+from ingle.server.body import Neutral, StrictModel, UnknownFields, parse_body, read_body, show
 from ingle.server.endpoints import Endpoint
 from ingle.server.openai.files import check_keep_s, first, json_of, page_of, store_of
 from ingle.server.openai.protocol import Integer
@@ -80,7 +80,7 @@ async def create_batch(request: Request) -> Response:
     store, unread = store_of(request), request.app.state.unread
     assert isinstance(unread, BodyMemory)
     with unread.account() as account:
-        asked = parse_body(BatchRequest, await read_body(request, account))
+        asked = parse_body(BatchRequest, await read_body(request, account), UnknownFields.of(request))
     if asked.endpoint not in (known := answers_of(request.app)):
         raise RequestError(f"endpoint must be one of {', '.join(known)}, got {show(asked.endpoint)}", param="endpoint")
     stored = await asyncio.to_thread(_add, store, asked)
@@ -133,6 +133,7 @@ async def list_batches(request: Request) -> Response:
 
 
 async def retrieve_batch(request: Request) -> Response:
+    """How far a batch is."""
     store = store_of(request)
     return json_of(await asyncio.to_thread(store.batch, request.path_params["batch_id"]))
 
@@ -143,9 +144,11 @@ async def cancel_batch(request: Request) -> Response:
     return json_of(await asyncio.to_thread(store.ask_to_cancel, request.path_params["batch_id"]))
 
 
+_ONE = "/v1/batches/{batch_id}"
+_QUERY = {"limit": {"type": "integer", "minimum": 1, "maximum": 100}, "after": {"type": "string"}}
 ENDPOINTS = (
-    Endpoint("POST", "/v1/batches", create_batch, BatchRequest),
-    Endpoint("GET", "/v1/batches", list_batches),
-    Endpoint("GET", "/v1/batches/{batch_id}", retrieve_batch),
-    Endpoint("POST", "/v1/batches/{batch_id}/cancel", cancel_batch),
+    Endpoint("POST", "/v1/batches", create_batch, BatchRequest, Batch),
+    Endpoint("GET", "/v1/batches", list_batches, answers=BatchList, statuses=(400, 404), query=_QUERY),
+    Endpoint("GET", _ONE, retrieve_batch, answers=Batch, statuses=(404,)),
+    Endpoint("POST", f"{_ONE}/cancel", cancel_batch, answers=Batch, statuses=(400, 404)),
 )

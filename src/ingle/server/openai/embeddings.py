@@ -31,7 +31,6 @@ class EmbeddingRequest(ModelRequest):
         "endianness": ("native", "little"),
         "messages": (),
         "mm_processor_kwargs": (),
-        "priority": (0,),
         "request_id": (),
     }
 
@@ -52,6 +51,8 @@ class EmbeddingRequest(ModelRequest):
     """Tokens that are kept of a longer text; -1 for as many as the model takes. Default: it is refused."""
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool | None = None
+    priority: Integer | None = Field(None, ge=-MAX_INTEGER, le=MAX_INTEGER)
+    """Lower ones are computed first; 0 by default."""
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
@@ -93,10 +94,11 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
 
 async def create_embeddings(request: Request) -> Response:
+    """A vector for each text."""
     return await respond_vectors(request, EmbeddingRequest, prepare_embeddings)
 
 
-ENDPOINTS = (Endpoint("POST", "/v1/embeddings", create_embeddings, EmbeddingRequest),)
+ENDPOINTS = (Endpoint("POST", "/v1/embeddings", create_embeddings, EmbeddingRequest, EmbeddingList),)
 
 
 class EmbeddingWriter:
@@ -121,7 +123,12 @@ def prepare_embeddings(model: ServedModel, asked: EmbeddingRequest) -> Embedding
     reader, name, reading = model.texts, f"embd-{uuid.uuid4().hex}", asked.reading
     texts: Iterable[str | list[int]] = asked.input
     requests = [
-        reader.read(text, pooling, reading, f"{name}-{index}", "input" if len(asked.input) == 1 else f"input[{index}]")
+        msgspec.structs.replace(
+            reader.read(
+                text, pooling, reading, f"{name}-{index}", "input" if len(asked.input) == 1 else f"input[{index}]"
+            ),
+            priority=asked.priority or 0,
+        )
         for index, text in enumerate(texts)
     ]
     return EmbeddingWriter(model, requests, as_base64=asked.encoding_format == "base64")

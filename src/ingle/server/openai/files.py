@@ -87,6 +87,7 @@ async def list_files(request: Request) -> Response:
 
 
 async def retrieve_file(request: Request) -> Response:
+    """What is said of a file."""
     store = store_of(request)
     return json_of(await asyncio.to_thread(store.file, request.path_params["file_id"]))
 
@@ -99,17 +100,35 @@ async def retrieve_content(request: Request) -> Response:
 
 
 async def delete_file(request: Request) -> Response:
+    """Deletes a file; a batch that was made of it goes on."""
     store, file_id = store_of(request), request.path_params["file_id"]
     await asyncio.to_thread(store.delete, file_id)
     return json_of(DeletedFile(id=file_id))
 
 
+_ONE = "/v1/files/{file_id}"
+_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "purpose": {"enum": list(PURPOSES)},
+        "expires_after[anchor]": {"const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": MIN_KEEP_S, "maximum": MAX_KEEP_S},
+    },
+}
+_QUERY = {
+    "purpose": {"type": "string"},
+    "order": {"enum": ["asc", "desc"]},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    "after": {"type": "string"},
+}
 ENDPOINTS = (
-    Endpoint("POST", "/v1/files", create_file),
-    Endpoint("GET", "/v1/files", list_files),
-    Endpoint("GET", "/v1/files/{file_id}", retrieve_file),
-    Endpoint("DELETE", "/v1/files/{file_id}", delete_file),
-    Endpoint("GET", "/v1/files/{file_id}/content", retrieve_content),
+    Endpoint("POST", "/v1/files", create_file, answers=File, statuses=(400, 404, 413, 415, 507), form=_FORM),
+    Endpoint("GET", "/v1/files", list_files, answers=FileList, statuses=(400, 404), query=_QUERY),
+    Endpoint("GET", _ONE, retrieve_file, answers=File, statuses=(404,)),
+    Endpoint("DELETE", _ONE, delete_file, answers=DeletedFile, statuses=(404,)),
+    Endpoint("GET", f"{_ONE}/content", retrieve_content, statuses=(404, 416), media_type="application/octet-stream"),
 )
 
 

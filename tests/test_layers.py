@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "cgroup", "heap", "habits"),
     ("home", "config", "kv", "request"),
     ("channel", "events", "step"),
-    ("facts", "kernels"),
+    ("facts", "kernels", "pooling"),
     ("description", "weights"),
     ("text", "model"),
     ("hub",),

@@ -148,7 +148,8 @@ def tables() -> str:
     lines = ["### Every endpoint", "", *_endpoint_table(schema)]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
-            if "requestBody" in operation and not path.endswith("/render"):
+            content = operation.get("requestBody", {}).get("content", {})
+            if "application/json" in content and not path.endswith("/render"):
                 lines += ["", f"### Fields of `{method.upper()} {path}`", "", *_field_table(schema, path, operation)]
     return "\n".join(lines)
 

@@ -8,11 +8,16 @@ from ingle.version import __version__
 
 if TYPE_CHECKING:
     from ingle.llm import LLM
-    from ingle.request import RequestOutput, SamplingParams
+    from ingle.request import PoolingParams, RequestOutput, SamplingParams
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "PoolingParams", "RequestOutput", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "ingle.llm", "SamplingParams": "ingle.request", "RequestOutput": "ingle.request"}
+_HOMES = {
+    "LLM": "ingle.llm",
+    "PoolingParams": "ingle.request",
+    "RequestOutput": "ingle.request",
+    "SamplingParams": "ingle.request",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -39,6 +39,10 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     kernels: str
     """What multiplies and attends."""
     family: str
+    writes_text: bool
+    """False for a model that only makes vectors of texts."""
+    hidden_size: int
+    """Numbers in a vector that it makes of a text."""
     num_parameters: int
     stored_types: dict[str, int]
     """Numbers that the checkpoint stores in each type, such as Q4_K or BF16, the most first."""

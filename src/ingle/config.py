@@ -271,12 +271,18 @@ _GROUPS = {"weights": WeightsConfig, "cache": CacheConfig, "parallel": ParallelC
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How a conversation becomes a prompt: the same for every command that loads a model."""
+    """How a conversation, or a text to be embedded or ranked, becomes a prompt: the same for every command that loads a
+    model."""
 
     chat_template: str | None = None
     """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
     merge_system: bool = False
     """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
+    pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    """What /v1/embeddings makes a vector of: the last token's hidden state, the mean of all, or the first token's.
+    auto: as the model's files say, and the last token's where they say nothing."""
+    rerank_template: Literal["auto", "qwen3", "none"] = "auto"
+    """The prompt in which /v1/rerank has the model judge a text. auto: as the model's files say, if they do."""
     tool_call_parser: str | None = None
     """The format in which the model calls tools, by vLLM's name: hermes, llama3_json, mistral, pythonic, qwen3_coder,
     deepseek_v3 and others; none to read no calls. Default: the one that the chat template shows."""
@@ -326,6 +332,12 @@ class ServerConfig:
     response_store_hours: float = 24.0
     """How long such an answer is kept at most."""
 
+    files_dir: str | None = None
+    """Folder for uploaded files and batches. Default: one of INGLE_HOME's, by the name under which the model is served:
+    servers of one name on one machine share it."""
+    max_files_size: str = "8GiB"
+    """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
@@ -338,6 +350,8 @@ class ServerConfig:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
         for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
             _at_least(name, getattr(self, name), 1)
+        if self.max_files_size != "0":
+            parse_bytes("--max-files-size", self.max_files_size)
         if not 0.0 < self.timeout_keep_alive < math.inf:
             raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
         for flag, words in (

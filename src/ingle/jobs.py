@@ -11,8 +11,9 @@ from contextlib import closing, contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ingle.engine.shared import SharedEngine
+from ingle.errors import RequestError
 from ingle.events import Answer, Event, Finish, Usage
-from ingle.request import CompletionOutput, EngineOutput, RequestOutput, SamplingParams
+from ingle.request import CompletionOutput, EngineOutput, EngineRequest, RequestOutput, SamplingParams
 from ingle.text.requests import PromptReader
 
 _RATE = "{task.fields[rate]}"
@@ -151,6 +152,22 @@ def finished(engine: SharedEngine, jobs: Sequence[Job]) -> Iterator[Job]:
                     yield job
 
 
+def vectors(engine: SharedEngine, requests: Sequence[EngineRequest], done: Callable[[int], None]) -> list[bytes]:
+    """What becomes of requests with pooling, in their order; `done` is told the prompt tokens of each.
+
+    Raises `RequestError` when one fails, and takes all out of the engine again.
+    """
+    found: dict[str, bytes] = {}
+    lengths = {request.id: len(request.prompt_token_ids) for request in requests}
+    with young_garbage_only, closing(engine.add(requests)) as call:
+        for output in call.outputs():
+            if output.pooled is None:
+                raise RequestError(f"text {list(lengths).index(output.id)} failed: {output.error}", status=500)
+            found[output.id] = output.pooled
+            done(lengths[output.id])
+    return [found[request.id] for request in requests]
+
+
 def has_ended(events: Sequence[Event]) -> bool:
     return any(isinstance(event, Finish) for event in events)
 
@@ -160,18 +177,18 @@ def request_ids() -> Iterator[str]:
 
 
 @contextmanager
-def bar(total: int, *, shown: bool) -> Iterator[Callable[[Job], None]]:
-    """A progress bar for one call, to be told of each finished job; none for calls that run beside it."""
+def bar(total: int, *, shown: bool, title: str = "Generating") -> Iterator[Callable[[int], None]]:
+    """A progress bar for one call, to be told the tokens of each finished job; none for calls that run beside it."""
     shown = shown and total > 0 and _bar.acquire(blocking=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     num_tokens = 0
     try:
         with Progress(*columns, TextColumn(_RATE), disable=not shown) as progress:
-            task, started = progress.add_task("Generating", total=total, rate=""), progress.get_time()
+            task, started = progress.add_task(title, total=total, rate=""), progress.get_time()
 
-            def done(job: Job) -> None:
+            def done(more_tokens: int) -> None:
                 nonlocal num_tokens
-                num_tokens += job.num_tokens
+                num_tokens += more_tokens
                 rate = num_tokens / max(progress.get_time() - started, 1e-9)
                 progress.update(task, advance=1, rate=f"{rate:,.0f} tokens/s")
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from ingle.config import EngineConfig, TextConfig
 from ingle.engine.build import build_engine
@@ -16,13 +16,25 @@ from ingle.engine.shared import SharedEngine
 from ingle.errors import RequestError
 from ingle.events import Text
 from ingle.hub.resolve import ensure_model
-from ingle.jobs import AnswerStream, Job, bar, finished, request_ids
-from ingle.request import RequestOutput, SamplingParams, stopping_at
+from ingle.jobs import AnswerStream, Job, bar, finished, request_ids, vectors
+from ingle.request import (
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    EngineRequest,
+    PoolingParams,
+    RequestOutput,
+    SamplingParams,
+    ScoringOutput,
+    ScoringRequestOutput,
+    stopping_at,
+)
 from ingle.text.chat_call import ChatCall, Conversation, Message, Pair, as_messages, over, read_chat
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.load import load_text_side
 from ingle.text.requests import PromptReader
+from ingle.text.reranker import pairs_of, score
 from ingle.text.user_tokenizer import UserTokenizer
+from ingle.text.vectors import Reading, TextReader, numbers
 
 logger = logging.getLogger("ingle")
 
@@ -31,10 +43,8 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 _NOT_HERE = {
     "llm_engine": "the engine is `llm.engine`, the facts of the model `llm.info`",
-    "encode": "ingle serves no pooling models; token ids come from llm.get_tokenizer().encode(text)",
-    "embed": "ingle serves no embedding models yet",
+    "encode": "embed() makes vectors of texts; token ids come from llm.get_tokenizer().encode(text)",
     "classify": "ingle serves no classifying models",
-    "score": "ingle serves no scoring models",
     "reward": "ingle serves no reward models",
     "beam_search": "there is no beam search: generate() with n and temperature gives several answers",
     "set_tokenizer": "the tokenizer is the model's own; chat_template= replaces its template",
@@ -56,9 +66,9 @@ class LLM:
         print(llm.generate("The capital of France is")[0].outputs[0].text)
 
     `model` is what `ingle serve` takes: a name, a model's folder or a .gguf file; `options` are those of
-    `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. `chat_template` and `merge_system` are
-    those of `ingle.config.TextConfig`. `report` is told what happens while the model is loaded, for people. Raises
-    `ModelError` and `ConfigError`.
+    `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. `chat_template`, `merge_system`,
+    `pooling` and `rerank_template` are those of `ingle.config.TextConfig`. `report` is told what happens while the
+    model is loaded, for people. Raises `ModelError` and `ConfigError`.
 
     It may be used from many threads, and from within the loop over a stream: calls that run at the same time share the
     engine's steps, and each gets its own outputs. In asyncio: `await asyncio.to_thread(llm.generate, prompt)`.
@@ -70,6 +80,8 @@ class LLM:
         *,
         chat_template: str | None = None,
         merge_system: bool = False,
+        pooling: Literal["auto", "last", "mean", "cls"] = "auto",
+        rerank_template: Literal["auto", "qwen3", "none"] = "auto",
         report: Callable[[str], None] = lambda stage: None,
         **options: Any,
     ) -> None:
@@ -79,7 +91,8 @@ class LLM:
         source = ensure_model(model)
         report("reading the tokenizer")
         with before_loading(config, source.path):
-            text = load_text_side(source.path, TextConfig(chat_template, merge_system), source.recommended)
+            text_config = TextConfig(chat_template, merge_system, pooling, rerank_template)
+            text = load_text_side(source.path, text_config, source.recommended)
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling
@@ -88,6 +101,8 @@ class LLM:
             logger.warning("notice: %s", notice)
         self._shared = SharedEngine(self.engine)
         self.prompts = PromptReader(self.tokenizer, self.info)
+        self.texts = TextReader(self.tokenizer, self.info, text.pooling)
+        self.reranker = text.reranker
         self.request_ids = request_ids()
 
     def generate(
@@ -210,6 +225,65 @@ class LLM:
         """Of a conversation's prompt. Raises `RequestError` for one that the template does not render."""
         return len(self.tokenizer.encode(self._template().prompt(list(messages)), add_special_tokens=False))
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling_params: PoolingParams | None = None,
+        prompt_name: str | None = None,
+        use_tqdm: bool = True,
+        **options: Any,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for each text, in `outputs.embedding`; any model makes some, by its last token if its files say
+        nothing else.
+
+        Options are those of `PoolingParams`, by name, and go before it. `prompt_name` is one of the model's prompts
+        (`query`, …), which goes before each text. Raises `RequestError` before anything runs when a text or a
+        parameter cannot be served.
+        """
+        asked = _pooling_params(pooling_params, options)
+        reading = Reading(prompt_name=prompt_name, truncate=asked.truncate_prompt_tokens)
+        pooling = self.texts.pooling.of(asked.dimensions, asked.normalize)
+        requests = [
+            self.texts.read(_plain(prompt), pooling, reading, next(self.request_ids), f"prompt {index}")
+            for index, prompt in enumerate(_as_batch(prompts))
+        ]
+        found = self._vectors(requests, "Embedding", shown=use_tqdm)
+        return [
+            EmbeddingRequestOutput(request.id, EmbeddingOutput(numbers(vector)), list(request.prompt_token_ids))
+            for request, vector in zip(requests, found, strict=True)
+        ]
+
+    def score(
+        self,
+        queries: str | Sequence[str],
+        documents: str | Sequence[str],
+        *,
+        instruction: str | None = None,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """How well each document answers the query, or the query at its place: `outputs.score`, from 0 to 1.
+
+        Raises `RequestError`, also for a model that is no reranker.
+        """
+        if self.reranker is None:
+            raise RequestError(
+                "this model is no reranker that ingle knows: rerank_template= (--rerank-template) names one"
+            )
+        pairs = pairs_of(queries, documents)
+        most = self.texts.max_tokens if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+        prompts = [self.reranker.prompt(query, text, instruction, most) for query, text in pairs]
+        requests = [
+            self.texts.request(prompt, self.reranker.pooling, next(self.request_ids), f"document {index}")
+            for index, prompt in enumerate(prompts)
+        ]
+        found = self._vectors(requests, "Scoring", shown=use_tqdm)
+        return [
+            ScoringRequestOutput(request.id, ScoringOutput(score(numbers(vector))), list(request.prompt_token_ids))
+            for request, vector in zip(requests, found, strict=True)
+        ]
+
     def get_tokenizer(self) -> UserTokenizer:
         """`encode`, `decode`, `apply_chat_template` and special tokens, as in transformers."""
         return UserTokenizer(self.tokenizer, self.chat_template)
@@ -225,8 +299,12 @@ class LLM:
     def _run_all(self, jobs: Sequence[Job], *, shown: bool) -> list[RequestOutput]:
         with bar(len(jobs), shown=shown) as done:
             for job in finished(self._shared, jobs):
-                done(job)
+                done(job.num_tokens)
         return [job.result() for job in jobs]
+
+    def _vectors(self, requests: Sequence[EngineRequest], title: str, *, shown: bool) -> list[bytes]:
+        with bar(len(requests), shown=shown, title=title) as done:
+            return vectors(self._shared, requests, done)
 
     def _jobs(self, questions: Sequence[Prompt | Sequence[Message]], params: Sequence[SamplingParams]) -> list[Job]:
         jobs = []
@@ -288,6 +366,14 @@ class LLM:
 
     def _default_params(self, **overrides: Any) -> SamplingParams:
         return SamplingParams(**{**self.default_sampling, **overrides})
+
+
+def _pooling_params(params: PoolingParams | None, options: Mapping[str, Any]) -> PoolingParams:
+    base = PoolingParams() if params is None else params
+    known = PoolingParams.__struct_fields__
+    if others := sorted(options.keys() - set(known)):
+        raise RequestError(f"embed() has no option {others[0]!r:.60}: it takes {', '.join(known)}")
+    return PoolingParams(**{name: options.get(name, getattr(base, name)) for name in known})
 
 
 def _as_batch(prompts: Any) -> list[Prompt]:

@@ -19,6 +19,9 @@ else:
 
 FinishReason = Literal["stop", "length", "error", "tool_calls"]
 """The last is an answer's that ends, by itself, behind calls of tools: the engine knows nothing of these."""
+PoolingKind = Literal["last", "mean", "cls", "logits"]
+"""What one vector is made of: the last token's hidden state, the mean of all, the first token's, or logits of the
+last."""
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -296,6 +299,27 @@ def stopping_at(params: SamplingParams, stops: tuple[str, ...]) -> SamplingParam
     return msgspec.structs.replace(params, stop=(*params.stop, *more))
 
 
+class Pooling(msgspec.Struct, frozen=True, kw_only=True):
+    """How one vector is made of a prompt's hidden states, which are those after the last norm."""
+
+    kind: PoolingKind = "last"
+    normalize: bool = True
+    """To length 1."""
+    dimensions: int | None = None
+    """Keep so many of the first numbers, before the length is made 1."""
+    token_ids: tuple[int, ...] = ()
+    """For `logits`: of these tokens."""
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether hidden states count that the prefix cache does not hold."""
+        return self.kind in ("mean", "cls")
+
+
+NO_TOKENS = Sampling(max_tokens=0)
+"""Of a request with `Pooling`."""
+
+
 class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """One prompt for the engine, which knows tokens, not text."""
 
@@ -308,6 +332,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """As in `SamplingParams`; so are the others."""
     cache_salt: str = ""
     return_progress: bool = False
+    pooling: Pooling | None = None
+    """One vector is made of the prompt, and no token drawn: `sampling` says `max_tokens=0`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt_token_ids, array):  # a caller whose types nobody checks
@@ -374,6 +400,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """One per prompt token, the first None; comes once, with the first token."""
     error: str | None = None
     """What went wrong, when `finish_reason` is "error"."""
+    pooled: bytes | None = None
+    """What became of the prompt of a request with `pooling`: float32, little-endian."""
     num_prompt_read: int | None = None
     """Prompt tokens that are computed so far, in an output that says nothing else, if asked for."""
 
@@ -402,11 +430,54 @@ class RequestOutput(msgspec.Struct):
     finished: bool = True
 
 
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of `LLM.embed`, as vLLM's users write it. None is the model's own way."""
+
+    dimensions: int | None = None
+    """The first numbers of each vector."""
+    normalize: bool | None = None
+    """To length 1."""
+    truncate_prompt_tokens: int | None = None
+    """Tokens that are kept of a longer text, -1 for as many as the model takes; None refuses it."""
+
+
+class EmbeddingOutput(msgspec.Struct):
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+class EmbeddingRequestOutput(msgspec.Struct):
+    """The vector of one text, as `LLM.embed` returns them."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
+class ScoringOutput(msgspec.Struct):
+    score: float
+
+
+class ScoringRequestOutput(msgspec.Struct):
+    """How well one text answers its query, as `LLM.score` returns them."""
+
+    request_id: str
+    outputs: ScoringOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
 def check_request(request: EngineRequest, *, vocab_size: int, max_model_len: int) -> None:
     """Raises `RequestError` for a request that a model of this vocabulary and context cannot serve."""
     prompt = vocabulary_ids(request.prompt_token_ids, vocab_size)
     room_for(len(prompt), request.sampling.max_tokens, max_model_len)
     check_sampling(request.sampling, vocab_size, request.eos_token_ids)
+    if request.pooling is not None:
+        vocabulary_ids(request.pooling.token_ids, vocab_size)
 
 
 def check_sampling(sampling: Sampling, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ingle.request import Sampling, TokenIds, TokenLogprobs
+from ingle.request import Pooling, Sampling, TokenIds, TokenLogprobs
 
 RESERVED_PAGE = 0
 """Padding rows of a batch read and write here; it never belongs to a sequence."""
@@ -58,6 +58,8 @@ class Chunk(msgspec.Struct):
     prompt_logprobs: int | None = None
     """Report the log probabilities of the prompt tokens that this chunk predicts, with this many alternatives."""
     drafts: list[int] = []
+    pooling: Pooling | None = None
+    """Report one vector of the chunk's hidden states, as its kind says: for `mean` their sum."""
 
     @property
     def end(self) -> int:
@@ -100,3 +102,5 @@ class StepResult(msgspec.Struct):
     """By index of the chunk in the step, of each of its tokens."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     """By index of the chunk in the step: for prompt tokens [start + 1, start + count + 1)."""
+    pooled: dict[int, bytes] = {}
+    """By index of the chunk in the step: float32."""

@@ -310,3 +310,36 @@ def test_a_mistyped_name_gets_near_ones(hub: Hub, recorder: Recorder, name: str,
     hub.repos["Qwen/Qwen3-0.6B"] = hub.repos["Qwen/Qwen3-8B"] = single()
     with pytest.raises(ModelError, match=f"has no public model {name}: .*{near}"):
         ensure_model(name, recorder)
+
+
+POOLS = {
+    "modules.json": b'[{"type": "s.Transformer", "path": ""}, {"type": "s.Pooling", "path": "1_Pooling"}]',
+    "1_Pooling/config.json": b'{"pooling_mode_lasttoken": true}',
+    "config_sentence_transformers.json": b'{"prompts": {"query": "find: "}}',
+}
+VECTORS = ["sentence-transformers", "feature-extraction", "sentence-similarity"]
+
+
+def test_decoders_that_make_vectors_are_brought(hub: Hub, recorder: Recorder) -> None:
+    hub.repos["org/embeds"] = Repo({**SMALL, **POOLS, "model.safetensors": data(10)}, VECTORS)
+    path = ensure_model("org/embeds", recorder).path
+    assert files_in(path) >= {*POOLS, "model.safetensors"}
+    hub.repos["org/ranks"] = Repo({**SMALL, "model.safetensors": data(10)}, ["text-ranking"])
+    ensure_model("org/ranks", recorder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"config.json": b'{"architectures": ["BertModel"], "model_type": "bert"}'},
+            "org/x: holds BertModel with pool",
+        ),
+        ({"1_Pooling/config.json": b'{"pooling_mode_max_tokens": true}'}, "org/x: 1_Pooling/config.json pools by max"),
+    ],
+)
+def test_others_that_make_vectors_are_not(hub: Hub, recorder: Recorder, files: dict[str, bytes], message: str) -> None:
+    hub.repos["org/x"] = Repo({**SMALL, **POOLS, **files, "model.safetensors": data(10)}, VECTORS)
+    with pytest.raises(ModelError, match=message):
+        ensure_model("org/x", recorder)
+    assert not [path for path in hub.asked if path.endswith("/model.safetensors")]

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers import AutoModelForSequenceClassification as Classifier
 
 from ingle.errors import ModelError
+from ingle.pooling import gguf_pooling
+from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from tests.support import TINY, engine_for, engine_logits, random_prompt, save_checkpoint
 from tests.text.toys import write_gguf
@@ -89,27 +91,31 @@ def test_a_stored_head_for_text_is_enough(architectures: list[str] | None, tmp_p
     assert torch.equal(engine_logits(engine_for(tmp_path), prompt), expected)
 
 
-def test_an_embedding_model_by_its_pooling(tmp_path: Path) -> None:
-    """As Qwen3-Embedding is published: by its architectures it might write."""
-    save_checkpoint(tmp_path, "qwen3", tie_word_embeddings=True)
-    modules = [{"type": "sentence_transformers.models.Transformer"}, {"type": "sentence_transformers.models.Pooling"}]
+def test_an_encoder_with_pooling(tmp_path: Path) -> None:
+    """As sentence-transformers publishes most of its models. What decoders pool is in `tests/test_vectors.py`."""
+    save(tmp_path, AutoModel, "bert")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path}
+               for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]  # fmt: skip
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ModelError, match=r"holds Qwen3ForCausalLM with pooling \(modules.json\), an embedding model"):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    with pytest.raises(ModelError, match=r"holds BertModel with pooling \(modules.json\), an embedding model that is"):
         engine_for(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("pooling", "message"),
-    [(3, "last: a model that turns texts into vectors"), (4, "rank: a model that scores texts"), (0, None)],
+    ("pooling", "kind"), [(0, None), (1, "mean"), (2, "cls"), (3, "last"), (4, "rank: a model that scores texts")]
 )
-def test_gguf_files_that_pool(pooling: int, message: str | None, tmp_path: Path) -> None:
+def test_gguf_files_that_pool(pooling: int, kind: str | None, tmp_path: Path) -> None:
     metadata = {f"llama.{key}": value for key, value in {
         "embedding_length": 64, "feed_forward_length": 96, "block_count": 2, "attention.head_count": 4,
         "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5, "context_length": 128,
         "vocab_size": 40, "pooling_type": pooling}.items()}  # fmt: skip
     path = write_gguf(tmp_path / "model.gguf", metadata)
-    if message is None:
-        assert read_config(path)["model_type"] == "llama"
-    else:
-        with pytest.raises(ModelError, match=f"holds LlamaForCausalLM with llama.pooling_type {message}"):
+    if pooling == 4:
+        with pytest.raises(ModelError, match=f"holds LlamaForCausalLM with llama.pooling_type {kind}"):
             read_config(path)
+        return
+    assert read_config(path)["model_type"] == "llama"
+    found = gguf_pooling(GgufFile(path).metadata)
+    assert (None if found is None else found.kind) == kind

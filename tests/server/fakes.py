@@ -20,6 +20,7 @@ from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
 from ingle.server.access import Access
 from ingle.server.app import create_app
+from ingle.server.engine_client import in_background
 from ingle.server.graceful import http_config
 from ingle.server.http_limits import HttpLimits
 from ingle.server.models import ModelPool, ServedModel
@@ -43,6 +44,9 @@ class Info:
     device: str = "cpu"
     dtype: str = "float32"
     family: str = "llama"
+    writes_text: bool = True
+    hidden_size: int = 8
+    max_num_seqs: int = 8
     num_parameters: int = 1000
     stored_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 900, "F32": 100})
     expanded_types: list[str] = field(default_factory=lambda: ["Q8_0"])
@@ -53,6 +57,12 @@ class Info:
 class Health:
     ok: bool = True
     detail: str = "ok"
+
+
+@dataclass
+class Stats:
+    num_running: int = 0
+    num_waiting: int = 0
 
 
 @dataclass
@@ -70,7 +80,10 @@ class ScriptedEngine:
     die_after: int | None = None
     """Tokens after which the engine is dead."""
     status: Health = field(default_factory=Health)
+    stats: Stats = field(default_factory=Stats)
     requests: list[EngineRequest] = field(default_factory=list)
+    in_background: list[bool] = field(default_factory=list)
+    """Of each of them, whether it may wait for others."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
     num_steps: int = 0
@@ -86,6 +99,7 @@ class ScriptedEngine:
         if not self.status.ok:
             raise EngineError(self.status.detail)
         self.requests.append(request)
+        self.in_background.append(in_background.get())
         self.running += 1
         finished = False
         try:

@@ -40,15 +40,25 @@ def start_on(sock: Any) -> launch.Start:
 
 
 @pytest.mark.parametrize(
-    ("template", "sampling", "keys", "parts"),
+    ("template", "sampling", "keys", "parts", "writes_text"),
     [
-        (object(), {}, (), ["/v1/chat/completions -H 'Content", '"messages"', '"temperature": 0.2', '"model": "m"']),
-        (object(), {"top_k": 9}, ("k",), ["-H 'Authorization: Bearer YOUR_KEY' -H", '"Hello!"}], "max_tokens"']),
-        (None, {}, (), ["/v1/completions -H", '"prompt": "Once upon a time"']),
+        (
+            object(),
+            {},
+            (),
+            ["/v1/chat/completions -H 'Content", '"messages"', '"temperature": 0.2', '"model": "m"'],
+            True,
+        ),
+        (object(), {"top_k": 9}, ("k",), ["-H 'Authorization: Bearer YOUR_KEY' -H", '"Hello!"}], "max_tokens"'], True),
+        (None, {}, (), ["/v1/completions -H", '"prompt": "Once upon a time"'], True),
+        (object(), {}, (), ["/v1/embeddings -H", '"input": "Once upon a time"}'], False),
     ],
 )
-def test_the_example_is_one_that_works(template: Any, sampling: Any, keys: tuple[str, ...], parts: list[str]) -> None:
-    model: Any = SimpleNamespace(name="m", default_sampling=sampling, chat_template=template)
+def test_the_example_is_one_that_works(
+    template: Any, sampling: Any, keys: tuple[str, ...], parts: list[str], writes_text: bool
+) -> None:
+    info = SimpleNamespace(writes_text=writes_text)
+    model: Any = SimpleNamespace(name="m", default_sampling=sampling, chat_template=template, info=info)
     example = launch._example(model, Access(keys), "http://127.0.0.1:1")
     assert example.startswith("curl http://127.0.0.1:1/v1/") and all(part in example for part in parts)
 
@@ -76,7 +86,7 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     caplog.set_level(logging.INFO, logger="ingle")
     monkeypatch.setattr(launch.facts, "started", lambda info, sampling, source: "")
     tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
-    info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
+    info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300, writes_text=True)
     text = SimpleNamespace(sampling_source="", notices=(), formats=NO_FORMATS)
     model: Any = SimpleNamespace(
         name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer, text=text
@@ -170,3 +180,19 @@ def test_connections_of_one_network_are_counted_together() -> None:
     connections.leave("10.0.0.1")
     assert connections.enter("10.0.0.2") and connections.enter("10.0.0.3")
     assert not connections.enter("10.0.0.4")
+
+
+def test_where_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGLE_HOME", str(tmp_path))
+    roots = []
+    for name in ("Qwen/Qwen3-8B", "Qwen-Qwen3-8B", "../../etc", "你好", "x" * 300):
+        store = launch.store_of(ServerConfig(max_files_size="1GiB"), name)
+        assert store is not None and store.max_bytes == 1 << 30 and store.root.parent == tmp_path / "served"
+        assert len(store.root.name) < 100
+        roots.append(store.root)
+    assert len(set(roots)) == 5
+    given = launch.store_of(ServerConfig(files_dir=str(tmp_path / "mine")), "m")
+    assert given is not None and given.root == tmp_path / "mine"
+    assert launch.store_of(ServerConfig(max_files_size="0"), "m") is None
+    with pytest.raises(ConfigError, match="--max-files-size"):
+        ServerConfig(max_files_size="much")

@@ -13,7 +13,13 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 Hidden = Mapping[Any, Set[str]]
 """Configuration class to the names of its fields that get no flag."""
 
-SHORT_FLAGS = {"tensor_parallel_size": ("-tp",), "quantization": ("-q",), "yes": ("-y",)}
+SHORT_FLAGS = {
+    "tensor_parallel_size": ("-tp",),
+    "quantization": ("-q",),
+    "yes": ("-y",),
+    "input_file": ("-i",),
+    "output_file": ("-o",),
+}
 _UNITS: dict[str, int] = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 _NUMBER = re.compile(r"(?P<whole>[+-]?\d{1,18})(?:\.(?P<decimals>\d{1,18}))?(?P<unit>[kmgKMG]?)")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}

@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": ("ingle.cli.chat", "Talk to a model in the terminal"),
     "run": ("ingle.cli.chat", "The same as chat, as Ollama calls it"),
     "generate": ("ingle.cli.generate", "Continue one prompt, or a file of prompts, offline"),
+    "batch": ("ingle.cli.batch", "Answer a file of requests offline, as OpenAI's batches and vllm run-batch"),
     "render": ("ingle.cli.render", "Print the exact prompt and token ids of a conversation"),
     "pull": ("ingle.cli.pull", "Fetch models onto this machine"),
     "list": ("ingle.cli.list", "List the models on this machine, as ls does"),

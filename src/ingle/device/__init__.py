@@ -37,6 +37,8 @@ class Report(NamedTuple):
     """Of all rows, with as many alternatives as any chunk wants; None where none does."""
     prompt_logprobs: dict[int, LogprobRows]
     """By index of the chunk in the step, for those that ask."""
+    pooled: dict[int, npt.NDArray[np.float32]]
+    """The same: a vector each."""
 
 
 class Launched(Protocol):

@@ -71,7 +71,7 @@ def build_engine(
     scheduler = Scheduler(PagePool(loaded.memory.num_pages), loaded.memory.limits)
     engine = Engine(scheduler, Worker(loaded.device), loaded.facts, max_in_flight=2 if overlap else 1, seed=config.seed)
     notices = [*opened.notices, *_rope_notices(opened, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
-    return engine, _info(numerics, loaded, notices, startup.timings_s)
+    return engine, _info(opened, numerics, loaded, notices, startup)
 
 
 def _rope_notices(opened: OpenModel, loaded: Loaded) -> list[str]:
@@ -80,7 +80,7 @@ def _rope_notices(opened: OpenModel, loaded: Loaded) -> list[str]:
     return [notice for rope in ropes if (notice := length_notice(rope, length)) is not None]
 
 
-def _info(numerics: Numerics, loaded: Loaded, notices: list[str], timings_s: dict[str, float]) -> EngineInfo:
+def _info(opened: OpenModel, numerics: Numerics, loaded: Loaded, notices: list[str], startup: Startup) -> EngineInfo:
     memory, facts = loaded.memory, loaded.facts
     num_parameters, weight_bytes = facts.weights.total
     quantized = [kind for kind in loaded.stored_types if kind not in FLOAT_TYPES]
@@ -96,6 +96,8 @@ def _info(numerics: Numerics, loaded: Loaded, notices: list[str], timings_s: dic
         factors=sorted(loaded.factors),
         kernels=numerics.kernels,
         family=facts.model.family,
+        writes_text=opened.files.pooling is None,
+        hidden_size=facts.model.hidden_size,
         num_parameters=num_parameters,
         stored_types=loaded.stored_types,
         expanded_types=[kind for kind in quantized if kind not in numerics.kept_types],
@@ -103,7 +105,7 @@ def _info(numerics: Numerics, loaded: Loaded, notices: list[str], timings_s: dic
         weight_bytes=weight_bytes,
         kv_cache_bytes=memory.kv_cache_bytes,
         notices=[printable(notice) for notice in [*notices, *memory.notices]],
-        timings_s=timings_s,
+        timings_s=startup.timings_s,
     )
 
 

@@ -210,7 +210,9 @@ def _text_side(
 
     with found.apart():
         side = load_text_side(path, text, recommended)
-        if side.chat_template is None:
+        if side.pooling.declared:
+            notices.append(f"it is an embedding model (pooling: {side.pooling.kind}): it answers /v1/embeddings alone")
+        elif side.chat_template is None:
             notices.append("the model has no chat template, so /v1/chat/completions needs --chat-template")
         elif (fault := template_fault(side.chat_template)) is not None:
             notices.append(fault)

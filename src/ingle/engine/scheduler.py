@@ -21,6 +21,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from ingle.engine.pages import PagePool
+from ingle.engine.pooling import PooledPrompt
 from ingle.engine.prefix import root
 from ingle.engine.sequence_pages import Paging, SequencePages
 from ingle.engine.waiting import FIRST, WaitingQueue
@@ -74,6 +75,8 @@ class Sequence:
     num_trials: int = 0
     """Steps that it passed as a suspect since it last passed one otherwise."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    pooled: PooledPrompt | None = None
+    """Of a request that wants a vector: it ends with its prompt, and draws nothing."""
 
     @property
     def num_tokens(self) -> int:
@@ -151,6 +154,7 @@ class Scheduler:
             tells_progress=request.return_progress,
             masked=masked,
             arrival=self._num_arrivals,
+            pooled=None if request.pooling is None else PooledPrompt(request.pooling, num_prompt_tokens),
         )
         if seq.id in self._by_id or seq.id in self._leaving:
             raise ValueError(f"request id {seq.id!r} is already in use")
@@ -328,7 +332,7 @@ class Scheduler:
         if count <= 0:
             return
         self._grow(seq, start + count)
-        samples = start + count == seq.num_tokens
+        samples = start + count == seq.num_tokens and seq.pooled is None
         step.chunks.append(
             Chunk(
                 slot=seq.slot,
@@ -338,6 +342,7 @@ class Scheduler:
                 logprobs=seq.sampling.logprobs if samples else None,
                 prompt_logprobs=seq.sampling.prompt_logprobs if start < seq.num_prompt_tokens - 1 else None,
                 drafts=list(drafts),
+                pooling=None if seq.pooled is None or not seq.pooled.wants(start + count) else seq.pooled.pooling,
             )
         )
         step.masked |= samples and seq.masked
@@ -392,7 +397,10 @@ class Scheduler:
 
     def _num_cached(self, seq: Sequence) -> int:
         """Tokens that need not be computed."""
-        if not self.limits.enable_prefix_caching or seq.sampling.prompt_logprobs is not None:
+        needs_all = seq.sampling.prompt_logprobs is not None or (
+            seq.pooled is not None and seq.pooled.pooling.needs_all
+        )
+        if not self.limits.enable_prefix_caching or needs_all:
             return 0
         return seq.pages.num_cached(seq.token_ids)
 
@@ -416,6 +424,11 @@ class Scheduler:
             seq.num_drafted = 0 if chunk.drafts else seq.num_drafted
             if index in result.prompt_logprobs:
                 self._take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
+            if seq.pooled is not None and not seq.finished and index in result.pooled:
+                seq.pooled.add(chunk.start, result.pooled[index])
+                if chunk.end == seq.num_prompt_tokens:
+                    self._acquit(seq)
+                    outputs.append(self._take_pooled(seq, seq.pooled.finish()))
             if chunk.samples:
                 token_ids, finite = next(sampled)
                 seq.num_sampled_ahead -= 1
@@ -443,14 +456,7 @@ class Scheduler:
         self, seq: Sequence, token_ids: Seq[int], finite: bool, logprobs: list[TokenLogprobs] | None
     ) -> EngineOutput:
         if not finite:
-            seq.tainted = True
-            self._finish(seq)
-            return EngineOutput(
-                seq.id,
-                [],
-                "error",
-                error="the model computed NaN or infinite logits for this request; try --dtype float32",
-            )
+            return self._not_finite(seq, "logits")
         if len(seq.token_ids) >= seq.max_num_tokens:  # no token was asked for: the prompt was only scored
             self._finish(seq)
             cached = seq.num_cached_tokens or 0
@@ -477,6 +483,22 @@ class Scheduler:
             seq.num_cached_tokens or 0,
             None if logprobs is None else logprobs[: len(taken)],
             self._of_prompt(seq) if first else None,
+        )
+
+    def _take_pooled(self, seq: Sequence, vector: bytes | None) -> EngineOutput:
+        if vector is None:
+            return self._not_finite(seq, "hidden states")
+        self._finish(seq)
+        return EngineOutput(seq.id, [], "stop", num_cached_tokens=seq.num_cached_tokens or 0, pooled=vector)
+
+    def _not_finite(self, seq: Sequence, what: str) -> EngineOutput:
+        seq.tainted = True
+        self._finish(seq)
+        return EngineOutput(
+            seq.id,
+            [],
+            "error",
+            error=f"the model computed NaN or infinite {what} for this request; try --dtype float32",
         )
 
     @staticmethod

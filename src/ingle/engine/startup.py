@@ -23,6 +23,7 @@ from ingle.model.count import num_parameters
 from ingle.model.kinds import check_head, check_kind
 from ingle.model.registry import decoder_config, is_native, refuse_quantized
 from ingle.model.tensors import check_tensors
+from ingle.pooling import ModelPooling, gguf_pooling
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import config_file, normalize_config, read_raw
@@ -76,6 +77,8 @@ class ModelFiles:
     decoder: DecoderConfig | None
     """The model as one of ingle's own families; None leaves it to transformers' code."""
     notices: tuple[str, ...]
+    pooling: ModelPooling | None = None
+    """Of a model that makes vectors of texts and writes none."""
 
     @classmethod
     def read(cls, config: EngineConfig, path: Path) -> ModelFiles:
@@ -89,7 +92,7 @@ class ModelFiles:
     @classmethod
     def looked_at(cls, config: EngineConfig, path: Path, found: Collected) -> ModelFiles | None:
         """None where what is `found` leaves nothing to go on with; otherwise what else is wrong can be looked for."""
-        gguf = raw = hf_config = decoder = None
+        gguf = raw = hf_config = decoder = pooling = None
         notices: tuple[str, ...] = ()
         with found.apart():
             gguf = None if path.is_dir() else GgufFile(path, texts=False)
@@ -104,7 +107,7 @@ class ModelFiles:
                 hf_config = normalize_config(config_file(path), raw)
         said = raw if hf_config is None else hf_config
         with found.apart():
-            check_kind(path, said)
+            pooling = check_kind(path, said) if gguf is None else gguf_pooling(gguf.metadata)
         with found.apart():
             refuse_quantized(path, said)
         if hf_config is None:
@@ -116,7 +119,7 @@ class ModelFiles:
                 notices = tuple(check_keys(hf_config))
             if decoder is None:
                 return None
-        return cls(path, gguf, hf_config, decoder, notices)
+        return cls(path, gguf, hf_config, decoder, notices, pooling)
 
     def open(self, config: EngineConfig) -> WeightSource:
         return open_source(self.path, config.weights.load_format, config.seed, gguf=self.gguf)
@@ -129,7 +132,8 @@ class ModelFiles:
         with contextlib.ExitStack() as undo:
             source = undo.enter_context(contextlib.closing(self.open(config)))
             names = None if self.decoder is None else self.decoder.names
-            check_head(self.path, self.hf_config, source, "lm_head" if names is None else names.lm_head)
+            if self.pooling is None:
+                check_head(self.path, self.hf_config, source, "lm_head" if names is None else names.lm_head)
             decoder, notices = (None, []) if self.decoder is None else as_stored(self.decoder, source)
             if decoder is not None:
                 check_tensors(decoder, source)

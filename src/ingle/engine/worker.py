@@ -55,6 +55,7 @@ def result_of(step: Step, report: Report) -> StepResult:
         wanted = step.chunks[index].prompt_logprobs
         assert wanted is not None
         result.prompt_logprobs[index] = list(_entries(rows, slice(None), wanted))
+    result.pooled = {index: vector.astype("<f4").tobytes() for index, vector in report.pooled.items()}
     return result
 
 

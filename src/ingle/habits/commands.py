@@ -12,6 +12,7 @@ ALIASES: Mapping[str, str] = {
     "delete": "rm",
     "download": "pull",
     "info": "show",
+    "run-batch": "batch",
 }
 """What does the same here by another name."""
 
@@ -27,7 +28,6 @@ ANSWERS: Mapping[str, str] = {
     "logout": "unset HF_TOKEN",
     "whoami": "HF_TOKEN says who you are to Hugging Face",
     "complete": "`ingle generate MODEL PROMPT` continues a text",
-    "run-batch": "`ingle generate MODEL --prompts-file FILE.jsonl --output RESULTS.jsonl`",
     "collect-env": "`ingle doctor` says what is here and what is wrong, with --json for a report",
     "env": "`ingle doctor` says what is here and what is wrong, with --json for a report",
     "server": "`ingle serve MODEL`",
@@ -40,7 +40,9 @@ ANSWERS: Mapping[str, str] = {
     "quantize": "ingle does not quantize: take a quantized .gguf file",
     "convert": "ingle converts nothing: it reads Hugging Face folders and .gguf files as they are",
     "perplexity": "`ingle verify MODEL` compares a model with transformers, token by token",
-    "embed": "models that write text are served, none for embeddings",
+    "embed": "`ingle serve MODEL` answers /v1/embeddings; in Python, LLM(MODEL).embed(texts)",
+    "embedding": "`ingle serve MODEL` answers /v1/embeddings; in Python, LLM(MODEL).embed(texts)",
+    "rerank": "`ingle serve MODEL` answers /v1/rerank; in Python, LLM(MODEL).score(query, texts)",
     "kill": "`ingle stop NAME`, a port, or all",
     "scan-cache": "`ingle list`",
     "delete-cache": "`ingle rm NAME`",

@@ -60,6 +60,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **{"fp32": "float32", "f32": "float32", "torch.float32": "float32"},
     },
     "--load-format": {"hf": "auto", "bin": "pt", "pytorch": "pt", "npcache": "pt"},
+    "--pooling": {"none": "auto", "unspecified": "auto", "lasttoken": "last"},
     "--log-level": {"critical": "error", "warn": "warning", "trace": "debug"},
 }
 """Of our own flags: values as others write them."""
@@ -196,7 +197,12 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
     ("--timeout= -to= --watchdog-timeout= --shutdown-timeout=", "requests have no time limit but their own"),
     ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
-    ("--embeddings-normalize= --embd-normalize=", "there are no embeddings"),
+    ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
+    ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
+    (
+        "--embeddings-normalize= --embd-normalize= --embd-output-format= --embd-separator=",
+        "vectors have length 1, unless the model's files or a request's normalize say otherwise",
+    ),
     ("--interrupt-requests= --disable-ping-events= --sse-ping-interval=", "a request never ends another"),
     (
         "--controller= --controller-address= --worker= --worker-address= --no-register --limit-worker-concurrency= "
@@ -295,12 +301,6 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result",
     ),
     (
-        "--task= --runner= --convert= --is-embedding --embedding --embeddings --pooling= --rerank --reranking "
-        "--pooler-config= --override-pooler-config=",
-        "auto generate none false",
-        "only models that write text are served: leave the flag out",
-    ),
-    (
         "--ssl-keyfile= --ssl-certfile= --ssl-ca-certs= --ssl-cert-reqs= --ssl-key-file= --ssl-cert-file= "
         "--enable-ssl-refresh --ssl",
         "",
@@ -386,7 +386,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--max-num-queued-reqs= --max-num-queued-tokens=",
+        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size=",
         "only `ingle serve` listens",
     ),
     (
@@ -396,6 +396,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     ),
     ("--lines --drop-oldest", "only `ingle chat` converses"),
     ("--chat-template= --merge-system --tool-call-parser= --reasoning-parser=", "no conversation is rendered here"),
+    ("--pooling= --rerank-template=", "no text is embedded or ranked here"),
     (
         "--gpu-memory-utilization= --kv-cache-memory= --num-gpu-blocks-override=",
         "the command chooses its memory by itself",

@@ -36,6 +36,7 @@ def translated(model: str, options: Mapping[str, Any], own: Set[str]) -> tuple[s
                 objections.append(f"{_shown(name, value)}: {habit.says}")
         else:
             notices.append(f"{_shown(name, value)} changes nothing here: {habit.says}")
+    objections += [f"give {name}={found.pop(name)!r} to LLM itself" for name in sorted(found.keys() - own)]
     for name, value in found.items():
         if value is not None and (answer := refusal(_flag(name), value)) is not None:
             objections.append(f"{_shown(name, value)}: {answer}")

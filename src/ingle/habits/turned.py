@@ -106,14 +106,19 @@ def _static_fraction(value: str, model: str | None) -> Turned:
 _ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta"}
 
 
+_RERANKER_KEYS = {"architectures", "classifier_from_token", "is_original_qwen3_reranker", "method"}
+
+
 def _overrides(value: str, model: str | None) -> Turned:
-    """--rope-scaling and --rope-theta, of the rope's keys; no other key can be replaced"""
+    """--rope-scaling and --rope-theta, of the rope's keys; no other can be replaced, but by --rerank-template qwen3"""
     try:
         given = json.loads(value)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         return Turned(refusal='it is not a JSON object, such as {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}')
+    if given.get("is_original_qwen3_reranker") is True and given.keys() <= _RERANKER_KEYS:
+        return Turned(("--rerank-template", "qwen3"))
     if others := sorted(map(str, given.keys() - _ROPE_KEYS)):
         return Turned(refusal=f"of a model's configuration only the rope can be replaced, not {', '.join(others)}")
     rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
@@ -122,6 +127,39 @@ def _overrides(value: str, model: str | None) -> Turned:
     theta = rope.pop("rope_theta", given.get("rope_theta"))
     words = ("--rope-scaling", json.dumps(rope)) if rope else ()
     return Turned(words if theta is None else (*words, "--rope-theta", str(theta)))
+
+
+_POOLING_KEYS = {"pooling_type", "seq_pooling_type", "type", "task", "normalize", "use_activation"}
+_EMBEDS = "changes nothing here: any model answers /v1/embeddings"
+
+
+def _pooler(value: str, model: str | None) -> Turned:
+    """--pooling last, mean or cls, of its type"""
+    try:
+        given = json.loads(value)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        return Turned(refusal='it is not a JSON object, such as {"pooling_type": "MEAN"}: --pooling mean says the same')
+    kinds = [given[key] for key in ("pooling_type", "seq_pooling_type", "type") if given.get(key) is not None]
+    asks = given.get("normalize") is False or given.get("use_activation") is False
+    if others := sorted(map(str, given.keys() - _POOLING_KEYS)):
+        return Turned(refusal=f"of how texts are pooled only the type can be replaced, not {', '.join(others)}")
+    if any(str(kind).lower() not in ("last", "mean", "cls") for kind in kinds):
+        return Turned(refusal="ingle pools the last token, the mean or the first token: --pooling last, mean or cls")
+    notice = "leaves out normalize, which each request may say" if asks else ""
+    return Turned(("--pooling", str(kinds[0]).lower()) if kinds else (), notice=notice)
+
+
+def _task(value: str, model: str | None) -> Turned:
+    """Nothing: any model answers /v1/embeddings, and a reranker /v1/rerank"""
+    if value.lower() in ("embed", "embedding", "pooling"):
+        return Turned(notice=_EMBEDS)
+    if value.lower() in ("score", "rerank"):
+        return Turned(notice="changes nothing here: a reranker is told by its card, or by --rerank-template")
+    if value.lower() in ("auto", "generate", "none"):
+        return Turned()
+    return Turned(refusal="ingle serves models that write text, make vectors of texts, or rank texts")
 
 
 def _hub_cache(value: str, model: str | None) -> Turned:
@@ -200,6 +238,8 @@ _BY_TURN: dict[Turn, tuple[str, str]] = {
     _rope_freq_scale: ("=", "--rope-freq-scale"),
     _static_fraction: ("=", "--mem-fraction-static"),
     _overrides: ("=", "--hf-overrides --json-model-override-args"),
+    _pooler: ("=", "--pooler-config --override-pooler-config"),
+    _task: ("=", "--task --runner --convert"),
     _hub_cache: ("=", "--download-dir --cache-dir --huggingface-hub-cache --weights-cache-override"),
     _token: ("=", "--hf-token -hft"),
     _offline: ("?", "--offline"),

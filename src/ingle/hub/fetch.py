@@ -108,7 +108,7 @@ class _Fetch:
             raise ModelError(f"{self._listing.repo}: its config.json cannot be read: {error}") from error
         if not isinstance(config, dict):
             raise ModelError(f"{self._listing.repo}: its config.json holds no object")
-        refuse_config(Path(self._listing.repo), config)
+        refuse_config(Path(self._listing.repo), config, self._folder)
 
     def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
         """Tells first how much comes, where from and under which terms."""

@@ -30,10 +30,11 @@ _MAX_SMALL_BYTES = 256 << 20
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
 _TOKENIZERS = re.compile(r"tokenizer\.(json|model)|tokenizer\.model\.v\d|tekken\.json|vocab\.(json|txt)|.*\.tiktoken|"
                          r"spiece\.model|sentencepiece\.bpe\.model", re.IGNORECASE)  # fmt: skip
+_VECTORS, _RANKS = "turns texts into vectors", "ranks texts"
 _OTHER_TASKS = {
-    "feature-extraction": "turns texts into vectors",
-    "sentence-similarity": "turns texts into vectors",
-    "text-ranking": "ranks texts",
+    "feature-extraction": _VECTORS,
+    "sentence-similarity": _VECTORS,
+    "text-ranking": _RANKS,
     "text-classification": "scores texts",
     "token-classification": "labels words",
     "fill-mask": "fills in words",
@@ -46,7 +47,7 @@ _OTHER_TASKS = {
     "image-classification": "names what is in images",
     "object-detection": "finds things in images",
 }
-_SERVES = "ingle serves models that write text"
+_SERVES = "ingle serves models that write text, and decoders that make vectors of texts"
 _INSTEAD = "take the model's original repository (.safetensors), or a GGUF of it: `ingle search NAME GGUF`"
 
 
@@ -78,7 +79,7 @@ def select(listing: Listing, choice: str | None, free: int | None = None) -> Sel
         return Selection("folder", tuple(filter(_is_small, listing.files)))
     if gguf:
         if choice is None:
-            _refuse_other_kinds(listing)
+            _refuse_other_kinds(listing, gguf=True)
         return _from_gguf(listing.repo, gguf, choice, free)
     if choice is not None:
         raise ModelError(f"{listing.repo} holds no .gguf file, so there is no {quote(choice)}: leave `:{choice}` out")
@@ -190,15 +191,16 @@ def _is_small(file: RemoteFile) -> bool:
     )
 
 
-def refuse_config(where: Path, config: dict[str, Any]) -> None:
-    """Raises `ModelError` for a model that its config.json shows to be of a kind that ingle does not run.
+def refuse_config(where: Path, config: dict[str, Any], folder: Path | None = None) -> None:
+    """Raises `ModelError` for a model that its config.json, and what lies beside it, show to be of a kind that ingle
+    does not run.
 
-    `where` is its folder, or the name of its repository.
+    `where` is its folder, or the name of its repository, whose small files are in `folder`.
     """
     from ingle.model.kinds import check_kind, writes_text  # not every start waits for these
     from ingle.model.registry import is_native, refuse_quantized
 
-    check_kind(where, config)
+    check_kind(where, config, folder)
     refuse_quantized(where, config)
     if config.get("is_encoder_decoder") is True:
         raise ModelError(f"{where} is an encoder with a decoder, which ingle does not run", alternative=_SERVES)
@@ -207,8 +209,11 @@ def refuse_config(where: Path, config: dict[str, Any]) -> None:
         raise ModelError(f"{where} holds {kind}, which is no model that ingle runs", alternative=_SERVES)
 
 
-def _refuse_other_kinds(listing: Listing) -> None:
-    """By its tags and by what its files are called."""
+def _refuse_other_kinds(listing: Listing, *, gguf: bool = False) -> None:
+    """By its tags and by what its files are called.
+
+    Whether a decoder makes vectors, and how, its modules.json or the header of its GGUF file says.
+    """
     names = {file.path for file in listing.files}
     tags = {tag.lower() for tag in listing.tags}
     if "model_index.json" in names:
@@ -216,8 +221,9 @@ def _refuse_other_kinds(listing: Listing) -> None:
     pools = "1_Pooling/config.json" in names or "sentence-transformers" in tags
     task = next((_OTHER_TASKS[tag] for tag in sorted(tags) if tag in _OTHER_TASKS), None)
     if pools or (task is not None and "text-generation" not in tags):
-        does = task or "turns texts into vectors"
-        raise ModelError(f"{listing.repo} {does} and writes none, by its description", alternative=_SERVES)
+        does = task or _VECTORS
+        if does != _RANKS and not (does == _VECTORS and (gguf or "modules.json" in names)):
+            raise ModelError(f"{listing.repo} {does} and writes none, by its description", alternative=_SERVES)
     packed = next((name for name in ("exl2", "exl3", "exllamav2", "exllamav3") if name in tags), None)
     if packed is not None:
         raise ModelError(

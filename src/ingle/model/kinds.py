@@ -1,5 +1,6 @@
-"""What kind of model a checkpoint holds. Only a decoder with a head for language modelling writes text; whatever else
-shares its layers would answer with noise, or with a number."""
+"""What kind of model a checkpoint holds. Only a decoder with a head for language modelling writes text, and only one
+whose files say how makes vectors of texts; whatever else shares its layers would answer with noise, or with a number.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from typing import Any
 
 from ingle.errors import ModelError
 from ingle.model.config_keys import shown
+from ingle.model.registry import is_native
+from ingle.pooling import ModelPooling, folder_pooling
 from ingle.weights.source import WeightSource
 
-_MAX_MODULES_BYTES = 1 << 20
-_SERVES = "ingle serves models that write text"
+_SERVES = "ingle serves models that write text, and decoders that make vectors of texts"
 
 _WRITES = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
 _OTHER_KINDS = (
@@ -21,7 +23,10 @@ _OTHER_KINDS = (
     (re.compile(r"ForSequenceClassification"), "a classifier or reward model, which scores texts"),
     (re.compile(r"For\w+Classification|ForQuestionAnswering|ForMultipleChoice"), "a classifier"),
     (re.compile(r"MaskedLM|ForPreTraining|ForNextSentencePrediction"), "an encoder, which fills in words"),
-    (re.compile(r"Encod|Embed|ForFeatureExtraction|Retriev"), "an encoder, which turns texts into vectors"),
+    (
+        re.compile(r"Encod|Embed|Bidirectional|ForFeatureExtraction|Retriev"),
+        "an encoder, which turns texts into vectors",
+    ),
 )
 _OTHER_HEADS = {
     "score.weight": "a head that scores texts",
@@ -39,19 +44,26 @@ _TEXT_HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head
                "embed_out.weight", "cls.predictions.decoder.weight")  # fmt: skip
 
 
-def check_kind(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises `ModelError` for a model that is by its own word no writer of texts."""
+def check_kind(path: Path, config: Mapping[str, Any], folder: Path | None = None) -> ModelPooling | None:
+    """How it makes vectors of texts, if it does; None for a model that writes them.
+
+    Raises `ModelError` for a model that is by its own word neither. `path` is what it is called; its files are in
+    `folder`, by default there too.
+    """
+    folder = path if folder is None else folder
     names = _architectures(config)
     for name in () if writes_text(config) else names:
         for pattern, kind in _OTHER_KINDS:
             if pattern.search(name):
                 raise ModelError(f"{path}: holds {name}, {kind} and writes none", alternative=_SERVES)
-    if path.is_dir() and _pools(path / "modules.json"):
-        held = f"{names[0]} with pooling" if names else "a model with pooling"
+    pooling = folder_pooling(folder, path) if folder.is_dir() else None
+    if pooling is not None and not is_native(config):
+        held = names[0] if names else f"model_type {shown(str(config.get('model_type')))}"
         raise ModelError(
-            f"{path}: holds {held} (modules.json), an embedding model, which turns texts into vectors and writes none",
+            f"{path}: holds {held} with pooling (modules.json), an embedding model that is none of ingle's decoders",
             alternative=_SERVES,
         )
+    return pooling
 
 
 def writes_text(config: Mapping[str, Any]) -> bool:
@@ -85,11 +97,3 @@ def _has_own_code(config: Mapping[str, Any]) -> bool:
     """Whether its own code has a class that writes text, whatever it is called."""
     auto_map = config.get("auto_map")
     return isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
-
-
-def _pools(modules: Path) -> bool:
-    """Whether sentence-transformers makes one vector of all that the model gives."""
-    if not modules.is_file():
-        return False
-    with modules.open("rb") as file:
-        return b"Pooling" in file.read(_MAX_MODULES_BYTES)

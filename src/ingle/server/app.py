@@ -13,14 +13,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ingle.server import rerank
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
 from ingle.server.anthropic import messages
+from ingle.server.batch.store import Store
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
 from ingle.server.middleware import RequestScope
 from ingle.server.models import ModelPool
-from ingle.server.openai import chat, completions, models, text
+from ingle.server.openai import batches, chat, completions, embeddings, files, models, text
 from ingle.server.queue import BodyMemory
 from ingle.server.responses import endpoints as responses_endpoints
 from ingle.server.responses.store import ResponseStore
@@ -42,13 +44,14 @@ def create_app(
     unread: BodyMemory | None = None,
     loading: Loading | None = None,
     responses: ResponseStore | None = None,
+    store: Store | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
     that nobody knows; `unread` bounds the bodies being read;
     while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
-    for again.
+    for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those.
     """
     middleware = [Middleware(RequestScope, access_log=access_log)]
     if access.allowed_hosts:
@@ -66,6 +69,8 @@ def create_app(
     app.state.responses = ResponseStore() if responses is None else responses
     app.state.strict_fields = strict_fields
     app.state.unread = BodyMemory() if unread is None else unread
+    app.state.store = store
+    app.state.batches = None
     install_error_handlers(app)
     return app
 
@@ -118,6 +123,10 @@ ENDPOINTS = (
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *rerank.ENDPOINTS,
+    *files.ENDPOINTS,
+    *batches.ENDPOINTS,
     *text.ENDPOINTS,
     *messages.ENDPOINTS,
     *responses_endpoints.ENDPOINTS,

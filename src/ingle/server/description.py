@@ -122,6 +122,10 @@ def _operation(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> d
         operation["parameters"] = [
             {"name": each, "in": "path", "required": True, "schema": string} for each in parameters
         ]
+    for each, wanted in endpoint.query.items():
+        operation.setdefault("parameters", []).append({"name": each, "in": "query", "schema": wanted})
+    if endpoint.form is not None:
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": endpoint.form}}}
     if bodies := bodies_of(endpoint):
         refs = [{"$ref": _REF.format(body.__name__)} for body in bodies]
         schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
@@ -135,7 +139,7 @@ def _responses(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> d
     others: dict[int, tuple[type[msgspec.Struct], ...]] = dict(endpoint.other_answers)
     error = of_kind[endpoint.error or ErrorBody]
     answers = [of_kind[kind] for kind in (endpoint.answers, *others.get(200, ())) if kind is not None]
-    content: dict[str, Any] = {"application/json": {"schema": _any_of(answers) if answers else {}}}
+    content: dict[str, Any] = {endpoint.media_type: {"schema": _any_of(answers) if answers else {}}}
     if endpoint.chunks is not None:
         content["text/event-stream"] = {"schema": _event([of_kind[endpoint.chunks], error])}
     responses = {"200": _response("The answer.", content)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from types import UnionType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -33,5 +33,11 @@ class Endpoint:
     """What errors hold, in a protocol that is not OpenAI's."""
     statuses: tuple[int, ...] = ()
     """Of errors that not every endpoint has: 404 where a path names something."""
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters behind the path, and the JSON schema of each."""
+    form: Mapping[str, Any] | None = None
+    """The JSON schema of a body that is a form, multipart/form-data."""
+    media_type: str = "application/json"
+    """Of the answer."""
     about: str = ""
     """In a line, for people; else the first line of what `answer` says of itself."""

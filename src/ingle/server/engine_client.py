@@ -6,8 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NoReturn
+
+import msgspec
 
 from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, NothingRefused, Progress, StepMessage
 from ingle.errors import Collected, ConfigError, EngineError, ModelError
@@ -17,6 +20,9 @@ from ingle.server.engine_process import EngineProcess
 
 logger = logging.getLogger("ingle.server")
 
+in_background: ContextVar[bool] = ContextVar("in_background", default=False)
+"""Whether what is asked of the engine can wait for all that somebody waits for."""
+_BACKGROUND = 1 << 40
 STALL_S = 60.0
 """A busy engine that finishes no step for this long is reported as unhealthy."""
 _EXIT_S = 5.0
@@ -81,6 +87,8 @@ class EngineClient:
         """
         if (reason := self.failure or self._given_up) is not None:
             raise EngineError(reason)
+        if in_background.get():
+            request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
         queue: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
         if not self._queues:
             self._last_message = time.monotonic()  # idle until now: the stall clock starts here

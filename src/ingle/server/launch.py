@@ -3,50 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import gc
+import hashlib
 import ipaddress
 import json
 import logging
 import os
+import re
 import socket
 import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ingle import facts
-from ingle.config import ServeConfig, ServerConfig
-from ingle.errors import Collected, EngineError, IngleError, errors_in
+from ingle.config import ServeConfig, ServerConfig, parse_bytes
+from ingle.errors import EngineError
+from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.access import Access
+from ingle.server.batch.store import Store
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.listening import bind
+from ingle.server.load_model import load_model
 from ingle.server.loading import Loading
 from ingle.server.logs import LINE, TIME, BackgroundLog
 from ingle.server.models import ModelPool, ServedModel
-from ingle.server.names import ServedNames, served_names
-from ingle.server.queue import RequestQueue
 from ingle.server.running import announced, url_of
 from ingle.server.stopping import Deadline, stop_while_loading
 from ingle.text.formats.detect import in_words
-from ingle.text.load import TextSide, load_text_side
 from ingle.text.sandbox import sandboxes
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from ingle.server.graceful import GracefulServer
 
 _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
-_OTHERS_S = 10.0
-"""For the other half of a start to say what it refuses, when one has."""
-T = TypeVar("T")
 logger = logging.getLogger("ingle")
 
 
@@ -117,12 +114,15 @@ async def _serve(start: Start, deadline: Deadline) -> None:
 
     async def load() -> None:
         try:
-            model = await _load(start, loading)
+            model = await load_model(start.process, start.config, start.source, loading.report)
         except BaseException:
             server.should_exit = server.force_exit = True
             raise
         pool.add(model)
+        store = app.state.store = store_of(config, model.name)
         server.engine, loading.done = model.engine, True
+        if store is not None:
+            working.append(asyncio.create_task(_run_batches(app, pool, store)))
         gc.freeze()
         gc.enable()
         with announced(model.names, model.info, start.sock):
@@ -130,12 +130,13 @@ async def _serve(start: Start, deadline: Deadline) -> None:
             await _stop_with_engine(model.engine, server, deadline)
 
     tasks = [asyncio.create_task(load()), asyncio.create_task(loading.watch())]
+    working: list[asyncio.Task[None]] = []
     try:
         await server.serve(sockets=[start.sock])
     finally:
         if server.engine is not None:
             await server.engine.close()
-        for task in tasks:
+        for task in (*tasks, *working):
             task.cancel()
         sandboxes.stop()  # what waits in a thread for a template would hold up the end
     await asyncio.wait(tasks)  # raises when Ctrl-C has ended it all
@@ -145,53 +146,28 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         raise EngineError(server.engine.failure)
 
 
-async def _load(start: Start, loading: Loading) -> ServedModel:
-    """Both sides of the model at the same time. What either refuses is raised at once, together with what the other
-    does."""
-    checked = asyncio.Event()
-    source, config = start.source, start.config
-    text = asyncio.create_task(_in_thread(lambda: load_text_side(source.path, config.text, source.recommended)))
-    engine = asyncio.create_task(EngineClient.connect(start.process, loading.report, checked.set))
+async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
+    from ingle.server.batch.worker import BatchWorker
+
+    app.state.batches = BatchWorker(app, pool, store)
     try:
-        await asyncio.wait({text, engine}, return_when=asyncio.FIRST_EXCEPTION)
-        if text.done() and text.exception() is not None:
-            await _first({engine}, checked.wait())
-        elif engine.done() and engine.exception() is not None and not checked.is_set():
-            await asyncio.wait({text}, timeout=_OTHERS_S)
-        found = Collected()
-        for task in (engine, text):
-            if task.done() and (error := task.exception()) is not None:
-                if not isinstance(error, IngleError):
-                    raise error
-                for each in errors_in(error):
-                    found.add(each)
-        found.raise_any()
-        return _served(engine.result(), text.result(), start)
-    finally:
-        for task in (engine, text):
-            task.cancel()
+        await app.state.batches.run()
+    except EngineError:  # the server ends, and whichever comes next goes on
+        pass
+    except Exception as error:
+        logger.error("batches are run no more", exc_info=error)
 
 
-async def _first(tasks: set[asyncio.Task[EngineClient]], awaitable: Awaitable[object]) -> None:
-    """Until a task has ended, or the other comes, for some seconds at most."""
-    other = asyncio.ensure_future(awaitable)
-    await asyncio.wait({*tasks, other}, timeout=_OTHERS_S, return_when=asyncio.FIRST_COMPLETED)
-    other.cancel()
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """In a thread that nobody waits for when the server is told to end."""
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up meanwhile
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-    threading.Thread(target=run, name="text side", daemon=True).start()
-    return await asyncio.wrap_future(future)
+def store_of(config: ServerConfig, name: str) -> Store | None:
+    """Where files and batches of the model served under that name are kept; None where none shall be."""
+    if config.max_files_size == "0":
+        return None
+    if config.files_dir is not None:
+        root = Path(config.files_dir).expanduser().absolute()
+    else:  # a name may hold what no file's may
+        kept = re.sub(r"[^\w.-]+", "-", name)[:80]
+        root = home() / "served" / f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Store(root, parse_bytes("--max-files-size", config.max_files_size))
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
@@ -199,21 +175,6 @@ async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadli
     await engine.closed.wait()
     deadline.start(serving=True, code=1)
     server.should_exit = True
-
-
-def _served(engine: EngineClient, text: TextSide, start: Start) -> ServedModel:
-    config = start.config.server
-    names = served_names(start.source, start.config.engine.model)
-    if config.served_model_name:
-        names = ServedNames(config.served_model_name)
-    return ServedModel(
-        engine=engine,
-        text=text,
-        names=names.shown,
-        root=str(start.source.path) if config.show_paths else names.shown[0],
-        also=names.also,
-        queue=RequestQueue(config.max_num_queued_reqs, config.max_num_queued_tokens),
-    )
 
 
 def _allowed_hosts(config: ServerConfig, sock: socket.socket) -> tuple[str, ...]:
@@ -247,9 +208,9 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
-    if model.chat_template is None:
+    if model.chat_template is None and model.info.writes_text:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
-    else:
+    elif model.info.writes_text:
         logger.info("%s", in_words(model.text.formats))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
@@ -262,6 +223,9 @@ def _example(model: ServedModel, access: Access, url: str) -> str:
     """A request that this model answers."""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
     body: dict[str, object] = {"model": model.name}
+    if not model.info.writes_text:
+        path, body["input"] = "embeddings", "Once upon a time"
+        return _curl(url, path, key, body)
     if model.chat_template is not None:
         path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello!"}]
     else:
@@ -269,5 +233,9 @@ def _example(model: ServedModel, access: Access, url: str) -> str:
     if not model.default_sampling:
         body["temperature"] = 0.2
     body["max_tokens"] = 64
+    return _curl(url, path, key, body)
+
+
+def _curl(url: str, path: str, key: str, body: dict[str, object]) -> str:
     shown = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")  # no quote ends the shell's
     return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{shown}'"

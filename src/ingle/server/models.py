@@ -11,6 +11,7 @@ from ingle.errors import EngineError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.server.queue import RequestQueue
 from ingle.text.requests import PromptReader
+from ingle.text.vectors import TextReader
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -69,6 +70,10 @@ class ServedModel:
     @property
     def prompts(self) -> PromptReader:
         return PromptReader(self.text.tokenizer, self.engine.info)
+
+    @property
+    def texts(self) -> TextReader:
+        return TextReader(self.text.tokenizer, self.engine.info, self.text.pooling)
 
     def check_engine(self) -> None:
         """Raises `EngineError` when the engine cannot take requests."""

@@ -24,6 +24,7 @@ from ingle.server.queue import BodyMemory
 from ingle.server.streaming import KEEP_ALIVE, EventStream, unless_disconnected, until
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
+T = TypeVar("T")
 
 _SMALL_BYTES = 64 << 10
 _MANY_SCORED = 500
@@ -76,21 +77,7 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     parsing does: every stream of the server waits for what runs on the loop, and thousands of requests may come at
     once.
     """
-    models = ModelPool.of(request)
-    unread: BodyMemory = request.app.state.unread
-    unknown = UnknownFields.of(request)
-
-    def prepared(body: bytes) -> Writer:
-        parsed = parse_body(kind, body, unknown)
-        model = models.get(parsed.model)
-        model.check_engine()
-        return prepare(model, parsed)
-
-    with unread.account() as account:
-        body = await read_body(request, account)
-        models.check_engines()
-        writer = await _in_thread(prepared, body)
-        del body  # what waits for its tokens is the writer alone
+    writer = await read_prepared(request, kind, prepare)
     queue, requests = writer.generation.model.queue, writer.generation.requests
     queue.enter(requests)
 
@@ -105,6 +92,24 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     finally:
         leave()
     return Response(whole, media_type="application/json")
+
+
+async def read_prepared(request: Request, kind: Kind[BodyT], prepare: Callable[[ServedModel, BodyT], T]) -> T:
+    """What `prepare` makes, in a thread, of the model and the body of a request."""
+    models = ModelPool.of(request)
+    unread: BodyMemory = request.app.state.unread
+    unknown = UnknownFields.of(request)
+
+    def prepared(body: bytes) -> T:
+        parsed = parse_body(kind, body, unknown)
+        model = models.get(parsed.model)
+        model.check_engine()
+        return prepare(model, parsed)
+
+    with unread.account() as account:
+        body = await read_body(request, account)
+        models.check_engines()
+        return await _in_thread(prepared, body)
 
 
 async def respond_at_once(
@@ -157,7 +162,7 @@ async def _whole(writer: Writer) -> bytes:
     return await asyncio.get_running_loop().run_in_executor(_SMALL, written)
 
 
-async def _in_thread(prepared: Callable[[bytes], Writer], body: bytes) -> Writer:
+async def _in_thread(prepared: Callable[[bytes], T], body: bytes) -> T:
     loop = asyncio.get_running_loop()
     if len(body) <= _SMALL_BYTES:
         return await loop.run_in_executor(_SMALL, prepared, body)

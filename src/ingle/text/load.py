@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ingle.config import TextConfig
 from ingle.errors import Collected, ConfigError, ModelError, RequestError
+from ingle.pooling import ModelPooling, folder_pooling, gguf_pooling
 from ingle.request import SamplingParams
 from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.formats.declared import NO_FORMATS, Formats
 from ingle.text.recommended import NOTHING, Recommended
+from ingle.text.reranker import Reranker, reranker_of
 from ingle.text.sandbox import sandboxes
 from ingle.text.shipped import shipped_template, shipped_templates
 from ingle.text.tokenizer import Tokenizer
@@ -24,6 +26,7 @@ from ingle.weights.pointer import refuse_pointer
 log = logging.getLogger(__name__)
 
 _MODELS_OWN = TextConfig()
+_DEFAULT_POOLING = ModelPooling(declared=False)
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _GGUF_SAMPLING = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
 """llama.cpp's names under `general.sampling`, where they are others."""
@@ -44,6 +47,10 @@ class TextSide:
     """What the user should know of it."""
     formats: Formats = NO_FORMATS
     """In which the model writes thoughts and calls of tools."""
+    pooling: ModelPooling = _DEFAULT_POOLING
+    """How vectors are made of texts."""
+    reranker: Reranker | None = None
+    """How the model judges whether a text answers a query."""
 
 
 def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Recommended = NOTHING) -> TextSide:
@@ -53,7 +60,7 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
     """
     sandboxes.warm_up()
     found, sampling = Collected(), dict[str, Any]()
-    given = tokenizer = template = None
+    given = tokenizer = template = reranker = pooling = None
     with found.apart():
         given = _given_template(config, recommended)
     metadata = None
@@ -66,6 +73,11 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
         tokenizer = _folder_tokenizer(path, given) if metadata is None else _gguf_tokenizer(metadata, path, given)
     with found.apart():
         sampling = _folder_sampling(path) if metadata is None else _gguf_sampling(metadata, path)
+    with found.apart():
+        pooling = folder_pooling(path) if metadata is None else gguf_pooling(metadata)
+    if tokenizer is not None:
+        with found.apart():
+            reranker = reranker_of(config.rerank_template, path, metadata, tokenizer)
     if tokenizer is not None and tokenizer.chat_template is not None:
         with found.apart():
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, merge_system=config.merge_system)
@@ -82,7 +94,10 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
     notices = [] if template is None else [bos_notice(tokenizer, template)]
     if config.chat_template is None and recommended.chat_template is not None:
         notices.append(f"the chat template is {recommended.chat_template}, by {recommended.source}")
-    return TextSide(tokenizer, template, sampling, source, tuple(filter(None, notices)), formats)
+    pooling = _DEFAULT_POOLING if pooling is None else pooling
+    if config.pooling != "auto":
+        pooling = replace(pooling, kind=config.pooling)
+    return TextSide(tokenizer, template, sampling, source, tuple(filter(None, notices)), formats, pooling, reranker)
 
 
 def _formats(config: TextConfig, template: ChatTemplate | None) -> Formats:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ingle.channel import EngineInfo
     from ingle.text.tokenizer import Tokenizer
 
-_MAX_CHARS_PER_TOKEN = 128
+MAX_CHARS_PER_TOKEN = 128
 """The longest tokens of today's vocabularies are runs of 128 spaces. Text that cannot fit is not worth tokenizing."""
 
 
@@ -66,6 +66,11 @@ class PromptReader:
         Raises `RequestError` for a prompt that is empty or too long, naming the field `param`, and for token ids that
         the model does not have.
         """
+        if not self.info.writes_text:
+            raise RequestError(
+                "This is an embedding model: it makes vectors of texts (/v1/embeddings, LLM.embed) and writes none.",
+                code="model_not_supported",
+            )
         ends = self.tokenizer.eos_token_ids
         params = self._spelled(params)
         check_sampling(params, self.info.vocab_size, ends)
@@ -114,7 +119,7 @@ class PromptReader:
     def check_num_chars(self, num_chars: int, param: str) -> None:
         """Raises `RequestError` for a text that is too long whatever its tokens are."""
         max_model_len = self.info.max_model_len
-        if num_chars > max_model_len * _MAX_CHARS_PER_TOKEN:
+        if num_chars > max_model_len * MAX_CHARS_PER_TOKEN:
             raise RequestError(
                 f"This model's maximum context length is {max_model_len} tokens, "
                 f"which cannot hold {num_chars} characters.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
+from itertools import pairwise
 
 import tokenizers
 
@@ -83,6 +84,12 @@ class Tokenizer:
         except TypeError as error:  # what `tokenizers` says to half of a surrogate pair, which JSON can spell
             raise RequestError("the text holds half of a surrogate pair: send valid Unicode", param="prompt") from error
         return token_ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text alone, in which no special token is more than what it is spelled with."""
+        cuts = [0, *(start + 1 for start, _, _ in self.hidden_tokens_in(text)), len(text)]
+        parts = [text[start:end] for start, end in pairwise(cuts)]
+        return [token_id for part in parts for token_id in self.encode(part, add_special_tokens=False)]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; those that the vocabulary lacks leave no trace."""

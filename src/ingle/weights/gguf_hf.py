@@ -167,8 +167,7 @@ _HF_NAME = re.compile(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)")
 
 _MAX_ROPE_FACTORS = 4096
 _RANK = 4
-_POOLING = {1: "mean", 2: "cls", 3: "last", _RANK: "rank"}
-"""llama.cpp's ways to make one vector, or a score, of all that a model gives; no decoder that writes has one."""
+"""llama.cpp's number of a pooling that scores texts."""
 
 _FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -237,12 +236,11 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
 
 def _refuse_unsupported(file: GgufFile) -> None:
     pooling = _get(file, "pooling_type", 0)
-    if pooling in _POOLING or "cls.output.weight" in file.tensors or "cls.weight" in file.tensors:
-        kind = "scores texts" if pooling == _RANK or pooling not in _POOLING else "turns texts into vectors"
+    if pooling == _RANK or "cls.output.weight" in file.tensors or "cls.weight" in file.tensors:
+        held = f"{_full(file, 'pooling_type')} rank" if pooling == _RANK else "a classifier"
         raise ModelError(
-            f"{file.path}: holds {architecture_of(file).class_name} with {_full(file, 'pooling_type')} "
-            f"{_POOLING.get(pooling, 'none and a classifier')}: a model that {kind} and writes none; "
-            "ingle serves models that write text"
+            f"{file.path}: holds {architecture_of(file).class_name} with {held}: a model that scores texts and writes "
+            "none; a reranker that answers yes or no is served as it was published, before it was made into this"
         )
     if _get(file, "attention.key_length") != _get(file, "attention.value_length"):
         raise ModelError(f"{file.path}: keys and values have heads of different sizes, which is not supported")

@@ -94,6 +94,28 @@ class NativeDevice:
             first += chunk.count
         return found
 
+    def pooled(self, step: Step, inputs: Inputs, hidden: Floats) -> dict[int, Floats]:
+        """For each chunk that asks: one vector of its hidden states."""
+        found: dict[int, Floats] = {}
+        scored: dict[int, int] = {}
+        for index, chunk in enumerate(step.chunks):
+            first, last = int(inputs.query_starts[index]), int(inputs.query_starts[index + 1]) - 1
+            match None if chunk.pooling is None else chunk.pooling.kind:
+                case "last":
+                    found[index] = hidden[last].copy()
+                case "mean":
+                    found[index] = hidden[first : last + 1].sum(axis=0)
+                case "cls":
+                    found[index] = hidden[first] + hidden[last] * np.float32(0)  # NaN of any token is to be seen
+                case "logits":
+                    scored[index] = last
+        if scored:
+            logits = self.model.logits(hidden[list(scored.values())])
+            for (index, pooling), row in zip(((i, step.chunks[i].pooling) for i in scored), logits, strict=True):
+                assert pooling is not None
+                found[index] = row[list(pooling.token_ids)]
+        return found
+
 
 @dataclass(slots=True)
 class NativeStep:
@@ -109,9 +131,10 @@ class NativeStep:
     def sample(self, masks: Masks) -> None:
         device, inputs = self.device, self.inputs
         prompt_logprobs = device.prompt_logprobs(self.step, self.hidden)
+        pooled = device.pooled(self.step, inputs, self.hidden)
         if not len(inputs.sample_rows):
             nothing = np.zeros(0, np.int64)
-            self.reported = Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs)
+            self.reported = Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs, pooled)
             return
         logits = device.model.logits(self.hidden[inputs.sample_rows])
         device.sampler.set_masks(masks)
@@ -120,7 +143,7 @@ class NativeStep:
         device.token_ids[slots, positions] = token_ids
         wanted = [chunk.logprobs for chunk in self.step.chunks if chunk.logprobs is not None]
         logprobs = logprob_rows(logits, token_ids, max(wanted)) if wanted else None
-        self.reported = Report(np.array(token_ids), np.array(finite), logprobs, prompt_logprobs)
+        self.reported = Report(np.array(token_ids), np.array(finite), logprobs, prompt_logprobs, pooled)
 
     def report(self) -> Report:
         assert self.reported is not None, "a step is reported before it is sampled"

@@ -63,7 +63,9 @@ class TorchDevice:
     def forward(self, step: Step) -> TorchStep:
         """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
         launched = TorchStep(self, step)
-        if self.graphs is not None and all(c.prompt_logprobs is None and not c.drafts for c in step.chunks):
+        if self.graphs is not None and all(
+            chunk.prompt_logprobs is None and chunk.pooling is None and not chunk.drafts for chunk in step.chunks
+        ):
             if step.masked:
                 launched.captured = self.graphs.forward(step)
             else:
@@ -111,6 +113,7 @@ class TorchStep:
         """Of a step whose draw is a CUDA graph of its own."""
         self._samples: Samples | None = None
         self._prompt_logprobs: dict[int, list[Logprobs]] = {}
+        self._pooled: dict[int, torch.Tensor] = {}
         self._done: torch.cuda.Event | None = None
 
     @torch.inference_mode()
@@ -126,6 +129,7 @@ class TorchStep:
     def _sample(self, inputs: StepInputs, hidden: torch.Tensor, masks: Masks) -> None:
         device = self._device
         self._score_prompts(hidden)
+        self._pool(hidden)
         samples = None
         if len(inputs.sample_rows):
             device.sampler.set_masks(masks)
@@ -142,6 +146,7 @@ class TorchStep:
         self._prompt_logprobs = {
             index: [part.to_host() for part in parts] for index, parts in self._prompt_logprobs.items()
         }
+        self._pooled = {index: vector.to("cpu", non_blocking=True) for index, vector in self._pooled.items()}
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
 
@@ -159,13 +164,36 @@ class TorchStep:
                     parts.append(kernels.of(logits).logprobs(logits, following[low:high], count))
             first += chunk.count
 
+    def _pool(self, hidden: torch.Tensor) -> None:
+        """For each chunk that asks: one vector of its hidden states, in float32."""
+        first, scored = 0, dict[int, int]()
+        for index, chunk in enumerate(self._step.chunks):
+            last = first + chunk.count - 1
+            match None if chunk.pooling is None else chunk.pooling.kind:
+                case "last":
+                    self._pooled[index] = hidden[last].float()
+                case "mean":
+                    self._pooled[index] = hidden[first : last + 1].sum(dim=0, dtype=torch.float32)
+                case "cls":
+                    self._pooled[index] = hidden[first].float() + hidden[last] * 0  # NaN of any token is to be seen
+                case "logits":
+                    scored[index] = last
+            first += chunk.count
+        if scored:
+            logits = self._device.model.logits(hidden[list(scored.values())])
+            for index, row in zip(scored, logits, strict=True):
+                pooling = self._step.chunks[index].pooling
+                assert pooling is not None
+                self._pooled[index] = row[list(pooling.token_ids)].float()
+
     def report(self) -> Report:
         if self._done is not None:
             self._done.synchronize()
         prompt_logprobs = {index: _rows(*parts) for index, parts in self._prompt_logprobs.items()}
+        pooled = {index: vector.numpy() for index, vector in self._pooled.items()}
         if self._samples is None:
             nothing = np.zeros(0, np.int64)
-            return Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs)
+            return Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs, pooled)
         token_ids, finite, logprobs = self._samples
         num_rows = sum(chunk.num_samples for chunk in self._step.chunks)  # those after are padding
         return Report(
@@ -173,6 +201,7 @@ class TorchStep:
             finite.numpy()[:num_rows],
             None if logprobs is None else _rows(logprobs),
             prompt_logprobs,
+            pooled,
         )
 
 

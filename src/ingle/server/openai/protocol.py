@@ -99,7 +99,7 @@ def _logit_bias(value: Any) -> dict[int, float] | None:
     return biases
 
 
-def _prompts(value: Any) -> list[str] | list[list[int]]:
+def texts_or_ids(value: Any) -> list[str] | list[list[int]]:
     """One prompt or several, as text or token ids: always a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -279,7 +279,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[
         list[str] | list[list[int]],
-        PlainValidator(_prompts, json_schema_input_type=_Prompts),
+        PlainValidator(texts_or_ids, json_schema_input_type=_Prompts),
     ]
     echo: bool | None = None
     best_of: Integer | None = Field(None, ge=1, le=MAX_N)

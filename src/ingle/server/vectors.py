@@ -1,0 +1,71 @@
+"""A request whose answer is made of vectors: its way through the server, whatever its endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ingle.errors import EngineError, RequestError
+from ingle.request import EngineRequest
+from ingle.server.models import ServedModel
+from ingle.server.respond import BodyT, read_prepared
+from ingle.server.streaming import merge, unless_disconnected
+
+MAX_TEXTS = 2048
+"""Most of one HTTP request, as OpenAI has it."""
+
+
+class VectorWriter(Protocol):
+    """A request that has been checked and tokenized, and how its endpoint writes the answer."""
+
+    @property
+    def model(self) -> ServedModel: ...
+    @property
+    def requests(self) -> Sequence[EngineRequest]: ...
+
+    def whole(self, vectors: Sequence[bytes]) -> msgspec.Struct:
+        """The answer, of one vector for each of the requests."""
+        ...
+
+
+async def respond_vectors(
+    request: Request, kind: type[BodyT], prepare: Callable[[ServedModel, BodyT], VectorWriter]
+) -> Response:
+    """Runs one request through: read, prepare, compute. Ends with the client's connection if that ends first."""
+    writer = await read_prepared(request, kind, prepare)
+    queue = writer.model.queue
+    queue.enter(writer.requests)
+    try:
+        whole = await unless_disconnected(_whole(writer), request.receive)
+    finally:
+        for queued in writer.requests:
+            queue.leave(queued.id)
+    return Response(whole, media_type="application/json")
+
+
+async def _whole(writer: VectorWriter) -> bytes:
+    vectors = [b""] * len(writer.requests)
+    sources = [_vector(writer.model, index, request) for index, request in enumerate(writer.requests)]
+    async with aclosing(merge(sources)) as found:
+        async for index, vector in found:
+            vectors[index] = vector
+    # Thousands of numbers take milliseconds to write, and all streams would wait.
+    return await asyncio.to_thread(lambda: msgspec.json.encode(writer.whole(vectors)))
+
+
+async def _vector(model: ServedModel, index: int, request: EngineRequest) -> AsyncGenerator[tuple[int, bytes], None]:
+    async with aclosing(model.engine.generate(request)) as outputs:
+        async for output in outputs:
+            model.queue.leave(request.id)
+            if output.finish_reason == "error":
+                raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
+            if output.pooled is not None:
+                yield index, output.pooled
+                return
+    raise EngineError("its output ended before the request was finished")

@@ -18,7 +18,7 @@ TO_DEVELOP := $(VENV)/.dev-$(HERE)
 
 help:
 	@echo 'make run               serve a model on http://127.0.0.1:8000; sets up what that needs first'
-	@echo '  MODEL=smollm2:135m     a short name, a folder or a .gguf file'
+	@echo '  MODEL=smollm2:135m     a name (Qwen/Qwen3-0.6B), a folder or a .gguf file'
 	@echo '  PORT=8000              where it listens'
 	@echo '  ARGS="--seed 1"        any other flags of `ingle serve`'
 	@echo 'make setup             everything, PyTorch and the packages of tests and lint too, into .venv'

@@ -191,7 +191,8 @@ class EngineConfig:
     """What the engine runs and within which limits."""
 
     model: str
-    """Short name (smollm2:135m), a Hugging Face model folder, or a .gguf file."""
+    """A short name (qwen3:0.6b), org/name of a hub (also org/name@revision, or org/name:Q4_K_M of a GGUF repository), a
+    .gguf file or its URL, or a model's folder. --hub modelscope looks for org/name there, not at Hugging Face."""
     max_model_len: int | None = None
     """Longest sequence, prompt and answer together. Default: the model's own, cut to what KV memory holds."""
     max_num_seqs: int | None = None
@@ -373,7 +374,7 @@ class ServerConfig:
 class ServeConfig:
     """Serve a model behind an OpenAI-compatible HTTP API.
 
-    MODEL may also be given as --model MODEL. A model that ingle can pull is pulled when it is not on this machine yet.
+    A model that is not on this machine yet is pulled first. MODEL may also be given as --model MODEL.
     """
 
     engine: EngineConfig

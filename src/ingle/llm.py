@@ -55,7 +55,7 @@ class LLM:
         llm = LLM("smollm2:135m")
         print(llm.generate("The capital of France is")[0].outputs[0].text)
 
-    `model` is a short name, a Hugging Face folder or a .gguf file; `options` are those of
+    `model` is what `ingle serve` takes: a name, a model's folder or a .gguf file; `options` are those of
     `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. `chat_template` and `merge_system` are
     those of `ingle.config.TextConfig`. `report` is told what happens while the model is loaded, for people. Raises
     `ModelError` and `ConfigError`.

@@ -232,7 +232,7 @@ HABITS: list[Does | Answer] = [
     Answer("llama-server -m m --mmproj p.gguf", "--mmproj p.gguf: images are not read"),
     Answer("llama-server -m m -p hello", "-p hello: a prompt is part of a request, and the port is --port"),
     Answer("llama-server -m a -m b", "--model was given twice: 'a' and 'b'"),
-    Answer("llama-server -m", "-m needs a value: a short name, a folder or a .gguf file"),
+    Answer("llama-server -m", "-m needs a value: a model's name, a folder or a .gguf file"),
     Does("python3 -m llama_cpp.server --model m --n_ctx 16384 --n_gpu_layers 35 --port 8001",
          {"max_model_len": 16384, "port": 8001}),
     Does("python3 -m llama_cpp.server --model m --n_ctx 2048 --n_threads 4 --model_alias x --verbose True",

@@ -25,7 +25,7 @@ from ingle.text.tokenizer import Tokenizer
 from .scripts import answers, portions
 
 USED = Usage(10, 3, 5, 2)
-fixed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+fixed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

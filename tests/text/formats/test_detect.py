@@ -68,9 +68,10 @@ def test_flags(tmp_path: Path) -> None:
     folder = toys.write_folder(tmp_path, toys.byte_level())
     template = "{% for m in messages %}{{ m.content }}</think>{% endfor %}"
     formats = load_text_side(folder, TextConfig(template)).formats
-    assert in_words(formats) == "calls of tools: hermes, thoughts: think"
+    assert in_words(formats, template_knows_tools=True) == "calls of tools: hermes, thoughts: think"
     formats = load_text_side(folder, TextConfig(template, False, "mistral", "none")).formats
-    assert in_words(formats) == "calls of tools: mistral, thoughts: none"
+    assert in_words(formats, template_knows_tools=True) == "calls of tools: mistral, thoughts: none"
+    assert "describes them" in in_words(formats, template_knows_tools=False)
     with pytest.raises(ConfigError, match=r"^--reasoning-parser: 'x' is no format of thoughts: give .*qwen3"):
         load_text_side(folder, TextConfig(template, reasoning_parser="x"))
     assert load_text_side(folder).formats.tools is None, "there is no template"

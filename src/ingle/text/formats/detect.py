@@ -76,8 +76,10 @@ def reasoning_of(source: str, name: str | None = None) -> ReasoningFormat | None
     )
 
 
-def in_words(formats: Formats) -> str:
+def in_words(formats: Formats, *, template_knows_tools: bool) -> str:
     """What is shown at the start."""
     tools = formats.tools.name if formats.tools is not None else "not read"
+    if formats.tools is not None and not template_knows_tools:
+        tools += " (the chat template knows no tools: the system message describes them)"
     reasoning = formats.reasoning.name if formats.reasoning is not None else "none"
     return f"calls of tools: {tools}, thoughts: {reasoning}"

@@ -20,7 +20,7 @@ from ingle.server import launch, listening
 from ingle.server.access import Access
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import OpenConnections
-from ingle.text.formats.declared import NO_FORMATS
+from ingle.text.formats.of_model import NO_FORMATS
 
 
 class Bound:

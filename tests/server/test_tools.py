@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingle.text.chat_template import ChatTemplate
-from ingle.text.formats.declared import Formats, reasoning_format, tool_format
+from ingle.text.formats.declared import reasoning_format, tool_format
+from ingle.text.formats.of_model import Formats
 
 from .fakes import ScriptedEngine, assert_error, events
 

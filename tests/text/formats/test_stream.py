@@ -9,7 +9,8 @@ from tokenizers import AddedToken
 
 from ingle.events import Begin, Event, Finish, Text, fold
 from ingle.request import EngineOutput, SamplingParams, TokenLogprobs
-from ingle.text.formats.declared import Formats, reasoning_format, tool_format
+from ingle.text.formats.declared import reasoning_format, tool_format
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.events import fold
@@ -124,6 +124,7 @@ BITS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     spec=st.sampled_from([QWEN, TAGS, GEMMA]),
     text=st.lists(st.sampled_from(BITS), max_size=14).map("".join),

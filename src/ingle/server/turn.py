@@ -11,6 +11,8 @@ from ingle.request import SamplingParams, stopping_at
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.formats.declared import tool_format
+from ingle.text.formats.forced import calls_schema
 from ingle.text.formats.of_model import Formats
 from ingle.text.formats.stream import Telling
 
@@ -65,6 +67,12 @@ class Turn:
             return (self.tool_name,)
         return tuple(map(tool_name, self.tools)) if self.tool_choice == "required" else ()
 
+    @property
+    def required_schema(self) -> dict[str, Any]:
+        """The JSON schema of an answer that calls what is `required`."""
+        tools = [tool for tool in self.tools if tool_name(tool) in self.required]
+        return calls_schema(tools, parallel=self.parallel_tool_calls and self.tool_name is None)
+
 
 def tool_name(tool: Tool) -> str:
     name: str = tool["function"]["name"]
@@ -96,6 +104,8 @@ def plan_turn(model: ServedModel, turn: Turn) -> Generation:
 
 def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
     """What is to be told apart in the answers; None where they are nothing but text."""
+    if turn.required:  # whatever the model's own is: `calls_schema` is what its grammar is made of
+        return Telling(Formats(tool_format("json"), formats.reasoning), turn.tools, parallel=turn.parallel_tool_calls)
     tools = turn.tools if turn.tool_choice != "none" and formats.read_calls else ()
     if not tools and not formats.read_thoughts:
         return None

@@ -11,7 +11,7 @@ from ingle.request import SamplingParams, stopping_at
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
 from ingle.text.chat_template import ChatTemplate
-from ingle.text.formats.declared import Formats
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.stream import Telling
 
 Message = Mapping[str, Any]
@@ -99,12 +99,12 @@ def plan_turn(model: ServedModel, turn: Turn) -> Generation:
 
 def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
     """What is to be told apart in the answers; None where they are nothing but text."""
-    tools = turn.tools if turn.tool_choice != "none" and formats.tools is not None else ()
-    if not tools and formats.reasoning is None:
+    tools = turn.tools if turn.tool_choice != "none" and formats.read_calls else ()
+    if not tools and not formats.read_thoughts:
         return None
     last = turn.messages[-1] if turn.continue_final_message else None
     thinking = formats.reasoning is not None and formats.reasoning.begun_by(prompt, last)
-    return Telling(formats, tools, thinking, turn.parallel_tool_calls)
+    return Telling(formats, tools, thinking, "" if formats.template is None else prompt, turn.parallel_tool_calls)
 
 
 def turn_prompt(model: ServedModel, turn: Turn) -> str:

@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 
 from ingle.events import Arguments, Event, Thought, ToolCall, fold
 from ingle.text.formats.bodies import typed
-from ingle.text.formats.declared import (
-    REASONING_FORMATS,
-    TOOL_FORMATS,
-    Formats,
-    reasoning_format,
-    tool_format,
-)
+from ingle.text.formats.declared import REASONING_FORMATS, TOOL_FORMATS, reasoning_format, tool_format
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.parser import Parser
 
 TOOLS = [

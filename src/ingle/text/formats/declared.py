@@ -260,14 +260,3 @@ def tool_format(name: str) -> ToolFormat:
 
 def reasoning_format(name: str) -> ReasoningFormat:
     return next(each for each in REASONING_FORMATS if each.name == REASONING_NAMES[name])
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Those of one model."""
-
-    tools: ToolFormat | None = None
-    reasoning: ReasoningFormat | None = None
-
-
-NO_FORMATS = Formats()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,9 @@ def test_every_result_that_a_page_names_is_committed() -> None:
     assert names
     for name in names:
         assert list((ROOT / "benchmarks" / "results").glob(name)), name
+
+
+def test_the_tables_of_the_api_are_what_the_code_says() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "api_table.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert found.returncode == 0, found.stderr

@@ -308,6 +308,9 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    strict_fields: bool = False
+    """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
+    `X-Ingle-Ignored-Fields` of the answer."""
     timeout_keep_alive: float = 65.0
     """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
     max_connections: int = 4096

@@ -1,6 +1,7 @@
 """An answer as it comes, in events that no protocol has shaped yet; the whole answer is their fold.
 
 Of each choice come `Begin`, then any number of `Text`, then `Finish`; last comes `Usage`, of all choices together.
+`Progress` comes before all, if asked for.
 What is told apart within a text, thoughts and calls of tools, is an event of its own, made between the text and the
 protocols; `Text` then holds the rest, and all tokens. The failure of a whole request is no event: it is raised, and
 each protocol has its way to say so.
@@ -90,7 +91,15 @@ class Usage(msgspec.Struct, frozen=True):
     """Of the completion's tokens."""
 
 
-Event = Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
+class Progress(msgspec.Struct, frozen=True):
+    """So much of the prompt is read; comes before `Begin`, if asked for."""
+
+    choice: int
+    num_prompt_read: int
+    num_cached_tokens: int
+
+
+Event = Progress | Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
 
 
 class Call(msgspec.Struct):
@@ -146,6 +155,8 @@ class Answer(msgspec.Struct):
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
+            if isinstance(event, Progress):
+                continue
             if isinstance(event, Usage):
                 self.usage = event
                 continue

@@ -57,8 +57,6 @@ async def test_a_chat_completion(client: httpx.AsyncClient, engine: ScriptedEngi
             "prompt_tokens_details": {"cached_tokens": 4},
             "completion_tokens_details": {"reasoning_tokens": 0},
         },
-        "system_fingerprint": None,
-        "service_tier": None,
     }
 
 
@@ -130,16 +128,10 @@ async def test_a_deep_template_variable_is_answered(client: httpx.AsyncClient) -
             "messages[1].content[1].text must be a valid string, got 3",
         ),
         (
-            [{"role": "user", "content": [PART | {"detail": "low"}]}],
-            "messages[0].content[0].detail",
-            "Unrecognized request argument: messages[0].content[0].detail",
-        ),
-        (
             [{"role": "user", "content": [PART, {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
             "messages[0].content[1].type",
             'messages[0].content[1].type is "image_url", but this model takes text only',
         ),
-        ([HI[0] | {"mood": 1}], "messages[0].mood", "Unrecognized request argument: messages[0].mood"),
         (
             [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}],
             "messages[0].tool_calls[0].function",
@@ -175,8 +167,6 @@ async def test_wrong_messages(client: httpx.AsyncClient, messages: Any, param: s
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
-        ({"best_of": 1}, "best_of"),
-        ({"prompt": "a"}, "prompt"),
     ],
 )
 async def test_refused_fields_are_named(client: httpx.AsyncClient, extra: dict[str, Any], param: str) -> None:

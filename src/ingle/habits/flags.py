@@ -385,8 +385,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
-        "--disable-access-log --show-paths --timeout-keep-alive= --max-connections= --max-num-queued-reqs= "
-        "--max-num-queued-tokens=",
+        "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
+        "--max-num-queued-reqs= --max-num-queued-tokens=",
         "only `ingle serve` listens",
     ),
     (

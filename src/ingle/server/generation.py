@@ -27,6 +27,7 @@ class Generation:
 
     model: ServedModel
     id: str
+    """Of the answer; requests have ids that no client chooses."""
     prompts: Sequence[PromptRequests]
 
     @cached_property
@@ -62,7 +63,8 @@ class Generation:
         stream = prompt.stream(choice)
         async with aclosing(self.model.engine.generate(request)) as outputs:
             async for output in outputs:
-                self.model.queue.leave(request.id)
+                if output.num_prompt_read is None:
+                    self.model.queue.leave(request.id)
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)
@@ -81,9 +83,12 @@ def plan_generation(
     add_special_tokens: bool,
     continues: bool,
     param: str,
+    name: str | None = None,
     telling: Telling | None = None,
 ) -> Generation:
     """Tokenizes `prompts` and fans them out to `sampling.n` engine requests each, the i-th with `seed + i`.
+
+    The answer's id is the `prefix` and a `name`, which the client may have chosen.
 
     Raises `RequestError` for a prompt that is empty or too long (naming the field `param`), for token ids that the
     model does not have, and for too many choices.
@@ -95,6 +100,7 @@ def plan_generation(
         )
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
     request_ids = (f"{generation_id}-{number}" for number in itertools.count())
+    shown_id = generation_id if name is None else f"{prefix}-{name}"
     reader = model.prompts
     read = [
         reader.read(
@@ -108,4 +114,4 @@ def plan_generation(
         )
         for prompt in prompts
     ]
-    return Generation(model, generation_id, read)
+    return Generation(model, shown_id, read)

@@ -104,7 +104,9 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     config, loading, pool = start.config.server, Loading(), ModelPool()
     access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
     logger.info("listening on %s; /health says how far the model is", start.url)
-    app = create_app(pool, access, access_log=not config.disable_access_log, loading=loading)
+    app = create_app(
+        pool, access, access_log=not config.disable_access_log, strict_fields=config.strict_fields, loading=loading
+    )
     server = GracefulServer(app, _limits(config), deadline)
 
     async def load() -> None:

@@ -41,6 +41,8 @@ class Turn:
     sampling: SamplingParams
     prefix: str
     """Of the answer's id: `chatcmpl`."""
+    name: str | None = None
+    """Of the request, as the client calls it: the rest of the answer's id."""
     tools: Sequence[Tool] = ()
     """Functions that the model may call. Without any, nothing in the answer is taken for a call."""
     tool_choice: Literal["auto", "none", "required"] = "auto"
@@ -98,6 +100,7 @@ def plan_turn(model: ServedModel, turn: Turn) -> Generation:
         add_special_tokens=turn.add_special_tokens,
         continues=turn.continue_final_message,
         param=turn.params.messages,
+        name=turn.name,
         telling=telling_of(model.text.formats, turn, prompt),
     )
 

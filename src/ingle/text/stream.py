@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING
 
-from ingle.events import Begin, Event, Finish, Text
+from ingle.events import Begin, Event, Finish, Progress, Text
 from ingle.request import EngineOutput, FinishReason, SamplingParams
 from ingle.text.hidden_stops import TokenStops
 from ingle.text.stop import StopMatch
@@ -46,6 +46,8 @@ class TextStream:
         """What the engine's next output of this request brings; nothing after the end of the text."""
         if self.finish_reason is not None:
             return []
+        if output.num_prompt_read is not None:
+            return [Progress(self._choice, output.num_prompt_read, output.num_cached_tokens)]
         texts: list[str] = []
         self._starts = []
         hidden = output.token_ids[-1:] if self._hides_last_token(output) else []

@@ -158,6 +158,10 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def spelling(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an unknown id."""
+        return self._backend.id_to_token(token_id) or ""
+
     def vocabulary(self) -> dict[str, int]:
         """Every token, as its file spells it, and its id."""
         tokens: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)

@@ -14,7 +14,8 @@ from ingle.request import FinishReason, TokenLogprobs
 from ingle.server.endpoints import Endpoint
 from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
-from ingle.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from ingle.server.openai.extras import Extras
+from ingle.server.openai.logprobs import chat_logprobs, prompt_logprobs, token_name
 from ingle.server.openai.protocol import ChatCompletionRequest
 from ingle.server.openai.responses import (
     DONE_EVENT,
@@ -30,8 +31,8 @@ from ingle.server.openai.responses import (
     ChatToolCall,
     ChatToolCallDelta,
     PromptLogprobs,
+    PromptProgress,
     Usage,
-    more_used,
     usage_of,
 )
 from ingle.server.respond import respond
@@ -41,21 +42,29 @@ from ingle.text.formats.words import text_of
 
 
 async def create_chat_completion(request: Request) -> Response:
+    """The next message of a conversation, plain or streamed."""
     return await respond(request, ChatCompletionRequest, prepare_chat)
 
 
-ENDPOINTS = (Endpoint("POST", "/v1/chat/completions", create_chat_completion, ChatCompletionRequest),)
+ENDPOINTS = (
+    Endpoint("POST", "/v1/chat/completions", create_chat_completion, ChatCompletionRequest, ChatCompletion, ChatChunk),
+)
 
 
 def prepare_chat(model: ServedModel, chat: ChatCompletionRequest) -> ChatWriter:
     """Renders and tokenizes. Raises `RequestError`."""
+    return ChatWriter(chat, plan_turn(model, chat_turn(model, chat)))
+
+
+def chat_turn(model: ServedModel, chat: ChatCompletionRequest) -> Turn:
     sampling = chat.sampling_params(
         model.default_sampling,
         max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
         logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
-    turn = Turn(
+    return Turn(
         prefix="chatcmpl",
+        name=chat.request_id,
         messages=[message.for_template() for message in chat.messages],
         sampling=sampling,
         tools=[tool.for_template() for tool in chat.tools or ()],
@@ -68,7 +77,6 @@ def prepare_chat(model: ServedModel, chat: ChatCompletionRequest) -> ChatWriter:
         continue_final_message=bool(chat.continue_final_message),
         add_special_tokens=bool(chat.add_special_tokens),
     )
-    return ChatWriter(chat, plan_turn(model, turn))
 
 
 def _echoed(chat: ChatCompletionRequest) -> str:
@@ -88,8 +96,8 @@ class ChatWriter:
         self.streamed = bool(chat.stream)
         self.generation = generation
         self._include_usage = chat.include_usage
-        self._so_far = events.Usage(sum(len(prompt.token_ids) for prompt in generation.prompts), 0, 0)
-        self._continuous_usage = chat.continuous_usage
+        self._extras = Extras(chat, generation)
+        self._token_name = token_name(generation.model.tokenizer, chat.return_tokens_as_token_ids)
         self._include_logprobs = bool(chat.logprobs)
         self._include_reasoning = chat.include_reasoning is not False
         self._ends_with_stop = chat.tool_name is not None  # as OpenAI's do when the client named the function
@@ -97,9 +105,10 @@ class ChatWriter:
         self._created = int(time.time())
 
     def piece(self, together: Sequence[events.Event]) -> bytes:
-        if self._continuous_usage:
-            self._so_far = more_used(self._so_far, together)
-        return b"".join(map(self._chunks, together))
+        self._extras.count(together)
+        progress = self._extras.progress(together)
+        before = b"" if progress is None else self._chunk([], progress=progress)
+        return before + b"".join(map(self._chunks, together))
 
     def whole(self, answer: events.Answer) -> ChatCompletion:
         assert answer.usage is not None
@@ -110,15 +119,21 @@ class ChatWriter:
             choices=[self._choice(index, choice) for index, choice in sorted(answer.choices.items())],
             usage=usage_of(answer.usage),
             prompt_logprobs=self._prompt_logprobs(answer.choices[0]),
+            prompt_token_ids=self._extras.prompt_token_ids(),
         )
 
     def _chunks(self, told: events.Event) -> bytes:
         match told:
             case events.Begin(choice):
-                return self._delta(choice, ChatDelta(role="assistant", content=self._echo))
-            case events.Text(choice, text, _, logprobs) if text or (logprobs and self._include_logprobs):
-                delta = ChatDelta(content=text)
-                return self._chunk([ChatChunkChoice(index=choice, delta=delta, logprobs=self._logprobs(logprobs))])
+                delta = ChatDelta(role="assistant", content=self._echo)
+                prompt = self._extras.prompt_token_ids() if choice == 0 else UNSET
+                return self._chunk([ChatChunkChoice(index=choice, delta=delta)], prompt_token_ids=prompt)
+            case events.Text(choice, text, ids, logprobs) if (
+                text or self._extras.wants_token_ids or (logprobs and self._include_logprobs)
+            ):
+                delta, told_ids = ChatDelta(content=text), self._extras.token_ids(ids)
+                scored = self._logprobs(logprobs)
+                return self._chunk([ChatChunkChoice(index=choice, delta=delta, logprobs=scored, token_ids=told_ids)])
             case events.Thought(choice, text) if self._include_reasoning:
                 return self._delta(choice, ChatDelta(reasoning_content=text, reasoning=text))
             case events.ToolCall(choice, index, id, name):
@@ -142,18 +157,24 @@ class ChatWriter:
     def _reason(self, reason: FinishReason | None) -> FinishReason | None:
         return "stop" if reason == "tool_calls" and self._ends_with_stop else reason
 
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
+    def _chunk(
+        self,
+        choices: list[ChatChunkChoice],
+        usage: Usage | None = None,
+        *,
+        prompt_token_ids: list[int] | UnsetType = UNSET,
+        progress: PromptProgress | UnsetType = UNSET,
+    ) -> bytes:
         chunk = ChatChunk(
             id=self.generation.id,
             created=self._created,
             model=self.generation.model.name,
             choices=choices,
-            usage=(usage or self._used_so_far()) if self._include_usage else UNSET,
+            usage=self._extras.chunk_usage if usage is None else usage,
+            prompt_token_ids=prompt_token_ids,
+            prompt_progress=progress,
         )
         return event(chunk)
-
-    def _used_so_far(self) -> Usage | None:
-        return usage_of(self._so_far) if self._continuous_usage else None
 
     def _choice(self, index: int, choice: events.Choice) -> ChatChoice:
         return ChatChoice(
@@ -162,6 +183,7 @@ class ChatWriter:
             logprobs=self._logprobs(choice.logprobs),
             finish_reason=self._reason(choice.finish_reason),
             stop_reason=choice.stop_reason,
+            token_ids=self._extras.token_ids(choice.token_ids),
         )
 
     def _message(self, choice: events.Choice) -> ChatMessageAnswer:
@@ -180,7 +202,9 @@ class ChatWriter:
         )
 
     def _logprobs(self, entries: Iterable[TokenLogprobs] | None) -> ChatLogprobs | None:
-        return chat_logprobs(self.generation.model.tokenizer, entries or ()) if self._include_logprobs else None
+        if not self._include_logprobs:
+            return None
+        return chat_logprobs(self.generation.model.tokenizer, entries or (), self._token_name)
 
     def _prompt_logprobs(self, choice: events.Choice) -> PromptLogprobs | UnsetType:
         if choice.prompt_logprobs is None:

@@ -20,31 +20,32 @@ from pydantic import (
     model_validator,
 )
 
-from ingle.request import MAX_INTEGER, MAX_LOGPROBS, MAX_N, RANGES, SamplingParams, objection
+from ingle.habits.sampling import REFUSED, SAME
+from ingle.request import (
+    ABOVE_ZERO,
+    MAX_BAD_WORDS,
+    MAX_INTEGER,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_SALT_CHARS,
+    MAX_STOP_STRINGS,
+    RANGES,
+    SamplingParams,
+    objection,
+)
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "cache_salt": (),
-    "early_stopping": (False,),
+    **{name: neutral for name, (neutral, _) in REFUSED.items() if name not in ("best_of", "prompt")},
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
     "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "priority": (0,),
-    "request_id": (),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
     "vllm_xargs": (),
 }
 
@@ -56,11 +57,25 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value
-    if not _is_token_ids(ids):
+def read_token_ids(value: Any) -> tuple[int, ...]:
+    if not _is_token_ids(value):
         raise ValueError(f"must be a list of token ids, got {show(value)}")
-    return tuple(ids)
+    return tuple(value)
+
+
+def _optional_token_ids(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else read_token_ids(value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    return _optional_token_ids(value) or ()
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    strings = [] if value is None else value
+    if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+        raise ValueError(f"must be a list of strings, got {show(value)}")
+    return tuple(strings)
 
 
 def _is_token_ids(value: Any) -> bool:
@@ -103,23 +118,46 @@ def _whole(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_whole)]
-
-
-SCHEMA_REF = "#/components/schemas/{model}"
-
-
-def body_schema(model: type[StrictModel]) -> dict[str, Any]:
-    """OpenAPI's description of an endpoint that reads `model` from its body."""
-    schema = {"$ref": SCHEMA_REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Word = Annotated[str, Field(min_length=1)]
+_Key = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+_Biases = Annotated[dict[_Key, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIAS)]
+_Stops = _Word | Annotated[list[_Word], Field(max_length=MAX_STOP_STRINGS)]
+_OneOrMore = Field(min_length=1)
+_Prompts = (
+    str
+    | Annotated[list[str], _OneOrMore]
+    | Annotated[list[TokenId], _OneOrMore]
+    | Annotated[list[Annotated[list[TokenId], _OneOrMore]], _OneOrMore]
+)
+"""As the schema says it; their validators say more exactly what is wrong."""
 
 
 class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    """With include_usage: every chunk tells what was used so far, as vLLM's do."""
+    """Usage so far in every chunk."""
     include_obfuscation: bool | None = None
-    """Accepted: chunks are never padded."""
+    """Accepted; chunks are never padded."""
+
+
+REMARKS = frozenset(
+    (
+        *("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"),
+        *("spaces_between_special_tokens", "store", "verbosity", "stream_options.include_obfuscation"),
+        *("messages[].cache_control", "messages[].content[].cache_control", "tools[].cache_control"),
+    )
+)
+"""Fields that are accepted for what they are: remarks that change nothing in the answer."""
+
+
+def _bounds(schema: dict[str, Any]) -> None:
+    """Says of each number what it may be."""
+    for name, of_field in schema.get("properties", {}).items():
+        kinds = [kind for kind in of_field.get("anyOf", ()) if kind.get("type") in ("integer", "number")]
+        if name in _NUMBERS and kinds:
+            lowest, highest = RANGES[name]
+            kinds[0] |= {"exclusiveMinimum" if name in ABOVE_ZERO else "minimum": lowest, "maximum": highest}
 
 
 _NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
@@ -128,6 +166,9 @@ _NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
 
 class GenerationRequest(ModelRequest):
     """What chat and completions have in common. None stands for the default, which may be the model's own."""
+
+    model_config = ConfigDict(json_schema_extra=_bounds)
+    ALIASES: ClassVar[Mapping[str, str]] = SAME
 
     n: Integer | None = Field(None, ge=1, le=MAX_N)
     temperature: float | None = None
@@ -140,15 +181,15 @@ class GenerationRequest(ModelRequest):
     repetition_penalty: float | None = None
     logit_bias: Annotated[
         dict[int, float] | None,
-        PlainValidator(_logit_bias, json_schema_input_type=dict[str, float] | None),
+        PlainValidator(_logit_bias, json_schema_input_type=_Biases | None),
     ] = None
     stop: Annotated[
         tuple[str, ...],
-        PlainValidator(_stop_strings, json_schema_input_type=str | list[str] | None),
+        PlainValidator(_stop_strings, json_schema_input_type=_Stops | None),
     ] = ()
     stop_token_ids: Annotated[
         tuple[int, ...],
-        PlainValidator(_token_ids, json_schema_input_type=list[int] | None),
+        PlainValidator(_token_ids, json_schema_input_type=list[TokenId] | None),
     ] = ()
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -158,17 +199,35 @@ class GenerationRequest(ModelRequest):
     prompt_logprobs: Integer | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    allowed_token_ids: Annotated[
+        tuple[int, ...] | None,
+        PlainValidator(_optional_token_ids, json_schema_input_type=list[TokenId] | None),
+    ] = None
+    bad_words: Annotated[
+        tuple[str, ...],
+        PlainValidator(_strings, json_schema_input_type=Annotated[list[_Word], Field(max_length=MAX_BAD_WORDS)] | None),
+    ] = ()
+    truncate_prompt_tokens: Integer | None = None
+    priority: Integer | None = None
+    cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARS)
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_progress: bool | None = None
+    """Chunks that say how much of the prompt is read."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    # Accepted for what they are: remarks that change nothing in the answer.
+    # `REMARKS`
     user: str | None = None
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    request_id: str | None = Field(None, max_length=128)
     service_tier: str | None = None
+    spaces_between_special_tokens: bool | None = None
     store: bool | None = None
+    verbosity: str | None = None
 
     @field_validator(*sorted(_NUMBERS), mode="after")
     @classmethod
@@ -203,6 +262,7 @@ class GenerationRequest(ModelRequest):
         """
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         given = {name: value for name, value in given.items() if value is not None}
+        given["return_progress"] = bool(self.return_progress and self.stream)
         most = None if max_tokens == -1 else max_tokens
         return SamplingParams(**{**defaults, **given, **derived, "max_tokens": most})
 
@@ -213,15 +273,18 @@ _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__) & frozenset(Gener
 class CompletionRequest(GenerationRequest):
     """Body of `POST /v1/completions`."""
 
-    UNSUPPORTED: ClassVar[Neutral] = {**_UNSUPPORTED, "suffix": (), "prompt_embeds": ()}
+    UNSUPPORTED: ClassVar[Neutral] = {**_UNSUPPORTED, "prompt_embeds": ()}
 
     prompt: Annotated[
         list[str] | list[list[int]],
-        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+        PlainValidator(_prompts, json_schema_input_type=_Prompts),
     ]
     echo: bool | None = None
-    best_of: Integer | None = None
+    best_of: Integer | None = Field(None, ge=1, le=MAX_N)
+    """So many are computed, and the `n` of them that are likeliest per token returned."""
     logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    suffix: str | None = None
+    """What follows the text that is wanted, for models with tokens for that."""
 
     @model_validator(mode="after")
     def _check_max_tokens(self) -> CompletionRequest:
@@ -231,9 +294,23 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise FieldError("best_of", f" must equal n ({self.n or 1}), got {show(self.best_of)}")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise FieldError("best_of", f" must be at least n ({self.n or 1}), got {show(self.best_of)}")
+        if self.num_computed > (self.n or 1) and self.stream:
+            raise FieldError("best_of", " may be greater than n only when stream is false: the best are known at last")
         return self
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> CompletionRequest:
+        for name in ("suffix", "truncate_prompt_tokens"):
+            if self.echo and getattr(self, name):
+                raise FieldError("echo", f" returns the prompt as it was sent, which {name} changes: send one of them")
+        return self
+
+    @property
+    def num_computed(self) -> int:
+        """Completions of each prompt."""
+        return max(self.best_of or 1, self.n or 1)
 
 
 class TextPart(StrictModel):
@@ -361,6 +438,13 @@ class ChatMessage(StrictModel):
 MAX_TOOLS = 1024
 
 
+_REPLACED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "functions": (([],), "tools"),
+    "function_call": (("none", "auto"), "tool_choice"),
+}
+"""Fields of OpenAI's first way to call functions, the values that ask for nothing, and what took their place."""
+
+
 class ChatCompletionRequest(GenerationRequest):
     """Body of `POST /v1/chat/completions`."""
 
@@ -373,12 +457,8 @@ class ChatCompletionRequest(GenerationRequest):
         "prediction": (),
         "thinking_token_budget": (),
         "web_search_options": (),
+        **{name: neutral for name, (neutral, _) in _REPLACED.items()},
     }
-    REPLACED: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
-        "functions": (([],), "tools"),
-        "function_call": (("none", "auto"), "tool_choice"),
-    }
-    """Fields of OpenAI's first way to call functions, the values that ask for nothing, and what took their place."""
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1)]
     max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
@@ -408,9 +488,9 @@ class ChatCompletionRequest(GenerationRequest):
 
     @classmethod
     def _refused(cls, name: str, value: Any) -> FieldError | None:
-        if name not in cls.REPLACED:
+        if name not in _REPLACED:
             return super()._refused(name, value)
-        neutral, instead = cls.REPLACED[name]
+        neutral, instead = _REPLACED[name]
         if value is None or value in neutral:
             return None
         return FieldError(after=f" is not served: send {instead} instead", code="unsupported_argument")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -44,20 +43,15 @@ def usage_of(used: events.Usage) -> Usage:
     )
 
 
-def more_used(used: events.Usage, together: Iterable[events.Event]) -> events.Usage:
-    """What was used so far, with what some events tell."""
-    for event in together:
-        match event:
-            case events.Begin(num_cached_tokens=num_cached):
-                used = msgspec.structs.replace(used, num_cached_tokens=max(used.num_cached_tokens, num_cached))
-            case events.Text(token_ids=token_ids):
-                num_tokens = used.num_completion_tokens + len(token_ids)
-                used = msgspec.structs.replace(used, num_completion_tokens=num_tokens)
-            case events.Finish(num_thought_tokens=num_thought):
-                used = msgspec.structs.replace(used, num_thought_tokens=used.num_thought_tokens + num_thought)
-            case events.Usage():
-                used = event
-    return used
+class PromptProgress(msgspec.Struct, kw_only=True):
+    """How much of a prompt is read, as llama.cpp tells it."""
+
+    total: int
+    cache: int
+    """Tokens that the prefix cache had."""
+    processed: int
+    """Tokens that are read, those of the cache included."""
+    time_ms: int
 
 
 class RankedToken(msgspec.Struct):
@@ -82,6 +76,8 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -93,7 +89,7 @@ class Completion(msgspec.Struct, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
-    system_fingerprint: str | None = None
+    prompt_progress: PromptProgress | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct):
@@ -142,6 +138,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -151,9 +148,8 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class CalledFunctionDelta(msgspec.Struct, kw_only=True):
@@ -184,6 +180,7 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
@@ -193,7 +190,8 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
-    system_fingerprint: str | None = None
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_progress: PromptProgress | UnsetType = UNSET
 
 
 class ModelPermission(msgspec.Struct, kw_only=True):

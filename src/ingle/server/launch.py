@@ -250,7 +250,7 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     if model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
     else:
-        logger.info("%s", in_words(model.text.formats))
+        logger.info("%s", in_words(model.text.formats, template_knows_tools=model.chat_template.knows_tools))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

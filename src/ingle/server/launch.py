@@ -208,10 +208,10 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
-    if model.chat_template is None and model.info.writes_text:
+    if model.info.writes_text and model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
-    elif model.info.writes_text:
-        logger.info("%s", in_words(model.text.formats))
+    elif model.info.writes_text and model.chat_template is not None:
+        logger.info("%s", in_words(model.text.formats, template_knows_tools=model.chat_template.knows_tools))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

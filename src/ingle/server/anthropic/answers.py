@@ -1,4 +1,4 @@
-"""Answers of Anthropic's Messages API. By its schema every key is there, null where there is nothing."""
+"""Answers of Anthropic's Messages API. What its schema requires and this server knows nothing of is null."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class ThinkingAnswer(msgspec.Struct, tag="thinking"):
     signature: str
 
 
-class Caller(msgspec.Struct, tag="direct", frozen=True):
-    """Who calls a tool: the model, not code that it had run."""
+class Caller(msgspec.Struct, frozen=True):
+    type: Literal["direct"] = "direct"
+    """The model, and no program that it wrote."""
 
 
 class ToolUseAnswer(msgspec.Struct, tag="tool_use"):
@@ -51,7 +52,7 @@ class Usage(msgspec.Struct):
     cache_creation: None = None
     inference_geo: None = None
     server_tool_use: None = None
-    service_tier: Literal["standard"] = "standard"
+    service_tier: None = None
 
 
 def usage_of(used: events.Usage) -> Usage:
@@ -71,9 +72,9 @@ class Message(msgspec.Struct, kw_only=True):
     content: list[ContentAnswer]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: Usage
     stop_details: None = None
     container: None = None
+    usage: Usage
 
 
 class MessageStart(msgspec.Struct, tag="message_start"):
@@ -117,6 +118,8 @@ class BlockStop(msgspec.Struct, tag="content_block_stop"):
 class StopDelta(msgspec.Struct):
     stop_reason: StopReason
     stop_sequence: str | None
+    stop_details: None = None
+    container: None = None
 
 
 class MessageDelta(msgspec.Struct, tag="message_delta"):

@@ -80,13 +80,9 @@ async def cancel_response(request: Request) -> Response:
     )
 
 
-async def compact(request: Request) -> Response:
-    """There is no compaction here: the newest turns are kept by `truncation`."""
-    raise RequestError(
-        "This server compacts no conversations: send what matters of one, or truncation auto, which keeps the newest.",
-        code="unsupported_endpoint",
-        status=404,
-    )
+async def compact_response(request: Request) -> Response:
+    """Conversations are not compacted here: clients do that themselves."""
+    raise RequestError("This server does not compact conversations.", code="not_found", status=404)
 
 
 async def list_input_items(request: Request) -> Response:
@@ -121,7 +117,7 @@ ENDPOINTS = (
         chunks=answers.StreamEvent,
     ),
     Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, InputTokensRequest, answers=answers.InputTokens),
-    Endpoint("POST", "/v1/responses/compact", compact, answers=answers.Response, statuses=(404,)),
+    Endpoint("POST", "/v1/responses/compact", compact_response, answers=answers.Response, statuses=(404,)),
     Endpoint("GET", _ONE, retrieve_response, answers=answers.Response, statuses=(400, 404)),
     Endpoint("DELETE", _ONE, delete_response, answers=answers.Deleted, statuses=(404,)),
     Endpoint("POST", f"{_ONE}/cancel", cancel_response, answers=answers.Response, statuses=(400, 404)),

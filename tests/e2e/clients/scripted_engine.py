@@ -150,6 +150,7 @@ def info(tokenizer: Tokenizer) -> EngineInfo:
         product_dtype="float32",
         factors=["float32"],
         kernels="none",
+        writes_text=True,
         family="script",
         num_parameters=1,
         stored_types={"F32": 1},

@@ -23,6 +23,7 @@ from ingle.engine.scheduler import Scheduler
 from ingle.engine.worker import Worker
 from ingle.kv import longest
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from ingle.step import Masks
 
 TINY = {
     "vocab_size": 256,
@@ -135,7 +136,7 @@ def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
     plan = engine.scheduler.plan()
     assert plan is not None and plan.step.num_tokens == len(prompt), "the prompt must fit one step"
     device, running = engine.worker.device, engine.worker.forward(plan.step)
-    engine.worker.sample(running, {})
+    engine.worker.sample(running, Masks())
     if isinstance(device, NativeDevice):
         logits = torch.from_numpy(device.model.logits(device.hidden(inputs_of(plan.step, len(prompt)))))
     else:

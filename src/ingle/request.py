@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.structured import Grammar, StructuredOutputs
 
 if TYPE_CHECKING:
     TokenIds = array[int]
@@ -126,6 +127,8 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer is bound to, also as a dict: {"json": schema}, {"regex": "…"}, {"choice": […]}, …"""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -136,6 +139,11 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
             msgspec.structs.force_setattr(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         if self.seed == -1:
             msgspec.structs.force_setattr(self, "seed", None)
+        if self.structured_outputs is not None:
+            try:
+                msgspec.structs.force_setattr(self, "structured_outputs", StructuredOutputs.of(self.structured_outputs))
+            except ValueError as error:
+                raise RequestError(f"structured_outputs: {error}", param="structured_outputs") from None
         self._check()
 
     def of_choice(self, index: int, max_tokens: int) -> Sampling:
@@ -153,7 +161,7 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
         return Sampling(**{**own, "seed": seed, "max_tokens": max_tokens})
 
     def _check(self) -> None:
-        objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias()]
+        objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias(), *self._bound_too_long()]
         objections = [(name, f"{name} {text}") for name, text in objections] or list(self._too_few(self.max_tokens))
         if objections:
             raise refusal(objections)
@@ -175,6 +183,10 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
         elif (num_chars := sum(map(len, self.stop))) > MAX_STOP_CHARS:
             yield "stop", f"strings have {num_chars} characters, at most {MAX_STOP_CHARS} are taken"
         yield from _first("stop_token_ids", (_range_objection(id, 0, _I32_MAX) for id in self.stop_token_ids))
+
+    def _bound_too_long(self) -> Iterator[tuple[str, str]]:
+        if self.structured_outputs is not None and self.min_tokens:
+            yield "min_tokens", f"({self.min_tokens}) cannot hold where structured_outputs says when an answer ends"
 
     def _bad_logit_bias(self) -> Iterator[tuple[str, str]]:
         biases = self.logit_bias or {}
@@ -259,6 +271,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     sampling: Sampling
     eos_token_ids: tuple[int, ...] = ()
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
+    grammar: Grammar | None = None
+    """What the answer follows. It ends with that, also where `sampling.ignore_eos` is set."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt_token_ids, array):  # a caller whose types nobody checks
@@ -325,6 +339,10 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """One per prompt token, the first None; comes once, with the first token."""
     error: str | None = None
     """What went wrong, when `finish_reason` is "error"."""
+    refused: bool = False
+    """It is the request that is wrong."""
+    complete: bool = False
+    """Ended by its grammar: the last token is part of the answer."""
 
 
 class CompletionOutput(msgspec.Struct):

@@ -59,6 +59,8 @@ class Generation:
         async with aclosing(self.model.engine.generate(request)) as outputs:
             async for output in outputs:
                 self.model.queue.leave(request.id)
+                if output.refused:
+                    raise RequestError(f"{request.id} is refused: {output.error}", param="structured_outputs")
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)

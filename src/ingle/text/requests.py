@@ -58,7 +58,10 @@ class PromptReader:
         the model does not have.
         """
         check_sampling(params, self.info.vocab_size)
-        automaton(params.stop)  # made here, off a server's event loop, where it may take a while
+        # Made here, off a server's event loop, where they may take a while.
+        automaton(params.stop)
+        wanted = params.structured_outputs
+        grammar = None if wanted is None else self.tokenizer.grammars.grammar(wanted)
         if isinstance(prompt, str):
             self.check_num_chars(len(prompt), param)
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
@@ -69,7 +72,7 @@ class PromptReader:
             raise RequestError(str(error), param=param, code=error.code, status=error.status) from error
         ends = self.tokenizer.eos_token_ids
         requests = [
-            EngineRequest(next(request_ids), token_ids, params.of_choice(index, max_tokens), ends)
+            EngineRequest(next(request_ids), token_ids, params.of_choice(index, max_tokens), ends, grammar)
             for index in range(params.n)
         ]
         return PromptRequests(self.tokenizer, params, token_ids, requests, continues)

@@ -42,13 +42,17 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """The field of the request that it came in, which errors name."""
 
     def __post_init__(self) -> None:
-        given = [name for name in KINDS if getattr(self, name) not in (None, (), False)]
         if self.json is False:
             raise ValueError("json is the schema false, which no answer can follow")
-        if len(given) != 1:
-            raise ValueError(f"takes one of {', '.join(KINDS)}, got {' and '.join(given) or 'none'}")
         if self.choice is not None:
             msgspec.structs.force_setattr(self, "choice", _choices(self.choice))
+        if not isinstance(self.json_object, bool | None):
+            raise ValueError(f"json_object must be true or false, got {self.json_object!r:.80}")
+        if not isinstance(self.disable_any_whitespace, bool):
+            raise ValueError(f"disable_any_whitespace must be true or false, got {self.disable_any_whitespace!r:.80}")
+        given = self._given()
+        if len(given) != 1:
+            raise ValueError(f"takes one of {', '.join(KINDS)}, got {' and '.join(given) or 'none'}")
         if self.json is not None:
             msgspec.structs.force_setattr(self, "json", _schema(self.json))
         for name in ("json", "regex", "grammar", "whitespace_pattern", "after"):
@@ -60,10 +64,13 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         if (self.whitespace_pattern or self.disable_any_whitespace) and not (self.json or self.json_object):
             raise ValueError(f"whitespace is that of JSON, and {given[0]} is given")
 
+    def _given(self) -> list[str]:
+        return [name for name in KINDS if getattr(self, name) not in (None, False)]
+
     @property
     def kind(self) -> str:
         """The one of `KINDS` that is given."""
-        return next(name for name in KINDS if getattr(self, name) not in (None, (), False))
+        return self._given()[0]
 
     @classmethod
     def of(cls, value: Any) -> StructuredOutputs:
@@ -74,7 +81,8 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
             value = _attributes(value)
         given = {name: each for name, each in value.items() if each is not None and name not in _IDLE}
         if unknown := [name for name in given if name not in cls.__struct_fields__ and given[name] is not False]:
-            raise ValueError(f"has no {str(unknown[0])[:80]}: there are {', '.join(cls.__struct_fields__)}")
+            known = ", ".join(name for name in cls.__struct_fields__ if name != "asked_as")
+            raise ValueError(f"has no {str(unknown[0])[:80]}: there are {known}")
         return cls(**{name: each for name, each in given.items() if name in cls.__struct_fields__})
 
 
@@ -101,8 +109,8 @@ def _choices(values: Any) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"choice must be a list of strings, got {values!r:.80}")
     choices = tuple(values)
-    if len(choices) > MAX_CHOICES or any(not isinstance(each, str) or not each for each in choices):
-        raise ValueError(f"choice takes up to {MAX_CHOICES} strings that are not empty")
+    if not 0 < len(choices) <= MAX_CHOICES or any(not isinstance(each, str) or not each for each in choices):
+        raise ValueError(f"choice takes 1 to {MAX_CHOICES} strings that are not empty")
     if (size := sum(len(each.encode(errors="replace")) for each in choices)) > MAX_GRAMMAR_BYTES:
         raise ValueError(f"choice has {size} bytes, at most {MAX_GRAMMAR_BYTES} are taken")
     return choices

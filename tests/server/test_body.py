@@ -135,7 +135,20 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
         ({"store": True}, "store", "store is not supported by this server: leave it out, or null (got true)"),
         ({"store": 0}, "store", "store is not supported"),
         ({"service_tier": "flex"}, "service_tier", 'got "flex"'),
-        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", 'text, json_object or json_schema, got "xml"'),
+        ({"response_format": "json"}, "response_format", 'response_format must be an object, got "json"'),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is required"),
+        ({"guided_regex": 3}, "guided_regex", "must be a string, got 3"),
+        ({"guided_choice": []}, "guided_choice", "choice takes 1 to 4096 strings"),
+        ({"guided_regex": "("}, "guided_regex", "guided_regex: regex:"),
+        ({"guided_json": {"not": {}}}, "guided_json", 'json: Unimplemented keys: ["not"]'),
+        ({"guided_json": {"type": "nothing"}}, "guided_json", "Invalid type: nothing"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs", "json is not valid JSON"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "got regex and choice"),
+        ({"structured_outputs": {"rule": "a"}}, "structured_outputs", "has no rule"),
+        ({"structured_outputs": {"grammar": "?"}}, "structured_outputs", "structured_outputs: grammar:"),
+        ({"structured_outputs": {"regex": "a"}, "min_tokens": 3}, "min_tokens", "says when an answer ends"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "cannot be sent together with guided_regex"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "truncate_prompt_tokens is not supported"),
         ({"model": "gpt"}, "model", "The model 'gpt' does not exist. This server has: tiny/bytes, alias"),
     ],
@@ -189,7 +202,7 @@ async def test_wrong_fields_are_named_together(client: httpx.AsyncClient, path: 
 
 DIGITS = "9" * 4000
 SHAPES = ["%s", "-%s", "%s.5", "1e%s", "[%s]", "[[%s]]", '{"1": %s}', '{"%s": 1}', '{"include_usage": %s}']
-OF_THE_CLIENT = {"metadata", "chat_template_kwargs"}
+OF_THE_CLIENT = {"guided_json", "metadata", "chat_template_kwargs"}
 """What these hold is passed on as it is."""
 
 

@@ -22,6 +22,8 @@ from pydantic import (
 
 from ingle.request import MAX_INTEGER, MAX_LOGPROBS, MAX_N, RANGES, SamplingParams, objection
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
+from ingle.server.openai import bound
+from ingle.structured import StructuredOutputs
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {
@@ -29,22 +31,16 @@ _UNSUPPORTED: Neutral = {
     "bad_words": ([],),
     "cache_salt": (),
     "early_stopping": (False,),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "priority": (0,),
     "request_id": (),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
-    "structured_outputs": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "vllm_xargs": (),
@@ -161,6 +157,13 @@ class GenerationRequest(ModelRequest):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    response_format: bound.ResponseFormat = None
+    structured_outputs: bound.Structured = None
+    guided_json: bound.GuidedJson = None
+    guided_regex: bound.GuidedRegex = None
+    guided_choice: bound.GuidedChoice = None
+    guided_grammar: bound.GuidedGrammar = None
+
     # Accepted for what they are: remarks that change nothing in the answer.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -182,6 +185,18 @@ class GenerationRequest(ModelRequest):
             raise FieldError("prompt_logprobs", " is not available when stream is true")
         return self
 
+    @model_validator(mode="after")
+    def _check_bound(self) -> GenerationRequest:
+        given = [name for name in bound.FIELDS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise FieldError(given[1], f" cannot be sent together with {given[0]}: both say what the answer follows")
+        return self
+
+    @property
+    def binding(self) -> StructuredOutputs | None:
+        """What the answer follows, whichever field says so."""
+        return next((given for name in bound.FIELDS if (given := getattr(self, name)) is not None), None)
+
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -194,6 +209,7 @@ class GenerationRequest(ModelRequest):
         Raises `RequestError` naming a field that is out of range.
         """
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        given["structured_outputs"] = self.binding
         given = {name: value for name, value in given.items() if value is not None}
         most = None if max_tokens == -1 else max_tokens
         return SamplingParams(**{**defaults, **given, **derived, "max_tokens": most})

@@ -68,7 +68,7 @@ class Engine:
         self._max_in_flight = max_in_flight
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
-        self._grammars = grammars
+        self.grammars = grammars
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
             self._masks = MaskTable(facts.vocab_size)
@@ -90,12 +90,12 @@ class Engine:
         seed = self._seeds.getrandbits(63) if seed is None else seed
         if request.grammar is None:
             self._queue(request, seed, mask)
-        elif self._grammars is None:
+        elif self.grammars is None:
             raise RequestError("this engine has no vocabulary, which grammars need", param="structured_outputs")
         elif request.id in self._compiling:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
-            self._compiling[request.id] = _Compiling(request, seed, self._grammars.compile(request.grammar))
+            self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
         self.scheduler.add(request, seed, masked=mask is not None)
@@ -146,10 +146,10 @@ class Engine:
         outputs: list[EngineOutput] = []
         for each in [each for each in self._compiling.values() if each.compiled.done()]:
             request = self._compiling.pop(each.request.id).request
-            assert self._grammars is not None and request.grammar is not None
+            assert self.grammars is not None and request.grammar is not None
             error = each.compiled.exception()
             if error is None:
-                self._queue(request, each.seed, self._grammars.mask(request.grammar, each.compiled.result()))
+                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.compiled.result()))
             else:
                 outputs.append(self._failed(request.id, error, "its grammar could not be compiled"))
         return outputs

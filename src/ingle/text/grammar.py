@@ -153,7 +153,9 @@ class GrammarCheck:
                 while len(self._checked) > _MAX_KEPT:
                     self._checked.popitem(last=False)
         if isinstance(known, str):
-            raise RequestError(f"{wanted.asked_as}: {wanted.kind}: {known}", param=wanted.asked_as, code="invalid_grammar")
+            raise RequestError(
+                f"{wanted.asked_as}: {wanted.kind}: {known}", param=wanted.asked_as, code="invalid_grammar"
+            )
         return known
 
     def _check(self, wanted: StructuredOutputs) -> Grammar | str:

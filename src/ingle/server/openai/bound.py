@@ -96,9 +96,7 @@ GuidedJson = Annotated[
     StructuredOutputs | None,
     PlainValidator(_guided("json"), json_schema_input_type=str | dict[str, Any] | bool | None),
 ]
-GuidedRegex = Annotated[
-    StructuredOutputs | None, PlainValidator(_guided("regex"), json_schema_input_type=str | None)
-]
+GuidedRegex = Annotated[StructuredOutputs | None, PlainValidator(_guided("regex"), json_schema_input_type=str | None)]
 GuidedChoice = Annotated[
     StructuredOutputs | None, PlainValidator(_guided("choice"), json_schema_input_type=list[str] | None)
 ]

@@ -19,6 +19,8 @@ _WHITE_SPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 """Between the tokens of JSON: a small model at a high temperature writes blanks for ever, where it may."""
 _MAX_KEPT = 256
 _MAX_ERROR_CHARS = 300
+_SPECIAL_BYTE = b"\xff"
+"""With which llguidance marks special tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class _Words:
     bos_token_id = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = vocabulary.tokens
+        # A token with this byte, such as <0xFF>, would be taken for a special one. No text holds it.
+        self.tokens = [b"" if _SPECIAL_BYTE in token else token for token in vocabulary.tokens]
         self.special_token_ids = list(vocabulary.special_ids)
         self.eos_token_id = vocabulary.end_ids[0]
         self.greedy: Callable[[str], list[int]] = lambda text: []

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     FailFast,
     Field,
     PlainValidator,
@@ -455,7 +456,6 @@ class ChatCompletionRequest(GenerationRequest):
         "mm_processor_kwargs": (),
         "modalities": (["text"],),
         "prediction": (),
-        "thinking_token_budget": (),
         "web_search_options": (),
         **{name: neutral for name, (neutral, _) in _REPLACED.items()},
     }
@@ -473,6 +473,8 @@ class ChatCompletionRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     """For the chat template; none switches thoughts off, where it can."""
+    thinking_token_budget: Integer | None = Field(None, ge=0, le=MAX_INTEGER)
+    """Most tokens of thoughts, which are then ended."""
     include_reasoning: bool | None = None
     """False leaves the thoughts out of the answer."""
     echo: bool | None = None

@@ -157,6 +157,8 @@ async def test_a_round_of_an_agent(client: httpx.AsyncClient, engine: ScriptedEn
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "21°", "name": "weather"}
     await chat(client, tools=[TOOL], messages=[*HI, message, result])
     assert prompt_of(engine).endswith('<user>hi\n<assistant>(hm)[weather {"city": "北京"}]\n<tool>21°\n<assistant>')
+    await chat(client, tools=[TOOL], messages=[*HI, message, result | {"content": None}])
+    assert prompt_of(engine).endswith("]\n<tool>\n<assistant>")
     message |= {"content": [{"type": "text", "text": "ok", "cache_control": {"type": "ephemeral"}}], "reasoning": "so"}
     del message["reasoning_content"]
     await chat(client, tools=[TOOL], messages=[*HI, message, result])

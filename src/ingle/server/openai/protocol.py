@@ -419,7 +419,7 @@ class ChatMessage(StrictModel):
         if self.tool_calls and self.role != "assistant":
             raise FieldError("tool_calls", f" is only allowed in a message of the assistant, not of role {self.role}")
         told = self.content is not None or self.tool_calls or self.thought is not None
-        if not told or (self.content is None and self.role != "assistant"):
+        if (not told and self.role != "tool") or (self.content is None and self.role not in ("assistant", "tool")):
             raise FieldError("content", " is required")
         return self
 
@@ -428,7 +428,8 @@ class ChatMessage(StrictModel):
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     def for_template(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": self.role, "content": self.content, "name": self.name}
+        content = "" if self.content is None and self.role == "tool" else self.content  # a tool that says nothing
+        message: dict[str, Any] = {"role": self.role, "content": content, "name": self.name}
         message |= {"tool_call_id": self.tool_call_id, "reasoning_content": self.thought}
         calls = [call.model_dump(exclude_none=True, exclude={"index"}) for call in self.tool_calls or ()]
         return {name: value for name, value in message.items() if value is not None} | (

@@ -398,14 +398,14 @@ async def test_room_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     place.max_bytes = 1000
     async with client_of(place.app()) as client:
         assert (await upload(client, b"x" * 900)).status_code == 200
-        assert_error(await upload(client, b"x" * 200), 507, "up to 1000 bytes of files")
+        assert_error(await upload(client, b"x" * 200), 413, "up to 1000 bytes of files")
         assert (await upload(client, b"x" * 100)).status_code == 200
         monkeypatch.setattr(store_module, "MAX_FILE_BYTES", 10)
         place.max_bytes = 1 << 20
     async with client_of(place.app()) as client:
         assert_error(await upload(client, b"x" * 11), 413, "larger than 10 bytes")
         monkeypatch.setattr(store_module, "MAX_FILES", 2)
-        assert_error(await upload(client, b"x"), 507, "keeps 2 files already")
+        assert_error(await upload(client, b"x"), 413, "keeps 2 files already")
     assert not list((place.root / "files").glob("*.part"))
 
 

@@ -54,13 +54,16 @@ def test_every_endpoint_is_described_whole(schema: dict[str, Any], endpoint: End
     path = re.sub(r"\{(\w+):\w+\}", r"{\1}", endpoint.path)
     operation = schema["paths"][path][endpoint.method.lower()]
     assert operation["summary"]
-    assert {each["name"] for each in operation.get("parameters", ())} == set(re.findall(r"\{(\w+)\}", path))
+    assert {each["name"] for each in operation.get("parameters", ())} == {
+        *re.findall(r"\{(\w+)\}", path),
+        *endpoint.query,
+    }
     responses = operation["responses"]
     assert {"200", "401", "403", "405", "408", "431", "500", "503"} <= responses.keys()
     if endpoint.body is not None:
         assert {"400", "404", "413", "415", "429"} <= responses.keys() and operation["requestBody"]["required"]
     for status, response in responses.items():
-        content = response["content"]["application/json"]["schema"]
+        content = response["content"][endpoint.media_type if status == "200" else "application/json"]["schema"]
         assert content, f"nobody has said what {status} holds"
     streams = "stream" in str(schema["components"]["schemas"].get(getattr(endpoint.body, "__name__", ""), {}))
     assert ("text/event-stream" in responses["200"]["content"]) == (streams and not endpoint.path.endswith("render"))

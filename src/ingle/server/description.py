@@ -139,7 +139,10 @@ def _responses(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> d
     others: dict[int, tuple[type[msgspec.Struct], ...]] = dict(endpoint.other_answers)
     error = of_kind[endpoint.error or ErrorBody]
     answers = [of_kind[kind] for kind in (endpoint.answers, *others.get(200, ())) if kind is not None]
-    content: dict[str, Any] = {endpoint.media_type: {"schema": _any_of(answers) if answers else {}}}
+    schema = _any_of(answers) if answers else {}
+    if endpoint.media_type != "application/json":
+        schema = {"type": "string", "contentMediaType": endpoint.media_type}
+    content: dict[str, Any] = {endpoint.media_type: {"schema": schema}}
     if endpoint.chunks is not None:
         content["text/event-stream"] = {"schema": _event([of_kind[endpoint.chunks], error])}
     responses = {"200": _response("The answer.", content)}

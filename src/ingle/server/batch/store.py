@@ -84,7 +84,7 @@ class Store:
         folder = self._make("files")
         if len(list(folder.glob("file-*.json"))) >= MAX_FILES:
             raise RequestError(
-                f"The server keeps {MAX_FILES} files already: delete some.", status=507, code="storage_full"
+                f"The server keeps {MAX_FILES} files already: delete some.", status=413, code="storage_full"
             )
         return Incoming(self, folder / f"{new_file_id()}.part", self._num_stored())
 
@@ -94,7 +94,7 @@ class Store:
             if num_stored + self._num_coming + num_bytes > self.max_bytes:
                 raise RequestError(
                     f"The server keeps up to {self.max_bytes} bytes of files, and this is more: delete some.",
-                    status=507,
+                    status=413,
                     code="storage_full",
                 )
             self._num_coming += num_bytes

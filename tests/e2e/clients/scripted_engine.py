@@ -151,6 +151,7 @@ def info(tokenizer: Tokenizer) -> EngineInfo:
         factors=["float32"],
         kernels="none",
         writes_text=True,
+        hidden_size=576,
         family="script",
         num_parameters=1,
         stored_types={"F32": 1},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+import msgspec
 
 from ingle.errors import RequestError
 from ingle.request import SamplingParams, stopping_at
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
+from ingle.structured import StructuredOutputs
 from ingle.text.changing_lines import without_changing_lines
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.formats.declared import tool_format
@@ -99,26 +103,29 @@ def thinking_kwargs(effort: str | None, thinks: bool | None = None) -> dict[str,
 
 def plan_turn(model: ServedModel, turn: Turn) -> Generation:
     """Renders and tokenizes. Thoughts and calls in the answer come as events of their own. Raises `RequestError`."""
-    if turn.required:
-        wanted = "required" if turn.tool_name is None else f"the function {turn.tool_name!r:.100}"
-        raise RequestError(
-            f"{turn.params.tool_choice} is {wanted}, but this server cannot make a model call a tool yet: "
-            "send auto, or none",
-            param=turn.params.tool_choice,
-            code="unsupported_argument",
-        )
     prompt = turn_prompt(model, turn)
     return plan_generation(
         model,
         turn.prefix,
         [prompt],
-        stopping_at(turn.sampling, model.tokenizer.chat_stops),
+        stopping_at(_bound(turn), model.tokenizer.chat_stops),
         add_special_tokens=turn.add_special_tokens,
         continues=turn.continue_final_message,
         param=turn.params.messages,
         name=turn.name,
         telling=_with_budget(telling_of(model.text.formats, turn, prompt), model, turn),
     )
+
+
+def _bound(turn: Turn) -> SamplingParams:
+    """What must be called outranks what an answer that calls nothing is bound to. Raises `RequestError`."""
+    if not turn.required:
+        return turn.sampling
+    try:
+        calls = StructuredOutputs(json=json.dumps(turn.required_schema), asked_as=turn.params.tools)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{turn.params.tools}: {error}", param=turn.params.tools) from None
+    return msgspec.structs.replace(turn.sampling, structured_outputs=calls)
 
 
 def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:

@@ -96,14 +96,15 @@ async def test_a_call(client: httpx.AsyncClient, engine: ScriptedEngine) -> None
     choice = answer["choices"][0]
     first, second = choice["message"].pop("tool_calls")
     assert choice["message"] == {
-        "role": "assistant", "content": "Let me look.", "refusal": None, "reasoning_content": "hm", "reasoning": "hm",
+        "role": "assistant", "content": "Let me look.", "refusal": None, "annotations": [],
+        "reasoning_content": "hm", "reasoning": "hm",
     }  # fmt: skip
     assert first["type"] == "function" and first["id"].startswith("call_") and first["id"] != second["id"]
     assert first["function"] == {"name": "weather", "arguments": '{"city": "北京"}'}
     assert choice["finish_reason"] == "tool_calls"
     assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": len(">\nhm\n</think>")}
     assert (await chat(client, tools=[TOOL], include_reasoning=False))["choices"][0]["message"].keys() == {
-        "role", "content", "refusal", "tool_calls",
+        "role", "content", "refusal", "annotations", "tool_calls",
     }  # fmt: skip
 
 
@@ -191,10 +192,26 @@ async def test_a_message_is_continued(client: httpx.AsyncClient, engine: Scripte
     assert_error(response, 400, "continue_final_message", param="messages")
 
 
-async def test_an_answer_must_not_be_forced_yet(client: httpx.AsyncClient) -> None:
-    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
-        response = await post(client, tools=[TOOL], tool_choice=choice)
-        assert_error(response, 400, "tool_choice", "auto", param="tool_choice")
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+async def test_a_call_that_must_be(
+    client: httpx.AsyncClient, engine: ScriptedEngine, choice: Any, stream: bool
+) -> None:
+    """By a grammar, of the tools that may be called; what the model writes by itself to call one does not matter."""
+    engine.say('[{"name": "weather", "arguments": {"city": "北京"}}]')
+    response = await post(client, tools=[TOOL, NOW], tool_choice=choice, stream=stream)
+    (found,) = joined(events(response)[:-1]) if stream else whole(response.json())
+    assert found["calls"] == [["weather", '{"city": "北京"}']] and found["content"] == ""
+    assert found["finish_reason"] == ("tool_calls" if choice == "required" else "stop")  # as OpenAI's are
+    (request,) = engine.requests
+    assert request.grammar is not None
+    assert ("weather" in request.grammar.text, "now" in request.grammar.text) == (True, choice == "required")
+
+
+async def test_a_tool_that_cannot_be_kept_to(client: httpx.AsyncClient) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}
+    assert_error(await post(client, tools=[tool], tool_choice="required"), 400, "nothing", param="tools")
+    assert (await post(client, tools=[tool])).status_code == 200, "which only describes it"
 
 
 async def test_usage_so_far(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

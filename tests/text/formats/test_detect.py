@@ -69,7 +69,7 @@ def test_flags(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.content }}</think>{% endfor %}"
     formats = load_text_side(folder, TextConfig(template)).formats
     assert in_words(formats, template_knows_tools=True) == "calls of tools: hermes, thoughts: think"
-    formats = load_text_side(folder, TextConfig(template, False, "mistral", "none")).formats
+    formats = load_text_side(folder, TextConfig(template, tool_call_parser="mistral", reasoning_parser="none")).formats
     assert in_words(formats, template_knows_tools=True) == "calls of tools: mistral, thoughts: none"
     assert "describes them" in in_words(formats, template_knows_tools=False)
     with pytest.raises(ConfigError, match=r"^--reasoning-parser: 'x' is no format of thoughts: give .*qwen3"):

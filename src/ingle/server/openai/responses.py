@@ -126,6 +126,8 @@ class ChatMessageAnswer(msgspec.Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
+    annotations: list[None] = []
+    """Always empty: no answer cites a page."""
     tool_calls: list[ChatToolCall] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET

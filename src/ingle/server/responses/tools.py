@@ -48,6 +48,14 @@ def full_name(name: str, namespace: str | None) -> str:
     return name if namespace is None else f"{namespace}__{name}"
 
 
+def as_told_back(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the client sent them, functions with all that the API's schema has of one."""
+    all_null = dict.fromkeys(("description", "parameters", "strict"))
+    return [
+        {**all_null, **tool} if tool.get("type") == "function" and "function" not in tool else tool for tool in tools
+    ]
+
+
 def read_tools(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | None) -> Tools:
     """Raises `RequestError` naming what is wrong."""
     read = Tools()

@@ -20,7 +20,7 @@ from ingle.server.openai.responses import ChatTokenLogprob
 from ingle.server.responses import answers
 from ingle.server.responses.items import opaque
 from ingle.server.responses.protocol import ResponsesRequest
-from ingle.server.responses.tools import ToolOrigin, Tools
+from ingle.server.responses.tools import ToolOrigin, Tools, as_told_back
 from ingle.server.streaming import named_event
 
 _PREFIXES = {"text": "msg", "thought": "rs", "call": "fc"}
@@ -242,7 +242,7 @@ class ResponseWriter:
             temperature=sampling.temperature,
             text=answers.TextConfig(body.format, "medium" if body.text is None else body.text.verbosity or "medium"),
             tool_choice=body.tool_choice or "auto",
-            tools=body.tools or [],
+            tools=as_told_back(body.tools or ()),
             top_logprobs=body.top_logprobs or 0,
             top_p=sampling.top_p,
             presence_penalty=sampling.presence_penalty,

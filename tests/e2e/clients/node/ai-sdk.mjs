@@ -56,6 +56,9 @@ assert.ok(forced.toolCalls[0].input.city in degrees)
 // objects
 assert.ok(schema.safeParse((await generateObject({ model, schema, prompt: 'An animal.' })).object).success)
 const parts = streamObject({ model, schema, prompt: 'An animal.' })
+let text = ''
+for await (const delta of parts.textStream) text += delta
+assert.ok(schema.safeParse(JSON.parse(text)).success)
 assert.ok(schema.safeParse(await parts.object).success)
 
 // embeddings

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,9 @@ def test_every_spelling_of_a_name_is_one() -> None:
         is_short = isinstance(parse_name(name), ShortName)
         assert is_short == (name == "qwen3:0.6b")
         assert is_short or "://" in name or is_hub_name(name)
+
+
+def test_the_tables_of_the_api_are_what_the_code_says() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "api_table.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert found.returncode == 0, found.stderr

@@ -277,6 +277,12 @@ class TextConfig:
     """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
     merge_system: bool = False
     """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
+    tool_call_parser: str | None = None
+    """The format in which the model calls tools, by vLLM's name: hermes, llama3_json, mistral, pythonic, qwen3_coder,
+    deepseek_v3 and others; none to read no calls. Default: the one that the chat template shows."""
+    reasoning_parser: str | None = None
+    """The format in which the model writes its thoughts, by vLLM's name: deepseek_r1, qwen3, mistral, openai_gptoss and
+    others; none to leave them in the text of the answer. Default: the one that the chat template shows."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +309,9 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    strict_fields: bool = False
+    """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
+    `X-Ingle-Ignored-Fields` of the answer."""
     timeout_keep_alive: float = 65.0
     """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
     max_connections: int = 4096

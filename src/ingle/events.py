@@ -1,6 +1,7 @@
 """An answer as it comes, in events that no protocol has shaped yet; the whole answer is their fold.
 
 Of each choice come `Begin`, then any number of `Text`, then `Finish`; last comes `Usage`, of all choices together.
+`Progress` comes before all, if asked for.
 What is told apart within a text, thoughts and calls of tools, is an event of its own, made between the text and the
 protocols; `Text` then holds the rest, and all tokens. The failure of a whole request is no event: it is raised, and
 each protocol has its way to say so.
@@ -75,6 +76,8 @@ class Finish(msgspec.Struct, frozen=True):
     reason: FinishReason
     stop: int | str | None = None
     """The stop string or stop token id that ended the text; None when an end token or a limit did."""
+    num_thought_tokens: int = 0
+    """Of the choice's tokens, those of thoughts and of what encloses them."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -84,9 +87,19 @@ class Usage(msgspec.Struct, frozen=True):
     num_cached_tokens: int
     """Of the prompts' tokens."""
     num_completion_tokens: int
+    num_thought_tokens: int = 0
+    """Of the completion's tokens."""
 
 
-Event = Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
+class Progress(msgspec.Struct, frozen=True):
+    """So much of the prompt is read; comes before `Begin`, if asked for."""
+
+    choice: int
+    num_prompt_read: int
+    num_cached_tokens: int
+
+
+Event = Progress | Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
 
 
 class Call(msgspec.Struct):
@@ -142,6 +155,8 @@ class Answer(msgspec.Struct):
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
+            if isinstance(event, Progress):
+                continue
             if isinstance(event, Usage):
                 self.usage = event
                 continue

@@ -131,9 +131,10 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --tokenizer m --tokenizer-mode auto", {}, "--tokenizer-mode"),
     Answer("vllm serve m --tokenizer other", "--tokenizer other: a model is served with its own tokenizer: leave the flag "
            "out, or put the other's tokenizer.json into its folder"),
-    Does("vllm serve m --enable-auto-tool-choice --tool-call-parser hermes", {},
-         "--enable-auto-tool-choice --tool-call-parser"),
-    Does("vllm serve m --enable-reasoning --reasoning-parser deepseek_r1", {}, "--enable-reasoning --reasoning-parser"),
+    Does("vllm serve m --enable-auto-tool-choice --tool-call-parser hermes", {"tool_call_parser": "hermes"},
+         "--enable-auto-tool-choice"),
+    Does("vllm serve m --enable-reasoning --reasoning-parser deepseek_r1", {"reasoning_parser": "deepseek_r1"},
+         "--enable-reasoning"),
     Does("vllm serve m --uvicorn-log-level warning --disable-uvicorn-access-log", {"log_level": "warning",
          "disable_access_log": True}),
     Does("vllm serve m --uvicorn-log-level critical", {"log_level": "error"}),

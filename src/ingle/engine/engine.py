@@ -10,7 +10,7 @@ import msgspec
 
 from ingle.channel import EngineStats
 from ingle.engine.facts import EngineFacts
-from ingle.engine.masks import FailedMask, TokenMask, pack_mask
+from ingle.engine.masks import Both, FailedMask, TokenLists, TokenMask, pack_mask
 from ingle.engine.scheduler import Plan, Scheduler
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError
@@ -55,6 +55,9 @@ class Engine:
         ends = tuple(token_id for token_id in request.eos_token_ids if 0 <= token_id < vocab_size)
         request, seed = msgspec.structs.replace(request, eos_token_ids=ends), request.sampling.seed
         seed = self._seeds.getrandbits(63) if seed is None else seed
+        lists = TokenLists.of(request, vocab_size)
+        if lists is not None:
+            mask = lists if mask is None else Both(mask, lists)
         self.scheduler.add(request, seed, masked=mask is not None)
         if mask is not None:
             self._masks[request.id] = mask

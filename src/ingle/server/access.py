@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingle.server.errors import error_body, error_response
 
+HEALTH_PATHS = ("/health", "/ping")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,14 +55,14 @@ class HostGuard:
 
 
 class ApiKeyGuard:
-    """Asks for `Authorization: Bearer KEY` on every path but /health."""
+    """Asks for `Authorization: Bearer KEY` on every path but those that say whether all is well."""
 
     def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
         self._app = app
         self._keys = tuple(key.encode() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asks = scope["type"] in ("http", "websocket") and scope["path"] != "/health"
+        asks = scope["type"] in ("http", "websocket") and scope["path"] not in HEALTH_PATHS
         if asks and not self._authorized(scope):
             body = error_body(
                 401, "Missing or wrong API key: send the header 'Authorization: Bearer KEY'.", code="invalid_api_key"

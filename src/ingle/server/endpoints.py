@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,9 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Endpoint:
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """With parameters as Starlette writes them."""
     answer: Callable[[Request], Awaitable[Response]]
-    body: type[StrictModel] | None = None
-    """What the request's body holds."""
+    body: type[StrictModel] | tuple[type[StrictModel], ...] | None = None
+    """What the request's body holds; of several, one."""
+    answers: type[msgspec.Struct] | None = None
+    """What the answer's JSON holds. None: nobody has said it."""
+    chunks: type[msgspec.Struct] | None = None
+    """What an event of a streamed answer holds, where it may be streamed."""
+    other_answers: tuple[tuple[int, tuple[type[msgspec.Struct], ...]], ...] = ()
+    """Statuses whose bodies may be others than an `ErrorBody`, and what they hold."""
+    statuses: tuple[int, ...] = ()
+    """Of errors that not every endpoint has: 404 where a path names something."""
+    about: str = ""
+    """In a line, for people; else the first line of what `answer` says of itself."""

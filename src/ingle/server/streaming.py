@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -59,6 +59,35 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
                 running -= 1
     finally:
         await _cancel(*pumps)
+
+
+KEEP_ALIVE_S = 15.0
+"""A stream that is silent for so long before its first token gets a comment: proxies close what says nothing."""
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+async def until(items: AsyncIterator[T], begun: Callable[[T], bool]) -> AsyncGenerator[T | None, None]:
+    """Items, and None whenever none came for `KEEP_ALIVE_S`, but only until one with which all has `begun`.
+
+    Later ones are not watched, which would take a task for each token.
+    """
+    while True:
+        following: asyncio.Future[T] = asyncio.ensure_future(anext(items))
+        try:
+            while not (await asyncio.wait({following}, timeout=KEEP_ALIVE_S))[0]:
+                yield None
+        finally:
+            if not following.done():
+                await _cancel(following)
+        try:
+            item = following.result()
+        except StopAsyncIteration:
+            return
+        yield item
+        if begun(item):
+            break
+    async for item in items:
+        yield item
 
 
 class EventStream(Response):

@@ -17,18 +17,21 @@ _DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penal
 
 
 async def list_models(request: Request) -> Response:
+    """The served models, once for every name that they have."""
     return _json(ModelList(data=[_card(model, name) for name, model in ModelPool.of(request).named()]))
 
 
 async def retrieve_model(request: Request) -> Response:
+    """One served model."""
     name: str = request.path_params["model"]
     model = ModelPool.of(request).get(name)
     return _json(_card(model, name if name in model.names else model.name))
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", list_models),
-    Endpoint("GET", "/v1/models/{model:path}", retrieve_model),  # names such as Qwen/Qwen3-8B hold slashes
+    Endpoint("GET", "/v1/models", list_models, answers=ModelList),
+    # names such as Qwen/Qwen3-8B hold slashes
+    Endpoint("GET", "/v1/models/{model:path}", retrieve_model, answers=ModelCard, statuses=(404,)),
 )
 
 

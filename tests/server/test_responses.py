@@ -415,3 +415,8 @@ async def test_neutral_fields(client: httpx.AsyncClient) -> None:
     body = response.json()
     assert (body["user"], body["text"]["verbosity"], body["parallel_tool_calls"]) == ("u", "low", False)
     assert body["service_tier"] == "default" and body["max_tool_calls"] == 3
+
+
+async def test_methods_of_a_path(client: httpx.AsyncClient) -> None:
+    assert (await client.options("/v1/responses/resp_1")).headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert (await client.put("/v1/responses/resp_1")).headers["allow"] == "DELETE, GET, HEAD"

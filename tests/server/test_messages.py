@@ -187,7 +187,8 @@ async def test_what_the_template_gets(tool_client: httpx.AsyncClient, engine: Sc
         ],
     )
     assert response.status_code == 200, response.text
-    assert "tools[web_search_20250305]" in response.headers["x-ingle-ignored-fields"]
+    ignored = response.headers["x-ingle-ignored-fields"]
+    assert ignored == "tools[web_search_20250305], thinking.budget_tokens"
     prompt = prompt_of(engine)
     assert prompt.startswith('T[{"type": "function", "function": {"name": "weather", "description": "Of a city", ')
     assert "web_search" not in prompt

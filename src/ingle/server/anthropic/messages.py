@@ -106,7 +106,8 @@ def prepare_message(model: ServedModel, body: MessagesRequest, skipped: UnknownF
 def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields) -> Turn:
     conversation = conversation_of(body)
     tools, skipped_tools = tools_of(body.tools)
-    skipped.skip([*conversation.skipped, *skipped_tools])
+    budget = [] if body.thinking is None or body.thinking.budget_tokens is None else ["thinking.budget_tokens"]
+    skipped.skip([*conversation.skipped, *skipped_tools, *budget])
     choice, continues = body.tool_choice, conversation.ends_with_answer()
     return Turn(
         prefix="msg",

@@ -156,7 +156,7 @@ async def test_wrong_messages(client: httpx.AsyncClient, messages: Any, param: s
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": {"name": "f"}}, "function_call"),
-        ({"thinking_token_budget": 10}, "thinking_token_budget"),
+        ({"thinking_token_budget": -1}, "thinking_token_budget"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),

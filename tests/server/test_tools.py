@@ -157,6 +157,8 @@ async def test_a_round_of_an_agent(client: httpx.AsyncClient, engine: ScriptedEn
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "21°", "name": "weather"}
     await chat(client, tools=[TOOL], messages=[*HI, message, result])
     assert prompt_of(engine).endswith('<user>hi\n<assistant>(hm)[weather {"city": "北京"}]\n<tool>21°\n<assistant>')
+    await chat(client, tools=[TOOL], messages=[*HI, message, result | {"content": None}])
+    assert prompt_of(engine).endswith("]\n<tool>\n<assistant>")
     message |= {"content": [{"type": "text", "text": "ok", "cache_control": {"type": "ephemeral"}}], "reasoning": "so"}
     del message["reasoning_content"]
     await chat(client, tools=[TOOL], messages=[*HI, message, result])
@@ -227,3 +229,46 @@ async def test_streaming_and_plain_are_the_same(
     *chunks, usage, _ = events(await post(client, stream=True, stream_options=options, **body))
     assert joined(chunks) == whole(plain)
     assert usage["usage"] == plain["usage"]
+
+
+ENDED = "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 50])
+@pytest.mark.parametrize(("budget", "thought"), [(0, ""), (5, "12345"), (8, "12345678"), (10, "123456789"), (60, "")])
+async def test_a_budget_of_thoughts(
+    client: httpx.AsyncClient, engine: ScriptedEngine, budget: int, thought: str, tokens_per_step: int
+) -> None:
+    """Byte tokens: `</think>` is eight of them. The second request goes on behind the words that end the thoughts."""
+    first = engine.tokenizer.encode("123456789</think>yes</s>", add_special_tokens=False)
+    then = engine.tokenizer.encode("so no</s>", add_special_tokens=False)
+    engine.reply = lambda request: then if request.id.endswith("-answer") else first
+    engine.tokens_per_step = tokens_per_step
+    body = {"reasoning_effort": "high", "thinking_token_budget": budget, "logprobs": True}
+    answer = await chat(client, **body)
+    (choice,) = whole(answer)
+    if budget == 60:
+        assert (choice["thought"], choice["content"], len(engine.requests)) == ("123456789", "yes", 1)
+    else:
+        shown = thought + ("<" if budget == 10 else "")
+        assert (choice["thought"], choice["content"]) == ((shown + ENDED).strip(), "so no")
+        assert len(choice["tokens"]) == answer["usage"]["completion_tokens"]
+        assert prompt_of(engine).endswith(f"<think>\n{shown}{ENDED}\n</think>\n\n")
+        assert engine.requests[-1].id not in engine.aborted and len(engine.aborted) == (
+            budget > 0 and tokens_per_step < 50
+        )
+        ended = len(ENDED) + len("\n</think>\n\n")
+        assert engine.requests[-1].sampling.max_tokens == 4096 - answer["usage"]["prompt_tokens"] - budget - ended
+    *chunks, _ = events(await post(client, stream=True, **body))
+    assert joined(chunks) == whole(answer)
+
+
+async def test_a_budget_and_a_limit(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.say("123456789")
+    body = {"reasoning_effort": "high", "thinking_token_budget": 5}
+    for max_tokens in (3, 5, 12, 5 + len(ENDED) + len("\n</think>\n\n")):
+        answer = await chat(client, max_tokens=max_tokens, **body)
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] == max_tokens
+    response = await chat(client, thinking_token_budget=5, reasoning_effort="none")
+    assert response["choices"][0]["message"]["content"].startswith("123456789")

@@ -36,7 +36,7 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "regex": ((), _NO_GRAMMAR),
     "json_schema": ((), _NO_GRAMMAR),
     "ebnf": ((), _NO_GRAMMAR),
-    "thinking_token_budget": ((), "thoughts are not told from answers yet"),
+    "thinking_token_budget": ((), "it is a field of requests to the server"),
     "prompt": ((), "a prompt is an argument of LLM.generate"),
     **dict.fromkeys(("typical_p", "tfs_z"), ((1.0,), _NO_SAMPLER)),
     **dict.fromkeys(("mirostat", "mirostat_mode", "xtc_probability", "dry_multiplier"), ((0,), _NO_SAMPLER)),

@@ -14,8 +14,9 @@ from ingle.events import Begin, Event, Finish, Text, Usage
 from ingle.request import EngineRequest, SamplingParams
 from ingle.server.models import ServedModel
 from ingle.server.streaming import merge
-from ingle.text.formats.stream import Telling
+from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.requests import PromptRequests
+from ingle.text.stream import TextStream
 
 MAX_CHOICES = 1024
 """Most completions of one HTTP request: prompts times n."""
@@ -61,6 +62,24 @@ class Generation:
         self, choice: int, prompt: PromptRequests, request: EngineRequest
     ) -> AsyncGenerator[Sequence[Event], None]:
         stream = prompt.stream(choice)
+        while True:
+            async with aclosing(self._steps(stream, request)) as steps:
+                async for events in steps:
+                    yield events
+            if not isinstance(stream, ToldStream) or not stream.thinks_too_long:
+                return
+            request, events = stream.end_thoughts(request)
+            yield events
+            if stream.finish_reason is not None:
+                return
+
+    async def _steps(
+        self, stream: TextStream | ToldStream, request: EngineRequest
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """Up to the end of the answer, or of the budget of its thoughts."""
+        if isinstance(stream, ToldStream) and stream.thinks_too_long:
+            self.model.queue.leave(request.id)
+            return
         async with aclosing(self.model.engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.num_prompt_read is None:
@@ -70,6 +89,8 @@ class Generation:
                     raise RequestError(message, code="generation_failed", status=500)
                 yield stream.push(output)
                 if stream.finish_reason is not None:
+                    return
+                if isinstance(stream, ToldStream) and stream.thinks_too_long:
                     return
         raise EngineError("its output ended before the request was finished")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ingle.errors import RequestError
@@ -32,6 +32,7 @@ class Params:
     messages: str = "messages"
     tools: str = "tools"
     tool_choice: str = "tool_choice"
+    thinking_budget: str = "thinking_token_budget"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Turn:
     """The one that it must call."""
     parallel_tool_calls: bool = True
     """False: the answer ends with its first call."""
+    thinking_budget: int | None = None
+    """Most tokens of thoughts: then they are ended with words to that effect, and the answer follows."""
     documents: Sequence[Mapping[str, Any]] = ()
     """For templates that take some."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -114,7 +117,7 @@ def plan_turn(model: ServedModel, turn: Turn) -> Generation:
         continues=turn.continue_final_message,
         param=turn.params.messages,
         name=turn.name,
-        telling=telling_of(model.text.formats, turn, prompt),
+        telling=_with_budget(telling_of(model.text.formats, turn, prompt), model, turn),
     )
 
 
@@ -128,6 +131,20 @@ def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
     last = turn.messages[-1] if turn.continue_final_message else None
     thinking = formats.reasoning is not None and formats.reasoning.begun_by(prompt, last)
     return Telling(formats, tools, thinking, "" if formats.template is None else prompt, turn.parallel_tool_calls)
+
+
+def _with_budget(telling: Telling | None, model: ServedModel, turn: Turn) -> Telling | None:
+    """A model that does not think keeps within any budget."""
+    if telling is None or turn.thinking_budget is None or not telling.formats.read_thoughts:
+        return telling
+    ending = telling.formats.ending
+    if ending is None:
+        raise RequestError(
+            f"{turn.params.thinking_budget} cannot be kept: nobody knows what ends the thoughts of this model",
+            param=turn.params.thinking_budget,
+        )
+    ids = model.tokenizer.encode(ending, add_special_tokens=False)
+    return replace(telling, budget=turn.thinking_budget, ending=ids)
 
 
 def turn_prompt(model: ServedModel, turn: Turn) -> str:

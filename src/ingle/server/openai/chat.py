@@ -72,6 +72,7 @@ def chat_turn(model: ServedModel, chat: ChatCompletionRequest) -> Turn:
         tool_choice="required" if chat.tool_choice == "required" else "none" if chat.tool_choice == "none" else "auto",
         tool_name=chat.tool_name,
         parallel_tool_calls=chat.parallel_tool_calls is not False,
+        thinking_budget=chat.thinking_token_budget,
         documents=chat.documents or (),
         template_kwargs=chat.template_kwargs,
         add_generation_prompt=chat.add_generation_prompt is not False,

@@ -420,7 +420,7 @@ class ChatMessage(StrictModel):
         if self.tool_calls and self.role != "assistant":
             raise FieldError("tool_calls", f" is only allowed in a message of the assistant, not of role {self.role}")
         told = self.content is not None or self.tool_calls or self.thought is not None
-        if not told or (self.content is None and self.role != "assistant"):
+        if (not told and self.role != "tool") or (self.content is None and self.role not in ("assistant", "tool")):
             raise FieldError("content", " is required")
         return self
 
@@ -429,7 +429,8 @@ class ChatMessage(StrictModel):
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     def for_template(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": self.role, "content": self.content, "name": self.name}
+        content = "" if self.content is None and self.role == "tool" else self.content  # a tool that says nothing
+        message: dict[str, Any] = {"role": self.role, "content": content, "name": self.name}
         message |= {"tool_call_id": self.tool_call_id, "reasoning_content": self.thought}
         calls = [call.model_dump(exclude_none=True, exclude={"index"}) for call in self.tool_calls or ()]
         return {name: value for name, value in message.items() if value is not None} | (
@@ -457,7 +458,6 @@ class ChatCompletionRequest(GenerationRequest):
         "mm_processor_kwargs": (),
         "modalities": (["text"],),
         "prediction": (),
-        "thinking_token_budget": (),
         "web_search_options": (),
         **{name: neutral for name, (neutral, _) in _REPLACED.items()},
     }
@@ -475,6 +475,8 @@ class ChatCompletionRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     """For the chat template; none switches thoughts off, where it can."""
+    thinking_token_budget: Integer | None = Field(None, ge=0, le=MAX_INTEGER)
+    """Most tokens of thoughts, which are then ended."""
     include_reasoning: bool | None = None
     """False leaves the thoughts out of the answer."""
     echo: bool | None = None

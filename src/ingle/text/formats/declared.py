@@ -108,10 +108,18 @@ class ReasoningFormat:
         return text.rfind(self.open) > text.rfind(self.close)
 
     @property
+    def ending(self) -> str:
+        """What ends thoughts that become too long, so that the answer follows."""
+        end = "<|end|><|start|>assistant<|channel|>final<|message|>" if self.channels else f"\n{self.close}\n\n"
+        return ENOUGH + end
+
+    @property
     def marks(self) -> tuple[str, ...]:
         return HARMONY if self.channels else (self.open, self.close)
 
 
+ENOUGH = "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
+"""In the words that Qwen trained its models on."""
 HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 
 _INVOKE = Tagged('">', '<parameter name="', '">', "", "</parameter>", "</invoke>")

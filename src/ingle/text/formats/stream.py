@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ingle.events import Event, Finish, Text
-from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
+from ingle.request import EngineOutput, EngineRequest, FinishReason, SamplingParams, TokenLogprobs, token_ids
 from ingle.text.formats.of_model import Formats
 from ingle.text.formats.parser import Parser
 from ingle.text.stream import TextStream
@@ -31,6 +31,10 @@ class Telling:
     """Of which a model's own template reads the end."""
     parallel: bool = True
     """Whether there may be several calls; else an answer ends with the first."""
+    budget: int | None = None
+    """Most tokens of thoughts."""
+    ending: Sequence[int] = ()
+    """Tokens that end them."""
 
     @property
     def marks(self) -> Iterator[str]:
@@ -59,6 +63,10 @@ class ToldStream:
         self._stream = TextStream(tokenizer, sampling, after, choice, tokenizer.special_tokens_of(telling.marks))
         self._parser = telling.parser(choice)
         self._choice = choice
+        self._scored = sampling.logprobs is not None
+        self._budget, self._ending = telling.budget, list(telling.ending)
+        self._token_ids: list[int] = []
+        """All so far, where the thoughts have a budget."""
         self._num_thought_tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -70,19 +78,58 @@ class ToldStream:
         """What the engine's next output of this request brings; nothing after the end of the text."""
         events: list[Event] = []
         for each in _one_by_one(output):
+            if self.finish_reason is not None or self.thinks_too_long:
+                break
+            events += self._take(each)
+        return list(_together(events))
+
+    @property
+    def thinks_too_long(self) -> bool:
+        """The thoughts have used up their budget: what the engine gives now is not wanted."""
+        budget = self._budget
+        return budget is not None and self._parser.thinking and self._num_thought_tokens >= budget
+
+    def end_thoughts(self, request: EngineRequest) -> tuple[EngineRequest, list[Event]]:
+        """The request that goes on behind thoughts that are ended here, and what that tells.
+
+        Its answer may be as long as is left of that of `request`, which is none if the stream has finished with this.
+        """
+        most = request.sampling.max_tokens
+        left = len(self._ending) if most is None else max(0, most - self._stream.num_tokens)
+        self._budget, events = None, list[Event]()
+        for token_id in self._ending[:left]:
+            scores = [TokenLogprobs([token_id], [0.0], 1)] if self._scored else None
+            events += self._take(EngineOutput(request.id, [token_id], logprobs=scores))
             if self.finish_reason is not None:
                 break
-            events += self._told(self._stream.push(each))
-        return list(_together(events))
+        if self.finish_reason is None and most is not None and self._stream.num_tokens >= most:
+            events += self._take(EngineOutput(request.id, [], "length"))
+        used = self._stream.num_tokens
+        sampling = msgspec.structs.replace(
+            request.sampling,
+            max_tokens=None if most is None else most - used,
+            min_tokens=max(0, request.sampling.min_tokens - used),
+            prompt_logprobs=None,
+        )
+        prompt = request.prompt_token_ids + token_ids(self._token_ids)
+        again = msgspec.structs.replace(
+            request, id=f"{request.id}-answer", prompt_token_ids=prompt, sampling=sampling, return_progress=False
+        )
+        return again, list(_together(events))
+
+    def _take(self, output: EngineOutput) -> Iterator[Event]:
+        if self._ending:
+            self._token_ids += output.token_ids
+        return self._told(self._stream.push(output))
 
     def _told(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
             match event:
-                case Text(text=text, token_ids=token_ids):
+                case Text():
                     before = self._parser.thinking
-                    found = self._parser.push(text)
+                    found = self._parser.push(event.text)
                     if before or self._parser.thinking:
-                        self._num_thought_tokens += len(token_ids)
+                        self._num_thought_tokens += len(event.token_ids)
                     yield msgspec.structs.replace(event, text="")
                     yield from found
                     if self._parser.ended:

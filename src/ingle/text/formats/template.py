@@ -130,6 +130,12 @@ class ResponseTemplate:
     def has_thoughts(self) -> bool:
         return any(field.is_thought for field in self.fields)
 
+    @property
+    def thought_close(self) -> str | None:
+        """What closes thoughts, where that is a text."""
+        closes = (field.close for field in self.fields if field.is_thought and field.close is not None)
+        return next((close.literals[0] for close in closes if close.literals), None)
+
     def marks(self, tokens: Iterable[str]) -> tuple[str, ...]:
         """Those of the special tokens that the template looks for."""
         delimiters = [each for field in self.fields for each in (field.open, field.close) if each is not None]

@@ -18,11 +18,13 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.engine.facts import EngineFacts
+from ingle.engine.grammar import Grammars
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.worker import Worker
 from ingle.kv import longest
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
+from ingle.step import Masks
 
 TINY = {
     "vocab_size": 256,
@@ -93,11 +95,19 @@ def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits:
     else:
         assert isinstance(old, TorchDevice)
         device = TorchDevice(old.model, new, num_pages, torch.device("cpu"), torch.float32)
-    return engine_on(device, Scheduler(PagePool(num_pages), new), engine.facts, overlap=overlap)
+    scheduler = Scheduler(PagePool(num_pages), new)
+    return engine_on(device, scheduler, engine.facts, overlap=overlap, grammars=engine.grammars)
 
 
-def engine_on(device: Device, scheduler: Scheduler, facts: EngineFacts, *, overlap: bool = False) -> Engine:
-    return Engine(scheduler, Worker(device), facts, max_in_flight=2 if overlap else 1, seed=0)
+def engine_on(
+    device: Device,
+    scheduler: Scheduler,
+    facts: EngineFacts,
+    *,
+    overlap: bool = False,
+    grammars: Grammars | None = None,
+) -> Engine:
+    return Engine(scheduler, Worker(device), facts, max_in_flight=2 if overlap else 1, seed=0, grammars=grammars)
 
 
 def run(engine: Engine, requests: Iterable[EngineRequest]) -> dict[str, list[int]]:
@@ -135,7 +145,7 @@ def engine_logits(engine: Engine, prompt: Sequence[int]) -> torch.Tensor:
     plan = engine.scheduler.plan()
     assert plan is not None and plan.step.num_tokens == len(prompt), "the prompt must fit one step"
     device, running = engine.worker.device, engine.worker.forward(plan.step)
-    engine.worker.sample(running, {})
+    engine.worker.sample(running, Masks())
     if isinstance(device, NativeDevice):
         logits = torch.from_numpy(device.model.logits(device.hidden(inputs_of(plan.step, len(prompt)))))
     else:

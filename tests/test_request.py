@@ -106,4 +106,10 @@ def test_the_engine_gets_what_it_needs_and_no_text() -> None:
     )
     apart = set(SamplingParams.__struct_fields__) - set(Sampling.__struct_fields__)
     of_text = {"n", "stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words"}
-    assert apart == of_text | {"truncate_prompt_tokens", "priority", "cache_salt"}
+    assert apart == of_text | {
+        "truncate_prompt_tokens",
+        "priority",
+        "cache_salt",
+        "return_progress",
+        "structured_outputs",
+    }

@@ -9,14 +9,23 @@ from ingle.version import __version__
 if TYPE_CHECKING:
     from ingle.llm import LLM
     from ingle.request import RequestOutput, SamplingParams
+    from ingle.structured import StructuredOutputs
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
 
-_HOMES = {"LLM": "ingle.llm", "SamplingParams": "ingle.request", "RequestOutput": "ingle.request"}
+_HOMES = {
+    "LLM": "ingle.llm",
+    "SamplingParams": "ingle.request",
+    "RequestOutput": "ingle.request",
+    "StructuredOutputs": "ingle.structured",
+}
+_ALSO = {"StructuredOutputsParams": "StructuredOutputs", "GuidedDecodingParams": "StructuredOutputs"}
+"""What vLLM calls them, or has called them."""
 
 
 def __getattr__(name: str) -> Any:
     """Names are imported on first use, so that `import ingle` costs milliseconds."""
+    name = _ALSO.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'ingle' has no attribute {name!r}")
     from importlib import import_module

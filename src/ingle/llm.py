@@ -83,7 +83,7 @@ class LLM:
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling
-        self.engine, self.info = build_engine(config, Path(source.path), report)
+        self.engine, self.info = build_engine(config, Path(source.path), report, tokenizer=lambda: text.tokenizer)
         for notice in [*self.info.notices, *text.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
         self._shared = SharedEngine(self.engine)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.structured import Grammar, StructuredOutputs
 
 if TYPE_CHECKING:
     TokenIds = array[int]
@@ -144,6 +145,8 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
     """Prompts share what the prefix cache has of them only with those of the same salt."""
     return_progress: bool = False
     """Say how much of the prompt is read, step by step."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer is bound to, also as a dict: {"json": schema}, {"regex": "…"}, {"choice": […]}, …"""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -161,6 +164,11 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
             msgspec.structs.force_setattr(self, name, (value,) if isinstance(value, str) else value)
         if self.seed == -1:
             msgspec.structs.force_setattr(self, "seed", None)
+        if self.structured_outputs is not None:
+            try:
+                msgspec.structs.force_setattr(self, "structured_outputs", StructuredOutputs.of(self.structured_outputs))
+            except ValueError as error:
+                raise RequestError(f"structured_outputs: {error}", param="structured_outputs") from None
         self._check()
 
     def of_choice(self, index: int, max_tokens: int) -> Sampling:
@@ -179,6 +187,7 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
 
     def _check(self) -> None:
         objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias(), *self._bad_words()]
+        objections += self._bound_too_long()
         objections = [(name, f"{name} {text}") for name, text in objections] or list(self._too_few(self.max_tokens))
         if objections:
             raise refusal(objections)
@@ -218,6 +227,10 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
         yield from _first("bad_token_ids", of_ids)
         if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_CHARS:
             yield "cache_salt", f"must be a string of at most {MAX_SALT_CHARS} characters"
+
+    def _bound_too_long(self) -> Iterator[tuple[str, str]]:
+        if self.structured_outputs is not None and self.min_tokens:
+            yield "min_tokens", f"({self.min_tokens}) cannot hold where structured_outputs says when an answer ends"
 
     def _bad_logit_bias(self) -> Iterator[tuple[str, str]]:
         biases = self.logit_bias or {}
@@ -304,6 +317,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     sampling: Sampling
     eos_token_ids: tuple[int, ...] = ()
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
+    grammar: Grammar | None = None
+    """What the answer follows. It ends with that, also where `sampling.ignore_eos` is set."""
     priority: int = 0
     """As in `SamplingParams`; so are the others."""
     cache_salt: str = ""
@@ -376,6 +391,10 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """What went wrong, when `finish_reason` is "error"."""
     num_prompt_read: int | None = None
     """Prompt tokens that are computed so far, in an output that says nothing else, if asked for."""
+    refused: bool = False
+    """It is the request that is wrong."""
+    complete: bool = False
+    """Ended by its grammar: the last token is part of the answer."""
 
 
 class CompletionOutput(msgspec.Struct):

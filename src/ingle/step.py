@@ -85,8 +85,12 @@ class Step(msgspec.Struct, tag="step"):
     """Masks of allowed tokens come after the forward and before the draw."""
 
 
-Masks = dict[int, bytes]
-"""By slot, the tokens that may be drawn: bit i % 32 of the little-endian word i // 32 stands for token i."""
+class Masks(msgspec.Struct):
+    """The tokens that may be drawn in a step, where not all may."""
+
+    slots: list[int] = []
+    words: bytearray = msgspec.field(default_factory=bytearray)
+    """A row for each of the slots: bit i % 32 of its little-endian word i // 32 stands for token i."""
 
 
 class StepResult(msgspec.Struct):

@@ -32,6 +32,7 @@ from ingle.habits import commands, variables
 from ingle.habits.flags import elsewhere, habits
 from ingle.habits.near import nearest
 from ingle.request import SamplingParams
+from ingle.structured import StructuredOutputs
 from tests.cli.conftest import Run
 
 PROGRAMS = {
@@ -439,8 +440,13 @@ SNIPPETS: list[tuple[str, dict[str, Any] | str, str]] = [
     ('SamplingParams(best_of=5)', "best_of=5: only all of n answers are given: choose among them by their logprobs", ""),
     ('SamplingParams(logits_processors=[1])', "logits_processors=[1]: no code of others runs in a step: logit_bias is what "
      "there is", ""),
-    ('SamplingParams(guided_decoding={"json": {}})', "guided_decoding={'json': {}}: answers cannot be bound to a grammar or "
-     "a schema yet", ""),
+    ('SamplingParams(guided_decoding={"regex": "a+", "backend": "xgrammar"})',
+     {"structured_outputs": StructuredOutputs(regex="a+")}, ""),
+    ('SamplingParams(guided_decoding={"regex": "a+", "json": {}})', "structured_outputs: takes one of json, regex, choice, "
+     "grammar, json_object, got json and regex", ""),
+    ('SamplingParams(json_schema=\'{"type": "string"}\')',
+     {"structured_outputs": StructuredOutputs(json={"type": "string"})}, ""),
+    ('SamplingParams(ebnf="root ::= [a-z]")', {"structured_outputs": StructuredOutputs(grammar="root ::= [a-z]")}, ""),
     ('SamplingParams(temprature=1)', "there is no parameter temprature; did you mean temperature?", ""),
 ]  # fmt: skip
 

@@ -65,8 +65,8 @@ def sample(
 ) -> tuple[list[int], list]:
     nothing = torch.empty(0, dtype=torch.int64)
     inputs = StepInputs(*[nothing] * 8, nothing, torch.tensor(slots), torch.tensor(positions))
-    sampler.set_masks(masks or {})
-    features = sampler.features([Chunk(slot, 0, 1, True) for slot in slots], masks or {})
+    sampler.set_masks(masks or Masks())
+    features = sampler.features([Chunk(slot, 0, 1, True) for slot in slots], masks or Masks())
     samples = sampler.sample(logits, inputs, features)
     return samples.token_ids.tolist(), samples.finite.tolist()
 
@@ -118,12 +118,12 @@ def test_a_masked_token_is_never_drawn(params: dict[str, Any]) -> None:
     host, torchs = samplers([params] * 3)
     plain, _ = samplers([params] * 3)
     allowed = [8, 31, 32, 69, VOCAB - 1]
-    mask = pack_mask(np.isin(np.arange(VOCAB), allowed), VOCAB)
+    mask = pack_mask(np.isin(np.arange(VOCAB), allowed))
     generator = torch.Generator().manual_seed(3)
     drawn: tuple[set[int], set[int]] = (set(), set())
     for position in range(12, 40):
         logits = torch.randn(3, VOCAB, generator=generator) * 3
-        masks = {1: mask} if position % 2 else {}
+        masks = Masks([1], bytearray(mask)) if position % 2 else Masks()
         theirs = sample(torchs, logits.clone(), [0, 1, 2], [position] * 3, masks)
         host.set_masks(masks)
         ours = host.sample(logits.numpy(), [0, 1, 2], [position] * 3)

@@ -148,8 +148,8 @@ BAD_BODIES = {
     "nan": (b'{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}', ""),
     "unknown-field": (b'{"messages": [{"role": "user", "content": "x"}], "tempereture": 1}', "tempereture"),
     "unsupported": (
-        b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object"}}',
-        "response_format",
+        b'{"messages": [{"role": "user", "content": "x"}], "store": true}',
+        "store",
     ),
     "too-long": (json.dumps({"messages": [{"role": "user", "content": "word " * 9000}]}).encode(), "8192"),
 }

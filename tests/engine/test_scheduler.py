@@ -234,7 +234,7 @@ def play(
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         name, seed = str(number), rng.randint(0, 1 << 30) * num_requests + number
         priority, salt = rng.choice([0, 0, 0, -3, 5]), rng.choice(["", "", "s"])
-        driver.add(EngineRequest(name, prompt, params, (EOS,), priority, salt), seed)
+        driver.add(EngineRequest(name, prompt, params, (EOS,), priority=priority, cache_salt=salt), seed)
         wanted[name] = expected(seed, length, params.max_tokens or 0, max_model_len)
         if faults and not at_random and wanted[name] and len(faulty) < 2 and rng.randint(0, 4) == 0:
             last = rng.randint(0, len(wanted[name]) - 1)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from ingle.engine.engine import Engine
-from ingle.engine.masks import TokenMask
+from ingle.engine.masks import TokenMask, Words, pack_mask
 from ingle.engine.worker import RunningStep, Worker
 from ingle.request import EngineRequest, SamplingParams, decode_token_ids, encode_token_ids
 from ingle.step import Masks, Step, StepResult
@@ -111,18 +110,20 @@ def test_drafts_change_no_token_and_save_steps(engine: Engine, share_right: floa
 class Alternating:
     """Even tokens and odd ones take turns; after eight tokens the answer has to end."""
 
+    ended = False
+
     def __init__(self) -> None:
         self.taken: list[int] = []
 
-    def allowed(self) -> npt.NDArray[np.bool_] | None:
+    def allowed(self) -> Words | None:
         if len(self.taken) == 3:
             return None
         if len(self.taken) == 8:
-            return np.arange(VOCAB) == END
-        return np.arange(VOCAB) % 2 == len(self.taken) % 2
+            return pack_mask(np.arange(VOCAB) == END)
+        return pack_mask(np.arange(VOCAB) % 2 == len(self.taken) % 2)
 
-    def take(self, token_id: int) -> None:
-        self.taken.append(token_id)
+    def take(self, token_ids: Sequence[int]) -> None:
+        self.taken += token_ids
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2, 3])
@@ -174,8 +175,8 @@ def answers_of(engine: Engine, wanted: Sequence[EngineRequest], masks: Mapping[s
 
 def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> None:
     class Broken(Alternating):
-        def take(self, token_id: int) -> None:
-            super().take(token_id)
+        def take(self, token_ids: Sequence[int]) -> None:
+            super().take(token_ids)
             if len(self.taken) == 2:
                 raise ValueError("no such rule")
 
@@ -199,12 +200,12 @@ def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> N
 @pytest.mark.parametrize("kind", ["raises", "none", "short"])
 def test_a_mask_that_cannot_be_followed_ends_its_own_request(engine: Engine, kind: str) -> None:
     class Broken(Alternating):
-        def allowed(self) -> npt.NDArray[np.bool_] | None:
+        def allowed(self) -> Words | None:
             if len(self.taken) < 2:
                 return super().allowed()
             if kind == "raises":
                 raise ValueError("no such rule")
-            return np.zeros(VOCAB, np.bool_) if kind == "none" else np.ones(VOCAB - 1, np.bool_)
+            return pack_mask(np.zeros(VOCAB, np.bool_) if kind == "none" else np.ones(VOCAB - 32, np.bool_))
 
     wanted = requests(4)
     alone = {r.id: run(engine, [r])[r.id] for r in wanted}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingle.engine.engine import Engine
-from ingle.engine.masks import Both, TokenLists
+from ingle.engine.masks import MaskTable, TokenLists, Words, pack_mask
 from ingle.errors import RequestError
 from ingle.request import EngineRequest, SamplingParams
 from tests.support import collect, engine_for, random_prompt, run, save_checkpoint
@@ -98,21 +98,49 @@ def test_lists_are_what_a_search_through_the_answer_says(bad: tuple[tuple[int, .
     request = EngineRequest("a", [1], SamplingParams(bad_token_ids=bad, allowed_token_ids=(0, 1, 2, 3, 6)))
     mask, answer = TokenLists(request, 8), list[int]()
     for _ in range(6):
-        allowed = set(np.flatnonzero(mask.allowed()).tolist())
+        allowed = tokens_of(mask.allowed())
         singles = {word[0] for word in bad if len(word) == 1}
         completed = {w[-1] for w in bad if tuple([*answer, w[-1]][-len(w) :]) == w}
         assert allowed == {0, 1, 2, 3, 6} - singles - completed and 6 in allowed
         answer.append(data.draw(st.sampled_from(sorted(allowed))))
-        mask.take(answer[-1])
+        mask.take(answer[-1:])
 
 
-def test_of_two_masks_both_are_told_and_the_first_wins_where_they_share_nothing() -> None:
-    def lists(*allowed: int) -> TokenLists:
-        return TokenLists(EngineRequest("a", [1], SamplingParams(allowed_token_ids=allowed)), 8)
+class Only:
+    """A mask that allows always the same."""
 
-    tokens: Callable[[Both], list[int]] = lambda mask: np.flatnonzero(mask.allowed()).tolist()  # noqa: E731
-    assert tokens(Both(lists(1, 2, 3), lists(2, 3, 4))) == [2, 3]
-    assert tokens(Both(lists(1, 2), lists(3, 4))) == [1, 2]
-    first = lists(1, 2)
-    Both(first, lists(1)).take(1)
-    assert first._num_before_end == -1
+    ended = False
+
+    def __init__(self, *token_ids: int) -> None:
+        self.words = pack_mask(np.isin(np.arange(8), token_ids))
+        self.taken: list[int] = []
+
+    def allowed(self) -> Words:
+        return self.words
+
+    def take(self, token_ids: Sequence[int]) -> None:
+        self.taken += token_ids
+
+
+def test_beside_a_mask_lists_count_where_both_share_a_token() -> None:
+    table = MaskTable(8)
+    lists = {
+        name: TokenLists.of(EngineRequest(name, [1], SamplingParams(allowed_token_ids=(2, 3))), 8) for name in "abc"
+    }
+    table.add("a", Only(1, 2), lists["a"])
+    table.add("b", Only(5, 6), lists["b"])
+    table.add("c", None, lists["c"])
+    assert table
+    filled = table.fill([(4, "a"), (5, "b"), (6, "c"), (7, "nobody")]).result()
+    assert list(filled.masks.slots) == [4, 5, 6] and not filled.failed
+    rows = np.frombuffer(filled.masks.words, np.int32).reshape(3, -1)
+    assert [tokens_of(row) for row in rows] == [{2}, {5, 6}, {2, 3}]
+    assert table.take("a", [2]) is False and table.take("c", [3]) is False
+    for name in "abc":
+        table.drop(name)
+    assert not table
+
+
+def tokens_of(words: Words) -> set[int]:
+    bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder="little")[:8]
+    return set(np.flatnonzero(bits).tolist())

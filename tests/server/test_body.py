@@ -144,8 +144,21 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
         ({"allowed_token_ids": [1], "min_tokens": 2}, "allowed_token_ids", "min_tokens rules out"),
         ({"cache_salt": "x" * 2000}, "cache_salt", "at most 1024 characters"),
         ({"priority": 2**70}, "priority", "priority must be"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "truncate_prompt_tokens must be"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", 'text, json_object or json_schema, got "xml"'),
+        ({"response_format": "json"}, "response_format", 'response_format must be an object, got "json"'),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is required"),
+        ({"guided_regex": 3}, "guided_regex", "must be a string, got 3"),
+        ({"guided_choice": []}, "guided_choice", "choice takes 1 to 4096 strings"),
+        ({"guided_regex": "("}, "guided_regex", "guided_regex: regex:"),
+        ({"guided_json": {"not": {}}}, "guided_json", 'json: Unimplemented keys: ["not"]'),
+        ({"guided_json": {"type": "nothing"}}, "guided_json", "Invalid type: nothing"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs", "json is not valid JSON"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "got regex and choice"),
+        ({"structured_outputs": {"rule": "a"}}, "structured_outputs", "has no rule"),
+        ({"structured_outputs": {"grammar": "?"}}, "structured_outputs", "structured_outputs: grammar:"),
+        ({"structured_outputs": {"regex": "a"}, "min_tokens": 3}, "min_tokens", "says when an answer ends"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "cannot be sent together with guided_regex"),
         ({"model": "gpt"}, "model", "The model 'gpt' does not exist. This server has: tiny/bytes, alias"),
     ],
 )
@@ -206,7 +219,7 @@ async def test_wrong_fields_are_named_together(make_client: Callable[..., httpx.
 
 DIGITS = "9" * 4000
 SHAPES = ["%s", "-%s", "%s.5", "1e%s", "[%s]", "[[%s]]", '{"1": %s}', '{"%s": 1}', '{"include_usage": %s}']
-OF_THE_CLIENT = {"metadata", "chat_template_kwargs"}
+OF_THE_CLIENT = {"guided_json", "metadata", "chat_template_kwargs"}
 """What these hold is passed on as it is."""
 
 

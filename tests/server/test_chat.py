@@ -158,7 +158,7 @@ async def test_wrong_messages(client: httpx.AsyncClient, messages: Any, param: s
         ({"function_call": {"name": "f"}}, "function_call"),
         ({"thinking_token_budget": -1}, "thinking_token_budget"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"logprobs": 3}, "logprobs"),

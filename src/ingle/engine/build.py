@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
@@ -18,6 +19,7 @@ from ingle.device.kernel_choice import choose
 from ingle.engine import native_build
 from ingle.engine.check import open_model
 from ingle.engine.engine import Engine
+from ingle.engine.grammar import Grammars
 from ingle.engine.memory import free_host_bytes
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Scheduler
@@ -31,6 +33,10 @@ from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.source import FLOAT_TYPES
 
+if TYPE_CHECKING:
+    from ingle.text.grammar import Vocabulary
+    from ingle.text.tokenizer import Tokenizer
+
 _SMALL_BYTES = 256 << 20
 """A model file that one thread reads and packs about as fast as a server's other process starts."""
 
@@ -42,11 +48,13 @@ def build_engine(
     *,
     checked: Callable[[], None] = lambda: None,
     beside_server: bool = False,
+    tokenizer: Callable[[], Tokenizer] | None = None,
 ) -> tuple[Engine, EngineInfo]:
     """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
 
     `report` is told what happens, for people; `checked` is called when nothing is left that could be refused before
-    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy.
+    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy. `tokenizer`
+    gives the model's for the first answer that is bound to a grammar; by default it is read then.
     Raises `ModelError` and `ConfigError`.
     """
     startup = Startup(report)
@@ -69,7 +77,21 @@ def build_engine(
         library.start(_num_threads(config))
     overlap = device == "cuda" if config.overlap is None else config.overlap
     scheduler = Scheduler(PagePool(loaded.memory.num_pages), loaded.memory.limits)
-    engine = Engine(scheduler, Worker(loaded.device), loaded.facts, max_in_flight=2 if overlap else 1, seed=config.seed)
+
+    def vocabulary() -> Vocabulary:
+        from ingle.text.load import load_tokenizer  # which takes a start's time, and most servers never need
+
+        read = load_tokenizer(path) if tokenizer is None else tokenizer()
+        return read.for_grammars(loaded.facts.vocab_size)
+
+    engine = Engine(
+        scheduler,
+        Worker(loaded.device),
+        loaded.facts,
+        max_in_flight=2 if overlap else 1,
+        seed=config.seed,
+        grammars=Grammars(vocabulary),
+    )
     notices = [*opened.notices, *_rope_notices(opened, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
     return engine, _info(numerics, loaded, notices, startup.timings_s)
 

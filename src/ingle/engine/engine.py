@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ingle.channel import EngineStats
 from ingle.engine.facts import EngineFacts
-from ingle.engine.masks import Both, FailedMask, TokenLists, TokenMask, pack_mask
+from ingle.engine.grammar import Grammars
+from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
 from ingle.engine.scheduler import Plan, Scheduler
 from ingle.engine.worker import RunningStep, Worker
-from ingle.errors import EngineError
+from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, check_request
 from ingle.step import Masks
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+_NO_MASKS = Masks()
+_COMPILE_S = 0.005
+"""For which a step waits for a grammar where there is nothing else to do."""
 
 
 @dataclass(slots=True)
@@ -23,6 +33,15 @@ class _InFlight:
     plan: Plan
     running: RunningStep | None = None
     """None while it is being launched."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiling:
+    """A request that waits for its grammar."""
+
+    request: EngineRequest
+    seed: int
+    compiled: Future[LLMatcher]
 
 
 class Engine:
@@ -33,44 +52,66 @@ class Engine:
     """
 
     def __init__(
-        self, scheduler: Scheduler, worker: Worker, facts: EngineFacts, *, max_in_flight: int, seed: int
+        self,
+        scheduler: Scheduler,
+        worker: Worker,
+        facts: EngineFacts,
+        *,
+        max_in_flight: int,
+        seed: int,
+        grammars: Grammars | None = None,
     ) -> None:
+        """Without `grammars`, requests that bring one are refused."""
         self.scheduler = scheduler
         self.worker = worker
         self.facts = facts
         self._max_in_flight = max_in_flight
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
-        self._masks: dict[str, TokenMask] = {}
+        self.grammars = grammars
+        self._compiling: dict[str, _Compiling] = {}
+        if grammars is None:
+            self._masks = MaskTable(facts.vocab_size)
+        else:
+            self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
         self._num_steps = 0
         self._num_prompt_tokens = 0
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
         """Queues a request, whose answer `mask` restricts. Raises `RequestError` when it cannot be served.
 
-        End tokens that the model cannot give end nothing, so they are left out.
+        End tokens that the model cannot give end nothing, so they are left out. One that brings a grammar waits until
+        that is compiled, in a thread; no other does.
         """
         vocab_size = self.facts.vocab_size
         check_request(request, vocab_size=vocab_size, max_model_len=self.scheduler.limits.max_model_len)
         ends = tuple(token_id for token_id in request.eos_token_ids if 0 <= token_id < vocab_size)
         request, seed = msgspec.structs.replace(request, eos_token_ids=ends), request.sampling.seed
         seed = self._seeds.getrandbits(63) if seed is None else seed
-        lists = TokenLists.of(request, vocab_size)
-        if lists is not None:
-            mask = lists if mask is None else Both(mask, lists)
-        self.scheduler.add(request, seed, masked=mask is not None)
-        if mask is not None:
-            self._masks[request.id] = mask
+        if request.grammar is None:
+            self._queue(request, seed, mask)
+        elif self.grammars is None:
+            raise RequestError("this engine has no vocabulary, which grammars need", param="structured_outputs")
+        elif request.id in self._compiling:
+            raise ValueError(f"request id {request.id!r} is already in use")
+        else:
+            self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
+
+    def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
+        lists = TokenLists.of(request, self.facts.vocab_size)
+        self.scheduler.add(request, seed, masked=mask is not None or lists is not None)
+        self._masks.add(request.id, mask, lists)
 
     def abort(self, request_id: str) -> None:
         """Takes a request out of the batch before the next step; unknown or finished ones are left alone."""
+        self._compiling.pop(request_id, None)
         self.scheduler.abort(request_id)
-        self._masks.pop(request_id, None)
+        self._masks.drop(request_id)
 
     @property
     def has_work(self) -> bool:
         """True while a request is unfinished or a launched step is not retired."""
-        return self.scheduler.has_work or bool(self._in_flight)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling)
 
     def step(self) -> list[EngineOutput]:
         """Plan, launch, retire. Returns what became known, which is that of an earlier step where some are in flight.
@@ -78,16 +119,16 @@ class Engine:
         A step that raises an exception costs the request that is at fault, and no other. Raises when the device itself
         is lost.
         """
+        outputs = self._take_compiled() if self._compiling else []
         plan = self.scheduler.plan()
         if plan is None and not self._in_flight and self.scheduler.has_work:
             raise EngineError("requests are queued, but no step can be planned for any of them")
-        outputs: list[EngineOutput] = []
         try:
-            if plan is not None:
-                self._launch(plan)
             if plan is not None and plan.step.masked:
-                self._retire(outputs, num_kept=1)  # what may come next depends on what came
-                self._sample(self._in_flight[-1], self._allowed(plan))
+                self._masked_step(plan, outputs)
+            elif plan is not None:
+                self._launch(plan)
+                self._sample(self._in_flight[-1], _NO_MASKS)
             self._retire(outputs, num_kept=0 if plan is None else self._max_in_flight - 1)
         except Exception as error:
             if not self.worker.device.usable():
@@ -95,27 +136,61 @@ class Engine:
             outputs += self._recover(error)
         return outputs
 
+    def _take_compiled(self) -> list[EngineOutput]:
+        """Queues the requests whose grammars are compiled. Returns an error for those that do not compile.
+
+        Where there is nothing else to do, waits for some milliseconds.
+        """
+        if not self.scheduler.has_work and not self._in_flight:
+            wait([each.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
+        outputs: list[EngineOutput] = []
+        for each in [each for each in self._compiling.values() if each.compiled.done()]:
+            request = self._compiling.pop(each.request.id).request
+            assert self.grammars is not None and request.grammar is not None
+            error = each.compiled.exception()
+            if error is None:
+                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.compiled.result()))
+            else:
+                outputs.append(self._failed(request.id, error, "its grammar could not be compiled"))
+        return outputs
+
+    @staticmethod
+    def _failed(request_id: str, error: BaseException, what: str) -> EngineOutput:
+        """The end of one request. `what` was done; what of our own went wrong is the log's to tell."""
+        refused = isinstance(error, RequestError)
+        if not refused:
+            import logging
+
+            logging.getLogger("ingle").error("request %s: %s", request_id, what, exc_info=error)
+        text = str(error) if refused else f"{what}: the server's log says why"
+        return EngineOutput(request_id, [], "error", error=text, refused=refused)
+
+    def _masked_step(self, plan: Plan, outputs: list[EngineOutput]) -> None:
+        """Launches a step whose masks are filled while it is computed, and retires those before it."""
+        filling = None if self._in_flight else self._fill(plan)
+        self._launch(plan)
+        self._retire(outputs, num_kept=1)  # what may come next depends on what came
+        filled = (filling or self._fill(plan)).result()
+        self._sample(self._in_flight[-1], filled.masks)
+        for request_id, error in filled.failed.items():
+            self.abort(request_id)
+            outputs.append(EngineOutput(request_id, [], "error", error=error))
+
+    def _fill(self, plan: Plan) -> Future[Filled]:
+        """The masks of a step's sequences, all of whose tokens are known."""
+        pairs = zip(plan.step.chunks, plan.sequences, strict=True)
+        return self._masks.fill([(chunk.slot, seq.id) for chunk, seq in pairs if chunk.samples and seq.masked])
+
     def _launch(self, plan: Plan) -> None:
-        """Queues a step: all of it, or but for the draw where that is masked."""
+        """Queues a step but for the draw."""
         self._in_flight.append(_InFlight(plan))
         self._in_flight[-1].running = self.worker.forward(plan.step)
-        if not plan.step.masked:
-            self._sample(self._in_flight[-1], {})
         self._num_steps += 1
         self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
 
     def _sample(self, launched: _InFlight, masks: Masks) -> None:
         assert launched.running is not None
         self.worker.sample(launched.running, masks)
-
-    def _allowed(self, plan: Plan) -> Masks:
-        """The masks of a step's sequences, all of whose tokens are known."""
-        masks: Masks = {}
-        for chunk, seq in zip(plan.step.chunks, plan.sequences, strict=True):
-            mask = self._masks.get(seq.id)
-            if chunk.samples and mask is not None and (allowed := mask.allowed()) is not None:
-                masks[chunk.slot] = pack_mask(allowed, self.facts.vocab_size)
-        return masks
 
     def _retire(self, outputs: list[EngineOutput], num_kept: int) -> None:
         """Takes in the oldest steps in flight, but for `num_kept`, and appends what they brought."""
@@ -124,22 +199,26 @@ class Engine:
             assert running is not None
             result = self.worker.result(running)
             new = self.scheduler.retire(self._in_flight.popleft().plan, result)
-            self._tell_masks(new)
-            outputs += new
+            outputs += map(self._told, new) if self._masks else new
 
-    def _tell_masks(self, outputs: list[EngineOutput]) -> None:
-        """Of the tokens that came. What one raises is its own request's, which has to end once it is asked again."""
-        for output in outputs if self._masks else ():
-            mask = self._masks.get(output.id)
-            if mask is None:
-                continue
-            try:
-                for token_id in output.token_ids:
-                    mask.take(token_id)
-            except Exception as error:
-                self._masks[output.id] = FailedMask(error)
-            if output.finish_reason is not None:
-                del self._masks[output.id]
+    def _told(self, output: EngineOutput) -> EngineOutput:
+        """An output whose tokens its mask has heard of: the answer may have ended with them.
+
+        What a mask raises is its own request's, which ends too.
+        """
+        try:
+            complete, failed = self._masks.take(output.id, output.token_ids), None
+        except Exception as error:
+            complete, failed = False, str(error)
+        if output.finish_reason is not None:
+            self._masks.drop(output.id)
+        elif failed is not None:
+            self.abort(output.id)
+            return msgspec.structs.replace(output, finish_reason="error", error=failed)
+        elif complete:
+            self.abort(output.id)
+            return msgspec.structs.replace(output, finish_reason="stop", complete=True)
+        return output
 
     def _recover(self, error: Exception) -> list[EngineOutput]:
         """Takes back what is in flight, and ends the request at fault, once it is known."""
@@ -149,7 +228,7 @@ class Engine:
         self._in_flight.clear()
         outputs = self.scheduler.blame(sequences, _reason(error))
         for output in outputs:
-            self._masks.pop(output.id, None)
+            self._masks.drop(output.id)
         fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
         logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs

@@ -15,11 +15,19 @@ SAME: Mapping[str, str] = {
     **dict.fromkeys(("stop_words", "stop_sequences", "stop_strings"), "stop"),
     **dict.fromkeys(("eos_token_ids",), "stop_token_ids"),
     **dict.fromkeys(("random_seed",), "seed"),
+    **dict.fromkeys(("guided_decoding",), "structured_outputs"),
 }
 """Theirs, and ours."""
 
+BOUND: Mapping[str, str] = {
+    **dict.fromkeys(("json_schema", "guided_json"), "json"),
+    **dict.fromkeys(("regex", "guided_regex"), "regex"),
+    **dict.fromkeys(("choice", "guided_choice"), "choice"),
+    **dict.fromkeys(("ebnf", "guided_grammar"), "grammar"),
+}
+"""Theirs, and which of `structured_outputs` it is."""
+
 _NO_BEAMS = "beams are not searched: sample with temperature, and with n for several answers"
-_NO_GRAMMAR = "answers cannot be bound to a grammar or a schema yet"
 _NO_SAMPLER = "there is no such sampler: use temperature, top_k, top_p and min_p"
 
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -31,11 +39,7 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "early_stopping": ((False,), _NO_BEAMS),
     "do_sample": ((True,), "temperature=0 is the same as do_sample=False"),
     "logits_processors": (([], ()), "no code of others runs in a step: logit_bias is what there is"),
-    "guided_decoding": ((), _NO_GRAMMAR),
-    "structured_outputs": ((), _NO_GRAMMAR),
-    "regex": ((), _NO_GRAMMAR),
-    "json_schema": ((), _NO_GRAMMAR),
-    "ebnf": ((), _NO_GRAMMAR),
+    "structural_tag": ((), "structured_outputs binds an answer, and its `after` says from where on"),
     "thinking_token_budget": ((), "it is a field of requests to the server"),
     "prompt": ((), "a prompt is an argument of LLM.generate"),
     **dict.fromkeys(("typical_p", "tfs_z"), ((1.0,), _NO_SAMPLER)),
@@ -63,13 +67,16 @@ def translated(given: Mapping[str, Any], own: Set[str]) -> tuple[dict[str, Any],
 
     Raises `ValueError` for those that cannot be had: all of them in one line.
     """
-    found = {name: value for name, value in given.items() if name in own}
+    found: dict[str, Any] = {name: value for name, value in given.items() if name in own}
     notices, objections = [], []
     for name, value in given.items():
         if name in own:
             continue
         if name in SAME:
             found.setdefault(SAME[name], value)
+        elif name in BOUND:
+            if value is not None:
+                found.setdefault("structured_outputs", {BOUND[name]: value})
         elif name in REFUSED:
             harmless, answer = REFUSED[name]
             as_n = name == "best_of" and value == given.get("n", 1)

@@ -84,6 +84,8 @@ class Generation:
             async for output in outputs:
                 if output.num_prompt_read is None:
                     self.model.queue.leave(request.id)
+                if output.refused:
+                    raise RequestError(f"{request.id} is refused: {output.error}", param="structured_outputs")
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)

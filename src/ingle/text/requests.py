@@ -69,7 +69,10 @@ class PromptReader:
         ends = self.tokenizer.eos_token_ids
         params = self._spelled(params)
         check_sampling(params, self.info.vocab_size, ends)
-        automaton(params.stop)  # made here, off a server's event loop, where it may take a while
+        # Made here, off a server's event loop, where they may take a while.
+        automaton(params.stop)
+        wanted = params.structured_outputs
+        grammar = None if wanted is None else self.tokenizer.grammars.grammar(wanted)
         if isinstance(prompt, str):
             self.check_num_chars(len(prompt), param)
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
@@ -85,9 +88,10 @@ class PromptReader:
                 token_ids,
                 params.of_choice(index, max_tokens),
                 ends,
-                params.priority,
-                params.cache_salt,
-                params.return_progress,
+                priority=params.priority,
+                cache_salt=params.cache_salt,
+                return_progress=params.return_progress,
+                grammar=grammar,
             )
             for index in range(params.n)
         ]

@@ -74,7 +74,7 @@ class TextStream:
 
     def _hides_last_token(self, output: EngineOutput) -> bool:
         """Whether the token that ended the text is kept out of it."""
-        if output.finish_reason != "stop":
+        if output.finish_reason != "stop" or output.complete:
             return False
         if output.stop_token_id is not None:
             return not self._sampling.include_stop_str_in_output

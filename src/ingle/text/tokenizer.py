@@ -11,6 +11,7 @@ import tokenizers
 from ingle.errors import RequestError
 from ingle.text.answer_end import AnswerEnd, answer_end
 from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
+from ingle.text.grammar import GrammarCheck, Vocabulary
 
 _BRIEF_CHARS = 2048
 """Encoded within a millisecond."""
@@ -166,6 +167,25 @@ class Tokenizer:
         """Every token, as its file spells it, and its id."""
         tokens: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         return tokens
+
+    @cached_property
+    def grammars(self) -> GrammarCheck:
+        """Tries grammars that answers shall follow, before the engine hears of them."""
+        special = {token_id: self.token_bytes(token_id) for token_id in self._never_inside(self.vocab_size)}
+        return GrammarCheck(special, [id for id in self.eos_token_ids if id < self.vocab_size], self.vocab_size)
+
+    def for_grammars(self, vocab_size: int) -> Vocabulary:
+        """The tokens of a model that has so many. Takes tenths of a second."""
+        return Vocabulary(
+            tokens=[self.token_bytes(token_id) for token_id in range(vocab_size)],
+            special_ids=self._never_inside(vocab_size),
+            end_ids=[token_id for token_id in self.eos_token_ids if token_id < vocab_size],
+            encode=lambda text: self.encode(text, add_special_tokens=False),
+        )
+
+    def _never_inside(self, vocab_size: int) -> list[int]:
+        """Tokens whose text no answer has inside that follows a grammar, unless that names them."""
+        return sorted(id for id in self.special_token_ids.union(self.eos_token_ids) if id < vocab_size)
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -41,9 +41,10 @@ class NativeSampler:
 
     def set_masks(self, masks: Masks) -> None:
         """What the next draw may give, by slot; all tokens for others."""
+        rows = np.frombuffer(masks.words, np.uint8).reshape(len(masks.slots), -1) if masks.slots else ()
         self._allowed = {
-            slot: np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self.vocab_size] != 0
-            for slot, mask in masks.items()
+            slot: np.unpackbits(row, count=self.vocab_size, bitorder="little").view(np.bool_)
+            for slot, row in zip(masks.slots, rows, strict=True)
         }
 
     def sample(self, logits: Row, slots: Sequence[int], positions: Sequence[int]) -> tuple[list[int], list[bool]]:

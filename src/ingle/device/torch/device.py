@@ -67,7 +67,7 @@ class TorchDevice:
             if step.masked:
                 launched.captured = self.graphs.forward(step)
             else:
-                launched.take(self.graphs.run(step, self.sampler.features(step.chunks, {})))
+                launched.take(self.graphs.run(step, self.sampler.features(step.chunks, Masks())))
             return launched
         launched.batch = self.tables.batch_of(step)
         launched.hidden = self.model.forward(launched.batch, self.kv_cache)

@@ -97,17 +97,15 @@ class Sampler:
 
     def set_masks(self, masks: Masks) -> None:
         """What the next draw may give, by slot; all tokens for others."""
-        if masks and self.tables.masks is None:
+        if masks.slots and self.tables.masks is None:
             self.tables.masks = all_allowed(len(self.tables.ints), self.vocab_size, self.device)
-        slots = sorted(self._masked | masks.keys())
-        if self.tables.masks is None or not slots:
-            return
-        words = np.full((len(slots), self.tables.masks.shape[1]), -1, np.int32)
-        for row, slot in enumerate(slots):
-            if slot in masks:
-                words[row] = np.frombuffer(masks[slot], "<i4")
-        self.tables.masks[to_device(np.array(slots, np.int64), self.device)] = to_device(words, self.device)
-        self._masked = set(masks)
+        table, freed = self.tables.masks, sorted(self._masked.difference(masks.slots))
+        if table is not None and freed:
+            table[to_device(np.array(freed, np.int64), self.device)] = -1
+        if table is not None and masks.slots:
+            words = np.frombuffer(masks.words, "<i4").reshape(len(masks.slots), -1)
+            table[to_device(np.array(masks.slots, np.int64), self.device)] = to_device(words, self.device)
+        self._masked = set(masks.slots)
 
     def features(self, chunks: Sequence[Chunk], masks: Masks) -> Features:
         """What a step has to compute for the chunks that it draws for."""
@@ -117,7 +115,7 @@ class Sampler:
         return Features(
             filtered=bool(bits & _FILTERED),
             adjusted=bool(bits & _ADJUSTED),
-            masked=bool(masks),
+            masked=bool(masks.slots),
             num_logprobs=None if most is None else padded_alternatives(most),
         )
 

@@ -36,18 +36,14 @@ from ingle.request import (
     objection,
 )
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
+from ingle.server.openai import bound
+from ingle.structured import StructuredOutputs
 from ingle.server.turn import thinking_kwargs
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {
     **{name: neutral for name, (neutral, _) in REFUSED.items() if name not in ("best_of", "prompt")},
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "kv_transfer_params": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "vllm_xargs": (),
 }
 
@@ -219,6 +215,13 @@ class GenerationRequest(ModelRequest):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    response_format: bound.ResponseFormat = None
+    structured_outputs: bound.Structured = None
+    guided_json: bound.GuidedJson = None
+    guided_regex: bound.GuidedRegex = None
+    guided_choice: bound.GuidedChoice = None
+    guided_grammar: bound.GuidedGrammar = None
+
     # `REMARKS`
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -246,6 +249,18 @@ class GenerationRequest(ModelRequest):
             raise FieldError("prompt_logprobs", " is not available when stream is true")
         return self
 
+    @model_validator(mode="after")
+    def _check_bound(self) -> GenerationRequest:
+        given = [name for name in bound.FIELDS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise FieldError(given[1], f" cannot be sent together with {given[0]}: both say what the answer follows")
+        return self
+
+    @property
+    def binding(self) -> StructuredOutputs | None:
+        """What the answer follows, whichever field says so."""
+        return next((given for name in bound.FIELDS if (given := getattr(self, name)) is not None), None)
+
     @property
     def continuous_usage(self) -> bool:
         options = self.stream_options
@@ -263,6 +278,7 @@ class GenerationRequest(ModelRequest):
         Raises `RequestError` naming a field that is out of range.
         """
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        given["structured_outputs"] = self.binding
         given = {name: value for name, value in given.items() if value is not None}
         given["return_progress"] = bool(self.return_progress and self.stream)
         most = None if max_tokens == -1 else max_tokens

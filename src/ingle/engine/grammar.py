@@ -1,0 +1,111 @@
+"""Answers that follow a grammar, by llguidance: it is compiled in a thread, and then says what may come next."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from ingle.engine.masks import TokenMask, Words
+from ingle.structured import Grammar
+from ingle.text.grammar import Vocabulary, compile_grammar
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+_NUM_THREADS = 2
+"""That compile: one that takes a second holds up no other."""
+_MAX_KEPT = 64
+"""Grammars that are kept compiled. Most take some hundred kB."""
+
+
+class GrammarMask:
+    """The state of one answer in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, grammar: Grammar, bytes_of: Sequence[bytes]) -> None:
+        self.matcher = matcher
+        self._bytes_of = bytes_of
+        self._after = grammar.after.encode()
+        self._text = b""
+        """The end of what came before the answer is bound, as long as what it waits for."""
+        self.bound = not self._after
+
+    @property
+    def ended(self) -> bool:
+        return self.bound and self.matcher.is_stopped()
+
+    def allowed(self) -> Words | None:
+        """Of one that is not bound yet. The rows of others are filled together, by `Grammars.fill_rows`."""
+        if self.matcher.is_error():
+            raise ValueError(_refused(self.matcher))
+        return None
+
+    def take(self, token_ids: Sequence[int]) -> None:
+        free = 0
+        while not self.bound and free < len(token_ids):
+            text = self._text + self._bytes_of[token_ids[free]]
+            self.bound = self._after in text
+            self._text = text[-len(self._after) :]
+            free += 1
+        if self.bound and free < len(token_ids) and not self.matcher.consume_tokens(list(token_ids[free:])):
+            raise ValueError(_refused(self.matcher))
+
+
+def _refused(matcher: LLMatcher) -> str:
+    """What llguidance says of an answer that cannot go on."""
+    return f"the grammar cannot be followed any further: {matcher.get_error().splitlines()[0]:.200}"
+
+
+class Grammars:
+    """Compiles grammars for one model, and fills the masks of all that follow one."""
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+        """`vocabulary` is called once, in a thread, for the first grammar: it takes some tenths of a second."""
+        self._read = vocabulary
+        self._reading = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+        self._tokenizer: LLTokenizer | None = None
+        self._executor: LLExecutor | None = None
+        self._pool = ThreadPoolExecutor(_NUM_THREADS, "grammar")
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+
+    def compile(self, grammar: Grammar) -> Future[LLMatcher]:
+        """Raises in its result `RequestError` for one that does not compile. `mask` goes on with it."""
+        future = self._compiled.get(grammar.text)
+        if future is None:
+            future = self._compiled[grammar.text] = self._pool.submit(self._compile, grammar.text)
+            if len(self._compiled) > _MAX_KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar.text)
+        return future
+
+    def mask(self, grammar: Grammar, compiled: LLMatcher) -> GrammarMask:
+        """For one new answer."""
+        assert self._vocabulary is not None, "it was read for the first grammar"
+        return GrammarMask(compiled.deep_copy(), grammar, self._vocabulary.tokens)
+
+    def fill_rows(self, rows: Sequence[tuple[TokenMask, int]], words: Words) -> Sequence[tuple[TokenMask, int]]:
+        """Fills rows of `words`, on several threads, without the interpreter's lock."""
+        bound = [(mask.matcher, row, mask) for mask, row in rows if isinstance(mask, GrammarMask) and mask.bound]
+        if bound:
+            from llguidance.numpy import fill_next_token_bitmask_par
+
+            fill_next_token_bitmask_par(self._threads(), [(matcher, row) for matcher, row, _ in bound], words)
+        filled = {row for matcher, row, _ in bound if not matcher.is_error()}
+        return [each for each in rows if each[1] not in filled]
+
+    def _threads(self) -> LLExecutor:
+        if self._executor is None:
+            from llguidance import LLExecutor
+
+            self._executor = LLExecutor()
+        return self._executor
+
+    def _compile(self, text: str) -> LLMatcher:
+        with self._reading:
+            if self._tokenizer is None:
+                self._vocabulary = self._read()
+                self._tokenizer = self._vocabulary.for_llguidance()
+        return compile_grammar(text, self._tokenizer)

@@ -1,0 +1,144 @@
+"""What an answer may be bound to: a schema, an expression, some choices, a grammar. Plain values, and their checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+MAX_GRAMMAR_BYTES = 128 << 10
+"""Of a schema, an expression or a grammar. Compiled within a second, where all of it is names of properties."""
+MAX_CHOICES = 4096
+MAX_SCHEMA_DEPTH = 100
+"""Objects and lists within each other: llguidance reads some 120."""
+KINDS = ("json", "regex", "choice", "grammar", "json_object")
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Binds an answer. One of the first five is given; names and meanings are vLLM's.
+
+    Raises `ValueError` for none or several of them, and for what is too large, before anything is compiled.
+    """
+
+    json: str | bool | dict[str, Any] | None = None
+    """A JSON Schema, or its text. What of the standard cannot be kept to is refused."""
+    regex: str | None = None
+    """A regular expression that all of the answer matches, in the syntax of Rust's `regex`."""
+    choice: tuple[str, ...] | None = None
+    """The answer is one of these."""
+    grammar: str | None = None
+    """A grammar as Lark writes it, whose rule `start` the answer follows, or in GBNF, whose rule is `root`."""
+    json_object: bool | None = None
+    """The answer is some JSON object."""
+    whitespace_pattern: str | None = None
+    """What may stand between the tokens of JSON, as a regular expression; by default a few blanks and line feeds."""
+    disable_any_whitespace: bool = False
+    """Nothing stands between the tokens of JSON."""
+    after: str = ""
+    """The answer is free until it has this text, such as `</think>`, and bound from there on."""
+    asked_as: str = "structured_outputs"
+    """The field of the request that it came in, which errors name."""
+
+    def __post_init__(self) -> None:
+        if self.json is False:
+            raise ValueError("json is the schema false, which no answer can follow")
+        if self.choice is not None:
+            msgspec.structs.force_setattr(self, "choice", _choices(self.choice))
+        if not isinstance(self.json_object, bool | None):
+            raise ValueError(f"json_object must be true or false, got {self.json_object!r:.80}")
+        if not isinstance(self.disable_any_whitespace, bool):
+            raise ValueError(f"disable_any_whitespace must be true or false, got {self.disable_any_whitespace!r:.80}")
+        given = self._given()
+        if len(given) != 1:
+            raise ValueError(f"takes one of {', '.join(KINDS)}, got {' and '.join(given) or 'none'}")
+        if self.json is not None:
+            msgspec.structs.force_setattr(self, "json", _schema(self.json))
+        for name in ("json", "regex", "grammar", "whitespace_pattern", "after"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name} must be a string, got {value!r:.80}")
+            if (size := len((value or "").encode(errors="replace"))) > MAX_GRAMMAR_BYTES:
+                raise ValueError(f"{name} has {size} bytes, at most {MAX_GRAMMAR_BYTES} are taken")
+        if (self.whitespace_pattern or self.disable_any_whitespace) and not (self.json or self.json_object):
+            raise ValueError(f"whitespace is that of JSON, and {given[0]} is given")
+
+    def _given(self) -> list[str]:
+        return [name for name in KINDS if getattr(self, name) not in (None, False)]
+
+    @property
+    def kind(self) -> str:
+        """The one of `KINDS` that is given."""
+        return self._given()[0]
+
+    @classmethod
+    def of(cls, value: Any) -> StructuredOutputs:
+        """From an object of JSON, or from vLLM's own `StructuredOutputsParams`. Raises `ValueError`."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            value = _attributes(value)
+        given = {name: each for name, each in value.items() if each is not None and name not in _IDLE}
+        if unknown := [name for name in given if name not in cls.__struct_fields__ and given[name] is not False]:
+            known = ", ".join(name for name in cls.__struct_fields__ if name != "asked_as")
+            raise ValueError(f"has no {str(unknown[0])[:80]}: there are {known}")
+        return cls(**{name: each for name, each in given.items() if name in cls.__struct_fields__})
+
+
+_IDLE = ("backend", "disable_fallback", "_backend", "_backend_was_auto")
+"""Which library binds the answer is no choice here."""
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The public fields of another tool's object."""
+    if not hasattr(value, "__dict__") or isinstance(value, type):
+        raise ValueError(f"must be an object with one of {', '.join(KINDS)}, got {value!r:.80}")
+    return {name: each for name, each in vars(value).items() if not name.startswith("_")}
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """As llguidance reads it; it was compiled once, and is not refused."""
+
+    text: str
+    after: str = ""
+    """The answer is free until it has this text."""
+
+
+def _choices(values: Any) -> tuple[str, ...]:
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+        raise ValueError(f"choice must be a list of strings, got {values!r:.80}")
+    choices = tuple(values)
+    if not 0 < len(choices) <= MAX_CHOICES or any(not isinstance(each, str) or not each for each in choices):
+        raise ValueError(f"choice takes 1 to {MAX_CHOICES} strings that are not empty")
+    if (size := sum(len(each.encode(errors="replace")) for each in choices)) > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"choice has {size} bytes, at most {MAX_GRAMMAR_BYTES} are taken")
+    return choices
+
+
+def _schema(value: Any) -> str:
+    """The text of a schema. Properties come in answers as they are ordered here."""
+    if isinstance(value, str):
+        if len(value) > MAX_GRAMMAR_BYTES:
+            raise ValueError(f"json has {len(value)} characters, at most {MAX_GRAMMAR_BYTES} bytes are taken")
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"json is not valid JSON: {error}") from None
+    if not isinstance(value, dict | bool):
+        raise ValueError(f"json must be a JSON Schema, which is an object, got {value!r:.80}")
+    _check_depth(value)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"json is no JSON Schema: {error}") from None
+
+
+def _check_depth(value: dict[str, Any] | bool) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        nested = [each for each in level if isinstance(each, dict | list | tuple)]
+        level = [inner for each in nested for inner in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return
+    raise ValueError(f"json is nested too deeply: more than {MAX_SCHEMA_DEPTH} levels")

@@ -1,0 +1,188 @@
+"""Grammars as llguidance reads them: made of what a request gives, and tried before the engine hears of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ingle.errors import RequestError
+from ingle.structured import Grammar, StructuredOutputs
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_WHITE_SPACE = r"[ \t]|\r?\n[ \t]{0,32}"
+"""Between the tokens of JSON: a small model at a high temperature writes blanks for ever, where it may."""
+_MAX_KEPT = 256
+_MAX_ERROR_CHARS = 300
+_SPECIAL_BYTE = b"\xff"
+"""With which llguidance marks special tokens."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model, each with its bytes."""
+
+    tokens: Sequence[bytes]
+    """By id, of all that the model can give; empty for those that stand for nothing."""
+    special_ids: Sequence[int]
+    """Which no text has inside."""
+    end_ids: Sequence[int]
+    """At least one."""
+    encode: Callable[[str], Sequence[int]]
+
+    def for_llguidance(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        words = _Words(self)
+        tokenizer = LLTokenizer(words, eos_token=list(self.end_ids))
+        words.greedy = tokenizer.greedy_tokenize
+        return tokenizer
+
+
+class _Words:
+    """A vocabulary as `llguidance.TokenizerWrapper` has it, with the text of what a grammar forces as its tokens."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        # A token with this byte, such as <0xFF>, would be taken for a special one. No text holds it.
+        self.tokens = [b"" if _SPECIAL_BYTE in token else token for token in vocabulary.tokens]
+        self.special_token_ids = list(vocabulary.special_ids)
+        self.eos_token_id = vocabulary.end_ids[0]
+        self.greedy: Callable[[str], list[int]] = lambda text: []
+        self._encode = vocabulary.encode
+        self._special = frozenset(self.special_token_ids)
+
+    def __call__(self, text: str) -> list[int]:
+        """The model's own tokens, if they spell the text, as they might not where it begins with a space of its own."""
+        try:
+            ids = list(self._encode(text))
+        except RequestError:
+            return self.greedy(text)
+        if any(token_id >= len(self.tokens) or token_id in self._special for token_id in ids):
+            return self.greedy(text)
+        return ids if b"".join(map(self.tokens.__getitem__, ids)) == text.encode() else self.greedy(text)
+
+
+def compile_grammar(text: str, tokenizer: LLTokenizer) -> LLMatcher:
+    """Compiled, with its first mask. Holds no lock of the interpreter's, and is bounded by llguidance's limits.
+
+    Raises `RequestError`.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # the first takes longest
+    if matcher.is_error():
+        raise RequestError(_plain(matcher.get_error()))
+    return matcher
+
+
+def _plain(error: str) -> str:
+    """llguidance's words, in one line."""
+    if error.startswith("NoExtension"):
+        return "no answer can follow it"
+    return " ".join(error.replace("<non-verbose/>", "").split())[:_MAX_ERROR_CHARS]
+
+
+def grammar_text(wanted: StructuredOutputs) -> str:
+    """In llguidance's own form. Raises `ValueError` for what cannot be written in it."""
+    from llguidance import LLMatcher
+
+    if wanted.kind in ("json", "json_object"):
+        return _of_schema(wanted)
+    if wanted.regex is not None:
+        return LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.choice is not None:
+        strings = (json.dumps(each, ensure_ascii=False) for each in wanted.choice)
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(strings))
+    assert wanted.grammar is not None
+    return LLMatcher.grammar_from_lark(_lark(wanted.grammar))
+
+
+def _lark(grammar: str) -> str:
+    """A grammar in Lark's notation, which GBNF is turned into. Raises `ValueError`."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:  # all that a parser of some hundred lines raises
+        raise ValueError(f"it is neither Lark's notation nor GBNF: {error}") from None
+
+
+def _of_schema(wanted: StructuredOutputs) -> str:
+    schema = {"type": "object"} if wanted.json is None else json.loads(str(wanted.json))
+    if not isinstance(schema, dict):  # true: any JSON
+        schema = {}
+    given = schema.get("x-guidance")
+    options = {"whitespace_pattern": _WHITE_SPACE, **(given if isinstance(given, dict) else {})}
+    if wanted.disable_any_whitespace or options.get("whitespace_flexible") is False:
+        options = {**options, "whitespace_flexible": False}
+        options.pop("whitespace_pattern", None)
+    if wanted.whitespace_pattern is not None:
+        options["whitespace_pattern"] = wanted.whitespace_pattern
+    # What the standard says and llguidance does not do is refused, whatever the schema asks for.
+    schema["x-guidance"] = {**options, "lenient": False, "coerce_one_of": False}
+    return json.dumps({"grammars": [{"json_schema": schema}]}, ensure_ascii=False)
+
+
+class GrammarCheck:
+    """Tries grammars for one tokenizer, by 256 tokens of a byte each: what compiles for them compiles for it."""
+
+    def __init__(self, special: Mapping[int, bytes], end_ids: Sequence[int], vocab_size: int) -> None:
+        """`special`: tokens that a grammar may name, and their text."""
+        self._special = dict(special)
+        self._end_ids = end_ids
+        self._vocab_size = vocab_size
+        self._tokenizer: LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._checked: OrderedDict[StructuredOutputs, Grammar | str] = OrderedDict()
+
+    def grammar(self, wanted: StructuredOutputs) -> Grammar:
+        """For the engine. Raises `RequestError` for what cannot be followed."""
+        with self._lock:
+            known = self._checked.get(wanted)
+        if known is None:
+            known = self._check(wanted)
+            with self._lock:
+                self._checked[wanted] = known
+                while len(self._checked) > _MAX_KEPT:
+                    self._checked.popitem(last=False)
+        if isinstance(known, str):
+            raise RequestError(
+                f"{wanted.asked_as}: {wanted.kind}: {known}", param=wanted.asked_as, code="invalid_grammar"
+            )
+        return known
+
+    def _check(self, wanted: StructuredOutputs) -> Grammar | str:
+        """The grammar, or what is wrong with it."""
+        if not self._end_ids:
+            return "this model has no end token, with which such an answer ends"
+        try:
+            text = grammar_text(wanted)
+            compile_grammar(text, self._small_tokenizer())
+        except (ValueError, RequestError) as error:
+            return _plain(str(error))
+        return Grammar(text, wanted.after)
+
+    def _small_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                tokens = [b""] * self._vocab_size
+                for token_id, text in self._special.items():
+                    tokens[token_id] = text
+                vocabulary = Vocabulary(
+                    [*tokens, *(bytes([byte]) for byte in range(256))],
+                    list(self._special),
+                    self._end_ids,
+                    lambda text: [self._vocab_size + byte for byte in text.encode()],
+                )
+                self._tokenizer = vocabulary.for_llguidance()
+            return self._tokenizer

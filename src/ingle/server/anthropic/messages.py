@@ -46,10 +46,11 @@ from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.respond import respond, respond_at_once
 from ingle.server.streaming import named_event
-from ingle.server.turn import Turn, plan_turn, thinking_kwargs, turn_prompt
+from ingle.server.turn import Params, Turn, plan_turn, thinking_kwargs, turn_prompt
 
 SIGNATURE = "dW5zaWduZWQ="
 """Clients send thoughts back with what they were signed with, and some drop those without. Nobody checks it here."""
+_PARAMS = Params(thinking_budget="thinking.budget_tokens")
 _CHOICES: Mapping[str, Literal["required", "none"]] = {"any": "required", "none": "none"}
 
 
@@ -106,8 +107,7 @@ def prepare_message(model: ServedModel, body: MessagesRequest, skipped: UnknownF
 def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields) -> Turn:
     conversation = conversation_of(body)
     tools, skipped_tools = tools_of(body.tools)
-    budget = [] if body.thinking is None or body.thinking.budget_tokens is None else ["thinking.budget_tokens"]
-    skipped.skip([*conversation.skipped, *skipped_tools, *budget])
+    skipped.skip([*conversation.skipped, *skipped_tools])
     choice, continues = body.tool_choice, conversation.ends_with_answer()
     return Turn(
         prefix="msg",
@@ -117,8 +117,10 @@ def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields)
         tool_choice=_CHOICES.get(choice.type, "auto") if choice else "auto",
         tool_name=choice.name if choice and choice.type == "tool" else None,
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
+        thinking_budget=None if body.thinking is None else body.thinking.budget_tokens,
         template_kwargs=_thinking(body),
         continue_final_message=continues,
+        params=_PARAMS,
     )
 
 

@@ -37,8 +37,8 @@ from ingle.request import (
 )
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
 from ingle.server.openai import bound
-from ingle.structured import StructuredOutputs
 from ingle.server.turn import thinking_kwargs
+from ingle.structured import StructuredOutputs
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {

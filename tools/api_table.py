@@ -178,8 +178,12 @@ def _alike(name: str) -> str:
 
 
 def _field_table(schema: dict[str, Any], path: str, operation: dict[str, Any]) -> Iterator[str]:
+    from ingle.server.anthropic import protocol as messages
     from ingle.server.openai.protocol import REMARKS
+    from ingle.server.responses import protocol as responses
 
+    of_paths = {"/v1/messages": messages.REMARKS, "/v1/responses": responses.REMARKS}
+    own = next((names for start, names in of_paths.items() if path.startswith(start)), frozenset())
     yield "| field | values | here | also of |"
     yield "| --- | --- | --- | --- |"
     others = {who: set(text.split()) for who, text in FIELDS.get(path, {}).items()}
@@ -196,7 +200,7 @@ def _field_table(schema: dict[str, Any], path: str, operation: dict[str, Any]) -
             if field.get("description") == "Known, and not supported.":
                 neutral = ", ".join(f"`{_json(value)}`" for value in field["enum"] if value is not None)
                 shown = (neutral or "`null`", "**refused**, but for these values")
-            elif name in REMARKS:
+            elif name in REMARKS or name.rpartition(".")[2] in own:
                 shown = (_values(schema, field), "accepted; changes nothing")
             else:
                 shown = (_values(schema, field), "required" if required else "used")

@@ -320,9 +320,18 @@ class ServerConfig:
     """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
     max_num_queued_tokens: int = 4_194_304
     """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
+    response_store: str = "256MB"
+    """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
+    such as 1GiB; 0 keeps none. The oldest go first."""
+    response_store_hours: float = 24.0
+    """How long such an answer is kept at most."""
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
+        _number("response_store_hours", self.response_store_hours)
+        self.response_store_bytes()
+        if not 0.0 < self.response_store_hours < math.inf:
+            raise ConfigError(f"--response-store-hours {self.response_store_hours} is not a time: give hours above 0")
         if not self.host.strip():
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
@@ -339,6 +348,9 @@ class ServerConfig:
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
         self.api_keys()
+
+    def response_store_bytes(self) -> int:
+        return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
 
     def api_keys(self) -> tuple[str, ...]:
         """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""

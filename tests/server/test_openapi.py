@@ -77,5 +77,6 @@ def test_it_has_the_bounds_and_what_is_not_supported(schema: dict[str, Any]) -> 
 
 def test_who_may_ask(schema: dict[str, Any]) -> None:
     assert schema["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
-    assert schema["security"] == [{}, {"bearer": []}]
+    assert schema["components"]["securitySchemes"]["key"]["name"] == "x-api-key"
+    assert schema["security"] == [{}, {"bearer": []}, {"key": []}]
     assert schema["paths"]["/health"]["get"]["security"] == []

@@ -39,17 +39,8 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "early_stopping": ((False,), _NO_BEAMS),
     "do_sample": ((True,), "temperature=0 is the same as do_sample=False"),
     "logits_processors": (([], ()), "no code of others runs in a step: logit_bias is what there is"),
-<<<<<<< HEAD
-    "guided_decoding": ((), _NO_GRAMMAR),
-    "structured_outputs": ((), _NO_GRAMMAR),
-    "regex": ((), _NO_GRAMMAR),
-    "json_schema": ((), _NO_GRAMMAR),
-    "ebnf": ((), _NO_GRAMMAR),
-    "thinking_token_budget": ((), "it is a field of requests to the server"),
-=======
     "structural_tag": ((), "structured_outputs binds an answer, and its `after` says from where on"),
-    "thinking_token_budget": ((), "thoughts are not told from answers yet"),
->>>>>>> extras
+    "thinking_token_budget": ((), "it is a field of requests to the server"),
     "prompt": ((), "a prompt is an argument of LLM.generate"),
     **dict.fromkeys(("typical_p", "tfs_z"), ((1.0,), _NO_SAMPLER)),
     **dict.fromkeys(("mirostat", "mirostat_mode", "xtc_probability", "dry_multiplier"), ((0,), _NO_SAMPLER)),

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
+from ingle.server.anthropic import messages
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
@@ -21,6 +22,8 @@ from ingle.server.middleware import RequestScope
 from ingle.server.models import ModelPool
 from ingle.server.openai import chat, completions, models, text
 from ingle.server.queue import BodyMemory
+from ingle.server.responses import endpoints as responses_endpoints
+from ingle.server.responses.store import ResponseStore
 from ingle.version import __version__
 
 if TYPE_CHECKING:
@@ -38,12 +41,14 @@ def create_app(
     strict_fields: bool = False,
     unread: BodyMemory | None = None,
     loading: Loading | None = None,
+    responses: ResponseStore | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
     that nobody knows; `unread` bounds the bodies being read;
-    while it is `loading`, the pool is empty and nobody is let through to it.
+    while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
+    for again.
     """
     middleware = [Middleware(RequestScope, access_log=access_log)]
     if access.allowed_hosts:
@@ -58,6 +63,7 @@ def create_app(
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
     app.state.models = pool
+    app.state.responses = ResponseStore() if responses is None else responses
     app.state.strict_fields = strict_fields
     app.state.unread = BodyMemory() if unread is None else unread
     install_error_handlers(app)
@@ -113,6 +119,8 @@ ENDPOINTS = (
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
     *text.ENDPOINTS,
+    *messages.ENDPOINTS,
+    *responses_endpoints.ENDPOINTS,
 )
 
 

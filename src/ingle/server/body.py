@@ -81,6 +81,15 @@ class UnknownFields:
             before = self._found.get(id(data))
             self._found[id(data)] = names[:_MAX_FOUND] if before is None else [name for name in before if name in names]
 
+    def skip(self, paths: Sequence[str]) -> None:
+        """Notes what an endpoint leaves out that it knows nothing of, such as a tool of another server.
+
+        Raises `RequestError` where the server is strict.
+        """
+        if paths and self.strict:
+            raise RequestError(f"{paths[0]} is not supported by this server", code="unsupported_argument")
+        self.paths = tuple(dict.fromkeys([*self.paths, *paths]))[:_MAX_FOUND]
+
     def locate(self, body: Any) -> None:
         """Says where in `body` they are."""
         if any(self._found.values()):
@@ -144,7 +153,7 @@ class StrictModel(BaseModel):
         try:
             checked = handler({name: value for name, value in data.items() if name in cls.model_fields})
         except ValidationError as error:
-            found += map(_again, error.errors(include_url=False))
+            found += map(again, error.errors(include_url=False))
         if found:
             raise ValidationError.from_exception_data(cls.__name__, found)
         _unknown.get(_STRICT).note(given, [name for name in others if name not in cls.UNSUPPORTED])
@@ -181,11 +190,10 @@ def field_error(location: tuple[str | int, ...], value: Any, error: ValueError) 
     return InitErrorDetails(type="value_error", loc=location, input=value, ctx={"error": error})
 
 
-def _again(details: ErrorDetails) -> InitErrorDetails:
-    """An error as pydantic reported it, to be raised once more."""
-    return InitErrorDetails(
-        type=details["type"], loc=details["loc"], input=details["input"], ctx=details.get("ctx", {})
-    )
+def again(details: ErrorDetails, *before: str | int) -> InitErrorDetails:
+    """An error as pydantic reported it, to be raised once more, of an object that stands at the place `before`."""
+    location = (*before, *details["loc"])
+    return InitErrorDetails(type=details["type"], loc=location, input=details["input"], ctx=details.get("ctx", {}))
 
 
 async def read_body(request: Request, account: BodyAccount) -> bytes:

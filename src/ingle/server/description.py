@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from ingle.server.endpoints import Endpoint
 from ingle.server.errors import ErrorBody
 from ingle.version import __version__
 
+_Kind = type[msgspec.Struct] | UnionType
 _REF = "#/components/schemas/{}"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _ALWAYS = (401, 403, 405, 408, 431, 500, 503)
@@ -64,7 +66,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{}, {"bearer": []}],
+        "security": [{}, {"bearer": []}, {"key": []}],
         "paths": paths,
         "components": {
             "schemas": dict(sorted((requests | components).items())),
@@ -73,7 +75,8 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "One of the keys of --api-key; without that flag none is asked for.",
-                }
+                },
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
             },
         },
     }
@@ -103,13 +106,13 @@ def about(endpoint: Endpoint) -> str:
     return endpoint.about or (endpoint.answer.__doc__ or "").strip().partition("\n")[0]
 
 
-def _kinds(endpoint: Endpoint) -> list[type[msgspec.Struct]]:
+def _kinds(endpoint: Endpoint) -> list[_Kind]:
     others = (kind for _, kinds in endpoint.other_answers for kind in kinds)
-    told = (endpoint.answers, endpoint.chunks, *others, ErrorBody)
+    told = (endpoint.answers, endpoint.chunks, *others, endpoint.error, ErrorBody)
     return [kind for kind in told if kind is not None]
 
 
-def _operation(endpoint: Endpoint, of_kind: Mapping[type[msgspec.Struct], dict[str, Any]]) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> dict[str, Any]:
     name = re.sub(r"\W+", "_", f"{endpoint.method.lower()}{endpoint.path}").strip("_")
     operation: dict[str, Any] = {"operationId": name, "responses": _responses(endpoint, of_kind)}
     if text := about(endpoint):
@@ -128,18 +131,26 @@ def _operation(endpoint: Endpoint, of_kind: Mapping[type[msgspec.Struct], dict[s
     return operation
 
 
-def _responses(endpoint: Endpoint, of_kind: Mapping[type[msgspec.Struct], dict[str, Any]]) -> dict[str, Any]:
-    schema = {} if endpoint.answers is None else of_kind[endpoint.answers]
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
-    if endpoint.chunks is not None:
-        content["text/event-stream"] = {"schema": _event([of_kind[endpoint.chunks], of_kind[ErrorBody]])}
-    responses = {"200": _response("The answer.", content)}
+def _responses(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> dict[str, Any]:
     others: dict[int, tuple[type[msgspec.Struct], ...]] = dict(endpoint.other_answers)
+    error = of_kind[endpoint.error or ErrorBody]
+    answers = [of_kind[kind] for kind in (endpoint.answers, *others.get(200, ())) if kind is not None]
+    content: dict[str, Any] = {"application/json": {"schema": _any_of(answers) if answers else {}}}
+    if endpoint.chunks is not None:
+        content["text/event-stream"] = {"schema": _event([of_kind[endpoint.chunks], error])}
+    responses = {"200": _response("The answer.", content)}
     for status in statuses_of(endpoint):
-        schemas = [of_kind[kind] for kind in others.get(status, ())] + [of_kind[ErrorBody]]
-        shown = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-        responses[str(status)] = _response(HTTPStatus(status).phrase, {"application/json": {"schema": shown}})
+        shown = _any_of([*(of_kind[kind] for kind in others.get(status, ())), error])
+        responses[str(status)] = _response(_phrase(status), {"application/json": {"schema": shown}})
     return responses
+
+
+def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+
+
+def _phrase(status: int) -> str:
+    return "Overloaded" if status == 529 else HTTPStatus(status).phrase
 
 
 def _event(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:

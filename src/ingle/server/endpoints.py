@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import UnionType
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -24,10 +25,12 @@ class Endpoint:
     """What the request's body holds; of several, one."""
     answers: type[msgspec.Struct] | None = None
     """What the answer's JSON holds. None: nobody has said it."""
-    chunks: type[msgspec.Struct] | None = None
+    chunks: type[msgspec.Struct] | UnionType | None = None
     """What an event of a streamed answer holds, where it may be streamed."""
     other_answers: tuple[tuple[int, tuple[type[msgspec.Struct], ...]], ...] = ()
-    """Statuses whose bodies may be others than an `ErrorBody`, and what they hold."""
+    """Statuses whose bodies may be others than `answers`, or for errors an `ErrorBody`, and what they hold."""
+    error: type[msgspec.Struct] | None = None
+    """What errors hold, in a protocol that is not OpenAI's."""
     statuses: tuple[int, ...] = ()
     """Of errors that not every endpoint has: 404 where a path names something."""
     about: str = ""

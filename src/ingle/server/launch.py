@@ -100,12 +100,18 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from ingle.server.app import create_app
     from ingle.server.graceful import GracefulServer
+    from ingle.server.responses.store import ResponseStore
 
     config, loading, pool = start.config.server, Loading(), ModelPool()
     access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
     logger.info("listening on %s; /health says how far the model is", start.url)
     app = create_app(
-        pool, access, access_log=not config.disable_access_log, strict_fields=config.strict_fields, loading=loading
+        pool,
+        access,
+        access_log=not config.disable_access_log,
+        strict_fields=config.strict_fields,
+        loading=loading,
+        responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
     )
     server = GracefulServer(app, _limits(config), deadline)
 

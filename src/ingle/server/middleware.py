@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingle.errors import EngineError, printable
 from ingle.server.body import UNKNOWN_FIELDS, UnknownFields
-from ingle.server.errors import current_request_id, describe, error_response
+from ingle.server.dialects import dialect_of
+from ingle.server.errors import current_dialect, current_request_id, describe, error_response
 from ingle.server.stopping import STOPPED
 
 logger = logging.getLogger("ingle.server")
@@ -51,6 +52,8 @@ class RequestScope:
             return
         request_id = _request_id(scope)
         current_request_id.set(request_id)
+        dialect = dialect_of(scope)
+        current_dialect.set(dialect)
         status = 0
         started_s = time.perf_counter()
 
@@ -60,6 +63,7 @@ class RequestScope:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                headers[dialect.request_id_header] = request_id
                 if ignored := ignored_fields(scope):
                     headers["X-Ingle-Ignored-Fields"] = ignored
             await send(message)

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from ingle.events import Answer, Begin, Event
 from ingle.heap import give_back_memory
 from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
+from ingle.server.errors import ErrorBody
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory
@@ -59,6 +60,10 @@ class Writer(Protocol):
         """Server-sent events of what came together; empty where the protocol has nothing to say of it."""
         ...
 
+    def failed(self, status: int, body: ErrorBody) -> bytes:
+        """The last of a stream that cannot go on."""
+        ...
+
     def whole(self, answer: Answer) -> msgspec.Struct:
         """The answer that is not streamed: of the same events, all of them."""
         ...
@@ -94,7 +99,7 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
             queue.leave(queued.id)
 
     if writer.streamed:
-        return EventStream(_pieces(writer), ended=leave)
+        return EventStream(_pieces(writer), ended=leave, failed=writer.failed)
     try:
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ingle.server.errors import describe, logger
+from ingle.server.errors import ErrorBody, describe, error_event, logger
 
 T = TypeVar("T")
 
@@ -20,6 +20,11 @@ T = TypeVar("T")
 def event(data: msgspec.Struct) -> bytes:
     """One server-sent event whose data is JSON, and so holds no line break."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def named_event(name: str, data: msgspec.Struct) -> bytes:
+    """One that also says its type in a line of its own, for clients that read that."""
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
 async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
@@ -95,13 +100,19 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], ended: Callable[[], None]) -> None:
-        """`ended` is called when the last event is out, or the client gone."""
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        ended: Callable[[], None],
+        failed: Callable[[int, ErrorBody], bytes] = error_event,
+    ) -> None:
+        """`ended` is called when the last event is out, or the client gone; `failed` says what made the events fail."""
         # Proxies that buffer (nginx does) would hold tokens back.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._ended = ended
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -117,8 +128,8 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception as error:
             # The status line is out: the stream itself is the only place left to say what happened.
-            _, body = describe(error)
-            await send({"type": "http.response.body", "body": event(body), "more_body": True})
+            failure = self._failed(*describe(error))
+            await send({"type": "http.response.body", "body": failure, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -10,6 +10,7 @@ from ingle.errors import RequestError
 from ingle.request import SamplingParams, stopping_at
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
+from ingle.text.changing_lines import without_changing_lines
 from ingle.text.chat_template import ChatTemplate
 from ingle.text.formats.declared import tool_format
 from ingle.text.formats.forced import calls_schema
@@ -84,6 +85,18 @@ def tool_name(tool: Tool) -> str:
     return name
 
 
+def thinking_kwargs(effort: str | None, thinks: bool | None = None) -> dict[str, Any]:
+    """Variables by which templates let a model think, much or little or not: they have several names for it."""
+    kwargs: dict[str, Any] = {}
+    if effort not in (None, "none"):
+        kwargs["reasoning_effort"] = "low" if effort == "minimal" else effort
+    if thinks is None and effort is not None:
+        thinks = effort != "none"
+    if thinks is not None:
+        kwargs |= {"enable_thinking": thinks, "thinking": thinks}
+    return kwargs
+
+
 def plan_turn(model: ServedModel, turn: Turn) -> Generation:
     """Renders and tokenizes. Thoughts and calls in the answer come as events of their own. Raises `RequestError`."""
     if turn.required:
@@ -139,13 +152,27 @@ def turn_prompt(model: ServedModel, turn: Turn) -> str:
     template = _template(model, turn)
     model.prompts.check_num_chars(sum(_num_chars(turn.messages)) + sum(_num_chars(turn.tools)), turn.params.messages)
     return template.prompt(
-        turn.messages,
+        _steady(turn.messages),
         tools=list(turn.tools) if turn.tools and turn.tool_choice != "none" else None,
         documents=list(turn.documents) or None,
         add_generation_prompt=turn.add_generation_prompt,
         continue_final_message=turn.continue_final_message,
         chat_template_kwargs=turn.template_kwargs,
     )
+
+
+def _steady(messages: Sequence[Message]) -> Sequence[Message]:
+    """Without what agents put before their instructions and change each time: it would cost the prefix cache."""
+    first = messages[0] if messages else {}
+    content = first.get("content")
+    if first.get("role") not in ("system", "developer") or not isinstance(content, str | list):
+        return messages
+    if isinstance(content, str):
+        kept: str | list[Any] = without_changing_lines(content)
+    else:
+        texts = [without_changing_lines(part["text"]) for part in content[:1] if isinstance(part.get("text"), str)]
+        kept = [*({**content[0], "text": text} for text in texts if text), *content[len(texts) :]]
+    return messages if kept == content else [*([{**first, "content": kept}] if kept else []), *messages[1:]]
 
 
 def _template(model: ServedModel, turn: Turn) -> ChatTemplate:

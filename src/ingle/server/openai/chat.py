@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ingle import events
 from ingle.request import FinishReason, TokenLogprobs
 from ingle.server.endpoints import Endpoint
+from ingle.server.errors import error_event
 from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.openai.extras import Extras
@@ -92,6 +93,7 @@ class ChatWriter:
     """Writes an answer as chunks of a chat completion, or as a whole one."""
 
     end = DONE_EVENT
+    failed = staticmethod(error_event)
 
     def __init__(self, chat: ChatCompletionRequest, generation: Generation) -> None:
         self.streamed = bool(chat.stream)

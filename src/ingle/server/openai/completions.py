@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ingle import events
 from ingle.server.endpoints import Endpoint
+from ingle.server.errors import error_event
 from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
 from ingle.server.openai.extras import Extras
@@ -95,6 +96,7 @@ class CompletionWriter:
     """Writes an answer as chunks of a completion, or as a whole one: both alike, of few events or all."""
 
     end = DONE_EVENT
+    failed = staticmethod(error_event)
 
     def __init__(self, completion: CompletionRequest, generation: Generation) -> None:
         self.streamed = bool(completion.stream)

@@ -37,6 +37,7 @@ from ingle.request import (
 )
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
 from ingle.server.openai import bound
+from ingle.server.turn import thinking_kwargs
 from ingle.structured import StructuredOutputs
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
@@ -548,13 +549,5 @@ class ChatCompletionRequest(GenerationRequest):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables of the template. How much is thought has several names there."""
-        effort = self.reasoning_effort
-        if effort is None:
-            return self.chat_template_kwargs or {}
-        if effort in ("none", "minimal"):
-            meant: dict[str, Any] = {"enable_thinking": effort != "none", "thinking": effort != "none"}
-            meant |= {"reasoning_effort": "low"} if effort == "minimal" else {}
-        else:
-            meant = {"reasoning_effort": effort, "enable_thinking": True, "thinking": True}
-        return meant | (self.chat_template_kwargs or {})
+        """Variables of the template."""
+        return thinking_kwargs(self.reasoning_effort) | (self.chat_template_kwargs or {})

@@ -187,7 +187,7 @@ async def test_what_the_template_gets(tool_client: httpx.AsyncClient, engine: Sc
         ],
     )
     assert response.status_code == 200, response.text
-    assert "tools[web_search_20250305]" in response.headers["x-ingle-ignored-fields"]
+    assert response.headers["x-ingle-ignored-fields"] == "tools[web_search_20250305]"
     prompt = prompt_of(engine)
     assert prompt.startswith('T[{"type": "function", "function": {"name": "weather", "description": "Of a city", ')
     assert "web_search" not in prompt
@@ -353,3 +353,16 @@ async def test_models(sdk: anthropic.AsyncAnthropic, client: httpx.AsyncClient) 
         await sdk.models.retrieve("other")
     assert "object" in (await client.get("/v1/models")).json()
     assert "object" not in (await client.get("/v1/models", headers=VERSION)).json()
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+async def test_an_answer_may_be_bound_to_a_schema(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    wanted = {"type": "json_schema", "schema": SCHEMA}
+    for ask in ({"output_config": {"format": wanted}}, {"output_format": wanted}):
+        assert (await post(client, **ask)).status_code == 200
+        grammar = engine.requests[-1].grammar
+        assert grammar is not None and "city" in grammar.text
+    wrong = {"format": {"type": "json_schema", "schema": {"type": "nothing"}}}
+    refused(await post(client, output_config=wrong), 400, "invalid_request_error", "output_config.format")

@@ -415,3 +415,20 @@ async def test_neutral_fields(client: httpx.AsyncClient) -> None:
     body = response.json()
     assert (body["user"], body["text"]["verbosity"], body["parallel_tool_calls"]) == ("u", "low", False)
     assert body["service_tier"] == "default" and body["max_tool_calls"] == 3
+
+
+async def test_methods_of_a_path(client: httpx.AsyncClient) -> None:
+    assert (await client.options("/v1/responses/resp_1")).headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert (await client.put("/v1/responses/resp_1")).headers["allow"] == "DELETE, GET, HEAD"
+
+
+async def test_an_answer_may_be_bound_to_a_schema(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    wanted = {"type": "json_schema", "name": "place", "schema": schema, "strict": True}
+    answer = (await post(client, text={"format": wanted})).json()
+    grammar = engine.requests[-1].grammar
+    assert grammar is not None and "city" in grammar.text and answer["text"]["format"] == wanted
+    assert (await post(client, text={"format": {"type": "json_object"}})).status_code == 200
+    assert engine.requests[-1].grammar is not None
+    wrong = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}
+    assert_error(await post(client, text=wrong), 400, "text.format", param="text.format")

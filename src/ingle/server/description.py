@@ -161,8 +161,9 @@ def _phrase(status: int) -> str:
 
 
 def _event(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One server-sent event: JSON, but for what closes the stream."""
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": list(chunks)}}
+    """One server-sent event: JSON, but for what closes a stream of OpenAI's."""
+    content = {"anyOf": [*chunks, {"const": "[DONE]"}]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 
 

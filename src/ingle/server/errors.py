@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from ingle.errors import EngineError, RequestError
 
@@ -110,18 +111,28 @@ def _where(request: Request) -> str:
     return "GET / lists what there is." if near is None else f"Did you mean {near}?"
 
 
+def _methods(request: Request) -> list[str]:
+    """Those of the path: each has a route of its own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next((route.path for route in routes if route.path_regex.match(request.url.path)), "")
+    return sorted(set().union(*(route.methods or () for route in routes if route.path == path)))
+
+
 async def _answer_routing(request: Request, error: Exception) -> Response:
     """404 for unknown paths and 405 for wrong methods, as the router raises them, and what OPTIONS asks."""
     assert isinstance(error, HTTPException)
     if request.method == "OPTIONS" and request.url.path == "/*":  # `OPTIONS *` asks of the server as a whole
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": "GET, HEAD, POST, OPTIONS"})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
-        methods = (error.headers or {}).get("Allow", "")
-        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": f"{methods}, OPTIONS"})
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"Allow": ", ".join(_methods(request))}
+        if request.method == "OPTIONS":
+            allow = f"{headers['Allow']}, OPTIONS"
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": allow})
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"Invalid URL ({request.method} {request.url.path}). {_where(request)}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"Not allowed to {request.method} on {request.url.path}"
     else:
         message = error.detail
-    return error_response(error.status_code, error_body(error.status_code, message), error.headers)
+    return error_response(error.status_code, error_body(error.status_code, message), headers)

@@ -46,10 +46,11 @@ from ingle.server.generation import Generation
 from ingle.server.models import ServedModel
 from ingle.server.respond import respond, respond_at_once
 from ingle.server.streaming import named_event
-from ingle.server.turn import Turn, plan_turn, thinking_kwargs, turn_prompt
+from ingle.server.turn import Params, Turn, plan_turn, thinking_kwargs, turn_prompt
 
 SIGNATURE = "dW5zaWduZWQ="
 """Clients send thoughts back with what they were signed with, and some drop those without. Nobody checks it here."""
+_PARAMS = Params(thinking_budget="thinking.budget_tokens")
 _CHOICES: Mapping[str, Literal["required", "none"]] = {"any": "required", "none": "none"}
 
 
@@ -116,8 +117,10 @@ def _turn(body: MessagesInput, sampling: SamplingParams, skipped: UnknownFields)
         tool_choice=_CHOICES.get(choice.type, "auto") if choice else "auto",
         tool_name=choice.name if choice and choice.type == "tool" else None,
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
+        thinking_budget=None if body.thinking is None else body.thinking.budget_tokens,
         template_kwargs=_thinking(body),
         continue_final_message=continues,
+        params=_PARAMS,
     )
 
 

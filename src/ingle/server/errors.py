@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from ingle.errors import EngineError, RequestError
 
@@ -110,18 +111,30 @@ def _where(request: Request) -> str:
     return "GET / lists what there is." if near is None else f"Did you mean {near}?"
 
 
+def _methods(request: Request) -> list[str]:
+    """That the path has: each is a route, and the router names those of the first."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
+
+
 async def _answer_routing(request: Request, error: Exception) -> Response:
     """404 for unknown paths and 405 for wrong methods, as the router raises them, and what OPTIONS asks."""
     assert isinstance(error, HTTPException)
     if request.method == "OPTIONS" and request.url.path == "/*":  # `OPTIONS *` asks of the server as a whole
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": "GET, HEAD, POST, OPTIONS"})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
-        methods = (error.headers or {}).get("Allow", "")
-        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": f"{methods}, OPTIONS"})
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {**(headers or {}), "Allow": ", ".join(_methods(request))}
+        if request.method == "OPTIONS":
+            headers = {"Allow": f"{headers['Allow']}, OPTIONS"}
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"Invalid URL ({request.method} {request.url.path}). {_where(request)}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"Not allowed to {request.method} on {request.url.path}"
     else:
         message = error.detail
-    return error_response(error.status_code, error_body(error.status_code, message), error.headers)
+    return error_response(error.status_code, error_body(error.status_code, message), headers)

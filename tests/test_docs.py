@@ -51,6 +51,12 @@ def test_every_result_that_a_page_names_is_committed() -> None:
         assert list((ROOT / "benchmarks" / "results").glob(name)), name
 
 
+def test_the_tables_of_the_api_are_what_the_code_says() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "api_table.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert found.returncode == 0, found.stderr
+
+
 def test_every_spelling_of_a_name_is_one() -> None:
     section = (ROOT / "docs" / "models.md").read_text().partition("## Names")[2].partition("\n## ")[0]
     names = [name for row in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`([^`]+)`", row)]
@@ -61,9 +67,3 @@ def test_every_spelling_of_a_name_is_one() -> None:
         is_short = isinstance(parse_name(name), ShortName)
         assert is_short == (name == "qwen3:0.6b")
         assert is_short or "://" in name or is_hub_name(name)
-
-
-def test_the_tables_of_the_api_are_what_the_code_says() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "api_table.py"), "--check"]
-    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
-    assert found.returncode == 0, found.stderr

@@ -41,9 +41,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert started.stop() == 0, started.text()
 
 
-def test_a_header_that_changes_costs_no_prefix(server: Server) -> None:
+@pytest.fixture
+def client(server: Server) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_a_header_that_changes_costs_no_prefix(client: anthropic.Anthropic) -> None:
     """As Claude Code begins its system text, each time with another number."""
-    client = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0)
 
     def turn(number: str, messages: list[Any]) -> anthropic.types.Message:
         header = f"x-anthropic-billing-header: cc_version=2.1.177.{number}; cc_entrypoint=cli; cch={number}aa;"
@@ -64,9 +69,8 @@ def test_a_header_that_changes_costs_no_prefix(server: Server) -> None:
     assert found(second) >= 0.99
 
 
-def test_a_prompt_may_only_be_read(server: Server) -> None:
+def test_a_prompt_may_only_be_read(client: anthropic.Anthropic) -> None:
     """`max_tokens: 0` fills the cache."""
-    client = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0)
     ask: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": RULES[::-1]}]}
     empty = client.messages.create(max_tokens=0, **ask)
     assert empty.content == [] and empty.usage.output_tokens == 0 and empty.usage.cache_read_input_tokens == 0
@@ -75,12 +79,12 @@ def test_a_prompt_may_only_be_read(server: Server) -> None:
 
 
 def test_a_continued_response_finds_its_prefix(server: Server) -> None:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
-    first = client.responses.create(model="tiny", input="hi " + RULES[40:], max_output_tokens=8)
-    second = client.responses.create(
-        model="tiny", input="and?", previous_response_id=first.id, max_output_tokens=8, stream=True
-    )
-    *_, last = second
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+        first = client.responses.create(model="tiny", input="hi " + RULES[40:], max_output_tokens=8)
+        second = client.responses.create(
+            model="tiny", input="and?", previous_response_id=first.id, max_output_tokens=8, stream=True
+        )
+        *_, last = second
     assert last.type == "response.incomplete" and last.response.usage is not None
     usage = last.response.usage
     assert usage.input_tokens_details.cached_tokens >= 0.99 * usage.input_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -18,6 +18,7 @@ def shown(block: Block) -> Block:
     return replace(block, pieces=[block.text])
 
 
+@settings(deadline=None)
 @given(answers, st.randoms(use_true_random=False))
 def test_a_whole_answer_has_the_blocks_of_its_stream(told: list[Event], random: Random) -> None:
     streamed = Blocks()
@@ -51,6 +52,7 @@ def test_a_whole_answer_has_the_blocks_of_its_stream(told: list[Event], random: 
     }
 
 
+@settings(deadline=None)
 @given(answers)
 def test_no_text_is_lost_but_white_space(told: list[Event]) -> None:
     blocks = blocks_of(fold(told).choices[0]).blocks

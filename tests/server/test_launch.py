@@ -20,7 +20,7 @@ from ingle.server import launch, listening
 from ingle.server.access import Access
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import OpenConnections
-from ingle.text.formats.declared import NO_FORMATS
+from ingle.text.formats.of_model import NO_FORMATS
 
 
 class Bound:
@@ -89,7 +89,12 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300, writes_text=True)
     text = SimpleNamespace(sampling_source="", notices=(), formats=NO_FORMATS)
     model: Any = SimpleNamespace(
-        name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer, text=text
+        name="m",
+        info=info,
+        default_sampling={},
+        chat_template=SimpleNamespace(knows_tools=True),
+        tokenizer=tokenizer,
+        text=text,
     )
     sock: Any = Bound(host)
     launch._announce(model, Access(keys), start_on(sock))

@@ -350,6 +350,7 @@ async def test_input_tokens(sdk: openai.AsyncOpenAI, engine: ScriptedEngine) -> 
     [
         ({"input": None}, "input", "must be a string or a list of items"),
         ({"input": []}, "input", "is required"),
+        ({"model": None}, "model", "string"),
         ({"input": [5]}, "input[0]", "must be an object with a type"),
         ({"input": [{"role": "bot", "content": "a"}]}, "input[0].role", "bot"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "text only"),

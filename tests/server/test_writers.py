@@ -25,7 +25,7 @@ from ingle.text.tokenizer import Tokenizer
 from .scripts import answers, portions
 
 USED = Usage(10, 3, 5, 2)
-fixed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+fixed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def test_messages(generation: Any, events: list[Event], shown: bool, random: Ran
     display = "summarized" if shown else "omitted"
     body = MessagesRequest.model_validate(
         {
+            "model": "m",
             "max_tokens": 100,
             "messages": [{"role": "user", "content": "a"}],
             "thinking": {"type": "adaptive", "display": display},
@@ -84,7 +85,7 @@ def test_messages(generation: Any, events: list[Event], shown: bool, random: Ran
 @fixed
 @given(answers, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
 def test_responses(generation: Any, events: list[Event], summarized: bool, custom: bool, random: Random) -> None:
-    asked: dict[str, Any] = {"input": "a", "top_logprobs": 1}
+    asked: dict[str, Any] = {"model": "m", "input": "a", "top_logprobs": 1}
     if summarized:
         asked["reasoning"] = {"summary": "auto"}
     if custom:

@@ -210,8 +210,8 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: %s", notice)
     if model.chat_template is None and model.info.writes_text:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
-    elif model.info.writes_text:
-        logger.info("%s", in_words(model.text.formats))
+    elif model.chat_template is not None and model.info.writes_text:
+        logger.info("%s", in_words(model.text.formats, template_knows_tools=model.chat_template.knows_tools))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

@@ -12,7 +12,9 @@ from ingle.server.generation import Generation, plan_generation
 from ingle.server.models import ServedModel
 from ingle.text.changing_lines import without_changing_lines
 from ingle.text.chat_template import ChatTemplate
-from ingle.text.formats.declared import Formats
+from ingle.text.formats.declared import tool_format
+from ingle.text.formats.forced import calls_schema
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.stream import Telling
 
 Message = Mapping[str, Any]
@@ -68,6 +70,12 @@ class Turn:
             return (self.tool_name,)
         return tuple(map(tool_name, self.tools)) if self.tool_choice == "required" else ()
 
+    @property
+    def required_schema(self) -> dict[str, Any]:
+        """The JSON schema of an answer that calls what is `required`."""
+        tools = [tool for tool in self.tools if tool_name(tool) in self.required]
+        return calls_schema(tools, parallel=self.parallel_tool_calls and self.tool_name is None)
+
 
 def tool_name(tool: Tool) -> str:
     name: str = tool["function"]["name"]
@@ -112,12 +120,14 @@ def plan_turn(model: ServedModel, turn: Turn) -> Generation:
 
 def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
     """What is to be told apart in the answers; None where they are nothing but text."""
-    tools = turn.tools if turn.tool_choice != "none" and formats.tools is not None else ()
-    if not tools and formats.reasoning is None:
+    if turn.required:  # whatever the model's own is: `calls_schema` is what its grammar is made of
+        return Telling(Formats(tool_format("json"), formats.reasoning), turn.tools, parallel=turn.parallel_tool_calls)
+    tools = turn.tools if turn.tool_choice != "none" and formats.read_calls else ()
+    if not tools and not formats.read_thoughts:
         return None
     last = turn.messages[-1] if turn.continue_final_message else None
     thinking = formats.reasoning is not None and formats.reasoning.begun_by(prompt, last)
-    return Telling(formats, tools, thinking, turn.parallel_tool_calls)
+    return Telling(formats, tools, thinking, "" if formats.template is None else prompt, turn.parallel_tool_calls)
 
 
 def turn_prompt(model: ServedModel, turn: Turn) -> str:

@@ -15,13 +15,14 @@ from ingle.text.call_forms import calls_of, function_of
 from ingle.text.conversation import MESSAGE_NOT_RENDERED, Forms, TemplateError
 from ingle.text.formats.words import described
 from ingle.text.sandbox import sandboxes
-from ingle.text.system_message import advised, merged, num_leading_system
+from ingle.text.system_message import UNSUPPORTED, advised, merged, num_leading_system
 
 logger = logging.getLogger("ingle")
 
 MAX_TEMPLATE_CHARS = 1_000_000
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOOL = '{"type": "function", "function": {"name": …, "description": …, "parameters": …}}'
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 # What ingle passes, what templates find in every environment, and the parameters of transformers' `apply_chat_template`
@@ -73,15 +74,33 @@ class ChatTemplate:
         first message that the template leaves out, and saying so where it is the system message alone that the template
         does not take.
         """
+        for tool in tools or ():
+            if not isinstance(tool, Mapping):
+                raise RequestError(f"each tool is an object, {_TOOL}, got {tool!r:.100}", param="tools")
         sent: Sequence[Mapping[str, Any]] = _as_transformers_passes(messages)
         options = _Options(tools, documents, add_generation_prompt and not continue_final_message, chat_template_kwargs)
         end = None
         if continue_final_message:
             sent, end = _with_end(sent)
         if tools and not self.knows_tools:
-            sent = described(sent, tools)
-        prompt = self._whole_prompt(sent, options)
+            prompt = self._with_described_tools(sent, tools, options)
+        else:
+            prompt = self._whole_prompt(sent, options)
         return prompt if end is None else _up_to(end, prompt)
+
+    def _with_described_tools(
+        self, sent: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], options: _Options
+    ) -> str:
+        """A template that takes no system message gets the description in the first user message, if that is all."""
+        with_tools = described(sent, tools)
+        if num_leading_system(sent):
+            return self._whole_prompt(with_tools, options)
+        try:
+            return self._whole_prompt(with_tools, options)
+        except RequestError as error:
+            if not isinstance(error, TemplateError) and error.code not in (MESSAGE_NOT_RENDERED, UNSUPPORTED):
+                raise
+            return self._whole_prompt(merged(with_tools), options)
 
     def _whole_prompt(self, sent: Sequence[Mapping[str, Any]], options: _Options) -> str:
         if not num_leading_system(sent):

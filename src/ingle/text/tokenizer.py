@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import tokenizers
 
@@ -25,6 +26,8 @@ class Tokenizer:
     """bos_token, eos_token, ... as chat templates name them."""
     eos_token_ids: tuple[int, ...]
     """Every token that ends an answer: the end tokens of the model's files and of its chat template."""
+    response_template: Any
+    """What the model's files declare of its answers, as it stands there; None where they do not."""
     chat_stops: tuple[str, ...]
     """What ends an answer in a chat template that has no token there: the text that leads to the next question."""
 
@@ -36,8 +39,10 @@ class Tokenizer:
         eos_token_ids: Iterable[int],
         chat_template: str | None,
         symbols: Mapping[str, int] | None = None,
+        response_template: Any = None,
     ) -> None:
         """`symbols` are more tokens that a text may spell out, beside the backend's added ones."""
+        self.response_template = response_template
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()

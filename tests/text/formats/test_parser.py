@@ -9,18 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.events import Arguments, Event, Thought, ToolCall, fold
 from ingle.text.formats.bodies import typed
-from ingle.text.formats.declared import (
-    REASONING_FORMATS,
-    TOOL_FORMATS,
-    Formats,
-    reasoning_format,
-    tool_format,
-)
+from ingle.text.formats.declared import REASONING_FORMATS, TOOL_FORMATS, reasoning_format, tool_format
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.parser import Parser
 
 TOOLS = [
@@ -174,6 +169,7 @@ JUMBLES = st.lists(st.sampled_from([*MARKS, *BITS]), max_size=24).map("".join)
 
 
 @pytest.mark.parametrize("tools", [each.name for each in TOOL_FORMATS])
+@settings(deadline=None)
 @given(text=JUMBLES, cuts=st.lists(st.integers(0, 400), max_size=6), thinking=st.booleans(), parallel=st.booleans())
 def test_cuts_change_nothing(tools: str, text: str, cuts: list[int], thinking: bool, parallel: bool) -> None:
     for reasoning in ("openai",) if tools == "openai" else (None, "think"):
@@ -183,11 +179,13 @@ def test_cuts_change_nothing(tools: str, text: str, cuts: list[int], thinking: b
         assert read(text, tools, reasoning, cuts=range(len(text)), **options) == whole
 
 
+@settings(deadline=None)
 @given(text=JUMBLES)
 def test_without_formats_nothing_is_changed(text: str) -> None:
     assert read(text) == Found("", text, [])
 
 
+@settings(deadline=None)
 @given(text=st.text("ab <>{}[]\n", max_size=40), tools=st.sampled_from(["hermes", "mistral", "deepseek_v3", "kimi_k2"]))
 def test_text_without_marks_stays_as_it_is(text: str, tools: str) -> None:
     assert read(text, tools, "think") == Found("", text, [])

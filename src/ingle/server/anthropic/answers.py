@@ -1,4 +1,4 @@
-"""Answers of Anthropic's Messages API."""
+"""Answers of Anthropic's Messages API. What its schema requires and this server knows nothing of is null."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "mod
 
 class TextAnswer(msgspec.Struct, tag="text"):
     text: str
+    citations: None = None
 
 
 class ThinkingAnswer(msgspec.Struct, tag="thinking"):
@@ -20,10 +21,16 @@ class ThinkingAnswer(msgspec.Struct, tag="thinking"):
     signature: str
 
 
+class Caller(msgspec.Struct, frozen=True):
+    type: Literal["direct"] = "direct"
+    """The model, and no program that it wrote."""
+
+
 class ToolUseAnswer(msgspec.Struct, tag="tool_use"):
     id: str
     name: str
     input: dict[str, Any]
+    caller: Caller = Caller()
 
 
 ContentAnswer = TextAnswer | ThinkingAnswer | ToolUseAnswer
@@ -42,6 +49,10 @@ class Usage(msgspec.Struct):
     output_tokens_details: OutputTokensDetails
     cache_creation_input_tokens: int = 0
     """All that is read is cached, and costs nothing more."""
+    cache_creation: None = None
+    inference_geo: None = None
+    server_tool_use: None = None
+    service_tier: None = None
 
 
 def usage_of(used: events.Usage) -> Usage:
@@ -61,6 +72,8 @@ class Message(msgspec.Struct, kw_only=True):
     content: list[ContentAnswer]
     stop_reason: StopReason | None
     stop_sequence: str | None
+    stop_details: None = None
+    container: None = None
     usage: Usage
 
 
@@ -105,6 +118,8 @@ class BlockStop(msgspec.Struct, tag="content_block_stop"):
 class StopDelta(msgspec.Struct):
     stop_reason: StopReason
     stop_sequence: str | None
+    stop_details: None = None
+    container: None = None
 
 
 class MessageDelta(msgspec.Struct, tag="message_delta"):

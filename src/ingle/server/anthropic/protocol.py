@@ -253,6 +253,7 @@ class MessagesInput(ModelRequest):
 
     UNSUPPORTED: ClassVar[Neutral] = {"mcp_servers": ([],), "container": ()}
 
+    model: str
     messages: Annotated[list[InputMessage], FailFast(), Field(min_length=1)]
     system: Annotated[
         str | list[TextBlock],

@@ -315,18 +315,13 @@ class CompletionRequest(GenerationRequest):
         return max(self.best_of or 1, self.n or 1)
 
 
-class CacheControl(StrictModel):
-    """Of Anthropic's clients: prompts are cached here without being told."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
 class TextPart(StrictModel):
     """One part of a message's content."""
 
     type: Literal["text"]
     text: str
-    cache_control: CacheControl | None = None
+    cache_control: dict[str, Any] | None = None
+    """Of Anthropic's clients: prompts are cached here without being told."""
 
 
 _PARTS = TypeAdapter(Annotated[list[TextPart], FailFast()])
@@ -372,7 +367,7 @@ class FunctionDefinition(StrictModel):
 class ChatTool(StrictModel):
     type: Literal["function"]
     function: FunctionDefinition
-    cache_control: CacheControl | None = None
+    cache_control: dict[str, Any] | None = None
 
     def for_template(self) -> dict[str, Any]:
         function = self.function.model_dump(exclude_none=True, exclude={"strict"})
@@ -418,7 +413,7 @@ class ChatMessage(StrictModel):
     """What was thought before the content."""
     reasoning: str | None = None
     """The same, as vLLM and OpenRouter name it."""
-    cache_control: CacheControl | None = None
+    cache_control: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check_content(self) -> ChatMessage:

@@ -80,6 +80,11 @@ async def cancel_response(request: Request) -> Response:
     )
 
 
+async def compact_response(request: Request) -> Response:
+    """Conversations are not compacted here: clients do that themselves."""
+    raise RequestError("This server does not compact conversations.", code="not_found", status=404)
+
+
 async def list_input_items(request: Request) -> Response:
     """What a response that is kept answers, the newest first."""
     items = _store(request).get(_id(request)).input_items()
@@ -112,6 +117,7 @@ ENDPOINTS = (
         chunks=answers.StreamEvent,
     ),
     Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, InputTokensRequest, answers=answers.InputTokens),
+    Endpoint("POST", "/v1/responses/compact", compact_response, answers=answers.Response, statuses=(404,)),
     Endpoint("GET", _ONE, retrieve_response, answers=answers.Response, statuses=(400, 404)),
     Endpoint("DELETE", _ONE, delete_response, answers=answers.Deleted, statuses=(404,)),
     Endpoint("POST", f"{_ONE}/cancel", cancel_response, answers=answers.Response, statuses=(400, 404)),

@@ -236,6 +236,7 @@ class ResponsesRequest(ResponsesInput):
 
     UNSUPPORTED: ClassVar[Neutral] = {**ResponsesInput.UNSUPPORTED, "background": (False,)}
 
+    model: str
     max_output_tokens: Integer | None = Field(None, ge=1, le=MAX_INTEGER)
     temperature: float | None = None
     top_p: float | None = None

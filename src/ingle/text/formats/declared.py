@@ -215,6 +215,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat("granite", ("<|tool_call|>",), Json(), others=("granite-20b-fc",)),
     ToolFormat("nemotron_json", ("<TOOLCALL>",), Json(), ("</TOOLCALL>",)),
     ToolFormat("apriel", ("<tool_calls>",), Json(), ("</tool_calls>",), others=("minimax_m1", "xlam", "jamba")),
+    ToolFormat("json", (), Json(), starts=("[", "{")),
     ToolFormat("openai", (), NamedJson(""), others=("gpt_oss", "openai_gptoss", "harmony")),
 )  # fmt: skip
 
@@ -260,14 +261,3 @@ def tool_format(name: str) -> ToolFormat:
 
 def reasoning_format(name: str) -> ReasoningFormat:
     return next(each for each in REASONING_FORMATS if each.name == REASONING_NAMES[name])
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Those of one model."""
-
-    tools: ToolFormat | None = None
-    reasoning: ReasoningFormat | None = None
-
-
-NO_FORMATS = Formats()

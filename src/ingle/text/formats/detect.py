@@ -8,12 +8,12 @@ from ingle.text.formats.declared import (
     REASONING_FORMATS,
     REASONING_NAMES,
     TOOL_NAMES,
-    Formats,
     ReasoningFormat,
     ToolFormat,
     reasoning_format,
     tool_format,
 )
+from ingle.text.formats.of_model import Formats
 
 _IN_SOURCE: Sequence[tuple[str, tuple[str, ...]]] = (
     ("openai", ("<|channel|>", "<|message|>", "commentary")),
@@ -76,8 +76,12 @@ def reasoning_of(source: str, name: str | None = None) -> ReasoningFormat | None
     )
 
 
-def in_words(formats: Formats) -> str:
+def in_words(formats: Formats, *, template_knows_tools: bool) -> str:
     """What is shown at the start."""
+    if formats.template is not None:
+        return "calls of tools and thoughts: as response_template in tokenizer_config.json declares"
     tools = formats.tools.name if formats.tools is not None else "not read"
+    if formats.tools is not None and not template_knows_tools:
+        tools += " (the chat template knows no tools: the system message describes them)"
     reasoning = formats.reasoning.name if formats.reasoning is not None else "none"
     return f"calls of tools: {tools}, thoughts: {reasoning}"

@@ -14,7 +14,8 @@ from typing import Any
 
 from ingle.events import Arguments, Event, Text, Thought, ToolCall
 from ingle.text.formats.bodies import NotACall, Tools, read_body
-from ingle.text.formats.declared import Formats, ReasoningFormat, ToolFormat
+from ingle.text.formats.declared import ReasoningFormat, ToolFormat
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.source import Marks, Reading, Source, marks
 
 _SHORT = string.ascii_letters + string.digits
@@ -37,7 +38,7 @@ class Parser:
         with headers, within the header of the first. Not `parallel`: the answer ends with its first call.
         """
         self._source = Source()
-        self._out = _Out(choice, formats.tools if tools else None, parallel=parallel)
+        self._out = Out(choice, formats.tools if tools else None, parallel=parallel)
         self._reasoning = formats.reasoning
         self._format = formats.tools if tools else None
         self._tools = Tools(tools)
@@ -213,7 +214,7 @@ class Parser:
         return found
 
 
-class _Out:
+class Out:
     """Makes events. White space between thoughts, text and calls belongs to none of them."""
 
     def __init__(self, choice: int, format: ToolFormat | None, *, parallel: bool) -> None:
@@ -239,6 +240,10 @@ class _Out:
     def take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def forget(self) -> None:
+        """What was told so far is none of the answer's."""
+        self._events, self._spaces, self._gap, self._told = [], [], "", False
 
     def text(self, piece: str) -> None:
         if self.full:

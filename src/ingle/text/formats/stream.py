@@ -10,11 +10,12 @@ import msgspec
 
 from ingle.events import Event, Finish, Text
 from ingle.request import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
-from ingle.text.formats.declared import Formats
+from ingle.text.formats.of_model import Formats
 from ingle.text.formats.parser import Parser
 from ingle.text.stream import TextStream
 
 if TYPE_CHECKING:
+    from ingle.text.formats.template_parser import TemplateParser
     from ingle.text.tokenizer import Tokenizer
 
 
@@ -26,16 +27,27 @@ class Telling:
     tools: Sequence[Mapping[str, Any]] = ()
     thinking: bool = False
     """The prompt ends within thoughts."""
+    prompt: str = ""
+    """Of which a model's own template reads the end."""
     parallel: bool = True
     """Whether there may be several calls; else an answer ends with the first."""
 
     @property
     def marks(self) -> Iterator[str]:
         """What the parser needs to see of tokens that a text leaves out."""
+        yield from self.formats.template_marks
         if self.formats.reasoning is not None:
             yield from self.formats.reasoning.marks
         if self.formats.tools is not None and self.tools:
             yield from self.formats.tools.marks
+
+    def parser(self, choice: int) -> Parser | TemplateParser:
+        if self.formats.template is not None:
+            from ingle.text.formats.template_parser import TemplateParser
+
+            template, prompt = self.formats.template, self.prompt
+            return TemplateParser(template, self.tools, prompt=prompt, parallel=self.parallel, choice=choice)
+        return Parser(self.formats, self.tools, thinking=self.thinking, parallel=self.parallel, choice=choice)
 
 
 class ToldStream:
@@ -45,9 +57,7 @@ class ToldStream:
         self, telling: Telling, tokenizer: Tokenizer, sampling: SamplingParams, after: Sequence[int], choice: int
     ) -> None:
         self._stream = TextStream(tokenizer, sampling, after, choice, tokenizer.special_tokens_of(telling.marks))
-        self._parser = Parser(
-            telling.formats, telling.tools, thinking=telling.thinking, parallel=telling.parallel, choice=choice
-        )
+        self._parser = telling.parser(choice)
         self._choice = choice
         self._num_thought_tokens = 0
         self.finish_reason: FinishReason | None = None

@@ -26,7 +26,7 @@ For each function call, return a json object with function name and arguments wi
 
 def described(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The conversation with the tools at the end of its first system message."""
-    text = _DESCRIPTION.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+    text = _DESCRIPTION.format(tools="\n".join(json.dumps(tool, ensure_ascii=False, default=repr) for tool in tools))
     first = messages[0] if messages else {}
     if first.get("role") not in ("system", "developer"):
         return [{"role": "system", "content": text}, *messages]

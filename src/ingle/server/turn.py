@@ -132,6 +132,7 @@ def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
 
 def turn_prompt(model: ServedModel, turn: Turn) -> str:
     """The text that the model is to go on with. Raises `RequestError`."""
+    model.prompts.check_writes()
     template = _template(model, turn)
     model.prompts.check_num_chars(sum(_num_chars(turn.messages)) + sum(_num_chars(turn.tools)), turn.params.messages)
     return template.prompt(

@@ -184,7 +184,7 @@ def test_tools_and_a_message_that_goes_on(tiny: LLM) -> None:
 
 
 def test_what_vllms_class_has_beside(tiny: LLM) -> None:
-    for name, words in (("llm_engine", "llm.engine"), ("encode", "get_tokenizer"), ("embed", "embedding models")):
+    for name, words in (("llm_engine", "llm.engine"), ("encode", "get_tokenizer"), ("classify", "classifying")):
         with pytest.raises(AttributeError, match=words):
             getattr(tiny, name)
     assert not hasattr(tiny, "anything_else")

@@ -30,8 +30,10 @@ def reference(folder: Path) -> Any:
     return reference_model(folder)
 
 
-@pytest.fixture(params=["native", "torch", "torch-overlap"])
+@pytest.fixture(params=["native", "torch", "torch-overlap", pytest.param("gpu", marks=pytest.mark.gpu)])
 def engine(request: pytest.FixtureRequest, folder: Path) -> Engine:
+    if request.param == "gpu":
+        return engine_for(folder, device="cuda", kv_cache_memory="64MiB", block_size=8)
     kernels = "auto" if request.param == "native" else "torch"
     return engine_for(folder, cpu_kernels=kernels, block_size=8, overlap=request.param == "torch-overlap")
 

@@ -440,6 +440,13 @@ async def test_forms_that_are_none(place: Place, kind: str, body: bytes, status:
     assert not list((place.root / "files").glob("file-*"))
 
 
+async def test_what_a_path_takes(place: Place) -> None:
+    async with client_of(place.app()) as client:
+        for path, methods in (("/v1/files", "GET, HEAD, POST"), ("/v1/files/x", "DELETE, GET, HEAD")):
+            assert (await client.options(path)).headers["allow"] == f"{methods}, OPTIONS"
+            assert (await client.put(path)).headers["allow"] == methods
+
+
 async def test_a_server_without_files(model: ServedModel) -> None:
     async with client_of(app_for(model)) as client:
         for path in ("/v1/files", "/v1/batches"):

@@ -87,7 +87,7 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     monkeypatch.setattr(launch.facts, "started", lambda info, sampling, source: "")
     tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
     info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300, writes_text=True)
-    text = SimpleNamespace(sampling_source="", notices=(), formats=NO_FORMATS)
+    text = SimpleNamespace(sampling_source="", notices=(), formats=NO_FORMATS, reranker=None)
     model: Any = SimpleNamespace(
         name="m",
         info=info,

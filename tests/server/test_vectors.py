@@ -131,6 +131,7 @@ async def test_refusals(client: httpx.AsyncClient, body: dict[str, Any], parts: 
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
         ("/v1/rerank", {"query": "x", "documents": ["y"]}),
     ],
 )

@@ -210,6 +210,8 @@ def _text_side(
 
     with found.apart():
         side = load_text_side(path, text, recommended)
+        if side.reranker is not None:
+            notices.append("it is a reranker: it answers /v1/rerank and /v1/score")
         if side.pooling.declared:
             notices.append(f"it is an embedding model (pooling: {side.pooling.kind}): it answers /v1/embeddings alone")
         elif side.chat_template is None:

@@ -386,7 +386,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size=",
+        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
+        "--response-store= --response-store-hours=",
         "only `ingle serve` listens",
     ),
     (

@@ -210,8 +210,12 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: %s", notice)
     if model.info.writes_text and model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
-    elif model.info.writes_text and model.chat_template is not None:
+    elif model.chat_template is not None and model.info.writes_text:
         logger.info("%s", in_words(model.text.formats, template_knows_tools=model.chat_template.knows_tools))
+    if not model.info.writes_text:
+        logger.info("an embedding model (pooling: %s): it answers /v1/embeddings alone", model.text.pooling.kind)
+    if model.text.reranker is not None:
+        logger.info("a reranker: it answers /v1/rerank and /v1/score")
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

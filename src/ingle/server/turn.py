@@ -156,6 +156,7 @@ def _with_budget(telling: Telling | None, model: ServedModel, turn: Turn) -> Tel
 
 def turn_prompt(model: ServedModel, turn: Turn) -> str:
     """The text that the model is to go on with. Raises `RequestError`."""
+    model.prompts.check_writes()
     template = _template(model, turn)
     model.prompts.check_num_chars(sum(_num_chars(turn.messages)) + sum(_num_chars(turn.tools)), turn.params.messages)
     return template.prompt(

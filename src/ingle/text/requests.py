@@ -66,11 +66,7 @@ class PromptReader:
         Raises `RequestError` for a prompt that is empty or too long, naming the field `param`, and for token ids that
         the model does not have.
         """
-        if not self.info.writes_text:
-            raise RequestError(
-                "This is an embedding model: it makes vectors of texts (/v1/embeddings, LLM.embed) and writes none.",
-                code="model_not_supported",
-            )
+        self.check_writes()
         ends = self.tokenizer.eos_token_ids
         params = self._spelled(params)
         check_sampling(params, self.info.vocab_size, ends)
@@ -119,6 +115,14 @@ class PromptReader:
             num_wanted = 1 if params.max_tokens is None else params.max_tokens
             most = max(self.info.max_model_len - num_wanted, 1)
         return prompt[max(len(prompt) - most, 0) :]
+
+    def check_writes(self) -> None:
+        """Raises `RequestError` for a model that writes no text."""
+        if not self.info.writes_text:
+            raise RequestError(
+                "This is an embedding model: it makes vectors of texts (/v1/embeddings, LLM.embed) and writes none.",
+                code="model_not_supported",
+            )
 
     def check_num_chars(self, num_chars: int, param: str) -> None:
         """Raises `RequestError` for a text that is too long whatever its tokens are."""

@@ -17,6 +17,8 @@ from tests.e2e.clients.scripts import SCRIPTED
 from tests.e2e.conftest import PYTHON, Server, start_server
 
 MODEL = "smollm2:135m"
+NAMES = (MODEL, "gpt-5", "claude-sonnet-4")
+"""Of the scripted model: what some clients ask of models that think, they ask by name."""
 ROOT = Path(__file__).parents[3]
 CLIENTS = Path(os.environ.get("TEST_CLIENTS", ROOT / ".cache/clients"))
 TEMPLATE = ROOT / "tests/text/families/qwen3.jinja"
@@ -57,7 +59,7 @@ def start_scripted(folder: Path, *arguments: str, scripts: Mapping[str, Sequence
 
 @pytest.fixture(scope="session")
 def scripted(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    found = start_scripted(tmp_path_factory.mktemp("scripted"))
+    found = start_scripted(tmp_path_factory.mktemp("scripted"), "--served-model-name", *NAMES)
     yield found
     assert found.server.stop() == 0, found.server.text()
     if found.log.exists():

@@ -32,6 +32,8 @@ LOG = "TEST_SCRIPT_LOG"
 """The one that names a file to which each request adds a line: its prompt, and how much of it was known."""
 MISSING = "SCRIPT BROKEN"
 CONTEXT = 131_072
+THOUGHTFUL = "<think>\n15 * 37 is 555.\n</think>\n\n555."
+"""What it says without a script to who wants to see reasoning, as suites of others do."""
 _SCRIPT = re.compile(r"\[script:([\w-]+)\]")
 _ANSWER = "<|im_start|>assistant\n"
 _TOOLS = "<tools>"
@@ -79,7 +81,7 @@ class Model:
     def said(self, prompt: str) -> str:
         names = list(_SCRIPT.finditer(prompt))
         if not names:
-            return "Fine."
+            return THOUGHTFUL if "Show your reasoning." in prompt else "Fine."
         since = prompt[names[-1].end() :]
         steps = self.scripts[names[-1][1]]
         number = since.count(_ANSWER) - 1

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.clients.conftest import MODEL, node_program
+from tests.e2e.clients.conftest import MODEL, Scripted, node_program
 from tests.e2e.conftest import Server
 
 NO_IMAGES = "an image is refused, with the field's name: the model reads none"
@@ -26,20 +27,38 @@ EXCEPTIONS: Mapping[str, Mapping[str, str]] = {
 
 @pytest.mark.parametrize("kind", EXCEPTIONS)
 def test_llm_comply(kind: str, tiny_talker: Server) -> None:
-    command = shutil.which("llm-comply", path=str(Path(sys.executable).parent)) or shutil.which("llm-comply")
-    if command is None:
-        pytest.skip("llm-comply is not installed: `make test-clients`")
-    words = ["--base-url", f"{tiny_talker.url}/v1", "--model", MODEL, "--api-key", "none", "--format", kind, "--json"]
-    done = subprocess.run([command, "run", *words], capture_output=True, text=True, timeout=300)
-    report = json.loads(done.stdout)
-    failed = {each["id"]: each["errors"] for each in report["results"] if each["status"] == "failed"}
+    results = comply(tiny_talker.url, kind, MODEL)
+    failed = {each["id"]: each["errors"] for each in results if each["status"] == "failed"}
     assert failed.keys() == EXCEPTIONS[kind].keys(), json.dumps(failed, indent=1, ensure_ascii=False)
     for check, why in EXCEPTIONS[kind].items():
         assert failed[check][0] == (
             "HTTP 400 (expected [200])" if why == NO_IMAGES else "HTTP 200 (expected [400, 422])"
         )
-    warned = {each["id"]: each["warnings"] for each in report["results"] if each.get("warnings")}
+    warned = {each["id"]: each["warnings"] for each in results if each.get("warnings")}
     assert not warned.keys() - EXCEPTIONS[kind].keys() - {"compact-response"}, warned
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "check"),
+    [
+        ("openai-chat", "gpt-5", "chat-reasoning-summary"),
+        ("open-responses", "gpt-5", "reasoning-summary"),
+        ("anthropic", "claude-sonnet-4", "anth-thinking-display"),
+    ],
+)
+def test_llm_comply_of_a_model_that_thinks(kind: str, model: str, check: str, scripted: Scripted) -> None:
+    (result,) = comply(scripted.url, kind, model, "--filter", check)
+    assert result["status"] == "passed" and not result.get("warnings"), result
+
+
+def comply(url: str, kind: str, model: str, *words: str) -> list[dict[str, Any]]:
+    command = shutil.which("llm-comply", path=str(Path(sys.executable).parent)) or shutil.which("llm-comply")
+    if command is None:
+        pytest.skip("llm-comply is not installed: `make test-clients`")
+    given = ["--base-url", f"{url}/v1", "--model", model, "--api-key", "none", "--format", kind, "--json", *words]
+    done = subprocess.run([command, "run", *given], capture_output=True, text=True, timeout=300)
+    results: list[dict[str, Any]] = json.loads(done.stdout)["results"]
+    return results
 
 
 def test_compatcanary(tiny_talker: Server) -> None:

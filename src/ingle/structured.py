@@ -103,6 +103,8 @@ class Grammar(msgspec.Struct, frozen=True):
     text: str
     after: str = ""
     """The answer is free until it has this text."""
+    is_json: bool = False
+    """All of it is JSON, whose numbers are to end."""
 
 
 def _choices(values: Any) -> tuple[str, ...]:

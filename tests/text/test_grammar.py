@@ -289,7 +289,7 @@ def test_every_token_has_its_bytes(tokenizer: Tokenizer) -> None:
             continue
         assert guided.decode_bytes([token_id]) == data
         # A token that begins within a character may not begin a text.
-        begins = not (data[0] & 0xC0 == 0x80) and _may_be_text(data)
+        begins = data[0] & 0xC0 != 0x80 and _may_be_text(data)
         assert bool(anything[token_id]) == bool(begins), (token_id, data)
 
 

@@ -170,7 +170,7 @@ class GrammarCheck:
             compile_grammar(text, self._small_tokenizer())
         except (ValueError, RequestError) as error:
             return _plain(str(error))
-        return Grammar(text, wanted.after)
+        return Grammar(text, wanted.after, is_json=wanted.kind in ("json", "json_object"))
 
     def _small_tokenizer(self) -> LLTokenizer:
         with self._lock:

@@ -58,6 +58,8 @@ class Chunk(msgspec.Struct):
     prompt_logprobs: int | None = None
     """Report the log probabilities of the prompt tokens that this chunk predicts, with this many alternatives."""
     drafts: list[int] = []
+    told: list[int] = []
+    """Of the chunk's tokens the last ones, where the device has not got them: nobody drew them."""
 
     @property
     def end(self) -> int:

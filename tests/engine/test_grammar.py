@@ -301,7 +301,7 @@ def test_a_number_ends(engine: Engine) -> None:
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_numbers_are_told_from_strings(cut: int) -> None:
     """However the text is cut into tokens."""
-    body = json.dumps({"a": '1"2\\', "\\\\": [10**39], "c": "9" * 40, "d\\\"": 7}).encode()
+    body = json.dumps({"a": '1"2\\', "\\\\": [10**39], "c": "9" * 40, 'd\\"': 7}).encode()
     longest, numbers = 0, Numbers()
     for start in range(0, len(body), cut):
         numbers.take(body[start : start + cut])
@@ -310,3 +310,25 @@ def test_numbers_are_told_from_strings(cut: int) -> None:
         digits = len(before) - len(before.rstrip(b"0123456789"))
         assert numbers.too_long == (digits >= 24 and before[-digits - 1 : len(before) - digits] == b"[")
     assert longest
+
+
+def test_tokens_that_have_to_follow_take_no_step_of_their_own(engine: Engine) -> None:
+    """With log probabilities each is drawn: the same tokens, in more steps. Nor does preemption change one."""
+    wanted = [request(str(i), grammar({"json": PERSON})) for i in range(6)]
+    drawn = [request(str(i), grammar({"json": PERSON}), logprobs=0) for i in range(6)]
+    jumped, one_by_one = answers(engine, wanted), answers(engine, drawn)
+    for each in wanted:
+        assert tokens(jumped[each.id]) == tokens(one_by_one[each.id])
+        assert all(len(output.token_ids) == 1 for output in one_by_one[each.id])
+        assert engine._max_in_flight != 1 or len(jumped[each.id]) < len(tokens(jumped[each.id])) * 0.8
+    scarce = restrict(engine, num_pages=18, max_model_len=128, max_num_seqs=6, max_num_batched_tokens=8)
+    again = answers(scarce, wanted)
+    assert {name: tokens(each) for name, each in again.items()} == {name: tokens(each) for name, each in jumped.items()}
+    assert scarce.scheduler.num_preemptions
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 24))
+def test_a_limit_holds_within_what_has_to_follow(engine: Engine, max_tokens: int) -> None:
+    whole = tokens(answers(engine, [request("1", grammar({"json": PERSON}))])["1"])
+    (*_, last) = cut = answers(engine, [request("1", grammar({"json": PERSON}), max_tokens=max_tokens)])["1"]
+    assert tokens(cut) == whole[:max_tokens] and last.finish_reason == "length"

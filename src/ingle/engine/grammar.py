@@ -50,6 +50,9 @@ class GrammarMask:
             raise ValueError(_refused(self.matcher))
         return None
 
+    def forced(self) -> list[int]:
+        return self.matcher.compute_ff_tokens() if self.bound else []
+
     def take(self, token_ids: Sequence[int]) -> None:
         free = 0
         while not self.bound and free < len(token_ids):
@@ -148,7 +151,9 @@ class Grammars:
 
     def _end_numbers(self, rows: Sequence[Words]) -> None:
         """Takes tokens that begin with a digit out of rows that allow others too."""
-        if rows and self._digits is None:
+        if not rows:
+            return
+        if self._digits is None:
             assert self._vocabulary is not None
             self._digits = pack_mask(np.array([token[:1].isdigit() for token in self._vocabulary.tokens], np.bool_))
         for row in rows:

@@ -28,6 +28,10 @@ class TokenMask(Protocol):
         """Which tokens may come next; None where all may. At least one may, the end of the answer if nothing else."""
         ...
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that have to come next, one after the other, as far as that is known; they are not taken yet."""
+        ...
+
     def take(self, token_ids: Sequence[int]) -> None:
         """The next tokens of the answer."""
         ...
@@ -65,13 +69,8 @@ class MaskTable:
     def __bool__(self) -> bool:
         return bool(self._masks)
 
-    def take(self, request_id: str, token_ids: Sequence[int]) -> bool:
-        """The next tokens of an answer. Whether it has ended with them; raises what its mask does."""
-        mask = self._masks.get(request_id)
-        if mask is None:
-            return False
-        mask.take(token_ids)
-        return mask.ended
+    def get(self, request_id: str) -> TokenMask | None:
+        return self._masks.get(request_id)
 
     def fill(self, drawing: Sequence[tuple[int, str]]) -> Future[Filled]:
         """The masks for slots and the requests in them, made in a thread while the device computes the step."""

@@ -63,7 +63,7 @@ class TorchDevice:
     def forward(self, step: Step) -> TorchStep:
         """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
         launched = TorchStep(self, step)
-        if self.graphs is not None and all(c.prompt_logprobs is None and not c.drafts for c in step.chunks):
+        if self.graphs is not None and all(c.prompt_logprobs is None and not (c.drafts or c.told) for c in step.chunks):
             if step.masked:
                 launched.captured = self.graphs.forward(step)
             else:

@@ -15,6 +15,8 @@ from ingle.step import Admission, Masks
 
 Row = npt.NDArray[np.float32]
 
+_MANTISSA = np.int32(0x7FFFFF)
+"""All other bits are minus infinity's."""
 _MAX_LOGIT = np.finfo(np.float32).max
 _WORD = (1 << 64) - 1
 _RUN = 256
@@ -29,7 +31,8 @@ class NativeSampler:
         self._admissions: dict[int, Admission] = {}
         self._seen: dict[int, _Seen] = {}
         """Of slots whose request has penalties."""
-        self._allowed: dict[int, npt.NDArray[np.bool_]] = {}
+        self._allowed: dict[int, npt.NDArray[np.uint8]] = {}
+        """Bits of the tokens that may be drawn, by slot."""
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Takes in the parameters of slots that start or restart."""
@@ -42,10 +45,7 @@ class NativeSampler:
     def set_masks(self, masks: Masks) -> None:
         """What the next draw may give, by slot; all tokens for others."""
         rows = np.frombuffer(masks.words, np.uint8).reshape(len(masks.slots), -1) if masks.slots else ()
-        self._allowed = {
-            slot: np.unpackbits(row, count=self.vocab_size, bitorder="little").view(np.bool_)
-            for slot, row in zip(masks.slots, rows, strict=True)
-        }
+        self._allowed = dict(zip(masks.slots, rows, strict=True))
 
     def sample(self, logits: Row, slots: Sequence[int], positions: Sequence[int]) -> tuple[list[int], list[bool]]:
         """The tokens of logits [R, vocab] whose rows have `slots` and `positions`, and which rows were finite."""
@@ -71,16 +71,27 @@ class NativeSampler:
         allowed = self._allowed.get(admission.slot)
         if not (params.penalized or params.logit_bias or early or allowed is not None):
             return x
-        x = x.copy()
+        x = x.copy() if allowed is None else _forbid(x, allowed)
         if params.penalized:
             self._seen[admission.slot].penalize(x, params)
         for token_id, bias in (params.logit_bias or {}).items():
             x[token_id] += np.float32(bias)
         if early:
             x[list(admission.end_token_ids)] = -np.inf
-        if allowed is not None:
-            x[~allowed] = -np.inf
         return x
+
+
+def _forbid(x: Row, allowed: npt.NDArray[np.uint8]) -> Row:
+    """A row with minus infinity for the tokens whose bits are 0.
+
+    In whole numbers, since NumPy goes through a mask with a jump for each token: ten times as long, for half a row.
+    """
+    forbidden = np.unpackbits(allowed, count=len(x), bitorder="little").astype(np.int32)
+    forbidden -= 1  # all bits, or none
+    bits = x.view(np.int32) | forbidden
+    forbidden &= _MANTISSA
+    bits ^= forbidden
+    return bits.view(np.float32)
 
 
 class _Seen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -108,7 +108,7 @@ class Grammar(msgspec.Struct, frozen=True):
 
 
 def _choices(values: Any) -> tuple[str, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    if not isinstance(values, list | tuple):
         raise ValueError(f"choice must be a list of strings, got {values!r:.80}")
     choices = tuple(values)
     if not 0 < len(choices) <= MAX_CHOICES or any(not isinstance(each, str) or not each for each in choices):

@@ -17,6 +17,8 @@ Row = npt.NDArray[np.float32]
 
 _MANTISSA = np.int32(0x7FFFFF)
 """All other bits are minus infinity's."""
+_FEW = 8
+"""Below this part of the vocabulary, tokens that may come are taken out of a row and drawn among themselves."""
 _MAX_LOGIT = np.finfo(np.float32).max
 _WORD = (1 << 64) - 1
 _RUN = 256
@@ -59,19 +61,26 @@ class NativeSampler:
 
     def _choose(self, x: Row, most_likely: int, slot: int, position: int) -> int:
         admission = self._admissions[slot]
-        adjusted = self._adjusted(x, admission, position)
-        if not admission.sampling.greedy and np.float32(admission.sampling.temperature) > 0:
+        adjusted, allowed = self._adjusted(x, admission, position), self._allowed.get(slot)
+        if allowed is not None:
+            may_come = np.unpackbits(allowed, count=len(x), bitorder="little")
+            if np.count_nonzero(may_come.view(np.bool_)) * _FEW < len(x):
+                token_ids = np.flatnonzero(may_come.view(np.bool_))
+                few = adjusted[token_ids]
+                drawn = _draw(few, admission, position) if _draws(admission.sampling) else int(few.argmax())
+                return int(token_ids[drawn])
+            adjusted = _forbid(adjusted, may_come)
+        if _draws(admission.sampling):
             return _draw(adjusted, admission, position)
         return most_likely if adjusted is x else int(adjusted.argmax())
 
     def _adjusted(self, x: Row, admission: Admission, position: int) -> Row:
-        """The row after penalties, bias and forbidden end tokens: another one if they change it."""
+        """The row after penalties, bias and end tokens that come too early: another one if they change it."""
         params = admission.sampling
         early = position - admission.num_prompt_tokens < params.min_tokens and bool(admission.end_token_ids)
-        allowed = self._allowed.get(admission.slot)
-        if not (params.penalized or params.logit_bias or early or allowed is not None):
+        if not (params.penalized or params.logit_bias or early):
             return x
-        x = x.copy() if allowed is None else _forbid(x, allowed)
+        x = x.copy()
         if params.penalized:
             self._seen[admission.slot].penalize(x, params)
         for token_id, bias in (params.logit_bias or {}).items():
@@ -81,12 +90,16 @@ class NativeSampler:
         return x
 
 
-def _forbid(x: Row, allowed: npt.NDArray[np.uint8]) -> Row:
-    """A row with minus infinity for the tokens whose bits are 0.
+def _draws(params: Sampling) -> bool:
+    return not params.greedy and bool(np.float32(params.temperature) > 0)
+
+
+def _forbid(x: Row, may_come: npt.NDArray[np.uint8]) -> Row:
+    """A row with minus infinity for the tokens that have a 0.
 
     In whole numbers, since NumPy goes through a mask with a jump for each token: ten times as long, for half a row.
     """
-    forbidden = np.unpackbits(allowed, count=len(x), bitorder="little").astype(np.int32)
+    forbidden = may_come.astype(np.int32)
     forbidden -= 1  # all bits, or none
     bits = x.view(np.int32) | forbidden
     forbidden &= _MANTISSA

@@ -19,7 +19,9 @@ FROM python:${PYTHON}-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    INGLE_HOME=/data
+    INGLE_HOME=/data \
+    HF_HOME=/data/huggingface \
+    MODELSCOPE_CACHE=/data/modelscope
 RUN useradd --uid 10001 --create-home ingle \
     && install -d -o ingle -g ingle /data
 COPY constraints.txt /tmp/constraints.txt

@@ -14,15 +14,16 @@ HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
 TO_RUN := $(VENV)/.run-$(HERE)
 TO_DEVELOP := $(VENV)/.dev-$(HERE)
 
-.PHONY: help run setup test test-all lint fuzz bench wheel image clean
+.PHONY: help run setup test test-all schemathesis lint fuzz bench wheel image clean
 
 help:
 	@echo 'make run               serve a model on http://127.0.0.1:8000; sets up what that needs first'
-	@echo '  MODEL=smollm2:135m     a short name, a folder or a .gguf file'
+	@echo '  MODEL=smollm2:135m     a name (Qwen/Qwen3-0.6B), a folder or a .gguf file'
 	@echo '  PORT=8000              where it listens'
 	@echo '  ARGS="--seed 1"        any other flags of `ingle serve`'
 	@echo 'make setup             everything, PyTorch and the packages of tests and lint too, into .venv'
 	@echo 'make test              tests, but those marked slow or weights, JOBS=2 at a time; `make test-all` runs all'
+	@echo 'make schemathesis      thousands of requests of every kind against the OpenAPI document'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make wheel             a wheel in dist/, with the CPU kernels compiled'
 	@echo 'make image             a Docker image, ingle:cpu; KIND=cuda for GPUs'
@@ -53,6 +54,9 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest
+
+schemathesis: setup
+	$(BIN)/python -m pytest tests/e2e/test_schemathesis.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from ingle.hub.names import ShortName, is_hub_name, parse_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -44,3 +49,21 @@ def test_every_result_that_a_page_names_is_committed() -> None:
     assert names
     for name in names:
         assert list((ROOT / "benchmarks" / "results").glob(name)), name
+
+
+def test_every_spelling_of_a_name_is_one() -> None:
+    section = (ROOT / "docs" / "models.md").read_text().partition("## Names")[2].partition("\n## ")[0]
+    names = [name for row in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`([^`]+)`", row)]
+    assert len(names) > 20
+    for name in names:
+        if name.startswith((".", "/")):
+            continue
+        is_short = isinstance(parse_name(name), ShortName)
+        assert is_short == (name == "qwen3:0.6b")
+        assert is_short or "://" in name or is_hub_name(name)
+
+
+def test_the_tables_of_the_api_are_what_the_code_says() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "api_table.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert found.returncode == 0, found.stderr

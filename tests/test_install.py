@@ -15,8 +15,15 @@ from typing import get_type_hints
 
 import pytest
 
+from ingle.cli.catalog import Catalog
 from ingle.cli.flags import parse
+from ingle.cli.list import List
+from ingle.cli.plan import Plan
+from ingle.cli.pull import Pull
+from ingle.cli.rm import Remove
+from ingle.cli.search import Search
 from ingle.cli.service_unit import ServiceOptions
+from ingle.cli.show import Show
 from ingle.config import ServeConfig
 
 ROOT = Path(__file__).parents[1]
@@ -193,8 +200,9 @@ def shell_lines(page: Path) -> list[str]:
     return "\n".join(blocks).replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("name", ["install.md", "deploying.md"])
-def test_what_a_page_says_to_type_is_understood(name: str) -> None:
+@pytest.mark.parametrize("name", ["install.md", "deploying.md", "models.md"])
+def test_what_a_page_says_to_type_is_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGLE_HUB", "huggingface")  # which --hub changes
     page = ROOT / "docs" / name
     found = 0
     for line in shell_lines(page):
@@ -205,6 +213,9 @@ def test_what_a_page_says_to_type_is_understood(name: str) -> None:
         if "service" in words and (action := words[words.index("service") + 1]) in ("print", "install"):
             parse(ServiceOptions, words[words.index(action) + 1 :], command=f"service {action}")
             found += 1
+        if words[:1] == ["ingle"] and words[1] in OTHERS:
+            parse(OTHERS[words[1]], words[2:], command=words[1])
+            found += 1
         if words[:1] == ["make"] and shutil.which("make"):
             assert would_run(*re.findall(r"\w+=\S+|\b[a-z]+\b", " ".join(words[1:]).partition("ARGS")[0]))
             found += 1
@@ -213,9 +224,12 @@ def test_what_a_page_says_to_type_is_understood(name: str) -> None:
     assert named <= FLAGS
 
 
+OTHERS = {"pull": Pull, "list": List, "rm": Remove, "search": Search, "catalog": Catalog, "show": Show, "plan": Plan}
+
+
 def _flags() -> set[str]:
-    """Of `ingle serve` and `ingle service`, out of their configuration."""
-    pending, flags = [ServeConfig, ServiceOptions], set()
+    """Of these commands, out of their configuration."""
+    pending, flags = [ServeConfig, ServiceOptions, *OTHERS.values()], set()
     while pending:
         for name, kind in get_type_hints(pending.pop()).items():
             if dataclasses.is_dataclass(kind):

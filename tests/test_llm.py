@@ -157,7 +157,7 @@ def test_the_tokenizer_as_vllms_users_take_it(llm: LLM) -> None:
         (("a",), {"max_length": 5}, "give max_tokens"),
         (("a",), {"temprature": 5}, "do you mean temperature"),
         (("a",), {"temperature": -5}, "temperature must be"),
-        (("a",), {"tools": [{}]}, "tools are not served"),
+        (("a",), {"tools": [len]}, "each tool is an object"),
         (("a",), {"num_beams": 4}, "num_beams=4"),
         (("a",), {"sampling_params": {"temperature": 0}}, "sampling_params is a dict"),
         (([{"role": "user", "content": "a"}],), {"sampling_params": [GREEDY] * 2}, "1 prompts and 2 sampling_params"),
@@ -166,6 +166,21 @@ def test_the_tokenizer_as_vllms_users_take_it(llm: LLM) -> None:
 def test_a_call_that_cannot_be_read_is_refused_by_name(tiny: LLM, said: tuple, named: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         tiny.chat(*said, **named)
+
+
+def test_tools_and_a_message_that_goes_on(tiny: LLM) -> None:
+    """As in vLLM's class the text of an answer is left as it is."""
+    tool = {"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}
+    (output,) = tiny.chat([{"role": "user", "content": "a"}], tools=[tool], max_tokens=1, use_tqdm=False)
+    assert output.prompt is not None and '"name": "weather"' in output.prompt
+    begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "so we"}]
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    (output,) = tiny.chat(begun, continue_final_message=True, chat_template=template, max_tokens=1, use_tqdm=False)
+    assert output.prompt == "<user>a<assistant>so we"
+    options = {"chat_template": template, "tokenize": False}
+    tokenizer = tiny.get_tokenizer()
+    assert tokenizer.apply_chat_template(begun, continue_final_message=True, **options) == output.prompt
+    assert "weather" in tokenizer.apply_chat_template(begun, tools=[tool], **options)
 
 
 def test_what_vllms_class_has_beside(tiny: LLM) -> None:

@@ -18,7 +18,9 @@ BAD: list[tuple[str, Any]] = [
     ("max_tokens", -1), ("max_tokens", 1.0), ("min_tokens", 20), ("logprobs", 21), ("stop", ("",)),
     ("stop", ("a",) * 65), ("stop_token_ids", (-1,)), ("logit_bias", {5: 101.0}), ("logit_bias", {-5: 1.0}),
     ("logit_bias", {5: 10**4000}), ("logit_bias", {10**5000: 1.0}), ("seed", 10**5000), ("temperature", 10**5000),
-    ("stop_token_ids", (1, 10**5000)),
+    ("stop_token_ids", (1, 10**5000)), ("allowed_token_ids", ()), ("allowed_token_ids", (-1,)), ("bad_words", ("",)),
+    ("bad_words", ("a",) * 1025), ("bad_token_ids", ((),)), ("bad_token_ids", ((1, -1),)), ("priority", 2**64),
+    ("truncate_prompt_tokens", -2), ("cache_salt", "s" * 1025),
 ]  # fmt: skip
 
 
@@ -103,4 +105,11 @@ def test_the_engine_gets_what_it_needs_and_no_text() -> None:
         temperature=0.5, seed=3, logprobs=2, stop_token_ids=(7,), ignore_eos=True, max_tokens=9
     )
     apart = set(SamplingParams.__struct_fields__) - set(Sampling.__struct_fields__)
-    assert apart == {"n", "stop", "include_stop_str_in_output", "skip_special_tokens"}
+    of_text = {"n", "stop", "include_stop_str_in_output", "skip_special_tokens", "bad_words"}
+    assert apart == of_text | {
+        "truncate_prompt_tokens",
+        "priority",
+        "cache_salt",
+        "return_progress",
+        "structured_outputs",
+    }

@@ -191,7 +191,8 @@ class EngineConfig:
     """What the engine runs and within which limits."""
 
     model: str
-    """Short name (smollm2:135m), a Hugging Face model folder, or a .gguf file."""
+    """A short name (qwen3:0.6b), org/name of a hub (also org/name@revision, or org/name:Q4_K_M of a GGUF repository), a
+    .gguf file or its URL, or a model's folder. --hub modelscope looks for org/name there, not at Hugging Face."""
     max_model_len: int | None = None
     """Longest sequence, prompt and answer together. Default: the model's own, cut to what KV memory holds."""
     max_num_seqs: int | None = None
@@ -276,6 +277,12 @@ class TextConfig:
     """In place of the model's own: a Jinja file, the template itself, or one that ingle brings, by name (tigerbot)."""
     merge_system: bool = False
     """Put the system message at the beginning of the first user message, for templates that take none (Gemma 2)."""
+    tool_call_parser: str | None = None
+    """The format in which the model calls tools, by vLLM's name: hermes, llama3_json, mistral, pythonic, qwen3_coder,
+    deepseek_v3 and others; none to read no calls. Default: the one that the chat template shows."""
+    reasoning_parser: str | None = None
+    """The format in which the model writes its thoughts, by vLLM's name: deepseek_r1, qwen3, mistral, openai_gptoss and
+    others; none to leave them in the text of the answer. Default: the one that the chat template shows."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +309,9 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    strict_fields: bool = False
+    """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
+    `X-Ingle-Ignored-Fields` of the answer."""
     timeout_keep_alive: float = 65.0
     """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
     max_connections: int = 4096
@@ -310,9 +320,18 @@ class ServerConfig:
     """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
     max_num_queued_tokens: int = 4_194_304
     """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
+    response_store: str = "256MB"
+    """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
+    such as 1GiB; 0 keeps none. The oldest go first."""
+    response_store_hours: float = 24.0
+    """How long such an answer is kept at most."""
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
+        _number("response_store_hours", self.response_store_hours)
+        self.response_store_bytes()
+        if not 0.0 < self.response_store_hours < math.inf:
+            raise ConfigError(f"--response-store-hours {self.response_store_hours} is not a time: give hours above 0")
         if not self.host.strip():
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
@@ -329,6 +348,9 @@ class ServerConfig:
             if not all(word.strip() for word in words):
                 raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
         self.api_keys()
+
+    def response_store_bytes(self) -> int:
+        return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
 
     def api_keys(self) -> tuple[str, ...]:
         """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""
@@ -352,7 +374,7 @@ class ServerConfig:
 class ServeConfig:
     """Serve a model behind an OpenAI-compatible HTTP API.
 
-    MODEL may also be given as --model MODEL. A model that ingle can pull is pulled when it is not on this machine yet.
+    A model that is not on this machine yet is pulled first. MODEL may also be given as --model MODEL.
     """
 
     engine: EngineConfig

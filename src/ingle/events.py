@@ -1,6 +1,7 @@
 """An answer as it comes, in events that no protocol has shaped yet; the whole answer is their fold.
 
 Of each choice come `Begin`, then any number of `Text`, then `Finish`; last comes `Usage`, of all choices together.
+`Progress` comes before all, if asked for.
 What is told apart within a text, thoughts and calls of tools, is an event of its own, made between the text and the
 protocols; `Text` then holds the rest, and all tokens. The failure of a whole request is no event: it is raised, and
 each protocol has its way to say so.
@@ -8,7 +9,7 @@ each protocol has its way to say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -75,6 +76,8 @@ class Finish(msgspec.Struct, frozen=True):
     reason: FinishReason
     stop: int | str | None = None
     """The stop string or stop token id that ended the text; None when an end token or a limit did."""
+    num_thought_tokens: int = 0
+    """Of the choice's tokens, those of thoughts and of what encloses them."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -84,9 +87,19 @@ class Usage(msgspec.Struct, frozen=True):
     num_cached_tokens: int
     """Of the prompts' tokens."""
     num_completion_tokens: int
+    num_thought_tokens: int = 0
+    """Of the completion's tokens."""
 
 
-Event = Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
+class Progress(msgspec.Struct, frozen=True):
+    """So much of the prompt is read; comes before `Begin`, if asked for."""
+
+    choice: int
+    num_prompt_read: int
+    num_cached_tokens: int
+
+
+Event = Progress | Begin | Text | Thought | ToolCall | Arguments | Finish | Usage
 
 
 class Call(msgspec.Struct):
@@ -100,6 +113,17 @@ class Call(msgspec.Struct):
         return "".join(self.pieces)
 
 
+class Run(msgspec.Struct):
+    """What came of one kind, with nothing of another kind between."""
+
+    kind: type[Text] | type[Thought] | type[ToolCall]
+    call: int = 0
+    """Index of the call."""
+    num_chars: int = 0
+    num_tokens: int = 0
+    """That came with it, or before it without any text."""
+
+
 class Choice(msgspec.Struct):
     """What some events, or all of them, say of one choice."""
 
@@ -111,6 +135,10 @@ class Choice(msgspec.Struct):
     thoughts: list[str] = []
     calls: dict[int, Call] = {}
     """By index."""
+    runs: list[Run] = []
+    """In which order texts, thoughts and calls came."""
+    num_tokens_since: int = 0
+    """That came after the last of them."""
     finish: Finish | None = None
 
     @property
@@ -133,6 +161,47 @@ class Choice(msgspec.Struct):
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         return None if self.begin is None else self.begin.prompt_logprobs
 
+    def grow(self, kind: type[Text] | type[Thought] | type[ToolCall], num_chars: int, call: int = 0) -> None:
+        """Of `num_chars` more, in the last run if it is of that kind, or else in a new one."""
+        last = self.runs[-1] if self.runs else None
+        if last is None or last.kind is not kind or last.call != call:
+            self.runs.append(last := Run(kind, call))
+        last.num_chars += num_chars
+        last.num_tokens += self.num_tokens_since
+        self.num_tokens_since = 0
+
+    def replay(self) -> Iterator[Event]:
+        """Events that fold to this choice, in the order in which they came: two for each run, tokens and content."""
+        if self.begin is not None:
+            yield self.begin
+        number = 0 if self.begin is None else self.begin.choice
+        read = dict.fromkeys((Text, Thought, *self.calls), 0)
+        num_tokens = 0
+        for run in self.runs:
+            yield from self._tokens(number, num_tokens, num_tokens + run.num_tokens)
+            num_tokens += run.num_tokens
+            key = run.call if run.kind is ToolCall else run.kind
+            span = slice(read[key], read[key] + run.num_chars)
+            if run.kind is Text:
+                yield Text(number, self.text[span], [])
+            elif run.kind is Thought:
+                yield Thought(number, self.thought[span])
+            else:
+                call = self.calls[run.call]
+                if call.begin is not None and not span.start:
+                    yield call.begin
+                if run.num_chars:
+                    yield Arguments(number, run.call, call.arguments[span])
+            read[key] = span.stop
+        yield from self._tokens(number, num_tokens, len(self.token_ids))
+        if self.finish is not None:
+            yield self.finish
+
+    def _tokens(self, number: int, start: int, stop: int) -> Iterator[Text]:
+        if start < stop:
+            logprobs = None if self.logprobs is None else self.logprobs[start:stop]
+            yield Text(number, "", self.token_ids[start:stop], logprobs, self.starts[start:stop])
+
 
 class Answer(msgspec.Struct):
     """What events add up to: all of an answer's to the whole of it, a few to a piece."""
@@ -142,6 +211,8 @@ class Answer(msgspec.Struct):
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
+            if isinstance(event, Progress):
+                continue
             if isinstance(event, Usage):
                 self.usage = event
                 continue
@@ -154,16 +225,24 @@ class Answer(msgspec.Struct):
                 case Text():
                     choice.pieces.append(event.text)
                     choice.token_ids += event.token_ids
+                    choice.num_tokens_since += len(event.token_ids)
+                    if event.text:
+                        choice.grow(Text, len(event.text))
                     choice.starts += event.starts
                     if event.logprobs:
                         choice.logprobs = [] if choice.logprobs is None else choice.logprobs
                         choice.logprobs += event.logprobs
                 case Thought():
                     choice.thoughts.append(event.text)
+                    if event.text:
+                        choice.grow(Thought, len(event.text))
                 case ToolCall():
                     choice.calls.setdefault(event.index, Call()).begin = event
+                    choice.grow(ToolCall, 0, event.index)
                 case Arguments():
                     choice.calls.setdefault(event.index, Call()).pieces.append(event.text)
+                    if event.text:
+                        choice.grow(ToolCall, len(event.text), event.index)
                 case Finish():
                     choice.finish = event
                     choice.pieces = [choice.text]  # whole: pieces of a token each take ten times the memory

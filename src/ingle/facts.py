@@ -28,7 +28,9 @@ def size(num_bytes: int) -> str:
 
 def decimal_size(num_bytes: int) -> str:
     """In units of 1000, as hubs count what is downloaded: 4.37 GB."""
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:.2f} GB"
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def types(numbers: Mapping[str, int]) -> str:

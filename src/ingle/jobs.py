@@ -59,12 +59,13 @@ class Job:
         params: SamplingParams,
         *,
         continues: bool = True,
+        of_chat: bool = False,
     ) -> None:
-        """`continues`: the answer goes on where the prompt ends, to which the tokenizer adds what begins a text. Else
-        the prompt is that of a conversation, as it stands.
+        """`continues`: the answer goes on where the prompt ends. `of_chat`: the prompt stands as it is; to others the
+        tokenizer adds what begins a text.
         """
         self.prompt = prompt if isinstance(prompt, str) else None
-        self._asked = reader.read(prompt, params, request_ids, add_special_tokens=continues, continues=continues)
+        self._asked = reader.read(prompt, params, request_ids, add_special_tokens=not of_chat, continues=continues)
         self.requests = self._asked.requests
         self._streams = {request.id: self._asked.stream(index) for index, request in enumerate(self.requests)}
         self._answer = Answer()

@@ -55,7 +55,7 @@ class LLM:
         llm = LLM("smollm2:135m")
         print(llm.generate("The capital of France is")[0].outputs[0].text)
 
-    `model` is a short name, a Hugging Face folder or a .gguf file; `options` are those of
+    `model` is what `ingle serve` takes: a name, a model's folder or a .gguf file; `options` are those of
     `ingle.config.EngineConfig.of`, of which `rope_scaling` may also be a dict. `chat_template` and `merge_system` are
     those of `ingle.config.TextConfig`. `report` is told what happens while the model is loaded, for people. Raises
     `ModelError` and `ConfigError`.
@@ -151,9 +151,10 @@ class LLM:
             outputs = llm.chat([{"role": "user", "content": "你好"}], sampling_params)
             outputs = llm.chat(messages=[first, second], sampling_params=params, use_tqdm=False)
 
-        Options: `system` (a message before all others), `add_generation_prompt`, `chat_template` (the template itself),
-        `chat_template_kwargs`, and each of `SamplingParams` by name. Without any, the model's own defaults hold and
-        an answer may be as long as the context. Raises `RequestError`.
+        Options: `system` (a message before all others), `add_generation_prompt`, `continue_final_message`, `tools` and
+        `documents` for the template, `chat_template` (the template itself), `chat_template_kwargs`, and each of
+        `SamplingParams` by name. Without any, the model's own defaults hold and an answer may be as long as the
+        context. Calls of tools and thoughts stay in the text. Raises `RequestError`.
         """
         call = read_chat(said, named)
         params = self._params_for(len(call.conversations), call.sampling_params, max_tokens=None)
@@ -250,14 +251,13 @@ class LLM:
         params: SamplingParams,
         *,
         template: ChatTemplate | None = None,
-        add_generation_prompt: bool = True,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Job:
-        prompt = (template or self._template()).prompt(
-            list(messages), add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
-        )
+        """`options` are those of `ChatTemplate.prompt`."""
+        prompt = (template or self._template()).prompt(list(messages), **options)
         stopping = stopping_at(params, self.tokenizer.chat_stops)
-        return Job(self.prompts, self.request_ids, prompt, stopping, continues=False)
+        continues = bool(options.get("continue_final_message"))
+        return Job(self.prompts, self.request_ids, prompt, stopping, continues=continues, of_chat=True)
 
     def _template(self) -> ChatTemplate:
         if self.chat_template is None:

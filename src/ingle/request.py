@@ -18,7 +18,8 @@ else:
     TokenIds = array
 """Token ids at 4 bytes each. A list takes nine times that, and prompts wait by the million tokens."""
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "error", "tool_calls"]
+"""The last is an answer's that ends, by itself, behind calls of tools: the engine knows nothing of these."""
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -26,6 +27,8 @@ MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 65_536
 """In all stop strings of a request."""
+MAX_BAD_WORDS = 1024
+MAX_SALT_CHARS = 1024
 MAX_N = 128
 MAX_OBJECTIONS = 8
 """Most wrong fields that one error names."""
@@ -62,6 +65,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Subtracted per occurrence from the logit of every token already in the output. In [-2, 2]."""
     logit_bias: dict[int, float] | None = None
     """Token id to a value in [-100, 100] that is added to its logit."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """No other tokens are drawn; None allows all. Ends of the answer count too."""
+    bad_token_ids: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that the answer does not hold: the last of one is impossible after the others, unless there
+    is no other token left."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end the text, besides the model's own end tokens."""
     ignore_eos: bool = False
@@ -127,6 +135,16 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    bad_words: tuple[str, ...] = ()
+    """Words that the text does not hold, as the tokenizer writes them at its start and after a space."""
+    truncate_prompt_tokens: int | None = None
+    """Keep this many of the prompt's last tokens; -1 as many as the context holds beside `max_tokens`."""
+    priority: int = 0
+    """Of requests that wait, those with the lowest go first; with the highest, they give way when memory is short."""
+    cache_salt: str = ""
+    """Prompts share what the prefix cache has of them only with those of the same salt."""
+    return_progress: bool = False
+    """Say how much of the prompt is read, step by step."""
     structured_outputs: StructuredOutputs | None = None
     """What the answer is bound to, also as a dict: {"json": schema}, {"regex": "…"}, {"choice": […]}, …"""
 
@@ -137,6 +155,13 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
             msgspec.structs.force_setattr(self, "stop", tuple(self.stop or ()))
         if not isinstance(self.stop_token_ids, tuple):
             msgspec.structs.force_setattr(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("bad_words", "bad_token_ids", "allowed_token_ids"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                value = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
+            elif value is None and name != "allowed_token_ids":
+                value = ()
+            msgspec.structs.force_setattr(self, name, (value,) if isinstance(value, str) else value)
         if self.seed == -1:
             msgspec.structs.force_setattr(self, "seed", None)
         if self.structured_outputs is not None:
@@ -161,7 +186,8 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
         return Sampling(**{**own, "seed": seed, "max_tokens": max_tokens})
 
     def _check(self) -> None:
-        objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias(), *self._bound_too_long()]
+        objections = [*self._out_of_range(), *self._bad_stops(), *self._bad_logit_bias(), *self._bad_words()]
+        objections += self._bound_too_long()
         objections = [(name, f"{name} {text}") for name, text in objections] or list(self._too_few(self.max_tokens))
         if objections:
             raise refusal(objections)
@@ -183,6 +209,24 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
         elif (num_chars := sum(map(len, self.stop))) > MAX_STOP_CHARS:
             yield "stop", f"strings have {num_chars} characters, at most {MAX_STOP_CHARS} are taken"
         yield from _first("stop_token_ids", (_range_objection(id, 0, _I32_MAX) for id in self.stop_token_ids))
+
+    def _bad_words(self) -> Iterator[tuple[str, str]]:
+        words = self.bad_words
+        if len(words) > MAX_BAD_WORDS or any(not isinstance(word, str) or not word.strip() for word in words):
+            yield "bad_words", f"takes up to {MAX_BAD_WORDS} words that are not empty"
+        elif (num_chars := sum(map(len, words))) > MAX_STOP_CHARS:
+            yield "bad_words", f"have {num_chars} characters, at most {MAX_STOP_CHARS} are taken"
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                yield "allowed_token_ids", "allows no token: leave it out to allow all"
+            of_ids = (_range_objection(token_id, 0, _I32_MAX) for token_id in self.allowed_token_ids)
+            yield from _first("allowed_token_ids", of_ids)
+        if any(not sequence for sequence in self.bad_token_ids):
+            yield "bad_token_ids", "holds a sequence without tokens"
+        of_ids = (_range_objection(token_id, 0, _I32_MAX) for token_id in chain.from_iterable(self.bad_token_ids))
+        yield from _first("bad_token_ids", of_ids)
+        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_CHARS:
+            yield "cache_salt", f"must be a string of at most {MAX_SALT_CHARS} characters"
 
     def _bound_too_long(self) -> Iterator[tuple[str, str]]:
         if self.structured_outputs is not None and self.min_tokens:
@@ -211,16 +255,18 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (0, MAX_INTEGER),
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
+    "truncate_prompt_tokens": (-1, MAX_INTEGER),
+    "priority": (_MIN_INTEGER, MAX_INTEGER),
 }
 """What each number may be; whole bounds mean whole numbers."""
-_ABOVE_ZERO = ("top_p", "repetition_penalty")
-_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
+ABOVE_ZERO = ("top_p", "repetition_penalty")
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 
 
 def objection(name: str, value: Any) -> str | None:
     """What is wrong with the value of one sampling parameter that is a number, in words that follow its name."""
     text = _range_objection(value, *RANGES[name])
-    if text is None and name in _ABOVE_ZERO and value == 0:
+    if text is None and name in ABOVE_ZERO and value == 0:
         text = f"must be greater than 0 and at most {RANGES[name][1]:g}, got 0"
     return text
 
@@ -273,6 +319,10 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """The model's end tokens; `sampling.ignore_eos` switches them off."""
     grammar: Grammar | None = None
     """What the answer follows. It ends with that, also where `sampling.ignore_eos` is set."""
+    priority: int = 0
+    """As in `SamplingParams`; so are the others."""
+    cache_salt: str = ""
+    return_progress: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt_token_ids, array):  # a caller whose types nobody checks
@@ -339,6 +389,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """One per prompt token, the first None; comes once, with the first token."""
     error: str | None = None
     """What went wrong, when `finish_reason` is "error"."""
+    num_prompt_read: int | None = None
+    """Prompt tokens that are computed so far, in an output that says nothing else, if asked for."""
     refused: bool = False
     """It is the request that is wrong."""
     complete: bool = False
@@ -373,20 +425,43 @@ def check_request(request: EngineRequest, *, vocab_size: int, max_model_len: int
     """Raises `RequestError` for a request that a model of this vocabulary and context cannot serve."""
     prompt = vocabulary_ids(request.prompt_token_ids, vocab_size)
     room_for(len(prompt), request.sampling.max_tokens, max_model_len)
-    check_sampling(request.sampling, vocab_size)
+    check_sampling(request.sampling, vocab_size, request.eos_token_ids)
 
 
-def check_sampling(sampling: Sampling, vocab_size: int) -> None:
-    """Raises `RequestError` when `sampling` names tokens that the model does not have."""
-    for name, token_ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):
+def check_sampling(sampling: Sampling, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:
+    """Raises `RequestError` when `sampling` names tokens that the model does not have, or leaves none to be drawn."""
+    named: dict[str, Iterable[int]] = {
+        "logit_bias": sampling.logit_bias or (),
+        "stop_token_ids": sampling.stop_token_ids,
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "bad_token_ids": chain.from_iterable(sampling.bad_token_ids),
+    }
+    for name, token_ids in named.items():
         for token_id in token_ids:
             if token_id >= vocab_size:
                 raise RequestError(
                     f"{name} names token {token_id}, the model's vocabulary has {vocab_size} tokens", param=name
                 )
+    _check_choice(sampling, vocab_size, end_token_ids)
 
 
-def vocabulary_ids(ids: Sequence[int], vocab_size: int) -> TokenIds:
+def _check_choice(sampling: Sampling, vocab_size: int, end_token_ids: Iterable[int]) -> None:
+    """Raises `RequestError` where the first token could be none."""
+    if sampling.allowed_token_ids is None and not sampling.bad_token_ids:
+        return
+    left = set(range(vocab_size) if sampling.allowed_token_ids is None else sampling.allowed_token_ids)
+    left.difference_update(sequence[0] for sequence in sampling.bad_token_ids if len(sequence) == 1)
+    if not left:
+        name = "bad_words" if sampling.allowed_token_ids is None else "allowed_token_ids"
+        raise RequestError(f"{name} leaves no token that could be drawn", param=name)
+    if sampling.min_tokens and left <= {*end_token_ids, *sampling.stop_token_ids}:
+        raise RequestError(
+            "allowed_token_ids holds only tokens that end the answer, which min_tokens rules out at first",
+            param="allowed_token_ids",
+        )
+
+
+def vocabulary_ids(ids: Sequence[int], vocab_size: int, param: str = "prompt") -> TokenIds:
     """`ids` at 4 bytes each. Raises `RequestError` naming the first that a model of `vocab_size` tokens lacks."""
     try:
         checked = ids if isinstance(ids, array) and ids.typecode == "i" else token_ids(ids)
@@ -396,7 +471,7 @@ def vocabulary_ids(ids: Sequence[int], vocab_size: int) -> TokenIds:
     if not known:
         token_id = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise RequestError(
-            f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param="prompt"
+            f"token id {_shown(token_id)} is not in the model's vocabulary of {vocab_size} tokens", param=param
         )
     return checked
 

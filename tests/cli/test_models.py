@@ -35,7 +35,7 @@ def test_list(ingle: Run, stored: Path) -> None:
     result = ingle("list")
     header, row = result.out.splitlines()
     assert (result.code, header.split()) == (0, ["NAME", "SIZE", "FORMAT", "LAST", "USED"])
-    assert row.split()[:4] == ["smollm2:135m", "0.0", "MB", "GGUF"]
+    assert row.split()[:4] == ["smollm2:135m", "1.0", "kB", "GGUF"]
     assert header.index("FORMAT") == row.index("GGUF")
 
 
@@ -65,7 +65,7 @@ def test_pull_of_an_unknown_model(ingle: Run) -> None:
 
 
 def test_rm(ingle: Run, stored: Path) -> None:
-    assert ingle("rm", "smollm2").out == "removed smollm2:135m, 0.0 MB\n"
+    assert ingle("rm", "smollm2").out == "removed smollm2:135m, 1.0 kB\n"
     assert not stored.exists()
     result = ingle("rm", "smollm2")
     assert (result.code, result.out) == (1, "")
@@ -89,7 +89,7 @@ def test_rm_asks_on_a_terminal(
     monkeypatch.setattr("builtins.input", reply)
     assert ingle("rm", "smollm2:135m").code == 0
     assert stored.exists() is not gone
-    assert asked == ["Remove smollm2:135m (0.0 MB)? [y/N] "]
+    assert asked == ["Remove smollm2:135m, 1.0 kB? [y/N] "]
 
 
 @pytest.mark.parametrize("flag", ["-y", "--yes"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -232,7 +233,8 @@ def play(
         prompt = [rng.choice([1, 1, 1, 2]) for _ in range(length)]
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         name, seed = str(number), rng.randint(0, 1 << 30) * num_requests + number
-        driver.add(EngineRequest(name, prompt, params, (EOS,)), seed)
+        priority, salt = rng.choice([0, 0, 0, -3, 5]), rng.choice(["", "", "s"])
+        driver.add(EngineRequest(name, prompt, params, (EOS,), priority=priority, cache_salt=salt), seed)
         wanted[name] = expected(seed, length, params.max_tokens or 0, max_model_len)
         if faults and not at_random and wanted[name] and len(faulty) < 2 and rng.randint(0, 4) == 0:
             last = rng.randint(0, len(wanted[name]) - 1)
@@ -511,3 +513,58 @@ def test_a_request_id_cannot_be_used_twice_at_once() -> None:
     driver.add(request("a", 3), 1)
     with pytest.raises(ValueError, match="already in use"):
         driver.add(request("a", 3), 1)
+
+
+def test_the_lowest_priority_goes_first_and_the_highest_gives_way() -> None:
+    driver = Driver(40, 0, limits(max_num_seqs=1))
+    for number, (name, priority) in enumerate([("a", 0), ("late", 7), ("b", 0), ("urgent", -1)]):
+        driver.add(msgspec.structs.replace(request(name, 3, ignore_eos=True), priority=priority), number)
+    order: list[str] = []
+    while driver.scheduler.has_work:
+        driver.step()
+        order += [name for name in driver.reasons if name not in order]
+    assert order == ["urgent", "a", "b", "late"]
+
+    driver = Driver(13, 0, limits())  # three sequences of four pages each, of which the pool has twelve
+    for number, (name, priority) in enumerate([("low", 3), ("a", 0), ("b", 0), ("c", 0)]):
+        driver.add(msgspec.structs.replace(request(name, 3, 13, ignore_eos=True), priority=priority), number)
+    driver.drain()
+    assert driver.scheduler.num_preemptions and list(driver.reasons)[-1] == "low"
+
+
+def test_a_short_prompt_of_a_later_priority_does_not_go_ahead() -> None:
+    driver = Driver(40, 0, limits())
+    driver.add(msgspec.structs.replace(request("long", 30, ignore_eos=True), priority=-1), 1)
+    driver.add(request("short", 2, ignore_eos=True), 2)
+    driver.step()
+    assert [seq.id for seq in driver.scheduler.running] == ["long"]
+
+
+def test_only_prompts_of_one_salt_share_pages() -> None:
+    driver = Driver(40, 0, limits())
+
+    def cached(salt: str) -> int:
+        name = f"{len(driver.outputs)}"
+        driver.add(msgspec.structs.replace(request(name, 13), cache_salt=salt), 1)
+        driver.step()
+        found = next(seq.num_cached_tokens for seq in driver.scheduler.running if seq.id == name)
+        driver.drain()
+        return found or 0
+
+    assert [cached(salt) for salt in ("", "", "a", "a", "b", "", "b")] == [0, 12, 0, 12, 0, 12, 12]
+
+
+def test_progress_of_a_prompt_is_told_chunk_by_chunk_until_its_first_token() -> None:
+    driver = Driver(40, 0, limits())
+    outputs: list[EngineOutput] = []
+    driver.take = outputs.extend  # type: ignore[method-assign]
+    driver.add(request("a", 13), 1)
+    driver.drain()
+    driver.add(msgspec.structs.replace(request("b", 36), return_progress=True), 2)
+    driver.drain()
+    told = [(o.num_prompt_read, o.num_cached_tokens, o.token_ids) for o in outputs if o.num_prompt_read is not None]
+    assert told == [(24, 12, [])]
+    assert {o.id for o in outputs if o.num_prompt_read is not None} == {"b"}
+    driver.add(msgspec.structs.replace(request("c", 36), return_progress=True, cache_salt="x"), 3)
+    driver.drain()
+    assert [o.num_prompt_read for o in outputs if o.id == "c" and o.num_prompt_read is not None] == [12, 24]

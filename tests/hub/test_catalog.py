@@ -206,8 +206,9 @@ def tiny(ingle: Run, tmp_path: Path) -> Path:  # noqa: F811
     folder.mkdir(parents=True)
     (storage / "refs").mkdir()
     (storage / "refs" / "main").write_text(COMMIT)
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
 
@@ -233,7 +234,7 @@ def test_a_short_name_is_pulled_from_its_hub(hub: Hub, recorder: Recorder) -> No
     source = ensure_model("tiny", recorder)
     assert (source.name, source.recommended.sampling) == ("tiny:1b", {"top_k": 9})
     assert recorder.notes[0] == "tiny:1b is not on this machine yet: pulling it"
-    assert any("org/tiny: 0.00 GB to download" in note for note in recorder.notes)
+    assert any("org/tiny: 0.1 MB to download" in note for note in recorder.notes)
     assert pull_model("tiny:1b", recorder) == resolve_model("TINY") == source
 
 

@@ -29,7 +29,7 @@ def test_one_command_brings_what_is_needed_and_tells_first_how_much(hub: Hub, re
     assert hub.sent == sum(len(hub.repos["org/tiny"].files[name]) for name in files_in(source.path))
     told = "\n".join(recorder.notes)
     assert "org/tiny is not on this machine yet: pulling it" in told
-    assert f"org/tiny: 0.00 GB to download (model.safetensors) from {hub.url}/org/tiny" in told
+    assert f"org/tiny: 0.1 MB to download (model.safetensors) from {hub.url}/org/tiny" in told
     assert f"terms: apache-2.0, {hub.url}/org/tiny" in told
 
 
@@ -199,7 +199,7 @@ def test_without_a_quantization_the_best_that_fits(
 
 def test_a_quantization_that_is_not_there_or_not_read(hub: Hub, recorder: Recorder) -> None:
     hub.repos["org/M-GGUF"] = gguf_repo()
-    with pytest.raises(ModelError, match=r"org/M-GGUF has no 'Q5_K_M': there are IQ1_S \(0.0 GB\), Q4_K_M .*, F16 "):
+    with pytest.raises(ModelError, match=r"org/M-GGUF has no 'Q5_K_M': there are IQ1_S \(1.0 kB\), Q4_K_M .*, F16 "):
         ensure_model("org/M-GGUF:Q5_K_M", recorder)
     with pytest.raises(ModelError, match=r"ingle does not read IQ1_S; take one of those that it reads: there are Q4"):
         ensure_model("org/M-GGUF:IQ1_S", recorder)
@@ -292,7 +292,7 @@ def test_a_hub_that_names_files_outside_is_not_followed(hub: Hub, recorder: Reco
 def test_a_full_disk_is_seen_before_the_download(hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/tiny"] = single(3_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=60_000_000))
-    with pytest.raises(ModelError, match=r"needs 0.00 GB of disk space, .* has 0.06 GB free; make room, or point HF"):
+    with pytest.raises(ModelError, match=r"needs 67.1 MB of disk space, .* has 60.0 MB free; make room, or point HF"):
         ensure_model("org/tiny", recorder)
     assert not [path for path in hub.asked if "cdn" in path]
 

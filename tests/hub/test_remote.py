@@ -195,7 +195,7 @@ def test_a_plan_of_a_repository_with_quantizations_names_all_and_takes_one(ingle
     hub.repos["org/tiny-GGUF"] = Repo({"tiny-Q8_0.gguf": data, **other, "README.md": b""})
     out = ingle("plan", "org/tiny-GGUF", "--gpus", "24GiB").out
     offered = next(line for line in out.splitlines() if "on offer" in line)
-    assert "IQ1_S 0.0 MB (not read by ingle), Q4_K_M 0.0 MB, Q8_0" in offered and "MB (what a pull takes)" in offered
+    assert "IQ1_S 0.3 kB (not read by ingle), Q4_K_M 0.7 kB, Q8_0" in offered and "MB (what a pull takes)" in offered
     assert "choice       Q8_0 of org/tiny-GGUF, the best of 2 that fits into the 24.0 GiB of memory" in out
     assert out.splitlines()[-1].endswith("ingle serve org/tiny-GGUF:Q8_0")
     shown = facts(ingle("show", "org/tiny-GGUF").out)

@@ -4,12 +4,14 @@ import gc
 import json
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
 from ingle.server.body import parse_body
 from ingle.server.models import ServedModel
 from ingle.server.openai.completions import prepare_completion
@@ -41,8 +43,8 @@ async def test_a_completion(client: httpx.AsyncClient, engine: ScriptedEngine) -
             "completion_tokens": num_tokens,
             "total_tokens": 3 + num_tokens,
             "prompt_tokens_details": {"cached_tokens": 2},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
-        "system_fingerprint": None,
     }
 
 
@@ -241,16 +243,35 @@ async def test_one_stream_carries_every_choice(client: httpx.AsyncClient, engine
     assert list(texts.values()) == ["abc", "abc", "de", "de"]
 
 
-async def test_best_of_must_equal_n(client: httpx.AsyncClient) -> None:
-    response = await client.post("/v1/completions", json={"prompt": "a", "best_of": 2})
-    assert_error(response, 400, "best_of must equal n (1), got 2", param="best_of")
+async def test_best_of_returns_the_likeliest(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    for extra in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}):
+        response = await client.post("/v1/completions", json={"prompt": "a"} | extra)
+        assert_error(response, 400, "best_of", param="best_of")
+    words = ["aa", "bbb", "c", "d"]
+    plain = engine.generate
+
+    async def generate(request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        number = int(request.id.rpartition("-")[2])
+        engine.say(words[number % 4])
+        async for output in plain(request):
+            entries = [TokenLogprobs([t], [-abs(number % 4 - 2)], 1) for t in output.token_ids]
+            yield msgspec.structs.replace(output, logprobs=entries)
+
+    engine.generate = generate  # type: ignore[method-assign]
+    answer = await complete(client, prompt=["x", "y"], n=2, best_of=4, logprobs=None)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "c"), (1, "bbb"), (2, "c"), (3, "bbb"),
+    ]  # fmt: skip
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens"] == 2 * sum(len(word) + 1 for word in words)
 
 
-async def test_suffix_is_refused(client: httpx.AsyncClient) -> None:
-    assert_error(
-        await client.post("/v1/completions", json={"prompt": "a", "suffix": "b"}), 400, "suffix", param="suffix"
-    )
-    await complete(client, suffix=None)
+async def test_suffix_is_refused_without_tokens_for_it(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/completions", json={"prompt": "a", "suffix": "b"})
+    error = assert_error(response, 400, "no tokens for that", "leave suffix out", param="suffix")
+    assert error["code"] == "unsupported_argument"
+    for nothing in (None, ""):
+        await complete(client, suffix=nothing)
 
 
 async def test_a_failed_generation_is_a_500(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

@@ -20,6 +20,7 @@ from ingle.server import launch, listening
 from ingle.server.access import Access
 from ingle.server.engine_process import EngineProcess
 from ingle.server.http_limits import OpenConnections
+from ingle.text.formats.of_model import NO_FORMATS
 
 
 class Bound:
@@ -76,9 +77,14 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     monkeypatch.setattr(launch.facts, "started", lambda info, sampling, source: "")
     tokenizer = SimpleNamespace(hold_against=lambda vocab_size: [])
     info = SimpleNamespace(notices=[], timings_s={}, vocab_size=300)
-    text = SimpleNamespace(sampling_source="", notices=())
+    text = SimpleNamespace(sampling_source="", notices=(), formats=NO_FORMATS)
     model: Any = SimpleNamespace(
-        name="m", info=info, default_sampling={}, chat_template=object(), tokenizer=tokenizer, text=text
+        name="m",
+        info=info,
+        default_sampling={},
+        chat_template=SimpleNamespace(knows_tools=True),
+        tokenizer=tokenizer,
+        text=text,
     )
     sock: Any = Bound(host)
     launch._announce(model, Access(keys), start_on(sock))

@@ -33,7 +33,9 @@ async def test_until_the_model_is_there_clients_are_told_what_is_done(model: Ser
     said = health.json()
     assert said["status"] == "loading" and said["stage"] == "loading weights of llama on cpu: 40 %"
     assert said["percent"] == 40 and 0 <= said["seconds"] < 10
-    for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/any")):
+    assert (await client.get("/ping")).json()["status"] == "loading"
+    of_a_model = (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/any"))
+    for method, path in (*of_a_model, ("POST", "/tokenize"), ("POST", "/detokenize")):
         assert (await client.request(method, path)).status_code == 401
         refused = await client.request(method, path, headers=keyed)
         assert assert_error(refused, 503, "The model is being loaded: ", "40 %", "/health")["code"] == "model_loading"

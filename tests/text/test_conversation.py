@@ -44,6 +44,48 @@ NAMES_DEVELOPER = "{# by its developer #}" + KNOWN_ROLES.replace("'user'", "'sys
 SHOUTS = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
 TOUCHY = "{% for m in messages %}{{ m.content if 'please' in m.content else raise_exception('no') }}{% endfor %}"
 
+# As Qwen's: arguments are an object, which the template writes as JSON; so too if a client sends them as text.
+OBJECTS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content %}{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}|{% endfor %}"
+)
+TEXTS = OBJECTS.replace(" | tojson", "")
+# As Qwen3-Coder's: without a form of its own for text.
+ITEMS = OBJECTS.replace(
+    "{{ c.function.arguments | tojson }}",
+    "{% for k, v in c.function.arguments | items %}<{{ k }}>{{ v if v is string else v | tojson }}{% endfor %}",
+)
+# As DeepSeek's R1: a call is one only beside no content at all.
+NONE_BESIDE = (
+    "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}{% for c in m.tool_calls %}"
+    "{{ c.function.name }}({{ c.function.arguments }}){% endfor %}{% else %}{{ m.role }}:{{ m.content }}{% endif %}|"
+    "{% endfor %}"
+)
+# As Llama 3.1's: words beside a call are left out, and calls come one by one.
+ONE_CALL = (
+    "{% for m in messages %}{% if 'tool_calls' in m %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one') }}"
+    "{% endif %}{{ m.tool_calls[0].function.name }}({{ m.tool_calls[0].function.arguments | tojson }})"
+    "{% else %}{{ m.role }}:{{ m.content | trim }}{% endif %}|{% endfor %}"
+)
+ADDED = OBJECTS.replace("{% if m.content %}{{ m.content }}{% endif %}", "{{ '' + m.content }}")
+
+
+def call(name: str, arguments: Any, id: str = "call_0") -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def result(text: str, id: str = "call_0") -> dict[str, Any]:
+    return {"role": "tool", "content": text, "tool_call_id": id}
+
+
+def calling(*calls: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": list(calls), **more}
+
+
+ASKED = [user("u"), calling(call("f", '{"a": "\\"x\\""}')), result("r")]
+TWICE = [user("u"), calling(call("f", '{"a": 1}', "i"), call("g", "{}", "j"), content="ok"),
+         result("y", "j"), result("x", "i"), user("v")]  # fmt: skip
+
 RENDERED: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "plain": (PLAIN, [user("a"), assistant("b"), user("c")], "<user>a<assistant>b<user>c"),
     "parts become text": (PLAIN, [user([part("a"), part("b")])], "<user>a\nb"),
@@ -63,6 +105,30 @@ RENDERED: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "escaped": (FIRST_SYSTEM, [user('"a"\n'), message("tool", '{"b": 1}')], 'user "\\"a\\"\\n"\ntool "{\\"b\\": 1}"\n'),
     "text that looks like parts": (PLAIN, [user("{'text': 'zq0zq'}")], "<user>{'text': 'zq0zq'}"),
     "upper case": (SHOUTS, [user("a")], "A"),
+    "arguments as an object": (OBJECTS, ASKED, 'user:u|assistant:f({"a": "\\"x\\""})|tool:r|'),
+    "arguments as text": (TEXTS, ASKED, 'user:u|assistant:f({"a": "\\"x\\""})|tool:r|'),
+    "text from an object": (TEXTS, [calling(call("f", {"a": ["é"]}))], 'assistant:f({"a": ["é"]})|'),
+    "items of arguments": (ITEMS, ASKED, 'user:u|assistant:f(<a>"x")|tool:r|'),
+    "arguments that are no JSON": (TEXTS, [user("u"), calling(call("f", '{"a'))], 'user:u|assistant:f({"a)|'),
+    "no arguments": (OBJECTS, [calling(call("f", ""))], "assistant:f({})|"),
+    "no content beside a call": (NONE_BESIDE, ASKED, 'user:u|f({"a": "\\"x\\""})|tool:r|'),
+    "words beside a call": (OBJECTS, TWICE, 'user:u|assistant:okf({"a": 1})g({})|tool:y|tool:x|user:v|'),
+    "words that a call hides": (NONE_BESIDE, TWICE, 'user:u|f({"a": 1})g({})|tool:y|tool:x|user:v|'),
+    "calls one by one": (ONE_CALL, TWICE, 'user:u|f({"a": 1})|tool:x|g({})|tool:y|user:v|'),
+    "empty content": (ADDED, ASKED, 'user:u|assistant:f({"a": "\\"x\\""})|tool:r|'),
+    "calls in words": (
+        PLAIN,
+        ASKED,
+        '<user>u<assistant><tool_call>\n{"name": "f", "arguments": {"a": "\\"x\\""}}\n</tool_call>'
+        "<user><tool_response>\nr\n</tool_response>",
+    ),
+    "calls and results in words": (
+        KNOWN_ROLES,
+        TWICE,
+        'U u\nA ok\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n'
+        '</tool_call>\n<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>\n'
+        "U <tool_response>\ny\n</tool_response>\n<tool_response>\nx\n</tool_response>\nU v\n",
+    ),
     "a template that fails on marks": (TOUCHY, [user("please")], "please"),
 }
 
@@ -80,10 +146,8 @@ LOST: dict[str, tuple[str, list[dict[str, Any]], int]] = {
     "developer": (KNOWN_ROLES, [message("developer", "s"), user("a")], 0),
     "system in parts": (KNOWN_ROLES, [system([part("s")]), user("a")], 0),
     "a later system message": (FIRST_SYSTEM, [system("s"), user("a"), system("t")], 2),
-    "tool": (KNOWN_ROLES, [user("a"), assistant("b"), message("tool", "a")], 2),
     "function": (source_of("qwen2"), [user("a"), message("function", "b")], 1),
     "llama2's later system": (source_of("llama2"), [user("a"), system("b"), user("c")], 1),
-    "phi3's tool": (source_of("phi3"), [user("a"), assistant("b"), message("tool", "t"), user("c")], 2),
     "one part": ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", [user([part("a"), part("b")])], 0),
     "all but the last": ("{{ messages[-1].content }}", [user("a"), assistant("a"), user("a")], 0),
 }

@@ -75,3 +75,15 @@ MERGED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
 def test_where_a_system_message_goes(name: str) -> None:
     messages, wanted = MERGED[name]
     assert merged(messages) == wanted
+
+
+def test_tools_are_described_where_a_template_knows_none() -> None:
+    """In the system message; where the template takes none, in the first user message."""
+    tool = {"type": "function", "function": {"name": "now"}}
+    template = template_of("smollm2")
+    assert template.prompt([system("s"), user("a")], tools=[tool]).startswith("<|im_start|>system\ns\n\n# Tools\n")
+    assert template.prompt([user("a")], tools=[tool]).startswith("<|im_start|>system\n# Tools\n")
+    merged = template_of("gemma2").prompt([user("a")], tools=[tool])
+    assert merged.startswith("<bos><start_of_turn>user\n# Tools\n") and "</tool_call>\n\na<end_of_turn>" in merged
+    with pytest.raises(RequestError, match="--merge-system"):
+        template_of("gemma2").prompt([system("s"), user("a")], tools=[tool])

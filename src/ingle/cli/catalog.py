@@ -15,22 +15,22 @@ from ingle.cli.flags import parse
 from ingle.cli.table import print_table
 from ingle.errors import ConfigError, ModelError, printable
 from ingle.hub.catalog import CatalogEntry, all_entries, near_names, users_catalog
-from ingle.hub.names import default_hub
+from ingle.hub.names import default_hub, quote
 from ingle.hub.pull import Known, here
-from ingle.hub.store import Store, quote
+from ingle.hub.store import Store
 
 
 @dataclass(frozen=True)
 class Catalog:
     """List the short names of models, where they come from and under which terms.
 
-    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, written as those of ingle/hub/catalog.toml.
+    Your own stand in catalog.toml in $INGLE_HOME or ~/.cache/ingle, in the form that ingle/hub/catalog.toml explains.
     """
 
     words: Positional[tuple[str, ...]] = ()
     """Only those with all of these words in name, description, licence or repository. Of a single one all is told."""
     hub: str | None = None
-    """Where models that lie on both come from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Where models that lie on both come from: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     json: bool = False
     """Print a JSON array of objects."""
 

@@ -28,9 +28,11 @@ _MAX_CHARS = 1000
 class Doctor:
     """Say what is wrong on this machine and what to do: Python, PyTorch, GPUs, compiler, memory, disk, hubs, port.
 
-    With MODEL, which may be left out, also what of it would fail here: the flags are those of `ingle serve`. Each line
-    begins with a tick, ! for what may do, or a cross for what fails. The exit code is 1 if something fails. Nothing is
-    downloaded or changed.
+    With MODEL, which may be left out, also what of it would fail here: the flags are those of `ingle serve`.
+
+    Each line begins with a tick, ! for what may do, or a cross for what fails. The exit code is 1 if something fails.
+
+    Nothing is downloaded or changed.
     """
 
     engine: EngineConfig

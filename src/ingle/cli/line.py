@@ -185,7 +185,7 @@ def _is_model(item: _Item, dialect: Dialect) -> bool:
 def _take_model(line: Line, item: _Item) -> None:
     value = item.values[0] if item.values else ""
     if not value:
-        raise ConfigError(f"{item.typed} needs a value: a short name, a folder or a .gguf file")
+        raise ConfigError(f"{item.typed} needs a value: a model's name, a folder or a .gguf file")
     if line.model not in (None, value):
         raise ConfigError(f"--model was given twice: {line.model!r} and {value!r}")
     line.model = value

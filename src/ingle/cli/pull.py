@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from tyro.conf import Positional
+
+from ingle.cli.ending import in_order
 from ingle.cli.flags import parse
 from ingle.errors import ConfigError, ModelError
 from ingle.hub.progress import Progress, QuietProgress, show_progress
@@ -18,13 +21,16 @@ from ingle.hub.source import Wanted
 class Pull:
     """Fetch models onto this machine: what ingle needs of them, as far as it is not here.
 
-    Those of a hub go where its own tools keep them, others into $INGLE_HOME. Interrupted, it goes on the next time.
+    Those of a hub go where its own tools keep them, others into $INGLE_HOME. Interrupted, it goes on when typed again.
+
+    Of a model that is here already the hub is asked for a newer state.
     """
 
-    names: tuple[str, ...]
-    """qwen3:0.6b, org/name, org/name@revision, org/name:Q4_K_M of a GGUF repository, or the URL of a .gguf file."""
+    names: Positional[tuple[str, ...]] = ()
+    """As `ingle serve` takes them: qwen3:0.6b, org/name, org/name@revision, org/name:Q4_K_M of a GGUF repository,
+    modelscope:org/name, the URL of a .gguf file."""
     hub: str | None = None
-    """Where org/name lies. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Where org/name lies: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     revision: str | None = None
     """Branch, tag or commit."""
     include: tuple[str, ...] = ()
@@ -38,11 +44,15 @@ class Pull:
 def main(argv: Sequence[str]) -> None:
     flags = parse(Pull, argv, command="pull")
     if not flags.names:
-        raise ConfigError("ingle pull needs a MODEL, such as smollm2:135m (see `ingle pull --help`)")
+        raise ConfigError("ingle pull needs a MODEL: `ingle pull smollm2:135m` (see `ingle pull --help`)")
     failed = []
     for name in flags.names:
         try:
-            _pull(name, flags)
+            with in_order():
+                _pull(name, flags)
+        except KeyboardInterrupt:
+            print("interrupted: what has come stays, and the same command goes on from there", file=sys.stderr)
+            raise
         except ModelError as error:
             if len(flags.names) == 1:
                 raise

@@ -25,7 +25,7 @@ class Render:
     """Print the exact prompt that a conversation becomes, and its tokens, without loading the model."""
 
     model: str
-    """Short name of a stored model, a Hugging Face model folder, or a .gguf file."""
+    """A model that is on this machine: a short name, org/name, a model's folder, or a .gguf file."""
     text: TextConfig
     prompt: Positional[str | None] = None
     """What the user says. Default: Hello!"""

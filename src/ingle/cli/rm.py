@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tyro.conf import Positional
+
+from ingle import facts
 from ingle.cli.flags import parse
-from ingle.cli.table import size_text
-from ingle.errors import ConfigError
-from ingle.hub.inventory import held_by_name, remove
+from ingle.errors import ConfigError, printable
+from ingle.hub.inventory import held_by_name, inventory, remove
 from ingle.hub.store import Store
 
 
@@ -17,10 +19,10 @@ from ingle.hub.store import Store
 class Remove:
     """Remove models from this machine, also from the hubs' caches. On a terminal it asks first."""
 
-    names: tuple[str, ...]
+    names: Positional[tuple[str, ...]] = ()
     """As `ingle list` shows them. org/name of a GGUF repository means all of its files that are here."""
     hub: str | None = None
-    """Where org/name is from. huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
+    """Where org/name is from: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     yes: bool = False
     """Do not ask."""
 
@@ -29,14 +31,15 @@ def main(argv: Sequence[str]) -> None:
     flags = parse(Remove, argv, command="rm")
     if not flags.names:
         raise ConfigError("ingle rm needs a MODEL, as `ingle list` shows it")
-    store = Store()
-    found = [held for name in flags.names for held in held_by_name(name, store, flags.hub)]
-    for held in {held.name: held for held in found}.values():
-        if not flags.yes and sys.stdin.isatty() and not _agreed(f"{held.name} ({size_text(held.size)})"):
-            print(f"{held.name} stays")
+    here = list(inventory(Store()))
+    found = {(held.name, held.path): held for name in flags.names for held in held_by_name(name, here, flags.hub)}
+    for held in found.values():
+        name, size = printable(held.name), f", {facts.decimal_size(held.size)}" if held.size else ""
+        if not flags.yes and sys.stdin.isatty() and not _agreed(f"{name}{size}"):
+            print(f"{name} stays")
             continue
         remove(held)
-        print(f"removed {held.name}, {size_text(held.size)}" if held.size else f"removed {held.name}")
+        print(f"removed {name}{size}")
 
 
 def _agreed(what: str) -> bool:

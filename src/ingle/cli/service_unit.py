@@ -20,20 +20,23 @@ from ingle.service.unit import Credential, Unit, checked_name
 _PLACED = ("model", "api_key", "api_key_file", "chat_template")
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
-    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "INGLE_HUB", "INGLE_CPU_TARGET", "CUDA_VISIBLE_DEVICES"),
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
+    *("INGLE_CPU_TARGET", "CUDA_VISIBLE_DEVICES"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """Variables of whoever installs that the service shall see too. Some hold secrets: they stand in no unit."""
-_STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE")
+_STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 
 
 @dataclass(frozen=True)
 class ServiceOptions:
     """A service of systemd that runs `ingle serve MODEL` with the same flags, in a sandbox, as a user of its own.
 
-    print writes the unit to stdout. install puts it where systemd finds it, enables and starts it. Flags are checked as
-    by `ingle serve`, paths become absolute, keys go into a file that only its owner reads. Several services need a
-    --name and a --port each.
+    print writes the unit to stdout. install puts it where systemd finds it, enables and starts it.
+
+    Flags are checked as by `ingle serve`, paths become absolute, keys go into a file that only its owner reads.
+
+    Several services: give each its --name and --port.
     """
 
     engine: EngineConfig

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingle.cli.ending import in_order
 from ingle.cli.flags import parse
 from ingle.config import EngineConfig, TextConfig
 from ingle.errors import ModelError, printable
@@ -27,11 +28,11 @@ _MAX_CHARS = 4096
 class Show:
     """Show what a model is and whether it runs here, read from its files without loading it.
 
-    Of a model that is not on this machine its hub is asked, without the weights, and nothing is kept.
+    Of a model that is not on this machine its hub is asked: no weights are downloaded, and nothing is kept.
     """
 
     model: str
-    """Short name, org/name or URL of a model, a Hugging Face model folder, or a .gguf file."""
+    """A short name, org/name, org/name:Q4_K_M, the URL of a .gguf file, a model's folder, or a .gguf file."""
     hub: str | None = None
     """Where org/name lies: huggingface or modelscope. Default: $INGLE_HUB, else huggingface."""
     revision: str | None = None
@@ -81,7 +82,7 @@ def _remote(found: Known, reference: RepoRef | UrlRef) -> Description:
     def note(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
-    with looked_at(found.name, reference, "show", note) as remote:
+    with in_order(), looked_at(found.name, reference, "show", note) as remote:
         if remote.refusal is not None:
             finding = Finding(True, remote.refusal.what, remote.refusal.alternative)
             formats = {"folder": "Hugging Face folder", "gguf": "GGUF"}

@@ -15,8 +15,3 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Colle
         columns = zip(row, widths, strict=True)
         padded = [cell.rjust(width) if at in right else cell.ljust(width) for at, (cell, width) in enumerate(columns)]
         print("  ".join(padded).rstrip())
-
-
-def size_text(size: int) -> str:
-    """Bytes as hubs write them, in powers of 1000."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

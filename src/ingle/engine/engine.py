@@ -13,7 +13,7 @@ import msgspec
 from ingle.channel import EngineStats
 from ingle.engine.facts import EngineFacts
 from ingle.engine.grammar import Grammars
-from ingle.engine.masks import Filled, MaskTable, TokenMask
+from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
 from ingle.engine.scheduler import Plan, Scheduler
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError, RequestError
@@ -98,9 +98,9 @@ class Engine:
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
-        self.scheduler.add(request, seed, masked=mask is not None)
-        if mask is not None:
-            self._masks.add(request.id, mask)
+        lists = TokenLists.of(request, self.facts.vocab_size)
+        self.scheduler.add(request, seed, masked=mask is not None or lists is not None)
+        self._masks.add(request.id, mask, lists)
 
     def abort(self, request_id: str) -> None:
         """Takes a request out of the batch before the next step; unknown or finished ones are left alone."""
@@ -206,16 +206,12 @@ class Engine:
 
         The answer may have ended with them. What a mask raises is its own request's, which ends too.
         """
-        mask = self._masks.get(output.id)
-        if mask is None:
-            return output
         try:
-            mask.take(output.token_ids)
-            if output.finish_reason is None and not mask.ended and self.scheduler.may_jump(output.id):
-                jumped = self.scheduler.jump(output, mask.forced())
-                mask.take(jumped.token_ids[len(output.token_ids) :])
-                output = jumped
-            ended = mask.ended
+            ended = self._masks.take(output.id, output.token_ids)
+            num_drawn = len(output.token_ids)
+            if num_drawn and output.finish_reason is None and not ended and self.scheduler.may_jump(output.id):
+                output = self.scheduler.jump(output, self._masks.forced(output.id))
+                ended = self._masks.take(output.id, output.token_ids[num_drawn:])
         except Exception as error:
             self.abort(output.id)
             return msgspec.structs.replace(output, finish_reason="error", error=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ingle.request import EngineRequest
 from ingle.step import Masks
 
 Words = npt.NDArray[np.int32]
@@ -37,6 +39,58 @@ class TokenMask(Protocol):
         ...
 
 
+class TokenLists:
+    """What a request allows by lists: some tokens alone, and sequences of tokens of which none is completed.
+
+    Where a sequence could only be completed, it is: there is always a token left, which `check_request` has seen to.
+    """
+
+    def __init__(self, request: EngineRequest, vocab_size: int) -> None:
+        sampling = request.sampling
+        allowed = np.ones(vocab_size, np.bool_)
+        if sampling.allowed_token_ids is not None:
+            allowed[:] = False
+            allowed[list(sampling.allowed_token_ids)] = True
+        self._after: dict[tuple[int, ...], list[int]] = {}
+        """What completes a sequence, by what stands before."""
+        for *before, last in sampling.bad_token_ids:
+            self._after.setdefault(tuple(before), []).append(last)
+        allowed[self._after.pop((), [])] = False
+        self._base = pack_mask(allowed)
+        self._lengths = sorted({len(before) for before in self._after})
+        self._ends = [*(() if sampling.ignore_eos else request.eos_token_ids), *sampling.stop_token_ids]
+        self._num_before_end = sampling.min_tokens
+        self._last: deque[int] = deque(maxlen=max(self._lengths, default=0))
+
+    @classmethod
+    def of(cls, request: EngineRequest, vocab_size: int) -> TokenLists | None:
+        """None for a request without such lists."""
+        wanted = request.sampling.allowed_token_ids is not None or request.sampling.bad_token_ids
+        return cls(request, vocab_size) if wanted else None
+
+    def allowed(self) -> Words:
+        """Which tokens may come next."""
+        last = tuple(self._last)
+        ends = (last[len(last) - length :] for length in self._lengths if length <= len(last))
+        banned = [token_id for before in ends for token_id in self._after.get(before, ())]
+        if not banned:
+            return self._base
+        left = _without(self._base, banned)
+        free = _without(left, self._ends) if self._num_before_end > 0 else left
+        return left if free.any() else self._base
+
+    def take(self, token_ids: Sequence[int]) -> None:
+        """The next tokens of the answer."""
+        self._last.extend(token_ids)
+        self._num_before_end -= len(token_ids)
+
+
+def _without(words: Words, token_ids: Sequence[int]) -> Words:
+    left, ids = words.copy(), np.array(token_ids, np.uint32)
+    np.bitwise_and.at(left.view(np.uint32), ids >> 5, ~(np.uint32(1) << (ids & 31)))
+    return left
+
+
 FillRows = Callable[[Sequence[tuple[TokenMask, int]], Words], Sequence[tuple[TokenMask, int]]]
 """Fills the rows of those masks that it knows how to fill at once, and returns the others."""
 
@@ -55,40 +109,64 @@ class MaskTable:
 
     def __init__(self, vocab_size: int, fill_rows: FillRows = lambda rows, words: rows) -> None:
         self._masks: dict[str, TokenMask] = {}
+        self._lists: dict[str, TokenLists] = {}
         self._num_words = -(-vocab_size // 32)
         self._vocab_size = vocab_size
         self._fill_rows = fill_rows
         self._thread = ThreadPoolExecutor(1, "masks")  # starts with the first step that has masks
 
-    def add(self, request_id: str, mask: TokenMask) -> None:
-        self._masks[request_id] = mask
+    def add(self, request_id: str, mask: TokenMask | None, lists: TokenLists | None = None) -> None:
+        """Where mask and lists share no token, the mask alone counts."""
+        if mask is not None:
+            self._masks[request_id] = mask
+        if lists is not None:
+            self._lists[request_id] = lists
 
     def drop(self, request_id: str) -> None:
         self._masks.pop(request_id, None)
+        self._lists.pop(request_id, None)
 
     def __bool__(self) -> bool:
-        return bool(self._masks)
+        return bool(self._masks or self._lists)
 
-    def get(self, request_id: str) -> TokenMask | None:
-        return self._masks.get(request_id)
+    def take(self, request_id: str, token_ids: Sequence[int]) -> bool:
+        """The next tokens of an answer. Whether it has ended with them; raises what its mask does."""
+        if (lists := self._lists.get(request_id)) is not None:
+            lists.take(token_ids)
+        mask = self._masks.get(request_id)
+        if mask is None:
+            return False
+        mask.take(token_ids)
+        return mask.ended
+
+    def forced(self, request_id: str) -> Sequence[int]:
+        """Tokens that have to follow; none where lists of tokens have a say."""
+        mask = self._masks.get(request_id)
+        return () if mask is None or request_id in self._lists else mask.forced()
 
     def fill(self, drawing: Sequence[tuple[int, str]]) -> Future[Filled]:
         """The masks for slots and the requests in them, made in a thread while the device computes the step."""
-        bound = [(slot, id, mask) for slot, id in drawing if (mask := self._masks.get(id)) is not None]
+        bound = [(slot, id, self._masks.get(id)) for slot, id in drawing if id in self._masks or id in self._lists]
         return self._thread.submit(self._fill, bound)
 
-    def _fill(self, bound: Sequence[tuple[int, str, TokenMask]]) -> Filled:
+    def _fill(self, bound: Sequence[tuple[int, str, TokenMask | None]]) -> Filled:
         buffer = bytearray(len(bound) * self._num_words * 4)
         words = np.frombuffer(buffer, np.int32).reshape(len(bound), self._num_words)
         ids = [id for _, id, _ in bound]
         failed: dict[str, str] = {}
-        for mask, row in self._fill_rows([(mask, row) for row, (_, _, mask) in enumerate(bound)], words):
+        words[:] = -1
+        masked = [(mask, row) for row, (_, _, mask) in enumerate(bound) if mask is not None]
+        for mask, row in self._fill_rows(masked, words):
             try:
                 allowed = mask.allowed()
                 words[row] = -1 if allowed is None else self._checked(allowed)
             except Exception as error:  # whatever it is, it is this request's
                 words[row] = -1
                 failed[ids[row]] = str(error)
+        for row, id in enumerate(ids):
+            lists = self._lists.get(id)
+            if lists is not None and (shared := words[row] & lists.allowed()).any():
+                words[row] = shared
         return Filled(Masks([slot for slot, _, _ in bound], buffer), failed)
 
     def _checked(self, allowed: Words) -> Words:

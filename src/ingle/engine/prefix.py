@@ -17,9 +17,16 @@ def page_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return blake2b(array("i", token_ids).tobytes(), digest_size=16, key=parent).digest()
 
 
-def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], page_size: int, num_pages: int) -> None:
+def root(salt: str) -> bytes:
+    """What names of prefixes begin with: pages are shared between requests of the same salt."""
+    return blake2b(salt.encode(errors="surrogatepass"), digest_size=16).digest() if salt else ROOT
+
+
+def extend_hashes(
+    hashes: list[bytes], token_ids: Sequence[int], page_size: int, num_pages: int, root: bytes = ROOT
+) -> None:
     """Grows `hashes`, in place, to name the first `num_pages` full pages of `token_ids`."""
-    parent = hashes[-1] if hashes else ROOT
+    parent = hashes[-1] if hashes else root
     for start in range(len(hashes) * page_size, num_pages * page_size, page_size):
         parent = page_hash(parent, token_ids[start : start + page_size])
         hashes.append(parent)

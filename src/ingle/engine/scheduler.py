@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ingle.engine.pages import PagePool
+from ingle.engine.prefix import root
 from ingle.engine.sequence_pages import Paging, SequencePages
-from ingle.engine.waiting import WaitingQueue
+from ingle.engine.waiting import FIRST, WaitingQueue
 from ingle.kv import pages_held
 from ingle.request import EngineOutput, EngineRequest, FinishReason, Sampling, TokenIds, TokenLogprobs
 from ingle.step import RESERVED_PAGE, Admission, Chunk, Limits, Step, StepResult
@@ -61,6 +62,10 @@ class Sequence:
     """Of `token_ids` the last ones, which had to follow what was drawn, and which no device has been told."""
     num_in_flight: int = 0
     """Launched, unretired steps that touch this sequence."""
+    priority: int = 0
+    """The lowest goes first."""
+    tells_progress: bool = False
+    """How much of its prompt is computed is told step by step."""
     masked: bool = False
     """Which tokens may be drawn is known only once all before are."""
     num_cached_tokens: int | None = None
@@ -108,8 +113,8 @@ Drafter = Callable[[TokenIds, int], list[int]]
 
 
 class Scheduler:
-    """First come, first served, but that short prompts may go ahead of long ones; decodes before prefill chunks; the
-    newest gives way when pages run out."""
+    """First come, first served among those of one priority, but that short prompts may go ahead of long ones; decodes
+    before prefill chunks; the newest of the last priority gives way when pages run out."""
 
     def __init__(self, pages: PagePool, limits: Limits, drafter: Drafter | None = None) -> None:
         self.pages = pages
@@ -145,7 +150,9 @@ class Scheduler:
             max_num_tokens=min(room, self.limits.max_model_len),
             eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
             seed=seed,
-            pages=SequencePages(self._paging),
+            pages=SequencePages(self._paging, root(request.cache_salt)),
+            priority=request.priority,
+            tells_progress=request.return_progress,
             masked=masked,
             arrival=self._num_arrivals,
         )
@@ -153,7 +160,7 @@ class Scheduler:
             raise ValueError(f"request id {seq.id!r} is already in use")
         self._num_arrivals += 1
         self._by_id[seq.id] = seq
-        self._waiting.append(seq, self._num_uncached(seq))
+        self._waiting.append(seq, self._num_uncached(seq), seq.priority)
 
     def abort(self, request_id: str) -> bool:
         """Takes a request out at once; its pages return when no launched step touches them. False if unknown."""
@@ -222,14 +229,15 @@ class Scheduler:
         return decodes, prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
-        """Preempts from the newest until every decode, and the oldest prompt, has the pages of its next token.
+        """Preempts until every decode, and the oldest prompt, has the pages of its next token: from the last priority,
+        and of one from the newest.
 
         False: retire a step first.
         """
         while self._num_lacking(decodes) + self._num_lacking(prefills[:1]) > self.pages.num_available:
             if self._num_steps_in_flight:
                 return False
-            victim = self.running[-1]
+            victim = max(reversed(self.running), key=lambda seq: seq.priority)
             for group in (decodes, prefills):
                 if victim in group:
                     group.remove(victim)
@@ -252,11 +260,11 @@ class Scheduler:
             self._page_entries += [(group, seq.slot, index, RESERVED_PAGE) for group, index in left]
 
     def _preempt(self, seq: Sequence) -> None:
-        """Back to the head of the queue, to be computed again; every token it has is kept."""
+        """Back to the head of its queue, to be computed again; every token it has is kept."""
         self.running.remove(seq)
         self._give_back(seq)
         seq.num_computed = seq.num_settled = 0
-        self._waiting.prepend(seq, self._num_uncached(seq))
+        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority)
         self.num_preemptions += 1
 
     def _decode(self, plan: Plan, decodes: list[Sequence]) -> None:
@@ -429,6 +437,10 @@ class Scheduler:
                 if not seq.finished:
                     seq.num_computed += len(token_ids) - 1
                     outputs.append(self._take_tokens(seq, token_ids, finite, result.logprobs.get(index)))
+            elif seq.tells_progress and not seq.finished and not seq.num_generated:
+                read = min(chunk.end, seq.num_prompt_tokens)
+                cached = seq.num_cached_tokens or 0
+                outputs.append(EngineOutput(seq.id, [], num_cached_tokens=cached, num_prompt_read=read))
             seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
             if seq.finished and seq.num_in_flight == 0:
                 self._leaving.pop(seq.id, None)
@@ -563,7 +575,7 @@ class Scheduler:
         if suspect.slot < 0:
             self._preempt_all()
             self._waiting.remove(suspect)
-            self._waiting.prepend(suspect, self._num_uncached(suspect))
+            self._waiting.prepend(suspect, self._num_uncached(suspect), FIRST)
         return True
 
     def _acquit(self, seq: Sequence) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ingle.engine.pages import PagePool
-from ingle.engine.prefix import extend_hashes, name_in_group
+from ingle.engine.prefix import ROOT, extend_hashes, name_in_group
 from ingle.kv import first_page_seen
 from ingle.step import RESERVED_PAGE
 
@@ -35,10 +35,11 @@ class Paging:
 class SequencePages:
     """What one sequence holds of the pool. The names of its pages' contents outlast a preemption."""
 
-    __slots__ = ("_hashes", "_leaves_at", "_num_registered", "_paging", "given_back", "num_tokens", "page_ids")
+    __slots__ = ("_hashes", "_leaves_at", "_num_registered", "_paging", "_root", "given_back", "num_tokens", "page_ids")
 
-    def __init__(self, paging: Paging) -> None:
+    def __init__(self, paging: Paging, root: bytes = ROOT) -> None:
         self._paging = paging
+        self._root = root
         self._hashes: list[bytes] = []
         """Of the first full pages; grows as they are asked for."""
         self._num_registered = 0
@@ -89,14 +90,14 @@ class SequencePages:
         return None
 
     def _find(self, group: int, index: int, token_ids: Sequence[int]) -> int | None:
-        extend_hashes(self._hashes, token_ids, self._paging.page_size, index + 1)
+        extend_hashes(self._hashes, token_ids, self._paging.page_size, index + 1, self._root)
         return self._paging.pool.find(name_in_group(self._hashes[index], group))
 
     def register(self, token_ids: Sequence[int], num_tokens: int) -> None:
         """Makes findable the full pages of the first `num_tokens` tokens, which are known and (being) written."""
         num_full = num_tokens // self._paging.page_size
         if num_full > self._num_registered:
-            extend_hashes(self._hashes, token_ids, self._paging.page_size, num_full)
+            extend_hashes(self._hashes, token_ids, self._paging.page_size, num_full, self._root)
             for group, pages in enumerate(self.page_ids):
                 for index in range(self._num_registered, num_full):
                     self._paging.pool.register(pages[index], name_in_group(self._hashes[index], group))

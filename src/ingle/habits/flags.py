@@ -150,14 +150,17 @@ IDLE: tuple[tuple[str, str], ...] = (
     ),
     # ---- what is said of requests
     (
-        "--enable-auto-tool-choice --tool-call-parser= --tool-parser-plugin= --tool-server= "
-        "--exclude-tools-when-tool-choice-none",
-        "tools are not built yet, and requests that bring some are refused",
+        "--enable-auto-tool-choice --exclude-tools-when-tool-choice-none",
+        "it is always so: calls of tools are read in the format that the chat template shows",
     ),
     (
-        "--reasoning-parser= --enable-reasoning --reasoning-parser-plugin= --reasoning-format= --reasoning-budget= "
-        "--reasoning-config= --think? --hidethinking --reasoning-effort=",
-        "thoughts stay in the text of the answer",
+        "--tool-parser-plugin= --reasoning-parser-plugin= --tool-server=",
+        "formats of calls and thoughts are built in",
+    ),
+    ("--enable-reasoning --reasoning-format=", "thoughts are told apart wherever the chat template shows their format"),
+    (
+        "--reasoning-budget= --reasoning-config= --think? --hidethinking --reasoning-effort=",
+        "requests say how much is thought: reasoning_effort, or chat_template_kwargs with enable_thinking",
     ),
     (
         "--guided-decoding-backend= --structured-outputs-config= --disable-grammar-support "
@@ -382,8 +385,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
-        "--disable-access-log --show-paths --timeout-keep-alive= --max-connections= --max-num-queued-reqs= "
-        "--max-num-queued-tokens=",
+        "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
+        "--max-num-queued-reqs= --max-num-queued-tokens=",
         "only `ingle serve` listens",
     ),
     (
@@ -392,7 +395,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "each request brings its own sampling; `ingle chat` and `ingle generate` have it as flags",
     ),
     ("--lines --drop-oldest", "only `ingle chat` converses"),
-    ("--chat-template= --merge-system", "no conversation is rendered here"),
+    ("--chat-template= --merge-system --tool-call-parser= --reasoning-parser=", "no conversation is rendered here"),
     (
         "--gpu-memory-utilization= --kv-cache-memory= --num-gpu-blocks-override=",
         "the command chooses its memory by itself",

@@ -6,30 +6,23 @@ hub says, so what bears its name is whole, whenever the process that brought it 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import os
-import queue
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ingle.errors import ModelError
+from ingle.hub.disk import CHUNK_BYTES, check_space, delete, sync
 from ingle.hub.http import RETRY_DELAYS_S, Body, Http, HubError, Refused, Unreachable, wait_before_retry
 from ingle.hub.listing import Digest
 from ingle.hub.progress import Progress
-from ingle.hub.store import DISK_IS_FULL, delete, sync
+from ingle.hub.threads import side_by_side
 
 PART = ".ingle-part"
 _AT_ONCE = 4
 _NOT_SATISFIABLE = 416
-_POLL_S = 0.1
-_CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 64 << 20
 """Of disk, beside the files: a full disk hurts others."""
 
@@ -54,91 +47,48 @@ class Job:
     """Of what lies in `part`, where nothing but the ETag says whether it is still the same file."""
     come: int = 0
     """Bytes that are here."""
+    anew: bool = False
+    """Whether what was here once proved to be of another file, so that all of it has come in this call."""
 
     @property
     def part(self) -> Path:
         return self.path.with_name(self.path.name + PART)
 
 
-def download(http: Http, jobs: Sequence[Job], title: str, progress: Progress, advice: str) -> None:
+def download(
+    http: Http, jobs: Sequence[Job], title: str, progress: Progress, cache_setting: str = "INGLE_HOME"
+) -> None:
     """Brings all files that are not there yet.
 
-    Raises `ModelError`: `HubError` for what the hub does, and for a disk without room, with `advice` on what to do.
-    What has come stays for the next time.
+    Raises `HubError` for what the hub does, `ModelError` for a disk without room, which the variable `cache_setting`
+    names, and `OSError` for what else the disk does. What has come stays for the next time.
     """
     jobs = [job for job in jobs if not _is_here(job)]
     if not jobs:
         return
-    check_space(jobs, title, advice)
-    work: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in sorted(jobs, key=lambda job: -(job.size or 0)):
-        work.put(job)
-    stopped, errors = threading.Event(), list[Exception]()
-
-    def bring() -> None:
-        while not stopped.is_set():
-            try:
-                job = work.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                _bring(http, job, stopped, progress.note)
-            except Exception as error:  # of whatever kind: it is raised in the thread that waits
-                errors.append(error)
-                stopped.set()
-
-    threads = [threading.Thread(target=bring, name="download", daemon=True) for _ in jobs[:_AT_ONCE]]
-    for thread in threads:
-        thread.start()
-    try:
-        _watch(threads, jobs, title, progress)
-    except BaseException:  # Ctrl-C
-        stopped.set()
-        http.close()
-        raise
-    if errors:
-        raise _named(errors[0], title, advice)
-
-
-def _watch(threads: Sequence[threading.Thread], jobs: Sequence[Job], title: str, progress: Progress) -> None:
+    missing = sum(max((job.size or 0) - _size(job.part), 0) for job in jobs)
+    if missing:
+        check_space(jobs[0].path.parent, missing + _SPARE_BYTES, title, cache_setting)
+    stopped = threading.Event()
+    for job in jobs:
+        job.come = min(_size(job.part), job.size or 0)  # so that the bars begin there, and tell true speeds
     parts = [progress.part(job.name, job.size) for job in jobs] if len(jobs) > 1 else []
     progress.stage(title, sum(job.size or 0 for job in jobs))
-    while any(thread.is_alive() for thread in threads):
-        for thread in threads:
-            thread.join(_POLL_S / len(threads))
+
+    def watch() -> None:
         come = [job.come for job in jobs]
         for part, bytes_here in zip(parts, come, strict=False):
             part(bytes_here)
         progress.update(sum(come))
 
-
-def _named(error: Exception, title: str, advice: str) -> Exception:
-    if isinstance(error, OSError):
-        if error.errno in DISK_IS_FULL:
-            return ModelError(f"{title}: the disk is full ({error.strerror}); what has come stays", alternative=advice)
-        return ModelError(f"{title}: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
-    return error
+    watch()
+    largest_first = sorted(jobs, key=lambda job: -(job.size or 0))
+    work = [partial(_bring, http, job, stopped, progress.note) for job in largest_first]
+    side_by_side(work, _AT_ONCE, stopped, watch=watch, hang_up=http.close)
 
 
 def _is_here(job: Job) -> bool:
     return job.path.is_file() and (job.size is None or job.path.stat().st_size == job.size)
-
-
-def check_space(jobs: Sequence[Job], title: str, advice: str) -> None:
-    """Raises `ModelError` where the disk has no room for what is missing of the files."""
-    folder = jobs[0].path.parent
-    while not folder.exists():
-        folder = folder.parent
-    need = sum(max((job.size or 0) - _size(job.part), 0) for job in jobs)
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:  # a file system that does not say
-        return
-    if need and free < need + _SPARE_BYTES:
-        raise ModelError(
-            f"{title} needs {need / 1e9:.2f} GB of disk space, {folder} has {free / 1e9:.2f} GB free",
-            alternative=advice,
-        )
 
 
 def _size(path: Path) -> int:
@@ -197,8 +147,6 @@ def _attempt(http: Http, job: Job, stopped: threading.Event) -> bool:
                 job.come += len(chunk)
                 if job.size is not None and job.come > job.size:
                     break
-            out.flush()
-            os.fsync(out.fileno())
     if job.size is not None and job.come < job.size:
         raise Unreachable(f"{job.name}: the connection ended after {job.come} of {job.size} bytes")
     return _finish(job, hashed, http, resumed=start > 0)
@@ -213,7 +161,7 @@ def _begun(job: Job) -> tuple[int, _Hash]:
     if not start or useless:
         return 0, hashed
     with job.part.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(CHUNK_BYTES):
             hashed.update(chunk)
     return start, hashed
 
@@ -226,15 +174,11 @@ def _new_hash(job: Job) -> _Hash:
     return hashlib.sha256()
 
 
-def _elsewhere(http: Http) -> str:
-    return f"try again later, or set {http.setting} to another" if http.setting else "try again later"
-
-
 def _check_size(job: Job, body: Body, http: Http) -> None:
     if job.size is not None and body.total is not None and body.total != job.size:
         raise HubError(
             f"{job.name}: the hub says {job.size} bytes, and {body.host} sends {body.total}",
-            alternative=f"a mirror that is behind or broken: {_elsewhere(http)}",
+            alternative=f"a mirror that is behind or broken: {http.elsewhere}",
         )
 
 
@@ -244,12 +188,13 @@ def _finish(job: Job, hashed: _Hash, http: Http, *, resumed: bool) -> bool:
         raise HubError(f"{job.name}: more than its {job.size} bytes came: the file is not what the hub lists")
     if job.digest is not None and hashed.hexdigest() != job.digest.value:
         delete(job.part)
-        if resumed:  # the beginning may have been of another file: all over again
+        if resumed and not job.anew:  # the beginning may have been of another file: all over again
+            job.anew, job.come = True, 0
             return False
         kind = "SHA-256" if job.digest.kind == "sha256" else "git's SHA-1"
         raise HubError(
             f"{job.name}: what came has {kind} {hashed.hexdigest()[:16]}…, and the hub says {job.digest.value[:16]}…",
-            alternative=f"it was damaged on the way, by a mirror or a proxy: {_elsewhere(http)}",
+            alternative=f"it was damaged on the way, by a mirror or a proxy: {http.elsewhere}",
         )
     sync(job.part)
     job.part.replace(job.path)
@@ -276,30 +221,3 @@ def _remember(job: Job, body: Body) -> None:
             delete(_etag_file(job))
         else:
             _etag_file(job).write_text(body.etag)
-
-
-def sha256_of(path: Path) -> str:
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hashed.update(chunk)
-    return hashed.hexdigest()
-
-
-@contextmanager
-def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the right to change what the file at `path` stands for. Calls `on_wait` before it waits for another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems without locks
-                raise
-        yield
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ingle import facts
 from ingle.errors import ModelError
-from ingle.hub.download import Job, download, locked
+from ingle.hub.disk import delete, disk_errors, locked
+from ingle.hub.download import Job, download
 from ingle.hub.http import HubError, Refused
 from ingle.hub.listing import Listing, Origin, RemoteFile
 from ingle.hub.names import RepoRef
@@ -16,7 +18,6 @@ from ingle.hub.origins import origin_of
 from ingle.hub.progress import Progress
 from ingle.hub.selection import filtered, refuse_config, select, weight_files
 from ingle.hub.source import ModelSource, Wanted
-from ingle.hub.store import delete, disk_errors
 
 _SEARCHED = 30
 _MAX_CONFIG_BYTES = 16 << 20
@@ -37,7 +38,7 @@ def fetch(ref: RepoRef, progress: Progress, wanted: Wanted | None = None) -> Mod
         def waiting() -> None:
             progress.note(f"another process is pulling {listing.repo}: waiting for it")
 
-        with disk_errors(f"pull {ref}", origin.advice), locked(origin.lock(listing), waiting):
+        with disk_errors(f"pull {ref}", origin.cache_setting), locked(origin.lock(listing), waiting):
             source = _Fetch(origin, listing, progress).run(wanted or Wanted())
             origin.complete(listing)
             return source
@@ -90,6 +91,8 @@ class _Fetch:
             self._progress.note(selection.note)
         first = filtered(selection.files, (), wanted.exclude)
         if selection.kind == "gguf":
+            if not first:
+                raise ModelError(f"--exclude leaves nothing of {ref}, of which {selection.main.path} is to be taken")
             self._download(first)
             return ModelSource(ref.name, self._folder / selection.main.path, "gguf")
         self._download(first, quietly=True)
@@ -105,7 +108,7 @@ class _Fetch:
             raise ModelError(f"{self._listing.repo}: its config.json cannot be read: {error}") from error
         if not isinstance(config, dict):
             raise ModelError(f"{self._listing.repo}: its config.json holds no object")
-        refuse_config(self._listing, config)
+        refuse_config(Path(self._listing.repo), config)
 
     def _download(self, files: Sequence[RemoteFile], *, quietly: bool = False) -> None:
         """Tells first how much comes, where from and under which terms."""
@@ -118,9 +121,8 @@ class _Fetch:
             for line in told(listing, list(missing.values())):
                 self._progress.note(line)
         title = f"getting ready to pull {listing.repo}" if quietly else f"pulling {listing.ref.name}"
-        download(origin.http, jobs, title, self._progress, origin.advice)
-        for file in files:  # several may have the same bytes
-            origin.finish(listing, file)
+        download(origin.http, jobs, title, self._progress, origin.cache_setting)
+        origin.finish(listing, files)
 
     def _job(self, file: RemoteFile, path: Path) -> Job:
         origin, listing = self._origin, self._listing
@@ -131,7 +133,7 @@ def told(listing: Listing, files: Sequence[RemoteFile]) -> Iterator[str]:
     """What somebody should know before a download begins."""
     size = sum(file.size or 0 for file in files)
     many = f"{len(files)} files" if len(files) > 1 else files[0].name
-    yield f"{listing.repo}: {size / 1e9:.2f} GB to download ({many}) from {listing.page}"
+    yield f"{listing.repo}: {facts.decimal_size(size)} to download ({many}) from {listing.page}"
     yield terms(listing)
 
 

@@ -133,6 +133,11 @@ class Http:
     def sends_token(self) -> bool:
         return "Authorization" in self._headers or "Cookie" in self._headers
 
+    @property
+    def elsewhere(self) -> str:
+        """What to do about a server that sends what it should not."""
+        return f"try again later, or set {self.setting} to another" if self.setting else "try again later"
+
     def close(self) -> None:
         """Also ends what is under way in other threads."""
         self._client.close()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ingle.errors import ModelError
-from ingle.hub.caches import cached_models, remove_cached
+from ingle.hub.caches import CachedModel, Repository, cached_models, remove_cached
 from ingle.hub.catalog import find_entry, short_names
+from ingle.hub.disk import disk_errors
 from ingle.hub.names import RepoRef, ShortName, UrlRef, parse_name
-from ingle.hub.store import Store, delete, disk_errors
-from ingle.hub.urls import stored_urls, url_folder
+from ingle.hub.quantizations import named
+from ingle.hub.store import Store
+from ingle.hub.urls import StoredUrl, remove_url, stored_urls
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Held:
     size: int
     """Bytes on the disk."""
     format: str
-    """GGUF, safetensors, PyTorch; interrupted or damaged for what cannot be served as it is."""
+    """GGUF, safetensors, PyTorch; interrupted, damaged or unreadable for what cannot be served as it is."""
     used_s: float
     """When it was last read, or else written; seconds since 1970."""
     place: Literal["store", "url", "huggingface", "modelscope"]
@@ -35,60 +37,91 @@ class Held:
     """What is wrong with it."""
     short_name: str = ""
     """The catalog's for it, where that is another."""
+    cached: CachedModel | None = None
+    """Of a hub's cache."""
 
 
 def inventory(store: Store) -> Iterator[Held]:
-    """Raises `ModelError` for a disk that refuses."""
+    """Raises `ModelError` for a store that cannot be read; of others' caches each says its own trouble."""
     for name in store.names():
         yield _stored(name, store)
-    for url, files, whole in stored_urls(store):
-        size, used_s = sum(file.stat().st_size for file in files), max(file.stat().st_atime for file in files)
-        remove = partial(delete, url_folder(url, store))
-        yield Held(url, size, "GGUF" if whole else "interrupted", used_s, "url", files[0], remove)
+    with disk_errors(f"read {store.root / 'downloads'}"):
+        yield from [_by_url(each) for each in stored_urls(store)]
     short = short_names()
     for model in cached_models():
-        path = model.files[0] if model.files else model.repo_folder
-        remove = partial(remove_cached, model)
         name = model.name.lower()
-        known = short.get(name) or short.get(name.removesuffix(name.rpartition("/")[2].partition(":")[2]).rstrip(":"))
-        yield Held(model.name, model.size, model.format, model.used_s, model.hub, path, remove, short_name=known or "")
+        yield Held(
+            name=model.name,
+            size=model.size,
+            format=model.format,
+            used_s=model.used_s,
+            place=model.repository.hub,
+            path=model.weights[0] if model.variant is not None else model.repository.folder,
+            remove=partial(remove_cached, model),
+            trouble=model.trouble,
+            short_name=short.get(name) or short.get(name.removesuffix(f":{model.label.lower()}")) or "",
+            cached=model,
+        )
 
 
 def _stored(name: str, store: Store) -> Held:
     remove = partial(store.remove, name)
     try:
-        model = store.get(name)
+        with disk_errors(f"read model {name}"):
+            model = store.get(name)
+            stat = model.path.stat()
     except ModelError as error:
         return Held(name, 0, "damaged", 0.0, "store", store.root, remove, str(error))
-    stat = model.path.stat()
     kind = model.path.suffix.removeprefix(".").upper()
     return Held(name, stat.st_size, kind, max(stat.st_atime, stat.st_mtime), "store", model.path, remove)
 
 
-def held_by_name(name: str, store: Store, hub: str | None = None) -> list[Held]:
-    """Those on this machine that a name means: of a GGUF repository without a quantization all that are here.
+def _by_url(stored: StoredUrl) -> Held:
+    """Raises `OSError`."""
+    stats = [path.stat() for path in stored.files]
+    used_s = max(max(stat.st_atime, stat.st_mtime) for stat in stats)
+    kind = "GGUF" if stored.is_whole else "interrupted"
+    size = sum(stat.st_size for stat in stats)
+    return Held(stored.url, size, kind, used_s, "url", stored.files[0], partial(remove_url, stored))
+
+
+def held_by_name(name: str, held: Sequence[Held], hub: str | None = None) -> list[Held]:
+    """Those of an inventory that a name means: of a GGUF repository without a quantization all that are here.
 
     Raises `ModelError` where there is none.
     """
     entry = find_entry(name)
-    wanted = [parse_name(name, hub)] if entry is None else [*entry.references(hub), ShortName(entry.name)]
-    found = [held for held in inventory(store) if any(_is_meant(held, reference) for reference in wanted)]
+    typed = parse_name(name, hub) if entry is None else ShortName(entry.name)
+    if isinstance(typed, RepoRef) and typed.revision is not None:
+        raise ModelError(
+            f"{typed} is one revision, and what several share cannot be told apart",
+            alternative=f"`ingle rm {replace(typed, revision=None)}` removes all of them",
+        )
+    wanted = [typed, *([] if entry is None else entry.references(hub))]
+    found = [each for reference in wanted for each in _meant(held, reference)]
     if not found:
         called = name if entry is None else entry.name
         raise ModelError(f"there is no {called} on this machine", alternative="`ingle list` shows what is here")
     return found
 
 
-def _is_meant(held: Held, reference: RepoRef | UrlRef | ShortName) -> bool:
+def _meant(held: Sequence[Held], reference: RepoRef | UrlRef | ShortName) -> list[Held]:
     if isinstance(reference, ShortName):
-        return held.place == "store" and held.name == reference.name.lower()
+        return [each for each in held if each.place == "store" and each.name == reference.name.lower()]
     if isinstance(reference, UrlRef):
-        return held.place == "url" and held.name == reference.url.partition("?")[0]
-    if held.place != reference.hub:
-        return False
-    repo, _, choice = held.name.removeprefix("modelscope:").partition(":")
-    wanted = reference.choice
-    return repo.lower() == reference.repo.lower() and (wanted is None or wanted.lower() == choice.lower())
+        return [each for each in held if each.place == "url" and each.name == str(reference)]
+    repo = [each for each in held if each.cached is not None and _is_of(each.cached.repository, reference)]
+    if reference.choice is None:
+        return repo
+    choice = reference.choice.lower()
+    exact = [each for each in repo if each.cached is not None and each.cached.label.lower() == choice]
+    kinds = [each.cached.variant for each in repo if each.cached is not None and each.cached.variant is not None]
+    variant = named(kinds, reference.choice)
+    return exact or [each for each in repo if each.cached is not None and variant and each.cached.variant is variant]
+
+
+def _is_of(repository: Repository, reference: RepoRef) -> bool:
+    return repository.hub == reference.hub and repository.name.lower() == reference.repo.lower()
 
 
 def remove(held: Held) -> None:

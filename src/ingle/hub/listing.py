@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -83,8 +83,8 @@ class Origin(Protocol):
 
     hub: Hub
     http: Http
-    advice: str
-    """What to do where the disk of its cache is full."""
+    cache_setting: str
+    """The environment variable that says where its cache is."""
 
     def listing(self, ref: RepoRef) -> Listing:
         """Raises `HubError`."""
@@ -108,8 +108,8 @@ class Origin(Protocol):
         """Of those who download this repository."""
         ...
 
-    def finish(self, listing: Listing, file: RemoteFile) -> None:
-        """Once its bytes lie there: makes the file be found in `folder`."""
+    def finish(self, listing: Listing, files: Sequence[RemoteFile]) -> None:
+        """Once their bytes lie there, several having the same ones maybe: makes the files be found in `folder`."""
         ...
 
     def complete(self, listing: Listing) -> None:

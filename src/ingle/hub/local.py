@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ingle.errors import ModelError
-from ingle.hub.store import quote
+from ingle.hub.names import quote
 from ingle.weights.pointer import refuse_adapter, refuse_pointer
 
 GGUF_MAGIC = b"GGUF"

@@ -55,7 +55,8 @@ _SHORT_PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 SHORT_NAME = re.compile(rf"{_SHORT_PART}(?::{_SHORT_PART})?")
 """In lower case: smollm2:135m."""
 _MAX_CHARS = 2048
-_FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
+FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
+"""What paths to files of models end with, and names on a hub do not."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,13 @@ def parse_name(name: str, hub: str | None = None) -> Reference:
 
 def is_hub_name(name: str) -> bool:
     """Whether it is written as models of a hub are, and no path: those to files end as files do."""
-    lowered = name.lower()
+    lowered = name.lower().rstrip("/")
     if any(lowered.startswith(prefix) for prefix in _PREFIXES):
         return True
-    path = name.partition("@")[0].partition(":")[0]
-    return _REPO.fullmatch(path) is not None and not lowered.endswith(_FILE_SUFFIXES)
+    path = lowered.partition("@")[0].partition(":")[0]
+    if path.endswith(".gguf") and path.count("/") > 1:  # a file of a repository
+        path = "/".join(path.split("/")[:2])
+    return _REPO.fullmatch(path) is not None and not path.endswith(FILE_SUFFIXES)
 
 
 def _from_repo_path(name: str, path: str, hub: Hub) -> RepoRef:

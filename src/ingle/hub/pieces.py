@@ -5,14 +5,15 @@ A hub is not trusted: how much is taken is bounded for each file and for all tog
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ingle import facts
 from ingle.hub.http import RETRY_DELAYS_S, Http, HubError, NotConnected, Unreachable, wait_before_retry
+from ingle.hub.threads import side_by_side
 
 MAX_FILE_BYTES = 1 << 42
 """No file of a model is larger, and file systems and address spaces take holes of this size."""
@@ -21,7 +22,7 @@ MAX_TAKEN_BYTES = 512 << 20
 _AT_ONCE = 32
 _SKIPPED_BYTES = 64 << 20
 """That may be read for nothing where a server sends files from their beginning only."""
-_QUIET_S, _POLL_S = 2.0, 0.05
+_QUIET_S = 2.0
 
 
 @dataclass
@@ -86,41 +87,15 @@ class Pieces:
 
     def side_by_side(self, work: Sequence[Callable[[], None]], what: str) -> None:
         """Does all of it, in threads. Raises the first error."""
-        waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        for each in work:
-            waiting.put(each)
-        errors = list[Exception]()
+        told_s, wait_s = time.monotonic(), _QUIET_S
 
-        def go() -> None:
-            while not self._stopped.is_set():
-                try:
-                    waiting.get_nowait()()
-                except queue.Empty:
-                    return
-                except Exception as error:  # of whatever kind: it is raised in the thread that waits
-                    errors.append(error)
-                    self._stopped.set()
-
-        threads = [threading.Thread(target=go, name="headers", daemon=True) for _ in work[:_AT_ONCE]]
-        for thread in threads:
-            thread.start()
-        try:
-            self._watch(threads, what)
-        except BaseException:  # Ctrl-C
-            self._stopped.set()
-            self.http.close()
-            raise
-        if errors:
-            raise errors[0]
-
-    def _watch(self, threads: Sequence[threading.Thread], what: str) -> None:
-        told_s = time.monotonic()
-        wait_s = _QUIET_S
-        while alive := [thread for thread in threads if thread.is_alive()]:
-            alive[0].join(_POLL_S)
+        def watch() -> None:
+            nonlocal told_s, wait_s
             if time.monotonic() - told_s > wait_s:
                 told_s, wait_s = time.monotonic(), 2 * wait_s
-                self.note(f"{what}: {self.taken / 1e6:.1f} MB so far")
+                self.note(f"{what}: {facts.decimal_size(self.taken)} so far")
+
+        side_by_side(work, _AT_ONCE, self._stopped, watch=watch, hang_up=self.http.close)
 
     def _attempt(self, file: Hollow, start: int, size: int) -> bytes:
         byte_range = None if (start, size) == (0, file.size) else f"bytes={start}-{start + size - 1}"
@@ -148,7 +123,7 @@ class Pieces:
         if file.size is not None and total is not None and total != file.size:
             raise HubError(
                 f"{file.name}: the hub says {file.size} bytes, and the server {total}",
-                alternative="a mirror that is behind or broken: try again later, or set HF_ENDPOINT to another",
+                alternative=f"a mirror that is behind or broken: {self.http.elsewhere}",
             )
         size = total if file.size is None else file.size
         assert size is not None

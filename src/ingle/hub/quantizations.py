@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingle import cgroup
+from ingle import cgroup, facts
 from ingle.errors import ModelError
 from ingle.hub.listing import RemoteFile
 from ingle.hub.local import NOT_THE_MODEL
@@ -86,6 +86,15 @@ def variants(files: Iterable[RemoteFile]) -> list[Variant]:
     return sorted(found, key=lambda variant: variant.size)
 
 
+def labelled(found: Iterable[Variant]) -> dict[str, Variant]:
+    """By what follows the colon: the quantization, or the file's name or path where several files have the same."""
+    names: dict[str, Variant] = {}
+    for variant in found:
+        file = variant.files[0]
+        names[next(name for name in (variant.label, file.name, file.path) if name not in names)] = variant
+    return names
+
+
 @dataclass(frozen=True)
 class Taken:
     variant: Variant
@@ -99,7 +108,10 @@ def take(where: str, found: Sequence[Variant], choice: str | None, free: int | N
     `where` is the repository. Raises `ModelError`, which names those that there are.
     """
     if choice is not None:
-        return Taken(_checked(where, _named(where, found, choice), found))
+        variant = named(found, choice)
+        if variant is None:
+            raise ModelError(f"{where} has no {quote(choice)}: {_listed(found)}")
+        return Taken(_checked(where, variant, found))
     usable = [variant for variant in found if variant.is_whole and variant.kind is not None]
     if not usable:
         if len(found) == 1 and found[0].is_whole and not _LABEL.fullmatch(f"-{found[0].label}"):
@@ -122,7 +134,8 @@ def take(where: str, found: Sequence[Variant], choice: str | None, free: int | N
 _ANOTHER = "take a repository with a file such as Q4_K_M or Q8_0"
 
 
-def _named(where: str, found: Sequence[Variant], choice: str) -> Variant:
+def named(found: Sequence[Variant], choice: str) -> Variant | None:
+    """The one that people call so: by its quantization, or by the name of one of its files."""
     wanted = choice.upper()
     for variant in found:
         if any(choice in (file.path, file.name) for file in variant.files):
@@ -130,9 +143,7 @@ def _named(where: str, found: Sequence[Variant], choice: str) -> Variant:
     matching = [variant for variant in found if wanted in (variant.label.upper(), f"UD-{variant.label.upper()}")]
     if not matching:  # Q4_K is Q4_K_M, as llama.cpp's users say it
         matching = [variant for variant in found if variant.label.upper() == f"{wanted}_M"]
-    if not matching:
-        raise ModelError(f"{where} has no {quote(choice)}: {_listed(found)}")
-    return matching[0]
+    return matching[0] if matching else None
 
 
 def _checked(where: str, variant: Variant, found: Sequence[Variant]) -> Variant:
@@ -146,7 +157,7 @@ def _checked(where: str, variant: Variant, found: Sequence[Variant]) -> Variant:
 
 
 def _listed(found: Sequence[Variant]) -> str:
-    shown = [f"{variant.label} ({variant.size / 1e9:.1f} GB)" for variant in found[:_MOST_LISTED]]
+    shown = [f"{variant.label} ({facts.decimal_size(variant.size)})" for variant in found[:_MOST_LISTED]]
     more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
     return f"there are {', '.join(shown)}{more}" if shown else "there is no .gguf file"
 

@@ -18,7 +18,7 @@ from ingle.errors import IngleError, ModelError, Refusals
 from ingle.hub.download import PART
 from ingle.hub.fetch import find
 from ingle.hub.headers import take_gguf_header, take_gguf_numbers, take_safetensors, take_torch
-from ingle.hub.http import Http, Refused, shown_url
+from ingle.hub.http import Http, HubError, Refused, shown_url
 from ingle.hub.listing import Listing, Origin, RemoteFile
 from ingle.hub.names import RepoRef, UrlRef
 from ingle.hub.origins import origin_of
@@ -110,7 +110,8 @@ def _renamed(error: IngleError, folder: str, where: str) -> IngleError:
     if isinstance(error, Refusals):
         return Refusals([_renamed(each, folder, where) for each in error.errors])
     alternative = None if error.alternative is None else error.alternative.replace(folder, where)
-    return type(error)(error.what.replace(folder, where), alternative=alternative)
+    kind = ModelError if isinstance(error, HubError) else type(error)  # whose own kinds take other arguments
+    return kind(error.what.replace(folder, where), alternative=alternative)
 
 
 def _repository(ref: RepoRef, folder: Path, purpose: For, note: Callable[[str], None], free: int | None) -> Remote:
@@ -198,26 +199,31 @@ class _Looking:
 
     def _small(self, file: RemoteFile) -> None:
         """From what a pull has left on this machine, else from the hub."""
-        blob, hollow = self.origin.blob(self.listing, file), self._hollow(file)
-        if blob.is_file() and blob.stat().st_size == file.size:
-            hollow.path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(blob, hollow.path)
-        else:
-            self.pieces.whole(hollow, _MAX_SMALL_BYTES)
+        hollow = self._hollow(file)
+        for place in _places(self.origin, self.listing, file):
+            if place.is_file() and place.stat().st_size == file.size:
+                hollow.path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(place, hollow.path)
+                return
+        self.pieces.whole(hollow, _MAX_SMALL_BYTES)
+
+
+def _places(origin: Origin, listing: Listing, file: RemoteFile) -> tuple[Path, Path]:
+    """Where a pull leaves its bytes; the second on a file system without links."""
+    return origin.blob(listing, file), origin.folder(listing) / file.path
 
 
 def _download(
     origin: Origin, listing: Listing, selection: Selection, files: Sequence[RemoteFile], weights: Sequence[RemoteFile]
 ) -> Download:
-    places = [(origin.blob(listing, file), file.size or 0) for file in files]
     destination = origin.folder(listing)
     name, url = listing.license.name, listing.license.url
     return Download(
         page=listing.page,
         revision=listing.commit,
         num_files=len(files),
-        num_bytes=sum(size for _, size in places),
-        num_bytes_here=sum(_bytes_here(path, size) for path, size in places),
+        num_bytes=sum(file.size or 0 for file in files),
+        num_bytes_here=sum(_bytes_here(_places(origin, listing, file), file.size or 0) for file in files),
         destination=str(destination / selection.main.path if selection.kind == "gguf" else destination),
         offers=tuple(_offers(listing, selection, weights)),
         choice=selection.note.partition(";")[0].removeprefix("taking ") or None,
@@ -236,8 +242,8 @@ def _offers(listing: Listing, selection: Selection, weights: Sequence[RemoteFile
         yield Offer(variant.label, variant.size, taken, variant.refusal)
 
 
-def _bytes_here(path: Path, size: int) -> int:
-    for place in (path, path.with_name(path.name + PART)):
+def _bytes_here(places: Sequence[Path], size: int) -> int:
+    for place in (*places, *(path.with_name(path.name + PART) for path in places)):
         if place.is_file():
             return min(place.stat().st_size, size)
     return 0
@@ -265,7 +271,7 @@ def _url(ref: UrlRef, folder: Path, note: Callable[[str], None]) -> Remote:
             revision=None,
             num_files=len(sizes),
             num_bytes=sum(sizes),
-            num_bytes_here=sum(_bytes_here(path, size) for (path, _), size in zip(places, sizes, strict=True)),
+            num_bytes_here=sum(_bytes_here([path], size) for (path, _), size in zip(places, sizes, strict=True)),
             destination=str(places[0][0]),
         ),
         license=None,

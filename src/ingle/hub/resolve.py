@@ -10,17 +10,16 @@ from pathlib import Path
 
 from ingle.errors import ConfigError, ModelError
 from ingle.hub.catalog import find_entry, near_names
+from ingle.hub.disk import NotAllowed
 from ingle.hub.http import HubError, Unreachable
 from ingle.hub.local import is_gguf, near_paths, refuse_file, refuse_folder, refuse_missing
-from ingle.hub.names import RepoRef, ShortName, is_hub_name, parse_name
+from ingle.hub.names import FILE_SUFFIXES, RepoRef, ShortName, is_hub_name, parse_name, quote
 from ingle.hub.progress import Progress, show_progress
 from ingle.hub.pull import Known, here, pull
 from ingle.hub.source import ModelSource, Wanted
-from ingle.hub.store import Store, check_name, quote
+from ingle.hub.store import Store, check_name
 
 __all__ = ["ModelSource", "ensure_model", "pull_model", "resolve_model"]
-
-_MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".zip", ".tar", ".gz", ".onnx", ".pth", ".json")
 
 
 def resolve_model(name: str, store: Store | None = None) -> ModelSource:
@@ -67,8 +66,8 @@ def pull_model(
 ) -> ModelSource:
     """The newest that the hub has of the model, downloaded as far as it is not here.
 
-    `hub` is the one of a name that says none, `revision` a branch, tag or commit. Without the hub, what is here of it
-    will do. Raises `ModelError`, also for a path.
+    `hub` is the one of a name that says none, `revision` a branch, tag or commit. Without the hub, or on a disk that
+    can only be read, what is here of it will do. Raises `ModelError`, also for a path.
     """
     if (source := _from_path(name)) is not None:
         raise ModelError(f"{source.path} is on this machine: there is nothing to pull", alternative="give a name")
@@ -77,7 +76,7 @@ def pull_model(
     with _nearby_paths(name):
         try:
             return pull(found, progress, store, wanted)
-        except Unreachable as error:
+        except (Unreachable, NotAllowed) as error:
             if wanted is not None or (source := here(found, store)) is None:
                 raise
             progress.note(f"{error}; what is here of {found} is whole")
@@ -147,8 +146,9 @@ def _looks_like_path(name: str, path: Path, *, is_there: bool) -> bool:
     if name.startswith(("~", ".", os.sep)):
         return True
     if os.sep not in name:
-        return path.suffix.lower() in _MODEL_SUFFIXES
-    return is_there or not is_hub_name(name)
+        return path.suffix.lower() in FILE_SUFFIXES
+    begins_here = name.count(os.sep) > 1 and name.lower().endswith(".gguf") and Path(path.parts[0]).is_dir()
+    return is_there or begins_here or not is_hub_name(name)
 
 
 def _known(name: str, store: Store, hub: str | None = None) -> Known:

@@ -190,12 +190,14 @@ def _is_small(file: RemoteFile) -> bool:
     )
 
 
-def refuse_config(listing: Listing, config: dict[str, Any]) -> None:
-    """Raises `ModelError` for a model that its config.json shows to be of a kind that ingle does not run."""
-    from ingle.model.kinds import check_kind, writes_text  # only a download waits for these
+def refuse_config(where: Path, config: dict[str, Any]) -> None:
+    """Raises `ModelError` for a model that its config.json shows to be of a kind that ingle does not run.
+
+    `where` is its folder, or the name of its repository.
+    """
+    from ingle.model.kinds import check_kind, writes_text  # not every start waits for these
     from ingle.model.registry import is_native, refuse_quantized
 
-    where = Path(listing.repo)
     check_kind(where, config)
     refuse_quantized(where, config)
     if config.get("is_encoder_decoder") is True:

@@ -11,13 +11,9 @@ A model's directory is made under `partial` and renamed into `models` when it is
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,12 +23,11 @@ import msgspec
 from ingle.errors import ModelError
 from ingle.home import home
 from ingle.hub.catalog import CatalogEntry
-from ingle.hub.names import SHORT_NAME
+from ingle.hub.disk import delete, disk_errors, locked, sync
+from ingle.hub.names import SHORT_NAME, quote
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 65536
-
-DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
@@ -132,7 +127,7 @@ class Store:
             for path in (staged / MANIFEST, staged):
                 sync(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
+            if target.exists() or target.is_symlink():  # maybe to nothing
                 target.rename(partial / "replaced")
             staged.rename(target)
             sync(target.parent)
@@ -145,46 +140,16 @@ class Store:
 
     @contextmanager
     def lock(self, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Hold the right to change a model; yields the lock's file descriptor. Calls `on_wait` before blocking.
-
-        A child process that inherits the descriptor holds the lock too, until both have gone. The lock file stays:
-        deleting it would let a third process lock a new file of that name while a second one holds the old.
-        """
+        """Hold the right to change a model, as `disk.locked` has it. Raises `ModelError` when the disk refuses."""
         path = self.partial(name).with_name(self.partial(name).name + ".lock")
-        with disk_errors(f"lock {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
+        with ExitStack() as held:
             with disk_errors(f"lock {path}"):
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    on_wait()
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                descriptor = held.enter_context(locked(path, on_wait))
             yield descriptor
-        finally:
-            os.close(descriptor)
 
     def _directory(self, name: str) -> Path:
         # "@" is in no valid name, so no two names share a directory, and ":" is not allowed on every file system.
         return self.root / "models" / name.replace(":", "@")
-
-
-def delete(path: Path) -> None:
-    """Whatever it is, if it is there; what a link points to is not ours."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file's contents, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_manifest(name: str, path: Path) -> Manifest:
@@ -205,20 +170,3 @@ def _read_manifest(name: str, path: Path) -> Manifest:
 
 def _damaged(name: str, why: str) -> ModelError:
     return ModelError(f"model {name} in the local store is damaged: {why}; run `ingle pull {name}` to fetch it again")
-
-
-def quote(name: str) -> str:
-    """`name` for an error message: control characters escaped, not longer than a line."""
-    return repr(name if len(name) <= 100 else name[:97] + "...")
-
-
-@contextmanager
-def disk_errors(doing: str, advice: str = "make room, or point INGLE_HOME to another disk") -> Iterator[None]:
-    """Turn the system's refusal into a `ModelError` that says what could not be done, and where."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_IS_FULL:
-            raise ModelError(f"cannot {doing}: the disk is full ({error.strerror}): {advice}") from error
-        where = f": {error.filename}" if error.filename is not None else ""
-        raise ModelError(f"cannot {doing}: {error.strerror or error}{where}") from error

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote as quote_url
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from ingle import facts
 from ingle.errors import ModelError
-from ingle.hub.download import PART, Job, download, locked
+from ingle.hub.disk import delete, disk_errors, locked
+from ingle.hub.download import PART, Job, download
 from ingle.hub.http import Http, shown_url
 from ingle.hub.local import GGUF_MAGIC
 from ingle.hub.names import UrlRef
 from ingle.hub.progress import Progress
 from ingle.hub.source import ModelSource
-from ingle.hub.store import Store, disk_errors
+from ingle.hub.store import Store
 
-ADVICE = "make room, or point INGLE_HOME to another disk"
 _PART_OF = re.compile(r"-00001-of-(\d{5})\.gguf$", re.IGNORECASE)
 _FILE = re.compile(r"[\w.+ -]{1,200}\.gguf", re.IGNORECASE)
 _MAX_PARTS = 1000
@@ -42,31 +44,59 @@ def fetch_url(ref: UrlRef, progress: Progress, store: Store) -> ModelSource:
 
     with (
         Http(on_wait=progress.note) as http,
-        disk_errors(f"download {ref.file}", ADVICE),
-        locked(folder.with_name(f"{folder.name}.lock"), waiting),
+        disk_errors(f"download {ref.file}"),
+        locked(_lock(folder), waiting),
     ):
         jobs = [_probed(http, path, url) for path, url in files if not path.is_file()]
         if jobs:
             folder.mkdir(exist_ok=True)
             (folder / _URL).write_text(shown_url(ref.url))
             size = sum(job.size or 0 for job in jobs)
-            told = f"{size / 1e9:.2f} GB" if size else "it does not say how much"
+            told = facts.decimal_size(size) if size else "it does not say how much"
             progress.note(f"{ref.file}: {told} to download from {urlsplit(ref.url).hostname}")
-        download(http, jobs, f"downloading {ref.file}", progress, ADVICE)
+        download(http, jobs, f"downloading {ref.file}", progress)
     return _source([path for path, _ in files])
 
 
-def stored_urls(store: Store) -> Iterator[tuple[str, tuple[Path, ...], bool]]:
-    """What was downloaded by URLs: the URL, its files, and whether they are whole."""
+@dataclass(frozen=True)
+class StoredUrl:
+    """What was downloaded by a URL, or a part of it."""
+
+    url: str
+    folder: Path
+    files: tuple[Path, ...]
+    is_whole: bool
+
+
+def stored_urls(store: Store) -> Iterator[StoredUrl]:
+    """Raises `OSError`."""
     for folder in sorted((store.root / "downloads").glob("*/")):
         try:
             url = (folder / _URL).read_text()[:2048]
-        except (OSError, UnicodeDecodeError):
+            wanted = [path for path, _ in url_files(UrlRef(url), store)]
+        except (OSError, ValueError, ModelError):  # not ingle's
             continue
-        whole = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf"))
-        parts = tuple(folder.glob(f"*{PART}"))
-        if whole or parts:
-            yield url, (*whole, *parts), not parts
+        files = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" or _is_part(path)))
+        if files and wanted[0].parent == folder:
+            yield StoredUrl(url, folder, files, all(path.is_file() for path in wanted))
+
+
+def _is_part(path: Path) -> bool:
+    return path.name.endswith(PART)
+
+
+def remove_url(stored: StoredUrl) -> None:
+    """Raises `OSError`, and `ModelError` where it is just being downloaded."""
+
+    def in_use() -> None:
+        raise ModelError(f"{stored.url} is just being downloaded", alternative="end that first")
+
+    with locked(_lock(stored.folder), in_use):
+        delete(stored.folder)
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def url_folder(url: str, store: Store) -> Path:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingle.server.errors import error_body, error_response
 
+HEALTH_PATHS = ("/health", "/ping")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,29 +55,33 @@ class HostGuard:
 
 
 class ApiKeyGuard:
-    """Asks for `Authorization: Bearer KEY` on every path but /health."""
+    """Asks for `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's clients send it, on every path but those
+    that say whether all is well. Whether there is a server at all, which `HEAD /` asks, is told to everybody.
+    """
 
     def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
         self._app = app
         self._keys = tuple(key.encode() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asks = scope["type"] in ("http", "websocket") and scope["path"] != "/health"
+        asks = scope["type"] in ("http", "websocket") and scope["path"] not in HEALTH_PATHS
+        asks = asks and (scope.get("method"), scope["path"]) != ("HEAD", "/")
         if asks and not self._authorized(scope):
-            body = error_body(
-                401, "Missing or wrong API key: send the header 'Authorization: Bearer KEY'.", code="invalid_api_key"
-            )
+            message = "Missing or wrong API key: send the header 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
+            body = error_body(401, message, code="invalid_api_key")
             await error_response(401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _authorized(self, scope: Scope) -> bool:
         # uvicorn hands header bytes through; latin-1 is how Headers decodes them.
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = key.strip().encode("latin-1")
+        headers = Headers(scope=scope)
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        bearer = key if scheme.lower() == "bearer" else ""
         # Every key is compared, in constant time, so that the time taken tells nothing about any of them.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        given = [each.strip().encode("latin-1") for each in (bearer, headers.get("x-api-key", ""))]
+        matches = [hmac.compare_digest(each, known) for each in given for known in self._keys]
+        return any(matches)
 
 
 def _host_name(host: str) -> str:

@@ -14,13 +14,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
+from ingle.server.anthropic import messages
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
-from ingle.server.loading import Loading, LoadingGate
+from ingle.server.loading import Loading, LoadingGate, LoadingStatus
 from ingle.server.middleware import RequestScope
 from ingle.server.models import ModelPool
-from ingle.server.openai import chat, completions, models
+from ingle.server.openai import chat, completions, models, text
 from ingle.server.queue import BodyMemory
+from ingle.server.responses import endpoints as responses_endpoints
+from ingle.server.responses.store import ResponseStore
 from ingle.version import __version__
 
 if TYPE_CHECKING:
@@ -35,13 +38,17 @@ def create_app(
     access: Access,
     *,
     access_log: bool = True,
+    strict_fields: bool = False,
     unread: BodyMemory | None = None,
     loading: Loading | None = None,
+    responses: ResponseStore | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
-    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `unread` bounds the bodies being read;
-    while it is `loading`, the pool is empty and nobody is let through to it.
+    `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
+    that nobody knows; `unread` bounds the bodies being read;
+    while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
+    for again.
     """
     middleware = [Middleware(RequestScope, access_log=access_log)]
     if access.allowed_hosts:
@@ -56,43 +63,64 @@ def create_app(
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
     app.state.models = pool
+    app.state.responses = ResponseStore() if responses is None else responses
+    app.state.strict_fields = strict_fields
     app.state.unread = BodyMemory() if unread is None else unread
     install_error_handlers(app)
     return app
 
 
+class Health(msgspec.Struct):
+    status: str
+    detail: str
+
+
+class Index(msgspec.Struct, kw_only=True):
+    name: str = "ingle"
+    version: str = __version__
+    models: list[str]
+    openai_base_url: str = "/v1"
+    endpoints: list[str]
+    docs: str = "/docs"
+
+
+class Version(msgspec.Struct):
+    version: str
+
+
 async def health(request: Request) -> Response:
     """200 while the engine takes requests, 503 with the reason otherwise. Asks for no API key."""
     status = ModelPool.of(request).health()
-    body = {"status": "ok" if status.ok else "unavailable", "detail": status.detail}
+    body = Health("ok" if status.ok else "unavailable", status.detail)
     return Response(msgspec.json.encode(body), 200 if status.ok else 503, media_type="application/json")
 
 
 async def index(request: Request) -> Response:
     """What this is and where to go on, for somebody who opens the address in a browser."""
-    body = {
-        "name": "ingle",
-        "version": __version__,
-        "models": [name for name, _ in ModelPool.of(request).named()],
-        "openai_base_url": "/v1",
-        "endpoints": [f"{endpoint.method} {endpoint.path}" for endpoint in ENDPOINTS],
-        "docs": "/docs",
-    }
+    body = Index(
+        models=[name for name, _ in ModelPool.of(request).named()],
+        endpoints=[f"{endpoint.method} {endpoint.path}" for endpoint in ENDPOINTS],
+    )
     return Response(msgspec.json.format(msgspec.json.encode(body)), media_type="application/json")
 
 
 async def version(request: Request) -> Response:
     """ingle's own."""
-    return Response(msgspec.json.encode({"version": __version__}), media_type="application/json")
+    return Response(msgspec.json.encode(Version(__version__)), media_type="application/json")
 
 
+_PING = "The same, under the name that SageMaker asks for."
 ENDPOINTS = (
-    Endpoint("GET", "/", index),
-    Endpoint("GET", "/health", health),
-    Endpoint("GET", "/version", version),
+    Endpoint("GET", "/", index, answers=Index),
+    Endpoint("GET", "/health", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),)),
+    Endpoint("GET", "/ping", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_PING),
+    Endpoint("GET", "/version", version, answers=Version),
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
+    *text.ENDPOINTS,
+    *messages.ENDPOINTS,
+    *responses_endpoints.ENDPOINTS,
 )
 
 

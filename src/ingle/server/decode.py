@@ -14,9 +14,10 @@ import msgspec
 from ingle.errors import RequestError
 
 _SMALL_BYTES = 256 << 10
-"""Decoded at once, in some milliseconds. Every field but prompt and messages is smaller in any sensible request."""
+"""Decoded at once, in some milliseconds. Every field but prompt and conversation is smaller in any sensible request."""
 _MAX_CHAT_VALUES = 100_000
 """Numbers, strings, lists and objects in a conversation: 10,000 messages of several parts each."""
+_CONVERSATIONS = frozenset(("messages", "input", "system", "instructions", "tools"))
 _MAX_TOKEN_IDS = 8_000_000
 _MAX_PROMPTS = 1024
 _SLICE_BYTES = 4 << 20
@@ -34,7 +35,7 @@ def decode_json(body: bytes) -> Any:
 def _field(name: str, text: bytes) -> Any:
     if len(text) <= _SMALL_BYTES:
         return msgspec.json.decode(text)
-    if name == "messages":
+    if name in _CONVERSATIONS:
         _check_count(text, _MAX_CHAT_VALUES, name, name)
     elif name == "prompt":
         return _prompt(text)

@@ -1,33 +1,165 @@
-"""The endpoints as FastAPI describes them."""
+"""The endpoints as an OpenAPI document, and FastAPI's viewers of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from types import UnionType
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from ingle.server.access import HEALTH_PATHS
+from ingle.server.body import StrictModel
 from ingle.server.endpoints import Endpoint
-from ingle.server.openai.protocol import SCHEMA_REF, body_schema
+from ingle.server.errors import ErrorBody
 from ingle.version import __version__
+
+_Kind = type[msgspec.Struct] | UnionType
+_REF = "#/components/schemas/{}"
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+_ALWAYS = (401, 403, 405, 408, 431, 500, 503)
+"""Errors that any request may get."""
+_WITH_BODY = (400, 404, 413, 415, 429)
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_HEADERS = {
+    "X-Request-Id": {"description": "Names the request in the log: the client's own, or a new one."},
+    "X-Ingle-Ignored-Fields": {"description": "Fields of the body that nobody here knows, and that changed nothing."},
+}
 
 
 def describing_app(endpoints: Sequence[Endpoint]) -> FastAPI:
     """An application whose schema, and viewers of it, are of `endpoints`."""
-    bodies = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
 
     class Described(FastAPI):
-        """Knows the request bodies, which the endpoints read and validate themselves."""
-
         def openapi(self) -> dict[str, Any]:
-            schema = super().openapi()
-            _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=SCHEMA_REF)
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-            return schema
+            if self.openapi_schema is None:
+                self.openapi_schema = document(endpoints)
+            return self.openapi_schema
 
-    app = Described(title="ingle", version=__version__)
+    return Described(title="ingle", version=__version__)
+
+
+def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """OpenAPI 3.1: bodies are described by what validates them, answers by what writes them."""
+    bodies = dict.fromkeys(body for endpoint in endpoints for body in bodies_of(endpoint))
+    _, defined = models_json_schema([(b, "validation") for b in bodies], ref_template=_REF.format("{model}"))
+    kinds = [*dict.fromkeys(kind for endpoint in endpoints for kind in _kinds(endpoint))]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF.format("{name}"))
+    of_kind = dict(zip(kinds, schemas, strict=True))
+    requests: dict[str, Any] = _tidied(defined.get("$defs", {}))
+    if twice := requests.keys() & components.keys():
+        raise ValueError(f"two schemas have one name: {sorted(twice)}")
+    paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        body = None if endpoint.body is None else body_schema(endpoint.body)
-        app.add_api_route(endpoint.path, endpoint.answer, methods=[endpoint.method], openapi_extra=body)
-    return app
+        path = _PARAMETER.sub(r"{\1}", endpoint.path)
+        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, of_kind)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ingle",
+            "version": __version__,
+            "description": "Language models behind the OpenAI API, with fields that vLLM and llama.cpp add.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{}, {"bearer": []}, {"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted((requests | components).items())),
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "One of the keys of --api-key; without that flag none is asked for.",
+                },
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
+            },
+        },
+    }
+
+
+def _tidied(schema: Any) -> Any:
+    """With the bounds of numbers that have a validator of their own as JSON Schema spells them."""
+    if isinstance(schema, list):
+        return [_tidied(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {_BOUNDS.get(name, name): _tidied(value) for name, value in schema.items()}
+
+
+def bodies_of(endpoint: Endpoint) -> tuple[type[StrictModel], ...]:
+    if endpoint.body is None:
+        return ()
+    return endpoint.body if isinstance(endpoint.body, tuple) else (endpoint.body,)
+
+
+def statuses_of(endpoint: Endpoint) -> list[int]:
+    """Errors that it may answer with."""
+    return sorted({*_ALWAYS, *endpoint.statuses, *(_WITH_BODY if endpoint.body is not None else ())})
+
+
+def about(endpoint: Endpoint) -> str:
+    return endpoint.about or (endpoint.answer.__doc__ or "").strip().partition("\n")[0]
+
+
+def _kinds(endpoint: Endpoint) -> list[_Kind]:
+    others = (kind for _, kinds in endpoint.other_answers for kind in kinds)
+    told = (endpoint.answers, endpoint.chunks, *others, endpoint.error, ErrorBody)
+    return [kind for kind in told if kind is not None]
+
+
+def _operation(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> dict[str, Any]:
+    name = re.sub(r"\W+", "_", f"{endpoint.method.lower()}{endpoint.path}").strip("_")
+    operation: dict[str, Any] = {"operationId": name, "responses": _responses(endpoint, of_kind)}
+    if text := about(endpoint):
+        operation["summary"] = text.rstrip(".")
+    if parameters := _PARAMETER.findall(endpoint.path):
+        string = {"type": "string", "minLength": 1}
+        operation["parameters"] = [
+            {"name": each, "in": "path", "required": True, "schema": string} for each in parameters
+        ]
+    if bodies := bodies_of(endpoint):
+        refs = [{"$ref": _REF.format(body.__name__)} for body in bodies]
+        schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if endpoint.path in HEALTH_PATHS:
+        operation["security"] = []
+    return operation
+
+
+def _responses(endpoint: Endpoint, of_kind: Mapping[_Kind, dict[str, Any]]) -> dict[str, Any]:
+    others: dict[int, tuple[type[msgspec.Struct], ...]] = dict(endpoint.other_answers)
+    error = of_kind[endpoint.error or ErrorBody]
+    answers = [of_kind[kind] for kind in (endpoint.answers, *others.get(200, ())) if kind is not None]
+    content: dict[str, Any] = {"application/json": {"schema": _any_of(answers) if answers else {}}}
+    if endpoint.chunks is not None:
+        content["text/event-stream"] = {"schema": _event([of_kind[endpoint.chunks], error])}
+    responses = {"200": _response("The answer.", content)}
+    for status in statuses_of(endpoint):
+        shown = _any_of([*(of_kind[kind] for kind in others.get(status, ())), error])
+        responses[str(status)] = _response(_phrase(status), {"application/json": {"schema": shown}})
+    return responses
+
+
+def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+
+
+def _phrase(status: int) -> str:
+    return "Overloaded" if status == 529 else HTTPStatus(status).phrase
+
+
+def _event(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One server-sent event: JSON, but for what closes a stream of OpenAI's."""
+    content = {"anyOf": [*chunks, {"const": "[DONE]"}]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
+
+
+def _response(text: str, content: dict[str, Any]) -> dict[str, Any]:
+    headers = {name: {**header, "schema": {"type": "string"}} for name, header in _HEADERS.items()}
+    return {"description": text, "headers": headers, "content": content}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -76,7 +76,8 @@ class EngineClient:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
-        Raises `EngineError` when the engine is gone.
+        What came of several steps while nobody looked comes as one: so a loop that is late has less to do, and catches
+        up. Raises `EngineError` when the engine is gone.
         """
         if (reason := self.failure or self._given_up) is not None:
             raise EngineError(reason)
@@ -88,11 +89,14 @@ class EngineClient:
         finished = False
         try:
             while not finished:
-                output = await queue.get()
-                if output is None:
-                    raise EngineError(self.failure or self._given_up or "the engine is gone")
-                finished = output.finish_reason is not None
-                yield output
+                outputs = [await queue.get()]
+                while not queue.empty():
+                    outputs.append(queue.get_nowait())
+                for output in _together(outputs):
+                    if output is None:
+                        raise EngineError(self.failure or self._given_up or "the engine is gone")
+                    finished = output.finish_reason is not None
+                    yield output
         finally:
             del self._queues[request.id]
             if not finished and self.failure is None and not self._closing:
@@ -142,6 +146,31 @@ class EngineClient:
         self._reader.cancel()
         self._channel.close()
         self._process.stop()  # here: it takes two seconds at most, and all threads may be busy
+
+
+def _together(outputs: list[EngineOutput | None]) -> Iterator[EngineOutput | None]:
+    """As one what can be one; an error, or the engine's end, comes by itself."""
+    told = [output for output in outputs if output is not None and output.finish_reason != "error"]
+    if len(told) > 1:
+        yield joined(told)
+    else:
+        yield from told
+    yield from (output for output in outputs if output is None or output.finish_reason == "error")
+
+
+def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
+    """What several steps brought for one request, in their order."""
+    first, last = outputs[0], outputs[-1]
+    scored = [output.logprobs for output in outputs if output.logprobs is not None]
+    return EngineOutput(
+        id=first.id,
+        token_ids=[token_id for output in outputs for token_id in output.token_ids],
+        finish_reason=last.finish_reason,
+        stop_token_id=last.stop_token_id,
+        num_cached_tokens=first.num_cached_tokens,
+        logprobs=[entry for entries in scored for entry in entries] if scored else None,
+        prompt_logprobs=first.prompt_logprobs,
+    )
 
 
 def _raise(failed: Failed) -> NoReturn:

@@ -1,9 +1,11 @@
-"""Every error leaves as OpenAI shapes it: {"error": {"message", "type", "param", "code"}}."""
+"""Every error leaves in the shape of its protocol, which is OpenAI's where no other was asked for:
+{"error": {"message", "type", "param", "code"}}.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from http import HTTPStatus
 
@@ -12,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from ingle.errors import EngineError, RequestError
 
@@ -41,6 +44,21 @@ class ErrorBody(msgspec.Struct):
     error: ErrorDetail
 
 
+class Dialect(msgspec.Struct, frozen=True):
+    """How a protocol tells an error."""
+
+    status: Callable[[int], int]
+    """The HTTP status that its clients know for ours."""
+    body: Callable[[int, ErrorDetail], msgspec.Struct]
+    """Of that status."""
+    request_id_header: str = "X-Request-Id"
+
+
+OPENAI = Dialect(lambda status: status, lambda status, detail: ErrorBody(detail))
+current_dialect: ContextVar[Dialect] = ContextVar("current_dialect", default=OPENAI)
+"""That of the request at hand."""
+
+
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> ErrorBody:
     """The body of an error. The message, which may quote the client, becomes one line of bounded length."""
     line = " ".join(message.split())
@@ -63,7 +81,15 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
 
 
 def error_response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+    dialect = current_dialect.get()
+    status = dialect.status(status)
+    told = dialect.body(status, body.error)
+    return Response(msgspec.json.encode(told), status, headers, media_type="application/json")
+
+
+def error_event(status: int, body: ErrorBody) -> bytes:
+    """The last of a stream that OpenAI's clients read."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 def install_error_handlers(app: Starlette) -> None:
@@ -85,18 +111,28 @@ def _where(request: Request) -> str:
     return "GET / lists what there is." if near is None else f"Did you mean {near}?"
 
 
+def _methods(request: Request) -> list[str]:
+    """Those of the path: each has a route of its own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next((route.path for route in routes if route.path_regex.match(request.url.path)), "")
+    return sorted(set().union(*(route.methods or () for route in routes if route.path == path)))
+
+
 async def _answer_routing(request: Request, error: Exception) -> Response:
     """404 for unknown paths and 405 for wrong methods, as the router raises them, and what OPTIONS asks."""
     assert isinstance(error, HTTPException)
     if request.method == "OPTIONS" and request.url.path == "/*":  # `OPTIONS *` asks of the server as a whole
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": "GET, HEAD, POST, OPTIONS"})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
-        methods = (error.headers or {}).get("Allow", "")
-        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": f"{methods}, OPTIONS"})
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"Allow": ", ".join(_methods(request))}
+        if request.method == "OPTIONS":
+            allow = f"{headers['Allow']}, OPTIONS"
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": allow})
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"Invalid URL ({request.method} {request.url.path}). {_where(request)}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"Not allowed to {request.method} on {request.url.path}"
     else:
         message = error.detail
-    return error_response(error.status_code, error_body(error.status_code, message), error.headers)
+    return error_response(error.status_code, error_body(error.status_code, message), headers)

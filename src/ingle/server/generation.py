@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ingle.errors import EngineError, RequestError
-from ingle.events import Begin, Event, Text, Usage
+from ingle.events import Begin, Event, Finish, Text, Usage
 from ingle.request import EngineRequest, SamplingParams
 from ingle.server.models import ServedModel
 from ingle.server.streaming import merge
+from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.requests import PromptRequests
+from ingle.text.stream import TextStream
 
 MAX_CHOICES = 1024
 """Most completions of one HTTP request: prompts times n."""
@@ -26,6 +28,7 @@ class Generation:
 
     model: ServedModel
     id: str
+    """Of the answer; requests have ids that no client chooses."""
     prompts: Sequence[PromptRequests]
 
     @cached_property
@@ -38,7 +41,7 @@ class Generation:
         Closing it aborts in the engine what still runs. Raises `RequestError` (500) when the engine fails on one of the
         requests, `EngineError` when it is dead.
         """
-        num_cached_tokens = num_completion_tokens = 0
+        num_cached_tokens = num_completion_tokens = num_thought_tokens = 0
         pairs = ((prompt, request) for prompt in self.prompts for request in prompt.requests)
         async with aclosing(merge([self._run(index, *pair) for index, pair in enumerate(pairs)])) as steps:
             async for events in steps:
@@ -49,16 +52,38 @@ class Generation:
                         num_cached_tokens += event.num_cached_tokens
                     elif isinstance(event, Text):
                         num_completion_tokens += len(event.token_ids)
+                    elif isinstance(event, Finish):
+                        num_thought_tokens += event.num_thought_tokens
                 yield events
-        yield [Usage(sum(len(prompt.token_ids) for prompt in self.prompts), num_cached_tokens, num_completion_tokens)]
+        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        yield [Usage(num_prompt_tokens, num_cached_tokens, num_completion_tokens, num_thought_tokens)]
 
     async def _run(
         self, choice: int, prompt: PromptRequests, request: EngineRequest
     ) -> AsyncGenerator[Sequence[Event], None]:
         stream = prompt.stream(choice)
+        while True:
+            async with aclosing(self._steps(stream, request)) as steps:
+                async for events in steps:
+                    yield events
+            if not isinstance(stream, ToldStream) or not stream.thinks_too_long:
+                return
+            request, events = stream.end_thoughts(request)
+            yield events
+            if stream.finish_reason is not None:
+                return
+
+    async def _steps(
+        self, stream: TextStream | ToldStream, request: EngineRequest
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """Up to the end of the answer, or of the budget of its thoughts."""
+        if isinstance(stream, ToldStream) and stream.thinks_too_long:
+            self.model.queue.leave(request.id)
+            return
         async with aclosing(self.model.engine.generate(request)) as outputs:
             async for output in outputs:
-                self.model.queue.leave(request.id)
+                if output.num_prompt_read is None:
+                    self.model.queue.leave(request.id)
                 if output.refused:
                     raise RequestError(f"{request.id} is refused: {output.error}", param="structured_outputs")
                 if output.finish_reason == "error":
@@ -66,6 +91,8 @@ class Generation:
                     raise RequestError(message, code="generation_failed", status=500)
                 yield stream.push(output)
                 if stream.finish_reason is not None:
+                    return
+                if isinstance(stream, ToldStream) and stream.thinks_too_long:
                     return
         raise EngineError("its output ended before the request was finished")
 
@@ -79,8 +106,12 @@ def plan_generation(
     add_special_tokens: bool,
     continues: bool,
     param: str,
+    name: str | None = None,
+    telling: Telling | None = None,
 ) -> Generation:
     """Tokenizes `prompts` and fans them out to `sampling.n` engine requests each, the i-th with `seed + i`.
+
+    The answer's id is the `prefix` and a `name`, which the client may have chosen.
 
     Raises `RequestError` for a prompt that is empty or too long (naming the field `param`), for token ids that the
     model does not have, and for too many choices.
@@ -92,11 +123,18 @@ def plan_generation(
         )
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
     request_ids = (f"{generation_id}-{number}" for number in itertools.count())
+    shown_id = generation_id if name is None else f"{prefix}-{name}"
     reader = model.prompts
     read = [
         reader.read(
-            prompt, sampling, request_ids, add_special_tokens=add_special_tokens, continues=continues, param=param
+            prompt,
+            sampling,
+            request_ids,
+            add_special_tokens=add_special_tokens,
+            continues=continues,
+            param=param,
+            telling=telling,
         )
         for prompt in prompts
     ]
-    return Generation(model, generation_id, read)
+    return Generation(model, shown_id, read)

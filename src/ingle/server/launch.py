@@ -35,6 +35,7 @@ from ingle.server.names import ServedNames, served_names
 from ingle.server.queue import RequestQueue
 from ingle.server.running import announced, url_of
 from ingle.server.stopping import Deadline, stop_while_loading
+from ingle.text.formats.detect import in_words
 from ingle.text.load import TextSide, load_text_side
 from ingle.text.sandbox import sandboxes
 
@@ -99,11 +100,19 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from ingle.server.app import create_app
     from ingle.server.graceful import GracefulServer
+    from ingle.server.responses.store import ResponseStore
 
     config, loading, pool = start.config.server, Loading(), ModelPool()
     access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
     logger.info("listening on %s; /health says how far the model is", start.url)
-    app = create_app(pool, access, access_log=not config.disable_access_log, loading=loading)
+    app = create_app(
+        pool,
+        access,
+        access_log=not config.disable_access_log,
+        strict_fields=config.strict_fields,
+        loading=loading,
+        responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
+    )
     server = GracefulServer(app, _limits(config), deadline)
 
     async def load() -> None:
@@ -240,6 +249,8 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
         logger.warning("notice: %s", notice)
     if model.chat_template is None:
         logger.warning("notice: the model has no chat template, so /v1/chat/completions needs --chat-template")
+    else:
+        logger.info("%s", in_words(model.text.formats, template_knows_tools=model.chat_template.knows_tools))
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))

@@ -12,10 +12,13 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ingle.server.access import HEALTH_PATHS
 from ingle.server.errors import error_body, error_response
 
 logger = logging.getLogger("ingle")
 
+_OF_A_MODEL = ("/tokenize", "/detokenize")
+"""Paths that ask for a model, beside those below /v1/."""
 _SILENT_S = 2.5
 """After which the log says once more what is done."""
 _TICK_S = 0.25
@@ -95,9 +98,9 @@ class LoadingGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loading.done or scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["path"] == "/health":
+        elif scope["path"] in HEALTH_PATHS:
             await self._health()(scope, receive, send)
-        elif scope["path"].startswith("/v1/"):
+        elif scope["path"].startswith("/v1/") or scope["path"] in _OF_A_MODEL:
             await self._refusal()(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: request ids and the access log.
+"""Pure ASGI middleware: request ids, the fields that were ignored, and the access log.
 
 Starlette's `BaseHTTPMiddleware` is not used: it pipes every streamed chunk through another task.
 """
@@ -16,16 +16,25 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingle.errors import EngineError
-from ingle.server.errors import current_request_id, describe, error_response
+from ingle.errors import EngineError, printable
+from ingle.server.body import UNKNOWN_FIELDS, UnknownFields
+from ingle.server.dialects import dialect_of
+from ingle.server.errors import current_dialect, current_request_id, describe, error_response
 from ingle.server.stopping import STOPPED
 
+logger = logging.getLogger("ingle.server")
 access_logger = logging.getLogger("ingle.access")
 
 CLIENT_CLOSED_REQUEST = 499
 """What the access log says of a client that left before its answer; nginx's number."""
 SERVER_STOPPED = 503
 """What it says of an answer that the server's own end cut off."""
+
+_MAX_IGNORED = 16
+"""Most ignored fields that a header, or a line of the log, names."""
+_MAX_LOGGED = 1000
+"""A client may make up names without end."""
+_logged: set[str] = set()
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -43,6 +52,8 @@ class RequestScope:
             return
         request_id = _request_id(scope)
         current_request_id.set(request_id)
+        dialect = dialect_of(scope)
+        current_dialect.set(dialect)
         status = 0
         started_s = time.perf_counter()
 
@@ -50,7 +61,11 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers[dialect.request_id_header] = request_id
+                if ignored := ignored_fields(scope):
+                    headers["X-Ingle-Ignored-Fields"] = ignored
             await send(message)
 
         try:
@@ -68,6 +83,24 @@ class RequestScope:
         finally:
             if self._access_log:
                 _log_access(scope, status, time.perf_counter() - started_s, request_id)
+
+
+def ignored_fields(scope: Scope) -> str:
+    """What a header says of the fields of a request's body that nobody knows: the first of them, as ASCII.
+
+    Each is logged once.
+    """
+    unknown: UnknownFields | None = scope.get(UNKNOWN_FIELDS)
+    paths = () if unknown is None else unknown.paths
+    new = [path for path in paths if path not in _logged]
+    if new and len(_logged) < _MAX_LOGGED:
+        _logged.update(new)
+        logger.warning(
+            "ignored, as nobody here knows: %s in a body for %s (--strict-fields refuses such; each is told once)",
+            printable(", ".join(new[:_MAX_IGNORED])), quote(scope["path"]),
+        )  # fmt: skip
+    shown = [quote(path, safe="[]$@ ") for path in paths[:_MAX_IGNORED]]
+    return ", ".join([*shown, "..."] if len(paths) > _MAX_IGNORED else shown)
 
 
 def _request_id(scope: Scope) -> str:

@@ -14,13 +14,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingle.events import Answer, Event
+from ingle.events import Answer, Begin, Event
 from ingle.heap import give_back_memory
-from ingle.server.body import ModelRequest, parse_body, read_body
+from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
+from ingle.server.errors import ErrorBody
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory
-from ingle.server.streaming import EventStream, unless_disconnected
+from ingle.server.streaming import KEEP_ALIVE, EventStream, unless_disconnected, until
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
 
@@ -59,6 +60,10 @@ class Writer(Protocol):
         """Server-sent events of what came together; empty where the protocol has nothing to say of it."""
         ...
 
+    def failed(self, status: int, body: ErrorBody) -> bytes:
+        """The last of a stream that cannot go on."""
+        ...
+
     def whole(self, answer: Answer) -> msgspec.Struct:
         """The answer that is not streamed: of the same events, all of them."""
         ...
@@ -73,9 +78,10 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     """
     models = ModelPool.of(request)
     unread: BodyMemory = request.app.state.unread
+    unknown = UnknownFields.of(request)
 
     def prepared(body: bytes) -> Writer:
-        parsed = parse_body(kind, body)
+        parsed = parse_body(kind, body, unknown)
         model = models.get(parsed.model)
         model.check_engine()
         return prepare(model, parsed)
@@ -93,7 +99,7 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
             queue.leave(queued.id)
 
     if writer.streamed:
-        return EventStream(_pieces(writer), ended=leave)
+        return EventStream(_pieces(writer), ended=leave, failed=writer.failed)
     try:
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:
@@ -101,12 +107,38 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     return Response(whole, media_type="application/json")
 
 
+async def respond_at_once(
+    request: Request, kind: Kind[BodyT], answer: Callable[[ServedModel, BodyT], msgspec.Struct]
+) -> Response:
+    """A request that needs no engine: read, parsed and answered in a thread."""
+    models = ModelPool.of(request)
+    unread: BodyMemory = request.app.state.unread
+    unknown = UnknownFields.of(request)
+
+    def answered(body: bytes) -> bytes:
+        parsed = parse_body(kind, body, unknown)
+        return msgspec.json.encode(answer(models.get(parsed.model), parsed))
+
+    with unread.account() as account:
+        body = await read_body(request, account)
+        threads = _SMALL if len(body) <= _SMALL_BYTES else _LARGE
+        written = await asyncio.get_running_loop().run_in_executor(threads, answered, body)
+    return Response(written, media_type="application/json")
+
+
 async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
-    async with aclosing(writer.generation.events()) as steps:
-        async for events in steps:
-            if piece := writer.piece(events):
+    steps = writer.generation.events()
+    async with aclosing(steps), aclosing(until(steps, _begins)) as watched:
+        async for events in watched:
+            if events is None:
+                yield KEEP_ALIVE
+            elif piece := writer.piece(events):
                 yield piece
     yield writer.end
+
+
+def _begins(events: Sequence[Event] | None) -> bool:
+    return events is not None and any(isinstance(event, Begin) for event in events)
 
 
 async def _whole(writer: Writer) -> bytes:

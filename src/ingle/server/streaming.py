@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ingle.server.errors import describe, logger
+from ingle.server.errors import ErrorBody, describe, error_event, logger
 
 T = TypeVar("T")
 
@@ -20,6 +20,11 @@ T = TypeVar("T")
 def event(data: msgspec.Struct) -> bytes:
     """One server-sent event whose data is JSON, and so holds no line break."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def named_event(name: str, data: msgspec.Struct) -> bytes:
+    """One that also says its type in a line of its own, for clients that read that."""
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
 async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
@@ -61,18 +66,53 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
         await _cancel(*pumps)
 
 
+KEEP_ALIVE_S = 15.0
+"""A stream that is silent for so long before its first token gets a comment: proxies close what says nothing."""
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+async def until(items: AsyncIterator[T], begun: Callable[[T], bool]) -> AsyncGenerator[T | None, None]:
+    """Items, and None whenever none came for `KEEP_ALIVE_S`, but only until one with which all has `begun`.
+
+    Later ones are not watched, which would take a task for each token.
+    """
+    while True:
+        following: asyncio.Future[T] = asyncio.ensure_future(anext(items))
+        try:
+            while not (await asyncio.wait({following}, timeout=KEEP_ALIVE_S))[0]:
+                yield None
+        finally:
+            if not following.done():
+                await _cancel(following)
+        try:
+            item = following.result()
+        except StopAsyncIteration:
+            return
+        yield item
+        if begun(item):
+            break
+    async for item in items:
+        yield item
+
+
 class EventStream(Response):
     """A response of server-sent events. When the client leaves, the generator of events is closed at once."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], ended: Callable[[], None]) -> None:
-        """`ended` is called when the last event is out, or the client gone."""
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        ended: Callable[[], None],
+        failed: Callable[[int, ErrorBody], bytes] = error_event,
+    ) -> None:
+        """`ended` is called when the last event is out, or the client gone; `failed` says what made the events fail."""
         # Proxies that buffer (nginx does) would hold tokens back.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._ended = ended
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -88,8 +128,8 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception as error:
             # The status line is out: the stream itself is the only place left to say what happened.
-            _, body = describe(error)
-            await send({"type": "http.response.body", "body": event(body), "more_body": True})
+            failure = self._failed(*describe(error))
+            await send({"type": "http.response.body", "body": failure, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -19,13 +19,14 @@ Pair = tuple[str, str]
 
 _TEXT_NAMES = ("query", "message", "messages")
 _OPTIONS = ("history", "sampling_params", "use_tqdm", "system", "tokenizer")
-_TEMPLATE_OPTIONS = ("add_generation_prompt", "chat_template", "chat_template_kwargs")
+_TEMPLATE_OPTIONS = (
+    *("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
+    *("tools", "documents"),
+)
 _SAMPLING = tuple(name for name in SamplingParams.__struct_fields__)
 _AS_HERE = {"max_new_tokens": "max_tokens"}
 _ONLY: dict[str, tuple[Any, ...]] = {
     "lora_request": (None,),
-    "tools": (None,),
-    "continue_final_message": (False, None),
     "chat_template_content_format": ("auto", "string", "openai", None),
     "mm_processor_kwargs": (None,),
     "num_beams": (1, None),
@@ -38,7 +39,6 @@ _HINTS = {
     "max_length": "it counts the prompt too: give max_tokens, which counts the answer alone",
     "stop_words_ids": "give stop_token_ids, or stop with the texts",
     "stream": "stream_chat() gives the answer piece by piece",
-    "tools": "tools are not served yet",
 }
 
 

@@ -84,6 +84,7 @@ def tokenizer_from_folder(folder: Path, chat_template: str | None = None) -> Tok
         eos_token_ids=_end_ids(folder),
         chat_template=chat_template or folder_chat_template(folder, config),
         symbols=symbols,
+        response_template=config.get("response_template"),
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ingle.config import TextConfig
-from ingle.errors import Collected, ConfigError, ModelError, RequestError
+from ingle.errors import Collected, ConfigError, ModelError, RequestError, printable
 from ingle.request import SamplingParams
 from ingle.text.bos import bos_notice
 from ingle.text.chat_template import ChatTemplate
+from ingle.text.formats.of_model import NO_FORMATS, Formats
 from ingle.text.recommended import NOTHING, Recommended
 from ingle.text.sandbox import sandboxes
 from ingle.text.shipped import shipped_template, shipped_templates
@@ -41,6 +42,8 @@ class TextSide:
     """Where that stands, for people."""
     notices: tuple[str, ...] = ()
     """What the user should know of it."""
+    formats: Formats = NO_FORMATS
+    """In which the model writes thoughts and calls of tools."""
 
 
 def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Recommended = NOTHING) -> TextSide:
@@ -68,15 +71,52 @@ def load_text_side(path: Path, config: TextConfig = _MODELS_OWN, recommended: Re
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens, merge_system=config.merge_system)
             if given is not None:
                 _try(template)
+    formats, notices = NO_FORMATS, list[str]()
+    with found.apart():
+        formats = _formats(config, tokenizer, template, notices)
     found.raise_any()
     assert tokenizer is not None, "nothing was refused"
     source = "" if not sampling else "generation_config.json" if metadata is None else "general.sampling of the file"
     if not sampling and (sampling := _usable(recommended.sampling, recommended.source)):
         source = recommended.source
-    notices = [] if template is None else [bos_notice(tokenizer, template)]
+    notices += [] if template is None else filter(None, [bos_notice(tokenizer, template)])
     if config.chat_template is None and recommended.chat_template is not None:
         notices.append(f"the chat template is {recommended.chat_template}, by {recommended.source}")
-    return TextSide(tokenizer, template, sampling, source, tuple(filter(None, notices)))
+    return TextSide(tokenizer, template, sampling, source, tuple(notices), formats)
+
+
+def _formats(
+    config: TextConfig, tokenizer: Tokenizer | None, template: ChatTemplate | None, notices: list[str]
+) -> Formats:
+    """Raises `ConfigError` for a name that is not known."""
+    from ingle.text.formats.detect import NONE, reasoning_of, tools_of
+
+    if template is None or tokenizer is None:
+        return NO_FORMATS
+    declared = tokenizer.response_template
+    if declared is not None and config.tool_call_parser is None and config.reasoning_parser is None:
+        from ingle.text.formats.template import read_response_template
+
+        try:
+            own = read_response_template(declared)
+        except ValueError as error:
+            notices.append(
+                f"{printable(str(error))}: calls of tools and thoughts are read as the chat template shows them"
+            )
+        else:
+            special = map(tokenizer.token, sorted(tokenizer.special_token_ids))
+            return Formats(template=own, template_marks=own.marks(special))
+    try:
+        tools = tools_of(template.source, config.tool_call_parser)
+    except ValueError as error:
+        raise ConfigError(f"--tool-call-parser: {error}") from None
+    try:
+        reasoning = reasoning_of(template.source, config.reasoning_parser)
+    except ValueError as error:
+        raise ConfigError(f"--reasoning-parser: {error}") from None
+    if tools is not None and tools.name == "openai" and config.reasoning_parser != NONE:
+        reasoning = reasoning_of("", tools.name)  # calls and thoughts are parts of one format
+    return Formats(tools, reasoning)
 
 
 def template_fault(template: ChatTemplate) -> str | None:

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ingle.errors import RequestError
 from ingle.request import EngineRequest, SamplingParams, TokenIds, check_sampling, room_for, vocabulary_ids
+from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.stop import automaton
 from ingle.text.stream import TextStream
 
@@ -29,10 +32,15 @@ class PromptRequests:
     requests: Sequence[EngineRequest]
     continues: bool
     """Whether the texts go on where the prompt ends: those of a chat stand alone."""
+    telling: Telling | None = None
+    """What is told apart in the answers."""
 
-    def stream(self, choice: int) -> TextStream:
+    def stream(self, choice: int) -> TextStream | ToldStream:
         """For the outputs of one of the requests, as events of that choice."""
-        return TextStream(self.tokenizer, self.params, self.token_ids if self.continues else (), choice)
+        after = self.token_ids if self.continues else ()
+        if self.telling is not None:
+            return ToldStream(self.telling, self.tokenizer, self.params, after, choice)
+        return TextStream(self.tokenizer, self.params, after, choice)
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,16 @@ class PromptReader:
         add_special_tokens: bool = True,
         continues: bool = True,
         param: str = "prompt",
+        telling: Telling | None = None,
     ) -> PromptRequests:
         """The `params.n` requests of a prompt, the i-th with `seed + i`, each with the next of `request_ids`.
 
         Raises `RequestError` for a prompt that is empty or too long, naming the field `param`, and for token ids that
         the model does not have.
         """
-        check_sampling(params, self.info.vocab_size)
+        ends = self.tokenizer.eos_token_ids
+        params = self._spelled(params)
+        check_sampling(params, self.info.vocab_size, ends)
         # Made here, off a server's event loop, where they may take a while.
         automaton(params.stop)
         wanted = params.structured_outputs
@@ -65,17 +76,44 @@ class PromptReader:
         if isinstance(prompt, str):
             self.check_num_chars(len(prompt), param)
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        prompt = self._truncated(prompt, params)
         try:
             token_ids = vocabulary_ids(prompt, self.info.vocab_size)
             max_tokens = room_for(len(token_ids), params.max_tokens, self.info.max_model_len)
         except RequestError as error:
             raise RequestError(str(error), param=param, code=error.code, status=error.status) from error
-        ends = self.tokenizer.eos_token_ids
         requests = [
-            EngineRequest(next(request_ids), token_ids, params.of_choice(index, max_tokens), ends, grammar)
+            EngineRequest(
+                next(request_ids),
+                token_ids,
+                params.of_choice(index, max_tokens),
+                ends,
+                priority=params.priority,
+                cache_salt=params.cache_salt,
+                return_progress=params.return_progress,
+                grammar=grammar,
+            )
             for index in range(params.n)
         ]
-        return PromptRequests(self.tokenizer, params, token_ids, requests, continues)
+        return PromptRequests(self.tokenizer, params, token_ids, requests, continues, telling)
+
+    def _spelled(self, params: SamplingParams) -> SamplingParams:
+        """With the tokens of `bad_words`: as the text may begin with them, and as they stand after a space."""
+        if not params.bad_words:
+            return params
+        spellings = (before + word.strip() for word in params.bad_words for before in ("", " "))
+        spelled = (tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in spellings)
+        more = dict.fromkeys((*params.bad_token_ids, *filter(None, spelled)))
+        return msgspec.structs.replace(params, bad_words=(), bad_token_ids=tuple(more))
+
+    def _truncated(self, prompt: Sequence[int], params: SamplingParams) -> Sequence[int]:
+        most = params.truncate_prompt_tokens
+        if most is None or len(prompt) <= most:
+            return prompt
+        if most == -1:
+            num_wanted = 1 if params.max_tokens is None else params.max_tokens
+            most = max(self.info.max_model_len - num_wanted, 1)
+        return prompt[max(len(prompt) - most, 0) :]
 
     def check_num_chars(self, num_chars: int, param: str) -> None:
         """Raises `RequestError` for a text that is too long whatever its tokens are."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING
 
-from ingle.events import Begin, Event, Finish, Text
+from ingle.events import Begin, Event, Finish, Progress, Text
 from ingle.request import EngineOutput, FinishReason, SamplingParams
 from ingle.text.hidden_stops import TokenStops
 from ingle.text.stop import StopMatch
@@ -22,11 +22,17 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, sampling: SamplingParams, after: Sequence[int] = (), choice: int = 0
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        after: Sequence[int] = (),
+        choice: int = 0,
+        shown: Set[int] = frozenset(),
     ) -> None:
+        """`shown` are special tokens that the text holds though it has no others."""
         self._sampling = sampling
-        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens, after)
-        self._skipped = tokenizer.special_token_ids if sampling.skip_special_tokens else frozenset()
+        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens, after, shown)
+        self._skipped = tokenizer.special_token_ids - shown if sampling.skip_special_tokens else frozenset()
         self._stops = TokenStops(sampling.stop, tokenizer)
         self._choice = choice
         self._begun = False
@@ -40,6 +46,8 @@ class TextStream:
         """What the engine's next output of this request brings; nothing after the end of the text."""
         if self.finish_reason is not None:
             return []
+        if output.num_prompt_read is not None:
+            return [Progress(self._choice, output.num_prompt_read, output.num_cached_tokens)]
         texts: list[str] = []
         self._starts = []
         hidden = output.token_ids[-1:] if self._hides_last_token(output) else []

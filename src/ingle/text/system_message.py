@@ -7,6 +7,7 @@ from typing import Any
 
 from ingle.errors import RequestError
 
+UNSUPPORTED = "system_role_unsupported"
 _ROLES = ("system", "developer")
 _ADVICE = "--merge-system (merge_system=True) puts a system message before the first user message, which it takes"
 
@@ -34,7 +35,7 @@ def merged(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def advised(error: RequestError) -> RequestError:
     """The error of a template that takes the conversation once its system message is merged."""
     message = f"{str(error).rstrip('.')}. {_ADVICE}"
-    return RequestError(message, param=error.param, code=error.code or "system_role_unsupported", status=error.status)
+    return RequestError(message, param=error.param, code=error.code or UNSUPPORTED, status=error.status)
 
 
 def _text(content: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
+from typing import Any
 
 import tokenizers
 
@@ -25,6 +26,8 @@ class Tokenizer:
     """bos_token, eos_token, ... as chat templates name them."""
     eos_token_ids: tuple[int, ...]
     """Every token that ends an answer: the end tokens of the model's files and of its chat template."""
+    response_template: Any
+    """What the model's files declare of its answers, as it stands there; None where they do not."""
     chat_stops: tuple[str, ...]
     """What ends an answer in a chat template that has no token there: the text that leads to the next question."""
 
@@ -36,8 +39,10 @@ class Tokenizer:
         eos_token_ids: Iterable[int],
         chat_template: str | None,
         symbols: Mapping[str, int] | None = None,
+        response_template: Any = None,
     ) -> None:
         """`symbols` are more tokens that a text may spell out, beside the backend's added ones."""
+        self.response_template = response_template
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -103,9 +108,16 @@ class Tokenizer:
             covered = covered if added else max(covered, end)
         return starts
 
-    def detokenizer(self, skip_special_tokens: bool, after: Sequence[int] = ()) -> Detokenizer:
-        """For the tokens of one new sequence, or those that follow a prompt."""
-        return self._decoding.detokenizer(self.special_token_ids if skip_special_tokens else frozenset(), after)
+    def detokenizer(
+        self, skip_special_tokens: bool, after: Sequence[int] = (), shown: Set[int] = frozenset()
+    ) -> Detokenizer:
+        """For the tokens of one new sequence, or those that follow a prompt. `shown` special tokens are not skipped."""
+        return self._decoding.detokenizer(self.special_token_ids - shown if skip_special_tokens else frozenset(), after)
+
+    def special_tokens_of(self, texts: Iterable[str]) -> frozenset[int]:
+        """The special tokens among what spells `texts`."""
+        ids = {self.token_id(text) for text in texts}
+        return frozenset(token_id for token_id in ids if token_id in self.special_token_ids)
 
     def hidden_tokens_in(self, text: str) -> list[tuple[int, int, int]]:
         """Where `text` spells tokens that the text of an answer may leave out: special ones and those that end it.
@@ -146,6 +158,10 @@ class Tokenizer:
         """The id of a token as the vocabulary spells it."""
         found: int | None = self._backend.token_to_id(token)
         return found
+
+    def spelling(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an unknown id."""
+        return self._backend.id_to_token(token_id) or ""
 
     def vocabulary(self) -> dict[str, int]:
         """Every token, as its file spells it, and its id."""

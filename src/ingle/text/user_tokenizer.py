@@ -14,8 +14,6 @@ _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "return_dict": (False, None),
     "padding": (False, None),
     "truncation": (False, None),
-    "tools": (None,),
-    "continue_final_message": (False, None),
 }
 
 
@@ -82,6 +80,7 @@ class UserTokenizer:
         tokenize: bool = True,
         add_generation_prompt: bool = False,
         chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> Any:
         """Token ids of a conversation's prompt, or with `tokenize=False` its text; for several, a list of such.
@@ -90,16 +89,26 @@ class UserTokenizer:
         """
         _refuse_others("apply_chat_template()", {k: variables.pop(k) for k in _NO_EFFECT.keys() & variables.keys()})
         if conversation and isinstance(conversation[0], Sequence):
-            options = {"tokenize": tokenize, "add_generation_prompt": add_generation_prompt, **variables}
+            options = {
+                "tokenize": tokenize,
+                "add_generation_prompt": add_generation_prompt,
+                "tools": tools,
+                **variables,
+            }
             return [self.apply_chat_template(one, chat_template=chat_template, **options) for one in conversation]  # type: ignore[arg-type]
         template = self._template
         if chat_template is not None:
             template = ChatTemplate(chat_template, self._tokenizer.special_tokens)
         if template is None:
             raise RequestError("this model has no chat template: give one with chat_template=")
+        documents = variables.pop("documents", None)
+        continue_final_message = bool(variables.pop("continue_final_message", False))
         prompt = template.prompt(
             conversation,  # type: ignore[arg-type]
+            tools=tools,
+            documents=documents,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             chat_template_kwargs=variables,
         )
         return self.encode(prompt, add_special_tokens=False) if tokenize else prompt

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as quote_url
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ingle.errors import ConfigError
+from ingle.hub.download import PART
 from ingle.hub.http import Answer, Http, HubError, Unreachable
 from ingle.hub.listing import MAX_FILES, Digest, Found, License, Listing, RemoteFile, safe_path
 from ingle.hub.names import Hub, RepoRef
@@ -64,7 +65,6 @@ class _Model(msgspec.Struct):
 
 class HuggingFace:
     hub: Hub = "huggingface"
-    advice = "make room, or point HF_HOME to another disk"
 
     def __init__(self, endpoint: str | None = None, on_wait: Callable[[str], None] = lambda text: None) -> None:
         """Raises `HubError` when the user wants no network, `ConfigError` for a token that cannot be one."""
@@ -72,6 +72,7 @@ class HuggingFace:
 
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.cache = cache_folder()
+        self.cache_setting = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
         self._ref: RepoRef | None = None
         if constants.is_offline_mode():
             raise Unreachable(f"{self.endpoint} is not asked because HF_HUB_OFFLINE is set")
@@ -122,20 +123,23 @@ class HuggingFace:
         return self._storage(listing) / "blobs" / file.digest.value
 
     def has(self, listing: Listing, file: RemoteFile) -> bool:
-        return self.blob(listing, file).is_file()
+        """Where a file system has no links, the bytes lie in the folder itself."""
+        copy = self.folder(listing) / file.path
+        return _is_whole(self.blob(listing, file), file) or (not copy.is_symlink() and _is_whole(copy, file))
 
     def lock(self, listing: Listing) -> Path:
-        return self.cache / ".locks" / self._storage(listing).name / "ingle.lock"
+        return lock_file(self.cache, self._storage(listing).name)
 
-    def finish(self, listing: Listing, file: RemoteFile) -> None:
-        blob, link = self.blob(listing, file), self.folder(listing) / file.path
-        if blob != link and not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            try:
-                link.symlink_to(os.path.relpath(blob, link.parent))
-            except OSError:  # a file system without links
-                shutil.copyfile(blob, link)
+    def finish(self, listing: Listing, files: Sequence[RemoteFile]) -> None:
+        places = [(self.blob(listing, file), self.folder(listing) / file.path) for file in files]
+        moved = [(blob, link) for blob, link in places if blob.is_file() and not _links(link, blob)]
+        while moved:
+            blob, link = moved.pop()
+            if any(blob == other for other, _ in moved):
+                _copy(blob, link)
+            else:
+                link.unlink(missing_ok=True)
+                blob.replace(link)
 
     def complete(self, listing: Listing) -> None:
         revision = listing.ref.revision or "main"
@@ -204,6 +208,34 @@ def cache_folder() -> Path:
 
 def storage_name(repo: str) -> str:
     return "--".join(["models", *repo.split("/")])
+
+
+def lock_file(cache: Path, storage: str) -> Path:
+    """ingle's own, of those who change a repository."""
+    return cache / ".locks" / storage / "ingle.lock"
+
+
+def _is_whole(path: Path, file: RemoteFile) -> bool:
+    return path.is_file() and file.size in (None, path.stat().st_size)
+
+
+def _links(link: Path, blob: Path) -> bool:
+    """Makes a file of a snapshot lead to its bytes. False on a file system without links."""
+    if blob == link or (link.is_symlink() and link.exists()):
+        return True
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    try:
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    except OSError:
+        return False
+    return True
+
+
+def _copy(blob: Path, place: Path) -> None:
+    part = place.with_name(place.name + PART)
+    shutil.copyfile(blob, part)
+    part.replace(place)
 
 
 def _token() -> str | None:

@@ -1,6 +1,6 @@
 """ModelScope, by the HTTP interface that its own package speaks (read in 1.19, 1.31 and 1.40).
 
-The package is not needed: it resumes nothing that failed a check, asks in which cloud it runs before each download,
+The package is not needed: it resumes nothing that failed a check, asks (in 1.31) in which region of a cloud it runs,
 unpickles what lies in its folders, and has its own bars and errors. Files land where it keeps them, so that each finds
 what the other has downloaded.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -18,7 +18,7 @@ from urllib.parse import quote as quote_url
 
 import msgspec
 
-from ingle.hub.download import sha256_of
+from ingle.hub.disk import sha256_of
 from ingle.hub.http import Answer, Http, HubError, Refused, Unreachable
 from ingle.hub.listing import MAX_FILES, Digest, Found, License, Listing, RemoteFile, safe_path
 from ingle.hub.names import Hub, RepoRef
@@ -89,7 +89,7 @@ class _Page(msgspec.Struct):
 
 class ModelScope:
     hub: Hub = "modelscope"
-    advice = "make room, or point MODELSCOPE_CACHE to another disk"
+    cache_setting = "MODELSCOPE_CACHE"
 
     def __init__(self, endpoint: str | None = None, on_wait: Callable[[str], None] = lambda text: None) -> None:
         """Raises `HubError` when the user wants no network, `ConfigError` for a token that cannot be one."""
@@ -198,10 +198,10 @@ class ModelScope:
         return sha256_of(path) == file.digest.value
 
     def lock(self, listing: Listing) -> Path:
-        return self.cache / ".locks" / f"ingle-{listing.repo.replace('/', '--')}.lock"
+        return modelscope_cache.lock_file(self.cache, listing.repo)
 
-    def finish(self, listing: Listing, file: RemoteFile) -> None:
-        """The bytes lie where the file is to be found."""
+    def finish(self, listing: Listing, files: Sequence[RemoteFile]) -> None:
+        """The bytes lie where the files are to be found."""
 
     def complete(self, listing: Listing) -> None:
         """A revision is its folder's name."""

@@ -42,6 +42,11 @@ def download_folder(cache: Path, repo: str, revision: str) -> Path:
     return next((folder for folder in folders if _has_entries(folder)), folders[-1])
 
 
+def lock_file(cache: Path, repo: str) -> Path:
+    """ingle's own, of those who change a repository."""
+    return cache / ".locks" / f"ingle-{repo.replace('/', '--')}.lock"
+
+
 def repositories(cache: Path) -> Iterator[tuple[str, Path, list[Path]]]:
     """Name of each repository that lies in the cache, all that it has on the disk, and the folders of its revisions."""
     for storage in _listed(cache / "models"):
@@ -50,11 +55,11 @@ def repositories(cache: Path) -> Iterator[tuple[str, Path, list[Path]]]:
     seen = set[Path]()
     for parent in _PARENTS:
         for owner in _listed(cache / parent):
-            for folder in _listed(owner):
-                real = folder.resolve()  # the package links NAME to NA___ME
+            for folder in sorted(_listed(owner), key=Path.is_symlink):  # the package links NAME to NA___ME
+                real = folder.resolve()
                 if owner.name not in _NO_OWNERS and folder.name != "snapshots" and real not in seen and _is_model(real):
                     seen.add(real)
-                    yield f"{owner.name}/{real.name.replace('___', '.')}", real, [real]
+                    yield f"{owner.name}/{folder.name.replace('___', '.')}", folder, [folder]
 
 
 def revision_of(folder: Path) -> str:

@@ -9,6 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle.request import SamplingParams
+from ingle.server.anthropic.answers import ModelInfo, ModelPage
+from ingle.server.anthropic.errors import AnthropicError
+from ingle.server.anthropic.models import model_info, model_page
+from ingle.server.dialects import speaks_anthropic
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.openai.responses import ModelCard, ModelFacts, ModelList, ModelPermission
@@ -17,18 +21,31 @@ _DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penal
 
 
 async def list_models(request: Request) -> Response:
+    """The served models, once for every name that they have; in Anthropic's shape for its clients."""
+    if speaks_anthropic(request.scope):
+        return _json(model_page(ModelPool.of(request)))
     return _json(ModelList(data=[_card(model, name) for name, model in ModelPool.of(request).named()]))
 
 
 async def retrieve_model(request: Request) -> Response:
+    """One served model."""
     name: str = request.path_params["model"]
     model = ModelPool.of(request).get(name)
-    return _json(_card(model, name if name in model.names else model.name))
+    shown = name if name in model.names else model.name
+    return _json(model_info(model, shown) if speaks_anthropic(request.scope) else _card(model, shown))
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", list_models),
-    Endpoint("GET", "/v1/models/{model:path}", retrieve_model),  # names such as Qwen/Qwen3-8B hold slashes
+    Endpoint("GET", "/v1/models", list_models, answers=ModelList, other_answers=((200, (ModelPage,)),)),
+    # names such as Qwen/Qwen3-8B hold slashes
+    Endpoint(
+        "GET",
+        "/v1/models/{model:path}",
+        retrieve_model,
+        answers=ModelCard,
+        other_answers=((200, (ModelInfo,)), (404, (AnthropicError,))),
+        statuses=(404,),
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     FailFast,
     Field,
     PlainValidator,
@@ -20,29 +21,29 @@ from pydantic import (
     model_validator,
 )
 
-from ingle.request import MAX_INTEGER, MAX_LOGPROBS, MAX_N, RANGES, SamplingParams, objection
+from ingle.habits.sampling import REFUSED, SAME
+from ingle.request import (
+    ABOVE_ZERO,
+    MAX_BAD_WORDS,
+    MAX_INTEGER,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_SALT_CHARS,
+    MAX_STOP_STRINGS,
+    RANGES,
+    SamplingParams,
+    objection,
+)
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
 from ingle.server.openai import bound
+from ingle.server.turn import thinking_kwargs
 from ingle.structured import StructuredOutputs
 
 # Known fields that this server does not support, with the values beside null that ask for nothing.
 _UNSUPPORTED: Neutral = {
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "cache_salt": (),
-    "early_stopping": (False,),
+    **{name: neutral for name, (neutral, _) in REFUSED.items() if name not in ("best_of", "prompt")},
     "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "priority": (0,),
-    "request_id": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "service_tier": ("auto", "default"),
-    "spaces_between_special_tokens": (True,),
-    "store": (False,),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
     "vllm_xargs": (),
 }
 
@@ -54,11 +55,25 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value
-    if not _is_token_ids(ids):
+def read_token_ids(value: Any) -> tuple[int, ...]:
+    if not _is_token_ids(value):
         raise ValueError(f"must be a list of token ids, got {show(value)}")
-    return tuple(ids)
+    return tuple(value)
+
+
+def _optional_token_ids(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else read_token_ids(value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    return _optional_token_ids(value) or ()
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    strings = [] if value is None else value
+    if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+        raise ValueError(f"must be a list of strings, got {show(value)}")
+    return tuple(strings)
 
 
 def _is_token_ids(value: Any) -> bool:
@@ -101,21 +116,46 @@ def _whole(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_whole)]
-
-
-SCHEMA_REF = "#/components/schemas/{model}"
-
-
-def body_schema(model: type[StrictModel]) -> dict[str, Any]:
-    """OpenAPI's description of an endpoint that reads `model` from its body."""
-    schema = {"$ref": SCHEMA_REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Word = Annotated[str, Field(min_length=1)]
+_Key = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+_Biases = Annotated[dict[_Key, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIAS)]
+_Stops = _Word | Annotated[list[_Word], Field(max_length=MAX_STOP_STRINGS)]
+_OneOrMore = Field(min_length=1)
+_Prompts = (
+    str
+    | Annotated[list[str], _OneOrMore]
+    | Annotated[list[TokenId], _OneOrMore]
+    | Annotated[list[Annotated[list[TokenId], _OneOrMore]], _OneOrMore]
+)
+"""As the schema says it; their validators say more exactly what is wrong."""
 
 
 class StreamOptions(StrictModel):
-    UNSUPPORTED: ClassVar[Neutral] = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
-
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """Usage so far in every chunk."""
+    include_obfuscation: bool | None = None
+    """Accepted; chunks are never padded."""
+
+
+REMARKS = frozenset(
+    (
+        *("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"),
+        *("spaces_between_special_tokens", "store", "verbosity", "stream_options.include_obfuscation"),
+        *("messages[].cache_control", "messages[].content[].cache_control", "tools[].cache_control"),
+    )
+)
+"""Fields that are accepted for what they are: remarks that change nothing in the answer."""
+
+
+def _bounds(schema: dict[str, Any]) -> None:
+    """Says of each number what it may be."""
+    for name, of_field in schema.get("properties", {}).items():
+        kinds = [kind for kind in of_field.get("anyOf", ()) if kind.get("type") in ("integer", "number")]
+        if name in _NUMBERS and kinds:
+            lowest, highest = RANGES[name]
+            kinds[0] |= {"exclusiveMinimum" if name in ABOVE_ZERO else "minimum": lowest, "maximum": highest}
 
 
 _NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
@@ -124,6 +164,9 @@ _NUMBERS = RANGES.keys() - {"n", "max_tokens", "logprobs"}
 
 class GenerationRequest(ModelRequest):
     """What chat and completions have in common. None stands for the default, which may be the model's own."""
+
+    model_config = ConfigDict(json_schema_extra=_bounds)
+    ALIASES: ClassVar[Mapping[str, str]] = SAME
 
     n: Integer | None = Field(None, ge=1, le=MAX_N)
     temperature: float | None = None
@@ -136,15 +179,15 @@ class GenerationRequest(ModelRequest):
     repetition_penalty: float | None = None
     logit_bias: Annotated[
         dict[int, float] | None,
-        PlainValidator(_logit_bias, json_schema_input_type=dict[str, float] | None),
+        PlainValidator(_logit_bias, json_schema_input_type=_Biases | None),
     ] = None
     stop: Annotated[
         tuple[str, ...],
-        PlainValidator(_stop_strings, json_schema_input_type=str | list[str] | None),
+        PlainValidator(_stop_strings, json_schema_input_type=_Stops | None),
     ] = ()
     stop_token_ids: Annotated[
         tuple[int, ...],
-        PlainValidator(_token_ids, json_schema_input_type=list[int] | None),
+        PlainValidator(_token_ids, json_schema_input_type=list[TokenId] | None),
     ] = ()
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -154,6 +197,21 @@ class GenerationRequest(ModelRequest):
     prompt_logprobs: Integer | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    allowed_token_ids: Annotated[
+        tuple[int, ...] | None,
+        PlainValidator(_optional_token_ids, json_schema_input_type=list[TokenId] | None),
+    ] = None
+    bad_words: Annotated[
+        tuple[str, ...],
+        PlainValidator(_strings, json_schema_input_type=Annotated[list[_Word], Field(max_length=MAX_BAD_WORDS)] | None),
+    ] = ()
+    truncate_prompt_tokens: Integer | None = None
+    priority: Integer | None = None
+    cache_salt: str | None = Field(None, max_length=MAX_SALT_CHARS)
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_progress: bool | None = None
+    """Chunks that say how much of the prompt is read."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -164,11 +222,17 @@ class GenerationRequest(ModelRequest):
     guided_choice: bound.GuidedChoice = None
     guided_grammar: bound.GuidedGrammar = None
 
-    # Accepted for what they are: remarks that change nothing in the answer.
+    # `REMARKS`
     user: str | None = None
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    request_id: str | None = Field(None, max_length=128)
+    service_tier: str | None = None
+    spaces_between_special_tokens: bool | None = None
+    store: bool | None = None
+    verbosity: str | None = None
 
     @field_validator(*sorted(_NUMBERS), mode="after")
     @classmethod
@@ -198,6 +262,11 @@ class GenerationRequest(ModelRequest):
         return next((given for name in bound.FIELDS if (given := getattr(self, name)) is not None), None)
 
     @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
@@ -211,6 +280,7 @@ class GenerationRequest(ModelRequest):
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         given["structured_outputs"] = self.binding
         given = {name: value for name, value in given.items() if value is not None}
+        given["return_progress"] = bool(self.return_progress and self.stream)
         most = None if max_tokens == -1 else max_tokens
         return SamplingParams(**{**defaults, **given, **derived, "max_tokens": most})
 
@@ -221,15 +291,18 @@ _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__) & frozenset(Gener
 class CompletionRequest(GenerationRequest):
     """Body of `POST /v1/completions`."""
 
-    UNSUPPORTED: ClassVar[Neutral] = {**_UNSUPPORTED, "suffix": (), "prompt_embeds": ()}
+    UNSUPPORTED: ClassVar[Neutral] = {**_UNSUPPORTED, "prompt_embeds": ()}
 
     prompt: Annotated[
         list[str] | list[list[int]],
-        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+        PlainValidator(_prompts, json_schema_input_type=_Prompts),
     ]
     echo: bool | None = None
-    best_of: Integer | None = None
+    best_of: Integer | None = Field(None, ge=1, le=MAX_N)
+    """So many are computed, and the `n` of them that are likeliest per token returned."""
     logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    suffix: str | None = None
+    """What follows the text that is wanted, for models with tokens for that."""
 
     @model_validator(mode="after")
     def _check_max_tokens(self) -> CompletionRequest:
@@ -239,9 +312,23 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise FieldError("best_of", f" must equal n ({self.n or 1}), got {show(self.best_of)}")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise FieldError("best_of", f" must be at least n ({self.n or 1}), got {show(self.best_of)}")
+        if self.num_computed > (self.n or 1) and self.stream:
+            raise FieldError("best_of", " may be greater than n only when stream is false: the best are known at last")
         return self
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> CompletionRequest:
+        for name in ("suffix", "truncate_prompt_tokens"):
+            if self.echo and getattr(self, name):
+                raise FieldError("echo", f" returns the prompt as it was sent, which {name} changes: send one of them")
+        return self
+
+    @property
+    def num_computed(self) -> int:
+        """Completions of each prompt."""
+        return max(self.best_of or 1, self.n or 1)
 
 
 class TextPart(StrictModel):
@@ -249,14 +336,16 @@ class TextPart(StrictModel):
 
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = None
+    """Of Anthropic's clients: prompts are cached here without being told."""
 
 
 _PARTS = TypeAdapter(Annotated[list[TextPart], FailFast()])
 
 
-def _content(value: Any) -> str | list[dict[str, Any]]:
-    """Text of a message: a string, or text parts."""
-    if isinstance(value, str):
+def _content(value: Any) -> str | list[dict[str, Any]] | None:
+    """Text of a message: a string, or text parts; None beside calls of tools."""
+    if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise ValueError(f"must be a string or a list of text parts, got {show(value)}")
@@ -265,7 +354,59 @@ def _content(value: Any) -> str | list[dict[str, Any]]:
         if isinstance(kind, str) and kind != "text":
             error = FieldError(after=f" is {show(kind)}, but this model takes text only")
             raise ValidationError.from_exception_data("content", [field_error((index, "type"), kind, error)])
-    return [part.model_dump() for part in _PARTS.validate_python(value)] or ""
+    return [{"type": "text", "text": part.text} for part in _PARTS.validate_python(value)] or ""
+
+
+class FunctionCall(StrictModel):
+    """A call that was made: arguments are JSON text, or an object of those who parsed it."""
+
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any] | None = None
+
+
+class MessageToolCall(StrictModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: Integer | None = None
+    """Some clients send back the delta of a stream."""
+    function: FunctionCall
+
+
+class FunctionDefinition(StrictModel):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema."""
+    strict: bool | None = None
+
+
+class ChatTool(StrictModel):
+    type: Literal["function"]
+    function: FunctionDefinition
+    cache_control: dict[str, Any] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        function = self.function.model_dump(exclude_none=True, exclude={"strict"})
+        function.setdefault("description", "")
+        function.setdefault("parameters", {"type": "object", "properties": {}})
+        return {"type": self.type, "function": function}
+
+
+class NamedFunction(StrictModel):
+    name: str = Field(min_length=1)
+
+
+class NamedTool(StrictModel):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _tool_choice(value: Any) -> str | NamedTool | None:
+    if value is None or value in ("none", "auto", "required"):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, dict):
+        raise ValueError(f'must be "auto", "none", "required" or an object that names a function, got {show(value)}')
+    return NamedTool.model_validate(value)
 
 
 class ChatMessage(StrictModel):
@@ -273,20 +414,54 @@ class ChatMessage(StrictModel):
         "annotations": ([],),
         "audio": (),
         "function_call": (),
-        "refusal": (),
-        "tool_calls": ([],),
+        "refusal": ("",),
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
-        str | list[dict[str, Any]], PlainValidator(_content, json_schema_input_type=str | list[TextPart])
-    ]
+        str | list[dict[str, Any]] | None,
+        PlainValidator(_content, json_schema_input_type=str | list[TextPart] | None),
+    ] = None
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
     reasoning_content: str | None = None
+    """What was thought before the content."""
+    reasoning: str | None = None
+    """The same, as vLLM and OpenRouter name it."""
+    cache_control: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise FieldError("tool_calls", f" is only allowed in a message of the assistant, not of role {self.role}")
+        told = self.content is not None or self.tool_calls or self.thought is not None
+        if (not told and self.role != "tool") or (self.content is None and self.role not in ("assistant", "tool")):
+            raise FieldError("content", " is required")
+        return self
+
+    @property
+    def thought(self) -> str | None:
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     def for_template(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
+        content = "" if self.content is None and self.role == "tool" else self.content  # a tool that says nothing
+        message: dict[str, Any] = {"role": self.role, "content": content, "name": self.name}
+        message |= {"tool_call_id": self.tool_call_id, "reasoning_content": self.thought}
+        calls = [call.model_dump(exclude_none=True, exclude={"index"}) for call in self.tool_calls or ()]
+        return {name: value for name, value in message.items() if value is not None} | (
+            {"tool_calls": calls} if calls else {}
+        )
+
+
+MAX_TOOLS = 1024
+
+
+_REPLACED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "functions": (([],), "tools"),
+    "function_call": (("none", "auto"), "tool_choice"),
+}
+"""Fields of OpenAI's first way to call functions, the values that ask for nothing, and what took their place."""
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -296,30 +471,49 @@ class ChatCompletionRequest(GenerationRequest):
         **_UNSUPPORTED,
         "audio": (),
         "chat_template": (),
-        "continue_final_message": (False,),
-        "documents": ([],),
-        "echo": (False,),
-        "function_call": ("none",),
-        "functions": ([],),
-        "include_reasoning": (True,),
         "mm_processor_kwargs": (),
         "modalities": (["text"],),
-        # No tools, so nothing to call in parallel.
-        "parallel_tool_calls": (True, False),
         "prediction": (),
-        "reasoning_effort": (),
-        "tool_choice": ("none",),
-        "tools": ([],),
-        "verbosity": (),
         "web_search_options": (),
+        **{name: neutral for name, (neutral, _) in _REPLACED.items()},
     }
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1)]
     max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[ChatTool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Annotated[
+        str | NamedTool | None,
+        PlainValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None),
+    ] = None
+    """Without it the model chooses, if there are tools."""
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    """For the chat template; none switches thoughts off, where it can."""
+    thinking_token_budget: Integer | None = Field(None, ge=0, le=MAX_INTEGER)
+    """Most tokens of thoughts, which are then ended."""
+    include_reasoning: bool | None = None
+    """False leaves the thoughts out of the answer."""
+    echo: bool | None = None
+    """Begin the answer with the last message, if it is the assistant's."""
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """Go on where the last message ends."""
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    """For chat templates that take some."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Accepted: no model here has such a switch."""
+
+    @classmethod
+    def _refused(cls, name: str, value: Any) -> FieldError | None:
+        if name not in _REPLACED:
+            return super()._refused(name, value)
+        neutral, instead = _REPLACED[name]
+        if value is None or value in neutral:
+            return None
+        return FieldError(after=f" is not served: send {instead} instead", code="unsupported_argument")
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatCompletionRequest:
@@ -333,4 +527,27 @@ class ChatCompletionRequest(GenerationRequest):
             raise FieldError(
                 "max_tokens", f" ({both[0]}) and max_completion_tokens ({both[1]}) differ: send one of them"
             )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise FieldError("continue_final_message", " and add_generation_prompt cannot both be true")
         return self
+
+    @model_validator(mode="after")
+    def _check_tool_choice(self) -> ChatCompletionRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise FieldError("tool_choice", " is only allowed when tools are given")
+        if self.tool_name is not None and self.tool_name not in names:
+            raise FieldError("tool_choice", f" names {show(self.tool_name)}, which is none of the tools")
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise FieldError("tools", f" has two functions named {show(twice)}")
+        return self
+
+    @property
+    def tool_name(self) -> str | None:
+        """The function that the answer must call."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the template."""
+        return thinking_kwargs(self.reasoning_effort) | (self.chat_template_kwargs or {})

@@ -1,0 +1,78 @@
+"""The real server against its own OpenAPI document, by schemathesis: valid and invalid requests of every kind.
+
+Each answer must have a status, a type and a body that the document names; none may be a 5xx, and none may hang.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tokenizers import pre_tokenizers
+
+from tests.e2e.conftest import Server, start_server
+from tests.support import save_checkpoint
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+    "allow_header_conformance",
+)
+HANGS_S = 30
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A random model that knows every byte, and a chat template."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("bytes"), vocab_size=300)
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{i}>" for i in range(44))]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tokenizer = {
+        "version": "1.0",
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    started = start_server(
+        str(folder), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--max-model-len", "512",
+        "--chat-template", TEMPLATE,
+    )  # fmt: skip
+    yield started
+    started.stop()
+
+
+def run(server: Server, directory: Path, *options: str) -> None:
+    pytest.importorskip("schemathesis")
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--mode", "all",
+        "--checks", ",".join(CHECKS), "--request-timeout", str(HANGS_S), "--suppress-health-check", "all",
+        "--warnings", "off", "--no-shrink", *options,
+    ]  # fmt: skip
+    found = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=1500)
+    assert found.returncode == 0, found.stdout[-8000:] + found.stderr[-2000:]
+    detail = httpx.get(f"{server.url}/health").raise_for_status().json()["detail"]
+    assert detail == "0 requests running, 0 waiting", "a request was left behind"
+    assert " 50" not in " ".join(line for line in server.log if "HTTP" in line)
+
+
+def test_some_requests_of_every_kind(server: Server, tmp_path: Path) -> None:
+    run(server, tmp_path, "--phases", "fuzzing,stateful", "--max-examples", "3", "--seed", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_thousands_of_requests_of_every_kind(server: Server, tmp_path: Path) -> None:
+    run(server, tmp_path, "--max-examples", "200")

@@ -142,7 +142,7 @@ class TestPydanticAI:
         model = self.model(tiny_talker.url, kind)
         from pydantic_ai import Agent, NativeOutput
 
-        class Answer(BaseModel):
+        class Answer(BaseModel, extra="forbid"):
             animal: Animal
             sure: bool
             weight: float = Field(ge=0, le=100)

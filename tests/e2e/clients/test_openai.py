@@ -32,7 +32,9 @@ DEGREES = {"Paris": "18 degrees", "北京": "7 degrees"}
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 
 
-class Animal(BaseModel):
+class Animal(BaseModel, extra="forbid"):
+    """Other keys are forbidden: by JSON Schema they may else go on for ever, and with this model they do."""
+
     kind: Literal["cat", "dog", "鸟"]
     name: str = Field(max_length=12)
     legs: int = Field(ge=0, le=8)

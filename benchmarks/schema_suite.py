@@ -38,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
     counts: Counter[str] = Counter()
     files = sorted((given.suite / "tests" / given.draft).glob("*.json"))
-    for file, group in ((file, group) for file in files for group in json.loads(file.read_text())):
+    for file, group in ((each, group) for each in files for group in json.loads(each.read_text())):
         counts["schemas"] += 1
         counts["instances"] += len(group["tests"])
         try:

@@ -60,6 +60,8 @@ class Chunk(msgspec.Struct):
     drafts: list[int] = []
     pooling: Pooling | None = None
     """Report one vector of the chunk's hidden states, as its kind says: for `mean` their sum."""
+    told: list[int] = []
+    """Of the chunk's tokens the last ones, where the device has not got them: nobody drew them."""
 
     @property
     def end(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -103,10 +103,12 @@ class Grammar(msgspec.Struct, frozen=True):
     text: str
     after: str = ""
     """The answer is free until it has this text."""
+    is_json: bool = False
+    """All of it is JSON, whose numbers are to end."""
 
 
 def _choices(values: Any) -> tuple[str, ...]:
-    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+    if not isinstance(values, list | tuple):
         raise ValueError(f"choice must be a list of strings, got {values!r:.80}")
     choices = tuple(values)
     if not 0 < len(choices) <= MAX_CHOICES or any(not isinstance(each, str) or not each for each in choices):

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.engine.grammar import Grammars
+from ingle.engine.grammar import Grammars, Numbers
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.structured import Grammar, StructuredOutputs
 from ingle.text.grammar import Vocabulary, grammar_text
@@ -284,3 +284,51 @@ def test_compiling_is_bounded_in_time(folder: Path) -> None:
     started = time.monotonic()
     grammars.compile(grammar({"json": many})).exception(timeout=60)
     assert time.monotonic() - started < 30
+
+
+def test_a_number_ends(engine: Engine) -> None:
+    """The model wants nothing but zeros; digits of a string are its own."""
+    zeros = dict.fromkeys([encode("0")[0], encode("00")[0]], 90.0)
+    for kind, schema in (("number", {"type": "number", "minimum": 0}), ("string", {"type": "string", "maxLength": 60})):
+        bound = Grammar(grammar_text(StructuredOutputs(json=schema)), is_json=True)
+        first = {encode('"' if kind == "string" else "1")[0]: 80.0}
+        answer = text(answers(engine, [request("1", bound, logit_bias={**zeros, **first})])["1"])
+        longest = max(len(part) for part in answer.replace("e", ".").replace("E", ".").strip('"').split("."))
+        assert (len(answer) == 62) if kind == "string" else (longest <= 25), answer
+        assert json.loads(answer) is not None
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_numbers_are_told_from_strings(cut: int) -> None:
+    """However the text is cut into tokens."""
+    body = json.dumps({"a": '1"2\\', "\\\\": [10**39], "c": "9" * 40, 'd\\"': 7}).encode()
+    longest, numbers = 0, Numbers()
+    for start in range(0, len(body), cut):
+        numbers.take(body[start : start + cut])
+        longest += numbers.too_long
+        before = body[: start + cut]
+        digits = len(before) - len(before.rstrip(b"0123456789"))
+        assert numbers.too_long == (digits >= 24 and before[-digits - 1 : len(before) - digits] == b"[")
+    assert longest
+
+
+def test_tokens_that_have_to_follow_take_no_step_of_their_own(engine: Engine) -> None:
+    """With log probabilities each is drawn: the same tokens, in more steps. Nor does preemption change one."""
+    wanted = [request(str(i), grammar({"json": PERSON})) for i in range(6)]
+    drawn = [request(str(i), grammar({"json": PERSON}), logprobs=0) for i in range(6)]
+    jumped, one_by_one = answers(engine, wanted), answers(engine, drawn)
+    for each in wanted:
+        assert tokens(jumped[each.id]) == tokens(one_by_one[each.id])
+        assert all(len(output.token_ids) == 1 for output in one_by_one[each.id])
+        assert engine._max_in_flight != 1 or len(jumped[each.id]) < len(tokens(jumped[each.id])) * 0.8
+    scarce = restrict(engine, num_pages=18, max_model_len=128, max_num_seqs=6, max_num_batched_tokens=8)
+    again = answers(scarce, wanted)
+    assert {name: tokens(each) for name, each in again.items()} == {name: tokens(each) for name, each in jumped.items()}
+    assert scarce.scheduler.num_preemptions
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 24))
+def test_a_limit_holds_within_what_has_to_follow(engine: Engine, max_tokens: int) -> None:
+    whole = tokens(answers(engine, [request("1", grammar({"json": PERSON}))])["1"])
+    (*_, last) = cut = answers(engine, [request("1", grammar({"json": PERSON}), max_tokens=max_tokens)])["1"]
+    assert tokens(cut) == whole[:max_tokens] and last.finish_reason == "length"

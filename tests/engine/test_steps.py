@@ -122,6 +122,9 @@ class Alternating:
             return pack_mask(np.arange(VOCAB) == END)
         return pack_mask(np.arange(VOCAB) % 2 == len(self.taken) % 2)
 
+    def forced(self) -> Sequence[int]:
+        return []
+
     def take(self, token_ids: Sequence[int]) -> None:
         self.taken += token_ids
 

@@ -166,6 +166,7 @@ def test_what_is_not_handled_is_refused_whatever_the_schema_asks_for(schema: dic
         ({"choice": []}, "1 to 4096 strings"),
         ({"choice": ["a", ""]}, "not empty"),
         ({"choice": "abc"}, "must be a list of strings, got 'abc'"),
+        ({"choice": {"a": 1}}, "must be a list of strings"),
         ({"choice": ["x"] * 5000}, "1 to 4096 strings"),
         ({"json": "{"}, "json is not valid JSON"),
         ({"json": [1]}, "must be a JSON Schema, which is an object"),

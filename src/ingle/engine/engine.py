@@ -202,20 +202,22 @@ class Engine:
             outputs += map(self._told, new) if self._masks else new
 
     def _told(self, output: EngineOutput) -> EngineOutput:
-        """An output whose tokens its mask has heard of: the answer may have ended with them.
+        """An output whose tokens its mask has heard of, with those that have to follow.
 
-        What a mask raises is its own request's, which ends too.
+        The answer may have ended with them. What a mask raises is its own request's, which ends too.
         """
         try:
-            complete, failed = self._masks.take(output.id, output.token_ids), None
+            ended = self._masks.take(output.id, output.token_ids)
+            num_drawn = len(output.token_ids)
+            if num_drawn and output.finish_reason is None and not ended and self.scheduler.may_jump(output.id):
+                output = self.scheduler.jump(output, self._masks.forced(output.id))
+                ended = self._masks.take(output.id, output.token_ids[num_drawn:])
         except Exception as error:
-            complete, failed = False, str(error)
+            self.abort(output.id)
+            return msgspec.structs.replace(output, finish_reason="error", error=str(error))
         if output.finish_reason is not None:
             self._masks.drop(output.id)
-        elif failed is not None:
-            self.abort(output.id)
-            return msgspec.structs.replace(output, finish_reason="error", error=failed)
-        elif complete:
+        elif ended:
             self.abort(output.id)
             return msgspec.structs.replace(output, finish_reason="stop", complete=True)
         return output

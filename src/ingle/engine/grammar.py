@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ingle.engine.masks import TokenMask, Words
+import numpy as np
+
+from ingle.engine.masks import TokenMask, Words, pack_mask
 from ingle.structured import Grammar
 from ingle.text.grammar import Vocabulary, compile_grammar
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
 _NUM_THREADS = 2
 """That compile: one that takes a second holds up no other."""
+_MAX_DIGITS = 24
+"""Of a number in JSON, one after the other: a 64-bit integer has up to 20, a double needs 17.
+
+A schema bounds its value and not its digits, and a small model at a high temperature writes zeros for ever.
+"""
 _MAX_KEPT = 64
 """Grammars that are kept compiled. Most take some hundred kB."""
 
@@ -26,6 +33,7 @@ class GrammarMask:
 
     def __init__(self, matcher: LLMatcher, grammar: Grammar, bytes_of: Sequence[bytes]) -> None:
         self.matcher = matcher
+        self.numbers = Numbers() if grammar.is_json else None
         self._bytes_of = bytes_of
         self._after = grammar.after.encode()
         self._text = b""
@@ -42,6 +50,9 @@ class GrammarMask:
             raise ValueError(_refused(self.matcher))
         return None
 
+    def forced(self) -> list[int]:
+        return self.matcher.compute_ff_tokens() if self.bound else []
+
     def take(self, token_ids: Sequence[int]) -> None:
         free = 0
         while not self.bound and free < len(token_ids):
@@ -51,6 +62,43 @@ class GrammarMask:
             free += 1
         if self.bound and free < len(token_ids) and not self.matcher.consume_tokens(list(token_ids[free:])):
             raise ValueError(_refused(self.matcher))
+        if self.numbers is not None and self.bound:
+            for token_id in token_ids[free:]:
+                self.numbers.take(self._bytes_of[token_id])
+
+
+class Numbers:
+    """Tells numbers that do not end from the digits of strings, in a JSON text that grows."""
+
+    def __init__(self) -> None:
+        self._in_string = False
+        self._escaped = False
+        self._num_digits = 0
+
+    @property
+    def too_long(self) -> bool:
+        """Whether no more digit should follow."""
+        return self._num_digits >= _MAX_DIGITS
+
+    def take(self, data: bytes) -> None:
+        """What a token adds to the text."""
+        if b'"' in data or b"\\" in data or self._escaped:
+            for byte in data:
+                self._take_byte(byte)
+        if self._in_string:
+            self._num_digits = 0
+        elif data.isdigit():
+            self._num_digits += len(data)
+        else:
+            self._num_digits = len(data) - len(data.rstrip(b"0123456789"))
+
+    def _take_byte(self, byte: int) -> None:
+        if self._escaped:
+            self._escaped = False
+        elif self._in_string and byte == ord("\\"):
+            self._escaped = True
+        elif byte == ord('"'):
+            self._in_string = not self._in_string
 
 
 def _refused(matcher: LLMatcher) -> str:
@@ -68,6 +116,8 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
         self._tokenizer: LLTokenizer | None = None
         self._executor: LLExecutor | None = None
+        self._digits: Words | None = None
+        """Tokens that begin with one."""
         self._pool = ThreadPoolExecutor(_NUM_THREADS, "grammar")
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
 
@@ -93,8 +143,23 @@ class Grammars:
             from llguidance.numpy import fill_next_token_bitmask_par
 
             fill_next_token_bitmask_par(self._threads(), [(matcher, row) for matcher, row, _ in bound], words)
+            self._end_numbers(
+                [words[row] for _, row, mask in bound if mask.numbers is not None and mask.numbers.too_long]
+            )
         filled = {row for matcher, row, _ in bound if not matcher.is_error()}
         return [each for each in rows if each[1] not in filled]
+
+    def _end_numbers(self, rows: Sequence[Words]) -> None:
+        """Takes tokens that begin with a digit out of rows that allow others too."""
+        if not rows:
+            return
+        if self._digits is None:
+            assert self._vocabulary is not None
+            self._digits = pack_mask(np.array([token[:1].isdigit() for token in self._vocabulary.tokens], np.bool_))
+        for row in rows:
+            rest = row & ~self._digits
+            if rest.any():
+                row[:] = rest
 
     def _threads(self) -> LLExecutor:
         if self._executor is None:

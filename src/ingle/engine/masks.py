@@ -30,6 +30,10 @@ class TokenMask(Protocol):
         """Which tokens may come next; None where all may. At least one may, the end of the answer if nothing else."""
         ...
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that have to come next, one after the other, as far as that is known; they are not taken yet."""
+        ...
+
     def take(self, token_ids: Sequence[int]) -> None:
         """The next tokens of the answer."""
         ...
@@ -134,6 +138,11 @@ class MaskTable:
             return False
         mask.take(token_ids)
         return mask.ended
+
+    def forced(self, request_id: str) -> Sequence[int]:
+        """Tokens that have to follow; none where lists of tokens have a say."""
+        mask = self._masks.get(request_id)
+        return () if mask is None or request_id in self._lists else mask.forced()
 
     def fill(self, drawing: Sequence[tuple[int, str]]) -> Future[Filled]:
         """The masks for slots and the requests in them, made in a thread while the device computes the step."""

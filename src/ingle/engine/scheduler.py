@@ -20,6 +20,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ingle.engine.pages import PagePool
 from ingle.engine.pooling import PooledPrompt
 from ingle.engine.prefix import root
@@ -57,6 +59,8 @@ class Sequence:
     """Tokens that launched steps sample and that are not in `token_ids` yet."""
     num_drafted: int = 0
     """Drafts beyond those, which a launched step tries: until it is retired, nobody knows where the sequence ends."""
+    num_untold: int = 0
+    """Of `token_ids` the last ones, which had to follow what was drawn, and which no device has been told."""
     num_in_flight: int = 0
     """Launched, unretired steps that touch this sequence."""
     priority: int = 0
@@ -221,7 +225,7 @@ class Scheduler:
             remaining = seq.num_to_compute
             if seq.num_drafted or (seq.num_sampled_ahead and self._may_draft(seq)):
                 continue  # what follows is known once those steps are retired
-            if remaining == 1 and seq.num_tokens > seq.num_prompt_tokens:
+            if remaining == 1 + seq.num_untold and seq.num_tokens > seq.num_prompt_tokens:
                 if seq.num_tokens < seq.max_num_tokens:  # otherwise its last token is in flight
                     decodes.append(seq)
             elif remaining > 0:
@@ -271,10 +275,14 @@ class Scheduler:
         """One token of each, then those whose next tokens somebody guesses, in pages that they have."""
         num_left = plan.num_left - len(decodes)
         drafting: list[tuple[Sequence, list[int]]] = []
+        jumping: list[tuple[Sequence, int]] = []
         for seq in decodes:
             self._grow(seq, seq.num_computed + 1)
             drafts = self._drafts(seq, num_left)
-            if drafts:
+            if seq.num_untold:
+                jumping.append((seq, min(seq.num_untold, num_left)))
+                num_left -= jumping[-1][1]
+            elif drafts:
                 num_left -= len(drafts)
                 drafting.append((seq, drafts))
             else:
@@ -282,6 +290,8 @@ class Scheduler:
         plan.step.num_decodes = len(plan.step.chunks)
         for seq, drafts in drafting:
             self._chunk(plan, seq, 1, drafts)
+        for seq, num_jumped in jumping:
+            self._chunk(plan, seq, 1 + num_jumped)
 
     def _drafts(self, seq: Sequence, most: int) -> list[int]:
         """Guesses of what follows, in pages that the sequence has."""
@@ -333,6 +343,8 @@ class Scheduler:
             return
         self._grow(seq, start + count)
         samples = start + count == seq.num_tokens and seq.pooled is None
+        told = seq.token_ids[len(seq.token_ids) - seq.num_untold : start + count].tolist() if seq.num_untold else []
+        seq.num_untold -= len(told)
         step.chunks.append(
             Chunk(
                 slot=seq.slot,
@@ -343,6 +355,7 @@ class Scheduler:
                 prompt_logprobs=seq.sampling.prompt_logprobs if start < seq.num_prompt_tokens - 1 else None,
                 drafts=list(drafts),
                 pooling=None if seq.pooled is None or not seq.pooled.wants(start + count) else seq.pooled.pooling,
+                told=told,
             )
         )
         step.masked |= samples and seq.masked
@@ -372,6 +385,7 @@ class Scheduler:
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
         seq.num_computed = seq.num_settled = num_cached
+        seq.num_untold = 0  # the admission has all
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
         self.running.append(seq)
@@ -463,15 +477,7 @@ class Scheduler:
             return EngineOutput(seq.id, [], "length", num_cached_tokens=cached, prompt_logprobs=self._of_prompt(seq))
         seq.pages.given_back.clear()  # NaN in them would have reached this token
         first = seq.num_generated == 0
-        taken: list[int] = []
-        reason: FinishReason | None = None
-        stop_token_id = None
-        for token_id in token_ids:
-            seq.token_ids.append(token_id)
-            taken.append(token_id)
-            reason, stop_token_id = self._finish_reason(seq, token_id)
-            if reason is not None:
-                break
+        taken, reason, stop_token_id = self._append(seq, token_ids)
         self._register(seq)
         if reason is not None:
             self._finish(seq)
@@ -499,6 +505,38 @@ class Scheduler:
             [],
             "error",
             error=f"the model computed NaN or infinite {what} for this request; try --dtype float32",
+        )
+
+    def _append(self, seq: Sequence, token_ids: Seq[int]) -> tuple[list[int], FinishReason | None, int | None]:
+        """Takes tokens up to the end of the answer. Returns them, with what ended it."""
+        taken: list[int] = []
+        for token_id in token_ids:
+            seq.token_ids.append(token_id)
+            taken.append(token_id)
+            reason, stop_token_id = self._finish_reason(seq, token_id)
+            if reason is not None:
+                return taken, reason, stop_token_id
+        return taken, None, None
+
+    def may_jump(self, request_id: str) -> bool:
+        """Whether tokens may be added that nobody draws: not where a launched step is to draw the next one already,
+        where drawn tokens are counted, or where their log probabilities are wanted."""
+        seq = self._by_id.get(request_id)
+        if seq is None or seq.num_in_flight:
+            return False
+        return not (seq.sampling.penalized or seq.sampling.logprobs is not None)
+
+    def jump(self, output: EngineOutput, token_ids: Seq[int]) -> EngineOutput:
+        """What a retired step brought, and the tokens that have to follow, which nobody draws."""
+        seq = self._by_id[output.id]
+        if not token_ids:
+            return output
+        taken, reason, stop_token_id = self._append(seq, token_ids)
+        seq.num_untold += len(taken)
+        if reason is not None:
+            self._finish(seq)
+        return msgspec.structs.replace(
+            output, token_ids=[*output.token_ids, *taken], finish_reason=reason, stop_token_id=stop_token_id
         )
 
     @staticmethod

@@ -7,13 +7,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ingle.errors import RequestError
 from ingle.structured import Grammar, StructuredOutputs
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 _WHITE_SPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 """Between the tokens of JSON: a small model at a high temperature writes blanks for ever, where it may."""
@@ -39,7 +39,7 @@ class Vocabulary:
         from llguidance import LLTokenizer
 
         words = _Words(self)
-        tokenizer = LLTokenizer(words, eos_token=list(self.end_ids))
+        tokenizer = LLTokenizer(cast("TokenizerWrapper", words), eos_token=list(self.end_ids))
         words.greedy = tokenizer.greedy_tokenize
         return tokenizer
 
@@ -170,7 +170,7 @@ class GrammarCheck:
             compile_grammar(text, self._small_tokenizer())
         except (ValueError, RequestError) as error:
             return _plain(str(error))
-        return Grammar(text, wanted.after)
+        return Grammar(text, wanted.after, is_json=wanted.kind in ("json", "json_object"))
 
     def _small_tokenizer(self) -> LLTokenizer:
         with self._lock:

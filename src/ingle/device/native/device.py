@@ -51,8 +51,8 @@ class NativeDevice:
             for table, page_ids in zip(self.page_tables, admission.page_ids, strict=True):
                 table[admission.slot, : len(page_ids)] = page_ids
         for chunk in step.chunks:
-            if chunk.drafts:
-                self.token_ids[chunk.slot, chunk.end - len(chunk.drafts) : chunk.end] = chunk.drafts
+            if brought := chunk.drafts or chunk.told:
+                self.token_ids[chunk.slot, chunk.end - len(brought) : chunk.end] = brought
         self.sampler.admit(step.admissions)
 
     def forward(self, step: Step) -> NativeStep:

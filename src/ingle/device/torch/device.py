@@ -17,7 +17,7 @@ from ingle.device.torch.tables import SlotTables
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
-from ingle.step import Limits, Masks, Step
+from ingle.step import Chunk, Limits, Masks, Step
 
 _LOGIT_ROWS = 64
 """Rows of the vocabulary that prompt log probabilities take at once: 64 x 150k x float32 is 40 MB."""
@@ -63,9 +63,7 @@ class TorchDevice:
     def forward(self, step: Step) -> TorchStep:
         """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
         launched = TorchStep(self, step)
-        if self.graphs is not None and all(
-            chunk.prompt_logprobs is None and chunk.pooling is None and not chunk.drafts for chunk in step.chunks
-        ):
+        if self.graphs is not None and not any(map(_leaves_graph, step.chunks)):
             if step.masked:
                 launched.captured = self.graphs.forward(step)
             else:
@@ -220,3 +218,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+
+
+def _leaves_graph(chunk: Chunk) -> bool:
+    """Whether it asks for what no CUDA graph computes."""
+    return bool(chunk.prompt_logprobs is not None or chunk.pooling is not None or chunk.drafts or chunk.told)

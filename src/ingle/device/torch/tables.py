@@ -61,13 +61,14 @@ class SlotTables:
         self._write(self.token_ids, rows, [admission.token_ids for admission in starting])
         rows = [group * num_slots + row for row in rows for group in range(len(self.page_tables))]
         self._write(self.page_tables.flatten(0, 1), rows, [pages for each in starting for pages in each.page_ids])
-        drafts = [
-            (chunk.slot, chunk.end - len(chunk.drafts) + index, token_id)
+        brought = [
+            (chunk.slot, chunk.end - len(new) + index, token_id)
             for chunk in step.chunks
-            for index, token_id in enumerate(chunk.drafts)
+            if (new := chunk.drafts or chunk.told)
+            for index, token_id in enumerate(new)
         ]
-        if drafts:
-            slots, positions, token_ids = to_device(np.array(drafts, np.int64).T.copy(), self.device).unbind(0)
+        if brought:
+            slots, positions, token_ids = to_device(np.array(brought, np.int64).T.copy(), self.device).unbind(0)
             self.token_ids[slots, positions] = token_ids.int()
 
     def _write(self, table: torch.Tensor, rows: Sequence[int], contents: Sequence[Sequence[int]]) -> None:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingle.cli.main import main
+from ingle.text.sandbox import sandboxes
 from tests.vectors import save_model
 
 MODEL = "smollm2:135m"
+
+
+@pytest.fixture(autouse=True)
+def later_tests_render() -> Iterator[None]:
+    """The end of a batch, which here is not that of its process, ends what renders templates."""
+    yield
+    sandboxes.forget()
 
 
 def line(custom_id: str, url: str = "/v1/completions", **body: Any) -> dict[str, Any]:

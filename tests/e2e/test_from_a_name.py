@@ -68,7 +68,7 @@ def test_from_a_name_to_an_answered_chat(hub: Hub, name: str, served: str, progr
     (tmp_path / "ingle").mkdir()
     (tmp_path / "ingle" / "kernels").symlink_to(home() / "kernels")  # else each test compiles them
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "INGLE_HOME": str(tmp_path / "ingle"),
-                 "no_proxy": "127.0.0.1,localhost"}  # fmt: skip
+                 "no_proxy": "127.0.0.1,localhost", "HF_HUB_OFFLINE": "0"}  # fmt: skip
     server = start_server(name.format(url=cdn), *SMALL_CACHE, **variables)
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:

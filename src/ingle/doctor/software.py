@@ -59,7 +59,7 @@ class _Requirement(NamedTuple):
 
 
 _LINE = re.compile(r"([\w.-]+)[^;>]*(?:>=([\d.]+))?[^;]*(?:;(.*))?")
-_MODULES = {"pyyaml": "yaml", "prompt-toolkit": "prompt_toolkit"}
+_MODULES = {"pyyaml": "yaml"}
 """What a package is imported as, where that is not its own name."""
 
 
@@ -74,7 +74,7 @@ def check_packages(here: Here, report: Reporter) -> None:
     missing = [text for each in needed if (text := _lack(each)) is not None]
     if missing:
         report.fail(f"missing or too old: {', '.join(missing)}", "pip install --upgrade ingle, or `make setup`")
-    present = [_MODULES.get(each.name.lower(), each.name) for each in needed if _installed(each.name) is not None]
+    present = [_module(each.name) for each in needed if _installed(each.name) is not None]
     try:
         failures = here.children.ask("packages", here.question.timeout_s, *present)["failures"]
     except ProbeError as error:
@@ -86,6 +86,10 @@ def check_packages(here: Here, report: Reporter) -> None:
         report.ok(f"{len(needed)} required ones import")
     if (lack := _lack(next(each for each in required if each.name == "transformers"))) is not None:
         report.warn(f"{lack}: only models of ingle's own families run", _INSTALL)
+
+
+def _module(package: str) -> str:
+    return _MODULES.get(package.lower(), package.replace("-", "_"))
 
 
 def check_extras(here: Here, report: Reporter) -> None:

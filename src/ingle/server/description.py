@@ -83,12 +83,14 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _tidied(schema: Any) -> Any:
-    """With the bounds of numbers that have a validator of their own as JSON Schema spells them."""
+    """With the bounds of numbers that have a validator of their own as JSON Schema spells them, and without defaults
+    that are null: those say that a field is left out, and many a schema takes no null."""
     if isinstance(schema, list):
         return [_tidied(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    return {_BOUNDS.get(name, name): _tidied(value) for name, value in schema.items()}
+    given = {name: value for name, value in schema.items() if not (name == "default" and value is None)}
+    return {_BOUNDS.get(name, name): _tidied(value) for name, value in given.items()}
 
 
 def bodies_of(endpoint: Endpoint) -> tuple[type[StrictModel], ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingle.engine.masks import TokenMask, Words, pack_mask
+from ingle.errors import RequestError
 from ingle.structured import Grammar
 from ingle.text.grammar import Vocabulary, compile_grammar
 
@@ -47,7 +48,7 @@ class GrammarMask:
     def allowed(self) -> Words | None:
         """Of one that is not bound yet. The rows of others are filled together, by `Grammars.fill_rows`."""
         if self.matcher.is_error():
-            raise ValueError(_refused(self.matcher))
+            raise _fault(self.matcher)
         return None
 
     def forced(self) -> list[int]:
@@ -61,7 +62,7 @@ class GrammarMask:
             self._text = text[-len(self._after) :]
             free += 1
         if self.bound and free < len(token_ids) and not self.matcher.consume_tokens(list(token_ids[free:])):
-            raise ValueError(_refused(self.matcher))
+            raise _fault(self.matcher)
         if self.numbers is not None and self.bound:
             for token_id in token_ids[free:]:
                 self.numbers.take(self._bytes_of[token_id])
@@ -101,9 +102,14 @@ class Numbers:
             self._in_string = not self._in_string
 
 
-def _refused(matcher: LLMatcher) -> str:
-    """What llguidance says of an answer that cannot go on."""
-    return f"the grammar cannot be followed any further: {matcher.get_error().splitlines()[0]:.200}"
+def _fault(matcher: LLMatcher) -> Exception:
+    """What llguidance says of an answer that cannot go on.
+
+    That is a grammar which takes more than its limits allow, or a token that none of our masks should have let through.
+    """
+    error = matcher.get_error().splitlines()[0]
+    kind = ValueError if "satisfy the grammar" in error else RequestError
+    return kind(f"the grammar cannot be followed any further: {error:.200}")
 
 
 class Grammars:

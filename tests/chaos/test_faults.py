@@ -173,6 +173,7 @@ def test_processes_of_templates_that_are_killed_are_replaced(standing: Target) -
     standing.withstands(attack)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_of_templates_holds_up_no_other(start: Start) -> None:
     """Its request ends in time, and is the only one."""
     target = start()

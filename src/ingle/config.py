@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ingle.errors import ConfigError
+from ingle.limits import LimitsConfig
 
 logger = logging.getLogger("ingle")
 
@@ -318,14 +319,6 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
-    timeout_keep_alive: float = 65.0
-    """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
-    max_connections: int = 4096
-    """Most connections open at once; one address may have half of them."""
-    max_num_queued_reqs: int = 4096
-    """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
-    max_num_queued_tokens: int = 4_194_304
-    """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
     response_store: str = "256MB"
     """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
     such as 1GiB; 0 keeps none. The oldest go first."""
@@ -337,9 +330,9 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
         self.response_store_bytes()
         if not 0.0 < self.response_store_hours < math.inf:
@@ -348,12 +341,8 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
-            _at_least(name, getattr(self, name), 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)
-        if not 0.0 < self.timeout_keep_alive < math.inf:
-            raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
         for flag, words in (
             ("--api-key", self.api_key),
             ("--served-model-name", self.served_model_name),
@@ -396,5 +385,5 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, LimitsConfig)
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -54,7 +54,7 @@ async def test_what_does_not_fit_is_refused_until_there_is_room(
     await until(lambda: engine.running > 0, within_s=5.0)
     running = engine.running
     refused = await held(**more, stream=stream)
-    assert_error(refused, 429, "waits already")
+    assert_error(refused, 429, "The queue is full", "--max-num-queued-reqs", "number")
     assert refused.json()["error"]["code"] == "queue_full" and int(refused.headers["retry-after"]) > 0
     assert engine.running == running
     first.cancel()

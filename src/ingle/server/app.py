@@ -13,10 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ingle.limits import LimitsConfig
 from ingle.server import rerank
 from ingle.server.access import Access, ApiKeyGuard, HostGuard
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
+from ingle.server.ending import AnswersMemory
 from ingle.server.endpoints import Endpoint
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
@@ -41,7 +43,7 @@ def create_app(
     *,
     access_log: bool = True,
     strict_fields: bool = False,
-    unread: BodyMemory | None = None,
+    limits: LimitsConfig = LimitsConfig(),  # noqa: B008 (frozen)
     loading: Loading | None = None,
     responses: ResponseStore | None = None,
     store: Store | None = None,
@@ -49,7 +51,7 @@ def create_app(
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
-    that nobody knows; `unread` bounds the bodies being read;
+    that nobody knows; `limits` bound what one request, and all together, may take;
     while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
     for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those.
     """
@@ -68,7 +70,9 @@ def create_app(
     app.state.models = pool
     app.state.responses = ResponseStore() if responses is None else responses
     app.state.strict_fields = strict_fields
-    app.state.unread = BodyMemory() if unread is None else unread
+    app.state.limits = limits
+    app.state.unread = BodyMemory(limits.max_bodies_bytes)
+    app.state.answers = AnswersMemory(limits.max_answers_bytes)
     app.state.store = store
     app.state.batches = None
     install_error_handlers(app)
@@ -144,11 +148,11 @@ class Described:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            self._app = await asyncio.to_thread(_description)
+            self._app = await asyncio.to_thread(_description, scope["app"].state.limits)
         await self._app(scope, receive, send)
 
 
-def _description() -> FastAPI:
+def _description(limits: LimitsConfig) -> FastAPI:
     from ingle.server.description import describing_app
 
-    return describing_app(ENDPOINTS)
+    return describing_app(ENDPOINTS, limits)

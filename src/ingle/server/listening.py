@@ -8,6 +8,9 @@ import socket
 
 from ingle.errors import ConfigError
 
+_SEND_BYTES = 256 * 1024
+"""That the kernel holds of an answer for one client. By itself it holds megabytes for one that reads nothing."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket. Raises `ConfigError` when the port is taken or the address is not this machine's."""
@@ -18,6 +21,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)  # of every connection: they inherit it
         sock.bind(address)
         sock.listen()  # at once: two sockets may bind one port, but only one can listen; early clients wait their turn
     except (OSError, UnicodeError) as error:

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ingle.server.ending import AnswersMemory, Ending
 from ingle.server.errors import ErrorBody, describe, error_event, logger
 
 T = TypeVar("T")
@@ -105,14 +106,18 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         ended: Callable[[], None],
         failed: Callable[[int, ErrorBody], bytes] = error_event,
+        ending: Ending | None = None,
     ) -> None:
-        """`ended` is called when the last event is out, or the client gone; `failed` says what made the events fail."""
+        """`ended` is called when the last event is out, or the client gone; `failed` says what made the events fail,
+        among it what `ending` ends them by.
+        """
         # Proxies that buffer (nginx does) would hold tokens back.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._ended = ended
         self._failed = failed
+        self._ending = Ending() if ending is None else ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -124,13 +129,46 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for chunk in self._events:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            with self._ending:
+                async for chunk in self._events:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception as error:
+            await self._events.aclose()  # now: a client that reads no more may never hear of it
             # The status line is out: the stream itself is the only place left to say what happened.
             failure = self._failed(*describe(error))
             await send({"type": "http.response.body", "body": failure, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+_PIECE_BYTES = 256 * 1024
+
+
+class WholeAnswer(Response):
+    """One that is not streamed. It goes out as its client reads it, and counts until then."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, memory: AnswersMemory) -> None:
+        super().__init__(body)
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = memoryview(self.body)
+        if len(body) <= _PIECE_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        ending = Ending()
+        account = self._memory.account(ending)
+        try:
+            with ending:
+                account.add(len(body))
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for start in range(0, len(body), _PIECE_BYTES):
+                    piece = bytes(body[start : start + _PIECE_BYTES])
+                    more = start + _PIECE_BYTES < len(body)
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            account.close()
 
 
 class _End:

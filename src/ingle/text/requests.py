@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 from ingle.request import EngineRequest, SamplingParams, TokenIds, check_sampling, room_for, vocabulary_ids
 from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.stop import automaton
@@ -41,6 +42,13 @@ class PromptRequests:
         if self.telling is not None:
             return ToldStream(self.telling, self.tokenizer, self.params, after, choice)
         return TextStream(self.tokenizer, self.params, after, choice)
+
+
+def check_num_tokens(num_tokens: int) -> None:
+    """Raises `RequestError` for a prompt of more tokens than the flag allows, whatever the context holds."""
+    text = limits().over("max_prompt_tokens", num_tokens, f"the prompt has {num_tokens} tokens")
+    if text is not None:
+        raise RequestError(text, param="prompt", code="prompt_too_long")
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class PromptReader:
         prompt = self._truncated(prompt, params)
         try:
             token_ids = vocabulary_ids(prompt, self.info.vocab_size)
+            check_num_tokens(len(token_ids))
             max_tokens = room_for(len(token_ids), params.max_tokens, self.info.max_model_len)
         except RequestError as error:
             raise RequestError(str(error), param=param, code=error.code, status=error.status) from error
@@ -126,6 +135,8 @@ class PromptReader:
 
     def check_num_chars(self, num_chars: int, param: str) -> None:
         """Raises `RequestError` for a text that is too long whatever its tokens are."""
+        if (text := limits().over("max_prompt_chars", num_chars, f"the prompt has {num_chars} characters")) is not None:
+            raise RequestError(text, param=param, code="prompt_too_long")
         max_model_len = self.info.max_model_len
         if num_chars > max_model_len * MAX_CHARS_PER_TOKEN:
             raise RequestError(

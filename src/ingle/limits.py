@@ -136,7 +136,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "max_body_bytes": (1024, 2**31),
     "max_bodies_bytes": (1024, _MOST),
     "max_field_bytes": (1024, 2**24),
-    "max_json_depth": (8, 500),
+    "max_json_depth": (8, 900),
     "max_n": (1, 16_384),
     "max_best_of": (1, 16_384),
     "max_choices": (1, 16_384),
@@ -178,7 +178,7 @@ def _check_seconds(flag: str, value: object) -> None:
 
 def _offline() -> LimitsConfig:
     """As much as anything here can take."""
-    names = ("n", "best_of", "choices", "stop_strings", "stop_chars", "bad_words", "bad_words_chars", "grammar_bytes",
+    names = ("json_depth", "n", "best_of", "choices", "stop_strings", "stop_chars", "bad_words", "bad_words_chars", "grammar_bytes",
              "grammar_choices")  # fmt: skip
     return LimitsConfig(**{f"max_{name}": _BOUNDS[f"max_{name}"][1] for name in names})
 

@@ -178,8 +178,8 @@ def _check_seconds(flag: str, value: object) -> None:
 
 def _offline() -> LimitsConfig:
     """As much as anything here can take."""
-    names = ("json_depth", "n", "best_of", "choices", "stop_strings", "stop_chars", "bad_words", "bad_words_chars", "grammar_bytes",
-             "grammar_choices")  # fmt: skip
+    names = ("json_depth", "n", "best_of", "choices", "stop_strings", "stop_chars", "bad_words", "bad_words_chars",
+             "grammar_bytes", "grammar_choices")  # fmt: skip
     return LimitsConfig(**{f"max_{name}": _BOUNDS[f"max_{name}"][1] for name in names})
 
 

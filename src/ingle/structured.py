@@ -101,6 +101,8 @@ class Grammar(msgspec.Struct, frozen=True):
     """The answer is free until it has this text."""
     is_json: bool = False
     """All of it is JSON, whose numbers are to end."""
+    fuel: int = 1_000_000
+    """Most work to compile it."""
 
 
 def _choices(values: Any) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ def test_an_estimate_is_made_of_the_speed() -> None:
     assert error.headers["X-Ingle-Queue-Position"] == "11"
     assert 18 <= int(error.headers["X-Ingle-Queue-Seconds"]) <= 26
     assert 5 <= int(error.headers["Retry-After"]) <= 7
-    assert "--max-num-queued-reqs" in str(error) and "0.5 requests with 50 prompt tokens" in str(error)
+    assert "--max-num-queued-reqs" in str(error) and "0.512 requests with 51.2 prompt tokens" in str(error)
 
 
 def test_a_queue_that_stands_still_is_not_promised_to_move() -> None:

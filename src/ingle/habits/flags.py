@@ -391,7 +391,8 @@ _LIMITS = " ".join(f"{flag_of(field.name)}=" for field in fields(LimitsConfig))
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (_LIMITS, "only `ingle serve` has clients to bound"),
     (
-        "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
+        "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
+        "--allowed-hosts=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --files-dir= --max-files-size= "
         "--response-store= --response-store-hours=",
         "only `ingle serve` listens",
@@ -423,7 +424,7 @@ REFUSED_HERE: tuple[tuple[str, str], ...] = (
 )
 """Ours, in a command where leaving them out would do something else than asked."""
 
-SECRETS = {"--api-key", "--api-keys", "--hf-token", "-hft", "--token"}
+SECRETS = {"--api-key", "--api-keys", "--admin-api-key", "--hf-token", "-hft", "--token"}
 """Whose values are not shown."""
 
 Kind = Literal["same", "turned", "idle", "refused", "elsewhere", "refused here"]

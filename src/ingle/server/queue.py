@@ -61,8 +61,8 @@ class Speed:
     def pass_by(self, seconds: float) -> None:
         """In which somebody waited."""
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
-        self._busy_s, self._requests, self._tokens = self._busy_s + seconds, self._requests * kept, self._tokens * kept
-        self._busy_s = min(self._busy_s, _HALF_LIFE_S / math.log(2))  # what all time so far adds up to, as it fades
+        self._requests, self._tokens = self._requests * kept, self._tokens * kept
+        self._busy_s = self._busy_s * kept + (1 - kept) * _HALF_LIFE_S / math.log(2)  # as much fades of the time
 
     def served(self, num_tokens: int) -> None:
         self._requests += 1
@@ -145,7 +145,9 @@ class RequestQueue:
     def expected_s(self) -> float | None:
         """Until one that came now would have its first token; None while nobody knows."""
         self._look()
-        return self._speed.seconds(len(self._waiting) + 1, self._num_tokens) if self._speed.known else None
+        if not self._speed.known:
+            return None
+        return self._speed.seconds(len(self._waiting), self._num_tokens) + 1 / self._speed.requests_per_s
 
     def _look(self) -> None:
         now_s = self._clock()

@@ -12,7 +12,7 @@ from ingle.errors import RequestError
 from ingle.limits import limits
 from ingle.request import EngineRequest, SamplingParams, TokenIds, check_sampling, room_for, vocabulary_ids
 from ingle.text.formats.stream import Telling, ToldStream
-from ingle.text.stop import automaton
+from ingle.text.hidden_stops import StopTable, stop_table
 from ingle.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class PromptRequests:
     """Whether the texts go on where the prompt ends: those of a chat stand alone."""
     telling: Telling | None = None
     """What is told apart in the answers."""
+    stops: StopTable | None = None
+    """Kept for the streams, which look for it by the stop strings."""
 
     def stream(self, choice: int) -> TextStream | ToldStream:
         """For the outputs of one of the requests, as events of that choice."""
@@ -78,8 +80,7 @@ class PromptReader:
         ends = self.tokenizer.eos_token_ids
         params = self._spelled(params)
         check_sampling(params, self.info.vocab_size, ends)
-        # Made here, off a server's event loop, where they may take a while.
-        automaton(params.stop)
+        stops = stop_table(params.stop, self.tokenizer)  # here, off a server's event loop, where it may take a while
         wanted = params.structured_outputs
         grammar = None if wanted is None else self.tokenizer.grammars.grammar(wanted)
         if isinstance(prompt, str):
@@ -105,7 +106,7 @@ class PromptReader:
             )
             for index in range(params.n)
         ]
-        return PromptRequests(self.tokenizer, params, token_ids, requests, continues, telling)
+        return PromptRequests(self.tokenizer, params, token_ids, requests, continues, telling, stops)
 
     def _spelled(self, params: SamplingParams) -> SamplingParams:
         """With the tokens of `bad_words`: as the text may begin with them, and as they stand after a space."""

@@ -32,6 +32,7 @@ T = TypeVar("T")
 _SMALL_BYTES = 64 << 10
 _MANY_SCORED = 500
 """Tokens with log probabilities that take some milliseconds to write: more are written off the event loop."""
+_MANY_CHOICES = 64
 _GIVE_BACK_S = 0.5
 _BYTES_PER_CHOICE = 16_384
 """Tasks, queues and decoders of one."""
@@ -209,7 +210,7 @@ async def _whole(writer: Writer, account: AnswerAccount) -> bytes:
 
     choices = answer.choices.values()
     num_scored = sum(len(choice.logprobs or ()) + len(choice.prompt_logprobs or ()) for choice in choices)
-    if num_scored <= _MANY_SCORED:
+    if num_scored <= _MANY_SCORED and len(choices) <= _MANY_CHOICES:
         return written()
     return await asyncio.get_running_loop().run_in_executor(_SMALL, written)
 

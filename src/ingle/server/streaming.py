@@ -52,8 +52,9 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
                 yield item
         return
     queue: asyncio.Queue[T | _End] = asyncio.Queue(maxsize=len(sources))
-    pumps = [asyncio.ensure_future(_pump(source, queue)) for source in sources]
-    running = len(pumps)
+    pumps: list[asyncio.Future[None]] = []
+    running = len(sources)
+    pumps.append(asyncio.ensure_future(_start_pumps(sources, queue, pumps)))
     try:
         while running:
             entry = await queue.get()
@@ -64,7 +65,13 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
             else:
                 running -= 1
     finally:
-        await _cancel(*pumps)
+        await _cancel(pumps[0])  # that starts others
+        for start in range(1, len(pumps), _AT_ONCE):
+            await _cancel(*pumps[start : start + _AT_ONCE])
+
+
+_AT_ONCE = 32
+"""Sources that are begun, or closed, before other tasks have their turn: a request may have a thousand."""
 
 
 KEEP_ALIVE_S = 15.0
@@ -174,6 +181,14 @@ class WholeAnswer(Response):
 class _End:
     def __init__(self, error: Exception | None) -> None:
         self.error = error
+
+
+async def _start_pumps(
+    sources: Sequence[AsyncGenerator[T, None]], queue: asyncio.Queue[T | _End], pumps: list[asyncio.Future[None]]
+) -> None:
+    for start in range(0, len(sources), _AT_ONCE):
+        pumps += [asyncio.ensure_future(_pump(source, queue)) for source in sources[start : start + _AT_ONCE]]
+        await asyncio.sleep(0)
 
 
 async def _pump(source: AsyncGenerator[T, None], queue: asyncio.Queue[T | _End]) -> None:

@@ -18,7 +18,7 @@ _MAX_BYTES = 1 << 20
 _SEPARATORS = re.compile(r"[\s,]+")
 
 
-SECRETS = ("api_key", "admin_api_key")
+SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
 """Fields whose values are not shown."""
 
 

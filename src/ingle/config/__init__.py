@@ -10,7 +10,7 @@ import reprlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ingle.config.access import AccessConfig
+from ingle.config.access import AccessConfig, ListenConfig
 from ingle.errors import ConfigError
 
 logger = logging.getLogger("ingle")
@@ -329,7 +329,8 @@ class ServerConfig:
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
 
-    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
@@ -366,5 +367,8 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, AccessConfig)
+CONFIGURATION = (
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig),
+)
 """Classes whose every field may also be set by the environment, and in a file."""

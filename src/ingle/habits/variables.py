@@ -47,7 +47,7 @@ VARIABLES: Mapping[str, Variable] = {
     "OLLAMA_MAX_QUEUE": Variable("set INGLE_MAX_NUM_QUEUED_REQS={}"),
     "OLLAMA_KEEP_ALIVE": Variable("a model stays loaded until its server is stopped"),
     "OLLAMA_MAX_LOADED_MODELS": Variable("a server has one model"),
-    "OLLAMA_ORIGINS": Variable("no CORS headers are sent: pages of other sites cannot call the server"),
+    "OLLAMA_ORIGINS": Variable("set INGLE_CORS_ORIGIN={}"),
     "OLLAMA_KV_CACHE_TYPE": Variable("keys and values are not quantized yet"),
     "OLLAMA_DEBUG": Variable("set INGLE_LOG_LEVEL=debug", _truthy),
     "OLLAMA_FLASH_ATTENTION": Variable("ingle picks its kernels by itself", _truthy),

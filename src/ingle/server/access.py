@@ -1,11 +1,10 @@
-"""Who may reach the server: the Host check and keys, as pure ASGI middleware that every route lies behind."""
+"""Whose request it is: keys, as pure ASGI middleware that every route lies behind."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -19,7 +18,6 @@ PUBLIC = frozenset(
     [*((method, path) for path in HEALTH_PATHS for method in ("GET", "HEAD")), ("HEAD", "/")],
 )
 """What asks for no key: whether all is well, and whether there is a server at all."""
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,12 @@ class Access:
     """Of which a request must bring one; without any that is no administrator's, none is asked for."""
     allowed_hosts: tuple[str, ...] = ()
     """Names accepted in the Host header, besides localhost and the server's own address; empty accepts any."""
+    local_names: bool = False
+    """Accept in it addresses, too, and names that nobody can have on the internet."""
+    cors_origins: tuple[str, ...] = ()
+    """Sites whose pages may call the server, as browsers spell them."""
+    root_path: str = ""
+    """What a proxy may have left before all paths, such as `/llm`."""
 
     @property
     def asks_for_key(self) -> bool:
@@ -73,34 +77,6 @@ class Keys:
 
     def _digest(self, key: bytes) -> bytes:
         return hmac.digest(self._secret, key, "sha256")
-
-
-class HostGuard:
-    """Refuses other names in the Host header, so that no web page reaches a local server by DNS rebinding.
-
-    Such a page has a name of its own, which it cannot hide: the address that a request came in on is no such name, nor
-    is `localhost`, and a request without the header, as HTTP/1.0 allows, comes from no browser.
-    """
-
-    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
-        self._app = app
-        names = {_host_name(host) for host in (*_LOOPBACK_NAMES, *allowed_hosts)}
-        self._allowed = frozenset(names)
-        self._allowed_ends = tuple(name[1:] for name in names if name.startswith("*."))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            for host in Headers(scope=scope).getlist("host"):
-                if not self._is_allowed(_host_name(host), scope):
-                    message = f"This server does not answer to the host name {host!r}: --allowed-hosts names others."
-                    await error_response(403, error_body(403, message, code="host_not_allowed"))(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
-
-    def _is_allowed(self, name: str, scope: Scope) -> bool:
-        own = scope.get("server")
-        is_own = own is not None and name == _host_name(f"[{own[0]}]" if ":" in own[0] else own[0])
-        return is_own or name in self._allowed or (bool(self._allowed_ends) and name.endswith(self._allowed_ends))
 
 
 class KeyGuard:
@@ -134,15 +110,3 @@ class KeyGuard:
         given = (bearer, headers.get("x-api-key", ""))
         found = [self._keys.find(each.strip().encode("latin-1")) for each in given]
         return found[0] or found[1]
-
-
-def _host_name(host: str) -> str:
-    """`Example.com.:80` and `[0::1]:80` without their port and as others spell them, `example.com` and `::1`."""
-    if host.startswith("["):
-        host = host[1 : host.find("]")]
-    elif host.count(":") < 2:
-        host = host.partition(":")[0]
-    try:
-        return str(ipaddress.ip_address(host.partition("%")[0]))
-    except ValueError:
-        return host.lower().removesuffix(".")

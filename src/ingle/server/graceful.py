@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,23 +18,55 @@ from ingle.server.engine_client import EngineClient
 from ingle.server.http_connection import Connection
 from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.stopping import GRACE_S, INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
+from ingle.server.tls import Certificate, Handshake
 
 logger = logging.getLogger("ingle")
 
 
-def http_config(app: ASGIApp, limits: HttpLimits, **options: Any) -> uvicorn.Config:
-    """How uvicorn serves `app` over connections that keep to `limits`."""
-    connection: Any = functools.partial(
-        Connection, limits=limits, open_connections=OpenConnections(limits.max_connections)
+def http_config(
+    app: ASGIApp,
+    limits: HttpLimits,
+    certificate: Certificate | None = None,
+    proxies: Sequence[str] = (),
+    **options: Any,
+) -> uvicorn.Config:
+    """How uvicorn serves `app` over connections that keep to `limits`, in TLS if there is a certificate.
+
+    What `proxies`, addresses and networks, say of a request's client is believed.
+    """
+    counted = OpenConnections(limits.max_connections)
+
+    def connection(**given: Any) -> asyncio.Protocol:
+        made = Connection(**given, limits=limits, open_connections=counted)
+        return made if certificate is None else Handshake(made, certificate, counted)
+
+    protocol: Any = connection
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        **options,
     )
-    return uvicorn.Config(app, http=connection, ws="none", log_config=None, access_log=False, lifespan="off", **options)
 
 
 class GracefulServer(uvicorn.Server):
     """Stopped, it lets answers end for a while; then they end with an error, as if the engine had gone."""
 
-    def __init__(self, app: ASGIApp, limits: HttpLimits, deadline: Deadline) -> None:
-        super().__init__(http_config(app, limits, timeout_graceful_shutdown=int(GRACE_S + LAST_WORDS_S)))
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: HttpLimits,
+        deadline: Deadline,
+        certificate: Certificate | None = None,
+        proxies: Sequence[str] = (),
+    ) -> None:
+        seconds = int(GRACE_S + LAST_WORDS_S)
+        super().__init__(http_config(app, limits, certificate, proxies, timeout_graceful_shutdown=seconds))
         self.engine: EngineClient | None = None
         """Once it is loaded. Until then there are no answers to wait for, and the server ends at once."""
         self._deadline = deadline

@@ -126,7 +126,8 @@ def test_whom_to_stop_must_be_clear(capsys: pytest.CaptureFixture[str]) -> None:
     with server("m") as (_, one), server("m") as (_, two):
         assert main(["stop", "m"]) == 1
         assert (
-            capsys.readouterr().err == f"ingle: 2 servers have m: `ingle stop` the one on port {one} or port {two}, or all\n"
+            capsys.readouterr().err
+            == f"ingle: 2 servers have m: `ingle stop` the one on port {one} or port {two}, or all\n"
         )
         assert main(["stop", "n"]) == 1
         assert capsys.readouterr().err == (

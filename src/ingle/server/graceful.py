@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -16,34 +17,24 @@ from starlette.types import ASGIApp
 
 from ingle.server.engine_client import EngineClient
 from ingle.server.http_connection import Connection
-from ingle.server.http_limits import HttpLimits, OpenConnections
+from ingle.server.http_limits import Counted, HttpLimits, OpenConnections
 from ingle.server.stopping import GRACE_S, INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
-from ingle.server.tls import Certificate, Handshake
+from ingle.server.tls import Certificate, TlsListener
 
 logger = logging.getLogger("ingle")
 
 
 def http_config(
-    app: ASGIApp,
-    limits: HttpLimits,
-    certificate: Certificate | None = None,
-    proxies: Sequence[str] = (),
-    **options: Any,
+    app: ASGIApp, limits: HttpLimits, counted: OpenConnections, proxies: Sequence[str] = (), **options: Any
 ) -> uvicorn.Config:
-    """How uvicorn serves `app` over connections that keep to `limits`, in TLS if there is a certificate.
+    """How uvicorn serves `app` over connections that keep to `limits`.
 
     What `proxies`, addresses and networks, say of a request's client is believed.
     """
-    counted = OpenConnections(limits.max_connections)
-
-    def connection(**given: Any) -> asyncio.Protocol:
-        made = Connection(**given, limits=limits, open_connections=counted)
-        return made if certificate is None else Handshake(made, certificate, counted)
-
-    protocol: Any = connection
+    connection: Any = functools.partial(Connection, limits=limits, open_connections=counted)
     return uvicorn.Config(
         app,
-        http=protocol,
+        http=connection,
         ws="none",
         log_config=None,
         access_log=False,
@@ -65,11 +56,29 @@ class GracefulServer(uvicorn.Server):
         certificate: Certificate | None = None,
         proxies: Sequence[str] = (),
     ) -> None:
+        self._counted = OpenConnections(limits.max_connections)
         seconds = int(GRACE_S + LAST_WORDS_S)
-        super().__init__(http_config(app, limits, certificate, proxies, timeout_graceful_shutdown=seconds))
+        super().__init__(http_config(app, limits, self._counted, proxies, timeout_graceful_shutdown=seconds))
         self.engine: EngineClient | None = None
         """Once it is loaded. Until then there are no answers to wait for, and the server ends at once."""
         self._deadline = deadline
+        self._certificate = certificate
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is None or sockets is None:
+            await super().startup(sockets)
+            return
+        make: Any = self.config.http_protocol_class
+
+        def connection(place: Counted) -> asyncio.Protocol:
+            made: asyncio.Protocol = make(
+                config=self.config, server_state=self.server_state, app_state={}, open_connections=place
+            )
+            return made
+
+        listeners: Any = [TlsListener(sock, connection, self._certificate, self._counted) for sock in sockets]
+        self.servers = listeners  # which uvicorn's server closes
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

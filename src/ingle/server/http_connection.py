@@ -27,7 +27,7 @@ from starlette.types import Scope
 from ingle.errors import RequestError
 from ingle.server.errors import describe, error_response
 from ingle.server.http_exchange import Exchange, Headers
-from ingle.server.http_limits import HttpLimits, OpenConnections
+from ingle.server.http_limits import Counted, HttpLimits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: HttpLimits,
-        open_connections: OpenConnections,
+        open_connections: Counted,
     ) -> None:
         self._app = config.loaded_app
         self._app_state = app_state

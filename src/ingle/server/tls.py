@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from ingle.config.access import ListenConfig
 from ingle.errors import ConfigError
-from ingle.server.http_limits import OpenConnections
+from ingle.server.http_limits import Counted, OpenConnections
 
 logger = logging.getLogger("ingle.server")
 
 _HANDSHAKE_S = 15.0
 """For a client to agree on keys. What it sends before is nobody's request yet."""
 _SHUTDOWN_S = 5.0
+_MAX_ACCEPTED = 64
+"""Connections at a time, so that those that are open get their turn."""
+_PAUSE_S = 1.0
 _LOOK_S = 60.0
 """Between two looks whether a certificate has changed."""
 _ASKED = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
@@ -61,66 +64,95 @@ class Certificate:
         return [_state(path) for path in _files(self._config)]
 
 
-class Handshake(asyncio.Protocol):
-    """A connection before it is one. It counts among those that are open, so that half-open ones are bounded too."""
+class TlsListener:
+    """Accepts connections, and hands them on once their handshake is done.
 
-    def __init__(self, connection: asyncio.Protocol, certificate: Certificate, counted: OpenConnections) -> None:
-        self._connection = connection
+    A connection counts as open from its first moment: asyncio's own listener knows no bound for those that say nothing.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Callable[[Counted], asyncio.Protocol],
+        certificate: Certificate,
+        counted: OpenConnections,
+    ) -> None:
+        self.sockets = (sock,)
+        self._sock = sock
+        self._make = make
         self._certificate = certificate
-        self._open = counted
+        self._counted = counted
+        self._loop = asyncio.get_running_loop()
+        self._shaking: set[asyncio.Task[None]] = set()
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._accept)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        client = transport.get_extra_info("peername")
-        address = client[0] if client else ""
-        raw = cast(asyncio.Transport, transport)
-        if not self._open.enter(address):
-            raw.abort()
-            return
-        loop = asyncio.get_running_loop()
-        self._shaking = loop.create_task(self._shake_hands(loop, raw, address))
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        for task in self._shaking:
+            task.cancel()
 
-    async def _shake_hands(self, loop: asyncio.AbstractEventLoop, raw: asyncio.Transport, address: str) -> None:
-        early = _Early()
+    async def wait_closed(self) -> None:
+        if self._shaking:
+            await asyncio.wait(self._shaking)
+
+    def _accept(self) -> None:
+        for _ in range(_MAX_ACCEPTED):
+            try:
+                sock, client = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor is left
+                logger.error("no connection is accepted for %g s: %s", _PAUSE_S, error.strerror)
+                self._loop.remove_reader(self._sock)
+                self._loop.call_later(_PAUSE_S, self._accept_again)
+                return
+            address = client[0] if isinstance(client, tuple) else ""
+            if not self._counted.enter(address):
+                sock.close()
+                continue
+            task = self._loop.create_task(self._shake_hands(sock, _Place(self._counted, address)))
+            self._shaking.add(task)
+            task.add_done_callback(self._shaking.discard)
+
+    def _accept_again(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._accept)
+
+    async def _shake_hands(self, sock: socket.socket, place: _Place) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            secured = await loop.start_tls(
-                raw,
-                early,
-                self._certificate.context,
-                server_side=True,
+            await self._loop.connect_accepted_socket(
+                lambda: self._make(place),
+                sock,
+                ssl=self._certificate.context,
                 ssl_handshake_timeout=_HANDSHAKE_S,
                 ssl_shutdown_timeout=_SHUTDOWN_S,
             )
-        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:  # nobody's request: not even a line in the log
-            logger.debug("no TLS with %s: %s", address, error)
-            raw.abort()
-            return
+        except (OSError, asyncio.TimeoutError) as error:  # nobody's request: worth no line in the log
+            logger.debug("no TLS with %s: %s", place.address, error)
         finally:
-            self._open.leave(address)
-        assert secured is not None
-        early.hand_over(secured, self._connection)
+            if not place.taken:
+                sock.close()
+                self._counted.leave(place.address)
 
 
-class _Early(asyncio.Protocol):
-    """Keeps what comes right behind a handshake, until there is a connection to take it."""
+class _Place:
+    """That of a connection among those that are open: taken by its handshake, and given up by what comes of that."""
 
-    def __init__(self) -> None:
-        self._calls: list[Callable[[asyncio.Protocol], object]] = []
+    def __init__(self, counted: OpenConnections, address: str) -> None:
+        self.address = address
+        self.taken = False
+        self._counted = counted
 
-    def data_received(self, data: bytes) -> None:
-        self._calls.append(lambda connection: connection.data_received(data))
+    def enter(self, address: str) -> bool:
+        self.taken = True
+        return True
 
-    def eof_received(self) -> bool:
-        self._calls.append(lambda connection: connection.eof_received())
-        return False
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._calls.append(lambda connection: connection.connection_lost(error))
-
-    def hand_over(self, transport: asyncio.Transport, connection: asyncio.Protocol) -> None:
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        for call in self._calls:
-            call(connection)
+    def leave(self, address: str) -> None:
+        self._counted.leave(self.address)
 
 
 def _files(config: ListenConfig) -> Sequence[tuple[str, str]]:
@@ -186,13 +218,13 @@ def _load(context: ssl.SSLContext, config: ListenConfig, certfile: str) -> None:
 
 def _why_not(error: ssl.SSLError, flag: str, key: str, certfile: str, has_password: bool) -> str:
     reason = (error.reason or "").replace("_", " ").lower()
-    if "key values mismatch" in reason or "key type mismatch" in reason:
+    if reason in ("key values mismatch", "key type mismatch", "no certificate assigned"):
         return f"{flag} {key}: the key is not that of the certificate in --ssl-certfile {certfile}"
-    if has_password and any(word in reason for word in ("bad decrypt", "bad password", "decrypt")):
+    if has_password and _has(key, b"ENCRYPTED"):
         return f"{flag} {key}: --ssl-keyfile-password does not decrypt the key"
-    if not _has(certfile, b"CERTIFICATE"):
+    if not _has(certfile, b"CERTIFICATE-----"):
         return f"--ssl-certfile {certfile}: no certificate in PEM is in it"
-    if not _has(key, b"PRIVATE KEY"):
+    if not _has(key, b"PRIVATE KEY-----"):
         where = "" if flag == "--ssl-keyfile" else ": name its file by --ssl-keyfile"
         return f"{flag} {key}: no private key in PEM is in it{where}"
     return f"--ssl-certfile {certfile} and its key cannot be used: {reason or error}"
@@ -200,4 +232,4 @@ def _why_not(error: ssl.SSLError, flag: str, key: str, certfile: str, has_passwo
 
 def _has(path: str, kind: bytes) -> bool:
     with Path(path).expanduser().open("rb") as file:
-        return kind + b"-----" in file.read(1 << 20)
+        return kind in file.read(1 << 20)

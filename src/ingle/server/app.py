@@ -17,7 +17,7 @@ from ingle.server import rerank
 from ingle.server.access import Access, KeyGuard
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
-from ingle.server.endpoints import Endpoint
+from ingle.server.endpoints import Endpoint, guarded
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
 from ingle.server.middleware import Prefix, RequestScope
@@ -61,7 +61,7 @@ def create_app(
     middleware.append(Middleware(OriginGuard, origins=access.cors_origins))
     if access.cors_origins:
         middleware.append(Middleware(cors, origins=access.cors_origins))
-    middleware.append(Middleware(KeyGuard, access=access))
+    middleware.append(Middleware(KeyGuard, access=access, guarded=guarded(ENDPOINTS)))
     if loading is not None:
         middleware.append(Middleware(LoadingGate, loading=loading))
     described = Described(access.root_path)

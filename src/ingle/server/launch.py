@@ -202,6 +202,7 @@ def access_of(config: ServerConfig, sock: socket.socket) -> Access:
         allowed_hosts=() if "*" in given else given,
         cors_origins=config.access.cors_origins(),
         root_path=config.listen.prefix,
+        is_local=is_local(sock),
     )
     if given or not isinstance(sock.getsockname(), tuple):  # no browser speaks to a Unix socket
         return access

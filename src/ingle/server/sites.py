@@ -19,7 +19,8 @@ _LOCAL_DOMAINS = (".local", ".internal", ".home.arpa", ".localhost")
 """Which no public name server answers for: those of mDNS and clusters, and those kept for private networks."""
 _PORTS = {"http": 80, "https": 443}
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "POST")
-_EXPOSED = ("X-Request-Id", "X-Ingle-Ignored-Fields", "Retry-After")
+_RATES = tuple(f"X-RateLimit-{what}-{of}" for what in ("Limit", "Remaining", "Reset") for of in ("Requests", "Tokens"))
+_EXPOSED = ("X-Request-Id", "X-Ingle-Ignored-Fields", "Retry-After", *_RATES)
 """Headers of answers that a page may read, beside those that any may."""
 _LOOKS = ("GET", "HEAD")
 

@@ -28,8 +28,8 @@ Guards = Literal["changes", "tells"] | None
 """What an endpoint does beside answering a client: it changes the server, as by loading a model, or tells about it and
 its other clients, as metrics do.
 
-With a key of an administrator, only that opens either. Without one, what tells is open to every client, and what changes
-to nobody but on a server of this machine alone that asks for no key at all.
+With a key of an administrator, only that opens either. Without one, what tells is open to every client, what changes
+to nobody, unless only this machine reaches the server and it asks for no key at all.
 """
 Guarded = Mapping[str, Sequence[tuple[re.Pattern[str], Guards]]]
 """Of a method: patterns of paths, and what the endpoint there does."""

@@ -118,13 +118,9 @@ class ListenConfig:
 
     def __post_init__(self) -> None:
         self.socket_mode()
-        if self.uds is not None and not self.uds.strip():
-            raise ConfigError("--uds has an empty value: leave the flag out, or give the path of a socket")
-        if self.uds is not None and len(str(Path(self.uds).expanduser().absolute()).encode()) > _MAX_SOCKET_BYTES:
-            raise ConfigError(
-                f"--uds {self.uds:.60}… is longer than the {_MAX_SOCKET_BYTES} bytes that the path of a socket may have"
-            )
-        if self.root_path and not _PREFIX.fullmatch(self.prefix):
+        if self.uds is not None:
+            _check_socket(self.uds)
+        if self.prefix and not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(f"--root-path {self.root_path!r:.100} is not a path such as /llm")
         for proxy in self.proxies:
             _check_proxy(proxy)
@@ -164,6 +160,19 @@ class ListenConfig:
         if not re.fullmatch(r"0?o?[0-7]{3}", self.uds_mode):
             raise ConfigError(f"--uds-mode {self.uds_mode!r:.20} is not a mode such as 600, 660 or 666")
         return int(self.uds_mode[-3:], 8)
+
+
+def _check_socket(uds: str) -> None:
+    if not uds.strip():
+        raise ConfigError("--uds has an empty value: leave the flag out, or give the path of a socket")
+    try:
+        path = Path(uds).expanduser().absolute()
+    except RuntimeError as error:  # of a user that does not exist
+        raise ConfigError(f"--uds {uds}: {error}") from None
+    if len(str(path).encode()) > _MAX_SOCKET_BYTES:
+        raise ConfigError(
+            f"--uds {uds:.60}… is longer than the {_MAX_SOCKET_BYTES} bytes that the path of a socket may have"
+        )
 
 
 def _check_proxy(proxy: str) -> None:

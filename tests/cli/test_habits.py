@@ -357,7 +357,10 @@ HABITS: list[Does | Answer] = [
     Answer("INGLE_DTYPE=int3 ingle serve m", "INGLE_DTYPE=int3: 'int3' is not one of auto, half, float16, bfloat16, float, "
            "float32"),
     Does("INGLE_PROT=1 ingle serve m", {}, "INGLE_PROT"),
+    Does("INGLE_API_KEYS='a b' INGLE_API_KEY=c ingle serve m", {"api_key": ("c", "a", "b")}),
+    Does("INGLE_ADMIN_API_KEY=r ingle serve m", {"admin_api_key": ("r",)}),
     Does("VLLM_API_KEY=secret vllm serve m", {"api_key": ("secret",)}, "VLLM_API_KEY"),
+    Does("INGLE_API_KEYS=mine VLLM_API_KEY=secret vllm serve m", {"api_key": ("mine",)}),
     Does("VLLM_API_KEY=secret vllm serve m --api-key mine", {"api_key": ("mine",)}),
     Does("VLLM_USE_V1=1 VLLM_ATTENTION_BACKEND=XFORMERS vllm serve m", {}, "VLLM_ATTENTION_BACKEND,"),
     Does("OLLAMA_HOST=0.0.0.0:11434 ingle serve m", {}, "OLLAMA_HOST=0.0.0.0:11434"),

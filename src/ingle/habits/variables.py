@@ -71,7 +71,7 @@ VARIABLES: Mapping[str, Variable] = {
 PREFIXES = ("VLLM_", "OLLAMA_", "LLAMA_ARG_", "SGLANG_")
 """Others of these tools change nothing here, and are named in one line."""
 
-OURS = {"INGLE_HOME", "INGLE_CPU_TARGET", "INGLE_CONFIG", "INGLE_HUB"}
+OURS = {"INGLE_API_KEYS", "INGLE_ADMIN_API_KEYS", "INGLE_HOME", "INGLE_CPU_TARGET", "INGLE_CONFIG", "INGLE_HUB"}
 """Beside those of the flags."""
 
 

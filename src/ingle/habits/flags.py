@@ -87,7 +87,7 @@ IDLE: tuple[tuple[str, str], ...] = (
     (
         "--max-paddings= --use-v2-block-manager --num-lookahead-slots= --num-scheduler-steps= "
         "--multi-step-stream-outputs? --scheduler-delay-factor= --scheduling-policy= --schedule-policy= "
-        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc --stream-interval= "
+        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc "
         "--waiting-served-ratio= --max-waiting-tokens= --num-continuous-decode-steps= --max-batch-total-tokens= "
         "--scheduler-reserve-full-isl --disable-hybrid-kv-cache-manager --kv-sharing-fast-prefill",
         "the scheduler has no such choice",
@@ -387,7 +387,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
         "--allowed-hosts=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
+        "--stream-interval= --max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours=",
         "only `ingle serve` listens",
     ),

@@ -309,6 +309,9 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
+    stream_interval: int = 1
+    """Tokens of a streamed answer that are sent together, after the first. More leave a machine that many streams share
+    more time to compute: text comes in larger pieces, and in all sooner."""
     timeout_keep_alive: float = 65.0
     """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
     max_connections: int = 4096
@@ -342,7 +345,7 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
+        for name in ("stream_interval", "max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
             _at_least(name, getattr(self, name), 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)

@@ -92,7 +92,7 @@ IDLE: tuple[tuple[str, str], ...] = (
     (
         "--max-paddings= --use-v2-block-manager --num-lookahead-slots= --num-scheduler-steps= "
         "--multi-step-stream-outputs? --scheduler-delay-factor= --scheduling-policy= --schedule-policy= "
-        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc --stream-interval= "
+        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc "
         "--waiting-served-ratio= --max-waiting-tokens= --num-continuous-decode-steps= --max-batch-total-tokens= "
         "--scheduler-reserve-full-isl --disable-hybrid-kv-cache-manager --kv-sharing-fast-prefill",
         "the scheduler has no such choice",
@@ -386,7 +386,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--allowed-hosts=+ --cors-origin=+ --uds= --uds-mode= --ssl-keyfile= --ssl-certfile= --ssl-keyfile-password= "
         "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
+        "--stream-interval= --max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours=",
         "only `ingle serve` listens",
     ),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from ingle.channel import ChannelClosed, EngineStats, StepMessage
+from ingle.channel import ChannelClosed, StepMessage
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
 from ingle.server.engine_client import EngineClient
@@ -51,7 +51,7 @@ async def outputs_of(*messages: EngineOutput | None) -> list[EngineOutput]:
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     for output in messages:
-        channel.messages.put_nowait(None if output is None else StepMessage([output], EngineStats()))
+        channel.messages.put_nowait(None if output is None else StepMessage([output]))
     found = [await first]
     async for output in stream:
         found.append(output)

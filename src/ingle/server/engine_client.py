@@ -130,8 +130,9 @@ class EngineClient:
                     # A traceback, or words about files: for who runs the server, not for its clients.
                     logger.error("the engine failed: %s", message.message)
                     self.failure = "the engine failed; the server's log has the reason"
+                elif isinstance(message, EngineStats):
+                    self.stats = message
                 elif isinstance(message, StepMessage):
-                    self.stats = message.stats
                     for output in message.outputs:
                         queue = self._queues.get(output.id)
                         if queue is not None:
@@ -178,6 +179,7 @@ def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
         num_cached_tokens=first.num_cached_tokens,
         logprobs=[entry for entries in scored for entry in entries] if scored else None,
         prompt_logprobs=first.prompt_logprobs,
+        queued_s=first.queued_s,
     )
 
 

@@ -79,6 +79,11 @@ class EngineClient:
             elif isinstance(message, NothingRefused):
                 checked()
 
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 

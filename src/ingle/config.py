@@ -292,6 +292,27 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class MonitoringConfig:
+    """What a server tells of itself, beside GET /metrics."""
+
+    log_format: Literal["text", "json"] = "text"
+    """json: each line of the log is a JSON object, and that of a request has its tokens and times as fields."""
+    log_requests: bool = False
+    """Log what requests say, prompts included. Default: nobody's prompts are written anywhere."""
+    max_log_len: int = 1000
+    """Most characters of a request that --log-requests writes."""
+    disable_log_stats: bool = False
+    """Do not log how the engine stands, which is done every ten seconds while requests run."""
+    otlp_traces_endpoint: str | None = None
+    """Send a span of each request to this OpenTelemetry collector, such as http://localhost:4317; its packages come
+    with ingle[otel]."""
+
+    def __post_init__(self) -> None:
+        _one_of("log_format", self.log_format, Literal["text", "json"])
+        _at_least("max_log_len", self.max_log_len, 1)
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """How the HTTP server is reached and what it calls the model."""
 
@@ -337,6 +358,7 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+    monitoring: MonitoringConfig = MonitoringConfig()
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
@@ -396,5 +418,5 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, MonitoringConfig)
 """Classes whose every field may also be set by the environment, and in a file."""

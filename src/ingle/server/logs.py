@@ -8,12 +8,53 @@ import select
 import threading
 import time
 from collections import deque
+from datetime import datetime, timezone
+from typing import Literal
+
+import msgspec
+
+from ingle.server.errors import current_request_id
+from ingle.server.request_log import RequestRecord
 
 _MAX_LINES = 10_000
 """That wait to be written. What comes then is dropped, and counted."""
 _FLUSH_S = 1.0
 LINE, TIME = "%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"
-"""What stands in a line, for `logging.basicConfig`."""
+"""What stands in a line of text, for `logging.Formatter`."""
+
+
+class JsonLines(logging.Formatter):
+    """A JSON object for each line, with the fields of a request's record where it tells of one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        told: dict[str, object] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        request: RequestRecord | None = getattr(record, "record", None)
+        if request is None:
+            told["message"] = record.getMessage()
+            if (request_id := current_request_id.get()) != "-":
+                told["id"] = request_id
+        else:
+            told |= request.fields()
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(_clean(told)).decode()
+
+
+def _clean(told: dict[str, object]) -> dict[str, object]:
+    """Without halves of characters, which JSON cannot say."""
+    return {
+        name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in told.items()
+    }
+
+
+def formatter(kind: Literal["text", "json"]) -> logging.Formatter:
+    return JsonLines() if kind == "json" else logging.Formatter(LINE, TIME)
 
 
 class BackgroundLog(logging.Handler):

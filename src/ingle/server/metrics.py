@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,15 +137,11 @@ class Figures:
     unread: BodyMemory
 
     def metrics(self) -> Iterator[Metric]:
-        yield from self._of_models([model for _, model in dict(self._named()).items()])
+        yield from self._of_models(self.pool.models)
         yield from self._of_http()
         yield from self._of_process()
 
-    def _named(self) -> Iterator[tuple[str, ServedModel]]:
-        """Each model once, by the name that its answers carry."""
-        return ((model.name, model) for _, model in list(self.pool.named()))
-
-    def _of_models(self, models: list[ServedModel]) -> Iterator[Metric]:
+    def _of_models(self, models: Sequence[ServedModel]) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         labels = ("model_name", "engine")
@@ -218,8 +214,7 @@ class Figures:
             "ingle_engine_restarts", "Engines started in place of others.", self.server.engine_restarts
         )
         memory = GaugeMetricFamily("ingle_resident_memory_bytes", "Of each process.", labels=("process",))
-        pids = {"server": "self", **{"engine": str(model.engine.pid) for _, model in self._named()}}
-        for process, pid in pids.items():
+        for process, pid in (("server", "self"), *(("engine", str(model.engine.pid)) for model in self.pool.models)):
             if (num_bytes := _resident_bytes(pid)) is not None:
                 memory.add_metric((process,), num_bytes)
         yield memory
@@ -229,7 +224,7 @@ class Figures:
         yield build
 
 
-def _labelled(models: list[ServedModel]) -> Iterator[Metric]:
+def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
     """What has labels of its own."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 

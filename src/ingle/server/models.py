@@ -99,6 +99,10 @@ class ModelPool:
         self._by_name |= dict.fromkeys(model.names, model)
         self._by_other_name |= dict.fromkeys(model.also, model)
 
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        return self._models
+
     @classmethod
     def of(cls, request: Request) -> ModelPool:
         """That of the application which got the request."""

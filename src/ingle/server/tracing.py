@@ -139,9 +139,7 @@ def _exporter(endpoint: str) -> SpanExporter:
     kind = "http" if over_http else "grpc"
     for package in ("opentelemetry.sdk", f"opentelemetry.exporter.otlp.proto.{kind}"):
         if not _is_there(package):
-            raise ConfigError(
-                f"{flag} needs OpenTelemetry's {package}, which is not installed: pip install ingle[otel]"
-            )
+            raise ConfigError(f"{flag} needs {package}, which is not installed: pip install 'ingle[otel]'")
     if over_http:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
 

@@ -139,8 +139,12 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --uvicorn-log-level warning --disable-uvicorn-access-log", {"log_level": "warning",
          "disable_access_log": True}),
     Does("vllm serve m --uvicorn-log-level critical", {"log_level": "error"}),
-    Does("vllm serve m --disable-log-stats --disable-log-requests --max-log-len 100", {},
-         "--disable-log-stats --disable-log-requests --max-log-len"),
+    Does("vllm serve m --disable-log-stats --disable-log-requests --max-log-len 100",
+         {"disable_log_stats": True, "max_log_len": 100}, "--disable-log-requests"),
+    Does("vllm serve m --enable-log-requests --otlp-traces-endpoint http://localhost:4317",
+         {"log_requests": True, "otlp_traces_endpoint": "http://localhost:4317"}),
+    Does("text-generation-launcher --model-id m --json-output --otlp-endpoint http://localhost:4317",
+         {"log_format": "json", "otlp_traces_endpoint": "http://localhost:4317"}),
     Does("vllm serve m --enable-chunked-prefill --max-num-seqs 16", {"max_num_seqs": 16}, "--enable-chunked-prefill"),
     Does("vllm serve --enable-chunked-prefill m", {}, "--enable-chunked-prefill"),
     Does("vllm serve --enable-chunked-prefill False m", {}, "--enable-chunked-prefill"),
@@ -652,7 +656,8 @@ def test_a_file_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file = tmp_path / "keys"
     file.write_text("# mine\n one \n\ntwo\n")
     file.chmod(0o600)
-    assert _config(["m", "--api-key-file", str(file), "--api-key", "zero"]).server.api_keys() == ("zero", "one", "two")
+    given = _config(["m", "--api-key-file", str(file), "--api-key", "zero"]).server.access.keys()
+    assert [key.key for key in given] == ["zero", "one", "two"]
     assert capsys.readouterr().err == ""
     file.chmod(0o644)
     _config(["m", "--api-key-file", str(file)])

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from ingle.config import MonitoringConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 from ingle.request import EngineOutput
 from ingle.server import tracing

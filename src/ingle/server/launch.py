@@ -13,12 +13,14 @@ import re
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingle import facts
-from ingle.config import MonitoringConfig, ServeConfig, ServerConfig, parse_bytes
+from ingle.config import ServeConfig, ServerConfig, parse_bytes
+from ingle.config.access import AccessConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
@@ -81,8 +83,8 @@ class Start:
     source: ModelSource
     process: EngineProcess
     sock: socket.socket
-    observers: Observers
     started_s: float
+    observers: Observers = field(default_factory=Observers)
 
     @property
     def url(self) -> str:
@@ -105,7 +107,7 @@ def _bind_and_serve(
     with bind(config.server.host, config.server.port) as sock:
         source = ensure_model(config.engine.model)
         process.load(config.engine, Path(source.path))
-        start = Start(config, source, process, sock, observers, started)
+        start = Start(config, source, process, sock, started, observers)
         import uvloop  # from here on, imports run while the engine's process loads
 
         uvloop.run(_serve(start, deadline))
@@ -120,7 +122,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     from ingle.server.responses.store import ResponseStore
 
     config, loading, pool = start.config.server, Loading(), ModelPool()
-    access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
+    access = Access(config.access.keys(), _allowed_hosts(config.access, start.sock))
     logger.info("listening on %s; /health says how far the model is", start.url)
     app = create_app(
         pool,
@@ -200,7 +202,7 @@ async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadli
     server.should_exit = True
 
 
-def _allowed_hosts(config: ServerConfig, sock: socket.socket) -> tuple[str, ...]:
+def _allowed_hosts(config: AccessConfig, sock: socket.socket) -> tuple[str, ...]:
     """A server on loopback is guarded by default; one that the network reaches has names that only its owner knows."""
     if "*" in config.allowed_hosts:
         return ()
@@ -226,7 +228,7 @@ def _is_loopback(sock: socket.socket) -> bool:
 
 def _announce(model: ServedModel, access: Access, start: Start) -> None:
     name, info, sock = model.name, model.info, start.sock
-    if not _is_loopback(sock) and not access.api_keys:
+    if not _is_loopback(sock) and not access.asks_for_key:
         host, port = sock.getsockname()[:2]
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
@@ -248,7 +250,7 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
 
 def _example(model: ServedModel, access: Access, url: str) -> str:
     """A request that this model answers."""
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.asks_for_key else ""
     body: dict[str, object] = {"model": model.name}
     if not model.info.writes_text:
         path, body["input"] = "embeddings", "Once upon a time"

@@ -9,10 +9,10 @@ import threading
 import time
 from collections import deque
 from datetime import datetime, timezone
-from typing import Literal
 
 import msgspec
 
+from ingle.config.monitoring import LogFormat
 from ingle.server.errors import current_request_id
 from ingle.server.request_log import RequestRecord
 
@@ -53,7 +53,7 @@ def _clean(told: dict[str, object]) -> dict[str, object]:
     }
 
 
-def formatter(kind: Literal["text", "json"]) -> logging.Formatter:
+def formatter(kind: LogFormat) -> logging.Formatter:
     return JsonLines() if kind == "json" else logging.Formatter(LINE, TIME)
 
 

@@ -13,11 +13,11 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from ingle.errors import printable
+from ingle.server.access import client_of
 
 access_logger = logging.getLogger("ingle.access")
 _requests_logger = logging.getLogger("ingle.requests")
 
-_MAX_NAME_CHARS = 200
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """W3C Trace Context: version, trace, span of the caller, flags, and what later versions may add."""
 _MAX_TRACE_PARENT_CHARS = 256
@@ -98,7 +98,7 @@ class RequestRecord(msgspec.Struct):
         """All of it is out that will be."""
         self.route, self.status = route_of(scope), status
         self.duration_s = time.perf_counter() - self.started_s
-        self.client = printable(str(getattr(scope.get("state", {}).get("client"), "name", "")))[:_MAX_NAME_CHARS]
+        self.client = client_of(scope).name
         self.aborted = cut_off or "abort" in self.finish_reasons
 
     def fields(self) -> dict[str, object]:

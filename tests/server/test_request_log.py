@@ -74,6 +74,19 @@ async def test_as_text_it_is_one_readable_line(
     assert after.startswith("5 + 4 tokens, first after ") and after.endswith(" ms, length")
 
 
+async def test_probes_that_find_all_well_are_no_noise(
+    client: httpx.AsyncClient, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ingle.access")
+    for path in ("/health", "/ping", "/metrics"):
+        await client.get(path)
+    assert not caplog.messages
+    engine.status.ok = False
+    await client.get("/health")
+    [line] = caplog.messages
+    assert '"GET /health" 503' in line
+
+
 async def test_who_asks_is_named_by_the_key(make_client: MakeClient, lines: Callable[[], list[dict[str, Any]]]) -> None:
     client = make_client(api_keys=(ApiKey("k", "alice"),))
     await client.get("/v1/models", headers={"Authorization": "Bearer k"})

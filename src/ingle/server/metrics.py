@@ -24,14 +24,15 @@ from ingle.server.endpoints import Endpoint
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.observers import Observers
 from ingle.server.queue import BodyMemory
+from ingle.server.request_log import PROBES
 from ingle.server.statistics import Histogram, ModelStatistics, ServerStatistics
 from ingle.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-PROBES = ("/health", "/health/live", "/health/ready", "/ping", "/metrics", "/version")
-"""What asks for no work is left out of `http_requests_total`, as in vLLM."""
+_NO_WORK = (*PROBES, "/version")
+"""Is left out of `http_requests_total`, as in vLLM."""
 _Figure = tuple[str, str, Callable[[ServedModel], float]]
 _Timing = tuple[tuple[str, ...], str, Callable[[ModelStatistics], Histogram]]
 
@@ -180,7 +181,7 @@ class Figures:
             for method, by_status in list(by_method.items()):
                 for status, count in list(by_status.items()):
                     answered.add_metric((route or "-", method, str(status)), count)
-                    classes[route or "none", method, f"{status // 100}xx"] += 0 if route in PROBES else count
+                    classes[route or "none", method, f"{status // 100}xx"] += 0 if route in _NO_WORK else count
         yield answered
         like_vllm = CounterMetricFamily(
             "http_requests", "The same without probes, as vLLM has it.", labels=("handler", "method", "status")
@@ -193,7 +194,7 @@ class Figures:
             "http_request_duration_seconds", "From request to the end of its answer.", labels=("handler", "method")
         )
         for route, histograms in list(self.server.response_s.items()):
-            for method, of in list(histograms.items()) if route not in PROBES else ():
+            for method, of in list(histograms.items()) if route not in _NO_WORK else ():
                 seconds.add_metric((route or "none", method), *_buckets(of.bounds, of.counts, of.total))
         yield seconds
         yield GaugeMetricFamily(

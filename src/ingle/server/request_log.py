@@ -18,6 +18,7 @@ from ingle.server.access import client_of
 access_logger = logging.getLogger("ingle.access")
 _requests_logger = logging.getLogger("ingle.requests")
 
+PROBES = ("/health", "/health/live", "/health/ready", "/ping", "/metrics")
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """W3C Trace Context: version, trace, span of the caller, flags, and what later versions may add."""
 _MAX_TRACE_PARENT_CHARS = 256
@@ -149,7 +150,9 @@ def route_of(scope: Scope) -> str:
 
 
 def log_access(record: RequestRecord) -> None:
-    access_logger.info("%s", record.line(), extra={"record": record})
+    """A probe that found all well is told at `debug`: they come every few seconds, as long as the server runs."""
+    is_probe = record.status == 200 and record.route in PROBES
+    access_logger.log(logging.DEBUG if is_probe else logging.INFO, "%s", record.line(), extra={"record": record})
 
 
 class RequestsLog:

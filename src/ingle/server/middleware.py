@@ -44,11 +44,11 @@ class RequestScope:
     """Outermost: names the request, counts and logs it, and answers what failed unforeseen."""
 
     def __init__(
-        self, app: ASGIApp, access_log: bool, statistics: ServerStatistics, tracer: Tracer | None = None
+        self, app: ASGIApp, access_log: bool, statistics: ServerStatistics | None = None, tracer: Tracer | None = None
     ) -> None:
         self._app = app
         self._access_log = access_log
-        self._statistics = statistics
+        self._statistics = ServerStatistics() if statistics is None else statistics
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

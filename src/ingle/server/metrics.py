@@ -103,7 +103,7 @@ async def metrics(request: Request) -> Response:
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
 
-ENDPOINTS = (Endpoint("GET", "/metrics", metrics, media_type="text/plain"),)
+ENDPOINTS = (Endpoint("GET", "/metrics", metrics, guards="tells", media_type="text/plain"),)
 
 
 def _exposition(app: Starlette, accept: str) -> tuple[bytes, str]:

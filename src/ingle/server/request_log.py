@@ -19,6 +19,7 @@ access_logger = logging.getLogger("ingle.access")
 _requests_logger = logging.getLogger("ingle.requests")
 
 PROBES = ("/health", "/health/live", "/health/ready", "/ping", "/metrics")
+_MAX_ADDRESS_CHARS = 64
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """W3C Trace Context: version, trace, span of the caller, flags, and what later versions may add."""
 _MAX_TRACE_PARENT_CHARS = 256
@@ -136,7 +137,7 @@ def begin_record(scope: Scope, request_id: str) -> RequestRecord:
         request_id,
         scope["method"],
         quote(scope["path"]),
-        address=client[0] if client else "",
+        address=printable(client[0])[:_MAX_ADDRESS_CHARS] if client else "",  # which a proxy may have told
         trace=Trace.of(Headers(scope=scope)),
     )
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineRequest
+from ingle.server.access import client_of
 from ingle.server.models import ServedModel
 from ingle.server.respond import BodyT, note_asked, read_prepared
 from ingle.server.statistics import Measured
@@ -43,6 +44,7 @@ async def respond_vectors(
     queue = writer.model.queue
     queue.enter(writer.requests)
     note_asked(writer.model, writer.requests)
+    client_of(request.scope).spend(sum(len(each.prompt_token_ids) for each in writer.requests))
     try:
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:

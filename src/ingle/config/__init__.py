@@ -10,7 +10,8 @@ import reprlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ingle.config.access import AccessConfig
+from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 
 logger = logging.getLogger("ingle")
@@ -332,7 +333,9 @@ class ServerConfig:
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
 
-    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
@@ -369,5 +372,8 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, AccessConfig)
+CONFIGURATION = (
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig),
+)
 """Classes whose every field may also be set by the environment, and in a file."""

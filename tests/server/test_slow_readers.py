@@ -18,7 +18,7 @@ from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogp
 from ingle.server import listening
 from ingle.server.engine_client import EngineClient
 from ingle.server.graceful import http_config
-from ingle.server.http_limits import HttpLimits
+from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.models import ServedModel
 from ingle.server.unread import Unread
 
@@ -32,7 +32,8 @@ pytestmark = pytest.mark.anyio
 async def listening_server(app: Starlette, **limits: Any) -> AsyncIterator[int]:
     """On a socket as `ingle serve` binds it: what the kernel holds for a client is bounded."""
     with listening.bind("127.0.0.1", 0) as sock:
-        config = http_config(app, HttpLimits(**limits), log_level="warning", timeout_graceful_shutdown=1)
+        counted = OpenConnections(100)
+        config = http_config(app, HttpLimits(**limits), counted, log_level="warning", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         await until(lambda: server.started, within_s=5.0)

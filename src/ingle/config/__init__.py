@@ -10,7 +10,8 @@ import reprlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ingle.config.access import AccessConfig
+from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 from ingle.limits import LimitsConfig
 
@@ -310,6 +311,9 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
+    stream_interval: int = 1
+    """Tokens of a streamed answer that are sent together, after the first. More leave a machine that many streams share
+    more time to compute: text comes in larger pieces, and in all sooner."""
     response_store: str = "256MB"
     """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
     such as 1GiB; 0 keeps none. The oldest go first."""
@@ -323,7 +327,9 @@ class ServerConfig:
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
     limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
 
-    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         _number("response_store_hours", self.response_store_hours)
@@ -334,6 +340,7 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
+        _at_least("stream_interval", self.stream_interval, 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)
         if not all(name.strip() for name in self.served_model_name):
@@ -356,13 +363,7 @@ class ServeConfig:
 
 
 CONFIGURATION = (
-    EngineConfig,
-    WeightsConfig,
-    CacheConfig,
-    ParallelConfig,
-    TextConfig,
-    ServerConfig,
-    AccessConfig,
-    LimitsConfig,
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig, LimitsConfig),
 )
 """Classes whose every field may also be set by the environment, and in a file."""

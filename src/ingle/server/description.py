@@ -32,16 +32,16 @@ _HEADERS = {
 }
 
 
-def describing_app(endpoints: Sequence[Endpoint], limits: LimitsConfig) -> FastAPI:
-    """An application whose schema, and viewers of it, are of `endpoints`."""
+def describing_app(endpoints: Sequence[Endpoint], limits: LimitsConfig, root_path: str = "") -> FastAPI:
+    """An application whose schema, and viewers of it, are of `endpoints`, which browsers find below `root_path`."""
 
     class Described(FastAPI):
         def openapi(self) -> dict[str, Any]:
             if self.openapi_schema is None:
-                self.openapi_schema = document(endpoints, limits)
+                self.openapi_schema = {**document(endpoints, limits), "servers": [{"url": root_path or "/"}]}
             return self.openapi_schema
 
-    app = Described(title="ingle", version=__version__)
+    app = Described(title="ingle", version=__version__, root_path_in_servers=False)
     app.openapi()  # here, in a thread: it takes some tenths of a second
     return app
 
@@ -82,7 +82,7 @@ def _document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "One of the keys of --api-key; without that flag none is asked for.",
+                    "description": "A key of the server, which without --api-key asks for none.",
                 },
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
             },

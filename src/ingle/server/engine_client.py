@@ -40,9 +40,14 @@ class HealthStatus:
 class EngineClient:
     """Requests to a running engine. Use `connect`, then `generate`; `closed` is set when the engine has gone."""
 
-    def __init__(self, process: EngineProcess, channel: AsyncChannel, info: EngineInfo) -> None:
+    def __init__(
+        self, process: EngineProcess, channel: AsyncChannel, info: EngineInfo, stream_interval: int = 1
+    ) -> None:
+        """`stream_interval`: tokens that come together, after the first."""
         self.info = info
+        self._stream_interval = stream_interval
         self.stats = EngineStats()
+        self.num_restarts = 0
         self.closed = asyncio.Event()
         self.failure: str | None = None
         self._given_up: str | None = None
@@ -61,6 +66,7 @@ class EngineClient:
         process: EngineProcess,
         report: Callable[[str], None] = lambda stage: None,
         checked: Callable[[], None] = lambda: None,
+        stream_interval: int = 1,
     ) -> EngineClient:
         """Waits until the engine has loaded what it was told to; `checked` is called when nothing is left that it
         could refuse before.
@@ -75,13 +81,18 @@ class EngineClient:
                 text = await _exit_text(process)
                 raise EngineError(f"the engine ended while it was loading: {text}") from None
             if isinstance(message, EngineInfo):
-                return cls(process, channel, message)
+                return cls(process, channel, message, stream_interval)
             if isinstance(message, Failed):
                 _raise(message)
             if isinstance(message, Progress):
                 report(message.stage)
             elif isinstance(message, NothingRefused):
                 checked()
+
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
@@ -98,10 +109,14 @@ class EngineClient:
             self._last_message = time.monotonic()  # idle until now: the stall clock starts here
         self._queues[request.id] = queue
         self._channel.send(request)
-        finished = False
+        finished, interval = False, 1
         try:
             while not finished:
-                for output in _together(await queue.take()):
+                outputs = await queue.take()
+                while _go_on(outputs, interval):
+                    outputs += await queue.take()
+                interval = self._stream_interval
+                for output in _together(outputs):
                     if output is None:
                         raise EngineError(self.failure or self._given_up or "the engine is gone")
                     finished = output.finish_reason is not None
@@ -131,8 +146,9 @@ class EngineClient:
                     # A traceback, or words about files: for who runs the server, not for its clients.
                     logger.error("the engine failed: %s", message.message)
                     self.failure = "the engine failed; the server's log has the reason"
+                elif isinstance(message, EngineStats):
+                    self.stats = message
                 elif isinstance(message, StepMessage):
-                    self.stats = message.stats
                     for output in message.outputs:
                         queue = self._queues.get(output.id)
                         if queue is not None and not queue.put(output):
@@ -157,6 +173,14 @@ class EngineClient:
         self._process.stop()  # here: it takes two seconds at most, and all threads may be busy
 
 
+def _go_on(outputs: Sequence[EngineOutput | None], interval: int) -> bool:
+    """Whether more is to come before so many tokens are there."""
+    last = outputs[-1]
+    if interval == 1 or last is None or last.finish_reason is not None or not last.token_ids:
+        return False
+    return sum(len(output.token_ids) for output in outputs if output is not None) < interval
+
+
 def _together(outputs: list[EngineOutput | None]) -> Iterator[EngineOutput | None]:
     """As one what can be one; an error, or the engine's end, comes by itself."""
     told = [output for output in outputs if output is not None and output.finish_reason != "error"]
@@ -179,6 +203,7 @@ def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
         num_cached_tokens=first.num_cached_tokens,
         logprobs=[entry for entries in scored for entry in entries] if scored else None,
         prompt_logprobs=first.prompt_logprobs,
+        queued_s=first.queued_s,
     )
 
 

@@ -27,7 +27,7 @@ from starlette.types import Scope
 from ingle.errors import RequestError
 from ingle.server.errors import describe, error_response, logger
 from ingle.server.http_exchange import Exchange, Headers
-from ingle.server.http_limits import HttpLimits, OpenConnections
+from ingle.server.http_limits import Counted, HttpLimits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: HttpLimits,
-        open_connections: OpenConnections,
+        open_connections: Counted,
     ) -> None:
         self._app = config.loaded_app
         self._app_state = app_state
@@ -113,8 +113,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
-        self._server = transport.get_extra_info("sockname")
-        self._client = transport.get_extra_info("peername")
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._is_secure = transport.get_extra_info("sslcontext") is not None
         self._address = self._client[0] if self._client else ""
         most = self._limits.max_written_bytes
         self._transport.set_write_buffer_limits(high=most, low=most // 4)
@@ -150,6 +151,8 @@ class Connection(asyncio.Protocol):
         self._disarm()
         if not self._exchanges:
             return False
+        if self._is_secure:
+            return False  # TLS has no half-closed connections
         self._look_for_client(self._loop.time(), next_byte_s=0.0)
         return True
 
@@ -283,9 +286,9 @@ class Connection(asyncio.Protocol):
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
-            "server": self._server[:2] if self._server else None,
-            "client": self._client[:2] if self._client else None,
-            "scheme": "http",
+            "server": self._server,
+            "client": self._client,
+            "scheme": "https" if self._is_secure else "http",
             "method": method,
             "root_path": "",
             "path": unquote(path),
@@ -354,7 +357,8 @@ class Connection(asyncio.Protocol):
         if self._ended or self._transport.is_closing():
             self._transport.close()
             return
-        self._transport.write_eof()
+        if not self._is_secure:
+            self._transport.write_eof()
         self._arm(_LINGER_S, self._transport.close)
 
     def _look_for_client(self, ended_at: float, next_byte_s: float) -> None:
@@ -415,6 +419,11 @@ class Connection(asyncio.Protocol):
         seconds = self._limits.body_s
         message = f"The body did not arrive within {seconds:g} s (--body-timeout)."
         self._stop_reading(Refused(408, message, "request_timeout"))
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Host and port. A Unix socket has neither."""
+    return (name[0], name[1]) if isinstance(name, tuple) else None
 
 
 def _lowered(headers: Headers) -> Headers:

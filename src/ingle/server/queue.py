@@ -108,6 +108,7 @@ class RequestQueue:
 
     @property
     def num_tokens(self) -> int:
+        """Of their prompts."""
         return self._num_tokens
 
     def enter(self, requests: Sequence[EngineRequest]) -> None:

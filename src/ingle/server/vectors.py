@@ -13,9 +13,11 @@ from starlette.responses import Response
 
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineRequest
+from ingle.server.access import client_of
 from ingle.server.ending import AnswerAccount
 from ingle.server.models import ServedModel
-from ingle.server.respond import BodyT, Flight, read_prepared
+from ingle.server.respond import BodyT, Flight, note_asked, read_prepared
+from ingle.server.statistics import Measured
 from ingle.server.streaming import WholeAnswer, merge, unless_disconnected
 
 _WRITTEN_TIMES = 16
@@ -43,6 +45,8 @@ async def respond_vectors(
     try:
         writer = await read_prepared(request, kind, prepare, flight)
         flight.enter(writer.model.queue, writer.requests, streamed=False)
+        note_asked(writer.model, writer.requests)
+        client_of(request.scope).spend(sum(len(each.prompt_token_ids) for each in writer.requests))
         whole = await unless_disconnected(flight.run(_whole(writer, flight.account)), request.receive)
     finally:
         flight.close()
@@ -61,12 +65,14 @@ async def _whole(writer: VectorWriter, account: AnswerAccount) -> bytes:
 
 
 async def _vector(model: ServedModel, index: int, request: EngineRequest) -> AsyncGenerator[tuple[int, bytes], None]:
-    async with aclosing(model.engine.generate(request)) as outputs:
-        async for output in outputs:
-            model.queue.begun(request.id)
-            if output.finish_reason == "error":
-                raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
-            if output.pooled is not None:
-                yield index, output.pooled
-                return
+    with Measured(model.statistics, request) as measured:
+        async with aclosing(model.engine.generate(request)) as outputs:
+            async for output in outputs:
+                model.queue.begun(request.id)
+                measured.took(output, output.finish_reason)
+                if output.finish_reason == "error":
+                    raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
+                if output.pooled is not None:
+                    yield index, output.pooled
+                    return
     raise EngineError("its output ended before the request was finished")

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from ingle.channel import Abort, EngineStats, StepMessage
+from ingle.channel import Abort, StepMessage
 from ingle.errors import RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
 from ingle.server import listening
@@ -139,10 +139,10 @@ async def test_the_engine_drops_what_nobody_takes() -> None:
     stream = client.generate(EngineRequest("a", [1], SamplingParams()))
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
-    channel.messages.put_nowait(StepMessage([output(1)], EngineStats()))
+    channel.messages.put_nowait(StepMessage([output(1)]))
     assert (await first).token_ids == [1]
     for _ in range(100):
-        channel.messages.put_nowait(StepMessage([output(1)], EngineStats()))
+        channel.messages.put_nowait(StepMessage([output(1)]))
     await until(lambda: Abort("a") in channel.sent, within_s=5.0)
     with pytest.raises(RequestError, match="--max-unread-bytes") as error:
         await anext(stream)

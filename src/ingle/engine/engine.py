@@ -6,22 +6,19 @@ import random
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from ingle.channel import EngineStats
+from ingle.engine.counts import StepCounts, Waits
 from ingle.engine.facts import EngineFacts
-from ingle.engine.grammar import Grammars
+from ingle.engine.grammar import Grammars, Use
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
 from ingle.engine.scheduler import Plan, Scheduler
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, check_request
-from ingle.step import Masks
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
+from ingle.step import Masks, StepResult
 
 _NO_MASKS = Masks()
 _COMPILE_S = 0.005
@@ -41,7 +38,7 @@ class _Compiling:
 
     request: EngineRequest
     seed: int
-    compiled: Future[LLMatcher]
+    use: Use
 
 
 class Engine:
@@ -68,14 +65,17 @@ class Engine:
         self._max_in_flight = max_in_flight
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
+        self._planned: Plan | None = None
+        """The next step, where there was time to plan it."""
         self.grammars = grammars
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
             self._masks = MaskTable(facts.vocab_size)
         else:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
+        self._counts = StepCounts()
+        self.waits: Waits | None = None
+        """Given by whoever wants first outputs to say how long their requests waited."""
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
         """Queues a request, whose answer `mask` restricts. Raises `RequestError` when it cannot be served.
@@ -96,6 +96,8 @@ class Engine:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
+        if self.waits is not None:
+            self.waits.begin(request.id)
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
         lists = TokenLists.of(request, self.facts.vocab_size)
@@ -107,11 +109,13 @@ class Engine:
         self._compiling.pop(request_id, None)
         self.scheduler.abort(request_id)
         self._masks.drop(request_id)
+        if self.waits is not None:
+            self.waits.drop(request_id)
 
     @property
     def has_work(self) -> bool:
         """True while a request is unfinished or a launched step is not retired."""
-        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling) or self._planned is not None
 
     def step(self) -> list[EngineOutput]:
         """Plan, launch, retire. Returns what became known, which is that of an earlier step where some are in flight.
@@ -120,7 +124,9 @@ class Engine:
         is lost.
         """
         outputs = self._take_compiled() if self._compiling else []
-        plan = self.scheduler.plan()
+        plan, self._planned = self._planned or self.scheduler.plan(), None
+        if plan is not None and plan.step.admissions and self.waits is not None:
+            self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
@@ -134,6 +140,8 @@ class Engine:
             if not self.worker.device.usable():
                 raise
             outputs += self._recover(error)
+        if self.waits is not None:
+            self.waits.tell(outputs)
         return outputs
 
     def _take_compiled(self) -> list[EngineOutput]:
@@ -142,14 +150,14 @@ class Engine:
         Where there is nothing else to do, waits for some milliseconds.
         """
         if not self.scheduler.has_work and not self._in_flight:
-            wait([each.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
+            wait([each.use.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
         outputs: list[EngineOutput] = []
-        for each in [each for each in self._compiling.values() if each.compiled.done()]:
+        for each in [each for each in self._compiling.values() if each.use.compiled.done()]:
             request = self._compiling.pop(each.request.id).request
             assert self.grammars is not None and request.grammar is not None
-            error = each.compiled.exception()
+            error = each.use.compiled.exception()
             if error is None:
-                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.compiled.result()))
+                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.use))
             else:
                 outputs.append(self._failed(request.id, error, "its grammar could not be compiled"))
         return outputs
@@ -169,13 +177,21 @@ class Engine:
         """Launches a step whose masks are filled while it is computed, and retires those before it."""
         filling = None if self._in_flight else self._fill(plan)
         self._launch(plan)
-        self._retire(outputs, num_kept=1)  # what may come next depends on what came
-        filled = (filling or self._fill(plan)).result()
+        while len(self._in_flight) > 1:  # what may come next depends on what came
+            retired = self._wait()
+            if len(self._in_flight) == 1:
+                filling = self._fill(plan)
+            outputs += self._settle(*retired)
+        assert filling is not None
+        if self._max_in_flight > 1:
+            self._planned = self.scheduler.plan()
+        filled = filling.result()
         self._sample(self._in_flight[-1], filled.masks)
         for request_id, error in filled.failed.items():
-            self.abort(request_id)
-            refused = isinstance(error, RequestError)
-            outputs.append(EngineOutput(request_id, [], "error", error=str(error), refused=refused))
+            if request_id in self._masks:
+                self.abort(request_id)
+                refused = isinstance(error, RequestError)
+                outputs.append(EngineOutput(request_id, [], "error", error=str(error), refused=refused))
 
     def _fill(self, plan: Plan) -> Future[Filled]:
         """The masks of a step's sequences, all of whose tokens are known."""
@@ -186,8 +202,7 @@ class Engine:
         """Queues a step but for the draw."""
         self._in_flight.append(_InFlight(plan))
         self._in_flight[-1].running = self.worker.forward(plan.step)
-        self._num_steps += 1
-        self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
+        self._counts.launched(plan.step)
 
     def _sample(self, launched: _InFlight, masks: Masks) -> None:
         assert launched.running is not None
@@ -196,19 +211,31 @@ class Engine:
     def _retire(self, outputs: list[EngineOutput], num_kept: int) -> None:
         """Takes in the oldest steps in flight, but for `num_kept`, and appends what they brought."""
         while len(self._in_flight) > num_kept:
-            running = self._in_flight[0].running
-            assert running is not None
-            result = self.worker.result(running)
-            new = self.scheduler.retire(self._in_flight.popleft().plan, result)
-            outputs += map(self._told, new) if self._masks else new
+            outputs += self._settle(*self._wait())
 
-    def _told(self, output: EngineOutput) -> EngineOutput:
+    def _wait(self) -> tuple[Plan, StepResult, dict[str, bool | Exception]]:
+        """The oldest step in flight, what it computed, and which masks say that an answer has ended, or raise."""
+        running = self._in_flight[0].running
+        assert running is not None
+        result = self.worker.result(running)
+        plan = self._in_flight.popleft().plan
+        return plan, result, self._masks.take_all(_drawn(plan, result)) if self._masks else {}
+
+    def _settle(self, plan: Plan, result: StepResult, ended: dict[str, bool | Exception]) -> list[EngineOutput]:
+        outputs = self.scheduler.retire(plan, result)
+        return [self._told(output, ended) for output in outputs] if self._masks else outputs
+
+    def _told(self, output: EngineOutput, ended_by_id: dict[str, bool | Exception]) -> EngineOutput:
         """An output whose tokens its mask has heard of, with those that have to follow.
 
         The answer may have ended with them. What a mask raises is its own request's, which ends too.
         """
         try:
-            ended = self._masks.take(output.id, output.token_ids)
+            ended = ended_by_id.get(output.id)
+            if isinstance(ended, Exception):
+                raise ended
+            if ended is None:
+                ended = bool(output.token_ids) and self._masks.take(output.id, output.token_ids)
             num_drawn = len(output.token_ids)
             if num_drawn and output.finish_reason is None and not ended and self.scheduler.may_jump(output.id):
                 output = self.scheduler.jump(output, self._masks.forced(output.id))
@@ -228,23 +255,43 @@ class Engine:
         """Takes back what is in flight, and ends the request at fault, once it is known."""
         import logging  # which a start need not wait for
 
-        sequences = self.scheduler.revoke([launched.plan for launched in self._in_flight])
+        plans = [launched.plan for launched in self._in_flight]
+        sequences = self.scheduler.revoke(plans if self._planned is None else [*plans, self._planned])
         self._in_flight.clear()
+        self._planned = None
         outputs = self.scheduler.blame(sequences, _reason(error))
         for output in outputs:
             self._masks.drop(output.id)
+        self._counts.num_failed += 1
         fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
         logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, pages, counts = self.scheduler, self.scheduler.pages, self._counts
         return EngineStats(
-            num_steps=self._num_steps,
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_waiting=scheduler.num_waiting + len(self._compiling),
+            num_compiling=len(self._compiling),
+            num_pages=pages.capacity,
+            num_used_pages=pages.capacity - pages.num_available,
+            num_cached_pages=pages.num_cached,
+            num_steps=counts.num_steps,
+            num_failed_steps=counts.num_failed,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_step_tokens=counts.num_tokens,
+            step_tokens=tuple(counts.by_tokens),
+            num_queried_tokens=scheduler.num_queried_tokens,
+            num_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
         )
+
+
+def _drawn(plan: Plan, result: StepResult) -> list[tuple[str, int]]:
+    """The tokens of sequences that have a mask and got one token each."""
+    drawing = (seq for chunk, seq in zip(plan.step.chunks, plan.sequences, strict=True) if chunk.samples)
+    pairs = zip(drawing, result.token_ids, strict=True)
+    return [(seq.id, ids[0]) for seq, ids in pairs if seq.masked and len(ids) == 1 and not seq.finished]
 
 
 def _reason(error: Exception) -> str:

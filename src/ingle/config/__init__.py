@@ -8,10 +8,12 @@ import math
 import re
 import reprlib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
+from ingle.limits import LimitsConfig
 
 logger = logging.getLogger("ingle")
 
@@ -22,7 +24,6 @@ CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
 
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
-_MAX_KEY_FILE_BYTES = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
@@ -301,14 +302,6 @@ class ServerConfig:
     """Port to listen on; 0 for any free one."""
     served_model_name: tuple[str, ...] = ()
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
-    api_key: tuple[str, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for. Others on this machine
-    see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
-    api_key_file: str | None = None
-    """File with such keys, one a line; empty lines and those that begin with # do not count."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
-    names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
     show_paths: bool = False
@@ -318,14 +311,9 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
-    timeout_keep_alive: float = 65.0
-    """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
-    max_connections: int = 4096
-    """Most connections open at once; one address may have half of them."""
-    max_num_queued_reqs: int = 4096
-    """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
-    max_num_queued_tokens: int = 4_194_304
-    """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
+    stream_interval: int = 1
+    """Tokens of a streamed answer that are sent together, after the first. More leave a machine that many streams share
+    more time to compute: text comes in larger pieces, and in all sooner."""
     response_store: str = "256MB"
     """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
     such as 1GiB; 0 keeps none. The oldest go first."""
@@ -337,9 +325,13 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
+
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
         self.response_store_bytes()
         if not 0.0 < self.response_store_hours < math.inf:
@@ -348,40 +340,14 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
-            _at_least(name, getattr(self, name), 1)
+        _at_least("stream_interval", self.stream_interval, 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)
-        if not 0.0 < self.timeout_keep_alive < math.inf:
-            raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
-        for flag, words in (
-            ("--api-key", self.api_key),
-            ("--served-model-name", self.served_model_name),
-            ("--allowed-hosts", self.allowed_hosts),
-        ):
-            if not all(word.strip() for word in words):
-                raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
-        self.api_keys()
+        if not all(name.strip() for name in self.served_model_name):
+            raise ConfigError("--served-model-name has an empty value: leave the flag out, or give it one")
 
     def response_store_bytes(self) -> int:
         return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
-
-    def api_keys(self) -> tuple[str, ...]:
-        """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""
-        if self.api_key_file is None:
-            return self.api_key
-        try:
-            with Path(self.api_key_file).expanduser().open("rb") as file:
-                text = file.read(_MAX_KEY_FILE_BYTES + 1)
-            lines = [line.strip() for line in text.decode().splitlines()]
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {reason}") from None
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys or len(text) > _MAX_KEY_FILE_BYTES:
-            fault = "no key in it" if not keys else f"larger than {_MAX_KEY_FILE_BYTES} bytes, which is no list of keys"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {fault}")
-        return (*self.api_key, *keys)
 
 
 @dataclass(frozen=True)
@@ -396,5 +362,8 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+CONFIGURATION = (
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig, LimitsConfig),
+)
 """Classes whose every field may also be set by the environment, and in a file."""

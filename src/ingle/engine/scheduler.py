@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ingle.engine.arrivals import Arrivals, Load, LowerTiers, NoTiers
 from ingle.engine.pages import PagePool
 from ingle.engine.pooling import PooledPrompt
 from ingle.engine.prefix import root
@@ -35,6 +36,8 @@ _MANY_DECODES = 128
 _FULL_STEP = 512
 """Tokens that keep a GPU's tensor cores busy for longer than it takes to read the weights."""
 _MAX_TRIALS = 3
+_MAX_LOADS = 3
+"""Of one sequence. What then still cannot be read is computed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +81,8 @@ class Sequence:
     """Requests that came before it."""
     num_trials: int = 0
     """Steps that it passed as a suspect since it last passed one otherwise."""
+    num_loads: int = 0
+    """How often pages were read for it from a lower tier."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     pooled: PooledPrompt | None = None
     """Of a request that wants a vector: it ends with its prompt, and draws nothing."""
@@ -119,7 +124,9 @@ class Scheduler:
     """First come, first served among those of one priority, but that short prompts may go ahead of long ones; decodes
     before prefill chunks; the newest of the last priority gives way when pages run out."""
 
-    def __init__(self, pages: PagePool, limits: Limits, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self, pages: PagePool, limits: Limits, drafter: Drafter | None = None, lower: LowerTiers | None = None
+    ) -> None:
         self.pages = pages
         self.limits = limits
         if self._most_pages(limits.max_model_len) > pages.capacity:
@@ -127,6 +134,9 @@ class Scheduler:
         self.drafter = drafter
         self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
+        self.arrivals: Arrivals[Sequence] = Arrivals(pages)
+        self._lower = lower or NoTiers()
+        self._keeps_pages = lower is not None
         self._paging = Paging(pages, limits.windows, limits.page_size)
         self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._by_id: dict[str, Sequence] = {}
@@ -171,7 +181,7 @@ class Scheduler:
         seq = self._by_id.get(request_id)
         if seq is None:
             return False
-        if seq.slot < 0:
+        if seq.slot < 0 and seq not in self.arrivals:
             self._waiting.remove(seq)
         self._finish(seq)
         return True
@@ -182,12 +192,14 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self.arrivals)
 
     # ---- planning
 
     def plan(self) -> Plan | None:
         """The next step, or None when nothing can be computed before a launched step is retired (or at all)."""
+        for load in self._lower.loaded():
+            self._take_loaded(load)
         if self._suspects and not self._call_suspect():
             return None
         self._leave_windows()
@@ -199,6 +211,10 @@ class Scheduler:
         self._short_prompts(plan, prefills)
         for seq in prefills:
             self._chunk(plan, seq, seq.num_to_compute)
+        for seq in self.arrivals.ready:
+            if plan.num_left > 0:
+                self.arrivals.take(seq)
+                self._enter(plan, seq, seq.pages.num_tokens - seq.num_computed)  # pages come with the admission
         self._admit(plan)
         if not plan.step.chunks:
             return None
@@ -233,13 +249,17 @@ class Scheduler:
         return decodes, prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
-        """Preempts until every decode, and the oldest prompt, has the pages of its next token: from the last priority,
-        and of one from the newest.
+        """Preempts until every decode, and the oldest prompt, has the pages of its next token: what does not run yet,
+        then from the last priority, and of one from the newest.
 
-        False: retire a step first.
+        False: retire a step first, or wait for pages that are being read.
         """
         while self._num_lacking(decodes) + self._num_lacking(prefills[:1]) > self.pages.num_available:
-            if self._num_steps_in_flight:
+            if self.arrivals.ready:
+                self._turn_back(self.arrivals.ready[-1])
+                continue
+            self.arrivals.cancel()
+            if self._num_steps_in_flight or self.arrivals.is_reading:
                 return False
             victim = max(reversed(self.running), key=lambda seq: seq.priority)
             for group in (decodes, prefills):
@@ -268,8 +288,11 @@ class Scheduler:
         self.running.remove(seq)
         self._give_back(seq)
         seq.num_computed = seq.num_settled = 0
-        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority)
+        self._wait_first(seq)
         self.num_preemptions += 1
+
+    def _wait_first(self, seq: Sequence) -> None:
+        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority)
 
     def _decode(self, plan: Plan, decodes: list[Sequence]) -> None:
         """One token of each, then those whose next tokens somebody guesses, in pages that they have."""
@@ -377,14 +400,26 @@ class Scheduler:
     def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
         """Admits `seq` with up to `most` of its tokens. False if pages lack, of which so many are kept for another."""
         num_cached = self._num_cached(seq)
+        if self.arrivals.is_reading and self._is_being_read(seq, num_cached):
+            self._waiting.remove(seq)
+            self.arrivals.park(seq)
+            return True
         end = num_cached + min(seq.num_tokens - num_cached, most, plan.num_left)
         # Each running sequence may soon want one more page: admitting into those would only bring preemption.
-        num_kept_pages += len(self.running) * len(self.limits.windows)
+        num_kept_pages += (len(self.running) + len(self.arrivals)) * len(self.limits.windows)
         if not seq.pages.start(seq.token_ids, num_cached, end, num_kept_pages):
             return False
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
         seq.num_computed = seq.num_settled = num_cached
+        if seq.pages.unread:
+            self._load(seq)
+        else:
+            self._enter(plan, seq, most)
+        return True
+
+    def _enter(self, plan: Plan, seq: Sequence, most: int) -> None:
+        """Has a sequence run that has its slot and its pages."""
         seq.num_untold = 0  # the admission has all
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
@@ -401,7 +436,49 @@ class Scheduler:
             )
         )
         self._chunk(plan, seq, min(seq.num_to_compute, most))
-        return True
+
+    # ---- pages from lower tiers
+
+    def _is_being_read(self, seq: Sequence, num_cached: int) -> bool:
+        """Whether another sequence's load brings what this one lacks."""
+        return self.arrivals.is_read(name for _, _, name in seq.pages.absent(seq.token_ids, num_cached))
+
+    def _load(self, seq: Sequence) -> None:
+        """Has the pages read that the device lacks; `seq` runs once they are."""
+        pages = {page_id for _, page_id in seq.pages.unread}
+        tainted = [page_id for page_id in self._tainted_pages if page_id in pages]
+        self._tainted_pages = [page_id for page_id in self._tainted_pages if page_id not in pages]
+        load = Load(seq.pages.unread, tainted)
+        seq.num_loads += 1
+        self.arrivals.begin(load, seq)
+        self._lower.load(load)
+
+    def _take_loaded(self, load: Load) -> None:
+        self._tainted_pages += [
+            page_id for name, page_id in load.entries if name in load.failed and page_id in load.tainted
+        ]
+        seq = self.arrivals.end(load)
+        if seq is not None:
+            self._give_back(seq)
+            if not seq.finished:
+                self._wait_first(seq)
+        elif self._suspects:  # one of which runs alone
+            self._turn_back(self.arrivals.ready[-1])
+        for parked in reversed(self.arrivals.unpark()):
+            self._wait_first(parked)
+
+    def _turn_back(self, seq: Sequence) -> None:
+        """One that is ready waits again; what was read for it stays in the cache."""
+        self.arrivals.take(seq)
+        self._give_back(seq)
+        self._wait_first(seq)
+
+    def _save(self, seq: Sequence) -> None:
+        """Has full pages kept whose content can be relied on: a token was drawn from what they hold."""
+        if self._keeps_pages and self.limits.enable_prefix_caching:
+            num_tokens = min(seq.num_settled, seq.num_computed, len(seq.token_ids))
+            for name, page_id in seq.pages.newly_full(seq.token_ids, num_tokens):
+                self._lower.save(name, page_id)
 
     # ---- prefix cache
 
@@ -416,7 +493,9 @@ class Scheduler:
         )
         if not self.limits.enable_prefix_caching or needs_all:
             return 0
-        return seq.pages.num_cached(seq.token_ids)
+        if self._suspects or seq.num_loads >= _MAX_LOADS:
+            return seq.pages.num_cached(seq.token_ids)
+        return seq.pages.num_cached(seq.token_ids, self._lower)
 
     def _register(self, seq: Sequence) -> None:
         """Makes findable the full pages whose tokens are known and whose keys and values are (being) written.
@@ -440,6 +519,7 @@ class Scheduler:
                 self._take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
             if seq.pooled is not None and not seq.finished and index in result.pooled:
                 seq.pooled.add(chunk.start, result.pooled[index])
+                seq.num_settled = chunk.end
                 if chunk.end == seq.num_prompt_tokens:
                     self._acquit(seq)
                     outputs.append(self._take_pooled(seq, seq.pooled.finish()))
@@ -449,6 +529,7 @@ class Scheduler:
                 self._acquit(seq)
                 if not seq.finished:
                     seq.num_computed += len(token_ids) - 1
+                    seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
                     outputs.append(self._take_tokens(seq, token_ids, finite, result.logprobs.get(index)))
             elif seq.tells_progress and not seq.finished and not seq.num_generated:
                 read = min(chunk.end, seq.num_prompt_tokens)
@@ -479,6 +560,7 @@ class Scheduler:
         first = seq.num_generated == 0
         taken, reason, stop_token_id = self._append(seq, token_ids)
         self._register(seq)
+        self._save(seq)
         if reason is not None:
             self._finish(seq)
         return EngineOutput(
@@ -494,6 +576,7 @@ class Scheduler:
     def _take_pooled(self, seq: Sequence, vector: bytes | None) -> EngineOutput:
         if vector is None:
             return self._not_finite(seq, "hidden states")
+        self._save(seq)
         self._finish(seq)
         return EngineOutput(seq.id, [], "stop", num_cached_tokens=seq.num_cached_tokens or 0, pooled=vector)
 
@@ -612,6 +695,9 @@ class Scheduler:
         """Everything waits, in the order in which it came."""
         for seq in self.running[::-1]:
             self._preempt(seq)
+        for seq in self.arrivals.ready:
+            self._turn_back(seq)
+        self.arrivals.cancel()
         self._waiting.sort(lambda seq: seq.arrival)
 
     def _finish(self, seq: Sequence) -> None:
@@ -619,7 +705,10 @@ class Scheduler:
         del self._by_id[seq.id]
         if seq in self._suspects:
             self._suspects.remove(seq)
-        if seq.slot >= 0:
+        if seq in self.arrivals:
+            if self.arrivals.leave(seq):
+                return
+        elif seq.slot >= 0:
             self.running.remove(seq)
         if seq.num_in_flight:
             self._leaving[seq.id] = seq
@@ -638,7 +727,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Proves the invariants of sequences, slots and pages. Raises `AssertionError`."""
-        live = [*self.running, *self._leaving.values()]
+        live = [*self.running, *self._leaving.values(), *self.arrivals.with_slots]
         slots = [seq.slot for seq in live] + self._free_slots
         assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or used twice"
         for seq in self.running:
@@ -650,5 +739,6 @@ class Scheduler:
         assert all(seq.slot == -1 and not any(seq.pages.page_ids) for seq in self._waiting), (
             "a waiting sequence holds pages"
         )
-        assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)}, "a request is lost"
+        arriving = {seq.id for seq in (*self.arrivals.with_slots, *self.arrivals.parked) if not seq.finished}
+        assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)} | arriving, "a request is lost"
         self.pages.check(list(seq.pages.held) for seq in live)

@@ -56,6 +56,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """What the user should know: limits that were cut to fit, types that were changed."""
     timings_s: dict[str, float]
     """Start-up phases and their seconds, in order."""
+    prompt_cache: list[str] = []
+    """The tiers below the device in which prefixes are kept, for people."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

@@ -23,9 +23,13 @@ from ingle.step import Masks
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+    from ingle.engine.tiers.keeper import PageKeeper
+
 _NO_MASKS = Masks()
 _COMPILE_S = 0.005
 """For which a step waits for a grammar where there is nothing else to do."""
+_READ_S = 0.005
+"""The same for pages that are read from a lower tier."""
 
 
 @dataclass(slots=True)
@@ -60,8 +64,9 @@ class Engine:
         max_in_flight: int,
         seed: int,
         grammars: Grammars | None = None,
+        keeper: PageKeeper | None = None,
     ) -> None:
-        """Without `grammars`, requests that bring one are refused."""
+        """Without `grammars`, requests that bring one are refused. `keeper`: the scheduler's, if it has one."""
         self.scheduler = scheduler
         self.worker = worker
         self.facts = facts
@@ -69,6 +74,7 @@ class Engine:
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
         self.grammars = grammars
+        self.keeper = keeper
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
             self._masks = MaskTable(facts.vocab_size)
@@ -122,6 +128,9 @@ class Engine:
         outputs = self._take_compiled() if self._compiling else []
         plan = self.scheduler.plan()
         if plan is None and not self._in_flight and self.scheduler.has_work:
+            if self.keeper is not None and self.scheduler.arrivals.is_reading:
+                self.keeper.wait(_READ_S)
+                return outputs
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
             if plan is not None and plan.step.masked:
@@ -234,6 +243,12 @@ class Engine:
         fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
         logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
+
+    def close(self, timeout_s: float) -> None:
+        """Has what is computed kept in lower tiers, if there are any and that takes no longer. Nothing comes after."""
+        if self.keeper is not None:
+            self.keeper.flush(timeout_s)
+            self.keeper.stop()
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler

@@ -35,6 +35,13 @@ _BOOT = (
 create stays: a collector that looks through it again and again takes a seventh of their time."""
 
 
+def _memory() -> IO[bytes] | None:
+    """A file in memory, without a name and empty: a host cache lies in it, and outlasts the engine that fills it."""
+    with contextlib.suppress(AttributeError, OSError):  # not on this system
+        return os.fdopen(os.memfd_create("ingle host cache", os.MFD_CLOEXEC), "r+b", buffering=0)
+    return None
+
+
 class EngineProcess:
     """The child process and our end of its channel.
 
@@ -42,14 +49,17 @@ class EngineProcess:
     Leaving the context ends it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: IO[bytes] | None = None) -> None:
+        """`memory`: that of a process before, whose host cache this one goes on with."""
+        self.memory = _memory() if memory is None else memory
+        handed = [] if self.memory is None else [self.memory.fileno()]
         self.socket, theirs = socket.socketpair()
         self._told = False
         self._printed: threading.Thread | None = None
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), *map(str, handed)],
+                pass_fds=[theirs.fileno(), *handed],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -8,9 +8,9 @@ import math
 import re
 import reprlib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ingle.config.access import AccessConfig
 from ingle.errors import ConfigError
 
 logger = logging.getLogger("ingle")
@@ -22,7 +22,6 @@ CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
 
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
-_MAX_KEY_FILE_BYTES = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
@@ -322,14 +321,6 @@ class ServerConfig:
     """Port to listen on; 0 for any free one."""
     served_model_name: tuple[str, ...] = ()
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
-    api_key: tuple[str, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for. Others on this machine
-    see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
-    api_key_file: str | None = None
-    """File with such keys, one a line; empty lines and those that begin with # do not count."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
-    names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
     show_paths: bool = False
@@ -359,6 +350,8 @@ class ServerConfig:
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
 
+    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
@@ -375,34 +368,11 @@ class ServerConfig:
             parse_bytes("--max-files-size", self.max_files_size)
         if not 0.0 < self.timeout_keep_alive < math.inf:
             raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
-        for flag, words in (
-            ("--api-key", self.api_key),
-            ("--served-model-name", self.served_model_name),
-            ("--allowed-hosts", self.allowed_hosts),
-        ):
-            if not all(word.strip() for word in words):
-                raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
-        self.api_keys()
+        if not all(name.strip() for name in self.served_model_name):
+            raise ConfigError("--served-model-name has an empty value: leave the flag out, or give it one")
 
     def response_store_bytes(self) -> int:
         return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
-
-    def api_keys(self) -> tuple[str, ...]:
-        """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""
-        if self.api_key_file is None:
-            return self.api_key
-        try:
-            with Path(self.api_key_file).expanduser().open("rb") as file:
-                text = file.read(_MAX_KEY_FILE_BYTES + 1)
-            lines = [line.strip() for line in text.decode().splitlines()]
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {reason}") from None
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys or len(text) > _MAX_KEY_FILE_BYTES:
-            fault = "no key in it" if not keys else f"larger than {_MAX_KEY_FILE_BYTES} bytes, which is no list of keys"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {fault}")
-        return (*self.api_key, *keys)
 
 
 @dataclass(frozen=True)
@@ -417,5 +387,5 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, AccessConfig)
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,7 @@ from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, check_request
 from ingle.step import Masks, StepResult
 
+if TYPE_CHECKING:
     from ingle.engine.tiers.keeper import PageKeeper
 
 _NO_MASKS = Masks()

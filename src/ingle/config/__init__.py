@@ -150,8 +150,8 @@ class CacheConfig:
     """Host memory, such as 8GiB, in which prefixes are kept that the KV cache has no more room for. It outlasts a
     restart of the engine, not of the server. Default: none."""
     disk_cache: str | None = None
-    """A folder in which prefixes are kept as well, so that a new start finds them: as many bytes as your prompts'
-    worth, readable by you alone. Default: none."""
+    """A folder in which prefixes are kept too, so that a new start finds them. Its files, which you alone can read,
+    tell as much as the prompts themselves. Default: none."""
     disk_cache_size: str = "16GiB"
     """Most that --disk-cache takes, for all models together; of what is there, the least recently used goes first."""
 

@@ -1,4 +1,4 @@
-"""The second turn of a long conversation, after the engine was killed and started anew: its first token comes at once."""
+"""The second turn of a long conversation, after the engine was killed and started anew: its first token comes soon."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class Served:
         return first_s, cached, tokens
 
 
-async def written(folder: Path, num_files: int) -> None:
+def wait_for_files(folder: Path, count: int) -> None:
     """Until the disk has so many pages."""
-    while len(list(folder.rglob("*.kv"))) < num_files:
-        await asyncio.sleep(0.05)
+    while len(list(folder.rglob("*.kv"))) < count:
+        time.sleep(0.05)
 
 
 async def second_turns(model: Path, cache: Path, num_tokens: int) -> dict[str, float]:
@@ -76,7 +76,7 @@ async def second_turns(model: Path, cache: Path, num_tokens: int) -> dict[str, f
     async with Served(model, host_cache="1GiB", disk_cache=str(cache)) as served:
         found["first"], cached, answer = await served.turn(prompt)
         assert cached == 0
-        await written(cache, num_tokens // 16)
+        await asyncio.to_thread(wait_for_files, cache, num_tokens // 16)
         memory = served.process.memory
         second = prompt + answer + question
         found["device"], _, expected = await served.turn(second)
@@ -88,9 +88,10 @@ async def second_turns(model: Path, cache: Path, num_tokens: int) -> dict[str, f
         found["disk"], cached, answer = await served.turn(second)
         assert cached >= num_tokens - 16
         assert answer == expected
-    print(f"\nfirst token of a conversation of {num_tokens} tokens: {found['first']:.2f} s; of its second turn, by tier: "
-          + ", ".join(f"{kind} {found[kind]:.3f} s (1/{found['first'] / found[kind]:.0f})"
-                      for kind in ("device", "host", "disk")))  # fmt: skip
+    shares = [
+        f"{kind} {found[kind]:.3f} s (1/{found['first'] / found[kind]:.0f})" for kind in ("device", "host", "disk")
+    ]
+    print(f"\n{num_tokens} tokens: first token after {found['first']:.2f} s; second turn: {', '.join(shares)}")
     return found
 
 

@@ -36,8 +36,8 @@ class Load:
 class LowerTiers(Protocol):
     """Keeps the content of full pages when the device does not, and works beside steps."""
 
-    def __contains__(self, name: bytes) -> bool:
-        """Whether it is likely to have this content."""
+    def __contains__(self, name: object) -> bool:
+        """Whether it is likely to have the content of this name."""
         ...
 
     def save(self, name: bytes, page_id: int) -> None:
@@ -56,7 +56,7 @@ class LowerTiers(Protocol):
 class NoTiers:
     """There is nothing below the device."""
 
-    def __contains__(self, name: bytes) -> bool:
+    def __contains__(self, name: object) -> bool:
         return False
 
     def save(self, name: bytes, page_id: int) -> None:

@@ -42,7 +42,7 @@ class GpuPages:
         """A launched step may be about to zero one of these pages: it goes first."""
         rows, _, words = self._pages.shape
         with self._capturing, torch.cuda.stream(self._stream):
-            self._stream.wait_stream(self._steps)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(self._steps)
             brought = torch.from_numpy(data).view(torch.int64).to(self._pages.device, non_blocking=True)
             brought = brought.view(len(page_ids), rows, words).transpose(0, 1)
             self._pages.index_copy_(1, self._ids(page_ids), brought)

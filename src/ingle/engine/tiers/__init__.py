@@ -17,7 +17,7 @@ IDENTITY_BYTES = 16
 class Tier(Protocol):
     """Contents by name, each as long as a page. For threads."""
 
-    def __contains__(self, name: bytes) -> bool:
+    def __contains__(self, name: object) -> bool:
         """Whether `read` is likely to find it. Never waits."""
         ...
 

@@ -113,7 +113,7 @@ class DiskTier:
             if found.st_size != HEAD_BYTES + self._page_bytes:
                 return f"it has {found.st_size} bytes in place of {HEAD_BYTES + self._page_bytes}"
             head = bytearray(HEAD_BYTES)
-            if os.preadv(file, [head, memoryview(out)], 0) != found.st_size:
+            if os.preadv(file, [head, out.data], 0) != found.st_size:
                 return "it cannot be read to its end"
         finally:
             os.close(file)
@@ -127,7 +127,7 @@ class DiskTier:
         part = path.with_name(f".{name.hex()}.{os.getpid()}.{next(self._parts)}.part")
         try:
             self._make_room(size)
-            self._write(part, path, [self._head(name, page), memoryview(page)])
+            self._write(part, path, [self._head(name, page), page.data])
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -200,7 +200,7 @@ class DiskTier:
 
     def _head(self, name: bytes, page: Bytes) -> bytes:
         digest = hashlib.blake2b(_MAGIC + self._identity + name, digest_size=_HASH_BYTES)
-        digest.update(memoryview(page))
+        digest.update(page.data)
         return _MAGIC + self._identity + name + digest.digest()
 
     def _path(self, key: bytes) -> Path:

@@ -74,7 +74,7 @@ class HostTier:
             self._touch(name, slot)
             np.copyto(out, self._slots[slot])
             crc = int(self._rows["crc"][slot])
-        if zlib.crc32(memoryview(out)) == crc:
+        if zlib.crc32(out.data) == crc:
             return True
         with self._lock:
             if self._slot_of.get(name) == slot:
@@ -84,7 +84,7 @@ class HostTier:
         return False
 
     def write(self, name: bytes, page: Bytes) -> None:
-        crc = zlib.crc32(memoryview(page))
+        crc = zlib.crc32(page.data)
         with self._lock:
             if name in self._slot_of:
                 return

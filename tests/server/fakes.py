@@ -23,7 +23,7 @@ from ingle.server.access import Access
 from ingle.server.app import create_app
 from ingle.server.engine_client import in_background
 from ingle.server.graceful import http_config
-from ingle.server.http_limits import HttpLimits
+from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.models import ModelPool, ServedModel
 from ingle.text.load import TextSide
 from ingle.text.tokenizer import Tokenizer
@@ -178,8 +178,10 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
 @asynccontextmanager
 async def served(app: ASGIApp, **limits: Any) -> AsyncIterator[int]:
     """A real server on 127.0.0.1, whose port this is, with connections as `ingle serve` has them."""
+    given = HttpLimits(**limits)
+    counted = OpenConnections(given.max_connections)
     config = http_config(
-        app, HttpLimits(**limits), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
+        app, given, counted, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

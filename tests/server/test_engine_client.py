@@ -80,3 +80,30 @@ def test_an_error_comes_by_itself_after_what_came_before() -> None:
 def test_an_engine_that_dies_is_told_after_what_it_gave() -> None:
     with pytest.raises(EngineError, match="the engine died: exit status 9"):
         asyncio.run(outputs_of(EngineOutput("a", [5]), EngineOutput("a", [6]), None))
+
+
+def test_tokens_may_come_some_at_a_time_but_the_first_at_once() -> None:
+    async def go() -> list[list[int]]:
+        channel = ScriptedChannel()
+        client = EngineClient(cast(Any, Ended()), cast(Any, channel), cast(Any, None), stream_interval=3)
+        found: list[list[int]] = []
+        told = asyncio.Event()
+
+        async def read() -> None:
+            async for output in client.generate(REQUEST):
+                found.append(output.token_ids)
+                told.set()
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        for token_id in range(8):
+            channel.messages.put_nowait(StepMessage([EngineOutput("a", [token_id])], EngineStats()))
+            if token_id in (0, 3, 6):
+                await told.wait()
+                told.clear()
+            await asyncio.sleep(0)
+        channel.messages.put_nowait(StepMessage([EngineOutput("a", [8], "stop")], EngineStats()))
+        await reading
+        return found
+
+    assert asyncio.run(go()) == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]

@@ -39,6 +39,10 @@ SAME: Mapping[str, str] = {
     "--host": "--hostname --listen-host",
     "--port": "--listen-port",
     "--api-key": "--api-keys",
+    "--ssl-keyfile": "--ssl-key-file",
+    "--ssl-certfile": "--ssl-cert-file",
+    "--root-path": "--api-prefix",
+    "--trusted-proxies": "--forwarded-allow-ips",
     "--served-model-name": "--model-name --served-name",
     "--disable-access-log": "--disable-uvicorn-access-log",
     "--log-level": "--uvicorn-log-level",
@@ -61,6 +65,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "--load-format": {"hf": "auto", "bin": "pt", "pytorch": "pt", "npcache": "pt"},
     "--pooling": {"none": "auto", "unspecified": "auto", "lasttoken": "last"},
+    "--ssl-cert-reqs": {"0": "none", "1": "optional", "2": "required"},
     "--log-level": {"critical": "error", "warn": "warning", "trace": "debug"},
 }
 """Of our own flags: values as others write them."""
@@ -87,7 +92,7 @@ IDLE: tuple[tuple[str, str], ...] = (
     (
         "--max-paddings= --use-v2-block-manager --num-lookahead-slots= --num-scheduler-steps= "
         "--multi-step-stream-outputs? --scheduler-delay-factor= --scheduling-policy= --schedule-policy= "
-        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc --stream-interval= "
+        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc "
         "--waiting-served-ratio= --max-waiting-tokens= --num-continuous-decode-steps= --max-batch-total-tokens= "
         "--scheduler-reserve-full-isl --disable-hybrid-kv-cache-manager --kv-sharing-fast-prefill",
         "the scheduler has no such choice",
@@ -181,12 +186,13 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--enable-prompt-tokens-details --enable-request-id-headers --enable-per-request-metrics", "it is always so"),
     ("--enable-force-include-usage", "a stream reports its usage where the request asks for it"),
     # ---- their servers
-    ("--root-path= --api-prefix= --path=", "the server knows no prefix: let the proxy before it take it off"),
+    ("--path=", "the server has no pages of its own but /docs"),
     (
-        "--allowed-origins= --allowed-methods= --allowed-headers= --allow-credentials --cors-allow-origin= "
-        "--cors-origins= --cors-allow-credentials",
-        "no CORS headers are sent: pages of other sites cannot call the server",
+        "--allowed-methods= --allowed-headers= --allow-credentials --cors-allow-credentials",
+        "pages of the sites of --cors-origin may send any header, a key among them, and there are no cookies",
     ),
+    ("--enable-ssl-refresh", "certificates are read again whenever they change"),
+    ("--ssl", "--ssl-certfile turns TLS on"),
     ("--disable-fastapi-docs --enable-offline-docs", "/docs shows the schema, behind the API key if there is one"),
     (
         "--log-config-file= --log-format= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
@@ -300,14 +306,6 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "",
         "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result",
     ),
-    (
-        "--ssl-keyfile= --ssl-certfile= --ssl-ca-certs= --ssl-cert-reqs= --ssl-key-file= --ssl-cert-file= "
-        "--enable-ssl-refresh --ssl",
-        "",
-        "the server speaks plain HTTP: leave the flag out and put a proxy with TLS before it, such as `caddy "
-        "reverse-proxy --to 127.0.0.1:8000`",
-    ),
-    ("--uds=", "", "the server listens on TCP: give --host and --port"),
     ("--middleware= --io-processor-plugin= --logits-processors= --generation-hook=", "", "no code of others is loaded"),
     (
         "--conv-template= --chat-format=",
@@ -385,9 +383,10 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
-        "--allowed-hosts=+ --log-level= "
+        "--allowed-hosts=+ --cors-origin=+ --uds= --uds-mode= --ssl-keyfile= --ssl-certfile= --ssl-keyfile-password= "
+        "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
+        "--stream-interval= --max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours=",
         "only `ingle serve` listens",
     ),
@@ -418,7 +417,7 @@ REFUSED_HERE: tuple[tuple[str, str], ...] = (
 )
 """Ours, in a command where leaving them out would do something else than asked."""
 
-SECRETS = {"--api-key", "--api-keys", "--admin-api-key", "--hf-token", "-hft", "--token"}
+SECRETS = {"--api-key", "--api-keys", "--admin-api-key", "--ssl-keyfile-password", "--hf-token", "-hft", "--token"}
 """Whose values are not shown."""
 
 Kind = Literal["same", "turned", "idle", "refused", "elsewhere", "refused here"]

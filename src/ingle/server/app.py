@@ -14,18 +14,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ingle.server import rerank
-from ingle.server.access import Access, HostGuard, KeyGuard
+from ingle.server.access import Access, KeyGuard
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
-from ingle.server.endpoints import Endpoint
+from ingle.server.endpoints import Endpoint, guarded
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
-from ingle.server.middleware import RequestScope
+from ingle.server.middleware import Prefix, RequestScope
 from ingle.server.models import ModelPool
 from ingle.server.openai import batches, chat, completions, embeddings, files, models, text
 from ingle.server.queue import BodyMemory
 from ingle.server.responses import endpoints as responses_endpoints
 from ingle.server.responses.store import ResponseStore
+from ingle.server.sites import HostGuard, OriginGuard, cors
 from ingle.version import __version__
 
 if TYPE_CHECKING:
@@ -53,13 +54,17 @@ def create_app(
     while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
     for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those.
     """
-    middleware = [Middleware(RequestScope, access_log=access_log)]
-    if access.allowed_hosts:
-        middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts))
-    middleware.append(Middleware(KeyGuard, access=access))
+    middleware = [Middleware(Prefix, root_path=access.root_path)] if access.root_path else []
+    middleware.append(Middleware(RequestScope, access_log=access_log))
+    if access.allowed_hosts or access.local_names:
+        middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts, local_names=access.local_names))
+    middleware.append(Middleware(OriginGuard, origins=access.cors_origins))
+    if access.cors_origins:
+        middleware.append(Middleware(cors, origins=access.cors_origins))
+    middleware.append(Middleware(KeyGuard, access=access, guarded=guarded(ENDPOINTS)))
     if loading is not None:
         middleware.append(Middleware(LoadingGate, loading=loading))
-    described = Described()
+    described = Described(access.root_path)
     routes = [Route(endpoint.path, endpoint.answer, methods=[endpoint.method]) for endpoint in ENDPOINTS]
     routes += [Route(path, described, methods=["GET"]) for path in _DESCRIPTIONS]
     app = Starlette(routes=routes, middleware=middleware)
@@ -138,16 +143,18 @@ class Described:
     That import takes as long as half of the server's start, and few servers are ever asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root_path: str) -> None:
         self._app: FastAPI | None = None
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            self._app = await asyncio.to_thread(_description)
-        await self._app(scope, receive, send)
+            self._app = await asyncio.to_thread(_description, self._root_path)
+        below = {"root_path": self._root_path, "path": self._root_path + scope["path"]}
+        await self._app({**scope, **below}, receive, send)
 
 
-def _description() -> FastAPI:
+def _description(root_path: str) -> FastAPI:
     from ingle.server.description import describing_app
 
-    return describing_app(ENDPOINTS)
+    return describing_app(ENDPOINTS, root_path)

@@ -38,8 +38,12 @@ class HealthStatus:
 class EngineClient:
     """Requests to a running engine. Use `connect`, then `generate`; `closed` is set when the engine has gone."""
 
-    def __init__(self, process: EngineProcess, channel: AsyncChannel, info: EngineInfo) -> None:
+    def __init__(
+        self, process: EngineProcess, channel: AsyncChannel, info: EngineInfo, stream_interval: int = 1
+    ) -> None:
+        """`stream_interval`: tokens that come together, after the first."""
         self.info = info
+        self._stream_interval = stream_interval
         self.stats = EngineStats()
         self.closed = asyncio.Event()
         self.failure: str | None = None
@@ -57,6 +61,7 @@ class EngineClient:
         process: EngineProcess,
         report: Callable[[str], None] = lambda stage: None,
         checked: Callable[[], None] = lambda: None,
+        stream_interval: int = 1,
     ) -> EngineClient:
         """Waits until the engine has loaded what it was told to; `checked` is called when nothing is left that it
         could refuse before.
@@ -71,7 +76,7 @@ class EngineClient:
                 text = await _exit_text(process)
                 raise EngineError(f"the engine ended while it was loading: {text}") from None
             if isinstance(message, EngineInfo):
-                return cls(process, channel, message)
+                return cls(process, channel, message, stream_interval)
             if isinstance(message, Failed):
                 _raise(message)
             if isinstance(message, Progress):
@@ -94,12 +99,13 @@ class EngineClient:
             self._last_message = time.monotonic()  # idle until now: the stall clock starts here
         self._queues[request.id] = queue
         self._channel.send(request)
-        finished = False
+        finished, interval = False, 1
         try:
             while not finished:
                 outputs = [await queue.get()]
-                while not queue.empty():
-                    outputs.append(queue.get_nowait())
+                while not queue.empty() or _go_on(outputs, interval):
+                    outputs.append(await queue.get())
+                interval = self._stream_interval
                 for output in _together(outputs):
                     if output is None:
                         raise EngineError(self.failure or self._given_up or "the engine is gone")
@@ -154,6 +160,14 @@ class EngineClient:
         self._reader.cancel()
         self._channel.close()
         self._process.stop()  # here: it takes two seconds at most, and all threads may be busy
+
+
+def _go_on(outputs: Sequence[EngineOutput | None], interval: int) -> bool:
+    """Whether more is to come before so many tokens are there."""
+    last = outputs[-1]
+    if interval == 1 or last is None or last.finish_reason is not None or not last.token_ids:
+        return False
+    return sum(len(output.token_ids) for output in outputs if output is not None) < interval
 
 
 def _together(outputs: list[EngineOutput | None]) -> Iterator[EngineOutput | None]:

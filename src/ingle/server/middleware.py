@@ -39,6 +39,20 @@ _logged: set[str] = set()
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class Prefix:
+    """Takes off what a proxy has left before the path. What comes without it is taken as it is."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path == self._root_path or path.startswith(f"{self._root_path}/"):
+            scope = {**scope, "path": path[len(self._root_path) :] or "/"}
+        await self._app(scope, receive, send)
+
+
 class RequestScope:
     """Outermost: names the request, logs it, and answers what failed unforeseen."""
 
@@ -112,7 +126,7 @@ def _log_access(scope: Scope, status: int, seconds: float, request_id: str) -> N
     client = scope.get("client") or ("-", 0)
     access_logger.info(
         '%s "%s %s" %d %.0f ms %s',
-        client[0],
+        printable(client[0])[:64],  # which a proxy may have told
         scope["method"],
         quote(scope["path"]),
         status,

@@ -14,8 +14,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingle.events import Answer, Begin, Event
+from ingle.events import Answer, Begin, Event, Text
 from ingle.heap import give_back_memory
+from ingle.server.access import Client, client_of
 from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
 from ingle.server.errors import ErrorBody
 from ingle.server.generation import Generation
@@ -80,15 +81,17 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     writer = await read_prepared(request, kind, prepare)
     queue, requests = writer.generation.model.queue, writer.generation.requests
     queue.enter(requests)
+    client = client_of(request.scope)
+    client.spend(sum(len(prompt.token_ids) for prompt in writer.generation.prompts))
 
     def leave() -> None:
         for queued in requests:
             queue.leave(queued.id)
 
     if writer.streamed:
-        return EventStream(_pieces(writer), ended=leave, failed=writer.failed)
+        return EventStream(_pieces(writer, client), ended=leave, failed=writer.failed)
     try:
-        whole = await unless_disconnected(_whole(writer), request.receive)
+        whole = await unless_disconnected(_whole(writer, client), request.receive)
     finally:
         leave()
     return Response(whole, media_type="application/json")
@@ -131,26 +134,33 @@ async def respond_at_once(
     return Response(written, media_type="application/json")
 
 
-async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
+async def _pieces(writer: Writer, client: Client) -> AsyncGenerator[bytes, None]:
     steps = writer.generation.events()
     async with aclosing(steps), aclosing(until(steps, _begins)) as watched:
         async for events in watched:
             if events is None:
                 yield KEEP_ALIVE
-            elif piece := writer.piece(events):
+                continue
+            client.spend(_num_tokens(events))
+            if piece := writer.piece(events):
                 yield piece
     yield writer.end
+
+
+def _num_tokens(events: Sequence[Event]) -> int:
+    return sum(len(event.token_ids) for event in events if isinstance(event, Text))
 
 
 def _begins(events: Sequence[Event] | None) -> bool:
     return events is not None and any(isinstance(event, Begin) for event in events)
 
 
-async def _whole(writer: Writer) -> bytes:
+async def _whole(writer: Writer, client: Client) -> bytes:
     answer = Answer()
     async with aclosing(writer.generation.events()) as steps:
         async for events in steps:
             answer.add(events)
+            client.spend(_num_tokens(events))
 
     def written() -> bytes:
         return msgspec.json.encode(writer.whole(answer))

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineRequest
+from ingle.server.access import client_of
 from ingle.server.models import ServedModel
 from ingle.server.respond import BodyT, read_prepared
 from ingle.server.streaming import merge, unless_disconnected
@@ -41,6 +42,7 @@ async def respond_vectors(
     writer = await read_prepared(request, kind, prepare)
     queue = writer.model.queue
     queue.enter(writer.requests)
+    client_of(request.scope).spend(sum(len(each.prompt_token_ids) for each in writer.requests))
     try:
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:

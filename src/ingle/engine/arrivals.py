@@ -1,7 +1,6 @@
 """Sequences that come in, while pages of theirs are read from a tier below the device's: host memory, or a disk.
 
     reading   has a slot and all of its pages, of which some are being written: nothing takes them away before that ends
-    ready     has a slot and all of its pages
     parked    has neither: somebody else reads what it needs
 
 A page is made findable once it is read. What cannot be read is computed.
@@ -9,7 +8,7 @@ A page is made findable once it is read. What cannot be read is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
@@ -70,16 +69,15 @@ class NoTiers:
 
 
 class Arrivals(Generic[T]):
-    """Who reads, who has read, and who waits for what others read."""
+    """Who reads, and who waits for what others read."""
 
     def __init__(self, pages: PagePool) -> None:
         self._pages = pages
-        self._reading: dict[Load, T] = {}
+        self._reading: dict[T, Load] = {}
         self._gone: dict[Load, T] = {}
         """Sequences that ended meanwhile."""
-        self._ready: dict[T, None] = {}
         self._parked: dict[T, None] = {}
-        self._names: dict[bytes, Load] = {}
+        self._names: set[bytes] = set()
         """That are being read."""
 
     @property
@@ -87,55 +85,32 @@ class Arrivals(Generic[T]):
         return bool(self._reading) or bool(self._gone)
 
     @property
-    def ready(self) -> Sequence[T]:
-        return list(self._ready)
-
-    @property
     def with_slots(self) -> Iterator[T]:
         """All that hold slots and pages."""
-        return chain(self._reading.values(), self._gone.values(), self._ready)
+        return chain(self._reading, self._gone.values())
 
     @property
-    def parked(self) -> Iterable[T]:
-        return self._parked
+    def to_run(self) -> Iterator[T]:
+        """All that have not ended."""
+        return chain(self._reading, self._parked)
 
     def __len__(self) -> int:
-        """Of those that are to run."""
-        return len(self._reading) + len(self._ready) + len(self._parked)
+        """Of those that have not ended."""
+        return len(self._reading) + len(self._parked)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._reading or item in self._parked
 
     def is_read(self, names: Iterable[bytes]) -> bool:
         """Whether any of this is being read."""
-        return any(name in self._names for name in names)
+        return not self._names.isdisjoint(names)
+
+    def begin(self, load: Load, item: T) -> None:
+        self._reading[item] = load
+        self._names.update(name for name, _ in load.entries)
 
     def park(self, item: T) -> None:
         self._parked[item] = None
-
-    def begin(self, load: Load, item: T) -> None:
-        self._reading[load] = item
-        self._names |= dict.fromkeys((name for name, _ in load.entries), load)
-
-    def cancel(self) -> None:
-        """Whoever reads shall do so later."""
-        for load in self._reading:
-            load.cancelled = True
-
-    def end(self, load: Load) -> T | None:
-        """Makes findable what was read. Returns the sequence if it has to give its pages back: it ended meanwhile, or
-        not all was read."""
-        self._pages_read(load)
-        if load in self._gone:
-            return self._gone.pop(load)
-        item = self._reading.pop(load)
-        if load.failed:
-            return item
-        self._ready[item] = None
-        return None
-
-    def _pages_read(self, load: Load) -> None:
-        for name, page_id in load.entries:
-            del self._names[name]
-            if name not in load.failed:
-                self._pages.register(page_id, name)
 
     def unpark(self) -> list[T]:
         """Whoever waits for what others read may look again."""
@@ -143,20 +118,29 @@ class Arrivals(Generic[T]):
         self._parked.clear()
         return items
 
-    def take(self, item: T) -> None:
-        """One that is ready: it runs from now on, or waits again."""
-        del self._ready[item]
+    def cancel(self) -> None:
+        """Whoever reads shall do so later."""
+        for load in self._reading.values():
+            load.cancelled = True
 
     def leave(self, item: T) -> bool:
-        """Takes out a sequence that ends. True: its pages are being written, and `end` will tell when it can go."""
-        for load, other in self._reading.items():
-            if other is item:
-                load.cancelled = True
-                self._gone[load] = self._reading.pop(load)
-                return True
-        self._ready.pop(item, None)
-        self._parked.pop(item, None)
-        return False
+        """Takes out a sequence that ends. True: its pages are being written, and `end` will tell when they may go."""
+        load = self._reading.pop(item, None)
+        if load is None:
+            del self._parked[item]
+            return False
+        load.cancelled = True
+        self._gone[load] = item
+        return True
 
-    def __contains__(self, item: T) -> bool:
-        return item in self._ready or item in self._parked or item in self._reading.values()
+    def end(self, load: Load) -> T:
+        """Makes findable what was read. Returns the sequence that it was read for."""
+        for name, page_id in load.entries:
+            self._names.discard(name)
+            if name not in load.failed:
+                self._pages.register(page_id, name)
+        item = self._gone.pop(load, None)
+        if item is None:
+            item = next(item for item, other in self._reading.items() if other is load)
+            del self._reading[item]
+        return item

@@ -143,7 +143,8 @@ class Scheduler:
         self._leaving: dict[str, Sequence] = {}  # finished, but a launched step still touches them
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._tainted_pages: list[int] = []
-        self._page_entries: list[tuple[int, int, int, int]] = []  # that the next step tells
+        self._entering: list[Sequence] = []  # which the next step tells, as it does
+        self._page_entries: list[tuple[int, int, int, int]] = []
         self._num_steps_in_flight = 0
         self._num_arrivals = 0
         self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
@@ -211,13 +212,11 @@ class Scheduler:
         self._short_prompts(plan, prefills)
         for seq in prefills:
             self._chunk(plan, seq, seq.num_to_compute)
-        for seq in self.arrivals.ready:
-            if plan.num_left > 0:
-                self.arrivals.take(seq)
-                self._enter(plan, seq, seq.pages.num_tokens - seq.num_computed)  # pages come with the admission
         self._admit(plan)
         if not plan.step.chunks:
             return None
+        plan.step.admissions = [self._admission(seq) for seq in self._entering]
+        self._entering.clear()
         plan.step.scrubbed, self._tainted_pages = self._tainted_pages, []
         plan.step.page_entries, self._page_entries = self._page_entries, []
         self._num_steps_in_flight += 1
@@ -249,15 +248,12 @@ class Scheduler:
         return decodes, prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
-        """Preempts until every decode, and the oldest prompt, has the pages of its next token: what does not run yet,
-        then from the last priority, and of one from the newest.
+        """Preempts until every decode, and the oldest prompt, has the pages of its next token: from the last priority,
+        and of one from the newest. Who is still being read for gives way before.
 
-        False: retire a step first, or wait for pages that are being read.
+        False: retire a step first, or wait for that.
         """
         while self._num_lacking(decodes) + self._num_lacking(prefills[:1]) > self.pages.num_available:
-            if self.arrivals.ready:
-                self._turn_back(self.arrivals.ready[-1])
-                continue
             self.arrivals.cancel()
             if self._num_steps_in_flight or self.arrivals.is_reading:
                 return False
@@ -415,27 +411,29 @@ class Scheduler:
         if seq.pages.unread:
             self._load(seq)
         else:
-            self._enter(plan, seq, most)
+            self._enter(seq)
+            self._chunk(plan, seq, min(seq.num_to_compute, most))
         return True
 
-    def _enter(self, plan: Plan, seq: Sequence, most: int) -> None:
+    def _enter(self, seq: Sequence) -> None:
         """Has a sequence run that has its slot and its pages."""
-        seq.num_untold = 0  # the admission has all
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
+        seq.num_untold = 0  # the admission has all
         self.running.append(seq)
-        plan.step.admissions.append(
-            Admission(
-                slot=seq.slot,
-                token_ids=seq.token_ids,
-                num_prompt_tokens=seq.num_prompt_tokens,
-                page_ids=[list(page_ids) for page_ids in seq.pages.page_ids],
-                sampling=seq.sampling,
-                seed=seq.seed,
-                end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
-            )
+        self._entering.append(seq)
+
+    @staticmethod
+    def _admission(seq: Sequence) -> Admission:
+        return Admission(
+            slot=seq.slot,
+            token_ids=seq.token_ids,
+            num_prompt_tokens=seq.num_prompt_tokens,
+            page_ids=[list(page_ids) for page_ids in seq.pages.page_ids],
+            sampling=seq.sampling,
+            seed=seq.seed,
+            end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
         )
-        self._chunk(plan, seq, min(seq.num_to_compute, most))
 
     # ---- pages from lower tiers
 
@@ -458,20 +456,14 @@ class Scheduler:
             page_id for name, page_id in load.entries if name in load.failed and page_id in load.tainted
         ]
         seq = self.arrivals.end(load)
-        if seq is not None:
+        if not (seq.finished or load.failed or self._suspects):  # of which one runs alone
+            self._enter(seq)
+        else:
             self._give_back(seq)
             if not seq.finished:
                 self._wait_first(seq)
-        elif self._suspects:  # one of which runs alone
-            self._turn_back(self.arrivals.ready[-1])
         for parked in reversed(self.arrivals.unpark()):
             self._wait_first(parked)
-
-    def _turn_back(self, seq: Sequence) -> None:
-        """One that is ready waits again; what was read for it stays in the cache."""
-        self.arrivals.take(seq)
-        self._give_back(seq)
-        self._wait_first(seq)
 
     def _save(self, seq: Sequence) -> None:
         """Has full pages kept whose content can be relied on: a token was drawn from what they hold."""
@@ -695,8 +687,6 @@ class Scheduler:
         """Everything waits, in the order in which it came."""
         for seq in self.running[::-1]:
             self._preempt(seq)
-        for seq in self.arrivals.ready:
-            self._turn_back(seq)
         self.arrivals.cancel()
         self._waiting.sort(lambda seq: seq.arrival)
 
@@ -722,6 +712,8 @@ class Scheduler:
                 self.pages.forget(exclusive)
                 self._tainted_pages += exclusive
             seq.pages.give_back()
+            if seq in self._entering:
+                self._entering.remove(seq)
             self._free_slots.append(seq.slot)
             seq.slot = -1
 
@@ -739,6 +731,6 @@ class Scheduler:
         assert all(seq.slot == -1 and not any(seq.pages.page_ids) for seq in self._waiting), (
             "a waiting sequence holds pages"
         )
-        arriving = {seq.id for seq in (*self.arrivals.with_slots, *self.arrivals.parked) if not seq.finished}
+        arriving = {seq.id for seq in self.arrivals.to_run}
         assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)} | arriving, "a request is lost"
         self.pages.check(list(seq.pages.held) for seq in live)

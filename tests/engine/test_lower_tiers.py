@@ -185,6 +185,9 @@ def test_a_prompt_that_lower_tiers_have_is_read_and_counts_as_cached() -> None:
             cached = output.num_cached_tokens
             break
     assert cached == 28
+    scheduler = reader.driver.scheduler
+    assert (scheduler.num_queried_tokens, scheduler.num_hit_tokens) == (60, 0)
+    assert (scheduler.num_lower_queried_tokens, scheduler.num_lower_hit_tokens) == (60, 28)
 
 
 def test_others_go_on_while_a_prompt_is_read() -> None:

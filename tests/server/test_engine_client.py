@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from ingle.channel import ChannelClosed, EngineStats, StepMessage
+from ingle.channel import ChannelClosed, StepMessage
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
 from ingle.server.engine_client import EngineClient
@@ -51,7 +51,7 @@ async def outputs_of(*messages: EngineOutput | None) -> list[EngineOutput]:
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     for output in messages:
-        channel.messages.put_nowait(None if output is None else StepMessage([output], EngineStats()))
+        channel.messages.put_nowait(None if output is None else StepMessage([output]))
     found = [await first]
     async for output in stream:
         found.append(output)
@@ -97,12 +97,12 @@ def test_tokens_may_come_some_at_a_time_but_the_first_at_once() -> None:
         reading = asyncio.create_task(read())
         await asyncio.sleep(0)
         for token_id in range(8):
-            channel.messages.put_nowait(StepMessage([EngineOutput("a", [token_id])], EngineStats()))
+            channel.messages.put_nowait(StepMessage([EngineOutput("a", [token_id])]))
             if token_id in (0, 3, 6):
                 await told.wait()
                 told.clear()
             await asyncio.sleep(0)
-        channel.messages.put_nowait(StepMessage([EngineOutput("a", [8], "stop")], EngineStats()))
+        channel.messages.put_nowait(StepMessage([EngineOutput("a", [8], "stop")]))
         await reading
         return found
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 
 logger = logging.getLogger("ingle")
@@ -355,6 +356,7 @@ class ServerConfig:
 
     listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
     access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
@@ -393,6 +395,6 @@ class ServeConfig:
 
 CONFIGURATION = (
     *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
-    *(ServerConfig, ListenConfig, AccessConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig),
 )
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -83,6 +83,8 @@ class Sequence:
     """Steps that it passed as a suspect since it last passed one otherwise."""
     num_loads: int = 0
     """How often pages were read for it from a lower tier."""
+    num_read: int = 0
+    """Tokens that were, when it was admitted last."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     pooled: PooledPrompt | None = None
     """Of a request that wants a vector: it ends with its prompt, and draws nothing."""
@@ -133,7 +135,8 @@ class Scheduler:
             raise ValueError("one sequence of max_model_len must fit the page pool")
         self.drafter = drafter
         self.running: list[Sequence] = []  # in order of admission
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_queried_tokens = self.num_hit_tokens = 0
+        self.num_lower_queried_tokens = self.num_lower_hit_tokens = 0
         self.arrivals: Arrivals[Sequence] = Arrivals(pages)
         self._lower = lower or NoTiers()
         self._keeps_pages = lower is not None
@@ -408,6 +411,7 @@ class Scheduler:
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
         seq.num_computed = seq.num_settled = num_cached
+        seq.num_read = 0
         if seq.pages.unread:
             self._load(seq)
         else:
@@ -419,6 +423,11 @@ class Scheduler:
         """Has a sequence run that has its slot and its pages."""
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
+            self.num_queried_tokens += seq.num_prompt_tokens
+            self.num_hit_tokens += seq.num_computed - seq.num_read
+            if self._keeps_pages:
+                self.num_lower_hit_tokens += seq.num_read
+                self.num_lower_queried_tokens += seq.num_prompt_tokens - seq.num_computed + seq.num_read
         seq.num_untold = 0  # the admission has all
         self.running.append(seq)
         self._entering.append(seq)
@@ -448,6 +457,7 @@ class Scheduler:
         self._tainted_pages = [page_id for page_id in self._tainted_pages if page_id not in pages]
         load = Load(seq.pages.unread, tainted)
         seq.num_loads += 1
+        seq.num_read = seq.num_computed - seq.pages.num_cached(seq.token_ids)
         self.arrivals.begin(load, seq)
         self._lower.load(load)
 

@@ -46,6 +46,9 @@ SAME: Mapping[str, str] = {
     "--served-model-name": "--model-name --served-name",
     "--disable-access-log": "--disable-uvicorn-access-log",
     "--log-level": "--uvicorn-log-level",
+    "--log-format=json": "--json-output",
+    "--log-requests": "--enable-log-requests",
+    "--otlp-traces-endpoint": "--otlp-endpoint",
     "--timeout-keep-alive": "--http-keep-alive",
     "--max-num-queued-reqs": "--max-queued-requests --max-queue-size",
     "--temperature": "--temp",
@@ -75,14 +78,13 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--swap-space=", "requests that find no room wait; --host-cache keeps prefixes that the KV cache has no room for"),
     ("--preemption-mode=", "a request that lost its room is always computed again"),
     (
-        "--disable-log-requests --disable-log-stats --no-enable-log-requests --no-disable-log-requests "
-        "--disable-log-requests-content --aggregate-engine-logging",
-        "neither requests nor statistics are logged",
+        "--disable-log-requests --no-enable-log-requests --no-disable-log-requests --disable-log-requests-content",
+        "what requests say is logged only where --log-requests asks for that",
     ),
     (
-        "--enable-log-requests --enable-log-outputs --max-log-len= --log-error-stack --log-requests "
-        "--log-requests-level= --decode-log-interval= --show-time-cost",
-        "what requests say is never logged, and each gets one line: --log-level debug tells more",
+        "--enable-log-outputs --aggregate-engine-logging --log-error-stack --log-requests-level= "
+        "--decode-log-interval= --show-time-cost",
+        "each request gets one line, with its tokens and times, and answers are never logged",
     ),
     (
         "--enable-chunked-prefill? --no-enable-chunked-prefill --max-num-partial-prefills= "
@@ -136,10 +138,10 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--calculate-kv-scales --quantization-param-path=", "keys and values are not quantized"),
     ("--additional-config= --show-hidden-metrics-for-version= --fail-on-environ-validation", "there is no such thing"),
     (
-        "--otlp-traces-endpoint= --collect-detailed-traces= --enable-layerwise-nvtx-tracing --profiler-config= "
+        "--collect-detailed-traces= --enable-layerwise-nvtx-tracing --profiler-config= "
         "--kv-cache-metrics --kv-cache-metrics-sample= --cudagraph-metrics --enable-mfu-metrics "
         "--enable-server-load-tracking --enable-metrics --metrics --no-metrics --enable-cache-report "
-        "--otlp-endpoint= --otlp-service-name= --prometheus-port= --perf --no-perf",
+        "--otlp-service-name= --prometheus-port= --perf --no-perf",
         "there are no traces and no /metrics yet",
     ),
     ("--enable-sleep-mode", "a server does not sleep"),
@@ -195,8 +197,8 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--ssl", "--ssl-certfile turns TLS on"),
     ("--disable-fastapi-docs --enable-offline-docs", "/docs shows the schema, behind the API key if there is one"),
     (
-        "--log-config-file= --log-format= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
-        "--json-output --log-disable --logger-level= --log-level-http= --verbosity= -lv=",
+        "--log-config-file= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
+        "--log-disable --logger-level= --log-level-http= --verbosity= -lv=",
         "the log goes to stderr, as much of it as --log-level says",
     ),
     ("--h11-max-incomplete-event-size= --h11-max-header-count= --payload-limit=", "the limits of requests are fixed"),
@@ -387,7 +389,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
         "--stream-interval= --max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
-        "--response-store= --response-store-hours=",
+        "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
+        "--otlp-traces-endpoint=",
         "only `ingle serve` listens",
     ),
     (

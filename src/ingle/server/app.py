@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ingle.server import rerank
+from ingle.server import metrics, rerank
 from ingle.server.access import Access, KeyGuard
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
@@ -22,6 +22,7 @@ from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
 from ingle.server.middleware import Prefix, RequestScope
 from ingle.server.models import ModelPool
+from ingle.server.observers import Observers
 from ingle.server.openai import batches, chat, completions, embeddings, files, models, text
 from ingle.server.queue import BodyMemory
 from ingle.server.responses import endpoints as responses_endpoints
@@ -46,16 +47,21 @@ def create_app(
     loading: Loading | None = None,
     responses: ResponseStore | None = None,
     store: Store | None = None,
+    observers: Observers | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
     that nobody knows; `unread` bounds the bodies being read;
     while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
-    for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those.
+    for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers` are told
+    of every request.
     """
+    observers = Observers() if observers is None else observers
     middleware = [Middleware(Prefix, root_path=access.root_path)] if access.root_path else []
-    middleware.append(Middleware(RequestScope, access_log=access_log))
+    middleware.append(
+        Middleware(RequestScope, access_log=access_log, statistics=observers.statistics, tracer=observers.tracer)
+    )
     if access.allowed_hosts or access.local_names:
         middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts, local_names=access.local_names))
     middleware.append(Middleware(OriginGuard, origins=access.cors_origins))
@@ -75,6 +81,7 @@ def create_app(
     app.state.unread = BodyMemory() if unread is None else unread
     app.state.store = store
     app.state.batches = None
+    app.state.observers = observers
     install_error_handlers(app)
     return app
 
@@ -124,6 +131,7 @@ ENDPOINTS = (
     Endpoint("GET", "/health", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),)),
     Endpoint("GET", "/ping", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_PING),
     Endpoint("GET", "/version", version, answers=Version),
+    *metrics.ENDPOINTS,
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,

@@ -84,6 +84,11 @@ class EngineClient:
             elif isinstance(message, NothingRefused):
                 checked()
 
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
@@ -136,8 +141,9 @@ class EngineClient:
                     # A traceback, or words about files: for who runs the server, not for its clients.
                     logger.error("the engine failed: %s", message.message)
                     self.failure = "the engine failed; the server's log has the reason"
+                elif isinstance(message, EngineStats):
+                    self.stats = message
                 elif isinstance(message, StepMessage):
-                    self.stats = message.stats
                     for output in message.outputs:
                         queue = self._queues.get(output.id)
                         if queue is not None:
@@ -192,6 +198,7 @@ def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
         num_cached_tokens=first.num_cached_tokens,
         logprobs=[entry for entries in scored for entry in entries] if scored else None,
         prompt_logprobs=first.prompt_logprobs,
+        queued_s=first.queued_s,
     )
 
 

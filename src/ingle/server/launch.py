@@ -14,13 +14,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingle import facts
 from ingle.config import ServeConfig, ServerConfig, parse_bytes
 from ingle.config.access import ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
@@ -32,10 +33,14 @@ from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.listening import is_local, listening
 from ingle.server.load_model import load_model
 from ingle.server.loading import Loading
-from ingle.server.logs import LINE, TIME, BackgroundLog
+from ingle.server.logs import BackgroundLog, formatter
 from ingle.server.models import ModelPool, ServedModel
+from ingle.server.observers import Observers
+from ingle.server.request_log import RequestsLog
 from ingle.server.running import UNIX, announced, url_of
+from ingle.server.stats_log import log_stats
 from ingle.server.stopping import Deadline, stop_while_loading
+from ingle.server.tracing import Tracer
 from ingle.text.formats.detect import in_words
 from ingle.text.sandbox import sandboxes
 
@@ -58,13 +63,17 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     started = time.perf_counter()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = BackgroundLog(sys.stderr.fileno())
-    logging.basicConfig(level=config.server.log_level.upper(), format=LINE, datefmt=TIME, handlers=[log])
+    log.setFormatter(formatter(config.server.monitoring.log_format))
+    logging.basicConfig(level=config.server.log_level.upper(), handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
+    observers = observers_of(config.server.monitoring)
     deadline = Deadline(process)
     stop_while_loading(deadline)
     try:
-        _bind_and_serve(process, deadline, config, started)
+        _bind_and_serve(process, deadline, config, observers, started)
     finally:
+        if observers.tracer is not None:
+            observers.tracer.close()
         log.flush()  # before the last words of the command itself
 
 
@@ -78,6 +87,7 @@ class Start:
     sock: socket.socket
     started_s: float
     certificate: Certificate | None = None
+    observers: Observers = field(default_factory=Observers)
 
     @property
     def url(self) -> str:
@@ -85,12 +95,23 @@ class Start:
         return url_of(self.sock, "http" if self.certificate is None else "https")
 
 
-def _bind_and_serve(process: EngineProcess, deadline: Deadline, config: ServeConfig, started: float) -> None:
+def observers_of(config: MonitoringConfig) -> Observers:
+    """Raises `ConfigError` where spans cannot be sent."""
+    endpoint = config.otlp_traces_endpoint
+    return Observers(
+        tracer=None if endpoint is None else Tracer.to(endpoint),
+        requests=RequestsLog(config.max_log_len) if config.log_requests else None,
+    )
+
+
+def _bind_and_serve(
+    process: EngineProcess, deadline: Deadline, config: ServeConfig, observers: Observers, started: float
+) -> None:
     certificate = _certificate(config.server.listen)
     with listening(config.server) as sock:
         source = ensure_model(config.engine.model)
         process.load(config.engine, Path(source.path))
-        start = Start(config, source, process, sock, started, certificate)
+        start = Start(config, source, process, sock, started, certificate, observers)
         import uvloop  # from here on, imports run while the engine's process loads
 
         uvloop.run(_serve(start, deadline))
@@ -123,6 +144,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         strict_fields=config.strict_fields,
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
+        observers=start.observers,
     )
     server = GracefulServer(app, _limits(config), deadline, start.certificate, config.listen.proxies)
 
@@ -144,7 +166,9 @@ async def _serve(start: Start, deadline: Deadline) -> None:
             await _stop_with_engine(model.engine, server, deadline)
 
     tasks = [asyncio.create_task(load()), asyncio.create_task(loading.watch())]
-    working: list[asyncio.Task[None]] = []
+    working = [asyncio.create_task(start.observers.statistics.watch_loop())]
+    if not config.monitoring.disable_log_stats:
+        working.append(asyncio.create_task(log_stats(pool)))
     if start.certificate is not None:
         working.append(asyncio.create_task(start.certificate.follow()))
     try:

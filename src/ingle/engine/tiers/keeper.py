@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from ingle.channel import TierStats
 from ingle.device import PageCopies
 from ingle.device.pages import Bytes
 from ingle.engine.arrivals import Load
@@ -108,6 +109,19 @@ class PageKeeper:
         return ended
 
     # ---- for the engine
+
+    def stats(self) -> tuple[TierStats, ...]:
+        counters, tiers = self.counters, self.tiers
+        return tuple(
+            TierStats(
+                name,
+                tier.num_bytes,
+                counters[name].num_pages_read,
+                counters[name].num_pages_written,
+                tier.num_damaged,
+            )
+            for name, tier in tiers.items()
+        )
 
     def wait(self, timeout_s: float) -> None:
         """Until a load has ended."""

@@ -45,6 +45,7 @@ class EngineClient:
         self.info = info
         self._stream_interval = stream_interval
         self.stats = EngineStats()
+        self.num_restarts = 0
         self.closed = asyncio.Event()
         self.failure: str | None = None
         self._given_up: str | None = None

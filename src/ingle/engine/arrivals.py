@@ -8,7 +8,7 @@ A page is made findable once it is read. What cannot be read is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
@@ -83,6 +83,10 @@ class Arrivals(Generic[T]):
     @property
     def is_reading(self) -> bool:
         return bool(self._reading) or bool(self._gone)
+
+    @property
+    def reading(self) -> Collection[T]:
+        return self._reading.keys()
 
     @property
     def with_slots(self) -> Iterator[T]:

@@ -40,6 +40,9 @@ std::atomic<int> num_sleeping{0};
 std::mutex job_mutex;
 std::atomic<int> threads_started{1};
 
+// All that were begun, for whoever watches whether a long step gets on.
+std::atomic<uint64_t> num_jobs{0};
+
 void relax() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -116,6 +119,7 @@ void start_threads(int threads) {
 int num_threads() { return threads_started; }
 
 void run_pieces(int64_t count, void (*new_task)(void*, int64_t), void* new_context) {
+    num_jobs.fetch_add(1, std::memory_order_relaxed);
     std::unique_lock<std::mutex> lock(job_mutex, std::try_to_lock);
     if (count <= 1 || threads_started == 1 || !lock) {  // someone else's job keeps the workers busy
         for (int64_t i = 0; i < count; i++) new_task(new_context, i);
@@ -135,3 +139,5 @@ void run_pieces(int64_t count, void (*new_task)(void*, int64_t), void* new_conte
 }
 
 }  // namespace ingle
+
+extern "C" uint64_t ingle_num_jobs() { return ingle::num_jobs.load(std::memory_order_relaxed); }

@@ -292,6 +292,33 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class HealthConfig:
+    """When the engine is taken to be dead or stuck, what is done then, and how the server ends."""
+
+    watchdog: bool = True
+    """Start a new engine in place of one that has died or is stuck. Without, the server ends with a dead engine, and
+    /health/ready tells of a stuck one."""
+    watchdog_timeout: float = 300.0
+    """Seconds after which an engine is stuck in which no step ended, nor a layer of one; 0 for no limit. One that is
+    stopped, or shows no sign of life, is ended after 10."""
+    max_engine_restarts: int = 5
+    """Most new engines in a row. Then the server ends with an error, so that systemd or Docker starts it anew."""
+    engine_restart_window: float = 600.0
+    """Seconds that an engine has to run for the next to be the first in a row."""
+    shutdown_timeout: float = 5.0
+    """Seconds that answers have to end when the server is told to (SIGTERM, Ctrl-C); a second signal ends it at once.
+    The whole takes up to 3.5 s more, and `docker stop` kills after 10 unless it is told otherwise."""
+
+    def __post_init__(self) -> None:
+        _at_least("max_engine_restarts", self.max_engine_restarts, 1)
+        for name in ("watchdog_timeout", "engine_restart_window", "shutdown_timeout"):
+            value = getattr(self, name)
+            _number(name, value)
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is not a time: give seconds, 0 or more")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """How the HTTP server is reached and what it calls the model."""
 
@@ -337,6 +364,7 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+    health: HealthConfig = HealthConfig()
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
@@ -396,5 +424,5 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, HealthConfig)
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -14,8 +14,8 @@ class Process:
     def kill(self):
         print("killed", flush=True)
 
-stopping._SERVING_END_S = 0.3
-deadline = stopping.Deadline(Process())
+stopping.LAST_WORDS_S = stopping._TIDY_S = 0.1
+deadline = stopping.Deadline(Process(), 0.1)
 deadline.start(serving=True, code=7)
 deadline.start(serving=True, code=8)  # a second signal
 threading.Thread(target=time.sleep, args=(60,)).start()  # which Python waits for as it exits

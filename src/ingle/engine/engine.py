@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ class Engine:
             self._masks = MaskTable(facts.vocab_size)
         else:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
+        self.begins: Callable[[list[str]], None] | None = None
+        """Told the ids of requests before anything is computed of them."""
         self._num_steps = 0
         self._num_prompt_tokens = 0
 
@@ -95,6 +98,8 @@ class Engine:
         elif request.id in self._compiling:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
+            if self.begins is not None:
+                self.begins([request.id])
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
@@ -121,6 +126,9 @@ class Engine:
         """
         outputs = self._take_compiled() if self._compiling else []
         plan = self.scheduler.plan()
+        if plan is not None and plan.step.admissions and self.begins is not None:
+            admitted = {admission.slot for admission in plan.step.admissions}
+            self.begins([seq.id for seq in plan.sequences if seq.slot in admitted])
         if plan is None and not self._in_flight and self.scheduler.has_work:
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:

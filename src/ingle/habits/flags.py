@@ -195,7 +195,7 @@ IDLE: tuple[tuple[str, str], ...] = (
     ),
     ("--h11-max-incomplete-event-size= --h11-max-header-count= --payload-limit=", "the limits of requests are fixed"),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
-    ("--timeout= -to= --watchdog-timeout= --shutdown-timeout=", "requests have no time limit but their own"),
+    ("--timeout= -to=", "requests have no time limit but their own"),
     ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingle.server.errors import error_body, error_response
 
-HEALTH_PATHS = ("/health", "/ping")
+LIVE_PATH = "/health/live"
+HEALTH_PATHS = ("/health", LIVE_PATH, "/health/ready", "/ping")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 

@@ -57,7 +57,7 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     log = BackgroundLog(sys.stderr.fileno())
     logging.basicConfig(level=config.server.log_level.upper(), format=LINE, datefmt=TIME, handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
-    deadline = Deadline(process)
+    deadline = Deadline(process, config.server.health.shutdown_timeout)
     stop_while_loading(deadline)
     try:
         _bind_and_serve(process, deadline, config, started)
@@ -110,7 +110,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
     )
-    server = GracefulServer(app, _limits(config), deadline)
+    server = GracefulServer(app, _limits(config), deadline, config.health.shutdown_timeout)
 
     async def load() -> None:
         try:
@@ -152,7 +152,7 @@ async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
     app.state.batches = BatchWorker(app, pool, store)
     try:
         await app.state.batches.run()
-    except EngineError:  # the server ends, and whichever comes next goes on
+    except EngineError:  # there is no engine, and none to come: whichever server is next goes on
         pass
     except Exception as error:
         logger.error("batches are run no more", exc_info=error)
@@ -171,7 +171,8 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
-    """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
+    """A server whose engine is gone, and gets no other, answers nothing: it ends, so that whoever supervises it starts
+    it anew."""
     await engine.closed.wait()
     deadline.start(serving=True, code=1)
     server.should_exit = True

@@ -57,6 +57,8 @@ class Info:
 class Health:
     ok: bool = True
     detail: str = "ok"
+    status: str = "ok"
+    retry_after_s: int | None = None
 
 
 @dataclass

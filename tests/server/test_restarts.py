@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingle.channel import Abort, Beat, Begun, Channel, EngineStats, Failed, Progress, Stage, StepMessage
+from ingle.channel import Beat, Begun, Channel, EngineStats, Failed, Progress, Stage, StepMessage
 from ingle.config import HealthConfig
 from ingle.errors import AnswerLost, EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
@@ -23,7 +23,7 @@ from ingle.server.models import ServedModel
 from ingle.server.restarts import Restarts
 from tests.test_facts import info as engine_info
 
-from .fakes import app_for, assert_error, client_of, until
+from .fakes import MODEL, app_for, assert_error, client_of, until
 
 pytestmark = pytest.mark.anyio
 WITHIN_S = 10.0
@@ -73,11 +73,14 @@ class Engines:
 
     async def asked(self) -> list[str]:
         """Ids of the requests that come next."""
-        found: list[Any] = []
-        while not found:
-            await asyncio.sleep(0.002)
-            found = [message for message in self.channel.receive(wait=False) if not isinstance(message, Abort)]
-        return [request.id for request in found]
+        found: list[str] = []
+
+        def some() -> bool:
+            found.extend(each.id for each in self.channel.receive(wait=False) if isinstance(each, EngineRequest))
+            return bool(found)
+
+        await until(some, WITHIN_S)
+        return found
 
 
 WATCHED = HealthConfig(watchdog_timeout=5.0, max_engine_restarts=2, engine_restart_window=600.0)
@@ -119,9 +122,7 @@ async def test_what_was_begun_is_lost_and_what_waits_is_served_by_the_next(caplo
         await until(lambda: client._pending["admitted"].begun, WITHIN_S)
         engines.kill()
         for name in ("told", "admitted"):
-            with pytest.raises(
-                AnswerLost, match=r"the engine died: killed by SIGKILL.* send the request again"
-            ) as lost:
+            with pytest.raises(AnswerLost, match=r"engine died: killed by SIGKILL.* send the request again") as lost:
                 await answers[name]
             assert lost.value.retry_after_s == 4
         await until(lambda: engines.num_started == 2, WITHIN_S)
@@ -265,7 +266,7 @@ async def test_each_protocol_says_that_an_answer_is_lost(model: ServedModel) -> 
         asks: dict[str, dict[str, Any]] = {
             "/v1/completions": {"prompt": "a"},
             "/v1/chat/completions": {"messages": messages},
-            "/v1/messages": {"messages": messages, "max_tokens": 9},
+            "/v1/messages": {"messages": messages, "max_tokens": 9, "model": MODEL},
             "/v1/responses": {"input": "a"},
         }
         whole = [asyncio.create_task(http.post(path, json=body)) for path, body in asks.items()]

@@ -178,10 +178,11 @@ class EngineClient:
         try:
             why = await self._until_lost(channel)
             while self._health.watchdog and not self.stopping:
-                if (next_channel := await self._next(why)) is None:
-                    why = f"{why}. {self._restarts.num + 1} engines in a row have ended, so the server ends too"
+                following = await self._next(why)
+                if isinstance(following, str):
+                    why = f"{following}. {self._restarts.num + 1} engines in a row have ended, so the server ends too"
                     break
-                why = await self._until_lost(next_channel)
+                why = await self._until_lost(following)
         except Exception as error:  # else all who wait would wait for ever
             logger.error("the engine is no longer watched", exc_info=error)
             why = _FAILED
@@ -225,8 +226,8 @@ class EngineClient:
         except ChannelClosed:
             return f"the engine died: {await _exit_text(self._process)}"
 
-    async def _next(self, why: str) -> AsyncChannel | None:
-        """The channel of an engine that takes requests; None when too many have died in a row."""
+    async def _next(self, why: str) -> AsyncChannel | str:
+        """The channel of an engine that takes requests; where too many have died in a row, why the last did."""
         while (delay_s := self._restarts.next_delay_s()) is not None:
             self._loading = self._loading or Loading()
             self._fail_begun(why)
@@ -244,7 +245,7 @@ class EngineClient:
                 continue
             self._resume(*loaded)
             return loaded[0]
-        return None
+        return why
 
     async def _end_process(self) -> None:
         """Raises `EngineError` for one that not even the system can end."""

@@ -40,22 +40,30 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
 
     def render(self, request: bytes) -> str:
         """Raises `RequestError` when the template fails or breaks a limit."""
+        reply, status = self._reply(request)
+        if status == -signal.SIGKILL and not self._killed:  # the system's, for lack of memory, or somebody else's
+            reply, status = self._reply(request)
+        if status is not None:
+            why = "it takes too long" if status == -signal.SIGPROF else "its process ended without an answer"
+            raise RequestError(f"chat template: {why}", param="messages")
+        answer: dict[str, str] = json.loads(reply)
+        if "error" in answer:
+            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
+        return answer["text"]
+
+    def _reply(self, request: bytes) -> tuple[bytes, int | None]:
+        """And the exit status of the process where it ended instead."""
         process = self.start()
         try:
             reply = _exchange(process, request)
         except BaseException:  # such as Ctrl-C: the answer still to come would be taken for the next one's
             self.stop()
             raise
-        if not reply.endswith(b"\n"):
-            why = "it takes too long" if self.stop() == -signal.SIGPROF else "its process ended without an answer"
-            raise RequestError(f"chat template: {why}", param="messages")
-        answer: dict[str, str] = json.loads(reply)
-        if "error" in answer:
-            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
-        return answer["text"]
+        return reply, None if reply.endswith(b"\n") else self.stop()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts the process if there is none."""
@@ -76,7 +84,7 @@ class Sandbox:
 
     def kill(self) -> None:
         """From another thread: a rendering under way ends as one whose process has died."""
-        process = self._process
+        process, self._killed = self._process, True
         if process is not None:
             process.kill()
 

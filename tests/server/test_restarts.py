@@ -267,7 +267,7 @@ async def test_each_protocol_says_that_an_answer_is_lost(model: ServedModel) -> 
             "/v1/completions": {"prompt": "a"},
             "/v1/chat/completions": {"messages": messages},
             "/v1/messages": {"messages": messages, "max_tokens": 9, "model": MODEL},
-            "/v1/responses": {"input": "a"},
+            "/v1/responses": {"input": "a", "model": MODEL},
         }
         whole = [asyncio.create_task(http.post(path, json=body)) for path, body in asks.items()]
         told = [asyncio.create_task(http.post(path, json=body | {"stream": True})) for path, body in asks.items()]

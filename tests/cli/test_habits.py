@@ -652,7 +652,8 @@ def test_a_file_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file = tmp_path / "keys"
     file.write_text("# mine\n one \n\ntwo\n")
     file.chmod(0o600)
-    assert _config(["m", "--api-key-file", str(file), "--api-key", "zero"]).server.api_keys() == ("zero", "one", "two")
+    given = _config(["m", "--api-key-file", str(file), "--api-key", "zero"]).server.access.keys()
+    assert [key.key for key in given] == ["zero", "one", "two"]
     assert capsys.readouterr().err == ""
     file.chmod(0o644)
     _config(["m", "--api-key-file", str(file)])

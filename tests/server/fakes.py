@@ -16,6 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from ingle.config.access import ApiKey
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
 from ingle.server.access import Access
@@ -159,6 +160,8 @@ def app_for(model: ServedModel, **changes: Any) -> Starlette:
     def taken(kind: type) -> dict[str, Any]:
         return {name.name: changes.pop(name.name) for name in fields(kind) if name.name in changes}
 
+    if keys := changes.get("api_keys"):
+        changes["api_keys"] = tuple(ApiKey(key) if isinstance(key, str) else key for key in keys)
     access, text = Access(**taken(Access)), replace(model.text, **taken(TextSide))
     return create_app(ModelPool([replace(model, text=text, **taken(ServedModel))]), access, **changes)
 

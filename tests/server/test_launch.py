@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from ingle.config import EngineConfig, ServeConfig, ServerConfig
+from ingle.config.access import AccessConfig, ApiKey
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ModelSource
 from ingle.server import launch, listening
@@ -59,7 +60,7 @@ def test_the_example_is_one_that_works(
 ) -> None:
     info = SimpleNamespace(writes_text=writes_text)
     model: Any = SimpleNamespace(name="m", default_sampling=sampling, chat_template=template, info=info)
-    example = launch._example(model, Access(keys), "http://127.0.0.1:1")
+    example = launch._example(model, Access(tuple(map(ApiKey, keys))), "http://127.0.0.1:1")
     assert example.startswith("curl http://127.0.0.1:1/v1/") and all(part in example for part in parts)
 
 
@@ -97,12 +98,12 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
         text=text,
     )
     sock: Any = Bound(host)
-    launch._announce(model, Access(keys), start_on(sock))
+    launch._announce(model, Access(tuple(map(ApiKey, keys))), start_on(sock))
     assert caplog.messages[-1].startswith("ready in ") and "base URL: http://" in caplog.messages[-1]
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
-    assert launch._allowed_hosts(ServerConfig(host=host), sock) == (("localhost",) if loopback else ())
-    assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example",)), sock) == ("a.example",)
-    assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example", "*")), sock) == ()
+    assert launch._allowed_hosts(AccessConfig(), sock) == (("localhost",) if loopback else ())
+    assert launch._allowed_hosts(AccessConfig(allowed_hosts=("a.example",)), sock) == ("a.example",)
+    assert launch._allowed_hosts(AccessConfig(allowed_hosts=("a.example", "*")), sock) == ()
 
 
 def test_a_name_for_loopback_is_loopback() -> None:
@@ -118,7 +119,7 @@ def test_a_name_for_loopback_is_loopback() -> None:
         ("max_connections", 0),
         ("max_num_queued_reqs", 0),
         ("max_num_queued_tokens", -1),
-        ("allowed_hosts", ("",)),
+        ("served_model_name", ("",)),
     ],
 )
 def test_flags_that_cannot_be(field: str, value: Any) -> None:

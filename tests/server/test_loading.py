@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ingle.config.access import ApiKey
 from ingle.hub.resolve import ModelSource, resolve_model
 from ingle.server import loading as loading_module
 from ingle.server.access import Access
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_until_the_model_is_there_clients_are_told_what_is_done(model: ServedModel) -> None:
     loading, pool = Loading(), ModelPool()
-    client = client_of(create_app(pool, Access(("key",)), loading=loading))
+    client = client_of(create_app(pool, Access((ApiKey("key"),)), loading=loading))
     keyed = {"Authorization": "Bearer key"}
     loading.report("loading weights of llama on cpu: 40 %")
 

@@ -212,7 +212,7 @@ def _take_config(line: Line, item: _Item) -> None:
 
 def _is_shared(flag: Flag) -> bool:
     """Whether all commands that load a model have it. What only one has may mean something else elsewhere."""
-    return flag.owner.__module__ == "ingle.config"
+    return flag.owner.__module__.startswith("ingle.config")
 
 
 def _set(line: Line, item: _Item, name: str, values: list[str], dialect: Dialect) -> None:

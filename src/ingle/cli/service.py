@@ -95,7 +95,12 @@ def _asked(argv: Sequence[str], command: str) -> Made:
     manager, name = Manager(options.user), checked_name(options.name)
     check_port = False  # of a unit that is only printed, or that runs already and so takes it
     if command == "install":
-        _check(manager, command, argv, [*options.server.api_key, *given.environment.values()])
+        _check(
+            manager,
+            command,
+            argv,
+            [*options.server.access.api_key, *options.server.access.admin_api_key, *given.environment.values()],
+        )
         check_port = not (_is_ours(manager, name) and manager.state(name) == "active")
     made = make(options, given, check_port=check_port)
     for notice in made.notices:

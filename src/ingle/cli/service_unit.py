@@ -12,13 +12,14 @@ from pathlib import Path
 
 from ingle.cli.flags import Given
 from ingle.cli.line import spelled
+from ingle.cli.sources import SECRETS
 from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
 from ingle.errors import ConfigError
 from ingle.service import reach
 from ingle.service.systemd import Manager
 from ingle.service.unit import STOP_S, Credential, Unit, checked_name
 
-_PLACED = ("model", "api_key", "api_key_file", "chat_template")
+_PLACED = ("model", "api_key", "admin_api_key", "api_key_file", "chat_template")
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
     *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
@@ -179,7 +180,7 @@ def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[st
     for flag, words in given.settings:
         if flag.owner in CONFIGURATION and flag.field not in _PLACED:
             yield from spelled(flag, words)
-    if (keys := options.server.api_key_file) is not None:
+    if (keys := options.server.access.api_key_file) is not None:
         yield _file("--api-key-file", "api-keys", _absolute(keys), options)
     template = options.text.chat_template
     if template is not None and "{" not in template and Path(template).is_file():
@@ -206,9 +207,10 @@ def _environment(own: bool, state: str, store: Path | None) -> dict[str, str]:
 
 def _variables(given: Given) -> dict[str, str]:
     found = {name: value for name in CARRIED if (value := os.environ.get(name))} | given.environment
-    keys = [key for flag, words in given.settings if flag.field == "api_key" for key in words]
-    if any("," in key or len(key.split()) != 1 for key in keys):
-        raise ConfigError("a key with a comma or a space cannot stand in a variable: give --api-key-file")
-    if keys:
-        found["INGLE_API_KEY"] = ",".join(keys)
+    for secret in SECRETS:
+        keys = [key for flag, words in given.settings if flag.field == secret for key in words]
+        if any("," in key or len(key.split()) != 1 for key in keys):
+            raise ConfigError("a key with a comma or a space cannot stand in a variable: give --api-key-file")
+        if keys:
+            found[f"INGLE_{secret.upper()}"] = ",".join(keys)
     return found

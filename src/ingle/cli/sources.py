@@ -18,6 +18,10 @@ _MAX_BYTES = 1 << 20
 _SEPARATORS = re.compile(r"[\s,]+")
 
 
+SECRETS = ("api_key", "admin_api_key")
+"""Fields whose values are not shown."""
+
+
 class Default(NamedTuple):
     """A value that was not given on the command line."""
 
@@ -44,7 +48,7 @@ Defaults = dict[tuple[type, str], Default]
 
 
 def is_secret(flag: Flag) -> bool:
-    return flag.field == "api_key"
+    return flag.field in SECRETS
 
 
 def variable_of(flag: Flag) -> str:
@@ -62,7 +66,7 @@ def from_environment(flags: Sequence[Flag], environment: Mapping[str, str]) -> I
         yield flag, Default(_value(flag, words, name, text), name)
     for flag in flags:
         given = next((name for name in KEYS if environment.get(name)), None)
-        if is_secret(flag) and given is not None and not environment.get(variable_of(flag)):
+        if flag.field == "api_key" and given is not None and not environment.get(variable_of(flag)):
             yield flag, Default((environment[given],), given)
 
 

@@ -384,7 +384,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (
-        "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
+        "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
+        "--allowed-hosts=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
         "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours=",
@@ -417,7 +418,7 @@ REFUSED_HERE: tuple[tuple[str, str], ...] = (
 )
 """Ours, in a command where leaving them out would do something else than asked."""
 
-SECRETS = {"--api-key", "--api-keys", "--hf-token", "-hft", "--token"}
+SECRETS = {"--api-key", "--api-keys", "--admin-api-key", "--hf-token", "-hft", "--token"}
 """Whose values are not shown."""
 
 Kind = Literal["same", "turned", "idle", "refused", "elsewhere", "refused here"]

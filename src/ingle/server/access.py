@@ -1,30 +1,79 @@
-"""Who may reach the server: the Host check and API keys, as pure ASGI middleware."""
+"""Who may reach the server: the Host check and keys, as pure ASGI middleware that every route lies behind."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ingle.config.access import ApiKey
 from ingle.server.errors import error_body, error_response
 
 LIVE_PATH = "/health/live"
 HEALTH_PATHS = ("/health", LIVE_PATH, "/health/ready", "/ping")
+PUBLIC = frozenset(
+    [*((method, path) for path in HEALTH_PATHS for method in ("GET", "HEAD")), ("HEAD", "/")],
+)
+"""What asks for no key: whether all is well, and whether there is a server at all."""
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who sent a request, in `scope["state"]["client"]`."""
+
+    name: str = ""
+    """Of its key; empty where the server asks for none, and on what asks for none."""
+    is_admin: bool = False
+
+
+ANONYMOUS = Client()
+
+
+def client_of(scope: Scope) -> Client:
+    found = scope.get("state", {}).get("client", ANONYMOUS)
+    assert isinstance(found, Client)
+    return found
 
 
 @dataclass(frozen=True)
 class Access:
     """The same for all models that a server hands out."""
 
-    api_keys: tuple[str, ...] = ()
-    """Of which a request must bring one; empty asks for none."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """Of which a request must bring one; without any that is no administrator's, none is asked for."""
     allowed_hosts: tuple[str, ...] = ()
     """Names accepted in the Host header, besides localhost and the server's own address; empty accepts any."""
+
+    @property
+    def asks_for_key(self) -> bool:
+        return any(not key.is_admin for key in self.api_keys)
+
+
+class Keys:
+    """Finds who a key belongs to, in a time that tells nothing of the keys there are.
+
+    Of each is kept a digest that is keyed by a secret of this process. Whoever guesses knows the digest of no guess: by
+    how far a comparison of digests gets, nothing is learned of a key.
+    """
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._secret = secrets.token_bytes(32)
+        self._clients = {self._digest(key.key.encode()): Client(key.name, key.is_admin) for key in keys}
+
+    def find(self, given: bytes) -> Client | None:
+        digest, found = self._digest(given), None
+        for known, client in self._clients.items():  # all of them, whichever it is
+            found = client if hmac.compare_digest(digest, known) else found
+        return found
+
+    def _digest(self, key: bytes) -> bytes:
+        return hmac.digest(self._secret, key, "sha256")
 
 
 class HostGuard:
@@ -55,34 +104,37 @@ class HostGuard:
         return is_own or name in self._allowed or (bool(self._allowed_ends) and name.endswith(self._allowed_ends))
 
 
-class ApiKeyGuard:
-    """Asks for `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's clients send it, on every path but those
-    that say whether all is well. Whether there is a server at all, which `HEAD /` asks, is told to everybody.
+class KeyGuard:
+    """Asks for `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's clients send it, on all that is not
+    `PUBLIC`, and says whose request it is.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
-        self._keys = tuple(key.encode() for key in api_keys)
+        self._asks = access.asks_for_key
+        self._keys = Keys(access.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asks = scope["type"] in ("http", "websocket") and scope["path"] not in HEALTH_PATHS
-        asks = asks and (scope.get("method"), scope["path"]) != ("HEAD", "/")
-        if asks and not self._authorized(scope):
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        client = self._client(scope)
+        if client is None and self._asks and (scope.get("method"), scope["path"]) not in PUBLIC:
             message = "Missing or wrong API key: send the header 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
             body = error_body(401, message, code="invalid_api_key")
             await error_response(401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
+        scope.setdefault("state", {})["client"] = client or ANONYMOUS
         await self._app(scope, receive, send)
 
-    def _authorized(self, scope: Scope) -> bool:
+    def _client(self, scope: Scope) -> Client | None:
         # uvicorn hands header bytes through; latin-1 is how Headers decodes them.
         headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         bearer = key if scheme.lower() == "bearer" else ""
-        # Every key is compared, in constant time, so that the time taken tells nothing about any of them.
-        given = [each.strip().encode("latin-1") for each in (bearer, headers.get("x-api-key", ""))]
-        matches = [hmac.compare_digest(each, known) for each in given for known in self._keys]
-        return any(matches)
+        given = (bearer, headers.get("x-api-key", ""))
+        found = [self._keys.find(each.strip().encode("latin-1")) for each in given]
+        return found[0] or found[1]
 
 
 def _host_name(host: str) -> str:

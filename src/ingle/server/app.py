@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ingle.server import rerank
-from ingle.server.access import Access, ApiKeyGuard, HostGuard
+from ingle.server.access import Access, HostGuard, KeyGuard
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
 from ingle.server.endpoints import Endpoint
@@ -56,8 +56,7 @@ def create_app(
     middleware = [Middleware(RequestScope, access_log=access_log)]
     if access.allowed_hosts:
         middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts))
-    if access.api_keys:
-        middleware.append(Middleware(ApiKeyGuard, api_keys=access.api_keys))
+    middleware.append(Middleware(KeyGuard, access=access))
     if loading is not None:
         middleware.append(Middleware(LoadingGate, loading=loading))
     described = Described()

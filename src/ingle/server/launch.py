@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ingle import facts
 from ingle.config import ServeConfig, ServerConfig, parse_bytes
+from ingle.config.access import AccessConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
@@ -100,7 +101,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     from ingle.server.responses.store import ResponseStore
 
     config, loading, pool = start.config.server, Loading(), ModelPool()
-    access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
+    access = Access(config.access.keys(), _allowed_hosts(config.access, start.sock))
     logger.info("listening on %s; /health says how far the model is", start.url)
     app = create_app(
         pool,
@@ -178,7 +179,7 @@ async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadli
     server.should_exit = True
 
 
-def _allowed_hosts(config: ServerConfig, sock: socket.socket) -> tuple[str, ...]:
+def _allowed_hosts(config: AccessConfig, sock: socket.socket) -> tuple[str, ...]:
     """A server on loopback is guarded by default; one that the network reaches has names that only its owner knows."""
     if "*" in config.allowed_hosts:
         return ()
@@ -204,7 +205,7 @@ def _is_loopback(sock: socket.socket) -> bool:
 
 def _announce(model: ServedModel, access: Access, start: Start) -> None:
     name, info, sock = model.name, model.info, start.sock
-    if not _is_loopback(sock) and not access.api_keys:
+    if not _is_loopback(sock) and not access.asks_for_key:
         host, port = sock.getsockname()[:2]
         logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
     for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
@@ -226,7 +227,7 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
 
 def _example(model: ServedModel, access: Access, url: str) -> str:
     """A request that this model answers."""
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.asks_for_key else ""
     body: dict[str, object] = {"model": model.name}
     if not model.info.writes_text:
         path, body["input"] = "embeddings", "Once upon a time"

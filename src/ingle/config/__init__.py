@@ -8,9 +8,10 @@ import math
 import re
 import reprlib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ingle.config.access import AccessConfig
+from ingle.config.health import HealthConfig
 from ingle.errors import ConfigError
 
 logger = logging.getLogger("ingle")
@@ -22,7 +23,6 @@ CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
 
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
-_MAX_KEY_FILE_BYTES = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
@@ -292,33 +292,6 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class HealthConfig:
-    """When the engine is taken to be dead or stuck, what is done then, and how the server ends."""
-
-    watchdog: bool = True
-    """Start a new engine in place of one that has died or is stuck. Without, the server ends with a dead engine, and
-    /health/ready tells of a stuck one."""
-    watchdog_timeout: float = 300.0
-    """Seconds after which an engine is stuck in which no step ended, nor a layer of one; 0 for no limit. One that is
-    stopped, or shows no sign of life, is ended after 10."""
-    max_engine_restarts: int = 5
-    """Most new engines in a row. Then the server ends with an error, so that systemd or Docker starts it anew."""
-    engine_restart_window: float = 600.0
-    """Seconds that an engine has to run for the next to be the first in a row."""
-    shutdown_timeout: float = 5.0
-    """Seconds that answers have to end when the server is told to (SIGTERM, Ctrl-C); a second signal ends it at once.
-    The whole takes up to 3.5 s more, and `docker stop` kills after 10 unless it is told otherwise."""
-
-    def __post_init__(self) -> None:
-        _at_least("max_engine_restarts", self.max_engine_restarts, 1)
-        for name in ("watchdog_timeout", "engine_restart_window", "shutdown_timeout"):
-            value = getattr(self, name)
-            _number(name, value)
-            if not 0.0 <= value < math.inf:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not a time: give seconds, 0 or more")
-
-
-@dataclass(frozen=True)
 class ServerConfig:
     """How the HTTP server is reached and what it calls the model."""
 
@@ -328,14 +301,6 @@ class ServerConfig:
     """Port to listen on; 0 for any free one."""
     served_model_name: tuple[str, ...] = ()
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
-    api_key: tuple[str, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for. Others on this machine
-    see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
-    api_key_file: str | None = None
-    """File with such keys, one a line; empty lines and those that begin with # do not count."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
-    names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
     show_paths: bool = False
@@ -366,6 +331,8 @@ class ServerConfig:
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
     health: HealthConfig = HealthConfig()
 
+    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
@@ -382,34 +349,11 @@ class ServerConfig:
             parse_bytes("--max-files-size", self.max_files_size)
         if not 0.0 < self.timeout_keep_alive < math.inf:
             raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
-        for flag, words in (
-            ("--api-key", self.api_key),
-            ("--served-model-name", self.served_model_name),
-            ("--allowed-hosts", self.allowed_hosts),
-        ):
-            if not all(word.strip() for word in words):
-                raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
-        self.api_keys()
+        if not all(name.strip() for name in self.served_model_name):
+            raise ConfigError("--served-model-name has an empty value: leave the flag out, or give it one")
 
     def response_store_bytes(self) -> int:
         return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
-
-    def api_keys(self) -> tuple[str, ...]:
-        """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""
-        if self.api_key_file is None:
-            return self.api_key
-        try:
-            with Path(self.api_key_file).expanduser().open("rb") as file:
-                text = file.read(_MAX_KEY_FILE_BYTES + 1)
-            lines = [line.strip() for line in text.decode().splitlines()]
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {reason}") from None
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys or len(text) > _MAX_KEY_FILE_BYTES:
-            fault = "no key in it" if not keys else f"larger than {_MAX_KEY_FILE_BYTES} bytes, which is no list of keys"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {fault}")
-        return (*self.api_key, *keys)
 
 
 @dataclass(frozen=True)
@@ -424,5 +368,14 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, HealthConfig)
+CONFIGURATION = (
+    EngineConfig,
+    WeightsConfig,
+    CacheConfig,
+    ParallelConfig,
+    TextConfig,
+    ServerConfig,
+    AccessConfig,
+    HealthConfig,
+)
 """Classes whose every field may also be set by the environment, and in a file."""

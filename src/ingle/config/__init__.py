@@ -329,7 +329,7 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
-    health: HealthConfig = HealthConfig()
+    health: HealthConfig = HealthConfig()  # noqa: RUF009 (frozen)
 
     access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
 

@@ -388,7 +388,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--allowed-hosts=+ --log-level= "
         "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
         "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
-        "--response-store= --response-store-hours=",
+        "--response-store= --response-store-hours= --watchdog --watchdog-timeout= --max-engine-restarts= "
+        "--engine-restart-window= --shutdown-timeout=",
         "only `ingle serve` listens",
     ),
     (

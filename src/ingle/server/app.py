@@ -102,8 +102,7 @@ async def health(request: Request) -> Response:
 
 
 async def live(request: Request) -> Response:
-    """200 as long as this process answers at all, whatever its engine does: it starts that anew by itself. Asks for no
-    API key."""
+    """200 as long as the server answers at all, whatever its engine does. Asks for no API key."""
     body = Health("ok", "the server answers")
     return Response(msgspec.json.encode(body), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
@@ -122,7 +121,7 @@ async def version(request: Request) -> Response:
     return Response(msgspec.json.encode(Version(__version__)), media_type="application/json")
 
 
-_READY = "The same, as Kubernetes calls it: while a model is loaded, also anew, it is 503."
+_READY = "The same, under the name that goes with the last: 503 also while a model is loaded, at first or anew."
 _PING = "The same, under the name that SageMaker asks for."
 ENDPOINTS = (
     Endpoint("GET", "/", index, answers=Index),

@@ -25,7 +25,7 @@ from ingle.channel import (
     Progress,
     StepMessage,
 )
-from ingle.config import HealthConfig
+from ingle.config.health import HealthConfig
 from ingle.errors import AnswerLost, Collected, ConfigError, EngineError, IngleError, ModelError
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel

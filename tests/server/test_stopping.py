@@ -30,19 +30,16 @@ def test_the_deadline_holds_although_a_thread_is_busy() -> None:
 
 
 LAST = """
-import time
+import sys, time
 from ingle.server import stopping
 
 class Process:
     def kill(self):
         print("killed", flush=True)
 
-class Slow:
-    def __del__(self, sleep=time.sleep):  # runs when Python's threads no longer do
-        sleep(60)
-
 stopping._AT_ONCE_S = stopping._LAST_RESORT_S = 0.5
-slow = Slow()
+late = eval("lambda self: sleep(60)", {"sleep": time.sleep})
+sys.late = type("Late", (), {"__del__": late})()  # ends when Python's threads no longer run
 stopping.Deadline(Process()).start(serving=False, code=7)
 time.sleep(0.1)
 """

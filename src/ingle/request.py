@@ -423,6 +423,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """It is the request that is wrong."""
     complete: bool = False
     """Ended by its grammar: the last token is part of the answer."""
+    queued_s: float | None = None
+    """Seconds that the request waited before its first step; comes with its first output."""
 
 
 class CompletionOutput(msgspec.Struct):

@@ -16,6 +16,7 @@ import openai
 import pytest
 from starlette.applications import Starlette
 
+from ingle.channel import EngineStats
 from ingle.server.batch import store as store_module
 from ingle.server.batch import worker as worker_module
 from ingle.server.batch.store import Store
@@ -228,14 +229,14 @@ async def test_expired(place: Place, engine: ScriptedEngine) -> None:
 
 
 async def test_whoever_waits_goes_first(place: Place, engine: ScriptedEngine) -> None:
-    engine.stats.num_waiting = 1
+    engine.stats = EngineStats(num_waiting=1)
     async with place.working() as client:
         batch = await begin(client, [line("a")])
         folder = place.root / "batches" / batch["id"]
         await until(lambda: (folder / "output.jsonl").exists(), 5.0)
         await asyncio.sleep(0.05)
         assert not engine.requests
-        engine.stats.num_waiting = 0
+        engine.stats = EngineStats()
         assert (await ended(client, batch))["status"] == "completed"
         await client.post("/v1/chat/completions", json=line("b")["body"])
     assert engine.in_background == [True, False]

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from ingle.channel import ChannelClosed, EngineStats, StepMessage
+from ingle.channel import ChannelClosed, StepMessage
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
 from ingle.server.engine_client import EngineClient
@@ -52,7 +52,7 @@ async def outputs_of(*messages: EngineOutput | None) -> list[EngineOutput]:
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     for output in messages:
-        channel.messages.put_nowait(None if output is None else StepMessage([output], EngineStats()))
+        channel.messages.put_nowait(None if output is None else StepMessage([output]))
     found = [await first]
     async for output in stream:
         found.append(output)
@@ -81,3 +81,30 @@ def test_an_error_comes_by_itself_after_what_came_before() -> None:
 def test_an_engine_that_dies_is_told_after_what_it_gave() -> None:
     with pytest.raises(EngineError, match="the engine died: exit status 9"):
         asyncio.run(outputs_of(EngineOutput("a", [5]), EngineOutput("a", [6]), None))
+
+
+def test_tokens_may_come_some_at_a_time_but_the_first_at_once() -> None:
+    async def go() -> list[list[int]]:
+        channel = ScriptedChannel()
+        client = EngineClient(cast(Any, Ended()), cast(Any, channel), cast(Any, None), stream_interval=3)
+        found: list[list[int]] = []
+        told = asyncio.Event()
+
+        async def read() -> None:
+            async for output in client.generate(REQUEST):
+                found.append(output.token_ids)
+                told.set()
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        for token_id in range(8):
+            channel.messages.put_nowait(StepMessage([EngineOutput("a", [token_id])]))
+            if token_id in (0, 3, 6):
+                await told.wait()
+                told.clear()
+            await asyncio.sleep(0)
+        channel.messages.put_nowait(StepMessage([EngineOutput("a", [8], "stop")]))
+        await reading
+        return found
+
+    assert asyncio.run(go()) == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]

@@ -7,6 +7,7 @@ import logging
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -101,14 +102,18 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     launch._announce(model, Access(tuple(map(ApiKey, keys))), start_on(sock))
     assert caplog.messages[-1].startswith("ready in ") and "base URL: http://" in caplog.messages[-1]
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
-    assert launch._allowed_hosts(AccessConfig(), sock) == (("localhost",) if loopback else ())
-    assert launch._allowed_hosts(AccessConfig(allowed_hosts=("a.example",)), sock) == ("a.example",)
-    assert launch._allowed_hosts(AccessConfig(allowed_hosts=("a.example", "*")), sock) == ()
+    given = AccessConfig(api_key=keys)
+    access = launch.access_of(ServerConfig(access=given), sock)
+    assert access.allowed_hosts == (("localhost",) if loopback else ())
+    assert access.local_names == (not loopback and not keys)
+    for hosts, allowed in ((("a.example",), ("a.example",)), (("a.example", "*"), ())):
+        access = launch.access_of(ServerConfig(access=replace(given, allowed_hosts=hosts)), sock)
+        assert access.allowed_hosts == allowed and not access.local_names
 
 
 def test_a_name_for_loopback_is_loopback() -> None:
     with listening.bind("localhost", 0) as sock:
-        assert launch._is_loopback(sock)
+        assert listening.is_local(sock)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingle.channel import Beat, Begun, Channel, EngineStats, Failed, Progress, Stage, StepMessage
+from ingle.channel import Beat, Begun, Channel, Failed, Progress, Stage, StepMessage
 from ingle.config import HealthConfig
 from ingle.errors import AnswerLost, EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
@@ -69,7 +69,7 @@ class Engines:
         self.channel.send(Beat(stage, seconds))
 
     def step(self, *outputs: EngineOutput) -> None:
-        self.channel.send(StepMessage(list(outputs), EngineStats()))
+        self.channel.send(StepMessage(list(outputs)))
 
     async def asked(self) -> list[str]:
         """Ids of the requests that come next."""

@@ -25,7 +25,7 @@ from ingle.cli.flags import parse
 from ingle.errors import ConfigError, EngineError, printable
 from ingle.habits.near import nearest
 from ingle.home import home
-from ingle.server.running import is_called, servers
+from ingle.server.running import UNIX, is_called, servers
 
 _ANSWER_S = 10.0
 _MAX_BYTES = 1 << 20
@@ -264,11 +264,13 @@ def _target(flags: Launch) -> Target:
         listed = ", ".join(f"{server.models[0]} at {server.url}" for server in wanted)
         say = "--url" if flags.model is not None else "--model or --url"
         raise ConfigError(f"{len(wanted)} servers run, say which by {say}: {listed}")
-    return _served(wanted[0].url, flags.model, key)
+    return _served(_address(wanted[0].url), flags.model, key)
 
 
 def _address(url: str) -> str:
     """Raises `ConfigError`."""
+    if url.startswith((UNIX, "/")):
+        raise ConfigError(f"{printable(url)[:200]} is a Unix socket, and these programs speak TCP: serve with --port")
     url = url if "://" in url else f"http://{url}"
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:

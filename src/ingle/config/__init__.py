@@ -10,8 +10,9 @@ import reprlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ingle.config.access import AccessConfig
+from ingle.config.access import AccessConfig, ListenConfig
 from ingle.config.health import HealthConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 
 logger = logging.getLogger("ingle")
@@ -310,6 +311,9 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
+    stream_interval: int = 1
+    """Tokens of a streamed answer that are sent together, after the first. More leave a machine that many streams share
+    more time to compute: text comes in larger pieces, and in all sooner."""
     timeout_keep_alive: float = 65.0
     """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
     max_connections: int = 4096
@@ -331,7 +335,9 @@ class ServerConfig:
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
     health: HealthConfig = HealthConfig()  # noqa: RUF009 (frozen)
 
-    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         _number("timeout_keep_alive", self.timeout_keep_alive)
@@ -343,7 +349,7 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
+        for name in ("stream_interval", "max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
             _at_least(name, getattr(self, name), 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)
@@ -369,13 +375,7 @@ class ServeConfig:
 
 
 CONFIGURATION = (
-    EngineConfig,
-    WeightsConfig,
-    CacheConfig,
-    ParallelConfig,
-    TextConfig,
-    ServerConfig,
-    AccessConfig,
-    HealthConfig,
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, HealthConfig, MonitoringConfig),
 )
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ingle.channel import EngineStats
+from ingle.engine.counts import StepCounts, Waits
 from ingle.engine.facts import EngineFacts
 from ingle.engine.grammar import Grammars, Use
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
@@ -75,8 +76,9 @@ class Engine:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
         self.begins: Callable[[list[str]], None] | None = None
         """Told the ids of requests before anything is computed of them."""
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
+        self._counts = StepCounts()
+        self.waits: Waits | None = None
+        """Given by whoever wants first outputs to say how long their requests waited."""
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
         """Queues a request, whose answer `mask` restricts. Raises `RequestError` when it cannot be served.
@@ -99,6 +101,8 @@ class Engine:
             if self.begins is not None:
                 self.begins([request.id])
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
+        if self.waits is not None:
+            self.waits.begin(request.id)
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
         lists = TokenLists.of(request, self.facts.vocab_size)
@@ -110,6 +114,8 @@ class Engine:
         self._compiling.pop(request_id, None)
         self.scheduler.abort(request_id)
         self._masks.drop(request_id)
+        if self.waits is not None:
+            self.waits.drop(request_id)
 
     @property
     def has_work(self) -> bool:
@@ -127,6 +133,8 @@ class Engine:
         if plan is not None and plan.step.admissions and self.begins is not None:
             admitted = {admission.slot for admission in plan.step.admissions}
             self.begins([seq.id for seq in plan.sequences if seq.slot in admitted])
+        if plan is not None and plan.step.admissions and self.waits is not None:
+            self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
@@ -140,6 +148,8 @@ class Engine:
             if not self.worker.device.usable():
                 raise
             outputs += self._recover(error)
+        if self.waits is not None:
+            self.waits.tell(outputs)
         return outputs
 
     def _take_compiled(self) -> list[EngineOutput]:
@@ -199,8 +209,7 @@ class Engine:
         """Queues a step but for the draw."""
         self._in_flight.append(_InFlight(plan))
         self._in_flight[-1].running = self.worker.forward(plan.step)
-        self._num_steps += 1
-        self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
+        self._counts.launched(plan.step)
 
     def _sample(self, launched: _InFlight, masks: Masks) -> None:
         assert launched.running is not None
@@ -259,17 +268,28 @@ class Engine:
         outputs = self.scheduler.blame(sequences, _reason(error))
         for output in outputs:
             self._masks.drop(output.id)
+        self._counts.num_failed += 1
         fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
         logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, pages, counts = self.scheduler, self.scheduler.pages, self._counts
         return EngineStats(
-            num_steps=self._num_steps,
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_waiting=scheduler.num_waiting + len(self._compiling),
+            num_compiling=len(self._compiling),
+            num_pages=pages.capacity,
+            num_used_pages=pages.capacity - pages.num_available,
+            num_cached_pages=pages.num_cached,
+            num_steps=counts.num_steps,
+            num_failed_steps=counts.num_failed,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_step_tokens=counts.num_tokens,
+            step_tokens=tuple(counts.by_tokens),
+            num_queried_tokens=scheduler.num_queried_tokens,
+            num_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
         )
 
 

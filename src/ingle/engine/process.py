@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from types import FrameType
 from ingle.channel import Begun, Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
 from ingle.engine.beats import Beats
 from ingle.engine.build import build_engine
+from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
 from ingle.errors import (
     ConfigError,
@@ -33,6 +35,8 @@ from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
 _PR_SET_PDEATHSIG = 1
+_REPORT_S = 0.5
+"""Between two of the engine's stats, while it steps."""
 _LARGE_BYTES = 8 << 20
 """Of requests, after which the memory that they took is given back."""
 
@@ -94,8 +98,10 @@ def serve(engine: Engine, channel: Channel, beats: Beats) -> None:
     num_bytes_before = 0
     device = engine.worker.device
     engine.begins, beats.progress = lambda ids: channel.send(Begun(ids)), device.progress
+    reports, engine.waits = _Reports(engine, channel), Waits()
     while True:
         idle = not engine.has_work
+        reports.tell(idle)
         if idle:
             engine.scheduler.check()
             if channel.num_bytes_received - num_bytes_before > _LARGE_BYTES:
@@ -112,7 +118,23 @@ def serve(engine: Engine, channel: Channel, beats: Beats) -> None:
                 engine.abort(message.id)  # type: ignore[union-attr]
         beats.doing("stepping")
         outputs = engine.step() if engine.has_work else []
-        channel.send(StepMessage(rejected + outputs, engine.stats()))
+        channel.send(StepMessage(rejected + outputs))
+
+
+class _Reports:
+    """Tells the other side how the engine stands: twice a second while it steps, and once when it has nothing to do."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine, self._channel = engine, channel
+        self._next_s = 0.0
+        self._was_idle = False
+
+    def tell(self, idle: bool) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_s if not idle else not self._was_idle:
+            self._channel.send(self._engine.stats())
+            self._next_s = now_s + _REPORT_S
+        self._was_idle = idle
 
 
 def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:

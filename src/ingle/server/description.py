@@ -31,16 +31,16 @@ _HEADERS = {
 }
 
 
-def describing_app(endpoints: Sequence[Endpoint]) -> FastAPI:
-    """An application whose schema, and viewers of it, are of `endpoints`."""
+def describing_app(endpoints: Sequence[Endpoint], root_path: str = "") -> FastAPI:
+    """An application whose schema, and viewers of it, are of `endpoints`, which browsers find below `root_path`."""
 
     class Described(FastAPI):
         def openapi(self) -> dict[str, Any]:
             if self.openapi_schema is None:
-                self.openapi_schema = document(endpoints)
+                self.openapi_schema = {**document(endpoints), "servers": [{"url": root_path or "/"}]}
             return self.openapi_schema
 
-    return Described(title="ingle", version=__version__)
+    return Described(title="ingle", version=__version__, root_path_in_servers=False)
 
 
 def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:

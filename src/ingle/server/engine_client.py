@@ -73,12 +73,21 @@ class EngineClient:
     """
 
     def __init__(
-        self, process: EngineProcess, channel: AsyncChannel, info: EngineInfo, health: HealthConfig = _AS_BEFORE
+        self,
+        process: EngineProcess,
+        channel: AsyncChannel,
+        info: EngineInfo,
+        health: HealthConfig = _AS_BEFORE,
+        stream_interval: int = 1,
     ) -> None:
+        """`stream_interval`: tokens that come together, after the first."""
         self.info = info
+        self._stream_interval = stream_interval
         self.stats = EngineStats()
         self.closed = asyncio.Event()
         self.failure: str | None = None
+        self.num_restarts = 0
+        """Engines that came after the first."""
         self.stopping = False
         """The server ends, and takes no new requests."""
         self._given_up: str | None = None
@@ -101,6 +110,7 @@ class EngineClient:
         report: Report = lambda stage: None,
         checked: Callable[[], None] = lambda: None,
         health: HealthConfig = _AS_BEFORE,
+        stream_interval: int = 1,
     ) -> EngineClient:
         """Waits until the engine has loaded what it was told to; `checked` is called when nothing is left that it
         could refuse before. By default there is no watchdog.
@@ -109,7 +119,12 @@ class EngineClient:
         """
         pulse = Pulse(process.pid, health.watchdog_timeout)
         channel, info = await _loaded(process, pulse, health, report, checked)
-        return cls(process, channel, info, health)
+        return cls(process, channel, info, health, stream_interval)
+
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
@@ -124,12 +139,13 @@ class EngineClient:
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
         pending = self._pending[request.id] = _Pending(request)
         self._send(request)
-        finished = False
+        finished, interval = False, 1
         try:
             while not finished:
                 outputs = [await pending.outputs.get()]
-                while not pending.outputs.empty():
-                    outputs.append(pending.outputs.get_nowait())
+                while not pending.outputs.empty() or _go_on(outputs, interval):
+                    outputs.append(await pending.outputs.get())
+                interval = self._stream_interval
                 for output in _together(outputs):
                     if isinstance(output, EngineError):
                         raise output
@@ -217,8 +233,9 @@ class EngineClient:
                     for request_id in message.ids:
                         if (pending := self._pending.get(request_id)) is not None:
                             pending.begun = True
+                elif isinstance(message, EngineStats):
+                    self.stats = message
                 elif isinstance(message, StepMessage):
-                    self.stats = message.stats
                     for output in message.outputs:
                         if (pending := self._pending.get(output.id)) is not None:
                             pending.begun = True
@@ -262,6 +279,7 @@ class EngineClient:
         assert self._loading is not None
         self._channel, self.info = channel, info
         self._restarts.ready()
+        self.num_restarts += 1
         waiting = list(self._pending.values())
         logger.info("the new engine is ready after %.1f s; %d requests waited", self._loading.seconds, len(waiting))
         self._loading = None
@@ -352,6 +370,14 @@ async def _attend(
     return found
 
 
+def _go_on(outputs: Sequence[EngineOutput | EngineError], interval: int) -> bool:
+    """Whether more is to come before so many tokens are there."""
+    last = outputs[-1]
+    if interval == 1 or isinstance(last, EngineError) or last.finish_reason is not None or not last.token_ids:
+        return False
+    return sum(len(each.token_ids) for each in outputs if isinstance(each, EngineOutput)) < interval
+
+
 def _together(outputs: list[EngineOutput | EngineError]) -> Iterator[EngineOutput | EngineError]:
     """As one what can be one; an error, or the engine's end, comes by itself."""
     told = [each for each in outputs if isinstance(each, EngineOutput) and each.finish_reason != "error"]
@@ -374,6 +400,7 @@ def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
         num_cached_tokens=first.num_cached_tokens,
         logprobs=[entry for entries in scored for entry in entries] if scored else None,
         prompt_logprobs=first.prompt_logprobs,
+        queued_s=first.queued_s,
     )
 
 

@@ -10,7 +10,7 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,34 +19,72 @@ from starlette.types import ASGIApp
 
 from ingle.server.engine_client import EngineClient
 from ingle.server.http_connection import Connection
-from ingle.server.http_limits import HttpLimits, OpenConnections
+from ingle.server.http_limits import Counted, HttpLimits, OpenConnections
 from ingle.server.stopping import INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
+from ingle.server.tls import Certificate, TlsListener
 
 _AGAIN_S = 0.25
 """A signal that comes this soon after the first is the same, told twice: to a process, and to its group."""
 logger = logging.getLogger("ingle")
 
 
-def http_config(app: ASGIApp, limits: HttpLimits, **options: Any) -> uvicorn.Config:
-    """How uvicorn serves `app` over connections that keep to `limits`."""
-    connection: Any = functools.partial(
-        Connection, limits=limits, open_connections=OpenConnections(limits.max_connections)
+def http_config(
+    app: ASGIApp, limits: HttpLimits, counted: OpenConnections, proxies: Sequence[str] = (), **options: Any
+) -> uvicorn.Config:
+    """How uvicorn serves `app` over connections that keep to `limits`.
+
+    What `proxies`, addresses and networks, say of a request's client is believed.
+    """
+    connection: Any = functools.partial(Connection, limits=limits, open_connections=counted)
+    return uvicorn.Config(
+        app,
+        http=connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        **options,
     )
-    return uvicorn.Config(app, http=connection, ws="none", log_config=None, access_log=False, lifespan="off", **options)
 
 
 class GracefulServer(uvicorn.Server):
     """Stopped, it lets answers end for a while; then they end with an error, as if the engine had gone."""
 
-    def __init__(self, app: ASGIApp, limits: HttpLimits, deadline: Deadline, grace_s: float) -> None:
-        """`grace_s`: that answers have to end. What is told of those that do not takes a second more."""
-        super().__init__(http_config(app, limits, timeout_graceful_shutdown=math.ceil(grace_s + LAST_WORDS_S)))
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: HttpLimits,
+        deadline: Deadline,
+        certificate: Certificate | None = None,
+        proxies: Sequence[str] = (),
+    ) -> None:
+        self._counted = OpenConnections(limits.max_connections)
+        seconds = math.ceil(deadline.grace_s + LAST_WORDS_S)
+        super().__init__(http_config(app, limits, self._counted, proxies, timeout_graceful_shutdown=seconds))
         self.engine: EngineClient | None = None
         """Once it is loaded. Until then there are no answers to wait for, and the server ends at once."""
         self._deadline = deadline
-        self._grace_s = grace_s
         self._told_s: float | None = None
         """When it was told to end."""
+        self._certificate = certificate
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is None or sockets is None:
+            await super().startup(sockets)
+            return
+        make: Any = self.config.http_protocol_class
+
+        def connection(place: Counted) -> asyncio.Protocol:
+            made: asyncio.Protocol = make(
+                config=self.config, server_state=self.server_state, app_state={}, open_connections=place
+            )
+            return made
+
+        listeners: Any = [TlsListener(sock, connection, self._certificate, self._counted) for sock in sockets]
+        self.servers = listeners  # which uvicorn's server closes
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -71,8 +109,8 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self.engine is not None:
             self.engine.stopping = True
-            logger.info("stopping: answers have %g s to end", self._grace_s)
-        timer = asyncio.get_running_loop().call_later(self._grace_s, self._give_up)
+            logger.info("stopping: answers have %g s to end", self._deadline.grace_s)
+        timer = asyncio.get_running_loop().call_later(self._deadline.grace_s, self._give_up)
         try:
             await super().shutdown(sockets)
         finally:

@@ -27,7 +27,7 @@ from starlette.types import Scope
 from ingle.errors import RequestError
 from ingle.server.errors import describe, error_response
 from ingle.server.http_exchange import Exchange, Headers
-from ingle.server.http_limits import HttpLimits, OpenConnections
+from ingle.server.http_limits import Counted, HttpLimits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: HttpLimits,
-        open_connections: OpenConnections,
+        open_connections: Counted,
     ) -> None:
         self._app = config.loaded_app
         self._app_state = app_state
@@ -115,8 +115,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
-        self._server = transport.get_extra_info("sockname")
-        self._client = transport.get_extra_info("peername")
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._is_secure = transport.get_extra_info("sslcontext") is not None
         self._address = self._client[0] if self._client else ""
         self._state.connections.add(self)  # type: ignore[arg-type]  # a set of uvicorn's own protocols
         self._counted = self._open.enter(self._address)
@@ -151,6 +152,8 @@ class Connection(asyncio.Protocol):
         self._disarm()
         if not self._exchanges:
             return False
+        if self._is_secure:
+            return False  # TLS has no half-closed connections
         self._look_for_client(self._loop.time(), next_byte_s=0.0)
         return True
 
@@ -274,9 +277,9 @@ class Connection(asyncio.Protocol):
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
-            "server": self._server[:2] if self._server else None,
-            "client": self._client[:2] if self._client else None,
-            "scheme": "http",
+            "server": self._server,
+            "client": self._client,
+            "scheme": "https" if self._is_secure else "http",
             "method": method,
             "root_path": "",
             "path": unquote(path),
@@ -345,7 +348,8 @@ class Connection(asyncio.Protocol):
         if self._ended or self._transport.is_closing():
             self._transport.close()
             return
-        self._transport.write_eof()
+        if not self._is_secure:
+            self._transport.write_eof()
         self._arm(_LINGER_S, self._transport.close)
 
     def _look_for_client(self, ended_at: float, next_byte_s: float) -> None:
@@ -404,6 +408,11 @@ class Connection(asyncio.Protocol):
     def _body_is_late(self) -> None:
         seconds = self._limits.body_s
         self._stop_reading(Refused(408, f"The body did not arrive within {seconds:g} s.", "request_timeout"))
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Host and port. A Unix socket has neither."""
+    return (name[0], name[1]) if isinstance(name, tuple) else None
 
 
 def _lowered(headers: Headers) -> Headers:

@@ -8,6 +8,7 @@ import resource
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
 logger = logging.getLogger("ingle.server")
 
@@ -48,6 +49,16 @@ def allow_connections(wanted: int) -> int:
     return max(1, min(wanted, soft - _OTHER_DESCRIPTORS))
 
 
+class Counted(Protocol):
+    """Where a connection is counted."""
+
+    def enter(self, address: str) -> bool:
+        """Whether a connection from `address` may stay; if so, `leave` takes it out again."""
+        ...
+
+    def leave(self, address: str) -> None: ...
+
+
 class OpenConnections:
     """Counts connections and refuses those beyond the limits, with a word in the log now and then."""
 
@@ -60,7 +71,6 @@ class OpenConnections:
         self._logged_s = float("-inf")
 
     def enter(self, address: str) -> bool:
-        """Whether a connection from `address` may stay; if so, `leave` takes it out again."""
         network = _network(address)
         if self._num_open >= self._max or self._open[network] >= self._max_per_address:
             self._refused(network)

@@ -52,6 +52,15 @@ class RequestQueue:
         self._waiting: dict[str, int] = {}
         self._num_tokens = 0
 
+    @property
+    def num_requests(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of their prompts."""
+        return self._num_tokens
+
     def enter(self, requests: Sequence[EngineRequest]) -> None:
         """Raises `RequestError` (429) unless nothing else waits or these fit behind what does."""
         num_requests = len(self._waiting) + len(requests)

@@ -14,13 +14,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingle.events import Answer, Begin, Event
+from ingle.events import Answer, Begin, Event, Text
 from ingle.heap import give_back_memory
+from ingle.request import EngineRequest
+from ingle.server.access import Client, client_of
 from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
-from ingle.server.errors import ErrorBody
+from ingle.server.errors import ErrorBody, current_request_id
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory
+from ingle.server.request_log import RequestsLog, current_record
 from ingle.server.streaming import KEEP_ALIVE, EventStream, unless_disconnected, until
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
@@ -80,15 +83,18 @@ async def respond(request: Request, kind: type[BodyT], prepare: Callable[[Served
     writer = await read_prepared(request, kind, prepare)
     queue, requests = writer.generation.model.queue, writer.generation.requests
     queue.enter(requests)
+    note_asked(writer.generation.model, requests, streamed=writer.streamed)
+    client = client_of(request.scope)
+    client.spend(sum(len(prompt.token_ids) for prompt in writer.generation.prompts))
 
     def leave() -> None:
         for queued in requests:
             queue.leave(queued.id)
 
     if writer.streamed:
-        return EventStream(_pieces(writer), ended=leave, failed=writer.failed)
+        return EventStream(_pieces(writer, client), ended=leave, failed=writer.failed)
     try:
-        whole = await unless_disconnected(_whole(writer), request.receive)
+        whole = await unless_disconnected(_whole(writer, client), request.receive)
     finally:
         leave()
     return Response(whole, media_type="application/json")
@@ -108,8 +114,29 @@ async def read_prepared(request: Request, kind: Kind[BodyT], prepare: Callable[[
 
     with unread.account() as account:
         body = await read_body(request, account)
+        _tell(request, body)
         models.check_engines()
         return await _in_thread(prepared, body)
+
+
+def note_asked(model: ServedModel, requests: Sequence[EngineRequest], *, streamed: bool = False) -> None:
+    """What the record of the HTTP request at hand, if any, says of what it asks of the engine."""
+    record = current_record.get()
+    if record is not None and requests:
+        record.model, record.streamed, record.num_choices = model.name, streamed, len(requests)
+        record.answer_id = requests[0].id.rpartition("-")[0]
+        sampling = requests[0].sampling
+        if requests[0].pooling is None:
+            record.max_tokens, record.temperature, record.top_p = (
+                sampling.max_tokens, sampling.temperature, sampling.top_p,
+            )  # fmt: skip
+
+
+def _tell(request: Request, body: bytes) -> None:
+    """Logs what is asked for, word for word, where the server's owner wants to see that."""
+    log: RequestsLog | None = request.app.state.observers.requests
+    if log is not None:
+        log.tell(current_request_id.get(), request.url.path, body)
 
 
 async def respond_at_once(
@@ -126,31 +153,39 @@ async def respond_at_once(
 
     with unread.account() as account:
         body = await read_body(request, account)
+        _tell(request, body)
         threads = _SMALL if len(body) <= _SMALL_BYTES else _LARGE
         written = await asyncio.get_running_loop().run_in_executor(threads, answered, body)
     return Response(written, media_type="application/json")
 
 
-async def _pieces(writer: Writer) -> AsyncGenerator[bytes, None]:
+async def _pieces(writer: Writer, client: Client) -> AsyncGenerator[bytes, None]:
     steps = writer.generation.events()
     async with aclosing(steps), aclosing(until(steps, _begins)) as watched:
         async for events in watched:
             if events is None:
                 yield KEEP_ALIVE
-            elif piece := writer.piece(events):
+                continue
+            client.spend(_num_tokens(events))
+            if piece := writer.piece(events):
                 yield piece
     yield writer.end
+
+
+def _num_tokens(events: Sequence[Event]) -> int:
+    return sum(len(event.token_ids) for event in events if isinstance(event, Text))
 
 
 def _begins(events: Sequence[Event] | None) -> bool:
     return events is not None and any(isinstance(event, Begin) for event in events)
 
 
-async def _whole(writer: Writer) -> bytes:
+async def _whole(writer: Writer, client: Client) -> bytes:
     answer = Answer()
     async with aclosing(writer.generation.events()) as steps:
         async for events in steps:
             answer.add(events)
+            client.spend(_num_tokens(events))
 
     def written() -> bytes:
         return msgspec.json.encode(writer.whole(answer))

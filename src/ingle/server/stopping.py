@@ -39,6 +39,7 @@ class Deadline:
     def __init__(self, process: EngineProcess, grace_s: float = 5.0) -> None:
         """`grace_s`: until answers are given up."""
         self._process = process
+        self.grace_s = grace_s
         self._serving_end_s = grace_s + LAST_WORDS_S + _TIDY_S
         self._told: queue.SimpleQueue[tuple[float, int]] = queue.SimpleQueue()
         threading.Thread(target=self._watch, name="deadline", daemon=True).start()

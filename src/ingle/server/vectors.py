@@ -13,8 +13,10 @@ from starlette.responses import Response
 
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineRequest
+from ingle.server.access import client_of
 from ingle.server.models import ServedModel
-from ingle.server.respond import BodyT, read_prepared
+from ingle.server.respond import BodyT, note_asked, read_prepared
+from ingle.server.statistics import Measured
 from ingle.server.streaming import merge, unless_disconnected
 
 MAX_TEXTS = 2048
@@ -41,6 +43,8 @@ async def respond_vectors(
     writer = await read_prepared(request, kind, prepare)
     queue = writer.model.queue
     queue.enter(writer.requests)
+    note_asked(writer.model, writer.requests)
+    client_of(request.scope).spend(sum(len(each.prompt_token_ids) for each in writer.requests))
     try:
         whole = await unless_disconnected(_whole(writer), request.receive)
     finally:
@@ -60,12 +64,14 @@ async def _whole(writer: VectorWriter) -> bytes:
 
 
 async def _vector(model: ServedModel, index: int, request: EngineRequest) -> AsyncGenerator[tuple[int, bytes], None]:
-    async with aclosing(model.engine.generate(request)) as outputs:
-        async for output in outputs:
-            model.queue.leave(request.id)
-            if output.finish_reason == "error":
-                raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
-            if output.pooled is not None:
-                yield index, output.pooled
-                return
+    with Measured(model.statistics, request) as measured:
+        async with aclosing(model.engine.generate(request)) as outputs:
+            async for output in outputs:
+                model.queue.leave(request.id)
+                measured.took(output, output.finish_reason)
+                if output.finish_reason == "error":
+                    raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
+                if output.pooled is not None:
+                    yield index, output.pooled
+                    return
     raise EngineError("its output ended before the request was finished")

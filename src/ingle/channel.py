@@ -66,7 +66,7 @@ STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     """How it stands with the engine, and what it has done since its start: never less than before.
 
-    Comes twice a second at most while the engine steps, and once when it has nothing left to do.
+    Comes with the first step, twice a second at most while others follow, and with the last.
     """
 
     num_running: int = 0

@@ -36,6 +36,8 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """What may stand between the tokens of JSON, as a regular expression; by default a few blanks and line feeds."""
     disable_any_whitespace: bool = False
     """Nothing stands between the tokens of JSON."""
+    disable_additional_properties: bool = False
+    """Objects have the properties that the schema names, and no others, where it does not say whether there may be."""
     after: str = ""
     """The answer is free until it has this text, such as `</think>`, and bound from there on."""
     asked_as: str = "structured_outputs"
@@ -48,8 +50,9 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
             msgspec.structs.force_setattr(self, "choice", _choices(self.choice))
         if not isinstance(self.json_object, bool | None):
             raise ValueError(f"json_object must be true or false, got {self.json_object!r:.80}")
-        if not isinstance(self.disable_any_whitespace, bool):
-            raise ValueError(f"disable_any_whitespace must be true or false, got {self.disable_any_whitespace!r:.80}")
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.80}")
         given = self._given()
         if len(given) != 1:
             raise ValueError(f"takes one of {', '.join(KINDS)}, got {' and '.join(given) or 'none'}")

@@ -102,6 +102,7 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
     launch._announce(model, Access(tuple(map(ApiKey, keys))), start_on(sock))
     assert caplog.messages[-1].startswith("ready in ") and "base URL: http://" in caplog.messages[-1]
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
+    assert any("is guessed soon" in message for message in caplog.messages) == (not loopback and bool(keys))
     given = AccessConfig(api_key=keys)
     access = launch.access_of(ServerConfig(access=given), sock)
     assert access.allowed_hosts == (("localhost",) if loopback else ())
@@ -191,6 +192,17 @@ def test_connections_of_one_network_are_counted_together() -> None:
     connections.leave("10.0.0.1")
     assert connections.enter("10.0.0.2") and connections.enter("10.0.0.3")
     assert not connections.enter("10.0.0.4")
+
+
+def test_who_stands_for_many_may_have_all_connections() -> None:
+    connections = OpenConnections(4, ["10.0.0.0/8", "2001:db8::7"])
+    assert all(connections.enter("10.1.2.3") for _ in range(4)) and not connections.enter("10.1.2.3")
+    connections = OpenConnections(4, ["10.0.0.0/8", "2001:db8::7"])
+    assert all(connections.enter("192.168.0.1") for _ in range(2)) and not connections.enter("192.168.0.1")
+    assert all(connections.enter("::ffff:10.0.0.1") for _ in range(2)) and not connections.enter("10.0.0.1")
+    for shared in (OpenConnections(4), OpenConnections(4, ["*"])):
+        address = "" if shared._proxies == [] and not shared._all_proxies else "192.168.0.1"
+        assert all(shared.enter(address) for _ in range(4)) and not shared.enter(address)
 
 
 def test_where_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

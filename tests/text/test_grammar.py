@@ -142,6 +142,19 @@ def test_schemas(schema: dict[str, Any], yes: list[Any], no: list[Any]) -> None:
     assert [value for value in no if json_accepts(schema, value)] == []
 
 
+def test_objects_may_be_closed() -> None:
+    inner = {"properties": {"b": {"type": "integer"}}, "default": {"properties": {}}}
+    schema = {"type": "object", "properties": {"properties": {"type": "array", "items": {"$ref": "#/$defs/inner"}}}}
+    schema |= {"$defs": {"inner": {"type": "object", **inner}}}
+    given = {"properties": [{"b": 1}]}
+    more = [{"properties": [{"b": 1, "c": 2}]}, {**given, "a": 1}]
+    for value in (given, *more):
+        assert accepts(json.dumps(value), json=schema)
+        assert accepts(json.dumps(value), json=schema, disable_additional_properties=True) is (value is given)
+    said = {"type": "object", "properties": {}, "additionalProperties": True}
+    assert accepts('{"a": 1}', json=said, disable_additional_properties=True)
+
+
 def test_white_space_is_some_and_never_without_end() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}, "required": ["a"]}
     value = {"a": [1, 2]}

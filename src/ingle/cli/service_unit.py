@@ -197,9 +197,9 @@ def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[st
         if flag.owner in CONFIGURATION and flag.field not in _PLACED:
             yield from spelled(flag, words)
     for name, copy in _FILES.items():
-        file = getattr(options.server.access, name, None) or getattr(options.server.listen, name, None)
-        if file is not None:
-            yield _file(f"--{name.replace('_', '-')}", copy, _absolute(file), options)
+        given_path = getattr(options.server.access, name, None) or getattr(options.server.listen, name, None)
+        if given_path is not None:
+            yield _file(f"--{name.replace('_', '-')}", copy, _absolute(given_path), options)
     template = options.text.chat_template
     if template is not None and "{" not in template and Path(template).is_file():
         yield _file("--chat-template", "chat-template.jinja", _absolute(template), options)

@@ -54,7 +54,8 @@ class AccessConfig:
     """Let a server that the network reaches ask for no key. Default: it does not start."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
-    names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
+    names below it, * for any. Default: no others for a server on loopback, any for one that asks for a key, and
+    otherwise addresses and names that only local networks know."""
     cors_origin: tuple[str, ...] = ()
     """Sites whose pages may call the server, such as https://chat.example.com; * in it for any word, http://localhost:*
     for any port, * alone for every site. Default: none, and requests that a browser sends for other sites are
@@ -111,7 +112,7 @@ class ListenConfig:
     """Certificates of authorities, in PEM: clients have to show a certificate of one of them."""
     ssl_cert_reqs: ClientCertificates = "auto"
     """Whether clients have to show one. auto: with --ssl-ca-certs they have."""
-    root_path: str = ""
+    root_path: str | None = None
     """Prefix of all paths behind a proxy that leaves it on or takes it off, such as /llm."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed. Default: none."""
@@ -141,7 +142,9 @@ class ListenConfig:
 
     @property
     def prefix(self) -> str:
-        return f"/{self.root_path.strip('/')}" if self.root_path.strip("/") else ""
+        """As it stands before paths, or nothing."""
+        inner = (self.root_path or "").strip("/")
+        return f"/{inner}" if inner else ""
 
     @property
     def proxies(self) -> tuple[str, ...]:

@@ -101,7 +101,6 @@ def serve(engine: Engine, channel: Channel, beats: Beats) -> None:
     reports, engine.waits = _Reports(engine, channel), Waits()
     while True:
         idle = not engine.has_work
-        reports.tell(idle)
         if idle:
             engine.scheduler.check()
             if channel.num_bytes_received - num_bytes_before > _LARGE_BYTES:
@@ -117,24 +116,29 @@ def serve(engine: Engine, channel: Channel, beats: Beats) -> None:
             else:
                 engine.abort(message.id)  # type: ignore[union-attr]
         beats.doing("stepping")
+        worked = engine.has_work or not idle
         outputs = engine.step() if engine.has_work else []
+        if worked:
+            reports.tell(engine.has_work)
         channel.send(StepMessage(rejected + outputs))
 
 
 class _Reports:
-    """Tells the other side how the engine stands: twice a second while it steps, and once when it has nothing to do."""
+    """Tells the other side how the engine stands: after the first step, twice a second while others follow, and after
+    the last. Whoever hears of a step's outputs has heard of that before."""
 
     def __init__(self, engine: Engine, channel: Channel) -> None:
         self._engine, self._channel = engine, channel
         self._next_s = 0.0
-        self._was_idle = False
+        self._goes_on = False
+        self.tell(False)
 
-    def tell(self, idle: bool) -> None:
+    def tell(self, goes_on: bool) -> None:
         now_s = time.monotonic()
-        if now_s >= self._next_s if not idle else not self._was_idle:
+        if not goes_on or not self._goes_on or now_s >= self._next_s:
             self._channel.send(self._engine.stats())
             self._next_s = now_s + _REPORT_S
-        self._was_idle = idle
+        self._goes_on = goes_on
 
 
 def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:

@@ -74,7 +74,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "One of the keys of --api-key; without that flag none is asked for.",
+                    "description": "A key of the server, which without --api-key asks for none.",
                 },
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
             },

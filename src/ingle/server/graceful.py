@@ -60,7 +60,7 @@ class GracefulServer(uvicorn.Server):
         certificate: Certificate | None = None,
         proxies: Sequence[str] = (),
     ) -> None:
-        self._counted = OpenConnections(limits.max_connections)
+        self._counted = OpenConnections(limits.max_connections, proxies)
         seconds = math.ceil(deadline.grace_s + LAST_WORDS_S)
         super().__init__(http_config(app, limits, self._counted, proxies, timeout_graceful_shutdown=seconds))
         self.engine: EngineClient | None = None

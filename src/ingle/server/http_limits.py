@@ -7,6 +7,7 @@ import logging
 import resource
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,8 +63,11 @@ class Counted(Protocol):
 class OpenConnections:
     """Counts connections and refuses those beyond the limits, with a word in the log now and then."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, proxies: Sequence[str] = ()) -> None:
+        """Behind an address or a network of `proxies`, as behind a Unix socket, stand many."""
         self._max = max_connections
+        self._proxies = [ipaddress.ip_network(each) for each in proxies if each != "*"]
+        self._all_proxies = "*" in proxies
         self._max_per_address = max(1, max_connections // 2)
         self._open: Counter[str] = Counter()
         self._num_open = 0
@@ -72,7 +76,8 @@ class OpenConnections:
 
     def enter(self, address: str) -> bool:
         network = _network(address)
-        if self._num_open >= self._max or self._open[network] >= self._max_per_address:
+        most = self._max if self._is_shared(address) else self._max_per_address
+        if self._num_open >= self._max or self._open[network] >= most:
             self._refused(network)
             return False
         self._open[network] += 1
@@ -85,6 +90,13 @@ class OpenConnections:
         self._open[network] -= 1
         if not self._open[network]:
             del self._open[network]
+
+    def _is_shared(self, address: str) -> bool:
+        if not address or self._all_proxies:
+            return True
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return any(ip in network for network in self._proxies)
 
     def _refused(self, network: str) -> None:
         self._num_refused += 1

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
+_LEAST_KEY = 16
+"""Characters of a key that is not found by trying."""
 logger = logging.getLogger("ingle")
 
 
@@ -272,6 +274,9 @@ def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
     if not is_local(start.sock) and not access.asks_for_key and not (certificate and certificate.asks_clients):
         host, port = start.sock.getsockname()[:2]
         yield f"whoever reaches {host} port {port} may use the model: --api-key asks for a key"
+    short = [key for key in access.api_keys if len(key.key) < _LEAST_KEY] if not is_local(start.sock) else []
+    for key in short:
+        yield f"{key.name} has {len(key.key)} characters, and is guessed soon: `openssl rand -hex 24` makes a better"
     if "*" in access.cors_origins and not access.asks_for_key:
         yield "any page that somebody near this server opens may use the model: --cors-origin names sites"
     if certificate is not None:

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ingle.errors import RequestError
 from ingle.structured import Grammar, StructuredOutputs
@@ -27,6 +27,8 @@ _SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_STRING}{{1,{n}}}" for n in (2, 4, 6, 8,
 """Tokens that llguidance allows together, where all of them may come. Its own slices have strings of up to 10 and of up
 to 30; where fewer characters than that may follow, it would look at each token for itself, which takes 2 ms.
 """
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""What has schemas by names."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
@@ -144,6 +146,8 @@ def _of_schema(wanted: StructuredOutputs) -> str:
     schema = {"type": "object"} if wanted.json is None else json.loads(str(wanted.json))
     if not isinstance(schema, dict):  # true: any JSON
         schema = {}
+    if wanted.disable_additional_properties:
+        _close(schema)
     given = schema.get("x-guidance")
     options = {"whitespace_pattern": _WHITE_SPACE, **(given if isinstance(given, dict) else {})}
     if wanted.disable_any_whitespace or options.get("whitespace_flexible") is False:
@@ -154,6 +158,20 @@ def _of_schema(wanted: StructuredOutputs) -> str:
     # What the standard says and llguidance does not do is refused, whatever the schema asks for.
     schema["x-guidance"] = {**options, "lenient": False, "coerce_one_of": False}
     return json.dumps({"grammars": [{"json_schema": schema}]}, ensure_ascii=False)
+
+
+def _close(part: Any) -> None:
+    """Adds `additionalProperties: false` to schemas of objects that name properties and leave it open, in a schema."""
+    if isinstance(part, dict):
+        if isinstance(part.get("properties"), dict):
+            part.setdefault("additionalProperties", False)
+        for name, value in part.items():
+            if name in ("enum", "const", "default", "examples"):  # values, not schemas
+                continue
+            _close(list(value.values()) if name in _NAMED and isinstance(value, dict) else value)
+    elif isinstance(part, list):
+        for each in part:
+            _close(each)
 
 
 class GrammarCheck:

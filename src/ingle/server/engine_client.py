@@ -84,6 +84,8 @@ class EngineClient:
         self.info = info
         self._stream_interval = stream_interval
         self.stats = EngineStats()
+        self.closed = asyncio.Event()
+        self.failure: str | None = None
         self.num_restarts = 0
         """Engines that came after the first."""
         self.stopping = False

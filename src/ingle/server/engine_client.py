@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
@@ -27,12 +27,14 @@ from ingle.channel import (
 )
 from ingle.config.health import HealthConfig
 from ingle.errors import AnswerLost, Collected, ConfigError, EngineError, IngleError, ModelError
+from ingle.limits import LimitsConfig
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
 from ingle.server.engine_process import EngineProcess
 from ingle.server.loading import Loading
 from ingle.server.pulse import TICK_S, Pulse
 from ingle.server.restarts import Restarts
+from ingle.server.unread import Unread
 
 logger = logging.getLogger("ingle.server")
 
@@ -61,7 +63,7 @@ class _Pending:
     """A request whose answer is not whole."""
 
     request: EngineRequest
-    outputs: asyncio.Queue[EngineOutput | EngineError] = field(default_factory=asyncio.Queue)
+    outputs: Unread
     begun: bool = False
     """Something was computed of it, or is about to be: it may be what the engine dies of."""
 
@@ -95,6 +97,8 @@ class EngineClient:
         self._process = process
         self._channel: AsyncChannel | None = channel
         """None between two engines."""
+        self.max_unread_bytes = LimitsConfig().max_unread_bytes
+        """Of what waits for one stream's client."""
         self._health = health
         self._restarts = Restarts(health.max_engine_restarts, health.engine_restart_window)
         self._loading: Loading | None = None
@@ -130,21 +134,21 @@ class EngineClient:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
         What came of several steps while nobody looked comes as one: so a loop that is late has less to do, and catches
-        up. Raises `EngineError` when the engine is gone. One that dies before it begins with the request costs it some
-        time: the next engine serves it.
+        up. Raises `RequestError` when too much waits to be taken, and `EngineError` when the engine is gone. One that
+        dies before it begins with the request costs it some time: the next engine serves it.
         """
         if (refusal := self._refusal()) is not None:
             raise EngineError(refusal.detail, retry_after_s=refusal.retry_after_s)
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
-        pending = self._pending[request.id] = _Pending(request)
+        pending = self._pending[request.id] = _Pending(request, Unread(self.max_unread_bytes))
         self._send(request)
         finished, interval = False, 1
         try:
             while not finished:
-                outputs = [await pending.outputs.get()]
-                while not pending.outputs.empty() or _go_on(outputs, interval):
-                    outputs.append(await pending.outputs.get())
+                outputs = await pending.outputs.take()
+                while _go_on(outputs, interval):
+                    outputs += await pending.outputs.take()
                 interval = self._stream_interval
                 for output in _together(outputs):
                     if isinstance(output, EngineError):
@@ -239,7 +243,8 @@ class EngineClient:
                     for output in message.outputs:
                         if (pending := self._pending.get(output.id)) is not None:
                             pending.begun = True
-                            pending.outputs.put_nowait(output)
+                            if not pending.outputs.put(output):
+                                self._send(Abort(output.id))
         except ChannelClosed:
             return f"the engine died: {await _exit_text(self._process)}"
 
@@ -295,7 +300,7 @@ class EngineClient:
     @staticmethod
     def _fail(pending: Iterable[_Pending], told: EngineError) -> None:
         for each in pending:
-            each.outputs.put_nowait(type(told)(told.what, retry_after_s=told.retry_after_s))
+            each.outputs.put(type(told)(told.what, retry_after_s=told.retry_after_s))
 
     def give_up(self, reason: str) -> None:
         """Ends all requests, and later ones at once, with an `EngineError` that says so; the engine drops them."""

@@ -100,8 +100,10 @@ def install_error_handlers(app: Starlette) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     status, body = describe(error)
-    headers = _HEADERS.get(status) if isinstance(error, RequestError) else None
-    if isinstance(error, EngineError) and error.retry_after_s is not None:
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestError):
+        headers = {**_HEADERS.get(status, {}), **error.headers}
+    elif isinstance(error, EngineError) and error.retry_after_s is not None:
         headers = {"Retry-After": str(error.retry_after_s)}
     return error_response(status, body, headers)
 

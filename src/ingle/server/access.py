@@ -45,6 +45,8 @@ class Client:
     name: str = ""
     """Of its key; empty where the server asks for none, and on what asks for none."""
     is_admin: bool = False
+    owner: str = ""
+    """Whose files, batches and answers it sees: its own, if its key was given a name; else those of all without one."""
     meter: Meter | None = field(default=None, compare=False, repr=False)
     """Of what it asks for, where that is limited."""
 
@@ -108,7 +110,8 @@ class Keys:
         self._secret = secrets.token_bytes(32)
         meters = {each: meter_of(*each[1:]) for key in keys for each in [_limits(key)]}
         self._clients = {
-            self._digest(key.key.encode()): Client(key.name, key.is_admin, meters[_limits(key)]) for key in keys
+            self._digest(key.key.encode()): Client(key.name, key.is_admin, key.owner, meters[_limits(key)])
+            for key in keys
         }
 
     def find(self, given: bytes) -> Client | None:

@@ -48,7 +48,7 @@ class AccessConfig:
     see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
     api_key_file: str | None = None
     """File with such keys, one a line; empty lines and those that begin with # do not count. Behind a key may stand
-    name=ALICE, rpm=60 (requests a minute), tpm=100k (tokens a minute) and admin."""
+    name=ALICE, rpm=60 (requests a minute), tpm=100k (tokens a minute) and admin. Read again when it changes."""
     admin_api_key: tuple[str, ...] = ()
     """Keys that also open what changes the server or tells about it. Default: nobody may change a server that asks for
     keys, and each key shows its metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -100,14 +100,24 @@ class VerificationError(IngleError):
 class RequestError(IngleError):
     """A request cannot be served as asked. HTTP answers 400 (or `status`) and the server goes on.
 
-    `param` names the offending field as the client spelled it; `code` is a machine-readable slug.
+    `param` names the offending field as the client spelled it; `code` is a machine-readable slug; `headers` go with the
+    answer.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.code = code
         self.status = status
+        self.headers = {} if headers is None else dict(headers)
 
 
 _LEFT_OUT = ("torch", "transformers")

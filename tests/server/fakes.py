@@ -82,6 +82,7 @@ class ScriptedEngine:
     status: Health = field(default_factory=Health)
     stats: EngineStats = field(default_factory=EngineStats)
     pid: int = field(default_factory=os.getpid)
+    num_restarts: int = 0
     requests: list[EngineRequest] = field(default_factory=list)
     in_background: list[bool] = field(default_factory=list)
     """Of each of them, whether it may wait for others."""

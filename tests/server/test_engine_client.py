@@ -39,6 +39,9 @@ class Ended:
     def exit_text(self) -> str:
         return "exit status 9"
 
+    def stop(self) -> None:
+        pass
+
 
 REQUEST = EngineRequest("a", [1], SamplingParams())
 

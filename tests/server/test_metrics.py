@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from ingle.channel import STEP_TOKENS, EngineStats
+from ingle.config.access import ApiKey
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.statistics import Histogram, ServerStatistics
@@ -124,7 +126,9 @@ def test_our_dashboard_is_one() -> None:
     assert len(cells) == len(set(cells)), "panels lie over one another"
 
 
-async def test_all_that_our_dashboard_asks_for_is_there(client: httpx.AsyncClient) -> None:
+async def test_all_that_our_dashboard_asks_for_is_there(model: ServedModel) -> None:
+    app = app_for(model, api_keys=(ApiKey("k", "alice"),))
+    client = client_of(app, headers={"Authorization": "Bearer k"})
     await complete(client, max_tokens=3)
     samples = await scraped(client)
     functions = {"sum", "rate", "max", "by", "histogram_quantile", "increase", "changes", "label_values", "le"}
@@ -175,7 +179,10 @@ async def test_requests_are_counted_by_how_they_end(client: httpx.AsyncClient, e
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_is_an_abort(app: Starlette, engine: ScriptedEngine, stream: bool) -> None:
+async def test_a_client_that_leaves_is_an_abort(
+    app: Starlette, engine: ScriptedEngine, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ingle.access")
     engine.step_s = 0.01
     async with served(app) as port, client_of(app) as client:
         body = json.dumps({"prompt": "x", "ignore_eos": True, "max_tokens": 200, "stream": stream}).encode()
@@ -196,6 +203,8 @@ async def test_a_client_that_leaves_is_an_abort(app: Starlette, engine: Scripted
         await until(lambda: statistics.finished["abort"] == 1, within_s=5.0)
         await until(lambda: app.state.observers.statistics.in_flight == 0, within_s=5.0)
         samples = await scraped(client)
+    [access] = [record.record for record in caplog.records if record.name == "ingle.access"]  # type: ignore[attr-defined]
+    assert (access.status, access.aborted, access.finish_reasons) == (499, True, ["abort"])
     assert value(samples, "ingle_http_requests_total", route="/v1/completions", status="499") == 1
     assert value(samples, "vllm:request_success_total", finished_reason="abort") == 1
 
@@ -253,6 +262,20 @@ async def test_it_asks_for_a_key_like_all_else_and_tells_refusals(model: ServedM
     assert (await client.get("/metrics")).status_code == 401
     samples = await scraped(client_of(app, headers={"Authorization": "Bearer secret"}))
     assert value(samples, "ingle_http_requests_total", route="/metrics", status="401") == 1
+
+
+async def test_who_has_used_how_much(model: ServedModel, engine: ScriptedEngine) -> None:
+    app = app_for(model, api_keys=(ApiKey("k", "alice"), ApiKey("l", "bob")))
+    engine.num_cached_tokens = lambda request: 2
+    for key, count in (("k", 2), ("l", 1), ("wrong", 3)):
+        for _ in range(count):
+            await complete(client_of(app, headers={"Authorization": f"Bearer {key}"}), max_tokens=4)
+    samples = await scraped(client_of(app, headers={"Authorization": "Bearer k"}))
+    used = {labels["client"]: count for labels, count in samples["ingle_client_generation_tokens_total"]}
+    assert used == {"alice": 8, "bob": 4}
+    assert value(samples, "ingle_client_prompt_tokens_total", client="alice") == 10
+    assert value(samples, "ingle_client_cached_tokens_total", client="bob") == 2
+    assert value(samples, "ingle_client_requests_total", client="alice") == 2
 
 
 async def test_openmetrics_for_who_asks_for_it(client: httpx.AsyncClient) -> None:

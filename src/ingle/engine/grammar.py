@@ -167,7 +167,7 @@ class Grammars:
         copies = self._copies.setdefault(grammar.text, [])
         least = min((len(copy.uses) for copy in copies), default=_MAX_SHARING)
         if least >= _MAX_SHARING and len(copies) < self._num_threads:
-            copies.append(Copy(self._pool.submit(self._compile, grammar.text)))
+            copies.append(Copy(self._pool.submit(self._compile, grammar.text, grammar.fuel)))
         self._copies.move_to_end(grammar.text)
         if len(self._copies) > _MAX_KEPT:
             self._copies.popitem(last=False)
@@ -209,9 +209,9 @@ class Grammars:
             self._executor = LLExecutor(self._num_threads)
         return self._executor
 
-    def _compile(self, text: str) -> LLMatcher:
+    def _compile(self, text: str, fuel: int) -> LLMatcher:
         with self._reading:
             if self._tokenizer is None:
                 self._vocabulary = self._read()
                 self._tokenizer = self._vocabulary.for_llguidance()
-        return compile_grammar(text if self._forcing else unforced(text), self._tokenizer)
+        return compile_grammar(text if self._forcing else unforced(text), self._tokenizer, fuel)

@@ -13,10 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ingle.limits import LimitsConfig
 from ingle.server import metrics, rerank
 from ingle.server.access import Access, KeyGuard, Keys
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
+from ingle.server.ending import AnswersMemory
 from ingle.server.endpoints import Endpoint, guarded
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
@@ -43,7 +45,7 @@ def create_app(
     *,
     access_log: bool = True,
     strict_fields: bool = False,
-    unread: BodyMemory | None = None,
+    limits: LimitsConfig = LimitsConfig(),  # noqa: B008 (frozen)
     loading: Loading | None = None,
     responses: ResponseStore | None = None,
     store: Store | None = None,
@@ -52,7 +54,7 @@ def create_app(
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
-    that nobody knows; `unread` bounds the bodies being read;
+    that nobody knows; `limits` bound what one request, and all together, may take;
     while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
     for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers` are told
     of every request.
@@ -80,7 +82,9 @@ def create_app(
     app.state.keys = keys
     app.state.responses = ResponseStore() if responses is None else responses
     app.state.strict_fields = strict_fields
-    app.state.unread = BodyMemory() if unread is None else unread
+    app.state.limits = limits
+    app.state.unread = BodyMemory(limits.max_bodies_bytes)
+    app.state.answers = AnswersMemory(limits.max_answers_bytes)
     app.state.store = store
     app.state.batches = None
     app.state.observers = observers
@@ -159,12 +163,12 @@ class Described:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            self._app = await asyncio.to_thread(_description, self._root_path)
+            self._app = await asyncio.to_thread(_description, self._root_path, scope["app"].state.limits)
         below = {"root_path": self._root_path, "path": self._root_path + scope["path"]}
         await self._app({**scope, **below}, receive, send)
 
 
-def _description(root_path: str) -> FastAPI:
+def _description(root_path: str, limits: LimitsConfig) -> FastAPI:
     from ingle.server.description import describing_app
 
-    return describing_app(ENDPOINTS, root_path)
+    return describing_app(ENDPOINTS, limits, root_path)

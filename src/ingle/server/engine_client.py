@@ -14,9 +14,11 @@ import msgspec
 
 from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, NothingRefused, Progress, StepMessage
 from ingle.errors import Collected, ConfigError, EngineError, ModelError
+from ingle.limits import LimitsConfig
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
 from ingle.server.engine_process import EngineProcess
+from ingle.server.unread import Unread
 
 logger = logging.getLogger("ingle.server")
 
@@ -45,13 +47,16 @@ class EngineClient:
         self.info = info
         self._stream_interval = stream_interval
         self.stats = EngineStats()
+        self.num_restarts = 0
         self.closed = asyncio.Event()
         self.failure: str | None = None
         self._given_up: str | None = None
         self._closing = False
         self._process = process
         self._channel = channel
-        self._queues: dict[str, asyncio.Queue[EngineOutput | None]] = {}
+        self.max_unread_bytes = LimitsConfig().max_unread_bytes
+        """Of what waits for one stream's client."""
+        self._queues: dict[str, Unread] = {}
         self._last_message = time.monotonic()
         self._reader = asyncio.create_task(self._read())
 
@@ -93,13 +98,13 @@ class EngineClient:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
         What came of several steps while nobody looked comes as one: so a loop that is late has less to do, and catches
-        up. Raises `EngineError` when the engine is gone.
+        up. Raises `EngineError` when the engine is gone, and `RequestError` when too much waits to be taken.
         """
         if (reason := self.failure or self._given_up) is not None:
             raise EngineError(reason)
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
-        queue: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
+        queue = Unread(self.max_unread_bytes)
         if not self._queues:
             self._last_message = time.monotonic()  # idle until now: the stall clock starts here
         self._queues[request.id] = queue
@@ -107,9 +112,9 @@ class EngineClient:
         finished, interval = False, 1
         try:
             while not finished:
-                outputs = [await queue.get()]
-                while not queue.empty() or _go_on(outputs, interval):
-                    outputs.append(await queue.get())
+                outputs = await queue.take()
+                while _go_on(outputs, interval):
+                    outputs += await queue.take()
                 interval = self._stream_interval
                 for output in _together(outputs):
                     if output is None:
@@ -146,19 +151,19 @@ class EngineClient:
                 elif isinstance(message, StepMessage):
                     for output in message.outputs:
                         queue = self._queues.get(output.id)
-                        if queue is not None:
-                            queue.put_nowait(output)
+                        if queue is not None and not queue.put(output):
+                            self._channel.send(Abort(output.id))
         except ChannelClosed:
             self.failure = f"the engine died: {await _exit_text(self._process)}"
         for queue in self._queues.values():
-            queue.put_nowait(None)
+            queue.put(None)
         self.closed.set()
 
     def give_up(self, reason: str) -> None:
         """Ends all requests, and later ones at once, with an `EngineError` that says so; the engine drops them."""
         self._given_up = reason
         for queue in self._queues.values():
-            queue.put_nowait(None)
+            queue.put(None)
 
     async def close(self) -> None:
         """Ends the engine; requests still running are dropped."""

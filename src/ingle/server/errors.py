@@ -100,7 +100,9 @@ def install_error_handlers(app: Starlette) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     status, body = describe(error)
-    return error_response(status, body, _HEADERS.get(status) if isinstance(error, RequestError) else None)
+    if not isinstance(error, RequestError):
+        return error_response(status, body)
+    return error_response(status, body, {**_HEADERS.get(status, {}), **error.headers})
 
 
 def _where(request: Request) -> str:

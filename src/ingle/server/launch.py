@@ -145,6 +145,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         access,
         access_log=not config.disable_access_log,
         strict_fields=config.strict_fields,
+        limits=config.limits,
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
         observers=start.observers,
@@ -209,7 +210,7 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
     else:  # a name may hold what no file's may
         kept = re.sub(r"[^\w.-]+", "-", name)[:80]
         root = home() / "served" / f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Store(root, parse_bytes("--max-files-size", config.max_files_size))
+    return Store(root, parse_bytes("--max-files-size", config.max_files_size), limits=config.limits)
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
@@ -238,13 +239,14 @@ def access_of(config: ServerConfig, sock: socket.socket) -> Access:
 
 
 def _limits(config: ServerConfig) -> HttpLimits:
-    allowed = allow_connections(config.max_connections)
-    if allowed < config.max_connections:
+    wanted = config.limits.max_connections
+    allowed = allow_connections(wanted)
+    if allowed < wanted:
         logger.warning(
             "notice: of --max-connections %d the limit of file descriptors (ulimit -n) leaves %d",
-            config.max_connections, allowed,
+            wanted, allowed,
         )  # fmt: skip
-    return HttpLimits(keep_alive_s=config.timeout_keep_alive, max_connections=allowed)
+    return HttpLimits.of(config.limits, allowed)
 
 
 def _announce(model: ServedModel, access: Access, start: Start) -> None:

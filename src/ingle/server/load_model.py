@@ -76,6 +76,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
 def _served(engine: EngineClient, text: TextSide, whole: ServeConfig, source: ModelSource) -> ServedModel:
     config, names = whole.server, served_names(source, whole.engine.model)
+    engine.max_unread_bytes = config.limits.max_unread_bytes
     if config.served_model_name:
         names = ServedNames(config.served_model_name)
     return ServedModel(
@@ -84,5 +85,5 @@ def _served(engine: EngineClient, text: TextSide, whole: ServeConfig, source: Mo
         names=names.shown,
         root=str(source.path) if config.show_paths else names.shown[0],
         also=names.also,
-        queue=RequestQueue(config.max_num_queued_reqs, config.max_num_queued_tokens),
+        queue=RequestQueue(config.limits.max_num_queued_reqs, config.limits.max_num_queued_tokens),
     )

@@ -25,7 +25,7 @@ from ingle.server.models import ModelPool, ServedModel
 from ingle.server.observers import Observers
 from ingle.server.queue import BodyMemory
 from ingle.server.request_log import PROBES
-from ingle.server.statistics import Histogram, ModelStatistics, ServerStatistics
+from ingle.server.statistics import ClientStatistics, Histogram, ModelStatistics, ServerStatistics
 from ingle.version import __version__
 
 if TYPE_CHECKING:
@@ -60,11 +60,18 @@ COUNTERS: tuple[_Figure, ...] = (
     ("vllm:mm_cache_hits", "Of these, found.", lambda model: 0),
     ("ingle_engine_steps", "Steps of the engine.", lambda model: model.engine.stats.num_steps),
     ("ingle_engine_failed_steps", "Steps that failed.", lambda model: model.engine.stats.num_failed_steps),
+    ("ingle_engine_restarts", "Engines started in place of others.", lambda model: model.engine.num_restarts),
     (
         "ingle_engine_prompt_tokens",
         "Prompt tokens computed, as they are computed, and again where a slot was lost.",
         lambda model: model.engine.stats.num_prompt_tokens,
     ),
+)
+CLIENTS: tuple[tuple[str, str, Callable[[ClientStatistics], int]], ...] = (
+    ("ingle_client_requests", "HTTP requests to models, by the name of their key.", lambda of: of.num_requests),
+    ("ingle_client_prompt_tokens", "Their prompts, cached tokens included.", lambda of: of.num_prompt_tokens),
+    ("ingle_client_cached_tokens", "Of these, from a cache.", lambda of: of.num_cached_tokens),
+    ("ingle_client_generation_tokens", "Tokens generated for them.", lambda of: of.num_generated_tokens),
 )
 HISTOGRAMS: tuple[_Timing, ...] = (
     (("vllm:time_to_first_token_seconds",), "From a request's arrival.", lambda of: of.first_token_s),
@@ -140,6 +147,7 @@ class Figures:
     def metrics(self) -> Iterator[Metric]:
         yield from self._of_models(self.pool.models)
         yield from self._of_http()
+        yield from self._of_clients()
         yield from self._of_process()
 
     def _of_models(self, models: Sequence[ServedModel]) -> Iterator[Metric]:
@@ -202,17 +210,24 @@ class Figures:
         )
         yield GaugeMetricFamily("ingle_unread_body_bytes", "Bodies that are being read.", self.unread.num_bytes)
 
+    def _of_clients(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        clients = list(self.server.clients.items())
+        for name, about, value in CLIENTS:
+            counter = CounterMetricFamily(name, about, labels=("client",))
+            for client, statistics in clients:
+                counter.add_metric((client,), value(statistics))
+            yield counter
+
     def _of_process(self) -> Iterator[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+        from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 
         lag = self.server.loop_lag_s
         yield HistogramMetricFamily(
             "ingle_event_loop_lag_seconds",
             "How late the event loop is, ten times a second.",
             *_buckets(lag.bounds, lag.counts, lag.total),
-        )
-        yield CounterMetricFamily(
-            "ingle_engine_restarts", "Engines started in place of others.", self.server.engine_restarts
         )
         memory = GaugeMetricFamily("ingle_resident_memory_bytes", "Of each process.", labels=("process",))
         for process, pid in (("server", "self"), *(("engine", str(model.engine.pid)) for model in self.pool.models)):

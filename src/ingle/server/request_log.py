@@ -101,7 +101,7 @@ class RequestRecord(msgspec.Struct):
         self.route, self.status = route_of(scope), status
         self.duration_s = time.perf_counter() - self.started_s
         self.client = client_of(scope).name
-        self.aborted = cut_off or "abort" in self.finish_reasons
+        self.aborted = cut_off
 
     def fields(self) -> dict[str, object]:
         """For a line of JSON."""

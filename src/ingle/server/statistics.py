@@ -96,6 +96,23 @@ class ModelStatistics(msgspec.Struct):
     num_choices: Histogram = _histogram(_CHOICES)
 
 
+class ClientStatistics(msgspec.Struct):
+    """Of what came with one client's key."""
+
+    num_requests: int = 0
+    """HTTP requests that asked a model for something."""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of these."""
+    num_generated_tokens: int = 0
+
+    def add(self, record: RequestRecord) -> None:
+        self.num_requests += bool(record.model)
+        self.num_prompt_tokens += record.prompt_tokens or 0
+        self.num_cached_tokens += record.cached_tokens or 0
+        self.num_generated_tokens += record.output_tokens or 0
+
+
 class ServerStatistics(msgspec.Struct):
     """Of the process that answers HTTP."""
 
@@ -109,9 +126,12 @@ class ServerStatistics(msgspec.Struct):
     """From request to the end of the answer, by route and method."""
     loop_lag_s: Histogram = _histogram(_LAG_S)
     """How much later than asked the event loop came to what it had to do."""
-    engine_restarts: int = 0
+    clients: dict[str, ClientStatistics] = {}
+    """By the names of their keys, where they have some."""
 
     def answered(self, record: RequestRecord) -> None:
+        if record.client:
+            self.clients.setdefault(record.client, ClientStatistics()).add(record)
         method = record.method if record.method in _METHODS else "other"
         by_status = self.responses.setdefault(record.route, {}).setdefault(method, {})
         by_status[record.status] = by_status.get(record.status, 0) + 1

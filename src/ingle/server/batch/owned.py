@@ -17,6 +17,7 @@ class OwnedStore:
         self.owner = owner
         self.now: Callable[[], float] = store.now
         self.root = store.root
+        self.limits = store.limits
 
     def files(self) -> list[File]:
         """All that have not expired, the oldest first."""

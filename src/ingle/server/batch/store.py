@@ -25,10 +25,9 @@ from typing import TypeVar
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.limits import LimitsConfig
 from ingle.server.batch.records import ENDED, Batch, File, KeptFile, StoredBatch
 
-MAX_FILE_BYTES = 512 << 20
-"""Of one file, as OpenAI has it."""
 MAX_FILES, MAX_BATCHES = 10_000, 1_000
 KEEP_S = 30 * 86_400
 """For how long a file is kept unless its upload says otherwise, and a batch after its end."""
@@ -51,8 +50,16 @@ def no_batch(batch_id: str) -> RequestError:
 class Store:
     """Blocking, but for what only looks at one record; safe to use from any thread."""
 
-    def __init__(self, root: Path, max_bytes: int, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        root: Path,
+        max_bytes: int,
+        now: Callable[[], float] = time.time,
+        limits: LimitsConfig = LimitsConfig(),  # noqa: B008 (frozen)
+    ) -> None:
         self.root = root
+        self.limits = limits
+        """Of one file, and of the lines of one batch."""
         self.max_bytes = max_bytes
         self.now = now
         self._lock = threading.Lock()
@@ -245,8 +252,13 @@ class Incoming:
 
     def write(self, data: bytes) -> None:
         """Raises `RequestError` where it grows beyond what there is room for."""
-        if self.num_bytes + len(data) > MAX_FILE_BYTES:
-            raise RequestError(f"The file is larger than {MAX_FILE_BYTES} bytes.", code="file_too_large", status=413)
+        limits = self._store.limits
+        if self.num_bytes + len(data) > limits.max_file_bytes:
+            raise RequestError(
+                f"The file is larger than {limits.max_file_bytes} bytes{limits.by('max_file_bytes')}.",
+                code="file_too_large",
+                status=413,
+            )
         self._store.reserve(len(data), self._num_stored)
         self.num_bytes += len(data)
         self._file.write(data)

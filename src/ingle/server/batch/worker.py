@@ -34,7 +34,6 @@ from ingle.server.models import ModelPool, ServedModel
 
 logger = logging.getLogger("ingle.server")
 
-MAX_LINES = 50_000
 _MAX_ERRORS = 100
 _LOOK_S, _SAVE_S, _SWEEP_S = 2.0, 1.0, 60.0
 
@@ -119,14 +118,13 @@ class BatchWorker:
     def _validate(self, stored: StoredBatch) -> list[BatchError]:
         """What is wrong with its input, all lines of it."""
         batch, seen, errors = stored.batch, dict[str, int](), list[BatchError]()
-        allowed = (batch.endpoint,)
+        allowed, limits = (batch.endpoint,), self._store.limits
+        most, by = limits.max_batch_lines, limits.by("max_batch_lines")
         with self._input(batch).open("rb") as file:
             for number, data in read_lines(file):
                 batch.request_counts.total += 1
-                if batch.request_counts.total > MAX_LINES:
-                    errors.append(
-                        BatchError(code="too_many_lines", message=f"more than {MAX_LINES} lines", line=number)
-                    )
+                if batch.request_counts.total > most:
+                    errors.append(BatchError(code="too_many_lines", message=f"more than {most} lines{by}", line=number))
                     break
                 try:
                     line, model = line_of(data, allowed)

@@ -14,7 +14,7 @@ from ingle.errors import RequestError
 from ingle.server.access import client_of
 from ingle.server.batch.owned import OwnedStore
 from ingle.server.batch.records import File
-from ingle.server.batch.store import KEEP_S, MAX_FILE_BYTES, Store
+from ingle.server.batch.store import KEEP_S, Store
 from ingle.server.body import show
 from ingle.server.endpoints import Endpoint
 from ingle.server.upload import Upload
@@ -45,7 +45,7 @@ async def create_file(request: Request) -> Response:
     store = store_of(request)
     upload = Upload(request)
     with await asyncio.to_thread(store.incoming) as incoming:
-        await upload.read(incoming.write, MAX_FILE_BYTES + _AROUND_BYTES)
+        await upload.read(incoming.write, store.limits.max_file_bytes + _AROUND_BYTES)
         if upload.filename is None:
             raise RequestError("file is required", param="file")
         purpose = upload.fields.get("purpose")

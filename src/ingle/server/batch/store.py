@@ -130,8 +130,14 @@ class Store:
     def keep(self, file: KeptFile, content: Path) -> None:
         """Takes over the content, or does so again where that was cut off. What is said of it comes last: without that
         there is no file."""
-        _link(content, self._make("files") / f"{file.id}.data")
-        self._write(self._folder("files") / f"{file.id}.json", file)
+        data = self._make("files") / f"{file.id}.data"
+        is_new = _link(content, data)
+        try:
+            self._write(self._folder("files") / f"{file.id}.json", file)
+        except OSError:
+            if is_new:
+                data.unlink(missing_ok=True)
+            raise
         content.unlink()
 
     # ---- batches
@@ -225,21 +231,30 @@ class Store:
     def _write(path: Path, record: msgspec.Struct) -> None:
         """Whole, or not at all."""
         new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with new.open("xb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        try:
+            with new.open("xb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
-def _link(content: Path, other: Path) -> None:
-    """The same content by another name."""
+def _link(content: Path, other: Path) -> bool:
+    """The same content by another name. Whether there was none of it before."""
     try:
         os.link(content, other)
     except FileExistsError:
-        pass
+        return False
     except OSError:  # a file system without links
-        shutil.copyfile(content, other)
+        try:
+            shutil.copyfile(content, other)
+        except BaseException:
+            other.unlink(missing_ok=True)
+            raise
+    return True
 
 
 class Incoming:
@@ -277,5 +292,6 @@ class Incoming:
 
     def __exit__(self, *error: object) -> None:
         self._store.release(self.num_bytes)
-        self._file.close()
         self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the rest of what did not fit on the disk
+            self._file.close()

@@ -148,7 +148,7 @@ async def cancel_batch(request: Request) -> Response:
 _ONE = "/v1/batches/{batch_id}"
 _QUERY = {"limit": {"type": "integer", "minimum": 1, "maximum": 100}, "after": {"type": "string"}}
 ENDPOINTS = (
-    Endpoint("POST", "/v1/batches", create_batch, BatchRequest, Batch),
+    Endpoint("POST", "/v1/batches", create_batch, BatchRequest, Batch, statuses=(507,)),
     Endpoint("GET", "/v1/batches", list_batches, answers=BatchList, statuses=(400, 404), query=_QUERY),
     Endpoint("GET", _ONE, retrieve_batch, answers=Batch, statuses=(404,)),
     Endpoint("POST", f"{_ONE}/cancel", cancel_batch, answers=Batch, statuses=(400, 404)),

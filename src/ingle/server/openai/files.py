@@ -126,7 +126,7 @@ _QUERY = {
     "after": {"type": "string"},
 }
 ENDPOINTS = (
-    Endpoint("POST", "/v1/files", create_file, answers=File, statuses=(400, 404, 413, 415), form=_FORM),
+    Endpoint("POST", "/v1/files", create_file, answers=File, statuses=(400, 404, 413, 415, 507), form=_FORM),
     Endpoint("GET", "/v1/files", list_files, answers=FileList, statuses=(400, 404), query=_QUERY),
     Endpoint("GET", _ONE, retrieve_file, answers=File, statuses=(404,)),
     Endpoint("DELETE", _ONE, delete_file, answers=DeletedFile, statuses=(404,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -141,6 +142,13 @@ def lack_of_package(error: BaseException) -> EngineError | None:
         f"this needs {error.name}, which is not installed: run `make setup` in ingle's source tree, or "
         "`pip install torch transformers`"
     )
+
+
+def lack_of_disk(error: BaseException) -> str | None:
+    """In words, if it is that a disk, or somebody's share of it, is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
+    return None
 
 
 _LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")

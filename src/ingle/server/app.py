@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ingle.limits import LimitsConfig
 from ingle.server import metrics, rerank
-from ingle.server.access import Access, KeyGuard
+from ingle.server.access import Access, KeyGuard, Keys
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
 from ingle.server.ending import AnswersMemory
@@ -60,6 +60,7 @@ def create_app(
     of every request.
     """
     observers = Observers() if observers is None else observers
+    keys = Keys(access.api_keys)
     middleware = [Middleware(Prefix, root_path=access.root_path)] if access.root_path else []
     middleware.append(
         Middleware(RequestScope, access_log=access_log, statistics=observers.statistics, tracer=observers.tracer)
@@ -69,7 +70,7 @@ def create_app(
     middleware.append(Middleware(OriginGuard, origins=access.cors_origins))
     if access.cors_origins:
         middleware.append(Middleware(cors, origins=access.cors_origins))
-    middleware.append(Middleware(KeyGuard, access=access, guarded=guarded(ENDPOINTS)))
+    middleware.append(Middleware(KeyGuard, keys=keys, is_local=access.is_local, guarded=guarded(ENDPOINTS)))
     if loading is not None:
         middleware.append(Middleware(LoadingGate, loading=loading))
     described = Described(access.root_path)
@@ -78,6 +79,7 @@ def create_app(
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
     app.state.models = pool
+    app.state.keys = keys
     app.state.responses = ResponseStore() if responses is None else responses
     app.state.strict_fields = strict_fields
     app.state.limits = limits

@@ -394,18 +394,17 @@ def _together(outputs: list[EngineOutput | EngineError]) -> Iterator[EngineOutpu
 
 
 def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
-    """What several steps brought for one request, in their order."""
-    first, last = outputs[0], outputs[-1]
+    """What several steps brought for one request, in their order. How it stands is what the last one says."""
     scored = [output.logprobs for output in outputs if output.logprobs is not None]
-    return EngineOutput(
-        id=first.id,
+    of_prompt = (output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None)
+    queued = (output.queued_s for output in outputs if output.queued_s is not None)
+    return msgspec.structs.replace(
+        outputs[-1],
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
-        finish_reason=last.finish_reason,
-        stop_token_id=last.stop_token_id,
-        num_cached_tokens=first.num_cached_tokens,
+        num_cached_tokens=max(output.num_cached_tokens for output in outputs),
         logprobs=[entry for entries in scored for entry in entries] if scored else None,
-        prompt_logprobs=first.prompt_logprobs,
-        queued_s=first.queued_s,
+        prompt_logprobs=next(of_prompt, None),
+        queued_s=next(queued, None),
     )
 
 

@@ -25,10 +25,11 @@ from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
-from ingle.server.access import Access
+from ingle.server.access import Access, Keys
 from ingle.server.batch.store import Store
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
+from ingle.server.followed import FollowedFiles
 from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.listening import is_local, listening
 from ingle.server.load_model import load_model
@@ -172,8 +173,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     working = [asyncio.create_task(start.observers.statistics.watch_loop())]
     if not config.monitoring.disable_log_stats:
         working.append(asyncio.create_task(log_stats(pool)))
-    if start.certificate is not None:
-        working.append(asyncio.create_task(start.certificate.follow()))
+    working += [asyncio.create_task(files.follow()) for files in _followed(config, start.certificate, app.state.keys)]
     try:
         await server.serve(sockets=[start.sock])
     finally:
@@ -269,6 +269,14 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     logger.info("try it: %s", _example(model, access, start.url))
     seconds = time.perf_counter() - start.started_s
     logger.info("ready in %.2f s (engine: %s); %s", seconds, phases, _base(start.url))
+
+
+def _followed(config: ServerConfig, certificate: Certificate | None, keys: Keys) -> Iterator[FollowedFiles]:
+    """What is read again when it changes."""
+    if certificate is not None:
+        yield certificate.files
+    if (path := config.access.api_key_file) is not None:
+        yield FollowedFiles("the file of keys", [path], lambda: keys.take(config.access.all_keys()))
 
 
 def _notices_of_access(access: Access, start: Start) -> Iterator[str]:

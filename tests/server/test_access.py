@@ -7,21 +7,21 @@ import hmac
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from ingle.config import ServerConfig
 from ingle.config.access import AccessConfig, ApiKey
 from ingle.errors import ConfigError
 from ingle.server import access as access_module
 from ingle.server import app as app_module
-from ingle.server.access import Access, Client, Keys
+from ingle.server import launch
+from ingle.server.access import Client, Keys
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ServedModel
 from ingle.server.rates import Bucket, Meter
@@ -301,7 +301,29 @@ async def test_what_takes_an_administrators_key(
         assert (ordinary.status_code == 200) == (open_to_all or key in ("k", "r"))
 
 
-def test_access_is_a_value() -> None:
-    access: Any = Access((ApiKey("k"), ApiKey("r", is_admin=True)))
-    assert access.asks_for_key and access.has_admin
-    assert not replace(access, api_keys=access.api_keys[1:]).asks_for_key
+@pytest.mark.anyio
+async def test_a_file_of_keys_that_changes(
+    model: ServedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a name=alice rpm=1\nb name=bob\n")
+    config = ServerConfig(access=AccessConfig(api_key_file=str(path)))
+    app = app_for(model, api_keys=config.access.all_keys())
+    client = client_of(app)
+    [files] = launch._followed(config, None, app.state.keys)
+
+    async def statuses() -> dict[str, int]:
+        return {
+            key: (await client.post("/tokenize", json={"prompt": "x"}, headers={"x-api-key": key})).status_code
+            for key in "abc"
+        }
+
+    assert await statuses() == {"a": 200, "b": 200, "c": 401}
+    path.write_text("a name=alice rpm=1\nc name=carol\n")
+    files.refresh()
+    assert await statuses() == {"a": 429, "b": 401, "c": 200}, "a limit that is spent stays so"
+    for wrong in ("", "c words\n", None):
+        path.unlink() if wrong is None else path.write_text(wrong)
+        files.refresh()
+        assert "holds on: --api-key-file" in caplog.messages[-1]
+        assert await statuses() == {"a": 429, "b": 401, "c": 200}

@@ -120,11 +120,6 @@ def test_a_name_for_loopback_is_loopback() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("timeout_keep_alive", 0.0),
-        ("timeout_keep_alive", float("nan")),
-        ("max_connections", 0),
-        ("max_num_queued_reqs", 0),
-        ("max_num_queued_tokens", -1),
         ("served_model_name", ("",)),
     ],
 )

@@ -6,7 +6,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -30,6 +30,8 @@ class ApiKey:
     key: str = field(repr=False)
     name: str = ""
     """What logs, metrics and shares of the engine know its holder by."""
+    owner: str = ""
+    """Whose files, batches and answers it opens; the name if it was given one, else all who have none share them."""
     is_admin: bool = False
     """Whether it opens what changes the server or tells about it, too."""
     requests_per_minute: float = math.inf
@@ -46,7 +48,7 @@ class AccessConfig:
     see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
     api_key_file: str | None = None
     """File with such keys, one a line; empty lines and those that begin with # do not count. Behind a key may stand
-    name=ALICE, rpm=60 (requests a minute), tpm=100k (tokens a minute) and admin."""
+    name=ALICE, rpm=60 (requests a minute), tpm=100k (tokens a minute) and admin. Read again when it changes."""
     admin_api_key: tuple[str, ...] = ()
     """Keys that also open what changes the server or tells about it. Default: nobody may change a server that asks for
     keys, and each key shows its metrics."""
@@ -203,7 +205,7 @@ def _named(given: list[ApiKey]) -> Iterator[ApiKey]:
         numbers[each.is_admin] += 1
         kind = "admin" if each.is_admin else "key"
         name = each.name or f"{kind}-{numbers[each.is_admin]}"
-        yield ApiKey(each.key, name, each.is_admin, each.requests_per_minute, each.tokens_per_minute)
+        yield replace(each, name=name, owner=each.name)
 
 
 def _keys_in(path: str) -> list[ApiKey]:
@@ -247,7 +249,7 @@ def _key(words: list[str]) -> ApiKey:
             break
         else:
             raise ValueError("behind a key may stand name=NAME, rpm=NUMBER, tpm=NUMBER, admin, and a # with a remark")
-    return ApiKey(words[0], name, is_admin, rates["rpm"], rates["tpm"])
+    return ApiKey(words[0], name, "", is_admin, rates["rpm"], rates["tpm"])
 
 
 def _rate(what: str, value: str) -> float:

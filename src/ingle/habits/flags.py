@@ -8,10 +8,12 @@ How a flag stands in these tables: `--swap-space=` takes a value, `--fit?` may t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ingle.habits.turned import TURNED
+from ingle.limits import LimitsConfig, flag_of
 
 SAME: Mapping[str, str] = {
     "--model": "-m --model-path --model-id --model-name-or-path --model-tag -hf -hfr --hf-repo -mu --model-url",
@@ -51,6 +53,11 @@ SAME: Mapping[str, str] = {
     "--otlp-traces-endpoint": "--otlp-endpoint",
     "--timeout-keep-alive": "--http-keep-alive",
     "--max-num-queued-reqs": "--max-queued-requests --max-queue-size",
+    "--max-header-bytes": "--h11-max-incomplete-event-size",
+    "--max-header-count": "--h11-max-header-count",
+    "--max-body-bytes": "--payload-limit --max-request-size --max-payload-size",
+    "--max-texts": "--max-client-batch-size",
+    "--max-stop-strings": "--max-stop-sequences",
     "--temperature": "--temp",
     "--max-tokens": "--max-generate-length --max-new-tokens --num-predict --max-gen-toks --max-output-tokens",
     "--repetition-penalty": "--repeat-penalty --repeat-penality",
@@ -132,7 +139,6 @@ IDLE: tuple[tuple[str, str], ...] = (
         "files are read in one way",
     ),
     ("--code-revision= --tokenizer-revision=", "a model's files are all of one revision"),
-    ("--max-logprobs=", "a request may ask for 20 log probabilities"),
     ("--logprobs-mode=", "log probabilities are those before temperature and penalties"),
     ("--disable-sliding-window", "windows are computed as the model has them"),
     ("--calculate-kv-scales --quantization-param-path=", "keys and values are not quantized"),
@@ -201,9 +207,8 @@ IDLE: tuple[tuple[str, str], ...] = (
         "--log-disable --logger-level= --log-level-http= --verbosity= -lv=",
         "the log goes to stderr, as much of it as --log-level says",
     ),
-    ("--h11-max-incomplete-event-size= --h11-max-header-count= --payload-limit=", "the limits of requests are fixed"),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
-    ("--timeout= -to= --watchdog-timeout= --shutdown-timeout=", "requests have no time limit but their own"),
+    ("--timeout= -to=", "--request-timeout is what a request may take"),
     ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
@@ -382,15 +387,18 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 """Not built, or meant otherwise: the values with which they ask for nothing, and the answer to others."""
 
+_LIMITS = " ".join(f"{flag_of(field.name)}=" for field in fields(LimitsConfig))
 ELSEWHERE: tuple[tuple[str, str], ...] = (
+    (_LIMITS, "only `ingle serve` has clients to bound"),
     (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
         "--allowed-hosts=+ --cors-origin=+ --uds= --uds-mode= --ssl-keyfile= --ssl-certfile= --ssl-keyfile-password= "
         "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
-        "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--stream-interval= --max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
+        "--disable-access-log --strict-fields --show-paths "
+        "--stream-interval= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
-        "--otlp-traces-endpoint=",
+        "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "
+        "--shutdown-timeout=",
         "only `ingle serve` listens",
     ),
     (

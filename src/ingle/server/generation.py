@@ -11,6 +11,7 @@ from functools import cached_property
 
 from ingle.errors import EngineError, RequestError
 from ingle.events import Begin, Event, Finish, Text, Usage
+from ingle.limits import limits
 from ingle.request import EngineRequest, SamplingParams
 from ingle.server.models import ServedModel
 from ingle.server.statistics import Choices, Measured
@@ -18,9 +19,6 @@ from ingle.server.streaming import merge
 from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.requests import PromptRequests
 from ingle.text.stream import TextStream
-
-MAX_CHOICES = 1024
-"""Most completions of one HTTP request: prompts times n."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Generation:
         async with aclosing(self.model.engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.num_prompt_read is None:
-                    self.model.queue.leave(request.id)
+                    self.model.queue.begun(request.id)
                 if output.refused:
                     raise RequestError(f"{request.id} is refused: {output.error}", param="structured_outputs")
                 if output.finish_reason == "error":
@@ -122,11 +120,10 @@ def plan_generation(
     Raises `RequestError` for a prompt that is empty or too long (naming the field `param`), for token ids that the
     model does not have, and for too many choices.
     """
-    if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
-        raise RequestError(
-            f"{len(prompts)} prompts with n={sampling.n} make {num_choices} choices, at most {MAX_CHOICES} are taken",
-            param=param,
-        )
+    num_choices = len(prompts) * sampling.n
+    made = f"{len(prompts)} prompts with n={sampling.n} make {num_choices} choices"
+    if (text := limits().over("max_choices", num_choices, made)) is not None:
+        raise RequestError(text, param=param)
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
     request_ids = (f"{generation_id}-{number}" for number in itertools.count())
     shown_id = generation_id if name is None else f"{prefix}-{name}"

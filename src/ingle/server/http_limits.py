@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ingle.limits import LimitsConfig
+
 logger = logging.getLogger("ingle.server")
 
 _LOG_EVERY_S = 10.0
@@ -36,6 +38,23 @@ class HttpLimits:
     """Of their headers and bodies together."""
     max_connections: int = 4096
     """Open at once; one address may have half of them."""
+    slow_reader_s: float = 60.0
+    """For a client to read most of what waits for it in `max_written_bytes`."""
+    max_written_bytes: int = 64 * 1024
+    """Written ahead of a client, here and again in its socket; an answer goes on as it is read."""
+
+    @classmethod
+    def of(cls, config: LimitsConfig, max_connections: int) -> HttpLimits:
+        """As the flags say, with as many connections as there are file descriptors for."""
+        return cls(
+            max_header_bytes=config.max_header_bytes,
+            max_headers=config.max_header_count,
+            header_s=config.header_timeout,
+            body_s=config.body_timeout,
+            keep_alive_s=config.timeout_keep_alive,
+            slow_reader_s=config.slow_reader_timeout,
+            max_connections=max_connections,
+        )
 
 
 def allow_connections(wanted: int) -> int:

@@ -25,10 +25,11 @@ from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
-from ingle.server.access import Access
+from ingle.server.access import Access, Keys
 from ingle.server.batch.store import Store
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
+from ingle.server.followed import FollowedFiles
 from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.listening import is_local, listening
 from ingle.server.load_model import load_model
@@ -69,7 +70,7 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     logging.basicConfig(level=config.server.log_level.upper(), handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
     observers = observers_of(config.server.monitoring)
-    deadline = Deadline(process)
+    deadline = Deadline(process, config.server.health.shutdown_timeout)
     stop_while_loading(deadline)
     try:
         _bind_and_serve(process, deadline, config, observers, started)
@@ -144,6 +145,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         access,
         access_log=not config.disable_access_log,
         strict_fields=config.strict_fields,
+        limits=config.limits,
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
         observers=start.observers,
@@ -171,8 +173,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     working = [asyncio.create_task(start.observers.statistics.watch_loop())]
     if not config.monitoring.disable_log_stats:
         working.append(asyncio.create_task(log_stats(pool)))
-    if start.certificate is not None:
-        working.append(asyncio.create_task(start.certificate.follow()))
+    working += [asyncio.create_task(files.follow()) for files in _followed(config, start.certificate, app.state.keys)]
     try:
         await server.serve(sockets=[start.sock])
     finally:
@@ -194,7 +195,7 @@ async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
     app.state.batches = BatchWorker(app, pool, store)
     try:
         await app.state.batches.run()
-    except EngineError:  # the server ends, and whichever comes next goes on
+    except EngineError:  # there is no engine, and none to come: whichever server is next goes on
         pass
     except Exception as error:
         logger.error("batches are run no more", exc_info=error)
@@ -209,11 +210,12 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
     else:  # a name may hold what no file's may
         kept = re.sub(r"[^\w.-]+", "-", name)[:80]
         root = home() / "served" / f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Store(root, parse_bytes("--max-files-size", config.max_files_size))
+    return Store(root, parse_bytes("--max-files-size", config.max_files_size), limits=config.limits)
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
-    """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
+    """A server whose engine is gone, and gets no other, answers nothing: it ends, so that whoever supervises it starts
+    it anew."""
     await engine.closed.wait()
     deadline.start(serving=True, code=1)
     server.should_exit = True
@@ -238,13 +240,14 @@ def access_of(config: ServerConfig, sock: socket.socket) -> Access:
 
 
 def _limits(config: ServerConfig) -> HttpLimits:
-    allowed = allow_connections(config.max_connections)
-    if allowed < config.max_connections:
+    wanted = config.limits.max_connections
+    allowed = allow_connections(wanted)
+    if allowed < wanted:
         logger.warning(
             "notice: of --max-connections %d the limit of file descriptors (ulimit -n) leaves %d",
-            config.max_connections, allowed,
+            wanted, allowed,
         )  # fmt: skip
-    return HttpLimits(keep_alive_s=config.timeout_keep_alive, max_connections=allowed)
+    return HttpLimits.of(config.limits, allowed)
 
 
 def _announce(model: ServedModel, access: Access, start: Start) -> None:
@@ -266,6 +269,14 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     logger.info("try it: %s", _example(model, access, start.url))
     seconds = time.perf_counter() - start.started_s
     logger.info("ready in %.2f s (engine: %s); %s", seconds, phases, _base(start.url))
+
+
+def _followed(config: ServerConfig, certificate: Certificate | None, keys: Keys) -> Iterator[FollowedFiles]:
+    """What is read again when it changes."""
+    if certificate is not None:
+        yield certificate.files
+    if (path := config.access.api_key_file) is not None:
+        yield FollowedFiles("the file of keys", [path], lambda: keys.take(config.access.all_keys()))
 
 
 def _notices_of_access(access: Access, start: Start) -> Iterator[str]:

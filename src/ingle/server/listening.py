@@ -15,6 +15,8 @@ from pathlib import Path
 from ingle.config import ServerConfig
 from ingle.errors import ConfigError
 
+_SEND_BYTES = 256 * 1024
+"""That the kernel holds of an answer for one client. By itself it holds megabytes for one that reads nothing."""
 _CONNECT_S = 2.0
 
 
@@ -72,6 +74,7 @@ def bind_path(path: Path, mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(~mode & 0o777)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         sock.bind(str(path))
         sock.listen()
     except OSError as error:
@@ -118,6 +121,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)  # of every connection: they inherit it
         sock.bind(address)
         sock.listen()  # at once: two sockets may bind one port, but only one can listen; early clients wait their turn
     except (OSError, UnicodeError) as error:

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle.channel import STEP_TOKENS
+from ingle.server.ending import AnswersMemory
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.observers import Observers
@@ -134,7 +135,7 @@ def _exposition(app: Starlette, accept: str) -> tuple[bytes, str]:
     observers: Observers = app.state.observers
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
-    registry.register(_Collected(Figures(app.state.models, observers.statistics, app.state.unread)))
+    registry.register(_Collected(Figures(app.state.models, observers.statistics, app.state.unread, app.state.answers)))
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
 
@@ -156,6 +157,7 @@ class Figures:
     pool: ModelPool
     server: ServerStatistics
     unread: BodyMemory
+    answers: AnswersMemory
 
     def metrics(self) -> Iterator[Metric]:
         yield from self._of_models(self.pool.models)
@@ -223,6 +225,7 @@ class Figures:
             "ingle_http_requests_in_flight", "HTTP requests whose answers are not all out.", self.server.in_flight
         )
         yield GaugeMetricFamily("ingle_unread_body_bytes", "Bodies that are being read.", self.unread.num_bytes)
+        yield GaugeMetricFamily("ingle_answer_bytes", "Requests that are being answered.", self.answers.num_bytes)
 
     def _of_clients(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 from ingle.structured import Grammar, StructuredOutputs
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _WHITE_SPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 """Between the tokens of JSON: a small model at a high temperature writes blanks for ever, where it may."""
+_MAX_ITEMS = 50_000
+"""Alternatives at one place: some thousand choices or names of properties are among what people send."""
 _MAX_KEPT = 256
 _MAX_ERROR_CHARS = 300
 _SPECIAL_BYTE = b"\xff"
@@ -79,14 +82,18 @@ class _Words:
         return ids if b"".join(map(self.tokens.__getitem__, ids)) == text.encode() else self.greedy(text)
 
 
-def compile_grammar(text: str, tokenizer: LLTokenizer) -> LLMatcher:
-    """Compiled, with its first mask. Holds no lock of the interpreter's, and is bounded by llguidance's limits.
+def compile_grammar(text: str, tokenizer: LLTokenizer, fuel: int = 1_000_000) -> LLMatcher:
+    """Compiled, with its first mask. Holds no lock of the interpreter's, and is bounded by llguidance's limits, and by
+    `fuel`, steps of its lexer.
 
     Raises `RequestError`.
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(
+        verbose_errors=False, initial_lexer_fuel=fuel, max_items_in_row=_MAX_ITEMS, step_max_items=_MAX_ITEMS
+    )
+    matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # the first takes longest
     if matcher.is_error():
@@ -206,12 +213,13 @@ class GrammarCheck:
         """The grammar, or what is wrong with it."""
         if not self._end_ids:
             return "this model has no end token, with which such an answer ends"
+        fuel = limits().max_grammar_fuel
         try:
             text = grammar_text(wanted)
-            compile_grammar(text, self._small_tokenizer())
+            compile_grammar(text, self._small_tokenizer(), fuel)
         except (ValueError, RequestError) as error:
             return _plain(str(error))
-        return Grammar(text, wanted.after, is_json=wanted.kind in ("json", "json_object"))
+        return Grammar(text, wanted.after, wanted.kind in ("json", "json_object"), fuel)
 
     def _small_tokenizer(self) -> LLTokenizer:
         with self._lock:

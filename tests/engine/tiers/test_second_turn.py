@@ -12,6 +12,7 @@ import pytest
 
 from ingle.config import EngineConfig
 from ingle.request import EngineRequest, SamplingParams
+from ingle.server import engine_process
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
 from tests.support import random_prompt, save_checkpoint
@@ -37,7 +38,10 @@ class Served:
     """An engine's process, which is killed at the end."""
 
     def __init__(self, folder: Path, memory: IO[bytes] | None = None, **options: object) -> None:
-        self.process = EngineProcess(memory)
+        with pytest.MonkeyPatch.context() as patch:
+            if memory is not None:  # as a process has it that follows another
+                patch.setattr(engine_process, "_memory", lambda: memory)
+            self.process = EngineProcess()
         given = {"device": "cpu", "kv_cache_memory": "1GiB", **options}
         self.process.load(EngineConfig.of(str(folder), **given), folder)
 

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import torch
 
-from ingle import kernels
+from ingle import kernels, progress
 from ingle.device import LogprobRows, PageCopies, Report
 from ingle.device.inputs import Layout
 from ingle.device.pages import HostPages
@@ -90,6 +90,9 @@ class TorchDevice:
         except RuntimeError:
             return False
         return True
+
+    def progress(self) -> int:
+        return progress.num_layers()
 
     @torch.inference_mode()
     def capture_next(self) -> bool:

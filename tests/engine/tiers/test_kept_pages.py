@@ -56,8 +56,14 @@ def contents(engine: Engine) -> dict[bytes, Bytes]:
     return found
 
 
-@pytest.mark.parametrize("cpu_kernels", ["auto", "torch"])
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize(
+    ("case", "cpu_kernels"),
+    [
+        *((case, "auto") for case in FAMILIES),
+        ("mistral-window", "torch"),
+        *(pytest.param(case, "torch", marks=pytest.mark.slow) for case in FAMILIES if case != "mistral-window"),
+    ],
+)
 def test_what_is_read_back_is_what_was_computed(tmp_path: Path, case: str, cpu_kernels: str, memory: int) -> None:
     model_type, overrides = CHECKPOINTS[case]
     folder = save_checkpoint(tmp_path / "model", model_type, **overrides)

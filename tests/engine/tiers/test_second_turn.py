@@ -20,14 +20,13 @@ from tests.support import random_prompt, save_checkpoint
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """25 million parameters: its first turn takes its time."""
+def model_in(folder: Path, num_layers: int) -> Path:
+    """Three million parameters a layer: its first turn takes its time."""
     return save_checkpoint(
-        tmp_path_factory.mktemp("model"),
+        folder,
         hidden_size=512,
         intermediate_size=1408,
-        num_hidden_layers=8,
+        num_hidden_layers=num_layers,
         num_attention_heads=8,
         num_key_value_heads=2,
         max_position_embeddings=32768,
@@ -100,14 +99,14 @@ async def second_turns(model: Path, cache: Path, num_tokens: int) -> dict[str, f
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs a file in memory")
-async def test_a_second_turn_after_a_kill_is_read_and_not_computed(folder: Path, tmp_path: Path) -> None:
+async def test_a_second_turn_after_a_kill_is_read_and_not_computed(tmp_path: Path) -> None:
     """Of so short a conversation half of the time goes to the question; other processes may take the rest."""
-    found = await second_turns(folder, tmp_path, 2_000)
+    found = await second_turns(model_in(tmp_path / "model", 4), tmp_path / "cache", 2_000)
     assert max(found["host"], found["disk"]) <= found["first"] / 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-async def test_a_second_turn_of_25_000_tokens_after_a_kill_is_ten_times_as_fast(folder: Path, tmp_path: Path) -> None:
-    found = await second_turns(folder, tmp_path, 25_000)
+async def test_a_second_turn_of_25_000_tokens_after_a_kill_is_ten_times_as_fast(tmp_path: Path) -> None:
+    found = await second_turns(model_in(tmp_path / "model", 8), tmp_path / "cache", 25_000)
     assert max(found["host"], found["disk"]) <= found["first"] / 10

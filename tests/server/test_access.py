@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from ingle.config import ServerConfig
-from ingle.config.access import AccessConfig, ApiKey
+from ingle.config.access import AccessConfig, ApiKey, ListenConfig
 from ingle.errors import ConfigError
 from ingle.server import access as access_module
 from ingle.server import app as app_module
@@ -155,6 +155,24 @@ def test_a_line_that_cannot_be(tmp_path: Path, line: str, error: str) -> None:
     with pytest.raises(ConfigError, match="line 2: ") as raised:
         AccessConfig(api_key_file=str(path))
     assert error in str(raised.value) and "secret" not in str(raised.value)
+
+
+def test_a_configuration_shows_no_secret() -> None:
+    config = ServerConfig(
+        access=AccessConfig(api_key=("sk-secret",), admin_api_key=("sk-more",)),
+        listen=ListenConfig(ssl_certfile="c", ssl_keyfile_password="sk-pass"),
+    )
+    assert "sk-" not in repr(config) + repr(config.access.all_keys()) + repr(Keys(config.access.all_keys()))
+
+
+def test_keys_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("".join(f"{number}\n" for number in range(10_001)))
+    with pytest.raises(ConfigError, match="10001 keys are too many"):
+        AccessConfig(api_key_file=str(path))
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError, match="no list of keys"):
+        AccessConfig(api_key_file=str(path))
 
 
 def test_a_key_that_is_given_twice(tmp_path: Path) -> None:

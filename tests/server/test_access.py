@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hmac
 import statistics
@@ -23,10 +24,11 @@ from ingle.server import app as app_module
 from ingle.server import launch
 from ingle.server.access import Client, Keys
 from ingle.server.endpoints import Endpoint
+from ingle.server.followed import FollowedFiles
 from ingle.server.models import ServedModel
 from ingle.server.rates import Bucket, Meter
 
-from .fakes import app_for, assert_error, client_of
+from .fakes import app_for, assert_error, client_of, until
 
 KEYS = tuple(ApiKey(f"sk-{index:04}-" + "x" * 56, f"key-{index}") for index in range(8))
 
@@ -266,6 +268,19 @@ async def test_tokens_a_minute(model: ServedModel, stream: bool) -> None:
     answer = await client.post("/v1/completions", json=ask, headers={"x-api-key": "a"})
     assert_error(answer, 429, "100 tokens a minute")
     assert (await client.post("/v1/embeddings", json={"input": "x"}, headers={"x-api-key": "a"})).status_code == 429
+
+
+@pytest.mark.anyio
+async def test_files_are_looked_at_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingle.server.followed._LOOK_S", 0.01)
+    path, read = tmp_path / "file", list[str]()
+    path.write_text("one")
+    following = asyncio.create_task(FollowedFiles("it", [str(path)], lambda: read.append(path.read_text())).follow())
+    for text in ("second", "the third"):
+        path.write_text(text)
+        await until(lambda text=text: text in read, within_s=30)  # type: ignore[misc]
+    following.cancel()
+    await asyncio.wait([following])
 
 
 CLIENTS: list[tuple[str, tuple[ApiKey, ...], bool, dict[str, tuple[int, int]]]] = [

@@ -9,8 +9,9 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -107,6 +108,24 @@ class NothingRefused(msgspec.Struct, frozen=True, tag="checked"):
     """Nothing is left that could be refused before kernels and weights are touched."""
 
 
+Stage = Literal["loading", "waiting", "stepping", "capturing"]
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """A sign of life, twice a second whatever the engine's loop does; a thread of its own sends it."""
+
+    stage: Stage
+    """What the loop does."""
+    seconds: float
+    """For which nothing has come of that: no step ended, and no part of one."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """Requests that are computed from now on. Told before that is tried: they may be what an engine dies of."""
+
+    ids: list[str]
+
+
 class StepMessage(msgspec.Struct, frozen=True, tag="step"):
     """What one step brought. It comes with every step, so that a busy engine that falls silent is a stalled one."""
 
@@ -142,7 +161,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 ToEngine = Start | EngineRequest | Abort
-FromEngine = EngineInfo | Progress | NothingRefused | StepMessage | EngineStats | Failed
+FromEngine = EngineInfo | Progress | NothingRefused | Beat | Begun | StepMessage | EngineStats | Failed
 
 
 class ChannelClosed(Exception):
@@ -150,10 +169,11 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """The engine's end: blocking writes, reads that wait only when asked to."""
+    """The engine's end: blocking writes, from any thread, and reads that wait only when asked to."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._buffer = bytearray()
         self.num_bytes_received = 0
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_token_ids)
@@ -162,7 +182,8 @@ class Channel:
     def send(self, message: FromEngine) -> None:
         """Raises `ChannelClosed` when nobody reads any more."""
         try:
-            self._socket.sendall(frame(self._encoder, message))
+            with self._sending:
+                self._socket.sendall(frame(self._encoder, message))
         except OSError as error:
             raise ChannelClosed from error
 

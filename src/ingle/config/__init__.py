@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.health import HealthConfig
 from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 from ingle.limits import LimitsConfig
@@ -325,7 +326,8 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
-    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
+    health: HealthConfig = HealthConfig()  # noqa: RUF009 (frozen)
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009
 
     listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
     access: AccessConfig = AccessConfig()  # noqa: RUF009
@@ -364,6 +366,6 @@ class ServeConfig:
 
 CONFIGURATION = (
     *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
-    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig, LimitsConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, HealthConfig, MonitoringConfig, LimitsConfig),
 )
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -68,6 +68,10 @@ class Device(Protocol):
         """Whether the device still computes, after a step has raised an exception."""
         ...
 
+    def progress(self) -> int:
+        """A number that changes while a step is computed, however long it takes. From any thread."""
+        ...
+
     def capture_next(self) -> bool:
         """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
         ...

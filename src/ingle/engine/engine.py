@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
@@ -73,6 +74,8 @@ class Engine:
             self._masks = MaskTable(facts.vocab_size)
         else:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
+        self.begins: Callable[[list[str]], None] | None = None
+        """Told the ids of requests before anything is computed of them."""
         self._counts = StepCounts()
         self.waits: Waits | None = None
         """Given by whoever wants first outputs to say how long their requests waited."""
@@ -95,6 +98,8 @@ class Engine:
         elif request.id in self._compiling:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
+            if self.begins is not None:
+                self.begins([request.id])
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
         if self.waits is not None:
             self.waits.begin(request.id)
@@ -125,6 +130,9 @@ class Engine:
         """
         outputs = self._take_compiled() if self._compiling else []
         plan, self._planned = self._planned or self.scheduler.plan(), None
+        if plan is not None and plan.step.admissions and self.begins is not None:
+            admitted = {admission.slot for admission in plan.step.admissions}
+            self.begins([seq.id for seq in plan.sequences if seq.slot in admitted])
         if plan is not None and plan.step.admissions and self.waits is not None:
             self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:

@@ -17,7 +17,8 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from ingle.channel import Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
+from ingle.channel import Begun, Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
+from ingle.engine.beats import Beats
 from ingle.engine.build import build_engine
 from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
@@ -56,6 +57,8 @@ def main() -> int:
 
 
 def _run(channel: Channel, start: Start) -> int:
+    beats = Beats(channel)
+    beats.start()
     try:
         engine, info = build_engine(
             start.config,
@@ -68,7 +71,7 @@ def _run(channel: Channel, start: Start) -> int:
         gc.enable()
         _signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
         channel.send(info)
-        serve(engine, channel)
+        serve(engine, channel, beats)
     except ChannelClosed:
         raise
     except IngleError as error:
@@ -87,12 +90,14 @@ def _refused(error: IngleError) -> list[Refused]:
     ]
 
 
-def serve(engine: Engine, channel: Channel) -> None:
+def serve(engine: Engine, channel: Channel, beats: Beats) -> None:
     """Steps while there is work; without, captures graphs that will be needed, then sleeps on the channel.
 
     Ends with `ChannelClosed`.
     """
     num_bytes_before = 0
+    device = engine.worker.device
+    engine.begins, beats.progress = lambda ids: channel.send(Begun(ids)), device.progress
     reports, engine.waits = _Reports(engine, channel), Waits()
     while True:
         idle = not engine.has_work
@@ -101,12 +106,16 @@ def serve(engine: Engine, channel: Channel) -> None:
             if channel.num_bytes_received - num_bytes_before > _LARGE_BYTES:
                 give_back_memory()
                 num_bytes_before = channel.num_bytes_received
+            beats.doing("capturing")
+        wait = idle and not device.capture_next()
+        beats.doing("waiting" if wait else "stepping")
         rejected = []
-        for message in channel.receive(wait=idle and not engine.worker.device.capture_next()):
+        for message in channel.receive(wait=wait):
             if isinstance(message, EngineRequest):
                 rejected += _add(engine, message)
             else:
                 engine.abort(message.id)  # type: ignore[union-attr]
+        beats.doing("stepping")
         worked = engine.has_work or not idle
         outputs = engine.step() if engine.has_work else []
         if worked:

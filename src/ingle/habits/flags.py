@@ -208,7 +208,7 @@ IDLE: tuple[tuple[str, str], ...] = (
         "the log goes to stderr, as much of it as --log-level says",
     ),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
-    ("--timeout= -to= --watchdog-timeout= --shutdown-timeout=", "--request-timeout is what a request may take"),
+    ("--timeout= -to=", "--request-timeout is what a request may take"),
     ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
@@ -397,7 +397,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--disable-access-log --strict-fields --show-paths "
         "--stream-interval= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
-        "--otlp-traces-endpoint=",
+        "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "
+        "--shutdown-timeout=",
         "only `ingle serve` listens",
     ),
     (

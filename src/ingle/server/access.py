@@ -18,7 +18,8 @@ from ingle.config.access import ApiKey
 from ingle.server.errors import error_body, error_response
 from ingle.server.rates import Meter, meter_of
 
-HEALTH_PATHS = ("/health", "/health/live", "/health/ready", "/ping")
+LIVE_PATH = "/health/live"
+HEALTH_PATHS = ("/health", LIVE_PATH, "/health/ready", "/ping")
 PUBLIC = frozenset(
     [*((method, path) for path in HEALTH_PATHS for method in ("GET", "HEAD")), ("HEAD", "/")],
 )

@@ -8,7 +8,7 @@ import mmap
 import numpy as np
 import torch
 
-from ingle import kernels
+from ingle import kernels, progress
 from ingle.device import LogprobRows, Report
 from ingle.device.inputs import Layout
 from ingle.device.torch.graphs import CapturedForward, StepGraphs
@@ -81,6 +81,9 @@ class TorchDevice:
         except RuntimeError:
             return False
         return True
+
+    def progress(self) -> int:
+        return progress.num_layers()
 
     @torch.inference_mode()
     def capture_next(self) -> bool:

@@ -26,8 +26,12 @@ async def test_it_is_told_while_requests_run_and_not_else(
     pool.add(model)
     await asyncio.sleep(0.05)
     assert not caplog.messages
-    engine.stats = EngineStats(num_running=2, num_waiting=1, num_pages=10, num_used_pages=4)
+    engine.stats = EngineStats(num_running=2, num_waiting=1, num_pages=10, num_used_pages=4, num_steps=9,
+                               num_prompt_tokens=10**6)  # fmt: skip
     await until(lambda: len(caplog.messages) > 1, within_s=5.0)
+    engine.stats = EngineStats(num_running=3)  # of another engine
+    await until(lambda: "3 running" in caplog.messages[-1], within_s=5.0)
+    assert not any("-" in message for message in caplog.messages), "nothing is counted down"
     assert caplog.messages[0].startswith(f"{MODEL}: 2 running, 1 waiting, ")
     assert caplog.messages[0].endswith("KV cache 40 % used")
     engine.stats = EngineStats()

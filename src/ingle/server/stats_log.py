@@ -49,6 +49,6 @@ def line(model: ServedModel, before: Seen, now: Seen) -> str:
     cached = f", {100 * hit / queried:.0f} % of prompts cached" if queried else ""
     used = 100 * stats.num_used_pages / max(stats.num_pages, 1)
     return (
-        f"{model.name}: {stats.num_running} running, {stats.num_waiting} waiting, {read:.0f} prompt and "
+        f"requests of {model.name}: {stats.num_running} running, {stats.num_waiting} waiting, {read:.0f} prompt and "
         f"{generated:.0f} generated tokens/s{cached}, KV cache {used:.0f} % used"
     )

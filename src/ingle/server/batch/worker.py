@@ -23,7 +23,7 @@ from ingle.server.batch.records import (
     BatchError,
     BatchErrors,
     BatchStatus,
-    File,
+    KeptFile,
     LineError,
     OutputLine,
     StoredBatch,
@@ -175,7 +175,7 @@ class BatchWorker:
         """Half of the engine's slots at most, and only while nobody waits for one."""
         return spread(
             lines,
-            lambda line: answer_patiently(self._app, self._answers, line),
+            lambda line: answer_patiently(self._app, self._answers, line, stored.owner),
             max(1, model.info.max_num_seqs // 2),
             may_start=lambda: model.engine.stats.num_waiting == 0,
             ended=lambda: self._end_of(stored.batch) is not None,
@@ -229,8 +229,9 @@ class BatchWorker:
                 content.unlink()
                 return None
             now = self._now()
-            file = File(id=file_id, bytes=content.stat().st_size, created_at=now, expires_at=now + stored.keep_s,
-                        filename=f"{stored.batch.id}_{kind}.jsonl", purpose="batch_output")  # fmt: skip
+            file = KeptFile(id=file_id, bytes=content.stat().st_size, created_at=now, expires_at=now + stored.keep_s,
+                            filename=f"{stored.batch.id}_{kind}.jsonl", purpose="batch_output",
+                            owner=stored.owner)  # fmt: skip
             self._store.keep(file, content)
         try:
             return self._store.file(file_id).id

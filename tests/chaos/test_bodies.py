@@ -199,6 +199,12 @@ SCHEMAS: dict[str, Case] = {
     "numbers in between of 300 digits": (CHAT, bound(json={"type": "integer", "minimum": 10**300, "maximum": 10**301}), EITHER),
     "multiples of 1e-300": (CHAT, bound(json={"type": "number", "multipleOf": 1e-300}), EITHER),
     "multiples of three primes": (CHAT, bound(json={"allOf": [{"type": "integer", "multipleOf": p} for p in (9973, 9967, 9949)]}), EITHER),
+    "multiples of a large prime": (CHAT, bound(json={"type": "integer", "multipleOf": 99_999_937}), BAD),
+    "multiples of three numbers": (
+        CHAT,
+        bound(json={"allOf": [{"type": "integer", "multipleOf": number} for number in (99_989, 99_991, 99_971)]}),
+        BAD,
+    ),
     "a pattern that backtracks": (CHAT, bound(json={"type": "string", "pattern": "^(a+)+b$"}), FINE),
     "a pattern of 10**9 states": (CHAT, bound(json={"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}), EITHER),
     "a pattern that looks behind": (CHAT, bound(json={"type": "string", "pattern": "(?<=a)b\\1"}), BAD),

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from tests.e2e.conftest import PYTHON, Server, start_server
+from tests.e2e.conftest import PYTHON, Server, start_server, until
 from tests.e2e.test_heavy_requests import post
 from tests.support import save_checkpoint
 from tests.text.toys import byte_level
@@ -106,12 +106,10 @@ class Probed:
 
     def read(self) -> Lag:
         """What was found since the last time."""
-        self._file.unlink(missing_ok=True)
+        assert until(self._file.exists), "it has not begun"
+        self._file.unlink()
         os.kill(self._pid, signal.SIGUSR1)
-        deadline_s = time.monotonic() + 30
-        while not self._file.exists():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        assert until(self._file.exists)
         return Lag([float(line) for line in self._file.read_text().split()])
 
 

@@ -70,7 +70,7 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
             await _cancel(*pumps[start : start + _AT_ONCE])
 
 
-_AT_ONCE = 32
+_AT_ONCE = 8
 """Sources that are begun, or closed, before other tasks have their turn: a request may have a thousand."""
 
 

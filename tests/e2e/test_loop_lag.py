@@ -151,17 +151,20 @@ def place(model: str, folder: Path, *flags: str) -> Iterator[Place]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
-def toy_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def toy_model(folder: Path) -> Path:
     """A model of nothing much, with a real tokenizer's way through bytes, and a context for a megabyte of text."""
     backend: Tokenizer = byte_level()
-    folder = save_checkpoint(
-        tmp_path_factory.mktemp("toy"), vocab_size=backend.get_vocab_size(), max_position_embeddings=131_072
-    )
+    save_checkpoint(folder, vocab_size=backend.get_vocab_size(), max_position_embeddings=131_072)
     backend.save(str(folder / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    yield from place(str(folder), tmp_path_factory.mktemp("lag"), "--kv-cache-memory", "64MiB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    model = toy_model(tmp_path_factory.mktemp("toy"))
+    yield from place(str(model), tmp_path_factory.mktemp("lag"), "--kv-cache-memory", "64MiB")
 
 
 @pytest.fixture(scope="module")

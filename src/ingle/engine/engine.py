@@ -190,7 +190,8 @@ class Engine:
         for request_id, error in filled.failed.items():
             if request_id in self._masks:
                 self.abort(request_id)
-                outputs.append(EngineOutput(request_id, [], "error", error=error))
+                refused = isinstance(error, RequestError)
+                outputs.append(EngineOutput(request_id, [], "error", error=str(error), refused=refused))
 
     def _fill(self, plan: Plan) -> Future[Filled]:
         """The masks of a step's sequences, all of whose tokens are known."""
@@ -241,7 +242,8 @@ class Engine:
                 ended = self._masks.take(output.id, output.token_ids[num_drawn:])
         except Exception as error:
             self.abort(output.id)
-            return msgspec.structs.replace(output, finish_reason="error", error=str(error))
+            refused = isinstance(error, RequestError)
+            return msgspec.structs.replace(output, finish_reason="error", error=str(error), refused=refused)
         if output.finish_reason is not None:
             self._masks.drop(output.id)
         elif ended:

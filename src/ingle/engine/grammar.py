@@ -13,6 +13,7 @@ from weakref import WeakSet
 import numpy as np
 
 from ingle.engine.masks import TokenMask, Words, pack_mask
+from ingle.errors import RequestError
 from ingle.kernels.cpu import threads
 from ingle.structured import Grammar
 from ingle.text.grammar import Vocabulary, compile_grammar, unforced
@@ -78,7 +79,7 @@ class GrammarMask:
     def allowed(self) -> Words | None:
         """Of one that is not bound yet. The rows of others are filled together, by `Grammars.fill_rows`."""
         if self.matcher.is_error():
-            raise ValueError(_refused(self.matcher))
+            raise _refused(self.matcher)
         return None
 
     def forced(self) -> list[int]:
@@ -93,7 +94,7 @@ class GrammarMask:
             free += 1
         for token_id in token_ids[free:]:
             if not self.matcher.consume_token(token_id):
-                raise ValueError(_refused(self.matcher))
+                raise _refused(self.matcher)
             if self.numbers is not None:
                 self.numbers.take(self._bytes_of[token_id])
 
@@ -137,9 +138,12 @@ def _by_copy(bound: tuple[GrammarMask, int]) -> int:
     return id(bound[0].use.copy)
 
 
-def _refused(matcher: LLMatcher) -> str:
-    """What llguidance says of an answer that cannot go on."""
-    return f"the grammar cannot be followed any further: {matcher.get_error().splitlines()[0]:.200}"
+def _refused(matcher: LLMatcher) -> Exception:
+    """What llguidance says of an answer that cannot go on. A grammar may compile, and be too much only there."""
+    error = matcher.get_error().splitlines()[0]
+    if "Too many items" in error or "Current row has" in error:
+        return RequestError(f"the grammar has more alternatives at one place than can be followed ({error:.100})")
+    return ValueError(f"the grammar cannot be followed any further: {error:.200}")
 
 
 class Grammars:

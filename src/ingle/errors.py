@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -92,6 +93,15 @@ class Collected:
 class EngineError(IngleError):
     """The engine cannot go on: it died, stalled or refused to start."""
 
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        """`retry_after_s`: when to ask again, where another engine is on its way."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AnswerLost(EngineError):
+    """The engine died while it computed the answer, which may be why."""
+
 
 class VerificationError(IngleError):
     """A model is computed otherwise than by its reference."""
@@ -132,6 +142,13 @@ def lack_of_package(error: BaseException) -> EngineError | None:
         f"this needs {error.name}, which is not installed: run `make setup` in ingle's source tree, or "
         "`pip install torch transformers`"
     )
+
+
+def lack_of_disk(error: BaseException) -> str | None:
+    """In words, if it is that a disk, or somebody's share of it, is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
+    return None
 
 
 _LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")

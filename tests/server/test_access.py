@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hmac
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from ingle.config.access import AccessConfig, ApiKey
+from ingle.config import ServerConfig
+from ingle.config.access import AccessConfig, ApiKey, ListenConfig
 from ingle.errors import ConfigError
 from ingle.server import access as access_module
 from ingle.server import app as app_module
-from ingle.server.access import Access, Client, Keys
+from ingle.server import launch
+from ingle.server.access import Client, Keys
 from ingle.server.endpoints import Endpoint
+from ingle.server.followed import FollowedFiles
 from ingle.server.models import ServedModel
 from ingle.server.rates import Bucket, Meter
 
-from .fakes import app_for, assert_error, client_of
+from .fakes import app_for, assert_error, client_of, until
 
 KEYS = tuple(ApiKey(f"sk-{index:04}-" + "x" * 56, f"key-{index}") for index in range(8))
 
@@ -157,6 +159,24 @@ def test_a_line_that_cannot_be(tmp_path: Path, line: str, error: str) -> None:
     assert error in str(raised.value) and "secret" not in str(raised.value)
 
 
+def test_a_configuration_shows_no_secret() -> None:
+    config = ServerConfig(
+        access=AccessConfig(api_key=("sk-secret",), admin_api_key=("sk-more",)),
+        listen=ListenConfig(ssl_certfile="c", ssl_keyfile_password="sk-pass"),
+    )
+    assert "sk-" not in repr(config) + repr(config.access.all_keys()) + repr(Keys(config.access.all_keys()))
+
+
+def test_keys_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("".join(f"{number}\n" for number in range(10_001)))
+    with pytest.raises(ConfigError, match="10001 keys are too many"):
+        AccessConfig(api_key_file=str(path))
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError, match="no list of keys"):
+        AccessConfig(api_key_file=str(path))
+
+
 def test_a_key_that_is_given_twice(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("a\nb name=bob\n")
@@ -250,6 +270,19 @@ async def test_tokens_a_minute(model: ServedModel, stream: bool) -> None:
     assert (await client.post("/v1/embeddings", json={"input": "x"}, headers={"x-api-key": "a"})).status_code == 429
 
 
+@pytest.mark.anyio
+async def test_files_are_looked_at_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingle.server.followed._LOOK_S", 0.01)
+    path, read = tmp_path / "file", list[str]()
+    path.write_text("one")
+    following = asyncio.create_task(FollowedFiles("it", [str(path)], lambda: read.append(path.read_text())).follow())
+    for text in ("second", "the third"):
+        path.write_text(text)
+        await until(lambda text=text: text in read, within_s=30)  # type: ignore[misc]
+    following.cancel()
+    await asyncio.wait([following])
+
+
 CLIENTS: list[tuple[str, tuple[ApiKey, ...], bool, dict[str, tuple[int, int]]]] = [
     ("nothing, on loopback", (), True, {"": (200, 200)}),
     ("nothing, --allow-open", (), False, {"": (200, 403)}),
@@ -301,7 +334,29 @@ async def test_what_takes_an_administrators_key(
         assert (ordinary.status_code == 200) == (open_to_all or key in ("k", "r"))
 
 
-def test_access_is_a_value() -> None:
-    access: Any = Access((ApiKey("k"), ApiKey("r", is_admin=True)))
-    assert access.asks_for_key and access.has_admin
-    assert not replace(access, api_keys=access.api_keys[1:]).asks_for_key
+@pytest.mark.anyio
+async def test_a_file_of_keys_that_changes(
+    model: ServedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a name=alice rpm=1\nb name=bob\n")
+    config = ServerConfig(access=AccessConfig(api_key_file=str(path)))
+    app = app_for(model, api_keys=config.access.all_keys())
+    client = client_of(app)
+    [files] = launch._followed(config, None, app.state.keys)
+
+    async def statuses() -> dict[str, int]:
+        return {
+            key: (await client.post("/tokenize", json={"prompt": "x"}, headers={"x-api-key": key})).status_code
+            for key in "abc"
+        }
+
+    assert await statuses() == {"a": 200, "b": 200, "c": 401}
+    path.write_text("a name=alice rpm=1\nc name=carol\n")
+    files.refresh()
+    assert await statuses() == {"a": 429, "b": 401, "c": 200}, "a limit that is spent stays so"
+    for wrong in ("", "c words\n", None):
+        path.unlink() if wrong is None else path.write_text(wrong)
+        files.refresh()
+        assert "holds on: --api-key-file" in caplog.messages[-1]
+        assert await statuses() == {"a": 429, "b": 401, "c": 200}

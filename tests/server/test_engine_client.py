@@ -10,7 +10,7 @@ import pytest
 from ingle.channel import ChannelClosed, StepMessage
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
-from ingle.server.engine_client import EngineClient
+from ingle.server.engine_client import EngineClient, joined
 
 
 class ScriptedChannel:
@@ -35,6 +35,7 @@ class ScriptedChannel:
 
 class Ended:
     has_ended = True
+    pid = 1
 
     def exit_text(self) -> str:
         return "exit status 9"
@@ -110,3 +111,20 @@ def test_tokens_may_come_some_at_a_time_but_the_first_at_once() -> None:
         return found
 
     assert asyncio.run(go()) == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+def test_what_came_of_several_steps_says_as_one_what_they_said() -> None:
+    """An answer that its grammar ends keeps its last token, however late the server looks."""
+    first = EngineOutput("a", [1], num_cached_tokens=16, logprobs=scored(1), prompt_logprobs=[None], queued_s=0.5)
+    whole = joined(
+        [
+            EngineOutput("a", [], num_prompt_read=8),
+            first,
+            EngineOutput("a", [2, 3], "stop", logprobs=scored(2) + scored(3), complete=True),
+        ]
+    )
+    assert whole == EngineOutput(
+        "a", [1, 2, 3], "stop", None, 16, scored(1) + scored(2) + scored(3), [None], queued_s=0.5, complete=True
+    )
+    reading = joined([EngineOutput("a", [], num_prompt_read=8), EngineOutput("a", [], num_prompt_read=16)])
+    assert reading.num_prompt_read == 16 and joined([first, EngineOutput("a", [2], "stop", 2)]).stop_token_id == 2

@@ -47,7 +47,7 @@ def config(folder: Path = FILES, **changes: Any) -> ListenConfig:
 
 class Unhurried(Deadline):
     def __init__(self) -> None:
-        pass
+        self.grace_s = 5.0
 
     def start(self, *, serving: bool, code: int) -> None:
         pass
@@ -161,17 +161,15 @@ async def test_a_certificate_that_is_renewed(
                 return False
 
         assert await works_with("server.pem") and not await works_with("renewed.pem")
-        certificate.refresh()
+        certificate.files.refresh()
         assert caplog.messages == []
         shutil.copy(FILES / "renewed.pem", tmp_path / "server.pem")  # half of the change: the key is still the old one
-        certificate.refresh()
-        assert (
-            "stays as it was" in caplog.messages[-1] and "the key is not that of the certificate" in caplog.messages[-1]
-        )
+        certificate.files.refresh()
+        assert "holds on" in caplog.messages[-1] and "the key is not that of the certificate" in caplog.messages[-1]
         assert await works_with("server.pem")
         shutil.copy(FILES / "renewed.key", tmp_path / "server.key")
-        certificate.refresh()
-        assert "new connections get the one of" in caplog.messages[-1]
+        certificate.files.refresh()
+        assert "the certificate changed: what comes now" in caplog.messages[-1]
         assert await works_with("renewed.pem") and not await works_with("server.pem")
 
 

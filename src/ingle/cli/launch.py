@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import ssl
 import sys
 import urllib.error
 import urllib.parse
@@ -301,7 +302,10 @@ def _cards(url: str, key: str | None) -> list[Card]:
             raise EngineError(f"{url} takes no requests: {_said(error)}") from error
     except (OSError, ValueError, msgspec.DecodeError) as error:
         reason = getattr(error, "reason", error)
-        raise EngineError(f"{url} does not answer as a server of models: {reason}") from error
+        trust = (
+            "; SSL_CERT_FILE names certificates to trust" if isinstance(reason, ssl.SSLCertVerificationError) else ""
+        )
+        raise EngineError(f"{url} does not answer as a server of models: {reason}{trust}") from error
 
 
 class _Detail(msgspec.Struct):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
 from ingle.errors import ConfigError
 from ingle.service import reach
 from ingle.service.systemd import Manager
-from ingle.service.unit import Credential, Unit, checked_name
+from ingle.service.unit import STOP_S, Credential, Unit, checked_name
 
 _FILES = {
     "api_key_file": "api-keys",
@@ -105,6 +106,7 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
         visible=() if options.user else _visible(reader, path),
         store=store,
         gpu=gpu,
+        stop_s=STOP_S - 5 + max(5, math.ceil(options.server.health.shutdown_timeout)),
         modprobe=shutil.which("nvidia-modprobe") if gpu else None,
     )
     return Made(unit, manager, _variables(given), notices)

@@ -79,7 +79,7 @@ class GrammarMask:
     def allowed(self) -> Words | None:
         """Of one that is not bound yet. The rows of others are filled together, by `Grammars.fill_rows`."""
         if self.matcher.is_error():
-            raise _refused(self.matcher)
+            raise _fault(self.matcher)
         return None
 
     def forced(self) -> list[int]:
@@ -94,7 +94,7 @@ class GrammarMask:
             free += 1
         for token_id in token_ids[free:]:
             if not self.matcher.consume_token(token_id):
-                raise _refused(self.matcher)
+                raise _fault(self.matcher)
             if self.numbers is not None:
                 self.numbers.take(self._bytes_of[token_id])
 
@@ -138,12 +138,14 @@ def _by_copy(bound: tuple[GrammarMask, int]) -> int:
     return id(bound[0].use.copy)
 
 
-def _refused(matcher: LLMatcher) -> Exception:
-    """What llguidance says of an answer that cannot go on. A grammar may compile, and be too much only there."""
+def _fault(matcher: LLMatcher) -> Exception:
+    """What llguidance says of an answer that cannot go on.
+
+    That is a grammar which takes more than its limits allow, or a token that none of our masks should have let through.
+    """
     error = matcher.get_error().splitlines()[0]
-    if "Too many items" in error or "Current row has" in error:
-        return RequestError(f"the grammar has more alternatives at one place than can be followed ({error:.100})")
-    return ValueError(f"the grammar cannot be followed any further: {error:.200}")
+    kind = ValueError if "satisfy the grammar" in error else RequestError
+    return kind(f"the grammar cannot be followed any further: {error:.200}")
 
 
 class Grammars:

@@ -18,7 +18,8 @@ from ingle.config.access import ApiKey
 from ingle.server.errors import error_body, error_response
 from ingle.server.rates import Meter, meter_of
 
-HEALTH_PATHS = ("/health", "/health/live", "/health/ready", "/ping")
+LIVE_PATH = "/health/live"
+HEALTH_PATHS = ("/health", LIVE_PATH, "/health/ready", "/ping")
 PUBLIC = frozenset(
     [*((method, path) for path in HEALTH_PATHS for method in ("GET", "HEAD")), ("HEAD", "/")],
 )
@@ -45,6 +46,8 @@ class Client:
     name: str = ""
     """Of its key; empty where the server asks for none, and on what asks for none."""
     is_admin: bool = False
+    owner: str = ""
+    """Whose files, batches and answers it sees: its own, if its key was given a name; else those of all without one."""
     meter: Meter | None = field(default=None, compare=False, repr=False)
     """Of what it asks for, where that is limited."""
 
@@ -84,18 +87,6 @@ class Access:
     def asks_for_key(self) -> bool:
         return any(not key.is_admin for key in self.api_keys)
 
-    @property
-    def has_admin(self) -> bool:
-        return any(key.is_admin for key in self.api_keys)
-
-    def opens(self, guards: Guards, client: Client | None) -> bool:
-        """Whether the client, who has the key that it needs anyhow, may do that."""
-        if guards is None or (client is not None and client.is_admin):
-            return True
-        if self.has_admin:
-            return False
-        return guards == "tells" or (self.is_local and not self.asks_for_key)
-
 
 class Keys:
     """Finds who a key belongs to, in a time that tells nothing of the keys there are.
@@ -106,10 +97,20 @@ class Keys:
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._secret = secrets.token_bytes(32)
-        meters = {each: meter_of(*each[1:]) for key in keys for each in [_limits(key)]}
-        self._clients = {
-            self._digest(key.key.encode()): Client(key.name, key.is_admin, meters[_limits(key)]) for key in keys
+        self._meters: dict[tuple[str, float, float], Meter | None] = {}
+        self.take(keys)
+
+    def take(self, keys: Sequence[ApiKey]) -> None:
+        """These from now on. Whoever had spent a limit before has spent it."""
+        meters = {each: self._meters.get(each) or meter_of(*each[1:]) for each in map(_limits, keys)}
+        clients = {
+            self._digest(key.key.encode()): Client(key.name, key.is_admin, key.owner, meters[_limits(key)])
+            for key in keys
         }
+        self._meters, self._clients = meters, clients
+        self.ask = any(not key.is_admin for key in keys)
+        """Whether every client needs one."""
+        self.have_admin = any(key.is_admin for key in keys)
 
     def find(self, given: bytes) -> Client | None:
         digest, found = self._digest(given), None
@@ -131,11 +132,14 @@ class KeyGuard:
     `PUBLIC`, and says whose request it is.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, guarded: Guarded = MappingProxyType({})) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, *, is_local: bool = True, guarded: Guarded = MappingProxyType({})
+    ) -> None:
+        """`is_local`: whether only this machine reaches the server."""
         self._app = app
-        self._access = access
+        self._keys = keys
+        self._is_local = is_local
         self._guarded = guarded
-        self._keys = Keys(access.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -144,8 +148,8 @@ class KeyGuard:
         client, method, path = self._client(scope), scope.get("method", "GET"), scope["path"]
         if (method, path) not in PUBLIC:
             guards = self._guards(method, path)
-            needs_admin = not self._access.opens(guards, client)
-            if client is None and (self._access.asks_for_key or (needs_admin and self._access.has_admin)):
+            needs_admin = not self._opens(guards, client)
+            if client is None and (self._keys.ask or (needs_admin and self._keys.have_admin)):
                 kind = "administrator's key" if needs_admin else "API key"
                 message = f"Missing or wrong {kind}: send the header 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
                 body = error_body(401, message, code="invalid_api_key")
@@ -160,6 +164,14 @@ class KeyGuard:
             await self._measured(client, client.meter, scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _opens(self, guards: Guards, client: Client | None) -> bool:
+        """Whether the client, who has the key that it needs anyhow, may do that."""
+        if guards is None or (client is not None and client.is_admin):
+            return True
+        if self._keys.have_admin:
+            return False
+        return guards == "tells" or (self._is_local and not self._keys.ask)
 
     def _guards(self, method: str, path: str) -> Guards:
         known = self._guarded.get("GET" if method == "HEAD" else method, ())
@@ -186,6 +198,6 @@ class KeyGuard:
         headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         bearer = key if scheme.lower() == "bearer" else ""
-        given = (bearer, headers.get("x-api-key", ""))
-        found = [self._keys.find(each.strip().encode("latin-1")) for each in given]
-        return found[0] or found[1]
+        given = filter(None, (each.strip().encode("latin-1") for each in (bearer, headers.get("x-api-key", ""))))
+        found = [self._keys.find(each) for each in given]
+        return next(filter(None, found), None)

@@ -25,10 +25,11 @@ from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
-from ingle.server.access import Access
+from ingle.server.access import Access, Keys
 from ingle.server.batch.store import Store
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
+from ingle.server.followed import FollowedFiles
 from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.listening import is_local, listening
 from ingle.server.load_model import load_model
@@ -72,7 +73,7 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     logging.basicConfig(level=config.server.log_level.upper(), handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
     observers = observers_of(config.server.monitoring)
-    deadline = Deadline(process)
+    deadline = Deadline(process, config.server.health.shutdown_timeout)
     stop_while_loading(deadline)
     try:
         _bind_and_serve(process, deadline, config, observers, started)
@@ -176,8 +177,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     working = [asyncio.create_task(start.observers.statistics.watch_loop())]
     if not config.monitoring.disable_log_stats:
         working.append(asyncio.create_task(log_stats(pool)))
-    if start.certificate is not None:
-        working.append(asyncio.create_task(start.certificate.follow()))
+    working += [asyncio.create_task(files.follow()) for files in _followed(config, start.certificate, app.state.keys)]
     try:
         await server.serve(sockets=[start.sock])
     finally:
@@ -199,7 +199,7 @@ async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
     app.state.batches = BatchWorker(app, pool, store)
     try:
         await app.state.batches.run()
-    except EngineError:  # the server ends, and whichever comes next goes on
+    except EngineError:  # there is no engine, and none to come: whichever server is next goes on
         pass
     except Exception as error:
         logger.error("batches are run no more", exc_info=error)
@@ -218,7 +218,8 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
-    """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
+    """A server whose engine is gone, and gets no other, answers nothing: it ends, so that whoever supervises it starts
+    it anew."""
     await engine.closed.wait()
     deadline.start(serving=True, code=1)
     server.should_exit = True
@@ -274,6 +275,14 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     logger.info("ready in %.2f s (engine: %s); %s", seconds, phases, _base(start.url))
 
 
+def _followed(config: ServerConfig, certificate: Certificate | None, keys: Keys) -> Iterator[FollowedFiles]:
+    """What is read again when it changes."""
+    if certificate is not None:
+        yield certificate.files
+    if (path := config.access.api_key_file) is not None:
+        yield FollowedFiles("the file of keys", [path], lambda: keys.take(config.access.all_keys()))
+
+
 def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
     certificate = start.certificate
     if not is_local(start.sock) and not access.asks_for_key and not (certificate and certificate.asks_clients):
@@ -281,7 +290,7 @@ def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
         yield f"whoever reaches {host} port {port} may use the model: --api-key asks for a key"
     short = [key for key in access.api_keys if len(key.key) < _LEAST_KEY] if not is_local(start.sock) else []
     for key in short:
-        yield f"{key.name} has {len(key.key)} characters, and is guessed soon: `openssl rand -hex 24` makes a better"
+        yield f"{key.name} of {len(key.key)} characters is guessed soon: `openssl rand -hex 24` makes a better one"
     if "*" in access.cors_origins and not access.asks_for_key:
         yield "any page that somebody near this server opens may use the model: --cors-origin names sites"
     if certificate is not None:

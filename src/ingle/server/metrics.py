@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle.channel import STEP_TOKENS
+from ingle.server.ending import AnswersMemory
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.observers import Observers
@@ -54,8 +55,21 @@ COUNTERS: tuple[_Figure, ...] = (
     ("vllm:prefix_cache_hits", "Of these, found.", lambda model: model.engine.stats.num_hit_tokens),
     ("vllm:gpu_prefix_cache_queries", "By the old name.", lambda model: model.engine.stats.num_queried_tokens),
     ("vllm:gpu_prefix_cache_hits", "By the old name.", lambda model: model.engine.stats.num_hit_tokens),
-    ("vllm:external_prefix_cache_queries", "Tokens looked for beyond the device's memory.", lambda model: 0),
-    ("vllm:external_prefix_cache_hits", "Of these, found.", lambda model: 0),
+    (
+        "vllm:external_prefix_cache_queries",
+        "Tokens looked for beyond the device's memory.",
+        lambda model: model.engine.stats.num_lower_queried_tokens,
+    ),
+    (
+        "vllm:external_prefix_cache_hits",
+        "Of these, found.",
+        lambda model: model.engine.stats.num_lower_hit_tokens,
+    ),
+    (
+        "ingle_prompt_cache_dropped_pages",
+        "Pages that were evicted before they were kept in host memory or on a disk.",
+        lambda model: model.engine.stats.num_dropped_pages,
+    ),
     ("vllm:mm_cache_queries", "Images looked for in a cache: there are none.", lambda model: 0),
     ("vllm:mm_cache_hits", "Of these, found.", lambda model: 0),
     ("ingle_engine_steps", "Steps of the engine.", lambda model: model.engine.stats.num_steps),
@@ -121,7 +135,7 @@ def _exposition(app: Starlette, accept: str) -> tuple[bytes, str]:
     observers: Observers = app.state.observers
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
-    registry.register(_Collected(Figures(app.state.models, observers.statistics, app.state.unread)))
+    registry.register(_Collected(Figures(app.state.models, observers.statistics, app.state.unread, app.state.answers)))
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
 
@@ -143,6 +157,7 @@ class Figures:
     pool: ModelPool
     server: ServerStatistics
     unread: BodyMemory
+    answers: AnswersMemory
 
     def metrics(self) -> Iterator[Metric]:
         yield from self._of_models(self.pool.models)
@@ -177,6 +192,7 @@ class Figures:
             steps.add_metric((model.name, "0"), *_buckets(STEP_TOKENS, stats.step_tokens, stats.num_step_tokens))
         yield steps
         yield from _labelled(models)
+        yield from _tiers(models)
 
     def _of_http(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -209,6 +225,7 @@ class Figures:
             "ingle_http_requests_in_flight", "HTTP requests whose answers are not all out.", self.server.in_flight
         )
         yield GaugeMetricFamily("ingle_unread_body_bytes", "Bodies that are being read.", self.unread.num_bytes)
+        yield GaugeMetricFamily("ingle_answer_bytes", "Requests that are being answered.", self.answers.num_bytes)
 
     def _of_clients(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily
@@ -240,6 +257,25 @@ class Figures:
         yield build
 
 
+def _tiers(models: Sequence[ServedModel]) -> Iterator[Metric]:
+    """Of the places below the device where pages are kept."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ("model_name", "engine", "tier")
+    held = GaugeMetricFamily("ingle_prompt_cache_bytes", "Of pages kept below the device.", labels=labels)
+    read = CounterMetricFamily("ingle_prompt_cache_read_pages", "Pages read back.", labels=labels)
+    written = CounterMetricFamily("ingle_prompt_cache_written_pages", "Pages kept.", labels=labels)
+    damaged = CounterMetricFamily("ingle_prompt_cache_damaged_pages", "Pages found, and not whole.", labels=labels)
+    for model in models:
+        for tier in model.engine.stats.tiers:
+            own = (model.name, "0", tier.name)
+            held.add_metric(own, tier.num_bytes)
+            read.add_metric(own, tier.num_pages_read)
+            written.add_metric(own, tier.num_pages_written)
+            damaged.add_metric(own, tier.num_pages_damaged)
+    yield from (held, read, written, damaged)
+
+
 def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
     """What has labels of its own."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -268,11 +304,11 @@ def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
         own, statistics, stats, facts = (model.name, "0"), model.statistics, model.engine.stats, model.info
         for reason, count in list(statistics.finished.items()):
             ended.add_metric((*own, reason), count)
-        computed = statistics.num_prompt_tokens - statistics.num_cached_tokens
+        computed = stats.num_queried_tokens - stats.num_hit_tokens - stats.num_lower_hit_tokens
         for source, count in (
             ("local_compute", computed),
-            ("local_cache_hit", statistics.num_cached_tokens),
-            ("external_kv_transfer", 0),
+            ("local_cache_hit", stats.num_hit_tokens),
+            ("external_kv_transfer", stats.num_lower_hit_tokens),
         ):
             sources.add_metric((*own, source), count)
         waiting.add_metric((*own, "capacity"), stats.num_waiting - stats.num_compiling)

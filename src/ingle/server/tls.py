@@ -1,4 +1,4 @@
-"""TLS: a server's certificate, read anew when it changes, and handshakes within limits."""
+"""TLS: a server's certificate, and handshakes within limits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from pathlib import Path
 
 from ingle.config.access import ListenConfig
 from ingle.errors import ConfigError
+from ingle.server.followed import FollowedFiles
 from ingle.server.http_limits import Counted, OpenConnections
 
 logger = logging.getLogger("ingle.server")
 
 _HANDSHAKE_S = 15.0
 """For a client to agree on keys. What it sends before is nobody's request yet."""
-_SHUTDOWN_S = 5.0
 _MAX_ACCEPTED = 64
 """Connections at a time, so that those that are open get their turn."""
 _PAUSE_S = 1.0
-_LOOK_S = 60.0
-"""Between two looks whether a certificate has changed."""
 _ASKED = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -33,35 +31,17 @@ class Certificate:
     def __init__(self, config: ListenConfig) -> None:
         """Raises `ConfigError` for files that cannot be used."""
         self._config = config
-        self._state = self._files_state()
         self.context = _context(config)
         """For the next connection."""
+        self.files = FollowedFiles("the certificate", [path for _, path in _files(config)], self._read)
 
     @property
     def asks_clients(self) -> bool:
         """Whether nobody gets in without a certificate of an authority that was named."""
         return self.context.verify_mode == ssl.CERT_REQUIRED
 
-    async def follow(self) -> None:
-        """Takes up what replaces a certificate that runs out, until it is cancelled. One that cannot be used is not
-        taken up."""
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            await asyncio.to_thread(self.refresh)
-
-    def refresh(self) -> None:
-        if (state := self._files_state()) == self._state:
-            return
-        self._state = state
-        try:
-            self.context = _context(self._config)
-        except ConfigError as error:
-            logger.error("the certificate has changed, and stays as it was for new connections: %s", error.what)
-        else:
-            logger.info("the certificate has changed: new connections get the one of %s", self._config.ssl_certfile)
-
-    def _files_state(self) -> list[tuple[int, int, int] | None]:
-        return [_state(path) for path in _files(self._config)]
+    def _read(self) -> None:
+        self.context = _context(self._config)
 
 
 class TlsListener:
@@ -129,7 +109,6 @@ class TlsListener:
                 sock,
                 ssl=self._certificate.context,
                 ssl_handshake_timeout=_HANDSHAKE_S,
-                ssl_shutdown_timeout=_SHUTDOWN_S,
             )
         except (OSError, asyncio.TimeoutError) as error:  # nobody's request: worth no line in the log
             logger.debug("no TLS with %s: %s", place.address, error)
@@ -159,15 +138,6 @@ def _files(config: ListenConfig) -> Sequence[tuple[str, str]]:
     """Each file, behind its flag."""
     given = (("--ssl-certfile", config.ssl_certfile), ("--ssl-keyfile", config.ssl_keyfile))
     return [(flag, path) for flag, path in (*given, ("--ssl-ca-certs", config.ssl_ca_certs)) if path is not None]
-
-
-def _state(file: tuple[str, str]) -> tuple[int, int, int] | None:
-    """What changes with a file's content."""
-    try:
-        found = Path(file[1]).expanduser().stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def key_notice(config: ListenConfig) -> str | None:

@@ -197,6 +197,16 @@ def test_certificates_are_handed_over_too(ingle: Run, machine: Machine) -> None:
     assert 'INGLE_SSL_KEYFILE_PASSWORD="open-sesame"' in lines and 'INGLE_ADMIN_API_KEY="r-Qx7"' in lines
 
 
+def test_a_key_that_the_service_has_already_lets_it_be_reached(ingle: Run, machine: Machine) -> None:
+    code, _, err = _install(ingle, machine, "--host", "0.0.0.0", "--api-key", "sk-Qx7")
+    assert code == 0, err
+    code, _, err = _install(ingle, machine, "--host", "0.0.0.0", "--max-model-len", "1k")  # as an upgrade is
+    assert code == 0 and 'INGLE_API_KEY="sk-Qx7"' in machine.variables.read_text(), err
+    machine.variables.write_text('# INGLE_API_KEY="sk-Qx7"\n')
+    code, _, err = _install(ingle, machine, "--host", "0.0.0.0")
+    assert code != 0 and "--allow-open" in err
+
+
 def test_relative_paths_become_absolute(ingle: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(machine.notes)
     out = ingle("service", "print", "../models/m 1").out

@@ -15,7 +15,7 @@ from ingle.cli.line import spelled
 from ingle.cli.sources import SECRETS
 from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
 from ingle.errors import ConfigError
-from ingle.service import reach
+from ingle.service import reach, systemd
 from ingle.service.systemd import Manager
 from ingle.service.unit import STOP_S, Credential, Unit, checked_name
 
@@ -34,6 +34,8 @@ CARRIED = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """Variables of whoever installs that the service shall see too. Some hold secrets: they stand in no unit."""
+_LET_IN = ("INGLE_API_KEY", "INGLE_API_KEYS", "INGLE_ALLOW_OPEN")
+"""Variables with which a service may listen where strangers reach it."""
 _STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 
 
@@ -79,7 +81,7 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
 
     name, manager = checked_name(options.name), Manager(options.user)
     reader = _reader(options)
-    url = _url(options.server, check_port)
+    url = _url(options.server, check_port, systemd.sets_any(manager.variables(name), _LET_IN))
     path, store, notices = _model(options), None, list[str]()
     if path is None and not options.user:
         notices.append(
@@ -129,7 +131,8 @@ def _reader(options: ServiceOptions) -> reach.Reader:
     return reach.Reader(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
-def _url(server: ServerConfig, check_port: bool) -> str:
+def _url(server: ServerConfig, check_port: bool, has_key: bool) -> str:
+    """`has_key`: whether the service's own variables may let it be reached."""
     if server.port == 0:
         raise ConfigError("--port 0 would give the service another address at each start: give a port, such as 8000")
     from ingle.server.listening import bind, refuse_open
@@ -144,7 +147,8 @@ def _url(server: ServerConfig, check_port: bool) -> str:
         Certificate(server.listen)
         scheme = "https"
     with bind(server.host, server.port if check_port else 0) as sock:
-        refuse_open(server, sock)
+        if not has_key:
+            refuse_open(server, sock)
         return f"{url_of(sock, scheme).rpartition(':')[0]}:{server.port}"
 
 

@@ -207,6 +207,36 @@ def test_a_server_that_is_killed_while_it_starts_an_engine_leaves_no_process(
     assert until(lambda: gone(children), WITHIN_S)
 
 
+def test_a_compiler_ends_with_an_engine_that_is_killed(
+    tiny_model: Path, servers: Callable[..., Server], tmp_path: Path
+) -> None:
+    """With the driver, and what that has started; and a server that cannot load says so at once."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nsleep 78\n')
+    compiler.chmod(0o755)
+    server = servers(str(tiny_model), *SERVER, wait=False, CXX=str(compiler), INGLE_HOME=str(tmp_path / "home"))
+    server.read()
+    assert until(lambda: any(b"sleep\x0078" in command_line(pid) for pid in descendants(server.process.pid)), WITHIN_S)
+    children = descendants(server.process.pid)
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(timeout=15) == 1
+    assert "the engine ended while it was loading: killed by SIGKILL" in server.text()
+    assert until(lambda: gone(children), TRUTH_S)
+
+
+def test_a_server_that_is_stopped_while_it_starts_an_engine_ends(
+    tiny_model: Path, servers: Callable[..., Server]
+) -> None:
+    server = servers(str(tiny_model), *SERVER)
+    first = server.engine_pid()
+    os.kill(first, signal.SIGKILL)
+    assert until(lambda: ready(server) == 503, TRUTH_S)
+    children = descendants(server.process.pid)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=15) == 0, server.text()
+    assert until(lambda: gone(children), TRUTH_S) and "Traceback" not in server.text()
+
+
 def test_a_long_prompt_never_makes_it_unready(shared: Server) -> None:
     """Nor does the compilation or the choice of anything that its steps need."""
     seen: list[int] = []

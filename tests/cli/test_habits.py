@@ -362,6 +362,7 @@ HABITS: list[Does | Answer] = [
            "float32"),
     Does("INGLE_PROT=1 ingle serve m", {}, "INGLE_PROT"),
     Does("INGLE_API_KEYS='a b' INGLE_API_KEY=c ingle serve m", {"api_key": ("c", "a", "b")}),
+    Does("INGLE_ALLOW_OPEN=1 ingle serve m --host 0.0.0.0", {"allow_open": True, "host": "0.0.0.0"}),
     Does("INGLE_ADMIN_API_KEY=r ingle serve m", {"admin_api_key": ("r",)}),
     Does("VLLM_API_KEY=secret vllm serve m", {"api_key": ("secret",)}, "VLLM_API_KEY"),
     Does("INGLE_API_KEYS=mine VLLM_API_KEY=secret vllm serve m", {"api_key": ("mine",)}),

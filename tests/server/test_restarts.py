@@ -138,7 +138,7 @@ async def test_what_was_begun_is_lost_and_what_waits_is_served_by_the_next(caplo
         assert await engines.asked() == ["waits"]
         engines.step(EngineOutput("waits", [7], "stop"))
         assert await answers["waits"] == [7]
-        assert client.health().ok
+        assert client.health().ok and client.num_restarts == 1
         assert "a new one is started (1 of 2 in a row)" in caplog.text
 
 

@@ -198,6 +198,6 @@ class KeyGuard:
         headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         bearer = key if scheme.lower() == "bearer" else ""
-        given = (bearer, headers.get("x-api-key", ""))
-        found = [self._keys.find(each.strip().encode("latin-1")) for each in given]
-        return found[0] or found[1]
+        given = filter(None, (each.strip().encode("latin-1") for each in (bearer, headers.get("x-api-key", ""))))
+        found = [self._keys.find(each) for each in given]
+        return next(filter(None, found), None)

@@ -286,7 +286,7 @@ def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
         yield f"whoever reaches {host} port {port} may use the model: --api-key asks for a key"
     short = [key for key in access.api_keys if len(key.key) < _LEAST_KEY] if not is_local(start.sock) else []
     for key in short:
-        yield f"{key.name} has {len(key.key)} characters, and is guessed soon: `openssl rand -hex 24` makes a better"
+        yield f"{key.name} of {len(key.key)} characters is guessed soon: `openssl rand -hex 24` makes a better one"
     if "*" in access.cors_origins and not access.asks_for_key:
         yield "any page that somebody near this server opens may use the model: --cors-origin names sites"
     if certificate is not None:

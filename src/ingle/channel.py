@@ -57,10 +57,25 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """What the user should know: limits that were cut to fit, types that were changed."""
     timings_s: dict[str, float]
     """Start-up phases and their seconds, in order."""
+    prompt_cache: list[str] = []
+    """The tiers below the device in which prefixes are kept, for people."""
 
 
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Bounds of the histogram of tokens in a step."""
+
+
+class TierStats(msgspec.Struct, frozen=True):
+    """A place below the device where pages are kept."""
+
+    name: str
+    """host or disk."""
+    num_bytes: int
+    """That it holds now."""
+    num_pages_read: int
+    num_pages_written: int
+    num_pages_damaged: int
+    """Found, and not whole."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
@@ -93,9 +108,16 @@ class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     num_queried_tokens: int = 0
     """Prompt tokens looked for in the prefix cache, as their request got its slot."""
     num_hit_tokens: int = 0
-    """Of these, the ones that were there."""
+    """Of these, the ones that the device had."""
     num_preemptions: int = 0
     """Requests that lost their slot, to be computed again."""
+    num_lower_queried_tokens: int = 0
+    """Prompt tokens looked for in the tiers below the device, where there are any."""
+    num_lower_hit_tokens: int = 0
+    """Of these, the ones that were read from there."""
+    num_dropped_pages: int = 0
+    """Pages that were evicted before they could be kept in a tier."""
+    tiers: tuple[TierStats, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,9 +22,14 @@ from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, check_request
 from ingle.step import Masks, StepResult
 
+if TYPE_CHECKING:
+    from ingle.engine.tiers.keeper import PageKeeper
+
 _NO_MASKS = Masks()
 _COMPILE_S = 0.005
 """For which a step waits for a grammar where there is nothing else to do."""
+_READ_S = 0.005
+"""The same for pages that are read from a lower tier."""
 
 
 @dataclass(slots=True)
@@ -58,8 +64,9 @@ class Engine:
         max_in_flight: int,
         seed: int,
         grammars: Grammars | None = None,
+        keeper: PageKeeper | None = None,
     ) -> None:
-        """Without `grammars`, requests that bring one are refused."""
+        """Without `grammars`, requests that bring one are refused. `keeper`: the scheduler's, if it has one."""
         self.scheduler = scheduler
         self.worker = worker
         self.facts = facts
@@ -69,6 +76,7 @@ class Engine:
         self._planned: Plan | None = None
         """The next step, where there was time to plan it."""
         self.grammars = grammars
+        self.keeper = keeper
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
             self._masks = MaskTable(facts.vocab_size)
@@ -136,6 +144,9 @@ class Engine:
         if plan is not None and plan.step.admissions and self.waits is not None:
             self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:
+            if self.keeper is not None and self.scheduler.arrivals.is_reading:
+                self.keeper.wait(_READ_S)
+                return outputs
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
             if plan is not None and plan.step.masked:
@@ -275,6 +286,12 @@ class Engine:
         logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
 
+    def close(self, timeout_s: float) -> None:
+        """Has what is computed kept in lower tiers, if there are any and that takes no longer. Nothing comes after."""
+        if self.keeper is not None:
+            self.keeper.flush(timeout_s)
+            self.keeper.stop()
+
     def stats(self) -> EngineStats:
         scheduler, pages, counts = self.scheduler, self.scheduler.pages, self._counts
         return EngineStats(
@@ -292,6 +309,10 @@ class Engine:
             num_queried_tokens=scheduler.num_queried_tokens,
             num_hit_tokens=scheduler.num_hit_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_lower_queried_tokens=scheduler.num_lower_queried_tokens,
+            num_lower_hit_tokens=scheduler.num_lower_hit_tokens,
+            num_dropped_pages=0 if self.keeper is None else self.keeper.num_dropped,
+            tiers=() if self.keeper is None else self.keeper.stats(),
         )
 
 

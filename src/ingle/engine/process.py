@@ -35,6 +35,8 @@ from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
 _PR_SET_PDEATHSIG = 1
+_KEEP_S = 1.5
+"""At the end, for prefixes that are to be kept on a disk: what waits for this process waits for little more."""
 _REPORT_S = 0.5
 """Between two of the engine's stats, while it steps."""
 _LARGE_BYTES = 8 << 20
@@ -66,12 +68,17 @@ def _run(channel: Channel, start: Start) -> int:
             lambda stage: channel.send(Progress(stage)),
             checked=lambda: channel.send(NothingRefused()),
             beside_server=True,
+            memory=int(sys.argv[3]) if len(sys.argv) > 3 else None,
         )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
         _signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
         channel.send(info)
-        serve(engine, channel, beats)
+        try:
+            serve(engine, channel, beats)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
+            engine.close(_KEEP_S)
     except ChannelClosed:
         raise
     except IngleError as error:

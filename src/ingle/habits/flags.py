@@ -82,7 +82,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
 
 IDLE: tuple[tuple[str, str], ...] = (
     # ---- vLLM's engine
-    ("--swap-space=", "keys and values are never swapped out, requests that find no room wait"),
+    ("--swap-space=", "requests that find no room wait; --host-cache keeps prefixes that the KV cache has no room for"),
     ("--preemption-mode=", "a request that lost its room is always computed again"),
     (
         "--disable-log-requests --no-enable-log-requests --no-disable-log-requests --disable-log-requests-content",
@@ -234,10 +234,10 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--ubatch-size= -ub= --n-ubatch=", "a step is not cut further: --max-num-batched-tokens is its size"),
     ("--cont-batching -cb --kv-unified -kvu --no-kv-unified -no-kvu", "all requests share one batch and one cache"),
     (
-        "--cache-ram= -cram= --cache-reuse= --ctx-checkpoints= -ctxcp= --swa-checkpoints= --swa-full "
+        "--cache-reuse= --ctx-checkpoints= -ctxcp= --swa-checkpoints= --swa-full "
         "--defrag-thold= -dt= --cache= --cache-type= --cache-size= --cache-idle-slots --keep= "
         "--enable-hierarchical-cache "
-        "--hicache-ratio= --prefix-caching-hash-algo= --kv-offloading-size= --kv-offloading-backend= "
+        "--hicache-ratio= --prefix-caching-hash-algo= --kv-offloading-backend= "
         "--radix-eviction-policy=",
         "the prefix cache has no such choice",
     ),

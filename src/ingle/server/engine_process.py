@@ -35,6 +35,13 @@ _BOOT = (
 create stays: a collector that looks through it again and again takes a seventh of their time."""
 
 
+def _memory() -> IO[bytes] | None:
+    """A file in memory, without a name and empty: a host cache lies in it, and outlasts the engine that fills it."""
+    with contextlib.suppress(AttributeError, OSError):  # not on this system
+        return os.fdopen(os.memfd_create("ingle host cache", os.MFD_CLOEXEC), "r+b", buffering=0)
+    return None
+
+
 class EngineProcess:
     """The child process and our end of its channel.
 
@@ -43,6 +50,8 @@ class EngineProcess:
     """
 
     def __init__(self) -> None:
+        self.memory = _memory()
+        """Which outlasts each of them."""
         self._start: bytes | None = None
         """What it was told to load."""
         self._printed: threading.Thread | None = None
@@ -51,10 +60,11 @@ class EngineProcess:
     def _begin(self) -> None:
         """In the main thread: Linux ends a child that asks for it with the thread that started it."""
         self.socket, theirs = socket.socketpair()
+        handed = [] if self.memory is None else [self.memory.fileno()]
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), *map(str, handed)],
+                pass_fds=[theirs.fileno(), *handed],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

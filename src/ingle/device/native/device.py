@@ -13,6 +13,7 @@ from ingle.device.inputs import Inputs, inputs_of
 from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv
 from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import NativeSampler, logprob_rows
+from ingle.device.pages import HostPages
 from ingle.kernels.cpu import library
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
@@ -33,6 +34,9 @@ class NativeDevice:
         side_bytes = spec.page_bytes(limits.page_size) // (spec.num_places * spec.sides)
         data = _zeros((spec.num_places, spec.sides, num_pages, side_bytes))
         self.kv = NativeKv(data, limits.page_size, spec, np.array(spec.located, np.int32))
+
+    def pages(self) -> HostPages:
+        return HostPages(self.kv.data)
 
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""

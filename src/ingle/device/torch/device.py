@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 
 import numpy as np
 import torch
 
 from ingle import kernels, progress
-from ingle.device import LogprobRows, Report
+from ingle.device import LogprobRows, PageCopies, Report
 from ingle.device.inputs import Layout
+from ingle.device.pages import HostPages
 from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.pages import GpuPages
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
@@ -72,6 +75,12 @@ class TorchDevice:
         launched.batch = self.tables.batch_of(step)
         launched.hidden = self.model.forward(launched.batch, self.kv_cache)
         return launched
+
+    def pages(self) -> PageCopies:
+        if self.device.type == "cuda":
+            return GpuPages(self.kv_cache.pages, threading.Lock() if self.graphs is None else self.graphs.capturing)
+        pages = self.kv_cache.pages
+        return HostPages(pages.flatten(3).view(torch.uint8).numpy())
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""

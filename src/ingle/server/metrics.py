@@ -304,10 +304,10 @@ def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
         own, statistics, stats, facts = (model.name, "0"), model.statistics, model.engine.stats, model.info
         for reason, count in list(statistics.finished.items()):
             ended.add_metric((*own, reason), count)
-        computed = statistics.num_prompt_tokens - statistics.num_cached_tokens
+        computed = stats.num_queried_tokens - stats.num_hit_tokens - stats.num_lower_hit_tokens
         for source, count in (
             ("local_compute", computed),
-            ("local_cache_hit", max(statistics.num_cached_tokens - stats.num_lower_hit_tokens, 0)),
+            ("local_cache_hit", stats.num_hit_tokens),
             ("external_kv_transfer", stats.num_lower_hit_tokens),
         ):
             sources.add_metric((*own, source), count)

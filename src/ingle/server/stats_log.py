@@ -45,7 +45,8 @@ def line(model: ServedModel, before: Seen, now: Seen) -> str:
     read = (stats.num_prompt_tokens - before.stats.num_prompt_tokens) / seconds
     generated = (now.num_generated_tokens - before.num_generated_tokens) / seconds
     queried = stats.num_queried_tokens - before.stats.num_queried_tokens
-    hit = stats.num_hit_tokens - before.stats.num_hit_tokens
+    hit = stats.num_hit_tokens + stats.num_lower_hit_tokens
+    hit -= before.stats.num_hit_tokens + before.stats.num_lower_hit_tokens
     cached = f", {100 * hit / queried:.0f} % of prompts cached" if queried else ""
     used = 100 * stats.num_used_pages / max(stats.num_pages, 1)
     return (

@@ -213,6 +213,15 @@ def test_relative_paths_become_absolute(ingle: Run, machine: Machine, monkeypatc
     assert f'serve "{machine.model}"' in out and f'BindReadOnlyPaths="{machine.model}"\n' in out
 
 
+def test_a_prompt_cache_lies_where_the_service_may_write(ingle: Run, machine: Machine) -> None:
+    folder = "/var/lib/ingle/prompt-cache"
+    assert f"--disk-cache={folder}\n" in ingle("service", "print", str(machine.model), "--disk-cache", folder).out
+    assert (
+        "--disk-cache=/srv/kv\n"
+        in ingle("service", "print", str(machine.model), "--user", "--disk-cache", "/srv/a/../kv").out
+    )
+
+
 def test_settings_of_the_environment_are_kept(ingle: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INGLE_MAX_MODEL_LEN", "1k")
     assert "--max-model-len=1000\n" in ingle("service", "print", str(machine.model)).out
@@ -279,6 +288,10 @@ def test_only_root_installs_and_the_line_to_type_is_told(
         (["--uds", "/run/x.sock"], "a service listens on an address and a port"),
         (["--ssl-certfile", "/nowhere.pem"], "--ssl-certfile /nowhere.pem: No such file"),
         (["--max-model-len", "-1"], "max-model-len"),
+        (
+            ["--disk-cache", "/srv/kv"],
+            "the service writes below /var/lib/ingle alone: give --disk-cache /var/lib/ingle/",
+        ),
         (["--nonsense"], "--nonsense"),
     ],
 )

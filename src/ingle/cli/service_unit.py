@@ -26,7 +26,7 @@ _FILES = {
     "ssl_ca_certs": "authorities.pem",
 }
 """Fields that name a small file, which may be for its owner's eyes only, and what the service's copy is called."""
-_PLACED = ("model", "chat_template", *SECRETS, *_FILES)
+_PLACED = ("model", "chat_template", "disk_cache", *SECRETS, *_FILES)
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
     *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
@@ -98,7 +98,10 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
         name=name,
         model=options.engine.model,
         program=str(Path(sys.executable).absolute()),
-        arguments=tuple(_arguments(options, given, options.engine.model if path is None else str(path))),
+        arguments=(
+            *_arguments(options, given, options.engine.model if path is None else str(path)),
+            *_disk_cache(options, Path(f"/var/lib/{name}"), store),
+        ),
         url=url,
         port=options.server.port,
         run_as=options.run_as,
@@ -209,6 +212,18 @@ def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[st
         yield _file("--chat-template", "chat-template.jinja", _absolute(template), options)
     elif template is not None:
         yield f"--chat-template={template}"
+
+
+def _disk_cache(options: ServiceOptions, state: Path, store: Path | None) -> Iterator[str]:
+    """Raises `ConfigError` for a folder that the sandbox lets nobody write to."""
+    if options.engine.cache.disk_cache is None:
+        return
+    folder = _absolute(options.engine.cache.disk_cache)
+    if not options.user and not any(place is not None and folder.is_relative_to(place) for place in (state, store)):
+        raise ConfigError(
+            f"--disk-cache {folder}: the service writes below {state} alone: give --disk-cache {state / 'prompt-cache'}"
+        )
+    yield f"--disk-cache={folder}"
 
 
 def _file(flag: str, name: str, path: Path, options: ServiceOptions) -> str | Credential:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -207,20 +208,88 @@ def test_a_server_that_is_killed_while_it_starts_an_engine_leaves_no_process(
     assert until(lambda: gone(children), WITHIN_S)
 
 
-def test_a_long_prompt_never_makes_it_unready(shared: Server) -> None:
-    """Nor does the compilation or the choice of anything that its steps need."""
+def test_a_compiler_ends_with_an_engine_that_is_killed(
+    tiny_model: Path, servers: Callable[..., Server], tmp_path: Path
+) -> None:
+    """With the driver, and what that has started; and a server that cannot load says so at once."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nsleep 78\n')
+    compiler.chmod(0o755)
+    server = servers(str(tiny_model), *SERVER, wait=False, CXX=str(compiler), INGLE_HOME=str(tmp_path / "home"))
+    server.read()
+    assert until(lambda: any(b"sleep\x0078" in command_line(pid) for pid in descendants(server.process.pid)), WITHIN_S)
+    children = descendants(server.process.pid)
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(timeout=15) == 1
+    assert "the engine ended while it was loading: killed by SIGKILL" in server.text()
+    assert until(lambda: gone(children), TRUTH_S)
+
+
+def test_a_server_that_is_stopped_while_it_starts_an_engine_ends(
+    tiny_model: Path, servers: Callable[..., Server]
+) -> None:
+    server = servers(str(tiny_model), *SERVER)
+    first = server.engine_pid()
+    os.kill(first, signal.SIGKILL)
+    assert until(lambda: ready(server) == 503, TRUTH_S)
+    children = descendants(server.process.pid)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=15) == 0, server.text()
+    assert until(lambda: gone(children), TRUTH_S) and "Traceback" not in server.text()
+
+
+@contextlib.contextmanager
+def watched(server: Server) -> Iterator[list[int]]:
+    """What /health/ready says all the while."""
     seen: list[int] = []
     done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            seen.append(ready(shared))
+            seen.append(ready(server))
             done.wait(0.05)
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
-        limit = int(re.search(r"context (\d+)", shared.text()).group(1)) if "context " in shared.text() else 200
-        assert answer(shared, {"prompt": [5] * (limit - 8), "max_tokens": 4}).status_code == 200
-        done.set()
-        watching.result()
+        try:
+            yield seen
+        finally:
+            done.set()
+            watching.result()
+
+
+def test_a_long_prompt_never_makes_it_unready(shared: Server) -> None:
+    context = httpx.get(f"{shared.url}/v1/models").json()["data"][0]["max_model_len"]
+    with watched(shared) as seen:
+        assert answer(shared, {"prompt": [5] * (context - 8), "max_tokens": 4}).status_code == 200
     assert set(seen) == {200}
+
+
+def gpu_mib() -> int:
+    """In use on the first card, in MiB."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_neither_compilation_nor_capture_makes_it_unready_and_memory_comes_back(
+    tiny_model: Path, servers: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Nothing is compiled yet: Triton's cache is empty, and PyTorch's."""
+    before = gpu_mib()
+    caches = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    server = servers(str(tiny_model), *SERVER, "--device", "cuda", **caches)
+    with watched(server) as seen:
+        for num_choices in (1, 3, 9, 40, 100):
+            for sampling in ({"temperature": 0}, {"temperature": 1, "top_p": 0.9}, {"temperature": 1, "logprobs": 2}):
+                body = {"prompt": [5] * (num_choices + 60), "max_tokens": 40, "n": num_choices, "ignore_eos": True}
+                assert answer(server, body | sampling).status_code == 200
+        time.sleep(10)  # what is idle captures graphs
+    assert set(seen) == {200}
+    first = server.engine_pid()
+    os.kill(first, signal.SIGKILL)
+    assert until(lambda: server.text().count("the new engine is ready") == 1, WITHIN_S)
+    assert answer(server).status_code == 200
+    server.process.kill()
+    server.process.wait()
+    assert until(lambda: gpu_mib() < before + 64, WITHIN_S)

@@ -18,6 +18,7 @@ from ingle.config import HealthConfig
 from ingle.errors import AnswerLost, EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.server import pulse as pulse_module
+from ingle.server.batch import lines
 from ingle.server.engine_client import EngineClient
 from ingle.server.models import ServedModel
 from ingle.server.restarts import Restarts
@@ -254,6 +255,30 @@ def test_the_delay_grows_and_an_engine_that_ran_begins_anew(monkeypatch: pytest.
     restarts.ready()
     now_s += 600.0
     assert restarts.next_delay_s() == 0.0
+
+
+async def test_lines_of_batches_are_asked_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BUSY_S", 0.0)
+    line = lines.Line("1", "/v1/completions", msgspec.Raw(b"{}"))
+    done = lines._told(line, "a", 200, b"{}")
+
+    async def answered(*outcomes: Any) -> Any:
+        left = list(outcomes)
+
+        async def answer(*_: Any) -> Any:
+            if isinstance(outcome := left.pop(0), Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(lines, "answer", answer)
+        return await lines.answer_patiently(None, {}, line)  # type: ignore[arg-type]
+
+    restarting, lost = EngineError("anew", retry_after_s=1), AnswerLost("died", retry_after_s=1)
+    assert await answered(*[restarting] * 5, lost, restarting, lost, done) == done
+    given_up = await answered(lost, lost, restarting, lost)
+    assert given_up.response.status_code == 503 and b"died" in bytes(given_up.response.body)
+    with pytest.raises(EngineError, match="gone"):
+        await answered(EngineError("gone"))
 
 
 # ---- what clients see

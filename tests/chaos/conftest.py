@@ -28,12 +28,14 @@ LIMITS = (
     "--served-model-name", "tiny", "--kv-cache-memory", "4MiB", "--max-model-len", str(CONTEXT),
     "--max-num-seqs", "32", "--chat-template", TEMPLATE, "--files-dir",
 )  # fmt: skip
+ROOMY = ("--max-model-len", str(4 * CONTEXT), "--kv-cache-memory", "64MiB")
+"""For answers that last while a test looks at them."""
 Start = Callable[..., Target]
 
 
 @pytest.fixture(scope="session")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_model(tmp_path_factory.mktemp("bytes"), max_position_embeddings=CONTEXT)
+    return save_byte_model(tmp_path_factory.mktemp("bytes"), max_position_embeddings=4 * CONTEXT)
 
 
 def started(model: Path, files: Path, *flags: str) -> Server:

@@ -19,11 +19,11 @@ import httpx
 import pytest
 
 from tests.chaos import raw
-from tests.chaos.conftest import Start
+from tests.chaos.conftest import ROOMY, Start
 from tests.chaos.target import Target
 from tests.e2e.conftest import command_line, descendants, until
 
-ENDLESS = {"prompt": "a", "max_tokens": 1900, "ignore_eos": True}
+ENDLESS = {"prompt": "a", "max_tokens": 8000, "ignore_eos": True}
 RESTART_S = 60.0
 
 
@@ -84,7 +84,7 @@ def comes_back(target: Target, before: int) -> None:
 
 def test_an_engine_that_is_killed_is_replaced(start: Start) -> None:
     """kill -9 in mid-stream: whoever had an answer under way is told, readiness says no, and a new engine serves."""
-    target = start()
+    target = start(*ROOMY)
     for _ in range(2):
         before = target.engine
         with busy(target) as (streams, answers):
@@ -96,7 +96,7 @@ def test_an_engine_that_is_killed_is_replaced(start: Start) -> None:
 
 
 def test_requests_that_wait_are_served_by_the_next_engine(start: Start) -> None:
-    target = start("--max-num-seqs", "1")
+    target = start("--max-num-seqs", "1", *ROOMY)
     with ThreadPoolExecutor(4) as pool:
         running = pool.submit(whole, target)
         assert until(lambda: target.load()[0] == 1)
@@ -111,7 +111,7 @@ def test_requests_that_wait_are_served_by_the_next_engine(start: Start) -> None:
 
 def test_an_engine_that_stalls_is_replaced(start: Start) -> None:
     """SIGSTOP: it is there, its socket is open, and nothing comes. Readiness says so, and it is ended in time."""
-    target = start(*STALL_FLAGS)
+    target = start(*ROOMY)
     before = target.engine
     with busy(target) as (streams, answers):
         os.kill(before, signal.SIGSTOP)
@@ -121,12 +121,9 @@ def test_an_engine_that_stalls_is_replaced(start: Start) -> None:
     assert ends([before])
 
 
-STALL_FLAGS: tuple[str, ...] = ()
-
-
 def test_a_stop_and_a_start_in_time_is_no_fault(start: Start) -> None:
     """A laptop's lid, a debugger: nothing is lost of a short pause."""
-    target = start()
+    target = start(*ROOMY)
     before = target.engine
     with busy(target, num=2) as (streams, answers):
         os.kill(before, signal.SIGSTOP)
@@ -139,7 +136,7 @@ def test_a_stop_and_a_start_in_time_is_no_fault(start: Start) -> None:
 
 
 def test_a_server_that_is_killed_leaves_no_orphan(start: Start) -> None:
-    target = start()
+    target = start(*ROOMY)
     children = list(target.processes())
     assert len(children) >= 2
     with contextlib.suppress(httpx.HTTPError), busy(target):

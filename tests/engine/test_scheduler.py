@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingle.engine.pages import PagePool
-from ingle.engine.scheduler import Drafter, Plan, Scheduler
+from ingle.engine.scheduler import Drafter, Scheduler
+from ingle.engine.sequence import Plan
 from ingle.kv import pages_held
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.step import RESERVED_PAGE, Chunk, Limits, StepResult

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.engine.scheduler import Chunk
+from ingle.step import Chunk
 from ingle.kernels import gpu, reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.gpu import latent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from ingle.channel import EngineStats
 from ingle.engine.facts import EngineFacts
 from ingle.engine.grammar import Grammars
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
-from ingle.engine.scheduler import Plan, Scheduler
+from ingle.engine.scheduler import Scheduler
+from ingle.engine.sequence import Plan
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, check_request
@@ -31,6 +33,7 @@ _COMPILE_S = 0.005
 @dataclass(slots=True)
 class _InFlight:
     plan: Plan
+    launched_at_s: float
     running: RunningStep | None = None
     """None while it is being launched."""
 
@@ -76,6 +79,7 @@ class Engine:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
         self._num_steps = 0
         self._num_prompt_tokens = 0
+        self._retired_at_s = 0.0
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
         """Queues a request, whose answer `mask` restricts. Raises `RequestError` when it cannot be served.
@@ -183,7 +187,7 @@ class Engine:
 
     def _launch(self, plan: Plan) -> None:
         """Queues a step but for the draw."""
-        self._in_flight.append(_InFlight(plan))
+        self._in_flight.append(_InFlight(plan, time.perf_counter()))
         self._in_flight[-1].running = self.worker.forward(plan.step)
         self._num_steps += 1
         self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
@@ -198,8 +202,16 @@ class Engine:
             running = self._in_flight[0].running
             assert running is not None
             result = self.worker.result(running)
-            new = self.scheduler.retire(self._in_flight.popleft().plan, result)
+            retired = self._in_flight.popleft()
+            self._learn_pace(retired)
+            new = self.scheduler.retire(retired.plan, result)
             outputs += map(self._told, new) if self._masks else new
+
+    def _learn_pace(self, retired: _InFlight) -> None:
+        """How long the device took: since the step was launched, or since the one before it was done."""
+        step, began_s = retired.plan.step, max(retired.launched_at_s, self._retired_at_s)
+        self._retired_at_s = time.perf_counter()
+        self.scheduler.pace.learn(step.num_tokens - step.num_decodes, self._retired_at_s - began_s)
 
     def _told(self, output: EngineOutput) -> EngineOutput:
         """An output whose tokens its mask has heard of, with those that have to follow.

@@ -79,6 +79,8 @@ class Engine:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
         self._num_steps = 0
         self._num_prompt_tokens = 0
+        self.clock = time.perf_counter
+        """Of the seconds that steps take."""
         self._retired_at_s = 0.0
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
@@ -187,7 +189,7 @@ class Engine:
 
     def _launch(self, plan: Plan) -> None:
         """Queues a step but for the draw."""
-        self._in_flight.append(_InFlight(plan, time.perf_counter()))
+        self._in_flight.append(_InFlight(plan, self.clock()))
         self._in_flight[-1].running = self.worker.forward(plan.step)
         self._num_steps += 1
         self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
@@ -210,7 +212,7 @@ class Engine:
     def _learn_pace(self, retired: _InFlight) -> None:
         """How long the device took: since the step was launched, or since the one before it was done."""
         step, began_s = retired.plan.step, max(retired.launched_at_s, self._retired_at_s)
-        self._retired_at_s = time.perf_counter()
+        self._retired_at_s = self.clock()
         self.scheduler.pace.learn(step.num_tokens - step.num_decodes, self._retired_at_s - began_s)
 
     def _told(self, output: EngineOutput) -> EngineOutput:

@@ -34,8 +34,7 @@ class Prompts:
         self.admits = True
         """Whether one that waits may start. What is short of slots or pages waits for them, and all others behind it:
         else it might wait as long as others come."""
-        oldest = [self._num_tokens(seq) for seq in self._oldest()]
-        self._short = max(oldest, default=0) // 2
+        self._short = max(map(self._num_tokens, self._oldest()), default=0) // 2
         """Prompts of so many tokens are short."""
         self._least = min(map(shares.num_read, self._clients()), default=0)
 

@@ -257,6 +257,8 @@ class Scheduler:
             if self._waiting and not self.running:
                 self._start(plan, next(iter(self._waiting)), plan.num_left)
             return
+        if not prefills and not self._waiting:
+            return
         running, admits = {seq.client for seq in self.running}, True
         for priority in sorted({*self._waiting.priorities, *(seq.priority for seq in prefills)}):
             of_priority = [seq for seq in prefills if seq.priority == priority]

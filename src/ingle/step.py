@@ -97,7 +97,7 @@ class Masks(msgspec.Struct):
     """The tokens that may be drawn in a step, where not all may."""
 
     slots: list[int] = []
-    words: bytearray = msgspec.field(default_factory=bytearray)
+    words: memoryview = msgspec.field(default_factory=lambda: memoryview(b""))
     """A row for each of the slots: bit i % 32 of its little-endian word i // 32 stands for token i."""
 
 

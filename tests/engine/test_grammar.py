@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.engine.grammar import Grammars, Numbers
+from ingle.engine.grammar import Copy, Grammars, Numbers
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.structured import Grammar, StructuredOutputs
 from ingle.text.grammar import Vocabulary, grammar_text
@@ -228,7 +230,7 @@ def test_nobody_waits_for_a_grammar_that_compiles(engine: Engine) -> None:
     slow: Future[Any] = Future()
     grammars = engine.grammars
     assert grammars is not None
-    grammars._compiled["slow"] = slow
+    grammars._copies["slow"] = [Copy(slow)]
     engine.add(request("0", Grammar("slow")))
     free = request("1", None, ignore_eos=True, max_tokens=10)
     engine.add(free)
@@ -236,7 +238,7 @@ def test_nobody_waits_for_a_grammar_that_compiles(engine: Engine) -> None:
     while len(took) < 10:
         took += tokens(engine.step())
     assert engine.has_work and engine.step() == []
-    slow.set_result(grammars.compile(grammar(GRAMMARS[2])).result())
+    slow.set_result(grammars.compile(grammar(GRAMMARS[2])).compiled.result())
     found: list[EngineOutput] = []
     while engine.has_work:
         found += engine.step()
@@ -257,9 +259,34 @@ def test_a_vocabulary_is_read_once(folder: Path) -> None:
     reader = Reader()
     grammars = Grammars(lambda: reader.for_grammars(256))
     assert not reader.num_read
-    compiled = [grammars.compile(grammar(each)) for each in [*GRAMMARS, GRAMMARS[0]]]
-    assert compiled[0] is compiled[-1] and [future.result() for future in compiled]
+    uses = [grammars.compile(grammar(each)) for each in [*GRAMMARS, GRAMMARS[0]]]
+    assert uses[0].copy is uses[-1].copy and [use.compiled.result() for use in uses]
     assert reader.num_read == 1
+
+
+def test_many_answers_share_few_copies_of_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that threads that fill their masks do not wait for one lock."""
+    monkeypatch.setattr("ingle.kernels.cpu.threads.default_count", lambda: 4)
+    grammars = Grammars(lambda: Reader().for_grammars(256))
+    wanted = grammar(GRAMMARS[1])
+    uses = [grammars.compile(wanted) for _ in range(40)]
+    copies = {use.copy for use in uses}
+    assert len(copies) == 3 and {len(copy.uses) for copy in copies} == {13, 14}
+    masks = [grammars.mask(wanted, use) for use in uses if use.compiled.result()]
+    words = np.zeros((40, 8), np.int32)
+    for text in ("你好", " "):
+        assert not grammars.fill_rows(list(zip(masks, range(40), strict=True)), words)
+        token_id = encode(text)[0]
+        assert (words == words[0]).all() and words[0, token_id // 32] >> token_id % 32 & 1
+        for mask in masks:
+            mask.take([token_id])
+    with pytest.raises(ValueError, match="cannot be followed"):
+        masks[0].take([encode("na")[0]])
+    masks[1].take([encode("12")[0]])
+    assert masks[1].ended and not masks[2].ended
+    del uses, masks, mask
+    gc.collect()
+    assert not any(copy.uses for copy in copies)
 
 
 def test_an_engine_without_a_vocabulary_refuses(engine: Engine) -> None:
@@ -282,7 +309,7 @@ def test_compiling_is_bounded_in_time(folder: Path) -> None:
     grammars = Grammars(lambda: Reader().for_grammars(256))
     many = {"type": "object", "properties": {f"property {i}": {"type": "string"} for i in range(2000)}}
     started = time.monotonic()
-    grammars.compile(grammar({"json": many})).exception(timeout=60)
+    grammars.compile(grammar({"json": many})).compiled.exception(timeout=60)
     assert time.monotonic() - started < 30
 
 

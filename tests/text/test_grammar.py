@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from ingle.errors import RequestError
 from ingle.request import SamplingParams
 from ingle.structured import MAX_GRAMMAR_BYTES, StructuredOutputs
-from ingle.text.grammar import GrammarCheck, compile_grammar, grammar_text
+from ingle.text.grammar import GrammarCheck, compile_grammar, grammar_text, unforced
 from ingle.text.load import load_tokenizer
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
@@ -36,8 +36,14 @@ def matcher(tokenizer: LLTokenizer = BYTES, **wanted: Any) -> LLMatcher:
 
 
 def accepts(text: str, **wanted: Any) -> bool:
-    state, data = matcher(**wanted), list(text.encode())
-    return state.try_consume_tokens(data) == len(data) and state.is_accepting()
+    """The same with and without forced tokens."""
+    given, data = grammar_text(StructuredOutputs(**wanted)), list(text.encode())
+    found = set()
+    for each in (given, unforced(given)):
+        state = compile_grammar(each, BYTES)
+        found.add(state.try_consume_tokens(data) == len(data) and state.is_accepting())
+    (answer,) = found
+    return answer
 
 
 def json_accepts(schema: Any, value: Any) -> bool:

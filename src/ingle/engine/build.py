@@ -90,7 +90,7 @@ def build_engine(
         loaded.facts,
         max_in_flight=2 if overlap else 1,
         seed=config.seed,
-        grammars=Grammars(vocabulary),
+        grammars=Grammars(vocabulary, forcing=not overlap),  # no token is forced upon a step in flight
     )
     notices = [*opened.notices, *_rope_notices(opened, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
     return engine, _info(opened, numerics, loaded, notices, startup)

@@ -7,23 +7,19 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from ingle.channel import EngineStats
 from ingle.engine.facts import EngineFacts
-from ingle.engine.grammar import Grammars
+from ingle.engine.grammar import Grammars, Use
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.sequence import Plan
 from ingle.engine.worker import RunningStep, Worker
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, EngineRequest, check_request
-from ingle.step import Masks
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
+from ingle.step import Masks, StepResult
 
 _NO_MASKS = Masks()
 _COMPILE_S = 0.005
@@ -44,7 +40,7 @@ class _Compiling:
 
     request: EngineRequest
     seed: int
-    compiled: Future[LLMatcher]
+    use: Use
 
 
 class Engine:
@@ -71,6 +67,8 @@ class Engine:
         self._max_in_flight = max_in_flight
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
+        self._planned: Plan | None = None
+        """The next step, where there was time to plan it."""
         self.grammars = grammars
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
@@ -117,7 +115,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while a request is unfinished or a launched step is not retired."""
-        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling) or self._planned is not None
 
     def step(self) -> list[EngineOutput]:
         """Plan, launch, retire. Returns what became known, which is that of an earlier step where some are in flight.
@@ -126,7 +124,7 @@ class Engine:
         is lost.
         """
         outputs = self._take_compiled() if self._compiling else []
-        plan = self.scheduler.plan()
+        plan, self._planned = self._planned or self.scheduler.plan(), None
         if plan is None and not self._in_flight and self.scheduler.has_work:
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
@@ -148,14 +146,14 @@ class Engine:
         Where there is nothing else to do, waits for some milliseconds.
         """
         if not self.scheduler.has_work and not self._in_flight:
-            wait([each.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
+            wait([each.use.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
         outputs: list[EngineOutput] = []
-        for each in [each for each in self._compiling.values() if each.compiled.done()]:
+        for each in [each for each in self._compiling.values() if each.use.compiled.done()]:
             request = self._compiling.pop(each.request.id).request
             assert self.grammars is not None and request.grammar is not None
-            error = each.compiled.exception()
+            error = each.use.compiled.exception()
             if error is None:
-                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.compiled.result()))
+                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.use))
             else:
                 outputs.append(self._failed(request.id, error, "its grammar could not be compiled"))
         return outputs
@@ -175,12 +173,20 @@ class Engine:
         """Launches a step whose masks are filled while it is computed, and retires those before it."""
         filling = None if self._in_flight else self._fill(plan)
         self._launch(plan)
-        self._retire(outputs, num_kept=1)  # what may come next depends on what came
-        filled = (filling or self._fill(plan)).result()
+        while len(self._in_flight) > 1:  # what may come next depends on what came
+            retired = self._wait()
+            if len(self._in_flight) == 1:
+                filling = self._fill(plan)
+            outputs += self._settle(*retired)
+        assert filling is not None
+        if self._max_in_flight > 1:
+            self._planned = self.scheduler.plan()
+        filled = filling.result()
         self._sample(self._in_flight[-1], filled.masks)
         for request_id, error in filled.failed.items():
-            self.abort(request_id)
-            outputs.append(EngineOutput(request_id, [], "error", error=error))
+            if request_id in self._masks:
+                self.abort(request_id)
+                outputs.append(EngineOutput(request_id, [], "error", error=error))
 
     def _fill(self, plan: Plan) -> Future[Filled]:
         """The masks of a step's sequences, all of whose tokens are known."""
@@ -201,13 +207,16 @@ class Engine:
     def _retire(self, outputs: list[EngineOutput], num_kept: int) -> None:
         """Takes in the oldest steps in flight, but for `num_kept`, and appends what they brought."""
         while len(self._in_flight) > num_kept:
-            running = self._in_flight[0].running
-            assert running is not None
-            result = self.worker.result(running)
-            retired = self._in_flight.popleft()
-            self._learn_pace(retired)
-            new = self.scheduler.retire(retired.plan, result)
-            outputs += map(self._told, new) if self._masks else new
+            outputs += self._settle(*self._wait())
+
+    def _wait(self) -> tuple[Plan, StepResult, dict[str, bool | Exception]]:
+        """The oldest step in flight, what it computed, and which masks say that an answer has ended, or raise."""
+        running = self._in_flight[0].running
+        assert running is not None
+        result = self.worker.result(running)
+        retired = self._in_flight.popleft()
+        self._learn_pace(retired)
+        return retired.plan, result, self._masks.take_all(_drawn(retired.plan, result)) if self._masks else {}
 
     def _learn_pace(self, retired: _InFlight) -> None:
         """How long the device took: since the step was launched, or since the one before it was done."""
@@ -215,13 +224,21 @@ class Engine:
         self._retired_at_s = self.clock()
         self.scheduler.pace.learn(step.num_tokens - step.num_decodes, self._retired_at_s - began_s)
 
-    def _told(self, output: EngineOutput) -> EngineOutput:
+    def _settle(self, plan: Plan, result: StepResult, ended: dict[str, bool | Exception]) -> list[EngineOutput]:
+        outputs = self.scheduler.retire(plan, result)
+        return [self._told(output, ended) for output in outputs] if self._masks else outputs
+
+    def _told(self, output: EngineOutput, ended_by_id: dict[str, bool | Exception]) -> EngineOutput:
         """An output whose tokens its mask has heard of, with those that have to follow.
 
         The answer may have ended with them. What a mask raises is its own request's, which ends too.
         """
         try:
-            ended = self._masks.take(output.id, output.token_ids)
+            ended = ended_by_id.get(output.id)
+            if isinstance(ended, Exception):
+                raise ended
+            if ended is None:
+                ended = bool(output.token_ids) and self._masks.take(output.id, output.token_ids)
             num_drawn = len(output.token_ids)
             if num_drawn and output.finish_reason is None and not ended and self.scheduler.may_jump(output.id):
                 output = self.scheduler.jump(output, self._masks.forced(output.id))
@@ -240,8 +257,10 @@ class Engine:
         """Takes back what is in flight, and ends the request at fault, once it is known."""
         import logging  # which a start need not wait for
 
-        sequences = self.scheduler.revoke([launched.plan for launched in self._in_flight])
+        plans = [launched.plan for launched in self._in_flight]
+        sequences = self.scheduler.revoke(plans if self._planned is None else [*plans, self._planned])
         self._in_flight.clear()
+        self._planned = None
         outputs = self.scheduler.blame(sequences, _reason(error))
         for output in outputs:
             self._masks.drop(output.id)
@@ -257,6 +276,13 @@ class Engine:
             num_waiting=scheduler.num_waiting,
             num_prompt_tokens=self._num_prompt_tokens,
         )
+
+
+def _drawn(plan: Plan, result: StepResult) -> list[tuple[str, int]]:
+    """The tokens of sequences that have a mask and got one token each."""
+    drawing = (seq for chunk, seq in zip(plan.step.chunks, plan.sequences, strict=True) if chunk.samples)
+    pairs = zip(drawing, result.token_ids, strict=True)
+    return [(seq.id, ids[0]) for seq, ids in pairs if seq.masked and len(ids) == 1 and not seq.finished]
 
 
 def _reason(error: Exception) -> str:

@@ -10,9 +10,7 @@ from ingle.engine.sequence import Sequence
 from ingle.request import EngineOutput, FinishReason, TokenLogprobs
 
 
-def take_tokens(
-    seq: Sequence, token_ids: Seq[int], finite: bool, logprobs: list[TokenLogprobs] | None
-) -> EngineOutput:
+def take_tokens(seq: Sequence, token_ids: Seq[int], finite: bool, logprobs: list[TokenLogprobs] | None) -> EngineOutput:
     """What was drawn, up to the end of the answer."""
     if not finite:
         return _not_finite(seq, "logits")
@@ -58,9 +56,7 @@ def take_prompt_logprobs(seq: Sequence, start: int, entries: Seq[TokenLogprobs])
 
 def progress(seq: Sequence, num_read: int) -> EngineOutput:
     cached = seq.num_cached_tokens or 0
-    return EngineOutput(
-        seq.id, [], num_cached_tokens=cached, num_prompt_read=min(num_read, seq.num_prompt_tokens)
-    )
+    return EngineOutput(seq.id, [], num_cached_tokens=cached, num_prompt_read=min(num_read, seq.num_prompt_tokens))
 
 
 def _append(seq: Sequence, token_ids: Seq[int]) -> tuple[list[int], FinishReason | None, int | None]:

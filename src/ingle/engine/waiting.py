@@ -1,4 +1,4 @@
-"""The queue of sequences that wait for a slot: by priority, by client, by arrival, and by how much is to be computed."""
+"""The queue of sequences that wait for a slot: by priority, client, arrival, and by how much is to be computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST = -(2**64)
 
 
 class Line(Generic[T]):
-    """What one client has of one priority, whoever came first at the head; whichever leaves, the rest stays as it is."""
+    """What one client has of one priority, in the order in which it came; whichever leaves, the rest stays as it is."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[T, tuple[int, int]] = OrderedDict()

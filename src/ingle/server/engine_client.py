@@ -22,6 +22,8 @@ logger = logging.getLogger("ingle.server")
 
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 """Whether what is asked of the engine can wait for all that somebody waits for."""
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""The name of the client who asks, as in `EngineRequest.client`."""
 _BACKGROUND = 1 << 40
 STALL_S = 60.0
 """A busy engine that finishes no step for this long is reported as unhealthy."""
@@ -87,6 +89,7 @@ class EngineClient:
         """
         if (reason := self.failure or self._given_up) is not None:
             raise EngineError(reason)
+        request = msgspec.structs.replace(request, client=caller.get())
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
         queue: asyncio.Queue[EngineOutput | None] = asyncio.Queue()

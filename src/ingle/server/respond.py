@@ -16,7 +16,9 @@ from starlette.responses import Response
 
 from ingle.events import Answer, Begin, Event
 from ingle.heap import give_back_memory
+from ingle.server.access import client_of
 from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
+from ingle.server.engine_client import caller
 from ingle.server.errors import ErrorBody
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
@@ -106,6 +108,7 @@ async def read_prepared(request: Request, kind: Kind[BodyT], prepare: Callable[[
         model.check_engine()
         return prepare(model, parsed)
 
+    caller.set(client_of(request.scope).name)
     with unread.account() as account:
         body = await read_body(request, account)
         models.check_engines()

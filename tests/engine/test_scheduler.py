@@ -347,6 +347,12 @@ def test_prompts_are_read_in_small_portions_beside_many_decodes(
     assert (plan.step.num_decodes, plan.step.num_tokens) == (num_decodes, num_tokens)
 
 
+def expect_short_answers(driver: Driver) -> None:
+    """So that more is admitted than there are pages for in the end."""
+    for _ in range(200):
+        driver.scheduler.forecast.ended(1)
+
+
 def prompts(driver: Driver, **lengths: int) -> None:
     """Adds requests for one token each, whose prompts share nothing."""
     for name, length in lengths.items():
@@ -465,6 +471,7 @@ def test_a_prefix_is_computed_once_even_within_a_step() -> None:
 
 def test_the_newest_gives_way_and_is_computed_again() -> None:
     driver = Driver(7, 0, limits(max_model_len=24, enable_prefix_caching=False))
+    expect_short_answers(driver)
     for name in ("old", "new"):
         driver.add(request(name, 6, max_tokens=16, ignore_eos=True), ord(name[0]))
     driver.drain()
@@ -527,6 +534,7 @@ def test_the_lowest_priority_goes_first_and_the_highest_gives_way() -> None:
     assert order == ["urgent", "a", "b", "late"]
 
     driver = Driver(13, 0, limits())  # three sequences of four pages each, of which the pool has twelve
+    expect_short_answers(driver)
     for number, (name, priority) in enumerate([("low", 3), ("a", 0), ("b", 0), ("c", 0)]):
         driver.add(msgspec.structs.replace(request(name, 3, 13, ignore_eos=True), priority=priority), number)
     driver.drain()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from ingle.engine import outputs
+from ingle.engine.forecast import Forecast
 from ingle.engine.pace import Pace
 from ingle.engine.pages import PagePool
 from ingle.engine.pooling import PooledPrompt
@@ -64,6 +65,7 @@ class Scheduler:
         self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
         self._shares = Shares()
         self._blocked: Sequence | None = None  # for which the last plan had no slot or pages
+        self.forecast = Forecast(limits)
         self.pace = Pace(limits)
 
     # ---- requests come and go
@@ -158,6 +160,7 @@ class Scheduler:
         while self._num_lacking(decodes) + self._num_lacking(prefills[:1]) > self.pages.num_available:
             if self._num_steps_in_flight:
                 return False
+            self.forecast.outgrown(decodes)
             victim = self._victim(self.running)
             for group in (decodes, prefills):
                 if victim in group:
@@ -265,11 +268,11 @@ class Scheduler:
             prompts = Prompts(of_priority, self._waiting.lines(priority) if admits else {}, running, self._shares)
             self._read_short(plan, prompts)
             prompts.admits = True
-            while plan.num_left > 0 and (seq := prompts.next()) is not None:
+            while plan.num_left > 0 and (oldest := prompts.next()) is not None:
                 num_before = plan.step.num_tokens
-                if not self._read(plan, prompts, seq, plan.num_left):
-                    self._blocked, prompts.admits = seq, False
-                self._shares.go_ahead(seq.client, num_before - plan.step.num_tokens)
+                if not self._read(plan, prompts, oldest, plan.num_left):
+                    self._blocked, prompts.admits = oldest, False
+                self._shares.go_ahead(oldest.client, num_before - plan.step.num_tokens)
             admits &= prompts.admits
 
     def _read_short(self, plan: Plan, prompts: Prompts) -> None:
@@ -323,6 +326,10 @@ class Scheduler:
         # Each running sequence may soon want one more page: admitting into those would only bring preemption.
         num_kept_pages += len(self.running) * len(self.limits.windows)
         if not seq.pages.start(seq.token_ids, num_cached, end, num_kept_pages):
+            return False
+        num_held = self.pages.capacity - self.pages.num_available
+        if self.running and not self.forecast.fits([*self.running, seq], num_held, self.pages.capacity):
+            seq.pages.give_back()
             return False
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
@@ -405,6 +412,7 @@ class Scheduler:
 
     def _taken(self, seq: Sequence, output: EngineOutput) -> EngineOutput:
         if output.finish_reason is not None:
+            self.forecast.ended(seq.num_generated)
             self._finish(seq)
         return output
 
@@ -419,7 +427,7 @@ class Scheduler:
     def jump(self, output: EngineOutput, token_ids: Seq[int]) -> EngineOutput:
         """What a retired step brought, and the tokens that have to follow, which nobody draws."""
         seq = self._by_id[output.id]
-        return self._taken(seq, outputs.take_taken(seq, output, token_ids)) if token_ids else output
+        return self._taken(seq, outputs.take_told(seq, output, token_ids)) if token_ids else output
 
     # ---- steps that fail
 

@@ -454,13 +454,13 @@ class Scheduler:
         sequences = {seq.id: seq for plan in plans for seq in plan.sequences if not seq.finished}
         return sorted(sequences.values(), key=lambda seq: seq.arrival)
 
-    def blame(self, sequences: Seq[Sequence], error: str) -> list[EngineOutput]:
+    def blame(self, sequences: Seq[Sequence], error: str, max_trials: int = _MAX_TRIALS) -> list[EngineOutput]:
         """Finds whose fault it is that a step of these sequences, oldest first, failed; that request ends with `error`.
 
-        Each is computed alone to its next token, and is at fault if that fails. Where none does, it is what they are
-        together that fails, and at last the newest gives way.
+        Each is computed alone to its next token, and is at fault if that fails. Where none does, so many times, it is
+        what they are together that fails, and the newest gives way.
         """
-        if not self._suspects and any(seq.num_trials < _MAX_TRIALS for seq in sequences):
+        if not self._suspects and any(seq.num_trials < max_trials for seq in sequences):
             self._suspects = deque(sequences)
             return []
         for seq in sequences[-1:]:

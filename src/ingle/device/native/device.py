@@ -13,6 +13,7 @@ from ingle.device.inputs import Inputs, inputs_of
 from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv
 from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import NativeSampler, logprob_rows
+from ingle.heap import give_back_memory
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
 _LOGIT_ROWS = 64
@@ -36,6 +37,9 @@ class NativeDevice:
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""
         return True
+
+    def relieve(self) -> None:
+        give_back_memory()
 
     def capture_next(self) -> bool:
         """There are no graphs to capture."""

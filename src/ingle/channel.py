@@ -58,14 +58,43 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """Start-up phases and their seconds, in order."""
 
 
-class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """A step's counters; they come with every step, so that a busy engine that falls silent is a stalled one."""
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Bounds of the histogram of tokens in a step."""
 
-    num_steps: int = 0
+
+class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
+    """How it stands with the engine, and what it has done since its start: never less than before.
+
+    Comes with the first step, twice a second at most while others follow, and with the last.
+    """
+
     num_running: int = 0
+    """Requests that have a slot."""
     num_waiting: int = 0
+    """Requests that wait for a slot, for pages or for their grammar."""
+    num_compiling: int = 0
+    """Of those that wait, the ones whose grammar is being compiled."""
+    num_pages: int = 0
+    """Pages of the KV cache that requests can hold."""
+    num_used_pages: int = 0
+    """Of these, the ones that requests hold."""
+    num_cached_pages: int = 0
+    """Of the others, the ones that the prefix cache could hand out again."""
+    num_steps: int = 0
+    num_failed_steps: int = 0
+    """Steps that raised an exception."""
     num_prompt_tokens: int = 0
-    """Prompt tokens computed since the start; those read from the prefix cache are not among them."""
+    """Prompt tokens computed; those read from the prefix cache are not among them, and those computed again are."""
+    num_step_tokens: int = 0
+    """Tokens of all steps, those of prompts and those drawn."""
+    step_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKENS) + 1)
+    """Steps by their tokens: up to each of `STEP_TOKENS`, and beyond the last."""
+    num_queried_tokens: int = 0
+    """Prompt tokens looked for in the prefix cache, as their request got its slot."""
+    num_hit_tokens: int = 0
+    """Of these, the ones that were there."""
+    num_preemptions: int = 0
+    """Requests that lost their slot, to be computed again."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -79,10 +108,9 @@ class NothingRefused(msgspec.Struct, frozen=True, tag="checked"):
 
 
 class StepMessage(msgspec.Struct, frozen=True, tag="step"):
-    """What one step brought."""
+    """What one step brought. It comes with every step, so that a busy engine that falls silent is a stalled one."""
 
     outputs: list[EngineOutput]
-    stats: EngineStats
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -114,7 +142,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 ToEngine = Start | EngineRequest | Abort
-FromEngine = EngineInfo | Progress | NothingRefused | StepMessage | Failed
+FromEngine = EngineInfo | Progress | NothingRefused | StepMessage | EngineStats | Failed
 
 
 class ChannelClosed(Exception):
@@ -145,7 +173,10 @@ class Channel:
             ready, _, _ = select.select([self._socket], [], [], None if wait and not messages else 0)
             if not ready:
                 return messages
-            data = self._socket.recv(1 << 18)
+            try:
+                data = self._socket.recv(1 << 18)
+            except ConnectionError as error:  # the peer has gone, and left unread what we sent last
+                raise ChannelClosed from error
             if not data:
                 raise ChannelClosed
             self._buffer += data

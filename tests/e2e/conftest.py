@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from tokenizers import pre_tokenizers
 
 from tests.support import save_checkpoint
 
@@ -117,6 +119,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"type": "BPE", "vocab": vocab, "merges": []}
     tokenizer = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
                  "trim_offsets": True, "use_regex": True}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def save_byte_model(folder: Path, **overrides: Any) -> Path:
+    """A random model that knows every byte, in `folder`."""
+    save_checkpoint(folder, vocab_size=300, **overrides)
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{i}>" for i in range(44))]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tokenizer = {
+        "version": "1.0",
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 

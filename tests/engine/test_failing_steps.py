@@ -220,8 +220,7 @@ class Client:
         while True:
             (length,) = LENGTH.unpack(self._read(LENGTH.size))
             message = msgspec.msgpack.decode(self._read(length), type=FromEngine)
-            assert isinstance(message, StepMessage), message
-            for output in message.outputs:
+            for output in message.outputs if isinstance(message, StepMessage) else ():
                 if output.finish_reason is not None:
                     return output
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from ingle.channel import EngineStats
 from ingle.config.access import ApiKey
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
@@ -23,7 +25,7 @@ from ingle.server.access import Access
 from ingle.server.app import create_app
 from ingle.server.engine_client import caller, in_background
 from ingle.server.graceful import http_config
-from ingle.server.http_limits import HttpLimits
+from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.models import ModelPool, ServedModel
 from ingle.text.load import TextSide
 from ingle.text.tokenizer import Tokenizer
@@ -52,18 +54,15 @@ class Info:
     stored_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 900, "F32": 100})
     expanded_types: list[str] = field(default_factory=lambda: ["Q8_0"])
     weight_bytes: int = 4000
+    kv_cache_bytes: int = 2000
+    num_pages: int = 33
+    page_size: int = 16
 
 
 @dataclass
 class Health:
     ok: bool = True
     detail: str = "ok"
-
-
-@dataclass
-class Stats:
-    num_running: int = 0
-    num_waiting: int = 0
 
 
 @dataclass
@@ -81,7 +80,9 @@ class ScriptedEngine:
     die_after: int | None = None
     """Tokens after which the engine is dead."""
     status: Health = field(default_factory=Health)
-    stats: Stats = field(default_factory=Stats)
+    stats: EngineStats = field(default_factory=EngineStats)
+    pid: int = field(default_factory=os.getpid)
+    num_restarts: int = 0
     requests: list[EngineRequest] = field(default_factory=list)
     in_background: list[bool] = field(default_factory=list)
     """Of each of them, whether it may wait for others."""
@@ -181,8 +182,10 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
 @asynccontextmanager
 async def served(app: ASGIApp, **limits: Any) -> AsyncIterator[int]:
     """A real server on 127.0.0.1, whose port this is, with connections as `ingle serve` has them."""
+    given = HttpLimits(**limits)
+    counted = OpenConnections(given.max_connections)
     config = http_config(
-        app, HttpLimits(**limits), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
+        app, given, counted, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

@@ -548,6 +548,9 @@ class Memory:
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 8000) if name in ("sockname", "peername") else None
 
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        pass
+
     def write(self, data: bytes) -> None:
         self.written += data
 

@@ -16,12 +16,15 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer as Backend
 
 from ingle.errors import RequestError
+from ingle.limits import LimitsConfig, holding
 from ingle.request import SamplingParams
-from ingle.structured import MAX_GRAMMAR_BYTES, StructuredOutputs
+from ingle.structured import StructuredOutputs
 from ingle.text.grammar import GrammarCheck, compile_grammar, grammar_text, unforced
 from ingle.text.load import load_tokenizer
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
+
+_MOST = LimitsConfig().max_grammar_bytes
 
 BYTES = LLTokenizer("byte")
 KINDS: dict[str, Callable[[], Backend]] = {
@@ -142,6 +145,19 @@ def test_schemas(schema: dict[str, Any], yes: list[Any], no: list[Any]) -> None:
     assert [value for value in no if json_accepts(schema, value)] == []
 
 
+def test_objects_may_be_closed() -> None:
+    inner = {"properties": {"b": {"type": "integer"}}, "default": {"properties": {}}}
+    schema = {"type": "object", "properties": {"properties": {"type": "array", "items": {"$ref": "#/$defs/inner"}}}}
+    schema |= {"$defs": {"inner": {"type": "object", **inner}}}
+    given = {"properties": [{"b": 1}]}
+    more = [{"properties": [{"b": 1, "c": 2}]}, {**given, "a": 1}]
+    for value in (given, *more):
+        assert accepts(json.dumps(value), json=schema)
+        assert accepts(json.dumps(value), json=schema, disable_additional_properties=True) is (value is given)
+    said = {"type": "object", "properties": {}, "additionalProperties": True}
+    assert accepts('{"a": 1}', json=said, disable_additional_properties=True)
+
+
 def test_white_space_is_some_and_never_without_end() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}, "required": ["a"]}
     value = {"a": [1, 2]}
@@ -173,22 +189,22 @@ def test_what_is_not_handled_is_refused_whatever_the_schema_asks_for(schema: dic
         ({"choice": ["a", ""]}, "not empty"),
         ({"choice": "abc"}, "must be a list of strings, got 'abc'"),
         ({"choice": {"a": 1}}, "must be a list of strings"),
-        ({"choice": ["x"] * 5000}, "1 to 4096 strings"),
+        ({"choice": ["x"] * 5000}, "choice has 5000 strings, at most 4096 are taken (--max-grammar-choices)"),
         ({"json": "{"}, "json is not valid JSON"),
         ({"json": [1]}, "must be a JSON Schema, which is an object"),
         ({"json": False}, "no answer can follow"),
         ({"json": {"enum": [float("nan")]}}, "json is no JSON Schema"),
         ({"json": {"enum": [object()]}}, "json is no JSON Schema"),
         ({"json": "[" * 100_000}, "json is not valid JSON"),
-        ({"regex": "a" * (MAX_GRAMMAR_BYTES + 1)}, f"at most {MAX_GRAMMAR_BYTES} are taken"),
-        ({"json": {"enum": ["a" * MAX_GRAMMAR_BYTES]}}, f"at most {MAX_GRAMMAR_BYTES} are taken"),
+        ({"regex": "a" * (_MOST + 1)}, f"at most {_MOST} are taken (--max-grammar-bytes)"),
+        ({"json": {"enum": ["a" * _MOST]}}, f"at most {_MOST} are taken (--max-grammar-bytes)"),
         ({"regex": 3}, "regex must be a string, got 3"),
         ({"regex": "a", "disable_any_whitespace": True}, "whitespace is that of JSON"),
         ({"rule": "a"}, "has no rule"),
     ],
 )
 def test_values_are_checked(wanted: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(message)) as error:
+    with holding(LimitsConfig()), pytest.raises(RequestError, match=re.escape(message)) as error:
         SamplingParams(structured_outputs=wanted)  # type: ignore[arg-type]
     assert error.value.param == "structured_outputs"
 

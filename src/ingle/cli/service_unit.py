@@ -18,7 +18,14 @@ from ingle.service import reach
 from ingle.service.systemd import Manager
 from ingle.service.unit import Credential, Unit, checked_name
 
-_PLACED = ("model", "api_key", "admin_api_key", "api_key_file", "chat_template")
+_FILES = {
+    "api_key_file": "api-keys",
+    "ssl_certfile": "certificate.pem",
+    "ssl_keyfile": "key.pem",
+    "ssl_ca_certs": "authorities.pem",
+}
+"""Fields that name a small file, which may be for its owner's eyes only, and what the service's copy is called."""
+_PLACED = ("model", "chat_template", *SECRETS, *_FILES)
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
     *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
@@ -123,11 +130,20 @@ def _reader(options: ServiceOptions) -> reach.Reader:
 def _url(server: ServerConfig, check_port: bool) -> str:
     if server.port == 0:
         raise ConfigError("--port 0 would give the service another address at each start: give a port, such as 8000")
-    from ingle.server.listening import bind
+    from ingle.server.listening import bind, refuse_open
     from ingle.server.running import url_of
 
+    if server.listen.uds is not None:
+        raise ConfigError("--uds: a service listens on an address and a port: leave the flag out")
+    scheme = "http"
+    if server.listen.ssl_certfile is not None:
+        from ingle.server.tls import Certificate
+
+        Certificate(server.listen)
+        scheme = "https"
     with bind(server.host, server.port if check_port else 0) as sock:
-        return f"{url_of(sock).rpartition(':')[0]}:{server.port}"
+        refuse_open(server, sock)
+        return f"{url_of(sock, scheme).rpartition(':')[0]}:{server.port}"
 
 
 def _model(options: ServiceOptions) -> Path | None:
@@ -178,8 +194,10 @@ def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[st
     for flag, words in given.settings:
         if flag.owner in CONFIGURATION and flag.field not in _PLACED:
             yield from spelled(flag, words)
-    if (keys := options.server.access.api_key_file) is not None:
-        yield _file("--api-key-file", "api-keys", _absolute(keys), options)
+    for name, copy in _FILES.items():
+        given_path = getattr(options.server.access, name, None) or getattr(options.server.listen, name, None)
+        if given_path is not None:
+            yield _file(f"--{name.replace('_', '-')}", copy, _absolute(given_path), options)
     template = options.text.chat_template
     if template is not None and "{" not in template and Path(template).is_file():
         yield _file("--chat-template", "chat-template.jinja", _absolute(template), options)
@@ -207,6 +225,9 @@ def _variables(given: Given) -> dict[str, str]:
     found = {name: value for name in CARRIED if (value := os.environ.get(name))} | given.environment
     for secret in SECRETS:
         keys = [key for flag, words in given.settings if flag.field == secret for key in words]
+        if secret == "ssl_keyfile_password" and keys:
+            found["INGLE_SSL_KEYFILE_PASSWORD"] = keys[-1]
+            continue
         if any("," in key or len(key.split()) != 1 for key in keys):
             raise ConfigError("a key with a comma or a space cannot stand in a variable: give --api-key-file")
         if keys:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ingle.cli.flags import parse
 from ingle.errors import EngineError
-from ingle.server.running import Running, is_called, runs, servers
+from ingle.server.running import UNIX, Running, is_called, runs, servers
 
 _POLL_S = 0.05
 _SAY_S = 3.0
@@ -24,7 +24,7 @@ class Stop:
     """End a server of yours: it finishes what can be finished within seconds, and frees its memory."""
 
     name: str
-    """The name of its model, its port, its process id, or all."""
+    """The name of its model, its port or socket, its process id, or all."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,20 +40,25 @@ def _chosen(name: str, running: Sequence[Running]) -> list[Running]:
             print("no server runs")
         return list(running)
     wanted = name.removeprefix(":")
-    found = [server for server in running if wanted in (str(server.port), str(server.pid), server.url)]
+    found = [server for server in running if wanted in _names(server)]
     found = found or [server for server in running if any(is_called(model, name) for model in server.models)]
     if not found:
-        names = ", ".join(f"{server.models[0]} on port {server.port}" for server in running) or "none"
+        names = ", ".join(f"{server.models[0]} on {server.place}" for server in running) or "none"
         raise EngineError(f"no server for {name!r} runs; running: {names}")
     if len(found) > 1:
-        ports = " or ".join(str(server.port) for server in found)
-        raise EngineError(f"{len(found)} servers have {name}: `ingle stop` the one on port {ports}, or all")
+        places = " or ".join(server.place for server in found)
+        raise EngineError(f"{len(found)} servers have {name}: `ingle stop` the one on {places}, or all")
     return found
+
+
+def _names(server: Running) -> tuple[str, ...]:
+    """A socket goes by its path, with or without `unix:`."""
+    return str(server.port), str(server.pid), server.url, server.url.removeprefix(UNIX)
 
 
 def _stop(server: Running) -> None:
     """Waits until it has ended. Raises `EngineError` when it does not."""
-    name = f"{server.models[0]} on port {server.port}"
+    name = f"{server.models[0]} on {server.place}"
     started = said = time.monotonic()
     if runs(server):  # a server that has just ended leaves its process id to others
         try:

@@ -10,8 +10,10 @@ import reprlib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ingle.config.access import AccessConfig
+from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
+from ingle.limits import LimitsConfig
 
 logger = logging.getLogger("ingle")
 
@@ -315,14 +317,9 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
-    timeout_keep_alive: float = 65.0
-    """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
-    max_connections: int = 4096
-    """Most connections open at once; one address may have half of them."""
-    max_num_queued_reqs: int = 4096
-    """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
-    max_num_queued_tokens: int = 4_194_304
-    """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
+    stream_interval: int = 1
+    """Tokens of a streamed answer that are sent together, after the first. More leave a machine that many streams share
+    more time to compute: text comes in larger pieces, and in all sooner."""
     response_store: str = "256MB"
     """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
     such as 1GiB; 0 keeps none. The oldest go first."""
@@ -334,11 +331,13 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
 
-    access: AccessConfig = AccessConfig()  # noqa: RUF009 (frozen)
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
         self.response_store_bytes()
         if not 0.0 < self.response_store_hours < math.inf:
@@ -347,12 +346,9 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
-            _at_least(name, getattr(self, name), 1)
+        _at_least("stream_interval", self.stream_interval, 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)
-        if not 0.0 < self.timeout_keep_alive < math.inf:
-            raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
         if not all(name.strip() for name in self.served_model_name):
             raise ConfigError("--served-model-name has an empty value: leave the flag out, or give it one")
 
@@ -372,5 +368,8 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig, AccessConfig)
+CONFIGURATION = (
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig, LimitsConfig),
+)
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingle.channel import EngineStats
+from ingle.engine.counts import StepCounts, Waits
 from ingle.engine.facts import EngineFacts
 from ingle.engine.grammar import Grammars, Use
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
@@ -82,8 +83,9 @@ class Engine:
             self._masks = MaskTable(facts.vocab_size)
         else:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
+        self._counts = StepCounts()
+        self.waits: Waits | None = None
+        """Given by whoever wants first outputs to say how long their requests waited."""
         self.clock = time.perf_counter
         """Of the seconds that steps take."""
         self._retired_at_s = 0.0
@@ -107,6 +109,8 @@ class Engine:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
+        if self.waits is not None:
+            self.waits.begin(request.id)
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
         lists = TokenLists.of(request, self.facts.vocab_size)
@@ -118,6 +122,8 @@ class Engine:
         self._compiling.pop(request_id, None)
         self.scheduler.abort(request_id)
         self._masks.drop(request_id)
+        if self.waits is not None:
+            self.waits.drop(request_id)
 
     @property
     def has_work(self) -> bool:
@@ -132,6 +138,8 @@ class Engine:
         """
         outputs = self._take_compiled() if self._compiling else []
         plan, self._planned = self._planned or self.scheduler.plan(), None
+        if plan is not None and plan.step.admissions and self.waits is not None:
+            self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
@@ -145,6 +153,8 @@ class Engine:
             if not self.worker.device.usable():
                 raise
             outputs += self._recover(error)
+        if self.waits is not None:
+            self.waits.tell(outputs)
         return outputs
 
     def _take_compiled(self) -> list[EngineOutput]:
@@ -191,7 +201,8 @@ class Engine:
         for request_id, error in filled.failed.items():
             if request_id in self._masks:
                 self.abort(request_id)
-                outputs.append(EngineOutput(request_id, [], "error", error=error))
+                refused = isinstance(error, RequestError)
+                outputs.append(EngineOutput(request_id, [], "error", error=str(error), refused=refused))
 
     def _fill(self, plan: Plan) -> Future[Filled]:
         """The masks of a step's sequences, all of whose tokens are known."""
@@ -202,8 +213,7 @@ class Engine:
         """Queues a step but for the draw."""
         self._in_flight.append(_InFlight(plan, self.clock()))
         self._in_flight[-1].running = self.worker.forward(plan.step)
-        self._num_steps += 1
-        self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
+        self._counts.launched(plan.step)
 
     def _sample(self, launched: _InFlight, masks: Masks) -> None:
         assert launched.running is not None
@@ -250,7 +260,8 @@ class Engine:
                 ended = self._masks.take(output.id, output.token_ids[num_drawn:])
         except Exception as error:
             self.abort(output.id)
-            return msgspec.structs.replace(output, finish_reason="error", error=str(error))
+            refused = isinstance(error, RequestError)
+            return msgspec.structs.replace(output, finish_reason="error", error=str(error), refused=refused)
         if output.finish_reason is not None:
             self._masks.drop(output.id)
         elif ended:
@@ -261,12 +272,14 @@ class Engine:
     def _recover(self, error: Exception) -> list[EngineOutput]:
         """Takes back what is in flight, and ends the request at fault, once it is known."""
         plans = [launched.plan for launched in self._in_flight]
-        sequences = self.scheduler.revoke(plans)
+        sequences = self.scheduler.revoke(plans if self._planned is None else [*plans, self._planned])
         self._in_flight.clear()
+        self._planned = None
+        self._counts.num_failed += 1
         if not _ran_out_of_memory(error):
             return self._blamed(sequences, error, self.scheduler.blame(sequences, _UNKNOWN))
         self.worker.device.relieve()
-        num_tokens = max(plan.step.num_tokens - plan.step.num_decodes for plan in plans)
+        num_tokens = max((plan.step.num_tokens - plan.step.num_decodes for plan in plans), default=0)
         if (most := self.scheduler.pace.shrink(num_tokens)) is not None:
             _logger().warning(
                 "memory ran out in a step that read %d tokens of prompts: the next read %d", num_tokens, most
@@ -282,12 +295,22 @@ class Engine:
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, pages, counts = self.scheduler, self.scheduler.pages, self._counts
         return EngineStats(
-            num_steps=self._num_steps,
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_waiting=scheduler.num_waiting + len(self._compiling),
+            num_compiling=len(self._compiling),
+            num_pages=pages.capacity,
+            num_used_pages=pages.capacity - pages.num_available,
+            num_cached_pages=pages.num_cached,
+            num_steps=counts.num_steps,
+            num_failed_steps=counts.num_failed,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_step_tokens=counts.num_tokens,
+            step_tokens=tuple(counts.by_tokens),
+            num_queried_tokens=scheduler.num_queried_tokens,
+            num_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
         )
 
 

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import numpy as np
 
 from ingle.engine.masks import TokenMask, Words, pack_mask
+from ingle.errors import RequestError
 from ingle.kernels.cpu import threads
 from ingle.structured import Grammar
 from ingle.text.grammar import Vocabulary, compile_grammar, unforced
@@ -78,7 +79,7 @@ class GrammarMask:
     def allowed(self) -> Words | None:
         """Of one that is not bound yet. The rows of others are filled together, by `Grammars.fill_rows`."""
         if self.matcher.is_error():
-            raise ValueError(_refused(self.matcher))
+            raise _fault(self.matcher)
         return None
 
     def forced(self) -> list[int]:
@@ -93,7 +94,7 @@ class GrammarMask:
             free += 1
         for token_id in token_ids[free:]:
             if not self.matcher.consume_token(token_id):
-                raise ValueError(_refused(self.matcher))
+                raise _fault(self.matcher)
             if self.numbers is not None:
                 self.numbers.take(self._bytes_of[token_id])
 
@@ -137,9 +138,14 @@ def _by_copy(bound: tuple[GrammarMask, int]) -> int:
     return id(bound[0].use.copy)
 
 
-def _refused(matcher: LLMatcher) -> str:
-    """What llguidance says of an answer that cannot go on."""
-    return f"the grammar cannot be followed any further: {matcher.get_error().splitlines()[0]:.200}"
+def _fault(matcher: LLMatcher) -> Exception:
+    """What llguidance says of an answer that cannot go on.
+
+    That is a grammar which takes more than its limits allow, or a token that none of our masks should have let through.
+    """
+    error = matcher.get_error().splitlines()[0]
+    kind = ValueError if "satisfy the grammar" in error else RequestError
+    return kind(f"the grammar cannot be followed any further: {error:.200}")
 
 
 class Grammars:
@@ -167,7 +173,7 @@ class Grammars:
         copies = self._copies.setdefault(grammar.text, [])
         least = min((len(copy.uses) for copy in copies), default=_MAX_SHARING)
         if least >= _MAX_SHARING and len(copies) < self._num_threads:
-            copies.append(Copy(self._pool.submit(self._compile, grammar.text)))
+            copies.append(Copy(self._pool.submit(self._compile, grammar.text, grammar.fuel)))
         self._copies.move_to_end(grammar.text)
         if len(self._copies) > _MAX_KEPT:
             self._copies.popitem(last=False)
@@ -209,9 +215,9 @@ class Grammars:
             self._executor = LLExecutor(self._num_threads)
         return self._executor
 
-    def _compile(self, text: str) -> LLMatcher:
+    def _compile(self, text: str, fuel: int) -> LLMatcher:
         with self._reading:
             if self._tokenizer is None:
                 self._vocabulary = self._read()
                 self._tokenizer = self._vocabulary.for_llguidance()
-        return compile_grammar(text if self._forcing else unforced(text), self._tokenizer)
+        return compile_grammar(text if self._forcing else unforced(text), self._tokenizer, fuel)

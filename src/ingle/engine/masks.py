@@ -101,7 +101,7 @@ class Filled:
     """The masks of one step."""
 
     masks: Masks
-    failed: dict[str, str]
+    failed: dict[str, Exception]
     """By request, what went wrong where its row could not be filled: there any token is drawn."""
 
 
@@ -173,7 +173,7 @@ class MaskTable:
         started.set()
         words = np.empty((len(bound), self._num_words), np.int32)
         ids = [id for _, id, _ in bound]
-        failed: dict[str, str] = {}
+        failed: dict[str, Exception] = {}
         words[[row for row, (_, _, mask) in enumerate(bound) if mask is None]] = -1
         masked = [(mask, row) for row, (_, _, mask) in enumerate(bound) if mask is not None]
         for mask, row in self._fill_rows(masked, words):
@@ -182,7 +182,7 @@ class MaskTable:
                 words[row] = -1 if allowed is None else self._checked(allowed)
             except Exception as error:  # whatever it is, it is this request's
                 words[row] = -1
-                failed[ids[row]] = str(error)
+                failed[ids[row]] = error
         for row, id in enumerate(ids):
             lists = self._lists.get(id)
             if lists is not None and (shared := words[row] & lists.allowed()).any():

@@ -12,12 +12,14 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
 
 from ingle.channel import Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
 from ingle.engine.build import build_engine
+from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
 from ingle.errors import (
     ConfigError,
@@ -32,6 +34,8 @@ from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
 _PR_SET_PDEATHSIG = 1
+_REPORT_S = 0.5
+"""Between two of the engine's stats, while it steps."""
 _LARGE_BYTES = 8 << 20
 """Of requests, after which the memory that they took is given back."""
 
@@ -89,6 +93,7 @@ def serve(engine: Engine, channel: Channel) -> None:
     Ends with `ChannelClosed`.
     """
     num_bytes_before = 0
+    reports, engine.waits = _Reports(engine, channel), Waits()
     while True:
         idle = not engine.has_work
         if idle:
@@ -102,8 +107,29 @@ def serve(engine: Engine, channel: Channel) -> None:
                 rejected += _add(engine, message)
             else:
                 engine.abort(message.id)  # type: ignore[union-attr]
+        worked = engine.has_work or not idle
         outputs = engine.step() if engine.has_work else []
-        channel.send(StepMessage(rejected + outputs, engine.stats()))
+        if worked:
+            reports.tell(engine.has_work)
+        channel.send(StepMessage(rejected + outputs))
+
+
+class _Reports:
+    """Tells the other side how the engine stands: after the first step, twice a second while others follow, and after
+    the last. Whoever hears of a step's outputs has heard of that before."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine, self._channel = engine, channel
+        self._next_s = 0.0
+        self._goes_on = False
+        self.tell(False)
+
+    def tell(self, goes_on: bool) -> None:
+        now_s = time.monotonic()
+        if not goes_on or not self._goes_on or now_s >= self._next_s:
+            self._channel.send(self._engine.stats())
+            self._next_s = now_s + _REPORT_S
+        self._goes_on = goes_on
 
 
 def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:

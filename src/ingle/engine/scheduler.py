@@ -52,7 +52,7 @@ class Scheduler:
             raise ValueError("one sequence of max_model_len must fit the page pool")
         self.drafter = drafter
         self.running: list[Sequence] = []  # in order of admission
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_queried_tokens = self.num_hit_tokens = 0
         self._paging = Paging(pages, limits.windows, limits.page_size)
         self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._by_id: dict[str, Sequence] = {}
@@ -337,6 +337,8 @@ class Scheduler:
         seq.num_untold = 0  # the admission has all
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
+            self.num_queried_tokens += seq.num_prompt_tokens
+            self.num_hit_tokens += seq.num_computed
         self.running.append(seq)
         plan.step.admissions.append(
             Admission(

@@ -219,6 +219,18 @@ def _concurrent_requests(value: str, model: str | None) -> Turned:
     return Turned(notice="changes nothing here: --max-num-seqs bounds what runs, --max-num-queued-reqs what waits")
 
 
+def _origins(value: str, model: str | None) -> Turned:
+    """--cors-origin, of a JSON list, or of words between commas"""
+    try:
+        given = json.loads(value)
+    except (ValueError, RecursionError):
+        given = value.split(",")
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        return Turned(refusal="it is not a list of origins: --cors-origin https://chat.example.com says one")
+    words = [each.strip() for each in given if each.strip()]
+    return Turned(("--cors-origin", *words)) if words else Turned()
+
+
 def _verbose(value: str, model: str | None) -> Turned:
     """--log-level debug"""
     return Turned() if value.lower() in ("false", "off", "0") else Turned(("--log-level", "debug"))
@@ -248,6 +260,7 @@ _BY_TURN: dict[Turn, tuple[str, str]] = {
     _tokenizer: ("=", "--tokenizer --tokenizer-path"),
     _model_type: ("=", "--model-type"),
     _concurrent_requests: ("=", "--max-concurrent-requests"),
+    _origins: ("=", "--allowed-origins --cors-allow-origin --cors-origins --cors-allow-origins"),
     _verbose: ("?", "--verbose -v --log-verbose"),
 }
 

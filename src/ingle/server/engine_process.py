@@ -73,6 +73,10 @@ class EngineProcess:
             logger.warning("%s", line.decode(errors="replace").rstrip())
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def has_ended(self) -> bool:
         return self._popen.poll() is not None
 

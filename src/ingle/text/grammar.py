@@ -7,9 +7,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 from ingle.structured import Grammar, StructuredOutputs
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _WHITE_SPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 """Between the tokens of JSON: a small model at a high temperature writes blanks for ever, where it may."""
+_MAX_ITEMS = 50_000
+"""Alternatives at one place: some thousand choices or names of properties are among what people send."""
 _MAX_KEPT = 256
 _MAX_ERROR_CHARS = 300
 _SPECIAL_BYTE = b"\xff"
@@ -27,6 +30,8 @@ _SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_STRING}{{1,{n}}}" for n in (2, 4, 6, 8,
 """Tokens that llguidance allows together, where all of them may come. Its own slices have strings of up to 10 and of up
 to 30; where fewer characters than that may follow, it would look at each token for itself, which takes 2 ms.
 """
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""What has schemas by names."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
@@ -77,14 +82,18 @@ class _Words:
         return ids if b"".join(map(self.tokens.__getitem__, ids)) == text.encode() else self.greedy(text)
 
 
-def compile_grammar(text: str, tokenizer: LLTokenizer) -> LLMatcher:
-    """Compiled, with its first mask. Holds no lock of the interpreter's, and is bounded by llguidance's limits.
+def compile_grammar(text: str, tokenizer: LLTokenizer, fuel: int = 1_000_000) -> LLMatcher:
+    """Compiled, with its first mask. Holds no lock of the interpreter's, and is bounded by llguidance's limits, and by
+    `fuel`, steps of its lexer.
 
     Raises `RequestError`.
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(
+        verbose_errors=False, initial_lexer_fuel=fuel, max_items_in_row=_MAX_ITEMS, step_max_items=_MAX_ITEMS
+    )
+    matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # the first takes longest
     if matcher.is_error():
@@ -144,6 +153,8 @@ def _of_schema(wanted: StructuredOutputs) -> str:
     schema = {"type": "object"} if wanted.json is None else json.loads(str(wanted.json))
     if not isinstance(schema, dict):  # true: any JSON
         schema = {}
+    if wanted.disable_additional_properties:
+        _close(schema)
     given = schema.get("x-guidance")
     options = {"whitespace_pattern": _WHITE_SPACE, **(given if isinstance(given, dict) else {})}
     if wanted.disable_any_whitespace or options.get("whitespace_flexible") is False:
@@ -154,6 +165,20 @@ def _of_schema(wanted: StructuredOutputs) -> str:
     # What the standard says and llguidance does not do is refused, whatever the schema asks for.
     schema["x-guidance"] = {**options, "lenient": False, "coerce_one_of": False}
     return json.dumps({"grammars": [{"json_schema": schema}]}, ensure_ascii=False)
+
+
+def _close(part: Any) -> None:
+    """Adds `additionalProperties: false` to schemas of objects that name properties and leave it open, in a schema."""
+    if isinstance(part, dict):
+        if isinstance(part.get("properties"), dict):
+            part.setdefault("additionalProperties", False)
+        for name, value in part.items():
+            if name in ("enum", "const", "default", "examples"):  # values, not schemas
+                continue
+            _close(list(value.values()) if name in _NAMED and isinstance(value, dict) else value)
+    elif isinstance(part, list):
+        for each in part:
+            _close(each)
 
 
 class GrammarCheck:
@@ -188,12 +213,13 @@ class GrammarCheck:
         """The grammar, or what is wrong with it."""
         if not self._end_ids:
             return "this model has no end token, with which such an answer ends"
+        fuel = limits().max_grammar_fuel
         try:
             text = grammar_text(wanted)
-            compile_grammar(text, self._small_tokenizer())
+            compile_grammar(text, self._small_tokenizer(), fuel)
         except (ValueError, RequestError) as error:
             return _plain(str(error))
-        return Grammar(text, wanted.after, is_json=wanted.kind in ("json", "json_object"))
+        return Grammar(text, wanted.after, wanted.kind in ("json", "json_object"), fuel)
 
     def _small_tokenizer(self) -> LLTokenizer:
         with self._lock:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from ingle.errors import IngleError, RequestError
+from ingle.server.access import Client
 from ingle.server.batch.records import BatchError, LineResponse, OutputLine
 from ingle.server.engine_client import in_background
 from ingle.server.errors import current_request_id, describe
@@ -100,12 +101,12 @@ def answers_of(app: Starlette) -> dict[str, Answer]:
     return {route.path: route.endpoint for route in app.routes if isinstance(route, Route) and route.path in ENDPOINTS}
 
 
-async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line) -> OutputLine:
-    """What the endpoint says, errors included. Raises `EngineError` when there is nobody left to ask."""
+async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line, owner: str = "") -> OutputLine:
+    """What the endpoint tells the batch's owner, errors included. Raises `EngineError` if there is nobody to ask."""
     request_id = uuid.uuid4().hex
     current_request_id.set(request_id)
     in_background.set(True)
-    request = Request(_scope(app, line, request_id), _receiver(bytes(line.body)))
+    request = Request(_scope(app, line, request_id, owner), _receiver(bytes(line.body)))
     try:
         response = await answers[line.url](request)
         status, body = response.status_code, bytes(response.body)
@@ -121,22 +122,23 @@ async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line) -> O
     return OutputLine(id=f"batch_req_{request_id}", custom_id=line.custom_id, response=told_of)
 
 
-async def answer_patiently(app: Starlette, answers: Mapping[str, Answer], line: Line) -> OutputLine:
+async def answer_patiently(app: Starlette, answers: Mapping[str, Answer], line: Line, owner: str = "") -> OutputLine:
     """As `answer`, but that what the server has no room for now is asked again."""
     while True:
-        result = await answer(app, answers, line)
+        result = await answer(app, answers, line, owner)
         if result.response is None or result.response.status_code not in _BUSY:
             return result
         await asyncio.sleep(BUSY_S)
 
 
-def _scope(app: Starlette, line: Line, request_id: str) -> dict[str, Any]:
+def _scope(app: Starlette, line: Line, request_id: str, owner: str) -> dict[str, Any]:
     headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
     headers.append((b"content-length", str(len(bytes(line.body))).encode()))
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": line.url, "raw_path": line.url.encode(), "query_string": b"", "root_path": "", "headers": headers,
-        "client": None, "server": None, "app": app, "state": {}, "path_params": {},
+        "client": None, "server": None, "app": app, "path_params": {},
+        "state": {"client": Client(owner, owner=owner)},
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import ingle
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "version", "cgroup", "heap"),
     ("limits",),
-    ("habits", "structured"),
+    ("habits", "progress", "structured"),
     ("home", "config", "kv", "request"),
     ("channel", "events", "step"),
     ("facts", "kernels", "pooling"),

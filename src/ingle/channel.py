@@ -9,8 +9,9 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -56,10 +57,25 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """What the user should know: limits that were cut to fit, types that were changed."""
     timings_s: dict[str, float]
     """Start-up phases and their seconds, in order."""
+    prompt_cache: list[str] = []
+    """The tiers below the device in which prefixes are kept, for people."""
 
 
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Bounds of the histogram of tokens in a step."""
+
+
+class TierStats(msgspec.Struct, frozen=True):
+    """A place below the device where pages are kept."""
+
+    name: str
+    """host or disk."""
+    num_bytes: int
+    """That it holds now."""
+    num_pages_read: int
+    num_pages_written: int
+    num_pages_damaged: int
+    """Found, and not whole."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
@@ -92,9 +108,16 @@ class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     num_queried_tokens: int = 0
     """Prompt tokens looked for in the prefix cache, as their request got its slot."""
     num_hit_tokens: int = 0
-    """Of these, the ones that were there."""
+    """Of these, the ones that the device had."""
     num_preemptions: int = 0
     """Requests that lost their slot, to be computed again."""
+    num_lower_queried_tokens: int = 0
+    """Prompt tokens looked for in the tiers below the device, where there are any."""
+    num_lower_hit_tokens: int = 0
+    """Of these, the ones that were read from there."""
+    num_dropped_pages: int = 0
+    """Pages that were evicted before they could be kept in a tier."""
+    tiers: tuple[TierStats, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -105,6 +128,24 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 class NothingRefused(msgspec.Struct, frozen=True, tag="checked"):
     """Nothing is left that could be refused before kernels and weights are touched."""
+
+
+Stage = Literal["loading", "waiting", "stepping", "capturing"]
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """A sign of life, twice a second whatever the engine's loop does; a thread of its own sends it."""
+
+    stage: Stage
+    """What the loop does."""
+    seconds: float
+    """For which nothing has come of that: no step ended, and no part of one."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """Requests that are computed from now on. Told before that is tried: they may be what an engine dies of."""
+
+    ids: list[str]
 
 
 class StepMessage(msgspec.Struct, frozen=True, tag="step"):
@@ -142,7 +183,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 ToEngine = Start | EngineRequest | Abort
-FromEngine = EngineInfo | Progress | NothingRefused | StepMessage | EngineStats | Failed
+FromEngine = EngineInfo | Progress | NothingRefused | Beat | Begun | StepMessage | EngineStats | Failed
 
 
 class ChannelClosed(Exception):
@@ -150,10 +191,11 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """The engine's end: blocking writes, reads that wait only when asked to."""
+    """The engine's end: blocking writes, from any thread, and reads that wait only when asked to."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._buffer = bytearray()
         self.num_bytes_received = 0
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_token_ids)
@@ -162,7 +204,8 @@ class Channel:
     def send(self, message: FromEngine) -> None:
         """Raises `ChannelClosed` when nobody reads any more."""
         try:
-            self._socket.sendall(frame(self._encoder, message))
+            with self._sending:
+                self._socket.sendall(frame(self._encoder, message))
         except OSError as error:
             raise ChannelClosed from error
 

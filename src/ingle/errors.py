@@ -93,6 +93,15 @@ class Collected:
 class EngineError(IngleError):
     """The engine cannot go on: it died, stalled or refused to start."""
 
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        """`retry_after_s`: when to ask again, where another engine is on its way."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AnswerLost(EngineError):
+    """The engine died while it computed the answer, which may be why."""
+
 
 class VerificationError(IngleError):
     """A model is computed otherwise than by its reference."""

@@ -73,13 +73,30 @@ PYTHON = os.environ.get("TEST_PYTHON", sys.executable)
 SERVE = (PYTHON, "-m", "ingle", "serve")
 
 
+@contextlib.contextmanager
+def heard_signals() -> Iterator[None]:
+    """A process that is started inside hears signals, although whoever runs the tests may ignore some.
+
+    nohup ignores SIGHUP, and a shell's background job SIGINT; what is started inherits that.
+    """
+    ignored = [number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def start_server(
     *arguments: str, under: Sequence[str] = (), serve: Sequence[str] = SERVE, wait: bool = True, **environment: str
 ) -> Server:
     """`under`: a command that runs the one that follows it, such as unshare; `serve`: the one that serves."""
     command = [*under, *serve, *arguments, "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    with heard_signals():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     server = Server(process)
     if wait:
         server.wait_ready()

@@ -278,10 +278,11 @@ def test_end_tokens_that_the_model_lacks_are_left_out_with_a_notice(tmp_path: Pa
     assert server.stop() == 0
 
 
-def test_the_server_ends_with_its_engine(tiny_server: Server) -> None:
-    os.kill(tiny_server.engine_pid(), signal.SIGKILL)
-    assert tiny_server.process.wait(timeout=20) == 1
-    assert "ingle: the engine died: killed by SIGKILL" in tiny_server.text()
+def test_the_server_ends_with_its_engine_where_there_is_no_watchdog(tiny_model: Path) -> None:
+    server = start_server(str(tiny_model), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--no-watchdog")
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(timeout=20) == 1
+    assert "ingle: the engine died: killed by SIGKILL" in server.text()
 
 
 def test_the_engine_ends_with_its_server(tiny_server: Server) -> None:

@@ -24,6 +24,7 @@ from ingle.channel import (
     message_encoder,
 )
 from ingle.engine import process
+from ingle.engine.beats import Beats
 from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
@@ -114,7 +115,8 @@ class Peer:
 
         def serve() -> None:
             with theirs, suppress(ChannelClosed):
-                process.serve(engine, Channel(theirs))
+                channel = Channel(theirs)
+                process.serve(engine, channel, Beats(channel))
 
         self.thread = threading.Thread(target=serve)
         self.thread.start()

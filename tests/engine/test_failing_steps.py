@@ -17,6 +17,7 @@ import torch
 
 from ingle.channel import LENGTH, Channel, ChannelClosed, FromEngine, StepMessage, frame, message_encoder
 from ingle.device import Report
+from ingle.engine.beats import Beats
 from ingle.engine.engine import Engine
 from ingle.engine.pace import Pace
 from ingle.engine.process import serve
@@ -212,7 +213,8 @@ class Client:
 
     def _serve(self, engine: Engine, theirs: socket.socket) -> None:
         with theirs, contextlib.suppress(ChannelClosed):
-            serve(engine, Channel(theirs))
+            channel = Channel(theirs)
+            serve(engine, channel, Beats(channel))
 
     def answer(self, request: EngineRequest) -> EngineOutput:
         """The last output of a request."""

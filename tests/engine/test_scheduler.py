@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingle.engine.arrivals import LowerTiers
 from ingle.engine.pages import PagePool
 from ingle.engine.scheduler import Drafter, Scheduler
 from ingle.engine.sequence import Plan
@@ -132,9 +133,16 @@ class Device:
 class Driver:
     """Steps a scheduler over the pretended device, `depth` launched steps ahead of the retired ones."""
 
-    def __init__(self, num_pages: int, depth: int, bounds: Limits, drafter: Drafter | None = None) -> None:
-        self.scheduler = Scheduler(PagePool(num_pages), bounds, drafter)
-        self.device = Device(bounds.page_size, bounds.windows)
+    def __init__(
+        self,
+        num_pages: int,
+        depth: int,
+        bounds: Limits,
+        drafter: Drafter | None = None,
+        tiers: Callable[[PagePool, Device], LowerTiers] | None = None,
+    ) -> None:
+        pool, self.device = PagePool(num_pages), Device(bounds.page_size, bounds.windows)
+        self.scheduler = Scheduler(pool, bounds, drafter, None if tiers is None else tiers(pool, self.device))
         self.depth = depth
         self.launched: deque[tuple[Plan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
@@ -215,6 +223,7 @@ def play(
     faults: bool = False,
     windowed: bool = False,
     drafter: Drafter | None = None,
+    tiers: Callable[[PagePool, Device], LowerTiers] | None = None,
 ) -> Played:
     """Arrivals with shared prefixes, aborts, preemptions, chunks, under tight budgets; checks every page and token.
 
@@ -230,7 +239,7 @@ def play(
     )
     num_pages = 1 + pages_held(windows, max_model_len, page_size, bounds.max_num_batched_tokens)
     num_pages += rng.randint(0, 6) * len(windows)
-    driver = Driver(num_pages, depth, bounds, drafter)
+    driver = Driver(num_pages, depth, bounds, drafter, tiers)
     operations, wanted, faulty = 0, {}, set()
     for number in range(num_requests):
         max_tokens = rng.randint(0, 12)

@@ -63,6 +63,8 @@ class Info:
 class Health:
     ok: bool = True
     detail: str = "ok"
+    status: str = "ok"
+    retry_after_s: int | None = None
 
 
 @dataclass
@@ -82,7 +84,6 @@ class ScriptedEngine:
     status: Health = field(default_factory=Health)
     stats: EngineStats = field(default_factory=EngineStats)
     pid: int = field(default_factory=os.getpid)
-    num_restarts: int = 0
     requests: list[EngineRequest] = field(default_factory=list)
     in_background: list[bool] = field(default_factory=list)
     """Of each of them, whether it may wait for others."""
@@ -90,6 +91,7 @@ class ScriptedEngine:
     """The same: who asked."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
+    num_restarts: int = 0
     num_steps: int = 0
 
     def say(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hmac
 import statistics
@@ -16,17 +17,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from ingle.config import ServerConfig
-from ingle.config.access import AccessConfig, ApiKey
+from ingle.config.access import AccessConfig, ApiKey, ListenConfig
 from ingle.errors import ConfigError
 from ingle.server import access as access_module
 from ingle.server import app as app_module
 from ingle.server import launch
 from ingle.server.access import Client, Keys
 from ingle.server.endpoints import Endpoint
+from ingle.server.followed import FollowedFiles
 from ingle.server.models import ServedModel
 from ingle.server.rates import Bucket, Meter
 
-from .fakes import app_for, assert_error, client_of
+from .fakes import app_for, assert_error, client_of, until
 
 KEYS = tuple(ApiKey(f"sk-{index:04}-" + "x" * 56, f"key-{index}") for index in range(8))
 
@@ -157,6 +159,24 @@ def test_a_line_that_cannot_be(tmp_path: Path, line: str, error: str) -> None:
     assert error in str(raised.value) and "secret" not in str(raised.value)
 
 
+def test_a_configuration_shows_no_secret() -> None:
+    config = ServerConfig(
+        access=AccessConfig(api_key=("sk-secret",), admin_api_key=("sk-more",)),
+        listen=ListenConfig(ssl_certfile="c", ssl_keyfile_password="sk-pass"),
+    )
+    assert "sk-" not in repr(config) + repr(config.access.all_keys()) + repr(Keys(config.access.all_keys()))
+
+
+def test_keys_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("".join(f"{number}\n" for number in range(10_001)))
+    with pytest.raises(ConfigError, match="10001 keys are too many"):
+        AccessConfig(api_key_file=str(path))
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigError, match="no list of keys"):
+        AccessConfig(api_key_file=str(path))
+
+
 def test_a_key_that_is_given_twice(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("a\nb name=bob\n")
@@ -248,6 +268,19 @@ async def test_tokens_a_minute(model: ServedModel, stream: bool) -> None:
     answer = await client.post("/v1/completions", json=ask, headers={"x-api-key": "a"})
     assert_error(answer, 429, "100 tokens a minute")
     assert (await client.post("/v1/embeddings", json={"input": "x"}, headers={"x-api-key": "a"})).status_code == 429
+
+
+@pytest.mark.anyio
+async def test_files_are_looked_at_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingle.server.followed._LOOK_S", 0.01)
+    path, read = tmp_path / "file", list[str]()
+    path.write_text("one")
+    following = asyncio.create_task(FollowedFiles("it", [str(path)], lambda: read.append(path.read_text())).follow())
+    for text in ("second", "the third"):
+        path.write_text(text)
+        await until(lambda text=text: text in read, within_s=30)  # type: ignore[misc]
+    following.cancel()
+    await asyncio.wait([following])
 
 
 CLIENTS: list[tuple[str, tuple[ApiKey, ...], bool, dict[str, tuple[int, int]]]] = [

@@ -35,6 +35,7 @@ class ScriptedChannel:
 
 class Ended:
     has_ended = True
+    pid = 1
 
     def exit_text(self) -> str:
         return "exit status 9"

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from ingle.channel import STEP_TOKENS, EngineStats
+from ingle.channel import STEP_TOKENS, EngineStats, TierStats
 from ingle.config.access import ApiKey
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.models import ModelPool, ServedModel
@@ -126,7 +126,8 @@ def test_our_dashboard_is_one() -> None:
     assert len(cells) == len(set(cells)), "panels lie over one another"
 
 
-async def test_all_that_our_dashboard_asks_for_is_there(model: ServedModel) -> None:
+async def test_all_that_our_dashboard_asks_for_is_there(model: ServedModel, engine: ScriptedEngine) -> None:
+    engine.stats = EngineStats(tiers=(TierStats("host", 1, 1, 1, 0),))
     app = app_for(model, api_keys=(ApiKey("k", "alice"),))
     client = client_of(app, headers={"Authorization": "Bearer k"})
     await complete(client, max_tokens=3)
@@ -160,8 +161,6 @@ async def test_requests_are_counted_by_how_they_end(client: httpx.AsyncClient, e
     prompt = usage["prompt_tokens"]
     assert value(samples, "vllm:prompt_tokens_total") == 6 * prompt
     assert value(samples, "vllm:prompt_tokens_cached_total") == 12
-    by_source = value(samples, "vllm:prompt_tokens_by_source_total", source="local_compute")
-    assert by_source == 6 * prompt - 12
     generated = 3 + 3 * 5 + len("Hello, wör".encode()) + 2
     assert value(samples, "vllm:generation_tokens_total") == generated
     assert value(samples, "vllm:request_generation_tokens_sum") == generated
@@ -228,7 +227,8 @@ async def test_what_the_engine_says_of_itself(client: httpx.AsyncClient, engine:
     engine.stats = EngineStats(
         num_running=3, num_waiting=5, num_compiling=1, num_pages=100, num_used_pages=25, num_cached_pages=30,
         num_steps=7, num_failed_steps=1, num_prompt_tokens=700, num_step_tokens=20_000, step_tokens=tuple(steps),
-        num_queried_tokens=80, num_hit_tokens=32, num_preemptions=2,
+        num_queried_tokens=80, num_hit_tokens=32, num_preemptions=2, num_lower_queried_tokens=48,
+        num_lower_hit_tokens=16, num_dropped_pages=4, tiers=(TierStats("host", 4096, 2, 3, 1),),
     )  # fmt: skip
     engine.status.ok = False
     samples = await scraped(client)
@@ -239,6 +239,16 @@ async def test_what_the_engine_says_of_itself(client: httpx.AsyncClient, engine:
     pages = {labels["state"]: count for labels, count in samples["ingle_kv_pages"]}
     assert pages == {"used": 25, "cached": 30, "free": 45}
     assert value(samples, "vllm:prefix_cache_hits_total") == 32
+    assert value(samples, "vllm:external_prefix_cache_queries_total") == 48
+    assert value(samples, "vllm:external_prefix_cache_hits_total") == 16
+    sources = {labels["source"]: count for labels, count in samples["vllm:prompt_tokens_by_source_total"]}
+    assert sources == {"local_compute": 80 - 32 - 16, "local_cache_hit": 32, "external_kv_transfer": 16}
+    tier = {"tier": "host", "model_name": MODEL}
+    assert value(samples, "ingle_prompt_cache_bytes", **tier) == 4096
+    assert value(samples, "ingle_prompt_cache_read_pages_total", **tier) == 2
+    assert value(samples, "ingle_prompt_cache_written_pages_total", **tier) == 3
+    assert value(samples, "ingle_prompt_cache_damaged_pages_total", **tier) == 1
+    assert value(samples, "ingle_prompt_cache_dropped_pages_total") == 4
     buckets = {labels["le"]: count for labels, count in samples["vllm:iteration_tokens_total_bucket"]}
     assert (buckets["1.0"], buckets["8.0"], buckets["32.0"], buckets["16384.0"], buckets["+Inf"]) == (4, 4, 6, 6, 7)
     assert value(samples, "ingle_engine_up") == 0

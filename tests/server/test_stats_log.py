@@ -26,9 +26,13 @@ async def test_it_is_told_while_requests_run_and_not_else(
     pool.add(model)
     await asyncio.sleep(0.05)
     assert not caplog.messages
-    engine.stats = EngineStats(num_running=2, num_waiting=1, num_pages=10, num_used_pages=4)
+    engine.stats = EngineStats(num_running=2, num_waiting=1, num_pages=10, num_used_pages=4, num_steps=9,
+                               num_prompt_tokens=10**6)  # fmt: skip
     await until(lambda: len(caplog.messages) > 1, within_s=5.0)
-    assert caplog.messages[0].startswith(f"{MODEL}: 2 running, 1 waiting, ")
+    engine.stats = EngineStats(num_running=3)  # of another engine
+    await until(lambda: "3 running" in caplog.messages[-1], within_s=5.0)
+    assert not any("-" in message for message in caplog.messages), "nothing is counted down"
+    assert caplog.messages[0].startswith(f"requests of {MODEL}: 2 running, 1 waiting, ")
     assert caplog.messages[0].endswith("KV cache 40 % used")
     engine.stats = EngineStats()
     await asyncio.sleep(0.02)
@@ -45,6 +49,6 @@ def test_its_figures_are_of_the_time_since_the_last(model: ServedModel) -> None:
         EngineStats(num_running=3, num_prompt_tokens=2500, num_queried_tokens=3600, num_hit_tokens=1100, num_pages=8),
     )  # fmt: skip
     assert line(model, before, now) == (
-        f"{MODEL}: 3 running, 0 waiting, 200 prompt and 50 generated tokens/s, 33 % of prompts cached, "
+        f"requests of {MODEL}: 3 running, 0 waiting, 200 prompt and 50 generated tokens/s, 33 % of prompts cached, "
         "KV cache 0 % used"
     )

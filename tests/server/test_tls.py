@@ -47,7 +47,7 @@ def config(folder: Path = FILES, **changes: Any) -> ListenConfig:
 
 class Unhurried(Deadline):
     def __init__(self) -> None:
-        pass
+        self.grace_s = 5.0
 
     def start(self, *, serving: bool, code: int) -> None:
         pass

@@ -260,7 +260,7 @@ def _health(url: str) -> tuple[bool, str] | None:
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked)
     )
     try:
-        with opener.open(f"{url}/health", timeout=_HEALTH_S) as answer:
+        with opener.open(f"{url}/health/ready", timeout=_HEALTH_S) as answer:
             return True, _said(answer.read(_MAX_HEALTH_BYTES), "ok")
     except urllib.error.HTTPError as error:
         with error:
@@ -270,7 +270,7 @@ def _health(url: str) -> tuple[bool, str] | None:
 
 
 def _said(body: bytes, otherwise: str) -> str:
-    """What an answer of `/health` says, for people."""
+    """What an answer of `/health/ready` says, for people."""
     try:
         parsed = json.loads(body)
     except ValueError:

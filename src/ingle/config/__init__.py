@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.health import HealthConfig
 from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
 from ingle.limits import LimitsConfig
@@ -148,6 +149,14 @@ class CacheConfig:
     """Exact number of KV pages instead of a memory budget; for tests and experiments."""
     enable_prefix_caching: bool = True
     """Reuse the keys and values of prompt prefixes seen before."""
+    host_cache: str | None = None
+    """Host memory, such as 8GiB, in which prefixes are kept that the KV cache has no more room for. It outlasts a
+    restart of the engine, not of the server. Default: none."""
+    disk_cache: str | None = None
+    """A folder in which prefixes are kept too, so that a new start finds them. Its files, which you alone can read,
+    tell as much as the prompts themselves. Default: none."""
+    disk_cache_size: str = "16GiB"
+    """Most that --disk-cache takes, for all models together; of what is there, the least recently used goes first."""
 
     def __post_init__(self) -> None:
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
@@ -161,6 +170,19 @@ class CacheConfig:
             raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")
         if self.kv_cache_memory is not None:
             parse_bytes("--kv-cache-memory", self.kv_cache_memory)
+        if self.host_cache is not None:
+            parse_bytes("--host-cache", self.host_cache)
+        if self.disk_cache is not None and not self.disk_cache.strip("\0 "):
+            raise ConfigError(f"--disk-cache {self.disk_cache!r} is not a folder")
+        parse_bytes("--disk-cache-size", self.disk_cache_size)
+        for flag, value in (("--host-cache", self.host_cache), ("--disk-cache", self.disk_cache)):
+            if value is not None and not self.enable_prefix_caching:
+                raise ConfigError(f"{flag} {value} keeps prefixes, and --no-enable-prefix-caching asks for none")
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether prefixes are kept below the device."""
+        return self.host_cache is not None or self.disk_cache is not None
 
 
 @dataclass(frozen=True)
@@ -331,7 +353,8 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
-    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
+    health: HealthConfig = HealthConfig()  # noqa: RUF009 (frozen)
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009
 
     listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
     access: AccessConfig = AccessConfig()  # noqa: RUF009
@@ -370,6 +393,6 @@ class ServeConfig:
 
 CONFIGURATION = (
     *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
-    *(ServerConfig, ListenConfig, AccessConfig, MonitoringConfig, LimitsConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, HealthConfig, MonitoringConfig, LimitsConfig),
 )
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -14,6 +14,7 @@ from ingle.errors import ConfigError
 
 _MAX_FILE_BYTES = 1 << 20
 _MAX_NAME = 64
+_MAX_KEYS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.@-]*", re.ASCII)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
@@ -43,13 +44,13 @@ class ApiKey:
 class AccessConfig:
     """Who may use a server, and from where."""
 
-    api_key: tuple[str, ...] = ()
+    api_key: tuple[str, ...] = field(default=(), repr=False)
     """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for. Others on this machine
     see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
     api_key_file: str | None = None
     """File with such keys, one a line; empty lines and those that begin with # do not count. Behind a key may stand
     name=ALICE, rpm=60 (requests a minute), tpm=100k (tokens a minute) and admin. Read again when it changes."""
-    admin_api_key: tuple[str, ...] = ()
+    admin_api_key: tuple[str, ...] = field(default=(), repr=False)
     """Keys that also open what changes the server or tells about it. Default: nobody may change a server that asks for
     keys, and each key shows its metrics."""
     allow_open: bool = False
@@ -88,11 +89,15 @@ class AccessConfig:
 
     def all_keys(self) -> tuple[ApiKey, ...]:
         """All of them. One without a name is called by its place, `key-1`. Raises `ConfigError` for what is no file of
-        keys, and for a key that is given twice."""
+        keys, for too many, and for a key that is given twice."""
         given = [ApiKey(key) for key in self.api_key]
         if self.api_key_file is not None:
             given += _keys_in(self.api_key_file)
         given += [ApiKey(key, is_admin=True) for key in self.admin_api_key]
+        if len(given) > _MAX_KEYS:
+            raise ConfigError(
+                f"{len(given)} keys are too many: each request is compared with all, so {_MAX_KEYS} may be"
+            )
         return tuple(_named(given))
 
 
@@ -108,7 +113,7 @@ class ListenConfig:
     """Certificate for TLS, with those between it and its authority, in PEM. Read again when it changes."""
     ssl_keyfile: str | None = None
     """Its private key, in PEM. Default: the one in --ssl-certfile."""
-    ssl_keyfile_password: str | None = None
+    ssl_keyfile_password: str | None = field(default=None, repr=False)
     """Of an encrypted key; INGLE_SSL_KEYFILE_PASSWORD keeps it out of `ps`."""
     ssl_ca_certs: str | None = None
     """Certificates of authorities, in PEM: clients have to show a certificate of one of them."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.device.kernel_choice import choose
@@ -49,17 +51,23 @@ def build_engine(
     checked: Callable[[], None] = lambda: None,
     beside_server: bool = False,
     tokenizer: Callable[[], Tokenizer] | None = None,
+    memory: int | None = None,
 ) -> tuple[Engine, EngineInfo]:
     """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
 
     `report` is told what happens, for people; `checked` is called when nothing is left that could be refused before
     kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy. `tokenizer`
-    gives the model's for the first answer that is bound to a grammar; by default it is read then.
+    gives the model's for the first answer that is bound to a grammar; by default it is read then. `memory`: a file in
+    memory that outlasts this process, for a host cache.
     Raises `ModelError` and `ConfigError`.
     """
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
         device, opened = open_model(config, path)
+        if config.cache.has_tiers:
+            from ingle.engine.tiers.build import check_tiers
+
+            check_tiers(config, memory)
     checked()
     with contextlib.closing(opened):
         kernels = CpuKernels(ours=False)
@@ -73,10 +81,17 @@ def build_engine(
                 from ingle.engine import torch_build
             runner = torch_build.TorchRunner(config, device, our_kernels=kernels.ours)
             numerics, loaded = runner.load(opened, startup)
+        pool = PagePool(loaded.memory.num_pages)
+        keeper = None
+        if config.cache.has_tiers:
+            with startup.phase("prompt_cache", "looking through the prompt cache"):
+                from ingle.engine.tiers.build import build_tiers, in_words
+
+                keeper = build_tiers(config, opened, numerics, loaded, pool, memory)
     if library.started():
         library.start(_num_threads(config))
     overlap = device == "cuda" if config.overlap is None else config.overlap
-    scheduler = Scheduler(PagePool(loaded.memory.num_pages), loaded.memory.limits)
+    scheduler = Scheduler(pool, loaded.memory.limits, lower=keeper)
 
     def vocabulary() -> Vocabulary:
         from ingle.text.load import load_tokenizer  # which takes a start's time, and most servers never need
@@ -91,9 +106,11 @@ def build_engine(
         max_in_flight=2 if overlap else 1,
         seed=config.seed,
         grammars=Grammars(vocabulary, forcing=not overlap),  # no token is forced upon a step in flight
+        keeper=keeper,
     )
     notices = [*opened.notices, *_rope_notices(opened, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
-    return engine, _info(opened, numerics, loaded, notices, startup)
+    info = _info(opened, numerics, loaded, notices, startup)
+    return engine, info if keeper is None else msgspec.structs.replace(info, prompt_cache=in_words(config, keeper))
 
 
 def _rope_notices(opened: OpenModel, loaded: Loaded) -> list[str]:

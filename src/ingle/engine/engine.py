@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,12 +27,16 @@ from ingle.step import Masks, StepResult
 if TYPE_CHECKING:
     import logging
 
+    from ingle.engine.tiers.keeper import PageKeeper
+
 _NO_MASKS = Masks()
 _NO_MEMORY = "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
 _UNKNOWN = "it could not be computed: the server's log says why"
 """For whoever sent a request: what happened within is the log's to tell."""
 _COMPILE_S = 0.005
 """For which a step waits for a grammar where there is nothing else to do."""
+_READ_S = 0.005
+"""The same for pages that are read from a lower tier."""
 
 
 @dataclass(slots=True)
@@ -67,8 +72,9 @@ class Engine:
         max_in_flight: int,
         seed: int,
         grammars: Grammars | None = None,
+        keeper: PageKeeper | None = None,
     ) -> None:
-        """Without `grammars`, requests that bring one are refused."""
+        """Without `grammars`, requests that bring one are refused. `keeper`: the scheduler's, if it has one."""
         self.scheduler = scheduler
         self.worker = worker
         self.facts = facts
@@ -78,11 +84,14 @@ class Engine:
         self._planned: Plan | None = None
         """The next step, where there was time to plan it."""
         self.grammars = grammars
+        self.keeper = keeper
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
             self._masks = MaskTable(facts.vocab_size)
         else:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
+        self.begins: Callable[[list[str]], None] | None = None
+        """Told the ids of requests before anything is computed of them."""
         self._counts = StepCounts()
         self.waits: Waits | None = None
         """Given by whoever wants first outputs to say how long their requests waited."""
@@ -108,6 +117,8 @@ class Engine:
         elif request.id in self._compiling:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
+            if self.begins is not None:
+                self.begins([request.id])
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
         if self.waits is not None:
             self.waits.begin(request.id)
@@ -138,9 +149,15 @@ class Engine:
         """
         outputs = self._take_compiled() if self._compiling else []
         plan, self._planned = self._planned or self.scheduler.plan(), None
+        if plan is not None and plan.step.admissions and self.begins is not None:
+            admitted = {admission.slot for admission in plan.step.admissions}
+            self.begins([seq.id for seq in plan.sequences if seq.slot in admitted])
         if plan is not None and plan.step.admissions and self.waits is not None:
             self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:
+            if self.keeper is not None and self.scheduler.arrivals.is_reading:
+                self.keeper.wait(_READ_S)
+                return outputs
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
             if plan is not None and plan.step.masked:
@@ -294,6 +311,12 @@ class Engine:
         _logger().error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
 
+    def close(self, timeout_s: float) -> None:
+        """Has what is computed kept in lower tiers, if there are any and that takes no longer. Nothing comes after."""
+        if self.keeper is not None:
+            self.keeper.flush(timeout_s)
+            self.keeper.stop()
+
     def stats(self) -> EngineStats:
         scheduler, pages, counts = self.scheduler, self.scheduler.pages, self._counts
         return EngineStats(
@@ -311,6 +334,10 @@ class Engine:
             num_queried_tokens=scheduler.num_queried_tokens,
             num_hit_tokens=scheduler.num_hit_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_lower_queried_tokens=scheduler.num_lower_queried_tokens,
+            num_lower_hit_tokens=scheduler.num_lower_hit_tokens,
+            num_dropped_pages=0 if self.keeper is None else self.keeper.num_dropped,
+            tiers=() if self.keeper is None else self.keeper.stats(),
         )
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from ingle.engine import outputs
+from ingle.engine.arrivals import Arrivals, Load, LowerTiers, NoTiers
 from ingle.engine.forecast import Forecast
 from ingle.engine.pace import Pace
 from ingle.engine.pages import PagePool
@@ -35,6 +36,8 @@ from ingle.request import EngineOutput, EngineRequest, TokenIds
 from ingle.step import RESERVED_PAGE, Admission, Limits, Step, StepResult
 
 _MAX_TRIALS = 3
+_MAX_LOADS = 3
+"""Of one sequence. What then still cannot be read is computed."""
 
 Drafter = Callable[[TokenIds, int], list[int]]
 """Guesses up to so many tokens that may follow these."""
@@ -45,7 +48,9 @@ class Scheduler:
     one client, first come, first served, but that short ones may go ahead of long ones. When pages run out, the newest
     of the last priority gives way, of the client of whom most runs."""
 
-    def __init__(self, pages: PagePool, limits: Limits, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self, pages: PagePool, limits: Limits, drafter: Drafter | None = None, lower: LowerTiers | None = None
+    ) -> None:
         self.pages = pages
         self.limits = limits
         if self._most_pages(limits.max_model_len) > pages.capacity:
@@ -53,13 +58,18 @@ class Scheduler:
         self.drafter = drafter
         self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = self.num_queried_tokens = self.num_hit_tokens = 0
+        self.num_lower_queried_tokens = self.num_lower_hit_tokens = 0
+        self.arrivals: Arrivals[Sequence] = Arrivals(pages)
+        self._lower = lower or NoTiers()
+        self._keeps_pages = lower is not None
         self._paging = Paging(pages, limits.windows, limits.page_size)
         self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._by_id: dict[str, Sequence] = {}
         self._leaving: dict[str, Sequence] = {}  # finished, but a launched step still touches them
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._tainted_pages: list[int] = []
-        self._page_entries: list[tuple[int, int, int, int]] = []  # that the next step tells
+        self._entering: list[Sequence] = []  # which the next step tells, as it does
+        self._page_entries: list[tuple[int, int, int, int]] = []
         self._num_steps_in_flight = 0
         self._num_arrivals = 0
         self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
@@ -103,7 +113,7 @@ class Scheduler:
         seq = self._by_id.get(request_id)
         if seq is None:
             return False
-        if seq.slot < 0:
+        if seq.slot < 0 and seq not in self.arrivals:
             self._waiting.remove(seq)
         self._finish(seq)
         return True
@@ -114,12 +124,14 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self.arrivals)
 
     # ---- planning
 
     def plan(self) -> Plan | None:
         """The next step, or None when nothing can be computed before a launched step is retired (or at all)."""
+        for load in self._lower.loaded():
+            self._take_loaded(load)
         if self._suspects and not self._call_suspect():
             return None
         self._leave_windows()
@@ -134,6 +146,8 @@ class Scheduler:
         self._read_prompts(plan, prefills)
         if not plan.step.chunks:
             return None
+        plan.step.admissions = [self._admission(seq) for seq in self._entering]
+        self._entering.clear()
         plan.step.scrubbed, self._tainted_pages = self._tainted_pages, []
         plan.step.page_entries, self._page_entries = self._page_entries, []
         self._num_steps_in_flight += 1
@@ -153,12 +167,14 @@ class Scheduler:
         return decodes, prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
-        """Preempts until every decode, and the oldest prompt, has the pages of its next token.
+        """Preempts until every decode, and the oldest prompt, has the pages of its next token. Who is still being read
+        for gives way before.
 
-        False: retire a step first.
+        False: retire a step first, or wait for that.
         """
         while self._num_lacking(decodes) + self._num_lacking(prefills[:1]) > self.pages.num_available:
-            if self._num_steps_in_flight:
+            self.arrivals.cancel()
+            if self._num_steps_in_flight or self.arrivals.is_reading:
                 return False
             self.forecast.outgrown(decodes)
             victim = self._victim(self.running)
@@ -175,6 +191,8 @@ class Scheduler:
         """
         blocked, self._blocked = self._blocked, None
         if blocked is None or blocked.finished or blocked.slot >= 0 or self._suspects or self._leaving:
+            return True
+        if self.arrivals.is_reading:  # slots and pages are on their way
             return True
         counts = Counter(seq.client for seq in self.running)
         others = [seq for seq in self.running if seq.priority >= blocked.priority and counts[seq.client] > 1]
@@ -212,8 +230,11 @@ class Scheduler:
         self.running.remove(seq)
         self._give_back(seq)
         seq.num_computed = seq.num_settled = 0
-        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority, seq.client)
+        self._wait_first(seq)
         self.num_preemptions += 1
+
+    def _wait_first(self, seq: Sequence) -> None:
+        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority, seq.client)
 
     def _decode(self, plan: Plan, decodes: list[Sequence]) -> None:
         """One token of each, then those whose next tokens somebody guesses, in pages that they have."""
@@ -322,37 +343,93 @@ class Scheduler:
     def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
         """Admits `seq` with up to `most` of its tokens. False if pages lack, of which so many are kept for another."""
         num_cached = self._num_cached(seq)
+        if self.arrivals.is_reading and self._is_being_read(seq, num_cached):
+            self._waiting.remove(seq)
+            self.arrivals.park(seq)
+            return True
         end = num_cached + min(seq.num_tokens - num_cached, most, plan.num_left)
         # Each running sequence may soon want one more page: admitting into those would only bring preemption.
-        num_kept_pages += len(self.running) * len(self.limits.windows)
+        num_kept_pages += (len(self.running) + len(self.arrivals)) * len(self.limits.windows)
         if not seq.pages.start(seq.token_ids, num_cached, end, num_kept_pages):
             return False
         num_held = self.pages.capacity - self.pages.num_available
-        if self.running and not self.forecast.fits([*self.running, seq], num_held, self.pages.capacity):
+        others = [*self.running, *self.arrivals.reading]
+        if others and not self.forecast.fits([*others, seq], num_held, self.pages.capacity):
             seq.pages.give_back()
             return False
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
         seq.num_computed = seq.num_settled = num_cached
-        seq.num_untold = 0  # the admission has all
+        seq.num_read = 0
+        if seq.pages.unread:
+            self._load(seq)
+        else:
+            self._enter(seq)
+            self._chunk(plan, seq, min(seq.num_to_compute, most))
+        return True
+
+    def _enter(self, seq: Sequence) -> None:
+        """Has a sequence run that has its slot and its pages."""
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed
             self.num_queried_tokens += seq.num_prompt_tokens
-            self.num_hit_tokens += seq.num_computed
+            self.num_hit_tokens += seq.num_computed - seq.num_read
+            if self._keeps_pages:
+                self.num_lower_hit_tokens += seq.num_read
+                self.num_lower_queried_tokens += seq.num_prompt_tokens - seq.num_computed + seq.num_read
+        seq.num_untold = 0  # the admission has all
         self.running.append(seq)
-        plan.step.admissions.append(
-            Admission(
-                slot=seq.slot,
-                token_ids=seq.token_ids,
-                num_prompt_tokens=seq.num_prompt_tokens,
-                page_ids=[list(page_ids) for page_ids in seq.pages.page_ids],
-                sampling=seq.sampling,
-                seed=seq.seed,
-                end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
-            )
+        self._entering.append(seq)
+
+    @staticmethod
+    def _admission(seq: Sequence) -> Admission:
+        return Admission(
+            slot=seq.slot,
+            token_ids=seq.token_ids,
+            num_prompt_tokens=seq.num_prompt_tokens,
+            page_ids=[list(page_ids) for page_ids in seq.pages.page_ids],
+            sampling=seq.sampling,
+            seed=seq.seed,
+            end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
         )
-        self._chunk(plan, seq, min(seq.num_to_compute, most))
-        return True
+
+    # ---- pages from lower tiers
+
+    def _is_being_read(self, seq: Sequence, num_cached: int) -> bool:
+        """Whether another sequence's load brings what this one lacks."""
+        return self.arrivals.is_read(name for _, _, name in seq.pages.absent(seq.token_ids, num_cached))
+
+    def _load(self, seq: Sequence) -> None:
+        """Has the pages read that the device lacks; `seq` runs once they are."""
+        pages = {page_id for _, page_id in seq.pages.unread}
+        tainted = [page_id for page_id in self._tainted_pages if page_id in pages]
+        self._tainted_pages = [page_id for page_id in self._tainted_pages if page_id not in pages]
+        load = Load(seq.pages.unread, tainted)
+        seq.num_loads += 1
+        seq.num_read = seq.num_computed - seq.pages.num_cached(seq.token_ids)
+        self.arrivals.begin(load, seq)
+        self._lower.load(load)
+
+    def _take_loaded(self, load: Load) -> None:
+        self._tainted_pages += [
+            page_id for name, page_id in load.entries if name in load.failed and page_id in load.tainted
+        ]
+        seq = self.arrivals.end(load)
+        if not (seq.finished or load.failed or self._suspects):  # of which one runs alone
+            self._enter(seq)
+        else:
+            self._give_back(seq)
+            if not seq.finished:
+                self._wait_first(seq)
+        for parked in reversed(self.arrivals.unpark()):
+            self._wait_first(parked)
+
+    def _save(self, seq: Sequence) -> None:
+        """Has full pages kept whose content can be relied on: a token was drawn from what they hold."""
+        if self._keeps_pages and self.limits.enable_prefix_caching:
+            num_tokens = min(seq.num_settled, seq.num_computed, len(seq.token_ids))
+            for name, page_id in seq.pages.newly_full(seq.token_ids, num_tokens):
+                self._lower.save(name, page_id)
 
     # ---- prefix cache
 
@@ -367,7 +444,9 @@ class Scheduler:
         )
         if not self.limits.enable_prefix_caching or needs_all:
             return 0
-        return seq.pages.num_cached(seq.token_ids)
+        if self._suspects or seq.num_loads >= _MAX_LOADS:
+            return seq.pages.num_cached(seq.token_ids)
+        return seq.pages.num_cached(seq.token_ids, self._lower)
 
     def _register(self, seq: Sequence) -> None:
         """Makes findable the full pages whose tokens are known and whose keys and values are (being) written.
@@ -391,6 +470,7 @@ class Scheduler:
                 outputs.take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
             if seq.pooled is not None and not seq.finished and index in result.pooled:
                 seq.pooled.add(chunk.start, result.pooled[index])
+                seq.num_settled = chunk.end
                 if chunk.end == seq.num_prompt_tokens:
                     self._acquit(seq)
                     told.append(self._taken(seq, outputs.take_pooled(seq, seq.pooled.finish())))
@@ -400,6 +480,7 @@ class Scheduler:
                 self._acquit(seq)
                 if not seq.finished:
                     seq.num_computed += len(token_ids) - 1
+                    seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
                     output = outputs.take_tokens(seq, token_ids, finite, result.logprobs.get(index))
                     if not seq.tainted:
                         self._register(seq)
@@ -413,8 +494,11 @@ class Scheduler:
         return told
 
     def _taken(self, seq: Sequence, output: EngineOutput) -> EngineOutput:
+        if not seq.tainted:
+            self._save(seq)
         if output.finish_reason is not None:
-            self.forecast.ended(seq.num_generated)
+            if seq.pooled is None and output.error is None:
+                self.forecast.ended(seq.num_generated)
             self._finish(seq)
         return output
 
@@ -493,6 +577,7 @@ class Scheduler:
         """Everything waits, in the order in which it came."""
         for seq in self.running[::-1]:
             self._preempt(seq)
+        self.arrivals.cancel()
         self._waiting.sort(lambda seq: seq.arrival)
 
     def _finish(self, seq: Sequence) -> None:
@@ -501,7 +586,10 @@ class Scheduler:
         self._shares.leave(seq.client)
         if seq in self._suspects:
             self._suspects.remove(seq)
-        if seq.slot >= 0:
+        if seq in self.arrivals:
+            if self.arrivals.leave(seq):
+                return
+        elif seq.slot >= 0:
             self.running.remove(seq)
         if seq.num_in_flight:
             self._leaving[seq.id] = seq
@@ -515,12 +603,14 @@ class Scheduler:
                 self.pages.forget(exclusive)
                 self._tainted_pages += exclusive
             seq.pages.give_back()
+            if seq in self._entering:
+                self._entering.remove(seq)
             self._free_slots.append(seq.slot)
             seq.slot = -1
 
     def check(self) -> None:
         """Proves the invariants of sequences, slots and pages. Raises `AssertionError`."""
-        live = [*self.running, *self._leaving.values()]
+        live = [*self.running, *self._leaving.values(), *self.arrivals.with_slots]
         slots = [seq.slot for seq in live] + self._free_slots
         assert sorted(slots) == list(range(self.limits.max_num_seqs)), "a slot is lost or used twice"
         for seq in self.running:
@@ -532,5 +622,6 @@ class Scheduler:
         assert all(seq.slot == -1 and not any(seq.pages.page_ids) for seq in self._waiting), (
             "a waiting sequence holds pages"
         )
-        assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)}, "a request is lost"
+        arriving = {seq.id for seq in self.arrivals.to_run}
+        assert set(self._by_id) == {seq.id for seq in (*self.running, *self._waiting)} | arriving, "a request is lost"
         self.pages.check(list(seq.pages.held) for seq in live)

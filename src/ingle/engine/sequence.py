@@ -54,6 +54,10 @@ class Sequence:
     """Requests that came before it."""
     num_trials: int = 0
     """Steps that it passed as a suspect since it last passed one otherwise."""
+    num_loads: int = 0
+    """How often pages were read for it from a lower tier."""
+    num_read: int = 0
+    """Tokens that were, when it was admitted last."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     pooled: PooledPrompt | None = None
     """Of a request that wants a vector: it ends with its prompt, and draws nothing."""

@@ -82,7 +82,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
 
 IDLE: tuple[tuple[str, str], ...] = (
     # ---- vLLM's engine
-    ("--swap-space=", "keys and values are never swapped out, requests that find no room wait"),
+    ("--swap-space=", "requests that find no room wait; --host-cache keeps prefixes that the KV cache has no room for"),
     ("--preemption-mode=", "a request that lost its room is always computed again"),
     (
         "--disable-log-requests --no-enable-log-requests --no-disable-log-requests --disable-log-requests-content",
@@ -208,7 +208,7 @@ IDLE: tuple[tuple[str, str], ...] = (
         "the log goes to stderr, as much of it as --log-level says",
     ),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
-    ("--timeout= -to= --watchdog-timeout= --shutdown-timeout=", "--request-timeout is what a request may take"),
+    ("--timeout= -to=", "--request-timeout is what a request may take"),
     ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
@@ -234,10 +234,10 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--ubatch-size= -ub= --n-ubatch=", "a step is not cut further: --max-num-batched-tokens is its size"),
     ("--cont-batching -cb --kv-unified -kvu --no-kv-unified -no-kvu", "all requests share one batch and one cache"),
     (
-        "--cache-ram= -cram= --cache-reuse= --ctx-checkpoints= -ctxcp= --swa-checkpoints= --swa-full "
+        "--cache-reuse= --ctx-checkpoints= -ctxcp= --swa-checkpoints= --swa-full "
         "--defrag-thold= -dt= --cache= --cache-type= --cache-size= --cache-idle-slots --keep= "
         "--enable-hierarchical-cache "
-        "--hicache-ratio= --prefix-caching-hash-algo= --kv-offloading-size= --kv-offloading-backend= "
+        "--hicache-ratio= --prefix-caching-hash-algo= --kv-offloading-backend= "
         "--radix-eviction-policy=",
         "the prefix cache has no such choice",
     ),
@@ -397,7 +397,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--disable-access-log --strict-fields --show-paths "
         "--stream-interval= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
-        "--otlp-traces-endpoint=",
+        "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "
+        "--shutdown-timeout=",
         "only `ingle serve` listens",
     ),
     (

@@ -18,7 +18,8 @@ from ingle.config.access import ApiKey
 from ingle.server.errors import error_body, error_response
 from ingle.server.rates import Meter, meter_of
 
-HEALTH_PATHS = ("/health", "/health/live", "/health/ready", "/ping")
+LIVE_PATH = "/health/live"
+HEALTH_PATHS = ("/health", LIVE_PATH, "/health/ready", "/ping")
 PUBLIC = frozenset(
     [*((method, path) for path in HEALTH_PATHS for method in ("GET", "HEAD")), ("HEAD", "/")],
 )
@@ -197,6 +198,6 @@ class KeyGuard:
         headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         bearer = key if scheme.lower() == "bearer" else ""
-        given = (bearer, headers.get("x-api-key", ""))
-        found = [self._keys.find(each.strip().encode("latin-1")) for each in given]
-        return found[0] or found[1]
+        given = filter(None, (each.strip().encode("latin-1") for each in (bearer, headers.get("x-api-key", ""))))
+        found = [self._keys.find(each) for each in given]
+        return next(filter(None, found), None)

@@ -111,10 +111,18 @@ class Version(msgspec.Struct):
 
 
 async def health(request: Request) -> Response:
-    """200 while the engine takes requests, 503 with the reason otherwise. Asks for no API key."""
+    """200 while the engine takes requests and gets on with them, 503 with the reason otherwise. Asks for no API key."""
     status = ModelPool.of(request).health()
-    body = Health("ok" if status.ok else "unavailable", status.detail)
-    return Response(msgspec.json.encode(body), 200 if status.ok else 503, media_type="application/json")
+    body, headers = Health(status.status, status.detail), {"Cache-Control": "no-store"}
+    if status.retry_after_s is not None:
+        headers["Retry-After"] = str(status.retry_after_s)
+    return Response(msgspec.json.encode(body), 200 if status.ok else 503, headers, media_type="application/json")
+
+
+async def live(request: Request) -> Response:
+    """200 as long as the server answers at all, whatever its engine does. Asks for no API key."""
+    body = Health("ok", "the server answers")
+    return Response(msgspec.json.encode(body), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
 
 async def index(request: Request) -> Response:
@@ -131,10 +139,15 @@ async def version(request: Request) -> Response:
     return Response(msgspec.json.encode(Version(__version__)), media_type="application/json")
 
 
+_READY = "The same, under the name that goes with the last: 503 also while a model is loaded, at first or anew."
 _PING = "The same, under the name that SageMaker asks for."
 ENDPOINTS = (
     Endpoint("GET", "/", index, answers=Index),
     Endpoint("GET", "/health", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),)),
+    Endpoint("GET", "/health/live", live, answers=Health),
+    Endpoint(
+        "GET", "/health/ready", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_READY
+    ),
     Endpoint("GET", "/ping", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_PING),
     Endpoint("GET", "/version", version, answers=Version),
     *metrics.ENDPOINTS,

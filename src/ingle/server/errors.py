@@ -103,9 +103,12 @@ def install_error_handlers(app: Starlette) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     status, body = describe(error)
-    if not isinstance(error, RequestError):
-        return error_response(status, body)
-    return error_response(status, body, {**_HEADERS.get(status, {}), **error.headers})
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestError):
+        headers = {**_HEADERS.get(status, {}), **error.headers}
+    elif isinstance(error, EngineError) and error.retry_after_s is not None:
+        headers = {"Retry-After": str(error.retry_after_s)}
+    return error_response(status, body, headers)
 
 
 def _where(request: Request) -> str:

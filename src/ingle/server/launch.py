@@ -70,7 +70,7 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     logging.basicConfig(level=config.server.log_level.upper(), handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
     observers = observers_of(config.server.monitoring)
-    deadline = Deadline(process)
+    deadline = Deadline(process, config.server.health.shutdown_timeout)
     stop_while_loading(deadline)
     try:
         _bind_and_serve(process, deadline, config, observers, started)
@@ -195,7 +195,7 @@ async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
     app.state.batches = BatchWorker(app, pool, store)
     try:
         await app.state.batches.run()
-    except EngineError:  # the server ends, and whichever comes next goes on
+    except EngineError:  # there is no engine, and none to come: whichever server is next goes on
         pass
     except Exception as error:
         logger.error("batches are run no more", exc_info=error)
@@ -214,7 +214,8 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
-    """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
+    """A server whose engine is gone, and gets no other, answers nothing: it ends, so that whoever supervises it starts
+    it anew."""
     await engine.closed.wait()
     deadline.start(serving=True, code=1)
     server.should_exit = True
@@ -285,7 +286,7 @@ def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
         yield f"whoever reaches {host} port {port} may use the model: --api-key asks for a key"
     short = [key for key in access.api_keys if len(key.key) < _LEAST_KEY] if not is_local(start.sock) else []
     for key in short:
-        yield f"{key.name} has {len(key.key)} characters, and is guessed soon: `openssl rand -hex 24` makes a better"
+        yield f"{key.name} of {len(key.key)} characters is guessed soon: `openssl rand -hex 24` makes a better one"
     if "*" in access.cors_origins and not access.asks_for_key:
         yield "any page that somebody near this server opens may use the model: --cors-origin names sites"
     if certificate is not None:

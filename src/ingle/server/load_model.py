@@ -31,7 +31,8 @@ async def load_model(
     once, together with what the other does."""
     checked = asyncio.Event()
     text = asyncio.create_task(_in_thread(lambda: load_text_side(source.path, config.text, source.recommended)))
-    engine = asyncio.create_task(EngineClient.connect(process, report, checked.set, config.server.stream_interval))
+    connecting = EngineClient.connect(process, report, checked.set, config.server.health, config.server.stream_interval)
+    engine = asyncio.create_task(connecting)
     try:
         await asyncio.wait({text, engine}, return_when=asyncio.FIRST_EXCEPTION)
         if text.done() and text.exception() is not None:

@@ -55,8 +55,21 @@ COUNTERS: tuple[_Figure, ...] = (
     ("vllm:prefix_cache_hits", "Of these, found.", lambda model: model.engine.stats.num_hit_tokens),
     ("vllm:gpu_prefix_cache_queries", "By the old name.", lambda model: model.engine.stats.num_queried_tokens),
     ("vllm:gpu_prefix_cache_hits", "By the old name.", lambda model: model.engine.stats.num_hit_tokens),
-    ("vllm:external_prefix_cache_queries", "Tokens looked for beyond the device's memory.", lambda model: 0),
-    ("vllm:external_prefix_cache_hits", "Of these, found.", lambda model: 0),
+    (
+        "vllm:external_prefix_cache_queries",
+        "Tokens looked for beyond the device's memory.",
+        lambda model: model.engine.stats.num_lower_queried_tokens,
+    ),
+    (
+        "vllm:external_prefix_cache_hits",
+        "Of these, found.",
+        lambda model: model.engine.stats.num_lower_hit_tokens,
+    ),
+    (
+        "ingle_prompt_cache_dropped_pages",
+        "Pages that were evicted before they were kept in host memory or on a disk.",
+        lambda model: model.engine.stats.num_dropped_pages,
+    ),
     ("vllm:mm_cache_queries", "Images looked for in a cache: there are none.", lambda model: 0),
     ("vllm:mm_cache_hits", "Of these, found.", lambda model: 0),
     ("ingle_engine_steps", "Steps of the engine.", lambda model: model.engine.stats.num_steps),
@@ -179,6 +192,7 @@ class Figures:
             steps.add_metric((model.name, "0"), *_buckets(STEP_TOKENS, stats.step_tokens, stats.num_step_tokens))
         yield steps
         yield from _labelled(models)
+        yield from _tiers(models)
 
     def _of_http(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -243,6 +257,25 @@ class Figures:
         yield build
 
 
+def _tiers(models: Sequence[ServedModel]) -> Iterator[Metric]:
+    """Of the places below the device where pages are kept."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ("model_name", "engine", "tier")
+    held = GaugeMetricFamily("ingle_prompt_cache_bytes", "Of pages kept below the device.", labels=labels)
+    read = CounterMetricFamily("ingle_prompt_cache_read_pages", "Pages read back.", labels=labels)
+    written = CounterMetricFamily("ingle_prompt_cache_written_pages", "Pages kept.", labels=labels)
+    damaged = CounterMetricFamily("ingle_prompt_cache_damaged_pages", "Pages found, and not whole.", labels=labels)
+    for model in models:
+        for tier in model.engine.stats.tiers:
+            own = (model.name, "0", tier.name)
+            held.add_metric(own, tier.num_bytes)
+            read.add_metric(own, tier.num_pages_read)
+            written.add_metric(own, tier.num_pages_written)
+            damaged.add_metric(own, tier.num_pages_damaged)
+    yield from (held, read, written, damaged)
+
+
 def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
     """What has labels of its own."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -271,11 +304,11 @@ def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
         own, statistics, stats, facts = (model.name, "0"), model.statistics, model.engine.stats, model.info
         for reason, count in list(statistics.finished.items()):
             ended.add_metric((*own, reason), count)
-        computed = statistics.num_prompt_tokens - statistics.num_cached_tokens
+        computed = stats.num_queried_tokens - stats.num_hit_tokens - stats.num_lower_hit_tokens
         for source, count in (
             ("local_compute", computed),
-            ("local_cache_hit", statistics.num_cached_tokens),
-            ("external_kv_transfer", 0),
+            ("local_cache_hit", stats.num_hit_tokens),
+            ("external_kv_transfer", stats.num_lower_hit_tokens),
         ):
             sources.add_metric((*own, source), count)
         waiting.add_metric((*own, "capacity"), stats.num_waiting - stats.num_compiling)

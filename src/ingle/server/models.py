@@ -81,7 +81,7 @@ class ServedModel:
         """Raises `EngineError` when the engine cannot take requests."""
         health = self.engine.health()
         if not health.ok:
-            raise EngineError(health.detail)
+            raise EngineError(health.detail, retry_after_s=health.retry_after_s)
 
 
 class ModelPool:
@@ -136,4 +136,4 @@ class ModelPool:
         """Raises `EngineError` when no engine takes requests, so that none need be read."""
         states = [model.engine.health() for model in self._models]
         if not any(state.ok for state in states):
-            raise EngineError(states[0].detail)
+            raise EngineError(states[0].detail, retry_after_s=states[0].retry_after_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingle.channel import EngineStats
 from ingle.server.models import ModelPool, ServedModel
@@ -33,6 +33,8 @@ async def log_stats(pool: ModelPool, every_s: float = EVERY_S) -> None:
         for model in pool.models:
             now = Seen(time.monotonic(), model.statistics.num_generated_tokens, model.engine.stats)
             before = seen.get(model.name, Seen(now.at_s - every_s, 0, EngineStats()))
+            if now.stats.num_steps < before.stats.num_steps:  # another engine, which counts anew
+                before = replace(before, stats=EngineStats())
             seen[model.name] = now
             if now.stats.num_running or now.stats.num_waiting:
                 logger.info("%s", line(model, before, now))
@@ -43,10 +45,11 @@ def line(model: ServedModel, before: Seen, now: Seen) -> str:
     read = (stats.num_prompt_tokens - before.stats.num_prompt_tokens) / seconds
     generated = (now.num_generated_tokens - before.num_generated_tokens) / seconds
     queried = stats.num_queried_tokens - before.stats.num_queried_tokens
-    hit = stats.num_hit_tokens - before.stats.num_hit_tokens
+    hit = stats.num_hit_tokens + stats.num_lower_hit_tokens
+    hit -= before.stats.num_hit_tokens + before.stats.num_lower_hit_tokens
     cached = f", {100 * hit / queried:.0f} % of prompts cached" if queried else ""
     used = 100 * stats.num_used_pages / max(stats.num_pages, 1)
     return (
-        f"{model.name}: {stats.num_running} running, {stats.num_waiting} waiting, {read:.0f} prompt and "
+        f"requests of {model.name}: {stats.num_running} running, {stats.num_waiting} waiting, {read:.0f} prompt and "
         f"{generated:.0f} generated tokens/s{cached}, KV cache {used:.0f} % used"
     )

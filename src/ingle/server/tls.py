@@ -19,7 +19,6 @@ logger = logging.getLogger("ingle.server")
 
 _HANDSHAKE_S = 15.0
 """For a client to agree on keys. What it sends before is nobody's request yet."""
-_SHUTDOWN_S = 5.0
 _MAX_ACCEPTED = 64
 """Connections at a time, so that those that are open get their turn."""
 _PAUSE_S = 1.0
@@ -110,7 +109,6 @@ class TlsListener:
                 sock,
                 ssl=self._certificate.context,
                 ssl_handshake_timeout=_HANDSHAKE_S,
-                ssl_shutdown_timeout=_SHUTDOWN_S,
             )
         except (OSError, asyncio.TimeoutError) as error:  # nobody's request: worth no line in the log
             logger.debug("no TLS with %s: %s", place.address, error)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-from ingle.errors import RequestError
+from ingle.errors import EngineError, RequestError
 from ingle.request import EngineOutput, TokenLogprobs
 
 _BYTES_PER_OUTPUT, _BYTES_PER_TOKEN, _BYTES_PER_SCORE = 300, 40, 80
@@ -17,25 +17,25 @@ class Unread:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._outputs: deque[EngineOutput | None] = deque()
+        self._outputs: deque[EngineOutput | EngineError] = deque()
         self._changed = asyncio.Event()
         self.num_bytes = 0
         self.overrun = False
 
-    def put(self, output: EngineOutput | None) -> bool:
-        """None says that there will be no more. False where it becomes too much: all is dropped, and the request is to
+    def put(self, output: EngineOutput | EngineError) -> bool:
+        """After an error there will be no more. False where it becomes too much: all is dropped, and the request is to
         be ended."""
         if self.overrun:
             return True
         self._outputs.append(output)
-        self.num_bytes += 0 if output is None else _size_of(output)
+        self.num_bytes += _size_of(output) if isinstance(output, EngineOutput) else 0
         if len(self._outputs) > 1 and self.num_bytes > self._max_bytes:
             self.overrun = True
             self._outputs.clear()
         self._changed.set()
         return not self.overrun
 
-    async def take(self) -> list[EngineOutput | None]:
+    async def take(self) -> list[EngineOutput | EngineError]:
         """All that is there, once something is. Raises `RequestError` where it was too much."""
         while not self._outputs:
             if self.overrun:

@@ -81,7 +81,7 @@ class Sandbox:
         status = self.stop()
         if len(reply) >= _MAX_REPLY_BYTES:
             return b"", "it writes too much"
-        reasons = {-signal.SIGPROF: _TOO_LONG, -signal.SIGKILL: _KILLED}
+        reasons: dict[int | None, str] = {-signal.SIGPROF: _TOO_LONG, -signal.SIGKILL: _KILLED}
         return b"", reasons.get(status, "its process ended without an answer")
 
     def start(self) -> subprocess.Popen[bytes]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 
 import numpy as np
 import torch
 
-from ingle import kernels
-from ingle.device import LogprobRows, Report
+from ingle import kernels, progress
+from ingle.device import LogprobRows, PageCopies, Report
 from ingle.device.inputs import Layout
+from ingle.device.pages import HostPages
 from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.pages import GpuPages
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
 from ingle.heap import give_back_memory
@@ -75,6 +78,12 @@ class TorchDevice:
         launched.hidden = self.model.forward(launched.batch, self.kv_cache)
         return launched
 
+    def pages(self) -> PageCopies:
+        if self.device.type == "cuda":
+            return GpuPages(self.kv_cache.pages, threading.Lock() if self.graphs is None else self.graphs.capturing)
+        pages = self.kv_cache.pages
+        return HostPages(pages.flatten(3).view(torch.uint8).numpy())
+
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
         try:
@@ -89,6 +98,9 @@ class TorchDevice:
             torch.cuda.empty_cache()
         else:
             give_back_memory()
+
+    def progress(self) -> int:
+        return progress.num_layers()
 
     @torch.inference_mode()
     def capture_next(self) -> bool:

@@ -11,6 +11,7 @@ A step whose masks come between forward and draw is two graphs; what is handed o
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +85,8 @@ class StepGraphs:
         self._least_too_large = limits.max_num_batched_tokens + 1
         """Tokens of steps whose graphs are not captured while the engine idles."""
         self._pool = torch.cuda.graph_pool_handle()
+        self.capturing = threading.Lock()
+        """Held while a graph is captured: no other thread may ask anything of CUDA then."""
 
     def run(self, step: Step, features: Features) -> Samples | None:
         """Launches a step that was applied. What it draws is padded, and gone with the next step of its size.
@@ -184,7 +187,7 @@ class StepGraphs:
 
         run()  # compiles kernels and readies libraries, which a capture cannot
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             samples = run()
         whole = self._wholes[layout, features] = _Whole(graph, packed, samples)
         return whole
@@ -193,7 +196,7 @@ class StepGraphs:
         packed, inputs = self._padding(layout)
         self._parts.hidden_rows(inputs, layout)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             hidden = self._parts.hidden_rows(inputs, layout)
         forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, {})
         return forward
@@ -205,7 +208,7 @@ class StepGraphs:
         padding.sample_slots.fill_(self._tables.padding_slot)
         self._parts.draw(forward.hidden, padding, features)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             samples = self._parts.draw(forward.hidden, forward.inputs, features)
         forward.draws[features] = graph, samples
         return graph, samples

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message
 
-from ingle.errors import IngleError, RequestError
+from ingle.errors import AnswerLost, EngineError, IngleError, RequestError
 from ingle.server.access import Client
 from ingle.server.batch.records import BatchError, LineResponse, OutputLine
 from ingle.server.engine_client import in_background
@@ -31,6 +31,8 @@ MAX_ID_CHARS = 512
 _BUSY = (429, 503)
 """There was no room, or no time."""
 BUSY_S = 0.5
+_MOST_LOST = 2
+"""Engines that may die with a line before it is given up."""
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -109,25 +111,42 @@ async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line, owne
     request = Request(_scope(app, line, request_id, owner), _receiver(bytes(line.body)))
     try:
         response = await answers[line.url](request)
-        status, body = response.status_code, bytes(response.body)
+        return _told(line, request_id, response.status_code, bytes(response.body))
     except RequestError as error:
-        status, told = describe(error)
-        body = msgspec.json.encode(told)
+        return _told(line, request_id, *_described(error))
     except IngleError:
         raise
     except Exception as error:  # logged there
-        status, told = describe(error)
-        body = msgspec.json.encode(told)
-    told_of = LineResponse(status_code=status, request_id=request_id, body=msgspec.Raw(body))
-    return OutputLine(id=f"batch_req_{request_id}", custom_id=line.custom_id, response=told_of)
+        return _told(line, request_id, *_described(error))
+
+
+def _described(error: Exception) -> tuple[int, bytes]:
+    status, told = describe(error)
+    return status, msgspec.json.encode(told)
+
+
+def _told(line: Line, request_id: str, status: int, body: bytes) -> OutputLine:
+    response = LineResponse(status_code=status, request_id=request_id, body=msgspec.Raw(body))
+    return OutputLine(id=f"batch_req_{request_id}", custom_id=line.custom_id, response=response)
 
 
 async def answer_patiently(app: Starlette, answers: Mapping[str, Answer], line: Line, owner: str = "") -> OutputLine:
-    """As `answer`, but that what the server has no room for now is asked again."""
+    """As `answer`, but that what the server has no room for now, or no engine, is asked again.
+
+    A line that an engine has died with is asked again too, but not for ever: it may be why.
+    """
+    num_lost = 0
     while True:
-        result = await answer(app, answers, line, owner)
-        if result.response is None or result.response.status_code not in _BUSY:
-            return result
+        try:
+            result = await answer(app, answers, line, owner)
+            if result.response is None or result.response.status_code not in _BUSY:
+                return result
+        except EngineError as error:
+            if error.retry_after_s is None:
+                raise
+            num_lost += isinstance(error, AnswerLost)
+            if num_lost > _MOST_LOST:
+                return _told(line, uuid.uuid4().hex, *_described(error))
         await asyncio.sleep(BUSY_S)
 
 

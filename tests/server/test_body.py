@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from ingle.server.body import StrictModel
 from ingle.server.models import ServedModel
 from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
 
-from .fakes import app_for, assert_error, client_of, served, until
+from .fakes import ScriptedEngine, app_for, assert_error, client_of, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -346,3 +347,14 @@ async def test_what_headers_tell_is_refused_before_the_body_is_asked_for(
         raw = await asyncio.wait_for(reader.read(), 10)
         writer.close()
     assert raw.startswith(b"HTTP/1.1 %d " % status) and b"connection: close" in raw
+
+
+@pytest.mark.parametrize("tensor", ["gASVAAAAAAAAAA==", [0.5, 0.25], {"data": "AAAA", "dtype": "float32"}])
+async def test_no_tensor_comes_in_a_request(client: httpx.AsyncClient, engine: ScriptedEngine, tensor: Any) -> None:
+    answer = await client.post("/v1/completions", json={"prompt": "a", "prompt_embeds": tensor})
+    assert_error(answer, 400, "prompt_embeds", param="prompt_embeds")
+    parts = [{"type": kind, kind: tensor} for kind in ("image_embeds", "audio_embeds")]
+    for part in parts:
+        asked = {"messages": [{"role": "user", "content": [part]}]}
+        assert_error(await client.post("/v1/chat/completions", json=asked), 400, param="messages[0].content[0].type")
+    assert engine.requests == []

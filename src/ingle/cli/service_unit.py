@@ -15,7 +15,7 @@ from ingle.cli.line import spelled
 from ingle.cli.sources import SECRETS
 from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
 from ingle.errors import ConfigError
-from ingle.service import reach
+from ingle.service import reach, systemd
 from ingle.service.systemd import Manager
 from ingle.service.unit import STOP_S, Credential, Unit, checked_name
 
@@ -26,7 +26,7 @@ _FILES = {
     "ssl_ca_certs": "authorities.pem",
 }
 """Fields that name a small file, which may be for its owner's eyes only, and what the service's copy is called."""
-_PLACED = ("model", "chat_template", *SECRETS, *_FILES)
+_PLACED = ("model", "chat_template", "disk_cache", *SECRETS, *_FILES)
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
     *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
@@ -34,6 +34,8 @@ CARRIED = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """Variables of whoever installs that the service shall see too. Some hold secrets: they stand in no unit."""
+_LET_IN = ("INGLE_API_KEY", "INGLE_API_KEYS", "INGLE_ALLOW_OPEN")
+"""Variables with which a service may listen where strangers reach it."""
 _STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 
 
@@ -79,7 +81,7 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
 
     name, manager = checked_name(options.name), Manager(options.user)
     reader = _reader(options)
-    url = _url(options.server, check_port)
+    url = _url(options.server, check_port, systemd.sets_any(manager.variables(name), _LET_IN))
     path, store, notices = _model(options), None, list[str]()
     if path is None and not options.user:
         notices.append(
@@ -96,7 +98,10 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
         name=name,
         model=options.engine.model,
         program=str(Path(sys.executable).absolute()),
-        arguments=tuple(_arguments(options, given, options.engine.model if path is None else str(path))),
+        arguments=(
+            *_arguments(options, given, options.engine.model if path is None else str(path)),
+            *_disk_cache(options, Path(f"/var/lib/{name}"), store),
+        ),
         url=url,
         port=options.server.port,
         run_as=options.run_as,
@@ -129,7 +134,8 @@ def _reader(options: ServiceOptions) -> reach.Reader:
     return reach.Reader(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
-def _url(server: ServerConfig, check_port: bool) -> str:
+def _url(server: ServerConfig, check_port: bool, has_key: bool) -> str:
+    """`has_key`: whether the service's own variables may let it be reached."""
     if server.port == 0:
         raise ConfigError("--port 0 would give the service another address at each start: give a port, such as 8000")
     from ingle.server.listening import bind, refuse_open
@@ -144,7 +150,8 @@ def _url(server: ServerConfig, check_port: bool) -> str:
         Certificate(server.listen)
         scheme = "https"
     with bind(server.host, server.port if check_port else 0) as sock:
-        refuse_open(server, sock)
+        if not has_key:
+            refuse_open(server, sock)
         return f"{url_of(sock, scheme).rpartition(':')[0]}:{server.port}"
 
 
@@ -205,6 +212,18 @@ def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[st
         yield _file("--chat-template", "chat-template.jinja", _absolute(template), options)
     elif template is not None:
         yield f"--chat-template={template}"
+
+
+def _disk_cache(options: ServiceOptions, state: Path, store: Path | None) -> Iterator[str]:
+    """Raises `ConfigError` for a folder that the sandbox lets nobody write to."""
+    if options.engine.cache.disk_cache is None:
+        return
+    folder = _absolute(options.engine.cache.disk_cache)
+    if not options.user and not any(place is not None and folder.is_relative_to(place) for place in (state, store)):
+        raise ConfigError(
+            f"--disk-cache {folder}: the service writes below {state} alone: give --disk-cache {state / 'prompt-cache'}"
+        )
+    yield f"--disk-cache={folder}"
 
 
 def _file(flag: str, name: str, path: Path, options: ServiceOptions) -> str | Credential:

@@ -165,7 +165,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
             working.append(asyncio.create_task(_run_batches(app, pool, store)))
         gc.freeze()
         gc.enable()
-        with announced(model.names, model.info, start.url):
+        with announced(model.names, model.info, start.url, config.health.shutdown_timeout):
             _announce(model, access, start)
             await _stop_with_engine(model.engine, server, deadline)
 

@@ -1,7 +1,8 @@
 """How late a server's event loop is: `python -m tests.e2e.lag serve …` serves as ingle does, and measures.
 
-On SIGUSR1 it writes what it has found since the last time to the file `LAG_FILE`: seconds of lateness, one a line. The
-same program without a server, `python -m tests.e2e.lag idle`, tells how late the machine itself is.
+On SIGUSR1, and once at first, it writes what it has found since the last time to the file `LAG_FILE`: seconds of
+lateness, one a line. The same program without a server, `python -m tests.e2e.lag idle`, tells how late the machine
+itself is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Probe:
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self._write)
+        self._write()  # now it can be asked
         self._next(loop)
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from tests.e2e.conftest import PYTHON, Server, start_server
+from tests.e2e.conftest import PYTHON, Server, start_server, until
 from tests.e2e.test_heavy_requests import post
 from tests.support import save_checkpoint
 from tests.text.toys import byte_level
@@ -106,12 +106,10 @@ class Probed:
 
     def read(self) -> Lag:
         """What was found since the last time."""
-        self._file.unlink(missing_ok=True)
+        assert until(self._file.exists), "it has not begun"
+        self._file.unlink()
         os.kill(self._pid, signal.SIGUSR1)
-        deadline_s = time.monotonic() + 30
-        while not self._file.exists():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        assert until(self._file.exists)
         return Lag([float(line) for line in self._file.read_text().split()])
 
 
@@ -153,17 +151,20 @@ def place(model: str, folder: Path, *flags: str) -> Iterator[Place]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
-def toy_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def toy_model(folder: Path) -> Path:
     """A model of nothing much, with a real tokenizer's way through bytes, and a context for a megabyte of text."""
     backend: Tokenizer = byte_level()
-    folder = save_checkpoint(
-        tmp_path_factory.mktemp("toy"), vocab_size=backend.get_vocab_size(), max_position_embeddings=131_072
-    )
+    save_checkpoint(folder, vocab_size=backend.get_vocab_size(), max_position_embeddings=131_072)
     backend.save(str(folder / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    yield from place(str(folder), tmp_path_factory.mktemp("lag"), "--kv-cache-memory", "64MiB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    model = toy_model(tmp_path_factory.mktemp("toy"))
+    yield from place(str(model), tmp_path_factory.mktemp("lag"), "--kv-cache-memory", "64MiB")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -387,3 +389,34 @@ def test_what_was_tried_is_known() -> None:
         with pytest.raises(RequestError, match="guided_json: json: Unimplemented") as error:
             check.grammar(StructuredOutputs(json={"not": {}}, asked_as="guided_json"))
         assert error.value.param == "guided_json"
+
+
+def test_one_of_many_that_ask_for_the_same_compiles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, going, calls = GrammarCheck({}, [0], 10), threading.Event(), []
+
+    def slowly(wanted: StructuredOutputs) -> str:
+        calls.append(wanted)
+        assert going.wait(10)
+        return "no"
+
+    monkeypatch.setattr(check, "_check", slowly)
+    monkeypatch.setattr("ingle.text.grammar._PATIENCE_S", 0.01)
+    first, others = StructuredOutputs(regex="a"), [StructuredOutputs(regex=letter) for letter in "bc"]
+
+    def asked(wanted: StructuredOutputs) -> str | None:
+        with pytest.raises(RequestError) as error:
+            check.grammar(wanted)
+        return error.value.code
+
+    with ThreadPoolExecutor(8) as pool:
+        same = [pool.submit(asked, first) for _ in range(4)]
+        while len(calls) < 1:
+            time.sleep(0.001)
+        second = pool.submit(asked, others[0])
+        while len(calls) < 2:
+            time.sleep(0.001)
+        assert pool.submit(asked, others[1]).result() == "server_busy"
+        going.set()
+        assert {each.result() for each in [*same, second]} == {"invalid_grammar"}
+    assert calls == [first, others[0]]
+    assert asked(others[1]) == "invalid_grammar"

@@ -87,7 +87,8 @@ class Generation:
                 if output.num_prompt_read is None:
                     self.model.queue.begun(request.id)
                 if output.refused:
-                    raise RequestError(f"{request.id} is refused: {output.error}", param="structured_outputs")
+                    message = f"{request.id} is refused: {output.error}"
+                    raise RequestError(message, param="structured_outputs", code="invalid_grammar")
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)

@@ -55,6 +55,9 @@ _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
 _LEAST_KEY = 16
 """Characters of a key that is not found by trying."""
+_COLLECT_AFTER = (10_000, 10, 20)
+"""Objects and collections until the next: to look through all that a thousand requests hold takes a quarter of a
+second, in which nobody is answered, and by itself Python does so every few seconds."""
 logger = logging.getLogger("ingle")
 
 
@@ -165,7 +168,8 @@ async def _serve(start: Start, deadline: Deadline) -> None:
             working.append(asyncio.create_task(_run_batches(app, pool, store)))
         gc.freeze()
         gc.enable()
-        with announced(model.names, model.info, start.url):
+        gc.set_threshold(*_COLLECT_AFTER)
+        with announced(model.names, model.info, start.url, config.health.shutdown_timeout):
             _announce(model, access, start)
             await _stop_with_engine(model.engine, server, deadline)
 

@@ -27,7 +27,7 @@ from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.queue import BodyMemory, RequestQueue
 from ingle.server.request_log import RequestsLog, current_record
-from ingle.server.streaming import KEEP_ALIVE, EventStream, WholeAnswer, unless_disconnected, until
+from ingle.server.streaming import KEEP_ALIVE, EventStream, WholeAnswer, encoded, unless_disconnected, until
 
 BodyT = TypeVar("BodyT", bound=ModelRequest)
 T = TypeVar("T")
@@ -242,7 +242,7 @@ async def _whole(writer: Writer, client: Client, account: AnswerAccount) -> byte
             account.add(_bytes_of(events))
 
     def written() -> bytes:
-        return msgspec.json.encode(writer.whole(answer))
+        return encoded(writer.whole(answer))
 
     choices = answer.choices.values()
     num_scored = sum(len(choice.logprobs or ()) + len(choice.prompt_logprobs or ()) for choice in choices)

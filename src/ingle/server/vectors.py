@@ -18,7 +18,7 @@ from ingle.server.ending import AnswerAccount
 from ingle.server.models import ServedModel
 from ingle.server.respond import BodyT, Flight, note_asked, read_prepared
 from ingle.server.statistics import Measured
-from ingle.server.streaming import WholeAnswer, merge, unless_disconnected
+from ingle.server.streaming import WholeAnswer, encoded, merge, unless_disconnected
 
 _WRITTEN_TIMES = 16
 """So many bytes become of one while numbers are written as text."""
@@ -61,7 +61,7 @@ async def _whole(writer: VectorWriter, account: AnswerAccount) -> bytes:
             vectors[index] = vector
             account.add(_WRITTEN_TIMES * len(vector))
     # Thousands of numbers take milliseconds to write, and all streams would wait.
-    return await asyncio.to_thread(lambda: msgspec.json.encode(writer.whole(vectors)))
+    return await asyncio.to_thread(lambda: encoded(writer.whole(vectors)))
 
 
 async def _vector(model: ServedModel, index: int, request: EngineRequest) -> AsyncGenerator[tuple[int, bytes], None]:

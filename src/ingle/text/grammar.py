@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 _WHITE_SPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 """Between the tokens of JSON: a small model at a high temperature writes blanks for ever, where it may."""
 _MAX_ITEMS = 50_000
-"""Alternatives at one place: some thousand choices or names of properties are among what people send."""
+"""Alternatives at one place: some thousand choices are among what people send."""
 _MAX_KEPT = 256
+_MAX_AT_ONCE, _PATIENCE_S = 2, 1.0
+"""Some take a second to compile. Threads that prepare requests are few, and others need them too."""
 _MAX_ERROR_CHARS = 300
 _SPECIAL_BYTE = b"\xff"
 """With which llguidance marks special tokens."""
@@ -90,9 +93,7 @@ def compile_grammar(text: str, tokenizer: LLTokenizer, fuel: int = 1_000_000) ->
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(
-        verbose_errors=False, initial_lexer_fuel=fuel, max_items_in_row=_MAX_ITEMS, step_max_items=_MAX_ITEMS
-    )
+    limits = LLParserLimits(verbose_errors=False, initial_lexer_fuel=fuel, max_items_in_row=_MAX_ITEMS)
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # the first takes longest
@@ -192,22 +193,48 @@ class GrammarCheck:
         self._tokenizer: LLTokenizer | None = None
         self._lock = threading.Lock()
         self._checked: OrderedDict[StructuredOutputs, Grammar | str] = OrderedDict()
+        self._trying: dict[StructuredOutputs, Future[Grammar | str]] = {}
+        self._places = threading.Semaphore(_MAX_AT_ONCE)
 
     def grammar(self, wanted: StructuredOutputs) -> Grammar:
         """For the engine. Raises `RequestError` for what cannot be followed."""
         with self._lock:
             known = self._checked.get(wanted)
+            trying = self._trying.get(wanted)
+            is_first = known is None and trying is None
+            if is_first:
+                trying = self._trying[wanted] = Future()
         if known is None:
-            known = self._check(wanted)
-            with self._lock:
-                self._checked[wanted] = known
-                while len(self._checked) > _MAX_KEPT:
-                    self._checked.popitem(last=False)
+            assert trying is not None
+            known = self._tried(wanted, trying) if is_first else trying.result()
         if isinstance(known, str):
             raise RequestError(
                 f"{wanted.asked_as}: {wanted.kind}: {known}", param=wanted.asked_as, code="invalid_grammar"
             )
         return known
+
+    def _tried(self, wanted: StructuredOutputs, trying: Future[Grammar | str]) -> Grammar | str:
+        """Of several that ask for the same at the same time, one tries it. Raises `RequestError` (503)."""
+        try:
+            if not self._places.acquire(timeout=_PATIENCE_S):
+                raise RequestError("The server compiles other grammars: send this one again later.",
+                                   code="server_busy", status=503)  # fmt: skip
+            try:
+                known = self._check(wanted)
+            finally:
+                self._places.release()
+            with self._lock:
+                self._checked[wanted] = known
+                while len(self._checked) > _MAX_KEPT:
+                    self._checked.popitem(last=False)
+            trying.set_result(known)
+            return known
+        except BaseException as error:
+            trying.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._trying[wanted]
 
     def _check(self, wanted: StructuredOutputs) -> Grammar | str:
         """The grammar, or what is wrong with it."""

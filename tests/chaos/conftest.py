@@ -17,7 +17,8 @@ from tests.e2e.conftest import READY_S, SERVE, Server, save_byte_model, start_se
 
 TEMPLATE = (
     "{% for m in messages %}"
-    "{% if m.content == 'LOOP' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if m.content == 'LOOP' %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
     "{% if m.content == 'GROW' %}{% set s = namespace(x='grow') %}"
     "{% for a in range(99) %}{% set s.x = s.x ~ s.x %}{% endfor %}{% endif %}"
     "<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"

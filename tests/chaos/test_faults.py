@@ -27,9 +27,9 @@ ENDLESS = {"prompt": "a", "max_tokens": 8000, "ignore_eos": True}
 RESTART_S = 60.0
 
 
-def stream(target: Target) -> tuple[int, str]:
+def stream(target: Target, **fields: Any) -> tuple[int, str]:
     """Status and text of a long stream, or what there was of it."""
-    with target.http.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}) as response:
+    with target.http.stream("POST", "/v1/completions", json={**ENDLESS, **fields, "stream": True}) as response:
         return response.status_code, "".join(response.iter_text())
 
 
@@ -46,11 +46,11 @@ def ready(target: Target) -> int:
 
 
 @contextlib.contextmanager
-def busy(target: Target, num: int = 4) -> Iterator[tuple[list[Any], list[Any]]]:
+def busy(target: Target, num: int = 4, **fields: Any) -> Iterator[tuple[list[Any], list[Any]]]:
     """Long streams and long answers under way."""
     with ThreadPoolExecutor(2 * num) as pool:
-        streams = [pool.submit(stream, target) for _ in range(num)]
-        answers = [pool.submit(whole, target) for _ in range(num)]
+        streams = [pool.submit(stream, target, **fields) for _ in range(num)]
+        answers = [pool.submit(whole, target, **fields) for _ in range(num)]
         assert until(lambda: target.load()[0] == 2 * num), target.load()
         yield streams, answers
 
@@ -125,7 +125,7 @@ def test_a_stop_and_a_start_in_time_is_no_fault(start: Start) -> None:
     """A laptop's lid, a debugger: nothing is lost of a short pause."""
     target = start(*ROOMY)
     before = target.engine
-    with busy(target, num=2) as (streams, answers):
+    with busy(target, num=1, max_tokens=3000) as (streams, answers):
         os.kill(before, signal.SIGSTOP)
         time.sleep(1.0)
         os.kill(before, signal.SIGCONT)

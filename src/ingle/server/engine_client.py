@@ -40,6 +40,8 @@ logger = logging.getLogger("ingle.server")
 
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 """Whether what is asked of the engine can wait for all that somebody waits for."""
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""The name of the client who asks, as in `EngineRequest.client`."""
 _BACKGROUND = 1 << 40
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
@@ -149,6 +151,7 @@ class EngineClient:
         """
         if (refusal := self._refusal()) is not None:
             raise EngineError(refusal.detail, retry_after_s=refusal.retry_after_s)
+        request = msgspec.structs.replace(request, client=caller.get())
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
         pending = self._pending[request.id] = _Pending(request, Unread(self.max_unread_bytes))

@@ -367,6 +367,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """As in `SamplingParams`; so are the others."""
     cache_salt: str = ""
     return_progress: bool = False
+    client: str = ""
+    """Whose it is: clients share what there is of steps, whatever number of requests they have."""
     pooling: Pooling | None = None
     """One vector is made of the prompt, and no token drawn: `sampling` says `max_tokens=0`."""
 

@@ -162,3 +162,49 @@ def test_long_contexts_split_over_many_programs(folder: Path) -> None:
     for request in requests:
         alone |= run(engine, [request])
     assert run(engine, requests) == alone
+
+
+def ballast() -> list[torch.Tensor]:
+    """All memory that the GPU has left."""
+    torch.cuda.empty_cache()
+    held, size = [], 1 << 33
+    while size >= 1 << 20:
+        try:
+            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size //= 2
+    return held
+
+
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_memory_that_runs_out_in_a_step_costs_requests_and_not_the_engine(
+    enforce_eager: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps of 4,096 tokens take some megabytes, of which there are none."""
+    save_checkpoint(tmp_path, hidden_size=512, intermediate_size=4096, max_position_embeddings=8192)
+    options = {"max_num_batched_tokens": 4096, "enable_prefix_caching": False, "enforce_eager": enforce_eager}
+    engine = gpu_engine(tmp_path, dtype="bfloat16", **options)
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    requests = [EngineRequest(str(i), random_prompt(i, 4000), params) for i in range(3)]
+    held = ballast()
+    for parts in collect(engine, requests).values():
+        assert parts[-1].finish_reason == "length" or "not enough memory" in (parts[-1].error or "")
+    assert "memory ran out in a step" in caplog.text
+    held.clear()
+    torch.cuda.empty_cache()
+    assert all(len(tokens) == 4 for tokens in run(engine, requests).values())
+
+
+def test_graphs_that_do_not_fit_memory_are_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_checkpoint(tmp_path, hidden_size=512, intermediate_size=4096, max_position_embeddings=8192)
+    options = {"max_num_batched_tokens": 4096, "dtype": "float32", "enable_prefix_caching": False}
+    engine = gpu_engine(tmp_path, **options)
+    held = ballast()
+    while engine.worker.device.capture_next():
+        pass
+    assert "could not be captured" in caplog.text
+    held.clear()
+    torch.cuda.empty_cache()
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+    requests = [EngineRequest(str(i), random_prompt(i, 100 + i), params) for i in range(8)]
+    assert run(engine, requests) == run(gpu_engine(tmp_path, **options, enforce_eager=True), requests)

@@ -23,7 +23,7 @@ from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
 from ingle.server.access import Access
 from ingle.server.app import create_app
-from ingle.server.engine_client import in_background
+from ingle.server.engine_client import caller, in_background
 from ingle.server.graceful import http_config
 from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.models import ModelPool, ServedModel
@@ -87,6 +87,8 @@ class ScriptedEngine:
     requests: list[EngineRequest] = field(default_factory=list)
     in_background: list[bool] = field(default_factory=list)
     """Of each of them, whether it may wait for others."""
+    callers: list[str] = field(default_factory=list)
+    """The same: who asked."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
     num_restarts: int = 0
@@ -104,6 +106,7 @@ class ScriptedEngine:
             raise EngineError(self.status.detail)
         self.requests.append(request)
         self.in_background.append(in_background.get())
+        self.callers.append(caller.get())
         self.running += 1
         finished = False
         try:

@@ -10,7 +10,7 @@ import pytest
 from ingle.channel import ChannelClosed, StepMessage
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
-from ingle.server.engine_client import EngineClient, joined
+from ingle.server.engine_client import EngineClient, caller, joined
 
 
 class ScriptedChannel:
@@ -84,6 +84,19 @@ def test_an_error_comes_by_itself_after_what_came_before() -> None:
 def test_an_engine_that_dies_is_told_after_what_it_gave() -> None:
     with pytest.raises(EngineError, match="the engine died: exit status 9"):
         asyncio.run(outputs_of(EngineOutput("a", [5]), EngineOutput("a", [6]), None))
+
+
+def test_requests_go_out_in_the_name_of_who_asks() -> None:
+    async def sent() -> EngineRequest:
+        caller.set("ann")
+        channel = ScriptedChannel()
+        stream = EngineClient(cast(Any, Ended()), cast(Any, channel), cast(Any, None)).generate(REQUEST)
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        task.cancel()
+        return cast(EngineRequest, channel.sent[0])
+
+    assert asyncio.run(sent()).client == "ann"
 
 
 def test_tokens_may_come_some_at_a_time_but_the_first_at_once() -> None:

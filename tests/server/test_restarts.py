@@ -142,6 +142,50 @@ async def test_what_was_begun_is_lost_and_what_waits_is_served_by_the_next(caplo
         assert "a new one is started (1 of 2 in a row)" in caplog.text
 
 
+async def test_an_answer_that_was_whole_is_none_that_is_lost() -> None:
+    async with connected() as (client, engines):
+        stream = client.generate(request("whole"))
+        first = asyncio.create_task(anext(stream))
+        await engines.asked()
+        engines.step(EngineOutput("whole", [5]))
+        assert (await first).token_ids == [5]
+        engines.step(EngineOutput("whole", [6], "stop"))
+        engines.kill()
+        await until(lambda: engines.num_started == 2, WITHIN_S)
+        assert [output.token_ids async for output in stream] == [[6]]
+
+
+async def test_one_that_is_lost_is_not_handed_on_although_its_client_has_not_read_that_yet() -> None:
+    async with connected() as (client, engines):
+        stream = client.generate(request("slow"))
+        first = asyncio.create_task(anext(stream))
+        await engines.asked()
+        waits = asyncio.create_task(answer(client, "waits"))
+        await engines.asked()
+        engines.step(EngineOutput("slow", [5]))
+        await first
+        engines.kill()
+        await until(lambda: engines.num_started == 2, WITHIN_S)
+        engines.ready()
+        assert await engines.asked() == ["waits"]
+        with pytest.raises(AnswerLost):
+            await anext(stream)
+        waits.cancel()
+
+
+async def test_what_two_engines_die_of_before_they_begin_is_given_up() -> None:
+    async with connected() as (client, engines):
+        poison = asyncio.create_task(answer(client, "poison"))
+        for number in (2, 3):
+            assert await engines.asked() == ["poison"]
+            engines.kill()
+            await until(lambda number=number: engines.num_started == number, WITHIN_S)  # type: ignore[misc]
+            engines.ready()
+        with pytest.raises(AnswerLost):
+            await poison
+        await until(lambda: client.health().ok, WITHIN_S)
+
+
 async def test_a_request_whose_client_left_meanwhile_is_not_served() -> None:
     async with connected() as (client, engines):
         leaves, stays = (asyncio.create_task(answer(client, name)) for name in ("leaves", "stays"))

@@ -16,7 +16,8 @@ from ingle.server.running import UNIX, Running, is_called, runs, servers
 _POLL_S = 0.05
 _SAY_S = 3.0
 _PATIENCE_S = 60.0
-"""A server cuts off what still runs after some seconds; one that takes longer is not going to end."""
+"""Beyond the time that its answers have. A server cuts off what still runs then; one that takes longer is not going to
+end."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def _stop(server: Running) -> None:
             pass
         except PermissionError as error:
             raise EngineError(f"{name} (process {server.pid}) is not yours to stop") from error
+    patience_s = _PATIENCE_S + server.shutdown_timeout
     while runs(server):
         now = time.monotonic()
-        if now - started > _PATIENCE_S:
-            raise EngineError(f"{name} still runs after {_PATIENCE_S:.0f} s: `kill -9 {server.pid}` ends it by force")
+        if now - started > patience_s:
+            raise EngineError(f"{name} still runs after {patience_s:.0f} s: `kill -9 {server.pid}` ends it by force")
         if now - said > _SAY_S:
             said = now
             print(f"{name} is finishing its answers: {now - started:.0f} s", file=sys.stderr)

@@ -222,6 +222,9 @@ class EngineConfig:
     """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
     max_num_batched_tokens: int | None = None
     """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
+    target_itl_ms: float = 100.0
+    """Read prompts in portions so small that running answers get their next token about this often, in milliseconds, as
+    far as that costs little speed. 0: in the largest portions, for batches that nobody watches."""
     seed: int = 0
     """Seeds dummy weights and the draws of requests that bring no seed."""
     enforce_eager: bool = False
@@ -235,6 +238,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             _at_least(name, getattr(self, name), 1)
+        _number("target_itl_ms", self.target_itl_ms)
+        if not 0.0 <= self.target_itl_ms <= 60_000:
+            raise ConfigError(f"--target-itl-ms {self.target_itl_ms} is not between 0 and 60000")
 
     @classmethod
     def of(cls, model: str, **options: Any) -> EngineConfig:

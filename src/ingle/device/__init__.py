@@ -90,10 +90,15 @@ class Device(Protocol):
         """Whether the device still computes, after a step has raised an exception."""
         ...
 
+    def relieve(self) -> None:
+        """Gives back what it keeps of freed memory: some ran out."""
+        ...
+
     def progress(self) -> int:
         """A number that changes while a step is computed, however long it takes. From any thread."""
         ...
 
     def capture_next(self) -> bool:
-        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
+        """Captures one more CUDA graph that is likely to be needed; False when there is none left. One that cannot be
+        captured is given up, and what it is for runs without."""
         ...

@@ -14,7 +14,7 @@ from ingle.request import EngineOutput
 from ingle.step import Step
 
 if TYPE_CHECKING:
-    from ingle.engine.scheduler import Plan
+    from ingle.engine.sequence import Plan
 
 
 class StepCounts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,16 +17,22 @@ from ingle.engine.counts import StepCounts, Waits
 from ingle.engine.facts import EngineFacts
 from ingle.engine.grammar import Grammars, Use
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
-from ingle.engine.scheduler import Plan, Scheduler
+from ingle.engine.scheduler import Scheduler
+from ingle.engine.sequence import Plan, Sequence
 from ingle.engine.worker import RunningStep, Worker
-from ingle.errors import EngineError, RequestError
+from ingle.errors import EngineError, RequestError, lack_of_memory
 from ingle.request import EngineOutput, EngineRequest, check_request
 from ingle.step import Masks, StepResult
 
 if TYPE_CHECKING:
+    import logging
+
     from ingle.engine.tiers.keeper import PageKeeper
 
 _NO_MASKS = Masks()
+_NO_MEMORY = "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
+_UNKNOWN = "it could not be computed: the server's log says why"
+"""For whoever sent a request: what happened within is the log's to tell."""
 _COMPILE_S = 0.005
 """For which a step waits for a grammar where there is nothing else to do."""
 _READ_S = 0.005
@@ -35,6 +42,7 @@ _READ_S = 0.005
 @dataclass(slots=True)
 class _InFlight:
     plan: Plan
+    launched_at_s: float
     running: RunningStep | None = None
     """None while it is being launched."""
 
@@ -87,6 +95,9 @@ class Engine:
         self._counts = StepCounts()
         self.waits: Waits | None = None
         """Given by whoever wants first outputs to say how long their requests waited."""
+        self.clock = time.perf_counter
+        """Of the seconds that steps take."""
+        self._retired_at_s = 0.0
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
         """Queues a request, whose answer `mask` restricts. Raises `RequestError` when it cannot be served.
@@ -186,9 +197,7 @@ class Engine:
         """The end of one request. `what` was done; what of our own went wrong is the log's to tell."""
         refused = isinstance(error, RequestError)
         if not refused:
-            import logging
-
-            logging.getLogger("ingle").error("request %s: %s", request_id, what, exc_info=error)
+            _logger().error("request %s: %s", request_id, what, exc_info=error)
         text = str(error) if refused else f"{what}: the server's log says why"
         return EngineOutput(request_id, [], "error", error=text, refused=refused)
 
@@ -219,7 +228,7 @@ class Engine:
 
     def _launch(self, plan: Plan) -> None:
         """Queues a step but for the draw."""
-        self._in_flight.append(_InFlight(plan))
+        self._in_flight.append(_InFlight(plan, self.clock()))
         self._in_flight[-1].running = self.worker.forward(plan.step)
         self._counts.launched(plan.step)
 
@@ -237,8 +246,15 @@ class Engine:
         running = self._in_flight[0].running
         assert running is not None
         result = self.worker.result(running)
-        plan = self._in_flight.popleft().plan
-        return plan, result, self._masks.take_all(_drawn(plan, result)) if self._masks else {}
+        retired = self._in_flight.popleft()
+        self._learn_pace(retired)
+        return retired.plan, result, self._masks.take_all(_drawn(retired.plan, result)) if self._masks else {}
+
+    def _learn_pace(self, retired: _InFlight) -> None:
+        """How long the device took: since the step was launched, or since the one before it was done."""
+        step, began_s = retired.plan.step, max(retired.launched_at_s, self._retired_at_s)
+        self._retired_at_s = self.clock()
+        self.scheduler.pace.learn(step.num_tokens - step.num_decodes, self._retired_at_s - began_s)
 
     def _settle(self, plan: Plan, result: StepResult, ended: dict[str, bool | Exception]) -> list[EngineOutput]:
         outputs = self.scheduler.retire(plan, result)
@@ -272,18 +288,27 @@ class Engine:
 
     def _recover(self, error: Exception) -> list[EngineOutput]:
         """Takes back what is in flight, and ends the request at fault, once it is known."""
-        import logging  # which a start need not wait for
-
         plans = [launched.plan for launched in self._in_flight]
         sequences = self.scheduler.revoke(plans if self._planned is None else [*plans, self._planned])
         self._in_flight.clear()
         self._planned = None
-        outputs = self.scheduler.blame(sequences, _reason(error))
+        self._counts.num_failed += 1
+        if not _ran_out_of_memory(error):
+            return self._blamed(sequences, error, self.scheduler.blame(sequences, _UNKNOWN))
+        self.worker.device.relieve()
+        num_tokens = max((plan.step.num_tokens - plan.step.num_decodes for plan in plans), default=0)
+        if (most := self.scheduler.pace.shrink(num_tokens)) is not None:
+            _logger().warning(
+                "memory ran out in a step that read %d tokens of prompts: the next read %d", num_tokens, most
+            )
+            return []
+        return self._blamed(sequences, error, self.scheduler.blame(sequences, _NO_MEMORY, max_trials=1))
+
+    def _blamed(self, sequences: list[Sequence], error: Exception, outputs: list[EngineOutput]) -> list[EngineOutput]:
         for output in outputs:
             self._masks.drop(output.id)
-        self._counts.num_failed += 1
         fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
-        logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
+        _logger().error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
 
     def close(self, timeout_s: float) -> None:
@@ -323,8 +348,16 @@ def _drawn(plan: Plan, result: StepResult) -> list[tuple[str, int]]:
     return [(seq.id, ids[0]) for seq, ids in pairs if seq.masked and len(ids) == 1 and not seq.finished]
 
 
-def _reason(error: Exception) -> str:
-    """For whoever sent the request: what happened within is the log's to tell."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
-    return "it could not be computed: the server's log says why"
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it says so, or what it came of: a CUDA graph's capture that is cut short brings an error of its own."""
+    while error is not None:
+        if "out of memory" in str(error) or lack_of_memory(error) is not None:
+            return True
+        error = error.__context__
+    return False
+
+
+def _logger() -> logging.Logger:
+    import logging  # which a start need not wait for
+
+    return logging.getLogger("ingle")

@@ -15,116 +15,38 @@ tokens before `num_settled`.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
-import msgspec
-
+from ingle.engine import outputs
 from ingle.engine.arrivals import Arrivals, Load, LowerTiers, NoTiers
+from ingle.engine.forecast import Forecast
+from ingle.engine.pace import Pace
 from ingle.engine.pages import PagePool
 from ingle.engine.pooling import PooledPrompt
 from ingle.engine.prefix import root
+from ingle.engine.prompts import Prompts
+from ingle.engine.sequence import Plan, Sequence
 from ingle.engine.sequence_pages import Paging, SequencePages
+from ingle.engine.shares import Shares
 from ingle.engine.waiting import FIRST, WaitingQueue
 from ingle.kv import pages_held
-from ingle.request import EngineOutput, EngineRequest, FinishReason, Sampling, TokenIds, TokenLogprobs
-from ingle.step import RESERVED_PAGE, Admission, Chunk, Limits, Step, StepResult
+from ingle.request import EngineOutput, EngineRequest, TokenIds
+from ingle.step import RESERVED_PAGE, Admission, Limits, Step, StepResult
 
-_MANY_DECODES = 128
-_FULL_STEP = 512
-"""Tokens that keep a GPU's tensor cores busy for longer than it takes to read the weights."""
 _MAX_TRIALS = 3
 _MAX_LOADS = 3
 """Of one sequence. What then still cannot be read is computed."""
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One request inside the engine."""
-
-    id: str
-    sampling: Sampling
-    token_ids: TokenIds
-    """Prompt, then every generated token whose value is known."""
-    num_prompt_tokens: int
-    max_num_tokens: int
-    """Prompt and answer together may not grow beyond this."""
-    eos_token_ids: frozenset[int]
-    seed: int
-    pages: SequencePages
-    slot: int = -1
-    """Row of the worker's tables while running; -1 otherwise."""
-    num_settled: int = 0
-    num_computed: int = 0
-    num_sampled_ahead: int = 0
-    """Tokens that launched steps sample and that are not in `token_ids` yet."""
-    num_drafted: int = 0
-    """Drafts beyond those, which a launched step tries: until it is retired, nobody knows where the sequence ends."""
-    num_untold: int = 0
-    """Of `token_ids` the last ones, which had to follow what was drawn, and which no device has been told."""
-    num_in_flight: int = 0
-    """Launched, unretired steps that touch this sequence."""
-    priority: int = 0
-    """The lowest goes first."""
-    tells_progress: bool = False
-    """How much of its prompt is computed is told step by step."""
-    masked: bool = False
-    """Which tokens may be drawn is known only once all before are."""
-    num_cached_tokens: int | None = None
-    """Prompt tokens found in the prefix cache when first admitted."""
-    finished: bool = False
-    tainted: bool = False
-    """Its keys and values may hold NaN."""
-    arrival: int = 0
-    """Requests that came before it."""
-    num_trials: int = 0
-    """Steps that it passed as a suspect since it last passed one otherwise."""
-    num_loads: int = 0
-    """How often pages were read for it from a lower tier."""
-    num_read: int = 0
-    """Tokens that were, when it was admitted last."""
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    pooled: PooledPrompt | None = None
-    """Of a request that wants a vector: it ends with its prompt, and draws nothing."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids) + self.num_sampled_ahead
-
-    @property
-    def num_to_compute(self) -> int:
-        return self.num_tokens - self.num_computed
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step, and whose it is."""
-
-    step: Step
-    max_num_tokens: int
-    """That this step may have."""
-    sequences: list[Sequence] = field(default_factory=list)
-    """Of each chunk."""
-
-    @property
-    def num_left(self) -> int:
-        """Tokens that it may still take."""
-        return self.max_num_tokens - self.step.num_tokens
-
 
 Drafter = Callable[[TokenIds, int], list[int]]
 """Guesses up to so many tokens that may follow these."""
 
 
 class Scheduler:
-    """First come, first served among those of one priority, but that short prompts may go ahead of long ones; decodes
-    before prefill chunks; the newest of the last priority gives way when pages run out."""
+    """Decodes before prompts. Of prompts, those of the lowest priority first, of whoever read least among clients; of
+    one client, first come, first served, but that short ones may go ahead of long ones. When pages run out, the newest
+    of the last priority gives way, of the client of whom most runs."""
 
     def __init__(
         self, pages: PagePool, limits: Limits, drafter: Drafter | None = None, lower: LowerTiers | None = None
@@ -151,6 +73,10 @@ class Scheduler:
         self._num_steps_in_flight = 0
         self._num_arrivals = 0
         self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
+        self._shares = Shares()
+        self._blocked: Sequence | None = None  # for which the last plan had no slot or pages
+        self.forecast = Forecast(limits)
+        self.pace = Pace(limits)
 
     # ---- requests come and go
 
@@ -169,6 +95,7 @@ class Scheduler:
             seed=seed,
             pages=SequencePages(self._paging, root(request.cache_salt)),
             priority=request.priority,
+            client=request.client,
             tells_progress=request.return_progress,
             masked=masked,
             arrival=self._num_arrivals,
@@ -178,7 +105,8 @@ class Scheduler:
             raise ValueError(f"request id {seq.id!r} is already in use")
         self._num_arrivals += 1
         self._by_id[seq.id] = seq
-        self._waiting.append(seq, self._num_uncached(seq), seq.priority)
+        self._shares.join(seq.client)
+        self._waiting.append(seq, self._num_uncached(seq), seq.priority, seq.client)
 
     def abort(self, request_id: str) -> bool:
         """Takes a request out at once; its pages return when no launched step touches them. False if unknown."""
@@ -207,15 +135,15 @@ class Scheduler:
         if self._suspects and not self._call_suspect():
             return None
         self._leave_windows()
+        if not self._give_place():
+            return None
         decodes, prefills = self._split_running()
         if not self._make_room(decodes, prefills):
             return None
-        plan = Plan(Step(), self._max_num_tokens(len(decodes)))
+        beside = self.pace.beside(len(decodes))
+        plan = Plan(Step(), beside if decodes else self.pace.alone(), beside)
         self._decode(plan, decodes)
-        self._short_prompts(plan, prefills)
-        for seq in prefills:
-            self._chunk(plan, seq, seq.num_to_compute)
-        self._admit(plan)
+        self._read_prompts(plan, prefills)
         if not plan.step.chunks:
             return None
         plan.step.admissions = [self._admission(seq) for seq in self._entering]
@@ -224,18 +152,6 @@ class Scheduler:
         plan.step.page_entries, self._page_entries = self._page_entries, []
         self._num_steps_in_flight += 1
         return plan
-
-    def _max_num_tokens(self, num_decodes: int) -> int:
-        """Once nearly all slots decode, prompts are read beside them in small portions.
-
-        The weights are read for the decodes anyway, and up to some number of tokens the step takes little longer for
-        more of them; in one large step prompt tokens would cost more, and all decodes would wait for it. Before that
-        new sequences are worth more: with more slots in use every step yields more.
-        """
-        limit = self.limits.max_num_batched_tokens
-        if num_decodes < max(_MANY_DECODES, self.limits.max_num_seqs * 7 // 8):
-            return limit
-        return min(max(_FULL_STEP, 2 * num_decodes), limit)
 
     def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
         decodes, prefills = [], []
@@ -251,8 +167,8 @@ class Scheduler:
         return decodes, prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
-        """Preempts until every decode, and the oldest prompt, has the pages of its next token: from the last priority,
-        and of one from the newest. Who is still being read for gives way before.
+        """Preempts until every decode, and the oldest prompt, has the pages of its next token. Who is still being read
+        for gives way before.
 
         False: retire a step first, or wait for that.
         """
@@ -260,12 +176,39 @@ class Scheduler:
             self.arrivals.cancel()
             if self._num_steps_in_flight or self.arrivals.is_reading:
                 return False
-            victim = max(reversed(self.running), key=lambda seq: seq.priority)
+            self.forecast.outgrown(decodes)
+            victim = self._victim(self.running)
             for group in (decodes, prefills):
                 if victim in group:
                     group.remove(victim)
             self._preempt(victim)
         return True
+
+    def _give_place(self) -> bool:
+        """A client of whom nothing runs, and whose turn it was in the last plan, gets the place of one of another's.
+
+        False: retire a step first.
+        """
+        blocked, self._blocked = self._blocked, None
+        if blocked is None or blocked.finished or blocked.slot >= 0 or self._suspects or self._leaving:
+            return True
+        if self.arrivals.is_reading:  # slots and pages are on their way
+            return True
+        counts = Counter(seq.client for seq in self.running)
+        others = [seq for seq in self.running if seq.priority >= blocked.priority and counts[seq.client] > 1]
+        if blocked.client in counts or not others:
+            return True
+        if self._num_steps_in_flight:
+            self._blocked = blocked
+            return False
+        self._preempt(self._victim(others))
+        return True
+
+    @staticmethod
+    def _victim(sequences: Seq[Sequence]) -> Sequence:
+        """Of those of the last priority, the newest of the client who has most of them."""
+        counts = Counter((seq.priority, seq.client) for seq in sequences)
+        return max(reversed(sequences), key=lambda seq: (seq.priority, counts[seq.priority, seq.client]))
 
     @staticmethod
     def _num_lacking(sequences: Seq[Sequence]) -> int:
@@ -291,7 +234,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _wait_first(self, seq: Sequence) -> None:
-        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority)
+        self._waiting.prepend(seq, self._num_uncached(seq), seq.priority, seq.client)
 
     def _decode(self, plan: Plan, decodes: list[Sequence]) -> None:
         """One token of each, then those whose next tokens somebody guesses, in pages that they have."""
@@ -330,71 +273,72 @@ class Scheduler:
         """Sees that the first `end` tokens have their pages."""
         self._page_entries += [(group, seq.slot, index, page_id) for group, index, page_id in seq.pages.grow(end)]
 
-    def _short_prompts(self, plan: Plan, prefills: list[Sequence]) -> None:
-        """Plans prompts that may go ahead of the oldest one, and takes them out of `prefills`.
-
-        Such a prompt has at most half as many tokens to compute as the oldest. All of them together get half of the
-        step, or what the oldest leaves. So a short prompt does not wait for a long one that came before it, and the
-        sum of both waits is not longer for it; a long one is read at half speed at least, however many short ones come.
-        Prompts of like lengths are read one after the other: shared out equally, all would end late.
-        """
-        if self._suspects or len(prefills) + len(self._waiting) < 2:
+    def _read_prompts(self, plan: Plan, prefills: list[Sequence]) -> None:
+        """Plans prompts that are being read or wait, those of the lowest priority first."""
+        if self._suspects:  # of which one is computed alone
+            for seq in prefills:
+                self._chunk(plan, seq, seq.num_to_compute)
+            if self._waiting and not self.running:
+                self._start(plan, next(iter(self._waiting)), plan.num_left)
             return
-        oldest = prefills[0].num_to_compute if prefills else self._waiting.num_tokens(self._waiting.head)
-        num_left = plan.num_left
-        end = plan.step.num_tokens + max(num_left // 2, num_left - oldest)
-        for seq in sorted(prefills[1:], key=lambda seq: seq.num_to_compute):
-            if seq.num_to_compute <= oldest // 2:
-                prefills.remove(seq)
-                self._chunk(plan, seq, min(seq.num_to_compute, end - plan.step.num_tokens))
-        while self._waiting and self._free_slots and plan.step.num_tokens < end:
-            seq, head = self._waiting.shortest, self._waiting.head
-            # A slot and pages for the head of the queue are kept: else it might wait as long as short ones come.
-            head_pages = 0 if seq is head else self._most_pages(head.num_tokens)
-            if self._waiting.num_tokens(seq) > oldest // 2 or (seq is not head and len(self._free_slots) == 1):
-                return
-            if not self._start(plan, seq, end - plan.step.num_tokens, head_pages):
-                return
+        if not prefills and not self._waiting:
+            return
+        running, admits = {seq.client for seq in self.running}, True
+        for priority in sorted({*self._waiting.priorities, *(seq.priority for seq in prefills)}):
+            of_priority = [seq for seq in prefills if seq.priority == priority]
+            prompts = Prompts(of_priority, self._waiting.lines(priority) if admits else {}, running, self._shares)
+            self._read_short(plan, prompts)
+            prompts.admits = True
+            while plan.num_left > 0 and (oldest := prompts.next()) is not None:
+                num_before = plan.step.num_tokens
+                if not self._read(plan, prompts, oldest, plan.num_left):
+                    self._blocked, prompts.admits = oldest, False
+                self._shares.go_ahead(oldest.client, num_before - plan.step.num_tokens)
+            admits &= prompts.admits
+
+    def _read_short(self, plan: Plan, prompts: Prompts) -> None:
+        """Short prompts go ahead of long ones, by half of the largest step at most.
+
+        So a short prompt does not wait for a long one that came before it, and the sum of both waits is not longer for
+        it; a long one is read at half speed at least, however many short ones come. Prompts of like lengths are read
+        one after the other: shared out equally, all would end late.
+        """
+        most_ahead = self.limits.max_num_batched_tokens // 2
+        while plan.num_left > 0 and (found := prompts.next_short(plan.num_left, most_ahead)) is not None:
+            seq, most = found
+            head = prompts.next_waiting
+            num_kept_pages = 0
+            if seq.slot < 0 and head is not None and seq is not head:
+                # A slot and pages for who is next are kept: else it might wait as long as short ones come.
+                num_kept_pages = self._most_pages(head.num_tokens)
+            if seq.slot < 0 and seq is not head and len(self._free_slots) == 1:
+                prompts.admits = False
+                continue
+            num_before = plan.step.num_tokens
+            prompts.admits &= self._read(plan, prompts, seq, min(most, plan.num_left), num_kept_pages)
+            self._shares.go_ahead(seq.client, plan.step.num_tokens - num_before)
+
+    def _read(self, plan: Plan, prompts: Prompts, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
+        """Plans up to `most` tokens of a prompt. False if it waits for slots or pages."""
+        num_before = plan.step.num_tokens
+        if seq.slot >= 0:
+            prompts.drop(seq)
+            self._chunk(plan, seq, min(seq.num_to_compute, most))
+        elif self._free_slots and self._start(plan, seq, most, num_kept_pages):
+            prompts.started(seq)
+        else:
+            return False
+        self._shares.charge(seq.client, plan.step.num_tokens - num_before)
+        return True
 
     def _chunk(self, plan: Plan, seq: Sequence, wanted: int, drafts: Seq[int] = ()) -> None:
         """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget and pages go, and drafts after
         them, for which there are pages."""
-        step, start = plan.step, seq.num_computed
-        count = seq.pages.reach(start + min(wanted, plan.num_left)) - start
-        if count <= 0:
-            return
-        self._grow(seq, start + count)
-        samples = start + count == seq.num_tokens and seq.pooled is None
-        told = seq.token_ids[len(seq.token_ids) - seq.num_untold : start + count].tolist() if seq.num_untold else []
-        seq.num_untold -= len(told)
-        step.chunks.append(
-            Chunk(
-                slot=seq.slot,
-                start=start,
-                count=count + len(drafts),
-                samples=samples,
-                logprobs=seq.sampling.logprobs if samples else None,
-                prompt_logprobs=seq.sampling.prompt_logprobs if start < seq.num_prompt_tokens - 1 else None,
-                drafts=list(drafts),
-                pooling=None if seq.pooled is None or not seq.pooled.wants(start + count) else seq.pooled.pooling,
-                told=told,
-            )
-        )
-        step.masked |= samples and seq.masked
-        step.num_tokens += count + len(drafts)
-        plan.sequences.append(seq)
-        seq.num_computed += count
-        seq.num_sampled_ahead += samples
-        seq.num_drafted = len(drafts)
-        seq.num_in_flight += 1
-        self._register(seq)
-
-    def _admit(self, plan: Plan) -> None:
-        while self._waiting and self._free_slots and plan.num_left > 0:
-            if self._suspects and self.running:  # which is computed alone
-                return
-            if not self._start(plan, self._waiting.head, plan.num_left):
-                return
+        count = seq.pages.reach(seq.num_computed + min(wanted, plan.num_left)) - seq.num_computed
+        if count > 0:
+            self._grow(seq, seq.num_computed + count)
+            plan.append(seq, count, drafts)
+            self._register(seq)
 
     def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
         """Admits `seq` with up to `most` of its tokens. False if pages lack, of which so many are kept for another."""
@@ -407,6 +351,11 @@ class Scheduler:
         # Each running sequence may soon want one more page: admitting into those would only bring preemption.
         num_kept_pages += (len(self.running) + len(self.arrivals)) * len(self.limits.windows)
         if not seq.pages.start(seq.token_ids, num_cached, end, num_kept_pages):
+            return False
+        num_held = self.pages.capacity - self.pages.num_available
+        others = [*self.running, *self.arrivals.reading]
+        if others and not self.forecast.fits([*others, seq], num_held, self.pages.capacity):
+            seq.pages.give_back()
             return False
         self._waiting.remove(seq)
         seq.slot = self._free_slots.pop()
@@ -512,19 +461,19 @@ class Scheduler:
     def retire(self, plan: Plan, result: StepResult) -> list[EngineOutput]:
         """Takes in what a launched step computed. Plans are retired in the order in which they were made."""
         self._num_steps_in_flight -= 1
-        outputs = []
+        told = []
         sampled = iter(zip(result.token_ids, result.finite, strict=True))
         for index, (chunk, seq) in enumerate(zip(plan.step.chunks, plan.sequences, strict=True)):
             seq.num_in_flight -= 1
             seq.num_drafted = 0 if chunk.drafts else seq.num_drafted
             if index in result.prompt_logprobs:
-                self._take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
+                outputs.take_prompt_logprobs(seq, chunk.start, result.prompt_logprobs[index])
             if seq.pooled is not None and not seq.finished and index in result.pooled:
                 seq.pooled.add(chunk.start, result.pooled[index])
                 seq.num_settled = chunk.end
                 if chunk.end == seq.num_prompt_tokens:
                     self._acquit(seq)
-                    outputs.append(self._take_pooled(seq, seq.pooled.finish()))
+                    told.append(self._taken(seq, outputs.take_pooled(seq, seq.pooled.finish())))
             if chunk.samples:
                 token_ids, finite = next(sampled)
                 seq.num_sampled_ahead -= 1
@@ -532,76 +481,26 @@ class Scheduler:
                 if not seq.finished:
                     seq.num_computed += len(token_ids) - 1
                     seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
-                    outputs.append(self._take_tokens(seq, token_ids, finite, result.logprobs.get(index)))
+                    output = outputs.take_tokens(seq, token_ids, finite, result.logprobs.get(index))
+                    if not seq.tainted:
+                        self._register(seq)
+                    told.append(self._taken(seq, output))
             elif seq.tells_progress and not seq.finished and not seq.num_generated:
-                read = min(chunk.end, seq.num_prompt_tokens)
-                cached = seq.num_cached_tokens or 0
-                outputs.append(EngineOutput(seq.id, [], num_cached_tokens=cached, num_prompt_read=read))
+                told.append(outputs.progress(seq, chunk.end))
             seq.num_settled = chunk.end if seq.num_in_flight else seq.num_computed
             if seq.finished and seq.num_in_flight == 0:
                 self._leaving.pop(seq.id, None)
                 self._give_back(seq)
-        return outputs
+        return told
 
-    def _take_prompt_logprobs(self, seq: Sequence, start: int, entries: Seq[TokenLogprobs]) -> None:
-        if seq.prompt_logprobs is None:
-            seq.prompt_logprobs = [None]  # nothing predicts the first token
-        num_known = len(seq.prompt_logprobs) - (start + 1)  # more than 0 after a preemption
-        seq.prompt_logprobs.extend(entries[num_known : seq.num_prompt_tokens - (start + 1)])
-
-    def _take_tokens(
-        self, seq: Sequence, token_ids: Seq[int], finite: bool, logprobs: list[TokenLogprobs] | None
-    ) -> EngineOutput:
-        if not finite:
-            return self._not_finite(seq, "logits")
-        if len(seq.token_ids) >= seq.max_num_tokens:  # no token was asked for: the prompt was only scored
+    def _taken(self, seq: Sequence, output: EngineOutput) -> EngineOutput:
+        if not seq.tainted:
+            self._save(seq)
+        if output.finish_reason is not None:
+            if seq.pooled is None and output.error is None:
+                self.forecast.ended(seq.num_generated)
             self._finish(seq)
-            cached = seq.num_cached_tokens or 0
-            return EngineOutput(seq.id, [], "length", num_cached_tokens=cached, prompt_logprobs=self._of_prompt(seq))
-        seq.pages.given_back.clear()  # NaN in them would have reached this token
-        first = seq.num_generated == 0
-        taken, reason, stop_token_id = self._append(seq, token_ids)
-        self._register(seq)
-        self._save(seq)
-        if reason is not None:
-            self._finish(seq)
-        return EngineOutput(
-            seq.id,
-            taken,
-            reason,
-            stop_token_id,
-            seq.num_cached_tokens or 0,
-            None if logprobs is None else logprobs[: len(taken)],
-            self._of_prompt(seq) if first else None,
-        )
-
-    def _take_pooled(self, seq: Sequence, vector: bytes | None) -> EngineOutput:
-        if vector is None:
-            return self._not_finite(seq, "hidden states")
-        self._save(seq)
-        self._finish(seq)
-        return EngineOutput(seq.id, [], "stop", num_cached_tokens=seq.num_cached_tokens or 0, pooled=vector)
-
-    def _not_finite(self, seq: Sequence, what: str) -> EngineOutput:
-        seq.tainted = True
-        self._finish(seq)
-        return EngineOutput(
-            seq.id,
-            [],
-            "error",
-            error=f"the model computed NaN or infinite {what} for this request; try --dtype float32",
-        )
-
-    def _append(self, seq: Sequence, token_ids: Seq[int]) -> tuple[list[int], FinishReason | None, int | None]:
-        """Takes tokens up to the end of the answer. Returns them, with what ended it."""
-        taken: list[int] = []
-        for token_id in token_ids:
-            seq.token_ids.append(token_id)
-            taken.append(token_id)
-            reason, stop_token_id = self._finish_reason(seq, token_id)
-            if reason is not None:
-                return taken, reason, stop_token_id
-        return taken, None, None
+        return output
 
     def may_jump(self, request_id: str) -> bool:
         """Whether tokens may be added that nobody draws: not where a launched step is to draw the next one already,
@@ -614,26 +513,7 @@ class Scheduler:
     def jump(self, output: EngineOutput, token_ids: Seq[int]) -> EngineOutput:
         """What a retired step brought, and the tokens that have to follow, which nobody draws."""
         seq = self._by_id[output.id]
-        if not token_ids:
-            return output
-        taken, reason, stop_token_id = self._append(seq, token_ids)
-        seq.num_untold += len(taken)
-        if reason is not None:
-            self._finish(seq)
-        return msgspec.structs.replace(
-            output, token_ids=[*output.token_ids, *taken], finish_reason=reason, stop_token_id=stop_token_id
-        )
-
-    @staticmethod
-    def _of_prompt(seq: Sequence) -> list[TokenLogprobs | None] | None:
-        return None if seq.sampling.prompt_logprobs is None else seq.prompt_logprobs or [None]
-
-    def _finish_reason(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
-        if token_id in seq.eos_token_ids:
-            return "stop", None
-        if token_id in seq.sampling.stop_token_ids:
-            return "stop", token_id
-        return ("length" if len(seq.token_ids) >= seq.max_num_tokens else None), None
+        return self._taken(seq, outputs.take_told(seq, output, token_ids)) if token_ids else output
 
     # ---- steps that fail
 
@@ -660,13 +540,13 @@ class Scheduler:
         sequences = {seq.id: seq for plan in plans for seq in plan.sequences if not seq.finished}
         return sorted(sequences.values(), key=lambda seq: seq.arrival)
 
-    def blame(self, sequences: Seq[Sequence], error: str) -> list[EngineOutput]:
+    def blame(self, sequences: Seq[Sequence], error: str, max_trials: int = _MAX_TRIALS) -> list[EngineOutput]:
         """Finds whose fault it is that a step of these sequences, oldest first, failed; that request ends with `error`.
 
-        Each is computed alone to its next token, and is at fault if that fails. Where none does, it is what they are
-        together that fails, and at last the newest gives way.
+        Each is computed alone to its next token, and is at fault if that fails. Where none does, so many times, it is
+        what they are together that fails, and the newest gives way.
         """
-        if not self._suspects and any(seq.num_trials < _MAX_TRIALS for seq in sequences):
+        if not self._suspects and any(seq.num_trials < max_trials for seq in sequences):
             self._suspects = deque(sequences)
             return []
         for seq in sequences[-1:]:
@@ -682,7 +562,7 @@ class Scheduler:
         if suspect.slot < 0:
             self._preempt_all()
             self._waiting.remove(suspect)
-            self._waiting.prepend(suspect, self._num_uncached(suspect), FIRST)
+            self._waiting.prepend(suspect, self._num_uncached(suspect), FIRST, suspect.client)
         return True
 
     def _acquit(self, seq: Sequence) -> None:
@@ -703,6 +583,7 @@ class Scheduler:
     def _finish(self, seq: Sequence) -> None:
         seq.finished = True
         del self._by_id[seq.id]
+        self._shares.leave(seq.client)
         if seq in self._suspects:
             self._suspects.remove(seq)
         if seq in self.arrivals:

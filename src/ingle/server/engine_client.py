@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -40,12 +40,16 @@ logger = logging.getLogger("ingle.server")
 
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 """Whether what is asked of the engine can wait for all that somebody waits for."""
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""The name of the client who asks, as in `EngineRequest.client`."""
 _BACKGROUND = 1 << 40
 _MANY_OUTPUTS = 16
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
 _KILLED_S = 60.0
 """For one that was killed: the system may have much of its memory to give back, also a GPU's."""
+_MOST_ENGINES = 2
+"""That may die before a request is given up that none of them has begun with: to take it in may be what they die of."""
 _FAILED = "the engine failed; the server's log has the reason"
 _AS_BEFORE = HealthConfig(watchdog=False)
 Report = Callable[[str], None]
@@ -67,6 +71,14 @@ class _Pending:
     outputs: Unread
     begun: bool = False
     """Something was computed of it, or is about to be: it may be what the engine dies of."""
+    num_engines: int = 1
+    """That it was handed to."""
+    lost: bool = False
+    """It is told that nothing more comes."""
+
+    def fail(self, told: EngineError) -> None:
+        self.lost = True
+        self.outputs.put(type(told)(told.what, retry_after_s=told.retry_after_s))
 
 
 class EngineClient:
@@ -140,6 +152,7 @@ class EngineClient:
         """
         if (refusal := self._refusal()) is not None:
             raise EngineError(refusal.detail, retry_after_s=refusal.retry_after_s)
+        request = msgspec.structs.replace(request, client=caller.get())
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
         pending = self._pending[request.id] = _Pending(request, Unread(self.max_unread_bytes))
@@ -156,6 +169,8 @@ class EngineClient:
                         raise output
                     finished = output.finish_reason is not None
                     yield output
+                    if finished:  # whatever befell the engine afterwards
+                        return
         finally:
             del self._pending[request.id]
             if not finished:
@@ -165,6 +180,8 @@ class EngineClient:
         """Well means: alive, taking requests, and getting on with those that are pending."""
         if (refusal := self._refusal()) is not None:
             return refusal
+        if self._channel is None:
+            return HealthStatus(False, "the engine has ended", "unavailable")
         if self.stopping:
             return HealthStatus(False, "the server is being stopped", "stopping")
         if (unwell := self._pulse.unwell()) is not None:
@@ -207,8 +224,8 @@ class EngineClient:
         except Exception as error:  # else all who wait would wait for ever
             logger.error("the engine is no longer watched", exc_info=error)
             why = _FAILED
-        self.failure, self._loading = why, None
-        self._fail(self._pending.values(), EngineError(why))
+        self.failure, self._loading, self._channel = why, None, None
+        self._fail_all(EngineError(why))
         self.closed.set()
 
     async def _until_lost(self, channel: AsyncChannel) -> str:
@@ -219,7 +236,6 @@ class EngineClient:
             why = reader.result() if stuck is None else f"the engine was stuck and was ended: {stuck}"
         finally:
             reader.cancel()
-        self._channel = None
         self.stats = EngineStats()
         channel.close()
         return why
@@ -233,6 +249,7 @@ class EngineClient:
                 if isinstance(message, Failed):
                     # A traceback, or words about files: for who runs the server, not for its clients.
                     logger.error("the engine failed: %s", message.message)
+                    self._channel = None
                     return _FAILED
                 if isinstance(message, Begun):
                     for request_id in message.ids:
@@ -249,6 +266,7 @@ class EngineClient:
                     if len(message.outputs) >= _MANY_OUTPUTS:
                         await asyncio.sleep(0)  # for those who get them, before the next step's come
         except ChannelClosed:
+            self._channel = None
             return f"the engine died: {await _exit_text(self._process)}"
 
     async def _next(self, why: str) -> AsyncChannel | str:
@@ -288,27 +306,29 @@ class EngineClient:
         self._channel, self.info = channel, info
         self._restarts.ready()
         self.num_restarts += 1
-        waiting = list(self._pending.values())
+        waiting = [pending for pending in self._pending.values() if not pending.lost]
         logger.info("the new engine is ready after %.1f s; %d requests waited", self._loading.seconds, len(waiting))
         self._loading = None
         for pending in waiting:
+            pending.num_engines += 1
             self._send(pending.request)
 
     def _fail_begun(self, why: str) -> None:
         retry_after_s = math.ceil(self._load_s)
-        told = AnswerLost(f"{why}. It had begun with this answer, which is lost: send the request again, another "
-                           "engine is being started", retry_after_s=retry_after_s)  # fmt: skip
-        self._fail([pending for pending in self._pending.values() if pending.begun], told)
+        told = AnswerLost(f"{why}. This answer is lost with it: send the request again, another engine is being "
+                          "started", retry_after_s=retry_after_s)  # fmt: skip
+        for pending in self._pending.values():
+            if pending.begun or pending.num_engines >= _MOST_ENGINES:
+                pending.fail(told)
 
-    @staticmethod
-    def _fail(pending: Iterable[_Pending], told: EngineError) -> None:
-        for each in pending:
-            each.outputs.put(type(told)(told.what, retry_after_s=told.retry_after_s))
+    def _fail_all(self, told: EngineError) -> None:
+        for pending in self._pending.values():
+            pending.fail(told)
 
     def give_up(self, reason: str) -> None:
         """Ends all requests, and later ones at once, with an `EngineError` that says so; the engine drops them."""
         self._given_up = reason
-        self._fail(self._pending.values(), EngineError(reason))
+        self._fail_all(EngineError(reason))
 
     async def close(self) -> None:
         """Ends the engine; requests still running are dropped."""

@@ -169,7 +169,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         gc.freeze()
         gc.enable()
         gc.set_threshold(*_COLLECT_AFTER)
-        with announced(model.names, model.info, start.url):
+        with announced(model.names, model.info, start.url, config.health.shutdown_timeout):
             _announce(model, access, start)
             await _stop_with_engine(model.engine, server, deadline)
 

@@ -21,6 +21,7 @@ from ingle.request import EngineRequest
 from ingle.server.access import Client, client_of
 from ingle.server.body import Kind, ModelRequest, UnknownFields, parse_body, read_body
 from ingle.server.ending import AnswerAccount, AnswersMemory, Deadline, Ending
+from ingle.server.engine_client import caller
 from ingle.server.errors import ErrorBody, current_request_id
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
@@ -161,6 +162,7 @@ async def read_prepared(
             model.check_engine()
             return prepare(model, parsed)
 
+    caller.set(client_of(request.scope).name)
     with unread.account() as account, flight.ending:
         body = await _read(request, account)
         flight.num_body_bytes = len(body)

@@ -42,6 +42,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the longest sequence."""
     started: float
     """Unix seconds at which it was ready."""
+    shutdown_timeout: float = 5.0
+    """Seconds that its answers have to end."""
 
     @property
     def port(self) -> int | None:
@@ -60,7 +62,7 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def announced(names: Sequence[str], info: EngineInfo, url: str) -> Iterator[None]:
+def announced(names: Sequence[str], info: EngineInfo, url: str, shutdown_timeout: float = 5.0) -> Iterator[None]:
     """While this process serves the model there. A home that cannot be written to is a notice, and no more."""
     record = Running(
         pid=os.getpid(),
@@ -70,6 +72,7 @@ def announced(names: Sequence[str], info: EngineInfo, url: str) -> Iterator[None
         device=info.device,
         context=info.max_model_len,
         started=time.time(),
+        shutdown_timeout=shutdown_timeout,
     )
     path, part = folder() / f"{record.pid}.json", folder() / f"{record.pid}.part"
     try:

@@ -14,6 +14,7 @@ from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv
 from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import NativeSampler, logprob_rows
 from ingle.device.pages import HostPages
+from ingle.heap import give_back_memory
 from ingle.kernels.cpu import library
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
@@ -41,6 +42,9 @@ class NativeDevice:
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""
         return True
+
+    def relieve(self) -> None:
+        give_back_memory()
 
     def progress(self) -> int:
         return library.num_jobs()

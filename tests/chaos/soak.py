@@ -33,7 +33,7 @@ from tests.chaos.target import Size, Target
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 NUM_SAMPLES = 100
-WARM_UP = 0.25
+WARM_UP = 0.5
 """Of all requests: caches fill, of grammars, prefixes, answers to be asked for again, words of the tokenizer."""
 MAX_SLOPE_KB = 100.0
 """Per thousand requests. A leak of one object for each request is more; the noise of a heap is less."""

@@ -79,12 +79,17 @@ class Deadline:
         self._arm()
 
     def close(self) -> None:
+        """It is answered."""
+        self._disarm()
+        self._waits = None  # whose owner has this one: the two would stay until the collector comes by, with the prompt
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _arm(self) -> None:
-        self.close()
+        self._disarm()
         if self._seconds is not None:
             self._timer = self._loop.call_at(self._arrived_s + self._seconds, self._end)
 

@@ -165,6 +165,7 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         for exchange in self._exchanges:
             exchange.disconnect()
+        del self._parser  # which has this connection's methods: the two would stay until the collector comes by
 
     def pause_writing(self) -> None:
         """Ours is full. A client that takes a few bytes now and then does not empty it."""

@@ -67,7 +67,7 @@ class Scheduler:
         self._leaving: dict[str, Sequence] = {}  # finished, but a launched step still touches them
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._tainted_pages: list[int] = []
-        self._entering: list[Sequence] = []  # which the next step tells, as it does
+        self._entering: list[Sequence] = []  # told with the step that has their first tokens, as the next one tells
         self._page_entries: list[tuple[int, int, int, int]] = []
         self._num_steps_in_flight = 0
         self._num_arrivals = 0
@@ -130,8 +130,10 @@ class Scheduler:
         self._read_prompts(plan, prefills)
         if not plan.step.chunks:
             return None
-        plan.step.admissions = [seq.admission() for seq in self._entering]
-        self._entering.clear()
+        if self._entering:
+            begun = set(plan.sequences)
+            plan.step.admissions = [seq.admission() for seq in self._entering if seq in begun]
+            self._entering = [seq for seq in self._entering if seq not in begun]
         plan.step.scrubbed, self._tainted_pages = self._tainted_pages, []
         plan.step.page_entries, self._page_entries = self._page_entries, []
         self._num_steps_in_flight += 1
@@ -348,6 +350,7 @@ class Scheduler:
             self._enter(seq)
         else:
             self._give_back(seq)
+            seq.num_computed = seq.num_settled = 0
             if not seq.finished:
                 self._wait_first(seq)
         for parked in reversed(self.arrivals.unpark()):

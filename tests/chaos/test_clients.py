@@ -31,7 +31,7 @@ def any_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
         (COMPLETIONS, {"prompt": prompt, "max_tokens": length, "n": rng.choice([1, 3]), "ignore_eos": True}),
         (CHAT, {"messages": messages, "max_tokens": length, "ignore_eos": True}),
         (MESSAGES, {"model": "tiny", "messages": messages, "max_tokens": length}),
-        (RESPONSES, {"input": prompt, "max_output_tokens": length, "store": False}),
+        (RESPONSES, {"model": "tiny", "input": prompt, "max_output_tokens": length, "store": False}),
     ])  # fmt: skip
     return path, {**body, "stream": streamed}
 

@@ -222,11 +222,14 @@ async def read_body(request: Request, account: BodyAccount) -> bytes:
     limits: LimitsConfig = request.app.state.limits
     _check_size(limits, int(request.headers.get("content-length", "0")))  # a number, or the parser had refused it
     chunks = bytearray()
-    async for chunk in request.stream():
-        _check_size(limits, len(chunks) + len(chunk))
-        account.add(len(chunk))
-        chunks += chunk
-    return bytes(chunks)
+    try:
+        async for chunk in request.stream():
+            _check_size(limits, len(chunks) + len(chunk))
+            account.add(len(chunk))
+            chunks += chunk
+        return bytes(chunks)
+    finally:
+        chunks.clear()  # the error may live on, and this frame with it
 
 
 def _check_size(limits: LimitsConfig, num_bytes: int) -> None:

@@ -43,6 +43,7 @@ in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 caller: ContextVar[str] = ContextVar("caller", default="")
 """The name of the client who asks, as in `EngineRequest.client`."""
 _BACKGROUND = 1 << 40
+_MANY_OUTPUTS = 16
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
 _KILLED_S = 60.0
@@ -262,6 +263,8 @@ class EngineClient:
                             pending.begun = True
                             if not pending.outputs.put(output):
                                 self._send(Abort(output.id))
+                    if len(message.outputs) >= _MANY_OUTPUTS:
+                        await asyncio.sleep(0)  # for those who get them, before the next step's come
         except ChannelClosed:
             self._channel = None
             return f"the engine died: {await _exit_text(self._process)}"

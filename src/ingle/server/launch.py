@@ -55,9 +55,9 @@ _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
 _LEAST_KEY = 16
 """Characters of a key that is not found by trying."""
-_COLLECT_AFTER = (10_000, 10, 20)
-"""Objects and collections until the next: to look through all that a thousand requests hold takes a quarter of a
-second, in which nobody is answered, and by itself Python does so every few seconds."""
+_COLLECT_AFTER = (700, 10, 100)
+"""Objects, and collections of the young and of those of middle age, until the next. To look through all that a thousand
+requests hold takes a quarter of a second, in which nobody is answered; by itself Python does so ten times as often."""
 logger = logging.getLogger("ingle")
 
 

@@ -25,7 +25,7 @@ from ingle.server.engine_client import caller
 from ingle.server.errors import ErrorBody, current_request_id
 from ingle.server.generation import Generation
 from ingle.server.models import ModelPool, ServedModel
-from ingle.server.queue import BodyMemory, RequestQueue
+from ingle.server.queue import BodyAccount, BodyMemory, RequestQueue
 from ingle.server.request_log import RequestsLog, current_record
 from ingle.server.streaming import KEEP_ALIVE, EventStream, WholeAnswer, encoded, unless_disconnected, until
 
@@ -164,7 +164,7 @@ async def read_prepared(
 
     caller.set(client_of(request.scope).name)
     with unread.account() as account, flight.ending:
-        body = await read_body(request, account)
+        body = await _read(request, account)
         flight.num_body_bytes = len(body)
         _tell(request, body)
         models.check_engines()
@@ -205,11 +205,20 @@ async def respond_at_once(
             return msgspec.json.encode(answer(models.get(parsed.model), parsed))
 
     with unread.account() as account:
-        body = await read_body(request, account)
+        body = await _read(request, account)
         _tell(request, body)
         threads = _SMALL if len(body) <= _SMALL_BYTES else _LARGE
         written = await asyncio.get_running_loop().run_in_executor(threads, answered, body)
     return Response(written, media_type="application/json")
+
+
+async def _read(request: Request, account: BodyAccount) -> bytes:
+    try:
+        return await read_body(request, account)
+    except BaseException:
+        if account.num_bytes > _SMALL_BYTES:
+            _give_back_soon(asyncio.get_running_loop())
+        raise
 
 
 async def _pieces(writer: Writer, client: Client) -> AsyncGenerator[bytes, None]:

@@ -15,7 +15,7 @@ from ingle.device.torch.device import TorchDevice
 from ingle.device.torch.pages import GpuPages
 from ingle.engine.engine import Engine
 from tests.engine.test_engine import mixed_requests, run_at_random_moments
-from tests.engine.tiers.test_kept_pages import contents, engine_with, request
+from tests.engine.tiers.test_kept_pages import check_read, contents, engine_with, names_read, request
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import collect, greedy, random_prompt, save_checkpoint
 
@@ -71,11 +71,10 @@ def test_what_is_read_back_is_what_was_computed(tmp_path: Path, name: str, enfor
     computed = contents(before)
     before.close(30)
     after = gpu_engine(folder, memory, **options)
+    names = names_read(after)
     output = collect(after, [request("b", prompt)])["b"][0]
     assert output.num_cached_tokens >= 192
-    read = {name: page for name, page in contents(after).items() if name in computed}
-    assert len(read) >= 5
-    assert all(np.array_equal(page, computed[name]) for name, page in read.items())
+    check_read(after, names, computed, 5)
     os.close(memory)
 
 

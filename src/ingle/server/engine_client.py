@@ -236,7 +236,7 @@ class EngineClient:
             why = reader.result() if stuck is None else f"the engine was stuck and was ended: {stuck}"
         finally:
             reader.cancel()
-        self.stats = EngineStats()
+        self.stats, self._channel = EngineStats(), None
         channel.close()
         return why
 
@@ -284,7 +284,7 @@ class EngineClient:
                 self._pulse = Pulse(self._process.pid, self._health.watchdog_timeout)
                 loaded = await _loaded(self._process, self._pulse, self._health, self._loading.report)
             except (IngleError, OSError) as error:
-                why = f"the engine could not be started anew: {error}"
+                why = f"the engine could not be started anew: {_in_a_line(error)}"
                 continue
             self._resume(*loaded)
             return loaded[0]
@@ -353,7 +353,7 @@ async def _loaded(
     task = asyncio.create_task(_until_ready(channel, process, pulse, report, checked))
     try:
         stuck = await _attend(task, pulse, process, health, lambda: False)
-        if stuck is not None and task.exception() is not None:
+        if stuck is not None and (not task.done() or task.exception() is not None):
             raise EngineError(f"the engine was stuck while it was loading, and was ended: {stuck}")
         return channel, task.result()
     except BaseException:
@@ -385,9 +385,14 @@ async def _until_ready(
 async def _attend(
     task: asyncio.Task[Any], pulse: Pulse, process: EngineProcess, health: HealthConfig, pending: Callable[[], bool]
 ) -> str | None:
-    """Until the task ends, which an engine's end does too. Ends one that is stuck, and says how that was known."""
+    """Until the task ends, which an engine's end does too. Ends one that is stuck, and says how that was known.
+
+    One that does not even end when it is killed, as in a driver that hangs, is not waited for for ever.
+    """
     found: str | None = None
-    while not task.done():
+    loop = asyncio.get_running_loop()
+    deadline_s = math.inf
+    while not task.done() and loop.time() < deadline_s:
         await asyncio.wait({task}, timeout=TICK_S)
         pulse.tick(pending())
         unwell = pulse.unwell()
@@ -395,7 +400,17 @@ async def _attend(
             found = unwell.why
             logger.error("the engine is stuck: %s; it is ended", found)
             process.kill()
+            deadline_s = loop.time() + _KILLED_S
     return found
+
+
+def _in_a_line(error: Exception) -> str:
+    """For clients. A traceback is for who runs the server."""
+    told = str(error)
+    if "\n" not in told:
+        return told
+    logger.error("an engine failed while it was loading: %s", told)
+    return _FAILED
 
 
 def _go_on(outputs: Sequence[EngineOutput | EngineError], interval: int) -> bool:

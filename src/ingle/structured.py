@@ -106,6 +106,8 @@ class Grammar(msgspec.Struct, frozen=True):
     """All of it is JSON, whose numbers are to end."""
     fuel: int = 1_000_000
     """Most work to compile it."""
+    num_bytes: int = 0
+    """What it takes compiled, as far as that is known."""
 
 
 def _choices(values: Any) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from tests.e2e.conftest import READY_S, SERVE, Server, save_byte_model, start_se
 
 TEMPLATE = (
     "{% for m in messages %}"
-    "{% if m.content == 'LOOP' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if m.content == 'LOOP' %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
     "{% if m.content == 'GROW' %}{% set s = namespace(x='grow') %}"
     "{% for a in range(99) %}{% set s.x = s.x ~ s.x %}{% endfor %}{% endif %}"
     "<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -28,12 +29,14 @@ LIMITS = (
     "--served-model-name", "tiny", "--kv-cache-memory", "4MiB", "--max-model-len", str(CONTEXT),
     "--max-num-seqs", "32", "--chat-template", TEMPLATE, "--files-dir",
 )  # fmt: skip
+ROOMY = ("--max-model-len", str(4 * CONTEXT), "--kv-cache-memory", "64MiB")
+"""For answers that last while a test looks at them."""
 Start = Callable[..., Target]
 
 
 @pytest.fixture(scope="session")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_model(tmp_path_factory.mktemp("bytes"), max_position_embeddings=CONTEXT)
+    return save_byte_model(tmp_path_factory.mktemp("bytes"), max_position_embeddings=4 * CONTEXT)
 
 
 def started(model: Path, files: Path, *flags: str) -> Server:

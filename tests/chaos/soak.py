@@ -41,10 +41,14 @@ FLAGS = ("--response-store", "2MB", "--log-level", "info")
 PREFIXES = [f"{index}. Once upon a time there was a server that answered all who asked. " * 3 for index in range(12)]
 WORDS = ["sun", "moon", "star"]
 SCHEMAS = [
-    {"type": "object", "properties": {"name": {"enum": WORDS}, "age": {"type": "integer", "minimum": 0, "maximum": most}},
-     "required": ["name", "age"], "additionalProperties": False}
+    {
+        "type": "object",
+        "properties": {"name": {"enum": WORDS}, "age": {"type": "integer", "minimum": 0, "maximum": most}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
     for most in range(9, 29)
-]  # fmt: skip
+]
 COMPLETIONS, CHAT, MESSAGES, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"
 LENGTHS = [1, 4, 12, 24]
 

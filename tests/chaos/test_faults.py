@@ -19,17 +19,17 @@ import httpx
 import pytest
 
 from tests.chaos import raw
-from tests.chaos.conftest import Start
+from tests.chaos.conftest import ROOMY, Start
 from tests.chaos.target import Target
 from tests.e2e.conftest import command_line, descendants, until
 
-ENDLESS = {"prompt": "a", "max_tokens": 1900, "ignore_eos": True}
+ENDLESS = {"prompt": "a", "max_tokens": 8000, "ignore_eos": True}
 RESTART_S = 60.0
 
 
-def stream(target: Target) -> tuple[int, str]:
+def stream(target: Target, **fields: Any) -> tuple[int, str]:
     """Status and text of a long stream, or what there was of it."""
-    with target.http.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}) as response:
+    with target.http.stream("POST", "/v1/completions", json={**ENDLESS, **fields, "stream": True}) as response:
         return response.status_code, "".join(response.iter_text())
 
 
@@ -46,11 +46,11 @@ def ready(target: Target) -> int:
 
 
 @contextlib.contextmanager
-def busy(target: Target, num: int = 4) -> Iterator[tuple[list[Any], list[Any]]]:
+def busy(target: Target, num: int = 4, **fields: Any) -> Iterator[tuple[list[Any], list[Any]]]:
     """Long streams and long answers under way."""
     with ThreadPoolExecutor(2 * num) as pool:
-        streams = [pool.submit(stream, target) for _ in range(num)]
-        answers = [pool.submit(whole, target) for _ in range(num)]
+        streams = [pool.submit(stream, target, **fields) for _ in range(num)]
+        answers = [pool.submit(whole, target, **fields) for _ in range(num)]
         assert until(lambda: target.load()[0] == 2 * num), target.load()
         yield streams, answers
 
@@ -84,7 +84,7 @@ def comes_back(target: Target, before: int) -> None:
 
 def test_an_engine_that_is_killed_is_replaced(start: Start) -> None:
     """kill -9 in mid-stream: whoever had an answer under way is told, readiness says no, and a new engine serves."""
-    target = start()
+    target = start(*ROOMY)
     for _ in range(2):
         before = target.engine
         with busy(target) as (streams, answers):
@@ -96,7 +96,7 @@ def test_an_engine_that_is_killed_is_replaced(start: Start) -> None:
 
 
 def test_requests_that_wait_are_served_by_the_next_engine(start: Start) -> None:
-    target = start("--max-num-seqs", "1")
+    target = start("--max-num-seqs", "1", *ROOMY)
     with ThreadPoolExecutor(4) as pool:
         running = pool.submit(whole, target)
         assert until(lambda: target.load()[0] == 1)
@@ -111,7 +111,7 @@ def test_requests_that_wait_are_served_by_the_next_engine(start: Start) -> None:
 
 def test_an_engine_that_stalls_is_replaced(start: Start) -> None:
     """SIGSTOP: it is there, its socket is open, and nothing comes. Readiness says so, and it is ended in time."""
-    target = start(*STALL_FLAGS)
+    target = start(*ROOMY)
     before = target.engine
     with busy(target) as (streams, answers):
         os.kill(before, signal.SIGSTOP)
@@ -121,14 +121,11 @@ def test_an_engine_that_stalls_is_replaced(start: Start) -> None:
     assert ends([before])
 
 
-STALL_FLAGS: tuple[str, ...] = ()
-
-
 def test_a_stop_and_a_start_in_time_is_no_fault(start: Start) -> None:
     """A laptop's lid, a debugger: nothing is lost of a short pause."""
-    target = start()
+    target = start(*ROOMY)
     before = target.engine
-    with busy(target, num=2) as (streams, answers):
+    with busy(target, num=1, max_tokens=3000) as (streams, answers):
         os.kill(before, signal.SIGSTOP)
         time.sleep(1.0)
         os.kill(before, signal.SIGCONT)
@@ -139,7 +136,7 @@ def test_a_stop_and_a_start_in_time_is_no_fault(start: Start) -> None:
 
 
 def test_a_server_that_is_killed_leaves_no_orphan(start: Start) -> None:
-    target = start()
+    target = start(*ROOMY)
     children = list(target.processes())
     assert len(children) >= 2
     with contextlib.suppress(httpx.HTTPError), busy(target):

@@ -225,7 +225,7 @@ def routes(target: Target) -> list[str]:
 
 
 def test_no_method_and_no_offer_breaks_any_route(standing: Target) -> None:
-    """HEAD, OPTIONS, TRACE and invented methods; WebSocket and h2c on every route: HTTP/1.1 goes on, or it is refused."""
+    """HEAD, OPTIONS, TRACE, invented methods, WebSocket and h2c on every route: HTTP/1.1 goes on, or it is refused."""
     offers = {
         "websocket": ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
                       "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),

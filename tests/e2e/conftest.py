@@ -141,10 +141,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_byte_model(folder: Path, **overrides: Any) -> Path:
-    """A random model that knows every byte, in `folder`."""
+    """A random model that knows every byte, in `folder`.
+
+    Its tokenizer takes texts apart into words, as those of models do: it keeps the last 10,000 that it has met.
+    """
     save_checkpoint(folder, vocab_size=300, **overrides)
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{i}>" for i in range(44))]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "version": "1.0",
         "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},

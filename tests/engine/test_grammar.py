@@ -17,9 +17,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ingle.config import EngineConfig
+from ingle.engine import grammar as module
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.engine.grammar import Copy, Grammars, Numbers
+from ingle.errors import RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.structured import Grammar, StructuredOutputs
 from ingle.text.grammar import Vocabulary, grammar_text
@@ -243,6 +245,26 @@ def test_nobody_waits_for_a_grammar_that_compiles(engine: Engine) -> None:
     while engine.has_work:
         found += engine.step()
     assert text(found) in GRAMMARS[2]["choice"]
+
+
+def test_large_grammars_are_kept_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """Those that nobody follows make room; where all are followed, the next is refused."""
+    monkeypatch.setattr(module, "_MAX_BYTES", 100)
+    grammars = Grammars(engine.grammars._read)  # type: ignore[union-attr]
+
+    def large(index: int) -> Grammar:
+        return msgspec.structs.replace(grammar({"regex": f"a{{{index}}}"}), num_bytes=40)
+
+    for index in range(1, 9):
+        grammars.compile(large(index)).compiled.result()
+    assert grammars._num_bytes <= 100 and len(grammars._copies) == 2
+    uses = [grammars.compile(large(index)) for index in (20, 21)]
+    with pytest.raises(RequestError, match="all memory"):
+        grammars.compile(large(22))
+    assert grammars.compile(large(20)).copy is uses[0].copy
+    uses[1].compiled.result()
+    del uses[1:]
+    assert grammars.compile(large(22)).compiled.result() is not None
 
 
 def test_a_grammar_that_cannot_go_on_ends_its_own_request(engine: Engine) -> None:

@@ -420,3 +420,24 @@ def test_one_of_many_that_ask_for_the_same_compiles_it(monkeypatch: pytest.Monke
         assert {each.result() for each in [*same, second]} == {"invalid_grammar"}
     assert calls == [first, others[0]]
     assert asked(others[1]) == "invalid_grammar"
+
+
+EXPLODING: list[dict[str, Any]] = [
+    {"json": {"type": "integer", "multipleOf": 99_999_937}},
+    {"json": {"allOf": [{"type": "integer", "multipleOf": number} for number in (99_989, 99_991, 99_971)]}},
+    {"regex": "((a{1000}){1000}){1000}"},
+]
+
+
+@pytest.mark.parametrize("wanted", EXPLODING)
+def test_what_explodes_is_refused_in_time_and_costs_this_process_no_memory(wanted: dict[str, Any]) -> None:
+    def resident_kb() -> int:
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+    before = resident_kb()
+    check = GrammarCheck({0: b"</s>"}, [0], 300)
+    with pytest.raises(RequestError, match=r"cannot be compiled: it takes too|fuel exhausted"):
+        check.grammar(StructuredOutputs(**wanted))
+    assert resident_kb() < before + (8 << 10)
+    found = check.grammar(StructuredOutputs(json={"type": "integer", "multipleOf": 7}))
+    assert 0 <= found.num_bytes < 1 << 20

@@ -222,9 +222,10 @@ class EngineConfig:
     """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
     max_num_batched_tokens: int | None = None
     """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
-    target_itl_ms: float = 100.0
+    target_itl_ms: float | None = None
     """Read prompts in portions so small that running answers get their next token about this often, in milliseconds, as
-    far as that costs little speed. 0: in the largest portions, for batches that nobody watches."""
+    far as that costs little speed. 0: in the largest portions, for batches that nobody watches. Default: 100 for a
+    server, 0 for the other commands."""
     seed: int = 0
     """Seeds dummy weights and the draws of requests that bring no seed."""
     enforce_eager: bool = False
@@ -239,7 +240,7 @@ class EngineConfig:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             _at_least(name, getattr(self, name), 1)
         _number("target_itl_ms", self.target_itl_ms)
-        if not 0.0 <= self.target_itl_ms <= 60_000:
+        if self.target_itl_ms is not None and not 0.0 <= self.target_itl_ms <= 60_000:
             raise ConfigError(f"--target-itl-ms {self.target_itl_ms} is not between 0 and 60000")
 
     @classmethod

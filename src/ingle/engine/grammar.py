@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import numpy as np
 
@@ -30,6 +30,8 @@ A schema bounds its value and not its digits, and a small model at a high temper
 """
 _MAX_KEPT = 64
 """Grammars that are kept compiled. Most take some hundred kB."""
+_MAX_BYTES = 1 << 30
+"""Of all that are compiled, whether they are kept or in use."""
 _MAX_SHARING = 8
 """Answers that follow one copy of a grammar before there is another."""
 _MAX_FILLING = 4
@@ -43,6 +45,7 @@ class Copy:
     """
 
     matcher: Future[LLMatcher]
+    num_bytes: int = 0
     uses: WeakSet[Use] = field(default_factory=WeakSet)
 
 
@@ -166,18 +169,38 @@ class Grammars:
         """Tokens that begin with one."""
         self._pool = ThreadPoolExecutor(_NUM_THREADS, "grammar")
         self._copies: OrderedDict[str, list[Copy]] = OrderedDict()
+        self._num_bytes = 0
+        """What all copies take that are kept or in use."""
         self._num_threads = max(1, min(threads.default_count() * 4 // 5, _MAX_FILLING))
 
     def compile(self, grammar: Grammar) -> Use:
         """For one answer, which `mask` goes on with."""
-        copies = self._copies.setdefault(grammar.text, [])
+        copies = self._copies.get(grammar.text, [])
         least = min((len(copy.uses) for copy in copies), default=_MAX_SHARING)
         if least >= _MAX_SHARING and len(copies) < self._num_threads:
-            copies.append(Copy(self._pool.submit(self._compile, grammar.text, grammar.fuel)))
+            if copies and self._num_bytes + grammar.num_bytes > _MAX_BYTES:
+                return Use(min(copies, key=lambda copy: len(copy.uses)))
+            copies.append(self._copy(grammar))
+        self._copies[grammar.text] = copies
         self._copies.move_to_end(grammar.text)
         if len(self._copies) > _MAX_KEPT:
             self._copies.popitem(last=False)
         return Use(min(copies, key=lambda copy: len(copy.uses)))
+
+    def _copy(self, grammar: Grammar) -> Copy:
+        """Raises `RequestError` where those in use leave no memory for it; others make room."""
+        unused = [text for text, copies in self._copies.items() if not any(copy.uses for copy in copies)]
+        while self._num_bytes + grammar.num_bytes > _MAX_BYTES and unused:
+            self._copies.pop(unused.pop(0))
+        if self._num_bytes + grammar.num_bytes > _MAX_BYTES:
+            raise RequestError("the grammars that are in use take all memory there is for them: send this again later")
+        copy = Copy(self._pool.submit(self._compile, grammar.text, grammar.fuel), grammar.num_bytes)
+        self._num_bytes += grammar.num_bytes
+        finalize(copy, self._forget, grammar.num_bytes).atexit = False
+        return copy
+
+    def _forget(self, num_bytes: int) -> None:
+        self._num_bytes -= num_bytes
 
     def mask(self, grammar: Grammar, use: Use) -> GrammarMask:
         """For an answer whose grammar is compiled."""

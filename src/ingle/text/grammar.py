@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ingle.errors import RequestError
 from ingle.limits import limits
 from ingle.structured import Grammar, StructuredOutputs
+from ingle.text.sandbox import SandboxError, sandboxes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -182,15 +183,36 @@ def _close(part: Any) -> None:
             _close(each)
 
 
+def small_vocabulary(special: Mapping[str, str], ends: Sequence[int], size: int) -> Vocabulary:
+    """For trials: the special tokens of a vocabulary of that size, by their ids and in Latin-1, and behind it 256
+    tokens of a byte each."""
+    tokens = [b""] * size
+    for token_id, text in special.items():
+        tokens[int(token_id)] = text.encode("latin-1")
+    return Vocabulary(
+        [*tokens, *(bytes([byte]) for byte in range(256))],
+        [int(token_id) for token_id in special],
+        ends,
+        lambda text: [size + byte for byte in text.encode()],
+    )
+
+
 class GrammarCheck:
-    """Tries grammars for one tokenizer, by 256 tokens of a byte each: what compiles for them compiles for it."""
+    """Tries grammars for one tokenizer, by 256 tokens of a byte each: what compiles for them compiles for it.
+
+    In a process of its own (`template_worker`): a line of a schema may ask for gigabytes, and for minutes.
+    """
 
     def __init__(self, special: Mapping[int, bytes], end_ids: Sequence[int], vocab_size: int) -> None:
         """`special`: tokens that a grammar may name, and their text."""
-        self._special = dict(special)
         self._end_ids = end_ids
-        self._vocab_size = vocab_size
-        self._tokenizer: LLTokenizer | None = None
+        self._vocabulary = json.dumps(
+            {
+                "special": {id: text.decode("latin-1") for id, text in special.items()},
+                "ends": list(end_ids),
+                "size": vocab_size,
+            }
+        )
         self._lock = threading.Lock()
         self._checked: OrderedDict[StructuredOutputs, Grammar | str] = OrderedDict()
         self._trying: dict[StructuredOutputs, Future[Grammar | str]] = {}
@@ -243,22 +265,13 @@ class GrammarCheck:
         fuel = limits().max_grammar_fuel
         try:
             text = grammar_text(wanted)
-            compile_grammar(text, self._small_tokenizer(), fuel)
         except (ValueError, RequestError) as error:
             return _plain(str(error))
-        return Grammar(text, wanted.after, wanted.kind in ("json", "json_object"), fuel)
-
-    def _small_tokenizer(self) -> LLTokenizer:
-        with self._lock:
-            if self._tokenizer is None:
-                tokens = [b""] * self._vocab_size
-                for token_id, text in self._special.items():
-                    tokens[token_id] = text
-                vocabulary = Vocabulary(
-                    [*tokens, *(bytes([byte]) for byte in range(256))],
-                    list(self._special),
-                    self._end_ids,
-                    lambda text: [self._vocab_size + byte for byte in text.encode()],
-                )
-                self._tokenizer = vocabulary.for_llguidance()
-            return self._tokenizer
+        asked = {"grammar": text, "fuel": fuel, "vocabulary": self._vocabulary}
+        try:
+            tried = sandboxes.ask(json.dumps(asked).encode())
+        except SandboxError as error:
+            return f"it cannot be compiled: {error}"
+        if "error" in tried:
+            return _plain(tried["error"])
+        return Grammar(text, wanted.after, wanted.kind in ("json", "json_object"), fuel, tried["num_bytes"])

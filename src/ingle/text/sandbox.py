@@ -1,4 +1,5 @@
-"""The processes in which chat templates are rendered: one for each rendering at a time, so none waits for another.
+"""The processes in which chat templates are rendered and grammars tried: one for each at a time, so none waits for
+another.
 
 They start when they are needed, and again after a template that broke its limits. What runs in them is
 `template_worker`.
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from ingle.errors import RequestError
 from ingle.text.conversation import TemplateError
@@ -27,12 +28,18 @@ _MAX_S = 30.0
 """For an answer, whatever the process does with its time: `template_worker` bounds what it computes in far less."""
 _PIPE_BYTES = 1 << 16
 _TOO_LONG, _KILLED = "it takes too long", "its process was killed"
+_TOO_MUCH = "it takes too much memory"
+"""How libraries that cannot get any end a process."""
 _MAX_PROCESSES = 8
 """At a time, some 12 MB each. Whoever comes when all render waits."""
 
 
+class SandboxError(Exception):
+    """Why there is no answer, in words that may be shown."""
+
+
 class Sandbox:
-    """One process that renders, for one thread at a time."""
+    """One process, for one thread at a time."""
 
     # The parent's module path as it stands, so that the same ingle and the same Jinja are found without `site`. It ends
     # with its parent: a signal to the whole service lets answers end that are still to be rendered.
@@ -49,21 +56,19 @@ class Sandbox:
         self._ended = False
         """It is not to be used any more."""
 
-    def render(self, request: bytes) -> str:
-        """Raises `RequestError` when the template fails or breaks a limit.
+    def ask(self, request: bytes) -> dict[str, Any]:
+        """What `template_worker` answers. Raises `SandboxError` when it breaks a limit.
 
-        What ends the process from outside, as the system does where memory lacks, is no fault of the template: it is
-        rendered once more.
+        What ends the process from outside, as the system does where memory lacks, is no fault of the request: it is
+        tried once more.
         """
         reply, why = self._try(request)
         if why == _KILLED and not self._ended:
             reply, why = self._try(request)
         if why is not None:
-            raise RequestError(f"chat template: {why}", param="messages")
-        answer: dict[str, str] = json.loads(reply)
-        if "error" in answer:
-            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
-        return answer["text"]
+            raise SandboxError(why)
+        answer: dict[str, Any] = json.loads(reply)
+        return answer
 
     def _try(self, request: bytes) -> tuple[bytes, str | None]:
         """What the process answers, and why it is not the whole of it."""
@@ -81,7 +86,11 @@ class Sandbox:
         status = self.stop()
         if len(reply) >= _MAX_REPLY_BYTES:
             return b"", "it writes too much"
-        reasons: dict[int | None, str] = {-signal.SIGPROF: _TOO_LONG, -signal.SIGKILL: _KILLED}
+        reasons: dict[int | None, str] = {
+            -signal.SIGPROF: _TOO_LONG,
+            -signal.SIGKILL: _KILLED,
+            -signal.SIGABRT: _TOO_MUCH,
+        }
         return b"", reasons.get(status, "its process ended without an answer")
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -99,7 +108,7 @@ class Sandbox:
                     start_new_session=True,  # Ctrl-C in the terminal is not for it
                 )
             except OSError as error:
-                raise RequestError(f"chat template: its process cannot start: {error}", status=500) from error
+                raise SandboxError(f"its process cannot start: {error}") from error
             os.set_blocking(cast(IO[bytes], process.stdin).fileno(), False)
         return self._process
 
@@ -164,11 +173,22 @@ class Sandboxes:
         self._stopped = False
 
     def render(self, request: bytes) -> str:
-        """The text of one request to `template_worker`. Raises `RequestError`."""
+        """The text of a template. Raises `RequestError`."""
+        try:
+            answer = self.ask(request)
+        except SandboxError as error:
+            raise RequestError(f"chat template: {error}", param="messages") from None
+        if "error" in answer:
+            raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
+        text: str = answer["text"]
+        return text
+
+    def ask(self, request: bytes) -> dict[str, Any]:
+        """The answer to one request to `template_worker`. Raises `SandboxError` when it breaks a limit."""
         with self._places:
             sandbox = self._take()
             try:
-                return sandbox.render(request)
+                return sandbox.ask(request)
             finally:
                 with self._lock:
                     self._idle.append(sandbox)
@@ -176,7 +196,7 @@ class Sandboxes:
     def _take(self) -> Sandbox:
         with self._lock:
             if self._stopped:
-                raise RequestError("chat template: the server is being stopped", status=503)
+                raise RequestError("the server is being stopped", status=503)
             if not self._idle:
                 self._idle.append(Sandbox())
                 self._all += self._idle
@@ -184,7 +204,7 @@ class Sandboxes:
 
     def warm_up(self) -> None:
         """Starts a process, which imports Jinja while the caller reads a vocabulary."""
-        with contextlib.suppress(RequestError):  # the first request will tell
+        with contextlib.suppress(RequestError, SandboxError):  # the first request will tell
             sandbox = self._take()
             sandbox.start()
             with self._lock:

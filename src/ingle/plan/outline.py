@@ -16,7 +16,7 @@ from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
 from ingle.model.families.common import base_config
 from ingle.model.kinds import check_head, check_kind
-from ingle.model.registry import decoder_config, is_native, refuse_quantized
+from ingle.model.registry import check_quantization, decoder_config, is_native
 from ingle.plan.formats import Quantization, quantization_of
 from ingle.weights.checked import Checked
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
@@ -73,7 +73,7 @@ def read_outline(path: Path, config: EngineConfig) -> Outline:
     gguf = GgufFile(path, texts=False) if path.is_file() and path.suffix.lower() != ".json" else None
     hf_config = _read_config(path, gguf, config)
     refusals, notices = _Collected(), []
-    for check in (check_kind, refuse_quantized):
+    for check in (check_kind, check_quantization):
         refusals.note(lambda check=check: check(path, hf_config))  # type: ignore[misc]
     if is_native(hf_config):
         notices += refusals.note(lambda: check_keys(hf_config)) or []

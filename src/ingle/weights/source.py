@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.errors import ModelError
+from ingle.weights.quantized.groups import Groups
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,8 @@ class WeightSource(Protocol):
         is stored in a type that is not read."""
         ...
 
-    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
-        """The named matrix for a CPU's kernels. Raises `ModelError` when there is none, or its shape is another."""
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows | Groups:
+        """The named matrix as it is stored. Raises `ModelError` when there is none, or its shape is another."""
         ...
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from math import gcd
 
 import numpy as np
 import numpy.typing as npt
 
+from ingle.errors import ModelError
 from ingle.kernels.cpu import library
-from ingle.kernels.cpu.library import Matrix
-from ingle.weights.code_types import CodeType, kept
+from ingle.kernels.cpu.library import FLOAT8, Matrix
+from ingle.weights.code_types import CODED, CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
+from ingle.weights.quantized.groups import MIDDLE, Groups
 from ingle.weights.source import StoredRows, WeightSource
 
 _NUMBERS = {block.name: number for number, block in BLOCK_TYPES.items()}
 _LINE = 64
 """Bytes of a line of the processor's cache: a vector that starts in one should end in it."""
+_LONGEST = 128
+"""Columns that share a scale in the kernels at most: their sums are integers of 32 bits."""
+Order = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,11 @@ class PackedPart:
     matrix: Matrix
     data: npt.NDArray[np.uint8]
     """What `matrix` points to."""
+    order: Order | None = None
+    """The same: which input each column is multiplied with."""
 
     @classmethod
-    def empty(cls, code_type: CodeType, num_rows: int, in_features: int) -> PackedPart:
+    def empty(cls, code_type: CodeType, num_rows: int, in_features: int, order: Order | None = None) -> PackedPart:
         matrix = Matrix(
             data=None,
             rows=num_rows,
@@ -40,13 +48,36 @@ class PackedPart:
             wide_scales=code_type.wide_scales,
             has_minima=code_type.has_minima,
             codebook=(ctypes.c_int8 * 16)(*code_type.codebook),
+            order=None if order is None else order.ctypes.data,
         )
         num_bytes = library.get().ingle_matrix_bytes(ctypes.byref(matrix))
         data = np.zeros(num_bytes + _LINE, np.uint8)
         start = -data.ctypes.data % _LINE
         data = data[start : start + num_bytes]
         matrix.data = data.ctypes.data
-        return cls(matrix, data)
+        return cls(matrix, data, order)
+
+    def pack_groups(self, first: int, rows: Groups) -> None:
+        """Writes rows from `first` on."""
+        if self.matrix.bits == 32:
+            decoded, pack = rows.decoded(), library.get().ingle_pack_rows
+            pack(ctypes.byref(self.matrix), decoded.ctypes.data, None, None, first, len(decoded))
+            return
+        size = self.matrix.group_size
+        groups = np.arange(0, rows.num_columns, size) // rows.group_size
+        scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
+        if rows.zeros is not None:
+            minima = (MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)) * scales
+        codes = np.ascontiguousarray(rows.codes)
+        library.get().ingle_pack_groups(
+            ctypes.byref(self.matrix),
+            codes.ctypes.data,
+            codes.shape[1],
+            scales.ctypes.data,
+            None if minima is None else minima.ctypes.data,
+            first,
+            len(codes),
+        )
 
     def pack(self, first: int, rows: StoredRows) -> None:
         """Writes rows from `first` on."""
@@ -140,15 +171,41 @@ def load_matrix(
 
 
 def pack_matrix(
-    tensors: Sequence[StoredRows], in_features: int, code_type_of: Callable[[str], CodeType] = kept
+    tensors: Sequence[StoredRows | Groups], in_features: int, code_type_of: Callable[[str], CodeType] = kept
 ) -> PackedMatrix:
     """`load_matrix` of tensors that are there."""
     parts = []
-    for code_type, alike in groupby(tensors, lambda rows: code_type_of(rows.type)):
+    for (code_type, _), alike in groupby(tensors, lambda rows: _held(rows, code_type_of)):
         stored = list(alike)
-        part, first = PackedPart.empty(code_type, sum(len(rows.data) for rows in stored), in_features), 0
+        order = None if code_type.bits == 32 or isinstance(stored[0], StoredRows) else stored[0].order
+        part, first = PackedPart.empty(code_type, sum(map(_num_rows, stored)), in_features, order), 0
         for rows in stored:
-            part.pack(first, rows)
-            first += len(rows.data)
+            part.pack(first, rows) if isinstance(rows, StoredRows) else part.pack_groups(first, rows)
+            first += _num_rows(rows)
         parts.append(part)
-    return PackedMatrix(tuple(parts), sum(len(rows.data) for rows in tensors), in_features)
+    return PackedMatrix(tuple(parts), sum(map(_num_rows, tensors)), in_features)
+
+
+def _num_rows(rows: StoredRows | Groups) -> int:
+    return len(rows.data) if isinstance(rows, StoredRows) else rows.num_rows
+
+
+def _held(rows: StoredRows | Groups, code_type_of: Callable[[str], CodeType]) -> tuple[CodeType, bytes]:
+    """How a tensor is held, and in which order its columns are: what tensors of one part have in common."""
+    if isinstance(rows, StoredRows):
+        return code_type_of(rows.type), b""
+    as_floats = code_type_of("F32")
+    if as_floats.bits == 32:
+        return as_floats, b""
+    size = gcd(rows.group_size, _LONGEST)
+    if rows.group_size >= rows.num_columns and size < 32:
+        size = _LONGEST  # of one group, which is padded
+    if size < 16:
+        raise ModelError(
+            f"groups of {rows.group_size} inputs are not multiplied on this device: they have to be multiples of 16",
+            alternative="take a checkpoint with groups of 32, 64 or 128",
+        )
+    has_zeros = rows.zeros is not None
+    wide = has_zeros or not rows.half_scales
+    code_type = replace(CODED[rows.kind], group_size=size, wide_scales=wide, has_minima=has_zeros)
+    return code_type, b"" if rows.order is None else rows.order.tobytes()

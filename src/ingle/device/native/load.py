@@ -156,7 +156,7 @@ class _Reader:
         if num_rows == 1 and shape is not None and len(shape) == 1:  # GGUF's converter drops dimensions of 1
             return self.source.floats(name, columns)
         rows = self.source.stored_rows(name, num_rows, columns)
-        if rows.type in FLOATS:
+        if isinstance(rows, StoredRows) and rows.type in FLOATS:
             return FLOATS[rows.type](rows.data)
         return self.tensors([name], [num_rows], columns).rows(np.arange(num_rows))
 

@@ -335,7 +335,7 @@ def _order(module: Module, index: str, size: int, columns: int) -> npt.NDArray[n
 
 def _reordered(codes: Bytes, order: npt.NDArray[np.int32], kind: Kind) -> Bytes:
     if kind == "int8":
-        return codes[:, order]
+        return np.ascontiguousarray(codes[:, order])
     whole = np.empty((len(codes), codes.shape[1] * 2), np.uint8)
     whole[:, ::2], whole[:, 1::2] = codes & 15, codes >> 4
     return _in_halves(whole[:, order])

@@ -183,8 +183,8 @@ class Numerics:
 
     @classmethod
     def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
-        """All in one type, a key of `ITEMSIZES`."""
-        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(), kernels, tuple(notices))
+        """All in one type, a key of `ITEMSIZES`, but for codes with scales."""
+        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
 
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""

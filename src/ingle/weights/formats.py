@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
 
+from ingle.errors import ModelError
+from ingle.weights.coded_part import CodedPart, kind_of
 from ingle.weights.experts import StackedExperts
-from ingle.weights.matrix import Weight
+from ingle.weights.matrix import Part, Weight
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
 
@@ -32,13 +36,15 @@ class WeightFormat(Protocol):
 
 @dataclass(frozen=True)
 class PlainFormat:
-    """Decodes whatever the source stores to `dtype`."""
+    """Holds codes with scales as they are stored, and decodes whatever else the source stores to `dtype`."""
 
     dtype: torch.dtype
     device: torch.device
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         check_sizes(source, names, [rows * in_features for rows in num_rows])
+        if any(source.is_coded(name) for name in names):
+            return self._load_coded(source, names, num_rows, in_features)
         out = torch.empty(sum(num_rows), in_features, dtype=self.dtype, device=self.device)
         for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             source.load_into(name, part)
@@ -47,4 +53,35 @@ class PlainFormat:
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
     ) -> StackedExperts:
+        coded = next((expert.down for expert in names if source.is_coded(expert.down)), None)
+        if coded is not None:
+            raise ModelError(
+                f"{coded} is an expert's, and quantized: on a GPU and by PyTorch ingle runs no mixture of such yet",
+                alternative="run it on a CPU by ingle's kernels, or take the model's unquantized folder",
+            )
         return StackedExperts.load(source, names, hidden_size, intermediate_size, self.dtype, self.device)
+
+    def _load_coded(
+        self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int
+    ) -> Weight:
+        """A part for each run of layers that are stored alike."""
+        parts: list[Part] = []
+        stored = [_stored(source, name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
+        for _, run in groupby(zip(names, num_rows, stored, strict=True), lambda each: each[2] and kind_of(each[2])):
+            alike = list(run)
+            groups = [each for _, _, each in alike if each is not None]
+            if groups:
+                parts.append(CodedPart.of(groups, self.dtype, self.device))
+                continue
+            plain = self.load(source, [name for name, _, _ in alike], [rows for _, rows, _ in alike], in_features)
+            parts += plain.parts
+        return Weight(tuple(parts))
+
+
+def _stored(source: WeightSource, name: str, num_rows: int, in_features: int) -> Groups | None:
+    """None for a matrix that is not stored as codes with scales."""
+    if not source.is_coded(name):
+        return None
+    rows = source.stored_rows(name, num_rows, in_features)
+    assert isinstance(rows, Groups)
+    return rows

@@ -68,6 +68,9 @@ class GgufSource:
             check_size(tensor.shape, name, num_elements)
         _check_type(tensor)
 
+    def is_coded(self, name: str) -> bool:
+        return False
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         tensor = self._tensor(name)
         check_shape(tensor.path, tensor.name, tensor.shape, (num_rows, num_columns))

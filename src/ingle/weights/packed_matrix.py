@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
-from ingle.kernels.cpu.library import FLOAT8, Matrix
+from ingle.kernels.cpu.library import Matrix
 from ingle.weights.code_types import CODED, CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.quantized.groups import MIDDLE, Groups

@@ -92,6 +92,9 @@ class SafetensorsSource:
         check_size(self.shape(name), name, num_elements)
         self._find(name, self.shape(name))
 
+    def is_coded(self, name: str) -> bool:
+        return False
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         dtype, stored = self._mapped(name, (num_rows, num_columns))
         if dtype == "F64":  # which the kernels do not read

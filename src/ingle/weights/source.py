@@ -78,6 +78,10 @@ class WeightSource(Protocol):
         is stored in a type that is not read."""
         ...
 
+    def is_coded(self, name: str) -> bool:
+        """Whether `stored_rows` gives the named matrix as `Groups`."""
+        ...
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows | Groups:
         """The named matrix as it is stored. Raises `ModelError` when there is none, or its shape is another."""
         ...

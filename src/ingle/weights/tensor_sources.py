@@ -41,6 +41,9 @@ class _ReadByTorch(ABC):
     @abstractmethod
     def load_into(self, name: str, out: torch.Tensor) -> None: ...
 
+    def is_coded(self, name: str) -> bool:
+        return False
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         check_size(self.shape(name), name, num_rows * num_columns)
         dtype = self.dtype(name)

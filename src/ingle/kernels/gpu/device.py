@@ -38,6 +38,12 @@ def shared_memory(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)
 
 
+@functools.cache
+def counters(device: torch.device) -> torch.Tensor:
+    """Zeros that count a tile's splits while a kernel runs; each kernel leaves them as it found them."""
+    return torch.zeros(1 << 14, dtype=torch.int32, device=device)
+
+
 @triton.jit
 def await_previous():
     """After this, all that the kernels before this one wrote is there."""

@@ -11,7 +11,6 @@ makes h also writes h * g and the sum of its squares, by tile; the product that 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, num_sms, pdl, prefetch
+from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rms_norm
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
@@ -261,7 +260,7 @@ def _run(
     _few_rows_kernel[(num_tiles * num_splits,)](
         TensorDescriptor.from_tensor(x, [rows, depth]), TensorDescriptor.from_tensor(weight, [outs, depth]),
         weight, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight, out, _or(values, x), _or(squares, x),
-        parts, _counters(device), *places,
+        parts, counters(device), *places,
         num_rows, num_splits, num_squares, norm.eps, 0.0 if rotation is None else rotation.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         IN=size_in, OUT=size_out, ROWS=rows, OUTS=outs, DEPTH=depth, EPILOGUE=epilogue,
@@ -278,9 +277,3 @@ def _run(
 
 def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
     return other if tensor is None else tensor
-
-
-@functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Zeros that count a tile's splits while a kernel runs; each kernel leaves them as it found them."""
-    return torch.zeros(1 << 14, dtype=torch.int32, device=device)

@@ -26,7 +26,7 @@ class Groups:
 
     kind: Kind
     codes: Bytes
-    """[rows, columns], unsigned integers or FP8's bits (E4M3); of int4 [rows, columns / 2], the first in the low half."""
+    """[rows, columns], unsigned integers or FP8's bits (E4M3); of int4 [rows, columns / 2], the first in a low half."""
     scales: Floats
     """[rows, groups]"""
     zeros: Bytes | None

@@ -5,7 +5,7 @@ GPTQ (AutoGPTQ, GPTQModel): `qweight` int32 [I * bits / 32, O], bits packed alon
 AWQ (AutoAWQ's GEMM): `qweight` int32 [I, O / 8], `qzeros` int32 [groups, O / 8], in an order within each eight.
 compressed-tensors: `weight_packed` int32 [O, I * bits / 32], `weight_scale` [O, groups], `weight_zero_point` int32
 [O * bits / 32, groups], `weight_g_idx`; or `weight` of 8 bits with `weight_scale` and `weight_zero_point`.
-FP8 of others: `weight` with `weight_scale` or, what is the same, `weight_scale_inv`, of one number, [O, 1] or of blocks.
+FP8 of others: `weight` with `weight_scale` or, which is the same, `weight_scale_inv`: one, [O, 1] or of blocks.
 """
 
 from __future__ import annotations
@@ -181,12 +181,8 @@ class Module:
         groups = shape[0] if scheme.layout in ("gptq", "awq") else shape[-1] if shape else 1
         asked = " or ".join(map(str, wanted[-1:]))
         alternative = _DOWNLOAD
-        if (
-            suffix in ("scales", *SCALES)
-            and groups
-            and columns % groups == 0
-            and columns // groups != (size or columns)
-        ):
+        of_scales = suffix in ("scales", *SCALES)
+        if of_scales and groups and columns % groups == 0 and columns // groups != (size or columns):
             alternative = f"the configuration may be another model's: these files have groups of {columns // groups}"
         self._fail(suffix, f"has shape {shape}, and {scheme.name} asks for {asked}", alternative)
 

@@ -72,6 +72,9 @@ class QuantizedSource:
         check_size(module.shape, name, num_elements)
         module.check(*module.shape)
 
+    def is_coded(self, name: str) -> bool:
+        return self._module(name) is not None
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows | Groups:
         module = self._module(name)
         if module is None:

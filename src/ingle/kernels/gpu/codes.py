@@ -1,0 +1,110 @@
+"""Tiles of codes on their way to a product: how each kind of code becomes numbers, and a tile is added to a sum.
+
+A kind is a row here and in `FORMATS`: a byte holds one code or two, and `numbers` says what a code less its zero is, in
+the type of activations, exactly. Where a tile lies in one group, its product is scaled; else its numbers are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from ingle.kernels.coded import MIDDLE, Coded
+
+INT4, INT8, FP8 = 0, 1, 2
+
+
+class Format(NamedTuple):
+    """What a kernel is compiled for."""
+
+    kind: int
+    columns_per_byte: int
+    middle: int
+    """The zero of codes without one."""
+
+
+FORMATS = {
+    "int4": Format(INT4, 2, MIDDLE["int4"]),
+    "int8": Format(INT8, 1, MIDDLE["int8"]),
+    "fp8": Format(FP8, 1, 0),
+}
+
+def suits(coded: Coded) -> bool:
+    """Whether kernels read it: two codes that share a byte share a scale."""
+    return coded.kind != "int4" or coded.group_size % (2 * coded.half) == 0
+
+
+@triton.jit
+def numbers(codes, zeros, KIND: tl.constexpr, dtype: tl.constexpr):
+    """What codes less their zeros are, exactly. By bits, for conversions of integers take four times as long."""
+    if KIND == 2:  # FP8: the bits of a float with another bias, which is put right
+        wide = codes.to(tl.int32)
+        if dtype == tl.float16:
+            bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+            return bits.to(tl.int16).to(tl.float16, bitcast=True) * 256.0
+        bits = ((wide & 0x80) << 24) | ((wide & 0x7F) << 20)
+        return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(dtype)
+    if dtype == tl.float16:  # 1024 and the code
+        bits = codes.to(tl.int16) | 0x6400
+        return bits.to(tl.float16, bitcast=True) - (zeros.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    if dtype == tl.bfloat16 and KIND == 0:  # 128 and the code
+        bits = codes.to(tl.int16) | 0x4300
+        return bits.to(tl.bfloat16, bitcast=True) - (zeros.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True)
+    bits = codes.to(tl.int32) | 0x4B000000  # 2 ** 23 and the code
+    return (bits.to(tl.float32, bitcast=True) - (zeros.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)).to(dtype)
+
+
+@triton.jit
+def add_tile(
+    total, x_ptr, x_rows, in_rows, codes_ptr, scales_ptr, zeros_ptr, outs, in_outs, k,
+    IN: tl.constexpr, GROUPS: tl.constexpr, BYTES: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr,
+    KIND: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr,
+):  # fmt: skip
+    """total [OUTS, ROWS] and the product of the bytes [k, k + BYTES) of weights' rows `outs` with those columns of x.
+
+    x_rows [ROWS]: where rows of x begin. Weights stand where the tensor cores want many rows.
+    """
+    PER_BYTE: tl.constexpr = 2 if KIND == 0 else 1
+    WIDTH: tl.constexpr = IN // PER_BYTE
+    ONE_GROUP: tl.constexpr = GROUP % (BYTES * PER_BYTE) == 0 or GROUPS == 1
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    places = k + tl.arange(0, BYTES)
+    inside = places < WIDTH
+    columns = places
+    if KIND == 0:
+        columns = places // HALF * (2 * HALF) + places % HALF
+    x_places = x_ptr + x_rows[None, :] + columns[:, None]
+    in_x = inside[:, None] & in_rows[None, :]
+    codes = tl.load(
+        codes_ptr + outs.to(tl.int64)[:, None] * WIDTH + places[None, :], mask=in_outs[:, None] & inside[None, :], other=0
+    )  # fmt: skip
+    if ONE_GROUP:
+        scale_places = outs * GROUPS + k * PER_BYTE // GROUP
+        scales = tl.load(scales_ptr + scale_places, mask=in_outs, other=0.0).to(tl.float32)[:, None]
+        zeros = tl.full([1, 1], MIDDLE, tl.uint8)
+        if ZEROS:
+            zeros = tl.load(zeros_ptr + scale_places, mask=in_outs, other=0)[:, None]
+    else:
+        scale_places = outs[:, None] * GROUPS + (columns // GROUP)[None, :]
+        in_scales = in_outs[:, None] & inside[None, :]
+        scales = tl.load(scales_ptr + scale_places, mask=in_scales, other=0.0).to(tl.float32)
+        zeros = tl.full([1, 1], MIDDLE, tl.uint8)
+        if ZEROS:
+            zeros = tl.load(zeros_ptr + scale_places, mask=in_scales, other=0)
+    first = numbers(codes & 15 if KIND == 0 else codes, zeros, KIND, dtype)
+    x = tl.load(x_places, mask=in_x, other=0.0)
+    if ONE_GROUP:
+        part = tl.dot(first, x, input_precision="ieee")
+        if KIND == 0:
+            other = tl.load(x_places + HALF, mask=in_x, other=0.0)
+            part = tl.dot(numbers(codes >> 4, zeros, KIND, dtype), other, part, input_precision="ieee")
+        total += part * scales
+    else:
+        total = tl.dot((first.to(tl.float32) * scales).to(dtype), x, total, input_precision="ieee")
+        if KIND == 0:
+            other = tl.load(x_places + HALF, mask=in_x, other=0.0)
+            second = numbers(codes >> 4, zeros, KIND, dtype).to(tl.float32) * scales
+            total = tl.dot(second.to(dtype), other, total, input_precision="ieee")
+    return total

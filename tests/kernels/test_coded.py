@@ -19,7 +19,14 @@ TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-6}
 
 
 def made(
-    kind: CodedKind, size_out: int, size_in: int, group_size: int, *, zeros: bool = False, order: bool = False, seed: int = 0
+    kind: CodedKind,
+    size_out: int,
+    size_in: int,
+    group_size: int,
+    *,
+    zeros: bool = False,
+    order: bool = False,
+    seed: int = 0,
 ) -> Coded:
     torch.manual_seed(seed)
     groups, width = -(-size_in // group_size), size_in // FORMATS[kind].columns_per_byte
@@ -92,7 +99,9 @@ def test_what_no_kernel_reads() -> None:
 def test_tilings(kind: CodedKind) -> None:
     for size_in, size_out, group_size in ((3584, 4608, 128), (3584, 37888, 128), (18944, 3584, 64), (896, 128, 32)):
         coded = made(kind, 8, size_in, group_size)
-        wide = Coded(kind, coded.codes.expand(size_out // 8, 8, -1).flatten(0, 1), coded.scales, None, group_size, coded.half)
+        wide = Coded(
+            kind, coded.codes.expand(size_out // 8, 8, -1).flatten(0, 1), coded.scales, None, group_size, coded.half
+        )
         for num_rows in (1, 16, 17, 64, 65, 1000):
             shape = gpu.tiling(num_rows, wide, 132)
             tiles = -(-size_out // shape.outs) * -(-num_rows // shape.rows)

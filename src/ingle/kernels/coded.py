@@ -17,7 +17,7 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class Coded:
-    """A matrix [O, I] whose numbers are (code - zero) * scale, scale and zero being those of a row's group of columns."""
+    """A matrix [O, I] of numbers (code - zero) * scale, with the scale and the zero of a row's group of columns."""
 
     kind: CodedKind
     codes: torch.Tensor

@@ -13,7 +13,6 @@ from ingle.errors import ModelError
 from ingle.weights.coded_part import CodedPart, kind_of
 from ingle.weights.experts import StackedExperts
 from ingle.weights.matrix import Part, Weight
-from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
 
@@ -66,22 +65,16 @@ class PlainFormat:
     ) -> Weight:
         """A part for each run of layers that are stored alike."""
         parts: list[Part] = []
-        stored = [_stored(source, name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
-        for _, run in groupby(zip(names, num_rows, stored, strict=True), lambda each: each[2] and kind_of(each[2])):
-            alike = list(run)
-            groups = [each for _, _, each in alike if each is not None]
-            if groups:
-                parts.append(CodedPart.of(groups, self.dtype, self.device))
-                continue
-            plain = self.load(source, [name for name, _, _ in alike], [rows for _, rows, _ in alike], in_features)
-            parts += plain.parts
+        stored = {
+            name: source.groups(name, rows, in_features)
+            for name, rows in zip(names, num_rows, strict=True)
+            if source.is_coded(name)
+        }
+        kinds = {name: kind_of(groups) for name, groups in stored.items()}
+        for _, run in groupby(zip(names, num_rows, strict=True), lambda each: kinds.get(each[0])):
+            alike = dict(run)
+            if alike.keys() <= stored.keys():
+                parts.append(CodedPart.of([stored[name] for name in alike], self.dtype, self.device))
+            else:
+                parts += self.load(source, list(alike), list(alike.values()), in_features).parts
         return Weight(tuple(parts))
-
-
-def _stored(source: WeightSource, name: str, num_rows: int, in_features: int) -> Groups | None:
-    """None for a matrix that is not stored as codes with scales."""
-    if not source.is_coded(name):
-        return None
-    rows = source.stored_rows(name, num_rows, in_features)
-    assert isinstance(rows, Groups)
-    return rows

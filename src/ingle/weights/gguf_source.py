@@ -13,6 +13,7 @@ from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import (
     FLOATS,
     StoredRows,
@@ -70,6 +71,9 @@ class GgufSource:
 
     def is_coded(self, name: str) -> bool:
         return False
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        raise AssertionError(f"{name} is not stored as codes with scales")
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         tensor = self._tensor(name)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import gcd
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -166,46 +167,103 @@ def load_matrix(
     `code_type_of` decides by the type in which a tensor is stored how it is held: `code_types.kept` or `exact`.
     Raises `ModelError` for tensors that are missing, misshapen, or stored in a way that ingle does not read.
     """
-    tensors = [source.stored_rows(name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
-    return pack_matrix(tensors, in_features, code_type_of)
+    tensors: list[_Tensor] = [
+        _Codes(source.groups(name, rows, in_features))
+        if source.is_coded(name)
+        else _Blocks(source.stored_rows(name, rows, in_features))
+        for name, rows in zip(names, num_rows, strict=True)
+    ]
+    return _packed(tensors, in_features, code_type_of)
 
 
 def pack_matrix(
-    tensors: Sequence[StoredRows | Groups], in_features: int, code_type_of: Callable[[str], CodeType] = kept
+    tensors: Sequence[StoredRows], in_features: int, code_type_of: Callable[[str], CodeType] = kept
 ) -> PackedMatrix:
     """`load_matrix` of tensors that are there."""
+    return _packed([_Blocks(rows) for rows in tensors], in_features, code_type_of)
+
+
+def pack_groups(
+    tensors: Sequence[Groups], in_features: int, code_type_of: Callable[[str], CodeType] = kept
+) -> PackedMatrix:
+    """`load_matrix` of codes that are there."""
+    return _packed([_Codes(groups) for groups in tensors], in_features, code_type_of)
+
+
+class _Tensor(Protocol):
+    """Rows as they are stored."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType: ...
+
+    def order(self, held: CodeType) -> Order | None:
+        """Of the columns, if they are held so."""
+        ...
+
+    def pack(self, part: PackedPart, first: int) -> None: ...
+
+
+class _Blocks(NamedTuple):
+    rows: StoredRows
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows.data)
+
+    def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType:
+        return code_type_of(self.rows.type)
+
+    def order(self, held: CodeType) -> None:
+        return None
+
+    def pack(self, part: PackedPart, first: int) -> None:
+        part.pack(first, self.rows)
+
+
+class _Codes(NamedTuple):
+    groups: Groups
+
+    @property
+    def num_rows(self) -> int:
+        return self.groups.num_rows
+
+    def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType:
+        groups, as_floats = self.groups, code_type_of("F32")
+        if as_floats.bits == 32:
+            return as_floats
+        size = gcd(groups.group_size, _LONGEST)
+        if groups.group_size >= groups.num_columns and size < 32:
+            size = _LONGEST  # of one group, which is padded
+        if size < 16:
+            raise ModelError(
+                f"groups of {groups.group_size} inputs are not multiplied on this device: they have to be multiples "
+                "of 16",
+                alternative="take a checkpoint with groups of 32, 64 or 128",
+            )
+        has_zeros = groups.zeros is not None
+        wide = has_zeros or not groups.half_scales
+        return replace(CODED[groups.kind], group_size=size, wide_scales=wide, has_minima=has_zeros)
+
+    def order(self, held: CodeType) -> Order | None:
+        return None if held.bits == 32 else self.groups.order
+
+    def pack(self, part: PackedPart, first: int) -> None:
+        part.pack_groups(first, self.groups)
+
+
+def _packed(tensors: Sequence[_Tensor], in_features: int, code_type_of: Callable[[str], CodeType]) -> PackedMatrix:
+    """A part for those that are held alike, with their columns in one order."""
+    held = [tensor.held(code_type_of) for tensor in tensors]
+    orders = [tensor.order(kind) for tensor, kind in zip(tensors, held, strict=True)]
     parts = []
-    for (code_type, _), alike in groupby(tensors, lambda rows: _held(rows, code_type_of)):
-        stored = list(alike)
-        order = None if code_type.bits == 32 or isinstance(stored[0], StoredRows) else stored[0].order
-        part, first = PackedPart.empty(code_type, sum(map(_num_rows, stored)), in_features, order), 0
-        for rows in stored:
-            part.pack(first, rows) if isinstance(rows, StoredRows) else part.pack_groups(first, rows)
-            first += _num_rows(rows)
+    for _, run in groupby(range(len(tensors)), lambda i: (held[i], None if orders[i] is None else orders[i].tobytes())):
+        alike = list(run)
+        num_rows = sum(tensors[i].num_rows for i in alike)
+        part, first = PackedPart.empty(held[alike[0]], num_rows, in_features, orders[alike[0]]), 0
+        for i in alike:
+            tensors[i].pack(part, first)
+            first += tensors[i].num_rows
         parts.append(part)
-    return PackedMatrix(tuple(parts), sum(map(_num_rows, tensors)), in_features)
-
-
-def _num_rows(rows: StoredRows | Groups) -> int:
-    return len(rows.data) if isinstance(rows, StoredRows) else rows.num_rows
-
-
-def _held(rows: StoredRows | Groups, code_type_of: Callable[[str], CodeType]) -> tuple[CodeType, bytes]:
-    """How a tensor is held, and in which order its columns are: what tensors of one part have in common."""
-    if isinstance(rows, StoredRows):
-        return code_type_of(rows.type), b""
-    as_floats = code_type_of("F32")
-    if as_floats.bits == 32:
-        return as_floats, b""
-    size = gcd(rows.group_size, _LONGEST)
-    if rows.group_size >= rows.num_columns and size < 32:
-        size = _LONGEST  # of one group, which is padded
-    if size < 16:
-        raise ModelError(
-            f"groups of {rows.group_size} inputs are not multiplied on this device: they have to be multiples of 16",
-            alternative="take a checkpoint with groups of 32, 64 or 128",
-        )
-    has_zeros = rows.zeros is not None
-    wide = has_zeros or not rows.half_scales
-    code_type = replace(CODED[rows.kind], group_size=size, wide_scales=wide, has_minima=has_zeros)
-    return code_type, b"" if rows.order is None else rows.order.tobytes()
+    return PackedMatrix(tuple(parts), sum(tensor.num_rows for tensor in tensors), in_features)

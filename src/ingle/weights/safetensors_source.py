@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ingle.errors import ModelError
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.pointer import refuse_pointer
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.layouts import StoredTensor
 from ingle.weights.source import (
     FLOAT_TYPES,
@@ -94,6 +95,9 @@ class SafetensorsSource:
 
     def is_coded(self, name: str) -> bool:
         return False
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        raise AssertionError(f"{name} is not stored as codes with scales")
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         dtype, stored = self._mapped(name, (num_rows, num_columns))

@@ -79,11 +79,15 @@ class WeightSource(Protocol):
         ...
 
     def is_coded(self, name: str) -> bool:
-        """Whether `stored_rows` gives the named matrix as `Groups`."""
+        """Whether the named matrix is stored as codes with scales: then `groups` gives it."""
         ...
 
-    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows | Groups:
-        """The named matrix as it is stored. Raises `ModelError` when there is none, or its shape is another."""
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        """Of a matrix that `is_coded`. Raises `ModelError` when it has another shape, or what belongs to it is amiss."""
+        ...
+
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        """Of a matrix that is not, as GGUF would store it. Raises `ModelError` when there is none, or its shape is another."""
         ...
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:

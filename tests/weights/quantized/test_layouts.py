@@ -11,7 +11,7 @@ import torch
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.weights.code_types import exact as exactly
-from ingle.weights.packed_matrix import PackedMatrix, pack_matrix
+from ingle.weights.packed_matrix import PackedMatrix, pack_groups
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.layouts import Module
 from tests.weights.quantized.packers import Written, awq, fp8, gptq
@@ -58,9 +58,9 @@ def test_packed_for_the_cpu(case: Make, read: Read) -> None:
     """Without loss; and multiplied, with a number of rows on each side of what a tile holds."""
     written = case(96, 320)
     groups = read(written)
-    matrix = pack_matrix([groups], 320)
+    matrix = pack_groups([groups], 320)
     equal(all_rows(matrix), written.exact)
-    plain = pack_matrix([groups], 320, exactly)
+    plain = pack_groups([groups], 320, exactly)
     rng = np.random.default_rng(7)
     for num_rows in (1, 3, 16, 17):
         x = rng.standard_normal((num_rows, 320)).astype(np.float32)
@@ -78,7 +78,7 @@ def test_packed_for_the_cpu(case: Make, read: Read) -> None:
                                   lambda: gptq(64, 384, group_size=128, bits=8), lambda: fp8(64, 384)])  # fmt: skip
 def test_many_rows_on_the_cpu(read: Read, make: Callable[[], Written]) -> None:
     written = make()
-    matrix = pack_matrix([read(written)], 384)
+    matrix = pack_groups([read(written)], 384)
     x = np.random.default_rng(8).standard_normal((1000, 384)).astype(np.float32)
     x[5] *= 1000  # every row has a scale of its own
     expected = x.astype(np.float64) @ written.exact.T
@@ -99,7 +99,7 @@ def test_large_codes_do_not_overflow(read: Read) -> None:
     exact = np.repeat(255 * written.tensors["scales"].double().numpy().T, 128, 1)
     equal(groups.decoded(), exact)
     x = np.ones((3, 512), np.float32)
-    np.testing.assert_allclose(pack_matrix([groups], 512).multiply(x), x @ exact.T, rtol=1e-5)
+    np.testing.assert_allclose(pack_groups([groups], 512).multiply(x), x @ exact.T, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -108,7 +108,7 @@ def test_layers_of_one_product(read: Read) -> None:
     same = [read(gptq(32, 128, seed=seed)) for seed in (1, 2)]
     ordered = [gptq(32, 128, act_order=True, seed=seed) for seed in (3, 4)]
     stored = [*same, *(read(each) for each in ordered)]
-    matrix = pack_matrix(stored, 128)
+    matrix = pack_groups(stored, 128)
     assert [part.num_rows for part in matrix.parts] == [64, 32, 32]
     equal(all_rows(matrix), np.concatenate([each.decoded() for each in stored]))
 

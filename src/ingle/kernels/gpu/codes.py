@@ -31,6 +31,7 @@ FORMATS = {
     "fp8": Format(FP8, 1, 0),
 }
 
+
 def suits(coded: Coded) -> bool:
     """Whether kernels read it: two codes that share a byte share a scale."""
     return coded.kind != "int4" or coded.group_size % (2 * coded.half) == 0
@@ -53,7 +54,9 @@ def numbers(codes, zeros, KIND: tl.constexpr, dtype: tl.constexpr):
         bits = codes.to(tl.int16) | 0x4300
         return bits.to(tl.bfloat16, bitcast=True) - (zeros.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True)
     bits = codes.to(tl.int32) | 0x4B000000  # 2 ** 23 and the code
-    return (bits.to(tl.float32, bitcast=True) - (zeros.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)).to(dtype)
+    return (bits.to(tl.float32, bitcast=True) - (zeros.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)).to(
+        dtype
+    )
 
 
 @triton.jit
@@ -77,9 +80,8 @@ def add_tile(
         columns = places // HALF * (2 * HALF) + places % HALF
     x_places = x_ptr + x_rows[None, :] + columns[:, None]
     in_x = inside[:, None] & in_rows[None, :]
-    codes = tl.load(
-        codes_ptr + outs.to(tl.int64)[:, None] * WIDTH + places[None, :], mask=in_outs[:, None] & inside[None, :], other=0
-    )  # fmt: skip
+    code_places = codes_ptr + outs.to(tl.int64)[:, None] * WIDTH + places[None, :]
+    codes = tl.load(code_places, mask=in_outs[:, None] & inside[None, :], other=0)
     if ONE_GROUP:
         scale_places = outs * GROUPS + k * PER_BYTE // GROUP
         scales = tl.load(scales_ptr + scale_places, mask=in_outs, other=0.0).to(tl.float32)[:, None]

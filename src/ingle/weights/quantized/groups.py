@@ -39,11 +39,11 @@ class Groups:
 
     @property
     def num_rows(self) -> int:
-        return len(self.codes)
+        return int(self.codes.shape[0])
 
     @property
     def num_columns(self) -> int:
-        return self.codes.shape[1] * (2 if self.kind == "int4" else 1)
+        return int(self.codes.shape[1]) * (2 if self.kind == "int4" else 1)
 
     def rows(self, start: int, stop: int) -> Groups:
         """Of these rows alone, without a copy."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from ingle.errors import ModelError
 from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind
 from ingle.weights.quantized.scheme import Layout, Scheme
 
+_T = TypeVar("_T", bound=np.generic)
 Numbers = npt.NDArray[np.generic]
 Words = npt.NDArray[np.int32]
 Shape = tuple[int, ...]
@@ -206,10 +207,6 @@ class Module:
 # ---- layouts
 
 
-def _kind(bits: int) -> Kind:
-    return "int4" if bits <= 4 else "int8"
-
-
 def _along(words: Words, bits: int) -> Bytes:
     """Codes of 2, 3, 4 or 8 bits out of words [n, m], packed along the last dimension, the lowest bits first.
 
@@ -238,7 +235,7 @@ def _gptq(module: Module, rows: int, columns: int) -> Groups:
     stored = _along(module.words("qzeros"), bits)[:, :rows]
     zeros = (stored + np.uint8(module.scheme.zero_offset)) & np.uint8((1 << bits) - 1)
     scales, half = module.scales("scales")
-    return _finished(module, bits, codes, scales.T, zeros.T, half, "g_idx", columns)
+    return _finished(module, codes, scales.T, zeros.T, half, "g_idx", columns)
 
 
 def _awq(module: Module, rows: int, columns: int) -> Groups:
@@ -249,7 +246,7 @@ def _awq(module: Module, rows: int, columns: int) -> Groups:
     codes = _in_halves(np.ascontiguousarray(by_output(module.words("qweight")).T))
     zeros = by_output(module.words("qzeros")).T if module.scheme.has_zeros else None
     scales, half = module.scales("scales")
-    return _finished(module, 4, codes, scales.T, zeros, half, None, columns)
+    return _finished(module, codes, scales.T, zeros, half, None, columns)
 
 
 def _packed(module: Module, rows: int, columns: int) -> Groups:
@@ -259,7 +256,7 @@ def _packed(module: Module, rows: int, columns: int) -> Groups:
     if module.scheme.has_zeros:
         zeros = _along(np.ascontiguousarray(module.words("weight_zero_point").T), bits)[:, :rows].T
     scales, half = module.scales(module._scale_suffix)
-    return _finished(module, bits, codes, _by_row(scales, rows, 1), zeros, half, "weight_g_idx", columns)
+    return _finished(module, codes, _by_row(scales, rows, 1), zeros, half, "weight_g_idx", columns)
 
 
 def _whole(module: Module, rows: int, columns: int) -> Groups:
@@ -271,7 +268,7 @@ def _whole(module: Module, rows: int, columns: int) -> Groups:
         return Groups("fp8", codes, scales, None, scheme.group_size or columns, half)
     zeros = None
     if scheme.has_zeros:
-        zeros = _by_row(module.array("weight_zero_point").view(np.uint8), rows, scheme.block_rows) ^ np.uint8(128)
+        zeros = _by_row(module.array("weight_zero_point").view(np.uint8) ^ np.uint8(128), rows, scheme.block_rows)
     return Groups("int8", codes ^ np.uint8(128), scales, zeros, scheme.group_size or columns, half)
 
 
@@ -283,7 +280,7 @@ _READERS: dict[Layout, Callable[[Module, int, int], Groups]] = {
 }
 
 
-def _by_row(values: npt.NDArray[np.generic], rows: int, block_rows: int) -> npt.NDArray[np.generic]:
+def _by_row(values: npt.NDArray[_T], rows: int, block_rows: int) -> npt.NDArray[_T]:
     """[rows, groups] of scales for the whole matrix, each row or each block of rows."""
     values = values.reshape(-1, 1) if values.ndim < 2 else values
     if len(values) != rows:
@@ -294,7 +291,6 @@ def _by_row(values: npt.NDArray[np.generic], rows: int, block_rows: int) -> npt.
 
 def _finished(
     module: Module,
-    bits: int,
     codes: Bytes,
     scales: Floats,
     zeros: Bytes | None,
@@ -303,7 +299,7 @@ def _finished(
     columns: int,
 ) -> Groups:
     """Zeros that are all in the middle are left out."""
-    kind, size = _kind(bits), module.scheme.group_size or columns
+    kind, size = module.scheme.kind, module.scheme.group_size or columns
     if zeros is not None:
         zeros = None if (zeros == MIDDLE[kind]).all() else np.ascontiguousarray(zeros)
     order = None

@@ -30,6 +30,11 @@ class Scheme:
     """Zeros are stored where the layout leaves that open."""
 
     @property
+    def kind(self) -> Literal["int4", "int8", "fp8"]:
+        """Of the codes in memory."""
+        return "fp8" if self.is_float else "int4" if self.bits <= 4 else "int8"
+
+    @property
     def name(self) -> str:
         """For people, such as int4 in groups of 128."""
         kind = "FP8" if self.is_float else f"int{self.bits}"

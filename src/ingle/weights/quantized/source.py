@@ -51,10 +51,8 @@ class QuantizedSource:
         for name in self._files.names:
             module, _, suffix = name.rpartition(".")
             if module in coded:
-                if suffix == coded[module]:
-                    scheme = self._quantization.scheme_stored(module)
-                    kind = "fp8" if scheme.is_float else "int4" if scheme.bits <= 4 else "int8"
-                    counts[kind] += math.prod(Module(module, scheme, self._files).shape)
+                if suffix == coded[module] and (found := self._module(f"{module}.weight")) is not None:
+                    counts[found.scheme.kind] += math.prod(found.shape)
                 continue
             stored = self._files.stored(name)
             counts[stored.type] += math.prod(stored.shape)
@@ -75,16 +73,18 @@ class QuantizedSource:
     def is_coded(self, name: str) -> bool:
         return self._module(name) is not None
 
-    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows | Groups:
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
         module = self._module(name)
-        if module is None:
-            return self._files.stored_rows(name, num_rows, num_columns)
+        assert module is not None, f"{name} is not stored as codes with scales"
         if module.shape != (num_rows, num_columns):
             check_size(module.shape, name, num_rows * num_columns)
             raise ModelError(
                 f"tensor {name} has shape {module.shape}, and the configuration asks for {(num_rows, num_columns)}"
             )
         return module.read(num_rows, num_columns)
+
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        return self._files.stored_rows(name, num_rows, num_columns)
 
     def alike(self, name: str, other: str) -> bool:
         coded = self._module(name) is not None or self._module(other) is not None

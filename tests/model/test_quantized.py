@@ -1,4 +1,4 @@
-"""Tiny checkpoints in each quantized format give what their decoded selves give, by the CPU's kernels and by PyTorch."""
+"""Tiny checkpoints in each quantized format give what their decoded selves give, by both devices of a CPU."""
 
 from __future__ import annotations
 

@@ -156,6 +156,8 @@ def _with_files(
                 return outline
             return _as_stored(outline, hf_config, source, refusals=refusals, notices=notices)
     if path.is_dir() and TORCH_FILES.are_in(path):
+        if outline.quantization is not None:
+            refusals.told.append(f"{path}: quantized weights are read from safetensors alone, and these are PyTorch's")
         return _torch_files(outline)
     return outline
 

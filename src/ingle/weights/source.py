@@ -83,11 +83,11 @@ class WeightSource(Protocol):
         ...
 
     def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
-        """Of a matrix that `is_coded`. Raises `ModelError` when it has another shape, or what belongs to it is amiss."""
+        """Of a matrix that `is_coded`. Raises `ModelError` when its shape is another, or what it consists of amiss."""
         ...
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
-        """Of a matrix that is not, as GGUF would store it. Raises `ModelError` when there is none, or its shape is another."""
+        """Of a matrix that is not, as GGUF would store it. Raises `ModelError` when there is none of that shape."""
         ...
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:

@@ -1,5 +1,7 @@
-"""Writers of quantized layers, after what their formats' papers and documents say of each number, and nothing shared with
-the readers: every writer also gives the matrix that its tensors stand for, in float64 [rows, columns]."""
+"""Writers of quantized layers, after what is documented of their formats, and nothing shared with the readers.
+
+Every writer also gives the matrix that its tensors stand for, in float64 [rows, columns].
+"""
 
 from __future__ import annotations
 

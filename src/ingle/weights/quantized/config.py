@@ -28,11 +28,13 @@ def read_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | N
 
     Raises `ModelError` for a method, or a form of one, that ingle does not read.
     """
-    for key in _KEYS:
-        if config.get(key):
-            return _of(path, config[key], "config.json", key)
     by_mlx = config.get("quantization")
-    if isinstance(by_mlx, Mapping) and "bits" in by_mlx:  # whose files name no method
+    of_mlx = isinstance(by_mlx, Mapping) and "bits" in by_mlx  # whose files name no method
+    for key in _KEYS:
+        settings = config.get(key)
+        if settings and not (of_mlx and not (isinstance(settings, Mapping) and settings.get("quant_method"))):
+            return _of(path, settings, "config.json", key)
+    if of_mlx:
         _refuse(path, "MLX", "quantization in config.json")
     for name, method in _BESIDE.items():
         if path.is_dir() and (path / name).is_file():
@@ -49,8 +51,6 @@ def _of(path: Path, settings: object, file: str, key: str | None) -> Quantizatio
     name = str(method).lower().removeprefix("intel/") if method else ""
     reader = _READERS.get(name)
     if reader is None:
-        if not method and "bits" in settings and "group_size" in settings and "quantization" not in settings:
-            _refuse(path, "a method without a name", where)
         _refuse(path, method or "a method without a name", where)
     values = Checked(settings, f"{path / file if path.is_dir() else path}", f"{key}." if key else "")
     return reader(values, f"{path}: {where}")

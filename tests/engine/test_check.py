@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Damage, dict[str, Any], list[str], list[str]]] = {
         [],
     ),
     "a tensor of another shape": (misshapen, {}, ["model.norm.weight has shape .5,., and the configuration asks"], []),
-    "integers": (as_integers, {}, ["q_proj.weight is I8, and the configuration does not say how that is quantized"], []),
+    "integers": (as_integers, {}, ["q_proj.weight is I8, and the configuration does not say how that is"], []),
     "a shard is missing": (a_missing_shard, {}, ["it may be in model-00002-of-00002.safetensors, which is mis"], []),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), {}, ["holds neither model.safetensors"], []),
     "flags": (

@@ -76,8 +76,8 @@ QWEN3_FP8 = {**DEEPSEEK_FP8, "modules_to_not_convert": ["lm_head", "model.layers
 AUTO_FP8 = {"activation_scheme": "static", "ignored_layers": ["lm_head"], "quant_method": "fp8"}
 META_FP8 = {"activation_scale_ub": 1200.0, "modules_to_not_convert": ["model.layers.0.self_attn.q_proj", "lm_head"],
             "quant_method": "fbgemm_fp8"}  # fmt: skip
-MODELOPT = {"producer": {"name": "modelopt", "version": "0.23"},
-            "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}}  # fmt: skip
+MODELOPT = {"producer": {"name": "modelopt"},
+            "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}  # fmt: skip
 AUTO_ROUND = {"bits": 4, "group_size": 128, "sym": True, "quant_method": "auto-round", "iters": 200,
               "packing_format": "auto_round:auto_gptq", "extra_config": {HEAD: {"bits": 16}}}  # fmt: skip
 

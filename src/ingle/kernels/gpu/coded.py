@@ -112,5 +112,5 @@ def _coded_kernel(
     if done:
         if BIAS:
             total += tl.load(bias_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)[:, None]
-        place = out_ptr + rows.to(tl.int64)[None, :] * OUT + outs[:, None]
-        tl.store(place, total.to(out_ptr.dtype.element_ty), mask=in_rows[None, :] & in_outs[:, None])
+        out_place = out_ptr + rows.to(tl.int64)[None, :] * OUT + outs[:, None]
+        tl.store(out_place, total.to(out_ptr.dtype.element_ty), mask=in_rows[None, :] & in_outs[:, None])

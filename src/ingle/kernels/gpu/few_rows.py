@@ -95,14 +95,15 @@ def _few_rows_kernel(
         k = unit * DEPTH
         if CODED:
             x_rows, tile_outs = tl.arange(0, ROWS), tl.arange(0, OUTS)
+            in_rows, first_outs, other_outs = x_rows < num_rows, first_out + tile_outs, other_out + tile_outs
             first = add_tile(
-                first, x_ptr, x_rows * IN, x_rows < num_rows, weight_ptr, scales_ptr, zeros_ptr, first_out + tile_outs,
-                first_out + tile_outs < OUT, k, IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS,
+                first, x_ptr, x_rows * IN, in_rows, weight_ptr, scales_ptr, zeros_ptr, first_outs, first_outs < OUT,
+                k, IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS,
             )  # fmt: skip
             if not ADD:
                 other = add_tile(
-                    other, x_ptr, x_rows * IN, x_rows < num_rows, weight_ptr, scales_ptr, zeros_ptr, other_out + tile_outs,
-                    other_out + tile_outs < OUT, k, IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS,
+                    other, x_ptr, x_rows * IN, in_rows, weight_ptr, scales_ptr, zeros_ptr, other_outs, other_outs < OUT,
+                    k, IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS,
                 )  # fmt: skip
         else:
             x = x_desc.load([0, k])

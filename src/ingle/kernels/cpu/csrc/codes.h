@@ -122,15 +122,6 @@ inline float from_float8(uint8_t code) {
     return (code & 0x7f) == 0x7f ? NAN : value * 0x1p120f;
 }
 
-// A unit has pairs of columns: of each the block's rows, two bytes a row.
-inline uint8_t* float8_at(uint8_t* unit, int64_t row, int64_t c) { return unit + (c / 2 * kBlockRows + row) * 2 + c % 2; }
-inline void put_float8(uint8_t* unit, int64_t row, const uint8_t* codes) {
-    for (int64_t c = 0; c < kUnit; c++) *float8_at(unit, row, c) = codes[c];
-}
-inline void get_float8(const uint8_t* unit, int64_t row, float* out) {
-    for (int64_t c = 0; c < kUnit; c++) out[c] = from_float8(*float8_at((uint8_t*)unit, row, c));
-}
-
 #if defined(INGLE_AVX512) && defined(__AVX512BF16__)
 
 // Lane i holds two columns of row i.
@@ -174,7 +165,8 @@ struct Codes<16> {
     }
 };
 
-// bfloat16 has all numbers of 8 bits: those with an exponent get another bias, the eight without one are looked up.
+// A unit has pairs of columns: of each the block's rows, two bytes a row. bfloat16 has all numbers of 8 bits: those with an
+// exponent get another bias, the eight without one are looked up.
 template <>
 struct Codes<kFloat8> {
     static constexpr char kFactors[] = "bfloat16";
@@ -184,8 +176,13 @@ struct Codes<kFloat8> {
     template <int Tokens>
     using Sums = Codes<16>::Sums<Tokens>;
     static void put_operands(const float* x, Operand* out) { store((Brain*)out, load(x)); }
-    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) { put_float8(unit, row, codes); }
-    static void get(const uint8_t* unit, int64_t row, float* out) { get_float8(unit, row, out); }
+    static constexpr float kScale = 1;  // of sums
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t c = 0; c < kUnit; c++) unit[(c / 2 * kBlockRows + row) * 2 + c % 2] = codes[c];
+    }
+    static void get(const uint8_t* unit, int64_t row, float* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = from_float8(unit[(c / 2 * kBlockRows + row) * 2 + c % 2]);
+    }
     static inline __m512bh unpack(const uint8_t* p) {  // kLeast are 0 to 7 times 2 ** -9
         alignas(64) static constexpr uint16_t kLeast[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
         const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
@@ -247,7 +244,8 @@ struct Codes<16> {
     }
 };
 
-// Lane i holds two columns of row i in its two bytes.
+// Lane i holds a column of row i, a byte. Its bits, moved to where a float has them, are those of a number that is too
+// small by 2 ** 120: x and sums make up for half of that each, so that no product is too small to be exact.
 template <>
 struct Codes<kFloat8> {
     static constexpr char kFactors[] = "float32";
@@ -256,31 +254,27 @@ struct Codes<kFloat8> {
     static constexpr int64_t kColumnsPerOperand = 1;
     template <int Tokens>
     using Sums = FloatSums<Tokens>;
-    static void put_operands(const float* x, Operand* out) { memcpy(out, x, kUnit * sizeof(float)); }
-    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) { put_float8(unit, row, codes); }
-    static void get(const uint8_t* unit, int64_t row, float* out) { get_float8(unit, row, out); }
+    static constexpr float kScale = 0x1p60f;  // of sums
+    static void put_operands(const float* x, Operand* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = x[c] * 0x1p60f;
+    }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t c = 0; c < kUnit; c++) unit[c * kBlockRows + row] = codes[c];
+    }
+    static void get(const uint8_t* unit, int64_t row, float* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = from_float8(unit[c * kBlockRows + row]);
+    }
     template <int Tokens>
     static inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) {
-        typedef uint16_t TwoBytes __attribute__((vector_size(kLanes * 2)));
-#pragma GCC unroll 8
-        for (int pair = 0; pair < kUnit / 2; pair++) {
-            Words stored[kVectors];
+#pragma GCC unroll 16
+        for (int c = 0; c < kUnit; c++) {
+            Floats w[kVectors];
 #pragma GCC unroll 4
             for (int i = 0; i < kVectors; i++) {
-                TwoBytes both;
-                memcpy(&both, codes + (pair * kBlockRows + i * kLanes) * 2, sizeof both);
-                stored[i] = __builtin_convertvector(both, Words);
+                const Ints stored = load((const int8_t*)codes + c * kBlockRows + i * kLanes);
+                w[i] = (Floats)(stored << 20 & (int32_t)0x87f00000);
             }
-#pragma GCC unroll 2
-            for (int odd = 0; odd < 2; odd++) {
-                Floats w[kVectors];
-#pragma GCC unroll 4
-                for (int i = 0; i < kVectors; i++) {
-                    const Words code = odd ? stored[i] >> 8 : stored[i];
-                    w[i] = (Floats)((code & 0x80) << 24 | (code & 0x7f) << 20) * 0x1p120f;
-                }
-                sums.add(w, x + 2 * pair + odd, kUnit);
-            }
+            sums.add(w, x + c, kUnit);
         }
     }
 };

@@ -353,22 +353,31 @@ template <int Bits, int Tokens>
 void multiply_scaled_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
+    constexpr int kChains = Tokens == 1 ? 2 : 1;  // of additions, each of which waits for the one before
     const Matrix& m = p.m;
     const int64_t groups = num_groups(m), stride = group_bytes(m), units = m.group_size / kUnit;
     const uint8_t* group = group_at(m, p.block, 0);
     const auto* x = p.x;
     memset(p.total, 0, Tokens * sizeof *p.total);
     for (int64_t g = 0; g < groups; g++, group += stride) {
-        typename Codes<Bits>::template Sums<Tokens> sums;
-        sums.clear();
+        typename Codes<Bits>::template Sums<Tokens> sums[kChains];
+        for (auto& each : sums) each.clear();
         const uint8_t* unit = group + codes_offset(m);
-        for (int64_t u = 0; u < units; u++, unit += unit_bytes, x += unit_operands) {
-            prefetch<unit_bytes>(unit + kAhead);
-            Codes<Bits>::multiply(sums, unit, x);
+        for (int64_t u = 0; u < units; u += kChains) {
+#pragma GCC unroll 2
+            for (int i = 0; i < kChains; i++, unit += unit_bytes, x += unit_operands) {
+                if (i && u + i >= units) break;
+                prefetch<unit_bytes>(unit + kAhead);
+                Codes<Bits>::multiply(sums[i], unit, x);
+            }
         }
         for (int i = 0; i < kVectors; i++) {
-            const Floats scale = load_scales(group, i, m.wide_scales);
-            for (int t = 0; t < Tokens; t++) store(p.total[t][i], load(p.total[t][i]) + sums.value(t, i) * scale);
+            const Floats scale = load_scales(group, i, m.wide_scales) * Codes<Bits>::kScale;
+            for (int t = 0; t < Tokens; t++) {
+                Floats sum = sums[0].value(t, i);
+                for (int chain = 1; chain < kChains; chain++) sum += sums[chain].value(t, i);
+                store(p.total[t][i], load(p.total[t][i]) + sum * scale);
+            }
         }
     }
 }

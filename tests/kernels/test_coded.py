@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,20 @@ def made(
     )  # fmt: skip
 
 
+def with_steps(kind: CodedKind, size_out: int, size_in: int, group_size: int, *, minima: bool) -> Coded:
+    """Scales, and minima, in small integers under a factor for each 256 columns, as GGUF's larger blocks have them."""
+    base = made(kind, size_out, size_in, group_size)
+    groups, blocks = size_in // group_size, size_in // 256
+    lows = torch.randint(0, 64, (size_out, groups), dtype=torch.uint8, device=DEVICE) if minima else None
+    signed = (0, 64, torch.uint8) if minima else (-64, 64, torch.int8)
+    steps = torch.randint(*signed[:2], (size_out, groups), dtype=signed[2], device=DEVICE)
+
+    def factors(sign: int) -> torch.Tensor:
+        return (sign * (torch.rand(size_out, blocks, device=DEVICE) + 0.5) * 1e-3).half()
+
+    return replace(base, scales=steps, factors=factors(1), minima=lows, minimum_factors=factors(-8) if minima else None)
+
+
 def exact_product(x: torch.Tensor, coded: Coded) -> torch.Tensor:
     return coded.ordered(x).double() @ coded.decoded(slice(None), torch.float64).T
 
@@ -76,6 +92,18 @@ def test_products(case: tuple[CodedKind, int, int, bool], dtype: torch.dtype) ->
         close(gpu.multiply_by(shape, x, coded, None), exact, dtype)
     close(gpu.multiply_by(SHAPES[0], x[:3], coded, bias), exact[:3] + bias.double(), dtype)
     assert not counters(DEVICE).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind, group_size, minima", [("int4", 32, True), ("int8", 16, False), ("int8", 32, True)])
+def test_steps(kind: CodedKind, group_size: int, minima: bool, dtype: torch.dtype) -> None:
+    coded = with_steps(kind, 72, 512, group_size, minima=minima)
+    x = torch.randn(17, 512, device=DEVICE).to(dtype)
+    exact = exact_product(x, coded)
+    close(reference_coded.multiply_coded(x, coded, None), exact, dtype)
+    for shape in (*SHAPES, Tiling(16, 32, 16, 4, 3, 2)):
+        close(gpu.multiply_by(shape, x, coded, None), exact, dtype)
+    assert coded.span == 256 // group_size
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 17, 64, 128, 1000] if ON_GPU else [1, 3, 17, 100])

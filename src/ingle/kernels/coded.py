@@ -34,6 +34,12 @@ class Coded:
     half: int
     order: torch.Tensor | None = None
     """int64 [I]: the input that each column is multiplied with; None for the same."""
+    factors: torch.Tensor | None = None
+    """[O, G / n]: what the scales, and the minima, of n groups are multiplied with, where those are small integers."""
+    minima: torch.Tensor | None = None
+    """[O, G]: what is added to a group's numbers, whose codes have no zero then."""
+    minimum_factors: torch.Tensor | None = None
+    """As `factors`."""
 
     @classmethod
     def of(
@@ -44,6 +50,7 @@ class Coded:
         zeros: torch.Tensor | None,
         group_size: int,
         order: torch.Tensor | None = None,
+        **steps: torch.Tensor | None,
     ) -> Coded:
         """With the codes as `ingle.weights.quantized.groups.Groups` has them: of int4, neighbours share a byte."""
         num_columns = codes.shape[1] * (2 if kind == "int4" else 1)
@@ -51,7 +58,7 @@ class Coded:
         if kind == "int4" and half > 1:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
-        return cls(kind, codes, scales, zeros, min(group_size, num_columns), max(half, 1), order)
+        return cls(kind, codes, scales, zeros, min(group_size, num_columns), max(half, 1), order, **steps)
 
     @property
     def num_rows(self) -> int:
@@ -63,8 +70,13 @@ class Coded:
 
     @property
     def num_bytes(self) -> int:
-        held = (self.codes, self.scales, self.zeros, self.order)
+        held = (self.codes, self.scales, self.zeros, self.order, self.factors, self.minima, self.minimum_factors)
         return sum(tensor.numel() * tensor.itemsize for tensor in held if tensor is not None)
+
+    @property
+    def span(self) -> int:
+        """Groups that share a factor; 0 without factors."""
+        return 0 if self.factors is None else self.scales.shape[1] // self.factors.shape[1]
 
     def ordered(self, x: torch.Tensor) -> torch.Tensor:
         """The columns of x [.., I] as they are multiplied."""
@@ -79,8 +91,20 @@ class Coded:
         group = torch.arange(self.num_columns, device=codes.device) // self.group_size
         if self.kind == "fp8":
             values = codes.view(torch.float8_e4m3fn).float()
+        elif self.minima is not None:
+            values = codes.float()
         elif self.zeros is None:
             values = codes.float() - MIDDLE[self.kind]
         else:
             values = codes.float() - self.zeros[rows][:, group]
-        return (values * self.scales[rows].float()[:, group]).to(dtype)
+        values *= self._in_floats(self.scales, self.factors, rows)[:, group]
+        if self.minima is not None:
+            values += self._in_floats(self.minima, self.minimum_factors, rows)[:, group]
+        return values.to(dtype)
+
+    def _in_floats(
+        self, values: torch.Tensor, factors: torch.Tensor | None, rows: slice | torch.Tensor
+    ) -> torch.Tensor:
+        """float32 [rows, G]"""
+        wide = values[rows].float()
+        return wide if factors is None else wide * factors[rows].float().repeat_interleave(self.span, 1)

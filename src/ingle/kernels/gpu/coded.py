@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu.codes import FORMATS, add_tile, suits
+from ingle.kernels.gpu.codes import FORMATS, add_tile, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
 _MAX_SPLIT_ROWS = 64
@@ -64,13 +64,12 @@ def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor
     if shape.num_splits > 1:
         size = num_row_tiles * num_tiles * shape.num_splits * shape.outs * shape.rows
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
-    form, early = FORMATS[coded.kind], pdl(x.device)
+    early = pdl(x.device)
     _coded_kernel[(num_row_tiles * shape.num_splits, num_tiles)](
-        x, coded.codes, coded.scales, x if coded.zeros is None else coded.zeros, x if bias is None else bias, out,
-        parts, counters(x.device), num_rows, x.stride(0), shape.num_splits,
-        IN=coded.num_columns, OUT=size_out, GROUPS=coded.scales.shape[1], ROWS=shape.rows, OUTS=shape.outs,
-        BYTES=shape.num_bytes, GROUP=coded.group_size, HALF=coded.half, KIND=form.kind, MIDDLE=form.middle,
-        ZEROS=coded.zeros is not None, BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early,
+        x, pointers(coded), x if bias is None else bias, out, parts, counters(x.device),
+        num_rows, x.stride(0), shape.num_splits,
+        IN=coded.num_columns, OUT=size_out, ROWS=shape.rows, OUTS=shape.outs, BYTES=shape.num_bytes,
+        **constants(coded), BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early,
         COMPILED=x.is_cuda, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
     )  # fmt: skip
     return out
@@ -78,10 +77,11 @@ def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor
 
 @triton.jit
 def _coded_kernel(
-    x_ptr, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, out_ptr, parts_ptr, arrived_ptr, num_rows, x_stride, num_splits,
-    IN: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr,
-    BYTES: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr, KIND: tl.constexpr, MIDDLE: tl.constexpr,
-    ZEROS: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
+    x_ptr, matrix, bias_ptr, out_ptr, parts_ptr, arrived_ptr, num_rows, x_stride, num_splits,
+    IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, BYTES: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, CODE_HALF: tl.constexpr, KIND: tl.constexpr, MIDDLE: tl.constexpr,
+    ZEROS: tl.constexpr, SPAN: tl.constexpr, MINIMA: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -94,8 +94,8 @@ def _coded_kernel(
     total = tl.zeros([OUTS, ROWS], tl.float32)
     for unit in range(UNITS * split // num_splits, UNITS * (split + 1) // num_splits):
         total = add_tile(
-            total, x_ptr, rows.to(tl.int64) * x_stride, in_rows, codes_ptr, scales_ptr, zeros_ptr, outs, in_outs,
-            unit * BYTES, IN, GROUPS, BYTES, GROUP, HALF, KIND, MIDDLE, ZEROS,
+            total, x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, outs, in_outs, unit * BYTES,
+            IN, GROUPS, BYTES, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS, SPAN, MINIMA,
         )  # fmt: skip
     done = True
     if SPLIT:

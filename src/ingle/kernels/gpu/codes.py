@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -37,6 +38,37 @@ def suits(coded: Coded) -> bool:
     return coded.kind != "int4" or coded.group_size % (2 * coded.half) == 0
 
 
+def constants(coded: Coded) -> dict[str, int]:
+    """What kernels are compiled for."""
+    form = FORMATS[coded.kind]
+    return {
+        "GROUPS": coded.scales.shape[1], "GROUP": coded.group_size, "CODE_HALF": coded.half, "KIND": form.kind,
+        "MIDDLE": 0 if coded.minima is not None else form.middle, "ZEROS": coded.zeros is not None,
+        "SPAN": coded.span, "MINIMA": coded.minima is not None,
+    }  # fmt: skip
+
+
+NO_CODES = {"GROUPS": 1, "GROUP": 1, "CODE_HALF": 1, "KIND": INT8, "MIDDLE": 0, "ZEROS": False, "SPAN": 0,
+            "MINIMA": False}  # fmt: skip
+"""The same for a matrix of floats."""
+
+
+def pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
+    """What `add_tile` is given of a matrix; what it does not have is not read."""
+    held = (coded.codes, coded.scales, coded.zeros, coded.factors, coded.minima, coded.minimum_factors)
+    return tuple(coded.codes if tensor is None else tensor for tensor in held)
+
+
+@triton.jit
+def _in_floats(ptr, factors_ptr, outs, groups, mask, GROUPS: tl.constexpr, SPAN: tl.constexpr):
+    """Scales or minima, times the factors that groups share."""
+    values = tl.load(ptr + outs * GROUPS + groups, mask=mask, other=0).to(tl.float32)
+    if SPAN:
+        places = factors_ptr + outs * (GROUPS // SPAN) + groups // SPAN
+        values *= tl.load(places, mask=mask, other=0.0).to(tl.float32)
+    return values
+
+
 @triton.jit
 def numbers(codes, zeros, KIND: tl.constexpr, dtype: tl.constexpr):
     """What codes less their zeros are, exactly. By bits, for conversions of integers take four times as long."""
@@ -61,17 +93,19 @@ def numbers(codes, zeros, KIND: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def add_tile(
-    total, x_ptr, x_rows, in_rows, codes_ptr, scales_ptr, zeros_ptr, outs, in_outs, k,
+    total, x_ptr, x_rows, in_rows, matrix, outs, in_outs, k,
     IN: tl.constexpr, GROUPS: tl.constexpr, BYTES: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr,
-    KIND: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr,
+    KIND: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr, MINIMA: tl.constexpr,
 ):  # fmt: skip
     """total [OUTS, ROWS] and the product of the bytes [k, k + BYTES) of weights' rows `outs` with those columns of x.
 
-    x_rows [ROWS]: where rows of x begin. Weights stand where the tensor cores want many rows.
+    x_rows [ROWS]: where rows of x begin; matrix: what `pointers` gives. Weights stand where the tensor cores want many
+    rows.
     """
+    codes_ptr, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr = matrix
     PER_BYTE: tl.constexpr = 2 if KIND == 0 else 1
     WIDTH: tl.constexpr = IN // PER_BYTE
-    ONE_GROUP: tl.constexpr = GROUP % (BYTES * PER_BYTE) == 0 or GROUPS == 1
+    ONE_GROUP: tl.constexpr = (GROUP % (BYTES * PER_BYTE) == 0 or GROUPS == 1) and not MINIMA
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     places = k + tl.arange(0, BYTES)
     inside = places < WIDTH
@@ -83,15 +117,20 @@ def add_tile(
     code_places = codes_ptr + outs.to(tl.int64)[:, None] * WIDTH + places[None, :]
     codes = tl.load(code_places, mask=in_outs[:, None] & inside[None, :], other=0)
     if ONE_GROUP:
-        scale_places = outs * GROUPS + k * PER_BYTE // GROUP
-        scales = tl.load(scales_ptr + scale_places, mask=in_outs, other=0.0).to(tl.float32)[:, None]
+        group = k * PER_BYTE // GROUP
+        scale_places = outs * GROUPS + group
+        scales = _in_floats(scales_ptr, factors_ptr, outs, group, in_outs, GROUPS, SPAN)[:, None]
         zeros = tl.full([1, 1], MIDDLE, tl.uint8)
         if ZEROS:
             zeros = tl.load(zeros_ptr + scale_places, mask=in_outs, other=0)[:, None]
     else:
-        scale_places = outs[:, None] * GROUPS + (columns // GROUP)[None, :]
+        groups = (columns // GROUP)[None, :]
+        scale_places = outs[:, None] * GROUPS + groups
         in_scales = in_outs[:, None] & inside[None, :]
-        scales = tl.load(scales_ptr + scale_places, mask=in_scales, other=0.0).to(tl.float32)
+        scales = _in_floats(scales_ptr, factors_ptr, outs[:, None], groups, in_scales, GROUPS, SPAN)
+        minima = 0.0
+        if MINIMA:
+            minima = _in_floats(minima_ptr, minimum_factors_ptr, outs[:, None], groups, in_scales, GROUPS, SPAN)
         zeros = tl.full([1, 1], MIDDLE, tl.uint8)
         if ZEROS:
             zeros = tl.load(zeros_ptr + scale_places, mask=in_scales, other=0)
@@ -104,9 +143,9 @@ def add_tile(
             part = tl.dot(numbers(codes >> 4, zeros, KIND, dtype), other, part, input_precision="ieee")
         total += part * scales
     else:
-        total = tl.dot((first.to(tl.float32) * scales).to(dtype), x, total, input_precision="ieee")
+        total = tl.dot((first.to(tl.float32) * scales + minima).to(dtype), x, total, input_precision="ieee")
         if KIND == 0:
             other = tl.load(x_places + HALF, mask=in_x, other=0.0)
-            second = numbers(codes >> 4, zeros, KIND, dtype).to(tl.float32) * scales
+            second = numbers(codes >> 4, zeros, KIND, dtype).to(tl.float32) * scales + minima
             total = tl.dot(second.to(dtype), other, total, input_precision="ieee")
     return total

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu import codes
-from ingle.kernels.gpu.codes import FORMATS, add_tile
+from ingle.kernels.gpu.codes import FORMATS, NO_CODES, add_tile, constants, pointers
 from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rms_norm
 from ingle.kernels.gpu.rotation import store_rotated
@@ -52,15 +52,15 @@ _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 
 @triton.jit
 def _few_rows_kernel(
-    x_desc, weight_desc, x_ptr, weight_ptr, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr,
-    out_ptr, values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr,
-    kv_places_ptr,
+    x_desc, weight_desc, x_ptr, weight_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
+    values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
     num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr, CODED: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr,
-    GROUP: tl.constexpr, CODE_HALF: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr,
+    GROUP: tl.constexpr, CODE_HALF: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr,
+    MINIMA: tl.constexpr,
 ):  # fmt: skip
     """A tile is a block of OUTS weight rows, or two: from both halves of a head, or from gate and up.
 
@@ -97,13 +97,13 @@ def _few_rows_kernel(
             x_rows, tile_outs = tl.arange(0, ROWS), tl.arange(0, OUTS)
             in_rows, first_outs, other_outs = x_rows < num_rows, first_out + tile_outs, other_out + tile_outs
             first = add_tile(
-                first, x_ptr, x_rows * IN, in_rows, weight_ptr, scales_ptr, zeros_ptr, first_outs, first_outs < OUT,
-                k, IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS,
+                first, x_ptr, x_rows * IN, in_rows, matrix, first_outs, first_outs < OUT, k,
+                IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS, SPAN, MINIMA,
             )  # fmt: skip
             if not ADD:
                 other = add_tile(
-                    other, x_ptr, x_rows * IN, in_rows, weight_ptr, scales_ptr, zeros_ptr, other_outs, other_outs < OUT,
-                    k, IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS,
+                    other, x_ptr, x_rows * IN, in_rows, matrix, other_outs, other_outs < OUT, k,
+                    IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS, SPAN, MINIMA,
                 )  # fmt: skip
         else:
             x = x_desc.load([0, k])
@@ -302,17 +302,16 @@ def _run(
         rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_places
     )  # fmt: skip
     if isinstance(weight, Coded):
-        held, form = (weight.codes, weight.scales, _or(weight.zeros, x)), FORMATS[weight.kind]
+        codes_or_floats, matrix, consts = weight.codes, pointers(weight), constants(weight)
         described = [TensorDescriptor.from_tensor(x, [rows, _ALIGNMENT])] * 2  # which are not used
     else:
-        held, form = (weight, x, x), FORMATS["int8"]
+        codes_or_floats, matrix, consts = weight, (x,) * 6, NO_CODES
         described = [
             TensorDescriptor.from_tensor(x, [rows, depth]),
             TensorDescriptor.from_tensor(weight, [outs, depth]),
         ]
-    coded = weight if isinstance(weight, Coded) else None
     _few_rows_kernel[(num_tiles * num_splits,)](
-        *described, x, *held, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight,
+        *described, x, codes_or_floats, matrix, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight,
         out, _or(values, x), _or(squares, x), parts, counters(device), *places,
         num_rows, num_splits, num_squares, norm.eps, 0.0 if rotation is None else rotation.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
@@ -324,9 +323,7 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         SQUARES=triton.next_power_of_2(num_squares), PREFETCH=prefetch, PDL=early,
-        CODED=coded is not None, KIND=form.kind, GROUPS=1 if coded is None else coded.scales.shape[1],
-        GROUP=1 if coded is None else coded.group_size, CODE_HALF=1 if coded is None else coded.half,
-        MIDDLE=form.middle, ZEROS=coded is not None and coded.zeros is not None,
+        CODED=isinstance(weight, Coded), **consts,
         num_warps=4, num_stages=num_stages, launch_pdl=early,
     )  # fmt: skip
 

@@ -134,5 +134,6 @@ def test_tilings(kind: CodedKind) -> None:
             shape = gpu.tiling(num_rows, wide, 132)
             tiles = -(-size_out // shape.outs) * -(-num_rows // shape.rows)
             assert shape.num_splits == 1 or tiles * shape.num_splits <= 2 * 132
-            assert group_size % (shape.num_bytes * FORMATS[kind].columns_per_byte) == 0, "a tile of several groups"
+            columns = shape.num_bytes * FORMATS[kind].columns_per_byte
+            assert columns in (64, 128) and (group_size < 64 or group_size % columns == 0), "a tile of several groups"
             assert tiles <= len(counters(DEVICE))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Literal
 
@@ -59,6 +60,17 @@ class Coded:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
         return cls(kind, codes, scales, zeros, min(group_size, num_columns), max(half, 1), order, **steps)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Coded]) -> Coded:
+        """Matrices of one form, one below the other; the order of inputs is the first's."""
+
+        def rows(name: str) -> torch.Tensor | None:
+            tensors = [tensor for part in parts if (tensor := getattr(part, name)) is not None]
+            return torch.cat(tensors) if tensors else None
+
+        of_rows = ("codes", "scales", "zeros", "factors", "minima", "minimum_factors")
+        return parts[0] if len(parts) == 1 else replace(parts[0], **{name: rows(name) for name in of_rows})
 
     @property
     def num_rows(self) -> int:

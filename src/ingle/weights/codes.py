@@ -97,9 +97,13 @@ def _q2_k(blocks: torch.Tensor) -> Coded:
 
 
 def _q3_k(blocks: torch.Tensor) -> Coded:
-    scales = _fields(blocks[:, 96:104], 4, 8) | _fields(blocks[:, 104:108], 2, 4) << 4
     codes = _fields(blocks[:, 32:96], 2, 32) | _fields(blocks[:, :32], 1, 32) << 2
-    return Coded(codes, (_int8(scales) - 32).float().mul_(_float16(blocks, 108)))
+    return Coded(codes, q3_k_steps(blocks).float().mul_(_float16(blocks, 108)))
+
+
+def q3_k_steps(blocks: torch.Tensor) -> torch.Tensor:
+    """The scales of Q3_K before they are multiplied, int8 `(blocks, 16)`."""
+    return _int8(_fields(blocks[:, 96:104], 4, 8) | _fields(blocks[:, 104:108], 2, 4) << 4) - 32
 
 
 def _q4_k(blocks: torch.Tensor) -> Coded:
@@ -112,11 +116,17 @@ def _q5_k(blocks: torch.Tensor) -> Coded:
 
 
 def _six_bit_scales(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and minima of Q4_K and Q5_K, float32 `(blocks, 8)` each: 6 bits each, in the bytes 4 to 16 of a block."""
+    """Scales and minima of Q4_K and Q5_K, float32 `(blocks, 8)` each."""
+    scales, minima = six_bit_steps(blocks)
+    return scales.float().mul_(_float16(blocks, 0)), minima.float().mul_(_float16(blocks, 2)).neg_()
+
+
+def six_bit_steps(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same before they are multiplied, uint8: 6 bits each, in the bytes 4 to 16 of a block."""
     first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((first & 63, rest & 15 | first >> 6 << 4), 1)
     minima = torch.cat((second & 63, rest >> 4 | second >> 6 << 4), 1)
-    return scales.float().mul_(_float16(blocks, 0)), minima.float().mul_(_float16(blocks, 2)).neg_()
+    return scales, minima
 
 
 def _q6_k(blocks: torch.Tensor) -> Coded:

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 
 from ingle.errors import ModelError
+from ingle.kernels.coded import Coded
+from ingle.weights import gguf_coded
 from ingle.weights.coded_part import CodedPart, kind_of
 from ingle.weights.experts import StackedExperts
 from ingle.weights.matrix import Part, Weight
@@ -39,11 +41,20 @@ class PlainFormat:
 
     dtype: torch.dtype
     device: torch.device
+    keeps_blocks: bool = False
+    """Holds GGUF's blocks as they are stored, too: of a source of such a file."""
 
     def load(self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int) -> Weight:
         check_sizes(source, names, [rows * in_features for rows in num_rows])
         if any(source.is_coded(name) for name in names):
             return self._load_coded(source, names, num_rows, in_features)
+        if self.keeps_blocks:
+            return self._load_blocks(source, names, num_rows, in_features)
+        return self._load_plain(source, names, num_rows, in_features)
+
+    def _load_plain(
+        self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int
+    ) -> Weight:
         out = torch.empty(sum(num_rows), in_features, dtype=self.dtype, device=self.device)
         for name, part in zip(names, out.split_with_sizes(list(num_rows)), strict=True):
             source.load_into(name, part)
@@ -76,5 +87,21 @@ class PlainFormat:
             if alike.keys() <= stored.keys():
                 parts.append(CodedPart.of([stored[name] for name in alike], self.dtype, self.device))
             else:
-                parts += self.load(source, list(alike), list(alike.values()), in_features).parts
+                parts += self._load_plain(source, list(alike), list(alike.values()), in_features).parts
+        return Weight(tuple(parts))
+
+    def _load_blocks(
+        self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int
+    ) -> Weight:
+        """A part for each run of matrices that are stored in one type."""
+        parts: list[Part] = []
+        stored = [source.stored_rows(name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
+        for kind, run in groupby(range(len(names)), lambda index: stored[index].type):
+            alike = list(run)
+            if kind in gguf_coded.TYPES:
+                coded = [gguf_coded.coded_of(stored[index], self.device) for index in alike]
+                parts.append(CodedPart(Coded.joined(coded), self.dtype))
+                continue
+            of_floats = [names[index] for index in alike], [num_rows[index] for index in alike]
+            parts += self._load_plain(source, *of_floats, in_features).parts
         return Weight(tuple(parts))

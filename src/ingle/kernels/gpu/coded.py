@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu.codes import FORMATS, add_tile, constants, pointers, suits
+from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
 _MAX_SPLIT_ROWS = 64
@@ -42,13 +42,13 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
 
 
 def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:
-    """As many columns of an iteration as share a scale, up to 128."""
+    """An iteration takes 128 columns, or 64: of one group where groups are that large."""
     per_byte = FORMATS[coded.kind].columns_per_byte
     if num_rows > _MAX_SPLIT_ROWS:
         rows = 128 if num_rows > 96 else 64
-        return Tiling(rows, 128, max(min(coded.group_size, 64), 32) // per_byte, 8, 3, 1)
+        return Tiling(rows, 128, 64 // per_byte, 8, 3, 1)
     rows = max(triton.next_power_of_2(num_rows), 16)
-    num_bytes = max(min(coded.group_size & -coded.group_size, 128), 32) // per_byte
+    num_bytes = columns_at_once(coded) // per_byte
     num_tiles = triton.cdiv(coded.num_rows, 64)
     num_units = triton.cdiv(coded.codes.shape[1], num_bytes)
     num_splits = max(min(2 * num_sms // num_tiles, num_units // 4), 1)

@@ -38,6 +38,11 @@ def suits(coded: Coded) -> bool:
     return coded.kind != "int4" or coded.group_size % (2 * coded.half) == 0
 
 
+def columns_at_once(coded: Coded) -> int:
+    """Of few rows: of one group where that is large enough, else of several."""
+    return 64 if coded.group_size % 128 == 64 else 128
+
+
 def constants(coded: Coded) -> dict[str, int]:
     """What kernels are compiled for."""
     form = FORMATS[coded.kind]

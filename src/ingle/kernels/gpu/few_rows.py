@@ -42,8 +42,6 @@ _MAX_DEPTH = 256
 
 _CODED_ALIGNMENT = 16
 """Bytes to which a row of codes has to be aligned."""
-_CODED_DEPTH = 128
-"""Columns of codes that one iteration takes at most."""
 Matrix = torch.Tensor | Coded
 
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
@@ -202,9 +200,8 @@ def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_sms: int
 
 
 def coded_tiling(coded: Coded, outs: int, *, paired: bool, num_sms: int) -> Tiling:
-    """Bytes of one group's codes in an iteration; two programs for each SM, for fewer bytes are on their way in one."""
-    per_byte = FORMATS[coded.kind].columns_per_byte
-    depth = max(min(coded.group_size & -coded.group_size, _CODED_DEPTH), 32) // per_byte
+    """Two programs for each SM, for fewer bytes are on their way in one."""
+    depth = codes.columns_at_once(coded) // FORMATS[coded.kind].columns_per_byte
     num_tiles = triton.cdiv(coded.num_rows, outs * (1 + paired))
     num_splits = min(max(2 * num_sms // num_tiles, 1), triton.cdiv(coded.codes.shape[1], depth))
     return Tiling(outs, num_splits, depth, 4, prefetch=256)

@@ -65,12 +65,19 @@ class Coded:
     def joined(cls, parts: Sequence[Coded]) -> Coded:
         """Matrices of one form, one below the other; the order of inputs is the first's."""
 
-        def rows(name: str) -> torch.Tensor | None:
-            tensors = [tensor for part in parts if (tensor := getattr(part, name)) is not None]
-            return torch.cat(tensors) if tensors else None
+        def joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(there) if there else None
 
-        of_rows = ("codes", "scales", "zeros", "factors", "minima", "minimum_factors")
-        return parts[0] if len(parts) == 1 else replace(parts[0], **{name: rows(name) for name in of_rows})
+        return replace(
+            parts[0],
+            codes=torch.cat([part.codes for part in parts]),
+            scales=torch.cat([part.scales for part in parts]),
+            zeros=joined([part.zeros for part in parts]),
+            factors=joined([part.factors for part in parts]),
+            minima=joined([part.minima for part in parts]),
+            minimum_factors=joined([part.minimum_factors for part in parts]),
+        )
 
     @property
     def num_rows(self) -> int:

@@ -1,4 +1,4 @@
-"""GGUF's blocks as codes with scales for products on a GPU: what blocks consist of, apart from each other, without loss.
+"""GGUF's blocks as codes with scales for products on a GPU: what blocks consist of, apart from each other, no less.
 
 A type is a row of `TYPES`. Those whose codes are looked up in a table of their own are not among them.
 """

@@ -257,8 +257,9 @@ def _packed(tensors: Sequence[_Tensor], in_features: int, code_type_of: Callable
     """A part for those that are held alike, with their columns in one order."""
     held = [tensor.held(code_type_of) for tensor in tensors]
     orders = [tensor.order(kind) for tensor, kind in zip(tensors, held, strict=True)]
+    forms = [(kind, b"" if order is None else order.tobytes()) for kind, order in zip(held, orders, strict=True)]
     parts = []
-    for _, run in groupby(range(len(tensors)), lambda i: (held[i], None if orders[i] is None else orders[i].tobytes())):
+    for _, run in groupby(range(len(tensors)), lambda index: forms[index]):
         alike = list(run)
         num_rows = sum(tensors[i].num_rows for i in alike)
         part, first = PackedPart.empty(held[alike[0]], num_rows, in_features, orders[alike[0]]), 0

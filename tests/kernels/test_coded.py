@@ -82,9 +82,9 @@ SHAPES = [Tiling(16, 32, 64, 4, 3, 3), Tiling(64, 64, 32, 4, 2, 1)]
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_products(case: tuple[CodedKind, int, int, bool], dtype: torch.dtype) -> None:
     kind, size_in, group_size, zeros = case
-    coded = made(kind, 72, size_in, group_size, zeros=zeros)
-    bias = torch.randn(72, device=DEVICE).to(dtype)
-    x = torch.randn(17, size_in, device=DEVICE).to(dtype)
+    coded = made(kind, 40, size_in, group_size, zeros=zeros)
+    bias = torch.randn(40, device=DEVICE).to(dtype)
+    x = torch.randn(5, size_in, device=DEVICE).to(dtype)
     exact = exact_product(x, coded)
     close(reference_coded.multiply_coded(x, coded, None), exact, dtype)
     assert suits(coded)
@@ -97,8 +97,8 @@ def test_products(case: tuple[CodedKind, int, int, bool], dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind, group_size, minima", [("int4", 32, True), ("int8", 16, False), ("int8", 32, True)])
 def test_steps(kind: CodedKind, group_size: int, minima: bool, dtype: torch.dtype) -> None:
-    coded = with_steps(kind, 72, 512, group_size, minima=minima)
-    x = torch.randn(17, 512, device=DEVICE).to(dtype)
+    coded = with_steps(kind, 40, 512, group_size, minima=minima)
+    x = torch.randn(5, 512, device=DEVICE).to(dtype)
     exact = exact_product(x, coded)
     close(reference_coded.multiply_coded(x, coded, None), exact, dtype)
     for shape in (*SHAPES, Tiling(16, 32, 16, 4, 3, 2)):
@@ -106,11 +106,11 @@ def test_steps(kind: CodedKind, group_size: int, minima: bool, dtype: torch.dtyp
     assert coded.span == 256 // group_size
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 16, 17, 64, 128, 1000] if ON_GPU else [1, 3, 17, 100])
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 17, 64, 128, 1000] if ON_GPU else [3, 17, 100])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_number_of_rows(kind: CodedKind, num_rows: int) -> None:
     """By the tilings themselves, and with inputs in another order."""
-    coded = made(kind, 136, 256, 64, order=True, zeros=kind != "fp8")
+    coded = made(kind, 136 if ON_GPU else 40, 256, 64, order=True, zeros=kind != "fp8")
     x = torch.randn(2, num_rows, 256, device=DEVICE).half()[1]
     close(gpu.multiply_coded(x, coded, None), exact_product(x, coded), torch.float16)
 

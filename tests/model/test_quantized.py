@@ -17,7 +17,7 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.weights.coded_part import CodedPart
-from tests.support import engine_for, engine_logits, random_prompt, save_checkpoint
+from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.quantized import packers
 from tests.weights.quantized.packers import Written
 
@@ -92,6 +92,25 @@ def test_logits(tmp_path: Path, family: str, name: str) -> None:
     by_pytorch = engine_for(coded, cpu_kernels="torch")
     assert isinstance(by_pytorch.worker.device, TorchDevice)
     assert off(engine_logits(by_pytorch, PROMPT), expected) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORMATS)
+def test_on_a_gpu(tmp_path: Path, name: str) -> None:
+    """In both types, by the fused products of few rows and by those of more, and through the graphs of a decode."""
+    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+        pytest.skip("compressed-tensors is not installed")
+    plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+    coded = quantize(plain, tmp_path / "coded", FORMATS[name])
+    exact = engine_for(plain)
+    for dtype in ("bfloat16", "float16"):
+        engine = engine_for(coded, dtype=dtype, device="cuda", gpu_memory_utilization=0.5)
+        assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
+        for length in (1, 9, 40):
+            assert (
+                off(engine_logits(engine, PROMPT[:length]).float().cpu(), engine_logits(exact, PROMPT[:length])) < 0.04
+            )
+        assert len(greedy(engine, PROMPT, 16)) == 16
 
 
 def held(engine: Engine) -> set[str]:

@@ -23,6 +23,8 @@ from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_source import READABLE_TYPES, GgufSource
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, normalize_config, read_config, read_json_object
+from ingle.weights.quantized.config import read_quantization
+from ingle.weights.quantized.source import QuantizedSource
 from ingle.weights.safetensors_source import SafetensorsSource
 from ingle.weights.source import WeightSource
 
@@ -148,7 +150,7 @@ def _with_files(
         with contextlib.closing(SafetensorsSource(path)) as source:
             outline = replace(
                 outline,
-                stored_types=source.stored_types,
+                stored_types=_stored_types(source, path, hf_config),
                 stored_bytes=sum(file.stat().st_size for file in source.paths),
                 files="safetensors",
             )
@@ -160,6 +162,15 @@ def _with_files(
             refusals.told.append(f"{path}: quantized weights are read from safetensors alone, and these are PyTorch's")
         return _torch_files(outline)
     return outline
+
+
+def _stored_types(files: SafetensorsSource, path: Path, hf_config: dict[str, Any]) -> dict[str, int]:
+    """Numbers in each type, of codes those that they stand for; why such are not read is told elsewhere."""
+    with contextlib.suppress(ModelError):
+        quantization = read_quantization(path, hf_config)
+        if quantization is not None:
+            return QuantizedSource(files, quantization).stored_types
+    return files.stored_types
 
 
 def _as_stored(

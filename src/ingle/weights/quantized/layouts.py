@@ -99,6 +99,8 @@ class Module:
         groups = _READERS[self.scheme.layout](self, rows, columns)
         if not np.isfinite(groups.scales).all():
             self._fail(self._scale_suffix, "has scales that are not finite numbers", _DOWNLOAD)
+        if groups.kind == "fp8" and (groups.codes & 127).max() == 127:
+            self._fail("weight", "has numbers that are none (NaN)", _DOWNLOAD)
         return groups
 
     # ---- what is wanted

@@ -102,13 +102,14 @@ def test_on_a_gpu(tmp_path: Path, name: str) -> None:
         pytest.skip("compressed-tensors is not installed")
     plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
-    exact = engine_for(plain)
+    exact = [engine_logits(engine_for(plain), PROMPT[:length]) for length in (1, 9, 40)]
     for dtype in ("bfloat16", "float16"):
-        engine = engine_for(coded, dtype=dtype, device="cuda", gpu_memory_utilization=0.5)
+        on_gpu = {"dtype": dtype, "device": "cuda"}
+        decoded, engine = engine_for(plain, **on_gpu), engine_for(coded, **on_gpu)
         assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
-        for length in (1, 9, 40):
-            ours, theirs = (engine_logits(each, PROMPT[:length]).float().cpu() for each in (engine, exact))
-            assert off(ours, theirs) < 0.04
+        for logits in exact:
+            ours, theirs = (engine_logits(each, PROMPT[: len(logits)]).float().cpu() for each in (engine, decoded))
+            assert off(ours, logits) < 1.5 * off(theirs, logits) + 0.01
         assert len(greedy(engine, PROMPT, 16)) == 16
 
 

@@ -41,6 +41,8 @@ class Coded:
     """[O, G]: what is added to a group's numbers, whose codes have no zero then."""
     minimum_factors: torch.Tensor | None = None
     """As `factors`."""
+    quantizes_inputs: bool = False
+    """The model was made for inputs of FP8, too: products of many rows may take them so."""
 
     @classmethod
     def of(
@@ -51,6 +53,8 @@ class Coded:
         zeros: torch.Tensor | None,
         group_size: int,
         order: torch.Tensor | None = None,
+        *,
+        quantizes_inputs: bool = False,
         **steps: torch.Tensor | None,
     ) -> Coded:
         """With the codes as `ingle.weights.quantized.groups.Groups` has them: of int4, neighbours share a byte."""
@@ -59,7 +63,8 @@ class Coded:
         if kind == "int4" and half > 1:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
-        return cls(kind, codes, scales, zeros, min(group_size, num_columns), max(half, 1), order, **steps)
+        size = min(group_size, num_columns)
+        return cls(kind, codes, scales, zeros, size, max(half, 1), order, quantizes_inputs=quantizes_inputs, **steps)
 
     @classmethod
     def joined(cls, parts: Sequence[Coded]) -> Coded:

@@ -34,6 +34,7 @@ class CodedPart:
                 None if zeros is None else zeros.to(device),
                 first.group_size,
                 None if first.order is None else torch.from_numpy(first.order).long().to(device),
+                quantizes_inputs=first.quantizes_inputs,
             ),
             dtype,
         )
@@ -69,4 +70,4 @@ class CodedPart:
 def kind_of(groups: Groups) -> tuple[object, ...]:
     """What layers have in common that can be one part."""
     order = b"" if groups.order is None else groups.order.tobytes()
-    return groups.kind, groups.group_size, groups.zeros is None, order
+    return groups.kind, groups.group_size, groups.zeros is None, groups.quantizes_inputs, order

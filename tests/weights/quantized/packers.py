@@ -109,7 +109,7 @@ def fp8(
         settings["weight_block_size"] = list(block)
     tensors = {"weight": codes, "weight_scale_inv" if blocks else "weight_scale": scale if blocks else
                scale.reshape(()) if scales == "tensor" else scale}  # fmt: skip
-    scheme = Scheme("whole", 8, True, width if blocks else None, height if blocks else 1)
+    scheme = Scheme("whole", 8, True, width if blocks else None, height if blocks else 1, quantizes_inputs=True)
     return Written(tensors, (codes.double() * spread).numpy(), scheme, settings)
 
 

@@ -82,8 +82,8 @@ AUTO_ROUND = {"bits": 4, "group_size": 128, "sym": True, "quant_method": "auto-r
               "packing_format": "auto_round:auto_gptq", "extra_config": {HEAD: {"bits": 16}}}  # fmt: skip
 
 GPTQ_4 = Scheme("gptq", 4, group_size=128, zero_offset=1, has_zeros=True)
-FP8_BLOCKS = Scheme("whole", 8, is_float=True, group_size=128, block_rows=128)
-FP8_ROWS = Scheme("whole", 8, is_float=True)
+FP8_BLOCKS = Scheme("whole", 8, is_float=True, group_size=128, block_rows=128, quantizes_inputs=True)
+FP8_ROWS = Scheme("whole", 8, is_float=True, quantizes_inputs=True)
 
 
 def read(settings: object, key: str = "quantization_config") -> Quantization:

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
+from ingle.kernels.gpu import fp8
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
@@ -37,6 +38,8 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
         return reference_coded.multiply_coded(x, coded, bias)
     flat = coded.ordered(x.reshape(-1, x.shape[-1]))
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+    if fp8.suits(flat, coded):
+        return fp8.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
     shape = tiling(len(flat), coded, num_sms(x.device))
     return multiply_by(shape, flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
 

@@ -24,6 +24,12 @@ def pdl(device: torch.device) -> bool:
 
 
 @functools.cache
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether its tensor cores do: from Ada on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+@functools.cache
 def num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # Triton's interpreter

@@ -167,7 +167,7 @@ def _fp8(values: Checked, source: str) -> Quantization:
     if sizes and (len(sizes) != 2 or min(sizes) < 1 or max(sizes) > _MAX_GROUP):
         values.refuse("weight_block_size", "not two whole numbers above 0")
     rows, columns = sizes or (1, None)
-    scheme = Scheme("whole", 8, is_float=True, group_size=columns, block_rows=rows)
+    scheme = Scheme("whole", 8, is_float=True, group_size=columns, block_rows=rows, quantizes_inputs=True)
     kept = _names(values, "modules_to_not_convert", "ignored_layers")
     rules = [Rule(partial(patterns.contains, tuple(kept)), None)] if kept else []
     return Quantization("FP8", source, (*rules, Rule(always, scheme)))
@@ -178,7 +178,8 @@ def _modelopt(values: Checked, source: str) -> Quantization:
     inner = values.section("quantization", "quantization.") if "quantization" in values else values
     algorithm = _form(inner, "quant_algo", ("fp8", "fp8_pb_wo", "fp8_pc_pt"), "")
     block = 128 if algorithm == "fp8_pb_wo" else None
-    scheme = Scheme("whole", 8, is_float=True, group_size=block, block_rows=block or 1)
+    weights_alone = algorithm == "fp8_pb_wo"
+    scheme = Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
     kept = _names(inner, "exclude_modules", "ignore")
     return Quantization("ModelOpt", source, (Rule(partial(patterns.is_glob, tuple(kept)), None), Rule(always, scheme)))
 
@@ -220,7 +221,10 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
             weights.refuse("block_structure", "not two whole numbers above 0")
         rows, columns = sizes
     has_zeros = not weights.flag("symmetric", True) and not is_float
-    return Scheme("packed" if packed else "whole", bits, is_float, columns, rows, has_zeros=has_zeros)
+    of_inputs = is_float and bool(group.section("input_activations").values)
+    return Scheme(
+        "packed" if packed else "whole", bits, is_float, columns, rows, has_zeros=has_zeros, quantizes_inputs=of_inputs
+    )
 
 
 _READERS: dict[str, Callable[[Checked, str], Quantization]] = {

@@ -36,6 +36,8 @@ class Groups:
     """float16 holds all scales exactly."""
     order: npt.NDArray[np.int32] | None = None
     """[columns]: the input that each column is multiplied with, where they are sorted by group; None for the same."""
+    quantizes_inputs: bool = False
+    """As `Scheme` has it."""
 
     @property
     def num_rows(self) -> int:

@@ -267,7 +267,8 @@ def _whole(module: Module, rows: int, columns: int) -> Groups:
     scales, half = module.scales(module._scale_suffix)
     scales = _by_row(scales, rows, scheme.block_rows)
     if scheme.is_float:
-        return Groups("fp8", codes, scales, None, scheme.group_size or columns, half)
+        size = scheme.group_size or columns
+        return Groups("fp8", codes, scales, None, size, half, quantizes_inputs=scheme.quantizes_inputs)
     zeros = None
     if scheme.has_zeros:
         zeros = _by_row(module.array("weight_zero_point").view(np.uint8) ^ np.uint8(128), rows, scheme.block_rows)

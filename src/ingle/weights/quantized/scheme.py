@@ -28,6 +28,8 @@ class Scheme:
     """What is added to a stored zero: GPTQ's first version stores one less than it means."""
     has_zeros: bool = False
     """Zeros are stored where the layout leaves that open."""
+    quantizes_inputs: bool = False
+    """Of FP8: the model was made for inputs of FP8."""
 
     @property
     def kind(self) -> Literal["int4", "int8", "fp8"]:

@@ -22,7 +22,7 @@ from tests.weights.quantized import packers
 from tests.weights.quantized.packers import Written
 
 Write = Callable[[int, int, int], Written]
-PROMPT = random_prompt(3, 40)
+PROMPT, LONG = random_prompt(3, 40), random_prompt(4, 100)
 
 FORMATS: dict[str, Write] = {
     "gptq": lambda rows, columns, seed: packers.gptq(rows, columns, group_size=32, seed=seed),
@@ -102,14 +102,16 @@ def test_on_a_gpu(tmp_path: Path, name: str) -> None:
         pytest.skip("compressed-tensors is not installed")
     plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
-    exact = [engine_logits(engine_for(plain), PROMPT[:length]) for length in (1, 9, 40)]
+    prompts = (PROMPT[:1], PROMPT[:9], PROMPT, LONG)
+    exact = [engine_logits(engine_for(plain), prompt) for prompt in prompts]
     for dtype in ("bfloat16", "float16"):
         on_gpu = {"dtype": dtype, "device": "cuda"}
         decoded, engine = engine_for(plain, **on_gpu), engine_for(coded, **on_gpu)
         assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
-        for logits in exact:
-            ours, theirs = (engine_logits(each, PROMPT[: len(logits)]).float().cpu() for each in (engine, decoded))
-            assert off(ours, logits) < 1.5 * off(theirs, logits) + 0.01
+        for prompt, logits in zip(prompts, exact, strict=True):
+            ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
+            by_inputs = 0.15 if name.startswith("fp8") and prompt is LONG else 0.01  # which are FP8 then
+            assert off(ours, logits) < 1.5 * off(theirs, logits) + by_inputs
         assert len(greedy(engine, PROMPT, 16)) == 16
 
 

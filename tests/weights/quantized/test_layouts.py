@@ -139,3 +139,14 @@ def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> Non
         module_of(Written(wrong.tensors, wrong.exact, good.scheme)).read(48, 192)
     with pytest.raises(ModelError, match="m has 48 rows of 100, which 4 bits a number do not divide into words of 32"):
         module_of(good).check(48, 100)
+
+
+def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> None:
+    """What is stored lies in the file's mapping, and a slice of it too."""
+    module = module_of(fp8(48, 192))
+    stored = module.tensors.stored("m.weight")
+    assert (stored.type, stored.shape) == ("F8_E4M3", (48, 192))
+    whole = stored.read()
+    groups = module.read(48, 192)
+    assert not whole.flags.owndata and np.shares_memory(groups.rows(8, 16).codes, groups.codes)
+    assert np.array_equal(groups.columns(128, 192).rows(8, 16).codes, whole[8:16, 128:])

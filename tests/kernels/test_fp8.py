@@ -48,9 +48,10 @@ def test_products(size_in: int, group_size: int) -> None:
     assert float((ours.double() - of_inputs).norm() / of_inputs.norm()) < 0.08
 
 
-def test_what_suits() -> None:
+def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     coded = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
     many = torch.zeros(128, 256, dtype=torch.bfloat16, device=DEVICE)
+    monkeypatch.setattr(fp8, "ENABLED", True)
     assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:8], coded)
     assert not fp8.suits(many, replace(coded, quantizes_inputs=False))
     assert not fp8.suits(many, replace(made("fp8", 16, 256, 64), quantizes_inputs=True))

@@ -17,6 +17,8 @@ from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 
 MIN_ROWS = 65
 """With fewer, reading the weights takes the time, and 16-bit inputs cost none."""
+ENABLED = False
+"""Not before it was measured on a GPU. Until then inputs stay as they are, and codes become 16-bit numbers."""
 GROUP = 128
 """Columns of an input that share a scale."""
 _AT_ONCE = 8
@@ -33,7 +35,7 @@ class Tiling(NamedTuple):
 def suits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether x [M, I] may, and should, be multiplied so."""
     whole = coded.scales.shape[1] == 1 or coded.group_size % GROUP == 0
-    wanted = coded.kind == "fp8" and coded.quantizes_inputs and len(x) >= MIN_ROWS
+    wanted = ENABLED and coded.kind == "fp8" and coded.quantizes_inputs and len(x) >= MIN_ROWS
     return wanted and whole and coded.num_columns % 16 == 0 and multiplies_fp8(x.device)
 
 

@@ -1,6 +1,6 @@
-# docker build --target cpu -t ingle:cpu .      docker run -p 8000:8000 -v ingle:/data ingle:cpu
-# docker build --target cuda -t ingle:cuda .    docker run --gpus all -p 8000:8000 -v ingle:/data ingle:cuda
-# docs/deploying.md says more.
+# docker build --target cpu -t ingle:cpu .      docker run -e INGLE_API_KEY -p 8000:8000 -v ingle:/data ingle:cpu
+# docker build --target cuda -t ingle:cuda .    docker run --gpus all -e INGLE_API_KEY -p 8000:8000 -v ingle:/data ingle:cuda
+# Without a key the server does not start, unless INGLE_ALLOW_OPEN=1. docs/deploying.md says more.
 ARG PYTHON=3.11
 
 # ---- a wheel with the CPU's kernels compiled
@@ -30,7 +30,7 @@ EXPOSE 8000
 VOLUME /data
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 ENTRYPOINT ["ingle"]
 
 # ---- for GPUs: PyTorch brings CUDA, the host its driver

@@ -7,6 +7,7 @@ MODEL ?= smollm2:135m
 TARGET ?= gguf
 SECONDS ?= 60
 JOBS ?= 2
+REQUESTS ?= 20000
 
 BIN := $(VENV)/bin
 # Of this very folder: an environment that was moved with it is set up anew.
@@ -14,7 +15,7 @@ HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
 TO_RUN := $(VENV)/.run-$(HERE)
 TO_DEVELOP := $(VENV)/.dev-$(HERE)
 
-.PHONY: help run setup test test-all test-clients schemathesis lint fuzz bench wheel image clean
+.PHONY: help run setup test test-all test-clients schemathesis chaos soak lint fuzz bench wheel image clean
 
 help:
 	@echo 'make run               serve a model on http://127.0.0.1:8000; sets up what that needs first'
@@ -25,6 +26,8 @@ help:
 	@echo 'make test              tests, but those marked slow or weights, JOBS=2 at a time; `make test-all` runs all'
 	@echo 'make test-clients      clients, agents and conformance suites of others (from PyPI and npm) against the server'
 	@echo 'make schemathesis      thousands of requests of every kind against the OpenAPI document'
+	@echo 'make chaos             hostile bytes, crowds and faults against real servers: the long form'
+	@echo 'make soak              REQUESTS=20000 short requests, and what they leave in memory; JSON in benchmarks/results'
 	@echo 'make lint              ruff and mypy'
 	@echo 'make wheel             a wheel in dist/, with the CPU kernels compiled'
 	@echo 'make image             a Docker image, ingle:cpu; KIND=cuda for GPUs'
@@ -70,6 +73,12 @@ test-clients: setup $(CLIENTS)/.installed
 
 schemathesis: setup
 	$(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+
+chaos: setup
+	$(BIN)/python -m pytest tests/chaos
+
+soak: setup
+	$(BIN)/python -m tests.chaos.soak --requests $(REQUESTS)
 
 lint: setup
 	$(BIN)/ruff check

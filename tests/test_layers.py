@@ -12,7 +12,9 @@ from pathlib import Path
 import ingle
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version", "cgroup", "heap", "habits", "structured"),
+    ("errors", "version", "cgroup", "heap"),
+    ("limits",),
+    ("habits", "progress", "structured"),
     ("home", "config", "kv", "request"),
     ("channel", "events", "step"),
     ("facts", "kernels", "pooling"),

@@ -16,10 +16,10 @@ BAD: list[tuple[str, Any]] = [
     ("top_p", 0.0), ("top_p", 1.1), ("top_k", -2), ("top_k", 1.5), ("min_p", -1.0), ("n", 0), ("n", True),
     ("seed", 1 << 70), ("repetition_penalty", 0.0), ("presence_penalty", 3.0), ("frequency_penalty", math.nan),
     ("max_tokens", -1), ("max_tokens", 1.0), ("min_tokens", 20), ("logprobs", 21), ("stop", ("",)),
-    ("stop", ("a",) * 65), ("stop_token_ids", (-1,)), ("logit_bias", {5: 101.0}), ("logit_bias", {-5: 1.0}),
+    ("stop", ("a",) * 16_385), ("stop_token_ids", (-1,)), ("logit_bias", {5: 101.0}), ("logit_bias", {-5: 1.0}),
     ("logit_bias", {5: 10**4000}), ("logit_bias", {10**5000: 1.0}), ("seed", 10**5000), ("temperature", 10**5000),
     ("stop_token_ids", (1, 10**5000)), ("allowed_token_ids", ()), ("allowed_token_ids", (-1,)), ("bad_words", ("",)),
-    ("bad_words", ("a",) * 1025), ("bad_token_ids", ((),)), ("bad_token_ids", ((1, -1),)), ("priority", 2**64),
+    ("bad_words", ("a",) * 16_385), ("bad_token_ids", ((),)), ("bad_token_ids", ((1, -1),)), ("priority", 2**64),
     ("truncate_prompt_tokens", -2), ("cache_salt", "s" * 1025),
 ]  # fmt: skip
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -56,16 +57,67 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """What the user should know: limits that were cut to fit, types that were changed."""
     timings_s: dict[str, float]
     """Start-up phases and their seconds, in order."""
+    prompt_cache: list[str] = []
+    """The tiers below the device in which prefixes are kept, for people."""
 
 
-class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """A step's counters; they come with every step, so that a busy engine that falls silent is a stalled one."""
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Bounds of the histogram of tokens in a step."""
 
-    num_steps: int = 0
+
+class TierStats(msgspec.Struct, frozen=True):
+    """A place below the device where pages are kept."""
+
+    name: str
+    """host or disk."""
+    num_bytes: int
+    """That it holds now."""
+    num_pages_read: int
+    num_pages_written: int
+    num_pages_damaged: int
+    """Found, and not whole."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
+    """How it stands with the engine, and what it has done since its start: never less than before.
+
+    Comes with the first step, twice a second at most while others follow, and with the last.
+    """
+
     num_running: int = 0
+    """Requests that have a slot."""
     num_waiting: int = 0
+    """Requests that wait for a slot, for pages or for their grammar."""
+    num_compiling: int = 0
+    """Of those that wait, the ones whose grammar is being compiled."""
+    num_pages: int = 0
+    """Pages of the KV cache that requests can hold."""
+    num_used_pages: int = 0
+    """Of these, the ones that requests hold."""
+    num_cached_pages: int = 0
+    """Of the others, the ones that the prefix cache could hand out again."""
+    num_steps: int = 0
+    num_failed_steps: int = 0
+    """Steps that raised an exception."""
     num_prompt_tokens: int = 0
-    """Prompt tokens computed since the start; those read from the prefix cache are not among them."""
+    """Prompt tokens computed; those read from the prefix cache are not among them, and those computed again are."""
+    num_step_tokens: int = 0
+    """Tokens of all steps, those of prompts and those drawn."""
+    step_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKENS) + 1)
+    """Steps by their tokens: up to each of `STEP_TOKENS`, and beyond the last."""
+    num_queried_tokens: int = 0
+    """Prompt tokens looked for in the prefix cache, as their request got its slot."""
+    num_hit_tokens: int = 0
+    """Of these, the ones that the device had."""
+    num_preemptions: int = 0
+    """Requests that lost their slot, to be computed again."""
+    num_lower_queried_tokens: int = 0
+    """Prompt tokens looked for in the tiers below the device, where there are any."""
+    num_lower_hit_tokens: int = 0
+    """Of these, the ones that were read from there."""
+    num_dropped_pages: int = 0
+    """Pages that were evicted before they could be kept in a tier."""
+    tiers: tuple[TierStats, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -78,11 +130,28 @@ class NothingRefused(msgspec.Struct, frozen=True, tag="checked"):
     """Nothing is left that could be refused before kernels and weights are touched."""
 
 
+Stage = Literal["loading", "waiting", "stepping", "capturing"]
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """A sign of life, twice a second whatever the engine's loop does; a thread of its own sends it."""
+
+    stage: Stage
+    """What the loop does."""
+    seconds: float
+    """For which nothing has come of that: no step ended, and no part of one."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """Requests that are computed from now on. Told before that is tried: they may be what an engine dies of."""
+
+    ids: list[str]
+
+
 class StepMessage(msgspec.Struct, frozen=True, tag="step"):
-    """What one step brought."""
+    """What one step brought. It comes with every step, so that a busy engine that falls silent is a stalled one."""
 
     outputs: list[EngineOutput]
-    stats: EngineStats
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -114,7 +183,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 ToEngine = Start | EngineRequest | Abort
-FromEngine = EngineInfo | Progress | NothingRefused | StepMessage | Failed
+FromEngine = EngineInfo | Progress | NothingRefused | Beat | Begun | StepMessage | EngineStats | Failed
 
 
 class ChannelClosed(Exception):
@@ -122,10 +191,11 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """The engine's end: blocking writes, reads that wait only when asked to."""
+    """The engine's end: blocking writes, from any thread, and reads that wait only when asked to."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._buffer = bytearray()
         self.num_bytes_received = 0
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_token_ids)
@@ -134,7 +204,8 @@ class Channel:
     def send(self, message: FromEngine) -> None:
         """Raises `ChannelClosed` when nobody reads any more."""
         try:
-            self._socket.sendall(frame(self._encoder, message))
+            with self._sending:
+                self._socket.sendall(frame(self._encoder, message))
         except OSError as error:
             raise ChannelClosed from error
 
@@ -145,7 +216,10 @@ class Channel:
             ready, _, _ = select.select([self._socket], [], [], None if wait and not messages else 0)
             if not ready:
                 return messages
-            data = self._socket.recv(1 << 18)
+            try:
+                data = self._socket.recv(1 << 18)
+            except ConnectionError as error:  # the peer has gone, and left unread what we sent last
+                raise ChannelClosed from error
             if not data:
                 raise ChannelClosed
             self._buffer += data

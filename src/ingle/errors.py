@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import errno
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -92,6 +93,15 @@ class Collected:
 class EngineError(IngleError):
     """The engine cannot go on: it died, stalled or refused to start."""
 
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        """`retry_after_s`: when to ask again, where another engine is on its way."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AnswerLost(EngineError):
+    """The engine died while it computed the answer, which may be why."""
+
 
 class VerificationError(IngleError):
     """A model is computed otherwise than by its reference."""
@@ -100,14 +110,24 @@ class VerificationError(IngleError):
 class RequestError(IngleError):
     """A request cannot be served as asked. HTTP answers 400 (or `status`) and the server goes on.
 
-    `param` names the offending field as the client spelled it; `code` is a machine-readable slug.
+    `param` names the offending field as the client spelled it; `code` is a machine-readable slug; `headers` go with the
+    answer.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.code = code
         self.status = status
+        self.headers = {} if headers is None else dict(headers)
 
 
 _LEFT_OUT = ("torch", "transformers")
@@ -122,6 +142,13 @@ def lack_of_package(error: BaseException) -> EngineError | None:
         f"this needs {error.name}, which is not installed: run `make setup` in ingle's source tree, or "
         "`pip install torch transformers`"
     )
+
+
+def lack_of_disk(error: BaseException) -> str | None:
+    """In words, if it is that a disk, or somebody's share of it, is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
+    return None
 
 
 _LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")

@@ -58,8 +58,9 @@ def loaded(info: EngineInfo) -> str:
 
 def started(info: EngineInfo, default_sampling: Mapping[str, Any], sampling_source: str = "") -> str:
     """All that a model was started with."""
+    kept = f"; prefixes are kept in {' and '.join(info.prompt_cache)}" if info.prompt_cache else ""
     return (
         f"{loaded(info)}; context {info.max_model_len} tokens, {info.num_pages} pages of {info.page_size} "
-        f"({size(info.kv_cache_bytes)} in {info.dtype}); the model's sampling defaults: "
+        f"({size(info.kv_cache_bytes)} in {info.dtype}){kept}; the model's sampling defaults: "
         f"{sampling_defaults(default_sampling, sampling_source)}"
     )

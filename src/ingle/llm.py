@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +37,8 @@ from ingle.text.reranker import pairs_of, score
 from ingle.text.user_tokenizer import UserTokenizer
 from ingle.text.vectors import Reading, TextReader, numbers
 
+_KEEP_S = 5.0
+"""At the end, for prefixes that are to be kept on a disk."""
 logger = logging.getLogger("ingle")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -99,6 +102,8 @@ class LLM:
         self.engine, self.info = build_engine(config, Path(source.path), report, tokenizer=lambda: text.tokenizer)
         for notice in [*self.info.notices, *text.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
+        if self.engine.keeper is not None:
+            weakref.finalize(self, self.engine.close, _KEEP_S)
         self._shared = SharedEngine(self.engine)
         self.prompts = PromptReader(self.tokenizer, self.info)
         self.texts = TextReader(self.tokenizer, self.info, text.pooling)

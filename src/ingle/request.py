@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 from ingle.structured import Grammar, StructuredOutputs
 
 if TYPE_CHECKING:
@@ -27,14 +28,11 @@ last."""
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 """Most entries of a bias: rows of a device's tables are so wide."""
-MAX_STOP_STRINGS = 64
-MAX_STOP_CHARS = 65_536
-"""In all stop strings of a request."""
-MAX_BAD_WORDS = 1024
 MAX_SALT_CHARS = 1024
-MAX_N = 128
 MAX_OBJECTIONS = 8
 """Most wrong fields that one error names."""
+_AT_ONCE = 65_536
+"""Tokens, in a call that holds the interpreter's lock."""
 _FEW_TOKENS = 4096
 """Looked through in less time than NumPy takes to be imported."""
 _I32_MAX = 2**31 - 1
@@ -207,18 +205,14 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
                 yield name, text
 
     def _bad_stops(self) -> Iterator[tuple[str, str]]:
-        if len(self.stop) > MAX_STOP_STRINGS or any(not isinstance(s, str) or not s for s in self.stop):
-            yield "stop", f"takes up to {MAX_STOP_STRINGS} strings that are not empty"
-        elif (num_chars := sum(map(len, self.stop))) > MAX_STOP_CHARS:
-            yield "stop", f"strings have {num_chars} characters, at most {MAX_STOP_CHARS} are taken"
+        if (text := stop_objection(self.stop)) is not None:
+            yield "stop", text
         yield from _first("stop_token_ids", (_range_objection(id, 0, _I32_MAX) for id in self.stop_token_ids))
 
     def _bad_words(self) -> Iterator[tuple[str, str]]:
         words = self.bad_words
-        if len(words) > MAX_BAD_WORDS or any(not isinstance(word, str) or not word.strip() for word in words):
-            yield "bad_words", f"takes up to {MAX_BAD_WORDS} words that are not empty"
-        elif (num_chars := sum(map(len, words))) > MAX_STOP_CHARS:
-            yield "bad_words", f"have {num_chars} characters, at most {MAX_STOP_CHARS} are taken"
+        if (text := _words_objection(words, "bad_words", "max_bad_words", "max_bad_words_chars")) is not None:
+            yield "bad_words", text
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
                 yield "allowed_token_ids", "allows no token: leave it out to allow all"
@@ -237,15 +231,16 @@ class SamplingParams(Sampling, frozen=True, kw_only=True, metaclass=_Understandi
 
     def _bad_logit_bias(self) -> Iterator[tuple[str, str]]:
         biases = self.logit_bias or {}
-        if len(biases) > MAX_LOGIT_BIAS:
-            yield "logit_bias", f"has {len(biases)} entries, at most {MAX_LOGIT_BIAS} are taken"
+        text = limits().over("max_logit_bias", len(biases), f"has {len(biases)} entries")
+        if text is not None:
+            yield "logit_bias", text
             return
         of_ids = (_range_objection(token_id, 0, _I32_MAX) for token_id in biases)
         yield from _first("logit_bias", chain(of_ids, (_range_objection(b, -100.0, 100.0) for b in biases.values())))
 
 
 RANGES: dict[str, tuple[float, float]] = {
-    "n": (1, MAX_N),
+    "n": (1, MAX_INTEGER),
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
     "top_k": (-1, MAX_INTEGER),
@@ -262,16 +257,41 @@ RANGES: dict[str, tuple[float, float]] = {
     "priority": (_MIN_INTEGER, MAX_INTEGER),
 }
 """What each number may be; whole bounds mean whole numbers."""
+LIMITED = {"n": "max_n", "logprobs": "max_logprobs", "prompt_logprobs": "max_prompt_logprobs"}
+"""Those that a limit bounds too."""
 ABOVE_ZERO = ("top_p", "repetition_penalty")
 _OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 
 
 def objection(name: str, value: Any) -> str | None:
     """What is wrong with the value of one sampling parameter that is a number, in words that follow its name."""
-    text = _range_objection(value, *RANGES[name])
+    low, high = RANGES[name]
+    if name in LIMITED:
+        return bounded(value, int(low), LIMITED[name])
+    text = _range_objection(value, low, high)
     if text is None and name in ABOVE_ZERO and value == 0:
         text = f"must be greater than 0 and at most {RANGES[name][1]:g}, got 0"
     return text
+
+
+def bounded(value: Any, low: int, limit: str) -> str | None:
+    """What is wrong with a whole number that must be `low` or more and that a limit bounds."""
+    text = _range_objection(value, low, getattr(limits(), limit))
+    return None if text is None else text.replace(", got", f"{limits().by(limit)}, got", 1)
+
+
+def stop_objection(stops: Sequence[Any]) -> str | None:
+    return _words_objection(stops, "strings", "max_stop_strings", "max_stop_chars")
+
+
+def _words_objection(words: Sequence[Any], what: str, most: str, most_chars: str) -> str | None:
+    """What is wrong with strings of a field, in words that follow its name."""
+    if (text := limits().over(most, len(words), f"has {len(words)} {what}")) is not None:
+        return text
+    if any(not isinstance(word, str) or not word.strip(None if what == "bad_words" else "") for word in words):
+        return f"takes up to {getattr(limits(), most)} {what} that are not empty"
+    num_chars = sum(map(len, words))
+    return limits().over(most_chars, num_chars, f"has {num_chars} characters in its {what}")
 
 
 def _range_objection(value: Any, low: float, high: float) -> str | None:
@@ -307,7 +327,7 @@ def refusal(objections: Sequence[tuple[str, str]], code: str | None = None) -> R
 def stopping_at(params: SamplingParams, stops: tuple[str, ...]) -> SamplingParams:
     """`params` with more stop strings, unless they want to go on past every end."""
     more = tuple(stop for stop in stops if stop not in params.stop)
-    if not more or params.ignore_eos or len(params.stop) + len(more) > MAX_STOP_STRINGS:
+    if not more or params.ignore_eos or len(params.stop) + len(more) > limits().max_stop_strings:
         return params
     return msgspec.structs.replace(params, stop=(*params.stop, *more))
 
@@ -347,6 +367,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
     """As in `SamplingParams`; so are the others."""
     cache_salt: str = ""
     return_progress: bool = False
+    client: str = ""
+    """Whose it is: clients share what there is of steps, whatever number of requests they have."""
     pooling: Pooling | None = None
     """One vector is made of the prompt, and no token drawn: `sampling` says `max_tokens=0`."""
 
@@ -356,7 +378,10 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="request"):
 
 
 def token_ids(ids: Sequence[int]) -> TokenIds:
-    return array("i", ids)
+    made = array("i", ids[:_AT_ONCE])
+    for start in range(_AT_ONCE, len(ids), _AT_ONCE):  # in pieces, so that other threads run in between
+        made.extend(ids[start : start + _AT_ONCE])
+    return made
 
 
 def encode_token_ids(value: Any) -> bytes:
@@ -423,6 +448,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """It is the request that is wrong."""
     complete: bool = False
     """Ended by its grammar: the last token is part of the answer."""
+    queued_s: float | None = None
+    """Seconds that the request waited before its first step; comes with its first output."""
 
 
 class CompletionOutput(msgspec.Struct):

@@ -26,6 +26,10 @@ class Limits:
     enable_prefix_caching: bool = True
     windows: tuple[int | None, ...] = (None,)
     """Of each group of layers whose pages are apart: how many tokens they look back; None for all (`ingle.kv`)."""
+    target_itl_s: float | None = None
+    """About how long a step may take in which somebody gets a token; None for any time."""
+    least_portion: int = 512
+    """Tokens for which a device is fast enough: a step that reads prompts is not made smaller for its time's sake."""
 
 
 class Admission(msgspec.Struct):
@@ -93,7 +97,7 @@ class Masks(msgspec.Struct):
     """The tokens that may be drawn in a step, where not all may."""
 
     slots: list[int] = []
-    words: bytearray = msgspec.field(default_factory=bytearray)
+    words: memoryview = msgspec.field(default_factory=lambda: memoryview(b""))
     """A row for each of the slots: bit i % 32 of its little-endian word i // 32 stands for token i."""
 
 

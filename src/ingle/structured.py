@@ -8,11 +8,8 @@ from typing import Any
 
 import msgspec
 
-MAX_GRAMMAR_BYTES = 128 << 10
-"""Of a schema, an expression or a grammar. Compiled within a second, where all of it is names of properties."""
-MAX_CHOICES = 4096
-MAX_SCHEMA_DEPTH = 100
-"""Objects and lists within each other: llguidance reads some 120."""
+from ingle.limits import limits
+
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
@@ -36,6 +33,8 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """What may stand between the tokens of JSON, as a regular expression; by default a few blanks and line feeds."""
     disable_any_whitespace: bool = False
     """Nothing stands between the tokens of JSON."""
+    disable_additional_properties: bool = False
+    """Objects have the properties that the schema names, and no others, where it does not say whether there may be."""
     after: str = ""
     """The answer is free until it has this text, such as `</think>`, and bound from there on."""
     asked_as: str = "structured_outputs"
@@ -48,8 +47,9 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
             msgspec.structs.force_setattr(self, "choice", _choices(self.choice))
         if not isinstance(self.json_object, bool | None):
             raise ValueError(f"json_object must be true or false, got {self.json_object!r:.80}")
-        if not isinstance(self.disable_any_whitespace, bool):
-            raise ValueError(f"disable_any_whitespace must be true or false, got {self.disable_any_whitespace!r:.80}")
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.80}")
         given = self._given()
         if len(given) != 1:
             raise ValueError(f"takes one of {', '.join(KINDS)}, got {' and '.join(given) or 'none'}")
@@ -59,8 +59,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{name} must be a string, got {value!r:.80}")
-            if (size := len((value or "").encode(errors="replace"))) > MAX_GRAMMAR_BYTES:
-                raise ValueError(f"{name} has {size} bytes, at most {MAX_GRAMMAR_BYTES} are taken")
+            _check_size(name, len((value or "").encode(errors="replace")))
         if (self.whitespace_pattern or self.disable_any_whitespace) and not (self.json or self.json_object):
             raise ValueError(f"whitespace is that of JSON, and {given[0]} is given")
 
@@ -105,24 +104,33 @@ class Grammar(msgspec.Struct, frozen=True):
     """The answer is free until it has this text."""
     is_json: bool = False
     """All of it is JSON, whose numbers are to end."""
+    fuel: int = 1_000_000
+    """Most work to compile it."""
+    num_bytes: int = 0
+    """What it takes compiled, as far as that is known."""
 
 
 def _choices(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list | tuple):
         raise ValueError(f"choice must be a list of strings, got {values!r:.80}")
     choices = tuple(values)
-    if not 0 < len(choices) <= MAX_CHOICES or any(not isinstance(each, str) or not each for each in choices):
-        raise ValueError(f"choice takes 1 to {MAX_CHOICES} strings that are not empty")
-    if (size := sum(len(each.encode(errors="replace")) for each in choices)) > MAX_GRAMMAR_BYTES:
-        raise ValueError(f"choice has {size} bytes, at most {MAX_GRAMMAR_BYTES} are taken")
+    if (text := limits().over("max_grammar_choices", len(choices), f"choice has {len(choices)} strings")) is not None:
+        raise ValueError(text)
+    if not choices or any(not isinstance(each, str) or not each for each in choices):
+        raise ValueError(f"choice takes 1 to {limits().max_grammar_choices} strings that are not empty")
+    _check_size("choice", sum(len(each.encode(errors="replace")) for each in choices))
     return choices
+
+
+def _check_size(name: str, size: int) -> None:
+    if (text := limits().over("max_grammar_bytes", size, f"{name} has {size} bytes")) is not None:
+        raise ValueError(text)
 
 
 def _schema(value: Any) -> str:
     """The text of a schema. Properties come in answers as they are ordered here."""
     if isinstance(value, str):
-        if len(value) > MAX_GRAMMAR_BYTES:
-            raise ValueError(f"json has {len(value)} characters, at most {MAX_GRAMMAR_BYTES} bytes are taken")
+        _check_size("json", len(value))
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -138,9 +146,10 @@ def _schema(value: Any) -> str:
 
 def _check_depth(value: dict[str, Any] | bool) -> None:
     level: list[Any] = [value]
-    for _ in range(MAX_SCHEMA_DEPTH):
+    for _ in range(limits().max_schema_depth):
         nested = [each for each in level if isinstance(each, dict | list | tuple)]
         level = [inner for each in nested for inner in (each.values() if isinstance(each, dict) else each)]
         if not level:
             return
-    raise ValueError(f"json is nested too deeply: more than {MAX_SCHEMA_DEPTH} levels")
+    most = limits().max_schema_depth
+    raise ValueError(f"json is nested too deeply: at most {most} levels are taken{limits().by('max_schema_depth')}")

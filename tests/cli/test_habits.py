@@ -134,8 +134,12 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --uvicorn-log-level warning --disable-uvicorn-access-log", {"log_level": "warning",
          "disable_access_log": True}),
     Does("vllm serve m --uvicorn-log-level critical", {"log_level": "error"}),
-    Does("vllm serve m --disable-log-stats --disable-log-requests --max-log-len 100", {},
-         "--disable-log-stats --disable-log-requests --max-log-len"),
+    Does("vllm serve m --disable-log-stats --disable-log-requests --max-log-len 100",
+         {"disable_log_stats": True, "max_log_len": 100}, "--disable-log-requests"),
+    Does("vllm serve m --enable-log-requests --otlp-traces-endpoint http://localhost:4317",
+         {"log_requests": True, "otlp_traces_endpoint": "http://localhost:4317"}),
+    Does("text-generation-launcher --model-id m --json-output --otlp-endpoint http://localhost:4317",
+         {"log_format": "json", "otlp_traces_endpoint": "http://localhost:4317"}),
     Does("vllm serve m --enable-chunked-prefill --max-num-seqs 16", {"max_num_seqs": 16}, "--enable-chunked-prefill"),
     Does("vllm serve --enable-chunked-prefill m", {}, "--enable-chunked-prefill"),
     Does("vllm serve --enable-chunked-prefill False m", {}, "--enable-chunked-prefill"),
@@ -184,14 +188,29 @@ HABITS: list[Does | Answer] = [
            f"2 flags cannot be had here: --enable-lora: {LORA}; --lora-modules sql=./lora: {LORA}"),
     Answer("vllm serve m --cpu-offload-gb 10", f"--cpu-offload-gb 10: {NOT_SPLIT}"),
     Does("vllm serve m --cpu-offload-gb 0", {}),
-    Answer("vllm serve m --ssl-keyfile k.pem", "--ssl-keyfile k.pem: the server speaks plain HTTP: leave the flag out and "
-           "put a proxy with TLS before it, such as `caddy reverse-proxy --to 127.0.0.1:8000`"),
+    Answer("vllm serve m --ssl-keyfile k.pem", "--ssl-keyfile needs --ssl-certfile, the server's certificate"),
+    Does("vllm serve m --ssl-keyfile k.pem --ssl-certfile c.pem --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --enable-ssl-refresh",
+         {"ssl_keyfile": "k.pem", "ssl_certfile": "c.pem", "ssl_ca_certs": "ca.pem", "ssl_cert_reqs": "required"},
+         "--enable-ssl-refresh"),
+    Does("""vllm serve m --uds /run/x.sock --root-path /llm --allowed-origins '["https://a.example"]' """
+         """--allowed-headers '["*"]' --allow-credentials""",
+         {"uds": "/run/x.sock", "root_path": "/llm", "cors_origin": ("https://a.example",)},
+         "--allowed-headers --allow-credentials"),
+    Does("llama-server -m m --ssl-key-file k --ssl-cert-file c --api-prefix /x", {"ssl_keyfile": "k", "ssl_certfile": "c",
+         "root_path": "/x"}),
+    Does("ingle serve m --api-key a --api-key b --admin-api-key c", {"api_key": ("a", "b"), "admin_api_key": ("c",)}),
     Does(f"vllm serve m --rope-scaling '{YARN}'", {"rope_scaling": YARN}),
     Does("""vllm serve m --hf-overrides '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_theta": 1000000}'""",
          {"rope_scaling": '{"rope_type": "yarn", "factor": 4.0}', "rope_theta": 1e6}),
     Answer("""vllm serve m --hf-overrides '{"num_layers": 2}'""",
            """--hf-overrides {"num_layers": 2}: of a model's configuration only the rope can be replaced, not num_layers"""),
     Does("vllm serve m --kv-cache-memory-bytes 2147483648", {"kv_cache_memory": "2147483648"}),
+    Does("vllm serve m --kv-offloading-size 8 --kv-offloading-backend native", {"host_cache": "8GiB"},
+         "--kv-offloading-backend"),
+    Does("llama-server -m m --cache-ram 4096", {"host_cache": "4096MiB"}),
+    Does("llama-server -m m -cram 0", {}),
+    Answer("llama-server -m m --cache-ram -1",
+           "--cache-ram -1: the prompt cache in host memory has a limit here: --host-cache 8GiB, for instance"),
     Does("vllm serve m --api-key token-abc123", {"api_key": ("token-abc123",)}),
     Does("vllm serve m --dtype bf16", {"dtype": "bfloat16"}),
     Does("vllm serve m --device cuda:0", {"device": "cuda"}),
@@ -343,7 +362,11 @@ HABITS: list[Does | Answer] = [
     Answer("INGLE_DTYPE=int3 ingle serve m", "INGLE_DTYPE=int3: 'int3' is not one of auto, half, float16, bfloat16, float, "
            "float32"),
     Does("INGLE_PROT=1 ingle serve m", {}, "INGLE_PROT"),
+    Does("INGLE_API_KEYS='a b' INGLE_API_KEY=c ingle serve m", {"api_key": ("c", "a", "b")}),
+    Does("INGLE_ALLOW_OPEN=1 ingle serve m --host 0.0.0.0", {"allow_open": True, "host": "0.0.0.0"}),
+    Does("INGLE_ADMIN_API_KEY=r ingle serve m", {"admin_api_key": ("r",)}),
     Does("VLLM_API_KEY=secret vllm serve m", {"api_key": ("secret",)}, "VLLM_API_KEY"),
+    Does("INGLE_API_KEYS=mine VLLM_API_KEY=secret vllm serve m", {"api_key": ("mine",)}),
     Does("VLLM_API_KEY=secret vllm serve m --api-key mine", {"api_key": ("mine",)}),
     Does("VLLM_USE_V1=1 VLLM_ATTENTION_BACKEND=XFORMERS vllm serve m", {}, "VLLM_ATTENTION_BACKEND,"),
     Does("OLLAMA_HOST=0.0.0.0:11434 ingle serve m", {}, "OLLAMA_HOST=0.0.0.0:11434"),
@@ -647,7 +670,8 @@ def test_a_file_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file = tmp_path / "keys"
     file.write_text("# mine\n one \n\ntwo\n")
     file.chmod(0o600)
-    assert _config(["m", "--api-key-file", str(file), "--api-key", "zero"]).server.api_keys() == ("zero", "one", "two")
+    given = _config(["m", "--api-key-file", str(file), "--api-key", "zero"]).server.access.all_keys()
+    assert [key.key for key in given] == ["zero", "one", "two"]
     assert capsys.readouterr().err == ""
     file.chmod(0o644)
     _config(["m", "--api-key-file", str(file)])

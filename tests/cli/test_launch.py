@@ -19,7 +19,7 @@ import pytest
 
 from ingle.cli.launch import PROGRAMS
 from ingle.cli.main import main
-from ingle.server.running import Running, announced
+from ingle.server.running import Running, announced, url_of
 
 STAND_IN = """#!{python}
 import json, os, sys
@@ -59,7 +59,7 @@ class Servers:
         self._stack.callback(server.shutdown)
         if not self._announced:  # a process has one record
             info: Any = SimpleNamespace(weight_bytes=1, kv_cache_bytes=1, device="cpu", max_model_len=context)
-            self._stack.enter_context(announced([name], info, server.socket))
+            self._stack.enter_context(announced([name], info, url_of(server.socket)))
             self._announced = True
         return f"http://127.0.0.1:{server.server_address[1]}"
 

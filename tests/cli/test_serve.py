@@ -6,6 +6,7 @@ import types
 import pytest
 
 from ingle.config import EngineConfig, ServeConfig, ServerConfig, TextConfig
+from ingle.config.access import AccessConfig
 from tests.cli.conftest import Run
 
 Calls = list[ServeConfig]
@@ -58,8 +59,8 @@ def test_the_flags_that_vllm_users_type(ingle: Run, calls: Calls, underscores: b
     server = ServerConfig(
         host="0.0.0.0",
         port=9000,
-        api_key=("k1", "k2"),
         served_model_name=("one", "two"),
+        access=AccessConfig(api_key=("k1", "k2")),
     )
     assert calls == [ServeConfig(engine, TextConfig(chat_template="a.jinja"), server)]
 

@@ -182,10 +182,44 @@ def test_files_for_their_owner_are_handed_over_by_systemd(ingle: Run, machine: M
     assert f"--config={config} --api-key-file={keys}\n" in own and "LoadCredential" not in own
 
 
+def test_certificates_are_handed_over_too(ingle: Run, machine: Machine) -> None:
+    files = Path(__file__).parents[1] / "server" / "tls"
+    flags = ("--ssl-certfile", str(files / "server.pem"), "--ssl-keyfile", str(files / "encrypted.key"))
+    code, out, _ = _install(ingle, machine, *flags, "--ssl-keyfile-password", "open-sesame", "--admin-api-key", "r-Qx7")
+    text = machine.unit.read_text()
+    assert code == 0 and f"https://127.0.0.1:{machine.port}" in out
+    assert (
+        "--ssl-certfile=${CREDENTIALS_DIRECTORY}/certificate.pem --ssl-keyfile=${CREDENTIALS_DIRECTORY}/key.pem" in text
+    )
+    assert f"LoadCredential=key.pem:{files / 'encrypted.key'}\n" in text
+    assert "open-sesame" not in text + out and "Qx7" not in text + out
+    lines = machine.variables.read_text().splitlines()
+    assert 'INGLE_SSL_KEYFILE_PASSWORD="open-sesame"' in lines and 'INGLE_ADMIN_API_KEY="r-Qx7"' in lines
+
+
+def test_a_key_that_the_service_has_already_lets_it_be_reached(ingle: Run, machine: Machine) -> None:
+    code, _, err = _install(ingle, machine, "--host", "0.0.0.0", "--api-key", "sk-Qx7")
+    assert code == 0, err
+    code, _, err = _install(ingle, machine, "--host", "0.0.0.0", "--max-model-len", "1k")  # as an upgrade is
+    assert code == 0 and 'INGLE_API_KEY="sk-Qx7"' in machine.variables.read_text(), err
+    machine.variables.write_text('# INGLE_API_KEY="sk-Qx7"\n')
+    code, _, err = _install(ingle, machine, "--host", "0.0.0.0")
+    assert code != 0 and "--allow-open" in err
+
+
 def test_relative_paths_become_absolute(ingle: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(machine.notes)
     out = ingle("service", "print", "../models/m 1").out
     assert f'serve "{machine.model}"' in out and f'BindReadOnlyPaths="{machine.model}"\n' in out
+
+
+def test_a_prompt_cache_lies_where_the_service_may_write(ingle: Run, machine: Machine) -> None:
+    folder = "/var/lib/ingle/prompt-cache"
+    assert f"--disk-cache={folder}\n" in ingle("service", "print", str(machine.model), "--disk-cache", folder).out
+    assert (
+        "--disk-cache=/srv/kv\n"
+        in ingle("service", "print", str(machine.model), "--user", "--disk-cache", "/srv/a/../kv").out
+    )
 
 
 def test_settings_of_the_environment_are_kept(ingle: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +284,14 @@ def test_only_root_installs_and_the_line_to_type_is_told(
         (["--port", "0"], "another address at each start"),
         (["--api-key", "a,b"], "give --api-key-file"),
         (["--host", "http://x"], "more than an address"),
+        (["--host", "0.0.0.0"], "give INGLE_API_KEY or --api-key, or --allow-open"),
+        (["--uds", "/run/x.sock"], "a service listens on an address and a port"),
+        (["--ssl-certfile", "/nowhere.pem"], "--ssl-certfile /nowhere.pem: No such file"),
         (["--max-model-len", "-1"], "max-model-len"),
+        (
+            ["--disk-cache", "/srv/kv"],
+            "the service writes below /var/lib/ingle alone: give --disk-cache /var/lib/ingle/",
+        ),
         (["--nonsense"], "--nonsense"),
     ],
 )

@@ -15,6 +15,8 @@ from threading import Event, Thread
 
 import pytest
 
+from ingle.config import ServerConfig
+from ingle.config.access import AccessConfig, ListenConfig
 from ingle.doctor import hubs, network
 from ingle.doctor.hubs import Hub, HubAnswer, ask_hubs
 from ingle.server import running
@@ -190,6 +192,20 @@ def test_ports() -> None:
     assert anyone.state == "ok"
     [elsewhere] = findings(network.check_port, FakeHere(host="192.0.2.1", port=0))
     assert elsewhere.state == "fail" and "no address of this machine" in elsewhere.text
+
+
+def test_who_gets_in_and_by_which_way(tmp_path: Path) -> None:
+    [opened] = findings(network.check_port, FakeHere(host="0.0.0.0", port=0))
+    assert opened.state == "fail" and "--allow-open" in opened.text
+    keyed = ServerConfig(access=AccessConfig(api_key=("k",)))
+    assert findings(network.check_port, FakeHere(host="0.0.0.0", port=0, server=keyed))[0].state == "ok"
+    lost = ServerConfig(listen=ListenConfig(ssl_certfile="nowhere.pem"))
+    [no_certificate] = findings(network.check_port, FakeHere(port=0, server=lost))
+    assert no_certificate.state == "fail" and "--ssl-certfile nowhere.pem: No such file" in no_certificate.text
+    for folder, state in ((tmp_path, "ok"), (tmp_path / "none", "fail")):
+        server = ServerConfig(listen=ListenConfig(uds=str(folder / "s.sock")))
+        assert findings(network.check_port, FakeHere(server=server))[0].state == state
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_port_of_another_users_process(tmp_path: Path) -> None:

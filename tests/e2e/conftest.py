@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from tokenizers import pre_tokenizers
 
 from tests.support import save_checkpoint
 
@@ -71,13 +73,30 @@ PYTHON = os.environ.get("TEST_PYTHON", sys.executable)
 SERVE = (PYTHON, "-m", "ingle", "serve")
 
 
+@contextlib.contextmanager
+def heard_signals() -> Iterator[None]:
+    """A process that is started inside hears signals, although whoever runs the tests may ignore some.
+
+    nohup ignores SIGHUP, and a shell's background job SIGINT; what is started inherits that.
+    """
+    ignored = [number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def start_server(
     *arguments: str, under: Sequence[str] = (), serve: Sequence[str] = SERVE, wait: bool = True, **environment: str
 ) -> Server:
     """`under`: a command that runs the one that follows it, such as unshare; `serve`: the one that serves."""
     command = [*under, *serve, *arguments, "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    with heard_signals():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     server = Server(process)
     if wait:
         server.wait_ready()
@@ -117,6 +136,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"type": "BPE", "vocab": vocab, "merges": []}
     tokenizer = {"version": "1.0", "model": model, "decoder": {"type": "ByteLevel", "add_prefix_space": False,
                  "trim_offsets": True, "use_regex": True}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def save_byte_model(folder: Path, **overrides: Any) -> Path:
+    """A random model that knows every byte, in `folder`.
+
+    Its tokenizer takes texts apart into words, as those of models do: it keeps the last 10,000 that it has met.
+    """
+    save_checkpoint(folder, vocab_size=300, **overrides)
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{i}>" for i in range(44))]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = {
+        "version": "1.0",
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 

@@ -5,7 +5,6 @@ Each answer must have a status, a type and a body that the document names; none 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tokenizers import pre_tokenizers
 
-from tests.e2e.conftest import Server, start_server
-from tests.support import save_checkpoint
+from tests.e2e.conftest import Server, save_byte_model, start_server
 
 CHECKS = (
     "not_a_server_error",
@@ -36,16 +33,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A random model that knows every byte, and a chat template."""
-    folder = save_checkpoint(tmp_path_factory.mktemp("bytes"), vocab_size=300)
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{i}>" for i in range(44))]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    tokenizer = {
-        "version": "1.0",
-        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": []},
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    folder = save_byte_model(tmp_path_factory.mktemp("bytes"))
     started = start_server(
         str(folder), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--max-model-len", "512",
         "--chat-template", TEMPLATE,

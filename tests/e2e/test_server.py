@@ -131,6 +131,31 @@ def test_a_client_that_leaves_costs_nothing_more(server: Server, stream: bool) -
     assert until(lambda: server.running() == 0, seconds=2.0), "the request decodes on"
 
 
+def test_prometheus_reads_what_the_engine_has_done(server: Server, client: openai.OpenAI) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def scraped() -> dict[str, float]:
+        text = httpx.get(f"{server.url}/metrics").raise_for_status().text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return {f"{s.name} {s.labels.get('finished_reason', '')}".strip(): s.value for s in samples}
+
+    before = scraped()
+    prompt = "Metrics: " + " ".join(map(str, range(40)))
+    for _ in range(2):
+        answer = client.completions.create(model="smollm2:135m", prompt=prompt, max_tokens=7, temperature=0, seed=1)
+    assert answer.usage is not None
+    after = scraped()
+    assert after["vllm:num_requests_running"] == 0
+    gained = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    prompts, generated = 2 * answer.usage.prompt_tokens, 2 * answer.usage.completion_tokens
+    assert (gained["vllm:prompt_tokens_total"], gained["vllm:generation_tokens_total"]) == (prompts, generated)
+    assert gained["vllm:prefix_cache_hits_total"] == gained["vllm:prompt_tokens_cached_total"] > 16
+    assert gained["ingle_engine_steps_total"] >= 8 and gained["vllm:iteration_tokens_total_sum"] >= generated
+    assert sum(gained[f"vllm:request_success_total {reason}"] for reason in ("stop", "length")) == 2
+    assert gained["vllm:request_queue_time_seconds_count"] == 2 and after["vllm:kv_cache_usage_perc"] == 0
+    assert after["process_resident_memory_bytes"] > 1 << 24
+
+
 def test_one_line_of_the_log_says_what_was_loaded(server: Server) -> None:
     (line,) = (line for line in server.log if "INFO smollm2:135m: " in line)
     assert "llama, 134.5 M parameters, stored as Q4_1 79%, Q8_0 21%, F32 0%; " in line
@@ -253,10 +278,11 @@ def test_end_tokens_that_the_model_lacks_are_left_out_with_a_notice(tmp_path: Pa
     assert server.stop() == 0
 
 
-def test_the_server_ends_with_its_engine(tiny_server: Server) -> None:
-    os.kill(tiny_server.engine_pid(), signal.SIGKILL)
-    assert tiny_server.process.wait(timeout=20) == 1
-    assert "ingle: the engine died: killed by SIGKILL" in tiny_server.text()
+def test_the_server_ends_with_its_engine_where_there_is_no_watchdog(tiny_model: Path) -> None:
+    server = start_server(str(tiny_model), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--no-watchdog")
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(timeout=20) == 1
+    assert "ingle: the engine died: killed by SIGKILL" in server.text()
 
 
 def test_the_engine_ends_with_its_server(tiny_server: Server) -> None:

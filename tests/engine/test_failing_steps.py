@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import threading
@@ -12,10 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from ingle.channel import LENGTH, Channel, ChannelClosed, FromEngine, StepMessage, frame, message_encoder
 from ingle.device import Report
+from ingle.engine.beats import Beats
 from ingle.engine.engine import Engine
+from ingle.engine.pace import Pace
 from ingle.engine.process import serve
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.step import Masks, Step
@@ -117,6 +121,59 @@ def test_memory_that_runs_out_is_named(faulty: MakeEngine) -> None:
     assert told is not None and told.startswith("there is not enough memory")
 
 
+class NarrowDevice(FaultyDevice):
+    """A device whose memory is enough for steps of so many tokens, and of so many sequences."""
+
+    def __init__(self, device: Any, *, tokens: int = 1 << 30, sequences: int = 1 << 30) -> None:
+        super().__init__(device, late=False, error=MemoryError())
+        self._tokens, self._sequences = tokens, sequences
+        self.num_relieved = self.num_steps = 0
+
+    def forward(self, step: Step) -> Any:
+        self.num_steps += 1
+        if step.num_tokens > self._tokens or len(step.chunks) > self._sequences:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self._device.forward(step)
+
+    def relieve(self) -> None:
+        self.num_relieved += 1
+
+
+def narrow(healthy: Engine, **bounds: int) -> NarrowDevice:
+    limits = dataclasses.replace(healthy.scheduler.limits, least_portion=16)
+    healthy.scheduler.limits, healthy.scheduler.pace = limits, Pace(limits)
+    device = NarrowDevice(healthy.worker.device, **bounds)
+    healthy.worker.device = device
+    return device
+
+
+def salted(salt: str) -> list[EngineRequest]:
+    """Requests of which the prefix cache has nothing."""
+    return [msgspec.structs.replace(request, cache_salt=salt) for request in requests(8, set())]
+
+
+def test_a_step_that_runs_out_of_memory_is_made_smaller(healthy: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    alone = {r.id: run(healthy, [r])[r.id] for r in requests(8, set())}
+    device = narrow(healthy, tokens=40)
+    assert run(healthy, salted("a")) == alone
+    assert device.num_relieved and "the next read 32" in caplog.text
+    device.num_relieved = 0
+    assert run(healthy, salted("b")) == alone
+    assert not device.num_relieved, "what was too large is not tried again at once"
+
+
+def test_a_step_that_cannot_be_smaller_costs_its_newest_request(healthy: Engine) -> None:
+    alone = {r.id: run(healthy, [r])[r.id] for r in requests(8, set())}
+    device = narrow(healthy, sequences=5)
+    outputs = collect(healthy, requests(8, set()))
+    ends = {name: parts[-1] for name, parts in outputs.items()}
+    assert [name for name, end in ends.items() if end.finish_reason == "error"] == ["5", "6", "7"]
+    assert all("not enough memory" in (ends[name].error or "") for name in "567")
+    for name in "01234":
+        assert [token for part in outputs[name] for token in part.token_ids] == alone[name]
+    assert device.num_steps < 120, "each is tried alone once, not again and again"
+
+
 def test_an_error_of_a_device_that_is_lost_ends_the_engine(faulty: MakeEngine) -> None:
     with pytest.raises(IndexError, match="4711"):
         collect(faulty(lost=True), requests(2, {1}))
@@ -156,7 +213,8 @@ class Client:
 
     def _serve(self, engine: Engine, theirs: socket.socket) -> None:
         with theirs, contextlib.suppress(ChannelClosed):
-            serve(engine, Channel(theirs))
+            channel = Channel(theirs)
+            serve(engine, channel, Beats(channel))
 
     def answer(self, request: EngineRequest) -> EngineOutput:
         """The last output of a request."""
@@ -164,8 +222,7 @@ class Client:
         while True:
             (length,) = LENGTH.unpack(self._read(LENGTH.size))
             message = msgspec.msgpack.decode(self._read(length), type=FromEngine)
-            assert isinstance(message, StepMessage), message
-            for output in message.outputs:
+            for output in message.outputs if isinstance(message, StepMessage) else ():
                 if output.finish_reason is not None:
                     return output
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,46 @@ def test_long_contexts_split_over_many_programs(folder: Path) -> None:
     for request in requests:
         alone |= run(engine, [request])
     assert run(engine, requests) == alone
+
+
+@contextmanager
+def no_more_memory() -> Iterator[None]:
+    """The process gets no more of the GPU's memory than it has; others, which share the GPU, do not notice."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        torch.cuda.memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+    )
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_memory_that_runs_out_in_a_step_costs_requests_and_not_the_engine(
+    enforce_eager: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps of 4,096 tokens take some megabytes, of which there are none."""
+    save_checkpoint(tmp_path, hidden_size=512, intermediate_size=4096, max_position_embeddings=8192)
+    options = {"max_num_batched_tokens": 4096, "enable_prefix_caching": False, "enforce_eager": enforce_eager}
+    engine = gpu_engine(tmp_path, dtype="bfloat16", **options)
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    requests = [EngineRequest(str(i), random_prompt(i, 4000), params) for i in range(3)]
+    with no_more_memory():
+        for parts in collect(engine, requests).values():
+            assert parts[-1].finish_reason == "length" or "not enough memory" in (parts[-1].error or "")
+    assert "memory ran out in a step" in caplog.text
+    assert all(len(tokens) == 4 for tokens in run(engine, requests).values())
+
+
+def test_graphs_that_do_not_fit_memory_are_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_checkpoint(tmp_path, hidden_size=512, intermediate_size=4096, max_position_embeddings=8192)
+    options = {"max_num_batched_tokens": 4096, "dtype": "float32", "enable_prefix_caching": False}
+    engine = gpu_engine(tmp_path, **options)
+    with no_more_memory():
+        while engine.worker.device.capture_next():
+            pass
+    assert "could not be captured" in caplog.text
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+    requests = [EngineRequest(str(i), random_prompt(i, 100 + i), params) for i in range(8)]
+    assert run(engine, requests) == run(gpu_engine(tmp_path, **options, enforce_eager=True), requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
 from ingle.config import EngineConfig
+from ingle.engine import grammar as module
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.engine.grammar import Grammars, Numbers
+from ingle.engine.grammar import Copy, Grammars, Numbers
+from ingle.errors import RequestError
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.structured import Grammar, StructuredOutputs
 from ingle.text.grammar import Vocabulary, grammar_text
@@ -228,7 +232,7 @@ def test_nobody_waits_for_a_grammar_that_compiles(engine: Engine) -> None:
     slow: Future[Any] = Future()
     grammars = engine.grammars
     assert grammars is not None
-    grammars._compiled["slow"] = slow
+    grammars._copies["slow"] = [Copy(slow)]
     engine.add(request("0", Grammar("slow")))
     free = request("1", None, ignore_eos=True, max_tokens=10)
     engine.add(free)
@@ -236,11 +240,31 @@ def test_nobody_waits_for_a_grammar_that_compiles(engine: Engine) -> None:
     while len(took) < 10:
         took += tokens(engine.step())
     assert engine.has_work and engine.step() == []
-    slow.set_result(grammars.compile(grammar(GRAMMARS[2])).result())
+    slow.set_result(grammars.compile(grammar(GRAMMARS[2])).compiled.result())
     found: list[EngineOutput] = []
     while engine.has_work:
         found += engine.step()
     assert text(found) in GRAMMARS[2]["choice"]
+
+
+def test_large_grammars_are_kept_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """Those that nobody follows make room; where all are followed, the next is refused."""
+    monkeypatch.setattr(module, "_MAX_BYTES", 100)
+    grammars = Grammars(engine.grammars._read)  # type: ignore[union-attr]
+
+    def large(index: int) -> Grammar:
+        return msgspec.structs.replace(grammar({"regex": f"a{{{index}}}"}), num_bytes=40)
+
+    for index in range(1, 9):
+        grammars.compile(large(index)).compiled.result()
+    assert grammars._num_bytes <= 100 and len(grammars._copies) == 2
+    uses = [grammars.compile(large(index)) for index in (20, 21)]
+    with pytest.raises(RequestError, match="all memory"):
+        grammars.compile(large(22))
+    assert grammars.compile(large(20)).copy is uses[0].copy
+    uses[1].compiled.result()
+    del uses[1:]
+    assert grammars.compile(large(22)).compiled.result() is not None
 
 
 def test_a_grammar_that_cannot_go_on_ends_its_own_request(engine: Engine) -> None:
@@ -257,9 +281,34 @@ def test_a_vocabulary_is_read_once(folder: Path) -> None:
     reader = Reader()
     grammars = Grammars(lambda: reader.for_grammars(256))
     assert not reader.num_read
-    compiled = [grammars.compile(grammar(each)) for each in [*GRAMMARS, GRAMMARS[0]]]
-    assert compiled[0] is compiled[-1] and [future.result() for future in compiled]
+    uses = [grammars.compile(grammar(each)) for each in [*GRAMMARS, GRAMMARS[0]]]
+    assert uses[0].copy is uses[-1].copy and [use.compiled.result() for use in uses]
     assert reader.num_read == 1
+
+
+def test_many_answers_share_few_copies_of_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that threads that fill their masks do not wait for one lock."""
+    monkeypatch.setattr("ingle.kernels.cpu.threads.default_count", lambda: 4)
+    grammars = Grammars(lambda: Reader().for_grammars(256))
+    wanted = grammar(GRAMMARS[1])
+    uses = [grammars.compile(wanted) for _ in range(40)]
+    copies = {use.copy for use in uses}
+    assert len(copies) == 3 and {len(copy.uses) for copy in copies} == {13, 14}
+    masks = [grammars.mask(wanted, use) for use in uses if use.compiled.result()]
+    words = np.zeros((40, 8), np.int32)
+    for text in ("你好", " "):
+        assert not grammars.fill_rows(list(zip(masks, range(40), strict=True)), words)
+        token_id = encode(text)[0]
+        assert (words == words[0]).all() and words[0, token_id // 32] >> token_id % 32 & 1
+        for mask in masks:
+            mask.take([token_id])
+    with pytest.raises(ValueError, match="cannot be followed"):
+        masks[0].take([encode("na")[0]])
+    masks[1].take([encode("12")[0]])
+    assert masks[1].ended and not masks[2].ended
+    del uses, masks, mask
+    gc.collect()
+    assert not any(copy.uses for copy in copies)
 
 
 def test_an_engine_without_a_vocabulary_refuses(engine: Engine) -> None:
@@ -282,7 +331,7 @@ def test_compiling_is_bounded_in_time(folder: Path) -> None:
     grammars = Grammars(lambda: Reader().for_grammars(256))
     many = {"type": "object", "properties": {f"property {i}": {"type": "string"} for i in range(2000)}}
     started = time.monotonic()
-    grammars.compile(grammar({"json": many})).exception(timeout=60)
+    grammars.compile(grammar({"json": many})).compiled.exception(timeout=60)
     assert time.monotonic() - started < 30
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingle.engine.arrivals import LowerTiers
 from ingle.engine.pages import PagePool
-from ingle.engine.scheduler import Drafter, Plan, Scheduler
+from ingle.engine.scheduler import Drafter, Scheduler
+from ingle.engine.sequence import Plan
 from ingle.kv import pages_held
 from ingle.request import EngineOutput, EngineRequest, SamplingParams
 from ingle.step import RESERVED_PAGE, Chunk, Limits, StepResult
+from tests.support import expect_short_answers
 
 EOS = 7
 
@@ -130,9 +133,16 @@ class Device:
 class Driver:
     """Steps a scheduler over the pretended device, `depth` launched steps ahead of the retired ones."""
 
-    def __init__(self, num_pages: int, depth: int, bounds: Limits, drafter: Drafter | None = None) -> None:
-        self.scheduler = Scheduler(PagePool(num_pages), bounds, drafter)
-        self.device = Device(bounds.page_size, bounds.windows)
+    def __init__(
+        self,
+        num_pages: int,
+        depth: int,
+        bounds: Limits,
+        drafter: Drafter | None = None,
+        tiers: Callable[[PagePool, Device], LowerTiers] | None = None,
+    ) -> None:
+        pool, self.device = PagePool(num_pages), Device(bounds.page_size, bounds.windows)
+        self.scheduler = Scheduler(pool, bounds, drafter, None if tiers is None else tiers(pool, self.device))
         self.depth = depth
         self.launched: deque[tuple[Plan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
@@ -213,6 +223,7 @@ def play(
     faults: bool = False,
     windowed: bool = False,
     drafter: Drafter | None = None,
+    tiers: Callable[[PagePool, Device], LowerTiers] | None = None,
 ) -> Played:
     """Arrivals with shared prefixes, aborts, preemptions, chunks, under tight budgets; checks every page and token.
 
@@ -222,10 +233,13 @@ def play(
     page_size = rng.choice([1, 2, 4])
     max_model_len = rng.randint(page_size * 3, 30)
     windows = tuple(rng.choice([None, *range(1, 12)]) for _ in range(rng.randint(1, 4))) if windowed else (None,)
-    bounds = Limits(rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching, windows)
+    target_s, least = rng.choice([None, 0.01]), rng.randint(1, 8)
+    bounds = Limits(
+        rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching, windows, target_s, least
+    )
     num_pages = 1 + pages_held(windows, max_model_len, page_size, bounds.max_num_batched_tokens)
     num_pages += rng.randint(0, 6) * len(windows)
-    driver = Driver(num_pages, depth, bounds, drafter)
+    driver = Driver(num_pages, depth, bounds, drafter, tiers)
     operations, wanted, faulty = 0, {}, set()
     for number in range(num_requests):
         max_tokens = rng.randint(0, 12)
@@ -234,7 +248,11 @@ def play(
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         name, seed = str(number), rng.randint(0, 1 << 30) * num_requests + number
         priority, salt = rng.choice([0, 0, 0, -3, 5]), rng.choice(["", "", "s"])
-        driver.add(EngineRequest(name, prompt, params, (EOS,), priority=priority, cache_salt=salt), seed)
+        request = EngineRequest(
+            name, prompt, params, (EOS,), priority=priority, cache_salt=salt, client=rng.choice("aab")
+        )
+        driver.add(request, seed)
+        driver.scheduler.pace.learn(rng.randint(1, 20), rng.random() / 10)
         wanted[name] = expected(seed, length, params.max_tokens or 0, max_model_len)
         if faults and not at_random and wanted[name] and len(faulty) < 2 and rng.randint(0, 4) == 0:
             last = rng.randint(0, len(wanted[name]) - 1)
@@ -464,6 +482,7 @@ def test_a_prefix_is_computed_once_even_within_a_step() -> None:
 
 def test_the_newest_gives_way_and_is_computed_again() -> None:
     driver = Driver(7, 0, limits(max_model_len=24, enable_prefix_caching=False))
+    expect_short_answers(driver.scheduler)
     for name in ("old", "new"):
         driver.add(request(name, 6, max_tokens=16, ignore_eos=True), ord(name[0]))
     driver.drain()
@@ -526,6 +545,7 @@ def test_the_lowest_priority_goes_first_and_the_highest_gives_way() -> None:
     assert order == ["urgent", "a", "b", "late"]
 
     driver = Driver(13, 0, limits())  # three sequences of four pages each, of which the pool has twelve
+    expect_short_answers(driver.scheduler)
     for number, (name, priority) in enumerate([("low", 3), ("a", 0), ("b", 0), ("c", 0)]):
         driver.add(msgspec.structs.replace(request(name, 3, 13, ignore_eos=True), priority=priority), number)
     driver.drain()

@@ -16,7 +16,7 @@ from ingle.kv import KvSpec, one_group, pages_held
 from ingle.model.registry import decoder_config
 from ingle.request import EngineRequest, SamplingParams
 from ingle.step import Limits, StepResult
-from tests.support import collect, engine_for, greedy, random_prompt, run, save_checkpoint
+from tests.support import collect, engine_for, expect_short_answers, greedy, random_prompt, run, save_checkpoint
 
 GEMMA3_4B = decoder_config({
     "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240,
@@ -102,6 +102,7 @@ def test_long_answers_shared_prefixes_and_preemption(
     tight = engine_for(
         folder, dtype=dtype, cpu_kernels=cpu_kernels, block_size=8, num_gpu_blocks_override=num_pages, **limits
     )
+    expect_short_answers(tight.scheduler)
     assert isinstance(tight.worker.device, TorchDevice if cpu_kernels == "torch" else NativeDevice)
     shared = random_prompt(9, 64)
     prompts = [random_prompt(i, 20 + 45 * i) for i in range(3)] + [shared + random_prompt(i, 7) for i in (7, 8)]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingle.engine.scheduler import Chunk
 from ingle.kernels import gpu, reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.gpu import latent
+from ingle.step import Chunk
 from tests.kernels.test_gpu_kernels import CASES, DEVICE, DTYPES, attention_case, close, randn
 
 SCALE = 0.3

@@ -114,6 +114,14 @@ def test_an_old_card_computes_float16() -> None:
     assert plan(SHAPES / "qwen2-7b", "4090").kv.dtype == "bfloat16"
 
 
+def test_what_is_kept_below_the_device_is_counted_in_tokens() -> None:
+    options = {"host_cache": "8GiB", "disk_cache": "/var/cache/ingle"}
+    found = text(plan(TIGERBOT, "3090:8", **options), **options)
+    assert "prompt cache 8.00 GiB of host memory: the prefixes of 26,214 tokens" in found
+    assert "prompt cache 16.00 GiB of /var/cache/ingle: the prefixes of 52,428 tokens" in found
+    assert "--host-cache 8GiB --disk-cache /var/cache/ingle" in found
+
+
 def test_speeds_are_bandwidth_over_bytes() -> None:
     made = plan(SHAPES / "qwen2-7b", "h100", max_model_len=1024)
     (one,) = made.fits

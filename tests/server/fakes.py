@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -16,13 +17,15 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from ingle.channel import EngineStats
+from ingle.config.access import ApiKey
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, TokenLogprobs
 from ingle.server.access import Access
 from ingle.server.app import create_app
-from ingle.server.engine_client import in_background
+from ingle.server.engine_client import caller, in_background
 from ingle.server.graceful import http_config
-from ingle.server.http_limits import HttpLimits
+from ingle.server.http_limits import HttpLimits, OpenConnections
 from ingle.server.models import ModelPool, ServedModel
 from ingle.text.load import TextSide
 from ingle.text.tokenizer import Tokenizer
@@ -51,18 +54,17 @@ class Info:
     stored_types: dict[str, int] = field(default_factory=lambda: {"Q8_0": 900, "F32": 100})
     expanded_types: list[str] = field(default_factory=lambda: ["Q8_0"])
     weight_bytes: int = 4000
+    kv_cache_bytes: int = 2000
+    num_pages: int = 33
+    page_size: int = 16
 
 
 @dataclass
 class Health:
     ok: bool = True
     detail: str = "ok"
-
-
-@dataclass
-class Stats:
-    num_running: int = 0
-    num_waiting: int = 0
+    status: str = "ok"
+    retry_after_s: int | None = None
 
 
 @dataclass
@@ -80,12 +82,16 @@ class ScriptedEngine:
     die_after: int | None = None
     """Tokens after which the engine is dead."""
     status: Health = field(default_factory=Health)
-    stats: Stats = field(default_factory=Stats)
+    stats: EngineStats = field(default_factory=EngineStats)
+    pid: int = field(default_factory=os.getpid)
     requests: list[EngineRequest] = field(default_factory=list)
     in_background: list[bool] = field(default_factory=list)
     """Of each of them, whether it may wait for others."""
+    callers: list[str] = field(default_factory=list)
+    """The same: who asked."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
+    num_restarts: int = 0
     num_steps: int = 0
 
     def say(self, text: str) -> None:
@@ -100,6 +106,7 @@ class ScriptedEngine:
             raise EngineError(self.status.detail)
         self.requests.append(request)
         self.in_background.append(in_background.get())
+        self.callers.append(caller.get())
         self.running += 1
         finished = False
         try:
@@ -157,6 +164,8 @@ def app_for(model: ServedModel, **changes: Any) -> Starlette:
     def taken(kind: type) -> dict[str, Any]:
         return {name.name: changes.pop(name.name) for name in fields(kind) if name.name in changes}
 
+    if keys := changes.get("api_keys"):
+        changes["api_keys"] = tuple(ApiKey(key) if isinstance(key, str) else key for key in keys)
     access, text = Access(**taken(Access)), replace(model.text, **taken(TextSide))
     return create_app(ModelPool([replace(model, text=text, **taken(ServedModel))]), access, **changes)
 
@@ -175,8 +184,10 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
 @asynccontextmanager
 async def served(app: ASGIApp, **limits: Any) -> AsyncIterator[int]:
     """A real server on 127.0.0.1, whose port this is, with connections as `ingle serve` has them."""
+    given = HttpLimits(**limits)
+    counted = OpenConnections(given.max_connections)
     config = http_config(
-        app, HttpLimits(**limits), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
+        app, given, counted, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

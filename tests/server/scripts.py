@@ -66,7 +66,9 @@ KINDS = ("text", "thought", "call")
 def tell(monkeypatch: pytest.MonkeyPatch, told: Sequence[Event], random: Random | None = None) -> None:
     """Every request is answered with these events, which come one by one or in random portions."""
 
-    async def run(self: Generation, choice: int, prompt: Any, request: Any) -> AsyncGenerator[Sequence[Event], None]:
+    async def run(
+        self: Generation, choice: int, prompt: Any, choices: Any, request: Any
+    ) -> AsyncGenerator[Sequence[Event], None]:
         engine: Any = self.model.engine
         engine.requests.append(request)
         self.model.queue.leave(request.id)

@@ -16,6 +16,8 @@ import openai
 import pytest
 from starlette.applications import Starlette
 
+from ingle.channel import EngineStats
+from ingle.limits import LimitsConfig
 from ingle.server.batch import store as store_module
 from ingle.server.batch import worker as worker_module
 from ingle.server.batch.store import Store
@@ -47,9 +49,10 @@ class Place:
     root: Path
     max_bytes: int = 1 << 20
     clock: Clock = field(default_factory=Clock)
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009 (frozen)
 
     def app(self) -> Starlette:
-        return app_for(self.model, store=Store(self.root, self.max_bytes, self.clock))
+        return app_for(self.model, store=Store(self.root, self.max_bytes, self.clock, self.limits))
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -228,14 +231,14 @@ async def test_expired(place: Place, engine: ScriptedEngine) -> None:
 
 
 async def test_whoever_waits_goes_first(place: Place, engine: ScriptedEngine) -> None:
-    engine.stats.num_waiting = 1
+    engine.stats = EngineStats(num_waiting=1)
     async with place.working() as client:
         batch = await begin(client, [line("a")])
         folder = place.root / "batches" / batch["id"]
         await until(lambda: (folder / "output.jsonl").exists(), 5.0)
         await asyncio.sleep(0.05)
         assert not engine.requests
-        engine.stats.num_waiting = 0
+        engine.stats = EngineStats()
         assert (await ended(client, batch))["status"] == "completed"
         await client.post("/v1/chat/completions", json=line("b")["body"])
     assert engine.in_background == [True, False]
@@ -283,8 +286,8 @@ async def test_input_that_cannot_be_run(place: Place, lines: list[Any], code: st
     assert error["code"] == code and message in error["message"]
 
 
-async def test_lines_of_a_batch_are_counted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "MAX_LINES", 3)
+async def test_lines_of_a_batch_are_counted(place: Place) -> None:
+    place.limits = LimitsConfig(max_batch_lines=3)
     async with place.working() as client:
         batch = await ended(client, await begin(client, [line(str(index)) for index in range(5)]))
     assert batch["errors"]["data"][0]["code"] == "too_many_lines"
@@ -400,7 +403,7 @@ async def test_room_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) ->
         assert (await upload(client, b"x" * 900)).status_code == 200
         assert_error(await upload(client, b"x" * 200), 413, "up to 1000 bytes of files")
         assert (await upload(client, b"x" * 100)).status_code == 200
-        monkeypatch.setattr(store_module, "MAX_FILE_BYTES", 10)
+        place.limits = LimitsConfig(max_file_bytes=10)
         place.max_bytes = 1 << 20
     async with client_of(place.app()) as client:
         assert_error(await upload(client, b"x" * 11), 413, "larger than 10 bytes")

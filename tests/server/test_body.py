@@ -6,17 +6,17 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
 
-from ingle.server import body as body_module
+from ingle.limits import LimitsConfig
 from ingle.server.body import StrictModel
 from ingle.server.models import ServedModel
 from ingle.server.openai.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
-from ingle.server.queue import BodyMemory
 
-from .fakes import app_for, assert_error, served, until
+from .fakes import ScriptedEngine, app_for, assert_error, client_of, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -80,9 +80,9 @@ async def test_charset_is_allowed(client: httpx.AsyncClient) -> None:
 
 
 async def test_body_limit_holds_for_announced_and_chunked_bodies(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    make_client: Callable[..., httpx.AsyncClient],
 ) -> None:
-    monkeypatch.setattr(body_module, "MAX_BODY_BYTES", 1000)
+    client = make_client(limits=LimitsConfig(max_body_bytes=1024))
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -91,10 +91,12 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
             read += 100
             yield b" " * 100
 
-    response = await client.post("/v1/completions", content=b" " * 1001, headers=JSON)
-    assert_error(response, 413, "1000 bytes")
+    response = await client.post("/v1/completions", content=b" " * 1025, headers=JSON)
+    assert_error(response, 413, "1024 bytes (--max-body-bytes)")
     assert response.headers["connection"] == "close"
-    assert_error(await client.post("/v1/completions", content=endless(), headers=JSON), 413, "1000 bytes")
+    assert_error(
+        await client.post("/v1/completions", content=endless(), headers=JSON), 413, "1024 bytes (--max-body-bytes)"
+    )
     assert read <= 1200
 
 
@@ -105,13 +107,17 @@ async def test_body_limit_holds_for_announced_and_chunked_bodies(
         ({"temperature": True}, "temperature", "temperature must be a valid number, got true"),
         ({"temperature": -1}, "temperature", "temperature must be between 0.0 and 100.0, got -1"),
         ({"top_p": 0}, "top_p", "top_p must be greater than 0"),
-        ({"n": 0}, "n", "n must be greater than or equal to 1, got 0"),
-        ({"n": 10**6}, "n", "n must be less than or equal to 128"),
+        ({"n": 0}, "n", "n must be between 1 and 128 (--max-n), got 0"),
+        ({"n": 10**6}, "n", "n must be between 1 and 128 (--max-n), got 1000000"),
         ({"n": 1.5}, "n", "n must be a valid integer, got 1.5"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, or"),
         ({"max_tokens": -2}, "max_tokens", "max_tokens must be greater than or equal to -1, got -2"),
         ({"max_tokens": 5.5}, "max_tokens", "max_tokens must be a valid integer, got 5.5"),
-        ({"prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs must be between 0 and 20, got 21"),
+        (
+            {"prompt_logprobs": 21},
+            "prompt_logprobs",
+            "between 0 and 20 (--max-prompt-logprobs), got 21",
+        ),
         ({"stop_token_ids": [1, -5, -6]}, "stop_token_ids", "stop_token_ids must be between 0 and 2147483647, got -5"),
         ({"min_tokens": 20, "max_tokens": 3}, "min_tokens", "min_tokens (20) is greater than max_tokens (3)"),
         ({"seed": 2**64}, "seed", "seed must be"),
@@ -296,10 +302,10 @@ async def test_a_body_that_is_as_it_is_may_say_so(client: httpx.AsyncClient, enc
 
 
 async def test_bodies_together_are_bounded_while_they_are_read(
-    model: ServedModel, make_client: Callable[..., httpx.AsyncClient]
+    model: ServedModel,
 ) -> None:
-    memory = BodyMemory(1000)
-    client = make_client(unread=memory)
+    app = app_for(model, limits=LimitsConfig(max_body_bytes=1024, max_bodies_bytes=1024))
+    client, memory = client_of(app), app.state.unread
     waiting = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -311,7 +317,7 @@ async def test_bodies_together_are_bounded_while_they_are_read(
     await until(lambda: memory.num_bytes > 600, within_s=5.0)
     body = b'{"prompt":"a"}' + b" " * 500
     response = await client.post("/v1/completions", content=body, headers=JSON)
-    assert_error(response, 503, "1000 bytes")
+    assert_error(response, 503, "at most 1024 are taken (--max-bodies-bytes)")
     assert int(response.headers["retry-after"]) > 0
     waiting.set()
     assert (await first).status_code == 200
@@ -322,7 +328,7 @@ async def test_bodies_together_are_bounded_while_they_are_read(
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"Content-Length": str(body_module.MAX_BODY_BYTES + 1)}, 413),
+        ({"Content-Length": str(LimitsConfig().max_body_bytes + 1)}, 413),
         ({"Content-Length": str(10**15)}, 413),
         ({"Content-Length": "100", "Content-Encoding": "gzip"}, 415),
         ({"Content-Length": "100", "Content-Type": "text/plain"}, 415),
@@ -341,3 +347,14 @@ async def test_what_headers_tell_is_refused_before_the_body_is_asked_for(
         raw = await asyncio.wait_for(reader.read(), 10)
         writer.close()
     assert raw.startswith(b"HTTP/1.1 %d " % status) and b"connection: close" in raw
+
+
+@pytest.mark.parametrize("tensor", ["gASVAAAAAAAAAA==", [0.5, 0.25], {"data": "AAAA", "dtype": "float32"}])
+async def test_no_tensor_comes_in_a_request(client: httpx.AsyncClient, engine: ScriptedEngine, tensor: Any) -> None:
+    answer = await client.post("/v1/completions", json={"prompt": "a", "prompt_embeds": tensor})
+    assert_error(answer, 400, "prompt_embeds", param="prompt_embeds")
+    parts = [{"type": kind, kind: tensor} for kind in ("image_embeds", "audio_embeds")]
+    for part in parts:
+        asked = {"messages": [{"role": "user", "content": [part]}]}
+        assert_error(await client.post("/v1/chat/completions", json=asked), 400, param="messages[0].content[0].type")
+    assert engine.requests == []

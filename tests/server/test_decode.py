@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingle.errors import RequestError
 from ingle.server import decode
-from ingle.server.decode import count_values, decode_json
+from ingle.server.decode import _numbers, count_values, decode_json
 
 TEXTS = st.text(st.sampled_from('a,[]{}:"\\\n你'), max_size=12)
 JSON = st.recursive(
@@ -86,5 +86,22 @@ def test_more_values_than_any_request_needs_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("body", [b"{" + b" " * BIG, b'{"a": "' + b"x" * BIG, b"[" * BIG, b'"' + b"\\" * BIG])
 def test_what_is_no_json_is_an_error(body: bytes) -> None:
-    with pytest.raises((ValueError, RecursionError)):
+    with pytest.raises((ValueError, RequestError)):
         decode_json(body)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1,2,3,4,5,6,7,8,9]", b" [1 , 2,\n3, 4.5, -6, null, true]  ", b"[11111111111,2]", b"[]"]
+)
+def test_numbers_in_pieces(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr("ingle.server.decode._NUMBERS_BYTES", 3)
+    assert _numbers(text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1,,2,3,4]", b"[1,2,3,4,5,", b"[1,2,3,4] x", b"[1,2,3,4,]", b"[1,2,3,4", b"[,1,2,3,4]"]
+)
+def test_pieces_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr("ingle.server.decode._NUMBERS_BYTES", 3)
+    with pytest.raises(ValueError):
+        _numbers(text)

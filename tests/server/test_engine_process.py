@@ -39,6 +39,8 @@ def test_one_that_was_never_told_ends_at_once() -> None:
 class _Gone:
     """In place of the process at the other end."""
 
+    pid, has_ended = 1, True
+
     def __init__(self) -> None:
         self.socket, self.theirs = socket.socketpair()
 

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 import pytest
 
+from ingle.config.access import ApiKey
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server import streaming
 from ingle.text.tokenizer import Tokenizer
@@ -222,3 +223,14 @@ async def test_pings(client: httpx.AsyncClient, make_client: Callable[..., httpx
     guarded = make_client(api_keys=("key",))
     assert (await guarded.get("/ping")).json() == (await client.get("/health")).json()
     assert (await guarded.post("/tokenize", json={"prompt": "a"})).status_code == 401
+
+
+@both
+async def test_the_engine_is_told_whose_a_request_is(
+    make_client: Callable[..., httpx.AsyncClient], engine: ScriptedEngine, path: str
+) -> None:
+    guarded = make_client(api_keys=(ApiKey("k1", "ann"), ApiKey("k2", "bob")))
+    for key in ("k1", "k2", "k1"):
+        guarded.headers["Authorization"] = f"Bearer {key}"
+        assert (await post(guarded, path)).status_code == 200
+    assert engine.callers == ["ann", "bob", "ann"]

@@ -7,6 +7,7 @@ import logging
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from ingle.config import EngineConfig, ServeConfig, ServerConfig
+from ingle.config.access import AccessConfig, ApiKey
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ModelSource
 from ingle.server import launch, listening
@@ -59,7 +61,7 @@ def test_the_example_is_one_that_works(
 ) -> None:
     info = SimpleNamespace(writes_text=writes_text)
     model: Any = SimpleNamespace(name="m", default_sampling=sampling, chat_template=template, info=info)
-    example = launch._example(model, Access(keys), "http://127.0.0.1:1")
+    example = launch._example(model, Access(tuple(map(ApiKey, keys))), "http://127.0.0.1:1")
     assert example.startswith("curl http://127.0.0.1:1/v1/") and all(part in example for part in parts)
 
 
@@ -97,28 +99,28 @@ def test_whoever_is_reached_from_outside_without_a_key_is_warned(
         text=text,
     )
     sock: Any = Bound(host)
-    launch._announce(model, Access(keys), start_on(sock))
+    launch._announce(model, Access(tuple(map(ApiKey, keys))), start_on(sock))
     assert caplog.messages[-1].startswith("ready in ") and "base URL: http://" in caplog.messages[-1]
     assert any("--api-key" in message for message in caplog.messages) == (not loopback and not keys)
-    assert launch._allowed_hosts(ServerConfig(host=host), sock) == (("localhost",) if loopback else ())
-    assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example",)), sock) == ("a.example",)
-    assert launch._allowed_hosts(ServerConfig(host=host, allowed_hosts=("a.example", "*")), sock) == ()
+    assert any("is guessed soon" in message for message in caplog.messages) == (not loopback and bool(keys))
+    given = AccessConfig(api_key=keys)
+    access = launch.access_of(ServerConfig(access=given), sock)
+    assert access.allowed_hosts == (("localhost",) if loopback else ())
+    assert access.local_names == (not loopback and not keys)
+    for hosts, allowed in ((("a.example",), ("a.example",)), (("a.example", "*"), ())):
+        access = launch.access_of(ServerConfig(access=replace(given, allowed_hosts=hosts)), sock)
+        assert access.allowed_hosts == allowed and not access.local_names
 
 
 def test_a_name_for_loopback_is_loopback() -> None:
     with listening.bind("localhost", 0) as sock:
-        assert launch._is_loopback(sock)
+        assert listening.is_local(sock)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("timeout_keep_alive", 0.0),
-        ("timeout_keep_alive", float("nan")),
-        ("max_connections", 0),
-        ("max_num_queued_reqs", 0),
-        ("max_num_queued_tokens", -1),
-        ("allowed_hosts", ("",)),
+        ("served_model_name", ("",)),
     ],
 )
 def test_flags_that_cannot_be(field: str, value: Any) -> None:
@@ -185,6 +187,17 @@ def test_connections_of_one_network_are_counted_together() -> None:
     connections.leave("10.0.0.1")
     assert connections.enter("10.0.0.2") and connections.enter("10.0.0.3")
     assert not connections.enter("10.0.0.4")
+
+
+def test_who_stands_for_many_may_have_all_connections() -> None:
+    connections = OpenConnections(4, ["10.0.0.0/8", "2001:db8::7"])
+    assert all(connections.enter("10.1.2.3") for _ in range(4)) and not connections.enter("10.1.2.3")
+    connections = OpenConnections(4, ["10.0.0.0/8", "2001:db8::7"])
+    assert all(connections.enter("192.168.0.1") for _ in range(2)) and not connections.enter("192.168.0.1")
+    assert all(connections.enter("::ffff:10.0.0.1") for _ in range(2)) and not connections.enter("10.0.0.1")
+    for shared in (OpenConnections(4), OpenConnections(4, ["*"])):
+        address = "" if shared._proxies == [] and not shared._all_proxies else "192.168.0.1"
+        assert all(shared.enter(address) for _ in range(4)) and not shared.enter(address)
 
 
 def test_where_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import logging
 import os
 import time
@@ -11,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ingle.server.logs import BackgroundLog
+from ingle.server import logs
+from ingle.server.logs import BackgroundLog, formatter
 
 Pipe = tuple[int, int]
 
@@ -81,3 +84,49 @@ def test_what_was_logged_is_written_when_it_is_flushed(pipe: Pipe) -> None:
     handler.flush()
     os.set_blocking(pipe[0], False)
     assert os.read(pipe[0], 100) == b"last words\n"
+
+
+def test_a_disk_that_has_room_again_goes_on_where_a_line_begins(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = [12]
+    write = os.write
+
+    def limited(fd: int, data: memoryview) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count = write(fd, data[: room[0]])
+        room[0] -= count
+        return count
+
+    monkeypatch.setattr(logs.os, "write", limited)
+    handler = BackgroundLog(pipe[1])
+    logger = logger_of(handler)
+    for text in ("whole", "this one is torn", "lost"):
+        logger.warning(text)
+        handler.flush()
+    room[0] = 1 << 20
+    logger.warning("again")
+    handler.flush()
+    lines = read(pipe, b"again").decode().splitlines()
+    assert lines == ["whole", "this o", "2 lines are missing here: they could not be written", "again"]
+
+
+def test_what_the_log_says_of_itself_is_json_too(pipe: Pipe) -> None:
+    handler = BackgroundLog(pipe[1], max_lines=10)
+    handler.setFormatter(formatter("json"))
+    logger = logger_of(handler)
+    for number in range(5000):
+        logger.warning("line %d %s", number, "x" * 2000)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read, pipe, b"the end")
+        while handler._lines:
+            time.sleep(0.01)
+        logger.warning("the end")
+        messages = [json.loads(line)["message"] for line in reading.result().decode().splitlines()]
+    assert any("lines were dropped here" in message for message in messages)
+
+
+def test_a_line_that_cannot_be_made_is_told(pipe: Pipe, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = BackgroundLog(pipe[1])
+    logger_of(handler).warning("%d", "no number")
+    assert b"could not be written: TypeError" in read(pipe, b"\n")
+    assert capsys.readouterr() == ("", "")

@@ -80,6 +80,6 @@ async def test_each_model_has_its_queue(client: httpx.AsyncClient, other: Script
     other.step_s = 60.0
     waiting = asyncio.ensure_future(complete(client, model=OTHER))
     await until(lambda: other.running > 0, within_s=5.0)
-    assert_error(await complete(client, model=OTHER), 429, "waits already")
+    assert_error(await complete(client, model=OTHER), 429, "The queue is full")
     assert (await complete(client)).status_code == 200
     waiting.cancel()

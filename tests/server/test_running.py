@@ -25,12 +25,12 @@ INFO: Any = SimpleNamespace(weight_bytes=3_000_000_000, kv_cache_bytes=200_000_0
 SERVER = """
 import signal, socket, sys, time
 from types import SimpleNamespace
-from ingle.server.running import announced
+from ingle.server.running import announced, url_of
 info = SimpleNamespace(weight_bytes=3_000_000_000, kv_cache_bytes=200_000_000, device="cpu", max_model_len=2048)
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 with socket.socket() as sock:
     sock.bind(("127.0.0.1", 0))
-    with announced(sys.argv[1:], info, sock):
+    with announced(sys.argv[1:], info, url_of(sock)):
         print(sock.getsockname()[1], flush=True)
         time.sleep(60)
 """
@@ -61,7 +61,7 @@ def test_a_record_says_what_runs_and_no_more(own_home: Path) -> None:
     with socket.socket() as sock:
         sock.bind(("0.0.0.0", 0))
         port = sock.getsockname()[1]
-        with running.announced(["a", "b"], INFO, sock):
+        with running.announced(["a", "b"], INFO, running.url_of(sock)):
             (file,) = (own_home / "running").iterdir()
             assert file.stat().st_mode & 0o777 == 0o600 and (own_home / "running").stat().st_mode & 0o777 == 0o700
             (found,) = running.servers()
@@ -93,7 +93,7 @@ def test_a_home_that_cannot_be_written_to_is_a_notice(own_home: Path, caplog: py
     (own_home / "running").write_text("a file in the way")
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        with running.announced(["m"], INFO, sock):
+        with running.announced(["m"], INFO, running.url_of(sock)):
             assert running.servers() == []
     assert "`ingle ps` will not show this server" in caplog.text
 
@@ -126,7 +126,8 @@ def test_whom_to_stop_must_be_clear(capsys: pytest.CaptureFixture[str]) -> None:
     with server("m") as (_, one), server("m") as (_, two):
         assert main(["stop", "m"]) == 1
         assert (
-            capsys.readouterr().err == f"ingle: 2 servers have m: `ingle stop` the one on port {one} or {two}, or all\n"
+            capsys.readouterr().err
+            == f"ingle: 2 servers have m: `ingle stop` the one on port {one} or port {two}, or all\n"
         )
         assert main(["stop", "n"]) == 1
         assert capsys.readouterr().err == (

@@ -173,6 +173,36 @@ def test_an_interrupted_rendering_leaves_no_answer_behind(monkeypatch: pytest.Mo
     assert template.render(HI) == "Hi"
 
 
+def pids() -> list[int]:
+    return [each._process.pid for each in module.sandboxes._all if each._process is not None]
+
+
+def test_a_process_that_is_killed_from_outside_costs_no_request() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    for _ in range(5):
+        template.render(HI)
+        for pid in pids():
+            os.kill(pid, signal.SIGKILL)
+        assert template.render(HI) == "Hi"
+
+
+def test_a_process_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own limit is one of computing; a stopped one, or one that is swapped out, computes nothing."""
+    monkeypatch.setattr(module, "_MAX_S", 0.5)
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    template.render(HI)
+    for pid in pids():
+        os.kill(pid, signal.SIGSTOP)
+    for text in ("short", "x" * 1_000_000):  # which a pipe holds, or does not
+        with pytest.raises(RequestError, match="takes too long"):
+            template.render([{"role": "user", "content": text}])
+        assert template.render(HI) == "Hi"
+        for pid in pids():
+            os.kill(pid, signal.SIGSTOP)
+    for pid in pids():
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_forked_child_has_a_process_of_its_own() -> None:
     template = ChatTemplate("{{ messages[0].content }}", {})
     template.render(HI)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer as Backend
 
 from ingle.errors import RequestError
+from ingle.limits import LimitsConfig, holding
 from ingle.request import SamplingParams
-from ingle.structured import MAX_GRAMMAR_BYTES, StructuredOutputs
-from ingle.text.grammar import GrammarCheck, compile_grammar, grammar_text
+from ingle.structured import StructuredOutputs
+from ingle.text.grammar import GrammarCheck, compile_grammar, grammar_text, unforced
 from ingle.text.load import load_tokenizer
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
+
+_MOST = LimitsConfig().max_grammar_bytes
 
 BYTES = LLTokenizer("byte")
 KINDS: dict[str, Callable[[], Backend]] = {
@@ -36,8 +41,14 @@ def matcher(tokenizer: LLTokenizer = BYTES, **wanted: Any) -> LLMatcher:
 
 
 def accepts(text: str, **wanted: Any) -> bool:
-    state, data = matcher(**wanted), list(text.encode())
-    return state.try_consume_tokens(data) == len(data) and state.is_accepting()
+    """The same with and without forced tokens."""
+    given, data = grammar_text(StructuredOutputs(**wanted)), list(text.encode())
+    found = set()
+    for each in (given, unforced(given)):
+        state = compile_grammar(each, BYTES)
+        found.add(state.try_consume_tokens(data) == len(data) and state.is_accepting())
+    (answer,) = found
+    return answer
 
 
 def json_accepts(schema: Any, value: Any) -> bool:
@@ -136,6 +147,19 @@ def test_schemas(schema: dict[str, Any], yes: list[Any], no: list[Any]) -> None:
     assert [value for value in no if json_accepts(schema, value)] == []
 
 
+def test_objects_may_be_closed() -> None:
+    inner = {"properties": {"b": {"type": "integer"}}, "default": {"properties": {}}}
+    schema = {"type": "object", "properties": {"properties": {"type": "array", "items": {"$ref": "#/$defs/inner"}}}}
+    schema |= {"$defs": {"inner": {"type": "object", **inner}}}
+    given = {"properties": [{"b": 1}]}
+    more = [{"properties": [{"b": 1, "c": 2}]}, {**given, "a": 1}]
+    for value in (given, *more):
+        assert accepts(json.dumps(value), json=schema)
+        assert accepts(json.dumps(value), json=schema, disable_additional_properties=True) is (value is given)
+    said = {"type": "object", "properties": {}, "additionalProperties": True}
+    assert accepts('{"a": 1}', json=said, disable_additional_properties=True)
+
+
 def test_white_space_is_some_and_never_without_end() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}, "required": ["a"]}
     value = {"a": [1, 2]}
@@ -167,22 +191,22 @@ def test_what_is_not_handled_is_refused_whatever_the_schema_asks_for(schema: dic
         ({"choice": ["a", ""]}, "not empty"),
         ({"choice": "abc"}, "must be a list of strings, got 'abc'"),
         ({"choice": {"a": 1}}, "must be a list of strings"),
-        ({"choice": ["x"] * 5000}, "1 to 4096 strings"),
+        ({"choice": ["x"] * 5000}, "choice has 5000 strings, at most 4096 are taken (--max-grammar-choices)"),
         ({"json": "{"}, "json is not valid JSON"),
         ({"json": [1]}, "must be a JSON Schema, which is an object"),
         ({"json": False}, "no answer can follow"),
         ({"json": {"enum": [float("nan")]}}, "json is no JSON Schema"),
         ({"json": {"enum": [object()]}}, "json is no JSON Schema"),
         ({"json": "[" * 100_000}, "json is not valid JSON"),
-        ({"regex": "a" * (MAX_GRAMMAR_BYTES + 1)}, f"at most {MAX_GRAMMAR_BYTES} are taken"),
-        ({"json": {"enum": ["a" * MAX_GRAMMAR_BYTES]}}, f"at most {MAX_GRAMMAR_BYTES} are taken"),
+        ({"regex": "a" * (_MOST + 1)}, f"at most {_MOST} are taken (--max-grammar-bytes)"),
+        ({"json": {"enum": ["a" * _MOST]}}, f"at most {_MOST} are taken (--max-grammar-bytes)"),
         ({"regex": 3}, "regex must be a string, got 3"),
         ({"regex": "a", "disable_any_whitespace": True}, "whitespace is that of JSON"),
         ({"rule": "a"}, "has no rule"),
     ],
 )
 def test_values_are_checked(wanted: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=re.escape(message)) as error:
+    with holding(LimitsConfig()), pytest.raises(RequestError, match=re.escape(message)) as error:
         SamplingParams(structured_outputs=wanted)  # type: ignore[arg-type]
     assert error.value.param == "structured_outputs"
 
@@ -365,3 +389,55 @@ def test_what_was_tried_is_known() -> None:
         with pytest.raises(RequestError, match="guided_json: json: Unimplemented") as error:
             check.grammar(StructuredOutputs(json={"not": {}}, asked_as="guided_json"))
         assert error.value.param == "guided_json"
+
+
+def test_one_of_many_that_ask_for_the_same_compiles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, going, calls = GrammarCheck({}, [0], 10), threading.Event(), []
+
+    def slowly(wanted: StructuredOutputs) -> str:
+        calls.append(wanted)
+        assert going.wait(10)
+        return "no"
+
+    monkeypatch.setattr(check, "_check", slowly)
+    monkeypatch.setattr("ingle.text.grammar._PATIENCE_S", 0.01)
+    first, others = StructuredOutputs(regex="a"), [StructuredOutputs(regex=letter) for letter in "bc"]
+
+    def asked(wanted: StructuredOutputs) -> str | None:
+        with pytest.raises(RequestError) as error:
+            check.grammar(wanted)
+        return error.value.code
+
+    with ThreadPoolExecutor(8) as pool:
+        same = [pool.submit(asked, first) for _ in range(4)]
+        while len(calls) < 1:
+            time.sleep(0.001)
+        second = pool.submit(asked, others[0])
+        while len(calls) < 2:
+            time.sleep(0.001)
+        assert pool.submit(asked, others[1]).result() == "server_busy"
+        going.set()
+        assert {each.result() for each in [*same, second]} == {"invalid_grammar"}
+    assert calls == [first, others[0]]
+    assert asked(others[1]) == "invalid_grammar"
+
+
+EXPLODING: list[dict[str, Any]] = [
+    {"json": {"type": "integer", "multipleOf": 99_999_937}},
+    {"json": {"allOf": [{"type": "integer", "multipleOf": number} for number in (99_989, 99_991, 99_971)]}},
+    {"regex": "((a{1000}){1000}){1000}"},
+]
+
+
+@pytest.mark.parametrize("wanted", EXPLODING)
+def test_what_explodes_is_refused_in_time_and_costs_this_process_no_memory(wanted: dict[str, Any]) -> None:
+    def resident_kb() -> int:
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+    before = resident_kb()
+    check = GrammarCheck({0: b"</s>"}, [0], 300)
+    with pytest.raises(RequestError, match=r"cannot be compiled: it takes too|fuel exhausted"):
+        check.grammar(StructuredOutputs(**wanted))
+    assert resident_kb() < before + (8 << 10)
+    found = check.grammar(StructuredOutputs(json={"type": "integer", "multipleOf": 7}))
+    assert 0 <= found.num_bytes < 1 << 20

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from ingle.cli.flags import parse
 from ingle.config import EngineConfig, ServeConfig, ServerConfig, TextConfig
 from ingle.errors import ConfigError, EngineError, printable
+from ingle.limits import OFFLINE
 from ingle.server.engine_process import EngineProcess
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ async def _answer_all(process: EngineProcess, config: ServeConfig, source: Model
     try:
         for notice in [*model.info.notices, *model.text.notices, *model.tokenizer.hold_against(model.info.vocab_size)]:
             told.line(f"notice: {printable(notice)}")
-        app = create_app(ModelPool([model]), Access(), access_log=False)
+        app = create_app(ModelPool([model]), Access(), access_log=False, limits=OFFLINE)
         answers, most = answers_of(app), min(2 * model.info.max_num_seqs, _MOST_AT_ONCE)
         async with contextlib.aclosing(
             spread(work.lines(), lambda line: answer_patiently(app, answers, line), most)

@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
     from ingle.doctor.here import Here, Question
 
     engine = flags.engine if flags.engine.model != _NO_MODEL else None
-    here = Here(Question(flags.server.host, flags.server.port, engine, flags.text, flags.timeout))
+    server = flags.server
+    here = Here(Question(server.host, server.port, engine, flags.text, server, flags.timeout))
     found, status = [], Status()
     looking = ""
 

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import ssl
 import sys
 import urllib.error
 import urllib.parse
@@ -25,7 +26,7 @@ from ingle.cli.flags import parse
 from ingle.errors import ConfigError, EngineError, printable
 from ingle.habits.near import nearest
 from ingle.home import home
-from ingle.server.running import is_called, servers
+from ingle.server.running import UNIX, is_called, servers
 
 _ANSWER_S = 10.0
 _MAX_BYTES = 1 << 20
@@ -264,11 +265,13 @@ def _target(flags: Launch) -> Target:
         listed = ", ".join(f"{server.models[0]} at {server.url}" for server in wanted)
         say = "--url" if flags.model is not None else "--model or --url"
         raise ConfigError(f"{len(wanted)} servers run, say which by {say}: {listed}")
-    return _served(wanted[0].url, flags.model, key)
+    return _served(_address(wanted[0].url), flags.model, key)
 
 
 def _address(url: str) -> str:
     """Raises `ConfigError`."""
+    if url.startswith((UNIX, "/")):
+        raise ConfigError(f"{printable(url)[:200]} is a Unix socket, and these programs speak TCP: serve with --port")
     url = url if "://" in url else f"http://{url}"
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -299,7 +302,10 @@ def _cards(url: str, key: str | None) -> list[Card]:
             raise EngineError(f"{url} takes no requests: {_said(error)}") from error
     except (OSError, ValueError, msgspec.DecodeError) as error:
         reason = getattr(error, "reason", error)
-        raise EngineError(f"{url} does not answer as a server of models: {reason}") from error
+        trust = (
+            "; SSL_CERT_FILE names certificates to trust" if isinstance(reason, ssl.SSLCertVerificationError) else ""
+        )
+        raise EngineError(f"{url} does not answer as a server of models: {reason}{trust}") from error
 
 
 class _Detail(msgspec.Struct):

@@ -212,7 +212,7 @@ def _take_config(line: Line, item: _Item) -> None:
 
 def _is_shared(flag: Flag) -> bool:
     """Whether all commands that load a model have it. What only one has may mean something else elsewhere."""
-    return flag.owner.__module__ == "ingle.config"
+    return flag.owner.__module__.startswith("ingle.config")
 
 
 def _set(line: Line, item: _Item, name: str, values: list[str], dialect: Dialect) -> None:
@@ -236,7 +236,11 @@ def _set(line: Line, item: _Item, name: str, values: list[str], dialect: Dialect
         return
     elif dialect.loads_model and values and _asks_nothing(flag, values[0]):
         return
-    line.settings.append((flag, values))
+    before = next((words for given, words in line.settings if given == flag and flag.takes_words), None)
+    if before is not None and values:  # words add up, however often their flag is given
+        before += values
+    else:
+        line.settings.append((flag, list(values)))
 
 
 def _asks_nothing(flag: Flag, value: str) -> bool:

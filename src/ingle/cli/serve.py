@@ -42,6 +42,7 @@ def _config(argv: Sequence[str]) -> ServeConfig:
     from ingle.cli.sources import key_file_notice
 
     config = parse(ServeConfig, argv, command="serve")
-    if config.server.api_key_file is not None and (notice := key_file_notice(config.server.api_key_file)) is not None:
+    keys = config.server.access.api_key_file
+    if keys is not None and (notice := key_file_notice(keys)) is not None:
         print("notice:", notice, file=sys.stderr)
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import ssl
 import sys
 import time
 import urllib.error
@@ -12,7 +13,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ingle.cli.flags import parse, parse_given
+from ingle.cli.flags import Given, parse, parse_given
 from ingle.cli.service_unit import CARRIED, Made, ServiceOptions, make
 from ingle.errors import ConfigError, EngineError, printable
 from ingle.habits.near import nearest
@@ -95,12 +96,17 @@ def _asked(argv: Sequence[str], command: str) -> Made:
     manager, name = Manager(options.user), checked_name(options.name)
     check_port = False  # of a unit that is only printed, or that runs already and so takes it
     if command == "install":
-        _check(manager, command, argv, [*options.server.api_key, *given.environment.values()])
+        _check(manager, command, argv, _secrets(options, given))
         check_port = not (_is_ours(manager, name) and manager.state(name) == "active")
     made = make(options, given, check_port=check_port)
     for notice in made.notices:
         print("notice:", printable(notice), file=sys.stderr)
     return made
+
+
+def _secrets(options: ServiceOptions, given: Given) -> list[str]:
+    access, password = options.server.access, options.server.listen.ssl_keyfile_password
+    return [*access.api_key, *access.admin_api_key, *filter(None, [password]), *given.environment.values()]
 
 
 def _check(manager: Manager, command: str, argv: Sequence[str], secrets: Sequence[str] = ()) -> None:
@@ -248,9 +254,13 @@ def _status(flags: Status) -> None:
 
 def _health(url: str) -> tuple[bool, str] | None:
     """Whether the server takes requests, and what it says; None where nobody answers."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    unchecked = ssl.create_default_context()  # a certificate is hardly in the name of this machine's address
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked)
+    )
     try:
-        with opener.open(f"{url}/health", timeout=_HEALTH_S) as answer:
+        with opener.open(f"{url}/health/ready", timeout=_HEALTH_S) as answer:
             return True, _said(answer.read(_MAX_HEALTH_BYTES), "ok")
     except urllib.error.HTTPError as error:
         with error:
@@ -260,7 +270,7 @@ def _health(url: str) -> tuple[bool, str] | None:
 
 
 def _said(body: bytes, otherwise: str) -> str:
-    """What an answer of `/health` says, for people."""
+    """What an answer of `/health/ready` says, for people."""
     try:
         parsed = json.loads(body)
     except ValueError:

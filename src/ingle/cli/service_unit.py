@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -11,13 +12,21 @@ from pathlib import Path
 
 from ingle.cli.flags import Given
 from ingle.cli.line import spelled
+from ingle.cli.sources import SECRETS
 from ingle.config import CONFIGURATION, EngineConfig, ServerConfig, TextConfig
 from ingle.errors import ConfigError
-from ingle.service import reach
+from ingle.service import reach, systemd
 from ingle.service.systemd import Manager
-from ingle.service.unit import Credential, Unit, checked_name
+from ingle.service.unit import STOP_S, Credential, Unit, checked_name
 
-_PLACED = ("model", "api_key", "api_key_file", "chat_template")
+_FILES = {
+    "api_key_file": "api-keys",
+    "ssl_certfile": "certificate.pem",
+    "ssl_keyfile": "key.pem",
+    "ssl_ca_certs": "authorities.pem",
+}
+"""Fields that name a small file, which may be for its owner's eyes only, and what the service's copy is called."""
+_PLACED = ("model", "chat_template", "disk_cache", *SECRETS, *_FILES)
 """Fields whose values are not handed on as they were typed."""
 CARRIED = (
     *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "INGLE_HUB"),
@@ -25,6 +34,8 @@ CARRIED = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """Variables of whoever installs that the service shall see too. Some hold secrets: they stand in no unit."""
+_LET_IN = ("INGLE_API_KEY", "INGLE_API_KEYS", "INGLE_ALLOW_OPEN")
+"""Variables with which a service may listen where strangers reach it."""
 _STORES = ("INGLE_HOME", "HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 
 
@@ -70,7 +81,7 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
 
     name, manager = checked_name(options.name), Manager(options.user)
     reader = _reader(options)
-    url = _url(options.server, check_port)
+    url = _url(options.server, check_port, systemd.sets_any(manager.variables(name), _LET_IN))
     path, store, notices = _model(options), None, list[str]()
     if path is None and not options.user:
         notices.append(
@@ -87,7 +98,10 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
         name=name,
         model=options.engine.model,
         program=str(Path(sys.executable).absolute()),
-        arguments=tuple(_arguments(options, given, options.engine.model if path is None else str(path))),
+        arguments=(
+            *_arguments(options, given, options.engine.model if path is None else str(path)),
+            *_disk_cache(options, Path(f"/var/lib/{name}"), store),
+        ),
         url=url,
         port=options.server.port,
         run_as=options.run_as,
@@ -97,6 +111,7 @@ def make(options: ServiceOptions, given: Given, *, check_port: bool) -> Made:
         visible=() if options.user else _visible(reader, path),
         store=store,
         gpu=gpu,
+        stop_s=STOP_S - 5 + max(5, math.ceil(options.server.health.shutdown_timeout)),
         modprobe=shutil.which("nvidia-modprobe") if gpu else None,
     )
     return Made(unit, manager, _variables(given), notices)
@@ -119,14 +134,25 @@ def _reader(options: ServiceOptions) -> reach.Reader:
     return reach.Reader(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
-def _url(server: ServerConfig, check_port: bool) -> str:
+def _url(server: ServerConfig, check_port: bool, has_key: bool) -> str:
+    """`has_key`: whether the service's own variables may let it be reached."""
     if server.port == 0:
         raise ConfigError("--port 0 would give the service another address at each start: give a port, such as 8000")
-    from ingle.server.listening import bind
+    from ingle.server.listening import bind, refuse_open
     from ingle.server.running import url_of
 
+    if server.listen.uds is not None:
+        raise ConfigError("--uds: a service listens on an address and a port: leave the flag out")
+    scheme = "http"
+    if server.listen.ssl_certfile is not None:
+        from ingle.server.tls import Certificate
+
+        Certificate(server.listen)
+        scheme = "https"
     with bind(server.host, server.port if check_port else 0) as sock:
-        return f"{url_of(sock).rpartition(':')[0]}:{server.port}"
+        if not has_key:
+            refuse_open(server, sock)
+        return f"{url_of(sock, scheme).rpartition(':')[0]}:{server.port}"
 
 
 def _model(options: ServiceOptions) -> Path | None:
@@ -177,13 +203,27 @@ def _arguments(options: ServiceOptions, given: Given, model: str) -> Iterator[st
     for flag, words in given.settings:
         if flag.owner in CONFIGURATION and flag.field not in _PLACED:
             yield from spelled(flag, words)
-    if (keys := options.server.api_key_file) is not None:
-        yield _file("--api-key-file", "api-keys", _absolute(keys), options)
+    for name, copy in _FILES.items():
+        given_path = getattr(options.server.access, name, None) or getattr(options.server.listen, name, None)
+        if given_path is not None:
+            yield _file(f"--{name.replace('_', '-')}", copy, _absolute(given_path), options)
     template = options.text.chat_template
     if template is not None and "{" not in template and Path(template).is_file():
         yield _file("--chat-template", "chat-template.jinja", _absolute(template), options)
     elif template is not None:
         yield f"--chat-template={template}"
+
+
+def _disk_cache(options: ServiceOptions, state: Path, store: Path | None) -> Iterator[str]:
+    """Raises `ConfigError` for a folder that the sandbox lets nobody write to."""
+    if options.engine.cache.disk_cache is None:
+        return
+    folder = _absolute(options.engine.cache.disk_cache)
+    if not options.user and not any(place is not None and folder.is_relative_to(place) for place in (state, store)):
+        raise ConfigError(
+            f"--disk-cache {folder}: the service writes below {state} alone: give --disk-cache {state / 'prompt-cache'}"
+        )
+    yield f"--disk-cache={folder}"
 
 
 def _file(flag: str, name: str, path: Path, options: ServiceOptions) -> str | Credential:
@@ -204,9 +244,13 @@ def _environment(own: bool, state: str, store: Path | None) -> dict[str, str]:
 
 def _variables(given: Given) -> dict[str, str]:
     found = {name: value for name in CARRIED if (value := os.environ.get(name))} | given.environment
-    keys = [key for flag, words in given.settings if flag.field == "api_key" for key in words]
-    if any("," in key or len(key.split()) != 1 for key in keys):
-        raise ConfigError("a key with a comma or a space cannot stand in a variable: give --api-key-file")
-    if keys:
-        found["INGLE_API_KEY"] = ",".join(keys)
+    for secret in SECRETS:
+        keys = [key for flag, words in given.settings if flag.field == secret for key in words]
+        if secret == "ssl_keyfile_password" and keys:
+            found["INGLE_SSL_KEYFILE_PASSWORD"] = keys[-1]
+            continue
+        if any("," in key or len(key.split()) != 1 for key in keys):
+            raise ConfigError("a key with a comma or a space cannot stand in a variable: give --api-key-file")
+        if keys:
+            found[f"INGLE_{secret.upper()}"] = ",".join(keys)
     return found

@@ -18,6 +18,10 @@ _MAX_BYTES = 1 << 20
 _SEPARATORS = re.compile(r"[\s,]+")
 
 
+SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
+"""Fields whose values are not shown."""
+
+
 class Default(NamedTuple):
     """A value that was not given on the command line."""
 
@@ -44,25 +48,31 @@ Defaults = dict[tuple[type, str], Default]
 
 
 def is_secret(flag: Flag) -> bool:
-    return flag.field == "api_key"
+    return flag.field in SECRETS
 
 
 def variable_of(flag: Flag) -> str:
     return f"INGLE_{flag.field.upper()}"
 
 
+def variables_of(flag: Flag) -> tuple[str, ...]:
+    """Of several words; keys go by two names, and those of both count."""
+    name = variable_of(flag)
+    return (name, f"{name}S") if flag.field in ("api_key", "admin_api_key") else (name,)
+
+
 def from_environment(flags: Sequence[Flag], environment: Mapping[str, str]) -> Iterator[tuple[Flag, Default]]:
     """Raises `ConfigError` that names the variable. An empty one is not set."""
     for flag in flags:
-        name = variable_of(flag)
-        text = environment.get(name, "").strip()
-        if not text:
+        names = [name for name in variables_of(flag) if environment.get(name, "").strip()]
+        if not names:
             continue
+        text, where = " ".join(environment[name].strip() for name in names), " and ".join(names)
         words = [word for word in _SEPARATORS.split(text) if word] if flag.takes_words else [text]
-        yield flag, Default(_value(flag, words, name, text), name)
+        yield flag, Default(_value(flag, words, where, text), where)
     for flag in flags:
         given = next((name for name in KEYS if environment.get(name)), None)
-        if is_secret(flag) and given is not None and not environment.get(variable_of(flag)):
+        if flag.field == "api_key" and given is not None and not any(map(environment.get, variables_of(flag))):
             yield flag, Default((environment[given],), given)
 
 

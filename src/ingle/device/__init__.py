@@ -5,11 +5,13 @@ Two answer to this interface: PyTorch's, on any device that it knows (`torch`), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ingle.device.pages import Bytes
 from ingle.step import Masks, Step
 
 Ints = npt.NDArray[np.int64]
@@ -53,8 +55,28 @@ class Launched(Protocol):
         ...
 
 
+class PageCopies(Protocol):
+    """Copies whole pages from and to host memory, in threads of their own, beside steps."""
+
+    def buffer(self, num_pages: int) -> Bytes:
+        """[num_pages, bytes of a page] of the memory that is copied from and to."""
+        ...
+
+    def read(self, page_ids: Sequence[int], out: Bytes) -> None:
+        """Copies pages that are written, and whose steps were reported, to `out`, [pages, bytes of a page]."""
+        ...
+
+    def write(self, page_ids: Sequence[int], data: Bytes) -> None:
+        """Copies `data` into pages that no step touches until this returns, unless it was launched before."""
+        ...
+
+
 class Device(Protocol):
     """Computes one step after the other; steps are done in the order in which they are queued."""
+
+    def pages(self) -> PageCopies:
+        """Asked for once, in the thread that launches steps, where pages are kept elsewhere as well."""
+        ...
 
     def apply(self, step: Step) -> None:
         """Writes what a step changes in the tables of slots, and zeroes the pages that it names."""
@@ -68,6 +90,15 @@ class Device(Protocol):
         """Whether the device still computes, after a step has raised an exception."""
         ...
 
+    def relieve(self) -> None:
+        """Gives back what it keeps of freed memory: some ran out."""
+        ...
+
+    def progress(self) -> int:
+        """A number that changes while a step is computed, however long it takes. From any thread."""
+        ...
+
     def capture_next(self) -> bool:
-        """Captures one more CUDA graph that is likely to be needed; False when there is none left."""
+        """Captures one more CUDA graph that is likely to be needed; False when there is none left. One that cannot be
+        captured is given up, and what it is for runs without."""
         ...

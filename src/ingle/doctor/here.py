@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ingle.config import EngineConfig, TextConfig
+from ingle.config import EngineConfig, ServerConfig, TextConfig
 from ingle.doctor.children import Children
 from ingle.doctor.hubs import HubAnswer, ask_hubs
 from ingle.doctor.nvidia import Seen, look
@@ -47,6 +47,8 @@ class Question:
     engine: EngineConfig | None = None
     """A model that is to be served, and how."""
     text: TextConfig = field(default_factory=TextConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """How it is to be reached, beside host and port."""
     timeout_s: float = 20.0
     """For a probe; what is known to take longer gets a multiple."""
     root: Path = Path("/")

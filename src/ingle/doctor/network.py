@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from pathlib import Path
 
@@ -60,12 +61,19 @@ def check_clock(here: Here, report: Reporter) -> None:
 
 
 def check_port(here: Here, report: Reporter) -> None:
-    from ingle.server.listening import bind
+    from ingle.server.listening import bind, refuse_open
 
-    host, port = here.question.host, here.question.port
+    host, port, server = here.question.host, here.question.port, here.question.server
+    if server.listen.uds is not None:
+        _check_socket(Path(server.listen.uds).expanduser().absolute(), report)
+        return
     try:
-        with bind(host, port):
-            pass
+        with bind(host, port) as sock:
+            refuse_open(server, sock)
+        if server.listen.ssl_certfile is not None:
+            from ingle.server.tls import Certificate
+
+            Certificate(server.listen)
     except ConfigError as error:
         cause = error.__cause__
         if not isinstance(cause, OSError) or cause.errno != errno.EADDRINUSE:
@@ -74,6 +82,14 @@ def check_port(here: Here, report: Reporter) -> None:
         _report_taken(here.question, report)
         return
     report.ok(f"{host}:{port} is free" if port else "any that is free")
+
+
+def _check_socket(path: Path, report: Reporter) -> None:
+    if os.access(path.parent, os.W_OK | os.X_OK):
+        report.ok(f"{path} may be a socket")
+    else:
+        missing = "is not yours to write to" if path.parent.is_dir() else "is not there"
+        report.fail(f"{path}: the folder {path.parent} {missing}", "make one of your own, `mkdir -m 700 FOLDER`")
 
 
 def _report_taken(question: Question, report: Reporter) -> None:

@@ -8,10 +8,13 @@ without on a CPU.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from ingle.text.grammar import Vocabulary
     from ingle.text.tokenizer import Tokenizer
 
+_SERVER_ITL_MS = 100.0
+"""What people find fluent: ten tokens a second and more."""
 _SMALL_BYTES = 256 << 20
 """A model file that one thread reads and packs about as fast as a server's other process starts."""
 
@@ -49,17 +54,26 @@ def build_engine(
     checked: Callable[[], None] = lambda: None,
     beside_server: bool = False,
     tokenizer: Callable[[], Tokenizer] | None = None,
+    memory: int | None = None,
 ) -> tuple[Engine, EngineInfo]:
     """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
 
     `report` is told what happens, for people; `checked` is called when nothing is left that could be refused before
-    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy. `tokenizer`
-    gives the model's for the first answer that is bound to a grammar; by default it is read then.
+    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy; somebody watches
+    tokens as they come. `tokenizer`
+    gives the model's for the first answer that is bound to a grammar; by default it is read then. `memory`: a file in
+    memory that outlasts this process, for a host cache.
     Raises `ModelError` and `ConfigError`.
     """
+    if config.target_itl_ms is None:
+        config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
         device, opened = open_model(config, path)
+        if config.cache.has_tiers:
+            from ingle.engine.tiers.build import check_tiers
+
+            check_tiers(config, memory)
     checked()
     with contextlib.closing(opened):
         kernels = CpuKernels(ours=False)
@@ -73,10 +87,17 @@ def build_engine(
                 from ingle.engine import torch_build
             runner = torch_build.TorchRunner(config, device, our_kernels=kernels.ours)
             numerics, loaded = runner.load(opened, startup)
+        pool = PagePool(loaded.memory.num_pages)
+        keeper = None
+        if config.cache.has_tiers:
+            with startup.phase("prompt_cache", "looking through the prompt cache"):
+                from ingle.engine.tiers.build import build_tiers, in_words
+
+                keeper = build_tiers(config, opened, numerics, loaded, pool, memory)
     if library.started():
         library.start(_num_threads(config))
     overlap = device == "cuda" if config.overlap is None else config.overlap
-    scheduler = Scheduler(PagePool(loaded.memory.num_pages), loaded.memory.limits)
+    scheduler = Scheduler(pool, loaded.memory.limits, lower=keeper)
 
     def vocabulary() -> Vocabulary:
         from ingle.text.load import load_tokenizer  # which takes a start's time, and most servers never need
@@ -90,10 +111,12 @@ def build_engine(
         loaded.facts,
         max_in_flight=2 if overlap else 1,
         seed=config.seed,
-        grammars=Grammars(vocabulary),
+        grammars=Grammars(vocabulary, forcing=not overlap),  # no token is forced upon a step in flight
+        keeper=keeper,
     )
     notices = [*opened.notices, *_rope_notices(opened, loaded), *kernels.notices, *numerics.notices, *loaded.notices]
-    return engine, _info(opened, numerics, loaded, notices, startup)
+    info = _info(opened, numerics, loaded, notices, startup)
+    return engine, info if keeper is None else msgspec.structs.replace(info, prompt_cache=in_words(config, keeper))
 
 
 def _rope_notices(opened: OpenModel, loaded: Loaded) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,26 +13,37 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingle.channel import EngineStats
+from ingle.engine.counts import StepCounts, Waits
 from ingle.engine.facts import EngineFacts
-from ingle.engine.grammar import Grammars
+from ingle.engine.grammar import Grammars, Use
 from ingle.engine.masks import Filled, MaskTable, TokenLists, TokenMask
-from ingle.engine.scheduler import Plan, Scheduler
+from ingle.engine.scheduler import Scheduler
+from ingle.engine.sequence import Plan, Sequence
 from ingle.engine.worker import RunningStep, Worker
-from ingle.errors import EngineError, RequestError
+from ingle.errors import EngineError, RequestError, lack_of_memory
 from ingle.request import EngineOutput, EngineRequest, check_request
-from ingle.step import Masks
+from ingle.step import Masks, StepResult
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    import logging
+
+    from ingle.engine.tiers.keeper import PageKeeper
 
 _NO_MASKS = Masks()
+_NO_MEMORY = "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
+_UNKNOWN = "it could not be computed: the server's log says why"
+"""For whoever sent a request: what happened within is the log's to tell."""
+_UNBOUND = "what its answer has to follow failed"
 _COMPILE_S = 0.005
 """For which a step waits for a grammar where there is nothing else to do."""
+_READ_S = 0.005
+"""The same for pages that are read from a lower tier."""
 
 
 @dataclass(slots=True)
 class _InFlight:
     plan: Plan
+    launched_at_s: float
     running: RunningStep | None = None
     """None while it is being launched."""
 
@@ -41,7 +54,7 @@ class _Compiling:
 
     request: EngineRequest
     seed: int
-    compiled: Future[LLMatcher]
+    use: Use
 
 
 class Engine:
@@ -60,22 +73,32 @@ class Engine:
         max_in_flight: int,
         seed: int,
         grammars: Grammars | None = None,
+        keeper: PageKeeper | None = None,
     ) -> None:
-        """Without `grammars`, requests that bring one are refused."""
+        """Without `grammars`, requests that bring one are refused. `keeper`: the scheduler's, if it has one."""
         self.scheduler = scheduler
         self.worker = worker
         self.facts = facts
         self._max_in_flight = max_in_flight
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
+        self._planned: Plan | None = None
+        """The next step, where there was time to plan it."""
         self.grammars = grammars
+        self.keeper = keeper
         self._compiling: dict[str, _Compiling] = {}
         if grammars is None:
             self._masks = MaskTable(facts.vocab_size)
         else:
             self._masks = MaskTable(facts.vocab_size, grammars.fill_rows)
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
+        self.begins: Callable[[list[str]], None] | None = None
+        """Told the ids of requests before anything is computed of them."""
+        self._counts = StepCounts()
+        self.waits: Waits | None = None
+        """Given by whoever wants first outputs to say how long their requests waited."""
+        self.clock = time.perf_counter
+        """Of the seconds that steps take."""
+        self._retired_at_s = 0.0
 
     def add(self, request: EngineRequest, mask: TokenMask | None = None) -> None:
         """Queues a request, whose answer `mask` restricts. Raises `RequestError` when it cannot be served.
@@ -95,7 +118,11 @@ class Engine:
         elif request.id in self._compiling:
             raise ValueError(f"request id {request.id!r} is already in use")
         else:
+            if self.begins is not None:
+                self.begins([request.id])
             self._compiling[request.id] = _Compiling(request, seed, self.grammars.compile(request.grammar))
+        if self.waits is not None:
+            self.waits.begin(request.id)
 
     def _queue(self, request: EngineRequest, seed: int, mask: TokenMask | None) -> None:
         lists = TokenLists.of(request, self.facts.vocab_size)
@@ -107,11 +134,13 @@ class Engine:
         self._compiling.pop(request_id, None)
         self.scheduler.abort(request_id)
         self._masks.drop(request_id)
+        if self.waits is not None:
+            self.waits.drop(request_id)
 
     @property
     def has_work(self) -> bool:
         """True while a request is unfinished or a launched step is not retired."""
-        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._compiling) or self._planned is not None
 
     def step(self) -> list[EngineOutput]:
         """Plan, launch, retire. Returns what became known, which is that of an earlier step where some are in flight.
@@ -120,8 +149,16 @@ class Engine:
         is lost.
         """
         outputs = self._take_compiled() if self._compiling else []
-        plan = self.scheduler.plan()
+        plan, self._planned = self._planned or self.scheduler.plan(), None
+        if plan is not None and plan.step.admissions and self.begins is not None:
+            admitted = {admission.slot for admission in plan.step.admissions}
+            self.begins([seq.id for seq in plan.sequences if seq.slot in admitted])
+        if plan is not None and plan.step.admissions and self.waits is not None:
+            self.waits.end(plan)
         if plan is None and not self._in_flight and self.scheduler.has_work:
+            if self.keeper is not None and self.scheduler.arrivals.is_reading:
+                self.keeper.wait(_READ_S)
+                return outputs
             raise EngineError("requests are queued, but no step can be planned for any of them")
         try:
             if plan is not None and plan.step.masked:
@@ -134,6 +171,8 @@ class Engine:
             if not self.worker.device.usable():
                 raise
             outputs += self._recover(error)
+        if self.waits is not None:
+            self.waits.tell(outputs)
         return outputs
 
     def _take_compiled(self) -> list[EngineOutput]:
@@ -142,14 +181,14 @@ class Engine:
         Where there is nothing else to do, waits for some milliseconds.
         """
         if not self.scheduler.has_work and not self._in_flight:
-            wait([each.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
+            wait([each.use.compiled for each in self._compiling.values()], _COMPILE_S, FIRST_COMPLETED)
         outputs: list[EngineOutput] = []
-        for each in [each for each in self._compiling.values() if each.compiled.done()]:
+        for each in [each for each in self._compiling.values() if each.use.compiled.done()]:
             request = self._compiling.pop(each.request.id).request
             assert self.grammars is not None and request.grammar is not None
-            error = each.compiled.exception()
+            error = each.use.compiled.exception()
             if error is None:
-                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.compiled.result()))
+                self._queue(request, each.seed, self.grammars.mask(request.grammar, each.use))
             else:
                 outputs.append(self._failed(request.id, error, "its grammar could not be compiled"))
         return outputs
@@ -159,9 +198,7 @@ class Engine:
         """The end of one request. `what` was done; what of our own went wrong is the log's to tell."""
         refused = isinstance(error, RequestError)
         if not refused:
-            import logging
-
-            logging.getLogger("ingle").error("request %s: %s", request_id, what, exc_info=error)
+            _logger().error("request %s: %s", request_id, what, exc_info=error)
         text = str(error) if refused else f"{what}: the server's log says why"
         return EngineOutput(request_id, [], "error", error=text, refused=refused)
 
@@ -169,12 +206,20 @@ class Engine:
         """Launches a step whose masks are filled while it is computed, and retires those before it."""
         filling = None if self._in_flight else self._fill(plan)
         self._launch(plan)
-        self._retire(outputs, num_kept=1)  # what may come next depends on what came
-        filled = (filling or self._fill(plan)).result()
+        while len(self._in_flight) > 1:  # what may come next depends on what came
+            retired = self._wait()
+            if len(self._in_flight) == 1:
+                filling = self._fill(plan)
+            outputs += self._settle(*retired)
+        assert filling is not None
+        if self._max_in_flight > 1:
+            self._planned = self.scheduler.plan()
+        filled = filling.result()
         self._sample(self._in_flight[-1], filled.masks)
         for request_id, error in filled.failed.items():
-            self.abort(request_id)
-            outputs.append(EngineOutput(request_id, [], "error", error=error))
+            if request_id in self._masks:
+                self.abort(request_id)
+                outputs.append(self._failed(request_id, error, _UNBOUND))
 
     def _fill(self, plan: Plan) -> Future[Filled]:
         """The masks of a step's sequences, all of whose tokens are known."""
@@ -183,10 +228,9 @@ class Engine:
 
     def _launch(self, plan: Plan) -> None:
         """Queues a step but for the draw."""
-        self._in_flight.append(_InFlight(plan))
+        self._in_flight.append(_InFlight(plan, self.clock()))
         self._in_flight[-1].running = self.worker.forward(plan.step)
-        self._num_steps += 1
-        self._num_prompt_tokens += plan.step.num_tokens - plan.step.num_decodes
+        self._counts.launched(plan.step)
 
     def _sample(self, launched: _InFlight, masks: Masks) -> None:
         assert launched.running is not None
@@ -195,26 +239,46 @@ class Engine:
     def _retire(self, outputs: list[EngineOutput], num_kept: int) -> None:
         """Takes in the oldest steps in flight, but for `num_kept`, and appends what they brought."""
         while len(self._in_flight) > num_kept:
-            running = self._in_flight[0].running
-            assert running is not None
-            result = self.worker.result(running)
-            new = self.scheduler.retire(self._in_flight.popleft().plan, result)
-            outputs += map(self._told, new) if self._masks else new
+            outputs += self._settle(*self._wait())
 
-    def _told(self, output: EngineOutput) -> EngineOutput:
+    def _wait(self) -> tuple[Plan, StepResult, dict[str, bool | Exception]]:
+        """The oldest step in flight, what it computed, and which masks say that an answer has ended, or raise."""
+        running = self._in_flight[0].running
+        assert running is not None
+        result = self.worker.result(running)
+        retired = self._in_flight.popleft()
+        self._learn_pace(retired)
+        return retired.plan, result, self._masks.take_all(_drawn(retired.plan, result)) if self._masks else {}
+
+    def _learn_pace(self, retired: _InFlight) -> None:
+        """How long the device took: since the step was launched, or since the one before it was done."""
+        step, began_s = retired.plan.step, max(retired.launched_at_s, self._retired_at_s)
+        self._retired_at_s = self.clock()
+        self.scheduler.pace.learn(step.num_tokens - step.num_decodes, self._retired_at_s - began_s)
+
+    def _settle(self, plan: Plan, result: StepResult, ended: dict[str, bool | Exception]) -> list[EngineOutput]:
+        outputs = self.scheduler.retire(plan, result)
+        return [self._told(output, ended) for output in outputs] if self._masks else outputs
+
+    def _told(self, output: EngineOutput, ended_by_id: dict[str, bool | Exception]) -> EngineOutput:
         """An output whose tokens its mask has heard of, with those that have to follow.
 
         The answer may have ended with them. What a mask raises is its own request's, which ends too.
         """
         try:
-            ended = self._masks.take(output.id, output.token_ids)
+            ended = ended_by_id.get(output.id)
+            if isinstance(ended, Exception):
+                raise ended
+            if ended is None:
+                ended = bool(output.token_ids) and self._masks.take(output.id, output.token_ids)
             num_drawn = len(output.token_ids)
             if num_drawn and output.finish_reason is None and not ended and self.scheduler.may_jump(output.id):
                 output = self.scheduler.jump(output, self._masks.forced(output.id))
                 ended = self._masks.take(output.id, output.token_ids[num_drawn:])
         except Exception as error:
             self.abort(output.id)
-            return msgspec.structs.replace(output, finish_reason="error", error=str(error))
+            failed = self._failed(output.id, error, _UNBOUND)
+            return msgspec.structs.replace(output, finish_reason="error", error=failed.error, refused=failed.refused)
         if output.finish_reason is not None:
             self._masks.drop(output.id)
         elif ended:
@@ -224,29 +288,76 @@ class Engine:
 
     def _recover(self, error: Exception) -> list[EngineOutput]:
         """Takes back what is in flight, and ends the request at fault, once it is known."""
-        import logging  # which a start need not wait for
-
-        sequences = self.scheduler.revoke([launched.plan for launched in self._in_flight])
+        plans = [launched.plan for launched in self._in_flight]
+        sequences = self.scheduler.revoke(plans if self._planned is None else [*plans, self._planned])
         self._in_flight.clear()
-        outputs = self.scheduler.blame(sequences, _reason(error))
+        self._planned = None
+        self._counts.num_failed += 1
+        if not _ran_out_of_memory(error):
+            return self._blamed(sequences, error, self.scheduler.blame(sequences, _UNKNOWN))
+        self.worker.device.relieve()
+        num_tokens = max((plan.step.num_tokens - plan.step.num_decodes for plan in plans), default=0)
+        if (most := self.scheduler.pace.shrink(num_tokens)) is not None:
+            _logger().warning(
+                "memory ran out in a step that read %d tokens of prompts: the next read %d", num_tokens, most
+            )
+            return []
+        return self._blamed(sequences, error, self.scheduler.blame(sequences, _NO_MEMORY, max_trials=1))
+
+    def _blamed(self, sequences: list[Sequence], error: Exception, outputs: list[EngineOutput]) -> list[EngineOutput]:
         for output in outputs:
             self._masks.drop(output.id)
         fate = ", ".join(f"request {output.id} ends" for output in outputs) or "each is tried alone"
-        logging.getLogger("ingle").error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
+        _logger().error("a step of %d requests failed: %s", len(sequences), fate, exc_info=error)
         return outputs
 
+    def close(self, timeout_s: float) -> None:
+        """Has what is computed kept in lower tiers, if there are any and that takes no longer. Nothing comes after."""
+        if self.keeper is not None:
+            self.keeper.flush(timeout_s)
+            self.keeper.stop()
+
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, pages, counts = self.scheduler, self.scheduler.pages, self._counts
         return EngineStats(
-            num_steps=self._num_steps,
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_waiting=scheduler.num_waiting + len(self._compiling),
+            num_compiling=len(self._compiling),
+            num_pages=pages.capacity,
+            num_used_pages=pages.capacity - pages.num_available,
+            num_cached_pages=pages.num_cached,
+            num_steps=counts.num_steps,
+            num_failed_steps=counts.num_failed,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_step_tokens=counts.num_tokens,
+            step_tokens=tuple(counts.by_tokens),
+            num_queried_tokens=scheduler.num_queried_tokens,
+            num_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_lower_queried_tokens=scheduler.num_lower_queried_tokens,
+            num_lower_hit_tokens=scheduler.num_lower_hit_tokens,
+            num_dropped_pages=0 if self.keeper is None else self.keeper.num_dropped,
+            tiers=() if self.keeper is None else self.keeper.stats(),
         )
 
 
-def _reason(error: Exception) -> str:
-    """For whoever sent the request: what happened within is the log's to tell."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
-    return "it could not be computed: the server's log says why"
+def _drawn(plan: Plan, result: StepResult) -> list[tuple[str, int]]:
+    """The tokens of sequences that have a mask and got one token each."""
+    drawing = (seq for chunk, seq in zip(plan.step.chunks, plan.sequences, strict=True) if chunk.samples)
+    pairs = zip(drawing, result.token_ids, strict=True)
+    return [(seq.id, ids[0]) for seq, ids in pairs if seq.masked and len(ids) == 1 and not seq.finished]
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it says so, or what it came of: a CUDA graph's capture that is cut short brings an error of its own."""
+    while error is not None:
+        if "out of memory" in str(error) or lack_of_memory(error) is not None:
+            return True
+        error = error.__context__
+    return False
+
+
+def _logger() -> logging.Logger:
+    import logging  # which a start need not wait for
+
+    return logging.getLogger("ingle")

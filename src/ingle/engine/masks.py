@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,7 +101,7 @@ class Filled:
     """The masks of one step."""
 
     masks: Masks
-    failed: dict[str, str]
+    failed: dict[str, Exception]
     """By request, what went wrong where its row could not be filled: there any token is drawn."""
 
 
@@ -129,6 +130,19 @@ class MaskTable:
     def __bool__(self) -> bool:
         return bool(self._masks or self._lists)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._masks or request_id in self._lists
+
+    def take_all(self, drawn: Sequence[tuple[str, int]]) -> dict[str, bool | Exception]:
+        """The next token of each of these answers. Which of them have ended with it, and what their masks raise."""
+        ended: dict[str, bool | Exception] = {}
+        for request_id, token_id in drawn:
+            try:
+                ended[request_id] = self.take(request_id, (token_id,))
+            except Exception as error:  # whatever it is, it is this request's
+                ended[request_id] = error
+        return ended
+
     def take(self, request_id: str, token_ids: Sequence[int]) -> bool:
         """The next tokens of an answer. Whether it has ended with them; raises what its mask does."""
         if (lists := self._lists.get(request_id)) is not None:
@@ -145,16 +159,22 @@ class MaskTable:
         return () if mask is None or request_id in self._lists else mask.forced()
 
     def fill(self, drawing: Sequence[tuple[int, str]]) -> Future[Filled]:
-        """The masks for slots and the requests in them, made in a thread while the device computes the step."""
-        bound = [(slot, id, self._masks.get(id)) for slot, id in drawing if id in self._masks or id in self._lists]
-        return self._thread.submit(self._fill, bound)
+        """The masks for slots and the requests in them, made in a thread while the device computes the step.
 
-    def _fill(self, bound: Sequence[tuple[int, str, TokenMask | None]]) -> Filled:
-        buffer = bytearray(len(bound) * self._num_words * 4)
-        words = np.frombuffer(buffer, np.int32).reshape(len(bound), self._num_words)
+        Returns when that thread is at work: else it would wait for the interpreter's lock until this one waits for it.
+        """
+        bound = [(slot, id, self._masks.get(id)) for slot, id in drawing if id in self._masks or id in self._lists]
+        started = threading.Event()
+        future = self._thread.submit(self._fill, bound, started)
+        started.wait()
+        return future
+
+    def _fill(self, bound: Sequence[tuple[int, str, TokenMask | None]], started: threading.Event) -> Filled:
+        started.set()
+        words = np.empty((len(bound), self._num_words), np.int32)
         ids = [id for _, id, _ in bound]
-        failed: dict[str, str] = {}
-        words[:] = -1
+        failed: dict[str, Exception] = {}
+        words[[row for row, (_, _, mask) in enumerate(bound) if mask is None]] = -1
         masked = [(mask, row) for row, (_, _, mask) in enumerate(bound) if mask is not None]
         for mask, row in self._fill_rows(masked, words):
             try:
@@ -162,12 +182,12 @@ class MaskTable:
                 words[row] = -1 if allowed is None else self._checked(allowed)
             except Exception as error:  # whatever it is, it is this request's
                 words[row] = -1
-                failed[ids[row]] = str(error)
+                failed[ids[row]] = error
         for row, id in enumerate(ids):
             lists = self._lists.get(id)
             if lists is not None and (shared := words[row] & lists.allowed()).any():
                 words[row] = shared
-        return Filled(Masks([slot for slot, _, _ in bound], buffer), failed)
+        return Filled(Masks([slot for slot, _, _ in bound], words.reshape(-1).view(np.uint8).data), failed)
 
     def _checked(self, allowed: Words) -> Words:
         if allowed.shape != (self._num_words,) or not allowed.any():

@@ -27,6 +27,8 @@ class PagePool:
         self._cached: dict[int, None] = {}  # insertion order is eviction order
         self._page_of_hash: dict[bytes, int] = {}
         self._hash_of_page: dict[int, bytes] = {}
+        self.watched: dict[int, object] = {}
+        """Pages whose content somebody copies, in a thread; those that lose it are taken out."""
 
     @property
     def capacity(self) -> int:
@@ -96,6 +98,7 @@ class PagePool:
             content_hash = self._hash_of_page.pop(page_id, None)
             if content_hash is not None:
                 del self._page_of_hash[content_hash]
+                self.watched.pop(page_id, None)
                 if page_id in self._cached:
                     del self._cached[page_id]
                     self._free.append(page_id)
@@ -104,6 +107,7 @@ class PagePool:
         page_id = next(iter(self._cached))
         del self._cached[page_id]
         del self._page_of_hash[self._hash_of_page.pop(page_id)]
+        self.watched.pop(page_id, None)  # last: whoever watches a page makes sure after that it can still be found
         return page_id
 
     def check(self, owners: Iterable[Sequence[int]]) -> None:

@@ -12,12 +12,15 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
 
-from ingle.channel import Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
+from ingle.channel import Begun, Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
+from ingle.engine.beats import Beats
 from ingle.engine.build import build_engine
+from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
 from ingle.errors import (
     ConfigError,
@@ -32,6 +35,10 @@ from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
 _PR_SET_PDEATHSIG = 1
+_KEEP_S = 1.5
+"""At the end, for prefixes that are to be kept on a disk: what waits for this process waits for little more."""
+_REPORT_S = 0.5
+"""Between two of the engine's stats, while it steps."""
 _LARGE_BYTES = 8 << 20
 """Of requests, after which the memory that they took is given back."""
 
@@ -52,6 +59,8 @@ def main() -> int:
 
 
 def _run(channel: Channel, start: Start) -> int:
+    beats = Beats(channel)
+    beats.start()
     try:
         engine, info = build_engine(
             start.config,
@@ -59,12 +68,17 @@ def _run(channel: Channel, start: Start) -> int:
             lambda stage: channel.send(Progress(stage)),
             checked=lambda: channel.send(NothingRefused()),
             beside_server=True,
+            memory=int(sys.argv[3]) if len(sys.argv) > 3 else None,
         )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
         _signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
         channel.send(info)
-        serve(engine, channel)
+        try:
+            serve(engine, channel, beats)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
+            engine.close(_KEEP_S)
     except ChannelClosed:
         raise
     except IngleError as error:
@@ -83,12 +97,15 @@ def _refused(error: IngleError) -> list[Refused]:
     ]
 
 
-def serve(engine: Engine, channel: Channel) -> None:
+def serve(engine: Engine, channel: Channel, beats: Beats) -> None:
     """Steps while there is work; without, captures graphs that will be needed, then sleeps on the channel.
 
     Ends with `ChannelClosed`.
     """
     num_bytes_before = 0
+    device = engine.worker.device
+    engine.begins, beats.progress = lambda ids: channel.send(Begun(ids)), device.progress
+    reports, engine.waits = _Reports(engine, channel), Waits()
     while True:
         idle = not engine.has_work
         if idle:
@@ -96,14 +113,39 @@ def serve(engine: Engine, channel: Channel) -> None:
             if channel.num_bytes_received - num_bytes_before > _LARGE_BYTES:
                 give_back_memory()
                 num_bytes_before = channel.num_bytes_received
+            beats.doing("capturing")
+        wait = idle and not device.capture_next()
+        beats.doing("waiting" if wait else "stepping")
         rejected = []
-        for message in channel.receive(wait=idle and not engine.worker.device.capture_next()):
+        for message in channel.receive(wait=wait):
             if isinstance(message, EngineRequest):
                 rejected += _add(engine, message)
             else:
                 engine.abort(message.id)  # type: ignore[union-attr]
+        beats.doing("stepping")
+        worked = engine.has_work or not idle
         outputs = engine.step() if engine.has_work else []
-        channel.send(StepMessage(rejected + outputs, engine.stats()))
+        if worked:
+            reports.tell(engine.has_work)
+        channel.send(StepMessage(rejected + outputs))
+
+
+class _Reports:
+    """Tells the other side how the engine stands: after the first step, twice a second while others follow, and after
+    the last. Whoever hears of a step's outputs has heard of that before."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine, self._channel = engine, channel
+        self._next_s = 0.0
+        self._goes_on = False
+        self.tell(False)
+
+    def tell(self, goes_on: bool) -> None:
+        now_s = time.monotonic()
+        if not goes_on or not self._goes_on or now_s >= self._next_s:
+            self._channel.send(self._engine.stats())
+            self._next_s = now_s + _REPORT_S
+        self._goes_on = goes_on
 
 
 def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:

@@ -8,10 +8,12 @@ How a flag stands in these tables: `--swap-space=` takes a value, `--fit?` may t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ingle.habits.turned import TURNED
+from ingle.limits import LimitsConfig, flag_of
 
 SAME: Mapping[str, str] = {
     "--model": "-m --model-path --model-id --model-name-or-path --model-tag -hf -hfr --hf-repo -mu --model-url",
@@ -39,11 +41,23 @@ SAME: Mapping[str, str] = {
     "--host": "--hostname --listen-host",
     "--port": "--listen-port",
     "--api-key": "--api-keys",
+    "--ssl-keyfile": "--ssl-key-file",
+    "--ssl-certfile": "--ssl-cert-file",
+    "--root-path": "--api-prefix",
+    "--trusted-proxies": "--forwarded-allow-ips",
     "--served-model-name": "--model-name --served-name",
     "--disable-access-log": "--disable-uvicorn-access-log",
     "--log-level": "--uvicorn-log-level",
+    "--log-format=json": "--json-output",
+    "--log-requests": "--enable-log-requests",
+    "--otlp-traces-endpoint": "--otlp-endpoint",
     "--timeout-keep-alive": "--http-keep-alive",
     "--max-num-queued-reqs": "--max-queued-requests --max-queue-size",
+    "--max-header-bytes": "--h11-max-incomplete-event-size",
+    "--max-header-count": "--h11-max-header-count",
+    "--max-body-bytes": "--payload-limit --max-request-size --max-payload-size",
+    "--max-texts": "--max-client-batch-size",
+    "--max-stop-strings": "--max-stop-sequences",
     "--temperature": "--temp",
     "--max-tokens": "--max-generate-length --max-new-tokens --num-predict --max-gen-toks --max-output-tokens",
     "--repetition-penalty": "--repeat-penalty --repeat-penality",
@@ -61,23 +75,23 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "--load-format": {"hf": "auto", "bin": "pt", "pytorch": "pt", "npcache": "pt"},
     "--pooling": {"none": "auto", "unspecified": "auto", "lasttoken": "last"},
+    "--ssl-cert-reqs": {"0": "none", "1": "optional", "2": "required"},
     "--log-level": {"critical": "error", "warn": "warning", "trace": "debug"},
 }
 """Of our own flags: values as others write them."""
 
 IDLE: tuple[tuple[str, str], ...] = (
     # ---- vLLM's engine
-    ("--swap-space=", "keys and values are never swapped out, requests that find no room wait"),
+    ("--swap-space=", "requests that find no room wait; --host-cache keeps prefixes that the KV cache has no room for"),
     ("--preemption-mode=", "a request that lost its room is always computed again"),
     (
-        "--disable-log-requests --disable-log-stats --no-enable-log-requests --no-disable-log-requests "
-        "--disable-log-requests-content --aggregate-engine-logging",
-        "neither requests nor statistics are logged",
+        "--disable-log-requests --no-enable-log-requests --no-disable-log-requests --disable-log-requests-content",
+        "what requests say is logged only where --log-requests asks for that",
     ),
     (
-        "--enable-log-requests --enable-log-outputs --max-log-len= --log-error-stack --log-requests "
-        "--log-requests-level= --decode-log-interval= --show-time-cost",
-        "what requests say is never logged, and each gets one line: --log-level debug tells more",
+        "--enable-log-outputs --aggregate-engine-logging --log-error-stack --log-requests-level= "
+        "--decode-log-interval= --show-time-cost",
+        "each request gets one line, with its tokens and times, and answers are never logged",
     ),
     (
         "--enable-chunked-prefill? --no-enable-chunked-prefill --max-num-partial-prefills= "
@@ -87,7 +101,7 @@ IDLE: tuple[tuple[str, str], ...] = (
     (
         "--max-paddings= --use-v2-block-manager --num-lookahead-slots= --num-scheduler-steps= "
         "--multi-step-stream-outputs? --scheduler-delay-factor= --scheduling-policy= --schedule-policy= "
-        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc --stream-interval= "
+        "--schedule-conservativeness= --scheduler-cls= --disable-async-output-proc "
         "--waiting-served-ratio= --max-waiting-tokens= --num-continuous-decode-steps= --max-batch-total-tokens= "
         "--scheduler-reserve-full-isl --disable-hybrid-kv-cache-manager --kv-sharing-fast-prefill",
         "the scheduler has no such choice",
@@ -125,16 +139,15 @@ IDLE: tuple[tuple[str, str], ...] = (
         "files are read in one way",
     ),
     ("--code-revision= --tokenizer-revision=", "a model's files are all of one revision"),
-    ("--max-logprobs=", "a request may ask for 20 log probabilities"),
     ("--logprobs-mode=", "log probabilities are those before temperature and penalties"),
     ("--disable-sliding-window", "windows are computed as the model has them"),
     ("--calculate-kv-scales --quantization-param-path=", "keys and values are not quantized"),
     ("--additional-config= --show-hidden-metrics-for-version= --fail-on-environ-validation", "there is no such thing"),
     (
-        "--otlp-traces-endpoint= --collect-detailed-traces= --enable-layerwise-nvtx-tracing --profiler-config= "
+        "--collect-detailed-traces= --enable-layerwise-nvtx-tracing --profiler-config= "
         "--kv-cache-metrics --kv-cache-metrics-sample= --cudagraph-metrics --enable-mfu-metrics "
         "--enable-server-load-tracking --enable-metrics --metrics --no-metrics --enable-cache-report "
-        "--otlp-endpoint= --otlp-service-name= --prometheus-port= --perf --no-perf",
+        "--otlp-service-name= --prometheus-port= --perf --no-perf",
         "there are no traces and no /metrics yet",
     ),
     ("--enable-sleep-mode", "a server does not sleep"),
@@ -181,21 +194,21 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--enable-prompt-tokens-details --enable-request-id-headers --enable-per-request-metrics", "it is always so"),
     ("--enable-force-include-usage", "a stream reports its usage where the request asks for it"),
     # ---- their servers
-    ("--root-path= --api-prefix= --path=", "the server knows no prefix: let the proxy before it take it off"),
+    ("--path=", "the server has no pages of its own but /docs"),
     (
-        "--allowed-origins= --allowed-methods= --allowed-headers= --allow-credentials --cors-allow-origin= "
-        "--cors-origins= --cors-allow-credentials",
-        "no CORS headers are sent: pages of other sites cannot call the server",
+        "--allowed-methods= --allowed-headers= --allow-credentials --cors-allow-credentials",
+        "pages of the sites of --cors-origin may send any header, a key among them, and there are no cookies",
     ),
+    ("--enable-ssl-refresh", "certificates are read again whenever they change"),
+    ("--ssl", "--ssl-certfile turns TLS on"),
     ("--disable-fastapi-docs --enable-offline-docs", "/docs shows the schema, behind the API key if there is one"),
     (
-        "--log-config-file= --log-format= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
-        "--json-output --log-disable --logger-level= --log-level-http= --verbosity= -lv=",
+        "--log-config-file= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
+        "--log-disable --logger-level= --log-level-http= --verbosity= -lv=",
         "the log goes to stderr, as much of it as --log-level says",
     ),
-    ("--h11-max-incomplete-event-size= --h11-max-header-count= --payload-limit=", "the limits of requests are fixed"),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
-    ("--timeout= -to= --watchdog-timeout= --shutdown-timeout=", "requests have no time limit but their own"),
+    ("--timeout= -to=", "--request-timeout is what a request may take"),
     ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
@@ -221,10 +234,10 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--ubatch-size= -ub= --n-ubatch=", "a step is not cut further: --max-num-batched-tokens is its size"),
     ("--cont-batching -cb --kv-unified -kvu --no-kv-unified -no-kvu", "all requests share one batch and one cache"),
     (
-        "--cache-ram= -cram= --cache-reuse= --ctx-checkpoints= -ctxcp= --swa-checkpoints= --swa-full "
+        "--cache-reuse= --ctx-checkpoints= -ctxcp= --swa-checkpoints= --swa-full "
         "--defrag-thold= -dt= --cache= --cache-type= --cache-size= --cache-idle-slots --keep= "
         "--enable-hierarchical-cache "
-        "--hicache-ratio= --prefix-caching-hash-algo= --kv-offloading-size= --kv-offloading-backend= "
+        "--hicache-ratio= --prefix-caching-hash-algo= --kv-offloading-backend= "
         "--radix-eviction-policy=",
         "the prefix cache has no such choice",
     ),
@@ -294,14 +307,6 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "",
         "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result",
     ),
-    (
-        "--ssl-keyfile= --ssl-certfile= --ssl-ca-certs= --ssl-cert-reqs= --ssl-key-file= --ssl-cert-file= "
-        "--enable-ssl-refresh --ssl",
-        "",
-        "the server speaks plain HTTP: leave the flag out and put a proxy with TLS before it, such as `caddy "
-        "reverse-proxy --to 127.0.0.1:8000`",
-    ),
-    ("--uds=", "", "the server listens on TCP: give --host and --port"),
     ("--middleware= --io-processor-plugin= --logits-processors= --generation-hook=", "", "no code of others is loaded"),
     (
         "--conv-template= --chat-format=",
@@ -376,12 +381,18 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 """Not built, or meant otherwise: the values with which they ask for nothing, and the answer to others."""
 
+_LIMITS = " ".join(f"{flag_of(field.name)}=" for field in fields(LimitsConfig))
 ELSEWHERE: tuple[tuple[str, str], ...] = (
+    (_LIMITS, "only `ingle serve` has clients to bound"),
     (
-        "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --allowed-hosts=+ --log-level= "
-        "--disable-access-log --strict-fields --show-paths --timeout-keep-alive= --max-connections= "
-        "--max-num-queued-reqs= --max-num-queued-tokens= --files-dir= --max-files-size= "
-        "--response-store= --response-store-hours=",
+        "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
+        "--allowed-hosts=+ --cors-origin=+ --uds= --uds-mode= --ssl-keyfile= --ssl-certfile= --ssl-keyfile-password= "
+        "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
+        "--disable-access-log --strict-fields --show-paths "
+        "--stream-interval= --files-dir= --max-files-size= "
+        "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
+        "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "
+        "--shutdown-timeout=",
         "only `ingle serve` listens",
     ),
     (
@@ -411,7 +422,7 @@ REFUSED_HERE: tuple[tuple[str, str], ...] = (
 )
 """Ours, in a command where leaving them out would do something else than asked."""
 
-SECRETS = {"--api-key", "--api-keys", "--hf-token", "-hft", "--token"}
+SECRETS = {"--api-key", "--api-keys", "--admin-api-key", "--ssl-keyfile-password", "--hf-token", "-hft", "--token"}
 """Whose values are not shown."""
 
 Kind = Literal["same", "turned", "idle", "refused", "elsewhere", "refused here"]

@@ -57,7 +57,7 @@ IDLE: Mapping[str, str] = {
     "extra_args": "there are none",
     "skip_clone": "values are never changed",
     "flat_logprobs": "log probabilities have one form",
-    "stream_interval": "pieces come as they are made",
+    "stream_interval": "it is the server's: --stream-interval",
 }
 """Theirs, and why it changes nothing."""
 

@@ -80,6 +80,26 @@ def _llama_device(value: str, model: str | None) -> Turned:
     return Turned(("--device", value.lower()))
 
 
+def _host_cache_mib(value: str, model: str | None) -> Turned:
+    """--host-cache, of so many MiB; 0 is none"""
+    return _host_cache(value, "MiB")
+
+
+def _host_cache_gib(value: str, model: str | None) -> Turned:
+    """--host-cache, of so many GiB; 0 is none"""
+    return _host_cache(value, "GiB")
+
+
+def _host_cache(value: str, unit: str) -> Turned:
+    try:
+        number = float(value)
+    except ValueError:
+        return Turned(refusal="it is not a number")
+    if number < 0:
+        return Turned(refusal="the prompt cache in host memory has a limit here: --host-cache 8GiB, for instance")
+    return Turned(("--host-cache", f"{value}{unit}")) if number else Turned()
+
+
 def _rope_scale(value: str, model: str | None) -> Turned:
     """--rope-factor, of a linear scaling unless --rope-scaling says otherwise"""
     return Turned(("--rope-factor", value), implied=("--rope-scaling", "linear"))
@@ -219,6 +239,18 @@ def _concurrent_requests(value: str, model: str | None) -> Turned:
     return Turned(notice="changes nothing here: --max-num-seqs bounds what runs, --max-num-queued-reqs what waits")
 
 
+def _origins(value: str, model: str | None) -> Turned:
+    """--cors-origin, of a JSON list, or of words between commas"""
+    try:
+        given = json.loads(value)
+    except (ValueError, RecursionError):
+        given = value.split(",")
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        return Turned(refusal="it is not a list of origins: --cors-origin https://chat.example.com says one")
+    words = [each.strip() for each in given if each.strip()]
+    return Turned(("--cors-origin", *words)) if words else Turned()
+
+
 def _verbose(value: str, model: str | None) -> Turned:
     """--log-level debug"""
     return Turned() if value.lower() in ("false", "off", "0") else Turned(("--log-level", "debug"))
@@ -234,6 +266,8 @@ _BY_TURN: dict[Turn, tuple[str, str]] = {
     _gpu_layers: ("=", "-ngl --n-gpu-layers --gpu-layers"),
     _names: ("=", "-a --alias --model-alias --model-names"),
     _llama_device: ("=", "-dev"),
+    _host_cache_mib: ("=", "--cache-ram -cram"),
+    _host_cache_gib: ("=", "--kv-offloading-size --hicache-size"),
     _rope_scale: ("=", "--rope-scale"),
     _rope_freq_scale: ("=", "--rope-freq-scale"),
     _static_fraction: ("=", "--mem-fraction-static"),
@@ -248,6 +282,7 @@ _BY_TURN: dict[Turn, tuple[str, str]] = {
     _tokenizer: ("=", "--tokenizer --tokenizer-path"),
     _model_type: ("=", "--model-type"),
     _concurrent_requests: ("=", "--max-concurrent-requests"),
+    _origins: ("=", "--allowed-origins --cors-allow-origin --cors-origins --cors-allow-origins"),
     _verbose: ("?", "--verbose -v --log-verbose"),
 }
 

@@ -47,7 +47,7 @@ VARIABLES: Mapping[str, Variable] = {
     "OLLAMA_MAX_QUEUE": Variable("set INGLE_MAX_NUM_QUEUED_REQS={}"),
     "OLLAMA_KEEP_ALIVE": Variable("a model stays loaded until its server is stopped"),
     "OLLAMA_MAX_LOADED_MODELS": Variable("a server has one model"),
-    "OLLAMA_ORIGINS": Variable("no CORS headers are sent: pages of other sites cannot call the server"),
+    "OLLAMA_ORIGINS": Variable("set INGLE_CORS_ORIGIN={}"),
     "OLLAMA_KV_CACHE_TYPE": Variable("keys and values are not quantized yet"),
     "OLLAMA_DEBUG": Variable("set INGLE_LOG_LEVEL=debug", _truthy),
     "OLLAMA_FLASH_ATTENTION": Variable("ingle picks its kernels by itself", _truthy),
@@ -71,7 +71,7 @@ VARIABLES: Mapping[str, Variable] = {
 PREFIXES = ("VLLM_", "OLLAMA_", "LLAMA_ARG_", "SGLANG_")
 """Others of these tools change nothing here, and are named in one line."""
 
-OURS = {"INGLE_HOME", "INGLE_CPU_TARGET", "INGLE_CONFIG", "INGLE_HUB"}
+OURS = {"INGLE_API_KEYS", "INGLE_ADMIN_API_KEYS", "INGLE_HOME", "INGLE_CPU_TARGET", "INGLE_CONFIG", "INGLE_HUB"}
 """Beside those of the flags."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ingle import kernels
+from ingle import kernels, progress
 from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.flow import Flow, LayerCache
 from ingle.model.architecture import DecoderConfig
@@ -72,6 +72,7 @@ class Decoder:
         norms = (*(layer.input_norm for layer in self.layers[1:]), self.norm)
         for index, (layer, norm) in enumerate(zip(self.layers, norms, strict=True)):
             flow = layer(flow, cos_sin[layer.rope], LayerCache(*kv_cache.of_layer(index, batch)), norm)
+            progress.layer_done()
         return kernels.of(flow.residual).normed(flow)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:

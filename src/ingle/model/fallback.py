@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from ingle import kernels
+from ingle import kernels, progress
 from ingle.errors import ConfigError, ModelError
 from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.options import AttentionOptions
@@ -362,6 +362,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     options = AttentionOptions(scale, sliding_window, softcap)
+    progress.layer_done()
     return _step.get().attend(module, q, k, v, options)[None], None
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ingle import facts
-from ingle.config import CacheConfig, EngineConfig, ParallelConfig, WeightsConfig
+from ingle.config import CacheConfig, EngineConfig, ParallelConfig, WeightsConfig, parse_bytes
 from ingle.engine.memory import activation_bytes
 from ingle.plan.fit import RUNTIME_BYTES, Fit, Speed, serve_flags, setting_flags
 from ingle.plan.plan import Least, Plan
@@ -22,6 +22,7 @@ _UPPER_BOUND = (
 
 def lines(plan: Plan, name: str, config: EngineConfig) -> Iterator[str]:
     yield from _model(plan, name)
+    yield from _prompt_cache(plan, config)
     yield ""
     yield _machine(plan)
     yield from _table(plan)
@@ -55,6 +56,19 @@ def _model(plan: Plan, name: str) -> Iterator[str]:
     yield from (f"  notice: {notice}" for notice in plan.notices)
     if any(way.refusal for way in plan.formats):
         yield "  * does not run here yet, or is an estimate"
+
+
+def _prompt_cache(plan: Plan, config: EngineConfig) -> Iterator[str]:
+    """What is kept below the device, and how many tokens of prompts that is."""
+    cache = config.cache
+    tiers = [("host memory", "--host-cache", cache.host_cache)]
+    if cache.disk_cache is not None:
+        tiers.append((cache.disk_cache, "--disk-cache-size", cache.disk_cache_size))
+    for where, flag, limit in tiers:
+        if limit is not None:
+            num_bytes = parse_bytes(flag, limit)
+            tokens = num_bytes // plan.kv.token_bytes
+            yield f"  prompt cache {facts.size(num_bytes)} of {where}: the prefixes of {tokens:,} tokens"
 
 
 def _sequence_bytes(plan: Plan, length: int) -> int:

@@ -13,19 +13,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ingle.server import rerank
-from ingle.server.access import Access, ApiKeyGuard, HostGuard
+from ingle.limits import LimitsConfig
+from ingle.server import metrics, rerank
+from ingle.server.access import Access, KeyGuard, Keys
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
-from ingle.server.endpoints import Endpoint
+from ingle.server.ending import AnswersMemory
+from ingle.server.endpoints import Endpoint, guarded
 from ingle.server.errors import install_error_handlers
 from ingle.server.loading import Loading, LoadingGate, LoadingStatus
-from ingle.server.middleware import RequestScope
+from ingle.server.middleware import Prefix, RequestScope
 from ingle.server.models import ModelPool
+from ingle.server.observers import Observers
 from ingle.server.openai import batches, chat, completions, embeddings, files, models, text
 from ingle.server.queue import BodyMemory
 from ingle.server.responses import endpoints as responses_endpoints
 from ingle.server.responses.store import ResponseStore
+from ingle.server.sites import HostGuard, OriginGuard, cors
 from ingle.version import __version__
 
 if TYPE_CHECKING:
@@ -41,36 +45,49 @@ def create_app(
     *,
     access_log: bool = True,
     strict_fields: bool = False,
-    unread: BodyMemory | None = None,
+    limits: LimitsConfig = LimitsConfig(),  # noqa: B008 (frozen)
     loading: Loading | None = None,
     responses: ResponseStore | None = None,
     store: Store | None = None,
+    observers: Observers | None = None,
 ) -> Starlette:
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
-    that nobody knows; `unread` bounds the bodies being read;
+    that nobody knows; `limits` bound what one request, and all together, may take;
     while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
-    for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those.
+    for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers` are told
+    of every request.
     """
-    middleware = [Middleware(RequestScope, access_log=access_log)]
-    if access.allowed_hosts:
-        middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts))
-    if access.api_keys:
-        middleware.append(Middleware(ApiKeyGuard, api_keys=access.api_keys))
+    observers = Observers() if observers is None else observers
+    keys = Keys(access.api_keys)
+    middleware = [Middleware(Prefix, root_path=access.root_path)] if access.root_path else []
+    middleware.append(
+        Middleware(RequestScope, access_log=access_log, statistics=observers.statistics, tracer=observers.tracer)
+    )
+    if access.allowed_hosts or access.local_names:
+        middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts, local_names=access.local_names))
+    middleware.append(Middleware(OriginGuard, origins=access.cors_origins))
+    if access.cors_origins:
+        middleware.append(Middleware(cors, origins=access.cors_origins))
+    middleware.append(Middleware(KeyGuard, keys=keys, is_local=access.is_local, guarded=guarded(ENDPOINTS)))
     if loading is not None:
         middleware.append(Middleware(LoadingGate, loading=loading))
-    described = Described()
+    described = Described(access.root_path)
     routes = [Route(endpoint.path, endpoint.answer, methods=[endpoint.method]) for endpoint in ENDPOINTS]
     routes += [Route(path, described, methods=["GET"]) for path in _DESCRIPTIONS]
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
     app.state.models = pool
+    app.state.keys = keys
     app.state.responses = ResponseStore() if responses is None else responses
     app.state.strict_fields = strict_fields
-    app.state.unread = BodyMemory() if unread is None else unread
+    app.state.limits = limits
+    app.state.unread = BodyMemory(limits.max_bodies_bytes)
+    app.state.answers = AnswersMemory(limits.max_answers_bytes)
     app.state.store = store
     app.state.batches = None
+    app.state.observers = observers
     install_error_handlers(app)
     return app
 
@@ -94,10 +111,18 @@ class Version(msgspec.Struct):
 
 
 async def health(request: Request) -> Response:
-    """200 while the engine takes requests, 503 with the reason otherwise. Asks for no API key."""
+    """200 while the engine takes requests and gets on with them, 503 with the reason otherwise. Asks for no API key."""
     status = ModelPool.of(request).health()
-    body = Health("ok" if status.ok else "unavailable", status.detail)
-    return Response(msgspec.json.encode(body), 200 if status.ok else 503, media_type="application/json")
+    body, headers = Health(status.status, status.detail), {"Cache-Control": "no-store"}
+    if status.retry_after_s is not None:
+        headers["Retry-After"] = str(status.retry_after_s)
+    return Response(msgspec.json.encode(body), 200 if status.ok else 503, headers, media_type="application/json")
+
+
+async def live(request: Request) -> Response:
+    """200 as long as the server answers at all, whatever its engine does. Asks for no API key."""
+    body = Health("ok", "the server answers")
+    return Response(msgspec.json.encode(body), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
 
 async def index(request: Request) -> Response:
@@ -114,12 +139,18 @@ async def version(request: Request) -> Response:
     return Response(msgspec.json.encode(Version(__version__)), media_type="application/json")
 
 
+_READY = "The same, under the name that goes with the last: 503 also while a model is loaded, at first or anew."
 _PING = "The same, under the name that SageMaker asks for."
 ENDPOINTS = (
     Endpoint("GET", "/", index, answers=Index),
     Endpoint("GET", "/health", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),)),
+    Endpoint("GET", "/health/live", live, answers=Health),
+    Endpoint(
+        "GET", "/health/ready", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_READY
+    ),
     Endpoint("GET", "/ping", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_PING),
     Endpoint("GET", "/version", version, answers=Version),
+    *metrics.ENDPOINTS,
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
@@ -139,16 +170,18 @@ class Described:
     That import takes as long as half of the server's start, and few servers are ever asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root_path: str) -> None:
         self._app: FastAPI | None = None
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            self._app = await asyncio.to_thread(_description)
-        await self._app(scope, receive, send)
+            self._app = await asyncio.to_thread(_description, self._root_path, scope["app"].state.limits)
+        below = {"root_path": self._root_path, "path": self._root_path + scope["path"]}
+        await self._app({**scope, **below}, receive, send)
 
 
-def _description() -> FastAPI:
+def _description(root_path: str, limits: LimitsConfig) -> FastAPI:
     from ingle.server.description import describing_app
 
-    return describing_app(ENDPOINTS)
+    return describing_app(ENDPOINTS, limits, root_path)

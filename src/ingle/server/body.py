@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
@@ -24,6 +25,7 @@ from starlette.requests import Request
 
 from ingle.errors import RequestError
 from ingle.habits.sampling import REFUSED
+from ingle.limits import LimitsConfig
 from ingle.request import refusal
 from ingle.server.decode import decode_json
 from ingle.server.queue import BodyAccount
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
     from typing_extensions import Self
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_TIMEOUT_S = 604_800
+"""A week."""
 _MAX_SHOWN_CHARS = 80
 _MAX_FOUND = 100
 """Most unknown fields of an object that are counted."""
@@ -184,6 +187,8 @@ class ModelRequest(StrictModel):
 
     model: str | None = None
     """None means the server's first model."""
+    timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
+    """Seconds from its arrival after which a request ends with an error."""
 
 
 def field_error(location: tuple[str | int, ...], value: Any, error: ValueError) -> InitErrorDetails:
@@ -197,7 +202,7 @@ def again(details: ErrorDetails, *before: str | int) -> InitErrorDetails:
 
 
 async def read_body(request: Request, account: BodyAccount) -> bytes:
-    """The body of a JSON request, at most `MAX_BODY_BYTES`, counted while it arrives, here and among all bodies.
+    """The body of a JSON request, counted while it arrives, here and among all bodies.
 
     What its headers tell is refused before any of it is asked for (`Expect: 100-continue`).
     A type other than JSON is refused, which also keeps web pages from posting here without the browser asking first.
@@ -214,18 +219,26 @@ async def read_body(request: Request, account: BodyAccount) -> bytes:
             code="unsupported_encoding",
             status=415,
         )
-    _check_size(int(request.headers.get("content-length", "0")))  # a number, or the parser had refused it
+    limits: LimitsConfig = request.app.state.limits
+    _check_size(limits, int(request.headers.get("content-length", "0")))  # a number, or the parser had refused it
     chunks = bytearray()
-    async for chunk in request.stream():
-        _check_size(len(chunks) + len(chunk))
-        account.add(len(chunk))
-        chunks += chunk
-    return bytes(chunks)
+    try:
+        async for chunk in request.stream():
+            _check_size(limits, len(chunks) + len(chunk))
+            account.add(len(chunk))
+            chunks += chunk
+        return bytes(chunks)
+    finally:
+        chunks.clear()  # the error may live on, and this frame with it
 
 
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_BODY_BYTES:
-        raise RequestError(f"The body is larger than {MAX_BODY_BYTES} bytes.", code="body_too_large", status=413)
+def _check_size(limits: LimitsConfig, num_bytes: int) -> None:
+    if num_bytes > limits.max_body_bytes:
+        raise RequestError(
+            f"The body is larger than {limits.max_body_bytes} bytes{limits.by('max_body_bytes')}.",
+            code="body_too_large",
+            status=413,
+        )
 
 
 _SUBJECT = re.compile(r"^\w+ should")

@@ -7,25 +7,27 @@ no lock, for how many values it has; what no request needs is refused, and token
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 
 _SMALL_BYTES = 256 << 10
-"""Decoded at once, in some milliseconds. Every field but prompt and conversation is smaller in any sensible request."""
-_MAX_CHAT_VALUES = 100_000
-"""Numbers, strings, lists and objects in a conversation: 10,000 messages of several parts each."""
+"""Decoded at once, in some milliseconds."""
 _CONVERSATIONS = frozenset(("messages", "input", "system", "instructions", "tools"))
 _MAX_TOKEN_IDS = 8_000_000
-_MAX_PROMPTS = 1024
 _SLICE_BYTES = 4 << 20
+_NUMBERS_BYTES = 256 << 10
 
 
 def decode_json(body: bytes) -> Any:
     """What `body` holds. Raises `ValueError` and `RecursionError` where it is no JSON, `RequestError` for too much."""
-    if len(body) <= _SMALL_BYTES:
+    _check_depth(body)
+    small = min(_SMALL_BYTES, limits().max_field_bytes)
+    if len(body) <= small:
         return msgspec.json.decode(body)
     _check_count(body, _MAX_TOKEN_IDS, "The body", None)
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -33,39 +35,85 @@ def decode_json(body: bytes) -> Any:
 
 
 def _field(name: str, text: bytes) -> Any:
-    if len(text) <= _SMALL_BYTES:
+    if len(text) <= min(_SMALL_BYTES, limits().max_field_bytes):
         return msgspec.json.decode(text)
     if name in _CONVERSATIONS:
-        _check_count(text, _MAX_CHAT_VALUES, name, name)
+        _check_count(text, limits().max_json_values, name, name, "max_json_values")
     elif name == "prompt":
         return _prompt(text)
     else:
         shown = name[:80]
-        raise RequestError(
-            f"{shown} takes {len(text)} bytes, at most {_SMALL_BYTES} are taken", param=shown, code="field_too_large"
-        )
+        if (told := limits().over("max_field_bytes", len(text), f"{shown} takes {len(text)} bytes")) is not None:
+            raise RequestError(told, param=shown, code="field_too_large")
+        _check_count(text, limits().max_json_values, shown, shown, "max_json_values")
     return msgspec.json.decode(text)
 
 
 def _prompt(text: bytes) -> Any:
     start = b"".join(text[:64].split())
     if start.startswith(b"[["):  # no strings: each bracket begins a prompt
-        if text.count(b"[") <= _MAX_PROMPTS + 1:
-            return [msgspec.json.decode(raw) for raw in msgspec.json.decode(text, type=list[msgspec.Raw])]
         num_prompts = text.count(b"[") - 1
-        raise RequestError(f"{num_prompts} prompts are too many, at most {_MAX_PROMPTS} are taken", param="prompt")
+        if (told := limits().over("max_prompts", num_prompts, f"{num_prompts} prompts are too many")) is not None:
+            raise RequestError(told, param="prompt")
+        return [msgspec.json.decode(raw) for raw in msgspec.json.decode(text, type=list[msgspec.Raw])]
     if not start.startswith(b'"'):
-        is_texts = start.startswith(b'["')
-        _check_count(text, _MAX_PROMPTS if is_texts else _MAX_TOKEN_IDS // 4, "prompt", "prompt")
+        if start.startswith(b'["'):
+            _check_count(text, limits().max_prompts + 1, "prompt", "prompt", "max_prompts")
+        else:
+            _check_count(text, _MAX_TOKEN_IDS // 4, "prompt", "prompt")
+            if b'"' not in text and b"{" not in text and text.count(b"[") == 1:
+                return _numbers(text)
     return msgspec.json.decode(text)
 
 
-def _check_count(text: bytes, most: int, what: str, param: str | None) -> None:
+def _numbers(text: bytes) -> list[Any]:
+    """A list without others in it, decoded in pieces: between them other threads run."""
+    found: list[Any] = []
+    start, end = text.index(b"[") + 1, text.rfind(b"]")
+    while 0 < end - start > _NUMBERS_BYTES and (comma := text.find(b",", start + _NUMBERS_BYTES, end)) != -1:
+        found += msgspec.json.decode(b"[" + text[start:comma] + b"]")
+        start = comma + 1
+    if not text[start:end].strip():
+        return list(msgspec.json.decode(text))  # which is empty, or says what is wrong
+    found += msgspec.json.decode(text if not found else b"[" + text[start:])
+    return found
+
+
+def _check_count(text: bytes, most: int, what: str, param: str | None, limit: str = "") -> None:
     count = count_values(text, most)
     if count > most:
+        by = limits().by(limit) if limit else ""
         raise RequestError(
-            f"{what} has more than {most} values, which is more than is taken", param=param, code="too_many_values"
+            f"{what} has more than {most} values, which is more than is taken{by}", param=param, code="too_many_values"
         )
+
+
+def _check_depth(body: bytes) -> None:
+    """Most bodies have fewer brackets than may stand within each other, and are not looked through."""
+    most = limits().max_json_depth
+    if body.count(b"[") + body.count(b"{") > most and depth_of(body, most) > most:
+        raise RequestError(
+            f"The body is nested too deeply: at most {most} lists and objects within each other are taken"
+            f"{limits().by('max_json_depth')}.",
+            code="too_deep",
+        )
+
+
+def depth_of(text: bytes, most: int | None = None) -> int:
+    """How many lists and objects a JSON text has within each other; stops counting beyond `most`."""
+    import numpy as np
+
+    deepest = depth = 0
+    for part, outside in _outside_strings(text):
+        steps = ((part == ord("[")) | (part == ord("{"))).astype(np.int8)
+        steps -= (part == ord("]")) | (part == ord("}"))
+        steps = steps[(steps != 0) & outside]
+        if len(steps):
+            depths = depth + np.cumsum(steps, dtype=np.int64)
+            deepest, depth = max(deepest, int(depths.max())), int(depths[-1])
+        if most is not None and deepest > most:
+            break
+    return deepest
 
 
 def count_values(text: bytes, most: int | None = None) -> int:
@@ -75,20 +123,29 @@ def count_values(text: bytes, most: int | None = None) -> int:
     """
     import numpy as np
 
+    count = 1
+    for part, outside in _outside_strings(text):
+        structural = (part == ord(",")) | (part == ord("[")) | (part == ord("{"))
+        count += int(np.count_nonzero(structural & outside))
+        if most is not None and count > most:
+            break
+    return count
+
+
+def _outside_strings(text: bytes) -> Iterator[tuple[Any, Any]]:
+    """The bytes of a JSON text, slice by slice, and which of them stand outside of strings."""
+    import numpy as np
+
     data = np.frombuffer(text, np.uint8)
-    count, in_string, escaped = 1, 0, False
+    in_string, escaped = 0, False
     for start in range(0, len(data), _SLICE_BYTES):
         part = data[start : start + _SLICE_BYTES]
         quotes = part == ord('"')
         escaped = _drop_escaped(part, quotes, escaped)
         # A sum of uint8 wraps at 256, which is even: its last bit still tells whether the quotes so far are odd.
         parity = np.add.accumulate(quotes, dtype=np.uint8)
-        structural = (part == ord(",")) | (part == ord("[")) | (part == ord("{"))
-        count += int(np.count_nonzero(structural & (((parity + np.uint8(in_string)) & 1) == 0)))
+        yield part, ((parity + np.uint8(in_string)) & 1) == 0
         in_string = (in_string + int(parity[-1])) & 1
-        if most is not None and count > most:
-            break
-    return count
 
 
 def _drop_escaped(part: Any, quotes: Any, escaped: bool) -> bool:

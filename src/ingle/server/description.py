@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from ingle.limits import LimitsConfig, holding
 from ingle.server.access import HEALTH_PATHS
 from ingle.server.body import StrictModel
 from ingle.server.endpoints import Endpoint
@@ -31,20 +32,27 @@ _HEADERS = {
 }
 
 
-def describing_app(endpoints: Sequence[Endpoint]) -> FastAPI:
-    """An application whose schema, and viewers of it, are of `endpoints`."""
+def describing_app(endpoints: Sequence[Endpoint], limits: LimitsConfig, root_path: str = "") -> FastAPI:
+    """An application whose schema, and viewers of it, are of `endpoints`, which browsers find below `root_path`."""
 
     class Described(FastAPI):
         def openapi(self) -> dict[str, Any]:
             if self.openapi_schema is None:
-                self.openapi_schema = document(endpoints)
+                self.openapi_schema = {**document(endpoints, limits), "servers": [{"url": root_path or "/"}]}
             return self.openapi_schema
 
-    return Described(title="ingle", version=__version__)
+    app = Described(title="ingle", version=__version__, root_path_in_servers=False)
+    app.openapi()  # here, in a thread: it takes some tenths of a second
+    return app
 
 
-def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """OpenAPI 3.1: bodies are described by what validates them, answers by what writes them."""
+def document(endpoints: Sequence[Endpoint], limits: LimitsConfig = LimitsConfig()) -> dict[str, Any]:  # noqa: B008
+    """OpenAPI 3.1: bodies are described by what validates them within the limits, answers by what writes them."""
+    with holding(limits):
+        return _document(endpoints)
+
+
+def _document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     bodies = dict.fromkeys(body for endpoint in endpoints for body in bodies_of(endpoint))
     _, defined = models_json_schema([(b, "validation") for b in bodies], ref_template=_REF.format("{model}"))
     kinds = [*dict.fromkeys(kind for endpoint in endpoints for kind in _kinds(endpoint))]
@@ -74,7 +82,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "One of the keys of --api-key; without that flag none is asked for.",
+                    "description": "A key of the server, which without --api-key asks for none.",
                 },
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
             },

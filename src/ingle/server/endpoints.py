@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import compile_path
+
+from ingle.server.access import Guarded, Guards
 
 if TYPE_CHECKING:
     from ingle.server.body import StrictModel
@@ -37,7 +41,19 @@ class Endpoint:
     """Parameters behind the path, and the JSON schema of each."""
     form: Mapping[str, Any] | None = None
     """The JSON schema of a body that is a form, multipart/form-data."""
+    guards: Guards = None
+    """Whether it changes the server or tells about it, which takes more than a client's key."""
     media_type: str = "application/json"
     """Of the answer."""
     about: str = ""
     """In a line, for people; else the first line of what `answer` says of itself."""
+
+
+def guarded(endpoints: Sequence[Endpoint]) -> Guarded:
+    """Those that take more than a client's key."""
+    found: dict[str, list[tuple[re.Pattern[str], Guards]]] = {}
+    for endpoint in endpoints:
+        if endpoint.guards is not None:
+            pattern, _, _ = compile_path(endpoint.path)
+            found.setdefault(endpoint.method, []).append((pattern, endpoint.guards))
+    return found

@@ -3,181 +3,446 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
+import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
-from ingle.channel import Abort, ChannelClosed, EngineInfo, EngineStats, Failed, NothingRefused, Progress, StepMessage
-from ingle.errors import Collected, ConfigError, EngineError, ModelError
+from ingle.channel import (
+    Abort,
+    Beat,
+    Begun,
+    ChannelClosed,
+    EngineInfo,
+    EngineStats,
+    Failed,
+    NothingRefused,
+    Progress,
+    StepMessage,
+)
+from ingle.config.health import HealthConfig
+from ingle.errors import AnswerLost, Collected, ConfigError, EngineError, IngleError, ModelError
+from ingle.limits import LimitsConfig
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
 from ingle.server.engine_process import EngineProcess
+from ingle.server.loading import Loading
+from ingle.server.pulse import TICK_S, Pulse
+from ingle.server.restarts import Restarts
+from ingle.server.unread import Unread
 
 logger = logging.getLogger("ingle.server")
 
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 """Whether what is asked of the engine can wait for all that somebody waits for."""
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""The name of the client who asks, as in `EngineRequest.client`."""
 _BACKGROUND = 1 << 40
-STALL_S = 60.0
-"""A busy engine that finishes no step for this long is reported as unhealthy."""
+_MANY_OUTPUTS = 16
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
+_KILLED_S = 60.0
+"""For one that was killed: the system may have much of its memory to give back, also a GPU's."""
+_MOST_ENGINES = 2
+"""That may die before a request is given up that none of them has begun with: to take it in may be what they die of."""
+_FAILED = "the engine failed; the server's log has the reason"
+_AS_BEFORE = HealthConfig(watchdog=False)
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class HealthStatus:
     ok: bool
     detail: str
+    status: str = "ok"
+    retry_after_s: int | None = None
+
+
+@dataclass
+class _Pending:
+    """A request whose answer is not whole."""
+
+    request: EngineRequest
+    outputs: Unread
+    begun: bool = False
+    """Something was computed of it, or is about to be: it may be what the engine dies of."""
+    num_engines: int = 1
+    """That it was handed to."""
+    lost: bool = False
+    """It is told that nothing more comes."""
+
+    def fail(self, told: EngineError) -> None:
+        self.lost = True
+        self.outputs.put(type(told)(told.what, retry_after_s=told.retry_after_s))
 
 
 class EngineClient:
-    """Requests to a running engine. Use `connect`, then `generate`; `closed` is set when the engine has gone."""
+    """Requests to a running engine, and to the next one if it dies. Use `connect`, then `generate`.
 
-    def __init__(self, process: EngineProcess, channel: AsyncChannel, info: EngineInfo) -> None:
+    `closed` is set when the engine has gone and none comes after it.
+    """
+
+    def __init__(
+        self,
+        process: EngineProcess,
+        channel: AsyncChannel,
+        info: EngineInfo,
+        health: HealthConfig = _AS_BEFORE,
+        stream_interval: int = 1,
+    ) -> None:
+        """`stream_interval`: tokens that come together, after the first."""
         self.info = info
+        self._stream_interval = stream_interval
         self.stats = EngineStats()
         self.closed = asyncio.Event()
         self.failure: str | None = None
+        self.num_restarts = 0
+        """Engines that came after the first."""
+        self.stopping = False
+        """The server ends, and takes no new requests."""
         self._given_up: str | None = None
         self._closing = False
         self._process = process
-        self._channel = channel
-        self._queues: dict[str, asyncio.Queue[EngineOutput | None]] = {}
-        self._last_message = time.monotonic()
-        self._reader = asyncio.create_task(self._read())
+        self._channel: AsyncChannel | None = channel
+        """None between two engines."""
+        self.max_unread_bytes = LimitsConfig().max_unread_bytes
+        """Of what waits for one stream's client."""
+        self._health = health
+        self._restarts = Restarts(health.max_engine_restarts, health.engine_restart_window)
+        self._loading: Loading | None = None
+        """Of the next engine."""
+        self._pulse = Pulse(process.pid, health.watchdog_timeout)
+        self._pending: dict[str, _Pending] = {}
+        self._supervisor = asyncio.create_task(self._supervise(channel))
 
     @classmethod
     async def connect(
         cls,
         process: EngineProcess,
-        report: Callable[[str], None] = lambda stage: None,
+        report: Report = lambda stage: None,
         checked: Callable[[], None] = lambda: None,
+        health: HealthConfig = _AS_BEFORE,
+        stream_interval: int = 1,
     ) -> EngineClient:
         """Waits until the engine has loaded what it was told to; `checked` is called when nothing is left that it
-        could refuse before.
+        could refuse before. By default there is no watchdog.
 
         Raises `ModelError` and `ConfigError` for what it refuses, `EngineError` with its own words for all else.
         """
-        channel = await AsyncChannel.open(process.socket)
-        while True:
-            try:
-                message = await channel.receive()
-            except ChannelClosed:
-                text = await _exit_text(process)
-                raise EngineError(f"the engine ended while it was loading: {text}") from None
-            if isinstance(message, EngineInfo):
-                return cls(process, channel, message)
-            if isinstance(message, Failed):
-                _raise(message)
-            if isinstance(message, Progress):
-                report(message.stage)
-            elif isinstance(message, NothingRefused):
-                checked()
+        pulse = Pulse(process.pid, health.watchdog_timeout)
+        channel, info = await _loaded(process, pulse, health, report, checked)
+        return cls(process, channel, info, health, stream_interval)
+
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
         What came of several steps while nobody looked comes as one: so a loop that is late has less to do, and catches
-        up. Raises `EngineError` when the engine is gone.
+        up. Raises `RequestError` when too much waits to be taken, and `EngineError` when the engine is gone. One that
+        dies before it begins with the request costs it some time: the next engine serves it.
         """
-        if (reason := self.failure or self._given_up) is not None:
-            raise EngineError(reason)
+        if (refusal := self._refusal()) is not None:
+            raise EngineError(refusal.detail, retry_after_s=refusal.retry_after_s)
+        request = msgspec.structs.replace(request, client=caller.get())
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
-        queue: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
-        if not self._queues:
-            self._last_message = time.monotonic()  # idle until now: the stall clock starts here
-        self._queues[request.id] = queue
-        self._channel.send(request)
-        finished = False
+        pending = self._pending[request.id] = _Pending(request, Unread(self.max_unread_bytes))
+        self._send(request)
+        finished, interval = False, 1
         try:
             while not finished:
-                outputs = [await queue.get()]
-                while not queue.empty():
-                    outputs.append(queue.get_nowait())
+                outputs = await pending.outputs.take()
+                while _go_on(outputs, interval):
+                    outputs += await pending.outputs.take()
+                interval = self._stream_interval
                 for output in _together(outputs):
-                    if output is None:
-                        raise EngineError(self.failure or self._given_up or "the engine is gone")
+                    if isinstance(output, EngineError):
+                        raise output
                     finished = output.finish_reason is not None
                     yield output
+                    if finished:  # whatever befell the engine afterwards
+                        return
         finally:
-            del self._queues[request.id]
-            if not finished and self.failure is None and not self._closing:
-                self._channel.send(Abort(request.id))
+            del self._pending[request.id]
+            if not finished:
+                self._send(Abort(request.id))
 
     def health(self) -> HealthStatus:
-        """Well means: alive, and steps progress while requests are pending."""
-        if (reason := self.failure or self._given_up) is not None:
-            return HealthStatus(False, reason)
-        silent_s = time.monotonic() - self._last_message
-        if self._queues and silent_s > STALL_S:
-            return HealthStatus(
-                False, f"{len(self._queues)} requests are pending and no step ended for {silent_s:.0f} s"
-            )
+        """Well means: alive, taking requests, and getting on with those that are pending."""
+        if (refusal := self._refusal()) is not None:
+            return refusal
+        if self._channel is None:
+            return HealthStatus(False, "the engine has ended", "unavailable")
+        if self.stopping:
+            return HealthStatus(False, "the server is being stopped", "stopping")
+        if (unwell := self._pulse.unwell()) is not None:
+            detail = f"the engine does not get on: {unwell.why}"
+            return HealthStatus(False, detail, "unavailable", math.ceil(self._load_s))
         return HealthStatus(True, f"{self.stats.num_running} requests running, {self.stats.num_waiting} waiting")
 
-    async def _read(self) -> None:
+    def _refusal(self) -> HealthStatus | None:
+        """Why no request can be taken, if that is so."""
+        if (reason := self.failure or self._given_up) is not None:
+            return HealthStatus(False, reason, "unavailable")
+        if self._loading is not None:
+            detail = f"the engine is started anew: {self._loading.stage} ({self._loading.seconds:.0f} s so far)"
+            left_s = max(self._load_s - self._loading.seconds, 1.0)
+            return HealthStatus(False, detail, "restarting", math.ceil(left_s))
+        return None
+
+    @property
+    def _load_s(self) -> float:
+        """That the last engine took."""
+        return 1.0 + sum(self.info.timings_s.values())
+
+    def _send(self, message: EngineRequest | Abort) -> None:
+        """Nothing between two engines: the next is sent what is pending then."""
+        if self._channel is not None and not self._closing:
+            self._channel.send(message)
+
+    # ---- one engine, and the next
+
+    async def _supervise(self, channel: AsyncChannel) -> None:
+        """Until there is no engine any more."""
         try:
-            while self.failure is None:
-                message = await self._channel.receive()
-                self._last_message = time.monotonic()
+            why = await self._until_lost(channel)
+            while self._health.watchdog and not self.stopping:
+                following = await self._next(why)
+                if isinstance(following, str):
+                    why = f"{following}. {self._restarts.num + 1} engines in a row have ended, so the server ends too"
+                    break
+                why = await self._until_lost(following)
+        except Exception as error:  # else all who wait would wait for ever
+            logger.error("the engine is no longer watched", exc_info=error)
+            why = _FAILED
+        self.failure, self._loading, self._channel = why, None, None
+        self._fail_all(EngineError(why))
+        self.closed.set()
+
+    async def _until_lost(self, channel: AsyncChannel) -> str:
+        """Why the engine ended. What it had begun with ends too."""
+        reader = asyncio.create_task(self._read(channel))
+        try:
+            stuck = await _attend(reader, self._pulse, self._process, self._health, lambda: bool(self._pending))
+            why = reader.result() if stuck is None else f"the engine was stuck and was ended: {stuck}"
+        finally:
+            reader.cancel()
+        self.stats, self._channel = EngineStats(), None
+        channel.close()
+        return why
+
+    async def _read(self, channel: AsyncChannel) -> str:
+        """Takes in what comes, until nothing does any more, and says why."""
+        try:
+            while True:
+                message = await channel.receive()
+                self._pulse.heard(message if isinstance(message, Beat) else None)
                 if isinstance(message, Failed):
                     # A traceback, or words about files: for who runs the server, not for its clients.
                     logger.error("the engine failed: %s", message.message)
-                    self.failure = "the engine failed; the server's log has the reason"
+                    self._channel = None
+                    return _FAILED
+                if isinstance(message, Begun):
+                    for request_id in message.ids:
+                        if (pending := self._pending.get(request_id)) is not None:
+                            pending.begun = True
+                elif isinstance(message, EngineStats):
+                    self.stats = message
                 elif isinstance(message, StepMessage):
-                    self.stats = message.stats
                     for output in message.outputs:
-                        queue = self._queues.get(output.id)
-                        if queue is not None:
-                            queue.put_nowait(output)
+                        if (pending := self._pending.get(output.id)) is not None:
+                            pending.begun = True
+                            if not pending.outputs.put(output):
+                                self._send(Abort(output.id))
+                    if len(message.outputs) >= _MANY_OUTPUTS:
+                        await asyncio.sleep(0)  # for those who get them, before the next step's come
         except ChannelClosed:
-            self.failure = f"the engine died: {await _exit_text(self._process)}"
-        for queue in self._queues.values():
-            queue.put_nowait(None)
-        self.closed.set()
+            self._channel = None
+            return f"the engine died: {await _exit_text(self._process)}"
+
+    async def _next(self, why: str) -> AsyncChannel | str:
+        """The channel of an engine that takes requests; where too many have died in a row, why the last did."""
+        while (delay_s := self._restarts.next_delay_s()) is not None:
+            self._loading = self._loading or Loading()
+            self._fail_begun(why)
+            after = f" after {delay_s:g} s" if delay_s else ""
+            logger.error("%s; a new one is started%s (%d of %d in a row)", why, after, self._restarts.num,
+                         self._restarts.most)  # fmt: skip
+            await asyncio.sleep(delay_s)
+            try:
+                await self._end_process()
+                self._process.start_anew()
+                self._pulse = Pulse(self._process.pid, self._health.watchdog_timeout)
+                loaded = await _loaded(self._process, self._pulse, self._health, self._loading.report)
+            except (IngleError, OSError) as error:
+                why = f"the engine could not be started anew: {_in_a_line(error)}"
+                continue
+            self._resume(*loaded)
+            return loaded[0]
+        return why
+
+    async def _end_process(self) -> None:
+        """Raises `EngineError` for one that not even the system can end."""
+        self._process.kill()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _KILLED_S
+        while not self._process.has_ended:
+            if loop.time() > deadline_s:
+                raise EngineError("the last one does not end, although it was killed")
+            await asyncio.sleep(0.02)
+
+    def _resume(self, channel: AsyncChannel, info: EngineInfo) -> None:
+        """Hands what waits to the engine that has come."""
+        assert self._loading is not None
+        self._channel, self.info = channel, info
+        self._restarts.ready()
+        self.num_restarts += 1
+        waiting = [pending for pending in self._pending.values() if not pending.lost]
+        logger.info("the new engine is ready after %.1f s; %d requests waited", self._loading.seconds, len(waiting))
+        self._loading = None
+        for pending in waiting:
+            pending.num_engines += 1
+            self._send(pending.request)
+
+    def _fail_begun(self, why: str) -> None:
+        retry_after_s = math.ceil(self._load_s)
+        told = AnswerLost(f"{why}. This answer is lost with it: send the request again, another engine is being "
+                          "started", retry_after_s=retry_after_s)  # fmt: skip
+        for pending in self._pending.values():
+            if pending.begun or pending.num_engines >= _MOST_ENGINES:
+                pending.fail(told)
+
+    def _fail_all(self, told: EngineError) -> None:
+        for pending in self._pending.values():
+            pending.fail(told)
 
     def give_up(self, reason: str) -> None:
         """Ends all requests, and later ones at once, with an `EngineError` that says so; the engine drops them."""
         self._given_up = reason
-        for queue in self._queues.values():
-            queue.put_nowait(None)
+        self._fail_all(EngineError(reason))
 
     async def close(self) -> None:
         """Ends the engine; requests still running are dropped."""
         self._closing = True
-        self._reader.cancel()
-        self._channel.close()
+        self._supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._supervisor  # which may be starting the next
+        if self._channel is not None:
+            self._channel.close()
         self._process.stop()  # here: it takes two seconds at most, and all threads may be busy
 
 
-def _together(outputs: list[EngineOutput | None]) -> Iterator[EngineOutput | None]:
+async def _loaded(
+    process: EngineProcess,
+    pulse: Pulse,
+    health: HealthConfig,
+    report: Report,
+    checked: Callable[[], None] = lambda: None,
+) -> tuple[AsyncChannel, EngineInfo]:
+    """As `EngineClient.connect`."""
+    channel = await AsyncChannel.open(process.socket)
+    task = asyncio.create_task(_until_ready(channel, process, pulse, report, checked))
+    try:
+        stuck = await _attend(task, pulse, process, health, lambda: False)
+        if stuck is not None and (not task.done() or task.exception() is not None):
+            raise EngineError(f"the engine was stuck while it was loading, and was ended: {stuck}")
+        return channel, task.result()
+    except BaseException:
+        task.cancel()
+        channel.close()
+        raise
+
+
+async def _until_ready(
+    channel: AsyncChannel, process: EngineProcess, pulse: Pulse, report: Report, checked: Callable[[], None]
+) -> EngineInfo:
+    while True:
+        try:
+            message = await channel.receive()
+        except ChannelClosed:
+            text = await _exit_text(process)
+            raise EngineError(f"the engine ended while it was loading: {text}") from None
+        pulse.heard(message if isinstance(message, Beat) else None)
+        if isinstance(message, EngineInfo):
+            return message
+        if isinstance(message, Failed):
+            _raise(message)
+        if isinstance(message, Progress):
+            report(message.stage)
+        elif isinstance(message, NothingRefused):
+            checked()
+
+
+async def _attend(
+    task: asyncio.Task[Any], pulse: Pulse, process: EngineProcess, health: HealthConfig, pending: Callable[[], bool]
+) -> str | None:
+    """Until the task ends, which an engine's end does too. Ends one that is stuck, and says how that was known.
+
+    One that does not even end when it is killed, as in a driver that hangs, is not waited for for ever.
+    """
+    found: str | None = None
+    loop = asyncio.get_running_loop()
+    deadline_s = math.inf
+    while not task.done() and loop.time() < deadline_s:
+        await asyncio.wait({task}, timeout=TICK_S)
+        pulse.tick(pending())
+        unwell = pulse.unwell()
+        if health.watchdog and found is None and unwell is not None and unwell.hopeless:
+            found = unwell.why
+            logger.error("the engine is stuck: %s; it is ended", found)
+            process.kill()
+            deadline_s = loop.time() + _KILLED_S
+    return found
+
+
+def _in_a_line(error: Exception) -> str:
+    """For clients. A traceback is for who runs the server."""
+    told = str(error)
+    if "\n" not in told:
+        return told
+    logger.error("an engine failed while it was loading: %s", told)
+    return _FAILED
+
+
+def _go_on(outputs: Sequence[EngineOutput | EngineError], interval: int) -> bool:
+    """Whether more is to come before so many tokens are there."""
+    last = outputs[-1]
+    if interval == 1 or isinstance(last, EngineError) or last.finish_reason is not None or not last.token_ids:
+        return False
+    return sum(len(each.token_ids) for each in outputs if isinstance(each, EngineOutput)) < interval
+
+
+def _together(outputs: list[EngineOutput | EngineError]) -> Iterator[EngineOutput | EngineError]:
     """As one what can be one; an error, or the engine's end, comes by itself."""
-    told = [output for output in outputs if output is not None and output.finish_reason != "error"]
+    told = [each for each in outputs if isinstance(each, EngineOutput) and each.finish_reason != "error"]
     if len(told) > 1:
         yield joined(told)
     else:
         yield from told
-    yield from (output for output in outputs if output is None or output.finish_reason == "error")
+    yield from (each for each in outputs if isinstance(each, EngineError) or each.finish_reason == "error")
 
 
 def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
-    """What several steps brought for one request, in their order."""
-    first, last = outputs[0], outputs[-1]
+    """What several steps brought for one request, in their order. How it stands is what the last one says."""
     scored = [output.logprobs for output in outputs if output.logprobs is not None]
-    return EngineOutput(
-        id=first.id,
+    of_prompt = (output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None)
+    queued = (output.queued_s for output in outputs if output.queued_s is not None)
+    return msgspec.structs.replace(
+        outputs[-1],
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
-        finish_reason=last.finish_reason,
-        stop_token_id=last.stop_token_id,
-        num_cached_tokens=first.num_cached_tokens,
+        num_cached_tokens=max(output.num_cached_tokens for output in outputs),
         logprobs=[entry for entries in scored for entry in entries] if scored else None,
-        prompt_logprobs=first.prompt_logprobs,
+        prompt_logprobs=next(of_prompt, None),
+        queued_s=next(queued, None),
     )
 
 
@@ -192,7 +457,8 @@ def _raise(failed: Failed) -> NoReturn:
 
 async def _exit_text(process: EngineProcess) -> str:
     """Why it ended, once that is known. Asks for no thread: all may be busy."""
-    deadline_s = time.monotonic() + _EXIT_S
-    while not process.has_ended and time.monotonic() < deadline_s:  # noqa: ASYNC110 (it sets no event)
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + _EXIT_S
+    while not process.has_ended and loop.time() < deadline_s:  # noqa: ASYNC110 (it sets no event)
         await asyncio.sleep(0.02)
     return process.exit_text()

@@ -35,21 +35,36 @@ _BOOT = (
 create stays: a collector that looks through it again and again takes a seventh of their time."""
 
 
+def _memory() -> IO[bytes] | None:
+    """A file in memory, without a name and empty: a host cache lies in it, and outlasts the engine that fills it."""
+    with contextlib.suppress(AttributeError, OSError):  # not on this system
+        return os.fdopen(os.memfd_create("ingle host cache", os.MFD_CLOEXEC), "r+b", buffering=0)
+    return None
+
+
 class EngineProcess:
     """The child process and our end of its channel.
 
     It imports what it needs while the parent reads flags and imports its own, and waits to be told what to load.
-    Leaving the context ends it.
+    Leaving the context ends it. One that has ended can be followed by another, which loads the same.
     """
 
     def __init__(self) -> None:
-        self.socket, theirs = socket.socketpair()
-        self._told = False
+        self.memory = _memory()
+        """Which outlasts each of them."""
+        self._start: bytes | None = None
+        """What it was told to load."""
         self._printed: threading.Thread | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """In the main thread: Linux ends a child that asks for it with the thread that started it."""
+        self.socket, theirs = socket.socketpair()
+        handed = [] if self.memory is None else [self.memory.fileno()]
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), *map(str, handed)],
+                pass_fds=[theirs.fileno(), *handed],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -60,17 +75,34 @@ class EngineProcess:
         """Tells it what to load: at once, before this process has an event loop."""
         from ingle.channel import start_frame
 
-        self._told = True
-        self._printed = threading.Thread(target=self._log_what_it_prints, name="engine's prints", daemon=True)
+        self._start = start_frame(config, path)
+        self._tell(self._start)
+
+    def _tell(self, start: bytes) -> None:
+        pipe = cast(IO[bytes], self._popen.stdout)
+        self._printed = threading.Thread(
+            target=self._log_what_it_prints, args=(pipe,), name="engine's prints", daemon=True
+        )
         self._printed.start()
         with contextlib.suppress(OSError):  # it has died already: whoever waits for its answer learns why
-            self.socket.sendall(start_frame(config, path))
+            self.socket.sendall(start)
 
-    def _log_what_it_prints(self) -> None:
+    def start_anew(self) -> None:
+        """Another process in place of this one, which has ended or ends now, told to load the same."""
+        assert self._start is not None, "the first was told what to load"
+        self.stop()
+        self._begin()
+        self._tell(self._start)
+
+    @staticmethod
+    def _log_what_it_prints(pipe: IO[bytes]) -> None:
         """Warnings of libraries, last words. Written to our log, which never makes it wait."""
-        pipe = cast(IO[bytes], self._popen.stdout)
         for line in iter(lambda: pipe.readline(_MAX_LINE_BYTES), b""):
             logger.warning("%s", line.decode(errors="replace").rstrip())
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     @property
     def has_ended(self) -> bool:
@@ -91,7 +123,7 @@ class EngineProcess:
         with contextlib.suppress(OSError):  # closed already
             self.socket.shutdown(socket.SHUT_RDWR)  # before the signal, which counts only then
         self.socket.close()
-        if self._told:
+        if self._start is not None:
             self._popen.terminate()
         else:  # it reads its channel only once it has imported everything
             self._popen.kill()

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ingle.errors import EngineError, RequestError
+from ingle.errors import EngineError, RequestError, lack_of_disk
 
 logger = logging.getLogger("ingle.server")
 
@@ -75,6 +75,9 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
     if isinstance(error, EngineError):
         return 503, error_body(503, f"The engine is not available: {error}", code="engine_unavailable")
     request_id = current_request_id.get()
+    if (lack := lack_of_disk(error)) is not None:
+        logger.error("request %s failed: %s", request_id, lack)
+        return 507, error_body(507, f"The server cannot store this: {lack}.", code="storage_full")
     logger.error("request %s failed", request_id, exc_info=error)
     message = f"The server failed on this request; its log has the reason, under the request id {request_id}."
     return 500, error_body(500, message, code="internal_error")
@@ -100,7 +103,12 @@ def install_error_handlers(app: Starlette) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     status, body = describe(error)
-    return error_response(status, body, _HEADERS.get(status) if isinstance(error, RequestError) else None)
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestError):
+        headers = {**_HEADERS.get(status, {}), **error.headers}
+    elif isinstance(error, EngineError) and error.retry_after_s is not None:
+        headers = {"Retry-After": str(error.retry_after_s)}
+    return error_response(status, body, headers)
 
 
 def _where(request: Request) -> str:

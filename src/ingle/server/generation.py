@@ -11,15 +11,14 @@ from functools import cached_property
 
 from ingle.errors import EngineError, RequestError
 from ingle.events import Begin, Event, Finish, Text, Usage
+from ingle.limits import limits
 from ingle.request import EngineRequest, SamplingParams
 from ingle.server.models import ServedModel
+from ingle.server.statistics import Choices, Measured
 from ingle.server.streaming import merge
 from ingle.text.formats.stream import Telling, ToldStream
 from ingle.text.requests import PromptRequests
 from ingle.text.stream import TextStream
-
-MAX_CHOICES = 1024
-"""Most completions of one HTTP request: prompts times n."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,9 @@ class Generation:
         requests, `EngineError` when it is dead.
         """
         num_cached_tokens = num_completion_tokens = num_thought_tokens = 0
-        pairs = ((prompt, request) for prompt in self.prompts for request in prompt.requests)
-        async with aclosing(merge([self._run(index, *pair) for index, pair in enumerate(pairs)])) as steps:
+        together = ((prompt, Choices(self.model.statistics, prompt.params.n)) for prompt in self.prompts)
+        asked = ((*each, request) for each in together for request in each[0].requests)
+        async with aclosing(merge([self._run(index, *each) for index, each in enumerate(asked)])) as steps:
             async for events in steps:
                 for event in events:
                     # The later choices of a prompt find in the cache what the first one computed: that saved the
@@ -59,22 +59,24 @@ class Generation:
         yield [Usage(num_prompt_tokens, num_cached_tokens, num_completion_tokens, num_thought_tokens)]
 
     async def _run(
-        self, choice: int, prompt: PromptRequests, request: EngineRequest
+        self, choice: int, prompt: PromptRequests, choices: Choices, request: EngineRequest
     ) -> AsyncGenerator[Sequence[Event], None]:
         stream = prompt.stream(choice)
-        while True:
-            async with aclosing(self._steps(stream, request)) as steps:
-                async for events in steps:
-                    yield events
-            if not isinstance(stream, ToldStream) or not stream.thinks_too_long:
-                return
-            request, events = stream.end_thoughts(request)
-            yield events
-            if stream.finish_reason is not None:
-                return
+        with Measured(self.model.statistics, request, choices) as measured:
+            while True:
+                async with aclosing(self._steps(stream, request, measured)) as steps:
+                    async for events in steps:
+                        yield events
+                if not isinstance(stream, ToldStream) or not stream.thinks_too_long:
+                    return
+                request, events = stream.end_thoughts(request)
+                measured.reason = stream.finish_reason
+                yield events
+                if stream.finish_reason is not None:
+                    return
 
     async def _steps(
-        self, stream: TextStream | ToldStream, request: EngineRequest
+        self, stream: TextStream | ToldStream, request: EngineRequest, measured: Measured
     ) -> AsyncGenerator[Sequence[Event], None]:
         """Up to the end of the answer, or of the budget of its thoughts."""
         if isinstance(stream, ToldStream) and stream.thinks_too_long:
@@ -83,13 +85,16 @@ class Generation:
         async with aclosing(self.model.engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.num_prompt_read is None:
-                    self.model.queue.leave(request.id)
+                    self.model.queue.begun(request.id)
                 if output.refused:
-                    raise RequestError(f"{request.id} is refused: {output.error}", param="structured_outputs")
+                    message = f"{request.id} is refused: {output.error}"
+                    raise RequestError(message, param="structured_outputs", code="invalid_grammar")
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)
-                yield stream.push(output)
+                events = stream.push(output)
+                measured.took(output, stream.finish_reason)
+                yield events
                 if stream.finish_reason is not None:
                     return
                 if isinstance(stream, ToldStream) and stream.thinks_too_long:
@@ -116,11 +121,10 @@ def plan_generation(
     Raises `RequestError` for a prompt that is empty or too long (naming the field `param`), for token ids that the
     model does not have, and for too many choices.
     """
-    if (num_choices := len(prompts) * sampling.n) > MAX_CHOICES:
-        raise RequestError(
-            f"{len(prompts)} prompts with n={sampling.n} make {num_choices} choices, at most {MAX_CHOICES} are taken",
-            param=param,
-        )
+    num_choices = len(prompts) * sampling.n
+    made = f"{len(prompts)} prompts with n={sampling.n} make {num_choices} choices"
+    if (text := limits().over("max_choices", num_choices, made)) is not None:
+        raise RequestError(text, param=param)
     generation_id = f"{prefix}-{uuid.uuid4().hex}"
     request_ids = (f"{generation_id}-{number}" for number in itertools.count())
     shown_id = generation_id if name is None else f"{prefix}-{name}"

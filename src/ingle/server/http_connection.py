@@ -25,9 +25,9 @@ import httptools
 from starlette.types import Scope
 
 from ingle.errors import RequestError
-from ingle.server.errors import describe, error_response
+from ingle.server.errors import describe, error_response, logger
 from ingle.server.http_exchange import Exchange, Headers
-from ingle.server.http_limits import HttpLimits, OpenConnections
+from ingle.server.http_limits import Counted, HttpLimits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -39,12 +39,10 @@ _HEADER_BYTES = 160
 """What Python's objects for a header take besides its text."""
 _LINGER_S = 2.0
 """For a client to read why it was refused, before what it still sends is met by a reset."""
-_STALL_S = 120.0
-"""A client that reads nothing for this long is given up."""
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\nretry-after: 5\r\n\r\n"
-    b'{"error":{"message":"The server has as many connections as it takes.","type":"server_error","param":null,'
-    b'"code":"too_many_connections"}}'
+    b'{"error":{"message":"The server has as many connections as it takes (--max-connections).","type":"server_error",'
+    b'"param":null,"code":"too_many_connections"}}'
 )
 _MIN_LOOK_S, _MAX_LOOK_S = 0.02, 0.5
 """Between two looks whether a client that sends no more is still there."""
@@ -69,7 +67,7 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: HttpLimits,
-        open_connections: OpenConnections,
+        open_connections: Counted,
     ) -> None:
         self._app = config.loaded_app
         self._app_state = app_state
@@ -84,6 +82,8 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        """Nothing is read, since the application takes a body more slowly than it comes."""
 
         self._num_head_bytes = 0
         """Of a header, or of what stands between the parts of a body: bytes since the last of a body."""
@@ -115,9 +115,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
-        self._server = transport.get_extra_info("sockname")
-        self._client = transport.get_extra_info("peername")
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._is_secure = transport.get_extra_info("sslcontext") is not None
         self._address = self._client[0] if self._client else ""
+        most = self._limits.max_written_bytes
+        self._transport.set_write_buffer_limits(high=most, low=most // 4)
         self._state.connections.add(self)  # type: ignore[arg-type]  # a set of uvicorn's own protocols
         self._counted = self._open.enter(self._address)
         if self._counted:
@@ -138,9 +141,8 @@ class Connection(asyncio.Protocol):
             self._num_head_bytes += len(piece)
             self._parse(piece)
             if self._num_head_bytes >= self._limits.max_header_bytes and not self._dropping:
-                self._stop_reading(
-                    Refused(431, f"The headers take {self._num_head_bytes} bytes or more.", "headers_too_large")
-                )
+                message = f"The headers take {self._num_head_bytes} bytes or more (--max-header-bytes)."
+                self._stop_reading(Refused(431, message, "headers_too_large"))
 
     def eof_received(self) -> bool:
         """Whether to keep the other direction open: a client may end its own side and wait for its answer."""
@@ -151,6 +153,8 @@ class Connection(asyncio.Protocol):
         self._disarm()
         if not self._exchanges:
             return False
+        if self._is_secure:
+            return False  # TLS has no half-closed connections
         self._look_for_client(self._loop.time(), next_byte_s=0.0)
         return True
 
@@ -165,13 +169,22 @@ class Connection(asyncio.Protocol):
             exchange.disconnect()
 
     def pause_writing(self) -> None:
+        """Ours is full. A client that takes a few bytes now and then does not empty it."""
         self._writable.clear()
-        self._stall_timer = self._loop.call_later(_STALL_S, self.abort)
+        self._stall_timer = self._loop.call_later(self._limits.slow_reader_s, self._cut_off)
 
     def resume_writing(self) -> None:
         self._writable.set()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+
+    def _cut_off(self) -> None:
+        self._stall_timer = None
+        logger.warning(
+            "cut off %s: it has not read what waits for it in %g s (--slow-reader-timeout)",
+            self._address, self._limits.slow_reader_s,
+        )  # fmt: skip
+        self.abort()
 
     # What the parser calls. An exception here reaches `_parse` as the context of the parser's own.
 
@@ -188,7 +201,8 @@ class Connection(asyncio.Protocol):
         if not self._in_head:
             return  # behind a chunked body; nothing here reads those
         if len(self._headers) == self._limits.max_headers:
-            raise Refused(431, f"There are more than {self._limits.max_headers} headers.", "headers_too_large")
+            message = f"There are more than {self._limits.max_headers} headers (--max-header-count)."
+            raise Refused(431, message, "headers_too_large")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -274,9 +288,9 @@ class Connection(asyncio.Protocol):
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
-            "server": self._server[:2] if self._server else None,
-            "client": self._client[:2] if self._client else None,
-            "scheme": "http",
+            "server": self._server,
+            "client": self._client,
+            "scheme": "https" if self._is_secure else "http",
             "method": method,
             "root_path": "",
             "path": unquote(path),
@@ -299,6 +313,7 @@ class Connection(asyncio.Protocol):
         self._state.tasks.add(task)
 
     def answered(self, exchange: Exchange) -> None:
+        self.resume()
         self._state.total_requests += 1
         self._exchanges.popleft()
         self._num_bytes_ahead = 0
@@ -345,7 +360,8 @@ class Connection(asyncio.Protocol):
         if self._ended or self._transport.is_closing():
             self._transport.close()
             return
-        self._transport.write_eof()
+        if not self._is_secure:
+            self._transport.write_eof()
         self._arm(_LINGER_S, self._transport.close)
 
     def _look_for_client(self, ended_at: float, next_byte_s: float) -> None:
@@ -377,6 +393,16 @@ class Connection(asyncio.Protocol):
         if data and not self._transport.is_closing():
             self._transport.write(data)
 
+    def pause(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
     async def drain(self) -> None:
         await self._writable.wait()
 
@@ -397,13 +423,20 @@ class Connection(asyncio.Protocol):
     def _head_is_late(self) -> None:
         if self._in_head:
             seconds = self._limits.header_s
-            self._refuse(Refused(408, f"The headers did not arrive within {seconds:g} s.", "request_timeout"))
+            message = f"The headers did not arrive within {seconds:g} s (--header-timeout)."
+            self._refuse(Refused(408, message, "request_timeout"))
         else:
             self._transport.close()
 
     def _body_is_late(self) -> None:
         seconds = self._limits.body_s
-        self._stop_reading(Refused(408, f"The body did not arrive within {seconds:g} s.", "request_timeout"))
+        message = f"The body did not arrive within {seconds:g} s (--body-timeout)."
+        self._stop_reading(Refused(408, message, "request_timeout"))
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Host and port. A Unix socket has neither."""
+    return (name[0], name[1]) if isinstance(name, tuple) else None
 
 
 def _lowered(headers: Headers) -> Headers:

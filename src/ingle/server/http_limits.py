@@ -7,7 +7,11 @@ import logging
 import resource
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from ingle.limits import LimitsConfig
 
 logger = logging.getLogger("ingle.server")
 
@@ -34,6 +38,23 @@ class HttpLimits:
     """Of their headers and bodies together."""
     max_connections: int = 4096
     """Open at once; one address may have half of them."""
+    slow_reader_s: float = 60.0
+    """For a client to read most of what waits for it in `max_written_bytes`."""
+    max_written_bytes: int = 64 * 1024
+    """Written ahead of a client, here and again in its socket; an answer goes on as it is read."""
+
+    @classmethod
+    def of(cls, config: LimitsConfig, max_connections: int) -> HttpLimits:
+        """As the flags say, with as many connections as there are file descriptors for."""
+        return cls(
+            max_header_bytes=config.max_header_bytes,
+            max_headers=config.max_header_count,
+            header_s=config.header_timeout,
+            body_s=config.body_timeout,
+            keep_alive_s=config.timeout_keep_alive,
+            slow_reader_s=config.slow_reader_timeout,
+            max_connections=max_connections,
+        )
 
 
 def allow_connections(wanted: int) -> int:
@@ -48,11 +69,24 @@ def allow_connections(wanted: int) -> int:
     return max(1, min(wanted, soft - _OTHER_DESCRIPTORS))
 
 
+class Counted(Protocol):
+    """Where a connection is counted."""
+
+    def enter(self, address: str) -> bool:
+        """Whether a connection from `address` may stay; if so, `leave` takes it out again."""
+        ...
+
+    def leave(self, address: str) -> None: ...
+
+
 class OpenConnections:
     """Counts connections and refuses those beyond the limits, with a word in the log now and then."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, proxies: Sequence[str] = ()) -> None:
+        """Behind an address or a network of `proxies`, as behind a Unix socket, stand many."""
         self._max = max_connections
+        self._proxies = [ipaddress.ip_network(each) for each in proxies if each != "*"]
+        self._all_proxies = "*" in proxies
         self._max_per_address = max(1, max_connections // 2)
         self._open: Counter[str] = Counter()
         self._num_open = 0
@@ -60,9 +94,9 @@ class OpenConnections:
         self._logged_s = float("-inf")
 
     def enter(self, address: str) -> bool:
-        """Whether a connection from `address` may stay; if so, `leave` takes it out again."""
         network = _network(address)
-        if self._num_open >= self._max or self._open[network] >= self._max_per_address:
+        most = self._max if self._is_shared(address) else self._max_per_address
+        if self._num_open >= self._max or self._open[network] >= most:
             self._refused(network)
             return False
         self._open[network] += 1
@@ -75,6 +109,13 @@ class OpenConnections:
         self._open[network] -= 1
         if not self._open[network]:
             del self._open[network]
+
+    def _is_shared(self, address: str) -> bool:
+        if not address or self._all_proxies:
+            return True
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return any(ip in network for network in self._proxies)
 
     def _refused(self, network: str) -> None:
         self._num_refused += 1

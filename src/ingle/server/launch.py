@@ -5,35 +5,44 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import ipaddress
 import json
 import logging
 import os
 import re
+import shlex
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingle import facts
 from ingle.config import ServeConfig, ServerConfig, parse_bytes
+from ingle.config.access import ListenConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import EngineError
 from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
-from ingle.server.access import Access
+from ingle.server.access import Access, Keys
 from ingle.server.batch.store import Store
 from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
+from ingle.server.followed import FollowedFiles
 from ingle.server.http_limits import HttpLimits, allow_connections
-from ingle.server.listening import bind
+from ingle.server.listening import is_local, listening
 from ingle.server.load_model import load_model
 from ingle.server.loading import Loading
-from ingle.server.logs import LINE, TIME, BackgroundLog
+from ingle.server.logs import BackgroundLog, formatter
 from ingle.server.models import ModelPool, ServedModel
-from ingle.server.running import announced, url_of
+from ingle.server.observers import Observers
+from ingle.server.request_log import RequestsLog
+from ingle.server.running import UNIX, announced, url_of
+from ingle.server.stats_log import log_stats
 from ingle.server.stopping import Deadline, stop_while_loading
+from ingle.server.tls import Certificate, key_notice
+from ingle.server.tracing import Tracer
 from ingle.text.formats.detect import in_words
 from ingle.text.sandbox import sandboxes
 
@@ -44,6 +53,11 @@ if TYPE_CHECKING:
 
 _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
+_LEAST_KEY = 16
+"""Characters of a key that is not found by trying."""
+_COLLECT_AFTER = (700, 10, 100)
+"""Objects, and collections of the young and of those of middle age, until the next. To look through all that a thousand
+requests hold takes a quarter of a second, in which nobody is answered; by itself Python does so ten times as often."""
 logger = logging.getLogger("ingle")
 
 
@@ -55,13 +69,17 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     started = time.perf_counter()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = BackgroundLog(sys.stderr.fileno())
-    logging.basicConfig(level=config.server.log_level.upper(), format=LINE, datefmt=TIME, handlers=[log])
+    log.setFormatter(formatter(config.server.monitoring.log_format))
+    logging.basicConfig(level=config.server.log_level.upper(), handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
-    deadline = Deadline(process)
+    observers = observers_of(config.server.monitoring)
+    deadline = Deadline(process, config.server.health.shutdown_timeout)
     stop_while_loading(deadline)
     try:
-        _bind_and_serve(process, deadline, config, started)
+        _bind_and_serve(process, deadline, config, observers, started)
     finally:
+        if observers.tracer is not None:
+            observers.tracer.close()
         log.flush()  # before the last words of the command itself
 
 
@@ -74,21 +92,40 @@ class Start:
     process: EngineProcess
     sock: socket.socket
     started_s: float
+    certificate: Certificate | None = None
+    observers: Observers = field(default_factory=Observers)
 
     @property
     def url(self) -> str:
         """As this machine reaches it."""
-        return url_of(self.sock)
+        return url_of(self.sock, "http" if self.certificate is None else "https")
 
 
-def _bind_and_serve(process: EngineProcess, deadline: Deadline, config: ServeConfig, started: float) -> None:
-    with bind(config.server.host, config.server.port) as sock:
+def observers_of(config: MonitoringConfig) -> Observers:
+    """Raises `ConfigError` where spans cannot be sent."""
+    endpoint = config.otlp_traces_endpoint
+    return Observers(
+        tracer=None if endpoint is None else Tracer.to(endpoint),
+        requests=RequestsLog(config.max_log_len) if config.log_requests else None,
+    )
+
+
+def _bind_and_serve(
+    process: EngineProcess, deadline: Deadline, config: ServeConfig, observers: Observers, started: float
+) -> None:
+    certificate = _certificate(config.server.listen)
+    with listening(config.server) as sock:
         source = ensure_model(config.engine.model)
         process.load(config.engine, Path(source.path))
-        start = Start(config, source, process, sock, started)
+        start = Start(config, source, process, sock, started, certificate, observers)
         import uvloop  # from here on, imports run while the engine's process loads
 
         uvloop.run(_serve(start, deadline))
+
+
+def _certificate(config: ListenConfig) -> Certificate | None:
+    """Raises `ConfigError`."""
+    return None if config.ssl_certfile is None else Certificate(config)
 
 
 async def _serve(start: Start, deadline: Deadline) -> None:
@@ -100,17 +137,19 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     from ingle.server.responses.store import ResponseStore
 
     config, loading, pool = start.config.server, Loading(), ModelPool()
-    access = Access(config.api_keys(), _allowed_hosts(config, start.sock))
+    access = access_of(config, start.sock)
     logger.info("listening on %s; /health says how far the model is", start.url)
     app = create_app(
         pool,
         access,
         access_log=not config.disable_access_log,
         strict_fields=config.strict_fields,
+        limits=config.limits,
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
+        observers=start.observers,
     )
-    server = GracefulServer(app, _limits(config), deadline)
+    server = GracefulServer(app, _limits(config), deadline, start.certificate, config.listen.proxies)
 
     async def load() -> None:
         try:
@@ -125,12 +164,16 @@ async def _serve(start: Start, deadline: Deadline) -> None:
             working.append(asyncio.create_task(_run_batches(app, pool, store)))
         gc.freeze()
         gc.enable()
-        with announced(model.names, model.info, start.sock):
+        gc.set_threshold(*_COLLECT_AFTER)
+        with announced(model.names, model.info, start.url, config.health.shutdown_timeout):
             _announce(model, access, start)
             await _stop_with_engine(model.engine, server, deadline)
 
     tasks = [asyncio.create_task(load()), asyncio.create_task(loading.watch())]
-    working: list[asyncio.Task[None]] = []
+    working = [asyncio.create_task(start.observers.statistics.watch_loop())]
+    if not config.monitoring.disable_log_stats:
+        working.append(asyncio.create_task(log_stats(pool)))
+    working += [asyncio.create_task(files.follow()) for files in _followed(config, start.certificate, app.state.keys)]
     try:
         await server.serve(sockets=[start.sock])
     finally:
@@ -152,7 +195,7 @@ async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:
     app.state.batches = BatchWorker(app, pool, store)
     try:
         await app.state.batches.run()
-    except EngineError:  # the server ends, and whichever comes next goes on
+    except EngineError:  # there is no engine, and none to come: whichever server is next goes on
         pass
     except Exception as error:
         logger.error("batches are run no more", exc_info=error)
@@ -167,45 +210,50 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
     else:  # a name may hold what no file's may
         kept = re.sub(r"[^\w.-]+", "-", name)[:80]
         root = home() / "served" / f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Store(root, parse_bytes("--max-files-size", config.max_files_size))
+    return Store(root, parse_bytes("--max-files-size", config.max_files_size), limits=config.limits)
 
 
 async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
-    """A server whose engine is gone answers nothing: it ends, so that whoever supervises it starts it anew."""
+    """A server whose engine is gone, and gets no other, answers nothing: it ends, so that whoever supervises it starts
+    it anew."""
     await engine.closed.wait()
     deadline.start(serving=True, code=1)
     server.should_exit = True
 
 
-def _allowed_hosts(config: ServerConfig, sock: socket.socket) -> tuple[str, ...]:
-    """A server on loopback is guarded by default; one that the network reaches has names that only its owner knows."""
-    if "*" in config.allowed_hosts:
-        return ()
-    return config.allowed_hosts or (("localhost",) if _is_loopback(sock) else ())
+def access_of(config: ServerConfig, sock: socket.socket) -> Access:
+    """Who gets in. A server that asks for no key may be reached through any browser near it: it answers to no name that
+    a page on the internet can have. With keys, names are its owner's business."""
+    keys, given = config.access.all_keys(), config.access.allowed_hosts
+    access = Access(
+        api_keys=keys,
+        allowed_hosts=() if "*" in given else given,
+        cors_origins=config.access.cors_origins(),
+        root_path=config.listen.prefix,
+        is_local=is_local(sock),
+    )
+    if given or not isinstance(sock.getsockname(), tuple):  # no browser speaks to a Unix socket
+        return access
+    if is_local(sock):
+        return replace(access, allowed_hosts=("localhost",))
+    return replace(access, local_names=not access.asks_for_key)
 
 
 def _limits(config: ServerConfig) -> HttpLimits:
-    allowed = allow_connections(config.max_connections)
-    if allowed < config.max_connections:
+    wanted = config.limits.max_connections
+    allowed = allow_connections(wanted)
+    if allowed < wanted:
         logger.warning(
             "notice: of --max-connections %d the limit of file descriptors (ulimit -n) leaves %d",
-            config.max_connections, allowed,
+            wanted, allowed,
         )  # fmt: skip
-    return HttpLimits(keep_alive_s=config.timeout_keep_alive, max_connections=allowed)
-
-
-def _is_loopback(sock: socket.socket) -> bool:
-    """Whether only this machine reaches it: the bound address says so, not the name that was given for it."""
-    address = ipaddress.ip_address(sock.getsockname()[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return HttpLimits.of(config.limits, allowed)
 
 
 def _announce(model: ServedModel, access: Access, start: Start) -> None:
-    name, info, sock = model.name, model.info, start.sock
-    if not _is_loopback(sock) and not access.api_keys:
-        host, port = sock.getsockname()[:2]
-        logger.warning("notice: whoever reaches %s port %d may use the model: --api-key asks for a key", host, port)
+    name, info = model.name, model.info
+    for notice in _notices_of_access(access, start):
+        logger.warning("notice: %s", notice)
     for notice in [*info.notices, *model.text.notices, *model.tokenizer.hold_against(info.vocab_size)]:
         logger.warning("notice: %s", notice)
     if model.info.writes_text and model.chat_template is None:
@@ -220,12 +268,34 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))
     seconds = time.perf_counter() - start.started_s
-    logger.info("ready in %.2f s (engine: %s); base URL: %s/v1", seconds, phases, start.url)
+    logger.info("ready in %.2f s (engine: %s); %s", seconds, phases, _base(start.url))
+
+
+def _followed(config: ServerConfig, certificate: Certificate | None, keys: Keys) -> Iterator[FollowedFiles]:
+    """What is read again when it changes."""
+    if certificate is not None:
+        yield certificate.files
+    if (path := config.access.api_key_file) is not None:
+        yield FollowedFiles("the file of keys", [path], lambda: keys.take(config.access.all_keys()))
+
+
+def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
+    certificate = start.certificate
+    if not is_local(start.sock) and not access.asks_for_key and not (certificate and certificate.asks_clients):
+        host, port = start.sock.getsockname()[:2]
+        yield f"whoever reaches {host} port {port} may use the model: --api-key asks for a key"
+    short = [key for key in access.api_keys if len(key.key) < _LEAST_KEY] if not is_local(start.sock) else []
+    for key in short:
+        yield f"{key.name} of {len(key.key)} characters is guessed soon: `openssl rand -hex 24` makes a better one"
+    if "*" in access.cors_origins and not access.asks_for_key:
+        yield "any page that somebody near this server opens may use the model: --cors-origin names sites"
+    if certificate is not None:
+        yield from filter(None, [key_notice(start.config.server.listen)])
 
 
 def _example(model: ServedModel, access: Access, url: str) -> str:
     """A request that this model answers."""
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.api_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if access.asks_for_key else ""
     body: dict[str, object] = {"model": model.name}
     if not model.info.writes_text:
         path, body["input"] = "embeddings", "Once upon a time"
@@ -240,6 +310,17 @@ def _example(model: ServedModel, access: Access, url: str) -> str:
     return _curl(url, path, key, body)
 
 
+def _base(url: str) -> str:
+    """What clients are told."""
+    if url.startswith(UNIX):
+        return f"base URL: http://localhost/v1, at the socket {url.removeprefix(UNIX)}"
+    return f"base URL: {url}/v1"
+
+
 def _curl(url: str, path: str, key: str, body: dict[str, object]) -> str:
     shown = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")  # no quote ends the shell's
-    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{shown}'"
+    if url.startswith(UNIX):
+        where = f"--unix-socket {shlex.quote(url.removeprefix(UNIX))} http://localhost"
+    else:  # the certificate is hardly in the name of an address
+        where = f"-k {url}" if url.startswith("https:") else url
+    return f"curl {where}/v1/{path}{key} -H 'Content-Type: application/json' -d '{shown}'"

@@ -31,7 +31,8 @@ async def load_model(
     once, together with what the other does."""
     checked = asyncio.Event()
     text = asyncio.create_task(_in_thread(lambda: load_text_side(source.path, config.text, source.recommended)))
-    engine = asyncio.create_task(EngineClient.connect(process, report, checked.set))
+    connecting = EngineClient.connect(process, report, checked.set, config.server.health, config.server.stream_interval)
+    engine = asyncio.create_task(connecting)
     try:
         await asyncio.wait({text, engine}, return_when=asyncio.FIRST_EXCEPTION)
         if text.done() and text.exception() is not None:
@@ -76,6 +77,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
 def _served(engine: EngineClient, text: TextSide, whole: ServeConfig, source: ModelSource) -> ServedModel:
     config, names = whole.server, served_names(source, whole.engine.model)
+    engine.max_unread_bytes = config.limits.max_unread_bytes
     if config.served_model_name:
         names = ServedNames(config.served_model_name)
     return ServedModel(
@@ -84,5 +86,5 @@ def _served(engine: EngineClient, text: TextSide, whole: ServeConfig, source: Mo
         names=names.shown,
         root=str(source.path) if config.show_paths else names.shown[0],
         also=names.also,
-        queue=RequestQueue(config.max_num_queued_reqs, config.max_num_queued_tokens),
+        queue=RequestQueue(config.limits.max_num_queued_reqs, config.limits.max_num_queued_tokens),
     )

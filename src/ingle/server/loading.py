@@ -12,12 +12,12 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ingle.server.access import HEALTH_PATHS
+from ingle.server.access import HEALTH_PATHS, LIVE_PATH
 from ingle.server.errors import error_body, error_response
 
 logger = logging.getLogger("ingle")
 
-_OF_A_MODEL = ("/tokenize", "/detokenize")
+_OF_A_MODEL = ("/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score")
 """Paths that ask for a model, beside those below /v1/."""
 _SILENT_S = 2.5
 """After which the log says once more what is done."""
@@ -45,13 +45,13 @@ class Loading:
 
     def __init__(self) -> None:
         self.done = False
-        self._stage = "starting"
+        self.stage = "starting"
         self._started_s = time.monotonic()
         self._logged_s = self._started_s
 
     def report(self, stage: str) -> None:
-        is_new = _NUMBER.sub("", stage) != _NUMBER.sub("", self._stage)
-        self._stage = stage
+        is_new = _NUMBER.sub("", stage) != _NUMBER.sub("", self.stage)
+        self.stage = stage
         if is_new:
             self._log(f"engine: {stage}")
 
@@ -60,7 +60,7 @@ class Loading:
         while not self.done:
             await asyncio.sleep(_TICK_S)
             if not self.done and time.monotonic() - self._logged_s >= _SILENT_S:
-                self._log(f"engine: still {self._stage} ({self.seconds:.0f} s since the start)")
+                self._log(f"engine: still {self.stage} ({self.seconds:.0f} s since the start)")
 
     def _log(self, line: str) -> None:
         self._logged_s = time.monotonic()
@@ -73,7 +73,7 @@ class Loading:
     @property
     def percent(self) -> int | None:
         """Of the stage, where its words say so."""
-        share = _SHARE.search(self._stage)
+        share = _SHARE.search(self.stage)
         if share is None:
             return None
         return int(share[3]) if share[3] else 100 * int(share[1]) // max(int(share[2]), 1)
@@ -84,8 +84,8 @@ class Loading:
 
     def status(self) -> LoadingStatus:
         seconds = round(self.seconds, 1)
-        detail = f"the model is being loaded: {self._stage} ({seconds:g} s since the start)"
-        return LoadingStatus(status="loading", detail=detail, stage=self._stage, seconds=seconds, percent=self.percent)
+        detail = f"the model is being loaded: {self.stage} ({seconds:g} s since the start)"
+        return LoadingStatus(status="loading", detail=detail, stage=self.stage, seconds=seconds, percent=self.percent)
 
 
 class LoadingGate:
@@ -96,7 +96,7 @@ class LoadingGate:
         self._loading = loading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._loading.done or scope["type"] != "http":
+        if self._loading.done or scope["type"] != "http" or scope["path"] == LIVE_PATH:
             await self._app(scope, receive, send)
         elif scope["path"] in HEALTH_PATHS:
             await self._health()(scope, receive, send)

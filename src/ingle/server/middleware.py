@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 import uuid
 from urllib.parse import quote
 
@@ -20,10 +19,12 @@ from ingle.errors import EngineError, printable
 from ingle.server.body import UNKNOWN_FIELDS, UnknownFields
 from ingle.server.dialects import dialect_of
 from ingle.server.errors import current_dialect, current_request_id, describe, error_response
+from ingle.server.request_log import begin_record, current_record, log_access
+from ingle.server.statistics import ServerStatistics
 from ingle.server.stopping import STOPPED
+from ingle.server.tracing import Tracer
 
 logger = logging.getLogger("ingle.server")
-access_logger = logging.getLogger("ingle.access")
 
 CLIENT_CLOSED_REQUEST = 499
 """What the access log says of a client that left before its answer; nginx's number."""
@@ -39,12 +40,30 @@ _logged: set[str] = set()
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class RequestScope:
-    """Outermost: names the request, logs it, and answers what failed unforeseen."""
+class Prefix:
+    """Takes off what a proxy has left before the path. What comes without it is taken as it is."""
 
-    def __init__(self, app: ASGIApp, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path == self._root_path or path.startswith(f"{self._root_path}/"):
+            scope = {**scope, "path": path[len(self._root_path) :] or "/"}
+        await self._app(scope, receive, send)
+
+
+class RequestScope:
+    """Outermost: names the request, counts and logs it, and answers what failed unforeseen."""
+
+    def __init__(
+        self, app: ASGIApp, access_log: bool, statistics: ServerStatistics | None = None, tracer: Tracer | None = None
+    ) -> None:
         self._app = app
         self._access_log = access_log
+        self._statistics = ServerStatistics() if statistics is None else statistics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,8 +73,10 @@ class RequestScope:
         current_request_id.set(request_id)
         dialect = dialect_of(scope)
         current_dialect.set(dialect)
+        record = begin_record(scope, request_id)
+        current_record.set(record)
+        self._statistics.in_flight += 1
         status = 0
-        started_s = time.perf_counter()
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -68,10 +89,11 @@ class RequestScope:
                     headers["X-Ingle-Ignored-Fields"] = ignored
             await send(message)
 
+        cut_off = False
         try:
             await self._app(scope, receive, send_named)
         except ClientDisconnect:
-            status = CLIENT_CLOSED_REQUEST
+            status, cut_off = CLIENT_CLOSED_REQUEST, True
         except asyncio.CancelledError:  # the server gives up on answers that outlast its grace; this task ends here
             if not status:
                 await error_response(*describe(EngineError(STOPPED)))(scope, receive, send_named)
@@ -81,8 +103,13 @@ class RequestScope:
                 raise  # part of the answer is out: only the closed connection can tell the client
             await error_response(*describe(error))(scope, receive, send_named)
         finally:
+            record.answered(scope, status, cut_off=cut_off)
+            self._statistics.in_flight -= 1
+            self._statistics.answered(record)
             if self._access_log:
-                _log_access(scope, status, time.perf_counter() - started_s, request_id)
+                log_access(record)
+            if self._tracer is not None:
+                self._tracer.tell(record)
 
 
 def ignored_fields(scope: Scope) -> str:
@@ -106,16 +133,3 @@ def ignored_fields(scope: Scope) -> str:
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get("x-request-id", "")
     return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _log_access(scope: Scope, status: int, seconds: float, request_id: str) -> None:
-    client = scope.get("client") or ("-", 0)
-    access_logger.info(
-        '%s "%s %s" %d %.0f ms %s',
-        client[0],
-        scope["method"],
-        quote(scope["path"]),
-        status,
-        seconds * 1000,
-        request_id,
-    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ingle.errors import EngineError, ModelError, RequestError
 from ingle.request import SamplingParams
 from ingle.server.queue import RequestQueue
+from ingle.server.statistics import ModelStatistics
 from ingle.text.requests import PromptReader
 from ingle.text.vectors import TextReader
 
@@ -39,6 +40,7 @@ class ServedModel:
     """Unix seconds."""
     queue: RequestQueue = field(default_factory=RequestQueue)
     """Its requests that wait for their first token."""
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
 
     def __post_init__(self) -> None:
         try:
@@ -79,7 +81,7 @@ class ServedModel:
         """Raises `EngineError` when the engine cannot take requests."""
         health = self.engine.health()
         if not health.ok:
-            raise EngineError(health.detail)
+            raise EngineError(health.detail, retry_after_s=health.retry_after_s)
 
 
 class ModelPool:
@@ -96,6 +98,10 @@ class ModelPool:
         self._models += (model,)
         self._by_name |= dict.fromkeys(model.names, model)
         self._by_other_name |= dict.fromkeys(model.also, model)
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        return self._models
 
     @classmethod
     def of(cls, request: Request) -> ModelPool:
@@ -130,4 +136,4 @@ class ModelPool:
         """Raises `EngineError` when no engine takes requests, so that none need be read."""
         states = [model.engine.health() for model in self._models]
         if not any(state.ok for state in states):
-            raise EngineError(states[0].detail)
+            raise EngineError(states[0].detail, retry_after_s=states[0].retry_after_s)

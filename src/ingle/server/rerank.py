@@ -14,13 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 from ingle.request import MAX_INTEGER, EngineRequest
 from ingle.server.body import FieldError, ModelRequest, Neutral, show
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ServedModel
 from ingle.server.openai.embeddings import EmbeddingUsage
 from ingle.server.openai.protocol import Integer
-from ingle.server.vectors import MAX_TEXTS, respond_vectors
+from ingle.server.vectors import respond_vectors
 from ingle.text.reranker import Reranker, score
 from ingle.text.vectors import numbers
 
@@ -84,8 +85,9 @@ class RerankRequest(RankingRequest):
 
     @model_validator(mode="after")
     def _check(self) -> RerankRequest:
-        if len(self.documents) > MAX_TEXTS:
-            raise FieldError("documents", f" has {len(self.documents)} texts, at most {MAX_TEXTS} are taken")
+        count = len(self.documents)
+        if (text := limits().over("max_texts", count, f"has {count} texts")) is not None:
+            raise FieldError("documents", f" {text}")
         return self
 
 
@@ -104,9 +106,10 @@ class ScoreRequest(RankingRequest):
             if (getattr(self, first) is None) == (getattr(self, other) is None):
                 raise FieldError(first, f" or {other} is required, one of the two")
         queries, texts = len(self.all_queries), len(self.all_texts)
-        if queries not in (1, texts) or texts > MAX_TEXTS:
-            raise FieldError("text_1", f" has {queries} texts for {texts}: send one for all, or one for each of up to "
-                                       f"{MAX_TEXTS}")  # fmt: skip
+        if queries not in (1, texts):
+            raise FieldError("text_1", f" has {queries} texts for {texts}: send one for all, or one for each")
+        if (text := limits().over("max_texts", texts, f"has {texts} texts")) is not None:
+            raise FieldError("documents" if self.text_2 is None else "text_2", f" {text}")
         return self
 
     @property

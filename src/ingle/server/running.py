@@ -21,6 +21,8 @@ import msgspec
 from ingle.channel import EngineInfo
 from ingle.home import home
 
+UNIX = "unix:"
+"""Before the path of a Unix socket, in place of a URL."""
 _MAX_BYTES = 1 << 16
 logger = logging.getLogger("ingle")
 
@@ -32,6 +34,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     models: list[str]
     """Names under which it serves its model, the first of which is in its answers."""
     url: str
+    """Such as http://127.0.0.1:8000; of a Unix socket, unix: and its path."""
     size: int
     """Bytes of weights and of room for keys and values."""
     device: str
@@ -39,10 +42,19 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the longest sequence."""
     started: float
     """Unix seconds at which it was ready."""
+    shutdown_timeout: float = 5.0
+    """Seconds that its answers have to end."""
 
     @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
+    def port(self) -> int | None:
+        """None of a server that listens on a Unix socket."""
+        port = self.url.rpartition(":")[2]
+        return int(port) if port.isdecimal() else None
+
+    @property
+    def place(self) -> str:
+        """Where it listens, in a sentence."""
+        return self.url if self.port is None else f"port {self.port}"
 
 
 def folder() -> Path:
@@ -50,16 +62,17 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def announced(names: Sequence[str], info: EngineInfo, sock: socket.socket) -> Iterator[None]:
-    """While this process serves the model on the socket. A home that cannot be written to is a notice, and no more."""
+def announced(names: Sequence[str], info: EngineInfo, url: str, shutdown_timeout: float = 5.0) -> Iterator[None]:
+    """While this process serves the model there. A home that cannot be written to is a notice, and no more."""
     record = Running(
         pid=os.getpid(),
         models=list(names),
-        url=url_of(sock),
+        url=url,
         size=info.weight_bytes + info.kv_cache_bytes,
         device=info.device,
         context=info.max_model_len,
         started=time.time(),
+        shutdown_timeout=shutdown_timeout,
     )
     path, part = folder() / f"{record.pid}.json", folder() / f"{record.pid}.part"
     try:
@@ -80,12 +93,15 @@ def announced(names: Sequence[str], info: EngineInfo, sock: socket.socket) -> It
         os.close(file)
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
     """Where this machine reaches a server: one on every interface by the machine's own name for itself."""
-    host, port = sock.getsockname()[:2]
+    name = sock.getsockname()
+    if not isinstance(name, tuple):
+        return f"{UNIX}{name}"
+    host, port = name[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def servers() -> list[Running]:

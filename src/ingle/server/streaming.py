@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ingle.server.ending import AnswersMemory, Ending
 from ingle.server.errors import ErrorBody, describe, error_event, logger
 
 T = TypeVar("T")
@@ -51,8 +52,9 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
                 yield item
         return
     queue: asyncio.Queue[T | _End] = asyncio.Queue(maxsize=len(sources))
-    pumps = [asyncio.ensure_future(_pump(source, queue)) for source in sources]
-    running = len(pumps)
+    pumps: list[asyncio.Future[None]] = []
+    running = len(sources)
+    pumps.append(asyncio.ensure_future(_start_pumps(sources, queue, pumps)))
     try:
         while running:
             entry = await queue.get()
@@ -63,7 +65,13 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
             else:
                 running -= 1
     finally:
-        await _cancel(*pumps)
+        await _cancel(pumps[0])  # that starts others
+        for start in range(1, len(pumps), _AT_ONCE):
+            await _cancel(*pumps[start : start + _AT_ONCE])
+
+
+_AT_ONCE = 8
+"""Sources that are begun, or closed, before other tasks have their turn: a request may have a thousand."""
 
 
 KEEP_ALIVE_S = 15.0
@@ -105,14 +113,18 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         ended: Callable[[], None],
         failed: Callable[[int, ErrorBody], bytes] = error_event,
+        ending: Ending | None = None,
     ) -> None:
-        """`ended` is called when the last event is out, or the client gone; `failed` says what made the events fail."""
+        """`ended` is called when the last event is out, or the client gone; `failed` says what made the events fail,
+        among it what `ending` ends them by.
+        """
         # Proxies that buffer (nginx does) would hold tokens back.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._ended = ended
         self._failed = failed
+        self._ending = Ending() if ending is None else ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -124,18 +136,70 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for chunk in self._events:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            with self._ending:
+                async for chunk in self._events:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception as error:
+            await self._events.aclose()  # now: a client that reads no more may never hear of it
             # The status line is out: the stream itself is the only place left to say what happened.
             failure = self._failed(*describe(error))
             await send({"type": "http.response.body", "body": failure, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def encoded(answer: msgspec.Struct) -> bytes:
+    """As JSON. Each of its choices or vectors by itself: one call of the encoder holds the interpreter's lock, and all
+    of them may take a second."""
+    for name in ("choices", "data"):
+        parts = getattr(answer, name, None)
+        if isinstance(parts, list) and len(parts) > 1:
+            raw = [msgspec.Raw(msgspec.json.encode(part)) for part in parts]
+            answer = msgspec.structs.replace(answer, **{name: raw})
+    return msgspec.json.encode(answer)
+
+
+_PIECE_BYTES = 256 * 1024
+
+
+class WholeAnswer(Response):
+    """One that is not streamed. It goes out as its client reads it, and counts until then."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, memory: AnswersMemory) -> None:
+        super().__init__(body)
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = memoryview(self.body)
+        if len(body) <= _PIECE_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        ending = Ending()
+        account = self._memory.account(ending)
+        try:
+            with ending:
+                account.add(len(body))
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for start in range(0, len(body), _PIECE_BYTES):
+                    piece = bytes(body[start : start + _PIECE_BYTES])
+                    more = start + _PIECE_BYTES < len(body)
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            account.close()
+
+
 class _End:
     def __init__(self, error: Exception | None) -> None:
         self.error = error
+
+
+async def _start_pumps(
+    sources: Sequence[AsyncGenerator[T, None]], queue: asyncio.Queue[T | _End], pumps: list[asyncio.Future[None]]
+) -> None:
+    for start in range(0, len(sources), _AT_ONCE):
+        pumps += [asyncio.ensure_future(_pump(source, queue)) for source in sources[start : start + _AT_ONCE]]
+        await asyncio.sleep(0)
 
 
 async def _pump(source: AsyncGenerator[T, None], queue: asyncio.Queue[T | _End]) -> None:

@@ -55,6 +55,7 @@ class Upload:
     async def read(self, write: Callable[[bytes], None], most: int) -> None:
         """Reads the whole body, of up to `most` bytes. `write` gets the file, piece by piece, in threads."""
         from python_multipart.exceptions import FormParserError
+        from python_multipart.multipart import MultipartState
 
         num_bytes = 0
         try:
@@ -65,7 +66,8 @@ class Upload:
                 self._parser.write(chunk)
                 if len(self._piece) >= _PIECE_BYTES:
                     await self._hand_on(write)
-            self._parser.finalize()
+            if self._parser.state != MultipartState.END:
+                raise RequestError("The form cannot be read: it ends before its last boundary.")
         except FormParserError as error:
             raise RequestError(f"The form cannot be read: {error}") from error
         await self._hand_on(write)

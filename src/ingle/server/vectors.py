@@ -13,12 +13,15 @@ from starlette.responses import Response
 
 from ingle.errors import EngineError, RequestError
 from ingle.request import EngineRequest
+from ingle.server.access import client_of
+from ingle.server.ending import AnswerAccount
 from ingle.server.models import ServedModel
-from ingle.server.respond import BodyT, read_prepared
-from ingle.server.streaming import merge, unless_disconnected
+from ingle.server.respond import BodyT, Flight, note_asked, read_prepared
+from ingle.server.statistics import Measured
+from ingle.server.streaming import WholeAnswer, encoded, merge, unless_disconnected
 
-MAX_TEXTS = 2048
-"""Most of one HTTP request, as OpenAI has it."""
+_WRITTEN_TIMES = 16
+"""So many bytes become of one while numbers are written as text."""
 
 
 class VectorWriter(Protocol):
@@ -38,34 +41,38 @@ async def respond_vectors(
     request: Request, kind: type[BodyT], prepare: Callable[[ServedModel, BodyT], VectorWriter]
 ) -> Response:
     """Runs one request through: read, prepare, compute. Ends with the client's connection if that ends first."""
-    writer = await read_prepared(request, kind, prepare)
-    queue = writer.model.queue
-    queue.enter(writer.requests)
+    flight = Flight(request)
     try:
-        whole = await unless_disconnected(_whole(writer), request.receive)
+        writer = await read_prepared(request, kind, prepare, flight)
+        flight.enter(writer.model.queue, writer.requests, streamed=False)
+        note_asked(writer.model, writer.requests)
+        client_of(request.scope).spend(sum(len(each.prompt_token_ids) for each in writer.requests))
+        whole = await unless_disconnected(flight.run(_whole(writer, flight.account)), request.receive)
     finally:
-        for queued in writer.requests:
-            queue.leave(queued.id)
-    return Response(whole, media_type="application/json")
+        flight.close()
+    return WholeAnswer(whole, flight.memory)
 
 
-async def _whole(writer: VectorWriter) -> bytes:
+async def _whole(writer: VectorWriter, account: AnswerAccount) -> bytes:
     vectors = [b""] * len(writer.requests)
     sources = [_vector(writer.model, index, request) for index, request in enumerate(writer.requests)]
     async with aclosing(merge(sources)) as found:
         async for index, vector in found:
             vectors[index] = vector
+            account.add(_WRITTEN_TIMES * len(vector))
     # Thousands of numbers take milliseconds to write, and all streams would wait.
-    return await asyncio.to_thread(lambda: msgspec.json.encode(writer.whole(vectors)))
+    return await asyncio.to_thread(lambda: encoded(writer.whole(vectors)))
 
 
 async def _vector(model: ServedModel, index: int, request: EngineRequest) -> AsyncGenerator[tuple[int, bytes], None]:
-    async with aclosing(model.engine.generate(request)) as outputs:
-        async for output in outputs:
-            model.queue.leave(request.id)
-            if output.finish_reason == "error":
-                raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
-            if output.pooled is not None:
-                yield index, output.pooled
-                return
+    with Measured(model.statistics, request) as measured:
+        async with aclosing(model.engine.generate(request)) as outputs:
+            async for output in outputs:
+                model.queue.begun(request.id)
+                measured.took(output, output.finish_reason)
+                if output.finish_reason == "error":
+                    raise RequestError(f"{request.id} failed: {output.error}", code="generation_failed", status=500)
+                if output.pooled is not None:
+                    yield index, output.pooled
+                    return
     raise EngineError("its output ended before the request was finished")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def write_variables(path: Path, variables: dict[str, str]) -> list[str]:
     lines = [*kept, *(quoting.variable(name, value) for name, value in variables.items())]
     write(path, "\n".join(lines) + "\n", 0o600)
     return [name for name in map(_variable, lines) if name is not None]
+
+
+def sets_any(path: Path, names: Collection[str]) -> bool:
+    """Whether such a file gives one of them a value, or may do so: somebody who may not read it cannot know."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, UnicodeDecodeError):
+        return True
+    return any(_variable(line) in names for line in lines)
 
 
 def _variable(line: str) -> str | None:

@@ -13,7 +13,7 @@ from ingle.service import quoting
 MARKER = "# Written by `ingle service`"
 """The beginning of a unit that may be written anew and removed."""
 STOP_S = 15
-"""A server that is told to end does so within 9 s, by force if need be."""
+"""A server that is told to end does so within 9 s, by force if need be, unless its answers have more than 5."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
 _FIRST_FREE_PORT = 1024
 
@@ -59,6 +59,8 @@ class Unit:
     store: Path | None = None
     """The folder for its models, where that is not the one below /var/lib."""
     gpu: bool = False
+    stop_s: int = STOP_S
+    """That it has to end, before systemd ends it."""
     modprobe: str | None = None
     """NVIDIA's program that makes its device files, which a process without new privileges cannot start."""
 
@@ -86,7 +88,7 @@ class Unit:
         yield "StartLimitBurst=5"
 
     def _service(self) -> Iterator[str]:
-        # It listens within a second and says on /health how far the model is: nobody has to wait for it at boot.
+        # It listens within a second and says on /health/ready how far the model is: nobody has to wait for it at boot.
         yield "Type=exec"
         if self.gpu and self.modprobe and not self.own:
             yield f"ExecStartPre=-+{quoting.program(self.modprobe)} -u -c=0"
@@ -100,7 +102,7 @@ class Unit:
                 yield f"LoadCredential={word.name}:{quoting.bare_path(str(word.path))}"
         yield "Restart=on-failure"
         yield "RestartSec=5"
-        yield f"TimeoutStopSec={STOP_S}"
+        yield f"TimeoutStopSec={self.stop_s}"
         yield "KillMode=mixed"  # the server ends its own processes, in their order
         yield f"SyslogIdentifier={self.name}"
         if self.own:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
-from ingle.text.stop import StopMatch, StopMatcher
+from ingle.text.stop import Automaton, StopMatch, StopMatcher
 
 if TYPE_CHECKING:
     from ingle.text.tokenizer import Tokenizer
 
 _FIRST_MARK, _LAST_MARK = 0xD800, 0xDFFF
 """Surrogates, which no decoded text holds."""
+_SMALL_CHARS = 4096
 
 
 class TokenStops:
@@ -21,15 +25,10 @@ class TokenStops:
     """
 
     def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
-        self._mark_of: dict[int, str] = {}
-        self._spelled: dict[str, str] = {}
-        """Stop strings as they were given, by their marked form."""
-        for stop in stops:
-            marked = self._marked(stop, tokenizer.hidden_tokens_in(stop))
-            if marked != stop:
-                self._spelled.setdefault(marked, stop)
-        self._in_text = StopMatcher(stops)
-        self._in_marked = StopMatcher(tuple(self._spelled))
+        self._table = stop_table(tuple(stops), tokenizer)
+        self._mark_of, self._spelled = self._table.mark_of, self._table.spelled
+        self._in_text = StopMatcher(self._table.in_text if stops else ())
+        self._in_marked = StopMatcher(self._table.in_marked if self._spelled else ())
         self._pending = ""
         """Text that was not given out yet."""
         self._num_given = 0
@@ -67,17 +66,51 @@ class TokenStops:
         held, self._pending = self._pending, ""
         return held
 
+
+class StopTable:
+    """What some stop strings are looked for by, whoever looks for them."""
+
+    def __init__(self, stops: tuple[str, ...], tokenizer: Tokenizer) -> None:
+        self.mark_of: dict[int, str] = {}
+        self.spelled: dict[str, str] = {}
+        """Stop strings as they were given, by their marked form."""
+        for stop in stops:
+            marked = self._marked(stop, tokenizer.hidden_tokens_in(stop))
+            if marked != stop:
+                self.spelled.setdefault(marked, stop)
+        self.in_text = Automaton(stops)
+        self.in_marked = Automaton(tuple(self.spelled))
+
     def _marked(self, stop: str, hidden: Iterable[tuple[int, int, int]]) -> str:
         parts: list[str] = []
         done = 0
         for start, end, token_id in hidden:
-            mark = self._mark_of.get(token_id) or chr(_FIRST_MARK + len(self._mark_of))
+            mark = self.mark_of.get(token_id) or chr(_FIRST_MARK + len(self.mark_of))
             if ord(mark) > _LAST_MARK:  # two thousand tokens: this one is looked for as text alone
                 continue
-            self._mark_of[token_id] = mark
+            self.mark_of[token_id] = mark
             parts += stop[done:start], mark
             done = end
         return "".join(parts) + stop[done:]
+
+
+_recent = lru_cache(maxsize=8)(StopTable)
+_in_use: WeakValueDictionary[tuple[tuple[str, ...], Tokenizer], StopTable] = WeakValueDictionary()
+_making = threading.Lock()
+
+
+def stop_table(stops: tuple[str, ...], tokenizer: Tokenizer) -> StopTable:
+    """Made once for all choices of a request, off a server's event loop if it is asked for there first. Small ones are
+    kept for the next request; large ones, which take megabytes, as long as somebody has them."""
+    if sum(map(len, stops)) <= _SMALL_CHARS:
+        return _recent(stops, tokenizer)
+    with _making:
+        table = _in_use.get((stops, tokenizer))
+    if table is None:
+        table = StopTable(stops, tokenizer)
+        with _making:
+            table = _in_use.setdefault((stops, tokenizer), table)
+    return table
 
 
 def _num_shown(marked: str) -> int:

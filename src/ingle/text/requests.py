@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingle.errors import RequestError
+from ingle.limits import limits
 from ingle.request import EngineRequest, SamplingParams, TokenIds, check_sampling, room_for, vocabulary_ids
 from ingle.text.formats.stream import Telling, ToldStream
-from ingle.text.stop import automaton
+from ingle.text.hidden_stops import StopTable, stop_table
 from ingle.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class PromptRequests:
     """Whether the texts go on where the prompt ends: those of a chat stand alone."""
     telling: Telling | None = None
     """What is told apart in the answers."""
+    stops: StopTable | None = None
+    """Kept for the streams, which look for it by the stop strings."""
 
     def stream(self, choice: int) -> TextStream | ToldStream:
         """For the outputs of one of the requests, as events of that choice."""
@@ -41,6 +44,13 @@ class PromptRequests:
         if self.telling is not None:
             return ToldStream(self.telling, self.tokenizer, self.params, after, choice)
         return TextStream(self.tokenizer, self.params, after, choice)
+
+
+def check_num_tokens(num_tokens: int) -> None:
+    """Raises `RequestError` for a prompt of more tokens than the flag allows, whatever the context holds."""
+    text = limits().over("max_prompt_tokens", num_tokens, f"the prompt has {num_tokens} tokens")
+    if text is not None:
+        raise RequestError(text, param="prompt", code="prompt_too_long")
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,7 @@ class PromptReader:
         ends = self.tokenizer.eos_token_ids
         params = self._spelled(params)
         check_sampling(params, self.info.vocab_size, ends)
-        # Made here, off a server's event loop, where they may take a while.
-        automaton(params.stop)
+        stops = stop_table(params.stop, self.tokenizer)  # here, off a server's event loop, where it may take a while
         wanted = params.structured_outputs
         grammar = None if wanted is None else self.tokenizer.grammars.grammar(wanted)
         if isinstance(prompt, str):
@@ -80,6 +89,7 @@ class PromptReader:
         prompt = self._truncated(prompt, params)
         try:
             token_ids = vocabulary_ids(prompt, self.info.vocab_size)
+            check_num_tokens(len(token_ids))
             max_tokens = room_for(len(token_ids), params.max_tokens, self.info.max_model_len)
         except RequestError as error:
             raise RequestError(str(error), param=param, code=error.code, status=error.status) from error
@@ -96,7 +106,7 @@ class PromptReader:
             )
             for index in range(params.n)
         ]
-        return PromptRequests(self.tokenizer, params, token_ids, requests, continues, telling)
+        return PromptRequests(self.tokenizer, params, token_ids, requests, continues, telling, stops)
 
     def _spelled(self, params: SamplingParams) -> SamplingParams:
         """With the tokens of `bad_words`: as the text may begin with them, and as they stand after a space."""
@@ -126,6 +136,8 @@ class PromptReader:
 
     def check_num_chars(self, num_chars: int, param: str) -> None:
         """Raises `RequestError` for a text that is too long whatever its tokens are."""
+        if (text := limits().over("max_prompt_chars", num_chars, f"the prompt has {num_chars} characters")) is not None:
+            raise RequestError(text, param=param, code="prompt_too_long")
         max_model_len = self.info.max_model_len
         if num_chars > max_model_len * MAX_CHARS_PER_TOKEN:
             raise RequestError(

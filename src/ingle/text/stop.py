@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class StopMatcher:
     long the stop strings are.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._automaton = automaton(tuple(stops)) if stops else None
+    def __init__(self, stops: Sequence[str] | Automaton) -> None:
+        """An automaton is shared by all that look for the same."""
+        self._automaton = stops if isinstance(stops, Automaton) else Automaton(stops) if stops else None
         self._state = 0
         self._held = ""
 
@@ -52,7 +52,7 @@ class StopMatcher:
         return held
 
 
-class _Automaton:
+class Automaton:
     """Aho and Corasick's: a state is the longest end of the text that a stop string begins with.
 
     "Efficient string matching: an aid to bibliographic search", Communications of the ACM 18(6), 1975.
@@ -108,9 +108,3 @@ class _Automaton:
                     self.complete[following] = self.complete[self._shorter[following]]
                 self._by_depth.append(following)
                 queue.append(following)
-
-
-@lru_cache(maxsize=8)
-def automaton(stops: tuple[str, ...]) -> _Automaton:
-    """Made once for all choices of a request, and for the next with the same stop strings."""
-    return _Automaton(stops)

@@ -1,13 +1,16 @@
-"""Renders chat templates in a process of its own, in which a hostile one can do no harm.
+"""Renders chat templates, and tries grammars, in a process of its own, in which a hostile one can do no harm.
 
 A template is a program that comes with a model. Jinja's sandbox keeps it from the interpreter's internals, but not from
 eating time and memory: `'{:9999999999}'.format(1)`, or the text of a list that holds the same list twice, sixty levels
 deep, are single calls into C that no deadline checked in Python can interrupt. So the kernel sets the limits: the
 default action of SIGPROF ends this process wherever it is, and its address space is bounded.
 
+A grammar comes with a request: a schema of one line, such as whole multiples of a large prime, has an automaton of
+gigabytes.
+
 The protocol is a JSON line in, `{"template": source, "variables": {...}}`, and a JSON line out, `{"text": ...}` or
-`{"error": ...}`, with a `"reason"` for the log where the error says too little. The parent (`sandbox.py`) imports no
-Jinja.
+`{"error": ...}`, with a `"reason"` for the log where the error says too little; or `{"grammar": text, "fuel": most,
+"vocabulary": {...}}`, and `{"num_bytes": taken}` or `{"error": ...}`. The parent (`sandbox.py`) imports no Jinja.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -29,8 +33,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from ingle.heap import num_bytes_in_use
+
 MAX_CPU_S = 2.0
 MAX_MEMORY_BYTES = 1 << 30
+MAX_GRAMMAR_CPU_S = 4.0
+MAX_GRAMMAR_BYTES = 96 << 20
+"""While it is compiled."""
 MAX_OUTPUT_CHARS = 4_000_000
 MAX_ERROR_CHARS = 1000
 
@@ -129,9 +138,52 @@ def _failure(error: Exception) -> dict[str, str]:
     return {"error": "it fails on this conversation; the log has the reason", "reason": reason}
 
 
-def _answer(request: dict[str, Any]) -> dict[str, str]:
+@lru_cache(1)
+def _tokenizer(vocabulary: str) -> Any:
+    from ingle.text.grammar import small_vocabulary
+
+    return small_vocabulary(**json.loads(vocabulary)).for_llguidance()
+
+
+def try_grammar(text: str, fuel: int, vocabulary: str) -> dict[str, Any]:
+    """Compiles it, and says what that takes of memory: where it is too much, the process ends."""
+    from ingle.errors import RequestError
+    from ingle.text.grammar import compile_grammar
+
+    tokenizer = _tokenizer(vocabulary)
+    signal.setitimer(signal.ITIMER_PROF, MAX_GRAMMAR_CPU_S)
+    with _memory_limited(MAX_GRAMMAR_BYTES):
+        before = num_bytes_in_use()
+        try:
+            compiled = compile_grammar(text, tokenizer, fuel)
+        except RequestError as error:
+            return {"error": str(error)}
+        taken = num_bytes_in_use() - before
+        del compiled
+    return {"num_bytes": max(taken, 0)}
+
+
+@contextlib.contextmanager
+def _memory_limited(num_bytes: int) -> Iterator[None]:
+    """Beyond what this process has now."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (min(taken + num_bytes, MAX_MEMORY_BYTES), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     try:
+        if "grammar" in request:
+            return try_grammar(request["grammar"], request["fuel"], request["vocabulary"])
         return {"text": render(request["template"], request["variables"])}
     except Exception as error:  # whatever it is, it is the template's, and the answer to the parent
         return _failure(error)

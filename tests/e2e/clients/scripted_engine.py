@@ -137,7 +137,8 @@ def serve(channel: Channel, model: Model) -> None:
             if output.finish_reason is not None:
                 del running[output.id]
         steps += 1
-        channel.send(StepMessage(outputs, EngineStats(num_steps=steps, num_running=len(running))))
+        channel.send(StepMessage(outputs))
+        channel.send(EngineStats(num_steps=steps, num_running=len(running)))
 
 
 def info(tokenizer: Tokenizer) -> EngineInfo:

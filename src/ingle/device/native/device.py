@@ -13,6 +13,9 @@ from ingle.device.inputs import Inputs, inputs_of
 from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv
 from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import NativeSampler, logprob_rows
+from ingle.device.pages import HostPages
+from ingle.heap import give_back_memory
+from ingle.kernels.cpu import library
 from ingle.step import RESERVED_PAGE, Limits, Masks, Step
 
 _LOGIT_ROWS = 64
@@ -33,9 +36,18 @@ class NativeDevice:
         data = _zeros((spec.num_places, spec.sides, num_pages, side_bytes))
         self.kv = NativeKv(data, limits.page_size, spec, np.array(spec.located, np.int32))
 
+    def pages(self) -> HostPages:
+        return HostPages(self.kv.data)
+
     def usable(self) -> bool:
         """A step that fails leaves nothing behind that the next would not write anew."""
         return True
+
+    def relieve(self) -> None:
+        give_back_memory()
+
+    def progress(self) -> int:
+        return library.num_jobs()
 
     def capture_next(self) -> bool:
         """There are no graphs to capture."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 
 import numpy as np
 import torch
 
-from ingle import kernels
-from ingle.device import LogprobRows, Report
+from ingle import kernels, progress
+from ingle.device import LogprobRows, PageCopies, Report
 from ingle.device.inputs import Layout
+from ingle.device.pages import HostPages
 from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.pages import GpuPages
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
+from ingle.heap import give_back_memory
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
@@ -66,12 +70,19 @@ class TorchDevice:
         if self.graphs is not None and not any(map(_leaves_graph, step.chunks)):
             if step.masked:
                 launched.captured = self.graphs.forward(step)
-            else:
-                launched.take(self.graphs.run(step, self.sampler.features(step.chunks, Masks())))
-            return launched
+            elif (samples := self.graphs.run(step, self.sampler.features(step.chunks, Masks()))) is not None:
+                launched.take(samples)
+            if launched.queued:
+                return launched
         launched.batch = self.tables.batch_of(step)
         launched.hidden = self.model.forward(launched.batch, self.kv_cache)
         return launched
+
+    def pages(self) -> PageCopies:
+        if self.device.type == "cuda":
+            return GpuPages(self.kv_cache.pages, threading.Lock() if self.graphs is None else self.graphs.capturing)
+        pages = self.kv_cache.pages
+        return HostPages(pages.flatten(3).view(torch.uint8).numpy())
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
@@ -81,6 +92,15 @@ class TorchDevice:
         except RuntimeError:
             return False
         return True
+
+    def relieve(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        else:
+            give_back_memory()
+
+    def progress(self) -> int:
+        return progress.num_layers()
 
     @torch.inference_mode()
     def capture_next(self) -> bool:
@@ -113,6 +133,11 @@ class TorchStep:
         self._prompt_logprobs: dict[int, list[Logprobs]] = {}
         self._pooled: dict[int, torch.Tensor] = {}
         self._done: torch.cuda.Event | None = None
+
+    @property
+    def queued(self) -> bool:
+        """Whether a CUDA graph computes it."""
+        return self.captured is not None or self._done is not None
 
     @torch.inference_mode()
     def sample(self, masks: Masks) -> None:

@@ -10,8 +10,12 @@ A step whose masks come between forward and draw is two graphs; what is handed o
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -21,6 +25,10 @@ from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
+
+T = TypeVar("T")
+_Key = tuple[str, Layout, Features | None]
+"""What a graph captures."""
 
 _MOST_ASKED = 4
 """Combinations of features whose graphs are captured ahead: each has as many as there are sizes."""
@@ -51,6 +59,7 @@ class _Whole:
 class CapturedForward:
     """The first of two graphs, and by features those that follow it."""
 
+    layout: Layout
     graph: torch.cuda.CUDAGraph
     packed: torch.Tensor
     inputs: StepInputs
@@ -71,26 +80,45 @@ class StepGraphs:
         self._asked: dict[Features, None] = {Features(): None}
         """What steps asked of sampling, in the order in which it came up."""
         self._forwards: dict[Layout, CapturedForward] = {}
+        self._given_up: set[_Key] = set()
+        """Graphs that could not be captured."""
+        self._least_too_large = limits.max_num_batched_tokens + 1
+        """Tokens of steps whose graphs are not captured while the engine idles."""
         self._pool = torch.cuda.graph_pool_handle()
+        self.capturing = threading.Lock()
+        """Held while a graph is captured: no other thread may ask anything of CUDA then."""
 
-    def run(self, step: Step, features: Features) -> Samples:
-        """Launches a step that was applied. What it draws is padded, and gone with the next step of its size."""
+    def run(self, step: Step, features: Features) -> Samples | None:
+        """Launches a step that was applied. What it draws is padded, and gone with the next step of its size.
+
+        None where its graph could not be captured: then nothing is launched.
+        """
         self._asked[features] = None
         layout = self._layout(step)
-        whole = self._wholes.get((layout, features)) or self._capture(layout, features)
+        whole = self._whole(layout, features)
+        if whole is None:
+            return None
         self._replay(step, layout, whole.graph, whole.packed)
         return whole.samples
 
-    def forward(self, step: Step) -> CapturedForward:
-        """Launches a step that was applied, but for the draw."""
+    def forward(self, step: Step) -> CapturedForward | None:
+        """Launches a step that was applied, but for the draw; None as `run`."""
         layout = self._layout(step)
-        forward = self._forwards.get(layout) or self._capture_forward(layout)
-        self._replay(step, layout, forward.graph, forward.packed)
+        forward = self._forwards.get(layout) or self._try(
+            ("forward", layout, None), partial(self._capture_forward, layout)
+        )
+        if forward is not None:
+            self._replay(step, layout, forward.graph, forward.packed)
         return forward
 
     def draw(self, forward: CapturedForward, features: Features) -> Samples:
         """Launches the draw of the step whose forward was launched last, with samples as `run` has them."""
-        graph, samples = forward.draws.get(features) or self._capture_draw(forward, features)
+        draw = forward.draws.get(features) or self._try(
+            ("draw", forward.layout, features), partial(self._capture_draw, forward, features)
+        )
+        if draw is None:
+            return self._parts.draw(forward.hidden, forward.inputs, features)
+        graph, samples = draw
         graph.replay()
         return samples
 
@@ -100,10 +128,39 @@ class StepGraphs:
         wanted += [self._mixed_layout(size) for size in self._token_sizes]
         for features in list(self._asked)[:_MOST_ASKED]:
             for layout in wanted:
-                if (layout, features) not in self._wholes:
-                    self._capture(layout, features)
+                if layout.num_tokens < self._least_too_large and (layout, features) not in self._wholes:
+                    if self._whole(layout, features) is None:
+                        self._least_too_large = layout.num_tokens  # larger ones take more memory
                     return True
         return False
+
+    def _whole(self, layout: Layout, features: Features) -> _Whole | None:
+        return self._wholes.get((layout, features)) or self._try(
+            ("whole", layout, features), partial(self._capture, layout, features)
+        )
+
+    def _try(self, key: _Key, capture: Callable[[], T]) -> T | None:
+        """What `capture` makes, unless it raises an exception twice, now or before: then that graph is given up. What
+        the first try left in PyTorch's cache may have been what the capture lacked.
+
+        Raises what it raised where the device is lost.
+        """
+        if key in self._given_up:
+            return None
+        for _ in range(2):
+            try:
+                return capture()
+            except Exception as error:
+                try:
+                    torch.cuda.synchronize()
+                except RuntimeError:
+                    raise error from None
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+            torch.cuda.empty_cache()  # behind the handler: the error's frames hold tensors
+        self._given_up.add(key)
+        message = "a CUDA graph for steps of %d tokens could not be captured, and they run without one: %s"
+        logging.getLogger("ingle").warning(message, key[1].num_tokens, what)
+        return None
 
     def _replay(self, step: Step, layout: Layout, graph: torch.cuda.CUDAGraph, packed: torch.Tensor) -> None:
         packed.copy_(to_device(self._pack(step, layout), self._tables.device), non_blocking=True)
@@ -130,7 +187,7 @@ class StepGraphs:
 
         run()  # compiles kernels and readies libraries, which a capture cannot
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             samples = run()
         whole = self._wholes[layout, features] = _Whole(graph, packed, samples)
         return whole
@@ -139,9 +196,9 @@ class StepGraphs:
         packed, inputs = self._padding(layout)
         self._parts.hidden_rows(inputs, layout)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             hidden = self._parts.hidden_rows(inputs, layout)
-        forward = self._forwards[layout] = CapturedForward(graph, packed, inputs, hidden, {})
+        forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, {})
         return forward
 
     def _capture_draw(self, forward: CapturedForward, features: Features) -> tuple[torch.cuda.CUDAGraph, Samples]:
@@ -151,7 +208,7 @@ class StepGraphs:
         padding.sample_slots.fill_(self._tables.padding_slot)
         self._parts.draw(forward.hidden, padding, features)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             samples = self._parts.draw(forward.hidden, forward.inputs, features)
         forward.draws[features] = graph, samples
         return graph, samples

@@ -267,6 +267,20 @@ def _run(
     return printed
 
 
+_SIGNALLED = 128
+_GUARD = """
+exec 3<&0 </dev/null
+"$@" 3<&- & work=$!
+{ read -r line <&3; kill -9 0; } & watch=$!
+exec 3<&-
+wait $work; code=$?
+kill -9 $watch
+exit $code
+"""
+"""Runs a command, and ends it with all that it has started when standard input ends: whoever holds its other end was
+killed, and could end nothing."""
+
+
 class _Running:
     """A compiler that was started. What it says goes to files, so that nobody has to read while it runs."""
 
@@ -276,8 +290,8 @@ class _Running:
         self._stdout = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
         self._stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
         self._process = subprocess.Popen(
-            [compiler, *arguments],
-            stdin=subprocess.DEVNULL,
+            ["/bin/sh", "-c", _GUARD, "sh", compiler, *arguments],
+            stdin=subprocess.PIPE,
             stdout=self._stdout,
             stderr=self._stderr,
             env=environment,
@@ -289,10 +303,13 @@ class _Running:
 
     def printed(self) -> str:
         """Of one that has ended. Raises `CompileError` if it failed."""
+        self._process.communicate()  # closes what the guard reads
         code = self._process.returncode
         if code != 0:
             lines = _text(self._stderr).splitlines()
             first = next((line for line in lines if "error" in line), lines[0] if lines else "")
+            if code - _SIGNALLED in {*signal.Signals}:  # as shells tell it
+                first = f"it was ended by {signal.Signals(code - _SIGNALLED).name}"
             raise CompileError(f"{self._compiler} did not build them: {first[:300] or f'exit code {code}'}")
         return _text(self._stdout)
 
@@ -300,7 +317,7 @@ class _Running:
         """It, and what it has started: a compiler is a driver."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()
 
 
 def _text(file: IO[bytes]) -> str:

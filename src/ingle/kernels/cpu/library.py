@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from ingle.kernels.cpu import compile
@@ -170,6 +170,7 @@ _SIGNATURES = {
     "ingle_structure_sizes": (),
     "ingle_start": (c_int32,),
     "ingle_settle_memory": (),
+    "ingle_num_jobs": (),
     "ingle_instructions": (),
     "ingle_factors": (c_int32,),
     "ingle_matrix_bytes": (POINTER(Matrix),),
@@ -190,6 +191,7 @@ _SIGNATURES = {
 
 _RESULTS: dict[str, type] = {
     "ingle_structure_sizes": POINTER(c_int64),
+    "ingle_num_jobs": c_uint64,
     "ingle_instructions": c_char_p,
     "ingle_factors": c_char_p,
     "ingle_matrix_bytes": c_int64,
@@ -249,6 +251,12 @@ def settle_memory() -> None:
 
 def started() -> bool:
     return _loaded is not None
+
+
+def num_jobs() -> int:
+    """Parts of operators that were begun so far: it grows while a long step gets on. From any thread."""
+    count: int = get().ingle_num_jobs()
+    return count
 
 
 def instructions() -> str:

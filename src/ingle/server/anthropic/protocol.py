@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import FailFast, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from ingle.request import MAX_INTEGER, MAX_STOP_CHARS, MAX_STOP_STRINGS, objection
+from ingle.request import MAX_INTEGER, objection, stop_objection
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, show
+from ingle.server.limited import Fewer, ToolsWithin
 from ingle.server.openai.protocol import Integer
 from ingle.server.tagged import OneOf, texts_or
 
@@ -254,12 +255,12 @@ class MessagesInput(ModelRequest):
     UNSUPPORTED: ClassVar[Neutral] = {"mcp_servers": ([],), "container": ()}
 
     model: str
-    messages: Annotated[list[InputMessage], FailFast(), Field(min_length=1)]
+    messages: Annotated[list[InputMessage], FailFast(), Field(min_length=1), Fewer("max_messages", "messages")]
     system: Annotated[
         str | list[TextBlock],
         PlainValidator(texts_or(_TEXTS), json_schema_input_type=str | list[TextBlock] | None),
     ] = ""
-    tools: list[InputTool] | None = None
+    tools: Annotated[list[InputTool], ToolsWithin()] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -321,12 +322,9 @@ class MessagesRequest(MessagesInput):
     @field_validator("stop_sequences", mode="after")
     @classmethod
     def _check_stops(cls, stops: list[str] | None) -> list[str] | None:
-        stops = stops or []
-        if len(stops) > MAX_STOP_STRINGS or not all(stops):
-            raise ValueError(f"takes up to {MAX_STOP_STRINGS} strings that are not empty")
-        if sum(map(len, stops)) > MAX_STOP_CHARS:
-            raise ValueError(f"takes up to {MAX_STOP_CHARS} characters, got {show(sum(map(len, stops)))}")
-        return stops
+        if (text := stop_objection(stops or [])) is not None:
+            raise ValueError(text)
+        return stops or []
 
     @model_validator(mode="after")
     def _check_choice(self) -> MessagesRequest:

@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message
 
-from ingle.errors import IngleError, RequestError
+from ingle.errors import AnswerLost, EngineError, IngleError, RequestError
+from ingle.server.access import Client
 from ingle.server.batch.records import BatchError, LineResponse, OutputLine
 from ingle.server.engine_client import in_background
 from ingle.server.errors import current_request_id, describe
@@ -30,6 +31,8 @@ MAX_ID_CHARS = 512
 _BUSY = (429, 503)
 """There was no room, or no time."""
 BUSY_S = 0.5
+_MOST_LOST = 2
+"""Engines that may die with a line before it is given up."""
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -100,43 +103,61 @@ def answers_of(app: Starlette) -> dict[str, Answer]:
     return {route.path: route.endpoint for route in app.routes if isinstance(route, Route) and route.path in ENDPOINTS}
 
 
-async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line) -> OutputLine:
-    """What the endpoint says, errors included. Raises `EngineError` when there is nobody left to ask."""
+async def answer(app: Starlette, answers: Mapping[str, Answer], line: Line, owner: str = "") -> OutputLine:
+    """What the endpoint tells the batch's owner, errors included. Raises `EngineError` if there is nobody to ask."""
     request_id = uuid.uuid4().hex
     current_request_id.set(request_id)
     in_background.set(True)
-    request = Request(_scope(app, line, request_id), _receiver(bytes(line.body)))
+    request = Request(_scope(app, line, request_id, owner), _receiver(bytes(line.body)))
     try:
         response = await answers[line.url](request)
-        status, body = response.status_code, bytes(response.body)
+        return _told(line, request_id, response.status_code, bytes(response.body))
     except RequestError as error:
-        status, told = describe(error)
-        body = msgspec.json.encode(told)
+        return _told(line, request_id, *_described(error))
     except IngleError:
         raise
     except Exception as error:  # logged there
-        status, told = describe(error)
-        body = msgspec.json.encode(told)
-    told_of = LineResponse(status_code=status, request_id=request_id, body=msgspec.Raw(body))
-    return OutputLine(id=f"batch_req_{request_id}", custom_id=line.custom_id, response=told_of)
+        return _told(line, request_id, *_described(error))
 
 
-async def answer_patiently(app: Starlette, answers: Mapping[str, Answer], line: Line) -> OutputLine:
-    """As `answer`, but that what the server has no room for now is asked again."""
+def _described(error: Exception) -> tuple[int, bytes]:
+    status, told = describe(error)
+    return status, msgspec.json.encode(told)
+
+
+def _told(line: Line, request_id: str, status: int, body: bytes) -> OutputLine:
+    response = LineResponse(status_code=status, request_id=request_id, body=msgspec.Raw(body))
+    return OutputLine(id=f"batch_req_{request_id}", custom_id=line.custom_id, response=response)
+
+
+async def answer_patiently(app: Starlette, answers: Mapping[str, Answer], line: Line, owner: str = "") -> OutputLine:
+    """As `answer`, but that what the server has no room for now, or no engine, is asked again.
+
+    A line that an engine has died with is asked again too, but not for ever: it may be why.
+    """
+    num_lost = 0
     while True:
-        result = await answer(app, answers, line)
-        if result.response is None or result.response.status_code not in _BUSY:
-            return result
+        try:
+            result = await answer(app, answers, line, owner)
+            if result.response is None or result.response.status_code not in _BUSY:
+                return result
+        except EngineError as error:
+            if error.retry_after_s is None:
+                raise
+            num_lost += isinstance(error, AnswerLost)
+            if num_lost > _MOST_LOST:
+                return _told(line, uuid.uuid4().hex, *_described(error))
         await asyncio.sleep(BUSY_S)
 
 
-def _scope(app: Starlette, line: Line, request_id: str) -> dict[str, Any]:
+def _scope(app: Starlette, line: Line, request_id: str, owner: str) -> dict[str, Any]:
     headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
     headers.append((b"content-length", str(len(bytes(line.body))).encode()))
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": line.url, "raw_path": line.url.encode(), "query_string": b"", "root_path": "", "headers": headers,
-        "client": None, "server": None, "app": app, "state": {}, "path_params": {},
+        "client": None, "server": None, "app": app, "path_params": {},
+        "state": {"client": Client(owner, owner=owner)},
     }  # fmt: skip
 
 

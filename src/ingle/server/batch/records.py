@@ -24,6 +24,16 @@ class File(msgspec.Struct, kw_only=True):
     status: FileStatus = "processed"
 
 
+class KeptFile(File, kw_only=True):
+    """A file, and what nobody is shown of it."""
+
+    owner: str = ""
+    """Whose it is; empty for all whose keys have no name, and for files of a server that asks for none."""
+
+    def shown(self) -> File:
+        return File(**{name: getattr(self, name) for name in File.__struct_fields__})
+
+
 class BatchError(msgspec.Struct, kw_only=True):
     code: str
     message: str
@@ -77,6 +87,8 @@ class StoredBatch(msgspec.Struct, kw_only=True):
     error_id: str
     keep_s: int
     """For how long its files are kept."""
+    owner: str = ""
+    """As of a file."""
 
 
 class LineResponse(msgspec.Struct, kw_only=True):

@@ -25,10 +25,9 @@ from typing import TypeVar
 import msgspec
 
 from ingle.errors import RequestError
-from ingle.server.batch.records import ENDED, Batch, File, StoredBatch
+from ingle.limits import LimitsConfig
+from ingle.server.batch.records import ENDED, Batch, File, KeptFile, StoredBatch
 
-MAX_FILE_BYTES = 512 << 20
-"""Of one file, as OpenAI has it."""
 MAX_FILES, MAX_BATCHES = 10_000, 1_000
 KEEP_S = 30 * 86_400
 """For how long a file is kept unless its upload says otherwise, and a batch after its end."""
@@ -40,11 +39,27 @@ def new_file_id() -> str:
     return f"file-{uuid.uuid4().hex}"
 
 
+def no_file(file_id: str) -> RequestError:
+    return RequestError(f"There is no file {file_id!r:.80}.", param="file_id", code="not_found", status=404)
+
+
+def no_batch(batch_id: str) -> RequestError:
+    return RequestError(f"There is no batch {batch_id!r:.80}.", param="batch_id", code="not_found", status=404)
+
+
 class Store:
     """Blocking, but for what only looks at one record; safe to use from any thread."""
 
-    def __init__(self, root: Path, max_bytes: int, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        root: Path,
+        max_bytes: int,
+        now: Callable[[], float] = time.time,
+        limits: LimitsConfig = LimitsConfig(),  # noqa: B008 (frozen)
+    ) -> None:
         self.root = root
+        self.limits = limits
+        """Of one file, and of the lines of one batch."""
         self.max_bytes = max_bytes
         self.now = now
         self._lock = threading.Lock()
@@ -53,18 +68,18 @@ class Store:
 
     # ---- files
 
-    def files(self) -> list[File]:
+    def files(self) -> list[KeptFile]:
         """All that have not expired, the oldest first."""
-        found = (self._read(path, File) for path in self._folder("files").glob("file-*.json"))
+        found = (self._read(path, KeptFile) for path in self._folder("files").glob("file-*.json"))
         now = self.now()
         kept = [file for file in found if file is not None and (file.expires_at is None or file.expires_at > now)]
         return sorted(kept, key=lambda file: (file.created_at, file.id))
 
-    def file(self, file_id: str) -> File:
+    def file(self, file_id: str) -> KeptFile:
         """Raises `RequestError` (404)."""
-        file = self._read(self._folder("files") / f"{file_id}.json", File) if _FILE_ID.fullmatch(file_id) else None
+        file = self._read(self._folder("files") / f"{file_id}.json", KeptFile) if _FILE_ID.fullmatch(file_id) else None
         if file is None or (file.expires_at is not None and file.expires_at <= self.now()):
-            raise RequestError(f"There is no file {file_id!r:.80}.", param="file_id", code="not_found", status=404)
+            raise no_file(file_id)
         return file
 
     def content(self, file_id: str) -> Path:
@@ -79,14 +94,14 @@ class Store:
         for suffix in (".json", ".data"):
             (self._folder("files") / f"{file_id}{suffix}").unlink(missing_ok=True)
 
-    def incoming(self) -> Incoming:
+    def incoming(self, owner: str = "") -> Incoming:
         """For a file that arrives piece by piece. Raises `RequestError` where there are too many."""
         folder = self._make("files")
         if len(list(folder.glob("file-*.json"))) >= MAX_FILES:
             raise RequestError(
                 f"The server keeps {MAX_FILES} files already: delete some.", status=413, code="storage_full"
             )
-        return Incoming(self, folder / f"{new_file_id()}.part", self._num_stored())
+        return Incoming(self, folder / f"{new_file_id()}.part", self._num_stored(), owner)
 
     def reserve(self, num_bytes: int, num_stored: int) -> None:
         """Raises `RequestError` where that is more than there is room for beside what is stored."""
@@ -112,11 +127,17 @@ class Store:
                     total += path.stat().st_size
         return total
 
-    def keep(self, file: File, content: Path) -> None:
+    def keep(self, file: KeptFile, content: Path) -> None:
         """Takes over the content, or does so again where that was cut off. What is said of it comes last: without that
         there is no file."""
-        _link(content, self._make("files") / f"{file.id}.data")
-        self._write(self._folder("files") / f"{file.id}.json", file)
+        data = self._make("files") / f"{file.id}.data"
+        is_new = _link(content, data)
+        try:
+            self._write(self._folder("files") / f"{file.id}.json", file)
+        except OSError:
+            if is_new:
+                data.unlink(missing_ok=True)
+            raise
         content.unlink()
 
     # ---- batches
@@ -128,11 +149,15 @@ class Store:
 
     def batch(self, batch_id: str) -> Batch:
         """As it is shown. Raises `RequestError` (404)."""
+        return self.shown(self.stored_batch(batch_id))
+
+    def stored_batch(self, batch_id: str) -> StoredBatch:
+        """Raises `RequestError` (404)."""
         path = self.batch_folder(batch_id) / "batch.json" if _BATCH_ID.fullmatch(batch_id) else None
         stored = None if path is None else self._read(path, StoredBatch)
         if stored is None:
-            raise RequestError(f"There is no batch {batch_id!r:.80}.", param="batch_id", code="not_found", status=404)
-        return self.shown(stored)
+            raise no_batch(batch_id)
+        return stored
 
     def shown(self, stored: StoredBatch) -> Batch:
         batch, asked_at = stored.batch, self.cancel_asked_at(stored.batch.id)
@@ -173,7 +198,7 @@ class Store:
         """Removes what has expired, and what uploads and deletions left behind that were cut off."""
         now = self.now()
         for path in self._folder("files").glob("file-*.json"):
-            file = self._read(path, File)
+            file = self._read(path, KeptFile)
             if file is not None and file.expires_at is not None and file.expires_at <= now:
                 self._drop(file.id)
         for path in (*self._folder("files").glob("file-*.part"), *self._folder("files").glob("file-*.data")):
@@ -206,35 +231,49 @@ class Store:
     def _write(path: Path, record: msgspec.Struct) -> None:
         """Whole, or not at all."""
         new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with new.open("xb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        try:
+            with new.open("xb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
-def _link(content: Path, other: Path) -> None:
-    """The same content by another name."""
+def _link(content: Path, other: Path) -> bool:
+    """The same content by another name. Whether there was none of it before."""
     try:
         os.link(content, other)
     except FileExistsError:
-        pass
+        return False
     except OSError:  # a file system without links
-        shutil.copyfile(content, other)
+        try:
+            shutil.copyfile(content, other)
+        except BaseException:
+            other.unlink(missing_ok=True)
+            raise
+    return True
 
 
 class Incoming:
     """A file on its way: kept if it is told to be, else gone at the end of the context."""
 
-    def __init__(self, store: Store, path: Path, num_stored: int) -> None:
-        self._store, self._path, self._num_stored = store, path, num_stored
+    def __init__(self, store: Store, path: Path, num_stored: int, owner: str) -> None:
+        self._store, self._path, self._num_stored, self._owner = store, path, num_stored, owner
         self._file = path.open("xb")
         self.num_bytes = 0
 
     def write(self, data: bytes) -> None:
         """Raises `RequestError` where it grows beyond what there is room for."""
-        if self.num_bytes + len(data) > MAX_FILE_BYTES:
-            raise RequestError(f"The file is larger than {MAX_FILE_BYTES} bytes.", code="file_too_large", status=413)
+        limits = self._store.limits
+        if self.num_bytes + len(data) > limits.max_file_bytes:
+            raise RequestError(
+                f"The file is larger than {limits.max_file_bytes} bytes{limits.by('max_file_bytes')}.",
+                code="file_too_large",
+                status=413,
+            )
         self._store.reserve(len(data), self._num_stored)
         self.num_bytes += len(data)
         self._file.write(data)
@@ -243,15 +282,16 @@ class Incoming:
         self._file.flush()
         os.fsync(self._file.fileno())
         now = int(self._store.now())
-        file = File(id=self._path.stem, bytes=self.num_bytes, created_at=now, expires_at=now + keep_s,
-                    filename=filename, purpose=purpose)  # fmt: skip
+        file = KeptFile(id=self._path.stem, bytes=self.num_bytes, created_at=now, expires_at=now + keep_s,
+                        filename=filename, purpose=purpose, owner=self._owner)  # fmt: skip
         self._store.keep(file, self._path)
-        return file
+        return file.shown()
 
     def __enter__(self) -> Incoming:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._store.release(self.num_bytes)
-        self._file.close()
         self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the rest of what did not fit on the disk
+            self._file.close()

@@ -15,7 +15,7 @@ from typing import IO
 import msgspec
 from starlette.applications import Starlette
 
-from ingle.errors import EngineError, RequestError
+from ingle.errors import EngineError, RequestError, lack_of_disk
 from ingle.server.batch.lines import BadLine, Line, answer_patiently, answers_of, done_ids, line_of, read_lines
 from ingle.server.batch.records import (
     ENDED,
@@ -23,7 +23,7 @@ from ingle.server.batch.records import (
     BatchError,
     BatchErrors,
     BatchStatus,
-    File,
+    KeptFile,
     LineError,
     OutputLine,
     StoredBatch,
@@ -34,9 +34,8 @@ from ingle.server.models import ModelPool, ServedModel
 
 logger = logging.getLogger("ingle.server")
 
-MAX_LINES = 50_000
 _MAX_ERRORS = 100
-_LOOK_S, _SAVE_S, _SWEEP_S = 2.0, 1.0, 60.0
+_LOOK_S, _SAVE_S, _SWEEP_S, _FULL_DISK_S = 2.0, 1.0, 60.0, 30.0
 
 
 class BatchWorker:
@@ -74,7 +73,11 @@ class BatchWorker:
                 await self._run(stored)
             except EngineError:
                 raise
-            except Exception as error:  # of a disk that is full, or a file that somebody has changed
+            except Exception as error:  # such as of a file that somebody has changed
+                if (lack := lack_of_disk(error)) is not None:  # which may be emptied: it goes on where it was
+                    logger.error("batch %s waits: %s", stored.batch.id, lack)
+                    await asyncio.sleep(_FULL_DISK_S)
+                    continue
                 logger.error("batch %s failed", stored.batch.id, exc_info=error)
                 self._fail(stored, [BatchError(code="server_error", message="the server's log has the reason")])
 
@@ -119,14 +122,13 @@ class BatchWorker:
     def _validate(self, stored: StoredBatch) -> list[BatchError]:
         """What is wrong with its input, all lines of it."""
         batch, seen, errors = stored.batch, dict[str, int](), list[BatchError]()
-        allowed = (batch.endpoint,)
+        allowed, limits = (batch.endpoint,), self._store.limits
+        most, by = limits.max_batch_lines, limits.by("max_batch_lines")
         with self._input(batch).open("rb") as file:
             for number, data in read_lines(file):
                 batch.request_counts.total += 1
-                if batch.request_counts.total > MAX_LINES:
-                    errors.append(
-                        BatchError(code="too_many_lines", message=f"more than {MAX_LINES} lines", line=number)
-                    )
+                if batch.request_counts.total > most:
+                    errors.append(BatchError(code="too_many_lines", message=f"more than {most} lines{by}", line=number))
                     break
                 try:
                     line, model = line_of(data, allowed)
@@ -173,7 +175,7 @@ class BatchWorker:
         """Half of the engine's slots at most, and only while nobody waits for one."""
         return spread(
             lines,
-            lambda line: answer_patiently(self._app, self._answers, line),
+            lambda line: answer_patiently(self._app, self._answers, line, stored.owner),
             max(1, model.info.max_num_seqs // 2),
             may_start=lambda: model.engine.stats.num_waiting == 0,
             ended=lambda: self._end_of(stored.batch) is not None,
@@ -227,8 +229,9 @@ class BatchWorker:
                 content.unlink()
                 return None
             now = self._now()
-            file = File(id=file_id, bytes=content.stat().st_size, created_at=now, expires_at=now + stored.keep_s,
-                        filename=f"{stored.batch.id}_{kind}.jsonl", purpose="batch_output")  # fmt: skip
+            file = KeptFile(id=file_id, bytes=content.stat().st_size, created_at=now, expires_at=now + stored.keep_s,
+                            filename=f"{stored.batch.id}_{kind}.jsonl", purpose="batch_output",
+                            owner=stored.owner)  # fmt: skip
             self._store.keep(file, content)
         try:
             return self._store.file(file_id).id

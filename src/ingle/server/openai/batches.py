@@ -15,8 +15,9 @@ from starlette.responses import Response
 
 from ingle.errors import RequestError
 from ingle.server.batch.lines import BadLine, answers_of, line_of, read_lines
+from ingle.server.batch.owned import OwnedStore
 from ingle.server.batch.records import Batch, StoredBatch
-from ingle.server.batch.store import KEEP_S, Store, new_file_id
+from ingle.server.batch.store import KEEP_S, new_file_id
 from ingle.server.body import Neutral, StrictModel, UnknownFields, parse_body, read_body, show
 from ingle.server.endpoints import Endpoint
 from ingle.server.openai.files import check_keep_s, first, json_of, page_of, store_of
@@ -89,7 +90,7 @@ async def create_batch(request: Request) -> Response:
     return json_of(stored.batch)
 
 
-def _add(store: Store, asked: BatchRequest) -> StoredBatch:
+def _add(store: OwnedStore, asked: BatchRequest) -> StoredBatch:
     file = store.file(asked.input_file_id)
     if file.purpose != "batch":
         raise RequestError(f"The file {file.id} was uploaded for {file.purpose}, not for batch.", param="input_file_id")
@@ -107,7 +108,7 @@ def _add(store: Store, asked: BatchRequest) -> StoredBatch:
         expires_at=now + hours_of(asked.completion_window) * 3600,
         metadata=asked.metadata,
     )
-    stored = StoredBatch(batch=batch, output_id=new_file_id(), error_id=new_file_id(), keep_s=keep_s)
+    stored = StoredBatch(batch=batch, output_id=new_file_id(), error_id=new_file_id(), keep_s=keep_s, owner=store.owner)
     store.add_batch(stored)
     return stored
 
@@ -126,7 +127,7 @@ def _first_model(path: Path, endpoint: str) -> str | None:
 async def list_batches(request: Request) -> Response:
     """The newest first."""
     store = store_of(request)
-    found = await asyncio.to_thread(lambda: [store.shown(stored) for stored in store.batches()][::-1])
+    found = await asyncio.to_thread(lambda: store.batches()[::-1])
     page, has_more = page_of(request, found, 20, 100, lambda batch: batch.id)
     ids = [batch.id for batch in page]
     return json_of(BatchList(data=page, first_id=first(ids), last_id=first(ids[::-1]), has_more=has_more))
@@ -147,7 +148,7 @@ async def cancel_batch(request: Request) -> Response:
 _ONE = "/v1/batches/{batch_id}"
 _QUERY = {"limit": {"type": "integer", "minimum": 1, "maximum": 100}, "after": {"type": "string"}}
 ENDPOINTS = (
-    Endpoint("POST", "/v1/batches", create_batch, BatchRequest, Batch),
+    Endpoint("POST", "/v1/batches", create_batch, BatchRequest, Batch, statuses=(507,)),
     Endpoint("GET", "/v1/batches", list_batches, answers=BatchList, statuses=(400, 404), query=_QUERY),
     Endpoint("GET", _ONE, retrieve_batch, answers=Batch, statuses=(404,)),
     Endpoint("POST", f"{_ONE}/cancel", cancel_batch, answers=Batch, statuses=(400, 404)),

@@ -42,6 +42,7 @@ class StructuredOutputsObject(TypedDict, total=False):
     json_object: bool | None
     whitespace_pattern: str | None
     disable_any_whitespace: bool | None
+    disable_additional_properties: bool | None
     after: str | None
 
 

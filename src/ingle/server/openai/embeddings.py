@@ -11,12 +11,13 @@ from pydantic import Field, PlainValidator, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ingle.limits import limits
 from ingle.request import MAX_INTEGER, EngineRequest
 from ingle.server.body import FieldError, ModelRequest, Neutral
 from ingle.server.endpoints import Endpoint
 from ingle.server.models import ServedModel
 from ingle.server.openai.protocol import Integer, texts_or_ids
-from ingle.server.vectors import MAX_TEXTS, respond_vectors
+from ingle.server.vectors import respond_vectors
 from ingle.text.vectors import Reading, numbers
 
 
@@ -58,8 +59,8 @@ class EmbeddingRequest(ModelRequest):
 
     @model_validator(mode="after")
     def _check(self) -> EmbeddingRequest:
-        if len(self.input) > MAX_TEXTS:
-            raise FieldError("input", f" has {len(self.input)} texts, at most {MAX_TEXTS} are taken")
+        if (text := limits().over("max_texts", len(self.input), f"has {len(self.input)} texts")) is not None:
+            raise FieldError("input", f" {text}")
         if None not in (self.normalize, self.use_activation) and self.normalize != self.use_activation:
             raise FieldError("normalize", " and use_activation differ: send one of them")
         return self

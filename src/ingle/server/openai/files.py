@@ -11,8 +11,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from ingle.errors import RequestError
+from ingle.server.access import client_of
+from ingle.server.batch.owned import OwnedStore
 from ingle.server.batch.records import File
-from ingle.server.batch.store import KEEP_S, MAX_FILE_BYTES, Store
+from ingle.server.batch.store import KEEP_S, Store
 from ingle.server.body import show
 from ingle.server.endpoints import Endpoint
 from ingle.server.upload import Upload
@@ -43,7 +45,7 @@ async def create_file(request: Request) -> Response:
     store = store_of(request)
     upload = Upload(request)
     with await asyncio.to_thread(store.incoming) as incoming:
-        await upload.read(incoming.write, MAX_FILE_BYTES + _AROUND_BYTES)
+        await upload.read(incoming.write, store.limits.max_file_bytes + _AROUND_BYTES)
         if upload.filename is None:
             raise RequestError("file is required", param="file")
         purpose = upload.fields.get("purpose")
@@ -124,7 +126,7 @@ _QUERY = {
     "after": {"type": "string"},
 }
 ENDPOINTS = (
-    Endpoint("POST", "/v1/files", create_file, answers=File, statuses=(400, 404, 413, 415), form=_FORM),
+    Endpoint("POST", "/v1/files", create_file, answers=File, statuses=(400, 404, 413, 415, 507), form=_FORM),
     Endpoint("GET", "/v1/files", list_files, answers=FileList, statuses=(400, 404), query=_QUERY),
     Endpoint("GET", _ONE, retrieve_file, answers=File, statuses=(404,)),
     Endpoint("DELETE", _ONE, delete_file, answers=DeletedFile, statuses=(404,)),
@@ -132,12 +134,12 @@ ENDPOINTS = (
 )
 
 
-def store_of(request: Request) -> Store:
-    """Raises `RequestError` (404) where the server keeps no files."""
+def store_of(request: Request) -> OwnedStore:
+    """What the client has there. Raises `RequestError` (404) where the server keeps no files."""
     store: Store | None = request.app.state.store
     if store is None:
         raise RequestError("This server keeps no files, and so no batches.", code="files_off", status=404)
-    return store
+    return OwnedStore(store, client_of(request.scope).owner)
 
 
 def page_of(

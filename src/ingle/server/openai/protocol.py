@@ -22,20 +22,18 @@ from pydantic import (
 )
 
 from ingle.habits.sampling import REFUSED, SAME
+from ingle.limits import limits
 from ingle.request import (
     ABOVE_ZERO,
-    MAX_BAD_WORDS,
+    LIMITED,
     MAX_INTEGER,
-    MAX_LOGIT_BIAS,
-    MAX_LOGPROBS,
-    MAX_N,
     MAX_SALT_CHARS,
-    MAX_STOP_STRINGS,
     RANGES,
     SamplingParams,
     objection,
 )
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, field_error, show
+from ingle.server.limited import Fewer, ToolsWithin, Within
 from ingle.server.openai import bound
 from ingle.server.turn import thinking_kwargs
 from ingle.structured import StructuredOutputs
@@ -119,14 +117,15 @@ Integer = Annotated[int, BeforeValidator(_whole)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Word = Annotated[str, Field(min_length=1)]
 _Key = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
-_Biases = Annotated[dict[_Key, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIAS)]
-_Stops = _Word | Annotated[list[_Word], Field(max_length=MAX_STOP_STRINGS)]
+_Biases = Annotated[dict[_Key, Annotated[float, Field(ge=-100, le=100)]], Fewer("max_logit_bias", "entries")]
+_Stops = _Word | Annotated[list[_Word], Fewer("max_stop_strings", "strings")]
 _OneOrMore = Field(min_length=1)
+_Some = Fewer("max_prompts", "prompts", 1)
 _Prompts = (
     str
-    | Annotated[list[str], _OneOrMore]
+    | Annotated[list[str], _Some]
     | Annotated[list[TokenId], _OneOrMore]
-    | Annotated[list[Annotated[list[TokenId], _OneOrMore]], _OneOrMore]
+    | Annotated[list[Annotated[list[TokenId], _OneOrMore]], _Some]
 )
 """As the schema says it; their validators say more exactly what is wrong."""
 
@@ -155,6 +154,7 @@ def _bounds(schema: dict[str, Any]) -> None:
         kinds = [kind for kind in of_field.get("anyOf", ()) if kind.get("type") in ("integer", "number")]
         if name in _NUMBERS and kinds:
             lowest, highest = RANGES[name]
+            highest = getattr(limits(), LIMITED[name]) if name in LIMITED else highest
             kinds[0] |= {"exclusiveMinimum" if name in ABOVE_ZERO else "minimum": lowest, "maximum": highest}
 
 
@@ -168,7 +168,7 @@ class GenerationRequest(ModelRequest):
     model_config = ConfigDict(json_schema_extra=_bounds)
     ALIASES: ClassVar[Mapping[str, str]] = SAME
 
-    n: Integer | None = Field(None, ge=1, le=MAX_N)
+    n: Annotated[Integer, Within("max_n", 1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Integer | None = None
@@ -203,7 +203,7 @@ class GenerationRequest(ModelRequest):
     ] = None
     bad_words: Annotated[
         tuple[str, ...],
-        PlainValidator(_strings, json_schema_input_type=Annotated[list[_Word], Field(max_length=MAX_BAD_WORDS)] | None),
+        PlainValidator(_strings, json_schema_input_type=Annotated[list[_Word], Fewer("max_bad_words", "words")] | None),
     ] = ()
     truncate_prompt_tokens: Integer | None = None
     priority: Integer | None = None
@@ -298,11 +298,18 @@ class CompletionRequest(GenerationRequest):
         PlainValidator(texts_or_ids, json_schema_input_type=_Prompts),
     ]
     echo: bool | None = None
-    best_of: Integer | None = Field(None, ge=1, le=MAX_N)
+    best_of: Annotated[Integer, Within("max_best_of", 1)] | None = None
     """So many are computed, and the `n` of them that are likeliest per token returned."""
-    logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    logprobs: Annotated[Integer, Within("max_logprobs")] | None = None
     suffix: str | None = None
     """What follows the text that is wanted, for models with tokens for that."""
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> CompletionRequest:
+        count = len(self.prompt)
+        if (text := limits().over("max_prompts", count, f"has {count} prompts")) is not None:
+            raise FieldError("prompt", f" {text}")
+        return self
 
     @model_validator(mode="after")
     def _check_max_tokens(self) -> CompletionRequest:
@@ -454,9 +461,6 @@ class ChatMessage(StrictModel):
         )
 
 
-MAX_TOOLS = 1024
-
-
 _REPLACED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "functions": (([],), "tools"),
     "function_call": (("none", "auto"), "tool_choice"),
@@ -478,11 +482,11 @@ class ChatCompletionRequest(GenerationRequest):
         **{name: neutral for name, (neutral, _) in _REPLACED.items()},
     }
 
-    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), Fewer("max_messages", "messages")]
     max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_INTEGER)
     logprobs: bool | None = None
-    top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[ChatTool] | None = Field(None, max_length=MAX_TOOLS)
+    top_logprobs: Annotated[Integer, Within("max_logprobs")] | None = None
+    tools: Annotated[list[ChatTool], ToolsWithin()] | None = None
     tool_choice: Annotated[
         str | NamedTool | None,
         PlainValidator(_tool_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None),

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from ingle.errors import RequestError
 from ingle.request import SamplingParams
+from ingle.server.access import client_of
 from ingle.server.answer_format import bound_params
 from ingle.server.body import UnknownFields, show
 from ingle.server.endpoints import Endpoint
@@ -27,7 +28,7 @@ from ingle.server.responses.protocol import (
     ResponsesRequest,
     read_items,
 )
-from ingle.server.responses.store import ResponseStore
+from ingle.server.responses.store import OwnedResponses
 from ingle.server.responses.tools import Tools, read_tools
 from ingle.server.responses.writer import Kept, ResponseWriter
 from ingle.server.turn import Params, Turn, plan_turn, thinking_kwargs, turn_prompt
@@ -126,7 +127,7 @@ ENDPOINTS = (
 
 
 def prepare_response(
-    model: ServedModel, body: ResponsesRequest, store: ResponseStore, skipped: UnknownFields
+    model: ServedModel, body: ResponsesRequest, store: OwnedResponses, skipped: UnknownFields
 ) -> ResponseWriter:
     """Renders and tokenizes. Raises `RequestError`."""
     items, tools = _all_items(body, store), read_tools(body.tools or (), body.tool_choice)
@@ -191,7 +192,7 @@ def _turn(
     )
 
 
-def _all_items(body: ResponsesInput, store: ResponseStore) -> list[AnyItem]:
+def _all_items(body: ResponsesInput, store: OwnedResponses) -> list[AnyItem]:
     """With what the response before it answered, and that response, and with what the input refers to."""
     before: list[AnyItem] = []
     if body.previous_response_id is not None:
@@ -223,9 +224,8 @@ def _dumped(item: AnyItem, item_id: str) -> dict[str, Any]:
     return dumped
 
 
-def _store(request: Request) -> ResponseStore:
-    store: ResponseStore = request.app.state.responses
-    return store
+def _store(request: Request) -> OwnedResponses:
+    return OwnedResponses(request.app.state.responses, client_of(request.scope).owner)
 
 
 def _id(request: Request) -> str:

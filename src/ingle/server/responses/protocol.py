@@ -9,8 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from ingle.request import MAX_INTEGER, MAX_LOGPROBS, objection
+from ingle.limits import limits
+from ingle.request import MAX_INTEGER, objection
 from ingle.server.body import FieldError, ModelRequest, Neutral, StrictModel, show
+from ingle.server.limited import ToolsWithin, Within
 from ingle.server.openai.protocol import Integer, StreamOptions
 from ingle.server.tagged import OneOf, texts_or
 
@@ -155,6 +157,8 @@ def read_items(value: Any) -> Any:
         return [MessageItem(type="message", role="user", content=value)]
     if not isinstance(value, list):
         raise ValueError(f"must be a string or a list of items, got {show(value)}")
+    if (text := limits().over("max_messages", len(value), f"has {len(value)} items")) is not None:
+        raise ValueError(text)
     return _ITEMS.read_list([_typed(item) for item in value])
 
 
@@ -193,7 +197,7 @@ class ResponsesInput(ModelRequest):
     )
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], ToolsWithin()] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
@@ -246,7 +250,7 @@ class ResponsesRequest(ResponsesInput):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: Annotated[Integer, Within("max_logprobs")] | None = None
     include: list[str] | None = None
     store: bool | None = None
     stream: bool | None = None

@@ -25,6 +25,8 @@ class Stored:
     items: bytes
     """JSON of all items that it answers, those of the answers before it too: an entry needs no other."""
     expires_s: float
+    owner: str = ""
+    """Whose it is; empty for all whose keys have no name, and where none is asked for."""
 
     @property
     def num_bytes(self) -> int:
@@ -36,6 +38,26 @@ class Stored:
     def output_items(self) -> list[dict[str, Any]]:
         output: list[dict[str, Any]] = msgspec.json.decode(self.response)["output"]
         return output
+
+
+class OwnedResponses:
+    """Those of one client: another's are not there."""
+
+    def __init__(self, store: ResponseStore, owner: str) -> None:
+        self._store = store
+        self._owner = owner
+        self.keeps = store.keeps
+
+    def put(self, response_id: str, response: bytes, items: bytes) -> None:
+        self._store.put(response_id, response, items, self._owner)
+
+    def get(self, response_id: str, param: str = "response_id") -> Stored:
+        """Raises `RequestError` (404)."""
+        return self._store.get(response_id, param, self._owner)
+
+    def delete(self, response_id: str) -> None:
+        """Raises `RequestError` (404)."""
+        self._store.delete(response_id, self._owner)
 
 
 class ResponseStore:
@@ -60,9 +82,9 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, response_id: str, response: bytes, items: bytes) -> None:
+    def put(self, response_id: str, response: bytes, items: bytes, owner: str = "") -> None:
         """Unless it is larger than the whole store."""
-        entry = Stored(response_id, response, items, self._clock() + self._max_age_s)
+        entry = Stored(response_id, response, items, self._clock() + self._max_age_s, owner)
         with self._lock:
             self._drop_expired()
             if entry.num_bytes > self._max_bytes:
@@ -72,12 +94,12 @@ class ResponseStore:
             while self.num_bytes > self._max_bytes:
                 self._drop(next(iter(self._entries)))
 
-    def get(self, response_id: str, param: str = "response_id") -> Stored:
-        """Raises `RequestError` (404) for one that is not here, or no longer."""
+    def get(self, response_id: str, param: str = "response_id", owner: str = "") -> Stored:
+        """Raises `RequestError` (404) for one that is not here, or no longer, or another's."""
         with self._lock:
             self._drop_expired()
             entry = self._entries.get(response_id)
-            if entry is None:
+            if entry is None or entry.owner != owner:
                 kept = (
                     f"Responses are kept for {self._max_age_s / 3600:g} hours at most, as long as there is room, and "
                 )
@@ -90,9 +112,9 @@ class ResponseStore:
                 )
             return entry
 
-    def delete(self, response_id: str) -> None:
+    def delete(self, response_id: str, owner: str = "") -> None:
         """Raises `RequestError` (404) as `get` does."""
-        self.get(response_id)
+        self.get(response_id, owner=owner)
         with self._lock:
             if response_id in self._entries:
                 self._drop(response_id)

@@ -21,6 +21,7 @@ extern "C" void ingle_settle_memory() {
     mallopt(M_TRIM_THRESHOLD, 128 << 20);
 #endif
 }
+extern "C" uint64_t ingle_num_jobs() { return ingle::num_jobs(); }
 extern "C" const char* ingle_instructions() { return ingle::instructions(); }
 extern "C" const char* ingle_factors(int32_t bits) { return ingle::factors(bits); }
 extern "C" int64_t ingle_matrix_bytes(const ingle::Matrix* m) { return ingle::matrix_bytes(*m); }

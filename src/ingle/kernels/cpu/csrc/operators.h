@@ -125,6 +125,7 @@ extern "C" {
 // Bytes of Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer and Step, which Python holds its own against.
 const int64_t* ingle_structure_sizes();
 void ingle_start(int32_t num_threads);
+uint64_t ingle_num_jobs();
 void ingle_settle_memory();
 const char* ingle_instructions();
 const char* ingle_factors(int32_t bits);

@@ -40,6 +40,8 @@ std::atomic<int> num_sleeping{0};
 std::mutex job_mutex;
 std::atomic<int> threads_started{1};
 
+std::atomic<uint64_t> jobs_begun{0};
+
 void relax() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -115,7 +117,10 @@ void start_threads(int threads) {
 
 int num_threads() { return threads_started; }
 
+uint64_t num_jobs() { return jobs_begun.load(std::memory_order_relaxed); }
+
 void run_pieces(int64_t count, void (*new_task)(void*, int64_t), void* new_context) {
+    jobs_begun.fetch_add(1, std::memory_order_relaxed);
     std::unique_lock<std::mutex> lock(job_mutex, std::try_to_lock);
     if (count <= 1 || threads_started == 1 || !lock) {  // someone else's job keeps the workers busy
         for (int64_t i = 0; i < count; i++) new_task(new_context, i);

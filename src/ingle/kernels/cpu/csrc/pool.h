@@ -11,6 +11,9 @@ void start_threads(int threads);
 
 int num_threads();
 
+// All that were begun, for whoever watches from another thread whether a long step gets on.
+uint64_t num_jobs();
+
 // Calls task(context, i) once for every i in [0, count) on all threads; returns when all are done.
 // Each thread starts with neighbouring pieces, so that it reads memory in order, and then takes one by one what others
 // have left: a thread that lost its core to another process delays no more than one piece.

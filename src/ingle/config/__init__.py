@@ -8,10 +8,13 @@ import math
 import re
 import reprlib
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ingle.config.access import AccessConfig, ListenConfig
+from ingle.config.health import HealthConfig
+from ingle.config.monitoring import MonitoringConfig
 from ingle.errors import ConfigError
+from ingle.limits import LimitsConfig
 
 logger = logging.getLogger("ingle")
 
@@ -22,7 +25,6 @@ CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
 
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
-_MAX_KEY_FILE_BYTES = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
@@ -146,6 +148,14 @@ class CacheConfig:
     """Exact number of KV pages instead of a memory budget; for tests and experiments."""
     enable_prefix_caching: bool = True
     """Reuse the keys and values of prompt prefixes seen before."""
+    host_cache: str | None = None
+    """Host memory, such as 8GiB, in which prefixes are kept that the KV cache has no more room for. It outlasts a
+    restart of the engine, not of the server. Default: none."""
+    disk_cache: str | None = None
+    """A folder in which prefixes are kept too, so that a new start finds them. Its files, which you alone can read,
+    tell as much as the prompts themselves. Default: none."""
+    disk_cache_size: str = "16GiB"
+    """Most that --disk-cache takes, for all models together; of what is there, the least recently used goes first."""
 
     def __post_init__(self) -> None:
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
@@ -159,6 +169,19 @@ class CacheConfig:
             raise ConfigError(f"--block-size {self.block_size} is not one of 8, 16, 32, 64, 128, 256")
         if self.kv_cache_memory is not None:
             parse_bytes("--kv-cache-memory", self.kv_cache_memory)
+        if self.host_cache is not None:
+            parse_bytes("--host-cache", self.host_cache)
+        if self.disk_cache is not None and not self.disk_cache.strip("\0 "):
+            raise ConfigError(f"--disk-cache {self.disk_cache!r} is not a folder")
+        parse_bytes("--disk-cache-size", self.disk_cache_size)
+        for flag, value in (("--host-cache", self.host_cache), ("--disk-cache", self.disk_cache)):
+            if value is not None and not self.enable_prefix_caching:
+                raise ConfigError(f"{flag} {value} keeps prefixes, and --no-enable-prefix-caching asks for none")
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether prefixes are kept below the device."""
+        return self.host_cache is not None or self.disk_cache is not None
 
 
 @dataclass(frozen=True)
@@ -198,6 +221,10 @@ class EngineConfig:
     """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
     max_num_batched_tokens: int | None = None
     """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
+    target_itl_ms: float | None = None
+    """Read prompts in portions so small that running answers get their next token about this often, in milliseconds, as
+    far as that costs little speed. 0: in the largest portions, for batches that nobody watches. Default: 100 for a
+    server, 0 for the other commands."""
     seed: int = 0
     """Seeds dummy weights and the draws of requests that bring no seed."""
     enforce_eager: bool = False
@@ -211,6 +238,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             _at_least(name, getattr(self, name), 1)
+        _number("target_itl_ms", self.target_itl_ms)
+        if self.target_itl_ms is not None and not 0.0 <= self.target_itl_ms <= 60_000:
+            raise ConfigError(f"--target-itl-ms {self.target_itl_ms} is not between 0 and 60000")
 
     @classmethod
     def of(cls, model: str, **options: Any) -> EngineConfig:
@@ -300,14 +330,6 @@ class ServerConfig:
     """Port to listen on; 0 for any free one."""
     served_model_name: tuple[str, ...] = ()
     """Names under which the API knows the model; the first is the one it answers with. Default: the model as given."""
-    api_key: tuple[str, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`. Default: none is asked for. Others on this machine
-    see them in `ps`: --api-key-file and INGLE_API_KEY keep them out of it."""
-    api_key_file: str | None = None
-    """File with such keys, one a line; empty lines and those that begin with # do not count."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be sent to, besides localhost and the server's own address; *.example.com for all
-    names below it, * for any. Default: no others for a server on loopback, any for one that the network reaches."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least grave messages that are written to stderr."""
     show_paths: bool = False
@@ -317,14 +339,9 @@ class ServerConfig:
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""
-    timeout_keep_alive: float = 65.0
-    """Seconds that a connection stays open between two requests. More than a proxy before the server waits."""
-    max_connections: int = 4096
-    """Most connections open at once; one address may have half of them."""
-    max_num_queued_reqs: int = 4096
-    """Most requests that wait for their first token; those beyond get 429. Each choice of a request counts."""
-    max_num_queued_tokens: int = 4_194_304
-    """Most prompt tokens of requests that wait. A request that finds no other waiting is taken, whatever its size."""
+    stream_interval: int = 1
+    """Tokens of a streamed answer that are sent together, after the first. More leave a machine that many streams share
+    more time to compute: text comes in larger pieces, and in all sooner."""
     response_store: str = "256MB"
     """Most memory for answers of /v1/responses that can be asked for again, and continued by `previous_response_id`,
     such as 1GiB; 0 keeps none. The oldest go first."""
@@ -336,9 +353,14 @@ class ServerConfig:
     servers of one name on one machine share it."""
     max_files_size: str = "8GiB"
     """Most that uploaded files and batches may take together on disk; 0 takes no files."""
+    health: HealthConfig = HealthConfig()  # noqa: RUF009 (frozen)
+    limits: LimitsConfig = LimitsConfig()  # noqa: RUF009
+
+    listen: ListenConfig = ListenConfig()  # noqa: RUF009 (frozen)
+    access: AccessConfig = AccessConfig()  # noqa: RUF009
+    monitoring: MonitoringConfig = MonitoringConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        _number("timeout_keep_alive", self.timeout_keep_alive)
         _number("response_store_hours", self.response_store_hours)
         self.response_store_bytes()
         if not 0.0 < self.response_store_hours < math.inf:
@@ -347,40 +369,14 @@ class ServerConfig:
             raise ConfigError("--host has an empty value: leave the flag out, or give 0.0.0.0 for every interface")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 1 to 65535, or 0 for any free one")
-        for name in ("max_connections", "max_num_queued_reqs", "max_num_queued_tokens"):
-            _at_least(name, getattr(self, name), 1)
+        _at_least("stream_interval", self.stream_interval, 1)
         if self.max_files_size != "0":
             parse_bytes("--max-files-size", self.max_files_size)
-        if not 0.0 < self.timeout_keep_alive < math.inf:
-            raise ConfigError(f"--timeout-keep-alive {self.timeout_keep_alive} is not a time: give seconds above 0")
-        for flag, words in (
-            ("--api-key", self.api_key),
-            ("--served-model-name", self.served_model_name),
-            ("--allowed-hosts", self.allowed_hosts),
-        ):
-            if not all(word.strip() for word in words):
-                raise ConfigError(f"{flag} has an empty value: leave the flag out, or give it one")
-        self.api_keys()
+        if not all(name.strip() for name in self.served_model_name):
+            raise ConfigError("--served-model-name has an empty value: leave the flag out, or give it one")
 
     def response_store_bytes(self) -> int:
         return 0 if self.response_store.strip() == "0" else parse_bytes("--response-store", self.response_store)
-
-    def api_keys(self) -> tuple[str, ...]:
-        """Those of `api_key` and those in `api_key_file`. Raises `ConfigError` for a file without any."""
-        if self.api_key_file is None:
-            return self.api_key
-        try:
-            with Path(self.api_key_file).expanduser().open("rb") as file:
-                text = file.read(_MAX_KEY_FILE_BYTES + 1)
-            lines = [line.strip() for line in text.decode().splitlines()]
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {reason}") from None
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys or len(text) > _MAX_KEY_FILE_BYTES:
-            fault = "no key in it" if not keys else f"larger than {_MAX_KEY_FILE_BYTES} bytes, which is no list of keys"
-            raise ConfigError(f"--api-key-file {self.api_key_file}: {fault}")
-        return (*self.api_key, *keys)
 
 
 @dataclass(frozen=True)
@@ -395,5 +391,8 @@ class ServeConfig:
     server: ServerConfig = ServerConfig()
 
 
-CONFIGURATION = (EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig, ServerConfig)
+CONFIGURATION = (
+    *(EngineConfig, WeightsConfig, CacheConfig, ParallelConfig, TextConfig),
+    *(ServerConfig, ListenConfig, AccessConfig, HealthConfig, MonitoringConfig, LimitsConfig),
+)
 """Classes whose every field may also be set by the environment, and in a file."""

@@ -71,7 +71,8 @@ class WeightsConfig:
     load_format: LoadFormat = "auto"
     """dummy: random seeded weights from config.json alone, to measure speed without a download."""
     quantization: str | None = None
-    """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
+    """How the checkpoint is quantized, such as gptq, awq or fp8. It is detected, so leave this out; another value than
+    the checkpoint's is an error, for nothing is quantized on load yet."""
     rope_scaling: str | None = None
     """Rope scaling in place of the model's own: linear, dynamic or yarn with --rope-factor, none, or JSON such as
     {"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}."""
@@ -91,8 +92,6 @@ class WeightsConfig:
         self.rope_override()
         if self.rope_theta is not None and not 0.0 < self.rope_theta < math.inf:
             raise ConfigError(f"--rope-theta {self.rope_theta} is not a positive number")
-        if self.quantization is not None:
-            _ask_nothing("quantization", self.quantization)
 
     def rope_override(self) -> dict[str, Any] | None:
         """`rope_scaling` as the object that it is. Raises `ConfigError`; what it says, the model's reader checks."""

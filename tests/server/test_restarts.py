@@ -235,7 +235,7 @@ async def test_one_that_cannot_be_killed_is_not_waited_for_for_ever(
     loading: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ingle.server.restarts._MAX_DELAY_S", 0.01)
-    monkeypatch.setattr("ingle.server.engine_client._KILLED_S", 0.1)
+    monkeypatch.setattr("ingle.server.engine_client.KILLED_S", 0.1)
     gone = pulse_module.Unwell("no sign of life for 10 s", hopeless=True)
     engines = Engines()
     if not loading:

@@ -30,7 +30,7 @@ from ingle.errors import AnswerLost, Collected, ConfigError, EngineError, IngleE
 from ingle.limits import LimitsConfig
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
-from ingle.server.engine_process import EngineProcess
+from ingle.server.engine_process import KILLED_S, EngineProcess
 from ingle.server.loading import Loading
 from ingle.server.pulse import TICK_S, Pulse
 from ingle.server.restarts import Restarts
@@ -46,8 +46,6 @@ _BACKGROUND = 1 << 40
 _MANY_OUTPUTS = 16
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
-_KILLED_S = 60.0
-"""For one that was killed: the system may have much of its memory to give back, also a GPU's."""
 _MOST_ENGINES = 2
 """That may die before a request is given up that none of them has begun with: to take it in may be what they die of."""
 _FAILED = "the engine failed; the server's log has the reason"
@@ -294,7 +292,7 @@ class EngineClient:
         """Raises `EngineError` for one that not even the system can end."""
         self._process.kill()
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + _KILLED_S
+        deadline_s = loop.time() + KILLED_S
         while not self._process.has_ended:
             if loop.time() > deadline_s:
                 raise EngineError("the last one does not end, although it was killed")
@@ -400,7 +398,7 @@ async def _attend(
             found = unwell.why
             logger.error("the engine is stuck: %s; it is ended", found)
             process.kill()
-            deadline_s = loop.time() + _KILLED_S
+            deadline_s = loop.time() + KILLED_S
     return found
 
 

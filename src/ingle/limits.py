@@ -88,8 +88,8 @@ class LimitsConfig:
     """Most prompt tokens of requests that wait, and of one request with all its choices. A single prompt is taken
     while no other waits, whatever its size."""
     max_answers_bytes: int = 1_073_741_824
-    """Most memory for all requests that are being answered: prompts, answers in the making, and what their clients
-    have not read yet. Beyond it the largest is ended."""
+    """Most memory for all requests that are being answered: prompts, and answers that are not streamed, until they are
+    read. Beyond it the largest is ended."""
     request_timeout: float | None = None
     """Most seconds from a request's arrival to the end of its answer, and the `timeout` of requests that bring none.
     Default: as long as it takes."""

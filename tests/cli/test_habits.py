@@ -85,10 +85,6 @@ TP = (
     "this version runs a model on one device, several GPUs for one model are not built yet: take a model that fits one, "
     "such as a quantized .gguf file, and leave the flag out"
 )
-QUANTIZED = (
-    "this version does not quantize on load, nor does it read AWQ, GPTQ and FP8 checkpoints yet: leave the flag out and "
-    "give a quantized .gguf file of the model, which is read as it is"
-)
 ONE_DEVICE = (
     "this version runs a model on one device: leave the flag out; to use more GPUs, start a server on each with "
     "CUDA_VISIBLE_DEVICES and its own --port"
@@ -123,12 +119,11 @@ HABITS: list[Does | Answer] = [
     Answer("vllm serve m --tensor_parallel_size 8", f"--tensor-parallel-size 8: {TP}"),
     Answer("vllm serve m --pipeline-parallel-size 2", f"--pipeline-parallel-size 2: {ONE_DEVICE}"),
     Answer("vllm serve m -dp 4", f"-dp 4: {ONE_DEVICE}"),
-    Answer("vllm serve m --quantization awq", f"--quantization awq: {QUANTIZED}"),
-    Answer("vllm serve m -q gptq", f"--quantization gptq: {QUANTIZED}"),
-    Answer("vllm serve m -tp 4 --quantization awq",
-           f"2 flags cannot be had here: --tensor-parallel-size 4: {TP}; --quantization awq: {QUANTIZED}"),
-    Does("vllm serve ./m.gguf --tokenizer TinyLlama/TinyLlama-1.1B-Chat-v1.0 --quantization gguf", {"model": "./m.gguf"},
-         "--tokenizer"),
+    Does("vllm serve m --quantization awq", {"model": "m", "quantization": "awq"}),
+    Does("vllm serve m -q gptq", {"model": "m", "quantization": "gptq"}),
+    Answer("vllm serve m -tp 4 --quantization awq", f"--tensor-parallel-size 4: {TP}"),
+    Does("vllm serve ./m.gguf --tokenizer TinyLlama/TinyLlama-1.1B-Chat-v1.0 --quantization gguf",
+         {"model": "./m.gguf", "quantization": "gguf"}, "--tokenizer"),
     Does("vllm serve m --tokenizer m --tokenizer-mode auto", {}, "--tokenizer-mode"),
     Answer("vllm serve m --tokenizer other", "--tokenizer other: a model is served with its own tokenizer: leave the flag "
            "out, or put the other's tokenizer.json into its folder"),
@@ -306,7 +301,7 @@ HABITS: list[Does | Answer] = [
          "--max-batch-prefill-tokens 1024", {"max_model_len": 2048, "max_num_batched_tokens": 1024}, "--max-input-length"),
     Does("text-generation-launcher --model-id m --num-shard 1 --hostname 0.0.0.0 --max-concurrent-requests 128",
          {"host": "0.0.0.0"}, "--max-concurrent-requests"),
-    Answer("text-generation-launcher --model-id m --quantize awq", f"--quantization awq: {QUANTIZED}"),
+    Does("text-generation-launcher --model-id m --quantize awq", {"model": "m", "quantization": "awq"}),
     Does("python -m sglang.launch_server --model-path m --tp 1 --mem-fraction-static 0.8 --context-length 8192",
          {"gpu_memory_utilization": 0.8, "max_model_len": 8192}, "--mem-fraction-static"),
     Does("python -m sglang.launch_server --model-path m --disable-cuda-graph --disable-radix-cache --random-seed 3 "
@@ -462,8 +457,8 @@ SNIPPETS: list[tuple[str, dict[str, Any] | str, str]] = [
     ('LLM("m", enable_lora=False, disable_radix_cache=True)', {"enable_prefix_caching": False}, ""),
     ('LLM("m", tensor_parallel_size=2, swap_space=4)', "tensor_parallel_size=2: " + TP.replace("the flag", "it"), ""),
     ('LLM("m", tensor_parallel_size=4)', "tensor_parallel_size 4: " + TP.replace("the flag", "it"), ""),
-    ('LLM("m", quantization="awq", cpu_offload_gb=10)', "2 options cannot be had here: cpu_offload_gb=10: "
-     + NOT_SPLIT.replace("--device", "device") + "; quantization='awq': " + QUANTIZED.replace("the flag", "it"), ""),
+    ('LLM("m", quantization="awq", cpu_offload_gb=10)', "cpu_offload_gb=10: "
+     + NOT_SPLIT.replace("--device", "device"), ""),
     ('LLM("m", max_modle_len=3)', "there is no option max_modle_len; did you mean max_model_len?", ""),
     ('LLM("m", foo=3)', "there is no option foo", ""),
     ('LLM("m", max_model_len=0)', "max_model_len 0 is too small: give at least 1", ""),

@@ -86,7 +86,7 @@ def broken_template(folder: Path) -> None:
 
 def everything(folder: Path) -> None:
     config(folder, architectures=["LlamaForSequenceClassification"], logit_scale=3.0, clip_qkv=8.0)
-    config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    config(folder, quantization_config={"quant_method": "exl2", "bits": 4})
     (folder / "tokenizer.json").unlink()
     (folder / "generation_config.json").write_text("{")
     (folder / "model.safetensors").write_bytes(b"x")
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Damage, dict[str, Any], list[str], list[str]]] = {
         [],
     ),
     "a tensor of another shape": (misshapen, {}, ["model.norm.weight has shape .5,., and the configuration asks"], []),
-    "integers": (as_integers, {}, ["q_proj.weight is I8: quantized checkpoints"], []),
+    "integers": (as_integers, {}, ["q_proj.weight is I8, and the configuration does not say how that is"], []),
     "a shard is missing": (a_missing_shard, {}, ["it may be in model-00002-of-00002.safetensors, which is mis"], []),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), {}, ["holds neither model.safetensors"], []),
     "flags": (
@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Damage, dict[str, Any], list[str], list[str]]] = {
             "--device cuda: .*; give --device cpu",
             "--rope-scaling: rope factor is -1",
             "holds LlamaForSequenceClassification",
-            "quantized by 'gptq' .*; give the model's unquantized folder",
+            "quantized by 'exl2' .*; give the model's unquantized folder",
             "logit_scale is 3.0 and clip_qkv is 8.0",
             "model.safetensors: damaged or truncated",
         ],

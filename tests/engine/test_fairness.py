@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingle.config import EngineConfig
+from ingle.engine.build import build_engine
 from ingle.engine.forecast import Forecast
 from ingle.engine.pace import Pace
 from ingle.engine.shares import Shares
 from ingle.request import EngineRequest, SamplingParams
 from ingle.step import Limits
 from tests.engine.test_scheduler import Driver, limits, shares
+from tests.support import save_checkpoint
 
 
 def driver(step: int = 100, num_pages: int = 12_000, **overrides: Any) -> Driver:
@@ -267,3 +271,16 @@ def test_a_forecast_counts_what_is_held_at_once() -> None:
     held = to.scheduler.pages.capacity - to.scheduler.pages.num_available
     assert held == 20
     assert forecast.fits(running, held, 60) and not forecast.fits(running, held, 58)
+
+
+def test_only_a_server_reads_in_portions_unless_told_otherwise(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    for beside_server, flags, expected in (
+        (False, {}, None),
+        (True, {}, 0.1),
+        (True, {"target_itl_ms": 0}, None),
+        (False, {"target_itl_ms": 40}, 0.04),
+    ):
+        config = EngineConfig.of(str(folder), device="cpu", kv_cache_memory="4MiB", **flags)
+        engine, _ = build_engine(config, folder, beside_server=beside_server)
+        assert engine.scheduler.limits.target_itl_s == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +166,17 @@ def test_long_contexts_split_over_many_programs(folder: Path) -> None:
     assert run(engine, requests) == alone
 
 
-def ballast() -> list[torch.Tensor]:
-    """All memory that the GPU has left."""
+@contextmanager
+def no_more_memory() -> Iterator[None]:
+    """The process gets no more of the GPU's memory than it has; others, which share the GPU, do not notice."""
     torch.cuda.empty_cache()
-    held, size = [], 1 << 33
-    while size >= 1 << 20:
-        try:
-            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-        except torch.OutOfMemoryError:
-            size //= 2
-    return held
+    torch.cuda.set_per_process_memory_fraction(
+        torch.cuda.memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+    )
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False])
@@ -186,12 +189,10 @@ def test_memory_that_runs_out_in_a_step_costs_requests_and_not_the_engine(
     engine = gpu_engine(tmp_path, dtype="bfloat16", **options)
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     requests = [EngineRequest(str(i), random_prompt(i, 4000), params) for i in range(3)]
-    held = ballast()
-    for parts in collect(engine, requests).values():
-        assert parts[-1].finish_reason == "length" or "not enough memory" in (parts[-1].error or "")
+    with no_more_memory():
+        for parts in collect(engine, requests).values():
+            assert parts[-1].finish_reason == "length" or "not enough memory" in (parts[-1].error or "")
     assert "memory ran out in a step" in caplog.text
-    held.clear()
-    torch.cuda.empty_cache()
     assert all(len(tokens) == 4 for tokens in run(engine, requests).values())
 
 
@@ -199,12 +200,10 @@ def test_graphs_that_do_not_fit_memory_are_given_up(tmp_path: Path, caplog: pyte
     save_checkpoint(tmp_path, hidden_size=512, intermediate_size=4096, max_position_embeddings=8192)
     options = {"max_num_batched_tokens": 4096, "dtype": "float32", "enable_prefix_caching": False}
     engine = gpu_engine(tmp_path, **options)
-    held = ballast()
-    while engine.worker.device.capture_next():
-        pass
+    with no_more_memory():
+        while engine.worker.device.capture_next():
+            pass
     assert "could not be captured" in caplog.text
-    held.clear()
-    torch.cuda.empty_cache()
     params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
     requests = [EngineRequest(str(i), random_prompt(i, 100 + i), params) for i in range(8)]
     assert run(engine, requests) == run(gpu_engine(tmp_path, **options, enforce_eager=True), requests)

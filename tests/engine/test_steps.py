@@ -176,7 +176,7 @@ def answers_of(engine: Engine, wanted: Sequence[EngineRequest], masks: Mapping[s
     return answers
 
 
-def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> None:
+def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Alternating):
         def take(self, token_ids: Sequence[int]) -> None:
             super().take(token_ids)
@@ -194,14 +194,17 @@ def test_a_mask_that_raises_on_a_token_ends_its_own_request(engine: Engine) -> N
         for output in engine.step():
             answers[output.id] += output.token_ids
             errors[output.id] = output.error
-    assert errors["1"] is not None and answers["1"] == masks["1"].taken and len(answers["1"]) == 2
+    assert answers["1"] == masks["1"].taken and len(answers["1"]) == 2
+    assert errors["1"] is not None and "the server's log says why" in errors["1"] and "no such rule" in caplog.text
     assert errors["3"] is None and answers["3"] == masks["3"].taken
     assert (answers["0"], answers["2"]) == (alone["0"], alone["2"])
     assert not engine._masks
 
 
 @pytest.mark.parametrize("kind", ["raises", "none", "short"])
-def test_a_mask_that_cannot_be_followed_ends_its_own_request(engine: Engine, kind: str) -> None:
+def test_a_mask_that_cannot_be_followed_ends_its_own_request(
+    engine: Engine, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(Alternating):
         def allowed(self) -> Words | None:
             if len(self.taken) < 2:
@@ -220,7 +223,8 @@ def test_a_mask_that_cannot_be_followed_ends_its_own_request(engine: Engine, kin
         for output in engine.step():
             answers[output.id] += output.token_ids
             errors[output.id] = output.error
-    assert errors["1"] is not None and len(answers["1"]) == 2
+    assert errors["1"] is not None and "the server's log says why" in errors["1"] and len(answers["1"]) == 2
+    assert "request 1: what its answer has to follow failed" in caplog.text
     assert {name: tokens for name, tokens in answers.items() if name != "1"} == {
         name: tokens for name, tokens in alone.items() if name != "1"
     }

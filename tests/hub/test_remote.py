@@ -295,11 +295,11 @@ def test_what_ingle_does_not_serve_is_said_as_a_pull_says_it(
 
 def test_a_quantized_model_is_planned_and_shown_not_to_run(ingle: Run, hub: Hub, checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    config["quantization_config"] = {"quant_method": "exl2", "bits": 4, "group_size": 128}
     hub.repos[NAME] = Repo(files_of(checkpoint) | {"config.json": json.dumps(config).encode()})
     shown = json_of(ingle, "show", NAME)
-    assert shown["runs"] is False and shown["quantization"] == "GPTQ, 4 bits"
-    assert any(f"{NAME}: " in finding["what"] and "gptq" in finding["what"] for finding in shown["findings"])
+    assert shown["runs"] is False and shown["quantization"] == "EXL2, 4 bits"
+    assert any(f"{NAME}: " in finding["what"] and "exl2" in finding["what"] for finding in shown["findings"])
     assert "does not run here yet" in ingle("plan", NAME, "--gpus", "24GiB").out
 
 

@@ -41,11 +41,13 @@ def check_projection(
     *,
     rotary_dim: int | None = None,
     qk_norm: bool,
+    weight: torch.Tensor | None = None,
 ) -> None:
     """`project` is given weight, bias and rotation, and returns the queries of the rows `normed`."""
     heads, kv_heads = 4, 2
     num_rows, num_outs = len(normed), (heads + 2 * kv_heads) * head_dim
-    weight, bias = weights(num_outs, normed.shape[1]), randn(num_outs)
+    weight = weights(num_outs, normed.shape[1]) if weight is None else weight
+    bias = randn(num_outs)
     angles = torch.randn(num_rows, (rotary_dim or head_dim) // 2, device=DEVICE)
     cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
     norms = [norm_weight(head_dim) if qk_norm else None for _ in range(2)]

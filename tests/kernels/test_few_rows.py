@@ -8,6 +8,7 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.flow import Flow
 from ingle.kernels.gpu import few_rows
+from ingle.kernels.gpu.device import counters
 from ingle.kernels.gpu.few_rows import Tiling
 from ingle.kernels.options import Activation
 from ingle.model.layers import RMSNorm
@@ -72,7 +73,7 @@ def test_project_and_store(num_rows: int, qk_norm: bool) -> None:
 
 
 def test_the_counters_are_left_at_zero() -> None:
-    assert not few_rows._counters(DEVICE).any()
+    assert not counters(DEVICE).any()
 
 
 @pytest.mark.parametrize("paired", [False, True])

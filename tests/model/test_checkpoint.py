@@ -184,14 +184,14 @@ def test_a_missing_tensor_is_named_as_the_file_would_call_it(tmp_path: Path) -> 
 
 
 QUANTIZED: list[tuple[dict[str, Any], str]] = [
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "'gptq'"),
+    ({"quantization_config": {"quant_method": "exl2", "bits": 4.25}}, "'exl2'"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "'bitsandbytes'"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "'fp8'"),
+    ({"quantization_config": {"quant_method": "mxfp4"}}, "'mxfp4'"),
     ({"quantization_config": {"bits": 4}}, "a method without a name"),
     ({"quantization_config": "awq"}, "a method without a name"),
     ({"quantization": {"group_size": 64, "bits": 4}}, "'MLX'"),
     ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, "'MLX'"),
-    ({"compression_config": {"quant_method": "compressed-tensors"}}, "'compressed-tensors'"),
+    ({"compression_config": {"quant_method": "spqr"}}, "'spqr'"),
 ]
 
 

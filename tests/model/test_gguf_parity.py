@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from ingle.engine import torch_build
 from tests.support import engine_for, engine_logits, greedy, random_prompt, reference_greedy, reference_model
 from tests.support import save_checkpoint as save
 from tests.weights.gguf_models import write_gguf_model
@@ -83,6 +84,21 @@ def test_quantized_gguf_equals_its_decoded_self_in_transformers(kind: str, tmp_p
     with torch.inference_mode():
         expected = reference_model(tmp_path)(torch.tensor([prompt])).logits[0]
     torch.testing.assert_close(engine_logits(engine_for(path), prompt), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_blocks_that_stay_blocks_equal_their_decoded_selves(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In PyTorch's device, as on a GPU: embedding and head of one matrix too."""
+    save(tmp_path, "gemma3_text", head_dim=16, query_pre_attn_scalar=16, sliding_window=30, intermediate_size=128)
+    path = write_gguf_model(tmp_path, tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind])
+    prompt, options = random_prompt(1, 100), {"cpu_kernels": "torch", "dtype": "float32"}
+    expected = engine_logits(engine_for(path, **options), prompt)
+    monkeypatch.setattr(torch_build.TorchRunner, "_keeps_blocks", lambda *_: True)
+    engine = engine_for(path, **options)
+    assert engine.facts.weights.total[1] < 1.4 * engine.facts.weights.total[0], "bytes a number"
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
 
 
 def test_quantized_experts_equal_their_decoded_selves(tmp_path: Path) -> None:

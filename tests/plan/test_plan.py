@@ -87,7 +87,7 @@ def test_qwen_72b_int4_on_two_v100s() -> None:
     assert split.fits and 4096 <= split.context < 6000 and split.num_seqs[1024] == 4
     assert split.longest > split.context
     assert not by_name(made)["1 GPU"].fits
-    assert split.refusal is not None and "'gptq'" in split.refusal
+    assert split.refusal == "tensor parallelism does not run in this version"
     assert "does not run here yet" in text(made)
 
 

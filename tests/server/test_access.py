@@ -277,7 +277,10 @@ async def test_files_are_looked_at_again_and_again(tmp_path: Path, monkeypatch: 
     path.write_text("one")
     following = asyncio.create_task(FollowedFiles("it", [str(path)], lambda: read.append(path.read_text())).follow())
     for text in ("second", "the third"):
-        path.write_text(text)
+        path.rename(tmp_path / "away")
+        await asyncio.sleep(0.03)
+        (tmp_path / "away").write_text(text)
+        (tmp_path / "away").rename(path)
         await until(lambda text=text: text in read, within_s=30)  # type: ignore[misc]
     following.cancel()
     await asyncio.wait([following])
@@ -360,3 +363,7 @@ async def test_a_file_of_keys_that_changes(
         files.refresh()
         assert "holds on: --api-key-file" in caplog.messages[-1]
         assert await statuses() == {"a": 429, "b": 401, "c": 200}
+    path.write_text("ops admin\n")
+    files.refresh()
+    assert "holds on: none but administrators' keys are left" in caplog.messages[-1], "nobody gets in without a key"
+    assert await statuses() == {"a": 429, "b": 401, "c": 200}

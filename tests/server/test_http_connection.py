@@ -53,6 +53,13 @@ class App:
                 await request.body()
                 await asyncio.gather(self._wait(receive), return_exceptions=True)
                 answer = PlainTextResponse("long")
+            case "/slow":
+                await self.go_on.wait()
+                sizes = [len(chunk) async for chunk in request.stream()]
+                answer = PlainTextResponse(f"{sum(sizes)} in pieces of {max(sizes)}")
+            case "/never":
+                await self.go_on.wait()
+                answer = PlainTextResponse("not read")
             case "/large":
                 answer = PlainTextResponse("x" * 4_000_000)
             case path:
@@ -418,6 +425,28 @@ async def test_connections_in_all_and_of_one_address(app: App, caplog: pytest.Lo
         await again.until(b"POST /b")
         for client in (*clients, again):
             client.close()
+
+
+async def test_a_body_that_comes_faster_than_it_is_read_waits_at_the_client(port: int, app: App) -> None:
+    size = 30_000_000
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(post("/slow", b"x" * size) + post("/after", b"y"))
+    await asyncio.sleep(0.3)
+    app.go_on.set()
+    writer.write_eof()
+    first, second = parsed(await asyncio.wait_for(reader.read(), MANY)).bodies
+    assert second == "POST /after y"
+    assert first.startswith(f"{size} in pieces of ") and int(first.rpartition(" ")[2]) < 1_000_000
+    writer.close()
+
+
+async def test_a_body_that_nobody_reads_holds_up_no_answer(port: int, app: App) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(post("/never", b"x" * 30_000_000))
+    await asyncio.sleep(0.3)
+    app.go_on.set()
+    assert b"not read" in await asyncio.wait_for(reader.read(), MANY)
+    writer.close()
 
 
 async def test_no_body_is_asked_for_that_will_not_be_read(port: int) -> None:

@@ -13,7 +13,7 @@ from ingle.config.access import ApiKey
 from ingle.hub.resolve import ModelSource, resolve_model
 from ingle.server import loading as loading_module
 from ingle.server.access import Access
-from ingle.server.app import create_app
+from ingle.server.app import ENDPOINTS, create_app
 from ingle.server.loading import Loading
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.names import served_names
@@ -35,8 +35,9 @@ async def test_until_the_model_is_there_clients_are_told_what_is_done(model: Ser
     assert said["status"] == "loading" and said["stage"] == "loading weights of llama on cpu: 40 %"
     assert said["percent"] == 40 and 0 <= said["seconds"] < 10
     assert (await client.get("/ping")).json()["status"] == "loading"
-    of_a_model = (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/any"))
-    for method, path in (*of_a_model, ("POST", "/tokenize"), ("POST", "/detokenize")):
+    of_a_model = [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/any")]
+    of_a_model += [("POST", each.path) for each in ENDPOINTS if each.body and not each.path.startswith("/v1/")]
+    for method, path in of_a_model:
         assert (await client.request(method, path)).status_code == 401
         refused = await client.request(method, path, headers=keyed)
         assert assert_error(refused, 503, "The model is being loaded: ", "40 %", "/health")["code"] == "model_loading"

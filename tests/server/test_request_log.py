@@ -165,6 +165,15 @@ async def test_of_a_long_request_only_the_beginning_is_written(
     assert len(line) < 300 and line.endswith(f"({len(content)} bytes)") and "\n" not in line and "\x1b" not in line
 
 
+async def test_of_a_long_path_only_the_beginning_is_written(
+    client: httpx.AsyncClient, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """Who has no key may send one, as often as he likes."""
+    await client.get("/v1/" + "é" * 10_000)
+    path = record_of(lines())["path"]
+    assert path.startswith("/v1/%C3%A9") and len(path) == 512
+
+
 def test_every_line_of_json_is_one_line_and_whole() -> None:
     shape = formatter("json")
     for text in ("one\ntwo", 'a "quote"', "half \ud83d", "你好", "\x1b[31m"):

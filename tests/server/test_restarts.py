@@ -38,8 +38,8 @@ class Engines:
     def __init__(self) -> None:
         self.num_started = 0
         self.has_ended = False
-        self.refused = False
-        """The next has nothing to load."""
+        self.refused = ""
+        """Why the next has nothing to load."""
         self._begin()
 
     def _begin(self) -> None:
@@ -51,7 +51,7 @@ class Engines:
     def start_anew(self) -> None:
         self._begin()
         if self.refused:
-            self.channel.send(Failed("the file is gone", expected=True))
+            self.channel.send(Failed(self.refused, expected=True))
             self.kill()
 
     def ready(self) -> None:
@@ -205,7 +205,7 @@ async def test_too_many_in_a_row_end_it_with_the_reason(monkeypatch: pytest.Monk
     async with connected() as (client, engines):
         waits = asyncio.create_task(answer(client, "waits"))
         await engines.asked()
-        engines.refused = True
+        engines.refused = "the file is gone"
         engines.kill()
         await asyncio.wait_for(client.closed.wait(), WITHIN_S)
         assert engines.num_started == 3
@@ -216,6 +216,44 @@ async def test_too_many_in_a_row_end_it_with_the_reason(monkeypatch: pytest.Monk
         with pytest.raises(EngineError, match="the file is gone") as error:
             await waits
         assert error.value.retry_after_s is None and not client.health().ok
+
+
+async def test_a_traceback_of_the_next_is_for_the_log_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ingle.server.restarts._MAX_DELAY_S", 0.01)
+    async with connected() as (client, engines):
+        engines.refused = "Traceback:\n  File /srv/secret.py\nValueError"
+        engines.kill()
+        await asyncio.wait_for(client.closed.wait(), WITHIN_S)
+        assert client.failure is not None and "the server's log has the reason" in client.failure
+        assert "/srv/secret.py" in caplog.text and "secret" not in client.health().detail
+
+
+@pytest.mark.parametrize("loading", [True, False])
+async def test_one_that_cannot_be_killed_is_not_waited_for_for_ever(
+    loading: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ingle.server.restarts._MAX_DELAY_S", 0.01)
+    monkeypatch.setattr("ingle.server.engine_client.KILLED_S", 0.1)
+    gone = pulse_module.Unwell("no sign of life for 10 s", hopeless=True)
+    engines = Engines()
+    if not loading:
+        engines.ready()
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "kill", lambda: None)
+        starting = asyncio.create_task(EngineClient.connect(engines, health=WATCHED))  # type: ignore[arg-type]
+        if loading:
+            patch.setattr(pulse_module.Pulse, "unwell", lambda self: gone)
+            with pytest.raises(EngineError, match="stuck while it was loading"):
+                await asyncio.wait_for(starting, WITHIN_S)
+            return
+        client = await starting
+        patch.setattr(pulse_module.Pulse, "unwell", lambda self: gone)
+        await asyncio.wait_for(client.closed.wait(), WITHIN_S)
+        assert client.failure is not None and "does not end, although it was killed" in client.failure
+        assert engines.num_started == 1 and "the engine was stuck and was ended" in caplog.text
+    await client.close()
 
 
 async def test_without_the_watchdog_the_first_is_the_last() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from ingle.request import SamplingParams
 from ingle.structured import StructuredOutputs
 from ingle.text.grammar import GrammarCheck, compile_grammar, grammar_text, unforced
 from ingle.text.load import load_tokenizer
+from ingle.text.sandbox import Sandboxes
 from ingle.text.tokenizer import Tokenizer
 from tests.text import toys
 
@@ -379,6 +381,17 @@ def test_a_model_without_an_end_token_is_not_bound() -> None:
     check = GrammarCheck({}, [], 300)
     with pytest.raises(RequestError, match="no end token"):
         check.grammar(StructuredOutputs(regex="a"))
+
+
+def test_what_could_not_be_tried_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, wanted = GrammarCheck({0: b"</s>"}, [0], 300), StructuredOutputs(regex="a+")
+    with monkeypatch.context() as patch:
+        patch.setattr("ingle.text.sandbox.sandboxes", Sandboxes())
+        patch.setattr("ingle.text.sandbox.sys", SimpleNamespace(executable="/nothing", path=[]))
+        with pytest.raises(RequestError, match="cannot compile a grammar now: its process cannot start") as error:
+            check.grammar(wanted)
+        assert error.value.status == 503
+    assert check.grammar(wanted).text
 
 
 def test_what_was_tried_is_known() -> None:

@@ -31,6 +31,10 @@ class PackedRows:
     def plain(self) -> None:
         return None
 
+    @property
+    def coded(self) -> None:
+        return None
+
     def multiply_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         self.packed.multiply_into(x.data_ptr(), len(x), out.data_ptr(), out.stride(0))
 

@@ -230,7 +230,7 @@ def test_a_cpu_gets_what_is_stored(tmp_path: Path) -> None:
         assert torch.equal(torch.from_numpy(source.floats("b", 5)), values.to(dtype).float())
         with pytest.raises(ModelError, match=r"\(5,\)"):
             source.floats("b", 6)
-        with pytest.raises(ModelError, match="odd is I8: quantized"):
+        with pytest.raises(ModelError, match="odd is I8, and the configuration does not say"):
             source.floats("odd", 3)
         del rows
         source.close()

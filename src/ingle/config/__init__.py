@@ -71,7 +71,8 @@ class WeightsConfig:
     load_format: LoadFormat = "auto"
     """dummy: random seeded weights from config.json alone, to measure speed without a download."""
     quantization: str | None = None
-    """Quantize on load. Not yet: weights are read as the checkpoint stores them."""
+    """How the checkpoint is quantized, such as gptq, awq or fp8. It is detected, so leave this out; another value than
+    the checkpoint's is an error, for nothing is quantized on load yet."""
     rope_scaling: str | None = None
     """Rope scaling in place of the model's own: linear, dynamic or yarn with --rope-factor, none, or JSON such as
     {"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}."""
@@ -91,8 +92,6 @@ class WeightsConfig:
         self.rope_override()
         if self.rope_theta is not None and not 0.0 < self.rope_theta < math.inf:
             raise ConfigError(f"--rope-theta {self.rope_theta} is not a positive number")
-        if self.quantization is not None:
-            _ask_nothing("quantization", self.quantization)
 
     def rope_override(self) -> dict[str, Any] | None:
         """`rope_scaling` as the object that it is. Raises `ConfigError`; what it says, the model's reader checks."""
@@ -222,9 +221,10 @@ class EngineConfig:
     """Most sequences in one step. Default: 256 on a GPU, 64 on a CPU."""
     max_num_batched_tokens: int | None = None
     """Most tokens in one step, prompts being read in chunks. Default: 8192 on a GPU, 512 on a CPU."""
-    target_itl_ms: float = 100.0
+    target_itl_ms: float | None = None
     """Read prompts in portions so small that running answers get their next token about this often, in milliseconds, as
-    far as that costs little speed. 0: in the largest portions, for batches that nobody watches."""
+    far as that costs little speed. 0: in the largest portions, for batches that nobody watches. Default: 100 for a
+    server, 0 for the other commands."""
     seed: int = 0
     """Seeds dummy weights and the draws of requests that bring no seed."""
     enforce_eager: bool = False
@@ -239,7 +239,7 @@ class EngineConfig:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             _at_least(name, getattr(self, name), 1)
         _number("target_itl_ms", self.target_itl_ms)
-        if not 0.0 <= self.target_itl_ms <= 60_000:
+        if self.target_itl_ms is not None and not 0.0 <= self.target_itl_ms <= 60_000:
             raise ConfigError(f"--target-itl-ms {self.target_itl_ms} is not between 0 and 60000")
 
     @classmethod

@@ -8,6 +8,7 @@ without on a CPU.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from ingle.text.grammar import Vocabulary
     from ingle.text.tokenizer import Tokenizer
 
+_SERVER_ITL_MS = 100.0
+"""What people find fluent: ten tokens a second and more."""
 _SMALL_BYTES = 256 << 20
 """A model file that one thread reads and packs about as fast as a server's other process starts."""
 
@@ -56,11 +59,14 @@ def build_engine(
     """Loads the model at `path` (a folder or a .gguf file) and readies an engine for it.
 
     `report` is told what happens, for people; `checked` is called when nothing is left that could be refused before
-    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy. `tokenizer`
+    kernels and weights are touched. `beside_server`: another process starts meanwhile, and is as busy; somebody watches
+    tokens as they come. `tokenizer`
     gives the model's for the first answer that is bound to a grammar; by default it is read then. `memory`: a file in
     memory that outlasts this process, for a host cache.
     Raises `ModelError` and `ConfigError`.
     """
+    if config.target_itl_ms is None:
+        config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
     startup = Startup(report)
     with startup.phase("config", "reading the configuration"):
         device, opened = open_model(config, path)
@@ -167,7 +173,7 @@ def _ready_cpu_kernels(config: EngineConfig, opened: OpenModel, startup: Startup
         failure = library.start(1 if one_thread else _num_threads(config), startup.report)
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
-    if opened.decoder is None:
+    if opened.decoder is None or opened.files.quantization is not None:  # PyTorch has no products of codes
         return CpuKernels()
     with startup.phase("choice", "choosing between them and PyTorch's operators, measured once for such a model"):
         kernels = _choose_kernels(config, opened.decoder, opened.files.gguf)

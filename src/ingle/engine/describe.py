@@ -21,6 +21,7 @@ from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_hf import ARCHITECTURES
 from ingle.weights.hf_config import config_file, normalize_config, read_raw
 from ingle.weights.open import open_source
+from ingle.weights.quantized.config import read_quantization
 
 if TYPE_CHECKING:
     from ingle.text.chat_template import ChatTemplate
@@ -103,7 +104,7 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
         config: Mapping[str, Any] = normalize_config(config_file(folder), dict(raw))
     except ModelError:  # the findings say why
         config = raw
-    stored, files = _stored(folder)
+    stored, files = _stored(folder, config)
     quantization = _quantization(config)
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -146,14 +147,15 @@ def _num_parameters(config: Mapping[str, Any], stored: Mapping[str, int], *, qua
     return sum(stored.values())
 
 
-def _stored(folder: Path) -> tuple[dict[str, int], list[Path]]:
+def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int], list[Path]]:
     """Numbers stored in each type, the most first, and the files that hold them."""
     found = next((files for files in (SAFETENSORS_FILES, TORCH_FILES) if files.are_in(folder)), None)
     if found is None:
         return {}, []
     paths = found.paths(folder)
     try:
-        with contextlib.closing(open_source(folder, "auto", 0)) as source:
+        quantization = read_quantization(folder, config)
+        with contextlib.closing(open_source(folder, "auto", 0, quantization=quantization)) as source:
             return source.stored_types, paths
     except ModelError:  # the findings say why
         return {}, paths

@@ -33,6 +33,7 @@ _NO_MASKS = Masks()
 _NO_MEMORY = "there is not enough memory to compute it: ask for less at once, such as a shorter prompt"
 _UNKNOWN = "it could not be computed: the server's log says why"
 """For whoever sent a request: what happened within is the log's to tell."""
+_UNBOUND = "what its answer has to follow failed"
 _COMPILE_S = 0.005
 """For which a step waits for a grammar where there is nothing else to do."""
 _READ_S = 0.005
@@ -218,8 +219,7 @@ class Engine:
         for request_id, error in filled.failed.items():
             if request_id in self._masks:
                 self.abort(request_id)
-                refused = isinstance(error, RequestError)
-                outputs.append(EngineOutput(request_id, [], "error", error=str(error), refused=refused))
+                outputs.append(self._failed(request_id, error, _UNBOUND))
 
     def _fill(self, plan: Plan) -> Future[Filled]:
         """The masks of a step's sequences, all of whose tokens are known."""
@@ -277,8 +277,8 @@ class Engine:
                 ended = self._masks.take(output.id, output.token_ids[num_drawn:])
         except Exception as error:
             self.abort(output.id)
-            refused = isinstance(error, RequestError)
-            return msgspec.structs.replace(output, finish_reason="error", error=str(error), refused=refused)
+            failed = self._failed(output.id, error, _UNBOUND)
+            return msgspec.structs.replace(output, finish_reason="error", error=failed.error, refused=failed.refused)
         if output.finish_reason is not None:
             self._masks.drop(output.id)
         elif ended:

@@ -129,7 +129,7 @@ def plan_memory(
         page_size,
         config.cache.enable_prefix_caching,
         windows,
-        target_itl_s=config.target_itl_ms / 1e3 or None,
+        target_itl_s=(config.target_itl_ms or 0.0) / 1e3 or None,
         least_portion=_LEAST_GPU_PORTION if on_gpu else _LEAST_CPU_PORTION,
     )
     return MemoryPlan(limits, num_pages, num_pages * page_bytes, tuple(notices))

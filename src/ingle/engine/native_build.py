@@ -13,6 +13,7 @@ from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.kernels.cpu import library
 from ingle.model.architecture import DecoderConfig
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept
+from ingle.weights.quantized.source import CODED_BYTES
 
 _KV_TYPES = {
     "auto": "float16",
@@ -38,7 +39,7 @@ def numerics(config: EngineConfig) -> Numerics:
         kv_dtype=kv_dtype,
         product_dtype="float32" if is_exact else "bfloat16",
         float_itemsize=4 if is_exact else 2,
-        kept_types=frozenset() if is_exact else frozenset(CODE_TYPES),
+        kept_types=frozenset() if is_exact else frozenset((*CODE_TYPES, *CODED_BYTES)),
         kernels=f"ingle's for {library.instructions()}" if library.started() else "ingle's",
     )
 

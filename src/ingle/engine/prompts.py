@@ -1,12 +1,88 @@
-"""Whose prompt a step reads next."""
+"""Which prompts a step reads, and how much of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
-from ingle.engine.sequence import Sequence
+from ingle.engine.sequence import Plan, Sequence
 from ingle.engine.shares import Shares
-from ingle.engine.waiting import Line
+from ingle.engine.waiting import Line, WaitingQueue
+
+
+class Computes(Protocol):
+    """Has slots and pages."""
+
+    def chunk(self, plan: Plan, seq: Sequence, wanted: int) -> None:
+        """Adds up to so many tokens of a sequence to a plan, as far as its tokens and pages go."""
+        ...
+
+    def start(self, plan: Plan, seq: Sequence, most: int, kept_for: Sequence | None = None) -> bool:
+        """The same for one that waits; False, with nothing done, if slots or pages lack, also for `kept_for`."""
+        ...
+
+
+class PromptReader:
+    """Gives the tokens that a step has left to prompts: those of the lowest priority first, by turns of clients."""
+
+    def __init__(self, on: Computes, waiting: WaitingQueue[Sequence], shares: Shares, most_ahead: int) -> None:
+        """`most_ahead`: tokens by which short prompts go ahead of others."""
+        self._on = on
+        self._waiting = waiting
+        self._shares = shares
+        self._most_ahead = most_ahead
+
+    def read(self, plan: Plan, prefills: list[Sequence], running: set[str]) -> Sequence | None:
+        """Plans prompts that are being read, `prefills`, or wait. `running`: the clients of whom something runs.
+
+        Returns the one whose turn it was when slots or pages lacked: it waits for them, and all others behind it.
+        """
+        blocked: Sequence | None = None
+        for priority in sorted({*self._waiting.priorities, *(seq.priority for seq in prefills)}):
+            of_priority = [seq for seq in prefills if seq.priority == priority]
+            lines = self._waiting.lines(priority) if blocked is None else {}
+            prompts = Prompts(of_priority, lines, running, self._shares)
+            self._read_short(plan, prompts)
+            prompts.admits = True
+            while plan.num_left > 0 and (seq := prompts.next()) is not None:
+                num_read = self._read(plan, prompts, seq, plan.num_left)
+                if num_read is None:
+                    blocked, prompts.admits = seq, False
+                else:
+                    self._shares.go_ahead(seq.client, -num_read)
+        return blocked
+
+    def _read_short(self, plan: Plan, prompts: Prompts) -> None:
+        """Short prompts go ahead of long ones, by half of the largest step at most.
+
+        So a short prompt does not wait for a long one that came before it, and the sum of both waits is not longer for
+        it; a long one is read at half speed at least, however many short ones come. Prompts of like lengths are read
+        one after the other: shared out equally, all would end late.
+        """
+        while plan.num_left > 0 and (found := prompts.next_short(plan.num_left, self._most_ahead)) is not None:
+            seq, most = found
+            head = prompts.next_waiting
+            num_read = self._read(plan, prompts, seq, min(most, plan.num_left), None if seq is head else head)
+            if num_read is None:
+                prompts.admits = False
+            else:
+                self._shares.go_ahead(seq.client, num_read)
+
+    def _read(
+        self, plan: Plan, prompts: Prompts, seq: Sequence, most: int, kept_for: Sequence | None = None
+    ) -> int | None:
+        """Plans up to `most` tokens of a prompt, and returns how many; None if it waits for slots or pages."""
+        num_before = plan.step.num_tokens
+        if seq.slot >= 0:
+            prompts.drop(seq)
+            self._on.chunk(plan, seq, min(seq.num_to_compute, most))
+        elif self._on.start(plan, seq, most, kept_for):
+            prompts.started(seq)
+        else:
+            return None
+        num_read = plan.step.num_tokens - num_before
+        self._shares.charge(seq.client, num_read)
+        return num_read
 
 
 class Prompts:

@@ -24,16 +24,15 @@ from ingle.engine.arrivals import Arrivals, Load, LowerTiers, NoTiers
 from ingle.engine.forecast import Forecast
 from ingle.engine.pace import Pace
 from ingle.engine.pages import PagePool
-from ingle.engine.pooling import PooledPrompt
 from ingle.engine.prefix import root
-from ingle.engine.prompts import Prompts
+from ingle.engine.prompts import PromptReader
 from ingle.engine.sequence import Plan, Sequence
 from ingle.engine.sequence_pages import Paging, SequencePages
 from ingle.engine.shares import Shares
 from ingle.engine.waiting import FIRST, WaitingQueue
 from ingle.kv import pages_held
 from ingle.request import EngineOutput, EngineRequest, TokenIds
-from ingle.step import RESERVED_PAGE, Admission, Limits, Step, StepResult
+from ingle.step import RESERVED_PAGE, Limits, Step, StepResult
 
 _MAX_TRIALS = 3
 _MAX_LOADS = 3
@@ -74,6 +73,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._suspects: deque[Sequence] = deque()  # each is computed alone, to its next token
         self._shares = Shares()
+        self._reader = PromptReader(self, self._waiting, self._shares, limits.max_num_batched_tokens // 2)
         self._blocked: Sequence | None = None  # for which the last plan had no slot or pages
         self.forecast = Forecast(limits)
         self.pace = Pace(limits)
@@ -82,25 +82,9 @@ class Scheduler:
 
     def add(self, request: EngineRequest, seed: int, *, masked: bool = False) -> None:
         """Queues a request. Its lengths were checked by `ingle.request.check_request`."""
-        sampling = request.sampling
-        num_prompt_tokens = len(request.prompt_token_ids)
-        room = self.limits.max_model_len if sampling.max_tokens is None else num_prompt_tokens + sampling.max_tokens
-        seq = Sequence(
-            id=request.id,
-            sampling=sampling,
-            token_ids=request.prompt_token_ids[:],
-            num_prompt_tokens=num_prompt_tokens,
-            max_num_tokens=min(room, self.limits.max_model_len),
-            eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
-            seed=seed,
-            pages=SequencePages(self._paging, root(request.cache_salt)),
-            priority=request.priority,
-            client=request.client,
-            tells_progress=request.return_progress,
-            masked=masked,
-            arrival=self._num_arrivals,
-            pooled=None if request.pooling is None else PooledPrompt(request.pooling, num_prompt_tokens),
-        )
+        pages = SequencePages(self._paging, root(request.cache_salt))
+        seq = Sequence.of(request, seed, pages, self.limits.max_model_len)
+        seq.masked, seq.arrival = masked, self._num_arrivals
         if seq.id in self._by_id or seq.id in self._leaving:
             raise ValueError(f"request id {seq.id!r} is already in use")
         self._num_arrivals += 1
@@ -148,7 +132,7 @@ class Scheduler:
             return None
         if self._entering:
             begun = set(plan.sequences)
-            plan.step.admissions = [self._admission(seq) for seq in self._entering if seq in begun]
+            plan.step.admissions = [seq.admission() for seq in self._entering if seq in begun]
             self._entering = [seq for seq in self._entering if seq not in begun]
         plan.step.scrubbed, self._tainted_pages = self._tainted_pages, []
         plan.step.page_entries, self._page_entries = self._page_entries, []
@@ -253,12 +237,12 @@ class Scheduler:
                 num_left -= len(drafts)
                 drafting.append((seq, drafts))
             else:
-                self._chunk(plan, seq, 1)
+                self.chunk(plan, seq, 1)
         plan.step.num_decodes = len(plan.step.chunks)
         for seq, drafts in drafting:
-            self._chunk(plan, seq, 1, drafts)
+            self.chunk(plan, seq, 1, drafts)
         for seq, num_jumped in jumping:
-            self._chunk(plan, seq, 1 + num_jumped)
+            self.chunk(plan, seq, 1 + num_jumped)
 
     def _drafts(self, seq: Sequence, most: int) -> list[int]:
         """Guesses of what follows, in pages that the sequence has."""
@@ -276,64 +260,17 @@ class Scheduler:
         self._page_entries += [(group, seq.slot, index, page_id) for group, index, page_id in seq.pages.grow(end)]
 
     def _read_prompts(self, plan: Plan, prefills: list[Sequence]) -> None:
-        """Plans prompts that are being read or wait, those of the lowest priority first."""
+        """Plans prompts that are being read or wait."""
         if self._suspects:  # of which one is computed alone
             for seq in prefills:
-                self._chunk(plan, seq, seq.num_to_compute)
+                self.chunk(plan, seq, seq.num_to_compute)
             if self._waiting and not self.running:
-                self._start(plan, next(iter(self._waiting)), plan.num_left)
-            return
-        if not prefills and not self._waiting:
-            return
-        running, admits = {seq.client for seq in self.running}, True
-        for priority in sorted({*self._waiting.priorities, *(seq.priority for seq in prefills)}):
-            of_priority = [seq for seq in prefills if seq.priority == priority]
-            prompts = Prompts(of_priority, self._waiting.lines(priority) if admits else {}, running, self._shares)
-            self._read_short(plan, prompts)
-            prompts.admits = True
-            while plan.num_left > 0 and (oldest := prompts.next()) is not None:
-                num_before = plan.step.num_tokens
-                if not self._read(plan, prompts, oldest, plan.num_left):
-                    self._blocked, prompts.admits = oldest, False
-                self._shares.go_ahead(oldest.client, num_before - plan.step.num_tokens)
-            admits &= prompts.admits
+                self.start(plan, next(iter(self._waiting)), plan.num_left)
+        elif prefills or self._waiting:
+            running = {seq.client for seq in self.running}
+            self._blocked = self._reader.read(plan, prefills, running)
 
-    def _read_short(self, plan: Plan, prompts: Prompts) -> None:
-        """Short prompts go ahead of long ones, by half of the largest step at most.
-
-        So a short prompt does not wait for a long one that came before it, and the sum of both waits is not longer for
-        it; a long one is read at half speed at least, however many short ones come. Prompts of like lengths are read
-        one after the other: shared out equally, all would end late.
-        """
-        most_ahead = self.limits.max_num_batched_tokens // 2
-        while plan.num_left > 0 and (found := prompts.next_short(plan.num_left, most_ahead)) is not None:
-            seq, most = found
-            head = prompts.next_waiting
-            num_kept_pages = 0
-            if seq.slot < 0 and head is not None and seq is not head:
-                # A slot and pages for who is next are kept: else it might wait as long as short ones come.
-                num_kept_pages = self._most_pages(head.num_tokens)
-            if seq.slot < 0 and seq is not head and len(self._free_slots) == 1:
-                prompts.admits = False
-                continue
-            num_before = plan.step.num_tokens
-            prompts.admits &= self._read(plan, prompts, seq, min(most, plan.num_left), num_kept_pages)
-            self._shares.go_ahead(seq.client, plan.step.num_tokens - num_before)
-
-    def _read(self, plan: Plan, prompts: Prompts, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
-        """Plans up to `most` tokens of a prompt. False if it waits for slots or pages."""
-        num_before = plan.step.num_tokens
-        if seq.slot >= 0:
-            prompts.drop(seq)
-            self._chunk(plan, seq, min(seq.num_to_compute, most))
-        elif self._free_slots and self._start(plan, seq, most, num_kept_pages):
-            prompts.started(seq)
-        else:
-            return False
-        self._shares.charge(seq.client, plan.step.num_tokens - num_before)
-        return True
-
-    def _chunk(self, plan: Plan, seq: Sequence, wanted: int, drafts: Seq[int] = ()) -> None:
+    def chunk(self, plan: Plan, seq: Sequence, wanted: int, drafts: Seq[int] = ()) -> None:
         """Adds up to `wanted` tokens of `seq` to the plan, as far as the step's budget and pages go, and drafts after
         them, for which there are pages."""
         count = seq.pages.reach(seq.num_computed + min(wanted, plan.num_left)) - seq.num_computed
@@ -342,8 +279,12 @@ class Scheduler:
             plan.append(seq, count, drafts)
             self._register(seq)
 
-    def _start(self, plan: Plan, seq: Sequence, most: int, num_kept_pages: int = 0) -> bool:
-        """Admits `seq` with up to `most` of its tokens. False if pages lack, of which so many are kept for another."""
+    def start(self, plan: Plan, seq: Sequence, most: int, kept_for: Sequence | None = None) -> bool:
+        """Admits `seq` with up to `most` of its tokens. False if a slot or pages lack, of which `kept_for` is to have
+        its own: else it might wait as long as others come."""
+        if len(self._free_slots) <= (kept_for is not None):
+            return False
+        num_kept_pages = 0 if kept_for is None else self._most_pages(kept_for.num_tokens)
         num_cached = self._num_cached(seq)
         if self.arrivals.is_reading and self._is_being_read(seq, num_cached):
             self._waiting.remove(seq)
@@ -367,7 +308,7 @@ class Scheduler:
             self._load(seq)
         else:
             self._enter(seq)
-            self._chunk(plan, seq, min(seq.num_to_compute, most))
+            self.chunk(plan, seq, min(seq.num_to_compute, most))
         return True
 
     def _enter(self, seq: Sequence) -> None:
@@ -382,18 +323,6 @@ class Scheduler:
         seq.num_untold = 0  # the admission has all
         self.running.append(seq)
         self._entering.append(seq)
-
-    @staticmethod
-    def _admission(seq: Sequence) -> Admission:
-        return Admission(
-            slot=seq.slot,
-            token_ids=seq.token_ids,
-            num_prompt_tokens=seq.num_prompt_tokens,
-            page_ids=[list(page_ids) for page_ids in seq.pages.page_ids],
-            sampling=seq.sampling,
-            seed=seq.seed,
-            end_token_ids=(*seq.eos_token_ids, *seq.sampling.stop_token_ids),
-        )
 
     # ---- pages from lower tiers
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ingle.engine.pooling import PooledPrompt
 from ingle.engine.sequence_pages import SequencePages
-from ingle.request import Sampling, TokenIds, TokenLogprobs
-from ingle.step import Chunk, Step
+from ingle.request import EngineRequest, Sampling, TokenIds, TokenLogprobs
+from ingle.step import Admission, Chunk, Step
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +61,38 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     pooled: PooledPrompt | None = None
     """Of a request that wants a vector: it ends with its prompt, and draws nothing."""
+
+    @classmethod
+    def of(cls, request: EngineRequest, seed: int, pages: SequencePages, max_model_len: int) -> Sequence:
+        """One that has yet to be computed."""
+        sampling, num_prompt_tokens = request.sampling, len(request.prompt_token_ids)
+        room = max_model_len if sampling.max_tokens is None else num_prompt_tokens + sampling.max_tokens
+        return cls(
+            id=request.id,
+            sampling=sampling,
+            token_ids=request.prompt_token_ids[:],
+            num_prompt_tokens=num_prompt_tokens,
+            max_num_tokens=min(room, max_model_len),
+            eos_token_ids=frozenset() if sampling.ignore_eos else frozenset(request.eos_token_ids),
+            seed=seed,
+            pages=pages,
+            priority=request.priority,
+            client=request.client,
+            tells_progress=request.return_progress,
+            pooled=None if request.pooling is None else PooledPrompt(request.pooling, num_prompt_tokens),
+        )
+
+    def admission(self) -> Admission:
+        """What a device is told of it, once it has its slot and pages."""
+        return Admission(
+            slot=self.slot,
+            token_ids=self.token_ids,
+            num_prompt_tokens=self.num_prompt_tokens,
+            page_ids=[list(page_ids) for page_ids in self.pages.page_ids],
+            sampling=self.sampling,
+            seed=self.seed,
+            end_token_ids=(*self.eos_token_ids, *self.sampling.stop_token_ids),
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -21,13 +21,16 @@ from ingle.model.checkpoint import as_stored
 from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
 from ingle.model.kinds import check_head, check_kind
-from ingle.model.registry import decoder_config, is_native, refuse_quantized
+from ingle.model.registry import check_quantization, decoder_config, is_native
 from ingle.model.tensors import check_tensors
 from ingle.pooling import ModelPooling, gguf_pooling
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import config_file, normalize_config, read_raw
 from ingle.weights.open import open_source
+from ingle.weights.quantized.flag import check_flag
+from ingle.weights.quantized.scheme import Quantization
+from ingle.weights.quantized.source import CODED_BYTES
 from ingle.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -79,6 +82,8 @@ class ModelFiles:
     notices: tuple[str, ...]
     pooling: ModelPooling | None = None
     """Of a model that makes vectors of texts and writes none."""
+    quantization: Quantization | None = None
+    """How a folder's weights are quantized; a GGUF file's types say so themselves."""
 
     @classmethod
     def read(cls, config: EngineConfig, path: Path) -> ModelFiles:
@@ -92,7 +97,7 @@ class ModelFiles:
     @classmethod
     def looked_at(cls, config: EngineConfig, path: Path, found: Collected) -> ModelFiles | None:
         """None where what is `found` leaves nothing to go on with; otherwise what else is wrong can be looked for."""
-        gguf = raw = hf_config = decoder = pooling = None
+        gguf = raw = hf_config = decoder = pooling = quantization = None
         notices: tuple[str, ...] = ()
         with found.apart():
             gguf = None if path.is_dir() else GgufFile(path, texts=False)
@@ -109,7 +114,8 @@ class ModelFiles:
         with found.apart():
             pooling = check_kind(path, said) if gguf is None else gguf_pooling(gguf.metadata)
         with found.apart():
-            refuse_quantized(path, said)
+            quantization = check_quantization(path, said) if gguf is None else None
+            check_flag(config.weights.quantization, path, quantization)
         if hf_config is None:
             return None
         if is_native(hf_config):
@@ -119,10 +125,11 @@ class ModelFiles:
                 notices = tuple(check_keys(hf_config))
             if decoder is None:
                 return None
-        return cls(path, gguf, hf_config, decoder, notices, pooling)
+        return cls(path, gguf, hf_config, decoder, notices, pooling, quantization)
 
     def open(self, config: EngineConfig) -> WeightSource:
-        return open_source(self.path, config.weights.load_format, config.seed, gguf=self.gguf)
+        load_format = config.weights.load_format
+        return open_source(self.path, load_format, config.seed, gguf=self.gguf, quantization=self.quantization)
 
     def opened(self, config: EngineConfig) -> OpenModel:
         """With the files of its weights, whose headers say whether they hold all that it needs.
@@ -176,8 +183,8 @@ class Numerics:
 
     @classmethod
     def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
-        """All in one type, a key of `ITEMSIZES`."""
-        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(), kernels, tuple(notices))
+        """All in one type, a key of `ITEMSIZES`, but for codes with scales."""
+        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
 
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""
@@ -188,6 +195,8 @@ class Numerics:
     def _itemsize(self, kind: str) -> float:
         if kind not in self.kept_types:
             return self.float_itemsize
+        if kind in CODED_BYTES:
+            return CODED_BYTES[kind]
         code = CODE_TYPES[kind]
         scales = (4 if code.wide_scales else 2) * (1 + code.has_minima)
         return code.bits / 8 + scales / code.group_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,12 @@ from ingle.model.fallback import FallbackPlan, check_length, load_fallback, plan
 from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
+from ingle.weights import gguf_coded
 from ingle.weights.formats import PlainFormat
 from ingle.weights.matrix import total_size
 
+_BLOCKS_ON_GPU = False
+"""Not before their products have been measured against those of the decoded weights."""
 _DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -61,7 +65,16 @@ class TorchRunner:
 
     def numerics(self, opened: OpenModel) -> Numerics:
         dtype, notices = pick_dtype(self._config, opened.files.hf_config, self._device)
-        return self._numerics(dtype, [*self._card_notices, *notices])
+        numerics = self._numerics(dtype, [*self._card_notices, *notices])
+        if self._keeps_blocks(opened, dtype):
+            return replace(numerics, kept_types=numerics.kept_types | gguf_coded.TYPES.keys())
+        return numerics
+
+    def _keeps_blocks(self, opened: OpenModel, dtype: torch.dtype) -> bool:
+        """Whether a GGUF file's blocks are multiplied as they are stored; experts are decoded in any case."""
+        dense = opened.decoder is not None and opened.decoder.moe is None
+        by_kernels = self._with_triton and dtype != torch.float32
+        return _BLOCKS_ON_GPU and by_kernels and dense and opened.files.gguf is not None
 
     def load(self, opened: OpenModel, startup: Startup) -> tuple[Numerics, Loaded]:
         """Plans memory, reads the weights, and allocates the KV cache.
@@ -108,7 +121,7 @@ class TorchRunner:
             model = load_decoder(
                 decoder,
                 opened.source,
-                matrices=PlainFormat(dtype, self._device),
+                matrices=PlainFormat(dtype, self._device, keeps_blocks=self._keeps_blocks(opened, dtype)),
                 dtype=dtype,
                 device=self._device,
                 max_model_len=memory.limits.max_model_len,

@@ -283,12 +283,6 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "this version runs a model on one device: leave the flag out, and choose the GPU by CUDA_VISIBLE_DEVICES",
     ),
     (
-        "--quantization= -q=",
-        "none gguf auto",
-        "this version does not quantize on load, nor does it read AWQ, GPTQ and FP8 checkpoints yet: leave the flag "
-        "out and give a quantized .gguf file of the model, which is read as it is",
-    ),
-    (
         "--load-8bit --load-4bit --load-in-8bit --load-in-4bit --wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
         "--awq-wbits= --quantization-config= --torchao-config=",
         "",

@@ -198,10 +198,10 @@ def refuse_config(where: Path, config: dict[str, Any], folder: Path | None = Non
     `where` is its folder, or the name of its repository, whose small files are in `folder`.
     """
     from ingle.model.kinds import check_kind, writes_text  # not every start waits for these
-    from ingle.model.registry import is_native, refuse_quantized
+    from ingle.model.registry import check_quantization, is_native
 
     check_kind(where, config, folder)
-    refuse_quantized(where, config)
+    check_quantization(where, config)
     if config.get("is_encoder_decoder") is True:
         raise ModelError(f"{where} is an encoder with a decoder, which ingle does not run", alternative=_SERVES)
     if not is_native(config) and not writes_text(config):

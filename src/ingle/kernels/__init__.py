@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     import torch
 
     from ingle.kernels.batch import Batch
+    from ingle.kernels.coded import Coded
     from ingle.kernels.flow import Flow, Norm, Projection, Rotation
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
 class Kernels(Protocol):
-    """Shapes and meaning are documented in `ingle.kernels.reference`, `reference_latent` and `reference_sampling`.
+    """Shapes and meaning are documented in `ingle.kernels.reference`, `reference_coded`, `reference_latent` and
+    `reference_sampling`.
 
     A decoder layer is four operators over a `Flow`, each with what a device can fuse to a matrix product:
 
@@ -75,6 +77,8 @@ class Kernels(Protocol):
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor: ...
 
     def multiply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
+
+    def multiply_coded(self, x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor: ...
 
     def multiply_gated(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ingle.kernels.batch import Batch
+from ingle.kernels.coded import Coded
 from ingle.kernels.options import Activation
 
 
@@ -29,6 +30,11 @@ class Matrix(Protocol):
     @property
     def plain(self) -> torch.Tensor | None:
         """All of it in one tensor of a float type, where it is held so: what a device's own products may take."""
+        ...
+
+    @property
+    def coded(self) -> Coded | None:
+        """All of it as codes with scales, where it is held so."""
         ...
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

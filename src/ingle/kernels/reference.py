@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ingle.kernels.batch import Batch
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.reference_coded import multiply_coded as multiply_coded
 from ingle.kernels.reference_latent import latent_attention as latent_attention
 from ingle.kernels.reference_latent import store_latent as store_latent
 from ingle.kernels.reference_sampling import logprobs as logprobs

@@ -12,6 +12,8 @@ from ingle.model.architecture import DecoderConfig
 from ingle.model.families import deepseek, gemma, llama, moe, phi3, qwen
 from ingle.model.families.common import knows_activation
 from ingle.weights.checked import Checked
+from ingle.weights.quantized.config import read_quantization
+from ingle.weights.quantized.scheme import Quantization
 
 FAMILIES: dict[str, Callable[[Checked], DecoderConfig]] = {
     "deepseek_v2": deepseek.deepseek_v2,
@@ -41,20 +43,19 @@ def is_native(config: Mapping[str, Any]) -> bool:
     return kind in FAMILIES and (kind not in _IN_TRANSFORMERS or knows_activation(config))
 
 
-def refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises `ModelError` for a folder whose weights are stored by a method of quantization: ingle reads none there."""
-    of_mlx = config.get("quantization")
-    by_mlx = isinstance(of_mlx, Mapping) and "bits" in of_mlx  # whose files name no method
-    for key in ("quantization_config", "compression_config", *(("quantization",) if by_mlx else ())):
-        settings = config.get(key)
-        if settings:
-            method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-            method = "MLX" if method is None and by_mlx else method
-            raise ModelError(
-                f"{path}: its weights are quantized by {reprlib.repr(method or 'a method without a name')} ({key} in "
-                "config.json), which ingle does not read",
-                alternative="give the model's unquantized folder, or a GGUF file of it",
-            )
+def check_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """How the weights of the folder at `path`, with this configuration, are quantized; None where they are not.
+
+    Raises `ModelError` where ingle does not read them so.
+    """
+    quantization = read_quantization(path, config)
+    if quantization is not None and not is_native(config):
+        raise ModelError(
+            f"{path}: its weights are quantized ({quantization.name}), and ingle reads them so of its own families "
+            f"alone: model_type {reprlib.repr(config.get('model_type'))} is none",
+            alternative="give the model's unquantized folder",
+        )
+    return quantization
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:

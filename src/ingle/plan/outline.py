@@ -16,13 +16,15 @@ from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
 from ingle.model.families.common import base_config
 from ingle.model.kinds import check_head, check_kind
-from ingle.model.registry import decoder_config, is_native, refuse_quantized
+from ingle.model.registry import check_quantization, decoder_config, is_native
 from ingle.plan.formats import Quantization, quantization_of
 from ingle.weights.checked import Checked
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_source import READABLE_TYPES, GgufSource
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, normalize_config, read_config, read_json_object
+from ingle.weights.quantized.config import read_quantization
+from ingle.weights.quantized.source import QuantizedSource
 from ingle.weights.safetensors_source import SafetensorsSource
 from ingle.weights.source import WeightSource
 
@@ -73,7 +75,7 @@ def read_outline(path: Path, config: EngineConfig) -> Outline:
     gguf = GgufFile(path, texts=False) if path.is_file() and path.suffix.lower() != ".json" else None
     hf_config = _read_config(path, gguf, config)
     refusals, notices = _Collected(), []
-    for check in (check_kind, refuse_quantized):
+    for check in (check_kind, check_quantization):
         refusals.note(lambda check=check: check(path, hf_config))  # type: ignore[misc]
     if is_native(hf_config):
         notices += refusals.note(lambda: check_keys(hf_config)) or []
@@ -148,7 +150,7 @@ def _with_files(
         with contextlib.closing(SafetensorsSource(path)) as source:
             outline = replace(
                 outline,
-                stored_types=source.stored_types,
+                stored_types=_stored_types(source, path, hf_config),
                 stored_bytes=sum(file.stat().st_size for file in source.paths),
                 files="safetensors",
             )
@@ -156,8 +158,19 @@ def _with_files(
                 return outline
             return _as_stored(outline, hf_config, source, refusals=refusals, notices=notices)
     if path.is_dir() and TORCH_FILES.are_in(path):
+        if outline.quantization is not None:
+            refusals.told.append(f"{path}: quantized weights are read from safetensors alone, and these are PyTorch's")
         return _torch_files(outline)
     return outline
+
+
+def _stored_types(files: SafetensorsSource, path: Path, hf_config: dict[str, Any]) -> dict[str, int]:
+    """Numbers in each type, of codes those that they stand for; why such are not read is told elsewhere."""
+    with contextlib.suppress(ModelError):
+        quantization = read_quantization(path, hf_config)
+        if quantization is not None:
+            return QuantizedSource(files, quantization).stored_types
+    return files.stored_types
 
 
 def _as_stored(

@@ -19,6 +19,7 @@ from ingle.plan.layout import MAX_TENSOR_PARALLEL, Layout, tensor_parallel_refus
 from ingle.plan.layout import weight_sizes as sizes_of
 from ingle.plan.machine import Machine
 from ingle.plan.outline import Outline, read_outline
+from ingle.weights.code_types import CODE_TYPES
 
 LENGTHS = (1024, 4096, 16384, 32768, 131072)
 """Of sequences that are counted."""
@@ -147,7 +148,8 @@ def _held(outline: Outline, numerics: Numerics, bits: int | None) -> Held:
 
 
 def _type_name(numerics: Numerics) -> str:
-    return {4: "float32", 2: "bfloat16"}[numerics.float_itemsize] if numerics.kept_types else numerics.kv_dtype
+    is_native = not numerics.kept_types.isdisjoint(CODE_TYPES)
+    return {4: "float32", 2: "bfloat16"}[numerics.float_itemsize] if is_native else numerics.kv_dtype
 
 
 def _formats(outline: Outline, held: tuple[Held, ...], numerics: Numerics) -> Iterator[Format]:

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingle.config.access import ApiKey
+from ingle.errors import ConfigError
 from ingle.server.errors import error_body, error_response
 from ingle.server.rates import Meter, meter_of
 
@@ -98,18 +99,24 @@ class Keys:
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._secret = secrets.token_bytes(32)
         self._meters: dict[tuple[str, float, float], Meter | None] = {}
+        self.ask = False
+        """Whether every client needs one."""
         self.take(keys)
 
     def take(self, keys: Sequence[ApiKey]) -> None:
-        """These from now on. Whoever had spent a limit before has spent it."""
+        """These from now on. Whoever had spent a limit before has spent it.
+
+        Raises `ConfigError` where a server that asks for keys would ask for none any more.
+        """
+        asks = any(not key.is_admin for key in keys)
+        if self.ask and not asks:
+            raise ConfigError("none but administrators' keys are left, and then nobody would be asked for one")
         meters = {each: self._meters.get(each) or meter_of(*each[1:]) for each in map(_limits, keys)}
         clients = {
             self._digest(key.key.encode()): Client(key.name, key.is_admin, key.owner, meters[_limits(key)])
             for key in keys
         }
-        self._meters, self._clients = meters, clients
-        self.ask = any(not key.is_admin for key in keys)
-        """Whether every client needs one."""
+        self._meters, self._clients, self.ask = meters, clients, asks
         self.have_admin = any(key.is_admin for key in keys)
 
     def find(self, given: bytes) -> Client | None:

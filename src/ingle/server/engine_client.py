@@ -30,7 +30,7 @@ from ingle.errors import AnswerLost, Collected, ConfigError, EngineError, IngleE
 from ingle.limits import LimitsConfig
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
-from ingle.server.engine_process import EngineProcess
+from ingle.server.engine_process import KILLED_S, EngineProcess
 from ingle.server.loading import Loading
 from ingle.server.pulse import TICK_S, Pulse
 from ingle.server.restarts import Restarts
@@ -46,8 +46,6 @@ _BACKGROUND = 1 << 40
 _MANY_OUTPUTS = 16
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
-_KILLED_S = 60.0
-"""For one that was killed: the system may have much of its memory to give back, also a GPU's."""
 _MOST_ENGINES = 2
 """That may die before a request is given up that none of them has begun with: to take it in may be what they die of."""
 _FAILED = "the engine failed; the server's log has the reason"
@@ -236,7 +234,7 @@ class EngineClient:
             why = reader.result() if stuck is None else f"the engine was stuck and was ended: {stuck}"
         finally:
             reader.cancel()
-        self.stats = EngineStats()
+        self.stats, self._channel = EngineStats(), None
         channel.close()
         return why
 
@@ -284,7 +282,7 @@ class EngineClient:
                 self._pulse = Pulse(self._process.pid, self._health.watchdog_timeout)
                 loaded = await _loaded(self._process, self._pulse, self._health, self._loading.report)
             except (IngleError, OSError) as error:
-                why = f"the engine could not be started anew: {error}"
+                why = f"the engine could not be started anew: {_in_a_line(error)}"
                 continue
             self._resume(*loaded)
             return loaded[0]
@@ -294,7 +292,7 @@ class EngineClient:
         """Raises `EngineError` for one that not even the system can end."""
         self._process.kill()
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + _KILLED_S
+        deadline_s = loop.time() + KILLED_S
         while not self._process.has_ended:
             if loop.time() > deadline_s:
                 raise EngineError("the last one does not end, although it was killed")
@@ -353,7 +351,7 @@ async def _loaded(
     task = asyncio.create_task(_until_ready(channel, process, pulse, report, checked))
     try:
         stuck = await _attend(task, pulse, process, health, lambda: False)
-        if stuck is not None and task.exception() is not None:
+        if stuck is not None and (not task.done() or task.exception() is not None):
             raise EngineError(f"the engine was stuck while it was loading, and was ended: {stuck}")
         return channel, task.result()
     except BaseException:
@@ -385,9 +383,14 @@ async def _until_ready(
 async def _attend(
     task: asyncio.Task[Any], pulse: Pulse, process: EngineProcess, health: HealthConfig, pending: Callable[[], bool]
 ) -> str | None:
-    """Until the task ends, which an engine's end does too. Ends one that is stuck, and says how that was known."""
+    """Until the task ends, which an engine's end does too. Ends one that is stuck, and says how that was known.
+
+    One that does not even end when it is killed, as in a driver that hangs, is not waited for for ever.
+    """
     found: str | None = None
-    while not task.done():
+    loop = asyncio.get_running_loop()
+    deadline_s = math.inf
+    while not task.done() and loop.time() < deadline_s:
         await asyncio.wait({task}, timeout=TICK_S)
         pulse.tick(pending())
         unwell = pulse.unwell()
@@ -395,7 +398,17 @@ async def _attend(
             found = unwell.why
             logger.error("the engine is stuck: %s; it is ended", found)
             process.kill()
+            deadline_s = loop.time() + KILLED_S
     return found
+
+
+def _in_a_line(error: Exception) -> str:
+    """For clients. A traceback is for who runs the server."""
+    told = str(error)
+    if "\n" not in told:
+        return told
+    logger.error("an engine failed while it was loading: %s", told)
+    return _FAILED
 
 
 def _go_on(outputs: Sequence[EngineOutput | EngineError], interval: int) -> bool:

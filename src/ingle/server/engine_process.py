@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ingle.config import EngineConfig
 
 _EXIT_S = 2.0
+KILLED_S = 60.0
+"""For one that was killed: the system may have much of its memory to give back, also a GPU's. One that hangs in a
+driver never ends."""
 _LAST_WORDS_S = 0.5
 _MAX_LINE_BYTES = 1 << 16
 logger = logging.getLogger("ingle.engine")
@@ -131,7 +134,8 @@ class EngineProcess:
             self._popen.wait(timeout=_EXIT_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            self._popen.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(timeout=KILLED_S)
         if self._printed is not None:
             self._printed.join(timeout=_LAST_WORDS_S)
 

@@ -37,8 +37,8 @@ class FollowedFiles:
         self._state = state
         try:
             self._read()
-        except ConfigError as error:
-            logger.error("%s changed, and what was read before holds on: %s", self._what, error.what)
+        except (ConfigError, OSError) as error:  # a file may be gone by now
+            logger.error("%s changed, and what was read before holds on: %s", self._what, error)
         else:
             logger.info("%s changed: what comes now meets the new", self._what)
 

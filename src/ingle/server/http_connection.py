@@ -82,6 +82,8 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        """Nothing is read, since the application takes a body more slowly than it comes."""
 
         self._num_head_bytes = 0
         """Of a header, or of what stands between the parts of a body: bytes since the last of a body."""
@@ -312,6 +314,7 @@ class Connection(asyncio.Protocol):
         self._state.tasks.add(task)
 
     def answered(self, exchange: Exchange) -> None:
+        self.resume()
         self._state.total_requests += 1
         self._exchanges.popleft()
         self._num_bytes_ahead = 0
@@ -390,6 +393,16 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
             self._transport.write(data)
+
+    def pause(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
 
     async def drain(self) -> None:
         await self._writable.wait()

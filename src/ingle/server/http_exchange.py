@@ -18,6 +18,9 @@ _ANY_ANSWER = b"HTTP/1.1 "
 _MAX_ZEROS = 4
 """Most zeros before a chunk's length. HTTP allows any number; some clients take lengths of 16 digits at most."""
 _NO_BODY = (204, 304)
+_MAX_UNREAD_BYTES = 256 * 1024
+"""Of a body that comes faster than the application reads it, as a file comes faster than a disk writes: then the client
+waits."""
 
 
 class Wire(Protocol):
@@ -31,6 +34,12 @@ class Wire(Protocol):
     async def drain(self) -> None:
         """Waits until the client has read enough of what was written, or is gone."""
         ...
+
+    def pause(self) -> None:
+        """Reads no more, until `resume` or until the answer is whole. Both may be said twice."""
+        ...
+
+    def resume(self) -> None: ...
 
     def answered(self, exchange: Exchange) -> None:
         """The exchange's answer is whole."""
@@ -77,6 +86,8 @@ class Exchange:
         if not self.complete:
             self._body += body
             self._changed.set()
+            if len(self._body) > _MAX_UNREAD_BYTES:
+                self._wire.pause()
 
     def end_body(self) -> None:
         self._expects_continue = False
@@ -117,6 +128,7 @@ class Exchange:
             if self._body or (self.body_complete and not self._body_delivered):
                 body = bytes(self._body)
                 self._body.clear()
+                self._wire.resume()
                 self._body_delivered = self.body_complete
                 return {"type": "http.request", "body": body, "more_body": not self.body_complete}
             if self._failure is not None:

@@ -41,6 +41,7 @@ from ingle.server.request_log import RequestsLog
 from ingle.server.running import UNIX, announced, url_of
 from ingle.server.stats_log import log_stats
 from ingle.server.stopping import Deadline, stop_while_loading
+from ingle.server.tls import Certificate, key_notice
 from ingle.server.tracing import Tracer
 from ingle.text.formats.detect import in_words
 from ingle.text.sandbox import sandboxes
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from ingle.server.graceful import GracefulServer
-    from ingle.server.tls import Certificate
 
 _SWITCH_INTERVAL_S = 0.001
 """After which a busy thread lets the event loop run, which by default is 5 ms for each event."""
@@ -125,11 +125,7 @@ def _bind_and_serve(
 
 def _certificate(config: ListenConfig) -> Certificate | None:
     """Raises `ConfigError`."""
-    if config.ssl_certfile is None:
-        return None
-    from ingle.server.tls import Certificate  # most starts need no OpenSSL
-
-    return Certificate(config)
+    return None if config.ssl_certfile is None else Certificate(config)
 
 
 async def _serve(start: Start, deadline: Deadline) -> None:
@@ -294,8 +290,6 @@ def _notices_of_access(access: Access, start: Start) -> Iterator[str]:
     if "*" in access.cors_origins and not access.asks_for_key:
         yield "any page that somebody near this server opens may use the model: --cors-origin names sites"
     if certificate is not None:
-        from ingle.server.tls import key_notice
-
         yield from filter(None, [key_notice(start.config.server.listen)])
 
 

@@ -19,7 +19,7 @@ access_logger = logging.getLogger("ingle.access")
 _requests_logger = logging.getLogger("ingle.requests")
 
 PROBES = ("/health", "/health/live", "/health/ready", "/ping", "/metrics")
-_MAX_ADDRESS_CHARS = 64
+_MAX_ADDRESS_CHARS, _MAX_PATH_CHARS = 64, 512
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """W3C Trace Context: version, trace, span of the caller, flags, and what later versions may add."""
 _MAX_TRACE_PARENT_CHARS = 256
@@ -52,7 +52,7 @@ class RequestRecord(msgspec.Struct):
     """As its answer carries it in `X-Request-Id`."""
     method: str
     path: str
-    """As it was sent, quoted."""
+    """As it was sent, quoted; the beginning of a long one."""
     started_s: float = msgspec.field(default_factory=time.perf_counter)
     route: str = ""
     """The application's for this path, with its parameters' names."""
@@ -136,7 +136,7 @@ def begin_record(scope: Scope, request_id: str) -> RequestRecord:
     return RequestRecord(
         request_id,
         scope["method"],
-        quote(scope["path"]),
+        quote(scope["path"][:_MAX_PATH_CHARS])[:_MAX_PATH_CHARS],
         address=printable(client[0])[:_MAX_ADDRESS_CHARS] if client else "",  # which a proxy may have told
         trace=Trace.of(Headers(scope=scope)),
     )

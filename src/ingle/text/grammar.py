@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 from ingle.errors import RequestError
 from ingle.limits import limits
 from ingle.structured import Grammar, StructuredOutputs
-from ingle.text.sandbox import SandboxError, sandboxes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -259,7 +258,9 @@ class GrammarCheck:
                 del self._trying[wanted]
 
     def _check(self, wanted: StructuredOutputs) -> Grammar | str:
-        """The grammar, or what is wrong with it."""
+        """The grammar, or what is wrong with it. Raises `RequestError` (503) where it could not be tried."""
+        from ingle.text.sandbox import SandboxError, sandboxes  # of which an engine's start needs nothing
+
         if not self._end_ids:
             return "this model has no end token, with which such an answer ends"
         fuel = limits().max_grammar_fuel
@@ -271,6 +272,9 @@ class GrammarCheck:
         try:
             tried = sandboxes.ask(json.dumps(asked).encode())
         except SandboxError as error:
+            if error.may_pass:
+                raise RequestError(f"The server cannot compile a grammar now: {error}.",
+                                   code="server_busy", status=503) from None  # fmt: skip
             return f"it cannot be compiled: {error}"
         if "error" in tried:
             return _plain(tried["error"])

@@ -37,6 +37,11 @@ _MAX_PROCESSES = 8
 class SandboxError(Exception):
     """Why there is no answer, in words that may be shown."""
 
+    def __init__(self, why: str, *, may_pass: bool = False) -> None:
+        """`may_pass`: it is no fault of the request, which may be answered later."""
+        super().__init__(why)
+        self.may_pass = may_pass
+
 
 class Sandbox:
     """One process, for one thread at a time."""
@@ -66,7 +71,7 @@ class Sandbox:
         if why == _KILLED and not self._ended:
             reply, why = self._try(request)
         if why is not None:
-            raise SandboxError(why)
+            raise SandboxError(why, may_pass=why == _KILLED)
         answer: dict[str, Any] = json.loads(reply)
         return answer
 
@@ -108,7 +113,7 @@ class Sandbox:
                     start_new_session=True,  # Ctrl-C in the terminal is not for it
                 )
             except OSError as error:
-                raise SandboxError(f"its process cannot start: {error}") from error
+                raise SandboxError(f"its process cannot start: {error}", may_pass=True) from error
             os.set_blocking(cast(IO[bytes], process.stdin).fileno(), False)
         return self._process
 
@@ -177,7 +182,8 @@ class Sandboxes:
         try:
             answer = self.ask(request)
         except SandboxError as error:
-            raise RequestError(f"chat template: {error}", param="messages") from None
+            status = 503 if error.may_pass else 400
+            raise RequestError(f"chat template: {error}", param="messages", status=status) from None
         if "error" in answer:
             raise TemplateError(f"chat template: {answer['error']}", answer.get("reason"))
         text: str = answer["text"]

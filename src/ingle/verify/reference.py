@@ -19,9 +19,11 @@ from ingle.config import DType, EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ModelError
 from ingle.model.fallback import quiet_transformers, tie_missing_head
+from ingle.model.registry import check_quantization
 from ingle.verify.scores import Scores, score_by_engine, scores_of
 from ingle.weights.hf_config import read_config
 from ingle.weights.open import open_source
+from ingle.weights.quantized.scheme import Quantization
 from ingle.weights.source import WeightSource, in_stack
 
 _DTYPES: dict[torch.dtype, DType] = {
@@ -55,12 +57,16 @@ def reference_for(config: EngineConfig, path: Path, device: torch.device) -> Ref
             independent=False,
         )
 
-    reads_itself = path.is_dir() and "quantization_config" not in hf_config
+    quantization = check_quantization(path, hf_config) if path.is_dir() else None
+    reads_itself = path.is_dir() and quantization is None
 
     def score(dtype: torch.dtype, sequences: Sequence[list[int]], report: Callable[[str], None]) -> list[Scores]:
         report(f"loading transformers' model as {_name(dtype)}")
         with quiet_transformers():
-            model = _read_folder(config, path, dtype) if reads_itself else _filled_model(path, hf_config, dtype)
+            if reads_itself:
+                model = _read_folder(config, path, dtype)
+            else:
+                model = _filled_model(path, hf_config, quantization, dtype)
         model = model.to(device).eval()
         return list(_by_transformers(model, device, sequences, report))
 
@@ -104,18 +110,21 @@ def _read_folder(config: EngineConfig, path: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _filled_model(path: Path, hf_config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """transformers' model of a .gguf file, each tensor decoded into place."""
+def _filled_model(
+    path: Path, hf_config: Mapping[str, Any], quantization: Quantization | None, dtype: torch.dtype
+) -> Any:
+    """transformers' model of a .gguf file or a quantized folder, each tensor decoded into place."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = {key: value for key, value in hf_config.items() if key != "model_type"}
+    ours = ("model_type", "quantization_config", "compression_config")
+    values = {key: value for key, value in hf_config.items() if key not in ours}
     factors = (values.get("rope_scaling") or {}).get("factors")
     if factors is not None:  # which transformers has no name for
         values["rope_scaling"] = None
     hf = AutoConfig.for_model(hf_config["model_type"], **values)
     make: Any = AutoModelForCausalLM.from_config
     model = make(hf, dtype=dtype, attn_implementation="eager")
-    with contextlib.closing(open_source(path, "auto", 0)) as source:
+    with contextlib.closing(open_source(path, "auto", 0, quantization=quantization)) as source:
         for name, parameter in model.named_parameters():
             _fill(source, name, parameter.data)
     if factors is not None:
@@ -133,7 +142,9 @@ def _fill(source: WeightSource, name: str, out: torch.Tensor) -> None:
     projections = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
     for index, expert in enumerate(out):
         for projection, part in zip(projections, expert.chunk(len(projections)), strict=True):
-            source.load_into(in_stack(f"{prefix}.experts.{projection}.weight", index, len(out)), part)
+            own = f"{prefix}.experts.{index}.{projection}.weight"
+            stacked = in_stack(f"{prefix}.experts.{projection}.weight", index, len(out))
+            source.load_into(own if own in source else stacked, part)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ingle.kernels.cpu.library import FLOAT8
+
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 _COUNTING = tuple(range(16))
@@ -13,7 +15,7 @@ _FROM_MINUS_1, _FROM_MINUS_4, _FROM_MINUS_8 = (tuple(code - low for code in rang
 @dataclass(frozen=True)
 class CodeType:
     bits: int
-    """4: an index into the codebook; 8: a value; 16: a bfloat16, without scale; 32: a float32."""
+    """4: an index into the codebook; 8: a value; `library.FLOAT8`; 16: a bfloat16, without scale; 32: a float32."""
     group_size: int
     """Neighbouring numbers of a row that share a scale."""
     wide_scales: bool = False
@@ -41,6 +43,9 @@ CODE_TYPES = {
     "MXFP4": CodeType(4, 32, wide_scales=True, codebook=_E2M1_DOUBLED),
 }
 """Of GGUF's block types that consist of codes, by their names."""
+
+CODED = {"int4": CodeType(4, 32, codebook=_FROM_MINUS_8), "int8": CodeType(8, 32), "fp8": CodeType(FLOAT8, 32)}
+"""Of `quantized.groups.Kind`, but for what its scales are."""
 
 FLOATS = CodeType(bits=16, group_size=32)
 """What is stored as floats, and becomes bfloat16."""

@@ -15,7 +15,7 @@ import torch
 from ingle.weights.code_types import CODE_TYPES, CodeType
 
 
-class Coded(NamedTuple):
+class Contents(NamedTuple):
     """The contents of blocks."""
 
     codes: torch.Tensor
@@ -31,7 +31,7 @@ class CodedBlocks:
     """A block type that consists of codes."""
 
     type: CodeType
-    split: Callable[[torch.Tensor], Coded]
+    split: Callable[[torch.Tensor], Contents]
     """uint8 (blocks, bytes of a block) to their contents."""
 
     def decode(self, blocks: torch.Tensor) -> torch.Tensor:
@@ -68,90 +68,100 @@ def _fields(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     return torch.stack([runs & mask, *between, runs >> last], 2).view(len(packed), -1)
 
 
-def _q4_0(blocks: torch.Tensor) -> Coded:
-    return Coded(_fields(blocks[:, 2:], 4, 16), _float16(blocks, 0))
+def _q4_0(blocks: torch.Tensor) -> Contents:
+    return Contents(_fields(blocks[:, 2:], 4, 16), _float16(blocks, 0))
 
 
-def _q4_1(blocks: torch.Tensor) -> Coded:
-    return Coded(_fields(blocks[:, 4:], 4, 16), _float16(blocks, 0), _float16(blocks, 2))
+def _q4_1(blocks: torch.Tensor) -> Contents:
+    return Contents(_fields(blocks[:, 4:], 4, 16), _float16(blocks, 0), _float16(blocks, 2))
 
 
-def _q5_0(blocks: torch.Tensor) -> Coded:
+def _q5_0(blocks: torch.Tensor) -> Contents:
     values = _fields(blocks[:, 6:], 4, 16) | _fields(blocks[:, 2:6], 1, 1) << 4
-    return Coded(_int8(values) - 16, _float16(blocks, 0))
+    return Contents(_int8(values) - 16, _float16(blocks, 0))
 
 
-def _q5_1(blocks: torch.Tensor) -> Coded:
+def _q5_1(blocks: torch.Tensor) -> Contents:
     values = _fields(blocks[:, 8:], 4, 16) | _fields(blocks[:, 4:8], 1, 1) << 4
-    return Coded(_int8(values), _float16(blocks, 0), _float16(blocks, 2))
+    return Contents(_int8(values), _float16(blocks, 0), _float16(blocks, 2))
 
 
-def _q8_0(blocks: torch.Tensor) -> Coded:
-    return Coded(_int8(blocks[:, 2:]), _float16(blocks, 0))
+def _q8_0(blocks: torch.Tensor) -> Contents:
+    return Contents(_int8(blocks[:, 2:]), _float16(blocks, 0))
 
 
-def _q2_k(blocks: torch.Tensor) -> Coded:
+def _q2_k(blocks: torch.Tensor) -> Contents:
     scales = (blocks[:, :16] & 15).float().mul_(_float16(blocks, 80))
     minima = (blocks[:, :16] >> 4).float().mul_(_float16(blocks, 82))
-    return Coded(_fields(blocks[:, 16:80], 2, 32), scales, minima.neg_())
+    return Contents(_fields(blocks[:, 16:80], 2, 32), scales, minima.neg_())
 
 
-def _q3_k(blocks: torch.Tensor) -> Coded:
-    scales = _fields(blocks[:, 96:104], 4, 8) | _fields(blocks[:, 104:108], 2, 4) << 4
+def _q3_k(blocks: torch.Tensor) -> Contents:
     codes = _fields(blocks[:, 32:96], 2, 32) | _fields(blocks[:, :32], 1, 32) << 2
-    return Coded(codes, (_int8(scales) - 32).float().mul_(_float16(blocks, 108)))
+    return Contents(codes, q3_k_steps(blocks).float().mul_(_float16(blocks, 108)))
 
 
-def _q4_k(blocks: torch.Tensor) -> Coded:
-    return Coded(_fields(blocks[:, 16:], 4, 32), *_six_bit_scales(blocks))
+def q3_k_steps(blocks: torch.Tensor) -> torch.Tensor:
+    """The scales of Q3_K before they are multiplied, int8 `(blocks, 16)`."""
+    return _int8(_fields(blocks[:, 96:104], 4, 8) | _fields(blocks[:, 104:108], 2, 4) << 4) - 32
 
 
-def _q5_k(blocks: torch.Tensor) -> Coded:
+def _q4_k(blocks: torch.Tensor) -> Contents:
+    return Contents(_fields(blocks[:, 16:], 4, 32), *_six_bit_scales(blocks))
+
+
+def _q5_k(blocks: torch.Tensor) -> Contents:
     values = _fields(blocks[:, 48:], 4, 32) | _fields(blocks[:, 16:48], 1, 32) << 4
-    return Coded(_int8(values), *_six_bit_scales(blocks))
+    return Contents(_int8(values), *_six_bit_scales(blocks))
 
 
 def _six_bit_scales(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and minima of Q4_K and Q5_K, float32 `(blocks, 8)` each: 6 bits each, in the bytes 4 to 16 of a block."""
-    first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = torch.cat((first & 63, rest & 15 | first >> 6 << 4), 1)
-    minima = torch.cat((second & 63, rest >> 4 | second >> 6 << 4), 1)
+    """Scales and minima of Q4_K and Q5_K, float32 `(blocks, 8)` each."""
+    scales, minima = six_bit_steps(blocks)
     return scales.float().mul_(_float16(blocks, 0)), minima.float().mul_(_float16(blocks, 2)).neg_()
 
 
-def _q6_k(blocks: torch.Tensor) -> Coded:
+def six_bit_steps(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same before they are multiplied, uint8: 6 bits each, in the bytes 4 to 16 of a block."""
+    first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat((first & 63, rest & 15 | first >> 6 << 4), 1)
+    minima = torch.cat((second & 63, rest >> 4 | second >> 6 << 4), 1)
+    return scales, minima
+
+
+def _q6_k(blocks: torch.Tensor) -> Contents:
     values = _fields(blocks[:, :128], 4, 64) | _fields(blocks[:, 128:192], 2, 32) << 4
-    return Coded(_int8(values) - 32, _int8(blocks[:, 192:208]).float().mul_(_float16(blocks, 208)))
+    return Contents(_int8(values) - 32, _int8(blocks[:, 192:208]).float().mul_(_float16(blocks, 208)))
 
 
-def _iq4_nl(blocks: torch.Tensor) -> Coded:
-    return Coded(_fields(blocks[:, 2:], 4, 16), _float16(blocks, 0))
+def _iq4_nl(blocks: torch.Tensor) -> Contents:
+    return Contents(_fields(blocks[:, 2:], 4, 16), _float16(blocks, 0))
 
 
-def _iq4_xs(blocks: torch.Tensor) -> Coded:
+def _iq4_xs(blocks: torch.Tensor) -> Contents:
     scales = _fields(blocks[:, 4:8], 4, 1) | _fields(blocks[:, 2:4], 2, 1) << 4
-    return Coded(_fields(blocks[:, 8:], 4, 16), (_int8(scales) - 32).float().mul_(_float16(blocks, 0)))
+    return Contents(_fields(blocks[:, 8:], 4, 16), (_int8(scales) - 32).float().mul_(_float16(blocks, 0)))
 
 
-def _tq1_0(blocks: torch.Tensor) -> Coded:
+def _tq1_0(blocks: torch.Tensor) -> Contents:
     """Five ternary digits to a byte, as a fraction of 256: the n-th is the carry of `byte * 3**n mod 256` times 3."""
     runs = [(blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4)]
     digits = torch.cat([run * 3**power for run, count in runs for power in range(count)], 1)
-    return Coded((digits.short() * 3 >> 8).to(torch.uint8), _float16(blocks, 52).repeat(1, 8))
+    return Contents((digits.short() * 3 >> 8).to(torch.uint8), _float16(blocks, 52).repeat(1, 8))
 
 
-def _tq2_0(blocks: torch.Tensor) -> Coded:
-    return Coded(_fields(blocks[:, :64], 2, 32), _float16(blocks, 64).repeat(1, 8))
+def _tq2_0(blocks: torch.Tensor) -> Contents:
+    return Contents(_fields(blocks[:, :64], 2, 32), _float16(blocks, 64).repeat(1, 8))
 
 
-def _mxfp4(blocks: torch.Tensor) -> Coded:
+def _mxfp4(blocks: torch.Tensor) -> Contents:
     """OCP Microscaling: FP4 E2M1 under a power of two. The codebook holds doubled values, so the scale is halved."""
     exponent = blocks[:, :1].int()
     bits = torch.where(exponent < 2, 0x00200000 << exponent, (exponent - 1) << 23)
-    return Coded(_fields(blocks[:, 1:], 4, 16), bits.view(torch.float32))
+    return Contents(_fields(blocks[:, 1:], 4, 16), bits.view(torch.float32))
 
 
-_SPLITS: dict[str, Callable[[torch.Tensor], Coded]] = {
+_SPLITS: dict[str, Callable[[torch.Tensor], Contents]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

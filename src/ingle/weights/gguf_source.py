@@ -13,6 +13,7 @@ from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import (
     FLOATS,
     StoredRows,
@@ -67,6 +68,12 @@ class GgufSource:
         if tensor.num_elements != num_elements:
             check_size(tensor.shape, name, num_elements)
         _check_type(tensor)
+
+    def is_coded(self, name: str) -> bool:
+        return False
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        raise AssertionError(f"{name} is not stored as codes with scales")
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         tensor = self._tensor(name)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ingle import kernels
+from ingle.kernels.coded import Coded
 from ingle.kernels.options import Activation
 
 
@@ -30,6 +31,11 @@ class Part(Protocol):
     @property
     def plain(self) -> torch.Tensor | None:
         """[num_rows, in_features] of a float type; None for a part that is stored otherwise."""
+        ...
+
+    @property
+    def coded(self) -> Coded | None:
+        """Codes with scales, where it is stored so."""
         ...
 
     def multiply_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -70,11 +76,18 @@ class Weight:
         """All of it as one tensor of a float type, where it is held so."""
         return self.parts[0].plain if len(self.parts) == 1 else None
 
+    @property
+    def coded(self) -> Coded | None:
+        """All of it as codes with scales, where it is held so."""
+        return self.parts[0].coded if len(self.parts) == 1 else None
+
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x @ weight.T + bias [out_features]: [.., in_features] to [.., out_features] of the same type."""
-        plain = self.plain
+        plain, coded = self.plain, self.coded
         if plain is not None:
             return kernels.of(x).multiply(x, plain, bias)
+        if coded is not None:
+            return kernels.of(x).multiply_coded(x, coded, bias)
         out = x.new_empty(*x.shape[:-1], self.num_rows)
         columns = out.view(-1, self.num_rows).split_with_sizes([part.num_rows for part in self.parts], dim=1)
         flat = x.reshape(-1, x.shape[-1]).contiguous()
@@ -120,6 +133,10 @@ class PlainPart:
     @property
     def plain(self) -> torch.Tensor:
         return self.tensor
+
+    @property
+    def coded(self) -> None:
+        return None
 
     def multiply_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(kernels.of(x).multiply(x, self.tensor, None))

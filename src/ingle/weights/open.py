@@ -9,18 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingle.config import LoadFormat
-from ingle.errors import ConfigError
+from ingle.errors import ConfigError, ModelError
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_source import GgufSource
+from ingle.weights.quantized.scheme import Quantization
+from ingle.weights.quantized.source import QuantizedSource
 from ingle.weights.source import WeightSource
 
 
-def open_source(path: Path, load_format: LoadFormat, seed: int, *, gguf: GgufFile | None = None) -> WeightSource:
+def open_source(
+    path: Path,
+    load_format: LoadFormat,
+    seed: int,
+    *,
+    gguf: GgufFile | None = None,
+    quantization: Quantization | None = None,
+) -> WeightSource:
     """The weights of the model at `path`, a Hugging Face folder or a GGUF file.
 
     `seed` is that of the random weights of `load_format` "dummy". `gguf` is the file at `path`, where somebody has read
-    it already.
+    it already; `quantization` says what a folder's codes mean.
     Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
     """
     if load_format == "dummy":
@@ -35,7 +44,14 @@ def open_source(path: Path, load_format: LoadFormat, seed: int, *, gguf: GgufFil
     if found == "safetensors":
         from ingle.weights.safetensors_source import SafetensorsSource
 
-        return SafetensorsSource(path)
+        files = SafetensorsSource(path)
+        return files if quantization is None else QuantizedSource(files, quantization)
+    if quantization is not None:
+        raise ModelError(
+            f"{path}: its weights are quantized ({quantization.name}) in PyTorch's files, which ingle reads from "
+            "safetensors alone",
+            alternative="convert them with safetensors, or give a folder that has them",
+        )
     from ingle.weights.tensor_sources import TorchSource
 
     return TorchSource(path)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from math import gcd
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import Matrix
-from ingle.weights.code_types import CodeType, kept
+from ingle.weights.code_types import CODED, CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
+from ingle.weights.quantized.groups import MIDDLE, Groups
 from ingle.weights.source import StoredRows, WeightSource
 
 _NUMBERS = {block.name: number for number, block in BLOCK_TYPES.items()}
 _LINE = 64
 """Bytes of a line of the processor's cache: a vector that starts in one should end in it."""
+_LONGEST = 128
+"""Columns that share a scale in the kernels at most: their sums are integers of 32 bits."""
+Order = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,11 @@ class PackedPart:
     matrix: Matrix
     data: npt.NDArray[np.uint8]
     """What `matrix` points to."""
+    order: Order | None = None
+    """The same: which input each column is multiplied with."""
 
     @classmethod
-    def empty(cls, code_type: CodeType, num_rows: int, in_features: int) -> PackedPart:
+    def empty(cls, code_type: CodeType, num_rows: int, in_features: int, order: Order | None = None) -> PackedPart:
         matrix = Matrix(
             data=None,
             rows=num_rows,
@@ -40,13 +49,36 @@ class PackedPart:
             wide_scales=code_type.wide_scales,
             has_minima=code_type.has_minima,
             codebook=(ctypes.c_int8 * 16)(*code_type.codebook),
+            order=None if order is None else order.ctypes.data,
         )
         num_bytes = library.get().ingle_matrix_bytes(ctypes.byref(matrix))
         data = np.zeros(num_bytes + _LINE, np.uint8)
         start = -data.ctypes.data % _LINE
         data = data[start : start + num_bytes]
         matrix.data = data.ctypes.data
-        return cls(matrix, data)
+        return cls(matrix, data, order)
+
+    def pack_groups(self, first: int, rows: Groups) -> None:
+        """Writes rows from `first` on."""
+        if self.matrix.bits == 32:
+            decoded, pack = rows.decoded(), library.get().ingle_pack_rows
+            pack(ctypes.byref(self.matrix), decoded.ctypes.data, None, None, first, len(decoded))
+            return
+        size = self.matrix.group_size
+        groups = np.arange(0, rows.num_columns, size) // rows.group_size
+        scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
+        if rows.zeros is not None:
+            minima = (MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)) * scales
+        codes = np.ascontiguousarray(rows.codes)
+        library.get().ingle_pack_groups(
+            ctypes.byref(self.matrix),
+            codes.ctypes.data,
+            codes.shape[1],
+            scales.ctypes.data,
+            None if minima is None else minima.ctypes.data,
+            first,
+            len(codes),
+        )
 
     def pack(self, first: int, rows: StoredRows) -> None:
         """Writes rows from `first` on."""
@@ -135,20 +167,104 @@ def load_matrix(
     `code_type_of` decides by the type in which a tensor is stored how it is held: `code_types.kept` or `exact`.
     Raises `ModelError` for tensors that are missing, misshapen, or stored in a way that ingle does not read.
     """
-    tensors = [source.stored_rows(name, rows, in_features) for name, rows in zip(names, num_rows, strict=True)]
-    return pack_matrix(tensors, in_features, code_type_of)
+    tensors: list[_Tensor] = [
+        _Codes(source.groups(name, rows, in_features))
+        if source.is_coded(name)
+        else _Blocks(source.stored_rows(name, rows, in_features))
+        for name, rows in zip(names, num_rows, strict=True)
+    ]
+    return _packed(tensors, in_features, code_type_of)
 
 
 def pack_matrix(
     tensors: Sequence[StoredRows], in_features: int, code_type_of: Callable[[str], CodeType] = kept
 ) -> PackedMatrix:
     """`load_matrix` of tensors that are there."""
+    return _packed([_Blocks(rows) for rows in tensors], in_features, code_type_of)
+
+
+def pack_groups(
+    tensors: Sequence[Groups], in_features: int, code_type_of: Callable[[str], CodeType] = kept
+) -> PackedMatrix:
+    """`load_matrix` of codes that are there."""
+    return _packed([_Codes(groups) for groups in tensors], in_features, code_type_of)
+
+
+class _Tensor(Protocol):
+    """Rows as they are stored."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType: ...
+
+    def order(self, held: CodeType) -> Order | None:
+        """Of the columns, if they are held so."""
+        ...
+
+    def pack(self, part: PackedPart, first: int) -> None: ...
+
+
+class _Blocks(NamedTuple):
+    rows: StoredRows
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows.data)
+
+    def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType:
+        return code_type_of(self.rows.type)
+
+    def order(self, held: CodeType) -> None:
+        return None
+
+    def pack(self, part: PackedPart, first: int) -> None:
+        part.pack(first, self.rows)
+
+
+class _Codes(NamedTuple):
+    groups: Groups
+
+    @property
+    def num_rows(self) -> int:
+        return self.groups.num_rows
+
+    def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType:
+        groups, as_floats = self.groups, code_type_of("F32")
+        if as_floats.bits == 32:
+            return as_floats
+        size = gcd(groups.group_size, _LONGEST)
+        if groups.group_size >= groups.num_columns and size < 32:
+            size = _LONGEST  # of one group, which is padded
+        if size < 16:
+            raise ModelError(
+                f"groups of {groups.group_size} inputs are not multiplied on this device: they have to be multiples "
+                "of 16",
+                alternative="take a checkpoint with groups of 32, 64 or 128",
+            )
+        has_zeros = groups.zeros is not None
+        wide = has_zeros or not groups.half_scales
+        return replace(CODED[groups.kind], group_size=size, wide_scales=wide, has_minima=has_zeros)
+
+    def order(self, held: CodeType) -> Order | None:
+        return None if held.bits == 32 else self.groups.order
+
+    def pack(self, part: PackedPart, first: int) -> None:
+        part.pack_groups(first, self.groups)
+
+
+def _packed(tensors: Sequence[_Tensor], in_features: int, code_type_of: Callable[[str], CodeType]) -> PackedMatrix:
+    """A part for those that are held alike, with their columns in one order."""
+    held = [tensor.held(code_type_of) for tensor in tensors]
+    orders = [tensor.order(kind) for tensor, kind in zip(tensors, held, strict=True)]
+    forms = [(kind, b"" if order is None else order.tobytes()) for kind, order in zip(held, orders, strict=True)]
     parts = []
-    for code_type, alike in groupby(tensors, lambda rows: code_type_of(rows.type)):
-        stored = list(alike)
-        part, first = PackedPart.empty(code_type, sum(len(rows.data) for rows in stored), in_features), 0
-        for rows in stored:
-            part.pack(first, rows)
-            first += len(rows.data)
+    for _, run in groupby(range(len(tensors)), lambda index: forms[index]):
+        alike = list(run)
+        num_rows = sum(tensors[i].num_rows for i in alike)
+        part, first = PackedPart.empty(held[alike[0]], num_rows, in_features, orders[alike[0]]), 0
+        for i in alike:
+            tensors[i].pack(part, first)
+            first += tensors[i].num_rows
         parts.append(part)
-    return PackedMatrix(tuple(parts), sum(len(rows.data) for rows in tensors), in_features)
+    return PackedMatrix(tuple(parts), sum(tensor.num_rows for tensor in tensors), in_features)

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from ingle.errors import ModelError
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.pointer import refuse_pointer
+from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.layouts import StoredTensor
 from ingle.weights.source import (
     FLOAT_TYPES,
     FLOATS,
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from ingle.weights.ring import Ring
 
 _ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_NUMPY_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "F8_E4M3": "u1", "U8": "u1", "I8": "i1",
+                "I32": "<i4", "I64": "<i8"}  # fmt: skip
+"""By safetensors' names; of floats that NumPy does not know the bits."""
 
 
 class SafetensorsSource:
@@ -88,11 +93,38 @@ class SafetensorsSource:
         check_size(self.shape(name), name, num_elements)
         self._find(name, self.shape(name))
 
+    def is_coded(self, name: str) -> bool:
+        return False
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        raise AssertionError(f"{name} is not stored as codes with scales")
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         dtype, stored = self._mapped(name, (num_rows, num_columns))
         if dtype == "F64":  # which the kernels do not read
             dtype, stored = "F32", stored.view("<f8").astype("<f4").view(np.uint8)
         return StoredRows(dtype, stored.reshape(num_rows, -1))
+
+    def stored(self, name: str) -> StoredTensor:
+        """Any tensor, as it lies in its file's mapping: slices of it read no more than they are."""
+        file = self._file_of(name)
+        with _reading(file):
+            header = self._handle(file).get_slice(name)
+            shape, kind = tuple(header.get_shape()), str(header.get_dtype())
+
+        def read() -> npt.NDArray[np.generic]:
+            if kind not in _NUMPY_TYPES:
+                raise ModelError(f"{file}: tensor {name} is {kind}, which ingle does not read")
+            with _reading(file):
+                stored = self._bytes_of(file)
+                flat = np.frombuffer(stored.mapped, _NUMPY_TYPES[kind], math.prod(shape), stored.starts[name])
+            return flat.reshape(shape)
+
+        return StoredTensor(kind, shape, read)
+
+    def where(self, name: str) -> str:
+        """The file that has it."""
+        return str(self._file_of(name))
 
     def alike(self, name: str, other: str) -> bool:
         shape = self.shape(name)
@@ -122,7 +154,10 @@ class SafetensorsSource:
             stored = self._handle(file).get_slice(name)
             shape, dtype = tuple(stored.get_shape()), str(stored.get_dtype())
         if dtype not in FLOAT_TYPES:
-            raise ModelError(f"{file}: tensor {name} is {dtype}: quantized checkpoints are not supported yet")
+            raise ModelError(
+                f"{file}: tensor {name} is {dtype}, and the configuration does not say how that is quantized",
+                alternative="take the config.json, or quantize_config.json, that belongs to these files",
+            )
         if place is not None:
             check_stack(file, name, shape, place)
         check_shape(file, name, shape if place is None else shape[1:], wanted)
@@ -163,7 +198,10 @@ class SafetensorsSource:
 
     def _file_of(self, name: str) -> Path:
         if name not in self._located.files and name.removesuffix("weight") + "qweight" in self._located.files:
-            raise ModelError(f"{self._folder}: {name} is quantized (GPTQ or AWQ), which is not supported yet")
+            raise ModelError(
+                f"{self._folder}: {name} is quantized (GPTQ or AWQ), and the configuration does not say how",
+                alternative="take the config.json, or quantize_config.json, that belongs to these files",
+            )
         return self._located.file_of(name, self._folder)
 
     def _handle(self, file: Path) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.errors import ModelError
+from ingle.weights.quantized.groups import Groups
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,16 @@ class WeightSource(Protocol):
         is stored in a type that is not read."""
         ...
 
+    def is_coded(self, name: str) -> bool:
+        """Whether the named matrix is stored as codes with scales: then `groups` gives it."""
+        ...
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        """Of a matrix that `is_coded`. Raises `ModelError` when its shape is another, or what it consists of amiss."""
+        ...
+
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
-        """The named matrix for a CPU's kernels. Raises `ModelError` when there is none, or its shape is another."""
+        """Of a matrix that is not, as GGUF would store it. Raises `ModelError` when there is none of that shape."""
         ...
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:

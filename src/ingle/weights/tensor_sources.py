@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ingle.weights.checkpoint_files import TORCH_FILES
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import (
     StoredRows,
     check_shape,
@@ -40,6 +41,12 @@ class _ReadByTorch(ABC):
 
     @abstractmethod
     def load_into(self, name: str, out: torch.Tensor) -> None: ...
+
+    def is_coded(self, name: str) -> bool:
+        return False
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        raise AssertionError(f"{name} is not stored as codes with scales")
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
         check_size(self.shape(name), name, num_rows * num_columns)

@@ -155,9 +155,10 @@ class _Reader:
         shape = self.source.shape(name)
         if num_rows == 1 and shape is not None and len(shape) == 1:  # GGUF's converter drops dimensions of 1
             return self.source.floats(name, columns)
-        rows = self.source.stored_rows(name, num_rows, columns)
-        if rows.type in FLOATS:
-            return FLOATS[rows.type](rows.data)
+        if not self.source.is_coded(name):
+            rows = self.source.stored_rows(name, num_rows, columns)
+            if rows.type in FLOATS:
+                return FLOATS[rows.type](rows.data)
         return self.tensors([name], [num_rows], columns).rows(np.arange(num_rows))
 
     def packed(self, matrix: Floats) -> PackedMatrix:

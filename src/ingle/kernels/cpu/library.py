@@ -9,6 +9,8 @@ from pathlib import Path
 from ingle.kernels.cpu import compile
 
 KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+FLOAT8 = -8
+"""The bits of codes that are FP8, as `csrc/matrix.h` calls them."""
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 SCORINGS = {"softmax": 0, "sigmoid": 1}
 
@@ -23,6 +25,7 @@ class Matrix(ctypes.Structure):
         ("wide_scales", c_int32),
         ("has_minima", c_int32),
         ("codebook", c_int8 * 16),
+        ("order", c_void_p),
     )
 
 
@@ -172,6 +175,7 @@ _SIGNATURES = {
     "ingle_factors": (c_int32,),
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
     "ingle_gather_rows": (POINTER(Matrix), c_void_p, c_int64, c_void_p),

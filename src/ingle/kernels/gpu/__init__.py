@@ -1,6 +1,7 @@
 """Triton kernels for NVIDIA GPUs; the functions are those of `ingle.kernels.reference`."""
 
 from ingle.kernels.gpu.attention import paged_attention
+from ingle.kernels.gpu.coded import multiply_coded
 from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
 from ingle.kernels.gpu.latent import latent_attention, store_latent
 from ingle.kernels.gpu.layer import add, normed, project_and_add, project_and_store, project_gated
@@ -18,6 +19,7 @@ __all__ = [
     "locate",
     "logprobs",
     "multiply",
+    "multiply_coded",
     "multiply_gated",
     "normed",
     "paged_attention",

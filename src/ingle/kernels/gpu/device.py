@@ -24,6 +24,12 @@ def pdl(device: torch.device) -> bool:
 
 
 @functools.cache
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether its tensor cores do: from Ada on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+@functools.cache
 def num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # Triton's interpreter
@@ -36,6 +42,12 @@ def shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 1 << 17  # Triton's interpreter
     return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)
+
+
+@functools.cache
+def counters(device: torch.device) -> torch.Tensor:
+    """Zeros that count a tile's splits while a kernel runs; each kernel leaves them as it found them."""
+    return torch.zeros(1 << 14, dtype=torch.int32, device=device)
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """Matrix products of a few rows, with what stands before and after them in a decoder layer: norm, rotation, activation.
 
 With few rows a product's time is that of reading its weights, and then of the short kernels around it. So those are
-part of it here, and the weights are read by programs that all run at once: rows of weights are divided into tiles, and
-where these are few, each tile's inputs into splits; a tile's last program to arrive adds up its splits, in order. A
-kernel starts while the one before it ends (`pdl`), and asks for its first weights meanwhile.
+part of it here, and the weights, floats or codes, are read by programs that all run at once: their rows are divided
+into tiles, and where these are few, each tile's inputs into splits; a tile's last program to arrive adds up its splits,
+in order. A kernel starts while the one before it ends (`pdl`), and asks for its first weights meanwhile.
 
 A norm between two products needs no kernel of its own, for norm(h) @ W' is (h * g) @ W' / rms(h): the product that
 makes h also writes h * g and the sum of its squares, by tile; the product that takes it divides at its end.
@@ -11,7 +11,6 @@ makes h also writes h * g and the sum of its squares, by tile; the product that 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,11 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, num_sms, pdl, prefetch
+from ingle.kernels.gpu import codes
+from ingle.kernels.gpu.codes import FORMATS, NO_CODES, add_tile, constants, pointers
+from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rms_norm
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
@@ -38,26 +40,36 @@ _UNIT = 8192
 _MAX_DEPTH = 256
 """Inputs that one copy into an SM's memory takes at most."""
 
+_CODED_ALIGNMENT = 16
+"""Bytes to which a row of codes has to be aligned."""
+Matrix = torch.Tensor | Coded
+
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
 
 
 @triton.jit
 def _few_rows_kernel(
-    x_desc, weight_desc, weight_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
-    parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
+    x_desc, weight_desc, x_ptr, weight_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
+    values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
     num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr, CODED: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr,
+    GROUP: tl.constexpr, CODE_HALF: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr,
+    MINIMA: tl.constexpr,
 ):  # fmt: skip
-    """A tile is a block of OUTS weight rows, or two: from both halves of a head, or from gate and up."""
+    """A tile is a block of OUTS weight rows, or two: from both halves of a head, or from gate and up.
+
+    Of codes DEPTH and PREFETCH are bytes of a row.
+    """
     ADD: tl.constexpr = EPILOGUE == 0
     ROTATE: tl.constexpr = EPILOGUE == 1
     tile = tl.program_id(0) // num_splits
     split = tl.program_id(0) % num_splits
-    UNITS: tl.constexpr = (IN + DEPTH - 1) // DEPTH
+    WIDTH: tl.constexpr = IN // 2 if CODED and KIND == 0 else IN
+    UNITS: tl.constexpr = (WIDTH + DEPTH - 1) // DEPTH
     PER_TILE: tl.constexpr = OUTS if ADD else 2 * OUTS
     LIMIT: tl.constexpr = OUT if ADD or ROTATE else OUT // 2
     first_unit, last_unit = UNITS * split // num_splits, UNITS * (split + 1) // num_splits
@@ -72,19 +84,32 @@ def _few_rows_kernel(
         lines = tl.arange(0, PER_TILE)
         outs = tl.where(lines < OUTS, first_out + lines, other_out + lines - OUTS)
         begin = first_unit * DEPTH
-        num_bytes = tl.minimum(last_unit * DEPTH - begin, PREFETCH) * 2
-        prefetch(weight_ptr + outs.to(tl.int64) * IN + begin, tl.where(outs < OUT, num_bytes, 0))
+        num_bytes = tl.minimum(tl.minimum(last_unit * DEPTH, WIDTH) - begin, PREFETCH) * (1 if CODED else 2)
+        prefetch(weight_ptr + outs.to(tl.int64) * WIDTH + begin, tl.where(outs < OUT, num_bytes, 0))
         await_previous()
     first = tl.zeros([OUTS, ROWS], tl.float32)
     other = tl.zeros([OUTS, ROWS], tl.float32)
     for unit in range(first_unit, last_unit):
         k = unit * DEPTH
-        x = x_desc.load([0, k])
-        a = weight_desc.load([first_out, k])
-        first = tl.dot(a, tl.trans(x), first)
-        if not ADD:
-            b = weight_desc.load([other_out, k])
-            other = tl.dot(b, tl.trans(x), other)
+        if CODED:
+            x_rows, tile_outs = tl.arange(0, ROWS), tl.arange(0, OUTS)
+            in_rows, first_outs, other_outs = x_rows < num_rows, first_out + tile_outs, other_out + tile_outs
+            first = add_tile(
+                first, x_ptr, x_rows * IN, in_rows, matrix, first_outs, first_outs < OUT, k,
+                IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS, SPAN, MINIMA,
+            )  # fmt: skip
+            if not ADD:
+                other = add_tile(
+                    other, x_ptr, x_rows * IN, in_rows, matrix, other_outs, other_outs < OUT, k,
+                    IN, GROUPS, DEPTH, GROUP, CODE_HALF, KIND, MIDDLE, ZEROS, SPAN, MINIMA,
+                )  # fmt: skip
+        else:
+            x = x_desc.load([0, k])
+            a = weight_desc.load([first_out, k])
+            first = tl.dot(a, tl.trans(x), first)
+            if not ADD:
+                b = weight_desc.load([other_out, k])
+                other = tl.dot(b, tl.trans(x), other)
     # What the end needs is asked for before the programs of a tile wait for each other.
     mask = (first_out + block < LIMIT) & (rows < num_rows)
     scale = tl.full([1, ROWS], 1.0, tl.float32)
@@ -174,58 +199,73 @@ def tiling(size_in: int, size_out: int, outs: int, *, paired: bool, num_sms: int
     return Tiling(outs, num_splits, depth, num_stages, prefetch=256)
 
 
+def coded_tiling(coded: Coded, outs: int, *, paired: bool, num_sms: int) -> Tiling:
+    """Two programs for each SM, for fewer bytes are on their way in one."""
+    depth = codes.columns_at_once(coded) // FORMATS[coded.kind].columns_per_byte
+    num_tiles = triton.cdiv(coded.num_rows, outs * (1 + paired))
+    num_splits = min(max(2 * num_sms // num_tiles, 1), triton.cdiv(coded.codes.shape[1], depth))
+    return Tiling(outs, num_splits, depth, 4, prefetch=256)
+
+
+def _tiling(weight: Matrix, outs: int, *, paired: bool, num_sms: int) -> Tiling:
+    if isinstance(weight, Coded):
+        return coded_tiling(weight, outs, paired=paired, num_sms=num_sms)
+    return tiling(weight.shape[1], len(weight), outs, paired=paired, num_sms=num_sms)
+
+
 def _outs(size_out: int, num_sms: int, *, paired: bool) -> int:
     """Half the rows where full tiles would be few."""
     num_tiles = triton.cdiv(size_out, _OUTS * (1 + paired))
     return _OUTS if 5 * num_tiles >= 2 * num_sms else _OUTS // 2
 
 
-def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def suits(x: torch.Tensor, weight: Matrix) -> bool:
     """Whether these kernels may, and should, multiply x [M, K] by such a weight."""
-    return (
-        0 < x.shape[0] <= MAX_ROWS
-        # Not float16: a row times the norm's weight, before the division by its length, may be too large for it.
-        and x.dtype == weight.dtype == torch.bfloat16
-        and weight.shape[1] % _ALIGNMENT == 0
-        and pdl(x.device)
-        and x.is_contiguous()
-        and weight.is_contiguous()
-    )
+    # Not float16: a row times the norm's weight, before the division by its length, may be too large for it.
+    if not 0 < x.shape[0] <= MAX_ROWS or x.dtype != torch.bfloat16 or not pdl(x.device) or not x.is_contiguous():
+        return False
+    if isinstance(weight, Coded):
+        return weight.order is None and weight.codes.shape[1] % _CODED_ALIGNMENT == 0 and codes.suits(weight)
+    return weight.dtype == x.dtype and weight.shape[1] % _ALIGNMENT == 0 and weight.is_contiguous()
 
 
-def add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, norm: Norm) -> Flow:
+def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: torch.Tensor, norm: Norm) -> Flow:
     """residual + x @ weight.T + bias, for x [M, K] and residual [M, E], on its way to the norm: values and squares."""
     num_rows, size_out = residual.shape
     out, values = torch.empty_like(residual), torch.empty_like(residual)
     sms = num_sms(x.device)
     outs = _outs(size_out, sms, paired=False)
-    shape = tiling(x.shape[1], size_out, outs, paired=False, num_sms=sms)
+    shape = _tiling(weight, outs, paired=False, num_sms=sms)
     squares = torch.empty(num_rows, triton.cdiv(size_out, shape.outs), dtype=torch.float32, device=x.device)
     _run(x, weight, bias, None, _ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
     return Flow(out, norm, values, squares)
 
 
-def gated(flow: Flow, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+def gated(flow: Flow, weight: Matrix, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
     """activation(gate) * up of the normed rows' product with weight [2 * I, E], the gate in the first half: [M, I]."""
     x = _values(flow)
-    out = x.new_empty(len(x), weight.shape[0] // 2)
+    size_out = _num_rows(weight)
+    out = x.new_empty(len(x), size_out // 2)
     epilogue = _GELU if activation == "gelu_tanh" else _SILU
     sms = num_sms(out.device)
-    outs = _outs(len(weight), sms, paired=True)
-    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_sms=sms)
+    shape = _tiling(weight, _outs(size_out, sms, paired=True), paired=True, num_sms=sms)
     _run(x, weight, bias, flow.squares, epilogue, out, shape, norm=flow.norm)
     return out
 
 
-def project_and_store(flow: Flow, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
+def project_and_store(flow: Flow, weight: Matrix, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
     """The queries [M, Hq, D] of the normed rows, rotated; keys and values, of weight's later rows, go to the cache."""
     x = _values(flow)
     head_dim = rotation.kv_cache.shape[-1]
     q = x.new_empty(len(x), rotation.num_heads, head_dim)
     outs = min(head_dim // 2, _OUTS) if rotation.q_norm is None else head_dim // 2  # a norm is that of a whole head
-    shape = tiling(weight.shape[1], len(weight), outs, paired=True, num_sms=num_sms(q.device))
+    shape = _tiling(weight, outs, paired=True, num_sms=num_sms(q.device))
     _run(x, weight, bias, flow.squares, _ROTATE, q, shape, norm=flow.norm, rotation=rotation)
     return q
+
+
+def _num_rows(weight: Matrix) -> int:
+    return weight.num_rows if isinstance(weight, Coded) else len(weight)
 
 
 def _values(flow: Flow) -> torch.Tensor:
@@ -235,7 +275,7 @@ def _values(flow: Flow) -> torch.Tensor:
 
 def _run(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Matrix,
     bias: torch.Tensor | None,
     squares_in: torch.Tensor | None,
     epilogue: int,
@@ -248,7 +288,7 @@ def _run(
     squares: torch.Tensor | None = None,
     rotation: Rotation | None = None,
 ) -> None:
-    device, (num_rows, size_in), size_out = x.device, x.shape, weight.shape[0]
+    device, (num_rows, size_in), size_out = x.device, x.shape, _num_rows(weight)
     rows = max(triton.next_power_of_2(num_rows), _MIN_ROWS)
     outs, num_splits, depth, num_stages, prefetch = shape
     per_tile = outs if epilogue == _ADD else 2 * outs
@@ -258,10 +298,18 @@ def _run(
     places = (x, x, x, x, x) if rotation is None else (
         rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_places
     )  # fmt: skip
+    if isinstance(weight, Coded):
+        codes_or_floats, matrix, consts = weight.codes, pointers(weight), constants(weight)
+        described = [TensorDescriptor.from_tensor(x, [rows, _ALIGNMENT])] * 2  # which are not used
+    else:
+        codes_or_floats, matrix, consts = weight, (x,) * 6, NO_CODES
+        described = [
+            TensorDescriptor.from_tensor(x, [rows, depth]),
+            TensorDescriptor.from_tensor(weight, [outs, depth]),
+        ]
     _few_rows_kernel[(num_tiles * num_splits,)](
-        TensorDescriptor.from_tensor(x, [rows, depth]), TensorDescriptor.from_tensor(weight, [outs, depth]),
-        weight, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight, out, _or(values, x), _or(squares, x),
-        parts, _counters(device), *places,
+        *described, x, codes_or_floats, matrix, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight,
+        out, _or(values, x), _or(squares, x), parts, counters(device), *places,
         num_rows, num_splits, num_squares, norm.eps, 0.0 if rotation is None else rotation.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         IN=size_in, OUT=size_out, ROWS=rows, OUTS=outs, DEPTH=depth, EPILOGUE=epilogue,
@@ -272,15 +320,10 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         SQUARES=triton.next_power_of_2(num_squares), PREFETCH=prefetch, PDL=early,
+        CODED=isinstance(weight, Coded), **consts,
         num_warps=4, num_stages=num_stages, launch_pdl=early,
     )  # fmt: skip
 
 
 def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
     return other if tensor is None else tensor
-
-
-@functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Zeros that count a tile's splits while a kernel runs; each kernel leaves them as it found them."""
-    return torch.zeros(1 << 14, dtype=torch.int32, device=device)

@@ -1,14 +1,16 @@
 """A layer's operators on a GPU, each by the kernels that suit its rows, types and matrix.
 
-One or two rows go to the CUDA cores (`vector`), up to 16 on Hopper to the tensor cores (`few_rows`); with more, or a
-matrix that is not plain, products stand alone (`products`) with plain kernels around them. Each leaves the norm behind
-a sum in the form that costs it least, not begun, begun or done, and whatever comes next takes it in any.
+One or two rows go to the CUDA cores (`vector`), up to 16 on Hopper to the tensor cores (`few_rows`), which take codes
+too; with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain kernels around
+them. Each leaves the norm behind a sum in the form that costs it least, not begun, begun or done, and whatever comes
+next takes it in any.
 """
 
 from __future__ import annotations
 
 import torch
 
+from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
 from ingle.kernels.gpu import few_rows, vector
 from ingle.kernels.gpu.elementwise import add_rms_norm, rms_norm, rotate_and_store
@@ -23,9 +25,9 @@ normed, add = _composed.normed, _composed.add
 
 def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor:
     """As `ingle.kernels.reference.Composed.project_and_store`."""
-    weight, head_dim = projection.weight.plain, rotation.kv_cache.shape[-1]
+    weight, head_dim = _whole(projection), rotation.kv_cache.shape[-1]
     if weight is not None and head_dim in _HEAD_DIMS and rotation.cos_sin.shape[1] == head_dim:
-        if vector.suits(flow.residual, weight):
+        if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.project_and_store(flow, weight, projection.bias, rotation)
@@ -34,9 +36,9 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
 
 def project_gated(flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor:
     """As `ingle.kernels.reference.Composed.project_gated`."""
-    weight = projection.weight.plain
+    weight = _whole(projection)
     if weight is not None:
-        if vector.suits(flow.residual, weight):
+        if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.gated(flow, weight, projection.bias, activation)
@@ -47,13 +49,18 @@ def project_and_add(
     x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
 ) -> Flow:
     """As `ingle.kernels.reference.Composed.project_and_add`."""
-    weight = projection.weight.plain
+    weight = _whole(projection)
     if weight is not None and post_norm is None:  # which is that of whole rows, and no program has one
-        if vector.suits(x, weight):
+        if isinstance(weight, torch.Tensor) and vector.suits(x, weight):
             return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
         if few_rows.suits(x, weight):
             return few_rows.add(x, weight, projection.bias, flow.residual, norm)
     return _composed.project_and_add(x, projection, flow, norm, post_norm)
+
+
+def _whole(projection: Projection) -> torch.Tensor | Coded | None:
+    """Its matrix, where that is held in one way."""
+    return projection.weight.plain if projection.weight.coded is None else projection.weight.coded
 
 
 def _to_vector(flow: Flow) -> tuple[torch.Tensor, Norm | None]:

@@ -114,6 +114,14 @@ struct Codes<32> {
     }
 };
 
+// What FP8's bits stand for (E4M3): a float's bits that are too small by 2 ** 120, and one NaN.
+inline float from_float8(uint8_t code) {
+    const uint32_t bits = (code & 0x80u) << 24 | (code & 0x7fu) << 20;
+    float value;
+    memcpy(&value, &bits, 4);
+    return (code & 0x7f) == 0x7f ? NAN : value * 0x1p120f;
+}
+
 #if defined(INGLE_AVX512) && defined(__AVX512BF16__)
 
 // Lane i holds two columns of row i.
@@ -157,6 +165,48 @@ struct Codes<16> {
     }
 };
 
+// A unit has pairs of columns: of each the block's rows, two bytes a row. bfloat16 has all numbers of 8 bits: those with an
+// exponent get another bias, the eight without one are looked up.
+template <>
+struct Codes<kFloat8> {
+    static constexpr char kFactors[] = "bfloat16";
+    static constexpr int kMostTokens = 12;
+    typedef uint32_t Operand;
+    static constexpr int64_t kColumnsPerOperand = 2;
+    template <int Tokens>
+    using Sums = Codes<16>::Sums<Tokens>;
+    static void put_operands(const float* x, Operand* out) { store((Brain*)out, load(x)); }
+    static constexpr float kScale = 1;  // of sums
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t c = 0; c < kUnit; c++) unit[(c / 2 * kBlockRows + row) * 2 + c % 2] = codes[c];
+    }
+    static void get(const uint8_t* unit, int64_t row, float* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = from_float8(unit[(c / 2 * kBlockRows + row) * 2 + c % 2]);
+    }
+    static inline __m512bh unpack(const uint8_t* p) {  // kLeast are 0 to 7 times 2 ** -9
+        alignas(64) static constexpr uint16_t kLeast[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+        const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
+        const __m512i magnitude = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x7f)), 4);
+        const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8);
+        const __mmask32 tiny = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(0x80));
+        const __m512i usual = _mm512_add_epi16(magnitude, _mm512_set1_epi16(120 << 7));
+        return (__m512bh)_mm512_or_si512(_mm512_mask_permutexvar_epi16(usual, tiny, code, _mm512_load_si512(kLeast)), sign);
+    }
+    template <int Tokens>
+    static inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) {
+#pragma GCC unroll 8
+        for (int pair = 0; pair < kUnit / 2; pair++) {
+            const __m512bh w0 = unpack(codes + pair * 64), w1 = unpack(codes + pair * 64 + 32);
+#pragma GCC unroll 12
+            for (int t = 0; t < Tokens; t++) {
+                __m512bh both = (__m512bh)_mm512_set1_epi32(x[t * kUnit / 2 + pair]);
+                sums.v[t][0] = _mm512_dpbf16_ps(sums.v[t][0], w0, both);
+                sums.v[t][1] = _mm512_dpbf16_ps(sums.v[t][1], w1, both);
+            }
+        }
+    }
+};
+
 #else
 
 // Lane i holds two columns of row i, the first in its lower half: either becomes a float by one instruction.
@@ -190,6 +240,41 @@ struct Codes<16> {
                 for (int i = 0; i < kVectors; i++) w[i] = (Floats)(odd ? stored[i] & 0xffff0000u : stored[i] << 16);
                 sums.add(w, x + 2 * pair + odd, kUnit);
             }
+        }
+    }
+};
+
+// Lane i holds a column of row i, a byte. Its bits, moved to where a float has them, are those of a number that is too
+// small by 2 ** 120: x and sums make up for half of that each, so that no product is too small to be exact.
+template <>
+struct Codes<kFloat8> {
+    static constexpr char kFactors[] = "float32";
+    static constexpr int kMostTokens = kRegisters * 3 / 4 / kVectors;
+    typedef float Operand;
+    static constexpr int64_t kColumnsPerOperand = 1;
+    template <int Tokens>
+    using Sums = FloatSums<Tokens>;
+    static constexpr float kScale = 0x1p60f;  // of sums
+    static void put_operands(const float* x, Operand* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = x[c] * 0x1p60f;
+    }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        for (int64_t c = 0; c < kUnit; c++) unit[c * kBlockRows + row] = codes[c];
+    }
+    static void get(const uint8_t* unit, int64_t row, float* out) {
+        for (int64_t c = 0; c < kUnit; c++) out[c] = from_float8(unit[c * kBlockRows + row]);
+    }
+    template <int Tokens>
+    static inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kUnit; c++) {
+            Floats w[kVectors];
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors; i++) {
+                const Ints stored = load((const int8_t*)codes + c * kBlockRows + i * kLanes);
+                w[i] = (Floats)(stored << 20 & (int32_t)0x87f00000);
+            }
+            sums.add(w, x + c, kUnit);
         }
     }
 };

@@ -29,6 +29,10 @@ extern "C" void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const
                                 int64_t first, int64_t count) {
     ingle::pack_rows(*m, codes, scales, minima, first, count);
 }
+extern "C" void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
+                                  const float* minima, int64_t first, int64_t count) {
+    ingle::pack_groups(*m, codes, row_bytes, scales, minima, first, count);
+}
 extern "C" void ingle_multiply(const ingle::Matrix* m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
     ingle::multiply(*m, x, num_tokens, y, y_stride);
 }

@@ -16,13 +16,16 @@ static auto with_bits(int32_t bits, const Body& body) {
     switch (bits) {
         case 4: return body(std::integral_constant<int, 4>());
         case 8: return body(std::integral_constant<int, 8>());
+        case kFloat8: return body(std::integral_constant<int, kFloat8>());
         case 16: return body(std::integral_constant<int, 16>());
         default: return body(std::integral_constant<int, 32>());
     }
 }
 
-// Floats have no scales, and need not become integers.
-constexpr bool are_floats(int32_t bits) { return bits >= 16; }
+constexpr bool have_scales(int32_t bits) { return bits < 16; }
+
+// Which need not become integers.
+constexpr bool are_floats(int32_t bits) { return bits >= 16 || bits == kFloat8; }
 
 const char* factors(int32_t bits) {
     return with_bits(bits, [](auto b) -> const char* { return Codes<b>::kFactors; });
@@ -31,12 +34,12 @@ const char* factors(int32_t bits) {
 int64_t num_groups(const Matrix& m) { return (m.columns + m.group_size - 1) / m.group_size; }
 
 static int64_t scale_bytes(const Matrix& m) {  // scales alone, or minima alone
-    return are_floats(m.bits) ? 0 : kBlockRows * (m.wide_scales ? 4 : 2);
+    return have_scales(m.bits) ? kBlockRows * (m.wide_scales ? 4 : 2) : 0;
 }
 
 static int64_t codes_offset(const Matrix& m) { return scale_bytes(m) * (m.has_minima ? 2 : 1); }
 
-int64_t group_bytes(const Matrix& m) { return codes_offset(m) + kBlockRows * m.group_size * m.bits / 8; }
+int64_t group_bytes(const Matrix& m) { return codes_offset(m) + kBlockRows * m.group_size * width(m.bits) / 8; }
 
 static int64_t num_blocks(const Matrix& m) { return (m.rows + kBlockRows - 1) / kBlockRows; }
 
@@ -68,7 +71,7 @@ static float get_scale(const uint8_t* at, int64_t row, bool wide) {
 // Calls body(group, unit, column) for each unit of a row's columns.
 template <typename Body>
 static void for_each_unit(const Matrix& m, int64_t row, const Body& body) {
-    const int64_t groups = num_groups(m), stride = group_bytes(m), unit_bytes = kBlockRows * kUnit * m.bits / 8;
+    const int64_t groups = num_groups(m), stride = group_bytes(m), unit_bytes = kBlockRows * kUnit * width(m.bits) / 8;
     uint8_t* group = group_at(m, row / kBlockRows, 0);
     for (int64_t g = 0; g < groups; g++, group += stride) {
         for (int64_t c = 0; c < m.group_size && g * m.group_size + c < m.columns; c += kUnit)
@@ -78,7 +81,7 @@ static void for_each_unit(const Matrix& m, int64_t row, const Body& body) {
 
 template <int Bits>
 static void pack_codes(const Matrix& m, const uint8_t* codes, int64_t row) {
-    constexpr int64_t size = Bits <= 8 ? 1 : Bits / 8;
+    constexpr int64_t size = have_scales(Bits) ? 1 : Bits / 8;
     for_each_unit(m, row, [&](uint8_t*, uint8_t* unit, int64_t column) {
         int64_t left = m.columns - column;
         uint8_t part[kUnit * size] = {};
@@ -89,11 +92,11 @@ static void pack_codes(const Matrix& m, const uint8_t* codes, int64_t row) {
 
 void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, int64_t first,
                int64_t count) {
-    const int64_t groups = num_groups(m), stride = group_bytes(m), row_bytes = m.columns * (m.bits <= 8 ? 1 : m.bits / 8);
+    const int64_t groups = num_groups(m), stride = group_bytes(m), row_bytes = m.columns * (have_scales(m.bits) ? 1 : m.bits / 8);
     for (int64_t i = 0; i < count; i++) {
         int64_t row = first + i;
         uint8_t* group = group_at(m, row / kBlockRows, 0);
-        for (int64_t g = 0; !are_floats(m.bits) && g < groups; g++, group += stride) {
+        for (int64_t g = 0; have_scales(m.bits) && g < groups; g++, group += stride) {
             put_scale(group, row % kBlockRows, scales[i * groups + g], m.wide_scales);
             if (m.has_minima)
                 put_scale(group + scale_bytes(m), row % kBlockRows, minima[i * groups + g], m.wide_scales);
@@ -115,7 +118,7 @@ static void unpack_row(const Matrix& m, int64_t row, float* out) {
     for_each_unit(m, row, [&](uint8_t* group, uint8_t* unit, int64_t column) {
         float values[kUnit];
         get_codes<Bits>(unit, r, m, values);
-        if (!are_floats(Bits)) {
+        if (have_scales(Bits)) {
             float scale = get_scale(group, r, m.wide_scales);
             float minimum = m.has_minima ? get_scale(group + scale_bytes(m), r, m.wide_scales) : 0.0f;
             for (float& value : values) value = value * scale + minimum;
@@ -127,9 +130,27 @@ static void unpack_row(const Matrix& m, int64_t row, float* out) {
 
 void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* out) {
     parallel_ranges(count, 8, [&](int64_t begin, int64_t end) {
+        std::vector<float> sorted(m.order ? m.columns : 0);
         for (int64_t i = begin; i < end; i++) {
             float* to = out + i * m.columns;
-            with_bits(m.bits, [&](auto bits) { unpack_row<bits>(m, indices[i], to); });
+            with_bits(m.bits, [&](auto bits) { unpack_row<bits>(m, indices[i], m.order ? sorted.data() : to); });
+            for (int64_t c = 0; m.order && c < m.columns; c++) to[m.order[c]] = sorted[c];
+        }
+    });
+}
+
+void pack_groups(const Matrix& m, const uint8_t* codes, int64_t row_bytes, const float* scales, const float* minima,
+                 int64_t first, int64_t count) {
+    const int64_t groups = num_groups(m), first_block = first / kBlockRows, last_block = (first + count - 1) / kBlockRows;
+    // A block of packed rows belongs to one thread: its lines are written row by row.
+    parallel_ranges(last_block - first_block + 1, 1, [&](int64_t begin, int64_t end) {
+        std::vector<uint8_t> row(m.columns + 1);
+        int64_t from = (first_block + begin) * kBlockRows - first, to = (first_block + end) * kBlockRows - first;
+        for (int64_t i = from < 0 ? 0 : from; i < to && i < count; i++) {
+            const uint8_t* stored = codes + i * row_bytes;
+            for (int64_t c = 0; c < m.columns; c++)
+                row[c] = m.bits == 4 ? stored[c / 2] >> c % 2 * 4 & 15 : m.bits == 8 ? stored[c] ^ 128 : stored[c];
+            pack_rows(m, row.data(), scales + i * groups, m.has_minima ? minima + i * groups : nullptr, first + i, 1);
         }
     });
 }
@@ -221,6 +242,12 @@ void tile_x(const Matrix& m, const float* x, int64_t x_stride, int64_t num_token
         for (int64_t t = 0; t < tokens; t++) {
             const int64_t token = tile * Kind::kMostTokens + t;
             const float* row = x + token * x_stride;
+            if (m.order) {
+                static thread_local std::vector<float> sorted;
+                sorted.resize(m.columns);
+                for (int64_t c = 0; c < m.columns; c++) sorted[c] = row[m.order[c]];
+                row = sorted.data();
+            }
             float scale = 1;
             if constexpr (!are_floats(Bits)) scale = integer_scale(row, m.columns);
             out.scales[token] = scale;
@@ -254,7 +281,9 @@ struct TileProduct {
     float (*total)[kVectors][kLanes];
 };
 
-// One block of rows times one tile of tokens; groups of 16 columns or 32.
+constexpr int kLong = 0;  // columns of a group that are more than 32, as many as the matrix says
+
+// One block of rows times one tile of tokens; groups of 16 columns, 32 or more.
 template <int Bits, int Tokens, int GroupSize, Reading How>
 void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     const Matrix& m = p.m;
@@ -264,6 +293,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     const uint8_t* group = group_at(m, p.block, 0);
+    const int64_t long_units = m.group_size / kUnit;
     const auto* x = p.x;
     const int32_t* starts = p.starts;
     const float* group_sums = p.group_sums;
@@ -273,10 +303,17 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
         typename Codes<Bits>::template Sums<Tokens> sums;
         if constexpr (How == Reading::kPlain) sums.clear();
         else sums.start(starts);
-        prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(group + kAhead);
+        if constexpr (GroupSize == kLong) {
+            for (int64_t unit = 0; unit < long_units; unit++, x += unit_operands) {
+                prefetch<unit_bytes>(group + unit * unit_bytes + kAhead);
+                codes.template multiply<Tokens, How>(sums, group + codes_at + unit * unit_bytes, x);
+            }
+        } else {
+            prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(group + kAhead);
 #pragma GCC unroll 2
-        for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
-            codes.template multiply<Tokens, How>(sums, group + codes_at + unit * unit_bytes, x);
+            for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
+                codes.template multiply<Tokens, How>(sums, group + codes_at + unit * unit_bytes, x);
+        }
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; i++) {
             const Floats scale = load_scales(group, i, wide);
@@ -311,14 +348,54 @@ void multiply_plain_tile(const TileProduct<Codes<Bits>>& p) {
         for (int i = 0; i < kVectors; i++) store(p.total[t][i], sums.value(t, i));
 }
 
+// The same for floats of 8 bits, whose groups have scales.
+template <int Bits, int Tokens>
+void multiply_scaled_tile(const TileProduct<Codes<Bits>>& p) {
+    constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
+    constexpr int kChains = Tokens == 1 ? 2 : 1;  // of additions, each of which waits for the one before
+    const Matrix& m = p.m;
+    const int64_t groups = num_groups(m), stride = group_bytes(m), units = m.group_size / kUnit;
+    const uint8_t* group = group_at(m, p.block, 0);
+    const auto* x = p.x;
+    memset(p.total, 0, Tokens * sizeof *p.total);
+    for (int64_t g = 0; g < groups; g++, group += stride) {
+        typename Codes<Bits>::template Sums<Tokens> sums[kChains];
+        for (auto& each : sums) each.clear();
+        const uint8_t* unit = group + codes_offset(m);
+        for (int64_t u = 0; u < units; u += kChains) {
+#pragma GCC unroll 2
+            for (int i = 0; i < kChains; i++, unit += unit_bytes, x += unit_operands) {
+                if (i && u + i >= units) break;
+                prefetch<unit_bytes>(unit + kAhead);
+                Codes<Bits>::multiply(sums[i], unit, x);
+            }
+        }
+        for (int i = 0; i < kVectors; i++) {
+            const Floats scale = load_scales(group, i, m.wide_scales) * Codes<Bits>::kScale;
+            for (int t = 0; t < Tokens; t++) {
+                Floats sum = sums[0].value(t, i);
+                for (int chain = 1; chain < kChains; chain++) sum += sums[chain].value(t, i);
+                store(p.total[t][i], load(p.total[t][i]) + sum * scale);
+            }
+        }
+    }
+}
+
 template <int Bits, int Tokens, Reading How>
 auto of_group_size(const Matrix& m) {
-    return m.group_size == 16 ? multiply_tile<Bits, Tokens, 16, How> : multiply_tile<Bits, Tokens, 32, How>;
+    switch (m.group_size) {
+        case 16: return multiply_tile<Bits, Tokens, 16, How>;
+        case 32: return multiply_tile<Bits, Tokens, 32, How>;
+        default: return multiply_tile<Bits, Tokens, kLong, How>;
+    }
 }
 
 template <int Bits, int Tokens>
 auto tile_product(const Matrix& m) {
-    if constexpr (are_floats(Bits)) {
+    if constexpr (are_floats(Bits) && have_scales(Bits)) {
+        return multiply_scaled_tile<Bits, Tokens>;
+    } else if constexpr (are_floats(Bits)) {
         return multiply_plain_tile<Bits, Tokens>;
     } else if constexpr (Codes<Bits>::kAlwaysPlain) {
         return of_group_size<Bits, Tokens, Reading::kPlain>(m);

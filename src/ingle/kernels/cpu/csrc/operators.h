@@ -132,6 +132,8 @@ const char* ingle_factors(int32_t bits);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
 void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
                      int64_t count);
+void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
+                       const float* minima, int64_t first, int64_t count);
 // The same of rows [first, first + count) as GGUF stores them in blocks of a type (its number): row i is the stored row
 // order[i], or i without an order. Returns 0 for a type that is not known.
 int32_t ingle_pack_blocks(const ingle::Matrix* m, int32_t type, const uint8_t* stored, const int64_t* order,

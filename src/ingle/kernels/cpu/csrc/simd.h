@@ -83,6 +83,7 @@ inline Floats load(const Brain* p) {
     return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 }
 inline Floats load(const Half* p) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline Ints load(const int8_t* p) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline void store(Half* p, Floats v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0)); }
 inline void store(Brain* p, Floats v) {
 #if defined(__AVX512BF16__)
@@ -121,6 +122,7 @@ inline Floats load(const Brain* p) {
     return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 }
 inline Floats load(const Half* p) { return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline Ints load(const int8_t* p) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline void store(Half* p, Floats v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
 inline void store(Brain* p, Floats v) {
     const __m256i words = (__m256i)to_brains(v);
@@ -164,6 +166,11 @@ inline Floats sums(const Floats* v) {
 
 inline Floats load(const Brain* p) { return (Floats)vshll_n_u16(vld1_u16(&p->bits), 16); }
 inline Floats load(const Half* p) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+inline Ints load(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return (Ints)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+}
 inline void store(Half* p, Floats v) { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v))); }
 inline void store(Brain* p, Floats v) { vst1_u16(&p->bits, vmovn_u32((uint32x4_t)to_brains(v))); }
 

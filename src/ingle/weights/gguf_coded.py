@@ -1,0 +1,120 @@
+"""GGUF's blocks as codes with scales for products on a GPU: what blocks consist of, apart from each other, no less.
+
+A type is a row of `TYPES`. Those whose codes are looked up in a table of their own are not among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ingle.kernels.coded import MIDDLE, Coded, CodedKind
+from ingle.weights import codes
+from ingle.weights.gguf import BLOCK_TYPES
+from ingle.weights.source import StoredRows
+
+_BLOCK_BYTES = {block.name: block.nbytes for block in BLOCK_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """Of blocks, each tensor [blocks, n]."""
+
+    codes: torch.Tensor
+    """uint8, or int8 where they have signs."""
+    scales: torch.Tensor
+    factors: torch.Tensor | None = None
+    minima: torch.Tensor | None = None
+    minimum_factors: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Type:
+    kind: CodedKind
+    take: Callable[[torch.Tensor], _Contents]
+    lowest: int = 0
+    """What the code 0 stands for, of codes without signs."""
+
+
+def _simple(name: str) -> Callable[[torch.Tensor], _Contents]:
+    """Of a type whose blocks have a scale, and maybe a minimum, of float16."""
+
+    def take(blocks: torch.Tensor) -> _Contents:
+        held = codes.CODED_BLOCKS[name].split(blocks)
+        return _Contents(held.codes, held.scales.half(), minima=None if held.minima is None else held.minima.half())
+
+    return take
+
+
+def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
+    return blocks[:, start : start + 2].contiguous().view(torch.float16)
+
+
+def _q2_k(blocks: torch.Tensor) -> _Contents:
+    held = codes.CODED_BLOCKS["Q2_K"].split(blocks)
+    return _Contents(held.codes, blocks[:, :16] & 15, _half(blocks, 80), blocks[:, :16] >> 4, -_half(blocks, 82))
+
+
+def _q3_k(blocks: torch.Tensor) -> _Contents:
+    held = codes.CODED_BLOCKS["Q3_K"].split(blocks)
+    return _Contents(held.codes, codes.q3_k_steps(blocks), _half(blocks, 108))
+
+
+def _six_bit(name: str) -> Callable[[torch.Tensor], _Contents]:
+    def take(blocks: torch.Tensor) -> _Contents:
+        scales, minima = codes.six_bit_steps(blocks)
+        held = codes.CODED_BLOCKS[name].split(blocks)
+        return _Contents(held.codes.view(torch.uint8), scales, _half(blocks, 0), minima, -_half(blocks, 2))
+
+    return take
+
+
+def _q6_k(blocks: torch.Tensor) -> _Contents:
+    held = codes.CODED_BLOCKS["Q6_K"].split(blocks)
+    return _Contents(held.codes, blocks[:, 192:208].contiguous().view(torch.int8), _half(blocks, 208))
+
+
+TYPES = {
+    "Q4_0": _Type("int4", _simple("Q4_0"), -8),
+    "Q4_1": _Type("int4", _simple("Q4_1")),
+    "Q5_0": _Type("int8", _simple("Q5_0")),
+    "Q5_1": _Type("int8", _simple("Q5_1")),
+    "Q8_0": _Type("int8", _simple("Q8_0")),
+    "Q2_K": _Type("int4", _q2_k),
+    "Q3_K": _Type("int4", _q3_k, -4),
+    "Q4_K": _Type("int4", _six_bit("Q4_K")),
+    "Q5_K": _Type("int8", _six_bit("Q5_K")),
+    "Q6_K": _Type("int8", _q6_k),
+}
+"""By the names of GGUF's block types."""
+
+
+def coded_of(rows: StoredRows, device: torch.device) -> Coded:
+    """Of a type in `TYPES`."""
+    kind, num_rows = TYPES[rows.type], len(rows.data)
+    data = rows.data.copy() if rows.order is None else rows.data[rows.order]
+    held = kind.take(torch.from_numpy(data).to(device).view(-1, _BLOCK_BYTES[rows.type]))
+    size = held.codes.shape[1] // held.scales.shape[1]
+    return Coded.of(
+        kind.kind,
+        _packed(held, kind).reshape(num_rows, -1),
+        held.scales.reshape(num_rows, -1),
+        None,
+        size,
+        factors=None if held.factors is None else held.factors.reshape(num_rows, -1),
+        minima=None if held.minima is None else held.minima.reshape(num_rows, -1),
+        minimum_factors=None if held.minimum_factors is None else held.minimum_factors.reshape(num_rows, -1),
+    )
+
+
+def _packed(held: _Contents, kind: _Type) -> torch.Tensor:
+    """Codes as `Coded.of` takes them, whose zero is the middle, or which have none beside minima."""
+    stored = held.codes
+    if held.minima is None:
+        middle = MIDDLE[kind.kind]
+        has_signs = stored.dtype == torch.int8
+        stored = stored.view(torch.uint8) ^ middle if has_signs else stored + (middle + kind.lowest)
+    stored = stored.view(torch.uint8)
+    return stored if kind.kind == "int8" else stored[:, ::2] | stored[:, 1::2] << 4

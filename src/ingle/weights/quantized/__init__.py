@@ -1,0 +1,1 @@
+"""Checkpoints whose matrices are stored as codes with scales: what their configurations say, and how they are read."""

@@ -1,0 +1,251 @@
+"""What configurations say of quantized weights: config.json, or the files that quantizers put beside it."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ingle.errors import ModelError
+from ingle.weights.checked import Checked
+from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_json_object
+from ingle.weights.quantized import patterns
+from ingle.weights.quantized.scheme import Quantization, Rule, Scheme, always
+
+_KEYS = ("quantization_config", "compression_config")
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""What quantizers write beside a config.json that is silent, and the method of one that does not name it."""
+_ALTERNATIVE = "give the model's unquantized folder, or a GGUF file of it"
+_MAX_GROUP = 1 << 20
+_GPTQ_BITS, _AWQ_BITS, _PACKED_BITS = (2, 3, 4, 8), (4,), (4, 8)
+
+
+def read_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """How the weights of the folder at `path`, with this configuration, are quantized; None where they are not.
+
+    Raises `ModelError` for a method, or a form of one, that ingle does not read.
+    """
+    by_mlx = config.get("quantization")
+    of_mlx = isinstance(by_mlx, Mapping) and "bits" in by_mlx  # whose files name no method
+    for key in _KEYS:
+        settings = config.get(key)
+        if settings and not (of_mlx and not (isinstance(settings, Mapping) and settings.get("quant_method"))):
+            return _of(path, settings, "config.json", key)
+    if of_mlx:
+        _refuse(path, "MLX", "quantization in config.json")
+    for name, method in _BESIDE.items():
+        if path.is_dir() and (path / name).is_file():
+            beside = read_json_object(path / name, MAX_CONFIG_BYTES)
+            return _of(path, {"quant_method": method, **beside}, name, None)
+    return None
+
+
+def _of(path: Path, settings: object, file: str, key: str | None) -> Quantization:
+    where = f"{key} in {file}" if key else file
+    if not isinstance(settings, Mapping):
+        _refuse(path, "a method without a name", where)
+    method = settings.get("quant_method")
+    name = str(method).lower().removeprefix("intel/") if method else ""
+    reader = _READERS.get(name)
+    if reader is None:
+        _refuse(path, method or "a method without a name", where)
+    values = Checked(settings, f"{path / file if path.is_dir() else path}", f"{key}." if key else "")
+    return reader(values, f"{path}: {where}")
+
+
+def _refuse(path: Path, method: object, where: str) -> NoReturn:
+    shown = reprlib.repr(method)
+    raise ModelError(
+        f"{path}: its weights are quantized by {shown} ({where}), which ingle does not read", alternative=_ALTERNATIVE
+    )
+
+
+def _form(values: Checked, key: str, known: Sequence[str], default: str) -> str:
+    """One of several forms of a method. Raises `ModelError` for those that are not read."""
+    value = values.values.get(key)
+    value = default if value is None else value
+    if not isinstance(value, str) or value.lower() not in known:
+        values.fail(f"{key} is {reprlib.repr(value)}, and ingle reads {' and '.join(known)}; {_ALTERNATIVE}")
+    return value.lower()
+
+
+def _bits(values: Checked, known: Sequence[int], *keys: str) -> int:
+    key = next((key for key in keys if key in values), keys[0])
+    bits = values.integer(key, most=64)
+    if bits not in known:
+        values.fail(f"{key} is {bits}, and ingle reads {', '.join(map(str, known))} of this method; {_ALTERNATIVE}")
+    return bits
+
+
+def _group_size(values: Checked, default: int | None, *keys: str) -> int | None:
+    """None for one scale a row, which is written as -1 or 0."""
+    key = next((key for key in keys if key in values), None)
+    if key is None:
+        return default
+    size = values.integer(key, least=-1, most=_MAX_GROUP)
+    return None if size <= 0 else size
+
+
+def _names(values: Checked, *keys: str) -> list[str]:
+    return [name for key in keys for name in values.items(key, str, "names")]
+
+
+# ---- methods
+
+
+def _gptq(values: Checked, source: str) -> Quantization:
+    form = _form(values, "checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+    scheme = Scheme(
+        "gptq",
+        _bits(values, _GPTQ_BITS, "bits", "w_bit", "wbits"),
+        group_size=_group_size(values, 128, "group_size", "groupsize", "q_group_size"),
+        zero_offset=int(form == "gptq"),
+        has_zeros=True,
+    )
+    kept = _names(values, "modules_to_not_convert")
+    rules = [Rule(partial(patterns.contains, tuple(kept)), None)] if kept else []
+    rules += _gptq_exceptions(values, scheme)
+    return Quantization("GPTQ", source, (*rules, Rule(always, scheme)))
+
+
+def _gptq_exceptions(values: Checked, scheme: Scheme) -> list[Rule]:
+    """GPTQModel's `dynamic`: patterns of modules, `-:` before those that are left, `+:` those that differ."""
+    rules = []
+    section = values.section("dynamic", "dynamic.")
+    for pattern in section.values:
+        if not isinstance(pattern, str):
+            values.refuse("dynamic", "not an object of patterns")
+        matches = partial(patterns.matches_regex, pattern.removeprefix("-:").removeprefix("+:"))
+        if pattern.startswith("-:"):
+            rules.append(Rule(matches, None))
+            continue
+        inner = section.section(pattern, f"dynamic.{pattern[:80]}.")
+        bits = _bits(inner, _GPTQ_BITS, "bits") if "bits" in inner else scheme.bits
+        group_size = _group_size(inner, scheme.group_size, "group_size")
+        rules.append(Rule(matches, replace(scheme, bits=bits, group_size=group_size)))
+    return rules
+
+
+def _awq(values: Checked, source: str) -> Quantization:
+    _form(values, "version", ("gemm",), "gemm")
+    scheme = Scheme(
+        "awq",
+        _bits(values, _AWQ_BITS, "bits", "w_bit"),
+        group_size=_group_size(values, 128, "group_size", "q_group_size"),
+        has_zeros=True,  # the kernels of this form read them in any case
+    )
+    kept = _names(values, "modules_to_not_convert", "ignore")
+    rules = [Rule(partial(patterns.contains, tuple(kept)), None)] if kept else []
+    return Quantization("AWQ", source, (*rules, Rule(always, scheme)))
+
+
+def _auto_round(values: Checked, source: str) -> Quantization:
+    """AutoRound packs as one of the others do; layers of other bits stand in `extra_config`."""
+    form = _form(values, "packing_format", tuple(_AUTO_ROUND), "auto_round:auto_gptq")
+    base = _AUTO_ROUND[form](values, source)
+    (scheme,) = base.schemes
+    rules = []
+    extra = values.section("extra_config", "extra_config.")
+    for name in extra.values:
+        inner = extra.section(str(name), f"extra_config.{str(name)[:80]}.")
+        bits = inner.integer("bits", scheme.bits, most=64)
+        other = None if bits >= 16 else replace(
+            scheme, bits=_bits(inner, _GPTQ_BITS, "bits") if "bits" in inner else bits,
+            group_size=_group_size(inner, scheme.group_size, "group_size"),
+        )  # fmt: skip
+        rules.append(Rule(partial(patterns.is_module, str(name)), other))
+    return Quantization("AutoRound", source, (*rules, *base.rules))
+
+
+def _fp8(values: Checked, source: str) -> Quantization:
+    """DeepSeek's and Qwen's in blocks; those of AutoFP8 and Meta's with a scale a matrix or a row."""
+    _form(values, "fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
+    sizes = values.items("weight_block_size", int, "two whole numbers")
+    if sizes and (len(sizes) != 2 or min(sizes) < 1 or max(sizes) > _MAX_GROUP):
+        values.refuse("weight_block_size", "not two whole numbers above 0")
+    rows, columns = sizes or (1, None)
+    scheme = Scheme("whole", 8, is_float=True, group_size=columns, block_rows=rows, quantizes_inputs=True)
+    kept = _names(values, "modules_to_not_convert", "ignored_layers")
+    rules = [Rule(partial(patterns.contains, tuple(kept)), None)] if kept else []
+    return Quantization("FP8", source, (*rules, Rule(always, scheme)))
+
+
+def _modelopt(values: Checked, source: str) -> Quantization:
+    """NVIDIA's: what is said stands under `quantization` in a file of its own, or flat in config.json."""
+    inner = values.section("quantization", "quantization.") if "quantization" in values else values
+    algorithm = _form(inner, "quant_algo", ("fp8", "fp8_pb_wo", "fp8_pc_pt"), "")
+    block = 128 if algorithm == "fp8_pb_wo" else None
+    weights_alone = algorithm == "fp8_pb_wo"
+    scheme = Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
+    kept = _names(inner, "exclude_modules", "ignore")
+    return Quantization("ModelOpt", source, (Rule(partial(patterns.is_glob, tuple(kept)), None), Rule(always, scheme)))
+
+
+def _compressed_tensors(values: Checked, source: str) -> Quantization:
+    for key in ("sparsity_config", "transform_config"):
+        section = values.section(key)
+        if section.values and str(section.values.get("format", "")) != "dense":
+            values.refuse(key, f"which ingle does not read; {_ALTERNATIVE}")
+    rules = [Rule(partial(patterns.is_target, name), None) for name in _names(values, "ignore")]
+    groups = values.section("config_groups", "config_groups.")
+    for name in groups.values:
+        group = groups.section(str(name), f"config_groups.{str(name)[:80]}.")
+        scheme = _compressed_scheme(group, str(values.values.get("format") or ""))
+        rules += [Rule(partial(patterns.is_target, target), scheme) for target in _names(group, "targets")]
+    if not any(rule.scheme is not None for rule in rules):
+        values.fail("config_groups names no layers that are quantized")
+    return Quantization("compressed-tensors", source, tuple(rules))
+
+
+_COMPRESSED_FORMS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
+
+
+def _compressed_scheme(group: Checked, default: str) -> Scheme:
+    form = _form(group, "format", _COMPRESSED_FORMS, default)
+    weights = group.section("weights", "weights.")
+    is_float = _form(weights, "type", ("int", "float"), "int") == "float"
+    packed = form == "pack-quantized"
+    if is_float and packed:
+        group.refuse("weights", f"packed floats, which ingle does not read; {_ALTERNATIVE}")
+    bits = _bits(weights, (8,) if is_float else _PACKED_BITS, "num_bits")
+    strategy = _form(weights, "strategy", ("tensor", "channel", "group", "block"), "tensor")
+    rows, columns = 1, None
+    if strategy == "group":
+        columns = weights.integer("group_size", most=_MAX_GROUP)
+    elif strategy == "block":
+        sizes = weights.items("block_structure", int, "two whole numbers")
+        if len(sizes) != 2 or min(sizes) < 1 or max(sizes) > _MAX_GROUP:
+            weights.refuse("block_structure", "not two whole numbers above 0")
+        rows, columns = sizes
+    has_zeros = not weights.flag("symmetric", True) and not is_float
+    of_inputs = is_float and bool(group.section("input_activations").values)
+    return Scheme(
+        "packed" if packed else "whole", bits, is_float, columns, rows, has_zeros=has_zeros, quantizes_inputs=of_inputs
+    )
+
+
+_READERS: dict[str, Callable[[Checked, str], Quantization]] = {
+    "gptq": _gptq,
+    "gptq_marlin": _gptq,
+    "gptqmodel": _gptq,
+    "awq": _awq,
+    "awq_marlin": _awq,
+    "auto-round": _auto_round,
+    "autoround": _auto_round,
+    "fp8": _fp8,
+    "fbgemm_fp8": _fp8,
+    "modelopt": _modelopt,
+    "modelopt_fp8": _modelopt,
+    "compressed-tensors": _compressed_tensors,
+    "sparseml": _compressed_tensors,
+}
+_AUTO_ROUND: dict[str, Callable[[Checked, str], Quantization]] = {
+    "auto_round:auto_gptq": _gptq,
+    "auto_round:gptq": _gptq,
+    "auto_gptq": _gptq,
+    "auto_round:auto_awq": _awq,
+    "auto_awq": _awq,
+}

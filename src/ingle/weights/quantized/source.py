@@ -1,0 +1,150 @@
+"""A checkpoint of which some matrices are stored as codes: a source that gives those as `Groups`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ingle.errors import ModelError
+from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.layouts import MARKERS, Module
+from ingle.weights.quantized.scheme import Quantization
+from ingle.weights.source import FLOAT_TYPES, StoredRows, check_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from ingle.weights.safetensors_source import SafetensorsSource
+
+_CHUNK_ROWS = 1024
+CODED_BYTES = {"int4": 0.5 + 1 / 16, "int8": 1 + 1 / 16, "fp8": 1 + 1 / 32}
+"""That a number of these kinds takes with its share of scales, at most as usual checkpoints have them."""
+
+
+class QuantizedSource:
+    """What a module is stored as its tensors say; what they mean, the configuration.
+
+    A module with a `weight` of a float type is not quantized, whatever is excepted or not.
+    """
+
+    def __init__(self, files: SafetensorsSource, quantization: Quantization) -> None:
+        self._files, self._quantization = files, quantization
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files or self._module(name) is not None
+
+    @property
+    def names(self) -> Collection[str]:
+        return frozenset(self._files.names) | {f"{module}.weight" for module in self._coded}
+
+    @property
+    def stored_types(self) -> dict[str, int]:
+        """Of codes the kind, such as int4; scales and what else belongs to codes are not counted."""
+        counts: Counter[str] = Counter()
+        coded = self._coded
+        for name in self._files.names:
+            module, _, suffix = name.rpartition(".")
+            if module in coded:
+                if suffix == coded[module] and (found := self._module(f"{module}.weight")) is not None:
+                    counts[found.scheme.kind] += math.prod(found.shape)
+                continue
+            stored = self._files.stored(name)
+            counts[stored.type] += math.prod(stored.shape)
+        return dict(counts.most_common())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        module = self._module(name)
+        return self._files.shape(name) if module is None else module.shape
+
+    def check(self, name: str, num_elements: int) -> None:
+        module = self._module(name)
+        if module is None:
+            self._files.check(name, num_elements)
+            return
+        check_size(module.shape, name, num_elements)
+        module.check(*module.shape)
+
+    def is_coded(self, name: str) -> bool:
+        return self._module(name) is not None
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        module = self._module(name)
+        assert module is not None, f"{name} is not stored as codes with scales"
+        if module.shape != (num_rows, num_columns):
+            check_size(module.shape, name, num_rows * num_columns)
+            raise ModelError(
+                f"tensor {name} has shape {module.shape}, and the configuration asks for {(num_rows, num_columns)}"
+            )
+        return module.read(num_rows, num_columns)
+
+    def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
+        return self._files.stored_rows(name, num_rows, num_columns)
+
+    def alike(self, name: str, other: str) -> bool:
+        coded = self._module(name) is not None or self._module(other) is not None
+        return not coded and self._files.alike(name, other)
+
+    def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        return self._files.floats(name, size)
+
+    def load_into(self, name: str, out: torch.Tensor) -> None:
+        module = self._module(name)
+        if module is None:
+            self._files.load_into(name, out)
+            return
+        import torch
+
+        rows = out.view(-1, out.shape[-1])
+        groups = module.read(*rows.shape)
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            stop = min(start + _CHUNK_ROWS, len(rows))
+            rows[start:stop].copy_(torch.from_numpy(groups.rows(start, stop).decoded()))
+
+    def close(self) -> None:
+        self._files.close()
+
+    @cached_property
+    def _coded(self) -> dict[str, str]:
+        """The modules that are stored as codes, and the tensor that has them. Raises `ModelError` for several."""
+        coded: dict[str, str] = {}
+        for name in self._files.names:
+            module, _, suffix = name.rpartition(".")
+            if suffix not in ("qweight", "weight_packed", "weight"):
+                continue
+            if suffix == "weight" and self._files.stored(name).type in FLOAT_TYPES:
+                if f"{module}.qweight" in self._files or f"{module}.weight_packed" in self._files:
+                    raise self._mixed(module)
+                continue
+            if module in coded:
+                raise self._mixed(module)
+            coded[module] = suffix
+        return coded
+
+    def _mixed(self, module: str) -> ModelError:
+        found = sorted(name for name in {*MARKERS.values()} if f"{module}.{name}" in self._files)
+        file = self._files.where(f"{module}.{found[0]}")
+        return ModelError(
+            f"{file}: {module} is stored in several ways ({', '.join(found)})",
+            alternative="take the files of one quantization, into a folder of their own",
+        )
+
+    def _module(self, name: str) -> Module | None:
+        """The module whose codes are the named weight."""
+        module, _, suffix = name.rpartition(".")
+        if suffix != "weight" or module not in self._coded:
+            return None
+        scheme, marker = self._quantization.scheme_stored(module), self._coded[module]
+        if MARKERS[scheme.layout] != marker:
+            file = self._files.where(f"{module}.{marker}")
+            raise ModelError(
+                f"{file}: has a tensor {module}.{marker}, and the configuration says {self._quantization.name}, which "
+                f"has {MARKERS[scheme.layout]} there",
+                alternative="take the configuration that belongs to these files",
+            )
+        return Module(module, scheme, self._files)

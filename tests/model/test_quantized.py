@@ -1,0 +1,220 @@
+"""Tiny checkpoints in each quantized format give what their decoded selves give, by both devices of a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ingle.device.native.device import NativeDevice
+from ingle.device.torch.device import TorchDevice
+from ingle.engine.engine import Engine
+from ingle.errors import ConfigError, IngleError, ModelError
+from ingle.weights.coded_part import CodedPart
+from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
+from tests.weights.quantized import packers
+from tests.weights.quantized.packers import Written
+
+Write = Callable[[int, int, int], Written]
+PROMPT, LONG = random_prompt(3, 40), random_prompt(4, 100)
+
+FORMATS: dict[str, Write] = {
+    "gptq": lambda rows, columns, seed: packers.gptq(rows, columns, group_size=32, seed=seed),
+    "gptq-act-order": lambda rows, columns, seed: packers.gptq(
+        rows, columns, group_size=32, act_order=True, symmetric=False, seed=seed
+    ),
+    "gptq-int8": lambda rows, columns, seed: packers.gptq(rows, columns, bits=8, group_size=-1, seed=seed),
+    "awq": lambda rows, columns, seed: packers.awq(rows, columns, group_size=32, seed=seed),
+    "fp8": lambda rows, columns, seed: packers.fp8(rows, columns, block=(32, 32), seed=seed),
+    "fp8-whole": lambda rows, columns, seed: packers.fp8(rows, columns, scales="tensor", seed=seed),
+    "ct-int4": lambda rows, columns, seed: packers.compressed(
+        rows, columns, form="pack-quantized", group_size=32, seed=seed
+    ),
+    "ct-fp8": lambda rows, columns, seed: packers.compressed(
+        rows, columns, form="float-quantized", bits=8, strategy="channel", group_size=None, seed=seed
+    ),
+}
+
+
+def quantize(plain: Path, folder: Path, write: Write) -> Path:
+    """Writes the checkpoint into `folder` with its layers' projections in a format, and what they stand for to `plain`.
+
+    One projection stays what it is.
+    """
+    folder.mkdir()
+    tensors, stored, settings = load_file(plain / "model.safetensors"), {}, {}
+    for seed, (name, tensor) in enumerate(sorted(tensors.items())):
+        module = name.removesuffix(".weight")
+        if not name.endswith("proj.weight") or name.endswith("layers.1.mlp.up_proj.weight"):
+            stored[name] = tensor
+            continue
+        written = write(*tensor.shape, seed)
+        settings = written.settings
+        stored.update({f"{module}.{each}": part.contiguous() for each, part in written.tensors.items()})
+        tensors[name] = torch.from_numpy(written.exact).float()
+    save_file(tensors, plain / "model.safetensors")
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((plain / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    return folder
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def checkpoint(tmp_path: Path, family: str = "llama", **sizes: Any) -> Path:
+    return save_checkpoint(tmp_path / "plain", family, intermediate_size=96, **sizes)
+
+
+def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_logits(tmp_path: Path, family: str, name: str) -> None:
+    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+        pytest.skip("compressed-tensors is not installed")
+    plain = checkpoint(tmp_path, family)
+    coded = quantize(plain, tmp_path / "coded", FORMATS[name])
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    kept = engine_for(coded, dtype="auto")
+    assert isinstance(kept.worker.device, NativeDevice)
+    assert off(engine_logits(kept, PROMPT), expected) < 0.03
+    by_pytorch = engine_for(coded, cpu_kernels="torch")
+    assert isinstance(by_pytorch.worker.device, TorchDevice)
+    assert off(engine_logits(by_pytorch, PROMPT), expected) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORMATS)
+def test_on_a_gpu(tmp_path: Path, name: str) -> None:
+    """In both types, by the fused products of few rows and by those of more, and through the graphs of a decode."""
+    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+        pytest.skip("compressed-tensors is not installed")
+    plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+    coded = quantize(plain, tmp_path / "coded", FORMATS[name])
+    prompts = (PROMPT[:1], PROMPT[:9], PROMPT, LONG)
+    exact = [engine_logits(engine_for(plain), prompt) for prompt in prompts]
+    for dtype in ("bfloat16", "float16"):
+        on_gpu = {"dtype": dtype, "device": "cuda"}
+        decoded, engine = engine_for(plain, **on_gpu), engine_for(coded, **on_gpu)
+        assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
+        for prompt, logits in zip(prompts, exact, strict=True):
+            ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
+            by_inputs = 0.15 if name.startswith("fp8") and prompt is LONG else 0.01  # which are FP8 then
+            assert off(ours, logits) < 1.5 * off(theirs, logits) + by_inputs
+        assert len(greedy(engine, PROMPT, 16)) == 16
+
+
+def held(engine: Engine) -> set[str]:
+    device = engine.worker.device
+    assert isinstance(device, TorchDevice)
+    parts = [part for weight in device.model.parameters() for part in getattr(weight, "parts", ())]
+    return {part.coded.kind for part in parts if isinstance(part, CodedPart)}
+
+
+def test_what_is_held(tmp_path: Path) -> None:
+    """Codes stay codes, fused where layers are alike; one projection among them stays what it is."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq"])
+    native = engine_for(coded, dtype="auto").worker.device
+    assert isinstance(native, NativeDevice)
+    layers = native.model.layers
+    assert [part.matrix.bits for part in layers[0].matrices[0].parts] == [4]
+    assert [part.matrix.bits for part in layers[0].matrices[2].parts] == [4]
+    assert [part.matrix.bits for part in layers[1].matrices[2].parts] == [4, 16]
+    assert held(engine_for(coded, cpu_kernels="torch")) == {"int4"}
+
+
+def test_experts_of_a_mixture(tmp_path: Path) -> None:
+    """Of which the CPU's kernels multiply codes as well; PyTorch has no products of such yet."""
+    plain = checkpoint(tmp_path, "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    tensors, split = load_file(plain / "model.safetensors"), {}
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj"):
+            for expert, (gate, up) in enumerate(each.chunk(2) for each in tensor):
+                base = f"{name.removesuffix('gate_up_proj')}{expert}"
+                split |= {f"{base}.gate_proj.weight": gate.clone(), f"{base}.up_proj.weight": up.clone()}
+        elif name.endswith("experts.down_proj"):
+            base = name.removesuffix("down_proj")
+            split |= {f"{base}{expert}.down_proj.weight": each.clone() for expert, each in enumerate(tensor)}
+        else:
+            split[name] = tensor
+    save_file(split, plain / "model.safetensors")
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq-act-order"])
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    kept = engine_logits(engine_for(coded, dtype="auto"), PROMPT[:8])  # up to where rounding chooses other experts
+    assert off(kept, expected[:8]) < 0.03
+    with pytest.raises(ModelError, match=r"experts\.0\.down_proj\.weight is an expert's, and quantized.*; run it on a"):
+        engine_for(coded, cpu_kernels="torch")
+
+
+def without(suffix: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        name = next(name for name in sorted(tensors) if name.endswith(suffix))
+        del tensors[name]
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
+def saying(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {**config["quantization_config"], **changes}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def twice(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(96, 64)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def silent(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no scales": (without("k_proj.scales"), r"model\.safetensors: has no tensor model\.layers\.0\.self_attn\.k_pr"),
+    "another group size": (saying(group_size=64), r"\.scales has shape .* and int4 in groups of 64 .* groups of 32"),
+    "other bits": (saying(bits=8), r"\.q_proj\.weight has shape .*asks for"),
+    "unknown bits": (saying(bits=6), r"bits is 6, and ingle reads 2, 3, 4, 8"),
+    "another method": (saying(quant_method="fp8"), r"has a tensor model\.layers\..*\.qweight, and the configuration"),
+    "in two ways": (twice, r"model\.layers\.0\.mlp\.up_proj is stored in several ways \(qweight, weight\)"),
+    "a silent configuration": (silent, r"is quantized \(GPTQ or AWQ\), and the configuration does not say how.*; take"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_checkpoints(tmp_path: Path, name: str) -> None:
+    damage, says = BAD[name]
+    coded = quantize(checkpoint(tmp_path), tmp_path / "coded", FORMATS["gptq"])
+    damage(coded)
+    with pytest.raises(IngleError, match=says) as caught:
+        engine_for(coded, dtype="auto")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_flag(tmp_path: Path) -> None:
+    coded = quantize(checkpoint(tmp_path), tmp_path / "coded", FORMATS["gptq"])
+    engine_for(coded, dtype="auto", quantization="gptq")
+    with pytest.raises(
+        ConfigError, match=r"--quantization awq: .* is quantized already: GPTQ, int4 in groups of 32; lea"
+    ):
+        engine_for(coded, dtype="auto", quantization="awq")

@@ -1,0 +1,152 @@
+"""Layers as their formats store them become the numbers that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ingle.errors import ModelError
+from ingle.kernels.cpu import library
+from ingle.weights.code_types import exact as exactly
+from ingle.weights.packed_matrix import PackedMatrix, pack_groups
+from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.layouts import Module
+from tests.weights.quantized.packers import Written, awq, fp8, gptq
+
+Make = Callable[[int, int], Written]
+Read = Callable[[Written], Groups]
+
+
+def equal(ours: np.ndarray, exact: np.ndarray) -> None:
+    np.testing.assert_allclose(ours, exact, rtol=3e-7, atol=float(np.abs(exact).max()) * 2e-7)
+
+
+def test_decoded(case: Make, read: Read) -> None:
+    written = case(64, 192)  # of some, three groups or one and a half
+    equal(read(written).decoded(), written.exact)
+
+
+def test_slices(case: Make, read: Read) -> None:
+    written = case(64, 192)
+    groups = read(written)
+    equal(groups.rows(16, 40).decoded(), written.exact[16:40])
+    if groups.order is not None:
+        with pytest.raises(ValueError, match="an order of their own"):
+            groups.columns(0, 64)
+        return
+    for start, stop in ((0, 64), (64, 192), (48, 96), (160, 192)):
+        equal(groups.columns(start, stop).decoded(), written.exact[:, start:stop])
+        equal(groups.columns(start, stop).rows(8, 24).decoded(), written.exact[8:24, start:stop])
+
+
+@pytest.fixture
+def kernels() -> None:
+    failure = library.start(2)
+    if failure is not None:
+        pytest.skip(failure)
+
+
+def all_rows(matrix: PackedMatrix) -> np.ndarray:
+    return np.concatenate([part.rows(np.arange(part.num_rows)) for part in matrix.parts])
+
+
+@pytest.mark.usefixtures("kernels")
+def test_packed_for_the_cpu(case: Make, read: Read) -> None:
+    """Without loss; and multiplied, with a number of rows on each side of what a tile holds."""
+    written = case(96, 320)
+    groups = read(written)
+    matrix = pack_groups([groups], 320)
+    equal(all_rows(matrix), written.exact)
+    plain = pack_groups([groups], 320, exactly)
+    rng = np.random.default_rng(7)
+    for num_rows in (1, 3, 16, 17):
+        x = rng.standard_normal((num_rows, 320)).astype(np.float32)
+        expected = x.astype(np.float64) @ written.exact.T
+        scale = float(np.abs(expected).max())
+        np.testing.assert_allclose(matrix.multiply(x), expected, rtol=0, atol=scale * 6e-3)
+        np.testing.assert_allclose(plain.multiply(x), expected, rtol=0, atol=scale * 2e-6)
+    padded = sum(part.matrix.group_size * -(-320 // part.matrix.group_size) for part in matrix.parts)
+    per_number = matrix.num_bytes * 8 / (96 * padded)
+    assert per_number <= {"int4": 6.1, "int8": 10.1, "fp8": 9.1}[groups.kind]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("make", [lambda: gptq(64, 384, group_size=128, symmetric=False, act_order=True),
+                                  lambda: gptq(64, 384, group_size=128, bits=8), lambda: fp8(64, 384)])  # fmt: skip
+def test_many_rows_on_the_cpu(read: Read, make: Callable[[], Written]) -> None:
+    written = make()
+    matrix = pack_groups([read(written)], 384)
+    x = np.random.default_rng(8).standard_normal((1000, 384)).astype(np.float32)
+    x[5] *= 1000  # every row has a scale of its own
+    expected = x.astype(np.float64) @ written.exact.T
+    for num_rows in (64, 128, 1000):
+        ours = matrix.multiply(x[:num_rows])
+        error = np.abs(ours - expected[:num_rows]).max(1) / np.abs(expected[:num_rows]).max(1)
+        assert error.max() < 6e-3
+    assert np.isnan(matrix.multiply(np.full((1, 384), np.inf, np.float32))).all()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_large_codes_do_not_overflow(read: Read) -> None:
+    """The largest activations and codes that there are, all of one sign."""
+    written = gptq(32, 512, bits=8, group_size=128, symmetric=False)
+    tensors = {**written.tensors, "qweight": torch.full_like(written.tensors["qweight"], -1)}
+    tensors["qzeros"] = torch.full_like(written.tensors["qzeros"], -1)  # 255 and one more: zero
+    groups = read(Written(tensors, written.exact, written.scheme))
+    exact = np.repeat(255 * written.tensors["scales"].double().numpy().T, 128, 1)
+    equal(groups.decoded(), exact)
+    x = np.ones((3, 512), np.float32)
+    np.testing.assert_allclose(pack_groups([groups], 512).multiply(x), x @ exact.T, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_layers_of_one_product(read: Read) -> None:
+    """Those that are held alike share a part; another order of inputs is another part."""
+    same = [read(gptq(32, 128, seed=seed)) for seed in (1, 2)]
+    ordered = [gptq(32, 128, act_order=True, seed=seed) for seed in (3, 4)]
+    stored = [*same, *(read(each) for each in ordered)]
+    matrix = pack_groups(stored, 128)
+    assert [part.num_rows for part in matrix.parts] == [64, 32, 32]
+    equal(all_rows(matrix), np.concatenate([each.decoded() for each in stored]))
+
+
+def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> None:
+    good, packed = gptq(48, 192), awq(48, 192)
+    floats = fp8(48, 192, scales="channel")
+    index = good.tensors["g_idx"]
+    for written, changes, says in (
+        (good, {"scales": None}, r"model.safetensors: has no tensor m\.scales, which int4 in groups of 64 needs"),
+        (good, {"qzeros": None}, r"has no tensor m\.qzeros"),
+        (good, {"scales": good.tensors["scales"][:2]}, r"m\.scales has shape \(2, 48\), and .* asks for \(3, 48\)"),
+        (good, {"qweight": good.tensors["qweight"][:, :40]}, r"m\.qweight has shape \(24, 40\)"),
+        (good, {"qweight": good.tensors["qweight"].float()}, r"m\.qweight is F32, and int4 in groups of 64 asks for"),
+        (good, {"g_idx": index.roll(1)[index.argsort()] * 0}, r"m\.g_idx does not put 64 inputs into each group"),
+        (good, {"g_idx": index * 100}, r"m\.g_idx does not put 64 inputs"),
+        (good, {"scales": good.tensors["scales"] * float("nan")}, r"m\.scales has scales that are not finite"),
+        (packed, {"qweight": packed.tensors["qweight"][:, :5]}, r"m\.qweight has shape \(192, 5\)"),
+        (floats, {"weight": (torch.ones(48, 192) * float("nan")).to(torch.float8_e4m3fn)}, r"m\.weight has numbers"),
+        (floats, {"weight_scale": None}, r"has no tensor m\.weight_scale, which FP8 needs beside m\.weight"),
+        (floats, {"weight_scale": floats.tensors["weight_scale"][:7]}, r"m\.weight_scale has shape \(7, 1\)"),
+    ):  # fmt: skip
+        with pytest.raises(ModelError, match=says) as caught:
+            module_of(written, **changes).read(48, 192)
+        assert "\n" not in str(caught.value)
+    wrong = gptq(48, 192, group_size=32)
+    with pytest.raises(ModelError, match=r"m\.scales has shape \(6, 48\).*; .* these files have groups of 32"):
+        module_of(Written(wrong.tensors, wrong.exact, good.scheme)).read(48, 192)
+    with pytest.raises(ModelError, match="m has 48 rows of 100, which 4 bits a number do not divide into words of 32"):
+        module_of(good).check(48, 100)
+
+
+def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> None:
+    """What is stored lies in the file's mapping, and a slice of it too."""
+    module = module_of(fp8(48, 192))
+    stored = module.tensors.stored("m.weight")
+    assert (stored.type, stored.shape) == ("F8_E4M3", (48, 192))
+    whole = stored.read()
+    groups = module.read(48, 192)
+    assert not whole.flags.owndata and np.shares_memory(groups.rows(8, 16).codes, groups.codes)
+    assert np.array_equal(groups.columns(128, 192).rows(8, 16).codes, whole[8:16, 128:])

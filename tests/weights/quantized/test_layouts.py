@@ -121,6 +121,7 @@ def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> Non
         (good, {"scales": None}, r"model.safetensors: has no tensor m\.scales, which int4 in groups of 64 needs"),
         (good, {"qzeros": None}, r"has no tensor m\.qzeros"),
         (good, {"scales": good.tensors["scales"][:2]}, r"m\.scales has shape \(2, 48\), and .* asks for \(3, 48\)"),
+        (good, {"scales": torch.tensor(1.0)}, r"m\.scales has shape \(\), and .* asks for \(3, 48\)"),
         (good, {"qweight": good.tensors["qweight"][:, :40]}, r"m\.qweight has shape \(24, 40\)"),
         (good, {"qweight": good.tensors["qweight"].float()}, r"m\.qweight is F32, and int4 in groups of 64 asks for"),
         (good, {"g_idx": index.roll(1)[index.argsort()] * 0}, r"m\.g_idx does not put 64 inputs into each group"),

@@ -181,7 +181,7 @@ class Module:
 
     def _misshapen(self, suffix: str, shape: Shape, wanted: tuple[Shape, ...], columns: int) -> None:
         size, scheme = self.scheme.group_size, self.scheme
-        groups = shape[0] if scheme.layout in ("gptq", "awq") else shape[-1] if shape else 1
+        groups = shape[0 if scheme.layout in ("gptq", "awq") else -1] if shape else 1
         asked = " or ".join(map(str, wanted[-1:]))
         alternative = _DOWNLOAD
         of_scales = suffix in ("scales", *SCALES)

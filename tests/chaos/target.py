@@ -77,11 +77,12 @@ class Target:
     # What it is made of.
 
     def processes(self) -> dict[int, str]:
-        """Its children by what they do."""
+        """Its children by what they do, without those that have ended and that it has not looked after yet."""
         kinds = {b"ingle.engine.process": "engine", b"template_worker": "template"}
         found = {}
         for pid in descendants(self.api):
-            line = command_line(pid)
+            if not (line := command_line(pid)):
+                continue
             found[pid] = next((kind for mark, kind in kinds.items() if mark in line), line.decode(errors="replace"))
         return found
 

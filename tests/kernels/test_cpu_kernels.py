@@ -21,7 +21,7 @@ from ingle.kernels.sampling import Features, SamplingTables
 from ingle.request import SamplingParams
 from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact
-from ingle.weights.codes import CODED_BLOCKS, Coded
+from ingle.weights.codes import CODED_BLOCKS, Contents
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import FLOATS, StoredRows
@@ -68,11 +68,11 @@ KINDS = [
 ]
 
 
-def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Coded, torch.Tensor]:
+def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Contents, torch.Tensor]:
     """Random rows, and the float32 matrix that they stand for."""
     if code_type.bits >= 16:
         values = torch.randn(num_rows, columns).to(torch.bfloat16 if code_type.bits == 16 else torch.float32)
-        return Coded(values, torch.empty(0)), values.float()
+        return Contents(values, torch.empty(0)), values.float()
     codes = torch.randint(0, 16, (num_rows, columns), dtype=torch.uint8)
     values = torch.tensor(code_type.codebook).float()[codes.long()]
     if code_type.bits == 8:
@@ -83,8 +83,8 @@ def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Coded, torc
     scales, minima = (torch.randn(num_rows, groups).mul(0.1).to(scale_type).float() for _ in range(2))
     spread = [part.repeat_interleave(code_type.group_size, 1)[:, :columns] for part in (scales, minima)]
     if not code_type.has_minima:
-        return Coded(codes, scales), values * spread[0]
-    return Coded(codes, scales, minima), values * spread[0] + spread[1]
+        return Contents(codes, scales), values * spread[0]
+    return Contents(codes, scales, minima), values * spread[0] + spread[1]
 
 
 def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart, torch.Tensor]:
@@ -94,7 +94,7 @@ def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart
     return part, values
 
 
-def pack(part: PackedPart, rows: Coded, first: int = 0) -> None:
+def pack(part: PackedPart, rows: Contents, first: int = 0) -> None:
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in rows]
     library.get().ingle_pack_rows(ctypes.byref(part.matrix), *addresses, first, len(rows.codes))
 
@@ -157,13 +157,13 @@ def test_stored_blocks_are_packed_as_pytorch_splits_them(name: str) -> None:
     blocks = torch.from_numpy(stored[order]).view(-1, block.nbytes)
     if name in CODED_BLOCKS:
         code_type = CODE_TYPES[name]
-        rows = Coded(
+        rows = Contents(
             *(None if part is None else part.reshape(num_rows, -1) for part in CODED_BLOCKS[name].split(blocks))
         )
     else:
         code_type = CodeType(16, 32)
         kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
-        rows = Coded(blocks.view(kind).to(torch.bfloat16).view(num_rows, -1), torch.empty(0))
+        rows = Contents(blocks.view(kind).to(torch.bfloat16).view(num_rows, -1), torch.empty(0))
     ours, theirs = (PackedPart.empty(code_type, first + num_rows, columns) for _ in range(2))
     ours.pack(first, StoredRows(name, stored, order))
     pack(theirs, rows, first)

@@ -446,6 +446,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """Prompt tokens that are computed so far, in an output that says nothing else, if asked for."""
     refused: bool = False
     """It is the request that is wrong."""
+    busy: bool = False
+    """With `finish_reason` error: it cannot be computed now, and may be asked again."""
     complete: bool = False
     """Ended by its grammar: the last token is part of the answer."""
     queued_s: float | None = None

@@ -259,8 +259,9 @@ def test_large_grammars_are_kept_as_long_as_there_is_room(monkeypatch: pytest.Mo
         grammars.compile(large(index)).compiled.result()
     assert grammars._num_bytes <= 100 and len(grammars._copies) == 2
     uses = [grammars.compile(large(index)) for index in (20, 21)]
-    with pytest.raises(RequestError, match="all memory"):
+    with pytest.raises(RequestError, match="all memory") as caught:
         grammars.compile(large(22))
+    assert caught.value.status == 503
     assert grammars.compile(large(20)).copy is uses[0].copy
     uses[1].compiled.result()
     del uses[1:]

@@ -79,6 +79,8 @@ class ScriptedEngine:
     num_cached_tokens: Callable[[EngineRequest], int] = lambda request: 0
     fail_after: int | None = None
     """Tokens after which a request ends with an error."""
+    busy: bool = False
+    """That error is one of the moment."""
     die_after: int | None = None
     """Tokens after which the engine is dead."""
     status: Health = field(default_factory=Health)
@@ -131,7 +133,7 @@ class ScriptedEngine:
         step: list[int] = []
         for count, token in enumerate(itertools.cycle(self.reply(request))):
             if count == self.fail_after:
-                yield EngineOutput(request.id, [], "error", error="the logits are not finite")
+                yield EngineOutput(request.id, [], "error", error="the logits are not finite", busy=self.busy)
             if count == self.die_after:
                 raise EngineError("killed by SIGKILL")
             step.append(token)

@@ -280,6 +280,12 @@ async def test_a_failed_generation_is_a_500(client: httpx.AsyncClient, engine: S
     assert assert_error(response, 500, "the logits are not finite")["code"] == "generation_failed"
 
 
+async def test_what_cannot_be_computed_now_is_a_503(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.fail_after, engine.busy = 0, True
+    response = await client.post("/v1/completions", json={"prompt": "a"})
+    assert assert_error(response, 503, "the logits are not finite")["code"] == "server_busy"
+
+
 async def test_one_failing_choice_ends_the_others(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     engine.fail_after = 3
     assert_error(await client.post("/v1/completions", json={"prompt": "a", "n": 3}), 500, "not finite")

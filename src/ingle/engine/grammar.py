@@ -193,7 +193,8 @@ class Grammars:
         while self._num_bytes + grammar.num_bytes > _MAX_BYTES and unused:
             self._copies.pop(unused.pop(0))
         if self._num_bytes + grammar.num_bytes > _MAX_BYTES:
-            raise RequestError("the grammars that are in use take all memory there is for them: send this again later")
+            message = "the grammars that are in use take all memory there is for them: send this again later"
+            raise RequestError(message, param="structured_outputs", code="server_busy", status=503)
         copy = Copy(self._pool.submit(self._compile, grammar.text, grammar.fuel), grammar.num_bytes)
         self._num_bytes += grammar.num_bytes
         finalize(copy, self._forget, grammar.num_bytes).atexit = False

@@ -152,7 +152,7 @@ def _add(engine: Engine, request: EngineRequest) -> list[EngineOutput]:
     try:
         engine.add(request)
     except RequestError as error:
-        return [EngineOutput(request.id, [], "error", error=str(error))]
+        return [EngineOutput(request.id, [], "error", error=str(error), busy=error.status == 503)]
     return []
 
 

@@ -83,10 +83,9 @@ class EngineProcess:
 
     def _tell(self, start: bytes) -> None:
         pipe = cast(IO[bytes], self._popen.stdout)
-        self._printed = threading.Thread(
-            target=self._log_what_it_prints, args=(pipe,), name="engine's prints", daemon=True
-        )
-        self._printed.start()
+        printed = threading.Thread(target=self._log_what_it_prints, args=(pipe,), name="engine's prints", daemon=True)
+        printed.start()
+        self._printed = printed
         with contextlib.suppress(OSError):  # it has died already: whoever waits for its answer learns why
             self.socket.sendall(start)
 

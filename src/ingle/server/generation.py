@@ -89,6 +89,8 @@ class Generation:
                 if output.refused:
                     message = f"{request.id} is refused: {output.error}"
                     raise RequestError(message, param="structured_outputs", code="invalid_grammar")
+                if output.busy:
+                    raise RequestError(output.error or "", code="server_busy", status=503)
                 if output.finish_reason == "error":
                     message = f"Generation of {request.id} failed: {output.error}"
                     raise RequestError(message, code="generation_failed", status=500)

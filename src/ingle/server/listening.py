@@ -116,8 +116,9 @@ def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket. Raises `ConfigError` when the port is taken or the address is not this machine's."""
     _check_host(host)
     try:
+        name = host.encode() if host.isascii() else host  # a str needs a codec, which is a module to import
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

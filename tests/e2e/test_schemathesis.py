@@ -5,6 +5,7 @@ Each answer must have a status, a type and a body that the document names; none 
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,8 +43,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started.stop()
 
 
+SETTINGS = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "504"]
+"""
+"""504 is what a request gets whose own `timeout` is over, such as one of a millisecond."""
+
+
 def run(server: Server, directory: Path, *options: str) -> None:
     pytest.importorskip("schemathesis")
+    (directory / "schemathesis.toml").write_text(SETTINGS)
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--mode", "all",
         "--checks", ",".join(CHECKS), "--request-timeout", str(HANGS_S), "--suppress-health-check", "all",
@@ -53,7 +62,7 @@ def run(server: Server, directory: Path, *options: str) -> None:
     assert found.returncode == 0, found.stdout[-8000:] + found.stderr[-2000:]
     detail = httpx.get(f"{server.url}/health").raise_for_status().json()["detail"]
     assert detail == "0 requests running, 0 waiting", "a request was left behind"
-    assert " 50" not in " ".join(line for line in server.log if "HTTP" in line)
+    assert not [line for line in server.log if re.search(r'" 50[0-3] ', line)]
 
 
 def test_some_requests_of_every_kind(server: Server, tmp_path: Path) -> None:

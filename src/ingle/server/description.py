@@ -24,7 +24,7 @@ _REF = "#/components/schemas/{}"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _ALWAYS = (401, 403, 405, 408, 431, 500, 503)
 """Errors that any request may get."""
-_WITH_BODY = (400, 404, 413, 415, 429)
+_WITH_BODY = (400, 404, 413, 415, 429, 504)
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _HEADERS = {
     "X-Request-Id": {"description": "Names the request in the log: the client's own, or a new one."},

@@ -68,7 +68,7 @@ class PackedPart:
         groups = np.arange(0, rows.num_columns, size) // rows.group_size
         scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
         if rows.zeros is not None:
-            minima = MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)
+            minima = np.ascontiguousarray(MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32))
         codes = np.ascontiguousarray(rows.codes)
         library.get().ingle_pack_groups(
             ctypes.byref(self.matrix),

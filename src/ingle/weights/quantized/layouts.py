@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.errors import ModelError
-from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind
+from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind, half_holds
 from ingle.weights.quantized.scheme import Layout, Scheme
 
 _T = TypeVar("_T", bound=np.generic)
@@ -167,7 +167,8 @@ class Module:
         values = stored.read()
         if stored.type == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False), stored.type == "F16"
+        values = values.astype(np.float32, copy=False)
+        return values, stored.type == "F16" or half_holds(values)
 
     def has(self, suffix: str) -> bool:
         return self._has(suffix)

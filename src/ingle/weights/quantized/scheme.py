@@ -11,6 +11,9 @@ from ingle.errors import ModelError
 Layout = Literal["gptq", "awq", "packed", "whole"]
 """`qweight`, packed along the inputs; `qweight`, packed along the outputs; `weight_packed`; `weight`, a byte a code."""
 
+Target = Literal["int4", "int8", "fp8"]
+"""What weights of floats may be rounded to."""
+
 
 @dataclass(frozen=True)
 class Scheme:

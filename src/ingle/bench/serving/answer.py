@@ -46,10 +46,13 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
 
 
 _decoder = msgspec.json.Decoder(_Event)
@@ -145,7 +148,7 @@ class Stream:
             event = _decoder.decode(data)
         except msgspec.DecodeError as error:
             raise AnswerBroken(f"an event is not of the API: {error}") from None
-        if event.error is not None and bytes(event.error) != b"null":
+        if event.error != _NULL:
             raise AnswerBroken(f"the server says: {error_text(data)}")
         if (usage := event.usage) is not None:
             self._count(usage)

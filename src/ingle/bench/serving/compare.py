@@ -10,30 +10,20 @@ from ingle.bench.serving import results
 from ingle.bench.serving.options import CompareOptions
 from ingle.bench.serving.pictures import page, png
 from ingle.bench.serving.pictures.figure import Runs
-from ingle.bench.serving.results import Figures, LevelResult, Report
+from ingle.bench.serving.results import Figures, LevelResult, Report, Spread
 from ingle.cli.table import print_table
 from ingle.errors import ConfigError, printable
 
 _MEASURES: tuple[tuple[str, float, Callable[[Figures], float | None]], ...] = (
     ("tok/s in all", 1, lambda figures: figures.output_tokens_per_s),
-    (
-        "tok/s of one",
-        1,
-        lambda figures: None if figures.request_tokens_per_s is None else figures.request_tokens_per_s.mean,
-    ),
-    ("TTFT ms", 1e3, lambda figures: None if figures.ttft_s is None else figures.ttft_s.mean),
-    ("TTFT p99 ms", 1e3, lambda figures: None if figures.ttft_s is None else figures.ttft_s.p99),
-    ("TPOT ms", 1e3, lambda figures: None if figures.tpot_s is None else figures.tpot_s.mean),
-    ("ITL p99 ms", 1e3, lambda figures: None if figures.itl_s is None else figures.itl_s.p99),
+    ("tok/s of one", 1, lambda figures: _mean(figures.request_tokens_per_s)),
+    ("TTFT ms", 1e3, lambda figures: _mean(figures.ttft_s)),
+    ("TTFT p99 ms", 1e3, lambda figures: _p99(figures.ttft_s)),
+    ("TPOT ms", 1e3, lambda figures: _mean(figures.tpot_s)),
+    ("ITL p99 ms", 1e3, lambda figures: _p99(figures.itl_s)),
 )
 _MUST_AGREE = (
-    "input_len",
-    "output_len",
-    "range_ratio",
-    "prefix_len",
-    "num_prefixes",
-    "turns",
-    "dataset_path",
+    *("input_len", "output_len", "range_ratio", "prefix_len", "num_prefixes", "turns", "dataset_path"),
     "temperature",
 )
 
@@ -50,8 +40,11 @@ def compare(options: CompareOptions) -> None:
     output = options.output or Path("bench-compare.html")
     written = [page.write(output, runs)]
     picture = png.write(output.with_suffix(".png"), runs)
-    print(png.MISSING if picture is None else "", end="\n" if picture is None else "")
-    print(f"\nwritten: {', '.join(map(str, [*written, *([picture] if picture else [])]))}")
+    if picture is None:
+        print(png.MISSING)
+    else:
+        written.append(picture)
+    print(f"written: {', '.join(map(str, written))}")
 
 
 def table(runs: Runs, level: tuple[int | None, float | None]) -> tuple[list[str], list[list[str]]]:
@@ -89,6 +82,14 @@ def differences(runs: Runs) -> list[str]:
         if limited := [level.title for level in run.levels if level.client.limited]:
             told.append(f"{name}: at {', '.join(limited)} the client was a limit of its own")
     return told
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.mean
+
+
+def _p99(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.p99
 
 
 def _runs(options: CompareOptions) -> list[tuple[str, Report]]:

@@ -12,7 +12,8 @@ import numpy as np
 from ingle.bench.serving.results import ClientCost
 
 _EVERY_S = 0.01
-_BUSY = 0.8
+BUSY = 0.8
+"""Share of a processor from which the client may be what is waited for."""
 _LATE_S = 0.005
 
 
@@ -36,10 +37,10 @@ class CostMeter:
 
     def cost(self, median_gap_s: float | None) -> ClientCost:
         """`median_gap_s`: between events of one answer; what is late by less than a part of it does not show."""
-        late = np.array(self._late_s or [0.0])
-        share, p99 = self._cpu_s / self._wall_s, float(np.percentile(late, 99))
-        limited = share > _BUSY or p99 > max(_LATE_S, 0.5 * (median_gap_s or 0.0))
-        return ClientCost(self._cpu_s, share, float(late.mean()), p99, float(late.max()), limited)
+        late, gap = np.array(self._late_s or [0.0]), median_gap_s or 0.0
+        share, mean, p99 = self._cpu_s / self._wall_s, float(late.mean()), float(np.percentile(late, 99))
+        limited = share > BUSY or mean > max(_LATE_S, 0.2 * gap) or p99 > max(2 * _LATE_S, gap)
+        return ClientCost(self._cpu_s, share, mean, p99, float(late.max()), limited)
 
     def _wait(self) -> None:
         self._due_s = time.perf_counter() + _EVERY_S  # the loop's own clock may count milliseconds

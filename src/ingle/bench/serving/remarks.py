@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ingle.bench.serving.cost import BUSY
 from ingle.bench.serving.results import LevelResult, Report
 
 
@@ -15,15 +16,19 @@ def remarks(levels: Sequence[LevelResult]) -> list[str]:
         where = f"at {level.title}"
         for message, count in list(figures.errors.items())[:3]:
             lines.append(f"{where}: {count} failed: {message}")
-        if client.limited:
+        if client.limited and client.cpu_share > BUSY:
             lines.append(
-                f"{where}: the client was the limit, not the server alone: it took {client.cpu_share:.0%} of a "
-                f"processor, and was {client.lag_p99_s * 1e3:,.1f} ms late (p99); run it on another machine"
+                f"{where}: the client was a limit of its own, with {client.cpu_share:.0%} of a processor: start "
+                "several of fewer requests, or run it on a faster machine"
+            )
+        elif client.limited:
+            lines.append(
+                f"{where}: the client's machine is busy: it saw events up to {client.lag_p99_s * 1e3:,.1f} ms late "
+                "(p99), which the latencies hold; run it on another machine"
             )
         if figures.goodput_share is not None:
-            lines.append(
-                f"{where}: {figures.goodput_requests_per_s:,.2f} requests/s keep the targets, {figures.goodput_share:.0%}"
-            )
+            rate = figures.goodput_requests_per_s or 0.0
+            lines.append(f"{where}: {rate:,.2f} requests/s keep the targets, {figures.goodput_share:.0%}")
         if level.rate is not None and figures.requests_per_s < 0.9 * level.rate and level.complete:
             lines.append(f"{where}: {figures.requests_per_s:,.2f} requests/s were answered, fewer than were sent")
         if figures.short_answers:

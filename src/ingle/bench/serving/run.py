@@ -44,6 +44,7 @@ from ingle.errors import ConfigError, EngineError
 from ingle.version import __version__
 
 _MAX_WARM_UPS = 32
+_WHERE = ("base_url", "api_key", "insecure")
 _LEAST_PROMPTS, _PROMPTS_OF_EACH = 16, 4
 
 
@@ -236,13 +237,10 @@ def _resumed(options: ServeOptions) -> tuple[ServeOptions, Report | None]:
     if report.status == "complete":
         raise ConfigError(f"--resume {options.resume}: that run is complete")
     given, plain = options.target, TargetOptions()
-    address = {"base_url": given.base_url, "api_key": given.api_key, "insecure": given.insecure}
-    if (
-        replace(options, resume=None, target=replace(given, **{k: getattr(plain, k) for k in address}))
-        != ServeOptions()
-    ):
+    address = {name: getattr(given, name) for name in _WHERE}
+    if replace(options, resume=None, target=replace(given, **{k: getattr(plain, k) for k in _WHERE})) != ServeOptions():
         raise ConfigError(
-            "--resume goes on with the flags of that run: beside it, only --base-url, --api-key and --insecure"
+            "--resume takes the flags of that run: beside it go --base-url, --api-key and --insecure alone"
         )
     try:
         before = msgspec.convert(report.settings, ServeOptions, dec_hook=lambda kind, value: kind(value))

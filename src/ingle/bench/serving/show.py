@@ -41,18 +41,13 @@ class Shown:
         self._timer: asyncio.TimerHandle | None = None
         server, data = report.server, report.data
         software = " ".join(str(word) for word in (server["software"], server["version"]) if word)
-        print(
-            printable(
-                f"{report.model} at {server['base_url']}{f' ({software})' if software else ''}, /v1/{server['endpoint']}"
-            )
-        )
-        counted = data["tokens_counted_by"]
+        by, counted = f" ({software})" if software else "", data["tokens_counted_by"]
+        print(printable(f"{report.model} at {server['base_url']}{by}, /v1/{server['endpoint']}"))
         print(printable(f"{data['described']}{f', counted by {counted}' if counted else ''}"))
         self._num_told = 0
         self._tell()
-        at_rate = any(level.rate is not None for level in report.levels)
         print(flush=True)
-        self._head_printed, self._at_rate = False, at_rate
+        self._head_printed = False
         for level in report.levels:
             if level.complete:
                 self.row(level)
@@ -75,21 +70,20 @@ class Shown:
         if self._progress.disable:
             return
         began, loop = time.perf_counter(), asyncio.get_running_loop()
-        ended_sessions = 0
 
         def draw() -> None:
-            nonlocal ended_sessions
             exchanges = running.exchanges
             seconds = time.perf_counter() - began
             done = len(exchanges) - running.num_running
-            ended_sessions = len({one.session for one in exchanges}) - running.num_running
+            begun = len({one.session for one in exchanges})
             failed = sum(one.error is not None for one in exchanges)
             firsts = [one.event_s[0] - one.sent_s for one in exchanges if one.event_s]
+            ttft_ms = 1e3 * sum(firsts) / len(firsts) if firsts else 0.0
             events = sum(len(one.event_s) for one in exchanges)
             self._progress.update(
-                self._task, completed=max(ended_sessions, 0), total=num_sessions,
-                figures=f"{done} done, {running.num_running} running, {failed} failed · {events / max(seconds, 1e-3):,.1f} "
-                f"events/s · TTFT {1e3 * sum(firsts) / len(firsts) if firsts else 0:,.0f} ms · {seconds:.0f} s",
+                self._task, completed=max(begun - running.num_running, 0), total=num_sessions,
+                figures=f"{done} done, {running.num_running} running, {failed} failed · "
+                f"{events / max(seconds, 1e-3):,.1f} events/s · TTFT {ttft_ms:,.0f} ms · {seconds:.0f} s",
             )  # fmt: skip
             self._progress.refresh()
             self._timer = loop.call_later(_EVERY_S, draw)
@@ -125,7 +119,7 @@ class Shown:
             print(printable(line))
         self._draw(path)
         if report.stopped is not None:
-            print(printable(f"\ncut short: {report.stopped}"))
+            print(printable(f"cut short: {report.stopped}"))
             print(printable(f"{done(report)}; `ingle bench serve --resume {path}` completes it"), flush=True)
 
     def _draw(self, path: Path) -> None:
@@ -138,7 +132,7 @@ class Shown:
             files += [] if picture is None else [picture]
             if picture is None:
                 print(png.MISSING)
-        print(printable(f"\nwritten: {', '.join(map(str, files))}"))
+        print(printable(f"written: {', '.join(map(str, files))}"))
 
     def _tell(self) -> None:
         for notice in self._report.notices[self._num_told :]:

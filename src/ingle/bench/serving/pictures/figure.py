@@ -51,22 +51,16 @@ def panels(runs: Runs) -> list[Panel]:
         lines = [line for line in lines if line.points]
         return Panel(title, x_title, y_title, tuple(lines), x_ticks=ticks, log_x=True)
 
-    throughput = [
-        _line(name, run, index, lambda one: one.figures.output_tokens_per_s) for index, (name, run) in enumerate(runs)
-    ]
-    of_one = [
-        _line(name, run, index, lambda one: _mean(one.figures.request_tokens_per_s))
-        for index, (name, run) in enumerate(runs)
-    ]
+    def of_runs(value: Callable[[LevelResult], float | None]) -> list[Line]:
+        return [_line(name, run, index, value) for index, (name, run) in enumerate(runs)]
+
     found = [
-        by_level("Throughput", "output tokens/s", throughput),
-        by_level("Speed of one request", "tokens/s", of_one),
+        by_level("Throughput", "output tokens/s", of_runs(lambda one: one.figures.output_tokens_per_s)),
+        by_level("Speed of one request", "tokens/s", of_runs(lambda one: _mean(one.figures.request_tokens_per_s))),
     ]
     for title, field in (("Time to first token", "ttft_s"), ("Time between tokens", "itl_s")):
-        lines = [
-            line for index, (name, run) in enumerate(runs) for line in _percentiles(name, run, index, field, len(runs))
-        ]
-        found.append(by_level(title, "ms", lines))
+        each = (_percentiles(name, run, index, field, len(runs)) for index, (name, run) in enumerate(runs))
+        found.append(by_level(title, "ms", [line for lines in each for line in lines]))
     for title, field in (("Time to first token, spread", "ttft_s"), ("Time between tokens, spread", "itl_s")):
         found.append(Panel(title, "ms", "% of them are faster", tuple(_curves(runs, field)), log_x=True))
     return [panel for panel in found if panel.lines]

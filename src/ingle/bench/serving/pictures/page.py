@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (styles stand as they are written)
 """One HTML file with all of a run, or of several beside each other: it loads nothing, and needs no script."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ingle.bench.serving.pictures.figure import Runs, panels
+from ingle.bench.serving.pictures.figure import Panel, Runs, panels
 from ingle.bench.serving.pictures.png import COLOURS
 from ingle.bench.serving.pictures.svg import key, svg
 from ingle.bench.serving.remarks import done, remarks
@@ -64,11 +65,7 @@ def write(path: Path, runs: Runs) -> Path:
 
 def page(runs: Runs) -> str:
     title = " · ".join(name for name, _ in runs)
-    drawn = "".join(
-        f"<figure><h2>{escape(panel.title)}</h2><figcaption>"
-        f"{''.join(key(line) for line in panel.lines) if len(panel.lines) > 1 else ''}</figcaption>{svg(panel)}</figure>"
-        for panel in panels(runs)
-    )
+    drawn = "".join(map(_figure, panels(runs)))
     tables = "".join(_run(name, run) for name, run in runs)
     colours = "".join(f".c{index} {{ --c: var(--c{index}); }}" for index in range(len(COLOURS)))
     style = _STYLE.replace("LIGHT", _variables(COLOURS)).replace("DARK", _variables(_DARK_COLOURS)) + colours
@@ -80,6 +77,11 @@ def page(runs: Runs) -> str:
         f"<h1>{escape(title)}</h1><p class=faint>measured by ingle bench serve</p>"
         f'<div class="panels">{drawn}</div>{tables}<h2>What the figures mean</h2>{_MEANS}</body></html>\n'
     )
+
+
+def _figure(panel: Panel) -> str:
+    keys = "".join(map(key, panel.lines)) if len(panel.lines) > 1 else ""
+    return f"<figure><h2>{escape(panel.title)}</h2><figcaption>{keys}</figcaption>{svg(panel)}</figure>"
 
 
 def _variables(colours: Sequence[str]) -> str:

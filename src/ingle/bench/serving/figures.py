@@ -116,7 +116,8 @@ def spread(values: Sequence[float] | Numbers, weights: Numbers | None = None) ->
 
         def at(percents: Sequence[float]) -> Numbers:
             places = np.searchsorted(up_to, np.asarray(percents) / 100 * up_to[-1] * (1 - 1e-12))
-            return sorted_numbers[np.minimum(places, len(sorted_numbers) - 1)]
+            values: Numbers = sorted_numbers[np.minimum(places, len(sorted_numbers) - 1)]
+            return values
 
         found = at(PERCENTS)
         p50, p90, p99 = (float(number) for number in at((50, 90, 99)))

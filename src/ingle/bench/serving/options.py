@@ -35,10 +35,10 @@ _TARGETS = ("ttft", "tpot", "e2el")
 class TargetOptions:
     """The server."""
 
+    model: Positional[str | None] = None
+    """The model's name there. Default: the first that the server lists."""
     base_url: str = "http://127.0.0.1:8000"
     """Address of an OpenAI-compatible server, with or without /v1; unix:PATH for a socket."""
-    model: str | None = None
-    """The model's name there. Default: the first that the server lists."""
     endpoint: str | None = None
     """chat or completions. Default: chat, and completions where the model has no chat template."""
     api_key: str | None = None
@@ -56,7 +56,8 @@ class LoadOptions:
     concurrency: tuple[str, ...] = ()
     """Levels of requests at once, one after the other, such as 1,2,4,8,16,25,36. Default: 1,2,4,8,16."""
     rate: tuple[str, ...] = ()
-    """Levels of requests a second instead, at random times (Poisson). One --concurrency then is the most at once."""
+    """Levels of requests a second instead, at random times (Poisson), or inf. One --concurrency then is the most at
+    once."""
     num_prompts: int | None = None
     """Requests of each level, or sessions with --turns. Default: four for each at once, 16 at least."""
     num_warmups: int | None = None
@@ -153,7 +154,12 @@ class Level(NamedTuple):
 def levels_of(load: LoadOptions) -> list[Level]:
     """Raises `ConfigError`."""
     counts = [int(number) for number in _numbers("--concurrency", load.concurrency, whole=True)]
-    rates = _numbers("--rate", load.rate)
+    finite = [word for word in _apart(load.rate) if word.lower() not in ("inf", "infinity")]
+    rates = _numbers("--rate", finite)
+    if load.rate and not rates and not counts:
+        if load.num_prompts is None:
+            raise ConfigError("--rate inf sends all at once: say how many by --num-prompts or --concurrency")
+        return [Level(load.num_prompts)]
     if not rates:
         return [Level(count) for count in counts or _DEFAULT_CONCURRENCIES]
     if len(counts) > 1:

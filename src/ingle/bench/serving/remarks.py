@@ -49,3 +49,10 @@ def done(report: Report) -> str:
         figures = level.figures
         told += f", and {figures.num_ok} answers at {level.title} of {level.num_sessions} ({figures.num_errors} failed)"
     return told
+
+
+def shown(number: float | None) -> str:
+    """With as many digits as tables have room for."""
+    if number is None:
+        return "-"
+    return f"{number:,.1f}" if abs(number) >= 100 else f"{number:,.2f}"

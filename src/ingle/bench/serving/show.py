@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from ingle.bench.serving.level import LevelRun
 from ingle.bench.serving.options import Level
-from ingle.bench.serving.remarks import done, remarks
+from ingle.bench.serving.remarks import done, remarks, shown
 from ingle.bench.serving.results import LevelResult, Report, Spread
 from ingle.cli.table import print_table
 from ingle.errors import printable
@@ -148,16 +148,10 @@ def latencies(levels: list[LevelResult]) -> tuple[list[str], list[list[str]]]:
     for level in levels:
         figures, cells = level.figures, [level.title]
         for spread in (figures.ttft_s, figures.tpot_s, figures.itl_s):
-            cells += [_shown(None if spread is None else getattr(spread, name) * 1e3) for name in _LATENCIES]
+            cells += [shown(None if spread is None else getattr(spread, name) * 1e3) for name in _LATENCIES]
         rows.append(cells)
     return head, rows
 
 
 def _mean(spread: Spread | None, scale: float) -> str:
-    return _shown(None if spread is None else spread.mean * scale)
-
-
-def _shown(number: float | None) -> str:
-    if number is None:
-        return "-"
-    return f"{number:,.1f}" if abs(number) >= 100 else f"{number:,.2f}"
+    return shown(None if spread is None else spread.mean * scale)

@@ -112,5 +112,9 @@ def _curves(runs: Runs, field: str) -> list[Line]:
 
 def _curve(label: str, run: Report, level: LevelResult, field: str, colour: int) -> Line:
     quantiles = getattr(level.figures, field).quantiles
-    points = [Point(max(second * 1e3, 0.01), percent) for percent, second in zip(run.percents, quantiles, strict=False)]
+    # What one read of the socket brought has no time between: on an axis of logarithms that is nowhere.
+    least = max(getattr(level.figures, field).p50 / 20, 1e-6)
+    points = [
+        Point(max(second, least) * 1e3, percent) for percent, second in zip(run.percents, quantiles, strict=False)
+    ]
     return Line(label, tuple(points), colour)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ingle.bench.serving.pictures.figure import Panel, Runs, panels
 from ingle.bench.serving.pictures.png import COLOURS
 from ingle.bench.serving.pictures.svg import key, svg
-from ingle.bench.serving.remarks import done, remarks
+from ingle.bench.serving.remarks import done, remarks, shown
 from ingle.bench.serving.results import LevelResult, Report, Spread
 from ingle.errors import ConfigError
 
@@ -21,7 +21,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --page: #14181c; --ink: #e4e9ed; --faint: #9aa7b1; --rule: #2e363d; --box: #1b2126; DARK }
 }
-body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1080px;
+body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1160px;
   padding: 24px 18px 48px; }
 h1 { font-size: 22px; margin: 0 0 2px; } h2 { font-size: 17px; margin: 30px 0 8px; }
 p { margin: 4px 0; } .faint, figcaption, dt { color: var(--faint); }
@@ -34,11 +34,11 @@ figcaption span { white-space: nowrap; }
 svg { width: 100%; height: auto; display: block; } svg.key { width: 26px; height: 8px; display: inline; margin-right: 5px; }
 svg text { font-size: 11px; fill: var(--faint); } .grid { stroke: var(--rule); } .axis { stroke: var(--faint); fill: none; }
 .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; } circle { fill: var(--c); }
-circle:hover { stroke: var(--ink); stroke-width: 2; }
+circle.unseen { opacity: 0; } circle:hover { opacity: 1; stroke: var(--ink); stroke-width: 2; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th, td { text-align: right; padding: 4px 9px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { font-weight: 600; color: var(--faint); } th:first-child, td:first-child { text-align: left; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { font-weight: 600; color: var(--faint); } th[colspan] { text-align: center; border-left: 1px solid var(--rule); } th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13.5px; margin: 0; }
 dd { margin: 0; overflow-wrap: anywhere; }
 """
@@ -136,4 +136,4 @@ def _cells(level: LevelResult) -> list[str]:
 def _milliseconds(spread: Spread | None) -> list[str]:
     if spread is None:
         return ["-"] * 4
-    return [f"{seconds * 1e3:,.2f}" for seconds in (spread.mean, spread.p50, spread.p90, spread.p99)]
+    return [shown(seconds * 1e3) for seconds in (spread.mean, spread.p50, spread.p90, spread.p99)]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ingle.bench.serving.pictures.axis import label, log_ticks
 from ingle.bench.serving.pictures.figure import Panel, Runs, panels
 from ingle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MISSING = "no PNG is drawn, as matplotlib is not installed: pip install 'ingle[bench]'; the page has the same pictures"
 COLOURS = ("#2a6fbb", "#d1711b", "#2f8f4e", "#b83a4b", "#7a55b5", "#8a6a45", "#c2579f", "#5f7681")
@@ -17,7 +21,6 @@ _COLUMNS = 2
 def write(path: Path, runs: Runs) -> Path | None:
     """None without matplotlib. Raises `ConfigError` for a place that cannot be written."""
     try:
-        from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError:
         return None
@@ -37,7 +40,7 @@ def write(path: Path, runs: Runs) -> Path | None:
     return path
 
 
-def _draw(axes: Axes, panel: Panel) -> None:  # noqa: F821 (matplotlib's)
+def _draw(axes: Axes, panel: Panel) -> None:
     for line in panel.lines:
         axes.plot(
             [point.x for point in line.points], [point.y for point in line.points], label=line.label,
@@ -57,5 +60,6 @@ def _draw(axes: Axes, panel: Panel) -> None:  # noqa: F821 (matplotlib's)
         axes.minorticks_off()
     if panel.from_zero:
         axes.set_ylim(bottom=0)
-    for text in axes.legend(fontsize=8, frameon=False).get_texts():
-        text.set_parse_math(False)
+    if len(panel.lines) > 1:
+        for text in axes.legend(fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)

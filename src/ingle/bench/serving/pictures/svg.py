@@ -65,8 +65,8 @@ def _drawn(line: Line, x: _Scale, y: _Scale, panel: Panel) -> str:
     drawn = [f'<g class="c{line.colour % NUM_COLOURS}"><path class="line" d="{path}"{dash}/>']
     for point, (across, down) in zip(line.points, places, strict=True):
         told = f"{line.label}: {label_of(point.y)} {panel.y_title} at {label_of(point.x)} {panel.x_title}"
-        size = 3.2 if panel.x_ticks else 1.6
-        drawn.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{size}"><title>{escape(told)}</title></circle>')
+        kind = 'r="3.2"' if panel.x_ticks else 'r="4" class="unseen"'
+        drawn.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" {kind}><title>{escape(told)}</title></circle>')
     return "".join([*drawn, "</g>"])
 
 

@@ -167,8 +167,8 @@ class Module:
         values = stored.read()
         if stored.type == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
-        values = values.astype(np.float32, copy=False)
-        return values, stored.type == "F16" or half_holds(values)
+        scales: Floats = values.astype(np.float32, copy=False)
+        return scales, stored.type == "F16" or half_holds(scales)
 
     def has(self, suffix: str) -> bool:
         return self._has(suffix)

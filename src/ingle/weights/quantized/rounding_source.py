@@ -65,7 +65,7 @@ class RoundingSource:
     def stored_types(self) -> dict[str, int]:
         """As it is given. Of made-up weights no more is known than what is rounded."""
         left = self.plan.num_rounded
-        counts = Counter({self.plan.scheme.kind: left})
+        counts: Counter[str] = Counter({self.plan.scheme.kind: left})
         for kind, count in self.source.stored_types.items():
             counts[kind] += max(count - left, 0)
             left = max(left - count, 0)

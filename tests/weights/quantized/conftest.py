@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ingle.weights.quantized import layouts
 from ingle.weights.quantized.groups import Groups
-from ingle.weights.quantized.layouts import Module
+from ingle.weights.quantized.module import Module
 from ingle.weights.safetensors_source import SafetensorsSource
 from tests.weights.quantized.packers import CASES, Written
 
@@ -38,4 +39,4 @@ def module_of(tmp_path: Path) -> Callable[[Written], Module]:
 
 @pytest.fixture
 def read(module_of: Callable[[Written], Module]) -> Read:
-    return lambda written: module_of(written).read(*written.exact.shape)
+    return lambda written: layouts.read(module_of(written), *written.exact.shape)

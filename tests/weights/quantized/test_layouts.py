@@ -15,9 +15,9 @@ from ingle.kernels.reference_coded import multiply_coded
 from ingle.weights.code_types import exact as exactly
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.packed_matrix import PackedMatrix, pack_groups
-from ingle.weights.quantized import cut
+from ingle.weights.quantized import cut, layouts
 from ingle.weights.quantized.groups import Groups
-from ingle.weights.quantized.layouts import Module
+from ingle.weights.quantized.module import Module
 from tests.weights.quantized.packers import Written, awq, fp8, gptq
 
 Make = Callable[[int, int], Written]
@@ -171,13 +171,13 @@ def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> Non
         (floats, {"weight_scale": floats.tensors["weight_scale"][:7]}, r"m\.weight_scale has shape \(7, 1\)"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=says) as caught:
-            module_of(written, **changes).read(48, 192)
+            layouts.read(module_of(written, **changes), 48, 192)
         assert "\n" not in str(caught.value)
     wrong = gptq(48, 192, group_size=32)
     with pytest.raises(ModelError, match=r"m\.scales has shape \(6, 48\).*; .* these files have groups of 32"):
-        module_of(Written(wrong.tensors, wrong.exact, good.scheme)).read(48, 192)
+        layouts.read(module_of(Written(wrong.tensors, wrong.exact, good.scheme)), 48, 192)
     with pytest.raises(ModelError, match="m has 48 rows of 100, which 4 bits a number do not divide into words of 32"):
-        module_of(good).check(48, 100)
+        layouts.check(module_of(good), 48, 100)
 
 
 def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> None:
@@ -186,6 +186,6 @@ def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> 
     stored = module.tensors.stored("m.weight")
     assert (stored.type, stored.shape) == ("F8_E4M3", (48, 192))
     whole = stored.read()
-    groups = module.read(48, 192)
+    groups = layouts.read(module, 48, 192)
     assert not whole.flags.owndata and np.shares_memory(groups.rows(8, 16).codes, groups.codes)
     assert np.array_equal(cut.by_columns(groups, 128, 192).rows(8, 16).codes, whole[8:16, 128:])

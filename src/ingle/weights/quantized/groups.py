@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ingle.weights.quantized.tables import TABLES, Table
+
 Kind = Literal["int4", "int8", "fp8"]
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -19,6 +21,8 @@ MIDDLE = {"int4": 8, "int8": 128}
 @dataclass(frozen=True)
 class Groups:
     """A matrix whose numbers are (code - zero) * scale, scale and zero being those of a row's group of columns.
+
+    With a table they are table[code] * scale.
 
     Group g has the columns from g * group_size on; the last may be shorter.
     """
@@ -39,6 +43,8 @@ class Groups:
     """How many inputs there are, where there are more columns: those that name an input again are zero."""
     quantizes_inputs: bool = False
     """As `Scheme` has it."""
+    table: Table | None = None
+    """What codes of int4 stand for, a key of `TABLES`; None for integers. There are no zeros with one."""
 
     @property
     def num_rows(self) -> int:
@@ -61,7 +67,9 @@ class Groups:
         """[rows, inputs], the numbers that it stands for, by input."""
         values = self._values().reshape(self.num_rows, -1)
         group = np.arange(self.num_columns) // self.group_size
-        if self.kind != "fp8":
+        if self.table is not None:
+            values = np.array(TABLES[self.table], np.float32)[values.astype(np.uint8)]
+        elif self.kind != "fp8":
             zeros = np.float32(MIDDLE[self.kind]) if self.zeros is None else self.zeros[:, group].astype(np.float32)
             values -= zeros
         values *= self.scales[:, group]

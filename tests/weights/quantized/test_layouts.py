@@ -15,7 +15,7 @@ from ingle.kernels.reference_coded import multiply_coded
 from ingle.weights.code_types import exact as exactly
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.packed_matrix import PackedMatrix, pack_groups
-from ingle.weights.quantized import cut, layouts
+from ingle.weights.quantized import layouts
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.module import Module
 from tests.weights.quantized.packers import Written, awq, fp8, gptq
@@ -42,13 +42,16 @@ def test_slices(case: Make, read: Read) -> None:
     groups = read(written)
     equal(groups.rows(16, 40).decoded(), written.exact[16:40])
     for start, stop in CUTS:
-        of_inputs = cut.by_columns(groups, start, stop)
+        of_inputs = groups.columns(start, stop)
         equal(of_inputs.decoded(), written.exact[:, start:stop])
         equal(of_inputs.rows(8, 24).decoded(), written.exact[8:24, start:stop])
-        equal(cut.by_columns(of_inputs, 2, 8).decoded(), written.exact[:, start + 2 : start + 8])
+        equal(of_inputs.columns(2, 8).decoded(), written.exact[:, start + 2 : start + 8])
+    wide = groups.columns(160, 192).widened(90).decoded()
+    equal(wide[:, :32], written.exact[:, 160:])
+    assert wide.shape == (64, 90) and not wide[:, 32:].any()
     for wrong in ((0, 0), (-2, 8), (64, 200)):
         with pytest.raises(ValueError, match="are no range of 192"):
-            cut.by_columns(groups, *wrong)
+            groups.columns(*wrong)
 
 
 def test_slices_with_pytorch(case: Make, read: Read) -> None:
@@ -57,7 +60,7 @@ def test_slices_with_pytorch(case: Make, read: Read) -> None:
     x = torch.randn(3, 192)
     whole = torch.zeros(3, 64)
     for start, stop in ((0, 64), (64, 192)):
-        coded = CodedPart.of([cut.by_columns(groups, start, stop)], torch.float32, torch.device("cpu")).coded
+        coded = CodedPart.of([groups.columns(start, stop)], torch.float32, torch.device("cpu")).coded
         product = multiply_coded(x[:, start:stop], coded)
         torch.testing.assert_close(multiply_coded(x[:, start:stop], by_rows(coded, 16, 40)), product[:, 16:40])
         whole += product
@@ -100,7 +103,7 @@ def test_packed_for_the_cpu(case: Make, read: Read) -> None:
         np.testing.assert_allclose(plain.multiply(x), expected, rtol=0, atol=scale * 2e-6)
     for start, stop in ((0, 128), (128, 320)):
         part, some = (
-            pack_groups([cut.by_columns(groups, start, stop)], stop - start),
+            pack_groups([groups.columns(start, stop)], stop - start),
             np.ascontiguousarray(x[:, start:stop]),
         )
         equal(all_rows(part), written.exact[:, start:stop])
@@ -188,4 +191,4 @@ def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> 
     whole = stored.read()
     groups = layouts.read(module, 48, 192)
     assert not whole.flags.owndata and np.shares_memory(groups.rows(8, 16).codes, groups.codes)
-    assert np.array_equal(cut.by_columns(groups, 128, 192).rows(8, 16).codes, whole[8:16, 128:])
+    assert np.array_equal(groups.columns(128, 192).rows(8, 16).codes, whole[8:16, 128:])

@@ -100,12 +100,13 @@ class Module:
         stored = self.stored(suffix)
         values = stored.read()
         if stored.type == "BF16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
+            return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
         if stored.type == FP8:
             return E4M3[values]
         if stored.type in (EXPONENTS, "U8"):
             return powers_of_two(values.astype(np.uint8, copy=False))
-        return values.astype(np.float32, copy=False)
+        numbers: Floats = values.astype(np.float32, copy=False)
+        return numbers
 
     def fail(self, suffix: str, what: str, alternative: str | None = None) -> ModelError:
         name = f"{self.name}.{suffix}"

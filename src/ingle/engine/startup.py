@@ -197,9 +197,7 @@ class Numerics:
             return self.float_itemsize
         if kind in CODED_BYTES:
             return CODED_BYTES[kind]
-        code = CODE_TYPES[kind]
-        scales = (4 if code.wide_scales else 2) * (1 + code.has_minima)
-        return code.bits / 8 + scales / code.group_size
+        return CODE_TYPES[kind].bytes_each
 
 
 def dtype_on_gpu(wanted: str, stored: str | None, *, computes_bfloat16: bool) -> tuple[str, list[str]]:

@@ -15,29 +15,47 @@ _FROM_MINUS_1, _FROM_MINUS_4, _FROM_MINUS_8 = (tuple(code - low for code in rang
 @dataclass(frozen=True)
 class CodeType:
     bits: int
-    """4: an index into the codebook; 8: a value; `library.FLOAT8`; 16: a bfloat16, without scale; 32: a float32."""
+    """4: an index into the codebook; 5 and 6: numbers from the codebook's first on; 8: a value; `library.FLOAT8`; 16: a
+    bfloat16, without scale; 32: a float32."""
     group_size: int
     """Neighbouring numbers of a row that share a scale."""
     wide_scales: bool = False
     """Scales and minima need float32; otherwise float16 holds them exactly."""
     has_minima: bool = False
+    steps: bool = False
+    """Scales and minima are small integers, and 256 columns have what both are multiplied with, in float16."""
+    minima_in_scales: bool = False
+    """Minima are small integers times the scale."""
     codebook: tuple[int, ...] = (0,) * 16
     """The value of each 4-bit code, of the stored ones where they are decoded to float32."""
+
+    @property
+    def bytes_each(self) -> float:
+        """That a number takes with its share of scales."""
+        if self.bits >= 16:
+            return self.bits / 8
+        kinds = 1 + self.has_minima
+        if self.steps:
+            scales = kinds / self.group_size + 2 * kinds / 256
+        else:
+            each = 4 if self.wide_scales else 2
+            scales = (each + (0 if not self.has_minima else 1 if self.minima_in_scales else each)) / self.group_size
+        return abs(self.bits) / 8 + scales
 
 
 CODE_TYPES = {
     "Q4_0": CodeType(4, 32, codebook=_FROM_MINUS_8),
     "Q4_1": CodeType(4, 32, has_minima=True, codebook=_COUNTING),
-    "Q5_0": CodeType(8, 32),
-    "Q5_1": CodeType(8, 32, has_minima=True),
+    "Q5_0": CodeType(5, 32, codebook=(-16,) * 16),
+    "Q5_1": CodeType(5, 32, has_minima=True),
     "Q8_0": CodeType(8, 32),
-    "Q2_K": CodeType(4, 16, wide_scales=True, has_minima=True, codebook=_COUNTING),
-    "Q3_K": CodeType(4, 16, wide_scales=True, codebook=_FROM_MINUS_4),
-    "Q4_K": CodeType(4, 32, wide_scales=True, has_minima=True, codebook=_COUNTING),
-    "Q5_K": CodeType(8, 32, wide_scales=True, has_minima=True),
-    "Q6_K": CodeType(8, 16, wide_scales=True),
+    "Q2_K": CodeType(4, 16, steps=True, has_minima=True, codebook=_COUNTING),
+    "Q3_K": CodeType(4, 16, steps=True, codebook=_FROM_MINUS_4),
+    "Q4_K": CodeType(4, 32, steps=True, has_minima=True, codebook=_COUNTING),
+    "Q5_K": CodeType(5, 32, steps=True, has_minima=True),
+    "Q6_K": CodeType(6, 16, steps=True, codebook=(-32,) * 16),
     "IQ4_NL": CodeType(4, 32, codebook=_IQ4_VALUES),
-    "IQ4_XS": CodeType(4, 32, wide_scales=True, codebook=_IQ4_VALUES),
+    "IQ4_XS": CodeType(4, 32, steps=True, codebook=_IQ4_VALUES),
     "TQ1_0": CodeType(4, 32, codebook=_FROM_MINUS_1),
     "TQ2_0": CodeType(4, 32, codebook=_FROM_MINUS_1),
     "MXFP4": CodeType(4, 32, wide_scales=True, codebook=_E2M1_DOUBLED),

@@ -38,7 +38,7 @@ class CodedBlocks:
         """float32 (blocks, n)"""
         codes, scales, minima = self.split(blocks)
         lowest = self.type.codebook[0]
-        if self.type.bits == 8:
+        if self.type.bits > 4:
             values = codes.float()
         elif self.type.codebook == tuple(range(lowest, lowest + 16)):  # cheaper to compute than to look up
             values = codes.float().add_(lowest)

@@ -46,8 +46,8 @@ class PackedPart:
             columns=in_features if order is None else len(order),
             bits=code_type.bits,
             group_size=code_type.group_size,
-            wide_scales=code_type.wide_scales,
-            has_minima=code_type.has_minima,
+            scales=library.STEPS if code_type.steps else library.WIDE if code_type.wide_scales else library.HALVES,
+            has_minima=library.IN_SCALES if code_type.minima_in_scales else code_type.has_minima,
             codebook=(ctypes.c_int8 * 16)(*code_type.codebook),
             order=None if order is None else order.ctypes.data,
             inputs=in_features,
@@ -63,13 +63,13 @@ class PackedPart:
         """Writes rows from `first` on."""
         if self.matrix.bits == 32:
             decoded, pack = rows.decoded(), library.get().ingle_pack_rows
-            pack(ctypes.byref(self.matrix), decoded.ctypes.data, None, None, first, len(decoded))
+            pack(ctypes.byref(self.matrix), decoded.ctypes.data, None, None, None, first, len(decoded))
             return
         size = self.matrix.group_size
         groups = np.arange(0, rows.num_columns, size) // rows.group_size
         scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
         if rows.zeros is not None:
-            minima = (MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)) * scales
+            minima = MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)
         codes = np.ascontiguousarray(rows.codes)
         library.get().ingle_pack_groups(
             ctypes.byref(self.matrix),
@@ -244,8 +244,13 @@ class _Codes(NamedTuple):
                 alternative="take a checkpoint with groups of 32, 64 or 128",
             )
         has_zeros = groups.zeros is not None
-        wide = has_zeros or not groups.half_scales
-        return replace(CODED[groups.kind], group_size=size, wide_scales=wide, has_minima=has_zeros)
+        return replace(
+            CODED[groups.kind],
+            group_size=size,
+            wide_scales=not groups.half_scales,
+            has_minima=has_zeros,
+            minima_in_scales=has_zeros,
+        )
 
     def order(self, held: CodeType) -> Order | None:
         return None if held.bits == 32 else self.groups.order

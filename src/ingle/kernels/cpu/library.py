@@ -12,6 +12,10 @@ KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 FLOAT8 = -8
 """The bits of codes that are FP8, as `csrc/matrix.h` calls them."""
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+HALVES, WIDE, STEPS = 0, 1, 2
+"""Scales of groups, as `csrc/matrix.h` calls them."""
+IN_SCALES = 2
+"""The same of minima."""
 SCORINGS = {"softmax": 0, "sigmoid": 1}
 
 
@@ -22,7 +26,7 @@ class Matrix(ctypes.Structure):
         ("columns", c_int64),
         ("bits", c_int32),
         ("group_size", c_int32),
-        ("wide_scales", c_int32),
+        ("scales", c_int32),
         ("has_minima", c_int32),
         ("codebook", c_int8 * 16),
         ("order", c_void_p),
@@ -175,7 +179,7 @@ _SIGNATURES = {
     "ingle_instructions": (),
     "ingle_factors": (c_int32,),
     "ingle_matrix_bytes": (POINTER(Matrix),),
-    "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),

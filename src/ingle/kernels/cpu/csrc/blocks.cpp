@@ -10,16 +10,20 @@
 namespace ingle {
 namespace {
 
-// What a block holds: codes (or signed values, as their bytes), and scales and minima of its groups.
+// What a block holds: codes (or signed values, as their bytes), and scales and minima of its groups, or their steps and, of
+// both, what those are multiplied with.
 struct Contents {
     uint8_t* codes;
     float* scales;
     float* minima;
+    float* factors;
 };
 
-// Stored bytes of a block, the numbers in it, its groups, the bits of its codes, and how it is taken apart.
+// Stored bytes of a block, the numbers in it, its groups, the bits of its codes, whether its scales are steps, and how it
+// is taken apart.
 struct BlockType {
     int64_t bytes, elements, groups, bits;
+    bool steps;
     void (*split)(const uint8_t* block, const Contents& out);
 };
 
@@ -97,8 +101,8 @@ void q8_0(const uint8_t* b, const Contents& out) {
 
 void q2_k(const uint8_t* b, const Contents& out) {
     fields<64, 2, 32>(b + 16, out.codes);
-    const float scale = half_at(b + 80), minimum = half_at(b + 82);
-    for (int g = 0; g < 16; g++) out.scales[g] = (b[g] & 15) * scale, out.minima[g] = -((b[g] >> 4) * minimum);
+    out.factors[0] = half_at(b + 80), out.factors[1] = -half_at(b + 82);
+    for (int g = 0; g < 16; g++) out.scales[g] = b[g] & 15, out.minima[g] = b[g] >> 4;
 }
 
 void q3_k(const uint8_t* b, const Contents& out) {
@@ -107,17 +111,17 @@ void q3_k(const uint8_t* b, const Contents& out) {
     uint8_t scales[16];
     fields<8, 4, 8>(b + 96, scales);
     add_fields<4, 2, 4, 4>(b + 104, scales);
-    const float scale = half_at(b + 108);
-    for (int g = 0; g < 16; g++) out.scales[g] = (scales[g] - 32) * scale;
+    out.factors[0] = half_at(b + 108);
+    for (int g = 0; g < 16; g++) out.scales[g] = scales[g] - 32;
 }
 
 // 6 bits each, in the bytes 4 to 16 of a block.
 void six_bit_scales(const uint8_t* b, const Contents& out) {
-    const float scale = half_at(b), minimum = half_at(b + 2);
+    out.factors[0] = half_at(b), out.factors[1] = -half_at(b + 2);
     for (int g = 0; g < 4; g++) {
         const int first = b[4 + g], second = b[8 + g], rest = b[12 + g];
-        out.scales[g] = (first & 63) * scale, out.scales[4 + g] = ((rest & 15) | first >> 6 << 4) * scale;
-        out.minima[g] = -((second & 63) * minimum), out.minima[4 + g] = -((rest >> 4 | second >> 6 << 4) * minimum);
+        out.scales[g] = first & 63, out.scales[4 + g] = (rest & 15) | first >> 6 << 4;
+        out.minima[g] = second & 63, out.minima[4 + g] = rest >> 4 | second >> 6 << 4;
     }
 }
 
@@ -136,8 +140,8 @@ void q6_k(const uint8_t* b, const Contents& out) {
     fields<128, 4, 64>(b, out.codes);
     add_fields<64, 2, 32, 4>(b + 128, out.codes);
     subtract(out.codes, 256, 32);
-    const float scale = half_at(b + 208);
-    for (int g = 0; g < 16; g++) out.scales[g] = (int8_t)b[192 + g] * scale;
+    out.factors[0] = half_at(b + 208);
+    for (int g = 0; g < 16; g++) out.scales[g] = (int8_t)b[192 + g];
 }
 
 void iq4_xs(const uint8_t* b, const Contents& out) {
@@ -145,8 +149,8 @@ void iq4_xs(const uint8_t* b, const Contents& out) {
     uint8_t scales[8];
     fields<4, 4, 1>(b + 4, scales);
     add_fields<2, 2, 1, 4>(b + 2, scales);
-    const float scale = half_at(b);
-    for (int g = 0; g < 8; g++) out.scales[g] = (scales[g] - 32) * scale;
+    out.factors[0] = half_at(b);
+    for (int g = 0; g < 8; g++) out.scales[g] = scales[g] - 32;
 }
 
 // Five ternary digits to a byte, as a fraction of 256: the n-th is the carry of `byte * 3**n mod 256` times 3.
@@ -175,21 +179,21 @@ void mxfp4(const uint8_t* b, const Contents& out) {
 
 BlockType block_type(int32_t number) {
     switch (number) {
-        case 2: return {18, 32, 1, 4, q4_0};
-        case 3: return {20, 32, 1, 4, q4_1};
-        case 6: return {22, 32, 1, 8, q5_0};
-        case 7: return {24, 32, 1, 8, q5_1};
-        case 8: return {34, 32, 1, 8, q8_0};
-        case 10: return {84, 256, 16, 4, q2_k};
-        case 11: return {110, 256, 16, 4, q3_k};
-        case 12: return {144, 256, 8, 4, q4_k};
-        case 13: return {176, 256, 8, 8, q5_k};
-        case 14: return {210, 256, 16, 8, q6_k};
-        case 20: return {18, 32, 1, 4, q4_0};
-        case 23: return {136, 256, 8, 4, iq4_xs};
-        case 34: return {54, 256, 8, 4, tq1_0};
-        case 35: return {66, 256, 8, 4, tq2_0};
-        case 39: return {17, 32, 1, 4, mxfp4};
+        case 2: return {18, 32, 1, 4, false, q4_0};
+        case 3: return {20, 32, 1, 4, false, q4_1};
+        case 6: return {22, 32, 1, 8, false, q5_0};
+        case 7: return {24, 32, 1, 8, false, q5_1};
+        case 8: return {34, 32, 1, 8, false, q8_0};
+        case 10: return {84, 256, 16, 4, true, q2_k};
+        case 11: return {110, 256, 16, 4, true, q3_k};
+        case 12: return {144, 256, 8, 4, true, q4_k};
+        case 13: return {176, 256, 8, 8, true, q5_k};
+        case 14: return {210, 256, 16, 8, true, q6_k};
+        case 20: return {18, 32, 1, 4, false, q4_0};
+        case 23: return {136, 256, 8, 4, true, iq4_xs};
+        case 34: return {54, 256, 8, 4, false, tq1_0};
+        case 35: return {66, 256, 8, 4, false, tq2_0};
+        case 39: return {17, 32, 1, 4, false, mxfp4};
         default: return {};
     }
 }
@@ -208,17 +212,21 @@ void widen(const T* from, int64_t count, float* out) {
 void pack_block_row(const Matrix& m, const BlockType& block, const uint8_t* stored, int64_t row) {
     const int64_t blocks = m.columns / block.elements, groups = blocks * block.groups;
     static thread_local std::vector<uint8_t> codes;
-    static thread_local std::vector<float> scales, minima, decoded;
+    static thread_local std::vector<float> scales, minima, factors, decoded;
     codes.resize(m.columns), scales.resize(groups), minima.assign(groups, 0.0f), decoded.resize(m.columns);
+    factors.assign(blocks * 2, 1.0f);
     for (int64_t b = 0; b < blocks; b++)
-        block.split(stored + b * block.bytes,
-                    {&codes[b * block.elements], &scales[b * block.groups], &minima[b * block.groups]});
-    if (m.bits != 32) return pack_rows(m, codes.data(), scales.data(), minima.data(), row, 1);
+        block.split(stored + b * block.bytes, {&codes[b * block.elements], &scales[b * block.groups],
+                                               &minima[b * block.groups], &factors[b * 2]});
+    if (m.bits != 32) return pack_rows(m, codes.data(), scales.data(), minima.data(), factors.data(), row, 1);
     const int64_t size = block.elements / block.groups;
-    for (int64_t g = 0; g < groups; g++)
+    for (int64_t g = 0; g < groups; g++) {
+        const float* factor = &factors[g / block.groups * 2];
+        const float scale = scales[g] * factor[0], minimum = minima[g] * factor[1];
         for (int64_t c = g * size; c < (g + 1) * size; c++)
-            decoded[c] = (block.bits == 4 ? m.codebook[codes[c]] : (int8_t)codes[c]) * scales[g] + minima[g];
-    pack_rows(m, decoded.data(), nullptr, nullptr, row, 1);
+            decoded[c] = (block.bits == 4 ? m.codebook[codes[c]] : (int8_t)codes[c]) * scale + minimum;
+    }
+    pack_rows(m, decoded.data(), nullptr, nullptr, nullptr, row, 1);
 }
 
 // The same of a row of floats.
@@ -229,9 +237,9 @@ void pack_float_row(const Matrix& m, int32_t type, const uint8_t* stored, int64_
     if (type == 0) memcpy(values.data(), stored, m.columns * sizeof(float));
     else if (type == 1) widen((const Half*)stored, m.columns, values.data());
     else widen((const Brain*)stored, m.columns, values.data());
-    if (m.bits == 32) return pack_rows(m, values.data(), nullptr, nullptr, row, 1);
+    if (m.bits == 32) return pack_rows(m, values.data(), nullptr, nullptr, nullptr, row, 1);
     for (int64_t c = 0; c < m.columns; c++) rounded[c] = to_brain(values[c]);
-    pack_rows(m, rounded.data(), nullptr, nullptr, row, 1);
+    pack_rows(m, rounded.data(), nullptr, nullptr, nullptr, row, 1);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // Codes of a block's rows, and how this processor multiplies them: `Codes<Bits>` for 4 and 8 bits, bfloat16 and float32.
 //
+// Codes of 5 and 6 bits are numbers one after the other from `codebook[0]` on. On x86 they lie so, on arm64 as 8 bits.
+//
 // Codes are multiplied as integers. A token's numbers become integers of 16 bits under one scale, the largest being
 // kLargest: an error some ten times below bfloat16's, at a higher rate. 32 products of 8-bit codes stay below 2^28. So
 // what is summed up is the same on every processor.
@@ -32,6 +34,14 @@ enum class Reading {
     kOffset,   // the same, with an offset
     kTable,    // looked up, with an offset
 };
+
+// Whether what is packed are those above the least of a matrix.
+template <int Bits>
+#if defined(__x86_64__)
+constexpr bool kAreOffset = Bits == 5 || Bits == 6;
+#else
+constexpr bool kAreOffset = false;
+#endif
 
 // Whether codes are numbers one after the other: then no table is needed.
 inline bool is_linear(const Matrix& m) {

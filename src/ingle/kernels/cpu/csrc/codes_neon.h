@@ -166,4 +166,13 @@ private:
     }
 };
 
+template <>
+struct Codes<5> : Codes<8> {
+    using Codes<8>::Codes;
+};
+template <>
+struct Codes<6> : Codes<8> {
+    using Codes<8>::Codes;
+};
+
 }  // namespace ingle

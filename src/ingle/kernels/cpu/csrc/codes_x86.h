@@ -174,4 +174,87 @@ struct Codes {
     }
 };
 
+// Codes of 4 + Upper bits. A unit has their lower 4 bits as codes of 4 bits would lie, then the others: those of the n-th
+// pair of columns are, in both halves of a row's lane, Upper bits from bit `upper_bit(vector, n)` on.
+template <int Upper>
+struct UpperCodes : Codes<4> {
+    static constexpr bool kAlwaysPlain = false;
+    static int32_t offset_of(const Matrix& m) { return -m.codebook[0]; }
+
+    static constexpr int kUpperVectors = Upper * kVectors / 2;  // of 16 bits for each row and half
+    static constexpr int64_t kLowerBytes = kBlockRows * kUnit / 2;
+    static constexpr int upper_bit(int vector, int pair) {
+        return vector * kUpperVectors % kVectors * (16 / kVectors) + Upper * pair;
+    }
+    static uint8_t* upper_lane(uint8_t* unit, int64_t row) {
+        return unit + kLowerBytes + row / kLanes * kUpperVectors / kVectors * kRegisterBytes + row % kLanes * 4;
+    }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        uint8_t lower[kUnit];
+        uint32_t bits, at, mask = 0, upper = 0;
+        for (int64_t c = 0; c < kUnit; c++) {
+            lower[c] = codes[c] & 15;
+            at = upper_bit(row / kLanes, c / 2) + c % 2 * 16;
+            mask |= ((1u << Upper) - 1) << at;
+            upper |= (uint32_t)(codes[c] >> 4) << at;
+        }
+        Codes<4>::put(unit, row, lower);
+        memcpy(&bits, upper_lane(unit, row), 4);
+        bits = (bits & ~mask) | upper;
+        memcpy(upper_lane(unit, row), &bits, 4);
+    }
+    static void get(const uint8_t* unit, int64_t row, const Matrix& m, float* out) {
+        Matrix lower = m;
+        for (int i = 0; i < 16; i++) lower.codebook[i] = i;
+        Codes<4>::get(unit, row, lower, out);
+        uint32_t bits;
+        memcpy(&bits, upper_lane((uint8_t*)unit, row), 4);
+        for (int64_t c = 0; c < kUnit; c++) {
+            const uint32_t upper = bits >> (upper_bit(row / kLanes, c / 2) + c % 2 * 16) & ((1u << Upper) - 1);
+            out[c] += (int)(upper << 4) + m.codebook[0];
+        }
+    }
+
+    using Codes<4>::Codes;
+
+    template <int Tokens, Reading How>
+    inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
+        Pairs upper[kUpperVectors];
+#pragma GCC unroll 2
+        for (int i = 0; i < kUpperVectors; i++) upper[i] = (Pairs)load((const int32_t*)(codes + kLowerBytes) + i * kLanes);
+#pragma GCC unroll 2
+        for (int r = 0; r < kUnit / (2 * kPairs); r++) {
+            Pairs stored[kVectors];
+#pragma GCC unroll 2
+            for (int i = 0; i < kVectors; i++) stored[i] = (Pairs)load((const int32_t*)codes + (r * kVectors + i) * kLanes);
+#pragma GCC unroll 4
+            for (int pair = 0; pair < kPairs; pair++) {
+                Pairs w[kVectors];
+#pragma GCC unroll 2
+                for (int i = 0; i < kVectors; i++) {
+                    const Pairs of = upper[i * kUpperVectors / kVectors];
+                    const int shift = upper_bit(i, r * kPairs + pair) - 4;
+                    constexpr uint16_t mask = ((1 << Upper) - 1) << 4;
+                    w[i] = (stored[i] >> 4 * pair & 15) | ((shift < 0 ? of << -shift : of >> shift) & mask);
+                }
+#pragma GCC unroll 12
+                for (int t = 0; t < Tokens; t++) {
+                    const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);
+#pragma GCC unroll 2
+                    for (int i = 0; i < kVectors; i++) sums.v[t][i] = add_products(sums.v[t][i], w[i], both);
+                }
+            }
+        }
+    }
+};
+
+template <>
+struct Codes<5> : UpperCodes<1> {
+    using UpperCodes<1>::UpperCodes;
+};
+template <>
+struct Codes<6> : UpperCodes<2> {
+    using UpperCodes<2>::UpperCodes;
+};
+
 }  // namespace ingle

@@ -26,8 +26,8 @@ extern "C" const char* ingle_instructions() { return ingle::instructions(); }
 extern "C" const char* ingle_factors(int32_t bits) { return ingle::factors(bits); }
 extern "C" int64_t ingle_matrix_bytes(const ingle::Matrix* m) { return ingle::matrix_bytes(*m); }
 extern "C" void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
-                                int64_t first, int64_t count) {
-    ingle::pack_rows(*m, codes, scales, minima, first, count);
+                                const float* factors, int64_t first, int64_t count) {
+    ingle::pack_rows(*m, codes, scales, minima, factors, first, count);
 }
 extern "C" void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
                                   const float* minima, int64_t first, int64_t count) {

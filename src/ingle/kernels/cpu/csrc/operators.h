@@ -130,8 +130,8 @@ void ingle_settle_memory();
 const char* ingle_instructions();
 const char* ingle_factors(int32_t bits);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
-void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
-                     int64_t count);
+void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
+                     const float* factors, int64_t first, int64_t count);
 void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
                        const float* minima, int64_t first, int64_t count);
 // The same of rows [first, first + count) as GGUF stores them in blocks of a type (its number): row i is the stored row

@@ -28,10 +28,10 @@ struct Weights {
     Matrix matrix;
     vector<uint8_t> data;
 
-    Weights(int32_t bits, int32_t group_size, int32_t kind, int32_t minima, int64_t rows, int64_t columns)
-        : matrix{nullptr, rows, columns, bits, group_size, kind, minima, {}} {
+    Weights(int32_t bits, int32_t group_size, int32_t kind, int32_t minima, int64_t rows, int64_t columns, int step = 3)
+        : matrix{nullptr, rows, columns, bits, group_size, kind, minima, {}, nullptr, columns} {
         const bool upper = bits == 5 || bits == 6;
-        for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? -(1 << (bits - 1)) : i * 3 - 20;
+        for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? -(1 << (bits - 1)) : i * step - 20;
         data.resize(ingle_matrix_bytes(&matrix));
         matrix.data = data.data();
         const bool steps = kind == kSteps;
@@ -57,13 +57,13 @@ struct Weights {
 };
 
 static void matrices() {
-    const struct { int32_t bits, group_size, scales, minima; } kinds[] = {
+    const struct { int32_t bits, group_size, scales, minima, step = 3; } kinds[] = {
         {4, 32, kHalves, 0}, {4, 32, kHalves, 1}, {4, 16, kWide, 1},  {4, 32, kSteps, 1},  {4, 128, kHalves, kInScales},
         {5, 32, kHalves, 0}, {6, 16, kSteps, 0},  {8, 32, kHalves, 0}, {8, 16, kWide, 1},  {16, 32, kHalves, 0},
-        {32, 32, kHalves, 0}};
+        {32, 32, kHalves, 0}, {4, 32, kHalves, 0, 61}, {4, 64, kWide, 0, 67}, {4, 16, kWide, 0, 61}};
     for (auto kind : kinds) {
         const int64_t rows = 50, columns = 72;
-        Weights w(kind.bits, kind.group_size, kind.scales, kind.minima, rows, columns);
+        Weights w(kind.bits, kind.group_size, kind.scales, kind.minima, rows, columns, kind.step);
         vector<float> out(rows * columns);
         vector<int64_t> all;
         for (int64_t r = 0; r < rows; r++) all.push_back(r);
@@ -90,7 +90,7 @@ static void blocks() {
     vector<int64_t> order, all;
     for (int64_t r = 0; r < rows; r++) order.push_back(r * 4 % rows), all.push_back(r);
     for (auto kind : kinds) {
-        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.scales, kind.minima, {}};
+        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.scales, kind.minima, {}, nullptr, columns};
         const bool upper = kind.bits == 5 || kind.bits == 6;
         for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? kind.least : i * 3 - 20;
         vector<uint8_t> data(ingle_matrix_bytes(&matrix)), stored;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
-
 from typing import NamedTuple, get_args
 
 import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ingle.kernels.cpu.library import FLOAT8
+from ingle.weights.quantized.tables import TABLES, Table
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -64,6 +65,28 @@ CODE_TYPES = {
 
 CODED = {"int4": CodeType(4, 32, codebook=_FROM_MINUS_8), "int8": CodeType(8, 32), "fp8": CodeType(FLOAT8, 32)}
 """Of `quantized.groups.Kind`, but for what its scales are."""
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A table as the kernels multiply it: `unit` times small integers."""
+
+    codebook: tuple[int, ...]
+    """At most 1,028: times the largest activation, 64 of them stay below 2 ** 31."""
+    unit: float
+
+    @classmethod
+    def of(cls, table: Table, unit: float) -> Integers:
+        return cls(tuple(round(number / unit) for number in TABLES[table]), unit)
+
+
+INTEGERS = {
+    "nf4": Integers.of("nf4", 1 / 914),
+    "fp4": Integers.of("fp4", 1 / 192),
+    "mxfp4": Integers.of("mxfp4", 0.5),
+    "nvfp4": Integers.of("nvfp4", 0.5),
+}
+"""Exact but for NF4, whose numbers are off by less than 0.0004 of the largest."""
 
 FLOATS = CodeType(bits=16, group_size=32)
 """What is stored as floats, and becomes bfloat16."""

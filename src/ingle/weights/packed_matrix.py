@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import Matrix
-from ingle.weights.code_types import CODED, CodeType, kept
+from ingle.weights.code_types import CODED, INTEGERS, CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.quantized.groups import MIDDLE, Groups
 from ingle.weights.source import StoredRows, WeightSource
@@ -25,6 +25,8 @@ _LINE = 64
 """Bytes of a line of the processor's cache: a vector that starts in one should end in it."""
 _LONGEST = 128
 """Columns that share a scale in the kernels at most: their sums are integers of 32 bits."""
+_LONGEST_WIDE = 64
+"""The same of numbers of more than 8 bits."""
 Order = npt.NDArray[np.int32]
 
 
@@ -48,7 +50,7 @@ class PackedPart:
             group_size=code_type.group_size,
             scales=library.STEPS if code_type.steps else library.WIDE if code_type.wide_scales else library.HALVES,
             has_minima=library.IN_SCALES if code_type.minima_in_scales else code_type.has_minima,
-            codebook=(ctypes.c_int8 * 16)(*code_type.codebook),
+            codebook=(ctypes.c_int16 * 16)(*code_type.codebook),
             order=None if order is None else order.ctypes.data,
             inputs=in_features,
         )
@@ -67,9 +69,12 @@ class PackedPart:
             return
         size = self.matrix.group_size
         groups = np.arange(0, rows.num_columns, size) // rows.group_size
-        scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
+        unit = np.float32(1 if rows.table is None else INTEGERS[rows.table].unit)
+        scales, minima = np.ascontiguousarray(rows.scales[:, groups]) * unit, None
         if rows.zeros is not None:
-            minima = MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)
+            minima = np.ascontiguousarray(MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32))
+            if self.matrix.has_minima != library.IN_SCALES:
+                minima *= scales
         codes = np.ascontiguousarray(rows.codes)
         library.get().ingle_pack_groups(
             ctypes.byref(self.matrix),
@@ -234,9 +239,10 @@ class _Codes(NamedTuple):
         groups, as_floats = self.groups, code_type_of("F32")
         if as_floats.bits == 32:
             return as_floats
-        size = gcd(groups.group_size, _LONGEST)
+        longest = _LONGEST_WIDE if groups.table is not None else _LONGEST
+        size = gcd(groups.group_size, longest)
         if groups.group_size >= groups.num_columns and size < 32:
-            size = _LONGEST  # of one group, which is padded
+            size = longest  # of one group, which is padded
         if size < 16:
             raise ModelError(
                 f"groups of {groups.group_size} inputs are not multiplied on this device: they have to be multiples "
@@ -244,12 +250,16 @@ class _Codes(NamedTuple):
                 alternative="take a checkpoint with groups of 32, 64 or 128",
             )
         has_zeros = groups.zeros is not None
+        if groups.table is not None:
+            return CodeType(4, size, not groups.half_scales, codebook=INTEGERS[groups.table].codebook)
+        # 8 bits hold the middle less any zero but 0 itself of codes of 8 bits.
+        in_scales = groups.zeros is not None and (groups.kind == "int4" or bool(groups.zeros.all()))
         return replace(
             CODED[groups.kind],
             group_size=size,
-            wide_scales=not groups.half_scales,
+            wide_scales=not groups.half_scales or (has_zeros and not in_scales),
             has_minima=has_zeros,
-            minima_in_scales=has_zeros,
+            minima_in_scales=in_scales,
         )
 
     def order(self, held: CodeType) -> Order | None:

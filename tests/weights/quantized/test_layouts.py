@@ -88,11 +88,12 @@ def all_rows(matrix: PackedMatrix) -> np.ndarray:
 
 @pytest.mark.usefixtures("kernels")
 def test_packed_for_the_cpu(case: Make, read: Read) -> None:
-    """Without loss; and multiplied, with a number of rows on each side of what a tile holds."""
+    """Without loss, but for NF4's numbers; and multiplied, with a number of rows on each side of what a tile holds."""
     written = case(96, 320)
     groups = read(written)
     matrix = pack_groups([groups], 320)
-    equal(all_rows(matrix), written.exact)
+    as_stored = 4e-4 if groups.table == "nf4" else 2e-7
+    equal(all_rows(matrix), written.exact, as_stored)
     plain = pack_groups([groups], 320, exactly)
     rng = np.random.default_rng(7)
     for num_rows in (1, 3, 16, 17):
@@ -106,7 +107,7 @@ def test_packed_for_the_cpu(case: Make, read: Read) -> None:
             pack_groups([groups.columns(start, stop)], stop - start),
             np.ascontiguousarray(x[:, start:stop]),
         )
-        equal(all_rows(part), written.exact[:, start:stop])
+        equal(all_rows(part), written.exact[:, start:stop], as_stored)
         expected = some.astype(np.float64) @ written.exact[:, start:stop].T
         np.testing.assert_allclose(part.multiply(some), expected, rtol=0, atol=float(np.abs(expected).max()) * 6e-3)
     padded = sum(part.matrix.group_size * -(-320 // part.matrix.group_size) for part in matrix.parts)

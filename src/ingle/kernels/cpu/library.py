@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int16, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from ingle.kernels.cpu import compile
@@ -28,7 +28,7 @@ class Matrix(ctypes.Structure):
         ("group_size", c_int32),
         ("scales", c_int32),
         ("has_minima", c_int32),
-        ("codebook", c_int8 * 16),
+        ("codebook", c_int16 * 16),
         ("order", c_void_p),
         ("inputs", c_int64),
     )

@@ -374,7 +374,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
         const uint8_t *unit = span + codes_at, *scales = span + scales_at, *ahead = span + kAhead;
         for (int64_t g = 0; g < groups; g++, scales += scales_stride, starts += Tokens, group_sums += Tokens) {
             typename Codes<Bits>::template Sums<Tokens> sums;
-            if constexpr (How == Reading::kPlain) sums.clear();
+            if constexpr (How == Reading::kPlain || How == Reading::kWide) sums.clear();
             else sums.start(starts);
             if constexpr (GroupSize == kLong) {
                 for (int64_t u = 0; u < units; u++, x += unit_operands, unit += unit_bytes) {
@@ -473,14 +473,17 @@ auto tile_product(const Matrix& m) {
         return multiply_plain_tile<Bits, Tokens>;
     } else if constexpr (kAreOffset<Bits>) {
         return of_group_size<Bits, Tokens, Reading::kOffset>(m);
-    } else if constexpr (Codes<Bits>::kAlwaysPlain) {
-        return of_group_size<Bits, Tokens, Reading::kPlain>(m);
     } else {
-        switch (Codes<Bits>::reading_of(m)) {
-            case Reading::kPlain: return of_group_size<Bits, Tokens, Reading::kPlain>(m);
-            case Reading::kOffset: return of_group_size<Bits, Tokens, Reading::kOffset>(m);
-            default: return of_group_size<Bits, Tokens, Reading::kTable>(m);
-        }
+        using Kind = Codes<Bits>;
+        const Reading how = Kind::reading_of(m);
+        if constexpr (Kind::reads(Reading::kOffset))
+            if (how == Reading::kOffset) return of_group_size<Bits, Tokens, Reading::kOffset>(m);
+        if constexpr (Kind::reads(Reading::kTable))
+            if (how == Reading::kTable) return of_group_size<Bits, Tokens, Reading::kTable>(m);
+        if constexpr (Kind::reads(Reading::kWide))
+            if (how == Reading::kWide) return of_group_size<Bits, Tokens, Reading::kWide>(m);
+        if constexpr (Kind::reads(Reading::kPlain)) return of_group_size<Bits, Tokens, Reading::kPlain>(m);
+        __builtin_unreachable();
     }
 }
 

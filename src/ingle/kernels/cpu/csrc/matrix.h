@@ -44,7 +44,7 @@ struct Matrix {
     int32_t group_size;      // 16, or a multiple of 32 up to 128, columns
     int32_t scales;
     int32_t has_minima;
-    int8_t codebook[16];     // of 4-bit codes, these or those that float32 is decoded from; of 5 and 6 bits the least number
+    int16_t codebook[16];    // of 4-bit codes, these or those that float32 is decoded from; of 5 and 6 bits the least number
     const int32_t* order;    // [columns], which number of x each column is multiplied with; null for the same
     int64_t inputs;          // numbers of x: as many as columns, or fewer where columns that are zero name one again
 };

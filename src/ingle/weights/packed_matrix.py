@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import Matrix
+from ingle.weights import grids
 from ingle.weights.code_types import CODED, INTEGERS, CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.quantized.groups import MIDDLE, Groups
@@ -52,6 +53,7 @@ class PackedPart:
             has_minima=library.IN_SCALES if code_type.minima_in_scales else code_type.has_minima,
             codebook=(ctypes.c_int16 * 16)(*code_type.codebook),
             order=None if order is None else order.ctypes.data,
+            unit=code_type.unit,
             inputs=in_features,
         )
         num_bytes = library.get().ingle_matrix_bytes(ctypes.byref(matrix))
@@ -69,8 +71,7 @@ class PackedPart:
             return
         size = self.matrix.group_size
         groups = np.arange(0, rows.num_columns, size) // rows.group_size
-        unit = np.float32(1 if rows.table is None else INTEGERS[rows.table].unit)
-        scales, minima = np.ascontiguousarray(rows.scales[:, groups]) * unit, None
+        scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
         if rows.zeros is not None:
             minima = np.ascontiguousarray(MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32))
             if self.matrix.has_minima != library.IN_SCALES:
@@ -91,8 +92,9 @@ class PackedPart:
         order = None if rows.order is None else np.ascontiguousarray(rows.order, np.int64)
         order_at = None if order is None else order.ctypes.data
         number, stored = _NUMBERS[rows.type], rows.data.ctypes.data
-        matrix = ctypes.byref(self.matrix)
-        if not library.get().ingle_pack_blocks(matrix, number, stored, order_at, first, len(rows.data)):
+        matrix, grid = ctypes.byref(self.matrix), grids.of(rows.type)
+        grid_at = None if grid is None else grid.ctypes.data
+        if not library.get().ingle_pack_blocks(matrix, number, stored, grid_at, order_at, first, len(rows.data)):
             raise ValueError(f"blocks of {rows.type} cannot be packed")
 
     @property
@@ -251,7 +253,8 @@ class _Codes(NamedTuple):
             )
         has_zeros = groups.zeros is not None
         if groups.table is not None:
-            return CodeType(4, size, not groups.half_scales, codebook=INTEGERS[groups.table].codebook)
+            held = INTEGERS[groups.table]
+            return CodeType(4, size, not groups.half_scales, unit=held.unit, codebook=held.codebook)
         # 8 bits hold the middle less any zero but 0 itself of codes of 8 bits.
         in_scales = groups.zeros is not None and (groups.kind == "int4" or bool(groups.zeros.all()))
         return replace(

@@ -30,6 +30,7 @@ class Matrix(ctypes.Structure):
         ("has_minima", c_int32),
         ("codebook", c_int16 * 16),
         ("order", c_void_p),
+        ("unit", c_float),
         ("inputs", c_int64),
     )
 
@@ -181,7 +182,7 @@ _SIGNATURES = {
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
-    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
     "ingle_gather_rows": (POINTER(Matrix), c_void_p, c_int64, c_void_p),
     "ingle_rms_norm": (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),

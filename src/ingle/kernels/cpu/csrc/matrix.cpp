@@ -174,7 +174,7 @@ static void unpack_row(const Matrix& m, int64_t row, float* out) {
                 if (m.has_minima == kInScales) minimum = (int8_t)minima[r] * scale;
                 else if (m.has_minima) minimum = get_scale(minima, r, m.scales == kWide);
             }
-            for (float& value : values) value = value * scale + minimum;
+            for (float& value : values) value = (value * scale + minimum) * m.unit;
         }
         int64_t left = m.columns - column;
         memcpy(out + column, values, (left < kUnit ? left : kUnit) * sizeof(float));
@@ -515,7 +515,7 @@ void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, f
             const int64_t token = tile * Kind::kMostTokens + t;
             float* to = y + token * y_stride + block * kBlockRows;
             for (int64_t i = 0; i * kLanes < rows; i++) {
-                const Floats values = load(total[t][i]) * tiled.scales[token];
+                const Floats values = load(total[t][i]) * (have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f);
                 const int64_t count = rows - i * kLanes;
                 count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
             }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,13 @@ def bitsandbytes(
     values = (NF4 if table == "nf4" else np.concatenate([FP4, -FP4])).astype(np.float32)
     codes = rng.integers(0, 16, rows * columns)
     blocks = -(-rows * columns // block)
-    absmax = ((rng.random(blocks) + 0.5) / columns**0.5 * 2).astype(np.float32)
+    absmax = ((rng.random(blocks) + 0.5) / columns**0.5 * 1.2).astype(np.float32)
     state: dict[str, Any] = {"quant_type": table, "blocksize": block, "dtype": "bfloat16", "shape": [rows, columns]}
     packed = torch.from_numpy((codes[::2] << 4 | codes[1::2]).astype(np.uint8)).view(storage).reshape(-1, 1)
     tensors = {"weight": packed, "weight.quant_map": torch.from_numpy(values)}
     if nested:
         offset, of_map = float(absmax.mean()), np.linspace(-1, 1, 256).astype(np.float32)
-        outer = np.add.reduceat(np.abs(absmax - offset), np.arange(0, blocks, 256)).astype(np.float32)
+        outer = np.maximum.reduceat(np.abs(absmax - offset), np.arange(0, blocks, 256)).astype(np.float32)
         indices = rng.integers(0, 256, blocks).astype(np.uint8)
         absmax = (of_map[indices].astype(np.float64) * outer.repeat(256)[:blocks] + offset).astype(np.float32)
         state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
@@ -153,7 +154,7 @@ def bitsandbytes(
 def bitsandbytes_int8(rows: int, columns: int, *, seed: int = 0) -> Written:
     rng = np.random.default_rng(seed)
     codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
-    largest = ((rng.random(rows) + 0.5) / columns**0.5 * 2).astype(np.float32)
+    largest = ((rng.random(rows) + 0.5) / columns**0.5 * 1.2).astype(np.float32)
     tensors = {"weight": torch.from_numpy(codes), "SCB": torch.from_numpy(largest),
                "weight_format": torch.tensor(0, dtype=torch.uint8)}  # fmt: skip
     exact = codes * largest.astype(np.float64)[:, None] / 127
@@ -277,6 +278,11 @@ def compressed(
                   width if strategy in ("group", "block") else None, height if strategy == "block" else 1,
                   has_zeros=not symmetric)  # fmt: skip
     return Written(stored, exact.double().numpy(), ours, settings)
+
+
+def installed(case: str) -> bool:
+    """What writes it."""
+    return not case.startswith("ct-") or find_spec("compressed_tensors") is not None
 
 
 CASES: dict[str, Callable[[int, int], Written]] = {

@@ -100,9 +100,11 @@ class Module:
         stored = self.stored(suffix)
         values = stored.read()
         if stored.type == "BF16":
-            return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
+            wide: Floats = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            return wide
         if stored.type == FP8:
-            return E4M3[values]
+            decoded: Floats = E4M3[values.astype(np.uint8, copy=False)]
+            return decoded
         if stored.type in (EXPONENTS, "U8"):
             return powers_of_two(values.astype(np.uint8, copy=False))
         numbers: Floats = values.astype(np.float32, copy=False)

@@ -362,7 +362,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     const int64_t spans = num_spans(m), groups = span_groups(m), stride = span_bytes(m), scales_stride = scales_bytes(m);
     const int64_t units = GroupSize == kLong ? m.group_size / kUnit : GroupSize / kUnit, ahead_stride = stride / groups;
     const int64_t codes_at = codes_offset(m), scales_at = factor_bytes(m);
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     const uint8_t* span = span_at(m, p.block, 0);
     const auto* x = p.x;
@@ -382,7 +382,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
                     codes.template multiply<Tokens, How>(sums, unit, x);
                 }
             } else {
-                prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(ahead);
+                prefetch<kBlockRows * (GroupSize * width(Bits) / 8 + 4)>(ahead);
                 ahead += ahead_stride;
 #pragma GCC unroll 2
                 for (int u = 0; u < GroupSize / kUnit; u++, x += unit_operands, unit += unit_bytes)
@@ -407,7 +407,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
 template <int Bits, int Tokens>
 void multiply_plain_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
     const uint8_t* unit = span_at(p.m, p.block, 0);
     const auto* x = p.x;
     typename Codes<Bits>::template Sums<Tokens> sums;

@@ -286,7 +286,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "--load-8bit --load-4bit --load-in-8bit --load-in-4bit --wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
         "--awq-wbits= --quantization-config= --torchao-config=",
         "",
-        "this version does not quantize on load: give a quantized .gguf file of the model, which is read as it is",
+        "give --quantization int8 or int4, which rounds the weights of a folder while they are loaded; a quantized "
+        "folder or .gguf file is read as it is",
     ),
     (
         "--kv-cache-dtype= --cache-type-k= -ctk= --cache-type-v= -ctv= --type-k= --type-v=",

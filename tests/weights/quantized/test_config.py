@@ -344,9 +344,13 @@ def test_the_flag(tmp_path: Path) -> None:
     for value, path, quantization, says in (
         ("awq", tmp_path, gptq, "is quantized already: GPTQ, int4 in groups of 128"),
         ("int8", tmp_path, gptq, "is quantized already"),
-        ("fp8", tmp_path, None, "is not quantized, and this version quantizes nothing on load"),
         ("awq", tmp_path / "m.gguf", None, "is a GGUF file"),
         ("gguf", tmp_path, gptq, "quantized already"),
     ):
         with pytest.raises(ConfigError, match=f"--quantization {value}: .*{says}.*; leave the flag out"):
             check_flag(value, path, quantization)
+    for value, target in (("int4", "int4"), ("INT8", "int8"), ("fp8", "fp8"), ("ptpc_fp8", "fp8")):
+        assert check_flag(value, tmp_path, None) == target
+    for value in ("awq", "bitsandbytes", "experts_int8", "q4_k_m"):
+        with pytest.raises(ConfigError, match=f"--quantization {value}: .*is not quantized.*int4, int8 or fp8 rounds"):
+            check_flag(value, tmp_path, None)

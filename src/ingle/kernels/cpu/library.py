@@ -35,6 +35,16 @@ class Matrix(ctypes.Structure):
     )
 
 
+class Rounding(ctypes.Structure):
+    _fields_ = (
+        ("ratios", c_void_p),
+        ("num_ratios", c_int64),
+        ("group_size", c_int64),
+        ("bits", c_int32),
+        ("scale_type", c_int32),
+    )
+
+
 class Rotation(ctypes.Structure):
     _fields_ = (
         ("qkv", c_void_p),
@@ -168,7 +178,7 @@ class Step(ctypes.Structure):
 
 
 _STRUCTURES: tuple[type[ctypes.Structure], ...] = (
-    Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer, Step
+    Matrix, Rounding, Rotation, Attention, Projection, Mixture, Latent, Layer, Step
 )  # fmt: skip
 """As `ingle_structure_sizes` counts them."""
 
@@ -183,6 +193,7 @@ _SIGNATURES = {
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_round_rows": (POINTER(Rounding), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
     "ingle_gather_rows": (POINTER(Matrix), c_void_p, c_int64, c_void_p),
     "ingle_rms_norm": (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),

@@ -141,6 +141,12 @@ class Groups:
         return np.stack((self.codes & 15, self.codes >> 4), -1).astype(np.float32)
 
 
+def half_holds(scales: Floats) -> bool:
+    """Whether float16 holds all of them exactly, as it does most of bfloat16."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.array_equal(scales.astype(np.float16).astype(np.float32), scales))
+
+
 def _e4m3() -> Floats:
     """What each byte stands for: https://arxiv.org/abs/2209.05433, without infinities."""
     bits = np.arange(256)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ingle.errors import ModelError
 from ingle.weights.quantized import bitsandbytes
-from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind
+from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind, half_holds
 from ingle.weights.quantized.module import DOWNLOAD, EXPONENTS, FLOATS, FP8, Module, Shape, Wanted, Words
 from ingle.weights.quantized.scheme import Layout, Scheme
 
@@ -226,8 +226,8 @@ def _read_packed(module: Module, rows: int, columns: int) -> Groups:
 def _read_whole(module: Module, rows: int, columns: int) -> Groups:
     scheme = module.scheme
     codes, suffix = module.array("weight").view(np.uint8), scales_of(module)
-    half = module.stored(suffix).type == "F16"
-    scales = _by_row(module.floats(suffix), rows, scheme.block_rows)
+    stored = module.floats(suffix)
+    half, scales = half_holds(stored), _by_row(stored, rows, scheme.block_rows)
     size = scheme.group_size or columns
     if scheme.is_float:
         return Groups("fp8", codes, scales, None, size, half, quantizes_inputs=scheme.quantizes_inputs)
@@ -247,13 +247,7 @@ def _read_nibbles(module: Module, rows: int, columns: int) -> Groups:
             raise module.fail(suffix, f"is {whole}, no scale", DOWNLOAD)
         scales = scales / whole if suffix == "weight_global_scale" else scales * whole
     codes = np.asarray(module.array(module.marker), np.uint8)
-    return Groups("int4", codes, scales, None, scheme.group_size, fit_half(scales), table=scheme.table)
-
-
-def fit_half(scales: Floats) -> bool:
-    """Whether float16 holds all of them exactly."""
-    with np.errstate(over="ignore"):
-        return bool((scales.astype(np.float16).astype(np.float32) == scales).all())
+    return Groups("int4", codes, scales, None, scheme.group_size, half_holds(scales), table=scheme.table)
 
 
 class _Layout(NamedTuple):
@@ -297,7 +291,7 @@ def _finished(
 ) -> Groups:
     """Zeros that are all in the middle are left out."""
     kind, size = module.scheme.kind, module.scheme.group_size or columns
-    half = module.stored(scales_of(module)).type == "F16"
+    half = module.stored(scales_of(module)).type == "F16" or half_holds(scales)
     if zeros is not None:
         zeros = None if (zeros == MIDDLE[kind]).all() else np.ascontiguousarray(zeros)
     order = None

@@ -25,6 +25,9 @@ MARKERS: dict[Layout, tuple[str, ...]] = {
 }
 """The tensor that a module has which is stored so: one of these."""
 
+Target = Literal["int4", "int8", "fp8"]
+"""What weights of floats may be rounded to."""
+
 
 @dataclass(frozen=True)
 class Scheme:

@@ -66,20 +66,30 @@ struct Codes {
     typedef uint32_t Operand;
     static constexpr int64_t kColumnsPerOperand = 2;
 
+    // A token alone has several sums, taken in turn: an addition would have to wait for the one before.
     template <int Tokens>
     struct Sums {
-        Ints v[Tokens][kVectors];
+        static constexpr int kChains = Tokens == 1 ? 2 : 1;
+        Ints v[Tokens * kChains][kVectors];
         void clear() {
 #pragma GCC unroll 12
-            for (int t = 0; t < Tokens; t++)
+            for (int t = 0; t < Tokens * kChains; t++)
                 for (int i = 0; i < kVectors; i++) v[t][i] = Ints{};
         }
         void start(const int32_t* starts) {
 #pragma GCC unroll 12
-            for (int t = 0; t < Tokens; t++)
-                for (int i = 0; i < kVectors; i++) v[t][i] = splat(starts[t]);
+            for (int t = 0; t < Tokens * kChains; t++)
+                for (int i = 0; i < kVectors; i++) v[t][i] = t % kChains ? Ints{} : splat(starts[t / kChains]);
         }
-        Floats value(int t, int i) const { return to_floats(v[t][i]); }
+        void add(int t, int pair, int i, Pairs w, Ints both) {
+            Ints& sum = v[t * kChains + pair % kChains][i];
+            sum = add_products(sum, w, both);
+        }
+        Floats value(int t, int i) const {
+            Ints all = v[t * kChains][i];
+            for (int chain = 1; chain < kChains; chain++) all += v[t * kChains + chain][i];
+            return to_floats(all);
+        }
     };
 
     static Ints put_operands(const float* x, float per_unit, Operand* out) {
@@ -176,7 +186,7 @@ struct Codes {
                 for (int t = 0; t < Tokens; t++) {
                     const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);
 #pragma GCC unroll 2
-                    for (int i = 0; i < kVectors; i++) sums.v[t][i] = add_products(sums.v[t][i], w[i], both);
+                    for (int i = 0; i < kVectors; i++) sums.add(t, pair, i, w[i], both);
                 }
             }
         }
@@ -249,7 +259,7 @@ struct UpperCodes : Codes<4> {
                 for (int t = 0; t < Tokens; t++) {
                     const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);
 #pragma GCC unroll 2
-                    for (int i = 0; i < kVectors; i++) sums.v[t][i] = add_products(sums.v[t][i], w[i], both);
+                    for (int i = 0; i < kVectors; i++) sums.add(t, pair, i, w[i], both);
                 }
             }
         }

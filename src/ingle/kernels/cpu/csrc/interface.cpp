@@ -7,8 +7,9 @@
 
 extern "C" const int64_t* ingle_structure_sizes() {
     using namespace ingle;
-    static constexpr int64_t sizes[] = {sizeof(Matrix),  sizeof(Rotation), sizeof(Attention), sizeof(Projection),
-                                        sizeof(Mixture), sizeof(Latent),   sizeof(Layer),     sizeof(Step)};
+    static constexpr int64_t sizes[] = {sizeof(Matrix),     sizeof(IngleRounding), sizeof(Rotation),
+                                        sizeof(Attention),  sizeof(Projection),    sizeof(Mixture),
+                                        sizeof(Latent),     sizeof(Layer),         sizeof(Step)};
     return sizes;
 }
 extern "C" void ingle_start(int32_t num_threads) { ingle::start_threads(num_threads); }

@@ -133,7 +133,8 @@ static void pack_scales(const Matrix& m, const float* scales, const float* minim
             if (m.scales == kSteps) at[r] = (int8_t)scales[g];
             else put_scale(at, r, scales[g], m.scales == kWide);
             if (!m.has_minima) continue;
-            if (m.scales == kSteps || m.has_minima == kInScales) minimum[r] = (int8_t)minima[g];
+            if (m.scales == kSteps) minimum[r] = (int8_t)minima[g];
+            else if (m.has_minima == kInScales) minimum[r] = (int8_t)-minima[g];
             else put_scale(minimum, r, minima[g], m.scales == kWide);
         }
     }
@@ -171,7 +172,7 @@ static void unpack_row(const Matrix& m, int64_t row, float* out) {
                 if (m.has_minima) minimum = (int8_t)minima[r] * get_scale(scales.factors + kBlockRows * 2, r, false);
             } else {
                 scale = get_scale(scales.at, r, m.scales == kWide);
-                if (m.has_minima == kInScales) minimum = (int8_t)minima[r] * scale;
+                if (m.has_minima == kInScales) minimum = -(int8_t)minima[r] * scale;
                 else if (m.has_minima) minimum = get_scale(minima, r, m.scales == kWide);
             }
             for (float& value : values) value = (value * scale + minimum) * m.unit;
@@ -328,7 +329,7 @@ inline __attribute__((always_inline)) ScaleAndMinimum load_scales(const Matrix& 
     const uint8_t* minima = at + kBlockRows * (wide ? 4 : 2);
     const Floats scale = wide ? load((const float*)at + first) : load((const Half*)at + first);
     if (!m.has_minima) return {scale, Floats{}};
-    if (m.has_minima == kInScales) return {scale, to_floats(load((const int8_t*)minima + first)) * scale};
+    if (m.has_minima == kInScales) return {scale, -to_floats(load((const int8_t*)minima + first)) * scale};
     return {scale, wide ? load((const float*)minima + first) : load((const Half*)minima + first)};
 }
 

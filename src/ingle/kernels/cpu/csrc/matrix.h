@@ -27,7 +27,8 @@ constexpr int32_t kHalves = 0;  // scales and minima are binary16
 constexpr int32_t kWide = 1;    // float32
 constexpr int32_t kSteps = 2;   // signed integers of 8 bits, which are multiplied with factors, binary16, of kSpan columns
 
-// What `Matrix::has_minima` says beside 0 and 1: minima are signed integers of 8 bits, which are multiplied with the scale.
+// What `Matrix::has_minima` says beside 0 and 1: minima are whole numbers from -127 to 128 times the scale, and lie as what
+// these are less than 0, 8 bits.
 constexpr int32_t kInScales = 2;
 
 constexpr int64_t kSpan = 256;

@@ -25,6 +25,7 @@ from ingle.engine.engine import Engine
 from ingle.engine.grammar import Grammars
 from ingle.engine.memory import free_host_bytes
 from ingle.engine.pages import PagePool
+from ingle.engine.ranks import layout_of, load_on_ranks
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
@@ -76,12 +77,14 @@ def build_engine(
             check_tiers(config, memory)
     checked()
     with contextlib.closing(opened):
-        kernels = CpuKernels(ours=False)
-        if device == "cpu":
+        kernels, layout = CpuKernels(ours=False), layout_of(config, device, opened)
+        if device == "cpu" and layout.num_ranks == 1:
             kernels = _ready_cpu_kernels(config, opened, startup, beside_server)
         if kernels.ours and opened.decoder is not None:
             numerics = native_build.numerics(config)
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
+        elif layout.num_ranks > 1:
+            numerics, loaded = load_on_ranks(config, path, opened, layout, device, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):
                 from ingle.engine import torch_build

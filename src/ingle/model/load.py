@@ -45,7 +45,11 @@ def load_decoder(
     factors = query_factors(config, max_model_len)
     on_device = None if factors is None else torch.from_numpy(factors).to(device)
 
-    with ThreadPoolExecutor(_NUM_THREADS[device.type]) as threads:
+    def use_device() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # which is a thread's own
+
+    with ThreadPoolExecutor(_NUM_THREADS[device.type], initializer=use_device) as threads:
         ends = [threads.submit(load.matrix, f"{names.embedding}.weight", vocab_rows, config.hidden_size)]
         if not config.tied_embeddings:
             ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", vocab_rows, config.hidden_size))
@@ -101,9 +105,7 @@ def _load_attention(
             config.hidden_size,
             bias=config.qkv_bias,
         ),
-        out=load.reduced(
-            f"{prefix}.{names.attention_out}", config.hidden_size, config.q_size, bias=config.output_bias
-        ),
+        out=load.reduced(f"{prefix}.{names.attention_out}", config.hidden_size, config.q_size, bias=config.output_bias),
         q_norm=head_norm(names.q_norm),
         k_norm=head_norm(names.k_norm),
         num_heads=config.num_heads,

@@ -100,9 +100,7 @@ class Division:
         """What each rank has."""
         moe = self.config.moe
         if moe is not None:
-            moe = replace(
-                moe, intermediate_size=self.expert.each, shared_intermediate_size=self.shared.each
-            )
+            moe = replace(moe, intermediate_size=self.expert.each, shared_intermediate_size=self.shared.each)
         return replace(
             self.config,
             num_heads=self.heads.each,

@@ -194,7 +194,9 @@ def _widened(groups: Groups, num_columns: int) -> Groups:
     num_groups = -(-num_columns // groups.group_size) - groups.scales.shape[1]
     zeros = None if groups.zeros is None else _beside(groups.zeros, num_groups)
     # Those in the last group have its scale, so their codes are its zero.
-    zero = np.full(len(groups.codes), MIDDLE.get(groups.kind, 0), np.uint8) if zeros is None else zeros[:, -num_groups - 1]
+    zero = (
+        np.full(len(groups.codes), MIDDLE.get(groups.kind, 0), np.uint8) if zeros is None else zeros[:, -num_groups - 1]
+    )
     code = zero | zero << np.uint8(4) if groups.kind == "int4" else zero
     codes = np.repeat(code[:, None], lacking // 2 if groups.kind == "int4" else lacking, axis=1)
     return replace(

@@ -105,7 +105,8 @@ class _Rank:
                 case Step():
                     self._step(message)
                 case Draw(masks):
-                    self._launched[-1].sample(masks)
+                    words = memoryview(bytearray(masks.words))  # PyTorch wants what it could write to
+                    self._launched[-1].sample(Masks(masks.slots, words))
                 case Capture():
                     self.device.capture_next()
                 case Relieve():

@@ -100,9 +100,7 @@ def load_on_ranks(
     config: EngineConfig, path: Path, opened: OpenModel, layout: Layout, device: str, startup: Startup
 ) -> tuple[Numerics, Loaded]:
     """Starts the other ranks, and loads the model on all of them at once. They end with the device."""
-    crew = assemble(layout, device, startup)
-    with _ending(crew.team):
-        return load_on(crew, config, path, opened, startup)
+    return load_on(assemble(layout, device, startup), config, path, opened, startup)
 
 
 @contextlib.contextmanager
@@ -149,12 +147,13 @@ def load_on(
     from ingle.parallel.device import RanksDevice
 
     team, member = crew.team, crew.member
-    team.load(config, path)
-    startup.meanwhile = team.check
-    runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
-    numerics, own = runner.load(share_of(opened, team.layout, 0), startup)
-    with startup.phase("other_ranks", "waiting for the other ranks' weights"):
-        shares = team.loaded()
+    with _ending(team):
+        team.load(config, path)
+        startup.meanwhile = team.check
+        runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
+        numerics, own = runner.load(share_of(opened, team.layout, 0), startup)
+        with startup.phase("other_ranks", "waiting for the other ranks' weights"):
+            shares = team.loaded()
     assert opened.decoder is not None, "only decoders are divided"
     facts = replace(own.facts, model=opened.decoder, weights=_weights_of_all(opened.decoder, own.facts.weights, shares))
     name = f"{team.layout.num_ranks} x {own.device_name} ({team.layout} by {member.link.name})"

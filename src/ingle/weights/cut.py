@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.weights.gguf import BLOCK_TYPES
+from ingle.weights.quantized.cut import by_columns
 from ingle.weights.quantized.groups import MIDDLE, Groups
 from ingle.weights.source import Region, StoredRows, WeightSource, check_size, split_name
 
@@ -112,7 +113,7 @@ class CutSource:
             return self._source.groups(name, num_rows, num_columns)
         whole = self._source.groups(name, *cut.shape)
         if cut.columns is not None:
-            whole = _widened(whole.columns(cut.columns.start, cut.columns.stop), cut.columns.size)
+            whole = _widened(by_columns(whole, cut.columns.start, cut.columns.stop), cut.columns.size)
         return _rows_of(whole, cut.rows)
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
@@ -188,9 +189,11 @@ def _rows_of(groups: Groups, ranges: tuple[Range, ...]) -> Groups:
 
 def _widened(groups: Groups, num_columns: int) -> Groups:
     """With columns of zeros behind."""
-    lacking = num_columns - groups.num_columns
+    lacking = num_columns - groups.num_inputs
     if not lacking:
         return groups
+    if groups.order is not None:
+        return replace(groups, padded_from=num_columns)
     num_groups = -(-num_columns // groups.group_size) - groups.scales.shape[1]
     zeros = None if groups.zeros is None else _beside(groups.zeros, num_groups)
     # Those in the last group have its scale, so their codes are its zero.

@@ -51,7 +51,7 @@ WITHIN_S = 10.0
 
 @contextlib.contextmanager
 def crew_of(size: int) -> Iterator[Crew]:
-    crew = ranks.assemble(Layout(size), "cpu", Startup(lambda stage: None))
+    crew = ranks.assemble(Layout(size), ["cpu"] * size, Startup(lambda stage: None))
     with crew.team:
         yield crew
 
@@ -65,7 +65,7 @@ def two() -> Iterator[Crew]:
 def load(crew: Crew, folder: Path, *, overlap: bool = False, num_pages: int = 200, **options: Any) -> Engine:
     """An engine of all ranks, in place of the one before."""
     options = {"dtype": "float32", "device": "cpu", "num_gpu_blocks_override": num_pages, **options}
-    config = EngineConfig.of(str(folder), tensor_parallel_size=crew.team.layout.tensor, **options)
+    config = EngineConfig.of(str(folder), tensor_parallel_size=crew.team.num_ranks, **options)
     with contextlib.closing(ModelFiles.read(config, folder).opened(config)) as opened:
         _, loaded = ranks.load_on(crew, config, folder, opened, Startup(lambda stage: None))
     scheduler = Scheduler(PagePool(num_pages), loaded.memory.limits)
@@ -244,7 +244,7 @@ def test_rank_0_is_killed(folder: Path) -> None:
     script = (
         "from ingle.engine import ranks; from ingle.engine.startup import Startup; "
         "from ingle.parallel.layout import Layout; import time\n"
-        "crew = ranks.assemble(Layout(3), 'cpu', Startup(lambda stage: None))\n"
+        "crew = ranks.assemble(Layout(3), ['cpu'] * 3, Startup(lambda stage: None))\n"
         "print(*crew.team.pids, flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

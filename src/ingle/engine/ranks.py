@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from ingle.config import EngineConfig
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
-from ingle.errors import ConfigError, EngineError
+from ingle.errors import ConfigError, EngineError, ModelError
 from ingle.model.architecture import DecoderConfig
 from ingle.model.count import num_parameters
-from ingle.model.share import MAX_SIZE, Division, sizes_for
 from ingle.model.sizes import WeightSizes
 from ingle.parallel.layout import Layout
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from ingle.parallel.messages import Loaded as Share
     from ingle.parallel.team import Team
 
+_MOST_EARLY = 16
+"""Ranks that are started before it is known that they can be."""
 _IMPORTS_S = 120.0
 """For a rank to import PyTorch, on a machine that is busy."""
 
@@ -33,7 +34,9 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
     wanted, name = parallel.tensor_parallel_size, f"--tensor-parallel-size {parallel.tensor_parallel_size}"
     if not parallel.asks_for_ranks:
         return Layout()
-    num_gpus = _num_gpus(device)
+    from ingle.model.share import MAX_SIZE, Division, sizes_for
+
+    num_gpus = min(_num_gpus(), MAX_SIZE) if device == "cuda" else None
     if opened.decoder is None:
         if wanted == "auto":
             return Layout()
@@ -62,13 +65,10 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
     return layout
 
 
-def _num_gpus(device: str) -> int | None:
-    """None on a CPU, of which as many ranks run as are asked for."""
-    if device == "cpu":
-        return None
+def _num_gpus() -> int:
     import torch
 
-    return min(torch.cuda.device_count(), MAX_SIZE)
+    return torch.cuda.device_count()
 
 
 def _visible() -> str:
@@ -80,6 +80,7 @@ def share_of(opened: OpenModel, layout: Layout, index: int) -> OpenModel:
     """What a rank has of a model. Closing either closes both."""
     if layout.tensor == 1:
         return opened
+    from ingle.model.share import Division
     from ingle.weights.cut import CutSource
 
     assert opened.decoder is not None, "only decoders are divided"
@@ -96,20 +97,27 @@ class Crew:
     member: Member
 
 
-def load_on_ranks(
-    config: EngineConfig, path: Path, opened: OpenModel, layout: Layout, device: str, startup: Startup
-) -> tuple[Numerics, Loaded]:
-    """Starts the other ranks, and loads the model on all of them at once. They end with the device."""
-    return load_on(assemble(layout, device, startup), config, path, opened, startup)
+def started_early(config: EngineConfig) -> Team | None:
+    """Ranks that import PyTorch while this process reads the model's headers, where their number is clear already."""
+    size = config.parallel.tensor_parallel_size
+    if not config.parallel.asks_for_ranks or size == "auto" or size > _MOST_EARLY:
+        return None
+    if config.parallel.device != "cpu" and size > len(list(Path("/dev").glob("nvidia[0-9]*"))):
+        return None
+    from ingle.parallel.team import Team
+
+    return Team(size)
 
 
 @contextlib.contextmanager
-def _ending(team: Team) -> Iterator[None]:
+def ending(team: Team | None) -> Iterator[None]:
     """Ends the ranks where what is done here fails, and raises `EngineError` where one of them is why."""
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception):
+        if team is None:
+            raise
+        if isinstance(error, Exception) and not isinstance(error, (ConfigError, ModelError)):
             team.wait_for_words()
         failure = team.failure
         team.close()
@@ -118,21 +126,26 @@ def _ending(team: Team) -> Iterator[None]:
         raise
 
 
-def assemble(layout: Layout, device: str, startup: Startup) -> Crew:
-    """Starts ranks, on a GPU each or on CPUs, and has them find each other."""
+def devices_of(layout: Layout, device: str) -> list[str]:
+    """A GPU for each rank, or all of them on CPUs."""
+    return [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)]
+
+
+def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | None = None) -> Crew:
+    """Has ranks find each other, on these devices; starts them where there is no `team` yet."""
     from ingle.parallel.team import Team
 
-    team = Team(layout, [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)])
-    with _ending(team):
-        with startup.phase("pytorch", f"starting {layout.num_ranks} ranks, and importing PyTorch"):
+    team = Team(layout.num_ranks) if team is None else team
+    with ending(team):
+        with startup.phase("pytorch", f"importing PyTorch in {layout.num_ranks} ranks"):
             import torch
 
             from ingle.parallel.group import JOIN_S, join
 
             team.ready(_IMPORTS_S)
-        with startup.phase("ranks", f"joining {layout.num_ranks} ranks by {team.backend}"):
-            team.join()
-            member = join(layout.place(0), torch.device(team.devices[0]), team.backend, team.rendezvous)
+        with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
+            backend = team.join(layout, devices)
+            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous)
             team.on_loss(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")
@@ -146,17 +159,17 @@ def load_on(
     from ingle.engine.torch_build import TorchRunner
     from ingle.parallel.device import RanksDevice
 
-    team, member = crew.team, crew.member
-    with _ending(team):
+    team, member, layout = crew.team, crew.member, crew.member.place.layout
+    with ending(team):
         team.load(config, path)
         startup.meanwhile = team.check
         runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
-        numerics, own = runner.load(share_of(opened, team.layout, 0), startup)
+        numerics, own = runner.load(share_of(opened, layout, 0), startup)
         with startup.phase("other_ranks", "waiting for the other ranks' weights"):
             shares = team.loaded()
     assert opened.decoder is not None, "only decoders are divided"
     facts = replace(own.facts, model=opened.decoder, weights=_weights_of_all(opened.decoder, own.facts.weights, shares))
-    name = f"{team.layout.num_ranks} x {own.device_name} ({team.layout} by {member.link.name})"
+    name = f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})"
     return numerics, replace(own, device=RanksDevice(own.device, team), device_name=name, facts=facts)
 
 

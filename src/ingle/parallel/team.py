@@ -66,7 +66,8 @@ judge."""
 class _Ranks:
     """What the thread that watches has, which must not keep the team itself alive."""
 
-    devices: Sequence[str]
+    devices: list[str]
+    """Of all of them, once they are told."""
     rendezvous: int
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     readers: list[FromRankReader] = field(default_factory=list)
@@ -79,7 +80,8 @@ class _Ranks:
 
     def name(self, index: int) -> str:
         process = self.processes[index]
-        return f"rank {index + 1} ({self.devices[index + 1]}, process {process.pid})"
+        device = f"{self.devices[index + 1]}, " if self.devices[index + 1] else ""
+        return f"rank {index + 1} ({device}process {process.pid})"
 
     def lose(self, failure: str, *, expected: bool = True) -> None:
         """Ends all of them. The first reason is the one that counts."""
@@ -108,15 +110,15 @@ class _Ranks:
 class Team:
     """Ranks 1 and up. Leaving the context, or forgetting the team, ends them."""
 
-    def __init__(self, layout: Layout, devices: Sequence[str]) -> None:
-        """Starts them, one for each of `devices` but the first, which is this process's own."""
-        self.layout, self.devices = layout, tuple(devices)
-        count = layout.num_ranks - 1
+    def __init__(self, num_ranks: int) -> None:
+        """Starts them, all but the first, which is this process."""
+        self._num_ranks = num_ranks
+        count = num_ranks - 1
         ring, rendezvous = shared_memory(count), os.memfd_create("ingle ranks' rendezvous", os.MFD_CLOEXEC)
-        self._ranks = _Ranks(self.devices, rendezvous)
+        self._ranks = _Ranks([""] * num_ranks, rendezvous)
         self._end = weakref.finalize(self, self._ranks.close)
         try:
-            for rank in range(1, layout.num_ranks):
+            for rank in range(1, num_ranks):
                 self._begin(rank, ring)
             self._ring = Writer(ring, count)
         finally:
@@ -129,7 +131,7 @@ class Team:
         ours, theirs = socket.socketpair()
         # Linux ends a child with the thread that started it, where it asks for that: only the main one lasts.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        numbers = theirs.fileno(), ring, self.rendezvous, rank, self.layout.num_ranks, parent
+        numbers = theirs.fileno(), ring, self.rendezvous, rank, self._num_ranks, parent
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, *map(str, numbers)],
@@ -142,12 +144,6 @@ class Team:
         self._ranks.told.append(queue.SimpleQueue())
 
     @property
-    def backend(self) -> Backend:
-        """NCCL wants a GPU for each rank."""
-        on_gpus = all(device != "cpu" for device in self.devices)
-        return "nccl" if on_gpus and len(set(self.devices)) == len(self.devices) else "gloo"
-
-    @property
     def rendezvous(self) -> int:
         """The descriptor through which ranks find each other."""
         return self._ranks.rendezvous
@@ -156,8 +152,15 @@ class Team:
         """Waits until all can join."""
         self._replies(Imported, within_s)
 
-    def join(self) -> None:
-        self.tell(Join(self.layout.tensor, self.layout.pipeline, list(self.devices), self.backend))
+    def join(self, layout: Layout, devices: Sequence[str]) -> Backend:
+        """Tells each rank what it is, with one of `devices`, and by what they compute together: NCCL wants a GPU for
+        each."""
+        assert layout.num_ranks == len(devices) == self._num_ranks, "as many ranks as were started"
+        apart = len(set(devices)) == len(devices) and "cpu" not in devices
+        self._ranks.devices[:] = devices
+        backend: Backend = "nccl" if apart else "gloo"
+        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend))
+        return backend
 
     def joined(self, within_s: float) -> None:
         """Waits until all have joined."""
@@ -223,6 +226,10 @@ class Team:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def num_ranks(self) -> int:
+        return self._num_ranks
 
     @property
     def pids(self) -> list[int]:

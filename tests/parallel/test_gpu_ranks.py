@@ -54,7 +54,6 @@ def alone_among_ranks() -> Iterator[Member]:
     group = TensorGroup(_nccl(store, "group", 0, 1), 0, 1, "nccl")
     hosts = TensorGroup(_gloo(store, "hosts", 0, 1), 0, 1, "gloo")
     yield Member(Layout(1).place(0), torch.device("cuda", 0), group, hosts, Link("nothing", 0.0, 0.0))
-    os.close(file)
 
 
 def engine_of(member: Member, folder: Path, **more: Any) -> Engine:

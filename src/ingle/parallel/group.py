@@ -7,6 +7,7 @@ other through a file that has no name, and listen on this machine alone.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     size = place.layout.num_ranks
-    store = c10d.FileStore(f"/proc/self/fd/{rendezvous}", size)
+    # A descriptor that is never closed: the store opens the file by it again when it ends, whenever that is.
+    store = c10d.FileStore(f"/proc/self/fd/{os.dup(rendezvous)}", size)
     store.set_timeout(timedelta(seconds=JOIN_S))
 
     def meet() -> tuple[TensorGroup, TensorGroup | None, Link]:

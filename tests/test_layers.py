@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("device",),
     ("engine",),
     ("jobs",),
-    ("llm", "verify", "server", "plan", "service"),
+    ("llm", "verify", "server", "plan", "service", "eval"),
     ("doctor",),
     ("cli", "__init__"),
     ("bench", "__main__"),

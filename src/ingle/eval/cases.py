@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from ingle.errors import ConfigError, printable
+from ingle.eval.numbers import number_in
 
 Kind = Literal["exact", "contains", "regex", "json", "numeric", "choice", "likelihood", "judge"]
 _MAX_BYTES = 256 << 20
@@ -142,7 +143,7 @@ def _of_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
         for row in reader:
             if None in row or None in row.values():
                 raise ConfigError(f"{path}, line {reader.line_num}: it has not the columns of the first line")
-            fields: dict[str, object] = {name.strip(): cell for name, cell in row.items() if cell != ""}
+            fields: dict[str, object] = _renamed({name.strip(): cell for name, cell in row.items() if cell != ""})
             for name in ("tags", "choices"):
                 if name in fields:
                     fields[name] = [each.strip() for each in str(fields[name]).split(_SEPARATOR)]
@@ -160,12 +161,13 @@ def _of_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
 _OTHER_NAMES = {"question": "prompt", "input": "prompt", "answer": "expected", "ideal": "expected", "tag": "tags"}
 
 
+def _renamed(fields: Mapping[str, object]) -> dict[str, object]:
+    return {_OTHER_NAMES.get(name, name): value for name, value in fields.items()}
+
+
 def _case(fields: Mapping[str, object], scoring: Scoring, *, default_id: str) -> Case:
     """Raises `ValueError` and `msgspec.ValidationError`."""
-    known = dict(fields)
-    for other, name in _OTHER_NAMES.items():
-        if other in known and name not in known:
-            known[name] = known.pop(other)
+    known = _renamed(fields)
     unknown = sorted(set(known) - set(Case.__struct_fields__) - set(_IGNORED))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r:.60}: a case has {', '.join(Case.__struct_fields__)}")
@@ -203,8 +205,6 @@ def _check(case: Case) -> None:
     if kind == "likelihood" and case.messages:
         raise ValueError("scoring likelihood continues a prompt: give prompt in place of messages, or scoring choice")
     if kind == "numeric":
-        from ingle.eval.scoring import number_in
-
         for each in wanted_list(case):
             if number_in(str(each)) is None:
                 raise ValueError(f"expected {each!r:.60} is no number")

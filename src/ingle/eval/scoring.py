@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import unicodedata
 from collections.abc import Sequence
 from typing import cast
@@ -12,13 +12,15 @@ import msgspec
 import regex
 
 from ingle.eval.cases import Case, wanted_list
+from ingle.eval.numbers import number_in
 
 _PATTERN_S = 1.0
 """That a pattern of a case may take on one answer."""
-_NUMBER = regex.compile(r"[-+]?(?:\d[\d,_' ]*\d|\d)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
-_GROUPED = regex.compile(r"[-+]?\d{1,3}(?:[,_' ]\d{3})+(?:\.\d+)?")
 _FENCE = regex.compile(r"```(?:json)?\s*\n(.*?)```", regex.DOTALL)
+_OPENS = regex.compile(r"[{\[]")
 _MAX_JSON = 1 << 20
+_MOST_TRIES = 100
+"""Places where JSON may begin: each may take a look at all that follows."""
 
 
 class Score(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,21 +94,6 @@ def _regex(case: Case, text: str) -> Score:
     return _of(False, f"no match of {_shown(wanted_list(case))}")
 
 
-def number_in(text: str) -> float | None:
-    """The last number, which is where an answer that reasons comes to its end. Digits may be grouped and of any
-    script; a percent sign does not count."""
-    text = unicodedata.normalize("NFKC", text).replace("−", "-")
-    found = None
-    for match in _NUMBER.finditer(text):
-        grouped = _GROUPED.fullmatch(match[0])  # else 3, 4 and 5, of which the last counts
-        digits = regex.sub(r"[,_' ]", "", match[0]) if grouped else regex.split(r"[,_' ]+", match[0])[-1]
-        try:
-            found = float(digits)
-        except ValueError:
-            continue
-    return found if found is not None and math.isfinite(found) else None
-
-
 def _near(found: float, wanted: float, case: Case) -> bool:
     room = max(case.scoring.tolerance, case.scoring.relative_tolerance * abs(wanted))
     return abs(found - wanted) <= room
@@ -130,12 +117,11 @@ def json_in(text: str) -> object:
         except (ValueError, RecursionError):
             continue
     decoder = json.JSONDecoder()
-    for at, char in enumerate(text[:_MAX_JSON]):
-        if char in "{[":
-            try:
-                return cast(object, decoder.raw_decode(text, at)[0])
-            except (ValueError, RecursionError):
-                continue
+    for match in itertools.islice(_OPENS.finditer(text[:_MAX_JSON]), _MOST_TRIES):
+        try:
+            return cast(object, decoder.raw_decode(text, match.start())[0])
+        except (ValueError, RecursionError):
+            continue
     raise ValueError("no JSON in it")
 
 

@@ -19,6 +19,10 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+_EXACT = 1000
+"""Changed cases up to which every split is counted."""
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two models on the cases that both answered."""
@@ -48,6 +52,8 @@ class Paired:
         changed, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
         if changed == 0:
             return 1.0
+        if changed > _EXACT:  # where the normal distribution, with a correction for steps, is as good
+            return math.erfc(max(0.0, changed - 2 * fewer - 1) / math.sqrt(2 * changed))
         tail = sum(math.comb(changed, k) for k in range(fewer + 1))
         return min(1.0, float(2 * tail / (1 << changed)))
 

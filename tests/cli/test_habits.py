@@ -65,6 +65,9 @@ TARGETS: dict[str, tuple[type, Hidden]] = {
     "verify": (verify.Verify, verify._HIDDEN),
     **{f"bench {name}": (kind, _HIDE) for name, kind in BENCHMARKS.items()},
 }
+LOADING = [name for name, (target, hide) in TARGETS.items()
+           if any(flag.owner is EngineConfig for flag in flags_of(target, hide))]  # fmt: skip
+"""Commands that load a model."""
 
 
 class Does(NamedTuple):
@@ -216,6 +219,18 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --device cuda:0", {"device": "cuda"}),
     Does("vllm chat --model m", {}),
     Does("vllm bench throughput --model m --max-model-len 512", {"max_model_len": 512}),
+    Does("vllm bench serve --backend openai-chat --base-url http://127.0.0.1:8000 --endpoint /v1/chat/completions --model m "
+         "--dataset-name random --random-input-len 512 --random-output-len 64 --num-prompts 100 --request-rate 4 "
+         "--max-concurrency 16 --goodput ttft:500 tpot:50 --percentile-metrics ttft,tpot --save-result",
+         {"endpoint": "/v1/chat/completions", "model": "m", "dataset_name": "random", "input_len": 512, "output_len": 64,
+          "num_prompts": 100, "rate": ("4",), "concurrency": ("16",), "goodput": ("ttft:500", "tpot:50")},
+         "--backend --percentile-metrics --save-result"),
+    Does("vllm bench serve --dataset-name sharegpt --dataset-path ShareGPT_V3_unfiltered_cleaned_split.json "
+         "--request-rate inf --num-prompts 1000 --seed 42 --ignore-eos --model m",
+         {"dataset_name": "sharegpt", "dataset_path": Path("ShareGPT_V3_unfiltered_cleaned_split.json"), "rate": ("inf",),
+          "num_prompts": 1000, "seed": 42, "model": "m"}),
+    Answer("vllm bench serve --host localhost --port 8000", "2 flags cannot be had here: --host localhost: give --base-url "
+           "http://HOST:PORT; --port 8000: give --base-url http://HOST:PORT"),
     Answer("vllm serve --foo m", "unknown flag --foo (see `ingle serve --help`)"),
     Answer("vllm serve --foo=3 m --max-modle-len 4",
            "2 flags cannot be had here: unknown flag --foo; unknown flag --max-modle-len; did you mean --max-model-len?"),
@@ -567,7 +582,7 @@ def test_hints(flag: str, hint: str | None) -> None:
     assert nearest(flag, candidates(dialect("serve"))) == hint
 
 
-@pytest.mark.parametrize("command", TARGETS)
+@pytest.mark.parametrize("command", LOADING)
 def test_every_spelling_is_told_in_every_command(command: str) -> None:
     """Whatever its row: no flag of the tables is unknown to a command that loads a model."""
     for name in habits():
@@ -591,7 +606,7 @@ def test_our_flags_are_known_where_they_do_not_hold() -> None:
     """Those of every configuration class and of sampling, in every command that loads a model."""
     ours = {flag.name for each in (ServeConfig, Chat, Generate) for flag in flags_of(each, {})}
     ours -= {"--model", "--prompt", "--system", "--prompts-file", "--output", "--json", "--verbose"}
-    for command in TARGETS:
+    for command in LOADING:
         unknown = ours - dialect(command).own.keys() - elsewhere().keys()
         assert unknown == set(), command
 

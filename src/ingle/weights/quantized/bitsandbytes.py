@@ -50,6 +50,11 @@ def shape_of(module: Module) -> tuple[int, int]:
     return state.rows, state.columns
 
 
+def block_of(module: Module) -> int:
+    """Numbers that share a scale."""
+    return _state(module).block
+
+
 def _state(module: Module) -> _State:
     """Raises `ModelError` for one that is not such."""
     table = module.scheme.table

@@ -72,6 +72,13 @@ def scales_of(module: Module) -> str:
     return next((name for name in SCALES if module.has(name)), "weight_scale")
 
 
+def columns_unit(module: Module) -> int:
+    """Neighbouring columns that are better not cut apart: those that share a scale, and a byte."""
+    if module.scheme.layout == "blocks":
+        return bitsandbytes.block_of(module)
+    return module.scheme.group_size or (2 if module.scheme.kind == "int4" else 1)
+
+
 def num_groups(scheme: Scheme, columns: int) -> int:
     return 1 if scheme.group_size is None else -(-columns // scheme.group_size)
 

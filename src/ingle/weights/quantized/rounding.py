@@ -85,7 +85,7 @@ def round_matrix(
         part = round_rows(start, stop)
         codes[start:stop] = part.codes[:, ::2] | part.codes[:, 1::2] << 4 if per_byte == 2 else part.codes
         scales[start:stop] = part.scales
-        if zeros is not None:
+        if zeros is not None and part.zeros is not None:
             zeros[start:stop] = part.zeros
         error, squares = error + float(part.losses[:, 0].sum()), squares + float(part.losses[:, 1].sum())
     if not np.isfinite(error):

@@ -141,7 +141,7 @@ class QuantizedSource:
 
     def columns_unit(self, name: str) -> int:
         module = self._module(name)
-        return 1 if module is None else module.scheme.group_size or 1
+        return 1 if module is None else layouts.columns_unit(module)
 
     def close(self) -> None:
         self._files.close()

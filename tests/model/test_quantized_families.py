@@ -26,7 +26,7 @@ DEEPSEEK = {"num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_to
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 40},
-    "qwen": {},
+    "qwen": {"intermediate_size": 192},  # of both halves
     "qwen2": {},
     "qwen3": {"head_dim": 32},
     "gemma": {"head_dim": 16},
@@ -61,7 +61,7 @@ def apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def write(tmp_path: Path, family: str, name: str) -> tuple[Path, Path]:
     """The decoded checkpoint and the quantized one, of which one layer's projection stays what it is."""
     if family == "qwen":
-        plain = qwen1.save_checkpoint(tmp_path / "plain")
+        plain = qwen1.save_checkpoint(tmp_path / "plain", **FAMILIES[family])
     else:
         plain = save_checkpoint(tmp_path / "plain", family, **{"intermediate_size": 96, **FAMILIES[family]})
     tensors = apart(load_file(plain / "model.safetensors"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,36 @@ def test_what_is_not_read_is_named(settings: object, says: str) -> None:
     with pytest.raises(ModelError) as caught:
         read(settings).scheme_of(UP)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+PUBLISHED = [
+    QWEN2_GPTQ_INT4, LLAMA2_GPTQ, GPTQMODEL, AWQ, W4A16, FP8_DYNAMIC, QWEN3_FP8, META_FP8, MODELOPT, AUTO_ROUND_MIXED,
+    UNSLOTH_NF4, BNB_INT8, CT_NVFP4, MODELOPT_FP4, MODELOPT_MIXED,
+]  # fmt: skip
+HOSTILE = [None, "", "x" * 5000, "re:(", -1, 0, 3, 2**80, 1e308, True, [], {}, [None], {"": None}, [[]], ["re:(" * 9]]
+
+
+def damaged(value: Any, rng: random.Random) -> Any:
+    """With one value within it changed to something that nobody expects there, or gone."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice(sorted(value))
+        if rng.random() < 0.1:
+            return {other: each for other, each in value.items() if other != key}
+        return {**value, key: damaged(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.5:
+        return [damaged(value[0], rng), *value[1:]]
+    return rng.choice(HOSTILE)
+
+
+def test_whatever_a_configuration_says_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for settings in PUBLISHED * 40:
+        try:
+            quantization = read_quantization(tmp_path, {"quantization_config": damaged(settings, rng)})
+            if quantization is not None:
+                quantization.scheme_of(UP), quantization.name
+        except ModelError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1500
 
 
 def test_a_pattern_gets_little_time() -> None:

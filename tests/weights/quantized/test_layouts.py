@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,16 @@ from ingle.weights.packed_matrix import PackedMatrix, pack_groups
 from ingle.weights.quantized import layouts
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.module import Module
-from tests.weights.quantized.packers import Written, awq, fp8, gptq
+from tests.weights.quantized.packers import (
+    Written,
+    awq,
+    bitsandbytes,
+    bitsandbytes_int8,
+    fp8,
+    gemv,
+    gptq,
+    modelopt_nvfp4,
+)
 
 Make = Callable[[int, int], Written]
 Read = Callable[[Written], Groups]
@@ -157,6 +167,13 @@ def test_layers_of_one_product(read: Read) -> None:
 
 def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> None:
     good, packed = gptq(48, 192), awq(48, 192)
+    flat, eight, nvidia, few = bitsandbytes(48, 192), bitsandbytes_int8(48, 192), modelopt_nvfp4(48, 192), gemv(48, 192)
+    state = "weight.quant_state.bitsandbytes__nf4"
+
+    def saying(**changes: object) -> torch.Tensor:
+        said = json.loads(bytes(flat.tensors[state].tolist()))
+        return torch.tensor(list(json.dumps({**said, **changes}).encode()), dtype=torch.uint8)
+
     floats = fp8(48, 192, scales="channel")
     index = good.tensors["g_idx"]
     for written, changes, says in (
@@ -173,6 +190,24 @@ def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> Non
         (floats, {"weight": (torch.ones(48, 192) * float("nan")).to(torch.float8_e4m3fn)}, r"m\.weight has numbers"),
         (floats, {"weight_scale": None}, r"has no tensor m\.weight_scale, which FP8 needs beside m\.weight"),
         (floats, {"weight_scale": floats.tensors["weight_scale"][:7]}, r"m\.weight_scale has shape \(7, 1\)"),
+        (flat, {"weight.absmax": None}, r"has no tensor m\.weight\.absmax, which NF4 needs beside m\.weight"),
+        (flat, {"weight.nested_absmax": None}, r"has no tensor m\.weight\.nested_absmax"),
+        (flat, {state: None}, r"has no tensor m\.weight\.quant_state\.bitsandbytes__nf4"),
+        (flat, {state: flat.tensors[state][:30]}, r"bitsandbytes__nf4 is no JSON object"),
+        (flat, {state: torch.zeros(1 << 17, dtype=torch.uint8)}, r"is U8 \(131072,\), not the bytes of a JSON object"),
+        (flat, {state: saying(shape=[48])}, r"says shape \[48\], and a matrix has two dimensions"),
+        (flat, {state: saying(blocksize=0)}, r"says blocksize '0', no whole number up to 65536"),
+        (flat, {state: saying(blocksize=128)}, r"m\.weight\.absmax has shape \(144,\), and NF4 asks for \(72,\)"),
+        (flat, {state: saying(nested_offset=float("nan"))}, r"says nested_offset nan, no number"),
+        (flat, {"weight": flat.tensors["weight"][:9]}, r"m\.weight is U8 \(9, 1\), and NF4 asks for 4608 bytes"),
+        (flat, {"weight.quant_map": flat.tensors["weight.quant_map"] * 2}, r"quant_map is not the table of NF4"),
+        (eight, {"SCB": None}, r"has no tensor m\.SCB, which int8 needs beside m\.weight"),
+        (eight, {"SCB": eight.tensors["SCB"][:5]}, r"m\.SCB has shape \(5,\)"),
+        (eight, {"weight_format": torch.tensor(2, dtype=torch.uint8)}, r"weight_format says that the rows lie in"),
+        (nvidia, {"weight_scale_2": None}, r"has no tensor m\.weight_scale_2, which NVFP4 in groups of 16 needs"),
+        (nvidia, {"weight_scale_2": torch.tensor(0.0)}, r"m\.weight_scale_2 is 0\.0, no scale"),
+        (nvidia, {"weight_scale": nvidia.tensors["weight_scale"].float()}, r"weight_scale is F32, and NVFP4 in groups"),
+        (few, {"scales": few.tensors["scales"][:, :3]}, r"m\.scales has shape \(48, 3\), and int4 in groups"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=says) as caught:
             layouts.read(module_of(written, **changes), 48, 192)

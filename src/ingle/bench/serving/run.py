@@ -185,8 +185,8 @@ class _Bench:
         begin = min(one.sent_s for one in whole)
         gap = None if figures.event_gap_s is None else figures.event_gap_s.p50
         return LevelResult(
-            level.concurrency, level.rate, count, complete, figures, meter.cost(gap),
-            [one.as_request(begin) for one in whole],
+            level.concurrency, level.rate, count, complete, time.time() - (time.perf_counter() - begin), figures,
+            meter.cost(gap), [one.as_request(begin) for one in whole],
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -167,8 +168,14 @@ def _chunk(writer: asyncio.StreamWriter, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def fake_server(script: Script | None = None, *, socket: Path | None = None, port: int = 0) -> Iterator[Fake]:
-    """In a thread of its own."""
+def fake_server(
+    script: Script | None = None, *, socket: Path | None = None, port: int = 0, certificate: Path | None = None
+) -> Iterator[Fake]:
+    """In a thread of its own. `certificate`: a .pem file with its .key beside it, for TLS."""
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
     fake, up = Fake(script or Script()), threading.Event()
 
     async def main() -> None:
@@ -177,8 +184,8 @@ def fake_server(script: Script | None = None, *, socket: Path | None = None, por
             fake.server = await asyncio.start_unix_server(fake.serve, socket)
             fake.url = f"unix:{socket}"
         else:
-            fake.server = await asyncio.start_server(fake.serve, "127.0.0.1", port)
-            fake.url = f"http://127.0.0.1:{fake.server.sockets[0].getsockname()[1]}"
+            fake.server = await asyncio.start_server(fake.serve, "127.0.0.1", port, ssl=tls)
+            fake.url = f"http{'s' * (tls is not None)}://127.0.0.1:{fake.server.sockets[0].getsockname()[1]}"
         up.set()
         await done.wait()
         fake.die()

@@ -200,6 +200,22 @@ def test_a_socket_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "sesame" not in (tmp_path / "a.json").read_text() and "sesame" not in (tmp_path / "a.html").read_text()
 
 
+def test_tls(tmp_path: Path) -> None:
+    """The certificate names nobody that is trusted."""
+    more = ("--concurrency", "1", "--num-prompts", "1")
+    with fake_server(certificate=Path(__file__).parents[2] / "server" / "tls" / "server.pem") as fake:
+        with pytest.raises(EngineError, match=r"no TLS with https://127.0.0.1:.*--insecure"):
+            run(fake, tmp_path / "a.json", *more)
+        assert run(fake, tmp_path / "a.json", *more, "--insecure").levels[0].figures.num_ok == 1
+
+
+def test_the_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with fake_server() as fake:
+        run(fake, tmp_path / "a.json", "--concurrency", "1,2", "--num-prompts", "2")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

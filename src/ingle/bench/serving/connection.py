@@ -187,7 +187,8 @@ class Client:
                 made = loop.create_connection(_Connection, address.host, address.port, ssl=self._tls)
             _, connection = await asyncio.wait_for(made, _CONNECT_S)
         except ssl.SSLError as error:
-            raise ServerGone(f"no TLS with {address}: {error.reason or error}") from None
+            why = getattr(error, "verify_message", "") or error.reason or error
+            raise ServerGone(f"no TLS with {address}: {why}; --insecure takes any certificate") from None
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             said = getattr(error, "strerror", None) or str(error) or f"no connection within {_CONNECT_S:g} s"
             raise ServerGone(f"no server answers at {address}: {said}") from None

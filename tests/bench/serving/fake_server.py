@@ -28,6 +28,8 @@ class Script:
     answers: Callable[[int], str] = lambda number: "ok"
     """Of the request of that number: ok, 500, error (in the stream), cut (in the middle), or die (the whole server)."""
     tokenize: bool = True
+    hangs_up: bool = False
+    """Closes each connection after an answer, without a word."""
     endless: bool = False
     """Streams go on until the client leaves."""
 
@@ -51,7 +53,7 @@ class Fake:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._one(reader, writer):
+            while await self._one(reader, writer) and not self.script.hangs_up:
                 pass
         self.writers.discard(writer)
         writer.close()

@@ -89,6 +89,12 @@ def test_errors_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 failed: HTTP 500: out of luck" in capsys.readouterr().out
 
 
+def test_a_server_that_hangs_up_is_called_again(tmp_path: Path) -> None:
+    with fake_server(Script(hangs_up=True)) as fake:
+        report = run(fake, tmp_path / "a.json", "--concurrency", "1,4", "--num-prompts", "12")
+    assert [(level.figures.num_ok, level.figures.num_errors) for level in report.levels] == [(12, 0)] * 2
+
+
 def test_nothing_but_errors_ends_the_run(tmp_path: Path) -> None:
     with (
         fake_server(Script(answers=lambda number: "500")) as fake,

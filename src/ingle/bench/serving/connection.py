@@ -155,6 +155,7 @@ class Client:
         head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
         request = head.encode() + body
         while True:
+            self._idle = [connection for connection in self._idle if connection.usable]  # the server closes them too
             kept = bool(self._idle)
             connection = self._idle.pop() if kept else await self._connect()
             deadline = asyncio.get_running_loop().call_later(

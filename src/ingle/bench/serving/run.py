@@ -312,4 +312,6 @@ def _processor() -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "model"
+    """Of a model's name; of its file's where it goes by a path."""
+    last = name.rsplit("/", 1)[-1] if name.startswith("/") else name
+    return re.sub(r"[^A-Za-z0-9.]+", "-", last).strip("-.")[:60] or "model"

@@ -144,6 +144,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         access,
         access_log=not config.disable_access_log,
         strict_fields=config.strict_fields,
+        page=config.page,
         limits=config.limits,
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),

@@ -43,16 +43,17 @@ export async function open(id) {
   if (kept.has(id)) return kept.get(id);
   const record = await store.load(id);
   if (!record) return null;
-  for (const lane of lanes(record)) Object.values(lane.nodes).forEach(mend);
+  const rescued = read('rescued', {});
+  for (const lane of lanes(record)) Object.values(lane.nodes).forEach((node) => mend(node, rescued[node.id]));
   return adopt(record);
 }
 
-// An answer that was running when the page went is cut off.
-function mend(node) {
-  if (node.running) {
-    delete node.running;
-    node.finish = 'interrupted';
-  }
+// An answer that was running when the page went is cut off, where it had got to.
+function mend(node, rescued) {
+  if (!node.running) return;
+  delete node.running;
+  if (rescued && rescued.content.length + rescued.reasoning.length >= node.content.length + node.reasoning.length) Object.assign(node, rescued);
+  node.finish = 'interrupted';
 }
 
 export function isEmpty(record) {
@@ -71,9 +72,14 @@ export function touched(conversation, { now = false } = {}) {
   }
 }
 
-// All that waits to be saved.
-export function flush() {
-  for (const id of timers.keys()) touched(kept.get(id), { now: true });
+// All that waits to be saved. A page that goes does not wait for its database: what runs is written down at once, too.
+export function flush({ leaving = false } = {}) {
+  const going = [...timers.keys()].map((id) => kept.get(id));
+  if (leaving) {
+    const running = going.flatMap(lanes).flatMap((lane) => Object.values(lane.nodes)).filter((node) => node.running);
+    write('rescued', Object.fromEntries(running.map(({ id, content, reasoning, calls, stats }) => [id, { content, reasoning, calls, stats }])));
+  }
+  for (const record of going) touched(record, { now: true });
 }
 
 export function forget(id) {

@@ -62,7 +62,6 @@ async function show() {
   view = made;
   made.element.prepend(banner);
   sidebar.mark();
-  document.title = here.way === 'status' ? `${t('status')} · ingle` : 'ingle';
   if (narrow.matches) showSidebar(false, { keep: false });
   else view.focus();
 }
@@ -153,7 +152,7 @@ chats.on('ended', readOut);
 chats.on('running', (conversation) => { if (chats.isRunning(conversation)) announce(t('answers')); });
 addEventListener('hashchange', show);
 addEventListener('keydown', keyTyped);
-addEventListener('pagehide', chats.flush);
+addEventListener('pagehide', () => chats.flush({ leaving: true }));
 document.addEventListener('visibilitychange', () => { if (document.hidden) chats.flush(); });
 if (!narrow.matches && read('sidebar', true)) app.classList.add('with-sidebar');
 await mount();

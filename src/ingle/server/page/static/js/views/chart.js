@@ -67,7 +67,7 @@ export class Chart {
         y: { range: (plot, low, high) => [0, this.share ? 100 : Math.max(this.whole ? 4 : 1, (high ?? 0) * 1.15)] },
       },
       axes: [
-        { ...axis, space: 90, values: (plot, splits) => splits.map(clock) },
+        { ...axis, size: 26, space: 90, values: (plot, splits) => splits.map(clock) },
         { ...axis, size: 44, space: 30, values: (plot, splits) => splits.map((value) => (this.share ? `${value} %` : Number.isInteger(value) || !this.whole ? number(value, value % 1 && value < 10 ? 1 : 0) : '')) },
       ],
       series: [{}, ...this.series.map((_, at) => ({

@@ -1,9 +1,10 @@
 // A conversation with one model.
 
 import * as chats from '../chats.js';
-import { branch } from '../conversation.js';
+import { branch, titleOf } from '../conversation.js';
 import { copy } from '../copy.js';
 import { h } from '../dom.js';
+import { writeOnce } from '../prefs.js';
 import { t } from '../words.js';
 import { Composer } from './composer.js';
 import { picker } from './picker.js';
@@ -24,14 +25,28 @@ export class ChatView {
       isBusy: () => chats.isRunning(conversation),
       editLast: () => this.editLast(),
     });
-    this.heard = [chats.on('running', (of) => of === conversation && this.composer.refresh())];
+    this.title = h('h1', { class: 'offscreen' });
+    this.heard = [
+      chats.on('running', (of) => of === conversation && this.composer.refresh()),
+      chats.on('list', () => this.retitle()),
+    ];
     this.element = h('main', { id: 'main', class: 'view' },
-      h('header', { class: 'view-head' }, lead(), this.picker.element), this.thread.element, this.composer.element);
+      h('header', { class: 'view-head' }, lead(), this.title, this.picker.element), this.thread.element, this.composer.element);
+    this.retitle();
+  }
+
+  retitle() {
+    this.title.textContent = titleOf(this.conversation, t('newChat'));
+    document.title = `${this.title.textContent} · ingle`;
   }
 
   send(text, opened) {
     const isNew = chats.isEmpty(this.conversation);
-    if (isNew) chats.adopt(this.conversation);
+    if (isNew) {
+      chats.adopt(this.conversation);
+      writeOnce(this.composer.key, null);
+      this.composer.belongTo(this.conversation.id);
+    }
     chats.send(this.conversation, text);
     if (isNew) opened(this.conversation);
     return true;
@@ -39,7 +54,7 @@ export class ChatView {
 
   welcome() {
     const examples = EXAMPLES.map((name) => h('button', { type: 'button', class: 'example', onclick: () => this.composer.write(t(name)) }, t(name)));
-    return h('div', { class: 'empty' }, h('h1', {}, t('welcome')), h('p', { class: 'quiet' }, t('welcomeMore')), h('div', { class: 'examples' }, examples));
+    return h('div', { class: 'empty' }, h('h2', {}, t('welcome')), h('p', { class: 'quiet' }, t('welcomeMore')), h('div', { class: 'examples' }, examples));
   }
 
   editLast() {

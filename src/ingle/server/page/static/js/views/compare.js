@@ -5,7 +5,7 @@ import * as chats from '../chats.js';
 import { branch, titleFrom } from '../conversation.js';
 import { copy } from '../copy.js';
 import { h } from '../dom.js';
-import { read, write } from '../prefs.js';
+import { read, write, writeOnce } from '../prefs.js';
 import { number, seconds, t } from '../words.js';
 import { Composer } from './composer.js';
 import { picker } from './picker.js';
@@ -28,13 +28,18 @@ export class CompareView {
     this.heard = [chats.on('running', () => this.composer.refresh())];
     const head = h('header', { class: 'view-head' }, lead(), h('h1', { class: 'view-title' }, t('compare')),
       h('label', { class: 'check', title: t('inTurnWhy') }, this.inTurn, h('span', {}, t('inTurn'))));
+    document.title = `${t('compare')} · ingle`;
     this.element = h('main', { id: 'main', class: 'view compare' }, head,
       h('div', { class: 'lanes' }, this.lanes.map((lane) => lane.element)), this.composer.element);
   }
 
   send(text, opened) {
     const isNew = chats.isEmpty(this.record);
-    if (isNew) chats.adopt(this.record);
+    if (isNew) {
+      chats.adopt(this.record);
+      writeOnce(this.composer.key, null);
+      this.composer.belongTo(this.record.id);
+    }
     this.record.title ||= titleFrom(text);
     this.ask(text);
     if (isNew) opened(this.record);

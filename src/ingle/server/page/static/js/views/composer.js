@@ -80,6 +80,11 @@ export class Composer {
     this.changed();
   }
 
+  // From now on what is written is a draft of the conversation of that key.
+  belongTo(key) {
+    this.key = `draft.${key}`;
+  }
+
   write(text) {
     this.field.value = text;
     this.changed();

@@ -25,11 +25,12 @@ export class StatusView {
     this.requests = h('div', { class: 'table', tabindex: '0', role: 'group', 'aria-label': t('recentRequests') });
     this.trouble = h('p', { class: 'state bad', hidden: true, role: 'alert' });
     this.element = h('main', { id: 'main', class: 'view status' },
-      h('header', { class: 'view-head' }, lead(), h('h1', { class: 'view-title' }, t('status'))),
+      h('header', { class: 'view-head' }, lead(), h('h1', { class: 'view-title', tabindex: '-1' }, t('status'))),
       h('div', { class: 'status-body' }, this.trouble, this.tiles, h('div', { class: 'charts' }, this.charts.map((chart) => chart.element)),
         h('section', {}, h('h2', {}, t('loadedModels')), this.models),
         h('section', {}, h('h2', {}, t('recentRequests')), h('p', { class: 'quiet' }, t('noPrompts')), this.requests)));
     this.heard = [onModels(() => this.drawModels())];
+    document.title = `${t('status')} · ingle`;
     this.drawModels();
     if (models.state === 'ready') findModels();
     this.look();
@@ -78,7 +79,7 @@ export class StatusView {
 
   drawRequests({ running, ended }) {
     const rows = [...running, ...ended].slice(0, 50).map((each) => [
-      new Date(each.started * 1000).toLocaleTimeString(locale()), each.route, each.model, each.client, outcome(each),
+      new Date(each.started * 1000).toLocaleTimeString(locale(), { hour12: false }), each.route, each.model, each.client, outcome(each),
       tokensIn(each), each.output_tokens === null ? '' : number(each.output_tokens), each.queue_s === null ? '' : seconds(each.queue_s),
       each.ttft_s === null ? '' : seconds(each.ttft_s), seconds(each.duration_s), speed(each),
     ]);

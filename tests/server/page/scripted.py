@@ -31,7 +31,7 @@ from tests.server.fakes import Info, ScriptedEngine, served
 
 TEMPLATE = (
     "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}{% if not loop.first %}\n{% endif %}"
-    "<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}{% endfor %}"
+    "<{{ m.role }}>{{ m.content or '' }}{% endfor %}"
     "{% if enable_thinking is defined %}\nTHINK {{ enable_thinking }}{% endif %}"
     "{% if add_generation_prompt %}\n<assistant>{% endif %}"
 )
@@ -129,7 +129,7 @@ class PageEngine(ScriptedEngine):
         *_, last = prompt.split("<user>")
         names = _SCRIPT.findall(last.partition("\n<")[0])
         said = SCRIPTS.get(names[-1], f"No script {names[-1]}") if names else "Fine."
-        if "<tool>" in last:
+        if "<tool_response>" in last:
             return "It is 7 degrees."
         begun = prompt.rpartition("<assistant>")[2]  # what is to be gone on with
         return said.replace(HOLD, "").removeprefix(begun) if begun else said

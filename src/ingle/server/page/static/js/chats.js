@@ -11,6 +11,7 @@ const owners = new WeakMap(); // of a lane, the comparison that it is of
 const runs = new Map(); // node to what stops its answer
 const kept = new Map(); // id to what has been opened
 const timers = new Map();
+const unsaved = new Map(); // id to answers that the database has not whole
 const target = new EventTarget();
 
 // 'tree': messages came, went or were chosen; 'node': one has changed; 'list': what the sidebar shows.
@@ -48,11 +49,12 @@ export async function open(id) {
   return adopt(record);
 }
 
-// An answer that was running when the page went is cut off, where it had got to.
+// What the page had no time to save is taken from where it wrote it as it went; an answer that was running then is cut off.
 function mend(node, rescued) {
+  const length = ({ content, reasoning = '' }) => content.length + reasoning.length;
+  if (rescued && length(rescued) >= length(node)) Object.assign(node, rescued);
   if (!node.running) return;
   delete node.running;
-  if (rescued && rescued.content.length + rescued.reasoning.length >= node.content.length + node.reasoning.length) Object.assign(node, rescued);
   node.finish = 'interrupted';
 }
 
@@ -66,20 +68,25 @@ export function touched(conversation, { now = false } = {}) {
   if (now) {
     clearTimeout(timers.get(record.id));
     timers.delete(record.id);
-    store.save(record);
+    save(record);
   } else if (!timers.has(record.id)) {
     timers.set(record.id, setTimeout(() => touched(conversation, { now: true }), SAVED_EVERY_MS));
   }
 }
 
-// All that waits to be saved. A page that goes does not wait for its database: what runs is written down at once, too.
+async function save(record) {
+  const ended = [...unsaved.values()].filter((node) => !node.running);
+  if (await store.save(record)) ended.forEach((node) => unsaved.delete(node.id));
+}
+
+// All that waits to be saved. A page that goes does not wait for its database: answers are written down at once, too.
 export function flush({ leaving = false } = {}) {
-  const going = [...timers.keys()].map((id) => kept.get(id));
   if (leaving) {
-    const running = going.flatMap(lanes).flatMap((lane) => Object.values(lane.nodes)).filter((node) => node.running);
-    write('rescued', Object.fromEntries(running.map(({ id, content, reasoning, calls, stats }) => [id, { content, reasoning, calls, stats }])));
+    const told = [...unsaved.values()].map(({ id, content, reasoning, calls, stats, finish, error, running }) =>
+      [id, { content, reasoning, calls, stats, finish, error, running }]);
+    write('rescued', told.length ? Object.fromEntries(told) : null);
   }
-  for (const record of going) touched(record, { now: true });
+  for (const id of [...timers.keys()]) touched(kept.get(id), { now: true });
 }
 
 export function forget(id) {
@@ -143,6 +150,7 @@ export async function reply(conversation) {
   const node = add(conversation, conversation.leaf, { role: 'assistant', running: true, ...emptyAnswer() });
   node.model = conversation.settings.model;
   emit('tree', conversation);
+  touched(conversation, { now: true });
   await run(conversation, node, () => requestBody(conversation.settings, asked));
 }
 
@@ -160,6 +168,7 @@ export async function goOn(conversation, node) {
 async function run(conversation, node, body) {
   const control = new AbortController();
   runs.set(node.id, control);
+  unsaved.set(node.id, node);
   emit('running', conversation);
   const changed = () => {
     emit('node', { conversation, node });

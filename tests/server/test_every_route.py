@@ -41,9 +41,31 @@ WRONG = [
     [("x-forwarded-for", "127.0.0.1"), ("x-original-url", "/health"), ("x-rewrite-url", "/health")],
 ]
 UNKNOWN = (
-    *("/nowhere", "/v1", "/v1/", "/v1/nowhere", "/admin", "/metrics/", "//", "/page", "//page/x", "/*", "/.env", "/server-info"),
+    *(
+        "/nowhere",
+        "/v1",
+        "/v1/",
+        "/v1/nowhere",
+        "/admin",
+        "/metrics/",
+        "//",
+        "/page",
+        "//page/x",
+        "/*",
+        "/.env",
+        "/server-info",
+    ),
     *("/health/", "//health", "/HEALTH", "/health/x", "/health/../v1/models", "/v1/../health", "/ping/", "/health\0"),
-    *("/v1/models/", "//v1/models", "/health;/v1/models", "/health?/v1/models", "/openapi.json/", "/docs/", "/docs/x", ""),
+    *(
+        "/v1/models/",
+        "//v1/models",
+        "/health;/v1/models",
+        "/health?/v1/models",
+        "/openapi.json/",
+        "/docs/",
+        "/docs/x",
+        "",
+    ),
 )
 WEBSOCKETS = ("/", "/v1/realtime")
 """No route is one: the connection takes no upgrade, and the application refuses none the less."""

@@ -11,7 +11,7 @@ import pytest
 
 from ingle.config.access import ApiKey
 
-from .fakes import MODEL, ScriptedEngine, assert_error
+from .fakes import MODEL, ScriptedEngine, assert_error, until
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +24,7 @@ async def test_what_ran_and_what_runs(client: httpx.AsyncClient, engine: Scripte
     await client.post("/v1/chat/completions", json=ASK)
     engine.step_s = 0.02
     running = asyncio.create_task(client.post("/v1/chat/completions", json={**ASK, "max_tokens": 20}))
-    while not engine.running:
-        await asyncio.sleep(0.002)
+    await until(lambda: engine.running > 0, 30)
     told = await client.get("/ingle/requests")
     assert "secret" not in told.text and told.headers["cache-control"] == "no-store"
     (now,), (before,) = told.json()["running"], told.json()["ended"]

@@ -48,8 +48,8 @@ def create_app(
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
-    that nobody knows; `page` for pages that browsers are shown; `limits` bound what one request, and all together, may take;
-    while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
+    that nobody knows; `page` for pages that browsers are shown; `limits` bound what one request, and all together, may
+    take; while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
     for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers` are told
     of every request.
     """
@@ -166,7 +166,7 @@ ENDPOINTS = (
 
 
 class Schema:
-    """The OpenAPI document, made when first asked for: that takes some tenths of a second, and few servers are asked."""
+    """The OpenAPI document, made when first asked for: that takes some tenths of a second."""
 
     def __init__(self, root_path: str) -> None:
         self._root_path = root_path

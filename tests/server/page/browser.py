@@ -23,9 +23,9 @@ from typing import Any
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WITHIN_S = 30.0
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--no-first-run",
-    "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-default-apps", "--mute-audio", "--hide-scrollbars", "--force-color-profile=srgb",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+    "--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-default-apps", "--mute-audio", "--hide-scrollbars", "--force-color-profile=srgb",
     "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
@@ -34,6 +34,7 @@ KEYS: Mapping[str, tuple[str, int, str]] = {
     "ArrowDown": ("ArrowDown", 40, ""), " ": ("Space", 32, " "), "/": ("Slash", 191, ""), ",": ("Comma", 188, ""),
 }  # fmt: skip
 """Name to the key's place on the keyboard, its number and what it writes."""
+HELPERS = Path(__file__).with_name("helpers.js").read_text()
 MODIFIERS = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
 
 
@@ -196,11 +197,20 @@ class Page:
 
     def eval(self, script: str) -> Any:
         """The value of an expression, or of what it promises."""
-        answer = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        answer = self.send(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             raise AssertionError(f"{script}: {details.get('exception', {}).get('description') or details['text']}")
         return answer["result"].get("value")
+
+    def help(self, name: str, *values: object) -> Any:
+        """What one of the functions in `helpers.js` says."""
+        if not self.eval("Boolean(globalThis.helpers)"):
+            self.eval(HELPERS)
+            self.eval("prepared")
+        return self.eval(f"helpers[{json.dumps(name)}](...{json.dumps(values)})")
 
     def wait(self, condition: str) -> None:
         """Until the expression is true."""
@@ -210,7 +220,9 @@ class Page:
                 if self.eval(f"Boolean({condition})"):
                     return
             if time.monotonic() > deadline:
-                raise AssertionError(f"not so within {WITHIN_S:.0f} s: {condition}\n{self.problems}\n{self.text('body')[:2000]}")
+                raise AssertionError(
+                    f"not so within {WITHIN_S:.0f} s: {condition}\n{self.problems}\n{self.text('body')[:2000]}"
+                )
             time.sleep(0.02)
 
     def wait_text(self, text: str, within: str = "body") -> None:
@@ -251,11 +263,8 @@ class Page:
 
     def focused(self) -> str:
         """What has the focus, as a screen reader would call it."""
-        return str(
-            self.eval(
-                "(() => { const of = document.activeElement; return of.getAttribute('aria-label') ?? of.innerText ?? ''; })()"
-            )
-        ).strip()
+        said = "of.getAttribute('aria-label') ?? of.innerText ?? ''"
+        return str(self.eval(f"(() => {{ const of = document.activeElement; return {said}; }})()")).strip()
 
     def files(self, selector: str, *paths: Path) -> None:
         """Chooses them in a field for files."""

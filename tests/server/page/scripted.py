@@ -150,7 +150,9 @@ class PageEngine(ScriptedEngine):
                 cut = most is not None and start + 4 >= most
                 await asyncio.sleep(0.002)
                 self.count(num_step_tokens=len(step))
-                yield EngineOutput(request.id, step, "stop" if ended else "length" if cut else None, None, size // 3 if first else 0)
+                yield EngineOutput(
+                    request.id, step, "stop" if ended else "length" if cut else None, None, size // 3 if first else 0
+                )
                 if cut:
                     return
                 first = False
@@ -160,7 +162,7 @@ class PageEngine(ScriptedEngine):
     async def _hold(self) -> None:
         self.waiting += 1
         try:
-            while not self.held.acquire(blocking=False):
+            while not self.held.acquire(blocking=False):  # noqa: ASYNC110 (let go in another thread)
                 await asyncio.sleep(0.005)
         finally:
             self.waiting -= 1
@@ -179,7 +181,7 @@ class PageEngine(ScriptedEngine):
 
 @dataclass
 class ScriptedServer:
-    """In a thread of its own. `url` has a model beside the first, `locked` asks for a key, `prefixed` lies below /llm."""
+    """In a thread of its own, with two models: at `url`, at `locked`, which asks for a key, and at `prefixed`, below /llm."""
 
     engines: list[PageEngine]
     url: str = ""
@@ -202,10 +204,17 @@ def scripted_server(tokenizer: Tokenizer) -> Iterator[ScriptedServer]:
         for number in (8_190_735_360, 494_032_768)
     ]
     names = ("qwen3:8b", "smol/other-model")
-    text = TextSide(tokenizer, ChatTemplate(TEMPLATE, tokenizer.special_tokens), {"temperature": 0.6, "top_k": 20}, formats=FORMATS)
-    pool = ModelPool([ServedModel(engine, text, (name,), f"/models/{name}") for engine, name in zip(engines, names, strict=True)])  # type: ignore[arg-type]
+    text = TextSide(
+        tokenizer, ChatTemplate(TEMPLATE, tokenizer.special_tokens), {"temperature": 0.6, "top_k": 20}, formats=FORMATS
+    )
+    pool = ModelPool(
+        [ServedModel(engine, text, (name,), f"/models/{name}") for engine, name in zip(engines, names, strict=True)]
+    )  # type: ignore[arg-type]
     keys = (ApiKey(KEY), ApiKey(ADMIN, "ops", is_admin=True))
-    apps = [create_app(pool, access, access_log=False) for access in (Access(), Access(api_keys=keys), Access(root_path="/llm"))]
+    apps = [
+        create_app(pool, access, access_log=False)
+        for access in (Access(), Access(api_keys=keys), Access(root_path="/llm"))
+    ]
     started: Any = threading.Event()
     server, loop = ScriptedServer(engines), asyncio.new_event_loop()
     ended = asyncio.Event()

@@ -26,7 +26,11 @@ KEYED = {"api_keys": ("a-key",)}
 async def test_browsers_get_the_page_and_programs_what_they_got(make_client: MakeClient) -> None:
     client = make_client()
     page = await client.get("/", headers=HTML)
-    assert page.headers["content-type"].startswith("text/html") and "{{" not in page.text and page.headers["vary"] == "Accept"
+    assert (
+        page.headers["content-type"].startswith("text/html")
+        and "{{" not in page.text
+        and page.headers["vary"] == "Accept"
+    )
     for headers in ({}, {"Accept": "application/json"}, {"Accept": "*/*"}):
         assert (await client.get("/", headers=headers)).json()["name"] == "ingle"
     assert (await client.get("/", headers={**HTML, "If-None-Match": page.headers["etag"]})).status_code == 304
@@ -45,7 +49,13 @@ async def test_nothing_of_it_needs_a_key_and_all_else_does(make_client: MakeClie
     assert (await client.get("/docs")).status_code == 200
     for method, path in (("GET", "/"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/ingle/requests")):
         assert (await client.request(method, path)).status_code == 401
-    for method, path in (("POST", "/"), ("POST", "/page/x/js/main.js"), ("GET", "/v1/models"), ("GET", "/openapi.json"), ("GET", "/page")):
+    for method, path in (
+        ("POST", "/"),
+        ("POST", "/page/x/js/main.js"),
+        ("GET", "/v1/models"),
+        ("GET", "/openapi.json"),
+        ("GET", "/page"),
+    ):
         assert (await client.request(method, path, headers=HTML)).status_code == 401, (method, path)
     hidden = make_client(page=False, **KEYED)
     for path in ("/", "/docs", "/page/x/js/main.js"):
@@ -56,11 +66,20 @@ async def test_what_a_browser_is_told_of_it(make_client: MakeClient) -> None:
     client = make_client()
     for path in ("/", "/docs"):
         answer = await client.get(path, headers=HTML)
-        policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; ") if " " in rule)
-        assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        policy = dict(
+            rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; ") if " " in rule
+        )
+        assert (
+            policy["default-src"] == "'none'"
+            and policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        )
         assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
-        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
-        assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=|https?://", answer.text), "nothing inline, nothing from elsewhere"
+        assert (
+            answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
+        )
+        assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=|https?://", answer.text), (
+            "nothing inline, nothing from elsewhere"
+        )
     version = Assets().version
     file = await client.get(f"/page/{version}/js/main.js", headers={"Accept-Encoding": "identity"})
     assert file.headers["content-type"].startswith("text/javascript") and "immutable" in file.headers["cache-control"]
@@ -74,7 +93,17 @@ async def test_what_a_browser_is_told_of_it(make_client: MakeClient) -> None:
 
 async def test_no_name_becomes_a_path(make_client: MakeClient) -> None:
     client = make_client()
-    for name in ("../assets.py", "..%2fassets.py", "js/../../assets.py", "/etc/passwd", "js", "", "js/main.js/", "js\\main.js", "js/main.js%00"):
+    for name in (
+        "../assets.py",
+        "..%2fassets.py",
+        "js/../../assets.py",
+        "/etc/passwd",
+        "js",
+        "",
+        "js/main.js/",
+        "js\\main.js",
+        "js/main.js%00",
+    ):
         assert (await client.get(f"/page/x/{name}")).status_code == 404, name
 
 
@@ -100,12 +129,17 @@ def test_the_whole_is_small() -> None:
         files = {path for pattern in patterns for path in STATIC.glob(pattern) if path.is_file()}
         return sum(len(gzip.compress(path.read_bytes())) for path in files)
 
-    assert packed("*.html", "css/*", "js/**/*", "vendor/marked/*.js", "vendor/dompurify/*.mjs") < 110_000, "before maths, colours and charts"
+    assert packed("*.html", "css/*", "js/**/*", "vendor/marked/*.js", "vendor/dompurify/*.mjs") < 110_000, (
+        "before maths, colours and charts"
+    )
     assert packed("**/*") < 1_300_000
 
 
 def test_both_languages_have_all_that_is_said() -> None:
-    said = {name: dict(re.findall(r"^  (\w+): '(.*)',$", (STATIC / f"js/words/{name}.js").read_text(), re.M)) for name in ("en", "zh")}
+    said = {
+        name: dict(re.findall(r"^  (\w+): '(.*)',$", (STATIC / f"js/words/{name}.js").read_text(), re.M))
+        for name in ("en", "zh")
+    }
     assert said["en"].keys() == said["zh"].keys() and len(said["en"]) > 150
     for name, text in said["en"].items():
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", said["zh"][name])), name
@@ -122,4 +156,6 @@ def test_our_own_files_are_short_and_make_no_markup_of_text() -> None:
     for path in STATIC.glob("js/**/*.js"):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) < 300, f"{path.name} is long"
-        assert not re.search(r"\binner" r"HTML\b|\bouterHTML\b|insertAdjacentHTML|\beval\(|new Function|document\.write", text), path.name
+        assert not re.search(
+            r"\binner" r"HTML\b|\bouterHTML\b|insertAdjacentHTML|\beval\(|new Function|document\.write", text
+        ), path.name

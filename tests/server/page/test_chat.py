@@ -12,6 +12,11 @@ DONE = "!document.querySelector('.running')"
 FIELD = ".composer textarea"
 
 
+def begin(page: Page, url: str) -> None:
+    page.goto(url)
+    ready(page)
+
+
 def ready(page: Page) -> None:
     page.wait("document.querySelector('.picker select')?.options.length === 2")
 
@@ -30,21 +35,9 @@ def held(site: ScriptedServer, page: Page) -> None:
     page.until(lambda: site.engines[0].waiting, "answer that waits")
 
 
-def values(page: Page, store: str) -> list[dict[str, object]]:
-    """What the browser keeps."""
-    return list(
-        page.eval(
-            "new Promise((resolve) => { const asked = indexedDB.open('ingle'); asked.onsuccess = () => { "
-            f"const found = asked.result.transaction({store!r}).objectStore({store!r}).getAll(); "
-            "found.onsuccess = () => { asked.result.close(); resolve(found.result); }; }; })"
-        )
-    )
-
-
 def test_a_conversation_is_streamed_stopped_edited_branched_and_kept(browser: Browser, site: ScriptedServer) -> None:
     with browser.page() as page:
-        page.goto(site.url)
-        ready(page)
+        begin(page, site.url)
         ask(page, "[held] please")
         page.wait_text("The first half", ".message.assistant")
         held(site, page)
@@ -81,15 +74,14 @@ def test_a_conversation_is_streamed_stopped_edited_branched_and_kept(browser: Br
         page.wait_text("Stopped.")
         assert page.focused() == "Branch after" and page.count(".branches") == 1
         page.wait("document.querySelectorAll('.entries li').length === 1")
-        (record,) = values(page, "bodies")
-        assert len(record["nodes"]) == 7 and record["title"] == "[held] please"  # type: ignore[arg-type]
+        (record,) = page.help("kept", "bodies")
+        assert len(record["nodes"]) == 7 and record["title"] == "[held] please"
         assert all(url.startswith((site.url, "data:")) for url in page.addresses)
 
 
 def test_settings_tools_and_thoughts(browser: Browser, site: ScriptedServer) -> None:
     with browser.page() as page:
-        page.goto(site.url)
-        ready(page)
+        begin(page, site.url)
         page.press("Control+,")
         page.wait("document.querySelector('dialog #field-temperature').placeholder === '0.6'")
         page.eval("document.querySelector('dialog details').open = true")
@@ -109,9 +101,9 @@ def test_settings_tools_and_thoughts(browser: Browser, site: ScriptedServer) -> 
         ask(page, "[tool] in 北京")
         answered(page, 1)
         page.wait("document.querySelector('.results textarea')")
-        (request, prompt) = (site.engines[0].requests[-1], site.engines[0].prompts[-1])
-        assert (request.sampling.temperature, request.sampling.top_k, request.sampling.max_tokens) == (0.3, 20, 3000)
-        assert request.sampling.seed == 5 and '"weather"' in prompt and "<system>Be brief." in prompt and "THINK False" in prompt
+        sampling, prompt = site.engines[0].requests[-1].sampling, site.engines[0].prompts[-1]
+        assert (sampling.temperature, sampling.top_k, sampling.max_tokens, sampling.seed) == (0.3, 20, 3000, 5)
+        assert all(part in prompt for part in ('"weather"', "<system>Be brief.", "THINK False"))
         assert page.text(".call-name") == "weather" and '"city": "北京"' in page.text(".call code")
         page.eval("document.querySelector('.results textarea').focus()")
         page.type("7 degrees")
@@ -133,13 +125,11 @@ def test_settings_tools_and_thoughts(browser: Browser, site: ScriptedServer) -> 
 
 def test_a_reader_who_scrolls_up_stays_there(browser: Browser, site: ScriptedServer) -> None:
     with browser.page(width=800, height=600) as page:
-        page.goto(site.url)
-        ready(page)
+        begin(page, site.url)
         ask(page, "[long]")
         page.wait_text("Paragraph 29")
         held(site, page)
-        far = "(() => { const of = document.querySelector('.thread'); return of.scrollHeight - of.scrollTop - of.clientHeight; })()"
-        page.wait(f"{far} < 2")
+        page.until(lambda: page.help("belowThread") < 2, "end in sight")
         page.eval("document.querySelector('.thread').scrollTop = 300")
         page.wait("!document.querySelector('.to-end').hidden")
         site.let_go()
@@ -147,18 +137,17 @@ def test_a_reader_who_scrolls_up_stays_there(browser: Browser, site: ScriptedSer
         answered(page, 1)
         assert page.eval("document.querySelector('.thread').scrollTop") == 300
         page.click(".to-end")
-        page.wait(f"{far} < 2 && document.querySelector('.to-end').hidden")
+        page.wait("document.querySelector('.to-end').hidden")
+        assert page.help("belowThread") < 2
 
 
 def test_by_keyboard_alone(browser: Browser, site: ScriptedServer) -> None:
     with browser.page() as page:
-        page.goto(site.url)
-        ready(page)
+        begin(page, site.url)
         assert page.focused() == "Write a message"
         page.type("ni hao")
-        composing = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
-        old = "Object.defineProperty(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true}), 'keyCode', {value: 229})"
-        for event in (composing, old):  # an Enter that chooses a word
+        for told in ("isComposing: true", "keyCode: 229"):  # an Enter that chooses a word
+            event = f"new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, {told}}})"
             page.eval(f"void document.activeElement.dispatchEvent({event})")
         page.press("Shift+Enter")
         assert page.count(".message") == 0 and page.eval("document.activeElement.value") == "ni hao\n"
@@ -194,7 +183,7 @@ def test_by_keyboard_alone(browser: Browser, site: ScriptedServer) -> None:
         page.wait("document.activeElement.className === 'rename'")
         page.type("Renamed")
         page.press("Enter")
-        page.eval("(() => { const of = document.querySelector('.search input'); of.value = ''; of.dispatchEvent(new Event('input')); })()")
+        page.help("choose", ".search input", "")
         page.wait_text("Renamed", ".entries")
         page.press("Control+Shift+O")
         page.wait("!document.querySelector('.message') && document.activeElement.matches('.composer textarea')")
@@ -208,8 +197,7 @@ def test_by_keyboard_alone(browser: Browser, site: ScriptedServer) -> None:
 def test_conversations_leave_and_come_back_as_a_file(browser: Browser, site: ScriptedServer, tmp_path: Path) -> None:
     with browser.page() as page:
         page.downloads(tmp_path)
-        page.goto(site.url)
-        ready(page)
+        begin(page, site.url)
         ask(page, "first [hello]")
         answered(page, 1)
         page.press("Control+Shift+O")
@@ -230,7 +218,8 @@ def test_conversations_leave_and_come_back_as_a_file(browser: Browser, site: Scr
         assert page.texts(".entries a") == ["second [hello]", "first [hello]"]
 
         bad = tmp_path / "bad.json"
-        hostile = {"id": "../x", "title": "<img src=x>", "nodes": {"a": {"role": "user", "parent": "b"}, "b": {"role": "user", "parent": "a"}}}
+        circle = {"a": {"role": "user", "parent": "b"}, "b": {"role": "user", "parent": "a"}}
+        hostile = {"id": "../x", "title": "<img src=x>", "nodes": circle}
         for text in ("{", "[]", json.dumps({**told, "conversations": [hostile]})):
             bad.write_text(text)
             page.files("dialog input[type=file]", bad)

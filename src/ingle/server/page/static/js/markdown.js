@@ -16,7 +16,7 @@ function escaped(text) {
 
 const marked = new Marked({
   gfm: true,
-  breaks: false,
+  breaks: true,
   extensions: [mathBlock, mathInline, cjkStrong],
   tokenizer: { del: plainTilde, url: soberUrl },
   renderer: {

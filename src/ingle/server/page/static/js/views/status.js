@@ -9,6 +9,7 @@ import { Chart } from './chart.js';
 
 const EVERY_MS = 1000;
 const LONGEST = 600; // looks, which is ten minutes
+let history = []; // which outlasts a visit to a conversation
 const CHARTS = [
   { name: 'speed', series: [['generatedPerS', 'chart_generated'], ['readPerS', 'chart_read']] },
   { name: 'requests', series: [['running', 'chart_running'], ['waiting', 'chart_waiting']], whole: true },
@@ -18,7 +19,6 @@ const CHARTS = [
 
 export class StatusView {
   constructor({ lead }) {
-    this.history = [];
     this.tiles = h('dl', { class: 'tiles' });
     this.charts = CHARTS.map((chart) => new Chart(chart));
     this.models = h('div', { class: 'table', tabindex: '0', role: 'group', 'aria-label': t('loadedModels') });
@@ -56,10 +56,10 @@ export class StatusView {
   }
 
   take(found) {
-    const before = this.history.at(-1);
+    const before = history.at(-1);
     const point = { ...found, at: Date.now() / 1000, ...(before ? between(before, found) : { generatedPerS: 0, readPerS: 0, hitRate: null }) };
-    this.history = [...this.history.slice(1 - LONGEST), point];
-    this.charts.forEach((chart) => chart.draw(this.history));
+    history = [...history.slice(1 - LONGEST), point];
+    this.charts.forEach((chart) => chart.draw(history));
     const hits = found.queried ? found.hit / found.queried : 0;
     const tiles = [
       ['running', number(found.running)], ['waiting', number(found.waiting)], ['tokensPerS', number(point.generatedPerS, 1)],

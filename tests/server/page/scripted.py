@@ -181,7 +181,7 @@ class PageEngine(ScriptedEngine):
 
 @dataclass
 class ScriptedServer:
-    """In a thread of its own, with two models: at `url`, at `locked`, which asks for a key, and at `prefixed`, below /llm."""
+    """In a thread of its own, with two models. `locked` asks for a key, `prefixed` lies below /llm."""
 
     engines: list[PageEngine]
     url: str = ""

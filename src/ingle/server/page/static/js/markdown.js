@@ -8,7 +8,7 @@ import { dressMaths, mathBlock, mathInline } from './maths.js';
 import { sanitized } from './sanitize.js';
 
 const HARMLESS = /^<(?:br|\/?(?:sub|sup|kbd|details|summary|u))\s*\/?>$/i;
-const HEADING_LEVEL = 2; // a heading of an answer stands below those of the page
+const HEADING_LEVEL = 1; // a heading of an answer stands below those of the page
 
 function escaped(text) {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);

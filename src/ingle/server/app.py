@@ -50,8 +50,8 @@ def create_app(
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
     that nobody knows; `page` for pages that browsers are shown; `limits` bound what one request, and all together, may
     take; while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be
-    asked for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers` are
-    told of every request.
+    asked for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers`
+    are told of every request.
     """
     observers = Observers() if observers is None else observers
     keys = Keys(access.api_keys)

@@ -345,6 +345,8 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    page: bool = True
+    """Show browsers a page at / to talk to the model, and one of the API at /docs. --no-page: neither."""
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""

@@ -47,6 +47,7 @@ SAME: Mapping[str, str] = {
     "--trusted-proxies": "--forwarded-allow-ips",
     "--served-model-name": "--model-name --served-name",
     "--disable-access-log": "--disable-uvicorn-access-log",
+    "--no-page": "--no-webui --no-ui --disable-fastapi-docs",
     "--log-level": "--uvicorn-log-level",
     "--log-format=json": "--json-output",
     "--log-requests": "--enable-log-requests",
@@ -194,14 +195,14 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--enable-prompt-tokens-details --enable-request-id-headers --enable-per-request-metrics", "it is always so"),
     ("--enable-force-include-usage", "a stream reports its usage where the request asks for it"),
     # ---- their servers
-    ("--path=", "the server has no pages of its own but /docs"),
+    ("--path=", "the pages are those that come with ingle, at / and /docs"),
     (
         "--allowed-methods= --allowed-headers= --allow-credentials --cors-allow-credentials",
         "pages of the sites of --cors-origin may send any header, a key among them, and there are no cookies",
     ),
     ("--enable-ssl-refresh", "certificates are read again whenever they change"),
     ("--ssl", "--ssl-certfile turns TLS on"),
-    ("--disable-fastapi-docs --enable-offline-docs", "/docs shows the schema, behind the API key if there is one"),
+    ("--enable-offline-docs", "/docs loads nothing from elsewhere"),
     (
         "--log-config-file= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
         "--log-disable --logger-level= --log-level-http= --verbosity= -lv=",
@@ -209,7 +210,8 @@ IDLE: tuple[tuple[str, str], ...] = (
     ),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
     ("--timeout= -to=", "--request-timeout is what a request may take"),
-    ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
+    ("--webui --ui", "the page at / is there unless --no-page says otherwise"),
+    ("--slots --no-slots --props --slot-save-path=", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
     (
@@ -384,7 +386,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
         "--allowed-hosts=+ --cors-origin=+ --uds= --uds-mode= --ssl-keyfile= --ssl-certfile= --ssl-keyfile-password= "
         "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
-        "--disable-access-log --strict-fields --show-paths "
+        "--disable-access-log --page --no-page --strict-fields --show-paths "
         "--stream-interval= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
         "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "

@@ -131,10 +131,11 @@ async def _asked(client: Client, path: str) -> Body:
 
 
 async def _version(client: Client) -> str | None:
-    for path in ("/version", "/api/version"):  # ingle and vLLM; Ollama
+    # ingle and vLLM; Ollama; llama.cpp
+    for path, field in (("/version", "version"), ("/api/version", "version"), ("/props", "build_info")):
         try:
             said = (await get(client, client.address.root + path)).json()
-            return str(said["version"])[:100]
+            return str(said[field])[:100]
         except (RequestFailed, AnswerBroken, LookupError, TypeError, TimeoutError):
             continue
     return None

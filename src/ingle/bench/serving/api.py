@@ -17,6 +17,7 @@ from ingle.errors import EngineError, IngleError
 
 CUT_SHORT = "cut short"
 """The error of a request that was under way when all was stopped."""
+_MAX_NAME, _MAX_CARD_BYTES = 500, 1 << 14
 CHAT, COMPLETIONS = "chat/completions", "completions"
 
 
@@ -106,7 +107,7 @@ async def meet(client: Client, model: str | None) -> Server:
     body = await _asked(client, client.address.path("models"))
     try:
         listed = body.json()
-        cards = [card for card in listed["data"] if isinstance(card["id"], str)]
+        cards = [card for card in listed["data"] if isinstance(card["id"], str) and len(card["id"]) <= _MAX_NAME]
     except RequestFailed as error:
         key = "; --api-key is for keys" if error.status in (401, 403) else ""
         if model is None or key:
@@ -120,6 +121,8 @@ async def meet(client: Client, model: str | None) -> Server:
     card = next((card for card in cards if model in (None, card["id"])), None)
     if card is None and model is not None and names and model not in names:
         card = {"id": model}  # a name that is not listed may do: the first request says
+    if card is not None and len(msgspec.json.encode(card)) > _MAX_CARD_BYTES:  # which goes into the file
+        card = {key: card[key] for key in ("id", "max_model_len") if key in card}
     return Server(card or {"id": model}, _header(body, b"server"), await _version(client))
 
 

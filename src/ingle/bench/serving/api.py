@@ -88,7 +88,7 @@ async def get(client: Client, path: str) -> Body:
 class Server:
     """What a server says of itself."""
 
-    def __init__(self, card: Mapping[str, Any], software: str | None, version: str | None) -> None:
+    def __init__(self, card: Mapping[str, Any], software: str, version: str | None) -> None:
         self.card = card
         self.software, self.version = software, version
 
@@ -123,7 +123,9 @@ async def meet(client: Client, model: str | None) -> Server:
         card = {"id": model}  # a name that is not listed may do: the first request says
     if card is not None and len(msgspec.json.encode(card)) > _MAX_CARD_BYTES:  # which goes into the file
         card = {key: card[key] for key in ("id", "max_model_len") if key in card}
-    return Server(card or {"id": model}, _header(body, b"server"), await _version(client))
+    card = card or {"id": model}
+    software, version = await _version(client)
+    return Server(card, software or str(card.get("owned_by") or _header(body, b"server") or "")[:100], version)
 
 
 async def _asked(client: Client, path: str) -> Body:
@@ -133,15 +135,16 @@ async def _asked(client: Client, path: str) -> Body:
         raise EngineError(f"{client.address}{path}: {error}") from None
 
 
-async def _version(client: Client) -> str | None:
-    # ingle and vLLM; Ollama; llama.cpp
-    for path, field in (("/version", "version"), ("/api/version", "version"), ("/props", "build_info")):
+async def _version(client: Client) -> tuple[str, str | None]:
+    """The software's name, where the address says it, and its version. ingle and vLLM give theirs at the first."""
+    places = (("", "/version", "version"), ("Ollama", "/api/version", "version"), ("llama.cpp", "/props", "build_info"))
+    for software, path, field in places:
         try:
             said = (await get(client, client.address.root + path)).json()
-            return str(said[field])[:100]
+            return software, str(said[field])[:100]
         except (RequestFailed, AnswerBroken, LookupError, TypeError, TimeoutError):
             continue
-    return None
+    return "", None
 
 
 def _header(body: Body, name: bytes) -> str | None:

@@ -1,4 +1,4 @@
-"""Products with layers of every format against float64, for numbers of rows on each side of what kernels take at once."""
+"""Products with layers of every format against float64, for numbers of rows on each side of those that kernels know."""
 
 from __future__ import annotations
 

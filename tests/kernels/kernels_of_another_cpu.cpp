@@ -28,10 +28,10 @@ struct Weights {
     Matrix matrix;
     vector<uint8_t> data;
 
-    Weights(int32_t bits, int32_t group_size, int32_t kind, int32_t minima, int64_t rows, int64_t columns)
-        : matrix{nullptr, rows, columns, bits, group_size, kind, minima, {}} {
+    Weights(int32_t bits, int32_t group_size, int32_t kind, int32_t minima, int64_t rows, int64_t columns, int step = 3)
+        : matrix{nullptr, rows, columns, bits, group_size, kind, minima, {}, nullptr, 1, columns} {
         const bool upper = bits == 5 || bits == 6;
-        for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? -(1 << (bits - 1)) : i * 3 - 20;
+        for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? -(1 << (bits - 1)) : i * step - 20;
         data.resize(ingle_matrix_bytes(&matrix));
         matrix.data = data.data();
         const bool steps = kind == kSteps;
@@ -57,13 +57,13 @@ struct Weights {
 };
 
 static void matrices() {
-    const struct { int32_t bits, group_size, scales, minima; } kinds[] = {
+    const struct { int32_t bits, group_size, scales, minima, step = 3; } kinds[] = {
         {4, 32, kHalves, 0}, {4, 32, kHalves, 1}, {4, 16, kWide, 1},  {4, 32, kSteps, 1},  {4, 128, kHalves, kInScales},
         {5, 32, kHalves, 0}, {6, 16, kSteps, 0},  {8, 32, kHalves, 0}, {8, 16, kWide, 1},  {16, 32, kHalves, 0},
-        {32, 32, kHalves, 0}};
+        {32, 32, kHalves, 0}, {4, 32, kHalves, 0, 61}, {4, 64, kWide, 0, 67}, {4, 16, kWide, 0, 61}};
     for (auto kind : kinds) {
         const int64_t rows = 50, columns = 72;
-        Weights w(kind.bits, kind.group_size, kind.scales, kind.minima, rows, columns);
+        Weights w(kind.bits, kind.group_size, kind.scales, kind.minima, rows, columns, kind.step);
         vector<float> out(rows * columns);
         vector<int64_t> all;
         for (int64_t r = 0; r < rows; r++) all.push_back(r);
@@ -85,18 +85,22 @@ static void blocks() {
         {13, 5, 32, kSteps, 1, 0, 176, 256},  {14, 6, 16, kSteps, 0, -32, 210, 256},
         {23, 4, 32, kSteps, 0, 0, 136, 256},  {34, 4, 32, kHalves, 0, 0, 54, 256}, {35, 4, 32, kHalves, 0, 0, 66, 256},
         {39, 4, 32, kWide, 0, 0, 17, 32},     {1, 32, 32, kHalves, 0, 0, 2, 1},    {12, 32, 32, kHalves, 0, 0, 144, 256},
-        {8, 32, 32, kHalves, 0, 0, 34, 32}};
+        {8, 32, 32, kHalves, 0, 0, 34, 32},   {16, 4, 32, kSteps, 0, 0, 66, 256},  {17, 4, 16, kSteps, 0, 0, 74, 256},
+        {18, 4, 32, kSteps, 0, 0, 98, 256},   {19, 4, 32, kSteps, 0, 0, 50, 256},  {21, 4, 32, kSteps, 0, 0, 110, 256},
+        {22, 4, 16, kSteps, 0, 0, 82, 256},   {29, 4, 16, kSteps, 0, 0, 56, 256}};
     const int64_t rows = 35, columns = 256;
+    vector<uint16_t> grid;
+    for (float x : numbers(2048, 2047)) grid.push_back((int)x & 0xfff);
     vector<int64_t> order, all;
     for (int64_t r = 0; r < rows; r++) order.push_back(r * 4 % rows), all.push_back(r);
     for (auto kind : kinds) {
-        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.scales, kind.minima, {}};
+        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.scales, kind.minima, {}, nullptr, 1, columns};
         const bool upper = kind.bits == 5 || kind.bits == 6;
         for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? kind.least : i * 3 - 20;
         vector<uint8_t> data(ingle_matrix_bytes(&matrix)), stored;
         matrix.data = data.data();
         for (float x : numbers(rows * columns / kind.elements * kind.bytes, 29)) stored.push_back(x + 30);
-        const int32_t known = ingle_pack_blocks(&matrix, kind.type, stored.data(), order.data(), 0, rows);
+        const int32_t known = ingle_pack_blocks(&matrix, kind.type, stored.data(), grid.data(), order.data(), 0, rows);
         vector<float> out(rows * columns);
         ingle_gather_rows(&matrix, all.data(), rows, out.data());
         out.push_back(known);

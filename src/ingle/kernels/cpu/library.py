@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int16, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from ingle.kernels.cpu import compile
@@ -28,8 +28,9 @@ class Matrix(ctypes.Structure):
         ("group_size", c_int32),
         ("scales", c_int32),
         ("has_minima", c_int32),
-        ("codebook", c_int8 * 16),
+        ("codebook", c_int16 * 16),
         ("order", c_void_p),
+        ("unit", c_float),
         ("inputs", c_int64),
     )
 
@@ -191,7 +192,7 @@ _SIGNATURES = {
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
-    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_round_rows": (POINTER(Rounding), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
     "ingle_gather_rows": (POINTER(Matrix), c_void_p, c_int64, c_void_p),

@@ -19,6 +19,13 @@ _METHODS = {
     "fp8": "FP8",
     "fbgemm_fp8": "FP8",
     "modelopt": "ModelOpt",
+    "modelopt_fp8": "ModelOpt",
+    "modelopt_fp4": "ModelOpt",
+    "nvfp4": "ModelOpt",
+    "bitsandbytes": "bitsandbytes",
+    "bnb": "bitsandbytes",
+    "inc": "AutoRound",
+    "gptq_bitblas": "GPTQ",
     "compressed-tensors": "compressed-tensors",
 }
 """By what vLLM's flag calls them."""

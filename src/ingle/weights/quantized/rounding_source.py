@@ -15,7 +15,7 @@ from ingle.kernels.cpu import library
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.rounding import Loss, Rounded, RoundRows, ScaleType, round_matrix, round_natively
 from ingle.weights.quantized.scheme import Scheme
-from ingle.weights.source import FLOATS, StoredRows, WeightSource, check_size
+from ingle.weights.source import FLOATS, Region, StoredRows, WeightSource, check_size
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,18 @@ class RoundingSource:
 
     def floats(self, name: str, size: int) -> npt.NDArray[np.float32]:
         return self.source.floats(name, size)
+
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        if not self.is_coded(name):
+            self.source.load_region(name, region, out)
+            return
+        import torch
+
+        groups = self.groups(name, *region.shape).rows(region.rows.start, region.rows.stop)
+        out.copy_(torch.from_numpy(groups.decoded()[:, region.columns]))
+
+    def columns_unit(self, name: str) -> int:
+        return self.plan.scheme.group_size or 2 if self.is_coded(name) else self.source.columns_unit(name)
 
     def load_into(self, name: str, out: torch.Tensor) -> None:
         if not self.is_coded(name):

@@ -17,6 +17,7 @@ struct Contents {
     float* scales;
     float* minima;
     float* factors;
+    const uint16_t* grid;  // of types that have one, as `ingle.weights.grids` packs it
 };
 
 // Stored bytes of a block, the numbers in it, its groups, the bits of its codes, whether its scales are steps, and how it
@@ -177,6 +178,109 @@ void mxfp4(const uint8_t* b, const Contents& out) {
     memcpy(out.scales, &bits, 4);
 }
 
+// Eight codes of 3 bits: an entry of the grid, and their signs.
+inline void grid_codes(uint16_t entry, uint32_t signs, uint8_t* to) {
+    for (int i = 0; i < 8; i++) to[i] = (entry >> 2 * i & 3) | (signs >> i & 1) << 2;
+}
+
+// Four codes of 4 bits, whose signs are in the lower half of `signs`.
+inline void grid_codes_of_4(uint16_t entry, uint32_t signs, uint8_t* to) {
+    for (int i = 0; i < 4; i++) to[i] = (entry >> 3 * i & 7) | (signs >> i & 1) << 3;
+}
+
+// Seven signs and an eighth, so that their number is even.
+inline uint32_t eight_signs(uint32_t seven) { return seven | (uint32_t)__builtin_parity(seven) << 7; }
+
+inline uint32_t half_bits(const uint8_t* p) { return p[0] | p[1] << 8; }
+
+inline uint32_t word_bits(const uint8_t* p) { return half_bits(p) | half_bits(p + 2) << 16; }
+
+// Of 32 numbers 4 indices of the grid, and a word: 4 sets of signs of 7 bits, and the scale.
+void iq2_xxs(const uint8_t* b, const Contents& out) {
+    out.factors[0] = half_at(b);
+    for (int g = 0; g < 8; g++) {
+        const uint8_t* at = b + 2 + 8 * g;
+        const uint32_t word = word_bits(at + 4);
+        out.scales[g] = 2 * (int)(word >> 28) + 1;
+        for (int i = 0; i < 4; i++)
+            grid_codes(out.grid[at[i]], eight_signs(word >> 7 * i & 127), out.codes + 32 * g + 8 * i);
+    }
+}
+
+// A scale of 4 bits for 16 numbers.
+void nibble_steps(const uint8_t* packed, int bytes, float* scales) {
+    for (int i = 0; i < bytes; i++) scales[2 * i] = 2 * (packed[i] & 15) + 1, scales[2 * i + 1] = 2 * (packed[i] >> 4) + 1;
+}
+
+void iq2_xs(const uint8_t* b, const Contents& out) {
+    out.factors[0] = half_at(b);
+    nibble_steps(b + 66, 8, out.scales);
+    for (int i = 0; i < 32; i++) {
+        const uint32_t both = half_bits(b + 2 + 2 * i);
+        grid_codes(out.grid[both & 511], eight_signs(both >> 9), out.codes + 8 * i);
+    }
+}
+
+void iq2_s(const uint8_t* b, const Contents& out) {
+    out.factors[0] = half_at(b);
+    nibble_steps(b + 74, 8, out.scales);
+    for (int i = 0; i < 32; i++) {
+        const uint32_t index = b[2 + i] | (b[66 + i / 4] >> i % 4 * 2 & 3) << 8;
+        grid_codes(out.grid[index], b[34 + i], out.codes + 8 * i);
+    }
+}
+
+void iq3_xxs(const uint8_t* b, const Contents& out) {
+    out.factors[0] = half_at(b);
+    for (int g = 0; g < 8; g++) {
+        const uint32_t word = word_bits(b + 66 + 4 * g);
+        out.scales[g] = 2 * (int)(word >> 28) + 1;
+        for (int i = 0; i < 8; i++) {
+            const uint32_t signs = eight_signs(word >> i / 2 * 7 & 127) >> i % 2 * 4;
+            grid_codes_of_4(out.grid[b[2 + 8 * g + i]], signs, out.codes + 32 * g + 4 * i);
+        }
+    }
+}
+
+void iq3_s(const uint8_t* b, const Contents& out) {
+    out.factors[0] = half_at(b);
+    nibble_steps(b + 106, 4, out.scales);
+    for (int i = 0; i < 64; i++) {
+        const uint32_t index = b[2 + i] | (b[66 + i / 8] >> i % 8 & 1) << 8;
+        grid_codes_of_4(out.grid[index], b[74 + i / 2] >> i % 2 * 4, out.codes + 4 * i);
+    }
+}
+
+// Of 32 numbers a half: 3 upper bits of 4 indices, the scale, and whether an eighth is taken off or added, which the
+// codes' highest bit tells.
+void iq1_s(const uint8_t* b, const Contents& out) {
+    out.factors[0] = half_at(b);
+    for (int g = 0; g < 8; g++) {
+        const uint32_t half = half_bits(b + 34 + 2 * g);
+        out.scales[g] = 2 * (int)(half >> 12 & 7) + 1;
+        for (int i = 0; i < 4; i++) {
+            const uint32_t index = b[2 + 4 * g + i] | (half >> 3 * i & 7) << 8;
+            grid_codes(out.grid[index], half >> 15 ? 255 : 0, out.codes + 32 * g + 8 * i);
+        }
+    }
+}
+
+// The block's scale is in the upper bits of four halves, whose lower ones have steps, each of 16 numbers.
+void iq1_m(const uint8_t* b, const Contents& out) {
+    uint32_t scale = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t half = half_bits(b + 48 + 2 * i);
+        scale |= half >> 12 << 4 * i;
+        for (int g = 0; g < 4; g++) out.scales[4 * i + g] = 2 * (int)(half >> 3 * g & 7) + 1;
+    }
+    const uint8_t bytes[2] = {(uint8_t)scale, (uint8_t)(scale >> 8)};
+    out.factors[0] = half_at(bytes);
+    for (int i = 0; i < 32; i++) {
+        const uint32_t upper = b[32 + i / 2] >> i % 2 * 4;
+        grid_codes(out.grid[b[i] | (upper & 7) << 8], upper & 8 ? 255 : 0, out.codes + 8 * i);
+    }
+}
+
 BlockType block_type(int32_t number) {
     switch (number) {
         case 2: return {18, 32, 1, 4, false, q4_0};
@@ -189,8 +293,15 @@ BlockType block_type(int32_t number) {
         case 12: return {144, 256, 8, 4, true, q4_k};
         case 13: return {176, 256, 8, 8, true, q5_k};
         case 14: return {210, 256, 16, 8, true, q6_k};
+        case 16: return {66, 256, 8, 4, true, iq2_xxs};
+        case 17: return {74, 256, 16, 4, true, iq2_xs};
+        case 18: return {98, 256, 8, 4, true, iq3_xxs};
+        case 19: return {50, 256, 8, 4, true, iq1_s};
         case 20: return {18, 32, 1, 4, false, q4_0};
+        case 21: return {110, 256, 8, 4, true, iq3_s};
+        case 22: return {82, 256, 16, 4, true, iq2_s};
         case 23: return {136, 256, 8, 4, true, iq4_xs};
+        case 29: return {56, 256, 16, 4, true, iq1_m};
         case 34: return {54, 256, 8, 4, false, tq1_0};
         case 35: return {66, 256, 8, 4, false, tq2_0};
         case 39: return {17, 32, 1, 4, false, mxfp4};
@@ -209,7 +320,7 @@ void widen(const T* from, int64_t count, float* out) {
 }
 
 // A stored row of blocks, packed as row `row`.
-void pack_block_row(const Matrix& m, const BlockType& block, const uint8_t* stored, int64_t row) {
+void pack_block_row(const Matrix& m, const BlockType& block, const uint8_t* stored, const uint16_t* grid, int64_t row) {
     const int64_t blocks = m.columns / block.elements, groups = blocks * block.groups;
     static thread_local std::vector<uint8_t> codes;
     static thread_local std::vector<float> scales, minima, factors, decoded;
@@ -217,12 +328,12 @@ void pack_block_row(const Matrix& m, const BlockType& block, const uint8_t* stor
     factors.assign(blocks * 2, 1.0f);
     for (int64_t b = 0; b < blocks; b++)
         block.split(stored + b * block.bytes, {&codes[b * block.elements], &scales[b * block.groups],
-                                               &minima[b * block.groups], &factors[b * 2]});
+                                               &minima[b * block.groups], &factors[b * 2], grid});
     if (m.bits != 32) return pack_rows(m, codes.data(), scales.data(), minima.data(), factors.data(), row, 1);
     const int64_t size = block.elements / block.groups;
     for (int64_t g = 0; g < groups; g++) {
         const float* factor = &factors[g / block.groups * 2];
-        const float scale = scales[g] * factor[0], minimum = minima[g] * factor[1];
+        const float scale = scales[g] * factor[0] * m.unit, minimum = minima[g] * factor[1] * m.unit;
         for (int64_t c = g * size; c < (g + 1) * size; c++)
             decoded[c] = (block.bits == 4 ? m.codebook[codes[c]] : (int8_t)codes[c]) * scale + minimum;
     }
@@ -247,8 +358,8 @@ void pack_float_row(const Matrix& m, int32_t type, const uint8_t* stored, int64_
 
 using namespace ingle;
 
-extern "C" int32_t ingle_pack_blocks(const Matrix* m, int32_t type, const uint8_t* stored, const int64_t* order,
-                                     int64_t first, int64_t count) {
+extern "C" int32_t ingle_pack_blocks(const Matrix* m, int32_t type, const uint8_t* stored, const uint16_t* grid,
+                                     const int64_t* order, int64_t first, int64_t count) {
     const BlockType block = block_type(type);
     const int64_t float_bytes = size_of_float(type);
     if (!block.split && !float_bytes) return 0;
@@ -261,7 +372,7 @@ extern "C" int32_t ingle_pack_blocks(const Matrix* m, int32_t type, const uint8_
         if (to > first + count) to = first + count;
         for (int64_t row = from; row < to; row++) {
             const uint8_t* bytes = stored + (order ? order[row - first] : row - first) * row_bytes;
-            block.split ? pack_block_row(*m, block, bytes, row) : pack_float_row(*m, type, bytes, row);
+            block.split ? pack_block_row(*m, block, bytes, grid, row) : pack_float_row(*m, type, bytes, row);
         }
     });
     return 1;

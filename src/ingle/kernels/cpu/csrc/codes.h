@@ -28,12 +28,20 @@ constexpr int kVectors = kBlockRows / kLanes;      // of a block's rows
 constexpr int kUnitVectors = kUnit / kLanes;       // of a unit's columns
 constexpr float kLargest = 127 * 256 + 127;        // NEON's products take such a number apart into two of 8 bits
 
-// How codes become the numbers that are multiplied; kPlain all of them, where a processor's kind is `kAlwaysPlain`.
+// How codes become the numbers that are multiplied. A processor's kind says which of these it `reads`.
 enum class Reading {
     kPlain,    // as their kind does it without more ado
     kOffset,   // the same, with an offset
     kTable,    // looked up, with an offset
+    kWide,     // looked up, in numbers of more than 8 bits
 };
+
+// Whether 8 bits do not hold what codes stand for. Times kLargest and a group's columns it stays below 2^31.
+inline bool is_wide(const Matrix& m) {
+    for (int16_t number : m.codebook)
+        if (number != (int8_t)number) return true;
+    return false;
+}
 
 // Whether what is packed are those above the least of a matrix.
 template <int Bits>

@@ -103,16 +103,21 @@ struct Codes {
     }
 
 #if defined(INGLE_AVX512)
-    static constexpr bool kAlwaysPlain = true;
+    static constexpr bool reads(Reading how) { return how == Reading::kPlain; }
+    static Reading reading_of(const Matrix&) { return Reading::kPlain; }
     static int32_t offset_of(const Matrix&) { return 0; }
 #else
-    static constexpr bool kAlwaysPlain = false;
+    static constexpr bool reads(Reading how) { return Bits == 4 || how == Reading::kOffset; }
     static Reading reading_of(const Matrix& m) {
         if (Bits == 8) return Reading::kOffset;
+        if (is_wide(m)) return Reading::kWide;
         return !is_linear(m) ? Reading::kTable : m.codebook[0] ? Reading::kOffset : Reading::kPlain;
     }
     // What is added to numbers so that none is negative.
-    static int32_t offset_of(const Matrix& m) { return Bits == 8 || !is_linear(m) ? 128 : -m.codebook[0]; }
+    static int32_t offset_of(const Matrix& m) {
+        if (Bits == 4 && is_wide(m)) return 0;
+        return Bits == 8 || !is_linear(m) ? 128 : -m.codebook[0];
+    }
 #endif
 
     static uint8_t* lane(uint8_t* unit, int64_t row, int64_t register_) {
@@ -147,17 +152,21 @@ struct Codes {
         return (Pairs)((Signed)(pair ? stored : stored << 8) >> 8);
     }
 #else
-    uint8_t table[16];
+    uint8_t table[16], upper[16];
     explicit Codes(const Matrix& m) {
-        for (int i = 0; i < 16; i++) table[i] = m.codebook[i] + 128;
+        const int offset = is_wide(m) ? 0 : 128;
+        for (int i = 0; i < 16; i++) table[i] = m.codebook[i] + offset, upper[i] = m.codebook[i] >> 8;
     }
     template <Reading How>
     Pairs unpack(Pairs stored, int pair) const {
         Pairs codes = stored >> Bits * pair;
         if (pair + 1 < kPairs) codes &= (uint16_t)((1 << Bits) - 1);
-        if (How != Reading::kTable) return codes;
+        if (How != Reading::kTable && How != Reading::kWide) return codes;
         const __m256i tables = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
-        return (Pairs)_mm256_shuffle_epi8(tables, (__m256i)(codes | (uint16_t)0x8000));  // the upper byte becomes 0
+        const Pairs lower = (Pairs)_mm256_shuffle_epi8(tables, (__m256i)(codes | (uint16_t)0x8000));  // the upper byte is 0
+        if (How == Reading::kTable) return lower;
+        const __m256i uppers = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)upper));
+        return lower | (Pairs)_mm256_shuffle_epi8(uppers, (__m256i)(codes << 8 | (uint16_t)0x80));
     }
 #endif
 
@@ -188,7 +197,6 @@ struct Codes {
 // pair of columns are, in both halves of a row's lane, Upper bits from bit `upper_bit(vector, n)` on.
 template <int Upper>
 struct UpperCodes : Codes<4> {
-    static constexpr bool kAlwaysPlain = false;
     static int32_t offset_of(const Matrix& m) { return -m.codebook[0]; }
 
     static constexpr int kUpperVectors = Upper * kVectors / 2;  // of 16 bits for each row and half

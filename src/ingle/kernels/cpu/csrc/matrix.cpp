@@ -175,7 +175,7 @@ static void unpack_row(const Matrix& m, int64_t row, float* out) {
                 if (m.has_minima == kInScales) minimum = -(int8_t)minima[r] * scale;
                 else if (m.has_minima) minimum = get_scale(minima, r, m.scales == kWide);
             }
-            for (float& value : values) value = value * scale + minimum;
+            for (float& value : values) value = (value * scale + minimum) * m.unit;
         }
         int64_t left = m.columns - column;
         memcpy(out + column, values, (left < kUnit ? left : kUnit) * sizeof(float));
@@ -363,7 +363,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     const int64_t spans = num_spans(m), groups = span_groups(m), stride = span_bytes(m), scales_stride = scales_bytes(m);
     const int64_t units = GroupSize == kLong ? m.group_size / kUnit : GroupSize / kUnit, ahead_stride = stride / groups;
     const int64_t codes_at = codes_offset(m), scales_at = factor_bytes(m);
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
     const uint8_t* span = span_at(m, p.block, 0);
     const auto* x = p.x;
@@ -375,7 +375,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
         const uint8_t *unit = span + codes_at, *scales = span + scales_at, *ahead = span + kAhead;
         for (int64_t g = 0; g < groups; g++, scales += scales_stride, starts += Tokens, group_sums += Tokens) {
             typename Codes<Bits>::template Sums<Tokens> sums;
-            if constexpr (How == Reading::kPlain) sums.clear();
+            if constexpr (How == Reading::kPlain || How == Reading::kWide) sums.clear();
             else sums.start(starts);
             if constexpr (GroupSize == kLong) {
                 for (int64_t u = 0; u < units; u++, x += unit_operands, unit += unit_bytes) {
@@ -383,7 +383,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
                     codes.template multiply<Tokens, How>(sums, unit, x);
                 }
             } else {
-                prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(ahead);
+                prefetch<kBlockRows * (GroupSize * width(Bits) / 8 + 4)>(ahead);
                 ahead += ahead_stride;
 #pragma GCC unroll 2
                 for (int u = 0; u < GroupSize / kUnit; u++, x += unit_operands, unit += unit_bytes)
@@ -408,7 +408,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
 template <int Bits, int Tokens>
 void multiply_plain_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
     const uint8_t* unit = span_at(p.m, p.block, 0);
     const auto* x = p.x;
     typename Codes<Bits>::template Sums<Tokens> sums;
@@ -474,14 +474,17 @@ auto tile_product(const Matrix& m) {
         return multiply_plain_tile<Bits, Tokens>;
     } else if constexpr (kAreOffset<Bits>) {
         return of_group_size<Bits, Tokens, Reading::kOffset>(m);
-    } else if constexpr (Codes<Bits>::kAlwaysPlain) {
-        return of_group_size<Bits, Tokens, Reading::kPlain>(m);
     } else {
-        switch (Codes<Bits>::reading_of(m)) {
-            case Reading::kPlain: return of_group_size<Bits, Tokens, Reading::kPlain>(m);
-            case Reading::kOffset: return of_group_size<Bits, Tokens, Reading::kOffset>(m);
-            default: return of_group_size<Bits, Tokens, Reading::kTable>(m);
-        }
+        using Kind = Codes<Bits>;
+        const Reading how = Kind::reading_of(m);
+        if constexpr (Kind::reads(Reading::kOffset))
+            if (how == Reading::kOffset) return of_group_size<Bits, Tokens, Reading::kOffset>(m);
+        if constexpr (Kind::reads(Reading::kTable))
+            if (how == Reading::kTable) return of_group_size<Bits, Tokens, Reading::kTable>(m);
+        if constexpr (Kind::reads(Reading::kWide))
+            if (how == Reading::kWide) return of_group_size<Bits, Tokens, Reading::kWide>(m);
+        if constexpr (Kind::reads(Reading::kPlain)) return of_group_size<Bits, Tokens, Reading::kPlain>(m);
+        __builtin_unreachable();
     }
 }
 
@@ -513,7 +516,7 @@ void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, f
             const int64_t token = tile * Kind::kMostTokens + t;
             float* to = y + token * y_stride + block * kBlockRows;
             for (int64_t i = 0; i * kLanes < rows; i++) {
-                const Floats values = load(total[t][i]) * tiled.scales[token];
+                const Floats values = load(total[t][i]) * (have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f);
                 const int64_t count = rows - i * kLanes;
                 count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
             }

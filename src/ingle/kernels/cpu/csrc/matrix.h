@@ -33,7 +33,7 @@ constexpr int32_t kInScales = 2;
 
 constexpr int64_t kSpan = 256;
 
-// Weight (r, c) is codebook[code] * scale + minimum, with scale and minimum those of row r and group c / group_size.
+// Weight (r, c) is unit * (codebook[code] * scale + minimum), with scale and minimum those of row r and group c / group_size.
 // Blocks of kBlockRows rows lie one after the other, the spans of a block too: kSpan columns where scales are steps, else
 // one group. A span holds its factors if it has any, those of scales and then those of minima; then of each group the
 // scales and the minima, if there are any; then the groups' codes in an order that the processor's product likes (`Codes`
@@ -45,8 +45,9 @@ struct Matrix {
     int32_t group_size;      // 16, or a multiple of 32 up to 128, columns
     int32_t scales;
     int32_t has_minima;
-    int8_t codebook[16];     // of 4-bit codes, these or those that float32 is decoded from; of 5 and 6 bits the least number
+    int16_t codebook[16];    // of 4-bit codes, these or those that float32 is decoded from; of 5 and 6 bits the least number
     const int32_t* order;    // [columns], which number of x each column is multiplied with; null for the same
+    float unit;              // what all weights are multiplied with; of codes alone
     int64_t inputs;          // numbers of x: as many as columns, or fewer where columns that are zero name one again
 };
 

@@ -143,8 +143,9 @@ void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* sca
 void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
                        const float* minima, int64_t first, int64_t count);
 // The same of rows [first, first + count) as GGUF stores them in blocks of a type (its number): row i is the stored row
-// order[i], or i without an order. Returns 0 for a type that is not known.
-int32_t ingle_pack_blocks(const ingle::Matrix* m, int32_t type, const uint8_t* stored, const int64_t* order,
+// order[i], or i without an order; `grid` is that of types which have one (`ingle.weights.grids`). Returns 0 for a type that
+// is not known.
+int32_t ingle_pack_blocks(const ingle::Matrix* m, int32_t type, const uint8_t* stored, const uint16_t* grid, const int64_t* order,
                           int64_t first, int64_t count);
 void ingle_multiply(const ingle::Matrix* m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
 // Codes [rows, columns], a byte each, and scales and zeros [rows, groups] of values [rows, columns]; without `zeros`, codes'

@@ -76,7 +76,7 @@ def test_quantized_and_how_far_from_its_floats(ingle: Run, folder: Path) -> None
     out, figures = folder.parent / "out", folder.parent / "figures.json"
     result = ingle("quantize", str(folder), "--to", "int8", str(out))
     assert result.code == 0, result.err
-    assert f"{out}: 14 matrices as int8 in groups of 64" in result.out and "weights are off by" in result.out
+    assert f"{out}: 14 matrices as int8 in groups of 16" in result.out and "weights are off by" in result.out
     assert f"ingle verify {out} --against {folder}" in result.err
     result = ingle("verify", str(out), "--against", str(folder), "--text-tokens", "80", "--output", str(figures))
     assert result.code == 0, result.err

@@ -18,15 +18,15 @@ from tests.weights.test_packed import GATE, UP, K, Q, V, names, stored_source
 DTYPE = torch.float16
 PLAIN = PlainFormat(torch.float32, torch.device("cpu"))
 KEEPING = PlainFormat(torch.float32, torch.device("cpu"), keeps_blocks=True)
-SIZES = {"Q4_K": 4.7, "Q8_0": 8.5, "Q4_0": 4.5}
-"""Bits of a number, at most."""
+ROOM = {"TQ1_0": 1.23, "MXFP4": 1.06}
+"""How many times as much a number takes in memory as in the file, at most, where that is more than the rest's."""
 
 
 def stored(kind: str, rows: int, columns: int) -> tuple[StoredRows, torch.Tensor]:
     """Random blocks, and what gguf's own way back makes of them."""
     elements, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    # Bytes below 60 make no binary16 that is infinite or NaN.
-    data = np.random.default_rng(5).integers(0, 60, (rows, columns // elements * num_bytes), dtype=np.uint8)
+    # Bytes below 124 make no binary16 that is infinite or NaN, nor a power of two too large for float32.
+    data = np.random.default_rng(5).integers(0, 124, (rows, columns // elements * num_bytes), dtype=np.uint8)
     exact = gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
     return StoredRows(kind, data), torch.from_numpy(np.array(exact)).to(DEVICE)
 
@@ -37,7 +37,8 @@ def test_every_type(kind: str) -> None:
     coded = coded_of(rows, DEVICE)
     scale = float(exact.abs().max())
     torch.testing.assert_close(coded.decoded(slice(None), torch.float32), exact, atol=scale * 1e-6, rtol=1e-6)
-    assert coded.num_bytes * 8 / exact.numel() <= SIZES.get(kind, 10)
+    assert coded.num_bytes <= rows.data.nbytes * ROOM.get(kind, 1.04) + 16
+    assert coded.num_bytes == pytest.approx(exact.numel() * TYPES[kind].bytes_a_number, abs=16)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q6_K"])

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-CodedKind = Literal["int4", "int8", "fp8"]
-MIDDLE = {"int4": 8, "int8": 128}
+CodedKind = Literal["int2", "int3", "int4", "int5", "int6", "int8", "fp8"]
+BITS = {"int2": (2, 0), "int3": (2, 1), "int4": (4, 0), "int5": (4, 1), "int6": (4, 2), "int8": (8, 0), "fp8": (8, 0)}
+"""Of a code the lower bits, which are in `Coded.codes`, and those above, which are in `Coded.high`."""
+MIDDLE = {"int2": 1, "int3": 4, "int4": 8, "int5": 16, "int6": 32, "int8": 128}
 """The zero of codes that have none of their own."""
 _BLOCK = 128
 """Columns whose codes of 4 bits lie in neighbouring bytes, at most."""
+PLANES_BLOCK = 32
+"""Columns whose codes lie in neighbouring bytes, of kinds that `Coded.of_planes` packs."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,12 @@ class Coded:
 
     kind: CodedKind
     codes: torch.Tensor
-    """uint8 [O, I]: unsigned integers, or FP8's bits (E4M3); of int4 [O, I / 2].
+    """uint8 [O, I]: unsigned integers, or FP8's bits (E4M3); of int4 [O, I / 2], of int2 [O, I / 4].
 
     Byte b of int4 has in its lower half the code of column c = b // half * 2 * half + b % half, in its upper half that
-    of column c + half: so a tile of bytes is two tiles of columns, without any change of places."""
+    of column c + half: so a tile of bytes is two tiles of columns, without any change of places. Of int2 it has those
+    of c = b // half * 4 * half + b % half, of c + half and so on. Of int5 and int6 these are the lower 4 bits, of int3
+    the lower 2."""
     scales: torch.Tensor
     """[O, G], of any float type."""
     zeros: torch.Tensor | None
@@ -41,6 +47,13 @@ class Coded:
     """[O, G]: what is added to a group's numbers, whose codes have no zero then."""
     minimum_factors: torch.Tensor | None = None
     """As `factors`."""
+    shares_bytes: bool = False
+    """A byte of `scales` has the scale in its lower half, and what would be `minima` in its upper one."""
+    high: torch.Tensor | None = None
+    """uint8 [O, I / 8 or I / 4]: the bits of codes above those in `codes`, packed as those are: of a block of
+    `PLANES_BLOCK` columns a byte has every 4th code's bit, or every 8th's two."""
+    table: torch.Tensor | None = None
+    """int8 [16]: the number that each code of int4 stands for, where that is none less its zero."""
     quantizes_inputs: bool = False
     """The model was made for inputs of FP8, too: products of many rows may take them so."""
 
@@ -67,6 +80,23 @@ class Coded:
         return cls(kind, codes, scales, zeros, size, max(half, 1), order, quantizes_inputs=quantizes_inputs, **steps)
 
     @classmethod
+    def of_planes(
+        cls, kind: CodedKind, codes: torch.Tensor, scales: torch.Tensor, group_size: int, **more: Any
+    ) -> Coded:
+        """With codes of any integer kind, each in a byte of its own, [O, I]: rows are whole blocks. No zeros."""
+        low, high = BITS[kind]
+        return cls(
+            kind,
+            codes if low == 8 else _plane(codes & (1 << low) - 1, low),
+            scales,
+            None,
+            min(group_size, codes.shape[1]),
+            PLANES_BLOCK * low // 8,
+            high=_plane(codes >> low, high) if high else None,
+            **more,
+        )
+
+    @classmethod
     def joined(cls, parts: Sequence[Coded]) -> Coded:
         """Matrices of one form, one below the other; the order of inputs is the first's."""
 
@@ -82,6 +112,7 @@ class Coded:
             factors=joined([part.factors for part in parts]),
             minima=joined([part.minima for part in parts]),
             minimum_factors=joined([part.minimum_factors for part in parts]),
+            high=joined([part.high for part in parts]),
         )
 
     @property
@@ -90,11 +121,16 @@ class Coded:
 
     @property
     def num_columns(self) -> int:
-        return self.codes.shape[1] * (2 if self.kind == "int4" else 1)
+        return self.codes.shape[1] * 8 // BITS[self.kind][0]
+
+    @property
+    def has_minima(self) -> bool:
+        return self.minima is not None or self.shares_bytes
 
     @property
     def num_bytes(self) -> int:
-        held = (self.codes, self.scales, self.zeros, self.order, self.factors, self.minima, self.minimum_factors)
+        steps = self.factors, self.minima, self.minimum_factors
+        held = (self.codes, self.high, self.scales, self.zeros, self.order, *steps, self.table)
         return sum(tensor.numel() * tensor.itemsize for tensor in held if tensor is not None)
 
     @property
@@ -108,27 +144,54 @@ class Coded:
 
     def decoded(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Some of its rows, with the columns as they are stored: each number is computed in float32, rounded once."""
-        codes = self.codes[rows]
-        if self.kind == "int4":
-            blocks = codes.view(len(codes), -1, self.half)
-            codes = torch.stack((blocks & 15, blocks >> 4), 2).view(len(codes), -1)
+        codes = self._codes(rows)
         group = torch.arange(self.num_columns, device=codes.device) // self.group_size
         if self.kind == "fp8":
             values = codes.view(torch.float8_e4m3fn).float()
-        elif self.minima is not None:
+        elif self.table is not None:
+            values = self.table.float()[codes.int()]
+        elif self.has_minima:
             values = codes.float()
         elif self.zeros is None:
             values = codes.float() - MIDDLE[self.kind]
         else:
             values = codes.float() - self.zeros[rows][:, group]
-        values *= self._in_floats(self.scales, self.factors, rows)[:, group]
-        if self.minima is not None:
-            values += self._in_floats(self.minima, self.minimum_factors, rows)[:, group]
+        scales, minima = self.scales[rows], None if self.minima is None else self.minima[rows]
+        if self.shares_bytes:
+            scales, minima = scales & 15, scales >> 4
+        values *= self._in_floats(scales, self.factors, rows)[:, group]
+        if minima is not None:
+            values += self._in_floats(minima, self.minimum_factors, rows)[:, group]
         return values.to(dtype)
+
+    def _codes(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """uint8, of each column one."""
+        low, high = BITS[self.kind]
+        codes = _apart(self.codes[rows], low, self.half)
+        return codes if self.high is None else codes | _apart(self.high[rows], high, self.half * high // low) << low
 
     def _in_floats(
         self, values: torch.Tensor, factors: torch.Tensor | None, rows: slice | torch.Tensor
     ) -> torch.Tensor:
         """float32 [rows, G]"""
-        wide = values[rows].float()
+        wide = values.float()
         return wide if factors is None else wide * factors[rows].float().repeat_interleave(self.span, 1)
+
+
+def _plane(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of so many bits, [O, I], with those of `PLANES_BLOCK` neighbours in neighbouring bytes."""
+    per_byte = 8 // bits
+    fields = codes.view(len(codes), -1, per_byte, PLANES_BLOCK // per_byte)
+    packed = fields[:, :, 0]
+    for index in range(1, per_byte):
+        packed = packed | fields[:, :, index] << bits * index
+    return packed.reshape(len(codes), -1)
+
+
+def _apart(packed: torch.Tensor, bits: int, half: int) -> torch.Tensor:
+    """Codes of so many bits out of blocks of `half` bytes."""
+    if bits == 8:
+        return packed
+    blocks = packed.view(len(packed), -1, half)
+    fields = [blocks >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    return torch.stack(fields, 2).view(len(packed), -1)

@@ -1,0 +1,500 @@
+"""Products of one or two rows with matrices of codes on the CUDA cores, with what stands around them in a layer.
+
+As in `vector` programs are small and many, and ask for their first weights before the kernel before has ended. What
+limits them is not only the memory but how many instructions a weight takes. So a row's inputs become integers: of 32
+columns each 16 bits of the largest, as many as a float of 32 bits would keep of their sum, and four products of bytes
+are one instruction (`dp4a`), once with the upper bytes of four inputs and once with the lower. A thread has 32 columns
+(a chunk) of several rows of weights, whose scale and minimum it takes into account once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ingle.kernels.coded import BITS, MIDDLE, Coded
+from ingle.kernels.flow import Norm, Rotation
+from ingle.kernels.gpu.device import await_previous, pdl
+from ingle.kernels.gpu.rotation import store_rotated
+from ingle.kernels.gpu.elementwise import activate, rotate_and_store
+from ingle.kernels.options import Activation
+
+MAX_ROWS = 2
+CHUNK = 32
+"""Columns that a thread has of a row."""
+_ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
+"""What becomes of a product: see `add`, `project_and_store`, `gated`."""
+
+
+class Tiling(NamedTuple):
+    """What a program computes."""
+
+    outs: int
+    """Rows of weights, or pairs of them, of a tile: from both halves of a head, or from gate and up."""
+    num_tiles: int
+    """One after the other, for the same inputs."""
+    chunks: int
+    """Of columns, that its threads have at once."""
+    num_warps: int
+
+
+@triton.jit
+def _coded_vector_kernel(
+    x_ptr, norm_ptr, matrix, table_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+    eps, v_offset, page_stride, token_stride, head_stride,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
+    CHUNKS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, APART: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
+    SHARED: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """A chunk is two runs of 16 columns that begin APART from each other."""
+    ADD: tl.constexpr = EPILOGUE == 0
+    ROTATE: tl.constexpr = EPILOGUE == 1
+    LINES: tl.constexpr = OUTS if ADD else 2 * OUTS
+    COUNT: tl.constexpr = IN // 32
+    lines = tl.arange(0, LINES)
+    first_tile = tl.program_id(0) * TILES
+    sums = ()
+    for _ in tl.static_range(TILES * ROWS):
+        sums += (tl.zeros([LINES, CHUNKS], tl.float32),)
+    squares = ()
+    for _ in tl.static_range(ROWS):
+        squares += (tl.zeros([CHUNKS], tl.float32),)
+    table = _table(table_ptr, TABLE, COMPILED)
+    for start in tl.static_range(0, COUNT, CHUNKS):
+        chunk = _opaque(start + tl.arange(0, CHUNKS), COMPILED)
+        column = chunk * 32
+        if APART != 16:
+            column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
+        loaded = ()
+        for index in tl.static_range(TILES):
+            outs = _outs(first_tile + index, lines, OUT, OUTS, EPILOGUE, HALF)
+            mask = (outs < OUT)[:, None] & (chunk < COUNT)[None, :]
+            loaded += (
+                _load(
+                    matrix, outs.to(tl.int64)[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
+                    LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED,
+                ),
+            )  # fmt: skip
+        if PDL and start == 0:
+            await_previous()
+        inputs = ()
+        total_squares = ()
+        for row in tl.static_range(ROWS):
+            given, squared = _inputs(x_ptr + row * IN, norm_ptr, column, chunk < COUNT, CHUNKS, APART, NORMED, COMPILED)
+            inputs += (given,)
+            total_squares += (squares[row] + squared,)
+        squares = total_squares
+        total = ()
+        for index in tl.static_range(TILES):
+            words, steps = loaded[index]
+            quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
+            for row in tl.static_range(ROWS):
+                total += (
+                    sums[index * ROWS + row]
+                    + _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, SPAN, TABLE, COMPILED),
+                )
+        sums = total
+    dtype = out_ptr.dtype.element_ty
+    for row in tl.static_range(ROWS):
+        scale = 1.0
+        if NORMED:
+            scale = tl.rsqrt(tl.sum(squares[row], 0) / IN + eps)
+        for index in tl.static_range(TILES):
+            tile = first_tile + index
+            outs = _outs(tile, lines, OUT, OUTS, EPILOGUE, HALF)
+            result = tl.sum(sums[index * ROWS + row], 1) * scale
+            if BIAS:
+                result += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+            if ADD:
+                if RESIDUAL:
+                    result += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+                tl.store(out_ptr + row * OUT + outs, result.to(dtype), mask=outs < OUT)
+            else:
+                first, other = tl.split(tl.trans(tl.reshape(result, [2, OUTS])))
+                block = tl.arange(0, OUTS)
+                if ROTATE:
+                    store_rotated(
+                        first[:, None], other[:, None], FIRST_HEAD + tile * OUTS // HALF,
+                        tl.full([1, 1], row, tl.int32), (tile * OUTS % HALF + block)[:, None],
+                        tl.full([1, 1], True, tl.int1) & (tile * 2 * OUTS < OUT),
+                        out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
+                        eps, v_offset, page_stride, token_stride, head_stride,
+                        HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                    )  # fmt: skip
+                else:
+                    place = tile * OUTS + block
+                    out = activate(first, EPILOGUE == 3) * other
+                    tl.store(out_ptr + row * (OUT // 2) + place, out.to(dtype), mask=place < OUT // 2)
+
+
+@triton.jit
+def _outs(tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
+    """The rows of weights of a tile; those beyond the last are masked, whose place is then beyond `OUT`."""
+    if EPILOGUE == 0:
+        return tile * OUTS + lines
+    if EPILOGUE == 1:
+        return tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF + lines % OUTS + lines // OUTS * HALF
+    place = tile * OUTS + lines % OUTS
+    return tl.where(place < OUT // 2, place + lines // OUTS * (OUT // 2), OUT)
+
+
+@triton.jit
+def _opaque(chunk, COMPILED: tl.constexpr):
+    """The same numbers, of which the compiler does not know that they follow each other: it would give neighbours to
+    one thread, and pass what it loads by shared memory to those that have them."""
+    if COMPILED:
+        chunk = tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [chunk], dtype=tl.int32, is_pure=True, pack=1)
+    return chunk
+
+
+@triton.jit
+def _load(
+    matrix, outs, chunk, group, mask, COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Of rows and chunks the words of codes, those of the upper bits behind, and scales, zeros and minima by group."""
+    codes_ptr, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr, high_ptr = matrix
+    place = outs * COUNT + chunk
+    if LOW == 2:
+        words = _two(codes_ptr, place * 2, mask)
+    elif LOW == 4:
+        words = _four(codes_ptr, place * 4, mask)
+    else:
+        words = _four(codes_ptr, place * 8, mask) + _four(codes_ptr, place * 8 + 4, mask)
+    if HIGH == 1:
+        words = words + (tl.load(high_ptr + place, mask=mask, other=0, eviction_policy="evict_first"),)
+    if HIGH == 2:
+        words = words + _two(high_ptr, place * 2, mask)
+    steps = ()
+    for index in tl.static_range(2 if GROUP == 16 else 1):
+        at = outs * GROUPS + group + index
+        scale = tl.load(scales_ptr + at, mask=mask, other=0)
+        low = scale
+        if SHARED:
+            scale, low = (scale & 15).to(tl.uint8), (scale >> 4).to(tl.uint8)
+        if MINIMA and not SHARED:
+            low = tl.load(minima_ptr + at, mask=mask, other=0)
+        if ZEROS:
+            low = tl.load(zeros_ptr + at, mask=mask, other=0)
+        steps += (scale, low)
+    if SPAN:
+        at = outs * (GROUPS // SPAN) + group // SPAN
+        steps += (tl.load(factors_ptr + at, mask=mask, other=0.0),)
+        if MINIMA:
+            steps += (tl.load(minimum_factors_ptr + at, mask=mask, other=0.0),)
+    return words, steps
+
+
+@triton.jit
+def _four(ptr, place, mask):
+    """Four neighbouring words of each place, apart."""
+    within = tl.arange(0, 4)[None, None, :]
+    words = tl.load(ptr + place[:, :, None] + within, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
+    even, odd = tl.split(tl.reshape(words, [words.shape[0], words.shape[1], 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _two(ptr, place, mask):
+    within = tl.arange(0, 2)[None, None, :]
+    words = tl.load(ptr + place[:, :, None] + within, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
+    return tl.split(words)
+
+
+@triton.jit
+def _inputs(
+    x_ptr, norm_ptr, column, mask, CHUNKS: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
+    COMPILED: tl.constexpr,
+):  # fmt: skip
+    """A row's inputs of chunks as integers: the upper bytes of each four, the lower ones; what one stands for, the sums
+    of the integers of both halves; and apart from that, the sum of the inputs' squares."""
+    quad = tl.arange(0, 8)
+    at = column[:, None, None] + (quad // 4 * APART + quad % 4 * 4)[None, :, None] + tl.arange(0, 4)[None, None, :]
+    x = tl.load(x_ptr + at, mask=mask[:, None, None], other=0.0).to(tl.float32)
+    squared = tl.sum(tl.sum(x * x, 2), 1)
+    if NORMED:
+        x *= tl.load(norm_ptr + at, mask=mask[:, None, None], other=0.0).to(tl.float32)
+    largest = tl.max(tl.max(tl.abs(x), 2), 1)
+    scale = largest * (1 / 32767)
+    # A chunk of zeros stays one; one with an infinity or a NaN becomes NaN by its scale, whatever its integers.
+    scale = tl.where(largest < float("inf"), scale, float("nan"))
+    per_unit = tl.where(largest > 0, 32767 / largest, 0.0)
+    bits = (x * per_unit[:, None, None] + 12582912.0).to(tl.int32, bitcast=True)  # 2**23 + 2**22 and the rounded number
+    both = tl.sum(bits - 0x4B400000, 2)
+    total = tl.sum(tl.reshape(both, [CHUNKS, 2, 4]), 2)
+    first_sum, second_sum = tl.split(total)
+    even, odd = tl.split(tl.reshape(bits, [CHUNKS, 8, 2, 2]))
+    b0, b2 = tl.split(even)
+    b1, b3 = tl.split(odd)
+    low = (b0 & 255) | ((b1 & 255) << 8) | ((b2 & 255) << 16) | (b3 << 24)
+    high = ((b0 >> 8) & 255) | (b1 & 0xFF00) | ((b2 & 0xFF00) << 8) | ((b3 & 0xFF00) << 16)
+    return (_eight(high), _eight(low), scale, first_sum.to(tl.float32), second_sum.to(tl.float32)), squared
+
+
+@triton.jit
+def _eight(words):
+    """[CHUNKS, 8] apart."""
+    odd_even = tl.reshape(words, [words.shape[0], 2, 2, 2])
+    even, odd = tl.split(odd_even)
+    w04, w26 = tl.split(even)
+    w15, w37 = tl.split(odd)
+    w0, w4 = tl.split(w04)
+    w2, w6 = tl.split(w26)
+    w1, w5 = tl.split(w15)
+    w3, w7 = tl.split(w37)
+    return w0, w1, w2, w3, w4, w5, w6, w7
+
+
+@triton.jit
+def _table(table_ptr, TABLE: tl.constexpr, COMPILED: tl.constexpr):
+    """Its 16 bytes as words."""
+    if TABLE and COMPILED:
+        words = table_ptr.to(tl.pointer_type(tl.int32))
+        return tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3)
+    return 0, 0, 0, 0
+
+
+@triton.jit
+def _quads(
+    words, table, table_ptr, LOW: tl.constexpr, HIGH: tl.constexpr, TABLE: tl.constexpr, COMPILED: tl.constexpr
+):
+    """The 32 codes of a chunk, or the numbers that they stand for, as words of four neighbours' bytes."""
+    quads = ()
+    if LOW == 8:
+        quads = words
+    elif LOW == 4:
+        for half in tl.static_range(2):
+            for index in tl.static_range(4):
+                quads += ((words[index] >> (4 * half)) & 0x0F0F0F0F,)
+    else:
+        for index in tl.static_range(8):
+            quads += ((words[index % 2] >> (index // 2 * 2)) & 0x03030303,)
+    if HIGH:
+        whole = ()
+        for index in tl.static_range(8):
+            if HIGH == 1:
+                bits = (words[4 if LOW == 4 else 2] >> index) & 0x01010101
+            else:
+                bits = (words[4 + index % 2] >> (index // 2 * 2)) & 0x03030303
+            whole += (quads[index] | (bits << LOW),)
+        quads = whole
+    if TABLE:
+        found = ()
+        for index in tl.static_range(8):
+            found += (_look_up(quads[index], table, table_ptr, COMPILED),)
+        quads = found
+    return quads
+
+
+@triton.jit
+def _look_up(codes, table, table_ptr, COMPILED: tl.constexpr):
+    """The bytes of a table that four bytes of codes stand for."""
+    if COMPILED:
+        # A selector has four bits for each byte: three that choose of eight bytes, and one that is left out.
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 picks, upper, a, b;
+            shr.u32 a, $1, 4;
+            or.b32 a, a, $1;
+            prmt.b32 picks, a, 0, 0x4420;
+            and.b32 upper, picks, 0x8888;
+            and.b32 picks, picks, 0x7777;
+            prmt.b32 a, $2, $3, picks;
+            prmt.b32 b, $4, $5, picks;
+            shr.u32 upper, upper, 1;
+            or.b32 upper, upper, 0x3210;
+            prmt.b32 $0, a, b, upper;
+            }""",
+            "=r,r,r,r,r,r", [codes, table[0], table[1], table[2], table[3]], dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    found = codes & 0
+    for byte in tl.static_range(4):
+        found |= (tl.load(table_ptr + ((codes >> (8 * byte)) & 15)).to(tl.int32) & 255) << (8 * byte)
+    return found
+
+
+@triton.jit
+def _product(
+    quads, steps, inputs, GROUP: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
+    SPAN: tl.constexpr, SIGNED: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """float32 [LINES, CHUNKS], of each chunk of a row the sum of its weights times inputs."""
+    high, low, unit, first_sum, second_sum = inputs
+    PARTS: tl.constexpr = 2 if GROUP == 16 else 1
+    total = tl.zeros(quads[0].shape, tl.float32)
+    at_minima = tl.zeros(quads[0].shape, tl.float32)
+    for part in tl.static_range(PARTS):
+        # Sums stay below 2**22, so that they are floats of 2**23 + 2**22 and themselves: conversions take longer.
+        by_high = tl.full(quads[0].shape, 0x4B400000, tl.int32)
+        by_low = tl.full(quads[0].shape, 0x4B400000, tl.int32)
+        for index in tl.static_range(8 // PARTS * part, 8 // PARTS * (part + 1)):
+            by_high = _dp4a(quads[index], high[index][None, :], by_high, SIGNED, True, COMPILED)
+            by_low = _dp4a(quads[index], low[index][None, :], by_low, SIGNED, False, COMPILED)
+        upper = by_high.to(tl.float32, bitcast=True) - 12582912.0
+        product = upper * 256.0 + (by_low.to(tl.float32, bitcast=True) - 12582912.0)
+        given = first_sum + second_sum if PARTS == 1 else (second_sum if part else first_sum)
+        if ZEROS:
+            product -= _small(steps[2 * part + 1]) * given[None, :]
+        elif MIDDLE:
+            product -= MIDDLE * given[None, :]
+        total += _small(steps[2 * part]) * product
+        if MINIMA:
+            at_minima += _small(steps[2 * part + 1]) * given[None, :]
+    if SPAN:
+        total *= steps[2 * PARTS].to(tl.float32)
+        if MINIMA:
+            at_minima *= steps[2 * PARTS + 1].to(tl.float32)
+    return (total + at_minima) * unit[None, :]
+
+
+@triton.jit
+def _small(values):
+    """Floats; integers of 8 bits become some by their bits."""
+    if values.dtype == tl.uint8:
+        return (values.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    if values.dtype == tl.int8:
+        return (values.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _dp4a(a, b, total, A_SIGNED: tl.constexpr, B_SIGNED: tl.constexpr, COMPILED: tl.constexpr):
+    """total and the sum of the products of four bytes each."""
+    if COMPILED:
+        if A_SIGNED and B_SIGNED:
+            return _asm_dp4a("dp4a.s32.s32 $0, $1, $2, $3;", a, b, total)
+        if A_SIGNED:
+            return _asm_dp4a("dp4a.s32.u32 $0, $1, $2, $3;", a, b, total)
+        if B_SIGNED:
+            return _asm_dp4a("dp4a.u32.s32 $0, $1, $2, $3;", a, b, total)
+        return _asm_dp4a("dp4a.u32.u32 $0, $1, $2, $3;", a, b, total)
+    for byte in tl.static_range(4):
+        # Shifted up and down again, a byte keeps its sign.
+        left = (a << (24 - 8 * byte)) >> 24 if A_SIGNED else (a >> (8 * byte)) & 255
+        right = (b << (24 - 8 * byte)) >> 24 if B_SIGNED else (b >> (8 * byte)) & 255
+        total += left * right
+    return total
+
+
+@triton.jit
+def _asm_dp4a(TEXT: tl.constexpr, a, b, total):
+    return tl.inline_asm_elementwise(TEXT, "=r,r,r,r", [a, b, total], dtype=tl.int32, is_pure=True, pack=1)
+
+
+def suits(x: torch.Tensor, coded: Coded) -> bool:
+    """Whether these kernels may, and should, multiply x [M, K] by such a matrix."""
+    apart, size, columns = _apart(coded), coded.group_size, coded.num_columns
+    in_groups = size % CHUNK == 0 or (size == 16 and apart == 16) or coded.scales.shape[1] == 1
+    fits = columns % CHUNK == 0 and apart % 16 == 0 and coded.kind != "fp8" and in_groups
+    return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and coded.order is None and fits
+
+
+def _apart(coded: Coded) -> int:
+    """Columns between the two halves of a chunk."""
+    return coded.half if coded.kind == "int4" else 16
+
+
+def tiling(coded: Coded, *, paired: bool) -> Tiling:
+    chunks = 128 if coded.num_columns > 2048 else 64 if coded.num_columns > 1024 else 32
+    return Tiling(2 if paired else 4, 2, chunks, chunks // 32)
+
+
+def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E]."""
+    out = x.new_empty(len(x), coded.num_rows)
+    _run(x, None, coded, bias, _ADD, out, residual=residual)
+    return out
+
+
+def gated(
+    x: torch.Tensor, norm: Norm | None, coded: Coded, bias: torch.Tensor | None, activation: Activation
+) -> torch.Tensor:
+    """activation(gate) * up for x [M, E], or its norm, times coded [2 * I, E], the gate in the first half: [M, I]."""
+    out = x.new_empty(len(x), coded.num_rows // 2)
+    _run(x, norm, coded, bias, _GELU if activation == "gelu_tanh" else _SILU, out)
+    return out
+
+
+def project_and_store(
+    x: torch.Tensor, norm: Norm | None, parts: Sequence[Coded], bias: torch.Tensor | None, rotation: Rotation
+) -> torch.Tensor:
+    """The queries [M, Hq, D] of x, or its norm, rotated; keys and values, of the later rows, go to the cache.
+
+    Rows of weights are in parts of whole heads, of whose heads none is normed.
+    """
+    head_dim = rotation.kv_cache.shape[-1]
+    q, first = x.new_empty(len(x), rotation.num_heads, head_dim), 0
+    for part in parts:
+        own = None if bias is None else bias[first : first + part.num_rows]
+        _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim)
+        first += part.num_rows
+    return q
+
+
+def _run(
+    x: torch.Tensor,
+    norm: Norm | None,
+    coded: Coded,
+    bias: torch.Tensor | None,
+    epilogue: int,
+    out: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    rotation: Rotation | None = None,
+    first_head: int = 0,
+) -> None:
+    paired, early = epilogue != _ADD, pdl(x.device)
+    shape = tiling(coded, paired=paired)
+    run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
+
+
+def run_by(
+    shape: Tiling,
+    x: torch.Tensor,
+    norm: Norm | None,
+    coded: Coded,
+    bias: torch.Tensor | None,
+    epilogue: int,
+    out: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    rotation: Rotation | None = None,
+    first_head: int = 0,
+) -> None:
+    paired, early = epilogue != _ADD, pdl(x.device)
+    low, high = BITS[coded.kind]
+    places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
+    num_tiles = triton.cdiv(coded.num_rows, shape.outs * (1 + paired))
+    _coded_vector_kernel[(triton.cdiv(num_tiles, shape.num_tiles),)](
+        x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
+        x if bias is None else bias, x if residual is None else residual, out, *places,
+        0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        ROWS=len(x), IN=coded.num_columns, OUT=coded.num_rows, OUTS=shape.outs, TILES=shape.num_tiles,
+        CHUNKS=shape.chunks, LOW=low, HIGH=high, APART=_apart(coded), GROUP=coded.group_size,
+        GROUPS=coded.scales.shape[1], SPAN=coded.span,
+        MIDDLE=0 if coded.has_minima or coded.table is not None else MIDDLE[coded.kind],
+        ZEROS=coded.zeros is not None, MINIMA=coded.has_minima, SHARED=coded.shares_bytes,
+        TABLE=coded.table is not None, EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None,
+        RESIDUAL=residual is not None, HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
+        FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
+        NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
+        PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+    )  # fmt: skip
+
+
+def _pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
+    """What `_load` is given of a matrix, codes by words; what it does not have is not read."""
+    words = coded.codes.view(torch.int32)
+    held = (coded.scales, coded.zeros, coded.factors, coded.minima, coded.minimum_factors)
+    high = words if coded.high is None else coded.high.view(torch.int32)
+    return (words, *(coded.codes if tensor is None else tensor for tensor in held), high)

@@ -78,7 +78,7 @@ def _coded_vector_kernel(
             mask = (outs < OUT)[:, None] & (chunk < COUNT)[None, :]
             loaded += (
                 _load(
-                    matrix, outs.to(tl.int64)[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
+                    matrix, outs[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
                     LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED,
                 ),
             )  # fmt: skip
@@ -217,41 +217,66 @@ def _inputs(
 ):  # fmt: skip
     """A row's inputs of chunks as integers: the upper bytes of each four, the lower ones; what one stands for, the sums
     of the integers of both halves; and apart from that, the sum of the inputs' squares."""
-    quad = tl.arange(0, 8)
-    at = column[:, None, None] + (quad // 4 * APART + quad % 4 * 4)[None, :, None] + tl.arange(0, 4)[None, None, :]
-    x = tl.load(x_ptr + at, mask=mask[:, None, None], other=0.0).to(tl.float32)
-    squared = tl.sum(tl.sum(x * x, 2), 1)
-    if NORMED:
-        x *= tl.load(norm_ptr + at, mask=mask[:, None, None], other=0.0).to(tl.float32)
-    largest = tl.max(tl.max(tl.abs(x), 2), 1)
-    scale = largest * (1 / 32767)
+    within = tl.arange(0, 4)[None, :]
+    fours = ()
+    largest = tl.zeros([CHUNKS], tl.float32)
+    squared = tl.zeros([CHUNKS], tl.float32)
+    for index in tl.static_range(8):
+        at = (column + (index // 4 * APART + index % 4 * 4))[:, None] + within
+        x = tl.load(x_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
+        if NORMED:
+            squared += tl.sum(x * x, 1)
+            x *= tl.load(norm_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+        fours += (x,)
     # A chunk of zeros stays one; one with an infinity or a NaN becomes NaN by its scale, whatever its integers.
-    scale = tl.where(largest < float("inf"), scale, float("nan"))
-    per_unit = tl.where(largest > 0, 32767 / largest, 0.0)
-    bits = (x * per_unit[:, None, None] + 12582912.0).to(tl.int32, bitcast=True)  # 2**23 + 2**22 and the rounded number
-    both = tl.sum(bits - 0x4B400000, 2)
-    total = tl.sum(tl.reshape(both, [CHUNKS, 2, 4]), 2)
-    first_sum, second_sum = tl.split(total)
-    even, odd = tl.split(tl.reshape(bits, [CHUNKS, 8, 2, 2]))
-    b0, b2 = tl.split(even)
-    b1, b3 = tl.split(odd)
-    low = (b0 & 255) | ((b1 & 255) << 8) | ((b2 & 255) << 16) | (b3 << 24)
-    high = ((b0 >> 8) & 255) | (b1 & 0xFF00) | ((b2 & 0xFF00) << 8) | ((b3 & 0xFF00) << 16)
-    return (_eight(high), _eight(low), scale, first_sum.to(tl.float32), second_sum.to(tl.float32)), squared
+    scale = tl.where(largest < float("inf"), largest * (1 / 32767), float("nan"))
+    per_unit = tl.where(largest > 0, 32767 / largest, 0.0)[:, None]
+    uppers = ()
+    lowers = ()
+    for index in tl.static_range(8):
+        bits = (fours[index] * per_unit + 12582912.0).to(tl.int32, bitcast=True)  # 2**23 + 2**22 + the rounded number
+        upper, lower = _bytes(bits, CHUNKS, COMPILED)
+        uppers += (upper,)
+        lowers += (lower,)
+    first_sum = _sum_of(uppers[0:4], lowers[0:4], COMPILED)
+    second_sum = _sum_of(uppers[4:8], lowers[4:8], COMPILED)
+    return (uppers, lowers, scale, first_sum, second_sum), squared
 
 
 @triton.jit
-def _eight(words):
-    """[CHUNKS, 8] apart."""
-    odd_even = tl.reshape(words, [words.shape[0], 2, 2, 2])
-    even, odd = tl.split(odd_even)
-    w04, w26 = tl.split(even)
-    w15, w37 = tl.split(odd)
-    w0, w4 = tl.split(w04)
-    w2, w6 = tl.split(w26)
-    w1, w5 = tl.split(w15)
-    w3, w7 = tl.split(w37)
-    return w0, w1, w2, w3, w4, w5, w6, w7
+def _bytes(bits, CHUNKS: tl.constexpr, COMPILED: tl.constexpr):
+    """Of each four integers of 16 bits [CHUNKS, 4] a word of their upper bytes and one of their lower."""
+    even, odd = tl.split(tl.reshape(bits, [CHUNKS, 2, 2]))
+    b0, b2 = tl.split(even)
+    b1, b3 = tl.split(odd)
+    if COMPILED:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 a, b;
+            prmt.b32 a, $2, $3, 0x5140;
+            prmt.b32 b, $4, $5, 0x5140;
+            prmt.b32 $0, a, b, 0x7632;
+            prmt.b32 $1, a, b, 0x5410;
+            }""",
+            "=r,=r,r,r,r,r", [b0, b1, b2, b3], dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
+        )  # fmt: skip
+    lower = (b0 & 255) | ((b1 & 255) << 8) | ((b2 & 255) << 16) | (b3 << 24)
+    upper = ((b0 >> 8) & 255) | (b1 & 0xFF00) | ((b2 & 0xFF00) << 8) | ((b3 & 0xFF00) << 16)
+    return upper, lower
+
+
+@triton.jit
+def _sum_of(uppers, lowers, COMPILED: tl.constexpr):
+    """Of integers of 16 bits, whose bytes are in words; a float."""
+    total = uppers[0] & 0
+    ones = total + 0x01010101
+    for index in tl.static_range(4):
+        total = _dp4a(ones, uppers[index], total, False, True, COMPILED)
+    total *= 256
+    for index in tl.static_range(4):
+        total = _dp4a(ones, lowers[index], total, False, False, COMPILED)
+    return total.to(tl.float32)
 
 
 @triton.jit

@@ -52,6 +52,8 @@ class Coded:
     high: torch.Tensor | None = None
     """uint8 [O, I / 8 or I / 4]: the bits of codes above those in `codes`, packed as those are: of a block of
     `PLANES_BLOCK` columns a byte has every 4th code's bit, or every 8th's two."""
+    in_planes: bool = False
+    """Made by `of_planes`, whose blocks have `PLANES_BLOCK` columns."""
     table: torch.Tensor | None = None
     """int8 [16]: the number that each code of int4 stands for, where that is none less its zero."""
     quantizes_inputs: bool = False
@@ -83,16 +85,17 @@ class Coded:
     def of_planes(
         cls, kind: CodedKind, codes: torch.Tensor, scales: torch.Tensor, group_size: int, **more: Any
     ) -> Coded:
-        """With codes of any integer kind, each in a byte of its own, [O, I]: rows are whole blocks. No zeros."""
+        """With codes each in a byte of its own, [O, I]: rows are whole blocks."""
         low, high = BITS[kind]
         return cls(
             kind,
             codes if low == 8 else _plane(codes & (1 << low) - 1, low),
             scales,
-            None,
+            more.pop("zeros", None),
             min(group_size, codes.shape[1]),
             PLANES_BLOCK * low // 8,
             high=_plane(codes >> low, high) if high else None,
+            in_planes=True,
             **more,
         )
 

@@ -62,7 +62,7 @@ def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
 
 def _q2_k(blocks: torch.Tensor) -> _Contents:
     held = codes.CODED_BLOCKS["Q2_K"].split(blocks)
-    return _Contents(held.codes, blocks[:, :16], _half(blocks, 80), minimum_factors=-_half(blocks, 82))
+    return _Contents(held.codes, blocks[:, :16].contiguous(), _half(blocks, 80), minimum_factors=-_half(blocks, 82))
 
 
 def _q3_k(blocks: torch.Tensor) -> _Contents:

@@ -45,7 +45,7 @@ class Tiling(NamedTuple):
 @triton.jit
 def _coded_vector_kernel(
     x_ptr, norm_ptr, matrix, table_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-    eps, v_offset, page_stride, token_stride, head_stride,
+    out_stride, eps, v_offset, page_stride, token_stride, head_stride,
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
     CHUNKS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, APART: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
@@ -115,7 +115,7 @@ def _coded_vector_kernel(
             if ADD:
                 if RESIDUAL:
                     result += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-                tl.store(out_ptr + row * OUT + outs, result.to(dtype), mask=outs < OUT)
+                tl.store(out_ptr + row * out_stride + outs, result.to(dtype), mask=outs < OUT)
             else:
                 first, other = tl.split(tl.trans(tl.reshape(result, [2, OUTS])))
                 block = tl.arange(0, OUTS)
@@ -415,12 +415,17 @@ def _asm_dp4a(TEXT: tl.constexpr, a, b, total):
     return tl.inline_asm_elementwise(TEXT, "=r,r,r,r", [a, b, total], dtype=tl.int32, is_pure=True, pack=1)
 
 
-def suits(x: torch.Tensor, coded: Coded) -> bool:
-    """Whether these kernels may, and should, multiply x [M, K] by such a matrix."""
+def fits(x: torch.Tensor, coded: Coded) -> bool:
+    """Whether these kernels may, and should, multiply x [M, K], its columns in the matrix's order, by it."""
     apart, size, columns = _apart(coded), coded.group_size, coded.num_columns
     in_groups = size % CHUNK == 0 or (size == 16 and apart == 16) or coded.scales.shape[1] == 1
-    fits = columns % CHUNK == 0 and apart % 16 == 0 and coded.kind != "fp8" and in_groups
-    return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and coded.order is None and fits
+    by_chunks = columns % CHUNK == 0 and apart % 16 == 0 and coded.kind != "fp8" and in_groups
+    return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and by_chunks
+
+
+def suits(x: torch.Tensor, parts: Sequence[Coded]) -> bool:
+    """Whether they should for all parts of a matrix."""
+    return all(part.order is None and fits(x, part) for part in parts)
 
 
 def _apart(coded: Coded) -> int:
@@ -433,9 +438,16 @@ def tiling(coded: Coded, *, paired: bool) -> Tiling:
     return Tiling(2 if paired else 4, 2, chunks, chunks // 32)
 
 
-def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
-    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E]."""
+def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    """x @ coded.T + bias, for x [M, K] with its columns in the matrix's order."""
     out = x.new_empty(len(x), coded.num_rows)
+    _run(x, None, coded, bias, _ADD, out)
+    return out
+
+
+def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E]."""
+    out = torch.empty_like(residual)
     _run(x, None, coded, bias, _ADD, out, residual=residual)
     return out
 
@@ -454,15 +466,21 @@ def project_and_store(
 ) -> torch.Tensor:
     """The queries [M, Hq, D] of x, or its norm, rotated; keys and values, of the later rows, go to the cache.
 
-    Rows of weights are in parts of whole heads, of whose heads none is normed.
+    The parts of the matrix, one below the other, are whole heads.
     """
-    head_dim = rotation.kv_cache.shape[-1]
-    q, first = x.new_empty(len(x), rotation.num_heads, head_dim), 0
+    head_dim, of_heads = rotation.kv_cache.shape[-1], rotation.q_norm is not None
+    q = x.new_empty(len(x), rotation.num_heads, head_dim)
+    qkv = x.new_empty(len(x), sum(part.num_rows for part in parts)) if of_heads else q
+    first = 0
     for part in parts:
-        own = None if bias is None else bias[first : first + part.num_rows]
-        _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim)
-        first += part.num_rows
-    return q
+        rows = slice(first, first + part.num_rows)
+        own = None if bias is None else bias[rows]
+        if of_heads:  # a norm is that of a whole head, which no program has
+            _run(x, norm, part, own, _ADD, qkv[:, rows])
+        else:
+            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim)
+        first = rows.stop
+    return rotate_and_store(qkv, *rotation) if of_heads else q
 
 
 def _run(
@@ -477,8 +495,7 @@ def _run(
     rotation: Rotation | None = None,
     first_head: int = 0,
 ) -> None:
-    paired, early = epilogue != _ADD, pdl(x.device)
-    shape = tiling(coded, paired=paired)
+    shape = tiling(coded, paired=epilogue != _ADD)
     run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 
@@ -502,7 +519,7 @@ def run_by(
     _coded_vector_kernel[(triton.cdiv(num_tiles, shape.num_tiles),)](
         x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
-        0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        out.stride(0), 0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         ROWS=len(x), IN=coded.num_columns, OUT=coded.num_rows, OUTS=shape.outs, TILES=shape.num_tiles,
         CHUNKS=shape.chunks, LOW=low, HIGH=high, APART=_apart(coded), GROUP=coded.group_size,
         GROUPS=coded.scales.shape[1], SPAN=coded.span,

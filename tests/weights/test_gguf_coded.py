@@ -10,6 +10,7 @@ import torch
 from ingle.kernels import reference_coded
 from ingle.kernels.gpu import coded as gpu
 from ingle.kernels.gpu import planes
+from ingle.weights.code_types import BITS_ON_GPU
 from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf_coded import TYPES, coded_of
 from ingle.weights.source import StoredRows
@@ -56,7 +57,7 @@ def test_every_type(kind: str) -> None:
     scale = float(exact.abs().max())
     torch.testing.assert_close(coded.decoded(slice(None), torch.float32), exact, atol=scale * 1e-6, rtol=1e-6)
     assert coded.num_bytes <= rows.data.nbytes * ROOM.get(kind, 1.04) + 16
-    assert coded.num_bytes == pytest.approx(exact.numel() * TYPES[kind].bytes_a_number, abs=16)
+    assert coded.num_bytes == pytest.approx(exact.numel() * BITS_ON_GPU[kind] / 8, abs=16)
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 17, 64, 128, 1000] if ON_GPU else [5])

@@ -40,7 +40,8 @@ class Coded:
     """Group g has the columns from g * group_size on; the last may be shorter."""
     half: int
     order: torch.Tensor | None = None
-    """int64 [I]: the input that each column is multiplied with; None for the same."""
+    """int64 [I]: the input that each column is multiplied with; None for the same. Of the experts of a mixture, one
+    below the other, [N, I]."""
     factors: torch.Tensor | None = None
     """[O, G / n]: what the scales, and the minima, of n groups are multiplied with, where those are small integers."""
     minima: torch.Tensor | None = None

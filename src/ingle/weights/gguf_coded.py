@@ -36,8 +36,6 @@ class _Contents:
 class _Type:
     kind: CodedKind
     take: Callable[[torch.Tensor], _Contents]
-    bytes_a_number: float
-    """In memory."""
     lowest: int = 0
     """What the code 0 stands for, of codes without signs."""
     shares_bytes: bool = False
@@ -103,21 +101,21 @@ def _mxfp4(blocks: torch.Tensor) -> _Contents:
 
 
 TYPES = {
-    "Q4_0": _Type("int4", _simple("Q4_0"), 4.5 / 8, -8),
-    "Q4_1": _Type("int4", _simple("Q4_1"), 5 / 8),
-    "Q5_0": _Type("int5", _simple("Q5_0"), 5.5 / 8),
-    "Q5_1": _Type("int5", _simple("Q5_1"), 6 / 8),
-    "Q8_0": _Type("int8", _simple("Q8_0"), 8.5 / 8),
-    "Q2_K": _Type("int2", _q2_k, 2.625 / 8, shares_bytes=True),
-    "Q3_K": _Type("int3", _q3_k, 3.5625 / 8, -4),
-    "Q4_K": _Type("int4", _six_bit("Q4_K"), 4.625 / 8),
-    "Q5_K": _Type("int5", _six_bit("Q5_K"), 5.625 / 8),
-    "Q6_K": _Type("int6", _q6_k, 6.5625 / 8),
-    "IQ4_NL": _Type("int4", _simple("IQ4_NL"), 4.5 / 8, looks_up=True),
-    "IQ4_XS": _Type("int4", _iq4_xs, 4.3125 / 8, looks_up=True),
-    "TQ1_0": _Type("int2", _ternary("TQ1_0"), 2.0625 / 8, -1),
-    "TQ2_0": _Type("int2", _ternary("TQ2_0"), 2.0625 / 8, -1),
-    "MXFP4": _Type("int4", _mxfp4, 4.5 / 8, looks_up=True),
+    "Q4_0": _Type("int4", _simple("Q4_0"), -8),
+    "Q4_1": _Type("int4", _simple("Q4_1")),
+    "Q5_0": _Type("int5", _simple("Q5_0")),
+    "Q5_1": _Type("int5", _simple("Q5_1")),
+    "Q8_0": _Type("int8", _simple("Q8_0")),
+    "Q2_K": _Type("int2", _q2_k, shares_bytes=True),
+    "Q3_K": _Type("int3", _q3_k, -4),
+    "Q4_K": _Type("int4", _six_bit("Q4_K")),
+    "Q5_K": _Type("int5", _six_bit("Q5_K")),
+    "Q6_K": _Type("int6", _q6_k),
+    "IQ4_NL": _Type("int4", _simple("IQ4_NL"), looks_up=True),
+    "IQ4_XS": _Type("int4", _iq4_xs, looks_up=True),
+    "TQ1_0": _Type("int2", _ternary("TQ1_0"), -1),
+    "TQ2_0": _Type("int2", _ternary("TQ2_0"), -1),
+    "MXFP4": _Type("int4", _mxfp4, looks_up=True),
 }
 """By the names of GGUF's block types."""
 

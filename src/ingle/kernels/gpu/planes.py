@@ -173,14 +173,16 @@ def numbers(
 
 @triton.jit
 def add_tile(
-    total, x_ptr, x_rows, in_rows, matrix, outs, in_outs, first_block, BLOCKS: tl.constexpr, IN: tl.constexpr,
+    total, x_ptr, x_rows, in_rows, matrix, outs, in_outs, first_block, columns_ptr, BLOCKS: tl.constexpr,
+    ORDERED: tl.constexpr, IN: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
     FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """total [OUTS, ROWS] and the product of BLOCKS blocks of weights' rows `outs` with those columns of x.
 
-    x_rows [ROWS]: where rows of x begin. Weights stand where the tensor cores want many rows.
+    x_rows [ROWS]: where rows of x begin; if ORDERED, columns_ptr: which input each column is multiplied with. Weights
+    stand where the tensor cores want many rows.
     """
     WIDTH: tl.constexpr = 4 * LOW
     DEPTH: tl.constexpr = BLOCKS * WIDTH
@@ -194,6 +196,8 @@ def add_tile(
         depth = tl.arange(0, DEPTH)
         columns = first_block * 32 + depth // WIDTH * 32 + run * WIDTH + depth % WIDTH
         mask = (columns < IN)[:, None] & in_rows[None, :]
+        if ORDERED:
+            columns = tl.load(columns_ptr + columns, mask=columns < IN, other=0)
         x = tl.load(x_ptr + x_rows[None, :] + columns[:, None], mask=mask, other=0.0)
         total = tl.dot(tl.reshape(values, [values.shape[0], DEPTH]), x, total, input_precision="ieee")
     return total
@@ -218,8 +222,8 @@ def _planes_kernel(
     total = tl.zeros([OUTS, ROWS], tl.float32)
     for unit in range(UNITS * split // num_splits, UNITS * (split + 1) // num_splits):
         total = add_tile(
-            total, x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, outs, in_outs, unit * BLOCKS, BLOCKS, IN,
-            LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, SHARED, TABLE, FLOAT8,
+            total, x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, outs, in_outs, unit * BLOCKS, x_ptr, BLOCKS,
+            False, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, SHARED, TABLE, FLOAT8,
         )  # fmt: skip
     done = True
     if SPLIT:

@@ -67,33 +67,31 @@ def _coded_vector_kernel(
     for _ in tl.static_range(ROWS):
         squares += (tl.zeros([CHUNKS], tl.float32),)
     table = _table(table_ptr, TABLE, COMPILED)
-    for start in tl.static_range(0, COUNT, CHUNKS):
-        chunk = _opaque(start + tl.arange(0, CHUNKS), COMPILED)
-        column = chunk * 32
-        if APART != 16:
-            column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
-        loaded = ()
-        for index in tl.static_range(TILES):
-            outs = _outs(first_tile + index, lines, OUT, OUTS, EPILOGUE, HALF)
-            mask = (outs < OUT)[:, None] & (chunk < COUNT)[None, :]
-            loaded += (
-                _load(
-                    matrix, outs[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
-                    LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED,
-                ),
+    loaded = _load_tiles(
+        matrix, 0, first_tile, lines, OUT, OUTS, TILES, EPILOGUE, HALF, CHUNKS, COUNT, APART, LOW, HIGH, GROUP, GROUPS,
+        SPAN, ZEROS, MINIMA, SHARED, COMPILED,
+    )  # fmt: skip
+    if PDL:
+        await_previous()
+    for start in range(0, COUNT, CHUNKS):
+        current = loaded
+        if COUNT > CHUNKS:  # the next weights are on their way while these are multiplied
+            loaded = _load_tiles(
+                matrix, start + CHUNKS, first_tile, lines, OUT, OUTS, TILES, EPILOGUE, HALF, CHUNKS, COUNT, APART, LOW,
+                HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED, COMPILED,
             )  # fmt: skip
-        if PDL and start == 0:
-            await_previous()
         inputs = ()
         total_squares = ()
         for row in tl.static_range(ROWS):
-            given, squared = _inputs(x_ptr + row * IN, norm_ptr, column, chunk < COUNT, CHUNKS, APART, NORMED, COMPILED)
+            given, squared = _inputs(
+                x_ptr + row * IN, norm_ptr, start, CHUNKS, COUNT, APART, NORMED, COMPILED
+            )
             inputs += (given,)
             total_squares += (squares[row] + squared,)
         squares = total_squares
         total = ()
         for index in tl.static_range(TILES):
-            words, steps = loaded[index]
+            words, steps = current[index]
             quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
             for row in tl.static_range(ROWS):
                 total += (
@@ -155,6 +153,38 @@ def _opaque(chunk, COMPILED: tl.constexpr):
 
 
 @triton.jit
+def _columns(start, CHUNKS: tl.constexpr, APART: tl.constexpr, COMPILED: tl.constexpr):
+    """The chunks from `start` on, and where each begins."""
+    chunk = _opaque(start + tl.arange(0, CHUNKS), COMPILED)
+    column = chunk * 32
+    if APART != 16:
+        column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
+    return chunk, column
+
+
+@triton.jit
+def _load_tiles(
+    matrix, start, first_tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
+    EPILOGUE: tl.constexpr, HALF: tl.constexpr, CHUNKS: tl.constexpr, COUNT: tl.constexpr, APART: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
+    ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """Of the chunks from `start` on what `_load` loads for each tile."""
+    chunk, column = _columns(start, CHUNKS, APART, COMPILED)
+    loaded = ()
+    for index in tl.static_range(TILES):
+        outs = _outs(first_tile + index, lines, OUT, OUTS, EPILOGUE, HALF)
+        mask = (outs < OUT)[:, None] & (chunk < COUNT)[None, :]
+        loaded += (
+            _load(
+                matrix, outs[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
+                LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED,
+            ),
+        )  # fmt: skip
+    return loaded
+
+
+@triton.jit
 def _load(
     matrix, outs, chunk, group, mask, COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr,
@@ -212,11 +242,13 @@ def _two(ptr, place, mask):
 
 @triton.jit
 def _inputs(
-    x_ptr, norm_ptr, column, mask, CHUNKS: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
+    x_ptr, norm_ptr, start, CHUNKS: tl.constexpr, COUNT: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A row's inputs of chunks as integers: the upper bytes of each four, the lower ones; what one stands for, the sums
     of the integers of both halves; and apart from that, the sum of the inputs' squares."""
+    chunk, column = _columns(start, CHUNKS, APART, COMPILED)
+    mask = chunk < COUNT
     within = tl.arange(0, 4)[None, :]
     fours = ()
     largest = tl.zeros([CHUNKS], tl.float32)

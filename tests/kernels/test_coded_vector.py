@@ -43,14 +43,14 @@ def near(ours: torch.Tensor, exact: torch.Tensor) -> None:
 
 @pytest.fixture(autouse=True)
 def tiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coded_vector, "tiling", lambda *_, **__: Tiling(4, 2, 32, 1))
+    monkeypatch.setattr(coded_vector, "tiling", lambda *_, **__: Tiling(4, 2, 16, 1))
 
 
 @pytest.mark.parametrize("kind", MATRICES)
 def test_add(kind: str) -> None:
     weight, x, bias, residual = MATRICES[kind](27), randn(2, SIZE_IN), randn(27), randn(2, 27)
-    assert coded_vector.suits(x.half(), weight)
+    assert coded_vector.suits(x.half(), [weight])
     total = x.float() @ weight.decoded(slice(None), torch.float32).T
     for rows in (1, 2):
-        near(coded_vector.add(x[:rows], weight, None, None), total[:rows])
+        near(coded_vector.multiply(x[:rows], weight, None), total[:rows])
     near(coded_vector.add(x, weight, bias, residual), total + bias.float() + residual.float())

@@ -48,6 +48,10 @@ class Coded:
     """[O, G]: what is added to a group's numbers, whose codes have no zero then."""
     minimum_factors: torch.Tensor | None = None
     """As `factors`."""
+    pairs: torch.Tensor | None = None
+    """[O, G, 2]: scales and minima side by side, in place of which those are views of it."""
+    factor_pairs: torch.Tensor | None = None
+    """The same of the factors of both."""
     shares_bytes: bool = False
     """A byte of `scales` has the scale in its lower half, and what would be `minima` in its upper one."""
     high: torch.Tensor | None = None
@@ -88,6 +92,9 @@ class Coded:
     ) -> Coded:
         """With codes each in a byte of its own, [O, I]: rows are whole blocks."""
         low, high = BITS[kind]
+        scales, more["minima"], more["pairs"] = _paired(scales, more.get("minima"))
+        factors = _paired(more.get("factors"), more.get("minimum_factors"))
+        more["factors"], more["minimum_factors"], more["factor_pairs"] = factors
         return cls(
             kind,
             codes if low == 8 else _plane(codes & (1 << low) - 1, low),
@@ -108,14 +115,22 @@ class Coded:
             there = [tensor for tensor in tensors if tensor is not None]
             return torch.cat(there) if there else None
 
+        scales, minima, pairs = joined([part.scales for part in parts]), joined([part.minima for part in parts]), None
+        factors, lows = joined([part.factors for part in parts]), joined([part.minimum_factors for part in parts])
+        factor_pairs = None
+        if parts[0].in_planes:
+            scales, minima, pairs = _paired(scales, minima)
+            factors, lows, factor_pairs = _paired(factors, lows)
         return replace(
             parts[0],
             codes=torch.cat([part.codes for part in parts]),
-            scales=torch.cat([part.scales for part in parts]),
+            scales=scales,
             zeros=joined([part.zeros for part in parts]),
-            factors=joined([part.factors for part in parts]),
-            minima=joined([part.minima for part in parts]),
-            minimum_factors=joined([part.minimum_factors for part in parts]),
+            factors=factors,
+            minima=minima,
+            minimum_factors=lows,
+            pairs=pairs,
+            factor_pairs=factor_pairs,
             high=joined([part.high for part in parts]),
         )
 
@@ -180,6 +195,16 @@ class Coded:
         """float32 [rows, G]"""
         wide = values.float()
         return wide if factors is None else wide * factors[rows].float().repeat_interleave(self.span, 1)
+
+
+def _paired(
+    first: torch.Tensor | None, second: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Views of two tensors side by side, and both; as they are where there is one."""
+    if first is None or second is None:
+        return first, second, None
+    both = torch.stack((first, second), -1)
+    return both[..., 0], both[..., 1], both
 
 
 def _plane(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -49,7 +49,7 @@ def _coded_vector_kernel(
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
     CHUNKS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, APART: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
-    SHARED: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
+    PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def _coded_vector_kernel(
     table = _table(table_ptr, TABLE, COMPILED)
     loaded = _load_tiles(
         matrix, 0, first_tile, lines, OUT, OUTS, TILES, EPILOGUE, HALF, CHUNKS, COUNT, APART, LOW, HIGH, GROUP, GROUPS,
-        SPAN, ZEROS, MINIMA, SHARED, COMPILED,
+        SPAN, ZEROS, COMPILED,
     )  # fmt: skip
     if PDL:
         await_previous()
@@ -78,7 +78,7 @@ def _coded_vector_kernel(
         if COUNT > CHUNKS:  # the next weights are on their way while these are multiplied
             loaded = _load_tiles(
                 matrix, start + CHUNKS, first_tile, lines, OUT, OUTS, TILES, EPILOGUE, HALF, CHUNKS, COUNT, APART, LOW,
-                HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED, COMPILED,
+                HIGH, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
             )  # fmt: skip
         inputs = ()
         total_squares = ()
@@ -96,7 +96,7 @@ def _coded_vector_kernel(
             for row in tl.static_range(ROWS):
                 total += (
                     sums[index * ROWS + row]
-                    + _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, SPAN, TABLE, COMPILED),
+                    + _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED),
                 )
         sums = total
     dtype = out_ptr.dtype.element_ty
@@ -167,7 +167,7 @@ def _load_tiles(
     matrix, start, first_tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
     EPILOGUE: tl.constexpr, HALF: tl.constexpr, CHUNKS: tl.constexpr, COUNT: tl.constexpr, APART: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr, COMPILED: tl.constexpr,
+    ZEROS: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Of the chunks from `start` on what `_load` loads for each tile."""
     chunk, column = _columns(start, CHUNKS, APART, COMPILED)
@@ -178,7 +178,7 @@ def _load_tiles(
         loaded += (
             _load(
                 matrix, outs[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
-                LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS, MINIMA, SHARED,
+                LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS,
             ),
         )  # fmt: skip
     return loaded
@@ -187,10 +187,11 @@ def _load_tiles(
 @triton.jit
 def _load(
     matrix, outs, chunk, group, mask, COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr,
+    GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
-    """Of rows and chunks the words of codes, those of the upper bits behind, and scales, zeros and minima by group."""
-    codes_ptr, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr, high_ptr = matrix
+    """Of rows and chunks the words of codes, those of the upper bits behind, and the scales and zeros of groups; with
+    minima, a scale and a minimum are one number."""
+    codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
     place = outs * COUNT + chunk
     if LOW == 2:
         words = _two(codes_ptr, place * 2, mask)
@@ -205,20 +206,14 @@ def _load(
     steps = ()
     for index in tl.static_range(2 if GROUP == 16 else 1):
         at = outs * GROUPS + group + index
-        scale = tl.load(scales_ptr + at, mask=mask, other=0)
+        # Integers of 32 bits are what threads carry from one iteration to the next without packing them.
+        scale = _whole(tl.load(scales_ptr + at, mask=mask, other=0))
         low = scale
-        if SHARED:
-            scale, low = (scale & 15).to(tl.uint8), (scale >> 4).to(tl.uint8)
-        if MINIMA and not SHARED:
-            low = tl.load(minima_ptr + at, mask=mask, other=0)
         if ZEROS:
-            low = tl.load(zeros_ptr + at, mask=mask, other=0)
+            low = _whole(tl.load(zeros_ptr + at, mask=mask, other=0))
         steps += (scale, low)
     if SPAN:
-        at = outs * (GROUPS // SPAN) + group // SPAN
-        steps += (tl.load(factors_ptr + at, mask=mask, other=0.0),)
-        if MINIMA:
-            steps += (tl.load(minimum_factors_ptr + at, mask=mask, other=0.0),)
+        steps += (tl.load(factors_ptr + outs * (GROUPS // SPAN) + group // SPAN, mask=mask, other=0),)
     return words, steps
 
 
@@ -382,7 +377,7 @@ def _look_up(codes, table, table_ptr, COMPILED: tl.constexpr):
 @triton.jit
 def _product(
     quads, steps, inputs, GROUP: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
-    SPAN: tl.constexpr, SIGNED: tl.constexpr, COMPILED: tl.constexpr,
+    PAIR: tl.constexpr, SPAN: tl.constexpr, SIGNED: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """float32 [LINES, CHUNKS], of each chunk of a row the sum of its weights times inputs."""
     high, low, unit, first_sum, second_sum = inputs
@@ -399,27 +394,43 @@ def _product(
         upper = by_high.to(tl.float32, bitcast=True) - 12582912.0
         product = upper * 256.0 + (by_low.to(tl.float32, bitcast=True) - 12582912.0)
         given = first_sum + second_sum if PARTS == 1 else (second_sum if part else first_sum)
+        scale, minimum = _both(steps[2 * part], PAIR)
         if ZEROS:
             product -= _small(steps[2 * part + 1]) * given[None, :]
         elif MIDDLE:
             product -= MIDDLE * given[None, :]
-        total += _small(steps[2 * part]) * product
+        total += scale * product
         if MINIMA:
-            at_minima += _small(steps[2 * part + 1]) * given[None, :]
+            at_minima += minimum * given[None, :]
     if SPAN:
-        total *= steps[2 * PARTS].to(tl.float32)
+        factor, minimum_factor = _both(steps[2 * PARTS], 16 if MINIMA else 0)
+        total *= factor
         if MINIMA:
-            at_minima *= steps[2 * PARTS + 1].to(tl.float32)
+            at_minima *= minimum_factor
     return (total + at_minima) * unit[None, :]
 
 
 @triton.jit
+def _both(values, PAIR: tl.constexpr):
+    """Floats: a scale and a minimum out of PAIR bits each, integers or float16; or a scale."""
+    if PAIR == 16:
+        first, second = (values & 0xFFFF).to(tl.int16), (values >> 16).to(tl.int16)
+        return first.to(tl.float16, bitcast=True).to(tl.float32), second.to(tl.float16, bitcast=True).to(tl.float32)
+    if PAIR:
+        return _small(values & ((1 << PAIR) - 1)), _small((values >> PAIR) & ((1 << PAIR) - 1))
+    return _small(values), 0.0
+
+
+@triton.jit
+def _whole(values):
+    return values.to(tl.int32) if values.dtype.is_int() else values
+
+
+@triton.jit
 def _small(values):
-    """Floats; integers of 8 bits become some by their bits."""
-    if values.dtype == tl.uint8:
-        return (values.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    if values.dtype == tl.int8:
-        return (values.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    """Floats; integers of less than 23 bits become some by their bits."""
+    if values.dtype.is_int():
+        return (values + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
     return values.to(tl.float32)
 
 
@@ -451,7 +462,8 @@ def fits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether these kernels may, and should, multiply x [M, K], its columns in the matrix's order, by it."""
     apart, size, columns = _apart(coded), coded.group_size, coded.num_columns
     in_groups = size % CHUNK == 0 or (size == 16 and apart == 16) or coded.scales.shape[1] == 1
-    by_chunks = columns % CHUNK == 0 and apart % 16 == 0 and coded.kind != "fp8" and in_groups
+    in_pairs = coded.minima is None or coded.pairs is not None
+    by_chunks = in_pairs and columns % CHUNK == 0 and apart % 16 == 0 and coded.kind != "fp8" and in_groups
     return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and by_chunks
 
 
@@ -556,7 +568,7 @@ def run_by(
         CHUNKS=shape.chunks, LOW=low, HIGH=high, APART=_apart(coded), GROUP=coded.group_size,
         GROUPS=coded.scales.shape[1], SPAN=coded.span,
         MIDDLE=0 if coded.has_minima or coded.table is not None else MIDDLE[coded.kind],
-        ZEROS=coded.zeros is not None, MINIMA=coded.has_minima, SHARED=coded.shares_bytes,
+        ZEROS=coded.zeros is not None, MINIMA=coded.has_minima, PAIR=_bits_of_pairs(coded),
         TABLE=coded.table is not None, EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None,
         RESIDUAL=residual is not None, HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
@@ -566,9 +578,18 @@ def run_by(
     )  # fmt: skip
 
 
+def _bits_of_pairs(coded: Coded) -> int:
+    """Of a scale or a minimum, which are parts of one number; 0 without minima."""
+    return 4 if coded.shares_bytes else 0 if coded.pairs is None else 8 * coded.pairs.itemsize
+
+
 def _pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
     """What `_load` is given of a matrix, codes by words; what it does not have is not read."""
     words = coded.codes.view(torch.int32)
-    held = (coded.scales, coded.zeros, coded.factors, coded.minima, coded.minimum_factors)
     high = words if coded.high is None else coded.high.view(torch.int32)
-    return (words, *(coded.codes if tensor is None else tensor for tensor in held), high)
+    scales, factors = coded.scales, words if coded.factors is None else coded.factors
+    if coded.pairs is not None:
+        scales = coded.pairs.view(torch.int16 if coded.pairs.itemsize == 1 else torch.int32)
+    if coded.factor_pairs is not None:
+        factors = coded.factor_pairs.view(torch.int32)
+    return words, high, scales, coded.codes if coded.zeros is None else coded.zeros, factors

@@ -91,7 +91,8 @@ def _experts_kernel(
     TOP_K: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
     OUTS: tl.constexpr, BLOCKS: tl.constexpr, PROGRAMS: tl.constexpr, SORTED: tl.constexpr, LAST: tl.constexpr,
     ORDERED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr,
+    SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, STEP: tl.constexpr,
+    FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr,
     TABLE: tl.constexpr, FLOAT8: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x times an expert's rows of the matrix for one block of rows and OUTS columns, in sorted order; of the LAST
@@ -109,7 +110,7 @@ def _experts_kernel(
     for first in range(0, IN // 32, BLOCKS):
         total = planes.add_tile(
             total, x_ptr, x_rows, is_row, matrix, expert * OUT + outs, in_outs, first, columns_ptr + expert * IN,
-            BLOCKS, ORDERED, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, SHARED, TABLE, FLOAT8,
+            BLOCKS, ORDERED, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED, TABLE, FLOAT8,
         )  # fmt: skip
     if LAST:
         total *= tl.load(scales_ptr + pairs, mask=is_row, other=0.0)[None, :]

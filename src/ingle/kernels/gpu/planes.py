@@ -117,7 +117,8 @@ def constants(coded: Coded) -> dict[str, int]:
     return {
         "LOW": low, "HIGH": high, "GROUP": coded.group_size, "GROUPS": coded.scales.shape[1], "SPAN": coded.span,
         "MIDDLE": 0 if without else MIDDLE[coded.kind], "ZEROS": coded.zeros is not None,
-        "MINIMA": coded.has_minima, "SHARED": coded.shares_bytes, "TABLE": coded.table is not None,
+        "MINIMA": coded.has_minima, "STEP": 1 if coded.pairs is None else 2,
+        "FACTOR_STEP": 1 if coded.factor_pairs is None else 2, "SHARED": coded.shares_bytes, "TABLE": coded.table is not None,
         "FLOAT8": coded.kind == "fp8",
     }  # fmt: skip
 
@@ -126,7 +127,8 @@ def constants(coded: Coded) -> dict[str, int]:
 def numbers(
     matrix, outs, in_outs, blocks, run, dtype: tl.constexpr, IN: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr,
-    MINIMA: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
+    MINIMA: tl.constexpr, STEP: tl.constexpr,
+    FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """[OUTS, BLOCKS, 4 * LOW]: of weights' rows `outs` the columns of one run of each block, of 8 / LOW runs."""
     codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr, table_ptr = matrix
@@ -143,18 +145,18 @@ def numbers(
         codes |= ((high >> (column // EACH * HIGH)) & ((1 << HIGH) - 1)) << LOW
     group = (blocks * 32 + run * WIDTH) // GROUP
     at = outs.to(tl.int64)[:, None] * GROUPS + group[None, :]
-    scales = tl.load(scales_ptr + at, mask=mask, other=0)
+    scales = tl.load(scales_ptr + at * STEP, mask=mask, other=0)
     minima = scales
     if SHARED:
         scales, minima = scales & 15, scales >> 4
     if MINIMA and not SHARED:
-        minima = tl.load(minima_ptr + at, mask=mask, other=0)
+        minima = tl.load(minima_ptr + at * STEP, mask=mask, other=0)
     scales, minima = scales.to(tl.float32), minima.to(tl.float32)
     if SPAN:
         at_factors = outs.to(tl.int64)[:, None] * (GROUPS // SPAN) + (group // SPAN)[None, :]
-        scales *= tl.load(factors_ptr + at_factors, mask=mask, other=0.0).to(tl.float32)
+        scales *= tl.load(factors_ptr + at_factors * FACTOR_STEP, mask=mask, other=0.0).to(tl.float32)
         if MINIMA:
-            minima *= tl.load(minimum_factors_ptr + at_factors, mask=mask, other=0.0).to(tl.float32)
+            minima *= tl.load(minimum_factors_ptr + at_factors * FACTOR_STEP, mask=mask, other=0.0).to(tl.float32)
     if FLOAT8:  # the bits of a float with another bias, which is put right
         bits = ((codes & 0x80) << 24) | ((codes & 0x7F) << 20)
         values = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
@@ -176,7 +178,8 @@ def add_tile(
     total, x_ptr, x_rows, in_rows, matrix, outs, in_outs, first_block, columns_ptr, BLOCKS: tl.constexpr,
     ORDERED: tl.constexpr, IN: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
+    MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, STEP: tl.constexpr,
+    FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
     FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """total [OUTS, ROWS] and the product of BLOCKS blocks of weights' rows `outs` with those columns of x.
@@ -191,7 +194,7 @@ def add_tile(
     for run in tl.static_range(8 // LOW):
         values = numbers(
             matrix, outs, in_outs, blocks, run, dtype, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA,
-            SHARED, TABLE, FLOAT8,
+            STEP, FACTOR_STEP, SHARED, TABLE, FLOAT8,
         )  # fmt: skip
         depth = tl.arange(0, DEPTH)
         columns = first_block * 32 + depth // WIDTH * 32 + run * WIDTH + depth % WIDTH
@@ -208,7 +211,8 @@ def _planes_kernel(
     x_ptr, matrix, bias_ptr, out_ptr, parts_ptr, arrived_ptr, num_rows, x_stride, num_splits,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
+    MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, STEP: tl.constexpr,
+    FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
     FLOAT8: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -223,7 +227,7 @@ def _planes_kernel(
     for unit in range(UNITS * split // num_splits, UNITS * (split + 1) // num_splits):
         total = add_tile(
             total, x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, outs, in_outs, unit * BLOCKS, x_ptr, BLOCKS,
-            False, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, SHARED, TABLE, FLOAT8,
+            False, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED, TABLE, FLOAT8,
         )  # fmt: skip
     done = True
     if SPLIT:
@@ -248,7 +252,8 @@ def _planes_kernel(
 def _decode_kernel(
     matrix, out_ptr, first, num_rows, IN: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
+    MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, STEP: tl.constexpr,
+    FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr, TABLE: tl.constexpr,
     FLOAT8: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -261,7 +266,7 @@ def _decode_kernel(
     for run in tl.static_range(8 // LOW):
         values = numbers(
             matrix, first + rows, rows < num_rows, blocks, run, out_ptr.dtype.element_ty, IN, LOW, HIGH, GROUP, GROUPS,
-            SPAN, MIDDLE, ZEROS, MINIMA, SHARED, TABLE, FLOAT8,
+            SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED, TABLE, FLOAT8,
         )  # fmt: skip
         within = run * WIDTH + tl.arange(0, WIDTH)[None, None, :]
         tl.store(out_ptr + place + within, values, mask=mask[:, :, None])

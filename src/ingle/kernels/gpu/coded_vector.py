@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.options import Activation
@@ -31,116 +31,140 @@ _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 
 
 class Tiling(NamedTuple):
-    """What a program computes."""
+    """How a product is shared out."""
 
     outs: int
     """Rows of weights, or pairs of them, of a tile: from both halves of a head, or from gate and up."""
-    num_tiles: int
-    """One after the other, for the same inputs."""
     chunks: int
-    """Of columns, that its threads have at once."""
+    """Of columns, that a program has."""
+    num_splits: int
+    """Programs that share a tile's columns; of `add` alone."""
+    num_programs: int
+    """For each of them."""
     num_warps: int
 
 
 @triton.jit
 def _coded_vector_kernel(
     x_ptr, norm_ptr, matrix, table_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-    out_stride, eps, v_offset, page_stride, token_stride, head_stride,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
-    CHUNKS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, APART: tl.constexpr, GROUP: tl.constexpr,
+    parts_ptr, arrived_ptr, num_programs, out_stride, eps, v_offset, page_stride, token_stride, head_stride,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, CHUNKS: tl.constexpr,
+    SPLITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, APART: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A chunk is two runs of 16 columns that begin APART from each other."""
+    """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
+    tiles `num_programs` from each other."""
     ADD: tl.constexpr = EPILOGUE == 0
-    ROTATE: tl.constexpr = EPILOGUE == 1
     LINES: tl.constexpr = OUTS if ADD else 2 * OUTS
+    NUM_TILES: tl.constexpr = (OUT + LINES - 1) // LINES
     COUNT: tl.constexpr = IN // 32
-    lines = tl.arange(0, LINES)
-    first_tile = tl.program_id(0) * TILES
-    sums = ()
-    for _ in tl.static_range(TILES * ROWS):
-        sums += (tl.zeros([LINES, CHUNKS], tl.float32),)
-    squares = ()
-    for _ in tl.static_range(ROWS):
-        squares += (tl.zeros([CHUNKS], tl.float32),)
+    PER_SPLIT: tl.constexpr = (COUNT + SPLITS - 1) // SPLITS
+    split = tl.program_id(0) % SPLITS
+    program = tl.program_id(0) // SPLITS
+    chunk = _opaque(split * PER_SPLIT + tl.arange(0, CHUNKS), COMPILED)
+    in_chunks = (chunk < (split + 1) * PER_SPLIT) & (chunk < COUNT)
+    column = chunk * 32
+    if APART != 16:
+        column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
+    group = column // GROUP
     table = _table(table_ptr, TABLE, COMPILED)
-    loaded = _load_tiles(
-        matrix, 0, first_tile, lines, OUT, OUTS, TILES, EPILOGUE, HALF, CHUNKS, COUNT, APART, LOW, HIGH, GROUP, GROUPS,
-        SPAN, ZEROS, COMPILED,
+    loaded = _load(
+        matrix, _outs(program, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW, HIGH, GROUP,
+        GROUPS, SPAN, ZEROS,
     )  # fmt: skip
     if PDL:
         await_previous()
-    for start in range(0, COUNT, CHUNKS):
-        current = loaded
-        if COUNT > CHUNKS:  # the next weights are on their way while these are multiplied
-            loaded = _load_tiles(
-                matrix, start + CHUNKS, first_tile, lines, OUT, OUTS, TILES, EPILOGUE, HALF, CHUNKS, COUNT, APART, LOW,
-                HIGH, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
-            )  # fmt: skip
-        inputs = ()
-        total_squares = ()
-        for row in tl.static_range(ROWS):
-            given, squared = _inputs(
-                x_ptr + row * IN, norm_ptr, start, CHUNKS, COUNT, APART, NORMED, COMPILED
-            )
-            inputs += (given,)
-            total_squares += (squares[row] + squared,)
-        squares = total_squares
-        total = ()
-        for index in tl.static_range(TILES):
-            words, steps = current[index]
-            quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
-            for row in tl.static_range(ROWS):
-                total += (
-                    sums[index * ROWS + row]
-                    + _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED),
-                )
-        sums = total
-    dtype = out_ptr.dtype.element_ty
+    inputs = ()
+    scales = ()
     for row in tl.static_range(ROWS):
-        scale = 1.0
-        if NORMED:
-            scale = tl.rsqrt(tl.sum(squares[row], 0) / IN + eps)
-        for index in tl.static_range(TILES):
-            tile = first_tile + index
-            outs = _outs(tile, lines, OUT, OUTS, EPILOGUE, HALF)
-            result = tl.sum(sums[index * ROWS + row], 1) * scale
-            if BIAS:
-                result += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-            if ADD:
-                if RESIDUAL:
-                    result += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-                tl.store(out_ptr + row * out_stride + outs, result.to(dtype), mask=outs < OUT)
+        given, squared = _inputs(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
+        inputs += (given,)
+        scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
+    for tile in range(program, NUM_TILES, num_programs):
+        outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
+        words, steps = loaded
+        # The next weights are on their way while these are multiplied.
+        loaded = _load(
+            matrix, _outs(tile + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
+            HIGH, GROUP, GROUPS, SPAN, ZEROS,
+        )  # fmt: skip
+        quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
+        for row in tl.static_range(ROWS):
+            product = _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
+            total = tl.sum(product, 1) * scales[row]
+            if SPLITS > 1:
+                tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, total, mask=outs < OUT)
             else:
-                first, other = tl.split(tl.trans(tl.reshape(result, [2, OUTS])))
-                block = tl.arange(0, OUTS)
-                if ROTATE:
-                    store_rotated(
-                        first[:, None], other[:, None], FIRST_HEAD + tile * OUTS // HALF,
-                        tl.full([1, 1], row, tl.int32), (tile * OUTS % HALF + block)[:, None],
-                        tl.full([1, 1], True, tl.int1) & (tile * 2 * OUTS < OUT),
-                        out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                        eps, v_offset, page_stride, token_stride, head_stride,
-                        HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                _finish(
+                    total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr,
+                    out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
+                    RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
+    if SPLITS > 1:
+        barrier(COMPILED)  # the whole program's stores come before its arrival
+        if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
+            tl.store(arrived_ptr + program, 0)
+            for tile in range(program, NUM_TILES, num_programs):
+                outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
+                for row in tl.static_range(ROWS):
+                    total = tl.zeros([LINES], tl.float32)
+                    for index in tl.static_range(SPLITS):
+                        place = parts_ptr + (index * ROWS + row) * OUT + outs
+                        total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
+                    _finish(
+                        total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
+                        kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
+                        EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                     )  # fmt: skip
-                else:
-                    place = tile * OUTS + block
-                    out = activate(first, EPILOGUE == 3) * other
-                    tl.store(out_ptr + row * (OUT // 2) + place, out.to(dtype), mask=place < OUT // 2)
 
 
 @triton.jit
-def _outs(tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
-    """The rows of weights of a tile; those beyond the last are masked, whose place is then beyond `OUT`."""
+def _finish(
+    total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, out_stride,
+    eps, v_offset, page_stride, token_stride, head_stride, OUT: tl.constexpr, OUTS: tl.constexpr,
+    EPILOGUE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """What becomes of the sums of a tile's rows."""
+    dtype = out_ptr.dtype.element_ty
+    if BIAS:
+        total += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
     if EPILOGUE == 0:
-        return tile * OUTS + lines
-    if EPILOGUE == 1:
-        return tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF + lines % OUTS + lines // OUTS * HALF
-    place = tile * OUTS + lines % OUTS
-    return tl.where(place < OUT // 2, place + lines // OUTS * (OUT // 2), OUT)
+        if RESIDUAL:
+            total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+        tl.store(out_ptr + row * out_stride + outs, total.to(dtype), mask=outs < OUT)
+    else:
+        first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
+        block = tl.arange(0, OUTS)
+        if EPILOGUE == 1:
+            store_rotated(
+                first[:, None], other[:, None], FIRST_HEAD + tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
+                (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
+                out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
+                eps, v_offset, page_stride, token_stride, head_stride,
+                HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            )  # fmt: skip
+        else:
+            place = tile * OUTS + block
+            out = activate(first, EPILOGUE == 3) * other
+            tl.store(out_ptr + row * out_stride + place, out.to(dtype), mask=place < OUT // 2)
+
+
+@triton.jit
+def _outs(tile, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
+    """The rows of weights of a tile; those that there are not have places beyond the last."""
+    lines = tl.arange(0, OUTS if EPILOGUE == 0 else 2 * OUTS)
+    if EPILOGUE == 0:
+        outs = tile * OUTS + lines
+    elif EPILOGUE == 1:
+        outs = tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF + lines % OUTS + lines // OUTS * HALF
+    else:
+        place = tile * OUTS + lines % OUTS
+        outs = tl.where(place < OUT // 2, place + lines // OUTS * (OUT // 2), OUT)
+    return outs
 
 
 @triton.jit
@@ -153,44 +177,14 @@ def _opaque(chunk, COMPILED: tl.constexpr):
 
 
 @triton.jit
-def _columns(start, CHUNKS: tl.constexpr, APART: tl.constexpr, COMPILED: tl.constexpr):
-    """The chunks from `start` on, and where each begins."""
-    chunk = _opaque(start + tl.arange(0, CHUNKS), COMPILED)
-    column = chunk * 32
-    if APART != 16:
-        column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
-    return chunk, column
-
-
-@triton.jit
-def _load_tiles(
-    matrix, start, first_tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, TILES: tl.constexpr,
-    EPILOGUE: tl.constexpr, HALF: tl.constexpr, CHUNKS: tl.constexpr, COUNT: tl.constexpr, APART: tl.constexpr,
-    LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    ZEROS: tl.constexpr, COMPILED: tl.constexpr,
-):  # fmt: skip
-    """Of the chunks from `start` on what `_load` loads for each tile."""
-    chunk, column = _columns(start, CHUNKS, APART, COMPILED)
-    loaded = ()
-    for index in tl.static_range(TILES):
-        outs = _outs(first_tile + index, lines, OUT, OUTS, EPILOGUE, HALF)
-        mask = (outs < OUT)[:, None] & (chunk < COUNT)[None, :]
-        loaded += (
-            _load(
-                matrix, outs[:, None], chunk[None, :], column[None, :] // GROUP, mask, COUNT,
-                LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS,
-            ),
-        )  # fmt: skip
-    return loaded
-
-
-@triton.jit
 def _load(
-    matrix, outs, chunk, group, mask, COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
+    matrix, outs, chunk, group, in_chunks, OUT: tl.constexpr, COUNT: tl.constexpr, LOW: tl.constexpr,
+    HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
 ):  # fmt: skip
     """Of rows and chunks the words of codes, those of the upper bits behind, and the scales and zeros of groups; with
     minima, a scale and a minimum are one number."""
+    mask = (outs < OUT)[:, None] & in_chunks[None, :]
+    outs, chunk, group = outs[:, None], chunk[None, :], group[None, :]
     codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
     place = outs * COUNT + chunk
     if LOW == 2:
@@ -237,13 +231,11 @@ def _two(ptr, place, mask):
 
 @triton.jit
 def _inputs(
-    x_ptr, norm_ptr, start, CHUNKS: tl.constexpr, COUNT: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
+    x_ptr, norm_ptr, column, mask, CHUNKS: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A row's inputs of chunks as integers: the upper bytes of each four, the lower ones; what one stands for, the sums
     of the integers of both halves; and apart from that, the sum of the inputs' squares."""
-    chunk, column = _columns(start, CHUNKS, APART, COMPILED)
-    mask = chunk < COUNT
     within = tl.arange(0, 4)[None, :]
     fours = ()
     largest = tl.zeros([CHUNKS], tl.float32)
@@ -414,11 +406,13 @@ def _product(
 def _both(values, PAIR: tl.constexpr):
     """Floats: a scale and a minimum out of PAIR bits each, integers or float16; or a scale."""
     if PAIR == 16:
-        first, second = (values & 0xFFFF).to(tl.int16), (values >> 16).to(tl.int16)
-        return first.to(tl.float16, bitcast=True).to(tl.float32), second.to(tl.float16, bitcast=True).to(tl.float32)
-    if PAIR:
-        return _small(values & ((1 << PAIR) - 1)), _small((values >> PAIR) & ((1 << PAIR) - 1))
-    return _small(values), 0.0
+        low, high = (values & 0xFFFF).to(tl.int16), (values >> 16).to(tl.int16)
+        first, second = low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
+    elif PAIR:
+        first, second = _small(values & ((1 << PAIR) - 1)), _small((values >> PAIR) & ((1 << PAIR) - 1))
+    else:
+        first, second = _small(values), 0.0
+    return first, second
 
 
 @triton.jit
@@ -477,9 +471,23 @@ def _apart(coded: Coded) -> int:
     return coded.half if coded.kind == "int4" else 16
 
 
-def tiling(coded: Coded, *, paired: bool) -> Tiling:
-    chunks = 128 if coded.num_columns > 2048 else 64 if coded.num_columns > 1024 else 32
-    return Tiling(2 if paired else 4, 2, chunks, chunks // 32)
+def tiling(coded: Coded, num_sms: int, *, paired: bool) -> Tiling:
+    """A thread has two chunks; rows beyond 8,192 columns are split where nothing stands against it."""
+    count = coded.num_columns // CHUNK
+    num_splits = 1 if paired or count <= 256 else triton.cdiv(count, 128)
+    chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
+    num_warps = min(max(chunks // 64, 1), 16)
+    return tiling_by(coded, num_sms, 2 if paired else 4, chunks, num_splits, num_warps, 12, paired=paired)
+
+
+def tiling_by(
+    coded: Coded, num_sms: int, outs: int, chunks: int, num_splits: int, num_warps: int, warps_a_sm: int, *, paired: bool
+) -> Tiling:
+    """With as many programs as an SM has at once, and all of them as many tiles, or one less."""
+    num_tiles = triton.cdiv(coded.num_rows, outs * (1 + paired))
+    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
+    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
+    return Tiling(outs, chunks, num_splits, num_programs, num_warps)
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -539,7 +547,7 @@ def _run(
     rotation: Rotation | None = None,
     first_head: int = 0,
 ) -> None:
-    shape = tiling(coded, paired=epilogue != _ADD)
+    shape = tiling(coded, num_sms(x.device), paired=epilogue != _ADD)
     run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 
@@ -556,16 +564,18 @@ def run_by(
     rotation: Rotation | None = None,
     first_head: int = 0,
 ) -> None:
-    paired, early = epilogue != _ADD, pdl(x.device)
+    early = pdl(x.device)
     low, high = BITS[coded.kind]
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
-    num_tiles = triton.cdiv(coded.num_rows, shape.outs * (1 + paired))
-    _coded_vector_kernel[(triton.cdiv(num_tiles, shape.num_tiles),)](
+    parts = x
+    if shape.num_splits > 1:
+        parts = torch.empty(shape.num_splits * len(x) * coded.num_rows, dtype=torch.float32, device=x.device)
+    _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
         x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
-        out.stride(0), 0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
-        ROWS=len(x), IN=coded.num_columns, OUT=coded.num_rows, OUTS=shape.outs, TILES=shape.num_tiles,
-        CHUNKS=shape.chunks, LOW=low, HIGH=high, APART=_apart(coded), GROUP=coded.group_size,
+        parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        ROWS=len(x), IN=coded.num_columns, OUT=coded.num_rows, OUTS=shape.outs,
+        CHUNKS=shape.chunks, SPLITS=shape.num_splits, LOW=low, HIGH=high, APART=_apart(coded), GROUP=coded.group_size,
         GROUPS=coded.scales.shape[1], SPAN=coded.span,
         MIDDLE=0 if coded.has_minima or coded.table is not None else MIDDLE[coded.kind],
         ZEROS=coded.zeros is not None, MINIMA=coded.has_minima, PAIR=_bits_of_pairs(coded),

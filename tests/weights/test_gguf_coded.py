@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
@@ -15,6 +13,7 @@ from ingle.weights.formats import PlainFormat
 from ingle.weights.gguf_coded import TYPES, coded_of
 from ingle.weights.source import StoredRows
 from tests.kernels.fused import DEVICE, ON_GPU
+from tests.weights.gguf_blocks import decoded, random_blocks
 from tests.weights.test_packed import GATE, UP, K, Q, V, names, stored_source
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float16
@@ -26,28 +25,10 @@ ROOM = {"TQ1_0": 1.23, "MXFP4": 1.06}
 """How many times as much a number takes in memory as in the file, at most, where that is more than the rest's."""
 
 
-HALVES = {
-    "Q4_0": (0, 1), "Q4_1": (0, 2), "Q5_0": (0, 1), "Q5_1": (0, 2), "Q8_0": (0, 1), "Q2_K": (80, 2), "Q3_K": (108, 1),
-    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208, 1), "IQ4_NL": (0, 1), "IQ4_XS": (0, 1), "TQ1_0": (52, 1),
-    "TQ2_0": (64, 1),
-}  # fmt: skip
-"""Where a block has numbers of binary16, and how many."""
-
-
 def stored(kind: str, rows: int, columns: int) -> tuple[StoredRows, torch.Tensor]:
     """Random blocks, and what gguf's own way back makes of them."""
-    elements, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    random = np.random.default_rng(5)
-    blocks = random.integers(0, 256, (rows, columns // elements, num_bytes), dtype=np.uint8)
-    if kind == "MXFP4":
-        blocks[..., 0] = random.integers(118, 126, blocks.shape[:2])  # powers of two
-    else:
-        at, count = HALVES[kind]
-        halves = random.uniform(0.001, 0.02, (*blocks.shape[:2], count)).astype(np.float16)
-        blocks[..., at : at + 2 * count] = halves.view(np.uint8)
-    data = blocks.reshape(rows, -1)
-    exact = gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
-    return StoredRows(kind, data), torch.from_numpy(np.array(exact)).to(DEVICE)
+    data = random_blocks(kind, rows, columns)
+    return StoredRows(kind, data), torch.from_numpy(decoded(kind, data)).to(DEVICE)
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -471,10 +471,10 @@ def _apart(coded: Coded) -> int:
     return coded.half if coded.kind == "int4" else 16
 
 
-def tiling(coded: Coded, num_sms: int, *, paired: bool) -> Tiling:
-    """A thread has two chunks; rows beyond 8,192 columns are split where nothing stands against it."""
+def tiling(coded: Coded, num_sms: int, *, paired: bool, whole: bool) -> Tiling:
+    """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones."""
     count = coded.num_columns // CHUNK
-    num_splits = 1 if paired or count <= 256 else triton.cdiv(count, 128)
+    num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
     return tiling_by(coded, num_sms, 2 if paired else 4, chunks, num_splits, num_warps, 12, paired=paired)
@@ -547,7 +547,7 @@ def _run(
     rotation: Rotation | None = None,
     first_head: int = 0,
 ) -> None:
-    shape = tiling(coded, num_sms(x.device), paired=epilogue != _ADD)
+    shape = tiling(coded, num_sms(x.device), paired=epilogue != _ADD, whole=epilogue != _ADD or norm is not None)
     run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text", "model"),
     ("hub",),
     ("device",),
+    ("parallel",),
     ("engine",),
     ("jobs",),
     ("llm", "verify", "server", "plan", "service"),

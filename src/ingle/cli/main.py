@@ -43,7 +43,7 @@ COMMANDS = {
     "service": ("ingle.cli.service", "Let systemd run a server: print, install, uninstall, status"),
     "doctor": ("ingle.cli.doctor", "Say what is wrong on this machine, and what to do"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
-    "bench": ("ingle.bench.cli", "Measure throughput, latency and start-up"),
+    "bench": ("ingle.bench.cli", "Measure throughput, latency, start-up, and servers under load"),
 }
 """Name to the module whose `main(argv)` runs it, and its line of help."""
 

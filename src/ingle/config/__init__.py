@@ -196,16 +196,25 @@ class ParallelConfig:
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
     gpu_kernels: GpuKernels = "auto"
     """auto: ingle's own, by Triton, on cards that Triton supports; triton: on any; torch: PyTorch's operators."""
-    tensor_parallel_size: int = 1
-    """GPUs that share the model. Only 1 for now."""
+    tensor_parallel_size: int | Literal["auto"] = 1
+    """GPUs that share each layer of the model, with a process each. auto: as many of those here as divide it."""
+    pipeline_parallel_size: int = 1
+    """GPUs, or groups of --tensor-parallel-size, among which the layers are divided. Only 1 for now."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
         _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
         _one_of("gpu_kernels", self.gpu_kernels, GpuKernels)
         _at_least("threads", self.threads, 1)
-        if self.tensor_parallel_size != 1:
-            _ask_nothing("tensor_parallel_size", self.tensor_parallel_size)
+        if self.tensor_parallel_size != "auto":
+            _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
+        if self.pipeline_parallel_size != 1:
+            _ask_nothing("pipeline_parallel_size", self.pipeline_parallel_size)
+
+    @property
+    def asks_for_ranks(self) -> bool:
+        """Whether several processes may share the model."""
+        return self.tensor_parallel_size != 1 or self.pipeline_parallel_size != 1
 
 
 @dataclass(frozen=True)

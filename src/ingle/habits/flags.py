@@ -31,7 +31,7 @@ SAME: Mapping[str, str] = {
     "--gpu-memory-utilization": "--cuda-memory-fraction --gpu-memory-fraction",
     "--kv-cache-memory": "--kv-cache-memory-bytes",
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
-    "--tensor-parallel-size": "--tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
+    "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
     "--rope-theta": "--rope-freq-base",
     "--rope-factor": "--rope-scaling-factor",
@@ -114,7 +114,7 @@ IDLE: tuple[tuple[str, str], ...] = (
         "-asc= --headless --tokenizer-pool-size= --tokenizer-pool-type= --tokenizer-pool-extra-config= "
         "--tokenizer-worker-num= --load-balance-method= --sharded= --main-gpu= -mg= --split-mode= -sm= "
         "--enable-dp-attention --moe-backend= --all2all-backend= --enable-eplb --numa-bind",
-        "the model runs on one device, by one engine process",
+        "one engine runs the model, and starts and joins its ranks by itself",
     ),
     (
         "--max-seq-len-to-capture= --max-context-len-to-capture= --compilation-config= -O= -O0 -O1 -O2 -O3 "
@@ -265,22 +265,17 @@ IDLE: tuple[tuple[str, str], ...] = (
 
 REFUSED: tuple[tuple[str, str, str], ...] = (
     (
-        "--tensor-parallel-size= -tp=",
-        "1",
-        "this version runs a model on one device, several GPUs for one model are not built yet: take a model that fits "
-        "one, such as a quantized .gguf file, and leave the flag out",
-    ),
-    (
         "--pipeline-parallel-size= -pp= --pp-size= --data-parallel-size= -dp= --dp-size= --expert-parallel-size= "
         "--ep-size= -ep= --nnodes= --prefill-context-parallel-size= --decode-context-parallel-size= -dcp= --ep=",
         "1",
-        "this version runs a model on one device: leave the flag out; to use more GPUs, start a server on each with "
-        "CUDA_VISIBLE_DEVICES and its own --port",
+        "this version divides a model by --tensor-parallel-size alone: leave the flag out; to serve a model several "
+        "times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port",
     ),
     (
         "--tensor-split= -ts=",
         "0 1",
-        "this version runs a model on one device: leave the flag out, and choose the GPU by CUDA_VISIBLE_DEVICES",
+        "GPUs share a model equally, by --tensor-parallel-size: leave the flag out, and choose them by "
+        "CUDA_VISIBLE_DEVICES",
     ),
     (
         "--load-8bit --load-4bit --load-in-8bit --load-in-4bit --wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "

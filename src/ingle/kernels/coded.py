@@ -42,6 +42,8 @@ class Coded:
     order: torch.Tensor | None = None
     """int64 [I]: the input that each column is multiplied with; None for the same. Of the experts of a mixture, one
     below the other, [N, I]."""
+    padded_from: int | None = None
+    """How many inputs there are, where there are more columns: those that name an input again are zero."""
     factors: torch.Tensor | None = None
     """[O, G / n]: what the scales, and the minima, of n groups are multiplied with, where those are small integers."""
     minima: torch.Tensor | None = None
@@ -74,6 +76,7 @@ class Coded:
         group_size: int,
         order: torch.Tensor | None = None,
         *,
+        padded_from: int | None = None,
         quantizes_inputs: bool = False,
         **steps: torch.Tensor | None,
     ) -> Coded:
@@ -84,7 +87,8 @@ class Coded:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
         size = min(group_size, num_columns)
-        return cls(kind, codes, scales, zeros, size, max(half, 1), order, quantizes_inputs=quantizes_inputs, **steps)
+        half, inputs = max(half, 1), padded_from
+        return cls(kind, codes, scales, zeros, size, half, order, inputs, quantizes_inputs=quantizes_inputs, **steps)
 
     @classmethod
     def of_planes(
@@ -145,6 +149,10 @@ class Coded:
     @property
     def has_minima(self) -> bool:
         return self.minima is not None or self.shares_bytes
+
+    @property
+    def num_inputs(self) -> int:
+        return self.num_columns if self.padded_from is None else self.padded_from
 
     @property
     def num_bytes(self) -> int:

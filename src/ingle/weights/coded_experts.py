@@ -120,4 +120,5 @@ def _joined(role: _Role, stored: Sequence[Groups], device: torch.device) -> Code
         size,
         zeros=joined([groups.zeros for groups in stored]),
         order=None if order is None else order.long(),
+        padded_from=first.padded_from,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ class TorchDevice:
         dtype: torch.dtype,
         *,
         use_graphs: bool = False,
+        all_agree: Callable[[bool], bool] | None = None,
     ) -> None:
+        """`all_agree`: whether something went well on all ranks that compute the same, where there are several."""
         config, kv = model.config, model.config.kv_spec(str(dtype).removeprefix("torch."))
         self.model = model
         self.device = device
@@ -54,7 +57,7 @@ class TorchDevice:
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         shape = (kv.num_places, kv.sides, num_pages, limits.page_size, kv.heads, kv.dim)
         self.kv_cache = KvCache(kv, _zeros(shape, dtype, device))
-        self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
+        self.graphs = StepGraphs(self, self.tables, limits, all_agree) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:

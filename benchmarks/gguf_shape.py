@@ -1,4 +1,4 @@
-"""Writes a GGUF file of a model's shape with random blocks: python benchmarks/gguf_shape.py benchmarks/shapes/qwen2-7b OUT
+"""A GGUF file of a model's shape with random blocks: python benchmarks/gguf_shape.py benchmarks/shapes/qwen2-7b OUT
 
 The types are those that llama.cpp gives a dense model in Q4_K_M: Q4_K, and Q6_K for the head and for the values and
 the last projection of every layer in the first and last eighth and of every third between.

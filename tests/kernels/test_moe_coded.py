@@ -67,7 +67,11 @@ def test_experts(name: str, num_tokens: int) -> None:
 
 def test_the_reference_is_that_of_the_decoded_experts() -> None:
     gate_up, down = MIXTURES["gate and up apart"]()
-    x, ids, weights = torch.randn(6, HIDDEN, device=DEVICE), choose("random", 6, EXPERTS, 2), torch.rand(6, 2, device=DEVICE)
+    x, ids, weights = (
+        torch.randn(6, HIDDEN, device=DEVICE),
+        choose("random", 6, EXPERTS, 2),
+        torch.rand(6, 2, device=DEVICE),
+    )
     gate, up = (each.decoded(slice(None), torch.float32).view(EXPERTS, INNER, HIDDEN) for each in gate_up)
     plain = torch.cat((gate, up), 1), down.decoded(slice(None), torch.float32).view(EXPERTS, HIDDEN, INNER)
     exact = reference.experts(x, ids, weights, *plain, "silu")

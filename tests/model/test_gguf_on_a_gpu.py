@@ -15,7 +15,13 @@ from ingle.weights.gguf_coded import TYPES
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.gguf_models import write_gguf_model
 
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 MODELS = {
     "qwen2": {"num_hidden_layers": 3},
     "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 30, "num_hidden_layers": 3},

@@ -191,7 +191,9 @@ def test_experts_that_are_not_alike(tmp_path: Path, damage: str) -> None:
         order = stored[f"{name}.g_idx"]
         stored[f"{name}.g_idx"] = order.flip(0)
     save_file(stored, coded / "model.safetensors")
-    with pytest.raises(ModelError, match=rf"{name}.weight is .*not|{name}.weight is quantized otherwise than") as caught:
+    with pytest.raises(
+        ModelError, match=rf"{name}.weight is .*not|{name}.weight is quantized otherwise than"
+    ) as caught:
         engine_for(coded, cpu_kernels="torch")
     assert "\n" not in str(caught.value)
 

@@ -78,7 +78,7 @@ class Coded:
         *,
         padded_from: int | None = None,
         quantizes_inputs: bool = False,
-        **steps: torch.Tensor | None,
+        **steps: Any,
     ) -> Coded:
         """With the codes as `ingle.weights.quantized.groups.Groups` has them: of int4, neighbours share a byte."""
         num_columns = codes.shape[1] * (2 if kind == "int4" else 1)
@@ -96,9 +96,10 @@ class Coded:
     ) -> Coded:
         """With codes each in a byte of its own, [O, I]: rows are whole blocks."""
         low, high = BITS[kind]
-        scales, more["minima"], more["pairs"] = _paired(scales, more.get("minima"))
-        factors = _paired(more.get("factors"), more.get("minimum_factors"))
-        more["factors"], more["minimum_factors"], more["factor_pairs"] = factors
+        if (minima := more.get("minima")) is not None:
+            scales, more["minima"], more["pairs"] = _paired(scales, minima)
+        if (lows := more.get("minimum_factors")) is not None:
+            more["factors"], more["minimum_factors"], more["factor_pairs"] = _paired(more["factors"], lows)
         return cls(
             kind,
             codes if low == 8 else _plane(codes & (1 << low) - 1, low),
@@ -119,16 +120,17 @@ class Coded:
             there = [tensor for tensor in tensors if tensor is not None]
             return torch.cat(there) if there else None
 
-        scales, minima, pairs = joined([part.scales for part in parts]), joined([part.minima for part in parts]), None
+        minima, pairs = joined([part.minima for part in parts]), joined([part.pairs for part in parts])
         factors, lows = joined([part.factors for part in parts]), joined([part.minimum_factors for part in parts])
-        factor_pairs = None
-        if parts[0].in_planes:
-            scales, minima, pairs = _paired(scales, minima)
-            factors, lows, factor_pairs = _paired(factors, lows)
+        scales, factor_pairs = [part.scales for part in parts], joined([part.factor_pairs for part in parts])
+        if pairs is not None:
+            minima = pairs[..., 1]
+        if factor_pairs is not None:
+            factors, lows = factor_pairs[..., 0], factor_pairs[..., 1]
         return replace(
             parts[0],
             codes=torch.cat([part.codes for part in parts]),
-            scales=scales,
+            scales=torch.cat(scales) if pairs is None else pairs[..., 0],
             zeros=joined([part.zeros for part in parts]),
             factors=factors,
             minima=minima,
@@ -205,12 +207,8 @@ class Coded:
         return wide if factors is None else wide * factors[rows].float().repeat_interleave(self.span, 1)
 
 
-def _paired(
-    first: torch.Tensor | None, second: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Views of two tensors side by side, and both; as they are where there is one."""
-    if first is None or second is None:
-        return first, second, None
+def _paired(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views of two tensors side by side, and both."""
     both = torch.stack((first, second), -1)
     return both[..., 0], both[..., 1], both
 

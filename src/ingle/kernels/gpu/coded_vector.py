@@ -19,8 +19,8 @@ import triton.language as tl
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
-from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
+from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
@@ -194,9 +194,9 @@ def _load(
     else:
         words = _four(codes_ptr, place * 8, mask) + _four(codes_ptr, place * 8 + 4, mask)
     if HIGH == 1:
-        words = words + (tl.load(high_ptr + place, mask=mask, other=0, eviction_policy="evict_first"),)
+        words += (tl.load(high_ptr + place, mask=mask, other=0, eviction_policy="evict_first"),)
     if HIGH == 2:
-        words = words + _two(high_ptr, place * 2, mask)
+        words += _two(high_ptr, place * 2, mask)
     steps = ()
     for index in tl.static_range(2 if GROUP == 16 else 1):
         at = outs * GROUPS + group + index
@@ -308,9 +308,7 @@ def _table(table_ptr, TABLE: tl.constexpr, COMPILED: tl.constexpr):
 
 
 @triton.jit
-def _quads(
-    words, table, table_ptr, LOW: tl.constexpr, HIGH: tl.constexpr, TABLE: tl.constexpr, COMPILED: tl.constexpr
-):
+def _quads(words, table, table_ptr, LOW: tl.constexpr, HIGH: tl.constexpr, TABLE: tl.constexpr, COMPILED: tl.constexpr):
     """The 32 codes of a chunk, or the numbers that they stand for, as words of four neighbours' bytes."""
     quads = ()
     if LOW == 8:
@@ -407,7 +405,10 @@ def _both(values, PAIR: tl.constexpr):
     """Floats: a scale and a minimum out of PAIR bits each, integers or float16; or a scale."""
     if PAIR == 16:
         low, high = (values & 0xFFFF).to(tl.int16), (values >> 16).to(tl.int16)
-        first, second = low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
+        first, second = (
+            low.to(tl.float16, bitcast=True).to(tl.float32),
+            high.to(tl.float16, bitcast=True).to(tl.float32),
+        )
     elif PAIR:
         first, second = _small(values & ((1 << PAIR) - 1)), _small((values >> PAIR) & ((1 << PAIR) - 1))
     else:
@@ -481,7 +482,15 @@ def tiling(coded: Coded, num_sms: int, *, paired: bool, whole: bool) -> Tiling:
 
 
 def tiling_by(
-    coded: Coded, num_sms: int, outs: int, chunks: int, num_splits: int, num_warps: int, warps_a_sm: int, *, paired: bool
+    coded: Coded,
+    num_sms: int,
+    outs: int,
+    chunks: int,
+    num_splits: int,
+    num_warps: int,
+    warps_a_sm: int,
+    *,
+    paired: bool,
 ) -> Tiling:
     """With as many programs as an SM has at once, and all of them as many tiles, or one less."""
     num_tiles = triton.cdiv(coded.num_rows, outs * (1 + paired))
@@ -573,7 +582,8 @@ def run_by(
     _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
         x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
-        parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps,
+        *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         ROWS=len(x), IN=coded.num_columns, OUT=coded.num_rows, OUTS=shape.outs,
         CHUNKS=shape.chunks, SPLITS=shape.num_splits, LOW=low, HIGH=high, APART=_apart(coded), GROUP=coded.group_size,
         GROUPS=coded.scales.shape[1], SPAN=coded.span,

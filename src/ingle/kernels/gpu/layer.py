@@ -1,9 +1,9 @@
 """A layer's operators on a GPU, each by the kernels that suit its rows, types and matrix.
 
-One or two rows go to the CUDA cores (`vector`, `coded_vector`), up to 16 on Hopper to the tensor cores (`few_rows`), which take codes
-too; with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain kernels around
-them. Each leaves the norm behind a sum in the form that costs it least, not begun, begun or done, and whatever comes
-next takes it in any.
+One or two rows go to the CUDA cores (`vector`, `coded_vector`), up to 16 on Hopper to the tensor cores (`few_rows`),
+which take codes too; with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain
+kernels around them. Each leaves the norm behind a sum in the form that costs it least, not begun, begun or done, and
+whatever comes next takes it in any.
 """
 
 from __future__ import annotations

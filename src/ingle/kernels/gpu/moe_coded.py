@@ -1,4 +1,4 @@
-"""A mixture of experts whose matrices are codes in planes: `moe`'s sorted blocks of rows, `planes`' tiles of weights."""
+"""A mixture of experts whose matrices are codes in planes: sorted rows as in `moe`, tiles of weights as in `planes`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def _experts_kernel(
     for first in range(0, IN // 32, BLOCKS):
         total = planes.add_tile(
             total, x_ptr, x_rows, is_row, matrix, expert * OUT + outs, in_outs, first, columns_ptr + expert * IN,
-            BLOCKS, ORDERED, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED, TABLE, FLOAT8,
+            BLOCKS, ORDERED, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED,
+            TABLE, FLOAT8,
         )  # fmt: skip
     if LAST:
         total *= tl.load(scales_ptr + pairs, mask=is_row, other=0.0)[None, :]

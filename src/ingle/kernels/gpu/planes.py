@@ -118,7 +118,8 @@ def constants(coded: Coded) -> dict[str, int]:
         "LOW": low, "HIGH": high, "GROUP": coded.group_size, "GROUPS": coded.scales.shape[1], "SPAN": coded.span,
         "MIDDLE": 0 if without else MIDDLE[coded.kind], "ZEROS": coded.zeros is not None,
         "MINIMA": coded.has_minima, "STEP": 1 if coded.pairs is None else 2,
-        "FACTOR_STEP": 1 if coded.factor_pairs is None else 2, "SHARED": coded.shares_bytes, "TABLE": coded.table is not None,
+        "FACTOR_STEP": 1 if coded.factor_pairs is None else 2, "SHARED": coded.shares_bytes,
+        "TABLE": coded.table is not None,
         "FLOAT8": coded.kind == "fp8",
     }  # fmt: skip
 

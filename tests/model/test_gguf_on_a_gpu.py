@@ -57,6 +57,7 @@ def test_on_a_gpu(tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.M
         assert off(found, right) < 1.5 * off(engine_logits(decoded, prompt), right) + 0.01
 
 
+@pytest.mark.slow
 def test_all_are_held_in_their_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By PyTorch's device, whatever the device: the same logits, and as much memory as was planned."""
     path, options = written(tmp_path, "qwen3_moe"), {"cpu_kernels": "torch", "dtype": "float32"}

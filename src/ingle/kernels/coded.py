@@ -62,7 +62,7 @@ class Coded:
     in_planes: bool = False
     """Made by `of_planes`, whose blocks have `PLANES_BLOCK` columns."""
     table: torch.Tensor | None = None
-    """int8 [16]: the number that each code of int4 stands for, where that is none less its zero."""
+    """[16]: the number that each code of int4 stands for, where that is none less its zero."""
     quantizes_inputs: bool = False
     """The model was made for inputs of FP8, too: products of many rows may take them so."""
 

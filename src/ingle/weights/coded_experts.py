@@ -11,7 +11,7 @@ import torch
 from ingle.errors import ModelError
 from ingle.kernels.coded import PLANES_BLOCK, Coded
 from ingle.weights import gguf_coded
-from ingle.weights.coded_part import kind_of
+from ingle.weights.coded_part import in_planes, kind_of, suits_planes
 from ingle.weights.experts import CodedExperts
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import ExpertNames, StoredRows, WeightSource, check_sizes
@@ -96,29 +96,10 @@ def _joined(role: _Role, stored: Sequence[Groups], device: torch.device) -> Code
                 f"{name} is quantized otherwise than {role.names[0]}: on a GPU experts of a layer have to be alike",
                 alternative=_ALTERNATIVE,
             )
-    size = first.group_size
-    if first.num_columns % PLANES_BLOCK or (size % PLANES_BLOCK and size < first.num_columns):
+    if not suits_planes(first):
         raise ModelError(
-            f"{role.names[0]} has {first.num_columns} inputs in groups of {size}: on a GPU experts' have to be "
-            f"multiples of {PLANES_BLOCK}",
+            f"{role.names[0]} has {first.num_columns} inputs in groups of {first.group_size}: on a GPU those of "
+            f"experts have to be multiples of {PLANES_BLOCK}",
             alternative=_ALTERNATIVE,
         )
-
-    def joined(tensors: Sequence[np.ndarray | None]) -> torch.Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.from_numpy(np.concatenate(there)).to(device) if there else None
-
-    codes, scales = joined([groups.codes for groups in stored]), joined([groups.scales for groups in stored])
-    assert codes is not None and scales is not None
-    if first.kind == "int4":
-        codes = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1)
-    order = joined([None if groups.order is None else groups.order[None] for groups in stored])
-    return Coded.of_planes(
-        first.kind,
-        codes,
-        scales.half() if all(groups.half_scales for groups in stored) else scales,
-        size,
-        zeros=joined([groups.zeros for groups in stored]),
-        order=None if order is None else order.long(),
-        padded_from=first.padded_from,
-    )
+    return in_planes(stored, device, orders=True)

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.compiler import CompiledKernel
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl, warps_at_once
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
@@ -26,6 +27,10 @@ from ingle.kernels.options import Activation
 MAX_ROWS = 2
 CHUNK = 32
 """Columns that a thread has of a row."""
+_FEW_WARPS = 8
+"""Of an SM, before it is known how many registers a kernel takes."""
+_warps_at_once: dict[tuple[object, ...], int] = {}
+"""Of each kernel that has run, for all SMs."""
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
 
@@ -44,7 +49,7 @@ class Tiling(NamedTuple):
     num_warps: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_programs"])
 def _coded_vector_kernel(
     x_ptr, norm_ptr, matrix, table_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     parts_ptr, arrived_ptr, num_programs, out_stride, eps, v_offset, page_stride, token_stride, head_stride,
@@ -75,6 +80,10 @@ def _coded_vector_kernel(
         matrix, _outs(program, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW, HIGH, GROUP,
         GROUPS, SPAN, ZEROS,
     )  # fmt: skip
+    coming = _load(
+        matrix, _outs(program + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
+        HIGH, GROUP, GROUPS, SPAN, ZEROS,
+    )  # fmt: skip
     if PDL:
         await_previous()
     inputs = ()
@@ -86,10 +95,11 @@ def _coded_vector_kernel(
     for tile in range(program, NUM_TILES, num_programs):
         outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
         words, steps = loaded
-        # The next weights are on their way while these are multiplied.
-        loaded = _load(
-            matrix, _outs(tile + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
-            HIGH, GROUP, GROUPS, SPAN, ZEROS,
+        # The weights of the next two tiles are on their way while these are multiplied.
+        loaded = coming
+        coming = _load(
+            matrix, _outs(tile + 2 * num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT,
+            LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS,
         )  # fmt: skip
         quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
         for row in tl.static_range(ROWS):
@@ -458,7 +468,8 @@ def fits(x: torch.Tensor, coded: Coded) -> bool:
     apart, size, columns = _apart(coded), coded.group_size, coded.num_columns
     in_groups = size % CHUNK == 0 or (size == 16 and apart == 16) or coded.scales.shape[1] == 1
     in_pairs = coded.minima is None or coded.pairs is not None
-    by_chunks = in_pairs and columns % CHUNK == 0 and apart % 16 == 0 and coded.kind != "fp8" and in_groups
+    of_bytes = coded.kind != "fp8" and (coded.table is None or coded.table.dtype == torch.int8)
+    by_chunks = columns % CHUNK == 0 and apart % 16 == 0 and in_groups and in_pairs and of_bytes
     return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and by_chunks
 
 
@@ -472,31 +483,19 @@ def _apart(coded: Coded) -> int:
     return coded.half if coded.kind == "int4" else 16
 
 
-def tiling(coded: Coded, num_sms: int, *, paired: bool, whole: bool) -> Tiling:
-    """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones."""
-    count = coded.num_columns // CHUNK
+def tiling(coded: Coded, at_once: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
+    """For `at_once` warps on the whole device. A thread has two chunks; rows beyond 8,192 columns are split, unless a
+    norm is that of `whole` ones."""
+    count, words = coded.num_columns // CHUNK, sum(BITS[coded.kind])
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
-    return tiling_by(coded, num_sms, 2 if paired else 4, chunks, num_splits, num_warps, 12, paired=paired)
-
-
-def tiling_by(
-    coded: Coded,
-    num_sms: int,
-    outs: int,
-    chunks: int,
-    num_splits: int,
-    num_warps: int,
-    warps_a_sm: int,
-    *,
-    paired: bool,
-) -> Tiling:
-    """With as many programs as an SM has at once, and all of them as many tiles, or one less."""
-    num_tiles = triton.cdiv(coded.num_rows, outs * (1 + paired))
-    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
-    return Tiling(outs, chunks, num_splits, num_programs, num_warps)
+    lines = 4 if words <= 5 and num_rows == 1 else 2  # of which three tiles are in registers
+    num_tiles = triton.cdiv(coded.num_rows, lines)
+    # All programs have as many tiles, or one less.
+    most = max(at_once // num_warps // num_splits, 1)
+    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, most))
+    return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -556,8 +555,16 @@ def _run(
     rotation: Rotation | None = None,
     first_head: int = 0,
 ) -> None:
-    shape = tiling(coded, num_sms(x.device), paired=epilogue != _ADD, whole=epilogue != _ADD or norm is not None)
-    run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
+    alone = epilogue != _ADD
+    form = (coded.kind, coded.num_rows, coded.num_columns, coded.group_size, coded.has_minima, coded.zeros is not None)
+    around = (x.device, x.dtype, len(x), epilogue, norm is None, bias is None, residual is None)
+    at_once = _warps_at_once.get((*form, *around), _FEW_WARPS * num_sms(x.device))
+    shape = tiling(coded, at_once, len(x), paired=alone, whole=alone or norm is not None)
+    compiled = run_by(
+        shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head
+    )
+    if compiled is not None:  # Triton's interpreter has none
+        _warps_at_once[(*form, *around)] = warps_at_once(x.device, compiled.n_regs)
 
 
 def run_by(
@@ -572,14 +579,14 @@ def run_by(
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
     first_head: int = 0,
-) -> None:
+) -> CompiledKernel | None:
     early = pdl(x.device)
     low, high = BITS[coded.kind]
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     parts = x
     if shape.num_splits > 1:
         parts = torch.empty(shape.num_splits * len(x) * coded.num_rows, dtype=torch.float32, device=x.device)
-    _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
+    compiled: CompiledKernel | None = _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
         x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
         parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps,
@@ -596,6 +603,7 @@ def run_by(
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
     )  # fmt: skip
+    return compiled
 
 
 def _bits_of_pairs(coded: Coded) -> int:

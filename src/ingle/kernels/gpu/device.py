@@ -36,6 +36,13 @@ def num_sms(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def warps_at_once(device: torch.device, registers: int) -> int:
+    """That the whole device runs of a kernel whose threads have so many registers, for the sake of these alone."""
+    by_warp = 32 * 8 * triton.cdiv(registers, 8)
+    held = int(torch.cuda.get_device_properties(device).regs_per_multiprocessor)
+    return min(held // by_warp, 64) * num_sms(device)
+
+
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes that the programs which an SM runs side by side have between them."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ingle.kernels import gpu, reference
-from ingle.kernels.coded import Coded
+from ingle.kernels.coded import Coded, CodedKind
 from ingle.weights.gguf_coded import coded_of
 from ingle.weights.source import StoredRows
 from tests.kernels.fused import DEVICE, ON_GPU
@@ -17,14 +17,14 @@ DTYPE = torch.bfloat16 if ON_GPU else torch.float16
 HIDDEN, INNER, EXPERTS = 256, 32, 3
 
 
-def folder(kind: str, num_rows: int, num_columns: int, *, zeros: bool = False, order: bool = False) -> Coded:
+def folder(kind: CodedKind, num_rows: int, num_columns: int, *, zeros: bool = False, order: bool = False) -> Coded:
     largest = 16 if kind == "int4" else 100
     codes = torch.randint(0, largest, (num_rows, num_columns), dtype=torch.uint8, device=DEVICE)
     groups = num_columns // 32
     scales = (torch.rand(num_rows, groups, device=DEVICE) + 0.5) / largest / 16
     some = torch.randint(0, largest, (num_rows, groups), dtype=torch.uint8, device=DEVICE) if zeros else None
     orders = torch.stack([torch.randperm(num_columns, device=DEVICE) for _ in range(EXPERTS)]) if order else None
-    return Coded.of_planes(kind, codes, scales.half(), 32, zeros=some, order=orders)  # type: ignore[arg-type]
+    return Coded(kind, codes, scales.half(), some, 32, 1, orders).into_planes()
 
 
 def blocks(kind: str, num_rows: int, num_columns: int) -> Coded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -17,7 +17,7 @@ MIDDLE = {"int2": 1, "int3": 4, "int4": 8, "int5": 16, "int6": 32, "int8": 128}
 _BLOCK = 128
 """Columns whose codes of 4 bits lie in neighbouring bytes, at most."""
 PLANES_BLOCK = 32
-"""Columns whose codes lie in neighbouring bytes, of kinds that `Coded.of_planes` packs."""
+"""Columns whose codes lie in neighbouring bytes, of codes that `Coded.into_planes` packs."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Coded:
     """uint8 [O, I / 8 or I / 4]: the bits of codes above those in `codes`, packed as those are: of a block of
     `PLANES_BLOCK` columns a byte has every 4th code's bit, or every 8th's two."""
     in_planes: bool = False
-    """Made by `of_planes`, whose blocks have `PLANES_BLOCK` columns."""
+    """Made by `into_planes`, whose blocks have `PLANES_BLOCK` columns."""
     table: torch.Tensor | None = None
     """[16]: the number that each code of int4 stands for, where that is none less its zero."""
     quantizes_inputs: bool = False
@@ -78,7 +78,7 @@ class Coded:
         *,
         padded_from: int | None = None,
         quantizes_inputs: bool = False,
-        **steps: Any,
+        table: torch.Tensor | None = None,
     ) -> Coded:
         """With the codes as `ingle.weights.quantized.groups.Groups` has them: of int4, neighbours share a byte."""
         num_columns = codes.shape[1] * (2 if kind == "int4" else 1)
@@ -87,29 +87,29 @@ class Coded:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
         size = min(group_size, num_columns)
-        half, inputs = max(half, 1), padded_from
-        return cls(kind, codes, scales, zeros, size, half, order, inputs, quantizes_inputs=quantizes_inputs, **steps)
+        columns = kind, codes, scales, zeros, size, max(half, 1), order, padded_from
+        return cls(*columns, table=table, quantizes_inputs=quantizes_inputs)
 
-    @classmethod
-    def of_planes(
-        cls, kind: CodedKind, codes: torch.Tensor, scales: torch.Tensor, group_size: int, **more: Any
-    ) -> Coded:
-        """With codes each in a byte of its own, [O, I]: rows are whole blocks."""
-        low, high = BITS[kind]
-        if (minima := more.get("minima")) is not None:
-            scales, more["minima"], more["pairs"] = _paired(scales, minima)
-        if (lows := more.get("minimum_factors")) is not None:
-            more["factors"], more["minimum_factors"], more["factor_pairs"] = _paired(more["factors"], lows)
-        return cls(
-            kind,
-            codes if low == 8 else _plane(codes & (1 << low) - 1, low),
-            scales,
-            more.pop("zeros", None),
-            min(group_size, codes.shape[1]),
-            PLANES_BLOCK * low // 8,
-            high=_plane(codes >> low, high) if high else None,
+    def into_planes(self) -> Coded:
+        """The same of codes that are each in a byte of their own, [O, I]. Rows have to be whole blocks."""
+        low, high = BITS[self.kind]
+        scales, minima, pairs = _beside(self.scales, self.minima)
+        factors, lows, factor_pairs = (
+            (None, None, None) if self.factors is None else _beside(self.factors, self.minimum_factors)
+        )
+        return replace(
+            self,
+            codes=self.codes if low == 8 else _plane(self.codes & (1 << low) - 1, low),
+            scales=scales,
+            group_size=min(self.group_size, self.codes.shape[1]),
+            half=PLANES_BLOCK * low // 8,
+            factors=factors,
+            minima=minima,
+            minimum_factors=lows,
+            pairs=pairs,
+            factor_pairs=factor_pairs,
+            high=_plane(self.codes >> low, high) if high else None,
             in_planes=True,
-            **more,
         )
 
     @classmethod
@@ -207,8 +207,12 @@ class Coded:
         return wide if factors is None else wide * factors[rows].float().repeat_interleave(self.span, 1)
 
 
-def _paired(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Views of two tensors side by side, and both."""
+def _beside(
+    first: torch.Tensor, second: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Two tensors as views of one that has them side by side, and that; the first as it is where there is no other."""
+    if second is None:
+        return first, None, None
     both = torch.stack((first, second), -1)
     return both[..., 0], both[..., 1], both
 

@@ -27,6 +27,9 @@ def by_rows(coded: Coded, start: int, stop: int) -> Coded:
         factors=cut(coded.factors),
         minima=cut(coded.minima),
         minimum_factors=cut(coded.minimum_factors),
+        pairs=cut(coded.pairs),
+        factor_pairs=cut(coded.factor_pairs),
+        high=cut(coded.high),
     )
 
 
@@ -38,6 +41,8 @@ def by_columns(coded: Coded, start: int, stop: int) -> Coded:
     """
     if coded.order is not None:
         raise ValueError("columns in an order of their own are cut as they are read: Groups.columns")
+    if coded.in_planes:
+        raise ValueError("blocks are cut before they are taken apart: ingle.weights.cut")
     if not 0 <= start < stop <= coded.num_columns:
         raise ValueError(f"inputs {start} to {stop} are no range of {coded.num_columns}")
     if coded.kind == "int4" and (stop - start) % 2:
@@ -59,17 +64,20 @@ def by_columns(coded: Coded, start: int, stop: int) -> Coded:
 
     scales = cut(coded.scales, coded.factors)
     assert scales is not None
-    return Coded.of(
+    whole = Coded.of(
         coded.kind,
         _codes(coded, start, stop),
         scales,
         cut(coded.zeros, None),
         size,
+        table=coded.table,
         quantizes_inputs=coded.quantizes_inputs,
+    )
+    return replace(
+        whole,
         factors=of_wide(coded.factors),
         minima=cut(coded.minima, coded.minimum_factors),
         minimum_factors=of_wide(coded.minimum_factors),
-        table=coded.table,
     )
 
 

@@ -95,17 +95,18 @@ def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = 
     order = None if first.order is None else torch.from_numpy(first.order).to(device)
     if orders:
         order = joined([None if each.order is None else each.order[None] for each in groups])
-    return Coded.of_planes(
+    return Coded(
         first.kind,
         codes,
         scales.half() if all(each.half_scales for each in groups) else scales,
+        joined([each.zeros for each in groups]),
         first.group_size,
-        zeros=joined([each.zeros for each in groups]),
+        half=1,
         order=None if order is None else order.long(),
         padded_from=first.padded_from,
         table=None if first.table is None else torch.tensor(TABLES[first.table], device=device),
         quantizes_inputs=first.quantizes_inputs,
-    )
+    ).into_planes()
 
 
 def kind_of(groups: Groups) -> tuple[object, ...]:

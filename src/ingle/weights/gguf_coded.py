@@ -131,17 +131,19 @@ def coded_of(rows: StoredRows, device: torch.device) -> Coded:
         return None if tensor is None else tensor.reshape(num_rows, -1)
 
     codebook = CODE_TYPES[rows.type].codebook
-    return Coded.of_planes(
+    return Coded(
         kind.kind,
         _without_signs(held, kind).reshape(num_rows, -1),
         held.scales.reshape(num_rows, -1),
+        None,
         size,
+        half=1,
         factors=of_rows(held.factors),
         minima=of_rows(held.minima),
         minimum_factors=of_rows(held.minimum_factors),
         shares_bytes=kind.shares_bytes,
         table=torch.tensor(codebook, dtype=torch.int8, device=device) if kind.looks_up else None,
-    )
+    ).into_planes()
 
 
 def _without_signs(held: _Contents, kind: _Type) -> torch.Tensor:

@@ -26,7 +26,7 @@ class CodedPart:
     def of(cls, groups: Sequence[Groups], dtype: torch.dtype, device: torch.device) -> CodedPart:
         """Layers that are alike, one below the other: `kind_of` tells."""
         first = groups[0]
-        if first.table is not None and suits_planes(first):
+        if first.table is not None and device.type == "cuda" and suits_planes(first):  # whose kernels look codes up
             return cls(in_planes(groups, device), dtype)
         scales = torch.from_numpy(np.concatenate([each.scales for each in groups]))
         halves = all(each.half_scales for each in groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,24 @@ def test_experts_that_are_not_alike(tmp_path: Path, damage: str) -> None:
     ) as caught:
         engine_for(coded, cpu_kernels="torch")
     assert "\n" not in str(caught.value)
+
+
+def test_as_old_quantizers_left_it(tmp_path: Path) -> None:
+    """A file under a name of their own, beside what was there before, and a config.json that says nothing."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq"])
+    config = json.loads((coded / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "quantize_config.json").write_text(json.dumps({**settings, "quant_method": None}))
+    (coded / "model.safetensors").rename(coded / "gptq_model-4bit-32g.safetensors")
+    torch.save({}, coded / "pytorch_model.bin")
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    (coded / "pytorch_model.bin").unlink()
+    shutil.copy(coded / "gptq_model-4bit-32g.safetensors", coded / "gptq_model-8bit-32g.safetensors")
+    with pytest.raises(ModelError, match=r"holds several models \(gptq_model-4bit-32g.safetensors, gptq_model-8bit"):
+        engine_for(coded)
 
 
 def without(suffix: str) -> Callable[[Path], None]:

@@ -10,6 +10,7 @@ const SAVED_EVERY_MS = 1000;
 const owners = new WeakMap(); // of a lane, the comparison that it is of
 const runs = new Map(); // node to what stops its answer
 const kept = new Map(); // id to what has been opened
+const gone = new Set(); // ids of those that were deleted, and are not to come back by an answer that ends
 const timers = new Map();
 const unsaved = new Map(); // id to answers that the database has not whole
 const target = new EventTarget();
@@ -36,6 +37,7 @@ export function lanes(record) {
 // From now on changes of it are saved.
 export function adopt(record) {
   kept.set(record.id, record);
+  gone.delete(record.id);
   for (const lane of record.lanes ?? []) owners.set(lane, record);
   return record;
 }
@@ -64,7 +66,7 @@ export function isEmpty(record) {
 
 export function touched(conversation, { now = false } = {}) {
   const record = owner(conversation);
-  if (isEmpty(record)) return;
+  if (isEmpty(record) || gone.has(record.id)) return;
   if (now) {
     clearTimeout(timers.get(record.id));
     timers.delete(record.id);
@@ -90,6 +92,7 @@ export function flush({ leaving = false } = {}) {
 }
 
 export function forget(id) {
+  gone.add(id);
   clearTimeout(timers.get(id));
   timers.delete(id);
   const record = kept.get(id);

@@ -184,7 +184,7 @@ def test_by_keyboard_alone(browser: Browser, site: ScriptedServer) -> None:
         page.wait("!document.querySelector('dialog')")
         page.press("Control+Shift+S")
         page.wait("!document.querySelector('.with-sidebar')")
-        page.press("Control+Shift+K")
+        page.press("Control+k")
         assert page.focused() == "Search conversations"
         page.type("hao")
         page.press("Tab")

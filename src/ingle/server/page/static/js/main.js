@@ -113,11 +113,10 @@ function keyTyped(event) {
 
 const WITH_SHIFT = {
   KeyO: () => { go('#/'); view.focus(); },
-  KeyK: () => showSidebar(true),
   KeyS: () => showSidebar(!app.classList.contains('with-sidebar')),
   Semicolon: async () => announce(t((await view.copyLast?.()) ? 'copied' : 'notCopied')),
 };
-const WITH_COMMAND = { '/': showHelp, ',': () => view.settings?.() };
+const WITH_COMMAND = { '/': showHelp, k: () => showSidebar(true), ',': () => view.settings?.() };
 
 function escaped(event) {
   if (document.querySelector('dialog[open], [popover]:popover-open')) return false;

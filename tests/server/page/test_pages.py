@@ -89,7 +89,7 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, site: ScriptedServer) -> 
         page.wait("document.querySelector('.tiles dd')")
         page.click(".ways.end button")
         page.click("dialog section:last-child .button")
-        assert page.eval("localStorage.getItem('ingle.key')") is None
+        page.wait("localStorage.getItem('ingle.key') === null")
         page.forgive("401", "403")
 
 

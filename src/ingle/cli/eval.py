@@ -60,6 +60,8 @@ class Eval:
     """The model or address that judges cases of scoring judge."""
     concurrency: int = 8
     """Cases asked at once."""
+    timeout: float = 600.0
+    """Seconds that an answer may take. Then it is asked for again; after some tries the server is taken to be gone."""
     max_tokens: int = 512
     """Of an answer, where the case says nothing else."""
     temperature: float = 0.0
@@ -109,6 +111,8 @@ def _check(flags: Eval) -> None:
         if value is not None and (value < least or (most is not None and value > most)):
             bound = f"at least {least}" if value < least else f"at most {most}"
             raise ConfigError(f"--{name.replace('_', '-')} {value}: give {bound}")
+    if not flags.timeout > 0:
+        raise ConfigError(f"--timeout {flags.timeout}: give seconds")
     if not 0 <= flags.temperature <= 2:
         raise ConfigError(f"--temperature {flags.temperature}: give 0 to 2")
     if flags.resume and flags.overwrite:
@@ -161,7 +165,7 @@ class _Run:
         told = _Told(progress, name, num)
         most = self.flags.concurrency
         try:
-            with told, reached(target, self.serve, told.stage) as asked:
+            with told, reached(target, self.serve, self.flags.timeout, told.stage) as asked:
                 told.stage(name)
                 asyncio.run(ask(asked, asking=self.asking, record=self.record, concurrency=most, told=told.one))
         except EngineError as error:  # the others are asked all the same

@@ -63,22 +63,22 @@ class Asked:
 
 
 @contextlib.contextmanager
-def reached(target: Target, serve: Sequence[str], report: Callable[[str], None]) -> Iterator[Asked]:
+def reached(target: Target, serve: Sequence[str], timeout_s: float, report: Callable[[str], None]) -> Iterator[Asked]:
     """`serve` are flags of the server that is started for a model of this machine. Raises `EngineError`."""
     if target.url is not None:
-        yield _asked(target, target.url, None)
+        yield _asked(target, target.url, None, timeout_s)
         return
     with (
         tempfile.TemporaryDirectory(prefix="ingle-eval-") as folder,
         _served(target, serve, Path(folder), report) as at,
     ):
-        yield _asked(target, "http://localhost", at)
+        yield _asked(target, "http://localhost", at, timeout_s)
 
 
-def _asked(target: Target, url: str, socket: str | None) -> Asked:
+def _asked(target: Target, url: str, socket: str | None, timeout_s: float) -> Asked:
     key = os.environ.get("INGLE_API_KEY") or os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key and socket is None else {}
-    timeout = httpx.Timeout(10.0, read=None)
+    timeout = httpx.Timeout(10.0, read=timeout_s)
 
     def client() -> httpx.AsyncClient:
         transport = httpx.AsyncHTTPTransport(uds=socket, limits=httpx.Limits(max_connections=None))

@@ -44,10 +44,8 @@ def test_two_models_side_by_side(browser: Browser, site: ScriptedServer) -> None
         page.wait(DONE)
         page.reload()
         page.wait("document.querySelectorAll('.lane:nth-child(2) .message').length === 4")
-        assert (
-            page.count(".entries li") == 1
-            and page.eval("document.querySelectorAll('.lane select')[1].value") == "smol/other-model"
-        )
+        assert page.count(".entries li") == 1
+        page.wait("document.querySelectorAll('.lane select')[1].value === 'smol/other-model'")
 
 
 def test_the_status_is_drawn_live(browser: Browser, site: ScriptedServer) -> None:
@@ -91,7 +89,7 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, site: ScriptedServer) -> 
         page.wait("document.querySelector('.tiles dd')")
         page.click(".ways.end button")
         page.click("dialog section:last-child .button")
-        assert page.eval("localStorage.getItem('ingle.key')") is None
+        page.wait("localStorage.getItem('ingle.key') === null")
         page.forgive("401", "403")
 
 
@@ -148,6 +146,14 @@ def test_errors_and_a_prefix(browser: Browser, site: ScriptedServer) -> None:
         page.click(".state.bad button")
         answered(page, 2)
         page.forgive("503")
+
+
+def test_a_stream_is_read_whatever_its_pieces(browser: Browser, site: ScriptedServer) -> None:
+    told = ': keep-alive\n\ndata: {"a": "你好 😀"}\n\ndata:x\r\ndata: y\r\n\r\nevent: z\ndata: [DONE]\n\ndata: cut off'
+    with browser.page() as page:
+        begin(page, site.url)
+        for size in (1, 2, 3, 7, 1000):
+            assert page.help("events", told, size) == ['{"a": "你好 😀"}', "x\ny", "[DONE]"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 // What tests do in the page with its own modules: `helpers`, once this is evaluated.
 
 globalThis.prepared = (async () => {
-  const { Growing } = await import(document.querySelector('script[type=module]').src.replace('main.js', 'markdown.js'));
+  const main = document.querySelector('script[type=module]').src;
+  const { Growing } = await import(main.replace('main.js', 'markdown.js'));
+  const { events: stream } = await import(main.replace('main.js', 'events.js'));
 
   // An element in which a text has grown, piece by piece.
   const drawn = (...texts) => {
@@ -24,6 +26,21 @@ globalThis.prepared = (async () => {
     links: (text) => Array.from(drawn(text).querySelectorAll('a'), (link) => link.href),
     code: (text) => drawn(text).querySelector('code').textContent,
     dangers: (text) => drawn(text).querySelectorAll('math, [onclick]').length,
+
+    // What comes of a stream in pieces of so many bytes.
+    async events(text, size) {
+      const bytes = new TextEncoder().encode(text);
+      const pieces = Array.from({ length: Math.ceil(bytes.length / size) }, (_, at) => bytes.slice(at * size, (at + 1) * size));
+      const found = [];
+      const body = new ReadableStream({
+        start(to) {
+          pieces.forEach((piece) => to.enqueue(piece));
+          to.close();
+        },
+      });
+      for await (const data of stream(body)) found.push(data);
+      return found;
+    },
 
     // In pieces of seven characters, and as a whole.
     twice(text) {

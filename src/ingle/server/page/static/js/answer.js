@@ -3,6 +3,8 @@
 import { ApiError, ask } from './api.js';
 import { events } from './events.js';
 
+const SHORTEST_S = 0.02; // of a time that a speed is told of: what comes at once says nothing of it
+
 export function emptyAnswer() {
   return { content: '', reasoning: '', calls: [], finish: null, error: null, progress: null, stats: {} };
 }
@@ -92,7 +94,7 @@ class Clock {
     if (says) this.last = now;
     const decoded = (stats.tokens ?? 0) - this.tokensAtFirst;
     const took = (this.last ?? 0) - (stats.ttft_s ?? 0);
-    if (says && decoded > 0 && took > 0) stats.perSecond = decoded / took;
+    if (says && decoded > 0 && took > SHORTEST_S) stats.perSecond = decoded / took;
   }
 
   stop() {

@@ -55,7 +55,7 @@ export async function askJson(path, options) {
 
 async function fetched(url, options) {
   try {
-    return await fetch(url, { ...options, cache: 'no-store', credentials: 'omit', redirect: 'error' });
+    return await fetch(url, { ...options, cache: 'no-store', redirect: 'error' });
   } catch (error) {
     if (options.signal?.aborted) throw error;
     throw new ApiError('', { code: 'unreachable' });

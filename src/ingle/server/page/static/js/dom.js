@@ -8,7 +8,7 @@ export function h(tag, properties = {}, ...children) {
     else if (name === 'value' || name === 'checked' || name === 'indeterminate') element[name] = value;
     else element.setAttribute(name === 'className' ? 'class' : name, value === true ? '' : value);
   }
-  element.append(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false));
   return element;
 }
 

@@ -113,11 +113,10 @@ function keyTyped(event) {
 
 const WITH_SHIFT = {
   KeyO: () => { go('#/'); view.focus(); },
-  KeyK: () => showSidebar(true),
   KeyS: () => showSidebar(!app.classList.contains('with-sidebar')),
   Semicolon: async () => announce(t((await view.copyLast?.()) ? 'copied' : 'notCopied')),
 };
-const WITH_COMMAND = { '/': showHelp, ',': () => view.settings?.() };
+const WITH_COMMAND = { '/': showHelp, k: () => showSidebar(true), ',': () => view.settings?.() };
 
 function escaped(event) {
   if (document.querySelector('dialog[open], [popover]:popover-open')) return false;
@@ -152,8 +151,10 @@ chats.on('ended', readOut);
 chats.on('running', (conversation) => { if (chats.isRunning(conversation)) announce(t('answers')); });
 addEventListener('hashchange', show);
 addEventListener('keydown', keyTyped);
-addEventListener('pagehide', () => chats.flush({ leaving: true }));
+addEventListener('pagehide', chats.leave);
+addEventListener('pageshow', ({ persisted }) => { if (persisted) chats.rescue({ slept: true }); });
 document.addEventListener('visibilitychange', () => { if (document.hidden) chats.flush(); });
 if (!narrow.matches && read('sidebar', true)) app.classList.add('with-sidebar');
+await chats.rescue();
 await mount();
 findModels();

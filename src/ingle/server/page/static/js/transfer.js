@@ -59,7 +59,7 @@ function node(given, id, parent) {
 
 function settings(given) {
   const known = Object.entries(given ?? {}).filter(([name, value]) =>
-    (name in NUMBERS && Number.isFinite(value)) || (TEXTS.includes(name) && typeof value === 'string'));
+    (Object.hasOwn(NUMBERS, name) && Number.isFinite(value)) || (TEXTS.includes(name) && typeof value === 'string'));
   return Object.fromEntries(known);
 }
 

@@ -11,7 +11,7 @@ export const SHORTCUTS = [
   ['↑', 'key_editLast'],
   ['Shift Esc', 'key_write'],
   [`${COMMAND} Shift O`, 'key_new'],
-  [`${COMMAND} Shift K`, 'key_search'],
+  [`${COMMAND} K`, 'key_search'],
   [`${COMMAND} Shift S`, 'key_sidebar'],
   [`${COMMAND} Shift ;`, 'key_copy'],
   [`${COMMAND} ,`, 'key_settings'],

@@ -57,6 +57,13 @@ export class MessageView {
     this.showState(running);
   }
 
+  // After messages came or went around it. Who writes in it is left alone, and so is a button that has the focus.
+  refresh() {
+    if (this.body.querySelector('.editor')) return;
+    if (!this.foot.contains(document.activeElement)) this.drawFoot();
+    if (this.node.role === 'assistant' && !this.node.running) this.showCalls(false);
+  }
+
   // Draws the foot too, once the answer is whole.
   ended() {
     this.update();
@@ -94,7 +101,9 @@ export class MessageView {
     const answered = Object.values(this.conversation.nodes).some((each) => each.parent === node.id);
     const asks = !running && !answered && !node.error;
     if (asks && !this.results) this.body.append(this.results = this.resultForm());
-    else if (!asks) this.results?.remove();
+    if (asks) return;
+    this.results?.remove();
+    this.results = null;
   }
 
   resultForm() {

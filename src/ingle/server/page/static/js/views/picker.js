@@ -20,7 +20,7 @@ export function picker(conversation, { label = t('model'), common = true } = {})
     if (names.length && !names.includes(settings.model)) settings.model = names[0];
     select.disabled = !names.length;
     select.replaceChildren(...(names.length ? names : [t(`models_${models.state}`)]).map((name) => h('option', { value: name }, name)));
-    select.value = settings.model;
+    if (names.length) select.value = settings.model;
   };
   const button = iconButton('sliders', t('settings'), () => showSettings(conversation, keep), { 'aria-haspopup': 'dialog' });
   const stop = onModels(draw);

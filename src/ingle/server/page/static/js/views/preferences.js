@@ -51,7 +51,7 @@ function choice(name, options, current, choose) {
 }
 
 function usage() {
-  const line = h('p', { class: 'quiet' });
+  const line = h('p', { class: 'quiet used' });
   store.used().then((used) => { if (used) line.textContent = t('used', { used: bytes(used.usage), quota: bytes(used.quota) }); });
   return line;
 }

@@ -27,14 +27,17 @@ export class Sidebar {
         h('a', { href: new URL('docs', BASE).href, class: 'way', target: '_blank', rel: 'noopener' }, icon('book'), h('span', {}, t('apiDocs'))),
         h('button', { type: 'button', class: 'way', onclick: preferences, 'aria-haspopup': 'dialog' }, icon('gear'), h('span', {}, t('preferences'))),
         h('button', { type: 'button', class: 'way', onclick: help, 'aria-haspopup': 'dialog' }, icon('keys'), h('span', {}, t('shortcuts')))));
+    this.entries.addEventListener('toggle', (event) => { if (event.newState === 'closed' && this.isStale) this.renew(); }, true);
     this.heard = [chats.on('list', () => this.renew())];
     this.list = [];
     this.renew();
   }
 
+  // Not below the hands of somebody who has a menu open, or writes a title.
   async renew() {
     this.list = await store.list();
-    this.draw();
+    this.isStale = Boolean(this.entries.querySelector(':popover-open, .rename'));
+    if (!this.isStale) this.draw();
   }
 
   draw() {
@@ -73,7 +76,9 @@ export class Sidebar {
     const end = async (keep) => {
       if (over) return;
       over = true;
-      if (keep && field.value.trim()) await this.retitle(entry.id, field.value.trim());
+      const title = field.value.trim();
+      field.remove();
+      if (keep && title) await this.retitle(entry.id, title);
       this.renew();
     };
     field.addEventListener('keydown', (event) => {

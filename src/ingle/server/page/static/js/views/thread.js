@@ -54,7 +54,7 @@ export class Thread {
     shown.forEach((node, at) => {
       const view = this.views.get(node.id) ?? this.made(node);
       if (this.column.children[at] !== view.element) this.column.insertBefore(view.element, this.column.children[at] ?? null);
-      if (!view.element.contains(document.activeElement)) view.drawFoot();
+      view.refresh();
     });
     if (jump) this.follow();
   }

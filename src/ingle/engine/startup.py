@@ -170,7 +170,10 @@ class OpenModel:
 class Numerics:
     """What is stored, held and computed in which type, by name."""
 
+    dtype: str
+    """Of activations, a key of `ITEMSIZES`; where others are computed with, of keys and values that are no codes."""
     kv_dtype: str
+    """Of cached keys and values, as `ingle.kv.KvSpec` has it."""
     product_dtype: str
     """The coarsest type to which factors of matrix products may be rounded."""
     float_itemsize: int
@@ -182,9 +185,9 @@ class Numerics:
     notices: tuple[str, ...] = ()
 
     @classmethod
-    def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
+    def of_floats(cls, dtype: str, kv_dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
         """All in one type, a key of `ITEMSIZES`, but for codes with scales."""
-        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
+        return cls(dtype, kv_dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
 
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,10 @@ from ingle.kv import KvSpec
 
 if TYPE_CHECKING:
     from ingle.step import Chunk
+
+
+CODE_TYPES = {"int8": torch.int8, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+"""Of each of `ingle.kv.CODES`, as PyTorch has it."""
 
 
 def query_block(dim: int) -> int:
@@ -101,9 +106,25 @@ class KvCache:
 
     spec: KvSpec
     pages: torch.Tensor
-    """[places, sides, num_pages, page_size, heads, dim]"""
+    """[places, sides, num_pages, page_size, heads, dim]. Of codes, numbers i and i + dim / 2 lie side by side: they are
+    read as one number of 16 bits, whose halves lie in two tiles of columns."""
+    scales: torch.Tensor | None
+    """float32 [places, sides, num_pages, heads, page_size], what codes are multiplied by."""
+    raw: torch.Tensor
+    """uint8 [places, sides, num_pages, bytes], zeros at first: what both are views of."""
 
-    def of_layer(self, layer: int, batch: Batch) -> tuple[torch.Tensor, Batch]:
-        """A layer's part, [sides, num_pages, page_size, heads, dim], and the step as this layer sees it."""
+    @classmethod
+    def over(cls, spec: KvSpec, raw: torch.Tensor, page_size: int) -> KvCache:
+        """In the zeros `raw`, [places, sides, num_pages, spec.side_bytes(page_size)]."""
+        shape = (page_size, spec.heads, spec.dim)
+        if not spec.is_coded:
+            return cls(spec, raw.view(getattr(torch, spec.dtype)).unflatten(-1, shape), None, raw)
+        num_codes = math.prod(shape)
+        pages = raw[..., :num_codes].view(CODE_TYPES[spec.dtype]).unflatten(-1, shape)
+        scales = raw[..., num_codes:].view(torch.float32).unflatten(-1, (spec.heads, page_size))
+        return cls(spec, pages, scales, raw)
+
+    def of_layer(self, layer: int, batch: Batch) -> tuple[torch.Tensor, Batch, torch.Tensor | None]:
+        """A layer's part, [sides, num_pages, page_size, heads, dim], the step as this layer sees it, and its scales."""
         group, place = self.spec.located[layer]
-        return self.pages[place], batch.of_group(group)
+        return self.pages[place], batch.of_group(group), None if self.scales is None else self.scales[place]

@@ -12,7 +12,7 @@ from ingle.description import Offer
 from ingle.engine import native_build
 from ingle.engine.startup import Numerics, dtype_on_gpu
 from ingle.errors import ConfigError
-from ingle.kv import ITEMSIZES, KvSpec
+from ingle.kv import ITEMSIZES, KvSpec, cache_dtype
 from ingle.plan.fit import Case, Fit, fit, least_gpus
 from ingle.plan.formats import Held, in_codes
 from ingle.plan.layout import MAX_TENSOR_PARALLEL, Layout, tensor_parallel_refusal, tensor_parallel_sizes
@@ -126,12 +126,12 @@ def _on_gpu(outline: Outline, config: EngineConfig, machine: Machine) -> Numeric
     # Scales of packed codes are of float16, and so are products with them.
     stored = "float16" if outline.quantization is not None and outline.torch_dtype is None else outline.torch_dtype
     dtype, notices = dtype_on_gpu(config.weights.dtype, stored, computes_bfloat16=gpu is None or gpu.computes_bfloat16)
-    return Numerics.of_floats(dtype, "", notices)
+    return Numerics.of_floats(dtype, cache_dtype(config.cache.kv_cache_dtype, dtype), "", notices)
 
 
 def _held(outline: Outline, numerics: Numerics, bits: int | None) -> Held:
     """How the engine holds the weights, or would."""
-    floats = ITEMSIZES[numerics.kv_dtype]
+    floats = ITEMSIZES[numerics.dtype]
     quantized = outline.quantization
     if bits is not None:
         return in_codes(bits, floats, _QUANTIZES_NOT)
@@ -149,15 +149,15 @@ def _held(outline: Outline, numerics: Numerics, bits: int | None) -> Held:
 
 def _type_name(numerics: Numerics) -> str:
     is_native = not numerics.kept_types.isdisjoint(CODE_TYPES)
-    return {4: "float32", 2: "bfloat16"}[numerics.float_itemsize] if is_native else numerics.kv_dtype
+    return {4: "float32", 2: "bfloat16"}[numerics.float_itemsize] if is_native else numerics.dtype
 
 
 def _formats(outline: Outline, held: tuple[Held, ...], numerics: Numerics) -> Iterator[Format]:
     if outline.stored_bytes is not None:
         yield Format(f"in its files ({outline.files})", outline.stored_bytes, None)
-    floats = ITEMSIZES[numerics.kv_dtype]
+    floats = ITEMSIZES[numerics.dtype]
     quantized = outline.quantization is not None
-    ways = [*held, *([Held(numerics.kv_dtype, floats, floats)] if quantized or outline.is_gguf else [])]
+    ways = [*held, *([Held(numerics.dtype, floats, floats)] if quantized or outline.is_gguf else [])]
     ways += [in_codes(bits, floats, _QUANTIZES_NOT) for bits in (8, 4) if not quantized]
     seen = set()
     for way in ways:
@@ -186,7 +186,7 @@ def _layouts(case: Case, machine: Machine) -> Iterator[Layout]:
 
 
 def _least(case: Case, machine: Machine, numerics: Numerics) -> Iterator[Least]:
-    floats = ITEMSIZES[numerics.kv_dtype]
+    floats = ITEMSIZES[numerics.dtype]
     for held in (case.held, *(in_codes(bits, floats, _QUANTIZES_NOT) for bits in (8, 4))):
         if held is not case.held and case.held.matrix_bytes <= held.matrix_bytes:
             continue

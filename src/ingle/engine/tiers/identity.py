@@ -34,7 +34,7 @@ def identity(config: EngineConfig, opened: OpenModel, numerics: Numerics, loaded
         sys.byteorder,
         "gpu" if loaded.facts.on_gpu else "cpu",
         repr((kv, limits.page_size)),
-        repr((numerics.kv_dtype, numerics.product_dtype, sorted(numerics.kept_types), numerics.float_itemsize)),
+        repr((numerics.dtype, numerics.kv_dtype, numerics.product_dtype, sorted(numerics.kept_types), numerics.float_itemsize)),
         json.dumps(opened.files.hf_config, sort_keys=True, default=repr),
         repr(opened.decoder),
         _length(opened, limits.max_model_len),

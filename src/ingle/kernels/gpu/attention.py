@@ -1,6 +1,6 @@
 """Paged attention as Triton kernels: split decode attention and ragged prefill attention, both over the same pages.
 
-The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
+Keys and values are floats, or codes with scales (`kv_codes`). The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
 over programs, whose partial results the last to arrive joins (https://pytorch.org/blog/flash-decoding). The heads
 that share a key head are handled together, so that keys and values are read once.
 """
@@ -15,7 +15,10 @@ import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
-from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
+from ingle.kernels.gpu.kv_codes import (
+    add_values, kind_of, load_halves, no_sums, none_where, over, products, scales, store_halves, words
+)  # fmt: skip
+from ingle.kernels.gpu.shares import join_if_last, leave_sum, share_decodes
 from ingle.kernels.options import AttentionOptions
 
 _MIN_DOT = 16
@@ -31,7 +34,13 @@ _LOWEST = tl.constexpr(-1e20)
 """What a prompt's highest score starts from: a number, for a query may see none of the first block's keys."""
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: Batch,
+    options: AttentionOptions,
+    kv_scales: torch.Tensor | None = None,
+) -> torch.Tensor:
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
@@ -39,9 +48,9 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
     if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
         work = batch.decode_work[options.window] = _share_decodes(q, kv_cache, batch, options.window)
     if batch.num_blocks:
-        _prefill(q, kv_cache, batch, options, out)
+        _prefill(q, kv_cache, kv_scales, batch, options, out)
     if work is not None:
-        _decode(q, kv_cache, batch, work, options, out, is_old=is_old)
+        _decode(q, kv_cache, kv_scales, batch, work, options, out, is_old=is_old)
     return out
 
 
@@ -85,13 +94,16 @@ def _capped(scores, cap):
 @triton.jit
 def _decode_kernel(
     q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, arrived_ptr, parts_ptr,
-    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride,
+    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride, scales,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr, BESIDE: tl.constexpr,
-    COMPILED: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr,
+    BESIDE: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A program walks through its share of all sequences' keys, which may begin and end amid a sequence."""
+    """A program walks through its share of all sequences' keys, which may begin and end amid a sequence.
+
+    Columns of keys and values in codes are the two halves of a head's; `scales`: what `kv_codes.scales` gives.
+    """
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(0)
     program = tl.program_id(1)
@@ -117,11 +129,14 @@ def _decode_kernel(
     end = ((program + 1) * num_iterations // num_programs).to(tl.int32)
     rows = tl.arange(0, HEAD_BLOCK)
     dims = tl.arange(0, DIM_BLOCK)
-    in_head = dims < HEAD_DIM
+    WIDTH: tl.constexpr = HEAD_DIM // 2 if KIND else HEAD_DIM
+    in_head = dims < WIDTH
     in_group = rows < GROUP
     mask = in_group[:, None] & in_head[None, :]
     heads = kv_head * GROUP + rows
     own_ptr = kv_ptr + kv_head * head_stride
+    scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+    key_scales, value_scales = 0.0, 0.0
     keys = tl.arange(0, KEYS)
     page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
     # Of the sequence that it begins in, and that it is in: the iteration of all which reads its first keys; and how
@@ -136,41 +151,46 @@ def _decode_kernel(
         await_previous()
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
-    acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
+    acc = no_sums(HEAD_BLOCK, DIM_BLOCK, KIND)
     for iteration in range(begin, end):
         place = (page.to(tl.int64) * page_stride + ((key + keys) % PAGE_SIZE) * token_stride)[:, None] + dims[None, :]
         kv_mask = (key + keys < length)[:, None] & in_head[None, :]
-        k = tl.load(own_ptr + place, mask=kv_mask, other=0.0)
-        v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0.0)
-        q = tl.load(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        k = tl.load(own_ptr + place, mask=kv_mask, other=0)
+        v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0)
+        if KIND:
+            scale_ptr = scales_ptr + kv_head * scale_head_stride + page.to(tl.int64) * scale_page_stride
+            scale_ptr += (key + keys) % PAGE_SIZE
+            key_scales = tl.load(scale_ptr, mask=key + keys < length, other=0.0)
+            value_scales = tl.load(scale_ptr + value_scales_at, mask=key + keys < length, other=0.0)
+        q = load_halves(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask, WIDTH, KIND)
+        scores = products(q, k, key_scales, KIND, PRECISION, COMPILED) * scale
         if CAPPED:
             scores = _capped(scores, cap)
         scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
         shrink = tl.exp2(best - new_best)
-        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        acc = add_values(acc, shrink, weights, v, value_scales, q[0].dtype, KIND, PRECISION, COMPILED)
         total = total * shrink + tl.sum(weights, 1)
         ends = key + KEYS >= length
         if ends | (iteration == end - 1):
-            result = acc / total[:, None]
+            result = over(acc, total, KIND)
             if ends & from_start:
                 row = seq * NUM_HEADS + heads
-                value = result.to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], value, mask=mask)
+                store_halves(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], result, mask, WIDTH, KIND)
             else:  # a program leaves two parts at most: a sequence's later keys, then another's first ones
-                num_before = leave_part(
-                    result, new_best + tl.log2(total), (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads,
-                    parts_ptr, sums_ptr, arrived_ptr + seq * NUM_KV_HEADS + kv_head, in_group, dims, mask,
-                    HEAD_DIM, COMPILED,
+                part = (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads
+                store_halves(parts_ptr + part[:, None] * HEAD_DIM + dims[None, :], result, mask, WIDTH, KIND)
+                num_before = leave_sum(
+                    new_best + tl.log2(total), part, sums_ptr, arrived_ptr + seq * NUM_KV_HEADS + kv_head, in_group,
+                    COMPILED,
                 )  # fmt: skip
                 first_arrived = tl.where(from_start, first_arrived, num_before)
                 arrived = tl.where(from_start, num_before, arrived)
         # Nothing of a sequence may reach the next one, and 0 times its NaN would.
         best = tl.where(ends, float("-inf"), new_best)
         total = tl.where(ends, 0.0, total)
-        acc = tl.where(ends, 0.0, acc)
+        acc = none_where(ends, acc, KIND)
         if ends & (iteration < end - 1):  # the next sequence has keys, too: those without come last
             seq += 1
             seq_begin = iteration + 1
@@ -184,18 +204,21 @@ def _decode_kernel(
         page = tl.load(
             page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0
         )
+    all_dims = tl.arange(0, 2 * DIM_BLOCK if KIND else DIM_BLOCK)
+    all_mask = in_group[:, None] & (all_dims < HEAD_DIM)[None, :]
     for is_last in tl.static_range(2):
         join_if_last(
             first_arrived if not is_last else arrived, first_seq if not is_last else seq,
             first_begin if not is_last else seq_begin, first_length if not is_last else length,
-            arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, dims,
-            mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW,
+            arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, all_dims,
+            all_mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, 2 * DIM_BLOCK if KIND else DIM_BLOCK, KEYS, WINDOW,
         )  # fmt: skip
 
 
 def _decode(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
+    kv_scales: torch.Tensor | None,
     batch: Batch,
     work: DecodeWork,
     options: AttentionOptions,
@@ -213,16 +236,16 @@ def _decode(
     max_programs = len(work.starts)
     parts = torch.empty(2 * max_programs, num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(2 * max_programs, num_heads, dtype=torch.float32, device=q.device)
-    early = pdl(q.device)
+    early, kind, held = pdl(q.device), kind_of(kv_cache, kv_scales), words(kv_cache, kv_scales)
     beside = early and batch.num_blocks > 0
     _decode_kernel[(num_kv_heads, max_programs + beside)](
-        q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
+        q, held, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
         work.num_iterations, work.arrived, parts, sums, out,
-        *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *_kv_strides(kv_cache),
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
+        *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(held.shape[-1]),
         HEAD_BLOCK=_head_block(num_heads, num_kv_heads), PAGE_SIZE=page_size,
         KEYS=_keys_at_once(kv_cache), PRECISION=_precision(q), WINDOW=options.window or 0,
-        CAPPED=options.softcap is not None, PDL=early, OLD=is_old, BESIDE=beside, COMPILED=q.is_cuda,
+        CAPPED=options.softcap is not None, KIND=kind, PDL=early, OLD=is_old, BESIDE=beside, COMPILED=q.is_cuda,
         num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
         maxnreg=_WIDE_DECODE_REGISTERS if head_dim > 128 else None,
     )  # fmt: skip
@@ -235,19 +258,13 @@ def _scale_and_cap(options: AttentionOptions) -> tuple[float, float]:
     return 2 * options.scale / options.softcap * _LOG2_E, options.softcap * _LOG2_E
 
 
-def _kv_strides(kv_cache: torch.Tensor) -> tuple[int, int, int, int]:
-    """Elements from keys to values, and from one page, token and head to the next."""
-    values, page, token, head, _ = kv_cache.stride()
-    return values, page, token, head
-
-
 @triton.jit
 def _prefill_kernel(
     q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, starts_ptr, blocks_ptr,
-    num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride,
+    num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride, scales,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -264,14 +281,17 @@ def _prefill_kernel(
     rows = first_row + tl.arange(0, QUERIES)
     positions = length - end_row + rows
     dims = tl.arange(0, DIM_BLOCK)
-    in_head = dims < HEAD_DIM
+    WIDTH: tl.constexpr = HEAD_DIM // 2 if KIND else HEAD_DIM
+    in_head = dims < WIDTH
     mask = (rows < end_row)[:, None] & in_head[None, :]
     place = (rows[:, None] * NUM_HEADS + head) * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + place, mask=mask, other=0.0)
+    q = load_halves(q_ptr + place, mask, WIDTH, KIND)
+    scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+    scales_ptr += kv_head * scale_head_stride
     table = page_tables_ptr + tl.load(slots_ptr + seq) * table_stride
     best = tl.full([QUERIES], _LOWEST, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
+    acc = no_sums(QUERIES, DIM_BLOCK, KIND)
     first_position = length - end_row + first_row
     last_key = tl.minimum(first_position + QUERIES, length)
     # Keys before every query of the block need no causal mask.
@@ -284,31 +304,31 @@ def _prefill_kernel(
         for start in range(begin, inside, KEYS):
             acc, total, best = _attend(
                 q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
-                page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, True, PRECISION,
-                WINDOW, CAPPED,
+                page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
+                scale, cap, PAGE_SIZE, KEYS, True, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
             )  # fmt: skip
         begin = tl.maximum(begin, inside)
     for start in range(begin, full, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, False, PRECISION,
-            WINDOW, CAPPED,
+            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
+            page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
+            scale, cap, PAGE_SIZE, KEYS, False, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, True, PRECISION,
-            WINDOW, CAPPED,
+            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
+            page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
+            scale, cap, PAGE_SIZE, KEYS, True, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
         )  # fmt: skip
-    tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    store_halves(out_ptr + place, over(acc, total, KIND), mask, WIDTH, KIND)
 
 
 @triton.jit
 def _attend(
     q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
-    v_offset, page_stride, token_stride, head_offset, scale, cap,
+    v_offset, page_stride, token_stride, head_offset, scales_ptr, value_scales_at, scale_page_stride, scale, cap,
     PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
-    CAPPED: tl.constexpr,
+    CAPPED: tl.constexpr, KIND: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """One iteration of the online softmax over the KEYS keys from position `start` on, a multiple of KEYS."""
     index = tl.arange(0, KEYS)
@@ -326,8 +346,13 @@ def _attend(
         (within * token_stride)[:, None] + dims[None, :]
     )
     mask = (seen[:, None] | (not MASKED)) & in_head[None, :]
-    k = tl.load(place, mask=mask, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    k = tl.load(place, mask=mask, other=0)
+    key_scales, value_scales = 0.0, 0.0
+    if KIND:
+        scale_ptr = scales_ptr + page.to(tl.int64) * scale_page_stride + within
+        key_scales = tl.load(scale_ptr, mask=seen | (not MASKED), other=0.0)
+        value_scales = tl.load(scale_ptr + value_scales_at, mask=seen | (not MASKED), other=0.0)
+    scores = products(q, k, key_scales, KIND, PRECISION, COMPILED)
     if CAPPED:
         scores = _capped(scores * scale, cap)
     if MASKED:
@@ -339,8 +364,8 @@ def _attend(
     new_best = tl.maximum(best, tl.max(scores, 1) * factor)
     weights = tl.exp2(scores * factor - new_best[:, None])
     shrink = tl.exp2(best - new_best)
-    v = tl.load(place + v_offset, mask=mask, other=0.0)
-    acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+    v = tl.load(place + v_offset, mask=mask, other=0)
+    acc = add_values(acc, shrink, weights, v, value_scales, q[0].dtype, KIND, PRECISION, COMPILED)
     return acc, total * shrink + tl.sum(weights, 1), new_best
 
 
@@ -366,20 +391,26 @@ def _prefill_tiling(q: torch.Tensor) -> _PrefillTiling:
 
 
 def _prefill(
-    q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions, out: torch.Tensor
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    kv_scales: torch.Tensor | None,
+    batch: Batch,
+    options: AttentionOptions,
+    out: torch.Tensor,
 ) -> None:
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    early, tiling = pdl(q.device), _prefill_tiling(q)
+    early, tiling, held = pdl(q.device), _prefill_tiling(q), words(kv_cache, kv_scales)
     _prefill_kernel[(num_heads, batch.num_blocks)](
-        q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
+        q, held, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
-        *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
+        *_scale_and_cap(options), batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=_dim_block(head_dim), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
+        DIM_BLOCK=_dim_block(held.shape[-1]), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
         KEYS=tiling.keys, PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, num_warps=tiling.warps, num_stages=_PREFILL_STAGES, launch_pdl=early, maxnreg=tiling.registers,
+        KIND=kind_of(kv_cache, kv_scales), PDL=early, COMPILED=q.is_cuda,
+        num_warps=tiling.warps, num_stages=_PREFILL_STAGES, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
 
 

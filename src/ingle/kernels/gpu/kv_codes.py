@@ -1,0 +1,220 @@
+"""Keys and values in codes on a GPU: how they are made, and how tiles of them are multiplied.
+
+A head's numbers i and i + D / 2 are the halves of one word of 16 bits (`ingle.kernels.batch.KvCache`). So a tile of
+words goes the way of a tile of 16-bit floats, by the same copies and into the same registers, and only there becomes
+two tiles of columns: nothing changes places. Its numbers are float16, which has all of them exactly, whatever the type
+of activations; where that is float32, so are they.
+
+`unpack` leaves fp8_e4m3 divided by 256, for it takes the bits of a float16 whose exponents count from elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+INT8, E4M3, E5M2 = 1, 2, 3
+"""Kinds of codes; 0 are floats."""
+KINDS = {torch.int8: INT8, torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2}
+_UNPACK_INT8 = tl.constexpr("""{
+    .reg .b32 codes, less, wide; mov.b32 less, 0xE480E480; xor.b32 codes, $2, 0x80808080;
+    prmt.b32 wide, codes, 0x64646464, 0x4240; add.f16x2 $0, wide, less;
+    prmt.b32 wide, codes, 0x64646464, 0x4341; add.f16x2 $1, wide, less;
+}""")
+"""Into the low bits of 1024: 1152 and the code."""
+_UNPACK_E4M3 = tl.constexpr("""{
+    .reg .b32 shifted, bits;
+    shl.b32 bits, $2, 7; and.b32 bits, bits, 0x3F803F80; shl.b32 shifted, $2, 8;
+    lop3.b32 $0, shifted, 0x80008000, bits, 0xEA;
+    shr.b32 bits, $2, 1; and.b32 bits, bits, 0x3F803F80; lop3.b32 $1, $2, 0x80008000, bits, 0xEA;
+}""")
+_UNPACK_E5M2 = tl.constexpr("""{
+    .reg .b32 shifted; shl.b32 shifted, $2, 8;
+    and.b32 $0, shifted, 0xFF00FF00; and.b32 $1, $2, 0xFF00FF00;
+}""")
+_WEIGHT = tl.constexpr(4096.0)
+"""Of a weight of 1 for the largest value of a tile: float16 then has weights down to 1e-11."""
+
+
+def kind_of(kv_cache: torch.Tensor, kv_scales: torch.Tensor | None) -> int:
+    return 0 if kv_scales is None else KINDS[kv_cache.dtype]
+
+
+def words(kv_cache: torch.Tensor, kv_scales: torch.Tensor | None) -> torch.Tensor:
+    """The cache as kernels read and write it: floats as they are, codes two by two."""
+    return kv_cache if kv_scales is None else kv_cache.view(torch.int16)
+
+
+def scales(kv_scales: torch.Tensor | None, other: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
+    """What kernels are given of scales: where they are, and the strides from keys to values, of pages and heads."""
+    return (other, 0, 0, 0) if kv_scales is None else (kv_scales, *kv_scales.stride()[:3])
+
+
+@triton.jit
+def unpack(codes, KIND: tl.constexpr, dtype: tl.constexpr, COMPILED: tl.constexpr):
+    """The numbers in the lower and the upper half of int16 words, in float16 or float32."""
+    if COMPILED and dtype == tl.float16:
+        asm: tl.constexpr = _UNPACK_INT8 if KIND == 1 else _UNPACK_E4M3 if KIND == 2 else _UNPACK_E5M2
+        first, other = tl.inline_asm_elementwise(
+            asm, "=r,=r,r", [codes], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+        )
+    else:
+        wide = codes.to(tl.int32)
+        first, other = _number(wide & 0xFF, KIND).to(dtype), _number((wide >> 8) & 0xFF, KIND).to(dtype)
+    return first, other
+
+
+@triton.jit
+def _number(code, KIND: tl.constexpr):
+    """Of a code in an int32."""
+    if KIND == 1:
+        number = ((code ^ 0x80) - 128).to(tl.float32)
+    elif KIND == 2:
+        bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+        number = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        number = (code << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return number
+
+
+@triton.jit
+def _as_wide(x):
+    return x.to(tl.float32) if x.dtype == tl.float32 else x.to(tl.float16)
+
+
+@triton.jit
+def load_halves(ptr, mask, WIDTH: tl.constexpr, KIND: tl.constexpr):
+    """Rows of queries as `products` takes them: all columns of a mask, or those of each half of a head."""
+    if KIND:
+        rows = (
+            _as_wide(tl.load(ptr, mask=mask, other=0.0)),
+            _as_wide(tl.load(ptr + WIDTH, mask=mask, other=0.0)),
+        )
+    else:
+        rows = (tl.load(ptr, mask=mask, other=0.0),)
+    return rows
+
+
+@triton.jit
+def no_sums(ROWS: tl.constexpr, DIM_BLOCK: tl.constexpr, KIND: tl.constexpr):
+    """For `add_values` to begin with."""
+    if KIND:
+        sums = (tl.zeros([ROWS, DIM_BLOCK], tl.float32), tl.zeros([ROWS, DIM_BLOCK], tl.float32))
+    else:
+        sums = (tl.zeros([ROWS, DIM_BLOCK], tl.float32),)
+    return sums
+
+
+@triton.jit
+def products(q, k, key_scales, KIND: tl.constexpr, PRECISION: tl.constexpr, COMPILED: tl.constexpr):
+    """Of queries and a tile of keys [KEYS, columns], [rows, KEYS]."""
+    if KIND:
+        first, other = unpack(k, KIND, q[0].dtype, COMPILED)
+        scores = tl.dot(q[0], tl.trans(first), input_precision=PRECISION)
+        scores = tl.dot(q[1], tl.trans(other), scores, input_precision=PRECISION)
+        scores = scores * (key_scales * 256.0 if KIND == 2 else key_scales)[None, :]
+    else:
+        scores = tl.dot(q[0], tl.trans(k), input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def add_values(
+    sums, shrink, weights, v, value_scales, dtype: tl.constexpr,
+    KIND: tl.constexpr, PRECISION: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """sums * shrink and the values of a tile [KEYS, columns] times their weights [rows, KEYS].
+
+    A tile's sum is complete before it is added, so that numbers of few keys meet each other first, and those of
+    thousands then. `dtype`: that of `q` in `products`.
+    """
+    if KIND:
+        # Weights relative to the tile's largest value, which float16 has in any case.
+        most = tl.maximum(tl.max(value_scales, 0), 1e-30)
+        weighted = (weights * (value_scales * (_WEIGHT / most))[None, :]).to(dtype)
+        factor = most * ((256.0 if KIND == 2 else 1.0) / _WEIGHT)
+        first, other = unpack(v, KIND, dtype, COMPILED)
+        more = (
+            sums[0] * shrink[:, None] + tl.dot(weighted, first, input_precision=PRECISION) * factor,
+            sums[1] * shrink[:, None] + tl.dot(weighted, other, input_precision=PRECISION) * factor,
+        )
+    else:
+        more = (sums[0] * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION),)
+    return more
+
+
+@triton.jit
+def over(sums, total, KIND: tl.constexpr):
+    """Sums of weighted values over the sums of weights."""
+    if KIND:
+        means = (sums[0] / total[:, None], sums[1] / total[:, None])
+    else:
+        means = (sums[0] / total[:, None],)
+    return means
+
+
+@triton.jit
+def none_where(is_over, sums, KIND: tl.constexpr):
+    """Sums, or zeros."""
+    if KIND:
+        more = (tl.where(is_over, 0.0, sums[0]), tl.where(is_over, 0.0, sums[1]))
+    else:
+        more = (tl.where(is_over, 0.0, sums[0]),)
+    return more
+
+
+@triton.jit
+def store_halves(ptr, values, mask, WIDTH: tl.constexpr, KIND: tl.constexpr):
+    """Rows as `load_halves` has them, in the type that they are stored in."""
+    dtype = ptr.dtype.element_ty
+    tl.store(ptr, values[0].to(dtype), mask=mask)
+    if KIND:
+        tl.store(ptr + WIDTH, values[1].to(dtype), mask=mask)
+
+
+@triton.jit
+def encode(first, other, AXIS: tl.constexpr, KIND: tl.constexpr):
+    """Words for the halves of heads, which lie along an axis, and the heads' scales.
+
+    As `ingle.kernels.reference_kv.encode`.
+    """
+    LARGEST: tl.constexpr = 127.0 if KIND == 1 else 448.0 if KIND == 2 else 57344.0
+    first, other = first.to(tl.float32), other.to(tl.float32)
+    most = tl.maximum(tl.max(_magnitude(first), AXIS), tl.max(_magnitude(other), AXIS))
+    factor = tl.where((most > 0.0) & (most < float("inf")), LARGEST / most, 0.0)
+    factor = tl.expand_dims(factor, AXIS)
+    low, high = _code(first * factor, LARGEST, KIND), _code(other * factor, LARGEST, KIND)
+    return (low | (high << 8)).to(tl.int16), most / LARGEST
+
+
+@triton.jit
+def _magnitude(x):
+    """Infinite where x is no number: so is then the scale, and all that it is multiplied with."""
+    return tl.where(x == x, tl.abs(x), float("inf"))
+
+
+@triton.jit
+def _code(x, LARGEST: tl.constexpr, KIND: tl.constexpr):
+    """Of numbers up to the largest, to nearest, ties to even: a byte in an int32."""
+    x = tl.where(x == x, tl.minimum(tl.maximum(x, -LARGEST), LARGEST), 0.0)
+    if KIND == 1:
+        code = _to_nearest(x) & 0xFF
+    else:
+        SHIFT: tl.constexpr = 20 if KIND == 2 else 21  # bits of float32's fraction that it lacks
+        BIAS: tl.constexpr = 7 if KIND == 2 else 15
+        LEAST: tl.constexpr = 0.015625 if KIND == 2 else 6.103515625e-05  # from which on numbers are normal
+        UNITS: tl.constexpr = 512.0 if KIND == 2 else 65536.0  # of those below it, in 1
+        magnitude = tl.abs(x)
+        bits = magnitude.to(tl.int32, bitcast=True)
+        rounded = (bits + ((1 << (SHIFT - 1)) - 1) + ((bits >> SHIFT) & 1)) >> SHIFT
+        normal = rounded - ((127 - BIAS) << (23 - SHIFT))
+        code = tl.where(magnitude < LEAST, _to_nearest(magnitude * UNITS) & 0xFF, normal)
+        code = code | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)
+    return code
+
+
+@triton.jit
+def _to_nearest(x):
+    """The low bits of whole numbers, for x of up to 2 ** 22: the last ones of 2 ** 23 * 1.5 and x."""
+    return (x + 12582912.0).to(tl.int32, bitcast=True)

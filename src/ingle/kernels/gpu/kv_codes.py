@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.gpu.device import await_previous, pdl
+
 INT8, E4M3, E5M2 = 1, 2, 3
 """Kinds of codes; 0 are floats."""
 KINDS = {torch.int8: INT8, torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2}
@@ -218,3 +220,39 @@ def _code(x, LARGEST: tl.constexpr, KIND: tl.constexpr):
 def _to_nearest(x):
     """The low bits of whole numbers, for x of up to 2 ** 22: the last ones of 2 ** 23 * 1.5 and x."""
     return (x + 12582912.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _encode_kernel(
+    kv_ptr, words_ptr, kv_places_ptr, num_tokens, v_offset, page_stride, token_stride, head_stride, scales,
+    NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, HEAD_BLOCK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        await_previous()
+    token, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    heads, half = tl.arange(0, HEAD_BLOCK), tl.arange(0, HALF_BLOCK)
+    mask = (heads < NUM_KV_HEADS)[:, None] & (half < HALF)[None, :]
+    row = kv_ptr + ((side * num_tokens + token) * NUM_KV_HEADS + heads[:, None]) * 2 * HALF + half[None, :]
+    codes, row_scales = encode(
+        tl.load(row, mask=mask, other=0.0), tl.load(row + HALF, mask=mask, other=0.0), 1, KIND
+    )  # fmt: skip
+    place = tl.load(kv_places_ptr + token)
+    page, offset = place // PAGE_SIZE, place % PAGE_SIZE
+    out = words_ptr + side * v_offset + page * page_stride + offset * token_stride
+    tl.store(out + (heads * head_stride)[:, None] + half[None, :], codes, mask=mask)
+    scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+    scale_place = side * value_scales_at + page * scale_page_stride + offset
+    tl.store(scales_ptr + scale_place + heads * scale_head_stride, row_scales, mask=heads < NUM_KV_HEADS)
+
+
+def store(kv: torch.Tensor, kv_cache: torch.Tensor, kv_scales: torch.Tensor, kv_places: torch.Tensor) -> None:
+    """Encodes keys and values [2, T, Hkv, D], contiguous, to their places."""
+    _, num_tokens, num_kv_heads, head_dim = kv.shape
+    held, early = words(kv_cache, kv_scales), pdl(kv.device)
+    _encode_kernel[(num_tokens, 2)](
+        kv, held, kv_places, num_tokens, *held.stride()[:4], scales(kv_scales, kv),
+        NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
+        HEAD_BLOCK=triton.next_power_of_2(num_kv_heads), PAGE_SIZE=kv_cache.shape[2],
+        KIND=kind_of(kv_cache, kv_scales), PDL=early, num_warps=1, launch_pdl=early,
+    )  # fmt: skip

@@ -136,7 +136,6 @@ def _decode_kernel(
     heads = kv_head * GROUP + rows
     own_ptr = kv_ptr + kv_head * head_stride
     scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
-    key_scales, value_scales = 0.0, 0.0
     keys = tl.arange(0, KEYS)
     page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
     # Of the sequence that it begins in, and that it is in: the iteration of all which reads its first keys; and how
@@ -157,6 +156,7 @@ def _decode_kernel(
         kv_mask = (key + keys < length)[:, None] & in_head[None, :]
         k = tl.load(own_ptr + place, mask=kv_mask, other=0)
         v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0)
+        key_scales, value_scales = 0.0, 0.0
         if KIND:
             scale_ptr = scales_ptr + kv_head * scale_head_stride + page.to(tl.int64) * scale_page_stride
             scale_ptr += (key + keys) % PAGE_SIZE

@@ -1,0 +1,167 @@
+"""Times attention over keys and values in bf16 and in codes, on a GPU: python benchmarks/kv_cache.py --output FILE
+
+Of each number of sequences and context: microseconds, bytes of keys, values and scales a second, and how many times as
+fast as bf16. Layers' caches are taken in turn, so that no second-level cache holds them. `--tilings` tries others than
+the kernels' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+
+from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
+from ingle.kernels.gpu import attention
+from ingle.kernels.options import AttentionOptions
+from ingle.kv import KvGroup, KvSpec
+
+DEVICE = torch.device("cuda")
+KINDS = ("bfloat16", "int8", "fp8_e4m3", "fp8_e5m2")
+HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 28, 4, 128, 16
+DECODES = ((1, 1000), (1, 12000), (1, 128000), (4, 4000), (16, 1000), (16, 12000), (64, 2000), (256, 500))
+PROMPTS = ((4, 2048), (1, 16384))
+_COPIED_BYTES = 250 << 20
+
+
+def batch_of(lengths: list[int], *, prompts: bool) -> tuple[Batch, int]:
+    """Over shuffled pages; also their number."""
+    pages_of = [-(-length // PAGE_SIZE) for length in lengths]
+    order = 1 + torch.randperm(sum(pages_of), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    table = torch.zeros(len(lengths), max(pages_of), dtype=torch.int32)
+    for row, pages in enumerate(order.split(pages_of)):
+        table[row, : len(pages)] = pages
+    starts = [0, *itertools.accumulate(lengths)] if prompts else list(range(len(lengths) + 1))
+    size = query_block(HEAD_DIM)
+    blocks = [(seq, starts[seq] + at) for seq, length in enumerate(lengths) for at in range(0, length, size)]
+    empty, kv_lengths = torch.empty(0, dtype=torch.int64, device=DEVICE), torch.tensor(lengths, device=DEVICE)
+    inputs = StepInputs(*[empty] * len(StepInputs._fields))._replace(
+        slots=torch.arange(len(lengths), device=DEVICE),
+        kv_lengths=kv_lengths,
+        decode_lengths=kv_lengths,
+        query_starts=torch.tensor(starts, device=DEVICE),
+        query_blocks=torch.tensor(blocks, device=DEVICE).view(-1),
+        num_query_blocks=torch.tensor([len(blocks)], device=DEVICE),
+    )
+    num_decodes, num_blocks = (0, len(blocks)) if prompts else (len(lengths), 0)
+    return Batch(inputs, empty, (empty,), (table.to(DEVICE),), num_decodes, num_blocks, []), 1 + sum(pages_of)
+
+
+def caches_of(kind: str, num_pages: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    spec = KvSpec((KvGroup((0,), None),), 2, KV_HEADS, HEAD_DIM, kind)
+    found = []
+    for _ in range(count):
+        raw = torch.zeros(1, 2, num_pages, spec.side_bytes(PAGE_SIZE), dtype=torch.uint8, device=DEVICE)
+        cache = KvCache.over(spec, raw, PAGE_SIZE)
+        if cache.scales is None:
+            cache.pages.normal_()
+        else:
+            cache.pages.view(torch.uint8).random_(0, 120)
+            cache.scales.fill_(0.01)
+        found.append((cache.pages[0], None if cache.scales is None else cache.scales[0]))
+    return found
+
+
+def time_of(kind: str, lengths: list[int], *, prompts: bool) -> dict[str, float]:
+    batch, num_pages = batch_of(lengths, prompts=prompts)
+    spec = KvSpec((KvGroup((0,), None),), 2, KV_HEADS, HEAD_DIM, kind)
+    num_bytes = sum(lengths) * spec.layer_bytes
+    caches = caches_of(kind, num_pages, 1 if prompts else max(2, -(-_COPIED_BYTES // num_bytes)))
+    q = torch.randn(sum(lengths) if prompts else len(lengths), HEADS, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16)
+
+    def run() -> None:
+        for cache, scales in caches:
+            attention.paged_attention(q, cache, batch, AttentionOptions(HEAD_DIM**-0.5), scales)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    ms = triton.testing.do_bench(graph.replay, warmup=3, rep=20, return_mode="median") / len(caches)
+    if prompts:
+        flops = sum(2 * HEADS * HEAD_DIM * length * (length + 1) for length in lengths)
+        return {"us": ms * 1e3, "tflop_per_s": flops / ms / 1e9}
+    return {"us": ms * 1e3, "gb_per_s": num_bytes / ms / 1e6}
+
+
+@contextmanager
+def tiling(keys: int, warps: int, stages: int, programs: int) -> Iterator[None]:
+    """Of a decode: keys of an iteration, warps of a program, iterations under way, programs side by side."""
+    with (
+        mock.patch.object(attention, "_keys_at_once", lambda cache: keys),
+        mock.patch.object(attention, "_DECODE_WARPS", warps),
+        mock.patch.object(attention, "_DECODE_STAGES", stages),
+        mock.patch.object(attention, "_programs_side_by_side", lambda q, cache: programs),
+    ):
+        yield
+
+
+@contextmanager
+def prompt_tiling(keys: int, warps: int, registers: int | None) -> Iterator[None]:
+    with mock.patch.object(
+        attention, "_prefill_tiling", lambda *args: attention._PrefillTiling(keys, warps, registers)
+    ):
+        yield
+
+
+def try_tilings(results: list[dict[str, object]]) -> None:
+    for kind in ("bfloat16", "int8", "fp8_e4m3"):
+        for shape in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4), (2, 3, 4, 6)):
+            keys, warps, stages, programs = shape
+            if keys * stages * programs > (64 * 2 * 3 if kind == "bfloat16" else 128 * 3 * 3) or warps * 32 < keys // 2:
+                continue
+            try:
+                with tiling(*shape):
+                    figures = [time_of(kind, [length] * count, prompts=False) for count, length in DECODES[5:6]]
+            except Exception as error:
+                print(kind, shape, str(error)[:80])
+                continue
+            results.append({"kind": kind, "tiling": shape, "gb_per_s": [f["gb_per_s"] for f in figures]})
+            print(kind, shape, *(f"{f['us']:.1f} us {f['gb_per_s']:.0f} GB/s" for f in figures), flush=True)
+        for shape in itertools.product((32, 64, 128), (4, 8), (None, 128, 168)):
+            try:
+                with prompt_tiling(*shape):
+                    figures = [time_of(kind, [2048] * 4, prompts=True)]
+            except Exception as error:
+                print(kind, "prompts", shape, str(error)[:80])
+                continue
+            results.append({"kind": kind, "prompt_tiling": shape, "tflop_per_s": figures[0]["tflop_per_s"]})
+            print(kind, "prompts", shape, f"{figures[0]['tflop_per_s']:.0f} TFLOP/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--tilings", action="store_true")
+    options = parser.parse_args()
+    results: list[dict[str, object]] = []
+    for count, length in DECODES:
+        figures = {kind: time_of(kind, [length] * count, prompts=False) for kind in KINDS}
+        base = figures["bfloat16"]["us"]
+        for kind, found in figures.items():
+            results.append({"sequences": count, "context": length, "kind": kind, **found})
+        print(f"{count:4} x {length:6}", *(
+            f"{kind} {f['us']:8.1f} us {f['gb_per_s']:5.0f} GB/s x{base / f['us']:.2f}" for kind, f in figures.items()
+        ), flush=True)  # fmt: skip
+    for count, length in PROMPTS:
+        figures = {kind: time_of(kind, [length] * count, prompts=True) for kind in KINDS}
+        for kind, found in figures.items():
+            results.append({"prompts": count, "length": length, "kind": kind, **found})
+        print(f"{count:4} prompts of {length:6}", *(
+            f"{kind} {f['us']:8.1f} us {f['tflop_per_s']:5.0f} TFLOP/s" for kind, f in figures.items()
+        ), flush=True)  # fmt: skip
+    if options.tilings:
+        try_tilings(results)
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -111,54 +111,62 @@ def prompt_tiling(keys: int, warps: int, registers: int | None) -> Iterator[None
         yield
 
 
-def try_tilings(results: list[dict[str, object]]) -> None:
-    for kind in ("bfloat16", "int8", "fp8_e4m3"):
-        for shape in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4), (2, 3, 4, 6)):
-            keys, warps, stages, programs = shape
-            if keys * stages * programs > (64 * 2 * 3 if kind == "bfloat16" else 128 * 3 * 3) or warps * 32 < keys // 2:
-                continue
-            try:
-                with tiling(*shape):
-                    figures = [time_of(kind, [length] * count, prompts=False) for count, length in DECODES[5:6]]
-            except Exception as error:
-                print(kind, shape, str(error)[:80])
-                continue
-            results.append({"kind": kind, "tiling": shape, "gb_per_s": [f["gb_per_s"] for f in figures]})
-            print(kind, shape, *(f"{f['us']:.1f} us {f['gb_per_s']:.0f} GB/s" for f in figures), flush=True)
-        for shape in itertools.product((32, 64, 128), (4, 8), (None, 128, 168)):
-            try:
-                with prompt_tiling(*shape):
-                    figures = [time_of(kind, [2048] * 4, prompts=True)]
-            except Exception as error:
-                print(kind, "prompts", shape, str(error)[:80])
-                continue
-            results.append({"kind": kind, "prompt_tiling": shape, "tflop_per_s": figures[0]["tflop_per_s"]})
-            print(kind, "prompts", shape, f"{figures[0]['tflop_per_s']:.0f} TFLOP/s", flush=True)
+def tilings(kinds: list[str]) -> Iterator[tuple[str, bool, tuple[int | None, ...]]]:
+    """Kind, whether of prompts, and what `tiling` or `prompt_tiling` are given."""
+    for kind in kinds:
+        for decode in itertools.product((64, 128), (4, 8), (2, 3), (2, 3, 4)):
+            yield kind, False, decode
+        for prompt in itertools.product((32, 64, 128), (4, 8), (None, 128)):
+            yield kind, True, prompt
+
+
+def try_tilings(kinds: list[str], ready: tuple[int, int] | None) -> list[dict[str, object]]:
+    """With `ready` (i, n), only compiles every n-th from the i-th on: to be done beside others."""
+    results = []
+    for index, (kind, prompts, shape) in enumerate(tilings(kinds)):
+        if ready is not None and index % ready[1] != ready[0]:
+            continue
+        lengths = [2048] * 4 if prompts else [12000] * 16
+        try:
+            with prompt_tiling(*shape) if prompts else tiling(*shape):
+                figures = time_of(kind, lengths, prompts=prompts)
+        except Exception as error:  # what a device lacks registers or memory for
+            print(kind, shape, str(error)[:80])
+            continue
+        results.append({"kind": kind, "prompts": prompts, "tiling": shape, **figures})
+        if ready is None:
+            print(kind, "prompts" if prompts else "decodes", shape, *(f"{v:.0f}" for v in figures.values()), flush=True)
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--tilings", action="store_true")
+    parser.add_argument("--ready", nargs=2, type=int, help="I N: compile every N-th tiling, from the I-th on")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     options = parser.parse_args()
+    if options.ready:
+        try_tilings(options.kinds, tuple(options.ready))
+        return
     results: list[dict[str, object]] = []
     for count, length in DECODES:
-        figures = {kind: time_of(kind, [length] * count, prompts=False) for kind in KINDS}
-        base = figures["bfloat16"]["us"]
+        figures = {kind: time_of(kind, [length] * count, prompts=False) for kind in options.kinds}
+        base = figures[options.kinds[0]]["us"]
         for kind, found in figures.items():
             results.append({"sequences": count, "context": length, "kind": kind, **found})
         print(f"{count:4} x {length:6}", *(
             f"{kind} {f['us']:8.1f} us {f['gb_per_s']:5.0f} GB/s x{base / f['us']:.2f}" for kind, f in figures.items()
         ), flush=True)  # fmt: skip
     for count, length in PROMPTS:
-        figures = {kind: time_of(kind, [length] * count, prompts=True) for kind in KINDS}
+        figures = {kind: time_of(kind, [length] * count, prompts=True) for kind in options.kinds}
         for kind, found in figures.items():
             results.append({"prompts": count, "length": length, "kind": kind, **found})
         print(f"{count:4} prompts of {length:6}", *(
             f"{kind} {f['us']:8.1f} us {f['tflop_per_s']:5.0f} TFLOP/s" for kind, f in figures.items()
         ), flush=True)  # fmt: skip
     if options.tilings:
-        try_tilings(results)
+        results += try_tilings(options.kinds, None)
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -28,6 +28,15 @@ KINDS = ("bfloat16", "int8", "fp8_e4m3", "fp8_e5m2")
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 28, 4, 128, 16
 DECODES = ((1, 1000), (1, 12000), (1, 128000), (4, 4000), (16, 1000), (16, 12000), (64, 2000), (256, 500))
 PROMPTS = ((4, 2048), (1, 16384))
+DECODE_TILINGS = (
+    (64, 4, 2, 3, None), (128, 4, 2, 2, None), (128, 4, 2, 3, 168), (256, 4, 2, 2, None), (256, 8, 2, 1, None),
+    (64, 2, 2, 4, None), (64, 2, 2, 5, None), (64, 2, 2, 6, 168), (128, 2, 2, 3, None), (128, 2, 2, 4, None),
+    (64, 1, 2, 7, None), (64, 1, 2, 8, None), (32, 1, 2, 8, None), (32, 1, 2, 10, 200),
+    (32, 1, 2, 12, 168),
+)  # fmt: skip
+PROMPT_TILINGS = (
+    (32, 4, 128), (64, 4, None), (128, 4, None), (32, 2, None), (64, 2, None), (128, 2, None), (64, 4, 168),
+)  # fmt: skip
 _COPIED_BYTES = 250 << 20
 
 
@@ -92,14 +101,9 @@ def time_of(kind: str, lengths: list[int], *, prompts: bool) -> dict[str, float]
 
 
 @contextmanager
-def tiling(keys: int, warps: int, stages: int, programs: int) -> Iterator[None]:
-    """Of a decode: keys of an iteration, warps of a program, iterations under way, programs side by side."""
-    with (
-        mock.patch.object(attention, "_keys_at_once", lambda cache: keys),
-        mock.patch.object(attention, "_DECODE_WARPS", warps),
-        mock.patch.object(attention, "_DECODE_STAGES", stages),
-        mock.patch.object(attention, "_programs_side_by_side", lambda q, cache: programs),
-    ):
+def tiling(*shape: int | None) -> Iterator[None]:
+    """Of a decode: a `_DecodeTiling`."""
+    with mock.patch.object(attention, "_decode_tiling", lambda *args: attention._DecodeTiling(*shape)):
         yield
 
 
@@ -114,10 +118,8 @@ def prompt_tiling(keys: int, warps: int, registers: int | None) -> Iterator[None
 def tilings(kinds: list[str]) -> Iterator[tuple[str, bool, tuple[int | None, ...]]]:
     """Kind, whether of prompts, and what `tiling` or `prompt_tiling` are given."""
     for kind in kinds:
-        for decode in itertools.product((64, 128), (4, 8), (2, 3), (2, 3, 4)):
-            yield kind, False, decode
-        for prompt in itertools.product((32, 64, 128), (4, 8), (None, 128)):
-            yield kind, True, prompt
+        yield from ((kind, False, shape) for shape in DECODE_TILINGS)
+        yield from ((kind, True, shape) for shape in PROMPT_TILINGS)
 
 
 def try_tilings(kinds: list[str], ready: tuple[int, int] | None) -> list[dict[str, object]]:

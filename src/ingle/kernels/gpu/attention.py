@@ -16,7 +16,7 @@ import triton.language as tl
 from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
 from ingle.kernels.gpu.kv_codes import (
-    add_values, kind_of, load_halves, no_sums, none_where, over, products, scales, store_halves, words
+    add_values, exp2, kind_of, load_halves, load_scales, no_sums, over, products, scales, store_halves, words
 )  # fmt: skip
 from ingle.kernels.gpu.shares import join_if_last, leave_sum, share_decodes
 from ingle.kernels.options import AttentionOptions
@@ -55,25 +55,34 @@ def paged_attention(
 
 
 def _share_decodes(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, window: int | None) -> DecodeWork:
-    num_kv_heads, device = kv_cache.shape[3], kv_cache.device
-    max_programs = _programs_side_by_side(q, kv_cache) * num_sms(device) // num_kv_heads
-    return share_decodes(batch, num_kv_heads, max_programs, _keys_at_once(kv_cache), window)
+    num_kv_heads, device, tiling = kv_cache.shape[3], kv_cache.device, _decode_tiling(q, kv_cache)
+    max_programs = tiling.programs * num_sms(device) // num_kv_heads
+    return share_decodes(batch, num_kv_heads, max_programs, tiling.keys, window)
 
 
-def _keys_at_once(kv_cache: torch.Tensor) -> int:
-    """Keys that one iteration of `_decode_kernel` reads."""
-    return min(max(_DECODE_KEY_BYTES // _row_bytes(kv_cache), _MIN_DOT), _DECODE_KEYS)
+class _DecodeTiling(NamedTuple):
+    """How decoding sequences go through their keys."""
+
+    keys: int
+    """That one iteration reads."""
+    warps: int
+    stages: int
+    """Iterations whose keys are on their way, and one."""
+    programs: int
+    """That an SM runs at once: one more would start when the others have ended."""
+    registers: int | None
+    """That a thread may have at most."""
 
 
-def _programs_side_by_side(q: torch.Tensor, kv_cache: torch.Tensor) -> int:
-    """Programs of `_decode_kernel` that an SM runs at once: one more would start when the others have ended.
-
-    Its registers suffice for three on Hopper, with up to 16 query heads to a key head, else for two.
-    """
-    head_block = _head_block(q.shape[1], kv_cache.shape[3])
-    rows = (_DECODE_STAGES - 1) * (2 * _keys_at_once(kv_cache) + head_block) + 2 * head_block
+def _decode_tiling(q: torch.Tensor, kv_cache: torch.Tensor) -> _DecodeTiling:
+    """An SM's registers suffice for three programs on Hopper, with up to 16 query heads to a key head, else for two."""
+    row_bytes, head_block = _row_bytes(kv_cache), _head_block(q.shape[1], kv_cache.shape[3])
+    keys = min(max(_DECODE_KEY_BYTES // row_bytes, _MIN_DOT), _DECODE_KEYS)
+    rows = (_DECODE_STAGES - 1) * (2 * keys + head_block) + 2 * head_block
     by_registers = 3 if pdl(kv_cache.device) and head_block == _MIN_DOT else 2
-    return min(max(shared_memory(kv_cache.device) // (rows * _row_bytes(kv_cache) + 1024), 1), by_registers)
+    programs = min(max(shared_memory(kv_cache.device) // (rows * row_bytes + 1024), 1), by_registers)
+    registers = _WIDE_DECODE_REGISTERS if q.shape[-1] > 128 else None
+    return _DecodeTiling(keys, _DECODE_WARPS, _DECODE_STAGES, programs, registers)
 
 
 def _head_block(num_heads: int, num_kv_heads: int) -> int:
@@ -86,9 +95,9 @@ def _row_bytes(kv_cache: torch.Tensor) -> int:
 
 
 @triton.jit
-def _capped(scores, cap):
+def _capped(scores, cap, COMPILED: tl.constexpr):
     """cap * tanh(x), given log2(e) * 2 x: in powers of 2, as everything here."""
-    return cap - 2 * cap / (tl.exp2(scores) + 1)
+    return cap - 2 * cap / (exp2(scores, COMPILED) + 1)
 
 
 @triton.jit
@@ -136,6 +145,7 @@ def _decode_kernel(
     heads = kv_head * GROUP + rows
     own_ptr = kv_ptr + kv_head * head_stride
     scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+    own_scales_ptr = scales_ptr + kv_head * scale_head_stride
     keys = tl.arange(0, KEYS)
     page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
     # Of the sequence that it begins in, and that it is in: the iteration of all which reads its first keys; and how
@@ -153,23 +163,28 @@ def _decode_kernel(
     acc = no_sums(HEAD_BLOCK, DIM_BLOCK, KIND)
     for iteration in range(begin, end):
         place = (page.to(tl.int64) * page_stride + ((key + keys) % PAGE_SIZE) * token_stride)[:, None] + dims[None, :]
-        kv_mask = (key + keys < length)[:, None] & in_head[None, :]
+        kv_mask = in_head[None, :]
+        if KIND == 0:  # all codes are numbers; a scale of 0 makes them nothing, in the reserved page too
+            kv_mask = kv_mask & (key + keys < length)[:, None]
         k = tl.load(own_ptr + place, mask=kv_mask, other=0)
         v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0)
-        key_scales, value_scales = 0.0, 0.0
+        key_scales, value_scales, more = scale, 0.0, 0.0
         if KIND:
-            scale_ptr = scales_ptr + kv_head * scale_head_stride + page.to(tl.int64) * scale_page_stride
-            scale_ptr += (key + keys) % PAGE_SIZE
-            key_scales = tl.load(scale_ptr, mask=key + keys < length, other=0.0)
-            value_scales = tl.load(scale_ptr + value_scales_at, mask=key + keys < length, other=0.0)
+            scale_ptr = own_scales_ptr + page.to(tl.int64) * scale_page_stride + (key + keys) % PAGE_SIZE
+            key_scales, value_scales, more = load_scales(
+                scale_ptr, value_scales_at, key + keys < length, scale, KIND
+            )  # fmt: skip
+            key_scales, more = key_scales[None, :], more[None, :]
         q = load_halves(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask, WIDTH, KIND)
-        scores = products(q, k, key_scales, KIND, PRECISION, COMPILED) * scale
+        scores = products(q, k, KIND, PRECISION, COMPILED)
         if CAPPED:
-            scores = _capped(scores, cap)
-        scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_best[:, None])
-        shrink = tl.exp2(best - new_best)
+            scores = _capped(scores * key_scales, cap, COMPILED)
+            scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
+        else:
+            scores = scores * key_scales + tl.where(key + keys < length, 0.0, float("-inf"))[None, :]
+        new_best = tl.maximum(best, tl.max(scores + more, 1))
+        weights = exp2(scores - new_best[:, None], COMPILED)
+        shrink = exp2(best - new_best, COMPILED)
         acc = add_values(acc, shrink, weights, v, value_scales, q[0].dtype, KIND, PRECISION, COMPILED)
         total = total * shrink + tl.sum(weights, 1)
         ends = key + KEYS >= length
@@ -187,11 +202,12 @@ def _decode_kernel(
                 )  # fmt: skip
                 first_arrived = tl.where(from_start, first_arrived, num_before)
                 arrived = tl.where(from_start, num_before, arrived)
-        # Nothing of a sequence may reach the next one, and 0 times its NaN would.
-        best = tl.where(ends, float("-inf"), new_best)
-        total = tl.where(ends, 0.0, total)
-        acc = none_where(ends, acc, KIND)
+        best = new_best
         if ends & (iteration < end - 1):  # the next sequence has keys, too: those without come last
+            # Nothing of a sequence may reach it, and 0 times NaN would.
+            best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
+            total = tl.zeros([HEAD_BLOCK], tl.float32)
+            acc = no_sums(HEAD_BLOCK, DIM_BLOCK, KIND)
             seq += 1
             seq_begin = iteration + 1
             slot = tl.load(slots_ptr + seq)
@@ -236,7 +252,7 @@ def _decode(
     max_programs = len(work.starts)
     parts = torch.empty(2 * max_programs, num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(2 * max_programs, num_heads, dtype=torch.float32, device=q.device)
-    early, kind, held = pdl(q.device), kind_of(kv_cache, kv_scales), words(kv_cache, kv_scales)
+    early, held, tiling = pdl(q.device), words(kv_cache, kv_scales), _decode_tiling(q, kv_cache)
     beside = early and batch.num_blocks > 0
     _decode_kernel[(num_kv_heads, max_programs + beside)](
         q, held, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
@@ -244,10 +260,10 @@ def _decode(
         *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(held.shape[-1]),
         HEAD_BLOCK=_head_block(num_heads, num_kv_heads), PAGE_SIZE=page_size,
-        KEYS=_keys_at_once(kv_cache), PRECISION=_precision(q), WINDOW=options.window or 0,
-        CAPPED=options.softcap is not None, KIND=kind, PDL=early, OLD=is_old, BESIDE=beside, COMPILED=q.is_cuda,
-        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
-        maxnreg=_WIDE_DECODE_REGISTERS if head_dim > 128 else None,
+        KEYS=tiling.keys, PRECISION=_precision(q), WINDOW=options.window or 0,
+        CAPPED=options.softcap is not None, KIND=kind_of(kv_cache, kv_scales), PDL=early, OLD=is_old,
+        BESIDE=beside, COMPILED=q.is_cuda,
+        num_warps=tiling.warps, num_stages=tiling.stages, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
 
 
@@ -347,23 +363,26 @@ def _attend(
     )
     mask = (seen[:, None] | (not MASKED)) & in_head[None, :]
     k = tl.load(place, mask=mask, other=0)
-    key_scales, value_scales = 0.0, 0.0
+    scores = products(q, k, KIND, PRECISION, COMPILED)
+    value_scales = 0.0
     if KIND:
-        scale_ptr = scales_ptr + page.to(tl.int64) * scale_page_stride + within
-        key_scales = tl.load(scale_ptr, mask=seen | (not MASKED), other=0.0)
-        value_scales = tl.load(scale_ptr + value_scales_at, mask=seen | (not MASKED), other=0.0)
-    scores = products(q, k, key_scales, KIND, PRECISION, COMPILED)
+        key_scales, value_scales, more = load_scales(
+            scales_ptr + page.to(tl.int64) * scale_page_stride + within, value_scales_at, seen | (not MASKED), scale, KIND
+        )  # fmt: skip
+        scores *= key_scales[None, :]
+    elif CAPPED:
+        scores *= scale
     if CAPPED:
-        scores = _capped(scores * scale, cap)
+        scores = _capped(scores, cap, COMPILED)
     if MASKED:
         visible = keys[None, :] <= positions[:, None]
         if WINDOW:
             visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
-    factor = 1.0 if CAPPED else scale  # multiplied as it is subtracted, in one instruction
-    new_best = tl.maximum(best, tl.max(scores, 1) * factor)
-    weights = tl.exp2(scores * factor - new_best[:, None])
-    shrink = tl.exp2(best - new_best)
+    factor = 1.0 if CAPPED or KIND else scale  # multiplied as it is subtracted, in one instruction
+    new_best = tl.maximum(best, tl.max(scores + more[None, :] if KIND else scores, 1) * factor)
+    weights = exp2(scores * factor - new_best[:, None], COMPILED)
+    shrink = exp2(best - new_best, COMPILED)
     v = tl.load(place + v_offset, mask=mask, other=0)
     acc = add_values(acc, shrink, weights, v, value_scales, q[0].dtype, KIND, PRECISION, COMPILED)
     return acc, total * shrink + tl.sum(weights, 1), new_best

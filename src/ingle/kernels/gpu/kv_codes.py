@@ -5,7 +5,9 @@ words goes the way of a tile of 16-bit floats, by the same copies and into the s
 two tiles of columns: nothing changes places. Its numbers are float16, which has all of them exactly, whatever the type
 of activations; where that is float32, so are they.
 
-`unpack` leaves fp8_e4m3 divided by 256, for it takes the bits of a float16 whose exponents count from elsewhere.
+A key's scale multiplies its products with queries. A value's scale multiplies the weights that it gets, which are
+counted from the largest of weights times scales on: so they have the range of float16, whatever the scales are, and
+as the online softmax keeps a largest score in any case, that costs an addition.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ingle.kernels.gpu.device import await_previous, pdl
+from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 
-INT8, E4M3, E5M2 = 1, 2, 3
-"""Kinds of codes; 0 are floats."""
+INT8, E4M3, E5M2, E4M3_BY_BITS = 1, 2, 3, 4
+"""Kinds of codes; 0 are floats. The last is for GPUs that do not convert fp8_e4m3: their numbers come out divided by
+256, as the bits of a float16 whose exponents count from elsewhere."""
 KINDS = {torch.int8: INT8, torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2}
 _UNPACK_INT8 = tl.constexpr("""{
     .reg .b32 codes, less, wide; mov.b32 less, 0xE480E480; xor.b32 codes, $2, 0x80808080;
@@ -26,6 +29,10 @@ _UNPACK_INT8 = tl.constexpr("""{
 }""")
 """Into the low bits of 1024: 1152 and the code."""
 _UNPACK_E4M3 = tl.constexpr("""{
+    .reg .b32 codes; .reg .b16 first, other; prmt.b32 codes, $2, 0, 0x3120; mov.b32 {first, other}, codes;
+    cvt.rn.f16x2.e4m3x2 $0, first; cvt.rn.f16x2.e4m3x2 $1, other;
+}""")
+_UNPACK_E4M3_BITS = tl.constexpr("""{
     .reg .b32 shifted, bits;
     shl.b32 bits, $2, 7; and.b32 bits, bits, 0x3F803F80; shl.b32 shifted, $2, 8;
     lop3.b32 $0, shifted, 0x80008000, bits, 0xEA;
@@ -35,12 +42,16 @@ _UNPACK_E5M2 = tl.constexpr("""{
     .reg .b32 shifted; shl.b32 shifted, $2, 8;
     and.b32 $0, shifted, 0xFF00FF00; and.b32 $1, $2, 0xFF00FF00;
 }""")
-_WEIGHT = tl.constexpr(4096.0)
-"""Of a weight of 1 for the largest value of a tile: float16 then has weights down to 1e-11."""
+_LEAST_SCALE, _SPARE_BITS = tl.constexpr(8.271806125530277e-25), tl.constexpr(12.0)
+"""2 ** -80: a smaller scale counts as this one where largest ones are sought. And what the largest weight is of, in
+bits: float16 then has weights that are 2 ** 36 times smaller."""
 
 
 def kind_of(kv_cache: torch.Tensor, kv_scales: torch.Tensor | None) -> int:
-    return 0 if kv_scales is None else KINDS[kv_cache.dtype]
+    if kv_scales is None:
+        return 0
+    kind = KINDS[kv_cache.dtype]
+    return E4M3_BY_BITS if kind == E4M3 and not multiplies_fp8(kv_cache.device) else kind
 
 
 def words(kv_cache: torch.Tensor, kv_scales: torch.Tensor | None) -> torch.Tensor:
@@ -57,7 +68,10 @@ def scales(kv_scales: torch.Tensor | None, other: torch.Tensor) -> tuple[torch.T
 def unpack(codes, KIND: tl.constexpr, dtype: tl.constexpr, COMPILED: tl.constexpr):
     """The numbers in the lower and the upper half of int16 words, in float16 or float32."""
     if COMPILED and dtype == tl.float16:
-        asm: tl.constexpr = _UNPACK_INT8 if KIND == 1 else _UNPACK_E4M3 if KIND == 2 else _UNPACK_E5M2
+        asm: tl.constexpr = (
+            _UNPACK_INT8 if KIND == 1 else _UNPACK_E4M3 if KIND == 2 else _UNPACK_E5M2 if KIND == 3
+            else _UNPACK_E4M3_BITS
+        )  # fmt: skip
         first, other = tl.inline_asm_elementwise(
             asm, "=r,=r,r", [codes], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
         )
@@ -72,12 +86,21 @@ def _number(code, KIND: tl.constexpr):
     """Of a code in an int32."""
     if KIND == 1:
         number = ((code ^ 0x80) - 128).to(tl.float32)
-    elif KIND == 2:
-        bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
-        number = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
+    elif KIND == 3:
         number = (code << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+        number = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * (256.0 if KIND == 2 else 1.0)
     return number
+
+
+@triton.jit
+def exp2(x, COMPILED: tl.constexpr):
+    """As `tl.exp2`, but for results below 2 ** -126, which are 0: to have those takes as long as all else of it."""
+    if COMPILED:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.exp2(x)
 
 
 @triton.jit
@@ -109,16 +132,24 @@ def no_sums(ROWS: tl.constexpr, DIM_BLOCK: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def products(q, k, key_scales, KIND: tl.constexpr, PRECISION: tl.constexpr, COMPILED: tl.constexpr):
-    """Of queries and a tile of keys [KEYS, columns], [rows, KEYS]."""
+def products(q, k, KIND: tl.constexpr, PRECISION: tl.constexpr, COMPILED: tl.constexpr):
+    """Of queries and a tile of keys [KEYS, columns], [rows, KEYS]; of codes, before their scales."""
     if KIND:
         first, other = unpack(k, KIND, q[0].dtype, COMPILED)
         scores = tl.dot(q[0], tl.trans(first), input_precision=PRECISION)
         scores = tl.dot(q[1], tl.trans(other), scores, input_precision=PRECISION)
-        scores = scores * (key_scales * 256.0 if KIND == 2 else key_scales)[None, :]
     else:
         scores = tl.dot(q[0], tl.trans(k), input_precision=PRECISION)
     return scores
+
+
+@triton.jit
+def load_scales(ptr, value_scales_at, mask, scale, KIND: tl.constexpr):
+    """Of a tile's keys, for their products, times `scale`; of its values; and what those add to scores where the
+    largest weight is sought."""
+    key_scales = tl.load(ptr, mask=mask, other=0.0) * (scale * 256.0 if KIND == 4 else scale)
+    value_scales = tl.load(ptr + value_scales_at, mask=mask, other=0.0)
+    return key_scales, value_scales, tl.log2(tl.maximum(value_scales, _LEAST_SCALE)) - _SPARE_BITS
 
 
 @triton.jit
@@ -132,14 +163,11 @@ def add_values(
     thousands then. `dtype`: that of `q` in `products`.
     """
     if KIND:
-        # Weights relative to the tile's largest value, which float16 has in any case.
-        most = tl.maximum(tl.max(value_scales, 0), 1e-30)
-        weighted = (weights * (value_scales * (_WEIGHT / most))[None, :]).to(dtype)
-        factor = most * ((256.0 if KIND == 2 else 1.0) / _WEIGHT)
+        weighted = (weights * value_scales[None, :]).to(dtype)
         first, other = unpack(v, KIND, dtype, COMPILED)
         more = (
-            sums[0] * shrink[:, None] + tl.dot(weighted, first, input_precision=PRECISION) * factor,
-            sums[1] * shrink[:, None] + tl.dot(weighted, other, input_precision=PRECISION) * factor,
+            sums[0] * shrink[:, None] + tl.dot(weighted, first, input_precision=PRECISION),
+            sums[1] * shrink[:, None] + tl.dot(weighted, other, input_precision=PRECISION),
         )
     else:
         more = (sums[0] * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION),)
@@ -149,21 +177,12 @@ def add_values(
 @triton.jit
 def over(sums, total, KIND: tl.constexpr):
     """Sums of weighted values over the sums of weights."""
+    factor = (256.0 if KIND == 4 else 1.0) / total[:, None]
     if KIND:
-        means = (sums[0] / total[:, None], sums[1] / total[:, None])
+        means = (sums[0] * factor, sums[1] * factor)
     else:
         means = (sums[0] / total[:, None],)
     return means
-
-
-@triton.jit
-def none_where(is_over, sums, KIND: tl.constexpr):
-    """Sums, or zeros."""
-    if KIND:
-        more = (tl.where(is_over, 0.0, sums[0]), tl.where(is_over, 0.0, sums[1]))
-    else:
-        more = (tl.where(is_over, 0.0, sums[0]),)
-    return more
 
 
 @triton.jit
@@ -181,7 +200,7 @@ def encode(first, other, AXIS: tl.constexpr, KIND: tl.constexpr):
 
     As `ingle.kernels.reference_kv.encode`.
     """
-    LARGEST: tl.constexpr = 127.0 if KIND == 1 else 448.0 if KIND == 2 else 57344.0
+    LARGEST: tl.constexpr = 127.0 if KIND == 1 else 57344.0 if KIND == 3 else 448.0
     first, other = first.to(tl.float32), other.to(tl.float32)
     most = tl.maximum(tl.max(_magnitude(first), AXIS), tl.max(_magnitude(other), AXIS))
     factor = tl.where((most > 0.0) & (most < float("inf")), LARGEST / most, 0.0)
@@ -203,10 +222,10 @@ def _code(x, LARGEST: tl.constexpr, KIND: tl.constexpr):
     if KIND == 1:
         code = _to_nearest(x) & 0xFF
     else:
-        SHIFT: tl.constexpr = 20 if KIND == 2 else 21  # bits of float32's fraction that it lacks
-        BIAS: tl.constexpr = 7 if KIND == 2 else 15
-        LEAST: tl.constexpr = 0.015625 if KIND == 2 else 6.103515625e-05  # from which on numbers are normal
-        UNITS: tl.constexpr = 512.0 if KIND == 2 else 65536.0  # of those below it, in 1
+        SHIFT: tl.constexpr = 21 if KIND == 3 else 20  # bits of float32's fraction that it lacks
+        BIAS: tl.constexpr = 15 if KIND == 3 else 7
+        LEAST: tl.constexpr = 6.103515625e-05 if KIND == 3 else 0.015625  # from which on numbers are normal
+        UNITS: tl.constexpr = 65536.0 if KIND == 3 else 512.0  # of those below it, in 1
         magnitude = tl.abs(x)
         bits = magnitude.to(tl.int32, bitcast=True)
         rounded = (bits + ((1 << (SHIFT - 1)) - 1) + ((bits >> SHIFT) & 1)) >> SHIFT

@@ -101,7 +101,9 @@ def test_rotate_and_store(
     check_caches(kind, *caches)
 
 
-def check_caches(kind: str, ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], off: float = 1e-5) -> None:
+def check_caches(
+    kind: str, ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], off: float = 1e-5
+) -> None:
     """Equal but for a code next to the other where a number lay between them."""
     torch.testing.assert_close(ours[1], theirs[1], atol=0, rtol=max(off, 1e-5))
     a, b = decoded(*ours), decoded(*theirs)

@@ -19,7 +19,8 @@ import torch
 import triton
 
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
-from ingle.kernels.gpu import attention
+from ingle.kernels.gpu import attention, decode_codes
+from ingle.kernels.gpu.heads import DecodeTiling
 from ingle.kernels.options import AttentionOptions
 from ingle.kv import KvGroup, KvSpec
 
@@ -29,14 +30,10 @@ HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 28, 4, 128, 16
 DECODES = ((1, 1000), (1, 12000), (1, 128000), (4, 4000), (16, 1000), (16, 12000), (64, 2000), (256, 500))
 PROMPTS = ((4, 2048), (1, 16384))
 DECODE_TILINGS = (
-    (64, 4, 2, 3, None), (128, 4, 2, 2, None), (128, 4, 2, 3, 168), (256, 4, 2, 2, None), (256, 8, 2, 1, None),
-    (64, 2, 2, 4, None), (64, 2, 2, 5, None), (64, 2, 2, 6, 168), (128, 2, 2, 3, None), (128, 2, 2, 4, None),
-    (64, 1, 2, 7, None), (64, 1, 2, 8, None), (32, 1, 2, 8, None), (32, 1, 2, 10, 200),
-    (32, 1, 2, 12, 168),
+    (64, 1, 2, 8, None), (64, 1, 2, 6, None), (32, 1, 2, 9, None), (32, 1, 2, 12, 168), (64, 2, 2, 5, None),
+    (64, 2, 2, 6, 168), (128, 2, 2, 4, None), (128, 4, 2, 3, 168), (128, 4, 2, 2, None), (256, 4, 2, 2, None),
 )  # fmt: skip
-PROMPT_TILINGS = (
-    (32, 4, 128), (64, 4, None), (128, 4, None), (32, 2, None), (64, 2, None), (128, 2, None), (64, 4, 168),
-)  # fmt: skip
+PROMPT_TILINGS = ((128, 4, None), (64, 4, 168), (64, 4, 200))
 _COPIED_BYTES = 250 << 20
 
 
@@ -102,8 +99,12 @@ def time_of(kind: str, lengths: list[int], *, prompts: bool) -> dict[str, float]
 
 @contextmanager
 def tiling(*shape: int | None) -> Iterator[None]:
-    """Of a decode: a `_DecodeTiling`."""
-    with mock.patch.object(attention, "_decode_tiling", lambda *args: attention._DecodeTiling(*shape)):
+    """Of a decode: a `DecodeTiling`."""
+    found = DecodeTiling(*shape)
+    with (
+        mock.patch.object(attention, "_decode_tiling", lambda *args: found),
+        mock.patch.object(decode_codes, "tiling", lambda *args: found),
+    ):
         yield
 
 
@@ -128,23 +129,26 @@ def try_tilings(kinds: list[str], ready: tuple[int, int] | None) -> list[dict[st
     for index, (kind, prompts, shape) in enumerate(tilings(kinds)):
         if ready is not None and index % ready[1] != ready[0]:
             continue
-        lengths = [2048] * 4 if prompts else [12000] * 16
+        shapes = PROMPTS[:1] if prompts else ((16, 12000), (1, 12000), (256, 500))
+        figures = {}
         try:
             with prompt_tiling(*shape) if prompts else tiling(*shape):
-                figures = time_of(kind, lengths, prompts=prompts)
+                for count, length in shapes if ready is None else shapes[:1]:
+                    found = time_of(kind, [length] * count, prompts=prompts)
+                    figures |= {f"{name} {count} x {length}": figure for name, figure in found.items()}
         except Exception as error:  # what a device lacks registers or memory for
             print(kind, shape, str(error)[:80])
             continue
         results.append({"kind": kind, "prompts": prompts, "tiling": shape, **figures})
         if ready is None:
-            print(kind, "prompts" if prompts else "decodes", shape, *(f"{v:.0f}" for v in figures.values()), flush=True)
+            print(kind, "prompts" if prompts else "decodes", shape, *(f"{name} {figure:.0f}" for name, figure in figures.items()), flush=True)
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--tilings", action="store_true")
+    parser.add_argument("--tilings", action="store_true", help="and nothing else")
     parser.add_argument("--ready", nargs=2, type=int, help="I N: compile every N-th tiling, from the I-th on")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     options = parser.parse_args()
@@ -152,7 +156,7 @@ def main() -> None:
         try_tilings(options.kinds, tuple(options.ready))
         return
     results: list[dict[str, object]] = []
-    for count, length in DECODES:
+    for count, length in () if options.tilings else DECODES:
         figures = {kind: time_of(kind, [length] * count, prompts=False) for kind in options.kinds}
         base = figures[options.kinds[0]]["us"]
         for kind, found in figures.items():
@@ -160,7 +164,7 @@ def main() -> None:
         print(f"{count:4} x {length:6}", *(
             f"{kind} {f['us']:8.1f} us {f['gb_per_s']:5.0f} GB/s x{base / f['us']:.2f}" for kind, f in figures.items()
         ), flush=True)  # fmt: skip
-    for count, length in PROMPTS:
+    for count, length in () if options.tilings else PROMPTS:
         figures = {kind: time_of(kind, [length] * count, prompts=True) for kind in options.kinds}
         for kind, found in figures.items():
             results.append({"prompts": count, "length": length, "kind": kind, **found})

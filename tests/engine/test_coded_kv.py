@@ -109,11 +109,11 @@ def test_the_memory_plan_counts_scales(dtype: str, folders: dict[str, Path]) -> 
 def test_latents_are_refused_by_name(tmp_path: Path) -> None:
     model_type, overrides = CHECKPOINTS["deepseek-v2-lite"]
     folder = save_checkpoint(tmp_path, model_type, **overrides)
-    with pytest.raises(IngleError, match="--kv-cache-dtype fp8_e4m3: latent attention .*; leave the flag out"):
+    with pytest.raises(IngleError, match=r"--kv-cache-dtype fp8_e4m3: latent attention .*; leave the flag out"):
         engine_for(folder, kv_cache_dtype="fp8")
 
 
 @pytest.mark.parametrize("value", ["q8_0", "fp16", ""])
 def test_other_types_are_refused(value: Any) -> None:
-    with pytest.raises(ConfigError, match="kv_cache_dtype .* is not one of auto, fp8, fp8_e4m3, fp8_e5m2, int8"):
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype .* is not one of auto, fp8, fp8_e4m3, fp8_e5m2, int8"):
         EngineConfig.of("x", kv_cache_dtype=value)

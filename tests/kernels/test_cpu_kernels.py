@@ -25,8 +25,7 @@ from ingle.weights.codes import CODED_BLOCKS, Contents
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import FLOATS, StoredRows
-from tests.kernels import cpu
-from tests.kernels import coded_kv
+from tests.kernels import coded_kv, cpu
 from tests.kernels.coded_kv import ERRORS, check_needle, decoded, empty_cache, filled_cache, in_order_of_the_cpu
 
 _SUITABLE = [target.name for target in reversed(targets.suitable(targets.features()))]

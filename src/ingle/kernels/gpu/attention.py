@@ -1,8 +1,9 @@
 """Paged attention as Triton kernels: split decode attention and ragged prefill attention, both over the same pages.
 
-Keys and values are floats, or codes with scales (`kv_codes`). The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
+The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
 over programs, whose partial results the last to arrive joins (https://pytorch.org/blog/flash-decoding). The heads
-that share a key head are handled together, so that keys and values are read once.
+that share a key head are handled together, so that keys and values are read once. Those that are held in codes prompts
+read here too, decoding sequences in `decode_codes`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,30 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
+from ingle.kernels.gpu import decode_codes
 from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
+from ingle.kernels.gpu.heads import MIN_DOT, DecodeTiling, capped, dim_block, exp2, head_rows, precision, scale_and_cap
 from ingle.kernels.gpu.kv_codes import (
-    add_values, exp2, kind_of, load_halves, load_scales, no_sums, over, products, scales, store_halves, words
+    add_values,
+    kind_of,
+    load_halves,
+    load_scales,
+    no_sums,
+    over,
+    products,
+    scales,
+    store_halves,
+    words,
 )  # fmt: skip
-from ingle.kernels.gpu.shares import join_if_last, leave_sum, share_decodes
+from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
 from ingle.kernels.options import AttentionOptions
 
-_MIN_DOT = 16
-"""Rows and columns that the tensor cores need at least."""
 _DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
 """Keys of an iteration, and one head's bytes of them, at most."""
 _WIDE_DECODE_REGISTERS = 168
 """Of a thread, such that an SM's suffice for three programs. Where heads have up to 128 dimensions they need no
 more of themselves, and would get slower by being told."""
 _PREFILL_STAGES = 2
-_LOG2_E = 1.4426950408889634
 _LOWEST = tl.constexpr(-1e20)
 """What a prompt's highest score starts from: a number, for a query may see none of the first block's keys."""
 
@@ -45,74 +54,47 @@ def paged_attention(
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
     is_old = work is not None
+    tiling = _decode_tiling(q, kv_cache) if kv_scales is None else decode_codes.tiling(q, kv_cache)
     if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
-        work = batch.decode_work[options.window] = _share_decodes(q, kv_cache, batch, options.window)
+        num_kv_heads, sms = kv_cache.shape[3], num_sms(kv_cache.device)
+        max_programs = tiling.programs * sms // num_kv_heads
+        work = share_decodes(batch, num_kv_heads, max_programs, tiling.keys, options.window)
+        batch.decode_work[options.window] = work
     if batch.num_blocks:
         _prefill(q, kv_cache, kv_scales, batch, options, out)
-    if work is not None:
-        _decode(q, kv_cache, kv_scales, batch, work, options, out, is_old=is_old)
+    if work is not None and kv_scales is not None:
+        decode_codes.decode(q, (kv_cache, kv_scales), batch, work, options, out, is_old=is_old)
+    elif work is not None:
+        _decode(q, kv_cache, batch, work, options, out, is_old=is_old)
     return out
 
 
-def _share_decodes(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, window: int | None) -> DecodeWork:
-    num_kv_heads, device, tiling = kv_cache.shape[3], kv_cache.device, _decode_tiling(q, kv_cache)
-    max_programs = tiling.programs * num_sms(device) // num_kv_heads
-    return share_decodes(batch, num_kv_heads, max_programs, tiling.keys, window)
-
-
-class _DecodeTiling(NamedTuple):
-    """How decoding sequences go through their keys."""
-
-    keys: int
-    """That one iteration reads."""
-    warps: int
-    stages: int
-    """Iterations whose keys are on their way, and one."""
-    programs: int
-    """That an SM runs at once: one more would start when the others have ended."""
-    registers: int | None
-    """That a thread may have at most."""
-
-
-def _decode_tiling(q: torch.Tensor, kv_cache: torch.Tensor) -> _DecodeTiling:
+def _decode_tiling(q: torch.Tensor, kv_cache: torch.Tensor) -> DecodeTiling:
     """An SM's registers suffice for three programs on Hopper, with up to 16 query heads to a key head, else for two."""
-    row_bytes, head_block = _row_bytes(kv_cache), _head_block(q.shape[1], kv_cache.shape[3])
-    keys = min(max(_DECODE_KEY_BYTES // row_bytes, _MIN_DOT), _DECODE_KEYS)
+    row_bytes, head_block = _row_bytes(kv_cache), head_rows(q.shape[1], kv_cache.shape[3])
+    keys = min(max(_DECODE_KEY_BYTES // row_bytes, MIN_DOT), _DECODE_KEYS)
     rows = (_DECODE_STAGES - 1) * (2 * keys + head_block) + 2 * head_block
-    by_registers = 3 if pdl(kv_cache.device) and head_block == _MIN_DOT else 2
+    by_registers = 3 if pdl(kv_cache.device) and head_block == MIN_DOT else 2
     programs = min(max(shared_memory(kv_cache.device) // (rows * row_bytes + 1024), 1), by_registers)
     registers = _WIDE_DECODE_REGISTERS if q.shape[-1] > 128 else None
-    return _DecodeTiling(keys, _DECODE_WARPS, _DECODE_STAGES, programs, registers)
-
-
-def _head_block(num_heads: int, num_kv_heads: int) -> int:
-    return max(int(triton.next_power_of_2(num_heads // num_kv_heads)), _MIN_DOT)
+    return DecodeTiling(keys, _DECODE_WARPS, _DECODE_STAGES, programs, registers)
 
 
 def _row_bytes(kv_cache: torch.Tensor) -> int:
     """Bytes of one head's key, as it lies in an SM's memory."""
-    return _dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
-
-
-@triton.jit
-def _capped(scores, cap, COMPILED: tl.constexpr):
-    """cap * tanh(x), given log2(e) * 2 x: in powers of 2, as everything here."""
-    return cap - 2 * cap / (exp2(scores, COMPILED) + 1)
+    return dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
 
 
 @triton.jit
 def _decode_kernel(
     q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, arrived_ptr, parts_ptr,
-    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride, scales,
+    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr,
-    BESIDE: tl.constexpr, COMPILED: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr, BESIDE: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A program walks through its share of all sequences' keys, which may begin and end amid a sequence.
-
-    Columns of keys and values in codes are the two halves of a head's; `scales`: what `kv_codes.scales` gives.
-    """
+    """A program walks through its share of all sequences' keys, which may begin and end amid a sequence."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(0)
     program = tl.program_id(1)
@@ -138,14 +120,11 @@ def _decode_kernel(
     end = ((program + 1) * num_iterations // num_programs).to(tl.int32)
     rows = tl.arange(0, HEAD_BLOCK)
     dims = tl.arange(0, DIM_BLOCK)
-    WIDTH: tl.constexpr = HEAD_DIM // 2 if KIND else HEAD_DIM
-    in_head = dims < WIDTH
+    in_head = dims < HEAD_DIM
     in_group = rows < GROUP
     mask = in_group[:, None] & in_head[None, :]
     heads = kv_head * GROUP + rows
     own_ptr = kv_ptr + kv_head * head_stride
-    scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
-    own_scales_ptr = scales_ptr + kv_head * scale_head_stride
     keys = tl.arange(0, KEYS)
     page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
     # Of the sequence that it begins in, and that it is in: the iteration of all which reads its first keys; and how
@@ -160,54 +139,42 @@ def _decode_kernel(
         await_previous()
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([HEAD_BLOCK], tl.float32)
-    acc = no_sums(HEAD_BLOCK, DIM_BLOCK, KIND)
+    acc = tl.zeros([HEAD_BLOCK, DIM_BLOCK], tl.float32)
     for iteration in range(begin, end):
         place = (page.to(tl.int64) * page_stride + ((key + keys) % PAGE_SIZE) * token_stride)[:, None] + dims[None, :]
-        kv_mask = in_head[None, :]
-        if KIND == 0:  # all codes are numbers; a scale of 0 makes them nothing, in the reserved page too
-            kv_mask = kv_mask & (key + keys < length)[:, None]
-        k = tl.load(own_ptr + place, mask=kv_mask, other=0)
-        v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0)
-        key_scales, value_scales, more = scale, 0.0, 0.0
-        if KIND:
-            scale_ptr = own_scales_ptr + page.to(tl.int64) * scale_page_stride + (key + keys) % PAGE_SIZE
-            key_scales, value_scales, more = load_scales(
-                scale_ptr, value_scales_at, key + keys < length, scale, KIND
-            )  # fmt: skip
-            key_scales, more = key_scales[None, :], more[None, :]
-        q = load_halves(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask, WIDTH, KIND)
-        scores = products(q, k, KIND, PRECISION, COMPILED)
+        kv_mask = (key + keys < length)[:, None] & in_head[None, :]
+        k = tl.load(own_ptr + place, mask=kv_mask, other=0.0)
+        v = tl.load(own_ptr + v_offset + place, mask=kv_mask, other=0.0)
+        q = tl.load(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         if CAPPED:
-            scores = _capped(scores * key_scales, cap, COMPILED)
-            scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
-        else:
-            scores = scores * key_scales + tl.where(key + keys < length, 0.0, float("-inf"))[None, :]
-        new_best = tl.maximum(best, tl.max(scores + more, 1))
-        weights = exp2(scores - new_best[:, None], COMPILED)
-        shrink = exp2(best - new_best, COMPILED)
-        acc = add_values(acc, shrink, weights, v, value_scales, q[0].dtype, KIND, PRECISION, COMPILED)
+            scores = capped(scores, cap, COMPILED)
+        scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_best[:, None])
+        shrink = tl.exp2(best - new_best)
+        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, 1)
         ends = key + KEYS >= length
         if ends | (iteration == end - 1):
-            result = over(acc, total, KIND)
+            result = acc / total[:, None]
             if ends & from_start:
                 row = seq * NUM_HEADS + heads
-                store_halves(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], result, mask, WIDTH, KIND)
+                value = result.to(out_ptr.dtype.element_ty)
+                tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], value, mask=mask)
             else:  # a program leaves two parts at most: a sequence's later keys, then another's first ones
-                part = (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads
-                store_halves(parts_ptr + part[:, None] * HEAD_DIM + dims[None, :], result, mask, WIDTH, KIND)
-                num_before = leave_sum(
-                    new_best + tl.log2(total), part, sums_ptr, arrived_ptr + seq * NUM_KV_HEADS + kv_head, in_group,
-                    COMPILED,
+                num_before = leave_part(
+                    result, new_best + tl.log2(total), (2 * program + from_start.to(tl.int32)) * NUM_HEADS + heads,
+                    parts_ptr, sums_ptr, arrived_ptr + seq * NUM_KV_HEADS + kv_head, in_group, dims, mask,
+                    HEAD_DIM, COMPILED,
                 )  # fmt: skip
                 first_arrived = tl.where(from_start, first_arrived, num_before)
                 arrived = tl.where(from_start, num_before, arrived)
-        best = new_best
+        # Nothing of a sequence may reach the next one, and 0 times its NaN would.
+        best = tl.where(ends, float("-inf"), new_best)
+        total = tl.where(ends, 0.0, total)
+        acc = tl.where(ends, 0.0, acc)
         if ends & (iteration < end - 1):  # the next sequence has keys, too: those without come last
-            # Nothing of a sequence may reach it, and 0 times NaN would.
-            best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
-            total = tl.zeros([HEAD_BLOCK], tl.float32)
-            acc = no_sums(HEAD_BLOCK, DIM_BLOCK, KIND)
             seq += 1
             seq_begin = iteration + 1
             slot = tl.load(slots_ptr + seq)
@@ -220,21 +187,18 @@ def _decode_kernel(
         page = tl.load(
             page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0
         )
-    all_dims = tl.arange(0, 2 * DIM_BLOCK if KIND else DIM_BLOCK)
-    all_mask = in_group[:, None] & (all_dims < HEAD_DIM)[None, :]
     for is_last in tl.static_range(2):
         join_if_last(
             first_arrived if not is_last else arrived, first_seq if not is_last else seq,
             first_begin if not is_last else seq_begin, first_length if not is_last else length,
-            arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, all_dims,
-            all_mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, 2 * DIM_BLOCK if KIND else DIM_BLOCK, KEYS, WINDOW,
+            arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, dims,
+            mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW,
         )  # fmt: skip
 
 
 def _decode(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
-    kv_scales: torch.Tensor | None,
     batch: Batch,
     work: DecodeWork,
     options: AttentionOptions,
@@ -252,26 +216,18 @@ def _decode(
     max_programs = len(work.starts)
     parts = torch.empty(2 * max_programs, num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(2 * max_programs, num_heads, dtype=torch.float32, device=q.device)
-    early, held, tiling = pdl(q.device), words(kv_cache, kv_scales), _decode_tiling(q, kv_cache)
+    early, tiling = pdl(q.device), _decode_tiling(q, kv_cache)
     beside = early and batch.num_blocks > 0
     _decode_kernel[(num_kv_heads, max_programs + beside)](
-        q, held, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
+        q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
         work.num_iterations, work.arrived, parts, sums, out,
-        *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(held.shape[-1]),
-        HEAD_BLOCK=_head_block(num_heads, num_kv_heads), PAGE_SIZE=page_size,
-        KEYS=tiling.keys, PRECISION=_precision(q), WINDOW=options.window or 0,
-        CAPPED=options.softcap is not None, KIND=kind_of(kv_cache, kv_scales), PDL=early, OLD=is_old,
-        BESIDE=beside, COMPILED=q.is_cuda,
+        *scale_and_cap(options), max_programs, batch.page_tables.stride(0), *kv_cache.stride()[:4],
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=dim_block(head_dim),
+        HEAD_BLOCK=head_rows(num_heads, num_kv_heads), PAGE_SIZE=page_size,
+        KEYS=tiling.keys, PRECISION=precision(q), WINDOW=options.window or 0,
+        CAPPED=options.softcap is not None, PDL=early, OLD=is_old, BESIDE=beside, COMPILED=q.is_cuda,
         num_warps=tiling.warps, num_stages=tiling.stages, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
-
-
-def _scale_and_cap(options: AttentionOptions) -> tuple[float, float]:
-    """Factor on the products, and the cap, such that scores are exponents of 2; see `_capped`."""
-    if options.softcap is None:
-        return options.scale * _LOG2_E, 0.0
-    return 2 * options.scale / options.softcap * _LOG2_E, options.softcap * _LOG2_E
 
 
 @triton.jit
@@ -367,13 +323,14 @@ def _attend(
     value_scales = 0.0
     if KIND:
         key_scales, value_scales, more = load_scales(
-            scales_ptr + page.to(tl.int64) * scale_page_stride + within, value_scales_at, seen | (not MASKED), scale, KIND
+            scales_ptr + page.to(tl.int64) * scale_page_stride + within, value_scales_at, seen | (not MASKED), scale,
+            KIND,
         )  # fmt: skip
         scores *= key_scales[None, :]
     elif CAPPED:
         scores *= scale
     if CAPPED:
-        scores = _capped(scores, cap, COMPILED)
+        scores = capped(scores, cap, COMPILED)
     if MASKED:
         visible = keys[None, :] <= positions[:, None]
         if WINDOW:
@@ -400,11 +357,11 @@ class _PrefillTiling(NamedTuple):
 
 def _prefill_tiling(q: torch.Tensor) -> _PrefillTiling:
     """More programs side by side hide what each waits for; heads of 256 dimensions leave an SM room for one."""
-    dim_block = _dim_block(q.shape[-1])
+    block = dim_block(q.shape[-1])
     hopper = pdl(q.device) and q.itemsize == 2
-    if dim_block > 128:
+    if block > 128:
         return _PrefillTiling(keys=64 if hopper else 32, warps=8)
-    if dim_block == 128 and hopper:
+    if block == 128 and hopper:
         return _PrefillTiling(keys=32, warps=4, registers=128)
     return _PrefillTiling(keys=64, warps=4)
 
@@ -424,19 +381,10 @@ def _prefill(
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, held, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
-        *_scale_and_cap(options), batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
+        *scale_and_cap(options), batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=_dim_block(held.shape[-1]), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
-        KEYS=tiling.keys, PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
+        DIM_BLOCK=dim_block(held.shape[-1]), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
+        KEYS=tiling.keys, PRECISION=precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
         KIND=kind_of(kv_cache, kv_scales), PDL=early, COMPILED=q.is_cuda,
         num_warps=tiling.warps, num_stages=_PREFILL_STAGES, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
-
-
-def _dim_block(head_dim: int) -> int:
-    return max(int(triton.next_power_of_2(head_dim)), _MIN_DOT)
-
-
-def _precision(q: torch.Tensor) -> str:
-    """float32 is multiplied as such, not rounded to tf32: it is what parity is measured in."""
-    return "ieee" if q.dtype == torch.float32 else "tf32"

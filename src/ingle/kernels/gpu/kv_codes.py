@@ -95,15 +95,6 @@ def _number(code, KIND: tl.constexpr):
 
 
 @triton.jit
-def exp2(x, COMPILED: tl.constexpr):
-    """As `tl.exp2`, but for results below 2 ** -126, which are 0: to have those takes as long as all else of it."""
-    if COMPILED:
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    else:
-        return tl.exp2(x)
-
-
-@triton.jit
 def _as_wide(x):
     return x.to(tl.float32) if x.dtype == tl.float32 else x.to(tl.float16)
 
@@ -178,7 +169,7 @@ def add_values(
 def over(sums, total, KIND: tl.constexpr):
     """Sums of weighted values over the sums of weights."""
     factor = (256.0 if KIND == 4 else 1.0) / total[:, None]
-    if KIND:
+    if KIND:  # noqa: SIM108 (tuples of two sizes)
         means = (sums[0] * factor, sums[1] * factor)
     else:
         means = (sums[0] / total[:, None],)

@@ -141,7 +141,8 @@ def try_tilings(kinds: list[str], ready: tuple[int, int] | None) -> list[dict[st
             continue
         results.append({"kind": kind, "prompts": prompts, "tiling": shape, **figures})
         if ready is None:
-            print(kind, "prompts" if prompts else "decodes", shape, *(f"{name} {figure:.0f}" for name, figure in figures.items()), flush=True)
+            told = (f"{name} {figure:.0f}" for name, figure in figures.items())
+            print(kind, "prompts" if prompts else "decodes", shape, *told, flush=True)
     return results
 
 

@@ -125,6 +125,7 @@ class ModelFiles:
                 notices = tuple(check_keys(hf_config))
             if decoder is None:
                 return None
+        notices += _cache_notices(config, hf_config)
         return cls(path, gguf, hf_config, decoder, notices, pooling, quantization)
 
     def open(self, config: EngineConfig) -> WeightSource:
@@ -146,6 +147,18 @@ class ModelFiles:
                 check_tensors(decoder, source)
             undo.pop_all()
         return OpenModel(self, source, decoder, source.stored_types, (*self.notices, *notices))
+
+
+def _cache_notices(config: EngineConfig, hf_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a checkpoint that was made for keys and values in 8 bits, which nobody has unasked."""
+    said = hf_config.get("quantization_config")
+    made_for = isinstance(said, dict) and isinstance(said.get("kv_cache_scheme"), dict)
+    if not made_for or config.cache.kv_cache_dtype != "auto":
+        return ()
+    return (
+        "the checkpoint is made for keys and values in 8 bits: --kv-cache-dtype fp8 holds them so, with scales of "
+        "their own in place of the checkpoint's",
+    )
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
         (["throughput"], "MODEL"),
         (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, cpu"),
         (["latncy", "m"], "did you mean `ingle bench latency`"),
-        (["serve", "m"], "`ingle bench throughput` measures"),
+        (["serv"], "did you mean `ingle bench serve`"),
     ],
 )
 def test_mistakes_are_told_in_one_line(argv: list[str], message: str) -> None:

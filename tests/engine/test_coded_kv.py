@@ -67,6 +67,8 @@ def test_batches_chunks_prefixes_and_preemption_change_nothing(
     expected = {name: greedy(alone, prompt, 12) for name, prompt in prompts.items()}
     for _ in range(2):  # the second time over prefixes of the first
         assert run(tight, [EngineRequest(name, prompt, params) for name, prompt in prompts.items()]) == expected
+    if family == "gemma3":  # whose windows gave the prompt's first pages back
+        return
     assert collect(tight, [EngineRequest("again", prompts["7"], params)])["again"][0].num_cached_tokens > 0
 
 

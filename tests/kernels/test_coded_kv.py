@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,11 @@ from ingle.kernels import gpu, reference, reference_kv
 from ingle.kernels.batch import CODE_TYPES
 from ingle.kernels.flow import Flow, Rotation
 from ingle.kernels.gpu import attention, few_rows, kv_codes
+from ingle.kernels.options import AttentionOptions
 from ingle.model.layers import Linear, RMSNorm
 from ingle.step import Chunk
 from ingle.weights.matrix import Weight
-from tests.kernels.coded_kv import ERRORS, KINDS, decoded, empty_cache, filled_cache
+from tests.kernels.coded_kv import ERRORS, KINDS, check_needle, decoded, empty_cache, filled_cache
 from tests.kernels.fused import EPS, norm_weight, weights
 from tests.kernels.fused import randn as of_layers
 from tests.kernels.test_gpu_kernels import CASES, DEVICE, DTYPES, OPTIONS, PLAIN, attention_case, randn, written_out
@@ -59,7 +62,7 @@ def test_rows_of_zeros_and_what_is_not_finite(kind: str) -> None:
         assert held[:, 1:3].isnan().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["int8", "fp8_e4m3", pytest.param("fp8_e5m2", marks=pytest.mark.slow)])
 def test_every_number_that_a_code_can_stand_for(kind: str) -> None:
     """And every number half way between two of them, in Triton as in PyTorch."""
     dtype = CODE_TYPES[kind]
@@ -108,7 +111,7 @@ def check_caches(
     torch.testing.assert_close(ours[1], theirs[1], atol=0, rtol=max(off, 1e-5))
     a, b = decoded(*ours), decoded(*theirs)
     steps = theirs[1].transpose(-1, -2)[..., None] if kind == "int8" else b.abs() * 2 * ERRORS[kind] + 1e-6
-    assert ((a - b).abs() <= steps * 1.01).all()
+    assert ((a - b).abs() <= steps * 1.01 + b.abs() * off).all()
     if off <= 1e-5:
         assert ((a - b).abs() > b.abs() * off * 2).float().mean() < 0.002
 
@@ -116,7 +119,7 @@ def check_caches(
 @pytest.mark.parametrize(
     ("num_rows", "head_dim", "qk_norm", "kind"),
     [(5, 64, False, "int8"), (3, 32, True, "fp8_e4m3"), (1, 32, False, "fp8_e5m2"), (20, 32, True, "int8"),
-     (2, 24, False, "fp8_e4m3")],
+     pytest.param(2, 24, False, "fp8_e4m3", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_project_and_store(
     num_rows: int, head_dim: int, qk_norm: bool, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -147,15 +150,15 @@ def test_project_and_store(
 SHAPES = [(4, 2, 16, 16), (7, 1, 24, 8), (2, 1, 160, 16)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("int8", torch.float32), ("fp8_e4m3", torch.float16), ("fp8_e5m2", torch.float16)]
+)
 def test_attention(kind: str, dtype: torch.dtype) -> None:
     check_attention("decodes", SHAPES[1], kind, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_of_prompts(dtype: torch.dtype) -> None:
-    check_attention("mixed", SHAPES[0], "fp8_e4m3", dtype)
+def test_attention_of_prompts() -> None:
+    check_attention("mixed", SHAPES[0], "fp8_e4m3", torch.float16)
 
 
 @pytest.mark.slow
@@ -187,7 +190,7 @@ def check(out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None
     assert ((out.double() - expected).abs() <= most * TOLERANCE[dtype]).all()
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8_e4m3"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8_e4m3", marks=pytest.mark.slow)])
 def test_windows_and_soft_caps(kind: str) -> None:
     options = OPTIONS["both"]
     chunks, num_decodes = [Chunk(4, 77, 1, True), Chunk(0, 33, 70, True)], 1
@@ -225,3 +228,22 @@ def test_a_value_that_is_not_finite_stays_in_its_sequence(monkeypatch: pytest.Mo
     scales[1, batch.page_tables[2, 1].long(), :, 3] = float("inf")
     finite = gpu.paged_attention(q, cache, batch, PLAIN, scales).isfinite().flatten(1).all(1)
     assert finite.tolist() == [slot != 2 for slot in range(8)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_programs", [4, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_key_among_131072_is_found(kind: str, num_programs: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By as many programs as there are, and by few, each of which adds up tens of thousands of keys."""
+    if num_programs is not None:
+        monkeypatch.setattr(attention, "num_sms", lambda device: num_programs // 2)
+
+    def attend(q: torch.Tensor, cache: torch.Tensor, scales: torch.Tensor, length: int) -> torch.Tensor:
+        batch = attention_case([chunk_at(0, 64)], 1, 16, head_dim=64)
+        pages = torch.arange(length // 16 + 2, dtype=torch.int32, device=DEVICE)[1 : length // 16 + 1]
+        lengths = torch.tensor([length], device=DEVICE)
+        inputs = batch.inputs._replace(kv_lengths=lengths, decode_lengths=lengths)
+        batch = replace(batch, inputs=inputs, all_page_tables=(pages.expand(2, -1).contiguous(),))
+        return gpu.paged_attention(q, cache, batch, AttentionOptions(q.shape[-1] ** -0.5), scales)
+
+    check_needle(attend, kind, 1 << 17, torch.bfloat16, 5e-3)

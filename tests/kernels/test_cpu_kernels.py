@@ -389,7 +389,7 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", coded_kv.KINDS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "page_size", "options"),
-    [(9, 3, 64, 16, OPTIONS[0]), (20, 2, 40, 8, OPTIONS[1]), (2, 2, 8, 32, OPTIONS[2]), (18, 1, 136, 8, OPTIONS[0])],
+    [(20, 2, 40, 8, OPTIONS[1]), (2, 2, 8, 32, OPTIONS[2]), (18, 1, 136, 8, OPTIONS[0])],
 )
 def test_attention_over_codes(
     heads: int, kv_heads: int, head_dim: int, page_size: int, options: AttentionOptions, kind: str
@@ -405,6 +405,7 @@ def test_attention_over_codes(
         assert ((ours - expected).abs() <= expected.abs().amax(-1, keepdim=True) * 3e-5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", coded_kv.KINDS)
 def test_one_key_among_131072_is_found(kind: str) -> None:
     def attend(q: torch.Tensor, cache: torch.Tensor, scales: torch.Tensor, length: int) -> torch.Tensor:

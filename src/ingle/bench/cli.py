@@ -1,6 +1,6 @@
-"""`ingle bench`: how fast this machine runs a model, beside how fast it could.
+"""`ingle bench`: how fast this machine runs a model, beside how fast it could; and how a server does under load.
 
-Only the flags: what runs a benchmark, with PyTorch, is imported once they are read.
+Only the flags: what runs a benchmark, mostly with PyTorch, is imported once they are read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ingle.bench.serving.options import CompareOptions, ServeOptions
 from ingle.bench.workloads import CPU, GPU, Workload, select
 from ingle.cli.flags import parse
 from ingle.cli.local import importing
@@ -88,8 +89,11 @@ BENCHMARKS: dict[str, type[Any]] = {
     "latency": LatencyOptions,
     "profile": Profile,
     "startup": StartupOptions,
+    "serve": ServeOptions,
+    "compare": CompareOptions,
 }
-"""Each is run by the function of its name in `bench.run`."""
+"""Each is run by the function of its name in the module that `_RUN_BY` names, else in `bench.run`."""
+_RUN_BY = {"serve": "ingle.bench.serving.run", "compare": "ingle.bench.serving.compare"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,25 +106,24 @@ def main(argv: Sequence[str]) -> None:
         if name == "throughput":
             select(options.workload)  # complains before anything is loaded
         with importing():
-            run = importlib.import_module("ingle.bench.run")
+            run = importlib.import_module(_RUN_BY.get(name, "ingle.bench.run"))
         getattr(run, name)(options)
     else:
         near = nearest(name, {each: each for each in BENCHMARKS})
-        answer = _NOT_HERE.get(name) or f"there are {', '.join(BENCHMARKS)}"
-        raise ConfigError(
-            f"there is no benchmark {name!r}; {f'did you mean `ingle bench {near}`?' if near else answer}"
-        )
-
-
-_NOT_HERE = {"serve": "`ingle bench throughput` measures rising numbers of requests at once, offline"}
+        answer = f"did you mean `ingle bench {near}`?" if near else f"there are {', '.join(BENCHMARKS)}"
+        raise ConfigError(f"there is no benchmark {name!r}; {answer}")
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<12}{(kind.__doc__ or '').strip()}" for name, kind in BENCHMARKS.items())
+    commands = "\n".join(
+        f"  {name:<12}{(kind.__doc__ or '').strip().partition(chr(10))[0]}" for name, kind in BENCHMARKS.items()
+    )
     return f"""\
 usage: ingle bench BENCHMARK MODEL ...
+       ingle bench serve --base-url http://127.0.0.1:8000
+       ingle bench compare A.json B.json
 
-How fast this machine runs a model, beside how fast it could.
+How fast this machine runs a model, beside how fast it could; and how a server does under load.
 
 benchmarks:
 {commands}

@@ -47,6 +47,8 @@ class Startup:
 
     report: Callable[[str], None]
     timings_s: dict[str, float] = field(default_factory=dict)
+    meanwhile: Callable[[], None] = lambda: None
+    """Called between parts of a phase: what it raises ends the start."""
 
     @contextmanager
     def phase(self, name: str, stage: str) -> Iterator[None]:
@@ -61,6 +63,7 @@ class Startup:
 
         def count(done: int) -> None:
             nonlocal told_s
+            self.meanwhile()
             now_s = time.monotonic()
             if now_s - told_s >= _REPORT_S:
                 told_s = now_s

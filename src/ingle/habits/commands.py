@@ -46,8 +46,8 @@ ANSWERS: Mapping[str, str] = {
     "kill": "`ingle stop NAME`, a port, or all",
     "scan-cache": "`ingle list`",
     "delete-cache": "`ingle rm NAME`",
-    "benchmark": "`ingle bench throughput MODEL`",
-    "bench-serving": "`ingle bench throughput MODEL`",
+    "benchmark": "`ingle bench throughput MODEL`, and `ingle bench serve` for a server under load",
+    "bench-serving": "`ingle bench serve --base-url URL`",
 }
 """What is not built, or goes by more than another name: the line to type instead."""
 
@@ -83,6 +83,33 @@ FLAGS_OF_COMMANDS: Mapping[str, Mapping[str, Habit]] = {
     "rm": _flags(("-f --force", "same", "--yes")),
     "list": _flags(("-a --all", "idle", "all are listed")),
     "generate": _flags(("--verbose? -v", "idle", "answers come without timings")),
+    "bench serve": _flags(
+        ("--max-concurrency=", "same", "--concurrency"),
+        ("--request-rate=", "same", "--rate"),
+        ("--random-input-len= --prefix-repetition-suffix-len= --isl=", "same", "--input-len"),
+        (
+            "--random-output-len= --sharegpt-output-len= --custom-output-len= --prefix-repetition-output-len= --osl=",
+            "same",
+            "--output-len",
+        ),
+        ("--random-range-ratio=", "same", "--range-ratio"),
+        ("--random-prefix-len= --prefix-repetition-prefix-len=", "same", "--prefix-len"),
+        ("--prefix-repetition-num-prefixes=", "same", "--num-prefixes"),
+        ("--served-model-name= --model-id=", "same", "--model"),
+        ("--result-filename=", "same", "--output"),
+        ("--url= --api-base= --host-url=", "same", "--base-url"),
+        (
+            "--backend= --endpoint-type=",
+            "idle",
+            "any server of OpenAI's API is asked; --endpoint says chat or completions",
+        ),
+        ("--save-result --save-detailed --streaming", "idle", "that is always so"),
+        ("--percentile-metrics= --metric-percentiles=", "idle", "all of them are kept"),
+        ("--disable-tqdm --trust-remote-code --ready-check-timeout-sec= --label=", "idle", "there is no such choice"),
+        ("--host= --port=", "refused", "give --base-url http://HOST:PORT"),
+        ("--burstiness= --ramp-up-strategy=", "refused", "arrivals are Poisson's, at one rate"),
+        ("--result-dir=", "refused", "--output takes the whole path"),
+    ),
     "serve": _flags(
         ("-p=", "refused", "a prompt is part of a request, and the port is --port"),
     ),

@@ -35,6 +35,8 @@ class Coded:
     half: int
     order: torch.Tensor | None = None
     """int64 [I]: the input that each column is multiplied with; None for the same."""
+    padded_from: int | None = None
+    """How many inputs there are, where there are more columns: those that name an input again are zero."""
     factors: torch.Tensor | None = None
     """[O, G / n]: what the scales, and the minima, of n groups are multiplied with, where those are small integers."""
     minima: torch.Tensor | None = None
@@ -54,6 +56,7 @@ class Coded:
         group_size: int,
         order: torch.Tensor | None = None,
         *,
+        padded_from: int | None = None,
         quantizes_inputs: bool = False,
         **steps: torch.Tensor | None,
     ) -> Coded:
@@ -64,7 +67,8 @@ class Coded:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
         size = min(group_size, num_columns)
-        return cls(kind, codes, scales, zeros, size, max(half, 1), order, quantizes_inputs=quantizes_inputs, **steps)
+        half, inputs = max(half, 1), padded_from
+        return cls(kind, codes, scales, zeros, size, half, order, inputs, quantizes_inputs=quantizes_inputs, **steps)
 
     @classmethod
     def joined(cls, parts: Sequence[Coded]) -> Coded:
@@ -91,6 +95,10 @@ class Coded:
     @property
     def num_columns(self) -> int:
         return self.codes.shape[1] * (2 if self.kind == "int4" else 1)
+
+    @property
+    def num_inputs(self) -> int:
+        return self.num_columns if self.padded_from is None else self.padded_from
 
     @property
     def num_bytes(self) -> int:

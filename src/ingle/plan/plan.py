@@ -13,9 +13,10 @@ from ingle.engine import native_build
 from ingle.engine.startup import Numerics, dtype_on_gpu
 from ingle.errors import ConfigError
 from ingle.kv import ITEMSIZES, KvSpec, cache_dtype
+from ingle.model.share import MAX_SIZE, sizes_for
 from ingle.plan.fit import Case, Fit, fit, least_gpus
 from ingle.plan.formats import Held, in_codes
-from ingle.plan.layout import MAX_TENSOR_PARALLEL, Layout, tensor_parallel_refusal, tensor_parallel_sizes
+from ingle.plan.layout import Layout
 from ingle.plan.layout import weight_sizes as sizes_of
 from ingle.plan.machine import Machine
 from ingle.plan.outline import Outline, read_outline
@@ -113,7 +114,7 @@ def make_plan(path: Path, config: EngineConfig, machine: Machine, bits: int | No
         formats=tuple(_formats(outline, (held_cpu,) if on_cpu else (held_gpu,), gpu_numerics)),
         kv=outline.decoder.kv_spec((cpu_numerics if on_cpu else gpu_numerics).kv_dtype),
         fits=tuple(fits),
-        tensor_parallel_sizes=tuple(tensor_parallel_sizes(outline.decoder, held_gpu, most)),
+        tensor_parallel_sizes=tuple(sizes_for(outline.decoder, most)),
         least=() if on_cpu or not on_gpu else tuple(_least(gpu_case, machine, gpu_numerics)),
         cpu_weight_bytes=None if config.parallel.device == "cuda" else sizes_of(outline.decoder, held_cpu).total[1],
         notices=tuple(dict.fromkeys(notices)),
@@ -173,7 +174,7 @@ def _layouts(case: Case, machine: Machine) -> Iterator[Layout]:
     if count == 0:
         return
     yield Layout()
-    sizes = tensor_parallel_sizes(case.decoder, case.held, min(count, MAX_TENSOR_PARALLEL))
+    sizes = sizes_for(case.decoder, min(count, MAX_SIZE))
     yield from (Layout(size) for size in sizes if size > 1)
     if count > 1 and count not in sizes:
         yield Layout(count)
@@ -191,7 +192,7 @@ def _least(case: Case, machine: Machine, numerics: Numerics) -> Iterator[Least]:
         if held is not case.held and case.held.matrix_bytes <= held.matrix_bytes:
             continue
         this = dataclasses.replace(case, held=held, refusals=(), lengths=())
-        splits = (Layout(size) for size in range(1, MAX_TENSOR_PARALLEL + 1) if _splits(case, held, size))
+        splits = (Layout(size) for size in sizes_for(case.decoder, MAX_SIZE))
         by_tensor = least_gpus(this, machine, splits)
         most = min(_MAX_PIPELINE, case.decoder.num_layers)
         by_pipeline = least_gpus(this, machine, (Layout(1, size) for size in range(1, most + 1)))
@@ -200,7 +201,3 @@ def _least(case: Case, machine: Machine, numerics: Numerics) -> Iterator[Least]:
             None if by_tensor is None else by_tensor.layout.num_gpus,
             None if by_pipeline is None else by_pipeline.layout.num_gpus,
         )
-
-
-def _splits(case: Case, held: Held, size: int) -> bool:
-    return tensor_parallel_refusal(case.decoder, held, size) is None

@@ -34,6 +34,7 @@ class CodedPart:
                 None if zeros is None else zeros.to(device),
                 first.group_size,
                 None if first.order is None else torch.from_numpy(first.order).long().to(device),
+                padded_from=first.padded_from,
                 quantizes_inputs=first.quantizes_inputs,
             ),
             dtype,
@@ -62,12 +63,11 @@ class CodedPart:
         decoded = self.coded.decoded(indices, self.dtype)
         if self.coded.order is None:
             return decoded
-        by_input = torch.empty_like(decoded)
-        by_input[:, self.coded.order] = decoded
-        return by_input
+        by_input = decoded.new_zeros(len(decoded), self.coded.num_inputs)  # what fills up is zero
+        return by_input.index_add_(1, self.coded.order, decoded)
 
 
 def kind_of(groups: Groups) -> tuple[object, ...]:
     """What layers have in common that can be one part."""
     order = b"" if groups.order is None else groups.order.tobytes()
-    return groups.kind, groups.group_size, groups.zeros is None, groups.quantizes_inputs, order
+    return groups.kind, groups.group_size, groups.zeros is None, groups.quantizes_inputs, groups.padded_from, order

@@ -36,20 +36,21 @@ class PackedPart:
     data: npt.NDArray[np.uint8]
     """What `matrix` points to."""
     order: Order | None = None
-    """The same: which input each column is multiplied with."""
+    """The same: which input each column is multiplied with. Of columns with one input all but the first are zero."""
 
     @classmethod
     def empty(cls, code_type: CodeType, num_rows: int, in_features: int, order: Order | None = None) -> PackedPart:
         matrix = Matrix(
             data=None,
             rows=num_rows,
-            columns=in_features,
+            columns=in_features if order is None else len(order),
             bits=code_type.bits,
             group_size=code_type.group_size,
             wide_scales=code_type.wide_scales,
             has_minima=code_type.has_minima,
             codebook=(ctypes.c_int8 * 16)(*code_type.codebook),
             order=None if order is None else order.ctypes.data,
+            inputs=in_features,
         )
         num_bytes = library.get().ingle_matrix_bytes(ctypes.byref(matrix))
         data = np.zeros(num_bytes + _LINE, np.uint8)
@@ -95,7 +96,7 @@ class PackedPart:
 
     @property
     def num_parameters(self) -> int:
-        return int(self.matrix.rows * self.matrix.columns)
+        return int(self.matrix.rows * self.matrix.inputs)
 
     @property
     def factors(self) -> frozenset[str]:
@@ -111,7 +112,7 @@ class PackedPart:
 
     def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Some of its rows: [T] to [T, in_features]."""
-        out = np.empty((len(indices), self.matrix.columns), np.float32)
+        out = np.empty((len(indices), self.matrix.inputs), np.float32)
         library.get().ingle_gather_rows(
             ctypes.byref(self.matrix), indices.ctypes.data, len(indices), out.ctypes.data
         )  # fmt: skip
@@ -199,7 +200,7 @@ class _Tensor(Protocol):
     def held(self, code_type_of: Callable[[str], CodeType]) -> CodeType: ...
 
     def order(self, held: CodeType) -> Order | None:
-        """Of the columns, if they are held so."""
+        """Of the columns, if they are held so; it may name an input again, for columns that are zero."""
         ...
 
     def pack(self, part: PackedPart, first: int) -> None: ...

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from ingle.errors import ModelError
+from ingle.kernels.coded_cut import by_columns, by_rows
 from ingle.kernels.cpu import library
+from ingle.kernels.reference_coded import multiply_coded
 from ingle.weights.code_types import exact as exactly
+from ingle.weights.coded_part import CodedPart
 from ingle.weights.packed_matrix import PackedMatrix, pack_groups
+from ingle.weights.quantized import cut
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.layouts import Module
 from tests.weights.quantized.packers import Written, awq, fp8, gptq
@@ -20,8 +24,8 @@ Make = Callable[[int, int], Written]
 Read = Callable[[Written], Groups]
 
 
-def equal(ours: np.ndarray, exact: np.ndarray) -> None:
-    np.testing.assert_allclose(ours, exact, rtol=3e-7, atol=float(np.abs(exact).max()) * 2e-7)
+def equal(ours: np.ndarray, exact: np.ndarray, atol: float = 2e-7) -> None:
+    np.testing.assert_allclose(ours, exact, rtol=3e-7, atol=float(np.abs(exact).max()) * atol)
 
 
 def test_decoded(case: Make, read: Read) -> None:
@@ -29,17 +33,43 @@ def test_decoded(case: Make, read: Read) -> None:
     equal(read(written).decoded(), written.exact)
 
 
+CUTS = ((0, 64), (64, 192), (48, 96), (160, 192), (0, 192), (2, 10))
+
+
 def test_slices(case: Make, read: Read) -> None:
+    """As ranks take them: some outputs, some inputs, and some of both, whatever the columns' order is."""
     written = case(64, 192)
     groups = read(written)
     equal(groups.rows(16, 40).decoded(), written.exact[16:40])
-    if groups.order is not None:
-        with pytest.raises(ValueError, match="an order of their own"):
-            groups.columns(0, 64)
+    for start, stop in CUTS:
+        of_inputs = cut.by_columns(groups, start, stop)
+        equal(of_inputs.decoded(), written.exact[:, start:stop])
+        equal(of_inputs.rows(8, 24).decoded(), written.exact[8:24, start:stop])
+        equal(cut.by_columns(of_inputs, 2, 8).decoded(), written.exact[:, start + 2 : start + 8])
+    for wrong in ((0, 0), (-2, 8), (64, 200)):
+        with pytest.raises(ValueError, match="are no range of 192"):
+            cut.by_columns(groups, *wrong)
+
+
+def test_slices_with_pytorch(case: Make, read: Read) -> None:
+    written = case(64, 192)
+    groups = read(written)
+    x = torch.randn(3, 192)
+    whole = torch.zeros(3, 64)
+    for start, stop in ((0, 64), (64, 192)):
+        coded = CodedPart.of([cut.by_columns(groups, start, stop)], torch.float32, torch.device("cpu")).coded
+        product = multiply_coded(x[:, start:stop], coded)
+        torch.testing.assert_close(multiply_coded(x[:, start:stop], by_rows(coded, 16, 40)), product[:, 16:40])
+        whole += product
+    equal(whole.numpy(), x.double().numpy() @ written.exact.T, atol=1e-6)
+    coded = CodedPart.of([groups], torch.float32, torch.device("cpu")).coded
+    if coded.order is not None:
+        with pytest.raises(ValueError, match="in an order of their own"):
+            by_columns(coded, 0, 64)
         return
-    for start, stop in ((0, 64), (64, 192), (48, 96), (160, 192)):
-        equal(groups.columns(start, stop).decoded(), written.exact[:, start:stop])
-        equal(groups.columns(start, stop).rows(8, 24).decoded(), written.exact[8:24, start:stop])
+    for start, stop in CUTS:
+        part = by_columns(coded, start, stop)
+        equal(part.decoded(slice(None), torch.float32).numpy(), written.exact[:, start:stop])
 
 
 @pytest.fixture
@@ -68,6 +98,14 @@ def test_packed_for_the_cpu(case: Make, read: Read) -> None:
         scale = float(np.abs(expected).max())
         np.testing.assert_allclose(matrix.multiply(x), expected, rtol=0, atol=scale * 6e-3)
         np.testing.assert_allclose(plain.multiply(x), expected, rtol=0, atol=scale * 2e-6)
+    for start, stop in ((0, 128), (128, 320)):
+        part, some = (
+            pack_groups([cut.by_columns(groups, start, stop)], stop - start),
+            np.ascontiguousarray(x[:, start:stop]),
+        )
+        equal(all_rows(part), written.exact[:, start:stop])
+        expected = some.astype(np.float64) @ written.exact[:, start:stop].T
+        np.testing.assert_allclose(part.multiply(some), expected, rtol=0, atol=float(np.abs(expected).max()) * 6e-3)
     padded = sum(part.matrix.group_size * -(-320 // part.matrix.group_size) for part in matrix.parts)
     per_number = matrix.num_bytes * 8 / (96 * padded)
     assert per_number <= {"int4": 6.1, "int8": 10.1, "fp8": 9.1}[groups.kind]
@@ -150,4 +188,4 @@ def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> 
     whole = stored.read()
     groups = module.read(48, 192)
     assert not whole.flags.owndata and np.shares_memory(groups.rows(8, 16).codes, groups.codes)
-    assert np.array_equal(groups.columns(128, 192).rows(8, 16).codes, whole[8:16, 128:])
+    assert np.array_equal(cut.by_columns(groups, 128, 192).rows(8, 16).codes, whole[8:16, 128:])

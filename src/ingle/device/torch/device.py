@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -40,7 +41,10 @@ class TorchDevice:
         kv: KvSpec,
         *,
         use_graphs: bool = False,
+        all_agree: Callable[[bool], bool] | None = None,
     ) -> None:
+        """`kv`: the model's; `all_agree`: whether something went well on all ranks that compute the same, where there
+        are several."""
         config = model.config
         self.model = model
         self.device = device
@@ -55,7 +59,7 @@ class TorchDevice:
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         shape = (kv.num_places, kv.sides, num_pages, kv.side_bytes(limits.page_size))
         self.kv_cache = KvCache.over(kv, _zeros(shape, device), limits.page_size)
-        self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
+        self.graphs = StepGraphs(self, self.tables, limits, all_agree) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:

@@ -26,6 +26,7 @@ class Matrix(ctypes.Structure):
         ("has_minima", c_int32),
         ("codebook", c_int8 * 16),
         ("order", c_void_p),
+        ("inputs", c_int64),
     )
 
 

@@ -1,9 +1,8 @@
 """Attention of decoding sequences to keys and values in codes, as a Triton kernel.
 
 Half the bytes leave half the time, and what a tile of keys costs beside its bytes is the limit then: instructions, and
-warps that wait for each other. So a program is one warp, many of which an SM runs side by side, and a sequence's keys
-are a loop of their own, before which its queries are read and after which its results are written. How shares are cut
-and joined is as in `attention`.
+warps that wait for each other. So tiles are larger, and a sequence's keys are a loop of their own, before which its
+queries are read and after which its results are written. How shares are cut and joined is as in `attention`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork
 from ingle.kernels.gpu.device import await_previous, pdl, shared_memory
-from ingle.kernels.gpu.heads import DecodeTiling, capped, dim_block, exp2, head_rows, precision, scale_and_cap
+from ingle.kernels.gpu.heads import MIN_DOT, DecodeTiling, capped, dim_block, exp2, head_rows, precision, scale_and_cap
 from ingle.kernels.gpu.kv_codes import (
     add_values,
     kind_of,
@@ -30,7 +29,8 @@ from ingle.kernels.gpu.kv_codes import (
 from ingle.kernels.gpu.shares import join_if_last, leave_sum
 from ingle.kernels.options import AttentionOptions
 
-_KEYS, _WARPS, _STAGES, _PROGRAMS = 64, 1, 2, 8
+_KEYS, _WARPS, _STAGES, _PROGRAMS, _REGISTERS = 128, 4, 2, 3, 168
+"""Of a program whose queries are 16 rows of 128 dimensions; registers of a thread."""
 
 
 @triton.jit
@@ -139,12 +139,14 @@ def _decode_codes_kernel(
 
 
 def tiling(q: torch.Tensor, kv_cache: torch.Tensor) -> DecodeTiling:
-    """Of a warp, what its registers have room for; wide heads and many of them take several."""
+    """What an SM's registers and shared memory have room for: three programs, or fewer of wide or many heads."""
     row_bytes, rows = dim_block(kv_cache.shape[-1]), head_rows(q.shape[1], kv_cache.shape[3])
-    room = max(rows * row_bytes // (16 * 128), 1)
-    num_bytes = (2 * _KEYS + 2 * rows) * row_bytes + 2048
-    programs = min(max(shared_memory(kv_cache.device) // num_bytes, 1), max(_PROGRAMS // room, 1))
-    return DecodeTiling(_KEYS, min(_WARPS * room, 8), _STAGES, programs, None)
+    size = max(rows * row_bytes // (MIN_DOT * 128), 1)  # of a row of queries, in what three programs have room for
+    keys = max(_KEYS // size, MIN_DOT)
+    num_bytes = ((_STAGES - 1) * 2 * keys + 2 * rows) * row_bytes + 2048
+    by_registers = _PROGRAMS if pdl(kv_cache.device) and size == 1 else 2
+    programs = min(max(shared_memory(kv_cache.device) // num_bytes, 1), by_registers)
+    return DecodeTiling(keys, _WARPS, _STAGES, programs, _REGISTERS if programs == _PROGRAMS else None)
 
 
 def decode(

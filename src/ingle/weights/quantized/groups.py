@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,6 +35,8 @@ class Groups:
     """float16 holds all scales exactly."""
     order: npt.NDArray[np.int32] | None = None
     """[columns]: the input that each column is multiplied with, where they are sorted by group; None for the same."""
+    padded_from: int | None = None
+    """How many inputs there are, where there are more columns: those that name an input again are zero."""
     quantizes_inputs: bool = False
     """As `Scheme` has it."""
 
@@ -47,34 +48,17 @@ class Groups:
     def num_columns(self) -> int:
         return int(self.codes.shape[1]) * (2 if self.kind == "int4" else 1)
 
+    @property
+    def num_inputs(self) -> int:
+        return self.num_columns if self.padded_from is None else self.padded_from
+
     def rows(self, start: int, stop: int) -> Groups:
-        """Of these rows alone, without a copy."""
+        """Of these rows (outputs) alone, without a copy. `ingle.weights.quantized.cut` has the same of columns."""
         zeros = None if self.zeros is None else self.zeros[start:stop]
         return replace(self, codes=self.codes[start:stop], scales=self.scales[start:stop], zeros=zeros)
 
-    def columns(self, start: int, stop: int) -> Groups:
-        """Of these columns alone: where they begin amid a group, in smaller groups.
-
-        Raises `ValueError` for columns that are sorted by group, of which no range is one of inputs, and for codes that
-        share a byte with others.
-        """
-        if self.order is not None:
-            raise ValueError("columns in an order of their own cannot be cut by inputs")
-        per_byte = 2 if self.kind == "int4" else 1
-        if start % per_byte or stop % per_byte:
-            raise ValueError(f"columns {start} to {stop} cut a byte of two codes")
-        size = math.gcd(self.group_size, start)
-        groups = np.arange(start, stop, size) // self.group_size
-        return replace(
-            self,
-            codes=self.codes[:, start // per_byte : stop // per_byte],
-            scales=self.scales[:, groups],
-            zeros=None if self.zeros is None else self.zeros[:, groups],
-            group_size=size,
-        )
-
     def decoded(self) -> Floats:
-        """[rows, columns], the numbers that it stands for, by input."""
+        """[rows, inputs], the numbers that it stands for, by input."""
         values = self._values().reshape(self.num_rows, -1)
         group = np.arange(self.num_columns) // self.group_size
         if self.kind != "fp8":
@@ -83,8 +67,8 @@ class Groups:
         values *= self.scales[:, group]
         if self.order is None:
             return values
-        by_input = np.empty_like(values)
-        by_input[:, self.order] = values
+        by_input = np.empty((len(values), self.num_inputs), np.float32)
+        by_input[:, self.order[::-1]] = values[:, ::-1]  # of columns with one input the first remains
         return by_input
 
     def _values(self) -> Floats:

@@ -15,7 +15,7 @@ from ingle.errors import ModelError
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.layouts import MARKERS, Module
 from ingle.weights.quantized.scheme import Quantization
-from ingle.weights.source import FLOAT_TYPES, StoredRows, check_size
+from ingle.weights.source import FLOAT_TYPES, Region, StoredRows, check_size
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +105,24 @@ class QuantizedSource:
         for start in range(0, len(rows), _CHUNK_ROWS):
             stop = min(start + _CHUNK_ROWS, len(rows))
             rows[start:stop].copy_(torch.from_numpy(groups.rows(start, stop).decoded()))
+
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        module = self._module(name)
+        if module is None:
+            self._files.load_region(name, region, out)
+            return
+        import torch
+
+        rows, columns = region.shape
+        groups = module.read(rows, columns)
+        for start in range(0, len(out), _CHUNK_ROWS):
+            stop = min(start + _CHUNK_ROWS, len(out))
+            decoded = groups.rows(region.rows.start + start, region.rows.start + stop).decoded()
+            out[start:stop].copy_(torch.from_numpy(decoded[:, region.columns]))
+
+    def columns_unit(self, name: str) -> int:
+        module = self._module(name)
+        return 1 if module is None else module.scheme.group_size or 1
 
     def close(self) -> None:
         self._files.close()

@@ -64,8 +64,8 @@ struct Places {
                 value_scales[j] = *own_values.scales(*page, offset);
             }
             if (j + 1 >= count) continue;
-            key += own_keys.token_numbers();
-            value += own_keys.token_numbers();
+            key += own_keys.stride();
+            value += own_keys.stride();
             if (++offset == a.page_size) {
                 offset = 0;
                 page++;

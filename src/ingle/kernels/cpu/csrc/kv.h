@@ -1,6 +1,6 @@
 // Keys and values as the KV cache holds them: floats, or codes of a byte with a scale for each key and value of a head.
 // `ingle.kernels.reference_kv` says what codes stand for. In a page the scales, [num_kv_heads][page_size], lie behind the
-// codes, [page_size][num_kv_heads][head_dim].
+// codes, [num_kv_heads][page_size][head_dim]; floats lie [page_size][num_kv_heads][head_dim].
 #pragma once
 
 #include <limits>
@@ -125,15 +125,18 @@ struct Pages {
     uint8_t* data;
     int64_t page_size, num_kv_heads, head_dim, kv_head;
 
-    int64_t token_numbers() const { return num_kv_heads * head_dim; }
+    // From one token to the next.
+    int64_t stride() const { return kCoded<T> ? head_dim : num_kv_heads * head_dim; }
+    int64_t page_numbers() const { return page_size * num_kv_heads * head_dim; }
     int64_t page_bytes() const {
-        return page_size * (token_numbers() * (int64_t)sizeof(T) + (kCoded<T> ? num_kv_heads * 4 : 0));
+        return page_numbers() * (int64_t)sizeof(T) + (kCoded<T> ? page_size * num_kv_heads * 4 : 0);
     }
     T* numbers(int64_t page, int64_t offset) const {
-        return (T*)(data + page * page_bytes()) + offset * token_numbers() + kv_head * head_dim;
+        const int64_t head = kv_head * (kCoded<T> ? page_size : 1) * head_dim;
+        return (T*)(data + page * page_bytes()) + head + offset * stride();
     }
     float* scales(int64_t page, int64_t offset) const {
-        return (float*)(data + page * page_bytes() + page_size * token_numbers()) + kv_head * page_size + offset;
+        return (float*)(data + page * page_bytes() + page_numbers()) + kv_head * page_size + offset;
     }
 };
 

@@ -132,9 +132,9 @@ void gather_rows(const Matrix& m, const int64_t* indices, int64_t count, float* 
     parallel_ranges(count, 8, [&](int64_t begin, int64_t end) {
         std::vector<float> sorted(m.order ? m.columns : 0);
         for (int64_t i = begin; i < end; i++) {
-            float* to = out + i * m.columns;
+            float* to = out + i * m.inputs;
             with_bits(m.bits, [&](auto bits) { unpack_row<bits>(m, indices[i], m.order ? sorted.data() : to); });
-            for (int64_t c = 0; m.order && c < m.columns; c++) to[m.order[c]] = sorted[c];
+            for (int64_t c = m.columns - 1; m.order && c >= 0; c--) to[m.order[c]] = sorted[c];  // the first of an input stays
         }
     });
 }
@@ -471,7 +471,7 @@ void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const
 
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
     const Matrix* only = &m;
-    multiply_each(&only, 1, {x, m.columns, 0}, num_tokens, {y, y_stride, 0});
+    multiply_each(&only, 1, {x, m.inputs, 0}, num_tokens, {y, y_stride, 0});
 }
 
 }  // namespace ingle

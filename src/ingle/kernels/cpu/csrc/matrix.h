@@ -29,6 +29,7 @@ struct Matrix {
     int32_t has_minima;
     int8_t codebook[16];     // of 4-bit codes, these or those that float32 is decoded from
     const int32_t* order;    // [columns], which number of x each column is multiplied with; null for the same
+    int64_t inputs;          // numbers of x: as many as columns, or fewer where columns that are zero name one again
 };
 
 // What products are made of, for people.

@@ -16,7 +16,7 @@ struct Rotation {
     const float* cos_sin;    // [num_tokens, rotary_dim]
     const float* q_norm;     // [head_dim], or null
     const float* k_norm;
-    void* keys;              // pages of [page_size, num_kv_heads, head_dim], as `kv.h` has them
+    void* keys;              // pages, as `kv.h` has them
     void* values;
     const int64_t* kv_places; // [num_tokens], each a place
     const float* query_factors;  // [num_tokens], of queries once they are rotated; or null
@@ -27,7 +27,7 @@ struct Rotation {
 
 struct Attention {
     const float* q;              // [num_tokens, num_heads, head_dim], rows q_stride apart
-    const void* keys;            // pages of [page_size, num_kv_heads, head_dim], as `kv.h` has them
+    const void* keys;            // pages, as `kv.h` has them
     const void* values;
     const int32_t* page_tables;  // [slots, pages_per_slot]
     const int64_t* slots;        // [num_seqs]

@@ -111,7 +111,7 @@ def tiling(*shape: int | None) -> Iterator[None]:
 @contextmanager
 def prompt_tiling(keys: int, warps: int, registers: int | None) -> Iterator[None]:
     with mock.patch.object(
-        attention, "_prefill_tiling", lambda *args: attention._PrefillTiling(keys, warps, registers)
+        attention, "_prefill_tiling", lambda q, coded: attention._PrefillTiling(keys, warps, registers)
     ):
         yield
 

@@ -355,12 +355,17 @@ class _PrefillTiling(NamedTuple):
     """That a thread may have at most."""
 
 
-def _prefill_tiling(q: torch.Tensor) -> _PrefillTiling:
-    """More programs side by side hide what each waits for; heads of 256 dimensions leave an SM room for one."""
+def _prefill_tiling(q: torch.Tensor, *, coded: bool) -> _PrefillTiling:
+    """More programs side by side hide what each waits for; heads of 256 dimensions leave an SM room for one.
+
+    Codes go through registers on their way to the tensor cores, as many as possible at once.
+    """
     block = dim_block(q.shape[-1])
     hopper = pdl(q.device) and q.itemsize == 2
     if block > 128:
         return _PrefillTiling(keys=64 if hopper else 32, warps=8)
+    if block == 128 and hopper and coded:
+        return _PrefillTiling(keys=128, warps=4)
     if block == 128 and hopper:
         return _PrefillTiling(keys=32, warps=4, registers=128)
     return _PrefillTiling(keys=64, warps=4)
@@ -377,7 +382,7 @@ def _prefill(
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    early, tiling, held = pdl(q.device), _prefill_tiling(q), words(kv_cache, kv_scales)
+    early, tiling, held = pdl(q.device), _prefill_tiling(q, coded=kv_scales is not None), words(kv_cache, kv_scales)
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, held, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.weights.coded_part import CodedPart
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.quantized import packers
-from tests.weights.quantized.packers import Written
+from tests.weights.quantized.packers import Written, installed
 
 Write = Callable[[int, int, int], Written]
 PROMPT, LONG = random_prompt(3, 40), random_prompt(4, 100)
@@ -39,6 +39,16 @@ FORMATS: dict[str, Write] = {
     "ct-fp8": lambda rows, columns, seed: packers.compressed(
         rows, columns, form="float-quantized", bits=8, strategy="channel", group_size=None, seed=seed
     ),
+    "awq-gemv": lambda rows, columns, seed: packers.gemv(rows, columns, group_size=32, seed=seed),
+    "nf4": lambda rows, columns, seed: packers.bitsandbytes(rows, columns, block=32, seed=seed),
+    "fp4": lambda rows, columns, seed: packers.bitsandbytes(
+        rows, columns, table="fp4", block=32, nested=False, storage=torch.float32, seed=seed
+    ),
+    "bnb-int8": lambda rows, columns, seed: packers.bitsandbytes_int8(rows, columns, seed=seed),
+    "ct-mxfp4": lambda rows, columns, seed: packers.compressed_fp4(
+        rows, columns, form="mxfp4-pack-quantized", seed=seed
+    ),
+    "nvfp4": lambda rows, columns, seed: packers.modelopt_nvfp4(rows, columns, seed=seed),
 }
 
 
@@ -65,11 +75,6 @@ def quantize(plain: Path, folder: Path, write: Write) -> Path:
     return folder
 
 
-@pytest.fixture(params=["llama", "qwen2"])
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 def checkpoint(tmp_path: Path, family: str = "llama", **sizes: Any) -> Path:
     return save_checkpoint(tmp_path / "plain", family, intermediate_size=96, **sizes)
 
@@ -79,10 +84,11 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_logits(tmp_path: Path, family: str, name: str) -> None:
-    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+def test_logits(tmp_path: Path, name: str) -> None:
+    """`test_quantized_families.py` has all families."""
+    if not installed(name):
         pytest.skip("compressed-tensors is not installed")
-    plain = checkpoint(tmp_path, family)
+    plain = checkpoint(tmp_path, "qwen2")
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
     expected = engine_logits(engine_for(plain), PROMPT)
     assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
@@ -98,7 +104,7 @@ def test_logits(tmp_path: Path, family: str, name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_on_a_gpu(tmp_path: Path, name: str) -> None:
     """In both types, by the fused products of few rows and by those of more, and through the graphs of a decode."""
-    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+    if not installed(name):
         pytest.skip("compressed-tensors is not installed")
     plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
@@ -107,7 +113,8 @@ def test_on_a_gpu(tmp_path: Path, name: str) -> None:
     for dtype in ("bfloat16", "float16"):
         on_gpu = {"dtype": dtype, "device": "cuda"}
         decoded, engine = engine_for(plain, **on_gpu), engine_for(coded, **on_gpu)
-        assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
+        eight = {"fp8"} if "fp8" in name else {"int8"}
+        assert held(engine) == (eight if "fp8" in name or "int8" in name else {"int4"})
         for prompt, logits in zip(prompts, exact, strict=True):
             ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
             by_inputs = 0.15 if name.startswith("fp8") and prompt is LONG else 0.01  # which are FP8 then
@@ -157,6 +164,24 @@ def test_experts_of_a_mixture(tmp_path: Path) -> None:
     assert off(kept, expected[:8]) < 0.03
     with pytest.raises(ModelError, match=r"experts\.0\.down_proj\.weight is an expert's, and quantized.*; run it on a"):
         engine_for(coded, cpu_kernels="torch")
+
+
+def test_as_old_quantizers_left_it(tmp_path: Path) -> None:
+    """A file under a name of their own, beside what was there before, and a config.json that says nothing."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq"])
+    config = json.loads((coded / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "quantize_config.json").write_text(json.dumps({**settings, "quant_method": None}))
+    (coded / "model.safetensors").rename(coded / "gptq_model-4bit-32g.safetensors")
+    torch.save({}, coded / "pytorch_model.bin")
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    (coded / "pytorch_model.bin").unlink()
+    shutil.copy(coded / "gptq_model-4bit-32g.safetensors", coded / "gptq_model-8bit-32g.safetensors")
+    with pytest.raises(ModelError, match=r"holds several models \(gptq_model-4bit-32g.safetensors, gptq_model-8bit"):
+        engine_for(coded)
 
 
 def without(suffix: str) -> Callable[[Path], None]:

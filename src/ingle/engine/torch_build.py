@@ -27,6 +27,7 @@ from ingle.parallel.group import Member
 from ingle.weights import gguf_coded
 from ingle.weights.formats import PlainFormat
 from ingle.weights.matrix import total_size
+from ingle.weights.quantized.rounding_source import RoundingSource
 
 _BLOCKS_ON_GPU = False
 """Not before their products have been measured against those of the decoded weights."""
@@ -151,7 +152,7 @@ class TorchRunner:
         with startup.phase("weights", stage):
             model = load_decoder(
                 decoder,
-                opened.source,
+                opened.source.on(self._device) if isinstance(opened.source, RoundingSource) else opened.source,
                 matrices=PlainFormat(dtype, self._device, keeps_blocks=self._keeps_blocks(opened, dtype)),
                 dtype=dtype,
                 device=self._device,

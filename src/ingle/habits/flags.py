@@ -33,6 +33,8 @@ SAME: Mapping[str, str] = {
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
+    "--quantization=int8": "--load-8bit --load-in-8bit",
+    "--quantization=int4": "--load-4bit --load-in-4bit",
     "--rope-theta": "--rope-freq-base",
     "--rope-factor": "--rope-scaling-factor",
     "--threads": "--num-threads",
@@ -280,10 +282,11 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "CUDA_VISIBLE_DEVICES",
     ),
     (
-        "--load-8bit --load-4bit --load-in-8bit --load-in-4bit --wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
+        "--wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
         "--awq-wbits= --quantization-config= --torchao-config=",
         "",
-        "this version does not quantize on load: give a quantized .gguf file of the model, which is read as it is",
+        "give --quantization int8 or int4, which rounds the weights of a folder while they are loaded; a quantized "
+        "folder or .gguf file is read as it is",
     ),
     (
         "--cpu-offload-gb= --cpu-offloading --offload-folder= --override-tensor= -ot= --cpu-moe -cmoe --n-cpu-moe= "

@@ -235,6 +235,8 @@ def test_the_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
         (["--range-ratio", "1"], "--range-ratio 1: give a share"),
         (["--port", "8000"], "--port 8000: give --base-url http://HOST:PORT"),
         (["--output", "/nowhere/a.json"], "--output /nowhere/a.json: No such file or directory"),
+        (["--output", "a.html"], "--output a.html: give a .json file"),
+        (["--rate", "inf"], "--rate inf sends all at once"),
         (["--requst-rate", "8"], "unknown flag --requst-rate"),
     ],
 )
@@ -265,6 +267,8 @@ def test_compare_prints_ratios_and_draws_both(tmp_path: Path, capsys: pytest.Cap
     assert len(ratios) == 2 and min(ratios) > 1
     page = (tmp_path / "both.html").read_text()
     assert page.count("<svg viewBox") == 6 and "slow, p99" in page and "fast, at 2" in page
+    with pytest.raises(ConfigError, match=r"give an \.html file"):
+        main(["compare", *files, "--output", files[0]])
     with pytest.raises(ConfigError, match="needs two files or more"):
         main(["compare", files[0]])
     with pytest.raises(ConfigError, match="holds no results of `ingle bench serve`"):

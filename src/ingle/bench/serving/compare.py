@@ -23,6 +23,9 @@ _MUST_AGREE = (
 
 def compare(options: CompareOptions) -> None:
     """Raises `ConfigError`."""
+    output = options.output or Path("bench-compare.html")
+    if output.suffix != ".html":
+        raise ConfigError(f"--output {output}: give an .html file; the picture goes beside it")
     runs = _runs(options)
     for line in differences(runs):
         print("notice:", printable(line))
@@ -30,7 +33,6 @@ def compare(options: CompareOptions) -> None:
         head, rows = table(runs, level)
         print(f"\n{level.title} {'at once' if level.rate is None else ''}".rstrip())
         print_table(head, rows, right=range(1, len(head)))
-    output = options.output or Path("bench-compare.html")
     written = [page.write(output, runs)]
     picture = png.write(output.with_suffix(".png"), runs)
     if picture is None:

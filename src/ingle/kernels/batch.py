@@ -118,13 +118,13 @@ class KvCache:
         """In the zeros `raw`, [places, sides, num_pages, spec.side_bytes(page_size)]."""
         shape = (page_size, spec.heads, spec.dim)
         if not spec.is_coded:
-            return cls(spec, raw.view(getattr(torch, spec.dtype)).unflatten(-1, shape), None, raw)
+            return cls(spec, raw.view(getattr(torch, spec.dtype)).view(*raw.shape[:-1], *shape), None, raw)
         # What one program reads, a head's tokens, lies together: 128 bytes here and there would cost a third of a GPU's
         # bandwidth.
         num_codes, by_head = math.prod(shape), (spec.heads, page_size, spec.dim)
-        pages = raw[..., :num_codes].view(CODE_TYPES[spec.dtype]).unflatten(-1, by_head).transpose(-2, -3)
-        scales = raw[..., num_codes:].view(torch.float32).unflatten(-1, (spec.heads, page_size))
-        return cls(spec, pages, scales, raw)
+        pages = raw[..., :num_codes].view(CODE_TYPES[spec.dtype]).view(*raw.shape[:-1], *by_head)
+        scales = raw[..., num_codes:].view(torch.float32).view(*raw.shape[:-1], *by_head[:2])
+        return cls(spec, pages.transpose(-2, -3), scales, raw)
 
     def of_layer(self, layer: int, batch: Batch) -> tuple[torch.Tensor, Batch, torch.Tensor | None]:
         """A layer's part, [sides, num_pages, page_size, heads, dim], the step as this layer sees it, and its scales."""

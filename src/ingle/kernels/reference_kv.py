@@ -56,9 +56,9 @@ def read(
 
 def interleaved(x: torch.Tensor) -> torch.Tensor:
     """Numbers i and i + D / 2 of x [.., D] side by side, as `ingle.kernels.batch.KvCache` has codes."""
-    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).transpose(-1, -2).flatten(-2)
 
 
 def in_order(x: torch.Tensor) -> torch.Tensor:
     """What `interleaved` does, undone."""
-    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).transpose(-1, -2).flatten(-2)

@@ -61,7 +61,10 @@ def words(kv_cache: torch.Tensor, kv_scales: torch.Tensor | None) -> torch.Tenso
 
 def scales(kv_scales: torch.Tensor | None, other: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
     """What kernels are given of scales: where they are, and the strides from keys to values, of pages and heads."""
-    return (other, 0, 0, 0) if kv_scales is None else (kv_scales, *kv_scales.stride()[:3])
+    if kv_scales is None:
+        return other, 0, 0, 0
+    values, page, head, _ = kv_scales.stride()
+    return kv_scales, values, page, head
 
 
 @triton.jit

@@ -40,7 +40,7 @@ def test_what_a_token_takes() -> None:
         assert spec.page_bytes(16) == 16 * spec.token_bytes == 3 * 2 * spec.side_bytes(16)
 
 
-@pytest.mark.parametrize("cpu_kernels", ["auto", "torch"])
+@pytest.mark.parametrize("cpu_kernels", ["auto", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("family", "kind"), [("llama", "int8"), ("gemma3", "fp8_e4m3"), ("llama", "fp8_e5m2")])
 def test_logits_are_near_those_of_floats(family: str, kind: str, cpu_kernels: str, folders: dict[str, Path]) -> None:
     prompt = random_prompt(1, 150)
@@ -54,7 +54,10 @@ def test_logits_are_near_those_of_floats(family: str, kind: str, cpu_kernels: st
     assert same > (0.97 if kind == "int8" else 0.85)
 
 
-@pytest.mark.parametrize(("family", "kind", "cpu_kernels"), [("gemma3", "int8", "auto"), ("llama", "fp8", "torch")])
+@pytest.mark.parametrize(
+    ("family", "kind", "cpu_kernels"),
+    [("gemma3", "int8", "auto"), pytest.param("llama", "fp8", "torch", marks=pytest.mark.slow)],
+)
 def test_batches_chunks_prefixes_and_preemption_change_nothing(
     family: str, kind: str, cpu_kernels: str, folders: dict[str, Path]
 ) -> None:

@@ -118,7 +118,8 @@ def check_caches(
 
 @pytest.mark.parametrize(
     ("num_rows", "head_dim", "qk_norm", "kind"),
-    [(5, 64, False, "int8"), (3, 32, True, "fp8_e4m3"), (1, 32, False, "fp8_e5m2"), pytest.param(20, 32, True, "int8", marks=pytest.mark.slow),
+    [(5, 64, False, "int8"), (3, 32, True, "fp8_e4m3"), (1, 32, False, "fp8_e5m2"),
+     pytest.param(20, 32, True, "int8", marks=pytest.mark.slow),
      pytest.param(2, 24, False, "fp8_e4m3", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_project_and_store(

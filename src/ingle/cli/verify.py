@@ -202,6 +202,7 @@ def _figures(result: Verification) -> dict[str, Any]:
         "passed": result.passed,
         "family": result.info.family,
         "dtype": result.info.dtype,
+        "kv_dtype": result.info.kv_dtype,
         "product_dtype": result.info.product_dtype,
         "device": result.info.device,
         "num_parameters": result.info.num_parameters,

@@ -26,6 +26,10 @@ class CodedPart:
         first = groups[0]
         scales = torch.from_numpy(np.concatenate([each.scales for each in groups]))
         halves = all(each.half_scales for each in groups)
+        units = None
+        if any(each.unit != 1 for each in groups):
+            of_rows = np.repeat([each.unit for each in groups], [each.num_rows for each in groups])
+            units = torch.from_numpy(of_rows).float().unsqueeze(1).to(device)
         zeros = None if first.zeros is None else torch.from_numpy(np.concatenate([each.zeros for each in groups]))
         return cls(
             Coded.of(
@@ -38,6 +42,7 @@ class CodedPart:
                 padded_from=first.padded_from,
                 table=None if first.table is None else torch.tensor(TABLES[first.table], device=device),
                 quantizes_inputs=first.quantizes_inputs,
+                factors=units,
             ),
             dtype,
         )

@@ -37,7 +37,7 @@ CODED_BYTES = {
     "nf4": 0.5 + 1 / 16,
     "fp4": 0.5 + 1 / 16,
     "mxfp4": 0.5 + 1 / 16,
-    "nvfp4": 0.5 + 1 / 8,
+    "nvfp4": 0.5 + 1 / 4,
 }
 """That a number of these kinds takes with its share of scales, at most as usual checkpoints have them."""
 

@@ -22,6 +22,7 @@ from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
 from ingle.parallel.group import Member
+from ingle.weights import code_types
 from ingle.weights.formats import PlainFormat
 from ingle.weights.matrix import total_size
 from ingle.weights.quantized.rounding_source import RoundingSource
@@ -77,7 +78,7 @@ class TorchRunner:
 
     def _keeps_blocks(self, opened: OpenModel, dtype: torch.dtype) -> bool:
         """Whether a GGUF file's blocks are multiplied as they are stored."""
-        by_kernels = self._with_triton and dtype != torch.float32
+        by_kernels = code_types.BLOCKS_ON_GPU and self._with_triton and dtype != torch.float32
         return by_kernels and opened.decoder is not None and opened.files.gguf is not None
 
     def load(self, opened: OpenModel, startup: Startup) -> tuple[Numerics, Loaded]:

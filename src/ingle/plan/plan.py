@@ -21,6 +21,7 @@ from ingle.plan.layout import Layout
 from ingle.plan.layout import weight_sizes as sizes_of
 from ingle.plan.machine import Machine
 from ingle.plan.outline import Outline, read_outline
+from ingle.weights import code_types
 from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.quantized.config import read_quantization
 from ingle.weights.quantized.flag import check_flag
@@ -133,7 +134,7 @@ def _on_gpu(outline: Outline, config: EngineConfig, machine: Machine) -> Numeric
     stored = "float16" if outline.quantization is not None and outline.torch_dtype is None else outline.torch_dtype
     dtype, notices = dtype_on_gpu(config.weights.dtype, stored, computes_bfloat16=gpu is None or gpu.computes_bfloat16)
     numerics = Numerics.of_floats(dtype, "", notices)
-    by_triton = gpu is None or gpu.computes_bfloat16
+    by_triton = code_types.BLOCKS_ON_GPU and (gpu is None or gpu.computes_bfloat16)
     return numerics.keeping_blocks() if outline.is_gguf and by_triton and dtype != "float32" else numerics
 
 

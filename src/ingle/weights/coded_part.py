@@ -12,6 +12,7 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.coded import PLANES_BLOCK, Coded
+from ingle.weights import code_types
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.tables import TABLES
 
@@ -26,7 +27,7 @@ class CodedPart:
     def of(cls, groups: Sequence[Groups], dtype: torch.dtype, device: torch.device) -> CodedPart:
         """Layers that are alike, one below the other: `kind_of` tells."""
         first = groups[0]
-        if first.table is not None and device.type == "cuda" and suits_planes(first):  # whose kernels look codes up
+        if code_types.BLOCKS_ON_GPU and first.table is not None and device.type == "cuda" and suits_planes(first):
             return cls(in_planes(groups, device), dtype)
         scales = torch.from_numpy(np.concatenate([each.scales for each in groups]))
         halves = all(each.half_scales for each in groups)

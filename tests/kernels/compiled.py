@@ -57,6 +57,7 @@ def compiling(capability: int) -> Iterator[list[str]]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         compiled = launch(self, *args, grid=grid, warmup=True, **options)
+        compiled.n_regs = 64  # which only a driver tells
         done.append(self.fn.__name__)
         assert compiled.metadata.shared <= _SHARED_MEMORY[capability], (
             f"{self.fn.__name__} takes too much shared memory"

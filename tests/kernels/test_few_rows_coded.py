@@ -10,18 +10,19 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow
-from ingle.kernels.gpu import few_rows
-from ingle.kernels.gpu.few_rows import Tiling
+from ingle.kernels.gpu import few_rows_coded as few_rows
+from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
 from tests.kernels.fused import DEVICE, DTYPE, EPS, check_projection, close, norm_weight, randn
 from tests.kernels.test_coded import made
 
-SIZE_IN = 224  # no multiple of what an iteration takes
+SIZE_IN = 448  # no multiple of what an iteration takes
 MATRICES: dict[str, Callable[[int], Coded]] = {
     "int4": lambda size_out: made("int4", size_out, SIZE_IN, 32, zeros=True),
     "int4-rows": lambda size_out: made("int4", size_out, SIZE_IN, SIZE_IN),
-    "int8": lambda size_out: made("int8", size_out, SIZE_IN, 128),
-    "fp8": lambda size_out: made("fp8", size_out, SIZE_IN, 128),
+    "int8": lambda size_out: made("int8", size_out, SIZE_IN, 64),
+    "fp8": lambda size_out: made("fp8", size_out, SIZE_IN, 64),
+    "fp8-rows": lambda size_out: made("fp8", size_out, SIZE_IN, SIZE_IN),
 }
 
 
@@ -34,11 +35,10 @@ def matrix(request: pytest.FixtureRequest) -> Callable[[int], Coded]:
 def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     rows, splits = request.param
 
-    def tiling(coded: Coded, outs: int, *, paired: bool, num_sms: int) -> Tiling:
-        return Tiling(outs, splits, 32, 3, 64)
+    def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
+        return Tiling(1 if paired else 2, 2, splits, codes_ahead=1 + splits % 2, inputs_ahead=splits % 2)
 
-    monkeypatch.setattr(few_rows, "coded_tiling", tiling)
-    monkeypatch.setattr(few_rows, "_OUTS", 32)
+    monkeypatch.setattr(few_rows, "tiling", tiling)
     return int(rows)
 
 

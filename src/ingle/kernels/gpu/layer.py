@@ -12,7 +12,7 @@ import torch
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
-from ingle.kernels.gpu import few_rows, vector
+from ingle.kernels.gpu import few_rows, few_rows_coded, vector
 from ingle.kernels.gpu.elementwise import add_rms_norm, rms_norm, rotate_and_store
 from ingle.kernels.options import Activation
 from ingle.kernels.reference import Composed
@@ -29,6 +29,8 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
     if weight is not None and head_dim in _HEAD_DIMS and rotation.cos_sin.shape[1] == head_dim:
         if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
+        if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
+            return few_rows_coded.project_and_store(flow, weight, projection.bias, rotation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.project_and_store(flow, weight, projection.bias, rotation)
     return _composed.project_and_store(flow, projection, rotation)
@@ -40,6 +42,8 @@ def project_gated(flow: Flow, projection: Projection, activation: Activation) ->
     if weight is not None:
         if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
+        if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
+            return few_rows_coded.gated(flow, weight, projection.bias, activation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.gated(flow, weight, projection.bias, activation)
     return _composed.project_gated(flow, projection, activation)
@@ -53,6 +57,8 @@ def project_and_add(
     if weight is not None and post_norm is None:  # which is that of whole rows, and no program has one
         if isinstance(weight, torch.Tensor) and vector.suits(x, weight):
             return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
+        if isinstance(weight, Coded) and few_rows_coded.suits(x, weight):
+            return few_rows_coded.add(x, weight, projection.bias, flow.residual, norm)
         if few_rows.suits(x, weight):
             return few_rows.add(x, weight, projection.bias, flow.residual, norm)
     return _composed.project_and_add(x, projection, flow, norm, post_norm)

@@ -84,13 +84,9 @@ class Answer(NamedTuple):
     """All of it, but for the program's name before it."""
 
 
-TP = (
-    "this version runs a model on one device, several GPUs for one model are not built yet: take a model that fits one, "
-    "such as a quantized .gguf file, and leave the flag out"
-)
 ONE_DEVICE = (
-    "this version runs a model on one device: leave the flag out; to use more GPUs, start a server on each with "
-    "CUDA_VISIBLE_DEVICES and its own --port"
+    "this version divides a model by --tensor-parallel-size alone: leave the flag out; to serve a model several times, "
+    "start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port"
 )
 LORA = "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result"
 NOT_SPLIT = (
@@ -117,14 +113,14 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --max-model-len=4K", {"max_model_len": 4096}),
     Does("vllm serve m -tp 1", {}),
     Does("vllm serve m -tp=1 -pp=1", {}),
-    Answer("vllm serve m -tp 2", f"--tensor-parallel-size 2: {TP}"),
-    Answer("vllm serve m -tp=2", f"--tensor-parallel-size 2: {TP}"),
-    Answer("vllm serve m --tensor_parallel_size 8", f"--tensor-parallel-size 8: {TP}"),
+    Does("vllm serve m -tp 2", {"tensor_parallel_size": 2}),
+    Does("vllm serve m -tp=auto", {"tensor_parallel_size": "auto"}),
+    Does("vllm serve m --tensor_parallel_size 8", {"tensor_parallel_size": 8}),
     Answer("vllm serve m --pipeline-parallel-size 2", f"--pipeline-parallel-size 2: {ONE_DEVICE}"),
     Answer("vllm serve m -dp 4", f"-dp 4: {ONE_DEVICE}"),
     Does("vllm serve m --quantization awq", {"model": "m", "quantization": "awq"}),
     Does("vllm serve m -q gptq", {"model": "m", "quantization": "gptq"}),
-    Answer("vllm serve m -tp 4 --quantization awq", f"--tensor-parallel-size 4: {TP}"),
+    Does("vllm serve m -tp 4 --quantization awq", {"tensor_parallel_size": 4, "quantization": "awq"}),
     Does("vllm serve ./m.gguf --tokenizer TinyLlama/TinyLlama-1.1B-Chat-v1.0 --quantization gguf",
          {"model": "./m.gguf", "quantization": "gguf"}, "--tokenizer"),
     Does("vllm serve m --tokenizer m --tokenizer-mode auto", {}, "--tokenizer-mode"),
@@ -187,6 +183,9 @@ HABITS: list[Does | Answer] = [
     Does("llama-server -m m --embeddings --pooling last", {"pooling": "last"}, "--embeddings"),
     Does("llama-server -m m --embedding --pooling none", {}, "--embedding"),
     Does("llama-server -m m --reranking", {}, "--reranking"),
+    Does("llama-server -m m --no-webui --slots", {"page": False}, "--slots"),
+    Does("llama-server -m m --webui", {}, "--webui"),
+    Does("vllm serve m --disable-fastapi-docs", {"page": False}),
     Answer("vllm serve m --enable-lora --lora-modules sql=./lora",
            f"2 flags cannot be had here: --enable-lora: {LORA}; --lora-modules sql=./lora: {LORA}"),
     Answer("vllm serve m --cpu-offload-gb 10", f"--cpu-offload-gb 10: {NOT_SPLIT}"),
@@ -241,10 +240,11 @@ HABITS: list[Does | Answer] = [
     # ---- FastChat
     Does("python -m fastchat.serve.vllm_worker --model-path m --controller http://localhost:21001 --num-gpus 1", {},
          "--controller"),
-    Answer("python -m fastchat.serve.vllm_worker --model-path m --num-gpus 2", f"--tensor-parallel-size 2: {TP}"),
+    Does("python -m fastchat.serve.vllm_worker --model-path m --num-gpus 2", {"tensor_parallel_size": 2}),
     Does("python -m fastchat.serve.vllm_worker --model-path m --model-names a,b", {"served_model_name": ("a", "b")}),
-    Answer("python -m fastchat.serve.model_worker --model-path m --load-8bit", "--load-8bit: this version does not quantize "
-           "on load: give a quantized .gguf file of the model, which is read as it is"),
+    Does("python -m fastchat.serve.model_worker --model-path m --load-8bit", {"quantization": "int8"}),
+    Answer("python -m fastchat.serve.model_worker --model-path m --gptq-wbits 4", "--gptq-wbits 4: give --quantization int8 "
+           "or int4, which rounds the weights of a folder while they are loaded"),
     Answer("python -m fastchat.serve.vllm_worker --model-path m --conv-template tigerbot", "--conv-template tigerbot: a "
            "conversation is rendered by a Jinja template, the model's own or --chat-template FILE: leave the flag out if "
            "the model has one, which `ingle show MODEL` says"),
@@ -322,7 +322,7 @@ HABITS: list[Does | Answer] = [
     Does("python -m sglang.launch_server --model-path m --disable-cuda-graph --disable-radix-cache --random-seed 3 "
          "--chunked-prefill-size 4096 --attention-backend triton", {"enforce_eager": True, "enable_prefix_caching": False,
          "seed": 3, "max_num_batched_tokens": 4096}, "--attention-backend"),
-    Answer("python -m sglang.launch_server --model-path m --tp 2", f"--tensor-parallel-size 2: {TP}"),
+    Does("python -m sglang.launch_server --model-path m --tp 2", {"tensor_parallel_size": 2}),
     # ---- Ollama
     Does("ollama run m", {}),
     Does("ollama run m --verbose", {"verbose": True}),
@@ -470,8 +470,10 @@ SNIPPETS: list[tuple[str, dict[str, Any] | str, str]] = [
     ('LLM("m", enable_chunked_prefill=True, max_num_seqs=8)', {"max_num_seqs": 8}, "enable_chunked_prefill=True"),
     ('LLM("org/m", revision="abc")', {"model": "org/m@abc"}, ""),
     ('LLM("m", enable_lora=False, disable_radix_cache=True)', {"enable_prefix_caching": False}, ""),
-    ('LLM("m", tensor_parallel_size=2, swap_space=4)', "tensor_parallel_size=2: " + TP.replace("the flag", "it"), ""),
-    ('LLM("m", tensor_parallel_size=4)', "tensor_parallel_size 4: " + TP.replace("the flag", "it"), ""),
+    ('LLM("m", tensor_parallel_size=2, swap_space=4)', {"tensor_parallel_size": 2}, "swap_space=4"),
+    ('LLM("m", tensor_parallel_size=4)', {"tensor_parallel_size": 4}, ""),
+    ('LLM("m", pipeline_parallel_size=4)', "pipeline_parallel_size 4: "
+     + ONE_DEVICE.replace("the flag", "it").replace("--tensor-parallel-size", "tensor_parallel_size").replace("--port", "port"), ""),
     ('LLM("m", quantization="awq", cpu_offload_gb=10)', "cpu_offload_gb=10: "
      + NOT_SPLIT.replace("--device", "device"), ""),
     ('LLM("m", max_modle_len=3)', "there is no option max_modle_len; did you mean max_model_len?", ""),
@@ -663,7 +665,7 @@ def test_a_file_says_what_flags_say(
         ("a.yaml", "prot: 1", "{}: unknown key prot; did you mean port? (see `ingle serve --help`)"),
         ("a.yaml", "port: http", "{}: port=http: 'http' is not a whole number; 4k (4000) and 4K (4096) are fine"),
         ("a.yaml", "port: 99999", "--port 99999 is not a port: give 1 to 65535, or 0 for any free one (set by {})"),
-        ("a.yaml", "tensor-parallel-size: 2", f"{{}}: --tensor-parallel-size 2: {TP}"),
+        ("a.yaml", "pipeline-parallel-size: 2", f"{{}}: --pipeline-parallel-size 2: {ONE_DEVICE}"),
         ("a.yaml", "- a", "--config {}: not a list of names and values, such as port: 8000"),
         ("a.json", "{", "--config {}: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ("a.ini", "port=1", "--config {}: its name ends neither in .toml nor in .yaml, .yml or .json, so its format is not "

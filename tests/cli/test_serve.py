@@ -80,7 +80,7 @@ def test_short_flags(ingle: Run, calls: Calls) -> None:
         ("a --model b", "'a'; the model was already given as --model b"),
         ("m --port 99999", "--port 99999 is not a port"),
         ("m --port http", "'http' is not a whole number"),
-        ("m -tp 2", "--tensor-parallel-size 2: this version runs a model on one device"),
+        ("m -tp 0", "--tensor-parallel-size 0 is too small"),
         ("m --gpu-memory-utilization nan", "--gpu-memory-utilization nan is not a share"),
         ("m --max-modle-len 4k", "did you mean --max-model-len?"),
         ("m --dtype int3", "'int3'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.weights.coded_part import CodedPart
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.quantized import packers
-from tests.weights.quantized.packers import Written
+from tests.weights.quantized.packers import Written, installed
 
 Write = Callable[[int, int, int], Written]
 PROMPT, LONG = random_prompt(3, 40), random_prompt(4, 100)
@@ -39,6 +38,16 @@ FORMATS: dict[str, Write] = {
     "ct-fp8": lambda rows, columns, seed: packers.compressed(
         rows, columns, form="float-quantized", bits=8, strategy="channel", group_size=None, seed=seed
     ),
+    "awq-gemv": lambda rows, columns, seed: packers.gemv(rows, columns, group_size=32, seed=seed),
+    "nf4": lambda rows, columns, seed: packers.bitsandbytes(rows, columns, block=32, seed=seed),
+    "fp4": lambda rows, columns, seed: packers.bitsandbytes(
+        rows, columns, table="fp4", block=32, nested=False, storage=torch.float32, seed=seed
+    ),
+    "bnb-int8": lambda rows, columns, seed: packers.bitsandbytes_int8(rows, columns, seed=seed),
+    "ct-mxfp4": lambda rows, columns, seed: packers.compressed_fp4(
+        rows, columns, form="mxfp4-pack-quantized", seed=seed
+    ),
+    "nvfp4": lambda rows, columns, seed: packers.modelopt_nvfp4(rows, columns, seed=seed),
 }
 
 
@@ -65,11 +74,6 @@ def quantize(plain: Path, folder: Path, write: Write) -> Path:
     return folder
 
 
-@pytest.fixture(params=["llama", "qwen2"])
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 def checkpoint(tmp_path: Path, family: str = "llama", **sizes: Any) -> Path:
     return save_checkpoint(tmp_path / "plain", family, intermediate_size=96, **sizes)
 
@@ -79,10 +83,11 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_logits(tmp_path: Path, family: str, name: str) -> None:
-    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+def test_logits(tmp_path: Path, name: str) -> None:
+    """`test_quantized_families.py` has all families."""
+    if not installed(name):
         pytest.skip("compressed-tensors is not installed")
-    plain = checkpoint(tmp_path, family)
+    plain = checkpoint(tmp_path, "qwen2")
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
     expected = engine_logits(engine_for(plain), PROMPT)
     assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
@@ -98,7 +103,7 @@ def test_logits(tmp_path: Path, family: str, name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_on_a_gpu(tmp_path: Path, name: str) -> None:
     """In both types, by the fused products of few rows and by those of more, and through the graphs of a decode."""
-    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+    if not installed(name):
         pytest.skip("compressed-tensors is not installed")
     plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
@@ -107,7 +112,8 @@ def test_on_a_gpu(tmp_path: Path, name: str) -> None:
     for dtype in ("bfloat16", "float16"):
         on_gpu = {"dtype": dtype, "device": "cuda"}
         decoded, engine = engine_for(plain, **on_gpu), engine_for(coded, **on_gpu)
-        assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
+        eight = {"fp8"} if "fp8" in name else {"int8"}
+        assert held(engine) == (eight if "fp8" in name or "int8" in name else {"int4"})
         for prompt, logits in zip(prompts, exact, strict=True):
             ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
             by_inputs = 0.15 if name.startswith("fp8") and prompt is LONG else 0.01  # which are FP8 then

@@ -71,8 +71,8 @@ class WeightsConfig:
     load_format: LoadFormat = "auto"
     """dummy: random seeded weights from config.json alone, to measure speed without a download."""
     quantization: str | None = None
-    """How the checkpoint is quantized, such as gptq, awq or fp8. It is detected, so leave this out; another value than
-    the checkpoint's is an error, for nothing is quantized on load yet."""
+    """int4, int8 or fp8 rounds the weights of a folder of floats while they are loaded. How a quantized checkpoint is
+    quantized is detected, so leave this out there; another value than its own is an error."""
     rope_scaling: str | None = None
     """Rope scaling in place of the model's own: linear, dynamic or yarn with --rope-factor, none, or JSON such as
     {"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}."""
@@ -196,16 +196,25 @@ class ParallelConfig:
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
     gpu_kernels: GpuKernels = "auto"
     """auto: ingle's own, by Triton, on cards that Triton supports; triton: on any; torch: PyTorch's operators."""
-    tensor_parallel_size: int = 1
-    """GPUs that share the model. Only 1 for now."""
+    tensor_parallel_size: int | Literal["auto"] = 1
+    """GPUs that share each layer of the model, with a process each. auto: as many of those here as divide it."""
+    pipeline_parallel_size: int = 1
+    """GPUs, or groups of --tensor-parallel-size, among which the layers are divided. Only 1 for now."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
         _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
         _one_of("gpu_kernels", self.gpu_kernels, GpuKernels)
         _at_least("threads", self.threads, 1)
-        if self.tensor_parallel_size != 1:
-            _ask_nothing("tensor_parallel_size", self.tensor_parallel_size)
+        if self.tensor_parallel_size != "auto":
+            _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
+        if self.pipeline_parallel_size != 1:
+            _ask_nothing("pipeline_parallel_size", self.pipeline_parallel_size)
+
+    @property
+    def asks_for_ranks(self) -> bool:
+        """Whether several processes may share the model."""
+        return self.tensor_parallel_size != 1 or self.pipeline_parallel_size != 1
 
 
 @dataclass(frozen=True)
@@ -336,6 +345,8 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    page: bool = True
+    """Show browsers a page at / to talk to the model, and one of the API at /docs. --no-page: neither."""
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""

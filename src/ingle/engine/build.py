@@ -25,6 +25,7 @@ from ingle.engine.engine import Engine
 from ingle.engine.grammar import Grammars
 from ingle.engine.memory import free_host_bytes
 from ingle.engine.pages import PagePool
+from ingle.engine.ranks import assemble, devices_of, ending, layout_of, load_on, started_early
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
@@ -68,7 +69,8 @@ def build_engine(
     if config.target_itl_ms is None:
         config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
     startup = Startup(report)
-    with startup.phase("config", "reading the configuration"):
+    team = started_early(config)
+    with startup.phase("config", "reading the configuration"), ending(team):
         device, opened = open_model(config, path)
         if config.cache.has_tiers:
             from ingle.engine.tiers.build import check_tiers
@@ -76,12 +78,15 @@ def build_engine(
             check_tiers(config, memory)
     checked()
     with contextlib.closing(opened):
-        kernels = CpuKernels(ours=False)
-        if device == "cpu":
+        kernels, layout = CpuKernels(ours=False), layout_of(config, device, opened)
+        if device == "cpu" and layout.num_ranks == 1:
             kernels = _ready_cpu_kernels(config, opened, startup, beside_server)
         if kernels.ours and opened.decoder is not None:
             numerics = native_build.numerics(config)
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
+        elif layout.num_ranks > 1:
+            crew = assemble(layout, devices_of(layout, device), startup, team)
+            numerics, loaded = load_on(crew, config, path, opened, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):
                 from ingle.engine import torch_build
@@ -173,7 +178,8 @@ def _ready_cpu_kernels(config: EngineConfig, opened: OpenModel, startup: Startup
         failure = library.start(1 if one_thread else _num_threads(config), startup.report)
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
-    if opened.decoder is None or opened.files.quantization is not None:  # PyTorch has no products of codes
+    codes = opened.files.quantization is not None or opened.rounding is not None
+    if opened.decoder is None or codes:  # of which PyTorch has no fast products
         return CpuKernels()
     with startup.phase("choice", "choosing between them and PyTorch's operators, measured once for such a model"):
         kernels = _choose_kernels(config, opened.decoder, opened.files.gguf)

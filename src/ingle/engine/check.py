@@ -19,9 +19,11 @@ from ingle.config import EngineConfig, TextConfig
 from ingle.description import Finding, Need
 from ingle.engine import native_build
 from ingle.engine.memory import DeviceMemory, host_memory, memory_of
+from ingle.engine.ranks import layout_of, share_of
 from ingle.engine.startup import ModelFiles, OpenModel
 from ingle.errors import Collected, ConfigError, IngleError, errors_in
 from ingle.kv import pages_held
+from ingle.parallel.layout import Layout
 from ingle.text.recommended import NOTHING, Recommended
 
 if TYPE_CHECKING:
@@ -166,12 +168,14 @@ def _opened(config: EngineConfig, path: Path, device: DeviceType | None, found: 
     return opened
 
 
-def _is_native(config: EngineConfig, device: DeviceType) -> bool:
-    return device == "cpu" and config.parallel.cpu_kernels != "torch"
+def _is_native(config: EngineConfig, device: DeviceType, layout: Layout) -> bool:
+    return device == "cpu" and config.parallel.cpu_kernels != "torch" and layout.num_ranks == 1
 
 
 def _check_memory(config: EngineConfig, opened: OpenModel, device: DeviceType) -> None:
-    if opened.decoder is not None and _is_native(config, device):
+    layout = layout_of(config, device, opened)
+    opened = share_of(opened, layout, 0)
+    if opened.decoder is not None and _is_native(config, device, layout):
         native_build.plan(config, opened, opened.decoder, native_build.numerics(config))
     else:
         from ingle.engine.torch_build import TorchRunner
@@ -182,7 +186,7 @@ def _check_memory(config: EngineConfig, opened: OpenModel, device: DeviceType) -
 def _need(config: EngineConfig, opened: OpenModel, device: DeviceType | None) -> Need | None:
     decoder, free = opened.decoder, DeviceMemory(None)
     device = device or "cpu"
-    if decoder is not None and _is_native(config, device):
+    if decoder is not None and _is_native(config, device, Layout()):
         numerics = native_build.numerics(config)
     else:
         from ingle.engine.torch_build import TorchRunner

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingle import cgroup
 from ingle.config import EngineConfig, parse_bytes
@@ -32,8 +32,7 @@ _LEAST_CPU_PORTION = 64
 """Of half as many, prompts are read a tenth slower."""
 
 
-@dataclass(frozen=True)
-class DeviceMemory:
+class DeviceMemory(NamedTuple):
     """Bytes of a device that are free, and that it has, before what is planned is allocated."""
 
     free: int | None

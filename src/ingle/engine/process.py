@@ -5,9 +5,7 @@ It lives as long as that channel: when the API process closes it or dies, the en
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import os
 import select
 import signal
 import socket
@@ -20,6 +18,7 @@ from types import FrameType
 from ingle.channel import Begun, Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
 from ingle.engine.beats import Beats
 from ingle.engine.build import build_engine
+from ingle.engine.child import end_with, signal_of_parents_death
 from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
 from ingle.errors import (
@@ -34,7 +33,6 @@ from ingle.errors import (
 from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
-_PR_SET_PDEATHSIG = 1
 _KEEP_S = 1.5
 """At the end, for prefixes that are to be kept on a disk: what waits for this process waits for little more."""
 _REPORT_S = 0.5
@@ -72,7 +70,7 @@ def _run(channel: Channel, start: Start) -> int:
         )
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
-        _signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
+        signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
         channel.send(info)
         try:
             serve(engine, channel, beats)
@@ -162,8 +160,6 @@ def _end_with_parent(sock: socket.socket, parent: int) -> None:
     A SIGTERM counts only once the channel is closed. Then it is the parent's, also when it comes from the kernel since
     the parent has died, and unwinds what this process does: a compiler that it waits for ends too, with its files.
     Before, it went to the whole group, or to all of a service, and the parent lets answers end.
-
-    The parent's id is handed down: where the parent is process 1, as in a container, so is who adopts orphans.
     """
 
     def on_sigterm(signum: int, frame: FrameType | None) -> None:
@@ -173,12 +169,4 @@ def _end_with_parent(sock: socket.socket, parent: int) -> None:
             raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, on_sigterm)
-    _signal_of_parents_death(signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked
-        sys.exit(1)
-
-
-def _signal_of_parents_death(number: signal.Signals) -> None:
-    """Linux sends it when the parent dies; elsewhere the closed channel ends this process at its next message."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    end_with(parent, signal.SIGTERM)

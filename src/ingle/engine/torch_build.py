@@ -13,7 +13,7 @@ from ingle.device.kernel_choice import multiplies_bfloat16
 from ingle.device.torch.device import TorchDevice
 from ingle.engine.facts import EngineFacts
 from ingle.engine.gpu_card import Card, check_card, triton_notice
-from ingle.engine.memory import MemoryPlan, check_weights, kv_budget, memory_of, plan_memory
+from ingle.engine.memory import DeviceMemory, MemoryPlan, check_weights, kv_budget, memory_of, plan_memory
 from ingle.engine.startup import Loaded, ModelFiles, Numerics, OpenModel, Startup, dtype_on_gpu
 from ingle.errors import Collected, ConfigError
 from ingle.kernels.cpu import library, threads
@@ -22,9 +22,11 @@ from ingle.model.fallback import FallbackPlan, check_length, load_fallback, plan
 from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
+from ingle.parallel.group import Member
 from ingle.weights import gguf_coded
 from ingle.weights.formats import PlainFormat
 from ingle.weights.matrix import total_size
+from ingle.weights.quantized.rounding_source import RoundingSource
 
 _BLOCKS_ON_GPU = False
 """Not before their products have been measured against those of the decoded weights."""
@@ -40,15 +42,22 @@ _DTYPES = {
 class TorchRunner:
     """What is decided before a model is loaded: the device, and whether ingle's CPU kernels help."""
 
-    def __init__(self, config: EngineConfig, device_type: str, *, our_kernels: bool) -> None:
+    def __init__(
+        self, config: EngineConfig, device_type: str, *, our_kernels: bool, member: Member | None = None
+    ) -> None:
+        """`member`: what this process is of several, each of which loads its share."""
         self._config = config
         self._our_kernels = our_kernels
+        self._member = member
         self._device = torch.device(device_type, 0) if device_type == "cuda" else torch.device("cpu")
+        if member is not None:
+            self._device = member.device
         self._with_triton, self._card_notices = False, list[str]()
         if self._on_gpu:
             self._with_triton, self._card_notices = _ready_gpu(config, self._device)
         else:
-            torch.set_num_threads(config.parallel.threads or threads.default_count())
+            num_ranks = 1 if member is None else member.place.layout.num_ranks
+            torch.set_num_threads(config.parallel.threads or max(1, threads.default_count() // num_ranks))
 
     @property
     def _on_gpu(self) -> bool:
@@ -91,8 +100,15 @@ class TorchRunner:
         if not self._on_gpu and library.started():
             library.settle_memory()
         with startup.phase("kv_cache", "allocating the KV cache"):
-            use_graphs = self._with_triton and not self._config.enforce_eager
-            device = TorchDevice(model, memory.limits, memory.num_pages, self._device, dtype, use_graphs=use_graphs)
+            device = TorchDevice(
+                model,
+                memory.limits,
+                memory.num_pages,
+                self._device,
+                dtype,
+                use_graphs=self._with_triton and not self._config.enforce_eager and self._captures_sums,
+                all_agree=None if self._member is None else self._member.all_agree,
+            )
         kv = model.config.kv_spec(numerics.kv_dtype)
         facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
         name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
@@ -105,12 +121,26 @@ class TorchRunner:
         return Numerics.of_floats(_name(dtype), f"PyTorch's{beside}", notices)
 
     def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
-        free = memory_of(self._device)
+        free = self._memory()
         check_weights(weight_bytes, free, on_gpu=self._on_gpu)
         left = free.beside(weight_bytes)
         budget = kv_budget(self._config, model, left)
         kv = model.kv_spec(numerics.kv_dtype)
         return plan_memory(self._config, model, kv, on_gpu=self._on_gpu, budget=budget, free=left.free)
+
+    def _memory(self) -> DeviceMemory:
+        """What is free now; of several ranks, where the least is."""
+        memory, member = memory_of(self._device), self._member
+        if member is None:
+            return memory
+        free, total = member.least(*(-1 if number is None else number for number in memory))
+        num_sharers = 1 if self._on_gpu else member.place.layout.num_ranks
+        return DeviceMemory(None if free < 0 else free // num_sharers, None if total < 0 else total)
+
+    @property
+    def _captures_sums(self) -> bool:
+        """Whether a CUDA graph can hold what ranks compute together."""
+        return self._member is None or self._member.group is None or self._member.group.on_devices
 
     def _load_decoder(
         self, opened: OpenModel, decoder: DecoderConfig, dtype: torch.dtype, numerics: Numerics, startup: Startup
@@ -120,12 +150,13 @@ class TorchRunner:
         with startup.phase("weights", stage):
             model = load_decoder(
                 decoder,
-                opened.source,
+                opened.source.on(self._device) if isinstance(opened.source, RoundingSource) else opened.source,
                 matrices=PlainFormat(dtype, self._device, keeps_blocks=self._keeps_blocks(opened, dtype)),
                 dtype=dtype,
                 device=self._device,
                 max_model_len=memory.limits.max_model_len,
                 count_layers=startup.counter(stage, decoder.num_layers),
+                group=None if self._member is None else self._member.group,
             )
         return _LoadedModel(model, memory, [])
 

@@ -43,6 +43,8 @@ class Coded:
     """[O, G]: what is added to a group's numbers, whose codes have no zero then."""
     minimum_factors: torch.Tensor | None = None
     """As `factors`."""
+    table: torch.Tensor | None = None
+    """[16]: the number that each code of int4 stands for, where that is none less its zero."""
     quantizes_inputs: bool = False
     """The model was made for inputs of FP8, too: products of many rows may take them so."""
 
@@ -102,7 +104,8 @@ class Coded:
 
     @property
     def num_bytes(self) -> int:
-        held = (self.codes, self.scales, self.zeros, self.order, self.factors, self.minima, self.minimum_factors)
+        steps = self.factors, self.minima, self.minimum_factors
+        held = (self.codes, self.scales, self.zeros, self.order, *steps, self.table)
         return sum(tensor.numel() * tensor.itemsize for tensor in held if tensor is not None)
 
     @property
@@ -123,6 +126,8 @@ class Coded:
         group = torch.arange(self.num_columns, device=codes.device) // self.group_size
         if self.kind == "fp8":
             values = codes.view(torch.float8_e4m3fn).float()
+        elif self.table is not None:
+            values = self.table.float()[codes.int()]
         elif self.minima is not None:
             values = codes.float()
         elif self.zeros is None:

@@ -1,6 +1,6 @@
 """Slices of matrices of codes that are on a device already, as tensor parallelism takes them.
 
-Those of a quantized folder are better cut before (`ingle.weights.quantized.cut`): then no rank reads what is another's.
+Those of a quantized folder are better cut before (`ingle.weights.quantized.groups`): then none reads another's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def by_columns(coded: Coded, start: int, stop: int) -> Coded:
     bits of which an odd one would be left.
     """
     if coded.order is not None:
-        raise ValueError("columns in an order of their own are cut as they are read: ingle.weights.quantized.cut")
+        raise ValueError("columns in an order of their own are cut as they are read: Groups.columns")
     if not 0 <= start < stop <= coded.num_columns:
         raise ValueError(f"inputs {start} to {stop} are no range of {coded.num_columns}")
     if coded.kind == "int4" and (stop - start) % 2:
@@ -69,6 +69,7 @@ def by_columns(coded: Coded, start: int, stop: int) -> Coded:
         factors=of_wide(coded.factors),
         minima=cut(coded.minima, coded.minimum_factors),
         minimum_factors=of_wide(coded.minimum_factors),
+        table=coded.table,
     )
 
 

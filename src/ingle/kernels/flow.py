@@ -9,6 +9,7 @@ import torch
 
 from ingle.kernels.batch import Batch
 from ingle.kernels.coded import Coded
+from ingle.kernels.group import Group
 from ingle.kernels.options import Activation
 
 
@@ -55,6 +56,11 @@ class Projection(Protocol):
     @property
     def bias(self) -> torch.Tensor | None:
         """[O]"""
+        ...
+
+    @property
+    def group(self) -> Group | None:
+        """Ranks with whose products this one has to be added up; None where it is whole."""
         ...
 
 

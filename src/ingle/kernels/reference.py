@@ -191,8 +191,9 @@ class Composed:
     def project_and_add(
         self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
     ) -> Flow:
-        """`add` of the projection of x [T, K] to [T, E]."""
-        return self.add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm)
+        """`add` of the projection of x [T, K] to [T, E], or of the sum of those of all ranks."""
+        out = projection.weight.multiply(x, projection.bias)
+        return self.add(out if projection.group is None else projection.group.all_reduce(out), flow, norm, post_norm)
 
     def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow:
         """The flow with x [T, E] added, on its way to `norm`; with `post_norm`, of equal eps, x is normed first."""

@@ -154,6 +154,8 @@ class DecoderConfig:
     mla: MlaConfig | None = None
     logn_length: int | None = None
     """Queries of tokens beyond this length n are multiplied by log(length so far) / log(n); None for no such factor."""
+    vocab_rows: int | None = None
+    """Of embedding and head, where this is one rank's share of a decoder (`ingle.model.share`); None for all."""
 
     @property
     def q_size(self) -> int:

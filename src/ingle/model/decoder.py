@@ -10,6 +10,7 @@ import torch
 from ingle import kernels, progress
 from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.flow import Flow, LayerCache
+from ingle.kernels.group import Group
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
@@ -58,6 +59,8 @@ class Decoder:
     lm_head: Linear
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
+    group: Group | None = None
+    """Ranks that have shares of it, of embedding and head equally many rows each; None where all of it is here."""
     capturable: bool = True
 
     @property
@@ -77,13 +80,25 @@ class Decoder:
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T, E]"""
-        rows = self.embedding.rows(token_ids)
+        rows = self.embedding.rows(token_ids) if self.group is None else self._looked_up(token_ids, self.group)
         return rows if self.embedding_scale is None else rows * self.embedding_scale
+
+    def _looked_up(self, token_ids: torch.Tensor, group: Group) -> torch.Tensor:
+        """Each row by the rank that has it."""
+        own = token_ids - group.place * self.embedding.num_rows
+        elsewhere = (own < 0) | (own >= self.embedding.num_rows)
+        rows = self.embedding.rows(own.masked_fill(elsewhere, 0))
+        return group.all_reduce(rows.masked_fill(elsewhere[:, None], 0))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""
         logits, cap = self.lm_head(hidden), self.config.logit_softcap
-        return logits if cap is None else kernels.of(logits).soft_cap(logits, cap)
+        if cap is not None:
+            logits = kernels.of(logits).soft_cap(logits, cap)
+        if self.group is None:
+            return logits
+        gathered = self.group.all_gather(logits).transpose(0, 1).reshape(len(logits), -1)
+        return gathered[:, : self.config.vocab_size].contiguous()
 
     @property
     def head(self) -> Weight:

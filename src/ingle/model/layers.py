@@ -9,6 +9,7 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.flow import Flow, LayerCache, Rotation
+from ingle.kernels.group import Group
 from ingle.kernels.options import Activation, AttentionOptions
 from ingle.weights.matrix import Weight
 
@@ -21,8 +22,11 @@ class Linear:
 
     weight: Weight
     bias: torch.Tensor | None = None
+    group: Group | None = None
+    """Ranks that have shares of its columns: `add_to` adds up their products."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Of a share of columns, its own product alone."""
         return self.weight.multiply(x, self.bias)
 
     def add_to(self, flow: Flow, x: torch.Tensor, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:

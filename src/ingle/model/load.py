@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from ingle.kernels.group import Group
 from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer, rotations
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
@@ -31,21 +32,27 @@ def load_decoder(
     device: torch.device,
     max_model_len: int,
     count_layers: Callable[[int], None] = lambda done: None,
+    group: Group | None = None,
 ) -> Decoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; `dtype` is that of activations.
-    `count_layers` is told how many layers are there.
+    `count_layers` is told how many layers are there. With a `group`, config and source are this rank's share.
 
     Raises `ModelError` for missing or misshapen ones.
     """
-    load, names = Loader(source, matrices, dtype, device), config.names
+    load, names = Loader(source, matrices, dtype, device, group), config.names
+    vocab_rows = config.vocab_size if config.vocab_rows is None else config.vocab_rows
     scale = config.embedding_scale
     factors = query_factors(config, max_model_len)
     on_device = None if factors is None else torch.from_numpy(factors).to(device)
 
-    with ThreadPoolExecutor(_NUM_THREADS[device.type]) as threads:
-        ends = [threads.submit(load.matrix, f"{names.embedding}.weight", config.vocab_size, config.hidden_size)]
+    def use_device() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # which is a thread's own
+
+    with ThreadPoolExecutor(_NUM_THREADS[device.type], initializer=use_device) as threads:
+        ends = [threads.submit(load.matrix, f"{names.embedding}.weight", vocab_rows, config.hidden_size)]
         if not config.tied_embeddings:
-            ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", config.vocab_size, config.hidden_size))
+            ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", vocab_rows, config.hidden_size))
         layers = []
         for layer in threads.map(lambda index: _load_layer(config, load, index, on_device), range(config.num_layers)):
             layers.append(layer)
@@ -59,6 +66,7 @@ def load_decoder(
         norm=load.norm(names.norm, config.hidden_size, config),
         lm_head=Linear(lm_head),
         cos_sin=rotations(config, max_model_len, device),
+        group=group,
     )
 
 
@@ -97,9 +105,7 @@ def _load_attention(
             config.hidden_size,
             bias=config.qkv_bias,
         ),
-        out=load.linear(
-            [f"{prefix}.{names.attention_out}"], [config.hidden_size], config.q_size, bias=config.output_bias
-        ),
+        out=load.reduced(f"{prefix}.{names.attention_out}", config.hidden_size, config.q_size, bias=config.output_bias),
         q_norm=head_norm(names.q_norm),
         k_norm=head_norm(names.k_norm),
         num_heads=config.num_heads,

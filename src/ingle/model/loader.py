@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ingle.kernels.group import Group
 from ingle.kernels.options import Activation
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import GatedMLP, Linear, RMSNorm
@@ -24,6 +25,8 @@ class Loader:
     matrices: WeightFormat
     dtype: torch.dtype
     device: torch.device
+    group: Group | None = None
+    """Ranks of which each loads its share of the model; None for one that loads all of it."""
 
     def as_float32(self) -> Loader:
         """For the few weights that are kept in full precision."""
@@ -52,6 +55,11 @@ class Loader:
         weight = self.matrices.load(self.source, [f"{name}.weight" for name in names], num_rows, in_features)
         return Linear(weight, self.stacked([f"{name}.bias" for name in names], num_rows) if bias else None)
 
+    def reduced(self, name: str, num_rows: int, in_features: int, *, bias: bool) -> Linear:
+        """A product whose columns are divided among the ranks. One of them has the bias."""
+        own_bias = bias and (self.group is None or self.group.place == 0)
+        return replace(self.linear([name], [num_rows], in_features, bias=own_bias), group=self.group)
+
     def norm(self, name: str, size: int, config: DecoderConfig) -> RMSNorm:
         if not config.one_plus_norms:
             return RMSNorm(self.tensor(f"{name}.weight", size), config.norm_eps)
@@ -67,10 +75,15 @@ class Loader:
         activation: Activation,
         *,
         bias: bool = False,
+        reduced: bool = True,
     ) -> GatedMLP:
-        """The names are those of the gate's and the up projection, or of both in one, and of the down projection."""
+        """The names are those of the gate's and the up projection, or of both in one, and of the down projection.
+
+        Not `reduced`: somebody else adds up what the ranks' shares give.
+        """
+        mlp_down = self.reduced(down, hidden_size, intermediate_size, bias=bias)
         return GatedMLP(
             gate_up=self.linear(gate_up, [intermediate_size, intermediate_size], hidden_size, bias=bias),
-            down=self.linear([down], [hidden_size], intermediate_size, bias=bias),
+            down=mlp_down if reduced else replace(mlp_down, group=None),
             activation=activation,
         )

@@ -108,7 +108,7 @@ def load_latent_attention(
         kv_up=load.tensor(f"{prefix}.self_attn.kv_b_proj.weight", heads * up_rows, mla.kv_lora_rank).view(
             heads, up_rows, mla.kv_lora_rank
         ),
-        out=linear("o_proj", hidden, heads * mla.v_head_dim, bias=config.output_bias),
+        out=load.reduced(f"{prefix}.self_attn.o_proj", hidden, heads * mla.v_head_dim, bias=config.output_bias),
         config=mla,
         scale=config.attention(layer).scale,
     )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ingle import kernels
 from ingle.kernels.flow import Flow
+from ingle.kernels.group import Group
 from ingle.kernels.options import Activation, RouterConfig
 from ingle.model.architecture import MoeConfig
 from ingle.model.layers import GatedMLP, Parameter, RMSNorm
@@ -32,6 +33,8 @@ class SparseMoe:
     shared: GatedMLP | None
     shared_gate: torch.Tensor | None
     """[1, E]"""
+    group: Group | None = None
+    """Ranks that have shares of every expert: `add_to` adds up what they give."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, E] to [T, E]"""
@@ -48,7 +51,8 @@ class SparseMoe:
     def add_to(self, flow: Flow, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
         """As `GatedMLP.add_to`."""
         run = kernels.of(flow.residual)
-        return run.add(self(run.normed(flow)), flow, norm, post_norm)
+        out = self(run.normed(flow))
+        return run.add(out if self.group is None else self.group.all_reduce(out), flow, norm, post_norm)
 
     def expert_parameters(self) -> Iterator[Parameter]:
         return self.experts.parameters()
@@ -80,8 +84,10 @@ def load_moe(config: MoeConfig, load: Loader, prefix: str, hidden_size: int, act
             hidden_size,
             shared_size,
             activation,
+            reduced=False,
         )
         if shared_size
         else None,
         shared_gate=load.tensor(names.shared_gate, 1, hidden_size) if config.shared_gate else None,
+        group=load.group,
     )

@@ -13,9 +13,10 @@ from ingle.errors import ConfigError
 from ingle.facts import size
 from ingle.kv import pages_held
 from ingle.model.architecture import DecoderConfig
+from ingle.model.share import refusal as size_refusal
 from ingle.plan.formats import Held
 from ingle.plan.gpus import Gpu
-from ingle.plan.layout import Layout, Shard, shard, stages, tensor_parallel_refusal, weight_bytes, weight_sizes
+from ingle.plan.layout import Layout, Shard, shard, stages, weight_bytes, weight_sizes
 from ingle.plan.machine import Machine
 
 RUNTIME_BYTES = 512 << 20
@@ -91,8 +92,8 @@ class Case:
 def fit(case: Case, layout: Layout, machine: Machine) -> Fit:
     """By the first settings with which there is enough context, or else by those with the most."""
     refusal = next(iter((*case.refusals, *_refusals(case, layout))), None)
-    held, name = case.held, case.held.name
-    if not layout.on_cpu and (why := tensor_parallel_refusal(case.decoder, held, layout.tensor_parallel)):
+    name = case.held.name
+    if not layout.on_cpu and (why := size_refusal(case.decoder, layout.tensor_parallel)):
         return Fit(layout, name, why, refusal)
     if layout.pipeline_parallel > case.decoder.num_layers:
         return Fit(layout, name, f"{case.decoder.num_layers} layers make no {layout.pipeline_parallel} stages", refusal)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ingle.kv import ITEMSIZES, KvSpec, group_layers
 from ingle.model.architecture import DecoderConfig
 from ingle.model.count import count_experts, count_layer
+from ingle.model.share import Division
 from ingle.model.sizes import Mixture, WeightSizes
 from ingle.plan.formats import Held
-
-MAX_TENSOR_PARALLEL = 64
 
 
 @dataclass(frozen=True)
@@ -61,49 +61,30 @@ class Shard:
 
 
 def shard(decoder: DecoderConfig, layers: range, tensor_parallel: int) -> Shard:
-    """Keys and values of fewer heads than GPUs are held by several of them. The last layers have the logits."""
-    whole, split = decoder.kv_spec(next(iter(ITEMSIZES))), tensor_parallel
+    """The last layers have the logits, which every GPU has whole."""
+    share = share_config(decoder, tensor_parallel)
+    kv = share.kv_spec(next(iter(ITEMSIZES)))
     return Shard(
-        family=decoder.family,
-        vocab_size=decoder.vocab_size if layers.stop == decoder.num_layers else 1,
-        hidden_size=decoder.hidden_size,
-        mlp_elements_per_token=_share(decoder.mlp_elements_per_token, split),
+        family=share.family,
+        vocab_size=share.vocab_size if layers.stop == decoder.num_layers else 1,
+        hidden_size=share.hidden_size,
+        mlp_elements_per_token=share.mlp_elements_per_token,
         num_layers=len(layers),
-        head_dim=decoder.head_dim,
-        q_size=_share(decoder.q_size, split),
-        attention_elements_per_token=_share(decoder.attention_elements_per_token, split),
-        windows=tuple(decoder.windows[layer] for layer in layers) if decoder.windows else (),
-        max_position_embeddings=decoder.max_position_embeddings,
-        kv_sides=whole.sides,
-        kv_heads=_share(whole.heads, split),
-        kv_dim=whole.dim,
+        head_dim=share.head_dim,
+        q_size=share.q_size,
+        attention_elements_per_token=share.attention_elements_per_token,
+        windows=tuple(share.windows[layer] for layer in layers) if share.windows else (),
+        max_position_embeddings=share.max_position_embeddings,
+        kv_sides=kv.sides,
+        kv_heads=kv.heads,
+        kv_dim=kv.dim,
     )
 
 
-def _share(count: int, parts: int) -> int:
-    return -(-count // parts)
-
-
-def tensor_parallel_refusal(decoder: DecoderConfig, held: Held, size: int) -> str | None:
-    """Why a model cannot be split so; None where it can."""
-    heads, kv_heads = decoder.num_heads, decoder.num_kv_heads
-    if heads % size:
-        return f"{heads} heads do not divide by {size}"
-    if decoder.mla is None and kv_heads % size and size % kv_heads:
-        return f"{kv_heads} key-value heads and {size} GPUs do not divide one another"
-    widths = [decoder.intermediate_size] if decoder.moe is None or len(decoder.moe.layers) < decoder.num_layers else []
-    if decoder.moe is not None:
-        widths += [width for width in (decoder.moe.intermediate_size, decoder.moe.shared_intermediate_size) if width]
-    for width in widths:
-        if width % size:
-            return f"{width} columns of the MLP do not divide by {size}"
-        if width // size % held.group_size and held.group_size > 1:
-            return f"{width} columns of the MLP by {size} are no whole groups of {held.group_size} weights"
-    return None
-
-
-def tensor_parallel_sizes(decoder: DecoderConfig, held: Held, most: int) -> list[int]:
-    return [size for size in range(1, most + 1) if tensor_parallel_refusal(decoder, held, size) is None]
+@lru_cache(maxsize=64)
+def share_config(decoder: DecoderConfig, tensor_parallel: int) -> DecoderConfig:
+    """What each of so many GPUs has of every layer."""
+    return decoder if tensor_parallel == 1 else Division.of(decoder, tensor_parallel).share
 
 
 def stages(decoder: DecoderConfig, held: Held, tensor_parallel: int, num_stages: int) -> list[range]:
@@ -150,14 +131,14 @@ def weight_bytes(decoder: DecoderConfig, held: Held, layers: range, tensor_paral
 
 
 def _layer_bytes(decoder: DecoderConfig, held: Held, tensor_parallel: int, layer: int) -> int:
-    count = count_layer(decoder, layer)
-    split = (count.matrices + count.experts) * held.matrix_bytes / tensor_parallel
-    return int(split + count.repeated * held.other_bytes)
+    count = count_layer(share_config(decoder, tensor_parallel), layer)
+    return int((count.matrices + count.experts) * held.matrix_bytes + count.repeated * held.other_bytes)
 
 
 def _end_bytes(decoder: DecoderConfig, held: Held, tensor_parallel: int) -> int:
     """Of the embedding, and of the head."""
-    return int(decoder.vocab_size * decoder.hidden_size * held.other_bytes / tensor_parallel)
+    rows = share_config(decoder, tensor_parallel).vocab_rows or decoder.vocab_size
+    return int(rows * decoder.hidden_size * held.other_bytes)
 
 
 def weight_sizes(decoder: DecoderConfig, held: Held) -> WeightSizes:

@@ -11,6 +11,7 @@ import torch
 from ingle import kernels
 from ingle.kernels.coded import Coded
 from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class CodedPart:
                 first.group_size,
                 None if first.order is None else torch.from_numpy(first.order).long().to(device),
                 padded_from=first.padded_from,
+                table=None if first.table is None else torch.tensor(TABLES[first.table], device=device),
                 quantizes_inputs=first.quantizes_inputs,
             ),
             dtype,
@@ -70,4 +72,5 @@ class CodedPart:
 def kind_of(groups: Groups) -> tuple[object, ...]:
     """What layers have in common that can be one part."""
     order = b"" if groups.order is None else groups.order.tobytes()
-    return groups.kind, groups.group_size, groups.zeros is None, groups.quantizes_inputs, groups.padded_from, order
+    held = groups.kind, groups.table, groups.group_size, groups.zeros is None
+    return *held, groups.quantizes_inputs, groups.padded_from, order

@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from ingle.errors import ModelError
 from ingle.weights.code_types import CODE_TYPES
-from ingle.weights.gguf import GgufFile, GgufTensor
+from ingle.weights.gguf import BLOCK_TYPES, GgufFile, GgufTensor
 from ingle.weights.gguf_hf import architecture_of, config_from_gguf, gguf_tensor_name
 from ingle.weights.hf_config import normalize_config
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import (
     FLOATS,
+    Region,
     StoredRows,
     check_shape,
     check_size,
@@ -28,6 +29,7 @@ from ingle.weights.source import (
 if TYPE_CHECKING:
     import torch
 
+_BLOCK_ELEMENTS = {block.name: block.elements for block in BLOCK_TYPES.values()}
 READABLE_TYPES = ("F32", "F16", "BF16", *CODE_TYPES)
 
 
@@ -116,6 +118,23 @@ class GgufSource:
 
         check_shape(tensor.path, tensor.name, tensor.shape, tuple(out.shape))
         dequantize_into(tensor, out, self._row_order(tensor))
+
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        if len(region.shape) == 1:
+            import torch
+
+            out.copy_(torch.from_numpy(self.floats(name, *region.shape)[region.rows]))
+            return
+        from ingle.weights.dequantize import dequantize_into
+
+        tensor = self._tensor(name)
+        check_shape(tensor.path, tensor.name, tensor.shape, region.shape)
+        order = self._row_order(tensor)
+        rows = np.arange(tensor.shape[0])[region.rows] if order is None else order[region.rows]
+        dequantize_into(tensor, out, rows, region.columns)
+
+    def columns_unit(self, name: str) -> int:
+        return _BLOCK_ELEMENTS[self._tensor(name).type]
 
     def _row_order(self, tensor: GgufTensor) -> npt.NDArray[np.intp] | None:
         """Which stored row is each row of a query or key projection; None where the order is kept.

@@ -20,10 +20,11 @@ from ingle.errors import ModelError
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.pointer import refuse_pointer
 from ingle.weights.quantized.groups import Groups
-from ingle.weights.quantized.layouts import StoredTensor
+from ingle.weights.quantized.module import StoredTensor
 from ingle.weights.source import (
     FLOAT_TYPES,
     FLOATS,
+    Region,
     StoredRows,
     check_shape,
     check_size,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from ingle.weights.ring import Ring
 
 _ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-_NUMPY_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "F8_E4M3": "u1", "U8": "u1", "I8": "i1",
-                "I32": "<i4", "I64": "<i8"}  # fmt: skip
+_NUMPY_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "F8_E4M3": "u1", "F8_E8M0": "u1", "U8": "u1",
+                "I8": "i1", "I32": "<i4", "I64": "<i8"}  # fmt: skip
 """By safetensors' names; of floats that NumPy does not know the bits."""
 
 
@@ -167,13 +168,30 @@ class SafetensorsSource:
         stacked = split_name(name)[1] is not None
         file, name, dtype, at = self._find(name, tuple(out.shape))
         if out.device.type in self._streamed and out.is_contiguous():
-            self._stream_into(file, name, dtype, at, out)
+            self._stream_into(file, name, dtype, at * out.numel(), out)
             return
         with _reading(file):
             handle = self._opened_by_torch(file)
             out.copy_(handle.get_slice(name)[at] if stacked else handle.get_tensor(name))
 
-    def _stream_into(self, file: Path, name: str, dtype: str, at: int, out: torch.Tensor) -> None:
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        stacked = split_name(name)[1] is not None
+        file, name, dtype, at = self._find(name, region.shape)
+        first, last, step = region.rows.indices(region.shape[0])
+        if out.device.type in self._streamed and out.is_contiguous() and out.shape[1:] == region.shape[1:]:
+            row = math.prod(region.shape[1:])
+            self._stream_into(file, name, dtype, at * region.shape[0] * row + first * row, out)
+            return
+        places = slice(first, last, step), *([region.columns] if len(region.shape) > 1 else [])
+        with _reading(file):
+            stored = self._opened_by_torch(file).get_slice(name)
+            out.copy_(stored[(at, *places) if stacked else places])
+
+    def columns_unit(self, name: str) -> int:
+        return 1
+
+    def _stream_into(self, file: Path, name: str, dtype: str, first: int, out: torch.Tensor) -> None:
+        """From the stored tensor's number `first` on."""
         import torch
 
         from ingle.weights.ring import Ring
@@ -183,7 +201,7 @@ class SafetensorsSource:
             with self._opening:
                 ring = self._ring = self._ring or Ring(out.device)
             stored = self._bytes_of(file)
-            start = stored.starts[name] + at * out.numel() * numbers.itemsize
+            start = stored.starts[name] + first * numbers.itemsize
             ring.load(stored.file.fileno(), start, numbers, out)
         except OSError as error:
             raise ModelError(f"{file}: tensor {name} cannot be read: {error}") from error

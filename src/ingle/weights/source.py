@@ -47,6 +47,16 @@ class ExpertNames(NamedTuple):
     down: str
 
 
+class Region(NamedTuple):
+    """Neighbouring rows of a tensor, and neighbouring columns of them."""
+
+    shape: tuple[int, ...]
+    """Of the whole tensor: rows and columns, or rows alone."""
+    rows: slice
+    columns: slice
+    """All of them, `slice(None)`, in a tensor that has none."""
+
+
 class WeightSource(Protocol):
     """Tensors by Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`, or by that of `in_stack`."""
 
@@ -99,6 +109,14 @@ class WeightSource(Protocol):
 
         Raises `ModelError` when there is no such tensor, its shape is not `out`'s, or it cannot be decoded.
         """
+        ...
+
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        """`load_into` of a part of the named tensor. Little more of it is read."""
+        ...
+
+    def columns_unit(self, name: str) -> int:
+        """How many neighbouring columns of the named matrix are stored together: a cut amid them takes more."""
         ...
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import torch
 from ingle.weights.checkpoint_files import TORCH_FILES
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import (
+    Region,
     StoredRows,
     check_shape,
     check_size,
@@ -41,6 +42,9 @@ class _ReadByTorch(ABC):
 
     @abstractmethod
     def load_into(self, name: str, out: torch.Tensor) -> None: ...
+
+    def columns_unit(self, name: str) -> int:
+        return 1
 
     def is_coded(self, name: str) -> bool:
         return False
@@ -114,6 +118,16 @@ class TorchSource(_ReadByTorch):
         check_shape(opened.path, name, shape if place is None else shape[1:], tuple(out.shape))
         out.copy_(opened.tensor(name) if place is None else opened.tensor(name)[place.at])
 
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        name, place = split_name(name)
+        opened = self._opened(name)
+        shape = opened.shape(name)
+        if place is not None:
+            check_stack(opened.path, name, shape, place)
+        check_shape(opened.path, name, shape if place is None else shape[1:], region.shape)
+        whole = opened.tensor(name) if place is None else opened.tensor(name)[place.at]
+        out.copy_(_part(whole, region))
+
     def close(self) -> None:
         self._open.cache_clear()
 
@@ -156,5 +170,14 @@ class DummySource(_ReadByTorch):
         generator = torch.Generator(out.device).manual_seed(int.from_bytes(digest, "little"))
         out.normal_(1.0 if name.endswith("norm.weight") else 0.0, _DUMMY_STD, generator=generator)
 
+    def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:
+        whole = torch.empty(region.shape, dtype=out.dtype, device=out.device)
+        self.load_into(name, whole)
+        out.copy_(_part(whole, region))
+
     def close(self) -> None:
         pass
+
+
+def _part(whole: torch.Tensor, region: Region) -> torch.Tensor:
+    return whole[region.rows] if whole.dim() == 1 else whole[region.rows, region.columns]

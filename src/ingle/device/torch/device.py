@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ingle import kernels, progress
@@ -39,7 +41,9 @@ class TorchDevice:
         dtype: torch.dtype,
         *,
         use_graphs: bool = False,
+        all_agree: Callable[[bool], bool] | None = None,
     ) -> None:
+        """`all_agree`: whether something went well on all ranks that compute the same, where there are several."""
         config, kv = model.config, model.config.kv_spec(str(dtype).removeprefix("torch."))
         self.model = model
         self.device = device
@@ -54,7 +58,7 @@ class TorchDevice:
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         shape = (kv.num_places, kv.sides, num_pages, limits.page_size, kv.heads, kv.dim)
         self.kv_cache = KvCache(kv, _zeros(shape, dtype, device))
-        self.graphs = StepGraphs(self, self.tables, limits) if use_graphs and model.capturable else None
+        self.graphs = StepGraphs(self, self.tables, limits, all_agree) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:
@@ -140,6 +144,12 @@ class TorchStep:
         return self.captured is not None or self._done is not None
 
     @torch.inference_mode()
+    def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        assert self.hidden is not None, "the step went through a graph"
+        with torch.inference_mode():
+            logits: npt.NDArray[np.float32] = self._device.model.logits(self.hidden[start:stop]).float().cpu().numpy()
+        return logits
+
     def sample(self, masks: Masks) -> None:
         device = self._device
         if self.captured is not None and device.graphs is not None:

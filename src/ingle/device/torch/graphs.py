@@ -70,7 +70,15 @@ class CapturedForward:
 class StepGraphs:
     """Graphs of `parts` for every step within `limits`."""
 
-    def __init__(self, parts: StepParts, tables: SlotTables, limits: Limits) -> None:
+    def __init__(
+        self,
+        parts: StepParts,
+        tables: SlotTables,
+        limits: Limits,
+        all_agree: Callable[[bool], bool] | None = None,
+    ) -> None:
+        """`all_agree`: whether a capture went well on all ranks, which use the same graphs."""
+        self._all_agree = all_agree or bool
         self._parts = parts
         self._tables = tables
         self._max_num_seqs = limits.max_num_seqs
@@ -147,15 +155,19 @@ class StepGraphs:
         """
         if key in self._given_up:
             return None
+        what = "on another rank"
         for _ in range(2):
+            captured: T | None = None
             try:
-                return capture()
+                captured = capture()
             except Exception as error:
                 try:
                     torch.cuda.synchronize()
                 except RuntimeError:
                     raise error from None
                 what = f"{type(error).__name__}: {error}".splitlines()[0]
+            if self._all_agree(captured is not None) and captured is not None:
+                return captured
             torch.cuda.empty_cache()  # behind the handler: the error's frames hold tensors
         self._given_up.add(key)
         message = "a CUDA graph for steps of %d tokens could not be captured, and they run without one: %s"

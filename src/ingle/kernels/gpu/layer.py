@@ -54,7 +54,8 @@ def project_and_add(
 ) -> Flow:
     """As `ingle.kernels.reference.Composed.project_and_add`."""
     weight = _whole(projection)
-    if weight is not None and post_norm is None:  # which is that of whole rows, and no program has one
+    # A norm behind the product, or a sum over ranks, is of whole rows, and no program has one.
+    if weight is not None and post_norm is None and projection.group is None:
         if isinstance(weight, torch.Tensor) and vector.suits(x, weight):
             return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
         if isinstance(weight, Coded) and few_rows_coded.suits(x, weight):

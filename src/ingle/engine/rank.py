@@ -1,0 +1,160 @@
+"""The process of any rank but the first: `ingle.parallel.team` starts it, and it does as it is told until that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import socket
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingle.engine.child import end_with
+from ingle.errors import IngleError, lack_of_memory, lack_of_package
+from ingle.parallel.layout import Layout
+from ingle.parallel.messages import (
+    Alive,
+    Capture,
+    Draw,
+    FromRank,
+    Imported,
+    Join,
+    Joined,
+    Load,
+    Loaded,
+    RankFailed,
+    Relieve,
+    ToRanks,
+    said,
+    to_ranks_decoder,
+)
+from ingle.parallel.ring import Reader
+from ingle.step import Masks, Step
+
+if TYPE_CHECKING:
+    from ingle.device import Device, Launched
+    from ingle.parallel.group import Member
+
+_BEAT_S = 0.5
+_LOOK_S = 10.0
+_KEPT = 4
+"""Steps whose results are kept: more than are ever in flight."""
+
+
+class _Voice:
+    """Says what is, and that this process lives. Ends it when rank 0 has gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._saying = threading.Lock()
+
+    def say(self, message: FromRank) -> None:
+        with self._saying, contextlib.suppress(OSError):
+            self._socket.sendall(said(message))
+
+    def beat(self) -> None:
+        while True:
+            self.say(Alive())
+            ready, _, _ = select.select([self._socket], [], [], _BEAT_S)
+            if ready:  # nothing is ever sent: it is the end
+                os._exit(1)
+
+
+def main() -> int:
+    control, ring, rendezvous, rank, num_ranks, parent = map(int, sys.argv[1:7])
+    end_with(parent)
+    voice = _Voice(socket.socket(fileno=control))
+    threading.Thread(target=voice.beat, name="beats", daemon=True).start()
+    try:
+        import torch  # noqa: F401  while rank 0 does so too
+
+        voice.say(Imported())
+        _Rank(rank, rendezvous, voice).follow(_messages(Reader(ring, num_ranks - 1, rank - 1)))
+    except IngleError as error:
+        voice.say(RankFailed(str(error), expected=True))
+    except Exception as error:
+        lack = lack_of_memory(error) or lack_of_package(error)
+        voice.say(RankFailed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
+    return 1
+
+
+def _messages(ring: Reader) -> Iterator[ToRanks]:
+    decoder = to_ranks_decoder()
+    while True:
+        message = ring.receive(_LOOK_S)
+        if message is not None:
+            yield decoder.decode(message)
+
+
+class _Rank:
+    def __init__(self, rank: int, rendezvous: int, voice: _Voice) -> None:
+        self._rank, self._rendezvous, self._voice = rank, rendezvous, voice
+        self._member: Member | None = None
+        self._device: Device | None = None
+        self._launched: deque[Launched] = deque(maxlen=_KEPT)
+
+    def follow(self, messages: Iterator[ToRanks]) -> None:
+        for message in messages:
+            match message:
+                case Step():
+                    self._step(message)
+                case Draw(masks):
+                    words = memoryview(bytearray(masks.words))  # PyTorch wants what it could write to
+                    self._launched[-1].sample(Masks(masks.slots, words))
+                case Capture():
+                    self.device.capture_next()
+                case Relieve():
+                    self.device.relieve()
+                case Load():
+                    self._load(message)
+                case Join():
+                    self._join(message)
+
+    @property
+    def device(self) -> Device:
+        assert self._device is not None, "a model is loaded first"
+        return self._device
+
+    def _step(self, step: Step) -> None:
+        self.device.apply(step)
+        launched = self.device.forward(step)
+        if not step.masked:
+            launched.sample(Masks())
+        self._launched.append(launched)
+
+    def _join(self, join: Join) -> None:
+        import torch
+
+        from ingle.parallel import group
+
+        place = Layout(join.tensor, join.pipeline).place(self._rank)
+        self._member = group.join(place, torch.device(join.devices[self._rank]), join.backend, self._rendezvous)
+        self._voice.say(Joined())
+
+    def _load(self, load: Load) -> None:
+        from ingle.engine.ranks import share_of
+        from ingle.engine.startup import ModelFiles, Startup
+        from ingle.engine.torch_build import TorchRunner
+
+        member = self._member
+        assert member is not None, "ranks join before they load"
+        self._device = None
+        self._launched.clear()
+        config = load.config
+        opened = ModelFiles.read(config, Path(load.path)).opened(config)
+        with contextlib.closing(opened):
+            runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
+            share = share_of(opened, member.place.layout, member.place.index)
+            _, loaded = runner.load(share, Startup(lambda stage: None))
+        self._device = loaded.device
+        gc.freeze()
+        gc.enable()
+        sizes = loaded.facts.weights
+        experts = 0 if sizes.mixture is None else sizes.mixture.num_bytes
+        self._voice.say(Loaded(sizes.total[1], sizes.head[1], sizes.looked_up[1], experts))

@@ -1,0 +1,194 @@
+"""A model on several ranks: whether it can be, and how all of them come to be one device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingle.config import EngineConfig
+from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
+from ingle.errors import ConfigError, EngineError, ModelError
+from ingle.model.architecture import DecoderConfig
+from ingle.model.count import num_parameters
+from ingle.model.sizes import WeightSizes
+from ingle.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from ingle.parallel.group import Member
+    from ingle.parallel.messages import Loaded as Share
+    from ingle.parallel.team import Team
+
+_MOST_EARLY = 16
+"""Ranks that are started before it is known that they can be."""
+_IMPORTS_S = 120.0
+"""For a rank to import PyTorch, on a machine that is busy."""
+
+
+def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
+    """How the model is divided. Raises `ConfigError` where it cannot be so, with what can."""
+    parallel = config.parallel
+    wanted, name = parallel.tensor_parallel_size, f"--tensor-parallel-size {parallel.tensor_parallel_size}"
+    if not parallel.asks_for_ranks:
+        return Layout()
+    from ingle.model.share import MAX_SIZE, Division, sizes_for
+
+    num_gpus = min(_num_gpus(), MAX_SIZE) if device == "cuda" else None
+    if opened.decoder is None:
+        if wanted == "auto":
+            return Layout()
+        raise ConfigError(
+            f"{name}: model_type {opened.files.hf_config['model_type']!r} is run by transformers' code, on one device",
+            alternative="leave the flag out",
+        )
+    if wanted == "auto":
+        layout = Layout(max(size for size in sizes_for(opened.decoder, num_gpus or 1) if size <= (num_gpus or 1)))
+    elif device == "cpu" and parallel.device != "cpu":
+        raise ConfigError(
+            f"{name}: PyTorch sees no GPU here{_visible()}", alternative="--device cpu divides the model among CPUs"
+        )
+    else:
+        layout = Layout(wanted)
+    if num_gpus is not None and layout.num_ranks > num_gpus:
+        raise ConfigError(
+            f"{name}: PyTorch sees {num_gpus} {'GPU' if num_gpus == 1 else 'GPUs'} here{_visible()}",
+            alternative=f"these sizes work: {', '.join(map(str, sizes_for(opened.decoder, num_gpus)))}",
+        )
+    if layout.num_ranks > 1:
+        Division.of(opened.decoder, layout.tensor)
+        if config.cache.has_tiers:
+            flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
+            raise ConfigError(f"{flag}: prefixes of a model on several GPUs are kept on these alone")
+    return layout
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _visible() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+
+
+def share_of(opened: OpenModel, layout: Layout, index: int) -> OpenModel:
+    """What a rank has of a model. Closing either closes both."""
+    if layout.tensor == 1:
+        return opened
+    from ingle.model.share import Division
+    from ingle.weights.cut import CutSource
+
+    assert opened.decoder is not None, "only decoders are divided"
+    division = Division.of(opened.decoder, layout.tensor, opened.source)
+    source = CutSource(opened.source, division.cuts(opened.source, index))
+    return replace(opened, decoder=division.share, source=source)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Ranks that have joined."""
+
+    team: Team
+    member: Member
+
+
+def started_early(config: EngineConfig) -> Team | None:
+    """Ranks that import PyTorch while this process reads the model's headers, where their number is clear already."""
+    size = config.parallel.tensor_parallel_size
+    if not config.parallel.asks_for_ranks or size == "auto" or size > _MOST_EARLY:
+        return None
+    if config.parallel.device != "cpu" and size > len(list(Path("/dev").glob("nvidia[0-9]*"))):
+        return None
+    from ingle.parallel.team import Team
+
+    return Team(size)
+
+
+@contextlib.contextmanager
+def ending(team: Team | None) -> Iterator[None]:
+    """Ends the ranks where what is done here fails, and raises `EngineError` where one of them is why."""
+    try:
+        yield
+    except BaseException as error:
+        if team is None:
+            raise
+        if isinstance(error, Exception) and not isinstance(error, (ConfigError, ModelError)):
+            team.wait_for_words()
+        failure = team.failure
+        team.close()
+        if failure is not None and isinstance(error, Exception):
+            raise EngineError(failure) from error
+        raise
+
+
+def devices_of(layout: Layout, device: str) -> list[str]:
+    """A GPU for each rank, or all of them on CPUs."""
+    return [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)]
+
+
+def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | None = None) -> Crew:
+    """Has ranks find each other, on these devices; starts them where there is no `team` yet."""
+    from ingle.parallel.team import Team
+
+    team = Team(layout.num_ranks) if team is None else team
+    with ending(team):
+        with startup.phase("pytorch", f"importing PyTorch in {layout.num_ranks} ranks"):
+            import torch
+
+            from ingle.parallel.group import JOIN_S, join
+
+            team.ready(_IMPORTS_S)
+        with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
+            backend = team.join(layout, devices)
+            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous)
+            team.on_loss(member.abort)
+            team.joined(JOIN_S)
+        startup.report(f"the ranks reach each other by {member.link}")
+    return Crew(team, member)
+
+
+def load_on(
+    crew: Crew, config: EngineConfig, path: Path, opened: OpenModel, startup: Startup
+) -> tuple[Numerics, Loaded]:
+    """All ranks load it, in place of what they had."""
+    from ingle.engine.torch_build import TorchRunner
+    from ingle.parallel.device import RanksDevice
+
+    team, member, layout = crew.team, crew.member, crew.member.place.layout
+    with ending(team):
+        team.load(config, path)
+        startup.meanwhile = team.check
+        runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
+        numerics, own = runner.load(share_of(opened, layout, 0), startup)
+        with startup.phase("other_ranks", "waiting for the other ranks' weights"):
+            shares = team.loaded()
+    assert opened.decoder is not None, "only decoders are divided"
+    facts = replace(own.facts, model=opened.decoder, weights=_weights_of_all(opened.decoder, own.facts.weights, shares))
+    name = f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})"
+    return numerics, replace(own, device=RanksDevice(own.device, team), device_name=name, facts=facts)
+
+
+def _weights_of_all(decoder: DecoderConfig, own: WeightSizes, others: list[Share]) -> WeightSizes:
+    """The numbers of the model, and the bytes that all ranks have of it together."""
+    matrix, mixture = decoder.vocab_size * decoder.hidden_size, own.mixture
+    if mixture is not None:
+        parameters = mixture.num_parameters * (1 + len(others))
+        mixture = replace(
+            mixture,
+            num_parameters=parameters,
+            num_bytes=mixture.num_bytes + sum(share.expert_bytes for share in others),
+        )
+    return WeightSizes(
+        total=(num_parameters(decoder), own.total[1] + sum(share.weight_bytes for share in others)),
+        head=(matrix, own.head[1] + sum(share.head_bytes for share in others)),
+        looked_up=(
+            0 if decoder.tied_embeddings else matrix,
+            own.looked_up[1] + sum(share.looked_up_bytes for share in others),
+        ),
+        mixture=mixture,
+    )

@@ -1,0 +1,30 @@
+"""What ranks that share a layer do together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Group(Protocol):
+    """Ranks that hold the shares of the same matrices. All of them call the same, in the same order."""
+
+    @property
+    def size(self) -> int:
+        """2 or more."""
+        ...
+
+    @property
+    def place(self) -> int:
+        """Of this rank, in [0, size)."""
+        ...
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, the same on each to the bit. x, contiguous, may be overwritten by it."""
+        ...
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Those of all ranks, which are of one shape, in the order of places: [size, *x.shape]."""
+        ...

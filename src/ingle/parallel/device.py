@@ -1,0 +1,71 @@
+"""All ranks as one device: what rank 0 is told, the others are told first, and its report is that of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ingle.device import Device, Launched, PageCopies, Report
+from ingle.parallel.messages import Capture, Draw, Relieve
+from ingle.parallel.team import Team
+from ingle.step import Masks, Step
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step whose forward is queued on all ranks."""
+
+    own: Launched
+    step: Step
+    team: Team
+
+    def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        raise NotImplementedError("logits of several ranks stay on their devices: measure on one")
+
+    def sample(self, masks: Masks) -> None:
+        if self.step.masked:
+            self.team.tell(Draw(masks))
+        with self.team.in_step():
+            self.own.sample(masks)
+
+    def report(self) -> Report:
+        with self.team.in_step():
+            report = self.own.report()
+            self.team.check()  # what was computed without a rank that is gone is nothing
+            return report
+
+
+class RanksDevice:
+    """A `Device` of several ranks, of which `own` is this process's."""
+
+    def __init__(self, own: Device, team: Team) -> None:
+        self.own, self.team = own, team
+
+    def pages(self) -> PageCopies:
+        raise NotImplementedError("pages of several ranks are kept on their devices alone")
+
+    def apply(self, step: Step) -> None:
+        self.team.tell(step)
+        with self.team.in_step():
+            self.own.apply(step)
+
+    def forward(self, step: Step) -> Launched:
+        with self.team.in_step():
+            return _Launched(self.own.forward(step), step, self.team)
+
+    def usable(self) -> bool:
+        return self.team.lives and self.own.usable()
+
+    def relieve(self) -> None:
+        self.team.tell(Relieve())
+        self.own.relieve()
+
+    def progress(self) -> int:
+        return self.own.progress()
+
+    def capture_next(self) -> bool:
+        self.team.tell(Capture())
+        with self.team.in_step():
+            return self.own.capture_next()

@@ -1,0 +1,179 @@
+"""What ranks compute together: sums and gathers of tensors by NCCL between GPUs and by Gloo between CPUs, and
+agreements of the hosts by Gloo.
+
+Process groups are made by themselves, beside whatever else this process does with torch.distributed. They find each
+other through a file that has no name, and listen on this machine alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+import torch
+from torch._C import _distributed_c10d as c10d
+
+from ingle.errors import EngineError
+from ingle.parallel.layout import Place
+from ingle.parallel.link import Link, link_between
+from ingle.parallel.messages import Backend
+
+T = TypeVar("T")
+
+JOIN_S = 30.0
+"""For ranks to find each other, and to add up their first numbers."""
+_STEP = timedelta(days=1)
+"""For a collective of a step: who does not come is found out by the team (`ingle.parallel.team`)."""
+_LOCAL = "127.0.0.1"
+
+
+class _Work(Protocol):
+    def wait(self) -> object: ...
+
+
+class _Ranks(Protocol):
+    """What PyTorch's stubs do not say of its process groups."""
+
+    def allreduce(self, tensors: list[torch.Tensor], options: c10d.AllreduceOptions) -> _Work: ...
+
+    def allgather(
+        self, outs: list[list[torch.Tensor]], tensors: list[torch.Tensor], options: c10d.AllgatherOptions
+    ) -> _Work: ...
+
+    def _allgather_base(self, out: torch.Tensor, x: torch.Tensor, options: c10d.AllgatherOptions) -> _Work: ...
+
+    def abort(self) -> None: ...
+
+
+class TensorGroup:
+    """An `ingle.kernels.group.Group` of a process group."""
+
+    def __init__(self, ranks: _Ranks, place: int, size: int, backend: Backend) -> None:
+        self.place, self.size = place, size
+        self._ranks, self._backend = ranks, backend
+        self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
+        # On the current stream: what is queued behind finds the sum, and nothing else waits.
+        self._reduce.asyncOp = self._gather.asyncOp = False
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._backend == "gloo" and x.is_cuda:
+            return x.copy_(self.all_reduce(x.cpu()))
+        self._ranks.allreduce([x], self._reduce).wait()
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        if self._backend == "gloo" and x.is_cuda:
+            return self.all_gather(x.cpu()).to(x.device)
+        out = x.new_empty(self.size, *x.shape)
+        if self._backend == "nccl":
+            self._ranks._allgather_base(out, x.contiguous(), self._gather).wait()
+        else:
+            self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather).wait()
+        return out
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether nothing of it is done by the host."""
+        return self._backend == "nccl"
+
+    def abort(self) -> None:
+        """Ends what waits for ranks that are gone."""
+        self._ranks.abort()
+
+
+@dataclass(frozen=True)
+class Member:
+    """What this process is among the ranks, and what it computes with them."""
+
+    place: Place
+    device: torch.device
+    group: TensorGroup | None
+    """Those that share its layers; None where it has them alone."""
+    hosts: TensorGroup
+    """All of them, for numbers on the host."""
+    link: Link
+
+    def least(self, *numbers: int) -> tuple[int, ...]:
+        """Of each number the least that any rank has."""
+        least = self.hosts.all_gather(torch.tensor(numbers, dtype=torch.int64)).amin(0)
+        return tuple(map(int, least.tolist()))
+
+    def all_agree(self, well: bool) -> bool:
+        """Whether it went well on every rank."""
+        return bool(self.least(int(well))[0])
+
+    def abort(self) -> None:
+        for group in (self.group, self.hosts):
+            if group is not None:
+                group.abort()
+
+
+def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) -> Member:
+    """Waits until all ranks are there. `rendezvous`: the descriptor of an empty file that all of them have.
+
+    Raises `EngineError` where they do not find each other, or cannot compute together.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    size = place.layout.num_ranks
+    # A descriptor that is never closed: the store opens the file by it again when it ends, whenever that is.
+    store = c10d.FileStore(f"/proc/self/fd/{os.dup(rendezvous)}", size)
+    store.set_timeout(timedelta(seconds=JOIN_S))
+
+    def meet() -> tuple[TensorGroup, TensorGroup | None, Link]:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # which is a thread's own
+        hosts = TensorGroup(_gloo(store, "hosts", place.rank, size), place.rank, size, "gloo")
+        group = None
+        if place.layout.tensor > 1:
+            name, among = f"stage {place.stage}", (place.index, place.layout.tensor)
+            ranks = _nccl(store, name, *among) if backend == "nccl" else _gloo(store, name, *among)
+            group = TensorGroup(ranks, *among, backend)
+        link = link_between(group or hosts, device, backend)
+        return hosts, group, link
+
+    hosts, group, link = _within(JOIN_S, meet, backend)
+    return Member(place, device, group, hosts, link)
+
+
+def _gloo(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
+    options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=_LOCAL)]
+    options._timeout, options._threads = _STEP, 1
+    return c10d.ProcessGroupGloo(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
+
+
+def _nccl(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
+    options = c10d.ProcessGroupNCCL.Options()
+    options._timeout = _STEP
+    return c10d.ProcessGroupNCCL(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
+
+
+def _within(seconds: float, do: Callable[[], T], backend: Backend) -> T:
+    """What is done in a thread, for it may never end."""
+    done: list[T] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            done.append(do())
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="joining ranks", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if done:
+        return done[0]
+    what = f"{type(failed[0]).__name__}: {failed[0]}" if failed else f"no answer within {seconds:.0f} s"
+    advice = (
+        "; NCCL_DEBUG=INFO says more, and NCCL_P2P_DISABLE=1 goes without direct copies between GPUs, which the "
+        "settings of some boards (IOMMU, ACS) break"
+    )
+    raise EngineError(
+        f"the ranks cannot compute together by {backend}: {' '.join(what.split())}{advice if backend == 'nccl' else ''}"
+    )

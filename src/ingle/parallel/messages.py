@@ -1,0 +1,128 @@
+"""What rank 0 tells the others, by way of the ring, and what each of them says to it, through a socket."""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal
+
+import msgspec
+
+from ingle.channel import LENGTH, MAX_FRAME_BYTES, frame, message_encoder
+from ingle.config import EngineConfig
+from ingle.request import decode_token_ids
+from ingle.step import Masks, Step
+
+Backend = Literal["nccl", "gloo"]
+
+# ---- to all ranks
+
+
+class Join(msgspec.Struct, frozen=True, tag="join"):
+    """The first message: with whom they compute."""
+
+    tensor: int
+    pipeline: int
+    devices: list[str]
+    """Of each rank, such as cuda:1."""
+    backend: Backend
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """A model, in place of whatever was there."""
+
+    config: EngineConfig
+    path: str
+
+
+class Draw(msgspec.Struct, frozen=True, tag="draw"):
+    """The draw of the step before this message, where that is `masked`."""
+
+    masks: Masks
+
+
+class Capture(msgspec.Struct, frozen=True, tag="capture"):
+    """`Device.capture_next`"""
+
+
+class Relieve(msgspec.Struct, frozen=True, tag="relieve"):
+    """`Device.relieve`"""
+
+
+ToRanks = Join | Load | Step | Draw | Capture | Relieve
+
+# ---- from a rank
+
+
+class Imported(msgspec.Struct, frozen=True, tag="imported"):
+    """What takes longest until it can join."""
+
+
+class Joined(msgspec.Struct, frozen=True, tag="joined"):
+    pass
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """Its share is there."""
+
+    weight_bytes: int
+    head_bytes: int
+    looked_up_bytes: int
+    expert_bytes: int
+
+
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """Twice a second, from a thread of its own."""
+
+
+class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """Why it ends. `expected` errors are for the user as they stand; others bring a traceback."""
+
+    message: str
+    expected: bool
+
+
+FromRank = Imported | Joined | Loaded | Alive | RankFailed
+
+
+def to_ranks_encoder() -> msgspec.msgpack.Encoder:
+    return message_encoder()
+
+
+def to_ranks_decoder() -> msgspec.msgpack.Decoder[ToRanks]:
+    return msgspec.msgpack.Decoder(ToRanks, dec_hook=decode_token_ids)
+
+
+class FromRankReader:
+    """What one rank says, as it comes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._buffer = bytearray()
+        self._decoder = msgspec.msgpack.Decoder(FromRank)
+
+    def read(self) -> list[FromRank] | None:
+        """The messages that have arrived, where something has; None at the end."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        self._buffer += data
+        messages, start = list[FromRank](), 0
+        while len(self._buffer) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                return None
+            end = start + LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decoder.decode(memoryview(self._buffer)[start + LENGTH.size : end].tobytes()))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+
+def said(message: FromRank) -> bytes:
+    """As it goes through the socket."""
+    return frame(msgspec.msgpack.Encoder(), message)

@@ -1,0 +1,281 @@
+"""Ranks as processes over Gloo: an engine of two gives what one gives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from ingle.config import EngineConfig
+from ingle.engine import ranks
+from ingle.engine.engine import Engine
+from ingle.engine.pages import PagePool
+from ingle.engine.ranks import Crew
+from ingle.engine.scheduler import Scheduler
+from ingle.engine.startup import ModelFiles, Startup
+from ingle.errors import ConfigError, EngineError
+from ingle.parallel.layout import Layout
+from ingle.request import NO_TOKENS, EngineRequest, Pooling, SamplingParams
+from tests.engine.test_engine import mixed_requests
+from tests.model.checkpoints import CHECKPOINTS
+from tests.model.test_quantized import FORMATS, quantize
+from tests.support import (
+    collect,
+    engine_for,
+    engine_on,
+    expect_short_answers,
+    greedy,
+    random_prompt,
+    reference_greedy,
+    reference_model,
+    run,
+    save_checkpoint,
+)
+
+WITHIN_S = 10.0
+"""For one clear error, whatever becomes of a rank."""
+
+
+@contextlib.contextmanager
+def crew_of(size: int) -> Iterator[Crew]:
+    crew = ranks.assemble(Layout(size), ["cpu"] * size, Startup(lambda stage: None))
+    with crew.team:
+        yield crew
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Crew]:
+    with crew_of(2) as crew:
+        yield crew
+
+
+def load(crew: Crew, folder: Path, *, overlap: bool = False, num_pages: int = 200, **options: Any) -> Engine:
+    """An engine of all ranks, in place of the one before."""
+    options = {"dtype": "float32", "device": "cpu", "num_gpu_blocks_override": num_pages, **options}
+    config = EngineConfig.of(str(folder), tensor_parallel_size=crew.team.num_ranks, **options)
+    with contextlib.closing(ModelFiles.read(config, folder).opened(config)) as opened:
+        _, loaded = ranks.load_on(crew, config, folder, opened, Startup(lambda stage: None))
+    scheduler = Scheduler(PagePool(num_pages), loaded.memory.limits)
+    return engine_on(loaded.device, scheduler, loaded.facts, overlap=overlap)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, list[int]]:
+    """The answers of one rank."""
+    return run(engine_for(folder, cpu_kernels="torch"), requests())
+
+
+def requests() -> list[EngineRequest]:
+    """Greedy and sampled in every way; some share the start of their prompt, some may draw but a few tokens, some tell
+    log probabilities."""
+    asked = mixed_requests(8)
+    for index, changes in ((1, {"allowed_token_ids": (5, 9, 77)}), (2, {"logprobs": 3, "prompt_logprobs": 2})):
+        sampling = msgspec.structs.replace(asked[index].sampling, **changes)
+        asked[index] = msgspec.structs.replace(asked[index], sampling=sampling)
+    return asked
+
+
+@pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_many_requests_get_what_one_rank_gives(
+    two: Crew, folder: Path, alone: dict[str, list[int]], overlap: bool
+) -> None:
+    """Batched, in chunks, with cached prefixes and few pages, so that some lose theirs and are computed again."""
+    engine = load(two, folder, overlap=overlap, num_pages=10, max_num_batched_tokens=48, max_num_seqs=6)
+    expect_short_answers(engine.scheduler)
+    assert run(engine, requests()) == alone
+    assert engine.scheduler.num_preemptions > 0
+    prompt = random_prompt(1, 70)
+    assert greedy(engine, prompt, 4) == greedy(engine, prompt, 4)
+    assert engine.scheduler.num_hit_tokens > 0
+    assert engine.facts.weights.total[0] == engine_for(folder).facts.weights.total[0]
+
+
+def test_vectors_and_log_probabilities_are_those_of_one_rank(two: Crew, folder: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=4, logprobs=3, prompt_logprobs=2)
+    asked = [
+        EngineRequest("text", random_prompt(1, 70), params),
+        EngineRequest("mean", random_prompt(2, 30), NO_TOKENS, pooling=Pooling(kind="mean")),
+        EngineRequest("scores", random_prompt(3, 30), NO_TOKENS, pooling=Pooling(kind="logits", token_ids=(17, 5))),
+    ]
+    ours, theirs = (collect(engine, asked) for engine in (load(two, folder), engine_for(folder, cpu_kernels="torch")))
+    for name in ("mean", "scores"):
+        pooled = [np.frombuffer(parts[name][0].pooled or b"", "<f4") for parts in (ours, theirs)]
+        np.testing.assert_allclose(*pooled, atol=1e-5)
+    texts = [parts["text"][0] for parts in (ours, theirs)]
+    rows = [[*(text.prompt_logprobs or ())[1:], *(text.logprobs or ())] for text in texts]
+    for one, two_ranks in zip(*rows, strict=True):
+        assert one is not None and two_ranks is not None and one.token_ids == two_ranks.token_ids
+        np.testing.assert_allclose(one.logprobs, two_ranks.logprobs, atol=1e-4)
+
+
+def test_a_quantized_folder(two: Crew, tmp_path: Path) -> None:
+    plain = save_checkpoint(tmp_path / "plain", "qwen2", intermediate_size=96)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq-act-order"])
+    prompt = random_prompt(3, 40)
+    assert greedy(load(two, coded), prompt, 16) == greedy(engine_for(plain), prompt, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_family_gives_what_transformers_gives(tmp_path: Path, size: int) -> None:
+    with crew_of(size) as crew:
+        for name, (model_type, overrides) in CHECKPOINTS.items():
+            if (name, size) == ("odd-heads", 4):
+                continue
+            folder = save_checkpoint(tmp_path / name, model_type, **overrides)
+            reference, prompt = reference_model(folder), random_prompt(1, 100)
+            engine = load(crew, folder)
+            assert greedy(engine, prompt, 32) == reference_greedy(reference, prompt, 32), name
+
+
+# ---- what cannot work
+
+
+def no_ranks(folder: Path, **options: Any) -> str:
+    """What is said before anything is started."""
+    with pytest.raises(ConfigError) as error:
+        engine_for(folder, **options)
+    return str(error.value)
+
+
+def test_sizes_that_do_not_work_are_told_with_those_that_do(folder: Path, tmp_path: Path) -> None:
+    assert no_ranks(folder, tensor_parallel_size=3) == (
+        "--tensor-parallel-size 3: 2 key-value heads and 3 ranks do not divide one another; "
+        "these sizes divide it: 1, 2, 4"
+    )
+    gpt2 = save_checkpoint(tmp_path, "gpt2", n_embd=32, n_head=2, n_layer=1)
+    assert "'gpt2' is run by transformers' code, on one device; leave the flag out" in no_ranks(
+        gpt2, tensor_parallel_size=2
+    )
+    assert "--host-cache: prefixes of a model on several GPUs" in no_ranks(
+        folder, tensor_parallel_size=2, host_cache="1GiB"
+    )
+
+
+def test_gpus_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = ModelFiles.read(EngineConfig.of(str(folder)), folder).opened(EngineConfig.of(str(folder)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(ConfigError, match=r"sees no GPU here \(CUDA_VISIBLE_DEVICES=7\); --device cpu divides"):
+        ranks.layout_of(EngineConfig.of(str(folder), tensor_parallel_size=2), "cpu", opened)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(ConfigError, match=r"sees 3 GPUs here \(CUDA_VISIBLE_DEVICES=7\); these sizes work: 1, 2$"):
+        ranks.layout_of(EngineConfig.of(str(folder), tensor_parallel_size=4), "cuda", opened)
+    for device, size in (("cuda", 2), ("cpu", 1)):
+        auto = EngineConfig.of(str(folder), tensor_parallel_size="auto")
+        assert ranks.layout_of(auto, device, opened) == Layout(size)
+
+
+# ---- what becomes of a rank
+
+
+def is_gone(pid: int, within_s: float = 5.0) -> bool:
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def end_mid_stream(crew: Crew, folder: Path, act: Callable[[int], None]) -> str:
+    """What an engine says that loses a rank while it answers."""
+    engine = load(crew, folder)
+    for request in requests():
+        engine.add(request)
+    for _ in range(3):
+        engine.step()
+    act(crew.team.pids[0])
+    begun = time.monotonic()
+    with pytest.raises(EngineError) as error:
+        while True:
+            engine.step()
+    assert time.monotonic() - begun < WITHIN_S
+    assert not engine.worker.device.usable()
+    assert all(is_gone(pid) for pid in crew.team.pids)
+    return str(error.value)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_ends_all(folder: Path) -> None:
+    with crew_of(2) as crew:
+        said = end_mid_stream(crew, folder, lambda pid: os.kill(pid, signal.SIGSTOP))
+        assert re.fullmatch(r"rank 1 \(cpu, process \d+\) is stopped \(SIGSTOP\?\), and .*", said)
+
+
+@pytest.mark.slow
+def test_a_rank_that_runs_out_of_memory_as_it_loads(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "llama", vocab_size=60_000, hidden_size=512)
+    with crew_of(2) as crew:
+        (pid,) = crew.team.pids
+        held = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (held + (16 << 20),) * 2)
+        begun = time.monotonic()
+        with pytest.raises(EngineError, match=r"rank 1 \(cpu, process \d+\): there is not enough memory"):
+            load(crew, folder)
+        assert time.monotonic() - begun < WITHIN_S
+        assert is_gone(pid)
+
+
+@pytest.mark.slow
+def test_rank_0_is_killed(folder: Path) -> None:
+    """Nobody is left."""
+    script = (
+        "from ingle.engine import ranks; from ingle.engine.startup import Startup; "
+        "from ingle.parallel.layout import Layout; import time\n"
+        "crew = ranks.assemble(Layout(3), ['cpu'] * 3, Startup(lambda stage: None))\n"
+        "print(*crew.team.pids, flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    pids = [int(pid) for pid in child.stdout.readline().split()]
+    child.kill()
+    child.wait()
+    assert len(pids) == 2 and all(is_gone(pid) for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_plain_script(tmp_path: Path) -> None:
+    """Without a guard for whoever would import it, and from a thread that ends before its ranks do."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import threading\n"
+        "from ingle import LLM, SamplingParams\n"
+        "llms = []\n"
+        "options = dict(tensor_parallel_size=2, device='cpu', dtype='float32', max_model_len=256)\n"
+        "start = threading.Thread(target=lambda: llms.append(LLM('smollm2:135m', **options)))\n"
+        "start.start(); start.join()\n"
+        "params = SamplingParams(temperature=0, max_tokens=8)\n"
+        "print(llms[0].generate('The capital of France is', params)[0].outputs[0].text)\n"
+        "print(llms[0].info.device)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert " Paris" in done.stdout and "2 x cpu (TP 2 by TCP on this machine)" in done.stdout
+
+
+def test_a_rank_that_is_killed_ends_all(two: Crew, folder: Path) -> None:
+    """Comes last: it uses the ranks up."""
+    said = end_mid_stream(two, folder, lambda pid: os.kill(pid, signal.SIGKILL))
+    assert re.fullmatch(r"rank 1 \(cpu, process \d+\) has died: killed by SIGKILL \(out of memory\?\)", said)

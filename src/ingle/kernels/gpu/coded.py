@@ -14,10 +14,12 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import fp8
+from ingle.kernels.gpu import decoded, few_rows_coded, fp8
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
+_LEAST_DECODED = 97
+"""Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
 
@@ -38,10 +40,18 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
         return reference_coded.multiply_coded(x, coded, bias)
     flat = coded.ordered(x.reshape(-1, x.shape[-1]))
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
-    if fp8.suits(flat, coded):
-        return fp8.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
-    shape = tiling(len(flat), coded, num_sms(x.device))
-    return multiply_by(shape, flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+    return _multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+
+
+def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [M, I], its columns as the matrix has them."""
+    if few_rows_coded.fits(x, coded):
+        return few_rows_coded.multiply(x, coded, bias)
+    if fp8.suits(x, coded):
+        return fp8.multiply(x, coded, bias)
+    if len(x) >= _LEAST_DECODED:
+        return decoded.multiply(x, coded, bias)
+    return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
 
 
 def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:

@@ -175,20 +175,25 @@ class Tiling(NamedTuple):
 def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
     size = lanes.block_bytes(coded)
     assert size is not None
-    strips = 2 if paired else 4
+    strips = next(n for n in ((2, 1) if paired else (4, 2, 1)) if n == 1 or coded.num_rows % (16 * n * (1 + paired)) == 0)
     num_tiles = triton.cdiv(coded.num_rows, 16 * strips * (1 + paired))
     num_units = triton.cdiv(coded.codes.shape[1], size * _WARPS)
     return Tiling(strips, _WARPS, min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1)))
 
 
-def suits(x: torch.Tensor, coded: Coded, *, max_rows: int = MAX_ROWS) -> bool:
-    """Whether these kernels may, and should, multiply x [M, K] by such a matrix."""
+def suits(x: torch.Tensor, coded: Coded) -> bool:
+    """Whether these kernels may, and should, multiply x [M, K] by such a matrix, with what is fused to that."""
+    return len(x) <= MAX_ROWS and coded.order is None and fits(x, coded)
+
+
+def fits(x: torch.Tensor, coded: Coded) -> bool:
+    """The same for a product alone of x, its columns as the matrix has them."""
     return (
-        0 < len(x) <= max_rows
+        0 < len(x) <= MAX_ROWS_ALONE
         and (x.itemsize == 2 or not x.is_cuda)  # Triton's interpreter takes float32
         and x.stride(1) == 1
         and x.stride(0) % 2 == 0
-        and coded.order is None
+        and x.storage_offset() % 2 == 0
         and lanes.block_bytes(coded) is not None
     )
 

@@ -188,12 +188,13 @@ def load_inputs(
 
 @triton.jit
 def _load_codes(
-    codes_ptr, first_out, unit, OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr
-):
+    codes_ptr, first_out, unit,
+    OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
     """int32 [WARPS, 8, 4, WORDS]: for each warp its block of a unit, of eight rows, or of the last that there are."""
     index = tl.arange(0, WARPS * 32 * WORDS)
     row = first_out + index // (4 * WORDS) % 8
-    if OUT % 16:
+    if not INSIDE:  # which costs the loads their width
         row = tl.minimum(row, OUT - 1)
     word = unit * (WARPS * 4 * WORDS) + index // (32 * WORDS) * (4 * WORDS) + index % (4 * WORDS)
     if WIDTH % (WARPS * 4 * WORDS):
@@ -207,10 +208,11 @@ def load_codes(
     codes_ptr, outs, unit, OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr
 ):
     """The codes of a unit, of the eight rows from each of `outs` on, and of the next eight."""
+    INSIDE: tl.constexpr = OUT % (16 * len(outs)) == 0
     loaded = ()
     for m in tl.static_range(len(outs)):
-        loaded += (_load_codes(codes_ptr, outs[m], unit, OUT, WIDTH, WARPS, WORDS),)
-        loaded += (_load_codes(codes_ptr, outs[m] + 8, unit, OUT, WIDTH, WARPS, WORDS),)
+        loaded += (_load_codes(codes_ptr, outs[m], unit, OUT, WIDTH, WARPS, WORDS, INSIDE),)
+        loaded += (_load_codes(codes_ptr, outs[m] + 8, unit, OUT, WIDTH, WARPS, WORDS, INSIDE),)
     return loaded
 
 

@@ -49,7 +49,7 @@ def finish(
         if not SINGLE:
             other += tl.load(bias_ptr + other_out + block, mask=other_out + block < OUT, other=0.0).to(tl.float32)
     dtype = out_ptr.dtype.element_ty
-    place = rows.to(tl.int64) * OUT + first_out + block
+    place = rows * OUT + first_out + block
     if ROTATED:
         store_rotated(
             first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
@@ -68,7 +68,9 @@ def finish(
             weight = tl.load(norm_ptr + first_out + block, mask=first_out + block < OUT, other=0.0).to(tl.float32)
             tl.store(values_ptr + place, (wide * weight).to(dtype), mask=mask)
             row = first_row + tl.arange(0, ROWS)
-            tl.store(squares_ptr + row * num_tiles + tile, tl.sum(wide * wide, 0), mask=(row < num_rows) & (tile < num_tiles))
+            tl.store(
+                squares_ptr + row * num_tiles + tile, tl.sum(wide * wide, 0), mask=(row < num_rows) & (tile < num_tiles)
+            )
     else:
         out = activate(first, EPILOGUE == 3) * other
         tl.store(out_ptr + rows * LIMIT + first_out + block, out.to(dtype), mask=mask)

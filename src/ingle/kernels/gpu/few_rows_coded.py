@@ -17,17 +17,16 @@ from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu import lanes
 from ingle.kernels.gpu.codes import pointers
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multiply_unit
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 16
-"""Of what is fused: with more, a product alone and the kernels around it are as fast."""
-MAX_ROWS_ALONE = 32
+"""With more, inputs take more registers than there are."""
 _WARPS = 4
-_PER_SM = 4
+_PER_SM = 5
 """Programs that an SM should have of a kernel."""
 _LEAST_UNITS = 2
 """Iterations of a program, at least: its beginning and its end take longer than one."""
@@ -41,7 +40,7 @@ def _few_rows_coded_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr,
     NORMED: tl.constexpr, BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
-    PDL: tl.constexpr, STRIPS: tl.constexpr, DC: tl.constexpr, DX: tl.constexpr, WIDTH: tl.constexpr,
+    PDL: tl.constexpr, STRIPS: tl.constexpr, WIDTH: tl.constexpr,
     PER_BYTE: tl.constexpr, WORDS: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
     ZEROS: tl.constexpr, MINIMA: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
@@ -68,47 +67,26 @@ def _few_rows_coded_kernel(
     scales = load_scales(
         matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
     )
-    next_codes = codes
-    next_scales = scales
-    if DC == 2:
-        second = tl.minimum(first_unit + 1, last_unit - 1)
-        next_codes = load_codes(codes_ptr, outs, second, OUT, WIDTH, WARPS, WORDS)
-        next_scales = load_scales(
-            matrix, outs, second, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
-        )
     if PDL:
         await_previous()
-    if DX:
-        xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
     totals = ()
     for index in tl.static_range(M * N):
         totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
     for unit in range(first_unit, last_unit):
-        after = tl.minimum(unit + DC, last_unit - 1)
-        codes_after = load_codes(codes_ptr, outs, after, OUT, WIDTH, WARPS, WORDS)
-        scales_after = load_scales(
+        after = tl.minimum(unit + 1, last_unit - 1)
+        next_codes = load_codes(codes_ptr, outs, after, OUT, WIDTH, WARPS, WORDS)
+        next_scales = load_scales(
             matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
         )
-        xs_after = load_inputs(
-            x_ptr, x_words_ptr, x_stride, num_rows, tl.minimum(unit + DX, last_unit - 1),
-            IN, N, WARPS, PER_BYTE, WORDS, COMPILED,
-        )  # fmt: skip
-        if not DX:
-            xs = xs_after
+        next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
         totals = multiply_unit(
             totals, codes, xs, scales,
             M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS, MINIMA, SUMS, UNIT, COMPILED,
         )  # fmt: skip
-        if DC == 2:
-            codes = next_codes
-            scales = next_scales
-            next_codes = codes_after
-            next_scales = scales_after
-        else:
-            codes = codes_after
-            scales = scales_after
-        if DX:
-            xs = xs_after
+        codes = next_codes
+        scales = next_scales
+        xs = next_xs
     sums = ()
     for index in tl.static_range(M * N):
         sums += (tl.sum(totals[index], 0),)
@@ -167,15 +145,12 @@ class Tiling(NamedTuple):
     """Among which its columns are shared out."""
     num_splits: int
     """Programs that share a tile's inputs."""
-    codes_ahead: int = 1
-    """Iterations whose codes are on their way."""
-    inputs_ahead: int = 1
 
 
 def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
     size = lanes.block_bytes(coded)
     assert size is not None
-    strips = next(n for n in ((2, 1) if paired else (4, 2, 1)) if n == 1 or coded.num_rows % (16 * n * (1 + paired)) == 0)
+    strips = 1 if paired or coded.num_rows % 32 else 2
     num_tiles = triton.cdiv(coded.num_rows, 16 * strips * (1 + paired))
     num_units = triton.cdiv(coded.codes.shape[1], size * _WARPS)
     return Tiling(strips, _WARPS, min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1)))
@@ -183,17 +158,18 @@ def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether these kernels may, and should, multiply x [M, K] by such a matrix, with what is fused to that."""
-    return len(x) <= MAX_ROWS and coded.order is None and fits(x, coded)
+    return coded.order is None and fits(x, coded)
 
 
 def fits(x: torch.Tensor, coded: Coded) -> bool:
     """The same for a product alone of x, its columns as the matrix has them."""
     return (
-        0 < len(x) <= MAX_ROWS_ALONE
+        0 < len(x) <= MAX_ROWS
         and (x.itemsize == 2 or not x.is_cuda)  # Triton's interpreter takes float32
         and x.stride(1) == 1
         and x.stride(0) % 2 == 0
         and x.storage_offset() % 2 == 0
+        and multiplies_bfloat16(x.device)
         and lanes.block_bytes(coded) is not None
     )
 
@@ -278,7 +254,7 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips,
-        DC=shape.codes_ahead, DX=shape.inputs_ahead, **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
+        **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
         num_warps=shape.num_warps, num_stages=1, launch_pdl=early,
     )  # fmt: skip
 

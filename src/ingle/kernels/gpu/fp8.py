@@ -56,9 +56,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
         )  # fmt: skip
         return out if x.dtype == torch.bfloat16 else (out if bias is None else out + bias).to(x.dtype)
     one = _one(x.device)
-    out = torch._scaled_mm(
-        values, matrix, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    out = torch._scaled_mm(values, matrix, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
     return _scaled(out, scales, of_outs, bias)
 
 
@@ -71,9 +69,7 @@ def _one(device: torch.device) -> torch.Tensor:
     return _ones[device]
 
 
-def _scaled(
-    out: torch.Tensor, scales: torch.Tensor, of_outs: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _scaled(out: torch.Tensor, scales: torch.Tensor, of_outs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """In place: out [M, O] times the scales of its rows, [M, 1], and of its columns, [1, O], and the bias."""
     early = pdl(out.device)
     _scale_kernel[(len(out), triton.cdiv(out.shape[1], 2048))](

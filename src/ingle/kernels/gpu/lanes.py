@@ -2,12 +2,15 @@
 
 A product adds over columns, whose order is free. So a lane loads up to 16 bytes of a row of codes at once, as they are
 stored, turns them into numbers in its registers, and those already are its share of the tensor cores' operand: nothing
-goes through an SM's memory, and no warp waits for another. Codes of two iterations are on their way meanwhile: those
-of one would be asked for at its end, where the compiler puts what only the next one uses.
+goes through an SM's memory, and no warp waits for another. A program's warps have the same rows and share out the
+columns: so what a warp loads of the inputs serves several strips of rows.
 
 Of codes become numbers that are theirs but for a constant (`BIAS`), for a code's bits are put below a fixed exponent.
 What that adds to a group's sum is the sum of the inputs times the constant, and so is what a zero takes away; that sum
 comes from the tensor cores too, by a product with ones.
+
+The inline assembly is on two numbers of 16 bits at once, so it asks that Triton keeps those two beside each other, and
+that the operands of products are laid out as here: `tests/kernels/test_targets.py` compiles the kernel and looks.
 """
 
 from __future__ import annotations
@@ -204,9 +207,7 @@ def _load_codes(
 
 
 @triton.jit
-def load_codes(
-    codes_ptr, outs, unit, OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr
-):
+def load_codes(codes_ptr, outs, unit, OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr):
     """The codes of a unit, of the eight rows from each of `outs` on, and of the next eight."""
     INSIDE: tl.constexpr = OUT % (16 * len(outs)) == 0
     loaded = ()

@@ -244,7 +244,8 @@ HABITS: list[Does | Answer] = [
     Does("python -m fastchat.serve.vllm_worker --model-path m --model-names a,b", {"served_model_name": ("a", "b")}),
     Does("python -m fastchat.serve.model_worker --model-path m --load-8bit", {"quantization": "int8"}),
     Answer("python -m fastchat.serve.model_worker --model-path m --gptq-wbits 4", "--gptq-wbits 4: give --quantization int8 "
-           "or int4, which rounds the weights of a folder while they are loaded"),
+           "or int4, which rounds a folder's weights while they are loaded; a quantized folder or .gguf file is read as "
+           "it is"),
     Answer("python -m fastchat.serve.vllm_worker --model-path m --conv-template tigerbot", "--conv-template tigerbot: a "
            "conversation is rendered by a Jinja template, the model's own or --chat-template FILE: leave the flag out if "
            "the model has one, which `ingle show MODEL` says"),

@@ -81,8 +81,8 @@ def test_project_and_store(num_rows: int, matrix: Callable[[int], Coded]) -> Non
     flow, normed = flowing(num_rows)
     weight = matrix(8 * HEAD_DIM)
     check_projection(
-        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation), normed, HEAD_DIM, qk_norm=False,
-        weight=exact(weight),
+        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation), normed, HEAD_DIM,
+        qk_norm=False, weight=exact(weight),
     )  # fmt: skip
 
 

@@ -38,6 +38,17 @@ def fma(left: torch.Tensor, right: torch.Tensor, added: torch.Tensor) -> torch.T
     return (left.double() * right.double() + added.double()).bfloat16()
 
 
+_OPERATIONS: dict[str, Callable[..., int]] = {
+    "mov.b32": lambda number: number,
+    "shr.b32": lambda number, by: number >> by,
+    "shl.b32": lambda number, by: number << by & 0xFFFFFFFF,
+    "and.b32": lambda left, right: left & right,
+    "xor.b32": lambda left, right: left ^ right,
+    "lop3.b32": by_bits,
+    "fma.rn.bf16x2": lambda *registers: in_pairs(fma, *registers),
+}
+
+
 def run(text: str, inputs: Registers) -> int:
     """Of PTX what these texts consist of: returns `$0`."""
     values, predicate = dict(inputs), False
@@ -56,16 +67,7 @@ def run(text: str, inputs: Registers) -> int:
         if name == "selp.b32":
             values[out] = value(others[0] if predicate else others[1])
             continue
-        numbers = [value(each) for each in others]
-        values[out] = {
-            "mov.b32": lambda: numbers[0],
-            "shr.b32": lambda: numbers[0] >> numbers[1],
-            "shl.b32": lambda: numbers[0] << numbers[1] & 0xFFFFFFFF,
-            "and.b32": lambda: numbers[0] & numbers[1],
-            "xor.b32": lambda: numbers[0] ^ numbers[1],
-            "lop3.b32": lambda: by_bits(*numbers),
-            "fma.rn.bf16x2": lambda: in_pairs(fma, *numbers),
-        }[name]()
+        values[out] = _OPERATIONS[name](*(value(each) for each in others))
     return values["$0"]
 
 

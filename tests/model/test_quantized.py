@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.weights.coded_part import CodedPart
+from ingle.weights.experts import CodedExperts
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.quantized import packers
 from tests.weights.quantized.packers import Written, installed
@@ -141,8 +143,8 @@ def test_what_is_held(tmp_path: Path) -> None:
     assert held(engine_for(coded, cpu_kernels="torch")) == {"int4"}
 
 
-def test_experts_of_a_mixture(tmp_path: Path) -> None:
-    """Of which the CPU's kernels multiply codes as well; PyTorch has no products of such yet."""
+def mixture(tmp_path: Path) -> Path:
+    """With matrices of their own for each expert, as checkpoints are published."""
     plain = checkpoint(tmp_path, "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
     tensors, split = load_file(plain / "model.safetensors"), {}
     for name, tensor in tensors.items():
@@ -156,13 +158,69 @@ def test_experts_of_a_mixture(tmp_path: Path) -> None:
         else:
             split[name] = tensor
     save_file(split, plain / "model.safetensors")
+    return plain
+
+
+def test_experts_of_a_mixture(tmp_path: Path) -> None:
+    """Of which the CPU's kernels and PyTorch multiply codes as well."""
+    plain = mixture(tmp_path)
     coded = quantize(plain, tmp_path / "coded", FORMATS["gptq-act-order"])
     expected = engine_logits(engine_for(plain), PROMPT)
     assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
     kept = engine_logits(engine_for(coded, dtype="auto"), PROMPT[:8])  # up to where rounding chooses other experts
     assert off(kept, expected[:8]) < 0.03
-    with pytest.raises(ModelError, match=r"experts\.0\.down_proj\.weight is an expert's, and quantized.*; run it on a"):
+    by_pytorch = engine_for(coded, cpu_kernels="torch")
+    assert off(engine_logits(by_pytorch, PROMPT), expected) < 1e-5
+    assert {type(each) for each in experts_of(by_pytorch)} == {CodedExperts}
+
+
+def experts_of(engine: Engine) -> list[object]:
+    device = engine.worker.device
+    assert isinstance(device, TorchDevice)
+    return [layer.mlp.experts for layer in device.model.layers]
+
+
+@pytest.mark.parametrize("damage", ["one stays", "another group size"])
+def test_experts_that_are_not_alike(tmp_path: Path, damage: str) -> None:
+    """A line that names the one at fault."""
+    tensors = load_file(mixture(tmp_path) / "model.safetensors")
+    name = "model.layers.0.mlp.experts.2.up_proj"
+
+    def write(rows: int, columns: int, seed: int) -> Written:
+        return packers.gptq(rows, columns, group_size=32, seed=seed)
+
+    coded = quantize(tmp_path / "plain", tmp_path / "coded", write)
+    stored = load_file(coded / "model.safetensors")
+    if damage == "one stays":
+        stored = {each: tensor for each, tensor in stored.items() if not each.startswith(name)}
+        stored[f"{name}.weight"] = tensors[f"{name}.weight"]
+    else:
+        order = stored[f"{name}.g_idx"]
+        stored[f"{name}.g_idx"] = order.flip(0)
+    save_file(stored, coded / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=rf"{name}.weight is .*not|{name}.weight is quantized otherwise than"
+    ) as caught:
         engine_for(coded, cpu_kernels="torch")
+    assert "\n" not in str(caught.value)
+
+
+def test_as_old_quantizers_left_it(tmp_path: Path) -> None:
+    """A file under a name of their own, beside what was there before, and a config.json that says nothing."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq"])
+    config = json.loads((coded / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "quantize_config.json").write_text(json.dumps({**settings, "quant_method": None}))
+    (coded / "model.safetensors").rename(coded / "gptq_model-4bit-32g.safetensors")
+    torch.save({}, coded / "pytorch_model.bin")
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    (coded / "pytorch_model.bin").unlink()
+    shutil.copy(coded / "gptq_model-4bit-32g.safetensors", coded / "gptq_model-8bit-32g.safetensors")
+    with pytest.raises(ModelError, match=r"holds several models \(gptq_model-4bit-32g.safetensors, gptq_model-8bit"):
+        engine_for(coded)
 
 
 def without(suffix: str) -> Callable[[Path], None]:

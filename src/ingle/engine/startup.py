@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from ingle.model.registry import check_quantization, decoder_config, is_native
 from ingle.model.rounding import TARGETS, plan_rounding
 from ingle.model.tensors import check_tensors
 from ingle.pooling import ModelPooling, gguf_pooling
-from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.code_types import BITS_ON_GPU, CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import config_file, normalize_config, read_raw
 from ingle.weights.open import open_source
@@ -203,11 +203,17 @@ class Numerics:
     kernels: str
     """What multiplies and attends, for people."""
     notices: tuple[str, ...] = ()
+    held_bits: Mapping[str, float] = field(default_factory=dict)
+    """That a number of a kept type takes, where it is not held as the CPU's kernels do."""
 
     @classmethod
     def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
         """All in one type, a key of `ITEMSIZES`, but for codes with scales."""
         return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
+
+    def keeping_blocks(self) -> Numerics:
+        """With GGUF's blocks held as products on a GPU take them."""
+        return replace(self, kept_types=self.kept_types | BITS_ON_GPU.keys(), held_bits=BITS_ON_GPU)
 
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""
@@ -218,6 +224,8 @@ class Numerics:
     def _itemsize(self, kind: str) -> float:
         if kind not in self.kept_types:
             return self.float_itemsize
+        if kind in self.held_bits:
+            return self.held_bits[kind] / 8
         if kind in CODED_BYTES:
             return CODED_BYTES[kind]
         return CODE_TYPES[kind].bytes_each

@@ -285,8 +285,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "--wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
         "--awq-wbits= --quantization-config= --torchao-config=",
         "",
-        "give --quantization int8 or int4, which rounds the weights of a folder while they are loaded; a quantized "
-        "folder or .gguf file is read as it is",
+        "give --quantization int8 or int4, which rounds a folder's weights while they are loaded; a quantized folder "
+        "or .gguf file is read as it is",
     ),
     (
         "--kv-cache-dtype= --cache-type-k= -ctk= --cache-type-v= -ctv= --type-k= --type-v=",

@@ -132,7 +132,9 @@ def _on_gpu(outline: Outline, config: EngineConfig, machine: Machine) -> Numeric
     # Scales of packed codes are of float16, and so are products with them.
     stored = "float16" if outline.quantization is not None and outline.torch_dtype is None else outline.torch_dtype
     dtype, notices = dtype_on_gpu(config.weights.dtype, stored, computes_bfloat16=gpu is None or gpu.computes_bfloat16)
-    return Numerics.of_floats(dtype, "", notices)
+    numerics = Numerics.of_floats(dtype, "", notices)
+    by_triton = gpu is None or gpu.computes_bfloat16
+    return numerics.keeping_blocks() if outline.is_gguf and by_triton and dtype != "float32" else numerics
 
 
 def _target(outline: Outline, config: EngineConfig) -> Target | None:

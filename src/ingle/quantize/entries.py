@@ -94,7 +94,7 @@ def _zeros(groups: Groups, bits: int) -> Stored:
     padded = np.zeros((-(-rows // per_word) * per_word, zeros.shape[1]), np.uint32)
     padded[:rows] = zeros
     shifts = (np.arange(per_word, dtype=np.uint32) * bits)[None, :, None]
-    words = np.bitwise_or.reduce(padded.reshape(-1, per_word, zeros.shape[1]) << shifts, axis=1)
+    words: npt.NDArray[np.uint32] = np.bitwise_or.reduce(padded.reshape(-1, per_word, zeros.shape[1]) << shifts, axis=1)
     return words.astype("<u4")
 
 

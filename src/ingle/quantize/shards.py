@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ingle.quantize.entries import Entry
 
 SHARD_BYTES = 5_000_000_000
@@ -24,9 +26,8 @@ def write_shards(folder: Path, entries: Sequence[Entry], written: Callable[[int]
             file.write(_header(shard))
             for entry in shard:
                 for tensor, made in zip(entry.tensors, entry.make(), strict=True):
-                    data = memoryview(made.reshape(-1)).cast("B") if made.flags.c_contiguous else made.tobytes()
-                    assert len(data) == tensor.num_bytes, f"{tensor.name} has {len(data)} bytes"
-                    file.write(data)
+                    assert made.nbytes == tensor.num_bytes, f"{tensor.name} has {made.nbytes} bytes"
+                    file.write(np.ascontiguousarray(made).data)
                     weight_map[tensor.name] = name
                 so_far += entry.num_bytes
                 written(so_far)

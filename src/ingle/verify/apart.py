@@ -19,7 +19,7 @@ from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, ModelError
 from ingle.facts import size
-from ingle.request import EngineRequest, SamplingParams
+from ingle.request import EngineRequest, SamplingParams, token_ids
 from ingle.step import Masks
 
 WINDOW = 512
@@ -86,7 +86,7 @@ def _stored(
             "give fewer with --text-tokens, or another folder with TMPDIR"
         )
     with open(descriptor, "r+b", closefd=False) as file:
-        stored: Floats = np.memmap(file, np.float32, "w+", shape=shape)  # type: ignore[call-overload]
+        stored: Floats = np.memmap(file, np.float32, "w+", shape=shape)
     for start, logits in _read(engine, windows, report, "the model of floats"):
         stored[start : start + len(logits)] = logits
     return stored
@@ -130,7 +130,7 @@ def _read(
     asking, place = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, prompt_logprobs=0), 0
     for number, window in enumerate(windows, 1):
         report(f"{what}: window {number} of {len(windows)}")
-        engine.add(EngineRequest(str(number), window, asking))
+        engine.add(EngineRequest(str(number), token_ids(window), asking))
         plan = engine.scheduler.plan()
         assert plan is not None and plan.step.num_tokens == len(window), "a window fits a step"
         running = engine.worker.forward(plan.step)

@@ -83,6 +83,12 @@ CODE_TYPES = {
 }
 """Of GGUF's block types that consist of codes, by their names."""
 
+BITS_ON_GPU = {
+    "Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_1": 6.0, "Q8_0": 8.5, "Q2_K": 2.625, "Q3_K": 3.5625, "Q4_K": 4.625,
+    "Q5_K": 5.625, "Q6_K": 6.5625, "IQ4_NL": 4.5, "IQ4_XS": 4.3125, "TQ1_0": 2.0625, "TQ2_0": 2.0625, "MXFP4": 4.5,
+}  # fmt: skip
+"""That a number takes of a GPU's memory, with its share of scales, as `ingle.weights.gguf_coded` holds it."""
+
 CODED = {"int4": CodeType(4, 32, codebook=_FROM_MINUS_8), "int8": CodeType(8, 32), "fp8": CodeType(FLOAT8, 32)}
 """Of `quantized.groups.Kind`, but for what its scales are."""
 

@@ -140,8 +140,12 @@ def _iq4_nl(blocks: torch.Tensor) -> Contents:
 
 
 def _iq4_xs(blocks: torch.Tensor) -> Contents:
-    scales = _fields(blocks[:, 4:8], 4, 1) | _fields(blocks[:, 2:4], 2, 1) << 4
-    return Contents(_fields(blocks[:, 8:], 4, 16), (_int8(scales) - 32).float().mul_(_float16(blocks, 0)))
+    return Contents(_fields(blocks[:, 8:], 4, 16), iq4_xs_steps(blocks).float().mul_(_float16(blocks, 0)))
+
+
+def iq4_xs_steps(blocks: torch.Tensor) -> torch.Tensor:
+    """The scales of IQ4_XS before they are multiplied, int8 `(blocks, 8)`."""
+    return _int8(_fields(blocks[:, 4:8], 4, 1) | _fields(blocks[:, 2:4], 2, 1) << 4) - 32
 
 
 def _iq2_xxs(blocks: torch.Tensor) -> Contents:

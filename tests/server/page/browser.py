@@ -35,6 +35,19 @@ KEYS: Mapping[str, tuple[str, int, str]] = {
 }  # fmt: skip
 """Name to the key's place on the keyboard, its number and what it writes."""
 HELPERS = Path(__file__).with_name("helpers.js").read_text()
+STILL = """(async () => {
+    const centre = () => {
+        const of = document.querySelector(%s);
+        of.scrollIntoView({ block: 'nearest' });
+        const box = of.getBoundingClientRect();
+        return [box.x + box.width / 2, box.y + box.height / 2];
+    };
+    for (let before = null, now = centre(); ; before = now, now = centre()) {
+        if (String(before) === String(now)) return now;
+        await new Promise((done) => setTimeout(done, 20));
+    }
+})()"""
+"""Where an element's middle is, once it moves no more."""
 MODIFIERS = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
 
 
@@ -240,10 +253,7 @@ class Page:
     def click(self, selector: str) -> None:
         found = json.dumps(selector)
         self.wait(f"document.querySelector({found}) && !document.querySelector({found}).disabled")
-        place = self.eval(
-            f"(() => {{ const of = document.querySelector({found}); of.scrollIntoView({{ block: 'nearest' }}); "
-            "const box = of.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
-        )
+        place = self.eval(STILL % found)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             pressed = "none" if kind == "mouseMoved" else "left"
             self.send("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button=pressed, clickCount=1)

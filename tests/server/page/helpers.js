@@ -1,7 +1,9 @@
 // What tests do in the page with its own modules: `helpers`, once this is evaluated.
 
 globalThis.prepared = (async () => {
-  const { Growing } = await import(document.querySelector('script[type=module]').src.replace('main.js', 'markdown.js'));
+  const main = document.querySelector('script[type=module]').src;
+  const { Growing } = await import(main.replace('main.js', 'markdown.js'));
+  const { events: stream } = await import(main.replace('main.js', 'events.js'));
 
   // An element in which a text has grown, piece by piece.
   const drawn = (...texts) => {
@@ -25,6 +27,23 @@ globalThis.prepared = (async () => {
     code: (text) => drawn(text).querySelector('code').textContent,
     dangers: (text) => drawn(text).querySelectorAll('math, [onclick]').length,
 
+    // What comes of a stream in pieces of so many bytes.
+    async events(text, size) {
+      const bytes = new TextEncoder().encode(text);
+      const pieces = Array.from({ length: Math.ceil(bytes.length / size) }, (_, at) =>
+        bytes.slice(at * size, (at + 1) * size),
+      );
+      const found = [];
+      const body = new ReadableStream({
+        start(to) {
+          pieces.forEach((piece) => to.enqueue(piece));
+          to.close();
+        },
+      });
+      for await (const data of stream(body)) found.push(data);
+      return found;
+    },
+
     // In pieces of seven characters, and as a whole.
     twice(text) {
       const ends = Array.from({ length: Math.ceil(text.length / 7) }, (_, at) => 7 * (at + 1));
@@ -32,11 +51,14 @@ globalThis.prepared = (async () => {
     },
 
     // Of each text, how many formulas stand in a line of their own.
-    displayed: (texts) => Promise.all(texts.map(async (text) => {
-      const element = drawn(text);
-      await until(() => element.querySelector('.katex'));
-      return element.querySelectorAll('.katex-display').length;
-    })),
+    displayed: (texts) =>
+      Promise.all(
+        texts.map(async (text) => {
+          const element = drawn(text);
+          await until(() => element.querySelector('.katex'));
+          return element.querySelectorAll('.katex-display').length;
+        }),
+      ),
 
     // How many elements were ever made for so many paragraphs that came one after the other.
     made(count) {
@@ -72,7 +94,10 @@ globalThis.prepared = (async () => {
     },
 
     async kept(store) {
-      const asked = (request) => new Promise((done) => { request.onsuccess = () => done(request.result); });
+      const asked = (request) =>
+        new Promise((done) => {
+          request.onsuccess = () => done(request.result);
+        });
       const database = await asked(indexedDB.open('ingle'));
       const found = await asked(database.transaction(store).objectStore(store).getAll());
       database.close();

@@ -98,6 +98,7 @@ SCRIPTS = {
     "hostile": HOSTILE,
     "thinks": f"<think>\nLet me see. 15 * 37 is 555.\n{HOLD}</think>\n\nIt is **555**.",
     "tool": 'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>',
+    "slow": f"{HOLD}There it is.",
     "held": f"The first half{HOLD} and the second half.",
     "long": "\n\n".join(f"Paragraph {number} of a long answer.{HOLD if number == 30 else ''}" for number in range(60)),
     "zh": "你好！这是一个**“测试”**。\n\n- 第一项\n- 第二项",

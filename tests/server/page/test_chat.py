@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+import pytest
 
 from .browser import Browser, Page
 from .scripted import ScriptedServer
@@ -110,13 +113,22 @@ def test_settings_tools_and_thoughts(browser: Browser, site: ScriptedServer) -> 
         page.click(".results button")
         page.wait_text("It is 7 degrees.")
         answered(page, 2)
+        assert page.count(".results") == 0
         prompt = site.engines[0].prompts[-1]
         assert '{"name": "weather", "arguments": {"city": "北京"}}' in prompt and "<tool_response>\n7 degrees" in prompt
+        ask(page, "[slow] prompt")
+        page.wait_text("Reading the prompt: ", ".message:last-child")
+        half, whole = (int(each) for each in re.findall(r"\d+", page.text(".message:last-child .state")))
+        assert half == whole // 2 and page.eval("document.querySelector('progress').position") == pytest.approx(
+            0.5, abs=0.01
+        )
+        site.let_go()
+        answered(page, 3)
         ask(page, "[thinks] now")
         page.wait("document.querySelector('.thought.active')")
         assert page.text(".thought summary") == "Thinking…" and not page.eval("document.querySelector('.thought').open")
         site.let_go()
-        answered(page, 3)
+        answered(page, 4)
         assert page.text(".message:last-child .prose:not(.thought .prose)") == "It is 555."
         page.click(".thought summary")
         page.wait_text("Let me see.", ".thought")
@@ -167,12 +179,12 @@ def test_by_keyboard_alone(browser: Browser, site: ScriptedServer) -> None:
         assert seen[:3] == ["Answer again", "Edit", "Copy"], seen
         assert page.eval("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.press("Control+/")
-        page.wait("document.querySelector('dialog').open")
+        page.wait_text("Send the message", "dialog")
         page.press("Escape")
         page.wait("!document.querySelector('dialog')")
         page.press("Control+Shift+S")
         page.wait("!document.querySelector('.with-sidebar')")
-        page.press("Control+Shift+K")
+        page.press("Control+k")
         assert page.focused() == "Search conversations"
         page.type("hao")
         page.press("Tab")
@@ -232,3 +244,17 @@ def test_conversations_leave_and_come_back_as_a_file(browser: Browser, site: Scr
         page.wait("document.querySelectorAll('.entries li').length === 1")
         page.eval("[...document.querySelectorAll('.note .text-button')].at(-1).click()")
         page.wait("document.querySelectorAll('.entries li').length === 2")
+
+        page.press("Control+Shift+O")
+        ask(page, "third [held]")
+        held(site, page)
+        page.wait("document.querySelectorAll('.entries li').length === 3")
+        page.eval("document.querySelector('.entries li .icon-button').click()")
+        page.click(".menu:popover-open button:nth-child(3)")
+        page.until(lambda: not site.engines[0].running, "end of the request")
+        page.wait("document.querySelectorAll('.entries li').length === 2 && !document.querySelector('.message')")
+        assert len(page.help("kept", "bodies")) == 2, "what is deleted stays away, although its answer ends later"
+        page.eval("IDBObjectStore.prototype.put = () => { throw new DOMException('full', 'QuotaExceededError'); }")
+        ask(page, "[hello] without room")
+        answered(page, 1)
+        page.wait_text("no room left", ".note.bad")

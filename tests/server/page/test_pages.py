@@ -44,10 +44,8 @@ def test_two_models_side_by_side(browser: Browser, site: ScriptedServer) -> None
         page.wait(DONE)
         page.reload()
         page.wait("document.querySelectorAll('.lane:nth-child(2) .message').length === 4")
-        assert (
-            page.count(".entries li") == 1
-            and page.eval("document.querySelectorAll('.lane select')[1].value") == "smol/other-model"
-        )
+        assert page.count(".entries li") == 1
+        page.wait("document.querySelectorAll('.lane select')[1].value === 'smol/other-model'")
 
 
 def test_the_status_is_drawn_live(browser: Browser, site: ScriptedServer) -> None:
@@ -91,7 +89,7 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, site: ScriptedServer) -> 
         page.wait("document.querySelector('.tiles dd')")
         page.click(".ways.end button")
         page.click("dialog section:last-child .button")
-        assert page.eval("localStorage.getItem('ingle.key')") is None
+        page.wait("localStorage.getItem('ingle.key') === null")
         page.forgive("401", "403")
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ingle.errors import ModelError
-from ingle.kernels.coded_cut import by_columns, by_rows
 from ingle.kernels.cpu import library
 from ingle.kernels.reference_coded import multiply_coded
 from ingle.weights.code_types import exact as exactly
@@ -72,17 +71,8 @@ def test_slices_with_pytorch(case: Make, read: Read) -> None:
     for start, stop in ((0, 64), (64, 192)):
         coded = CodedPart.of([groups.columns(start, stop)], torch.float32, torch.device("cpu")).coded
         product = multiply_coded(x[:, start:stop], coded)
-        torch.testing.assert_close(multiply_coded(x[:, start:stop], by_rows(coded, 16, 40)), product[:, 16:40])
         whole += product
     equal(whole.numpy(), x.double().numpy() @ written.exact.T, atol=1e-6)
-    coded = CodedPart.of([groups], torch.float32, torch.device("cpu")).coded
-    if coded.order is not None:
-        with pytest.raises(ValueError, match="in an order of their own"):
-            by_columns(coded, 0, 64)
-        return
-    for start, stop in CUTS:
-        part = by_columns(coded, start, stop)
-        equal(part.decoded(slice(None), torch.float32).numpy(), written.exact[:, start:stop])
 
 
 @pytest.fixture

@@ -146,10 +146,10 @@ class TorchStep:
     @torch.inference_mode()
     def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         assert self.hidden is not None, "the step went through a graph"
-        with torch.inference_mode():
-            logits: npt.NDArray[np.float32] = self._device.model.logits(self.hidden[start:stop]).float().cpu().numpy()
+        logits: npt.NDArray[np.float32] = self._device.model.logits(self.hidden[start:stop]).float().cpu().numpy()
         return logits
 
+    @torch.inference_mode()
     def sample(self, masks: Masks) -> None:
         device = self._device
         if self.captured is not None and device.graphs is not None:

@@ -1,7 +1,8 @@
-"""Products with matrices of codes for any number of rows: a tile is decoded on its way to the tensor cores.
+"""Products with matrices of codes for any number of rows, by the kernels that suit them.
 
-Where tiles are few, each tile's inputs are shared out to several programs; the last of them to arrive adds up what the
-others left, in order (`few_rows` does the same, and takes what stands around a product into it).
+Here a tile is decoded on its way to the tensor cores. Where tiles are few, each tile's inputs are shared out to several
+programs; the last of them to arrive adds up what the others left, in order (`few_rows` does the same, and takes what
+stands around a product into it).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import decoded, few_rows_coded, fp8
+from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
@@ -36,15 +37,19 @@ class Tiling(NamedTuple):
 
 def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """As `ingle.kernels.reference_coded.multiply_coded`."""
-    if not suits(coded) or x.dtype == torch.float32:
-        return reference_coded.multiply_coded(x, coded, bias)
     flat = coded.ordered(x.reshape(-1, x.shape[-1]))
+    if coded_vector.fits(flat, coded):
+        return coded_vector.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+    if x.dtype == torch.float32 or not (planes.suits(coded) if coded.in_planes else suits(coded)):
+        return reference_coded.multiply_coded(x, coded, bias)
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
     return _multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
 
 
 def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them."""
+    if coded.in_planes:
+        return planes.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
     if fp8.suits(x, coded):

@@ -1,8 +1,9 @@
-"""Products of up to some tens of rows with codes, and what stands before and after them in a decoder layer.
+"""Products of a few rows with codes, and what stands before and after them in a decoder layer.
 
-As `few_rows` of floats: tiles of weights' rows, whose inputs are shared out to several programs where tiles are few, and
-what is fused to them. How codes come to the tensor cores is in `lanes`. Programs are small and have no part of an SM's
-memory, so that a kernel's run beside those of the one before, and ask for their first codes before these have ended.
+As `few_rows` of floats: tiles of weights' rows, whose inputs are shared out to several programs where tiles are few,
+and what is fused to them. How codes come to the tensor cores is in `lanes`. Programs are small and have no part of an
+SM's memory, so that a kernel's run beside those of the one before, and ask for their first codes before these have
+ended.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _few_rows_coded_kernel(
         await_previous()
     xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
     totals = ()
-    for index in tl.static_range(M * N):
+    for _ in tl.static_range(M * N):
         totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
     for unit in range(first_unit, last_unit):
         after = tl.minimum(unit + 1, last_unit - 1)
@@ -106,16 +107,11 @@ def _few_rows_coded_kernel(
             if NORMED:
                 scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
             for strip in tl.static_range(STRIPS):
-                first = sums[strip * PER * N + n]
-                other = sums[(strip * PER + PER - 1) * N + n]
-                if num_splits > 1:
-                    first = tl.zeros([16, 8], tl.float32)
-                    other = tl.zeros([16, 8], tl.float32)
-                    for each in range(num_splits):
-                        part = place + (each * M * N + strip * PER * N + n) * 128
-                        first += tl.load(part, cache_modifier=".cg")
-                        if not SINGLE:
-                            other += tl.load(part + N * 128, cache_modifier=".cg")
+                index, other_index = strip * PER * N + n, (strip * PER + PER - 1) * N + n
+                first = _joined(sums[index], place + index * 128, num_splits, M * N * 128)
+                other = first
+                if not SINGLE:
+                    other = _joined(sums[other_index], place + other_index * 128, num_splits, M * N * 128)
                 if GROUP == 0:
                     first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEPS[0]) * UNIT
                     if not SINGLE:
@@ -127,6 +123,16 @@ def _few_rows_coded_kernel(
                     kv_ptr, kv_places_ptr, 0.0, v_offset, page_stride, token_stride, head_stride,
                     OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
+
+
+@triton.jit
+def _joined(total, place, num_splits, step):
+    """The sum of what all programs of a tile left, or what its only one has."""
+    if num_splits > 1:
+        total = tl.zeros([16, 8], tl.float32)
+        for split in range(num_splits):
+            total += tl.load(place + split * step, cache_modifier=".cg")
+    return total
 
 
 @triton.jit
@@ -194,7 +200,7 @@ def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torc
 
 
 def gated(flow: Flow, coded: Coded, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-    """activation(gate) * up of the normed rows' product with a matrix [2 * I, E], the gate in the first half: [M, I]."""
+    """activation(gate) * up of the normed rows times a matrix [2 * I, E], the gate in the first half: [M, I]."""
     x = _values(flow)
     out = x.new_empty(len(x), coded.num_rows // 2)
     _run(x, coded, bias, flow.squares, GELU if activation == "gelu_tanh" else SILU, out, norm=flow.norm)

@@ -48,7 +48,8 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     values, scales = quantized(x, coded.num_columns)
     matrix = coded.codes.view(torch.float8_e4m3fn).t()
     of_outs = coded.scales.float().view(1, -1)
-    if coded.num_rows >= _NARROW or len(x) > _NARROW_ROWS or x.dtype != torch.bfloat16:
+    by_rows = pdl(x.device) and (coded.num_rows >= _NARROW or len(x) > _NARROW_ROWS or x.dtype != torch.bfloat16)
+    if by_rows:
         bias_beside = bias if x.dtype == torch.bfloat16 else None
         out = torch._scaled_mm(
             values, matrix, scale_a=scales, scale_b=of_outs, bias=bias_beside, out_dtype=torch.bfloat16,
@@ -57,7 +58,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
         return out if x.dtype == torch.bfloat16 else (out if bias is None else out + bias).to(x.dtype)
     one = _one(x.device)
     out = torch._scaled_mm(values, matrix, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
-    return _scaled(out, scales, of_outs, bias)
+    return _scaled(out, scales, of_outs, bias).to(x.dtype)
 
 
 _ones: dict[torch.device, torch.Tensor] = {}
@@ -146,8 +147,9 @@ def _quantize_kernel(
 @triton.jit
 def _fp8_kernel(
     x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, num_rows,
-    IN: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, PER_GROUP: tl.constexpr, X_GROUPS: tl.constexpr,
-    ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, PER_GROUP: tl.constexpr,
+    X_GROUPS: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile is [OUTS, ROWS]."""
     if PDL:

@@ -114,10 +114,7 @@ def _numbers(
         first = tl.reshape(first, [WARPS, 8, 4, WORDS, 1, 1, 1])
         other = tl.reshape(other, [WARPS, 8, 4, WORDS, 1, 1, 1])
         code = (tl.where(second == 1, other, first) >> (far + 16 * pair)) & (15 if KIND == 0 else 255)
-        if KIND == 2:
-            out = codes.numbers(code.to(tl.uint8), 0, KIND, dtype)
-        else:
-            out = code.to(dtype)
+        out = codes.numbers(code.to(tl.uint8), 0, KIND, dtype) if KIND == 2 else code.to(dtype)
     # warp, row, lane, word, far, second, pair: to rows and columns
     return tl.reshape(tl.permute(out, [0, 5, 1, 3, 2, 4, 6]), [WARPS, 16, 16 * WORDS])
 
@@ -225,7 +222,7 @@ def load_scales(
     MINIMA: tl.constexpr,
 ):  # fmt: skip
     """For each of `outs` four tensors [WARPS, 16, 1]: scales, their factors, zeros or minima, and their factors."""
-    ignored, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr = matrix
+    _codes_ptr, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr = matrix
     loaded = ()
     if GROUP > 0:
         column = (unit * WARPS + tl.arange(0, WARPS)[:, None, None]) * (16 * WORDS * PER_BYTE)
@@ -259,7 +256,7 @@ def multiply_unit(
     """Adds a unit to totals: of M strips of 16 rows and N times eight of x, each warp's, float32 [WARPS, 16, 8]."""
     PARTS: tl.constexpr = 2 if WORDS == 4 else 1
     none = ()
-    for index in tl.static_range(M * N):
+    for _ in tl.static_range(M * N):
         none += (tl.zeros([WARPS, 16, 8], tl.float32),)
     parts = totals if GROUP == 0 else none
     sums = none

@@ -22,15 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.errors import ModelError
-from ingle.weights.quantized import bitsandbytes
-from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind, half_holds
-from ingle.weights.quantized.module import DOWNLOAD, EXPONENTS, FLOATS, FP8, Module, Shape, Wanted, Words
+from ingle.weights.quantized import bitsandbytes, unpack
+from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, half_holds
+from ingle.weights.quantized.module import DOWNLOAD, EXPONENTS, FLOATS, FP8, Module, Shape, Wanted
 from ingle.weights.quantized.scheme import Layout, Scheme
 
 _T = TypeVar("_T", bound=np.generic)
 _WORDS, _INTS = ("I32",), ("I8", "U8")
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Which nibble of a word each of eight outputs has."""
 SCALES = ("weight_scale_inv", "weight_scale")
 
 
@@ -173,61 +171,52 @@ def _whole_scale(module: Module) -> str:
 # ---- what is there
 
 
-def _along(words: Words, bits: int) -> Bytes:
-    """Codes of 2, 3, 4 or 8 bits out of words [n, m], packed along the last dimension, the lowest bits first.
-
-    [n, m * 32 / bits], a byte each.
-    """
-    as_bytes = np.ascontiguousarray(words).view(np.uint8)
-    if bits == 8:
-        return as_bytes
-    if bits in (2, 4):
-        mask = np.uint8((1 << bits) - 1)
-        fields = [as_bytes >> np.uint8(shift) & mask for shift in range(0, 8, bits)]
-        return np.stack(fields, -1).reshape(len(words), -1)
-    stream = np.unpackbits(as_bytes, axis=1, bitorder="little").reshape(len(words), -1, bits)
-    return np.packbits(stream, axis=2, bitorder="little").reshape(len(words), -1)
-
-
-def _in_halves(codes: Bytes) -> Bytes:
-    """Two codes of at most 4 bits to a byte: [n, m] to [n, m / 2]."""
-    return codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
-
-
 def _read_gptq(module: Module, rows: int, columns: int) -> Groups:
-    bits = module.scheme.bits
-    by_row = np.ascontiguousarray(module.words("qweight").T)  # [rows, words]
-    codes = by_row.view(np.uint8) if bits in (4, 8) else _in_halves(_along(by_row, bits))
-    stored = _along(module.words("qzeros"), bits)[:, :rows]
+    bits, words, order = module.scheme.bits, module.words("qweight"), _order(module, "g_idx", columns)
+
+    def codes(start: int, stop: int) -> Bytes:
+        return unpack.of_inputs(words[:, start:stop], bits, order)
+
+    stored = unpack.along(module.words("qzeros"), bits)[:, :rows]
     zeros = (stored + np.uint8(module.scheme.zero_offset)) & np.uint8((1 << bits) - 1)
-    return _finished(module, codes, module.floats("scales").T, zeros.T, "g_idx", columns)
+    whole = unpack.by_outputs(rows, columns, module.scheme.kind, codes)
+    return _finished(module, whole, module.floats("scales").T, zeros.T, order, columns)
 
 
 def _read_awq(module: Module, rows: int, columns: int) -> Groups:
-    def by_output(words: Words) -> Bytes:
-        """[n, rows / 8] to [n, rows]"""
-        return _along(words, 4).reshape(len(words), -1, 8)[:, :, _AWQ_ORDER].reshape(len(words), -1)
+    words = module.words("qweight")
 
-    codes = _in_halves(np.ascontiguousarray(by_output(module.words("qweight")).T))
-    zeros = by_output(module.words("qzeros")).T if module.scheme.has_zeros else None
-    return _finished(module, codes, module.floats("scales").T, zeros, None, columns)
+    def codes(start: int, stop: int) -> Bytes:
+        return unpack.of_awq(words[:, start // 8 : stop // 8])
+
+    zeros = unpack.along(module.words("qzeros"), 4).reshape(-1, rows // 8, 8)[:, :, unpack.AWQ_ORDER]
+    whole = unpack.by_outputs(rows, columns, "int4", codes)
+    return _finished(module, whole, module.floats("scales").T, zeros.reshape(len(zeros), -1).T, None, columns)
 
 
 def _read_gemv(module: Module, rows: int, columns: int) -> Groups:
     groups = num_groups(module.scheme, columns)
     codes = np.ascontiguousarray(module.words("qweight")).view(np.uint8)
-    zeros = _along(module.words("qzeros"), 4)[:, :groups]
+    zeros = unpack.along(module.words("qzeros"), 4)[:, :groups]
     return _finished(module, codes, module.floats("scales")[:, :groups], zeros, None, columns)
 
 
 def _read_packed(module: Module, rows: int, columns: int) -> Groups:
-    bits = module.scheme.bits
-    codes = np.ascontiguousarray(module.words("weight_packed")).view(np.uint8)
+    bits, kind, order = module.scheme.bits, module.scheme.kind, _order(module, "weight_g_idx", columns)
+    words = module.words("weight_packed")
+
+    def sorted_codes(start: int, stop: int) -> Bytes:
+        assert order is not None
+        return unpack.ordered(np.ascontiguousarray(unpack.along(words[start:stop], bits).T), order, bits)
+
+    codes = np.ascontiguousarray(words).view(np.uint8)
+    if order is not None:
+        codes = unpack.by_outputs(rows, columns, kind, sorted_codes)
     zeros = None
     if module.scheme.has_zeros:
-        zeros = _along(np.ascontiguousarray(module.words("weight_zero_point").T), bits)[:, :rows].T
+        zeros = unpack.along(np.ascontiguousarray(module.words("weight_zero_point").T), bits)[:, :rows].T
     scales = _by_row(module.floats(scales_of(module)), rows, 1)
-    return _finished(module, codes, scales, zeros, "weight_g_idx", columns)
+    return _finished(module, codes, scales, zeros, order, columns)
 
 
 def _read_whole(module: Module, rows: int, columns: int) -> Groups:
@@ -294,24 +283,24 @@ def _by_row(values: npt.NDArray[_T], rows: int, block_rows: int) -> npt.NDArray[
 
 
 def _finished(
-    module: Module, codes: Bytes, scales: Floats, zeros: Bytes | None, index: str | None, columns: int
+    module: Module, codes: Bytes, scales: Floats, zeros: Bytes | None, order: unpack.Order | None, columns: int
 ) -> Groups:
     """Zeros that are all in the middle are left out."""
     kind, size = module.scheme.kind, module.scheme.group_size or columns
     half = module.stored(scales_of(module)).type == "F16" or half_holds(scales)
     if zeros is not None:
         zeros = None if (zeros == MIDDLE[kind]).all() else np.ascontiguousarray(zeros)
-    order = None
-    if index is not None and module.has(index):
-        order = _order(module, index, size, columns)
-        if order is not None:
-            codes = _reordered(codes, order, kind)
     return Groups(kind, codes, np.ascontiguousarray(scales), zeros, size, half, order)
 
 
-def _order(module: Module, index: str, size: int, columns: int) -> npt.NDArray[np.int32] | None:
-    """The inputs, sorted by their groups. Raises `ModelError` for groups that are not `size` inputs each."""
-    groups = module.words(index)
+def _order(module: Module, index: str, columns: int) -> unpack.Order | None:
+    """The inputs, sorted by their groups; None where they are so.
+
+    Raises `ModelError` for groups that are not of the scheme's size each.
+    """
+    if not module.has(index):
+        return None
+    groups, size = module.words(index), module.scheme.group_size or columns
     usual = np.arange(columns, dtype=np.int32) // np.int32(size)
     if np.array_equal(groups, usual):
         return None
@@ -322,11 +311,3 @@ def _order(module: Module, index: str, size: int, columns: int) -> npt.NDArray[n
             index, f"does not put {size} inputs into each group, as group {int(usual[wrong])} shows", DOWNLOAD
         )
     return order
-
-
-def _reordered(codes: Bytes, order: npt.NDArray[np.int32], kind: Kind) -> Bytes:
-    if kind == "int8":
-        return np.ascontiguousarray(codes[:, order])
-    whole = np.empty((len(codes), codes.shape[1] * 2), np.uint8)
-    whole[:, ::2], whole[:, 1::2] = codes & 15, codes >> 4
-    return _in_halves(whole[:, order])

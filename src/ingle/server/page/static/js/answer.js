@@ -3,6 +3,8 @@
 import { ApiError, ask } from './api.js';
 import { events } from './events.js';
 
+const SHORTEST_S = 0.02; // of a time that a speed is told of: what comes at once says nothing of it
+
 export function emptyAnswer() {
   return { content: '', reasoning: '', calls: [], finish: null, error: null, progress: null, stats: {} };
 }
@@ -19,7 +21,7 @@ export async function stream(body, answer, signal, changed) {
         break;
       }
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(chunk.error.message, { code: chunk.error.code, status: chunk.error.code });
+      if (chunk.error) throw new ApiError(chunk.error.message, { code: chunk.error.code });
       take(chunk, answer, clock);
       changed();
     }
@@ -35,7 +37,8 @@ export async function stream(body, answer, signal, changed) {
 }
 
 function told(error) {
-  if (error instanceof ApiError) return { message: error.message, code: error.code, status: error.status, retryAfter: error.retryAfter };
+  if (error instanceof ApiError)
+    return { message: error.message, code: error.code, status: error.status, retryAfter: error.retryAfter };
   return { message: error.name === 'TypeError' ? '' : String(error.message ?? error), code: 'cut_off' };
 }
 
@@ -51,7 +54,11 @@ function take(chunk, answer, clock) {
   if (choice?.finish_reason) answer.finish = choice.finish_reason;
   const says = Boolean(delta.content || thought || delta.tool_calls?.length);
   if (thought) answer.stats.thoughtFrom ??= clock.now();
-  if (answer.stats.thoughtFrom !== undefined && !answer.stats.thought_s && (delta.content || delta.tool_calls?.length || choice?.finish_reason)) {
+  if (
+    answer.stats.thoughtFrom !== undefined &&
+    !answer.stats.thought_s &&
+    (delta.content || delta.tool_calls?.length || choice?.finish_reason)
+  ) {
     answer.stats.thought_s = clock.now() - answer.stats.thoughtFrom;
   }
   if (says) answer.progress = null;
@@ -92,7 +99,7 @@ class Clock {
     if (says) this.last = now;
     const decoded = (stats.tokens ?? 0) - this.tokensAtFirst;
     const took = (this.last ?? 0) - (stats.ttft_s ?? 0);
-    if (says && decoded > 0 && took > 0) stats.perSecond = decoded / took;
+    if (says && decoded > 0 && took > SHORTEST_S) stats.perSecond = decoded / took;
   }
 
   stop() {

@@ -7,11 +7,13 @@ import { requestBody } from './request.js';
 import * as store from './store.js';
 
 const SAVED_EVERY_MS = 1000;
+const LARGEST_RESCUED = 1000000; // characters: localStorage has room for some millions
 const owners = new WeakMap(); // of a lane, the comparison that it is of
 const runs = new Map(); // node to what stops its answer
 const kept = new Map(); // id to what has been opened
+const gone = new Set(); // ids of those that were deleted, and are not to come back by an answer that ends
 const timers = new Map();
-const unsaved = new Map(); // id to answers that the database has not whole
+const saving = new Map(); // id to how many times it is being saved
 const target = new EventTarget();
 
 // 'tree': messages came, went or were chosen; 'node': one has changed; 'list': what the sidebar shows.
@@ -36,6 +38,7 @@ export function lanes(record) {
 // From now on changes of it are saved.
 export function adopt(record) {
   kept.set(record.id, record);
+  gone.delete(record.id);
   for (const lane of record.lanes ?? []) owners.set(lane, record);
   return record;
 }
@@ -44,15 +47,12 @@ export async function open(id) {
   if (kept.has(id)) return kept.get(id);
   const record = await store.load(id);
   if (!record) return null;
-  const rescued = read('rescued', {});
-  for (const lane of lanes(record)) Object.values(lane.nodes).forEach((node) => mend(node, rescued[node.id]));
+  for (const lane of lanes(record)) Object.values(lane.nodes).forEach(mend);
   return adopt(record);
 }
 
-// What the page had no time to save is taken from where it wrote it as it went; an answer that was running then is cut off.
-function mend(node, rescued) {
-  const length = ({ content, reasoning = '' }) => content.length + reasoning.length;
-  if (rescued && length(rescued) >= length(node)) Object.assign(node, rescued);
+// An answer that was running when the page went is cut off.
+function mend(node) {
   if (!node.running) return;
   delete node.running;
   node.finish = 'interrupted';
@@ -64,32 +64,52 @@ export function isEmpty(record) {
 
 export function touched(conversation, { now = false } = {}) {
   const record = owner(conversation);
-  if (isEmpty(record)) return;
+  if (isEmpty(record) || gone.has(record.id)) return;
   if (now) {
     clearTimeout(timers.get(record.id));
     timers.delete(record.id);
     save(record);
   } else if (!timers.has(record.id)) {
-    timers.set(record.id, setTimeout(() => touched(conversation, { now: true }), SAVED_EVERY_MS));
+    timers.set(
+      record.id,
+      setTimeout(() => touched(conversation, { now: true }), SAVED_EVERY_MS),
+    );
   }
 }
 
 async function save(record) {
-  const ended = [...unsaved.values()].filter((node) => !node.running);
-  if (await store.save(record)) ended.forEach((node) => unsaved.delete(node.id));
+  const { id } = record;
+  saving.set(id, (saving.get(id) ?? 0) + 1);
+  await store.save(record);
+  if (saving.get(id) > 1) saving.set(id, saving.get(id) - 1);
+  else saving.delete(id);
 }
 
-// All that waits to be saved. A page that goes does not wait for its database: answers are written down at once, too.
-export function flush({ leaving = false } = {}) {
-  if (leaving) {
-    const told = [...unsaved.values()].map(({ id, content, reasoning, calls, stats, finish, error, running }) =>
-      [id, { content, reasoning, calls, stats, finish, error, running }]);
-    write('rescued', told.length ? Object.fromEntries(told) : null);
-  }
+// All that waits to be saved.
+export function flush() {
   for (const id of [...timers.keys()]) touched(kept.get(id), { now: true });
 }
 
+// A page that goes does not wait for its database: what that has not yet is written down where it is done at once.
+export function leave() {
+  const going = [...kept.values()].filter(
+    (record) => timers.has(record.id) || saving.has(record.id) || lanes(record).some(isRunning),
+  );
+  const small = going.filter((record) => JSON.stringify(record).length < LARGEST_RESCUED);
+  if (small.length) write('rescued', [...read('rescued', []).filter(({ id }) => !kept.has(id)), ...small]);
+  flush();
+}
+
+// Takes it from there. A page that only slept has it still.
+export async function rescue({ slept = false } = {}) {
+  const rescued = read('rescued', []);
+  if (!rescued.length) return;
+  for (const record of rescued) if (!slept && record.id) await store.save(record);
+  write('rescued', null);
+}
+
 export function forget(id) {
+  gone.add(id);
   clearTimeout(timers.get(id));
   timers.delete(id);
   const record = kept.get(id);
@@ -141,7 +161,9 @@ export function edit(conversation, node, text) {
 }
 
 export function giveResults(conversation, node, results) {
-  node.calls.forEach((call, at) => add(conversation, conversation.leaf, { role: 'tool', callId: call.id, name: call.name, content: results[at] }));
+  node.calls.forEach((call, at) =>
+    add(conversation, conversation.leaf, { role: 'tool', callId: call.id, name: call.name, content: results[at] }),
+  );
   return reply(conversation);
 }
 
@@ -168,7 +190,6 @@ export async function goOn(conversation, node) {
 async function run(conversation, node, body) {
   const control = new AbortController();
   runs.set(node.id, control);
-  unsaved.set(node.id, node);
   emit('running', conversation);
   const changed = () => {
     emit('node', { conversation, node });

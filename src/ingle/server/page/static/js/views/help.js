@@ -11,7 +11,7 @@ export const SHORTCUTS = [
   ['↑', 'key_editLast'],
   ['Shift Esc', 'key_write'],
   [`${COMMAND} Shift O`, 'key_new'],
-  [`${COMMAND} Shift K`, 'key_search'],
+  [`${COMMAND} K`, 'key_search'],
   [`${COMMAND} Shift S`, 'key_sidebar'],
   [`${COMMAND} Shift ;`, 'key_copy'],
   [`${COMMAND} ,`, 'key_settings'],
@@ -19,6 +19,16 @@ export const SHORTCUTS = [
 ];
 
 export function showHelp() {
-  const rows = SHORTCUTS.map(([keys, name]) => [h('dt', {}, keys.split(' ').map((key) => h('kbd', {}, key))), h('dd', {}, t(name))]);
-  return dialog(t('shortcuts'), h('div', { class: 'sheet-body' }, h('dl', { class: 'shortcuts' }, rows)), { className: 'small', closeLabel: t('close') });
+  const rows = SHORTCUTS.map(([keys, name]) => [
+    h(
+      'dt',
+      {},
+      keys.split(' ').map((key) => h('kbd', {}, key)),
+    ),
+    h('dd', {}, t(name)),
+  ]);
+  return dialog(t('shortcuts'), h('div', { class: 'sheet-body' }, h('dl', { class: 'shortcuts' }, rows)), {
+    className: 'small',
+    closeLabel: t('close'),
+  });
 }

@@ -72,10 +72,14 @@ def test_products_of_the_library(num_rows: int, size_out: int, dtype: torch.dtyp
         assert float((ours.double() - exact).norm() / exact.norm()) < 1e-2
 
 
-def test_what_suits() -> None:
-    coded = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
+def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = replace(made("fp8", 16, 256, 256), quantizes_inputs=True)
+    grouped = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
     many = torch.zeros(128, 256, dtype=torch.bfloat16, device=DEVICE)
     assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:8], coded)
+    assert not fp8.suits(many, grouped)
+    monkeypatch.setattr(fp8, "BY_GROUPS", True)
+    assert fp8.suits(many, grouped) == ON_GPU
     assert not fp8.suits(many, replace(coded, quantizes_inputs=False))
     assert not fp8.suits(many, replace(made("fp8", 16, 256, 64), quantizes_inputs=True))
-    assert not fp8.suits(many, replace(made("int8", 16, 256, 128), quantizes_inputs=True))
+    assert not fp8.suits(many, replace(made("int8", 16, 256, 256), quantizes_inputs=True))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from ingle.kernels.gpu import lanes
 from ingle.weights.quantized.groups import E4M3
+from tests.kernels.test_coded import made
 
 Registers = dict[str, int]
 
@@ -92,6 +94,18 @@ def test_every_code(kind: int, dtype: torch.dtype) -> None:
                 exact = [float(E4M3[code]) for code in codes] if kind == 2 else [float(code) for code in codes]
                 wrong = [a != b for a, b in zip(ours.tolist(), exact, strict=True) if not np.isnan(b)]
                 assert not any(wrong), f"{codes} became {ours.tolist()}"
+
+
+def test_what_is_read_so() -> None:
+    sizes = {128: 64, 64: 32, 32: 16, 16: None}
+    for group_size, size in sizes.items():
+        assert lanes.block_bytes(made("int4", 8, 256, group_size)) == size
+    assert [lanes.block_bytes(made("int8", 8, 256, size)) for size in (64, 32, 16, 8)] == [64, 32, 16, None]
+    coded = made("int4", 8, 256, 128)
+    assert lanes.block_bytes(replace(coded, table=torch.zeros(16))) is None
+    assert lanes.block_bytes(replace(coded, in_planes=True)) is None
+    assert lanes.block_bytes(replace(coded, kind="int5")) is None
+    assert lanes.block_bytes(replace(coded, codes=coded.codes.t().contiguous().t())) is None
 
 
 @pytest.mark.slow

@@ -107,11 +107,11 @@ def _few_rows_coded_kernel(
             if NORMED:
                 scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
             for strip in tl.static_range(STRIPS):
-                index, other_index = strip * PER * N + n, (strip * PER + PER - 1) * N + n
-                first = _joined(sums[index], place + index * 128, num_splits, M * N * 128)
+                part = place + (strip * PER * N + n) * 128
+                first = _joined(sums[strip * PER * N + n], part, num_splits, M * N * 128)
                 other = first
                 if not SINGLE:
-                    other = _joined(sums[other_index], place + other_index * 128, num_splits, M * N * 128)
+                    other = _joined(sums[(strip * PER + 1) * N + n], part + N * 128, num_splits, M * N * 128)
                 if GROUP == 0:
                     first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEPS[0]) * UNIT
                     if not SINGLE:

@@ -17,6 +17,8 @@ from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 
 MIN_ROWS = 33
 """With fewer, reading the weights takes the time, and 16-bit inputs cost none."""
+BY_GROUPS = False
+"""Whether matrices with scales of groups are multiplied so, by a kernel of our own: not before it was measured."""
 GROUP = 128
 """Columns of an input that share a scale, where the matrix has groups."""
 _AT_ONCE = 8
@@ -36,7 +38,7 @@ class Tiling(NamedTuple):
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether x [M, I] may, and should, be multiplied so."""
-    whole = coded.scales.shape[1] == 1 or coded.group_size % GROUP == 0
+    whole = coded.scales.shape[1] == 1 or (BY_GROUPS and coded.group_size % GROUP == 0)
     wanted = coded.kind == "fp8" and coded.quantizes_inputs and len(x) >= MIN_ROWS
     return wanted and whole and coded.num_columns % 16 == 0 and coded.num_rows % 16 == 0 and multiplies_fp8(x.device)
 

@@ -1,4 +1,4 @@
-"""How products of a few rows end in a decoder layer: addition and the norm's beginning, rotation, activation."""
+"""How products of a few rows with codes end in a decoder layer: by addition, a norm's begin, rotation, activation."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def row_scales(
 @triton.jit
 def finish(
     first, other, first_out, other_out, tile, num_tiles, first_row, num_rows, bias_ptr, residual_ptr, norm_ptr,
-    out_ptr, values_ptr, squares_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
-    qk_eps, v_offset, page_stride, token_stride, head_stride,
+    out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+    v_offset, page_stride, token_stride, head_stride,
     OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, BIAS: tl.constexpr,
-    SQUARED: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    SQUARED: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
     """What becomes of the products [OUTS, ROWS] of weights from `first_out` and `other_out` on, of a tile's blocks.
 
@@ -53,9 +53,9 @@ def finish(
     if ROTATED:
         store_rotated(
             first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
-            out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
-            qk_eps, v_offset, page_stride, token_stride, head_stride,
-            HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            out_ptr, cos_sin_ptr, norm_ptr, norm_ptr, kv_ptr, kv_places_ptr,
+            0.0, v_offset, page_stride, token_stride, head_stride, 0,
+            HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
         )  # fmt: skip
     elif EPILOGUE == 4:
         tl.store(out_ptr + place, first.to(dtype), mask=mask)

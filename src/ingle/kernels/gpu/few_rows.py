@@ -20,11 +20,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu import codes
+from ingle.kernels.gpu import codes, kv_codes
 from ingle.kernels.gpu.codes import FORMATS, NO_CODES, add_tile, constants, pointers
 from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
-from ingle.kernels.gpu.elementwise import rms_norm
-from ingle.kernels.gpu.endings import ADD, GELU, ROTATE, SILU, finish, row_scales
+from ingle.kernels.gpu.elementwise import activate, rms_norm
+from ingle.kernels.gpu.kv_codes import words
+from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 16
@@ -44,15 +45,19 @@ _CODED_ALIGNMENT = 16
 """Bytes to which a row of codes has to be aligned."""
 Matrix = torch.Tensor | Coded
 
+_ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
+"""What becomes of a product: see `add`, `project_and_store`, `gated`."""
+
 
 @triton.jit
 def _few_rows_kernel(
     x_desc, weight_desc, x_ptr, weight_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
     values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
-    num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride,
+    num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride, scales,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, KV_KIND: tl.constexpr,
+    SQUARES: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr, CODED: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr,
     GROUP: tl.constexpr, CODE_HALF: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr,
     MINIMA: tl.constexpr,
@@ -108,9 +113,10 @@ def _few_rows_kernel(
                 b = weight_desc.load([other_out, k])
                 other = tl.dot(b, tl.trans(x), other)
     # What the end needs is asked for before the programs of a tile wait for each other.
+    mask = (first_out + block < LIMIT) & (rows < num_rows)
     scale = tl.full([1, ROWS], 1.0, tl.float32)
     if NORMED:
-        scale = row_scales(squares_in_ptr, 0, num_rows, num_squares, eps, IN, ROWS, SQUARES)[None, :]
+        scale = _scale(squares_in_ptr, num_rows, num_squares, eps, IN, ROWS, SQUARES)[None, :]
     done = True
     if num_splits > 1:
         within = block * ROWS + rows
@@ -130,12 +136,44 @@ def _few_rows_kernel(
                 if not ADD:
                     other += tl.load(place + OUTS * ROWS, cache_modifier=".cg")
     if done:
-        finish(
-            first * scale, other * scale, first_out, other_out, tile, (LIMIT + OUTS - 1) // OUTS, 0, num_rows,
-            bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr,
-            kv_ptr, kv_places_ptr, qk_eps, v_offset, page_stride, token_stride, head_stride,
-            OUT, ROWS, OUTS, EPILOGUE, BIAS, True, HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-        )  # fmt: skip
+        first *= scale
+        other *= scale
+        if BIAS:
+            first += tl.load(bias_ptr + first_out + block, mask=first_out + block < LIMIT, other=0.0).to(tl.float32)
+            if not ADD:
+                other += tl.load(bias_ptr + other_out + block, mask=other_out + block < OUT, other=0.0).to(tl.float32)
+        dtype = out_ptr.dtype.element_ty
+        if ROTATE:
+            store_rotated(
+                first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
+                out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
+                qk_eps, v_offset, page_stride, token_stride, head_stride, scales,
+                HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, KV_KIND,
+            )  # fmt: skip
+        elif ADD:
+            place = rows * OUT + first_out + block
+            # Rounded as it is stored: the norm is that of what the next layers read.
+            total = (first + tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)).to(dtype)
+            wide = tl.where(mask, total.to(tl.float32), 0.0)
+            weight = tl.load(norm_ptr + first_out + block, mask=first_out + block < OUT, other=0.0).to(tl.float32)
+            tl.store(out_ptr + place, total, mask=mask)
+            tl.store(values_ptr + place, (wide * weight).to(dtype), mask=mask)
+            row = tl.arange(0, ROWS)
+            place = squares_ptr + row * ((OUT + OUTS - 1) // OUTS) + tile
+            tl.store(place, tl.sum(wide * wide, 0), mask=row < num_rows)
+        else:
+            out = activate(first, EPILOGUE == 3) * other
+            tl.store(out_ptr + rows * LIMIT + first_out + block, out.to(dtype), mask=mask)
+
+
+@triton.jit
+def _scale(squares_ptr, num_rows, num_squares, eps, IN: tl.constexpr, ROWS: tl.constexpr, SQUARES: tl.constexpr):
+    """One over the root mean square of each row that comes in, whose squares' sums come in pieces."""
+    row = tl.arange(0, ROWS)[:, None]
+    piece = tl.arange(0, SQUARES)[None, :]
+    mask = (row < num_rows) & (piece < num_squares)
+    total = tl.sum(tl.load(squares_ptr + row * num_squares + piece, mask=mask, other=0.0), 1)
+    return tl.rsqrt(total / IN + eps)
 
 
 class Tiling(NamedTuple):
@@ -203,7 +241,7 @@ def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: to
     outs = _outs(size_out, sms, paired=False)
     shape = _tiling(weight, outs, paired=False, num_sms=sms)
     squares = torch.empty(num_rows, triton.cdiv(size_out, shape.outs), dtype=torch.float32, device=x.device)
-    _run(x, weight, bias, None, ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
+    _run(x, weight, bias, None, _ADD, out, shape, residual=residual, norm=norm, values=values, squares=squares)
     return Flow(out, norm, values, squares)
 
 
@@ -212,7 +250,7 @@ def gated(flow: Flow, weight: Matrix, bias: torch.Tensor | None, activation: Act
     x = _values(flow)
     size_out = _num_rows(weight)
     out = x.new_empty(len(x), size_out // 2)
-    epilogue = GELU if activation == "gelu_tanh" else SILU
+    epilogue = _GELU if activation == "gelu_tanh" else _SILU
     sms = num_sms(out.device)
     shape = _tiling(weight, _outs(size_out, sms, paired=True), paired=True, num_sms=sms)
     _run(x, weight, bias, flow.squares, epilogue, out, shape, norm=flow.norm)
@@ -224,9 +262,10 @@ def project_and_store(flow: Flow, weight: Matrix, bias: torch.Tensor | None, rot
     x = _values(flow)
     head_dim = rotation.kv_cache.shape[-1]
     q = x.new_empty(len(x), rotation.num_heads, head_dim)
-    outs = min(head_dim // 2, _OUTS) if rotation.q_norm is None else head_dim // 2  # a norm is that of a whole head
+    of_whole_heads = rotation.q_norm is not None or rotation.kv_scales is not None  # norms and scales are
+    outs = head_dim // 2 if of_whole_heads else min(head_dim // 2, _OUTS)
     shape = _tiling(weight, outs, paired=True, num_sms=num_sms(q.device))
-    _run(x, weight, bias, flow.squares, ROTATE, q, shape, norm=flow.norm, rotation=rotation)
+    _run(x, weight, bias, flow.squares, _ROTATE, q, shape, norm=flow.norm, rotation=rotation)
     return q
 
 
@@ -257,12 +296,13 @@ def _run(
     device, (num_rows, size_in), size_out = x.device, x.shape, _num_rows(weight)
     rows = max(triton.next_power_of_2(num_rows), _MIN_ROWS)
     outs, num_splits, depth, num_stages, prefetch = shape
-    per_tile = outs if epilogue == ADD else 2 * outs
+    per_tile = outs if epilogue == _ADD else 2 * outs
     num_tiles = triton.cdiv(size_out, per_tile)
     parts = x if num_splits == 1 else x.new_empty(num_tiles * num_splits * per_tile * rows, dtype=torch.float32)
     early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
     places = (x, x, x, x, x) if rotation is None else (
-        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_places
+        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x),
+        words(rotation.kv_cache, rotation.kv_scales), rotation.kv_places,
     )  # fmt: skip
     if isinstance(weight, Coded):
         codes_or_floats, matrix, consts = weight.codes, pointers(weight), constants(weight)
@@ -277,7 +317,8 @@ def _run(
         *described, x, codes_or_floats, matrix, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight,
         out, _or(values, x), _or(squares, x), parts, counters(device), *places,
         num_rows, num_splits, num_squares, norm.eps, 0.0 if rotation is None else rotation.eps,
-        *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        *((0, 0, 0, 0) if rotation is None else places[3].stride()[:4]),
+        kv_codes.scales(None if rotation is None else rotation.kv_scales, x),
         IN=size_in, OUT=size_out, ROWS=rows, OUTS=outs, DEPTH=depth, EPILOGUE=epilogue,
         NORMED=squares_in is not None, BIAS=bias is not None,
         HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
@@ -285,6 +326,7 @@ def _run(
         NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        KV_KIND=0 if rotation is None else kv_codes.kind_of(rotation.kv_cache, rotation.kv_scales),
         SQUARES=triton.next_power_of_2(num_squares), PREFETCH=prefetch, PDL=early,
         CODED=isinstance(weight, Coded), **consts,
         num_warps=4, num_stages=num_stages, launch_pdl=early,

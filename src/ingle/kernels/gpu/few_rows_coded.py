@@ -119,9 +119,9 @@ def _few_rows_coded_kernel(
                 finish(
                     first * scale, other * scale, outs[strip * PER], outs[strip * PER + PER - 1],
                     tile * STRIPS + strip, (OUT + 15) // 16, n * 8, num_rows,
-                    bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, x_ptr, x_ptr,
-                    kv_ptr, kv_places_ptr, 0.0, v_offset, page_stride, token_stride, head_stride,
-                    OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                    bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr,
+                    kv_ptr, kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
+                    OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def gated(flow: Flow, coded: Coded, bias: torch.Tensor | None, activation: Activ
 def project_and_store(flow: Flow, coded: Coded, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
     """The queries [M, Hq, D] of the normed rows, rotated; keys and values, of later rows, go to the cache."""
     x = _values(flow)
-    if rotation.q_norm is not None:  # a norm is that of a whole head, which no program has
+    if rotation.q_norm is not None or rotation.kv_scales is not None:  # which are of whole heads, that no program has
         qkv = x.new_empty(len(x), coded.num_rows)
         _run(x, coded, bias, flow.squares, PLAIN, qkv, norm=flow.norm)
         return rotate_and_store(qkv, *rotation)

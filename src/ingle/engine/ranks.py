@@ -146,7 +146,7 @@ def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | 
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
             backend = team.join(layout, devices)
             member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous)
-            team.on_loss(member.abort)
+            team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")
     return Crew(team, member)

@@ -38,13 +38,13 @@ class _Work(Protocol):
 class _Ranks(Protocol):
     """What PyTorch's stubs do not say of its process groups."""
 
-    def allreduce(self, tensors: list[torch.Tensor], options: c10d.AllreduceOptions) -> _Work: ...
+    def allreduce(self, tensors: list[torch.Tensor], options: c10d.AllreduceOptions) -> _Work | None: ...
 
     def allgather(
         self, outs: list[list[torch.Tensor]], tensors: list[torch.Tensor], options: c10d.AllgatherOptions
-    ) -> _Work: ...
+    ) -> _Work | None: ...
 
-    def _allgather_base(self, out: torch.Tensor, x: torch.Tensor, options: c10d.AllgatherOptions) -> _Work: ...
+    def _allgather_base(self, out: torch.Tensor, x: torch.Tensor, options: c10d.AllgatherOptions) -> _Work | None: ...
 
     def abort(self) -> None: ...
 
@@ -62,7 +62,7 @@ class TensorGroup:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._backend == "gloo" and x.is_cuda:
             return x.copy_(self.all_reduce(x.cpu()))
-        self._ranks.allreduce([x], self._reduce).wait()
+        _finish(self._ranks.allreduce([x], self._reduce))
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,9 +70,9 @@ class TensorGroup:
             return self.all_gather(x.cpu()).to(x.device)
         out = x.new_empty(self.size, *x.shape)
         if self._backend == "nccl":
-            self._ranks._allgather_base(out, x.contiguous(), self._gather).wait()
+            _finish(self._ranks._allgather_base(out, x.contiguous(), self._gather))
         else:
-            self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather).wait()
+            _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
         return out
 
     @property
@@ -83,6 +83,12 @@ class TensorGroup:
     def abort(self) -> None:
         """Ends what waits for ranks that are gone."""
         self._ranks.abort()
+
+
+def _finish(work: _Work | None) -> None:
+    """Of what is queued on the current stream there may be nothing to wait for."""
+    if work is not None:
+        work.wait()
 
 
 @dataclass(frozen=True)

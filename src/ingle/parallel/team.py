@@ -76,7 +76,8 @@ class _Ranks:
     expected: bool = True
     lost: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
-    on_loss: Callable[[], None] = lambda: None
+    abort: Callable[[], None] = lambda: None
+    """Ends what waits for them in this process."""
 
     def name(self, index: int) -> str:
         process = self.processes[index]
@@ -88,7 +89,7 @@ class _Ranks:
         if self.failure is None and not self.closed.is_set():
             self.failure, self.expected = failure, expected
             self.kill()
-            self.on_loss()
+            self.abort()
             self.lost.set()
 
     def kill(self) -> None:
@@ -97,6 +98,8 @@ class _Ranks:
 
     def close(self) -> None:
         self.closed.set()
+        if self.failure is None:
+            self.abort()
         for reader in self.readers:
             with contextlib.suppress(OSError):
                 reader.socket.shutdown(socket.SHUT_RDWR)
@@ -178,11 +181,11 @@ class Team:
         self.check()
         self._ring.send(self._encoder.encode(message), self.check)
 
-    def on_loss(self, act: Callable[[], None]) -> None:
-        """`act` is called when a rank is lost, from a thread: what waits for it has to end."""
-        self._ranks.on_loss = act
+    def on_end(self, abort: Callable[[], None]) -> None:
+        """`abort` is called when a rank is lost, from a thread, or when all are to end: what waits for them has to."""
+        self._ranks.abort = abort
         if self._ranks.failure is not None:
-            act()
+            abort()
 
     def check(self) -> None:
         """Raises `EngineError` when a rank is gone, or out of step with the others."""

@@ -31,6 +31,7 @@ SAME: Mapping[str, str] = {
     "--gpu-memory-utilization": "--cuda-memory-fraction --gpu-memory-fraction",
     "--kv-cache-memory": "--kv-cache-memory-bytes",
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
+    "--pipeline-parallel-size": "-pp --pp-size",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
     "--rope-theta": "--rope-freq-base",
@@ -265,11 +266,11 @@ IDLE: tuple[tuple[str, str], ...] = (
 
 REFUSED: tuple[tuple[str, str, str], ...] = (
     (
-        "--pipeline-parallel-size= -pp= --pp-size= --data-parallel-size= -dp= --dp-size= --expert-parallel-size= "
+        "--data-parallel-size= -dp= --dp-size= --expert-parallel-size= "
         "--ep-size= -ep= --nnodes= --prefill-context-parallel-size= --decode-context-parallel-size= -dcp= --ep=",
         "1",
-        "this version divides a model by --tensor-parallel-size alone: leave the flag out; to serve a model several "
-        "times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port",
+        "a model is divided by --tensor-parallel-size and --pipeline-parallel-size alone: leave the flag out; to serve "
+        "it several times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port",
     ),
     (
         "--tensor-split= -ts=",

@@ -8,6 +8,18 @@ if TYPE_CHECKING:
     import torch
 
 
+class Border(Protocol):
+    """Where a stage of a pipeline ends and the next begins: hidden states cross it, a step after the other."""
+
+    def receive(self, num_rows: int) -> torch.Tensor:
+        """[num_rows, E] of the stage before."""
+        ...
+
+    def send(self, x: torch.Tensor) -> None:
+        """To the stage behind. x is not changed afterwards."""
+        ...
+
+
 class Group(Protocol):
     """Ranks that hold the shares of the same matrices. All of them call the same, in the same order."""
 

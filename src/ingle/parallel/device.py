@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ingle.device import Device, Launched, PageCopies, Report
 from ingle.parallel.messages import Capture, Draw, Relieve
@@ -31,21 +31,50 @@ class _Launched:
             return report
 
 
+@dataclass(slots=True)
+class _Later:
+    """A step that the others compute, and this rank once its report is wanted."""
+
+    own: Device
+    step: Step
+    team: Team
+    masks: Masks = field(default_factory=Masks)
+
+    def sample(self, masks: Masks) -> None:
+        self.masks = masks
+        if self.step.masked:
+            self.team.tell(Draw(masks))
+
+    def report(self) -> Report:
+        with self.team.in_step():
+            self.own.apply(self.step)
+            launched = self.own.forward(self.step)
+            launched.sample(self.masks)
+            report = launched.report()
+            self.team.check()
+            return report
+
+
 class RanksDevice:
     """A `Device` of several ranks, of which `own` is this process's."""
 
-    def __init__(self, own: Device, team: Team) -> None:
-        self.own, self.team = own, team
+    def __init__(self, own: Device, team: Team, *, later: bool = False) -> None:
+        """`later`: what this rank computes of a step it begins when its report is wanted, as it would wait for ranks
+        that begin it before, and could tell them nothing meanwhile."""
+        self.own, self.team, self._later = own, team, later
 
     def pages(self) -> PageCopies:
         raise NotImplementedError("pages of several ranks are kept on their devices alone")
 
     def apply(self, step: Step) -> None:
         self.team.tell(step)
-        with self.team.in_step():
-            self.own.apply(step)
+        if not self._later:
+            with self.team.in_step():
+                self.own.apply(step)
 
     def forward(self, step: Step) -> Launched:
+        if self._later:
+            return _Later(self.own, step, self.team)
         with self.team.in_step():
             return _Launched(self.own.forward(step), step, self.team)
 

@@ -46,6 +46,10 @@ class _Ranks(Protocol):
 
     def _allgather_base(self, out: torch.Tensor, x: torch.Tensor, options: c10d.AllgatherOptions) -> _Work | None: ...
 
+    def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> _Work: ...
+
+    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> _Work: ...
+
     def abort(self) -> None: ...
 
 
@@ -75,6 +79,12 @@ class TensorGroup:
             _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
         return out
 
+    def send(self, x: torch.Tensor, place: int) -> _Work:
+        return self._ranks.send([x], place, 0)
+
+    def recv(self, x: torch.Tensor, place: int) -> _Work:
+        return self._ranks.recv([x], place, 0)
+
     @property
     def on_devices(self) -> bool:
         """Whether nothing of it is done by the host."""
@@ -91,6 +101,30 @@ def _finish(work: _Work | None) -> None:
         work.wait()
 
 
+class StageBorder:
+    """An `ingle.kernels.group.Border`, among ranks of which each is a stage."""
+
+    def __init__(self, ranks: TensorGroup, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._ranks, self._hidden_size, self._dtype, self._device = ranks, hidden_size, dtype, device
+        self._sent: tuple[_Work, torch.Tensor] | None = None
+        """Which may still be on its way."""
+
+    def receive(self, num_rows: int) -> torch.Tensor:
+        through = self._device if self._ranks.on_devices else torch.device("cpu")
+        x = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=through)
+        self._ranks.recv(x, self._ranks.place - 1).wait()
+        return x.to(self._device)
+
+    def send(self, x: torch.Tensor) -> None:
+        if self._ranks.on_devices:
+            self._ranks.send(x.contiguous(), self._ranks.place + 1).wait()  # on the stream, not here
+            return
+        if self._sent is not None:
+            self._sent[0].wait()
+        x = x.cpu().contiguous()
+        self._sent = self._ranks.send(x, self._ranks.place + 1), x
+
+
 @dataclass(frozen=True)
 class Member:
     """What this process is among the ranks, and what it computes with them."""
@@ -102,18 +136,29 @@ class Member:
     hosts: TensorGroup
     """All of them, for numbers on the host."""
     link: Link
+    stages: TensorGroup | None = None
+    """Those that have the same part of other layers; None where there is one stage."""
+    stage_hosts: TensorGroup | None = None
+    """Those of `group`, as `hosts`; None where they are all."""
 
     def least(self, *numbers: int) -> tuple[int, ...]:
         """Of each number the least that any rank has."""
         least = self.hosts.all_gather(torch.tensor(numbers, dtype=torch.int64)).amin(0)
         return tuple(map(int, least.tolist()))
 
-    def all_agree(self, well: bool) -> bool:
-        """Whether it went well on every rank."""
-        return bool(self.least(int(well))[0])
+    def all_agree(self, well: bool, *, in_stage: bool) -> bool:
+        """Whether it went well on every rank, or on those of this stage, where others do no such thing."""
+        hosts: TensorGroup | None = self.hosts
+        if in_stage and self.stages is not None:
+            hosts = self.stage_hosts
+        return well if hosts is None else bool(hosts.all_gather(torch.tensor([well])).all())
+
+    def border(self, hidden_size: int, dtype: torch.dtype) -> StageBorder | None:
+        """To the stages before and behind this one, for hidden states of that size and type."""
+        return None if self.stages is None else StageBorder(self.stages, hidden_size, dtype, self.device)
 
     def abort(self) -> None:
-        for group in (self.group, self.hosts):
+        for group in (self.group, self.hosts, self.stages, self.stage_hosts):
             if group is not None:
                 group.abort()
 
@@ -130,20 +175,28 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) 
     store = c10d.FileStore(f"/proc/self/fd/{os.dup(rendezvous)}", size)
     store.set_timeout(timedelta(seconds=JOIN_S))
 
-    def meet() -> tuple[TensorGroup, TensorGroup | None, Link]:
+    def meet() -> Member:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # which is a thread's own
-        hosts = TensorGroup(_gloo(store, "hosts", place.rank, size), place.rank, size, "gloo")
-        group = None
-        if place.layout.tensor > 1:
-            name, among = f"stage {place.stage}", (place.index, place.layout.tensor)
-            ranks = _nccl(store, name, *among) if backend == "nccl" else _gloo(store, name, *among)
-            group = TensorGroup(ranks, *among, backend)
-        link = link_between(group or hosts, device, backend)
-        return hosts, group, link
+        layout = place.layout
 
-    hosts, group, link = _within(JOIN_S, meet, backend)
-    return Member(place, device, group, hosts, link)
+        def among(name: str, rank: int, count: int, by: Backend) -> TensorGroup | None:
+            if count == 1:
+                return None
+            ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count)
+            return TensorGroup(ranks, rank, count, by)
+
+        hosts = among("hosts", place.rank, size, "gloo")
+        group = among(f"stage {place.stage}", place.index, layout.tensor, backend)
+        stages = among(f"part {place.index}", place.stage, layout.pipeline, backend)
+        stage_hosts = None
+        if stages is not None:
+            stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
+        assert hosts is not None, "there are several ranks"
+        link = link_between(group or stages or hosts, device, backend)
+        return Member(place, device, group, hosts, link, stages, stage_hosts)
+
+    return _within(JOIN_S, meet, backend)
 
 
 def _gloo(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from ingle import kernels, progress
 from ingle.device import LogprobRows, PageCopies, Report
 from ingle.device.inputs import Layout
 from ingle.device.pages import HostPages
-from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.graphs import CapturedForward, Ranks, StepGraphs
 from ingle.device.torch.pages import GpuPages
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
@@ -40,9 +39,10 @@ class TorchDevice:
         dtype: torch.dtype,
         *,
         use_graphs: bool = False,
-        all_agree: Callable[[bool], bool] | None = None,
+        among: Ranks | None = None,
+        in_halves: bool = False,
     ) -> None:
-        """`all_agree`: whether something went well on all ranks that compute the same, where there are several."""
+        """`among`, `in_halves`: as `StepGraphs` has them."""
         config, kv = model.config, model.config.kv_spec(str(dtype).removeprefix("torch."))
         self.model = model
         self.device = device
@@ -57,7 +57,9 @@ class TorchDevice:
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         shape = (kv.num_places, kv.sides, num_pages, limits.page_size, kv.heads, kv.dim)
         self.kv_cache = KvCache(kv, _zeros(shape, dtype, device))
-        self.graphs = StepGraphs(self, self.tables, limits, all_agree) if use_graphs and model.capturable else None
+        self.graphs, self._in_halves = None, in_halves
+        if use_graphs and model.capturable:
+            self.graphs = StepGraphs(self, self.tables, limits, among, in_halves=in_halves)
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:
@@ -71,7 +73,7 @@ class TorchDevice:
         """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
         launched = TorchStep(self, step)
         if self.graphs is not None and not any(map(_leaves_graph, step.chunks)):
-            if step.masked:
+            if step.masked or self._in_halves:
                 launched.captured = self.graphs.forward(step)
             elif (samples := self.graphs.run(step, self.sampler.features(step.chunks, Masks()))) is not None:
                 launched.take(samples)
@@ -250,4 +252,5 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def _leaves_graph(chunk: Chunk) -> bool:
     """Whether it asks for what no CUDA graph computes."""
-    return bool(chunk.prompt_logprobs is not None or chunk.pooling is not None or chunk.drafts or chunk.told)
+    told = len(chunk.told) > 1  # a single one is the drawn token that a pipeline's first stage has not seen
+    return bool(chunk.prompt_logprobs is not None or chunk.pooling is not None or chunk.drafts or told)

@@ -176,7 +176,9 @@ def test_gpus_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match=r"sees no GPU here \(CUDA_VISIBLE_DEVICES=7\); --device cpu divides"):
         ranks.layout_of(EngineConfig.of(str(folder), tensor_parallel_size=2), "cpu", opened)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(ConfigError, match=r"sees 3 GPUs here \(CUDA_VISIBLE_DEVICES=7\); these sizes work: 1, 2$"):
+    with pytest.raises(
+        ConfigError, match=r"sees 3 GPUs here \(CUDA_VISIBLE_DEVICES=7\), and that takes 4; these sizes work: 1, 2$"
+    ):
         ranks.layout_of(EngineConfig.of(str(folder), tensor_parallel_size=4), "cuda", opened)
     for device, size in (("cuda", 2), ("cpu", 1)):
         auto = EngineConfig.of(str(folder), tensor_parallel_size="auto")

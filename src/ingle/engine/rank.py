@@ -137,7 +137,8 @@ class _Rank:
         from ingle.parallel import group
 
         place = Layout(join.tensor, join.pipeline).place(self._rank)
-        self._member = group.join(place, torch.device(join.devices[self._rank]), join.backend, self._rendezvous)
+        device = torch.device(join.devices[self._rank])
+        self._member = group.join(place, device, join.backend, self._rendezvous, own_sums=join.own_sums)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:

@@ -142,8 +142,11 @@ def devices_of(layout: Layout, device: str) -> list[str]:
     return [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)]
 
 
-def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | None = None) -> Crew:
-    """Has ranks find each other, on these devices; starts them where there is no `team` yet."""
+def assemble(
+    layout: Layout, devices: list[str], startup: Startup, team: Team | None = None, *, own_sums: bool = True
+) -> Crew:
+    """Has ranks find each other, on these devices; starts them where there is no `team` yet. `own_sums`: not all sums
+    of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
     team = Team(layout.num_ranks) if team is None else team
@@ -152,11 +155,13 @@ def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | 
             import torch
 
             from ingle.parallel.group import JOIN_S, join
+            from ingle.parallel.symmetric import met_before
 
+            own_sums = own_sums and not met_before()
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
-            backend = team.join(layout, devices)
-            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous)
+            backend = team.join(layout, devices, own_sums=own_sums)
+            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous, own_sums=own_sums)
             team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")
@@ -183,11 +188,12 @@ def load_on(
     kv = opened.decoder.kv_spec(numerics.kv_dtype)
     limits = replace(own.memory.limits, num_turns=layout.pipeline)
     waits = member.stages is not None and not member.stages.on_devices
+    facts = replace(own.facts, model=opened.decoder, weights=weights, kv=kv)
     return numerics, replace(
         own,
         device=RanksDevice(own.device, team, later=waits),
         device_name=f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})",
-        facts=replace(own.facts, model=opened.decoder, weights=weights, kv=kv),
+        facts=replace(facts, num_devices=layout.num_ranks) if facts.on_gpu else facts,
         memory=replace(own.memory, limits=limits),
     )
 

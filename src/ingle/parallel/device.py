@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ingle.device import Device, Launched, PageCopies, Report
@@ -62,6 +63,7 @@ class RanksDevice:
         """`later`: what this rank computes of a step it begins when its report is wanted, as it would wait for ranks
         that begin it before, and could tell them nothing meanwhile."""
         self.own, self.team, self._later = own, team, later
+        team.before_end(own.close)
 
     def pages(self) -> PageCopies:
         raise NotImplementedError("pages of several ranks are kept on their devices alone")
@@ -87,6 +89,12 @@ class RanksDevice:
 
     def progress(self) -> int:
         return self.own.progress()
+
+    def if_stuck(self, last_resort: Callable[[str], None]) -> None:
+        self.team.if_stuck(last_resort)
+
+    def close(self) -> None:
+        self.team.close()
 
     def capture_next(self) -> bool:
         self.team.tell(Capture())

@@ -7,10 +7,11 @@ other through a file that has no name, and listen on this machine alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
@@ -21,8 +22,10 @@ from ingle.errors import EngineError
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
 from ingle.parallel.messages import Backend
+from ingle.parallel.symmetric import Choice, SymmetricMemory, measure
 
 T = TypeVar("T")
+logger = logging.getLogger("ingle")
 
 JOIN_S = 30.0
 """For ranks to find each other, and to add up their first numbers."""
@@ -59,11 +62,36 @@ class TensorGroup:
     def __init__(self, ranks: _Ranks, place: int, size: int, backend: Backend) -> None:
         self.place, self.size = place, size
         self._ranks, self._backend = ranks, backend
+        self._symmetric: SymmetricMemory | None = None
+        self.choice = Choice()
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
         self._reduce.asyncOp = self._gather.asyncOp = False
 
+    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup) -> None:
+        """Takes kernels of its own for small sums, where all GPUs of the group reach each other and it pays."""
+        try:
+            memory = SymmetricMemory(store, self.place, self.size, device)
+        except Exception as error:
+            memory = None
+            logger.info("sums of several GPUs are left to NCCL: %s", str(error).split("\n")[0])
+        if not hosts.all_well(memory is not None) or memory is None:
+            return
+        choice = measure(memory, self.all_reduce, self.size, device)
+        least = hosts.all_gather(torch.tensor([choice.one_shot_bytes, choice.two_shot_bytes])).amin(0).tolist()
+        self.choice, self._symmetric = replace(choice, one_shot_bytes=least[0], two_shot_bytes=least[1]), memory
+
+    def all_well(self, well: bool) -> bool:
+        """Whether it is so on every rank."""
+        return bool(self.all_gather(torch.tensor([well])).all())
+
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._symmetric is not None and self._symmetric.takes(x):
+            num_bytes = x.numel() * x.itemsize
+            if num_bytes <= self.choice.one_shot_bytes:
+                return self._symmetric.one_shot(x)
+            if num_bytes <= self.choice.two_shot_bytes:
+                return self._symmetric.two_shot(x)
         if self._backend == "gloo" and x.is_cuda:
             return x.copy_(self.all_reduce(x.cpu()))
         _finish(self._ranks.allreduce([x], self._reduce))
@@ -151,7 +179,7 @@ class Member:
         hosts: TensorGroup | None = self.hosts
         if in_stage and self.stages is not None:
             hosts = self.stage_hosts
-        return well if hosts is None else bool(hosts.all_gather(torch.tensor([well])).all())
+        return well if hosts is None else hosts.all_well(well)
 
     def border(self, hidden_size: int, dtype: torch.dtype) -> StageBorder | None:
         """To the stages before and behind this one, for hidden states of that size and type."""
@@ -163,7 +191,7 @@ class Member:
                 group.abort()
 
 
-def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) -> Member:
+def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, *, own_sums: bool = True) -> Member:
     """Waits until all ranks are there. `rendezvous`: the descriptor of an empty file that all of them have.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
@@ -194,6 +222,9 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) 
             stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
         assert hosts is not None, "there are several ranks"
         link = link_between(group or stages or hosts, device, backend)
+        if own_sums and group is not None and group.on_devices:
+            in_stage = stage_hosts or hosts
+            group.reach(c10d.PrefixStore(f"symmetric {place.stage}", store), device, in_stage)
         return Member(place, device, group, hosts, link, stages, stage_hosts)
 
     return _within(JOIN_S, meet, backend)

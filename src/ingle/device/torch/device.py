@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -106,6 +107,13 @@ class TorchDevice:
 
     def progress(self) -> int:
         return progress.num_layers()
+
+    def if_stuck(self, last_resort: Callable[[str], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        if self.graphs is not None:
+            self.graphs.reset()
 
     @torch.inference_mode()
     def capture_next(self) -> bool:

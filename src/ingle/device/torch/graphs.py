@@ -139,6 +139,16 @@ class StepGraphs:
         graph.replay()
         return samples
 
+    def reset(self) -> None:
+        """Forgets all graphs, and what they hold."""
+        captured = [whole.graph for whole in self._wholes.values()]
+        for forward in self._forwards.values():
+            captured += [forward.graph, *(graph for graph, _ in forward.draws.values())]
+        for graph in captured:
+            graph.reset()
+        self._wholes.clear()
+        self._forwards.clear()
+
     def capture_next(self) -> bool:
         """Captures one more of the steps that ask what others asked before, decodes first; False when none is left."""
         wanted = [_decode_layout(size) for size in self._decode_sizes]

@@ -102,9 +102,11 @@ def test_a_gpu_for_each_rank(folder: Path, size: int) -> None:
     assert crew_answers(folder, [f"cuda:{index}" for index in range(size)]) == run(whole, mixed_requests(8))
 
 
-def test_stages_on_gpus(folder: Path) -> None:
+def test_stages_on_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be run before `STAGES_ON_GPUS` says so."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs 2 GPUs")
+    monkeypatch.setattr(ranks, "STAGES_ON_GPUS", True)
     engine = engine_for(folder, **options_of(pipeline_parallel_size=2))
     while engine.worker.device.capture_next():
         pass

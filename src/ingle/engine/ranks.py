@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ingle.parallel.messages import Loaded as Share
     from ingle.parallel.team import Team
 
+STAGES_ON_GPUS = False
+"""Not before a GPU has shown that they run: with sends within CUDA graphs they did not. CPUs do."""
 _MOST_EARLY = 16
 """Ranks that are started before it is known that they can be."""
 _IMPORTS_S = 120.0
@@ -51,6 +53,8 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
         raise ConfigError(
             f"{name}: PyTorch sees no GPU here{_visible()}", alternative="--device cpu divides the model among CPUs"
         )
+    if pipeline > 1 and device == "cuda" and (why := stages_refusal()):
+        raise ConfigError(f"{name}: {why}", alternative="--tensor-parallel-size divides each layer among GPUs")
     sizes = sizes_for(opened.decoder, 1 if num_gpus is None else num_gpus // pipeline)
     layout = Layout(max(sizes, default=1) if tensor == "auto" else tensor, pipeline)
     if num_gpus is not None and layout.num_ranks > num_gpus:
@@ -66,6 +70,11 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
         flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
         raise ConfigError(f"{flag}: prefixes of a model on several GPUs are kept on these alone")
     return layout
+
+
+def stages_refusal() -> str | None:
+    """Why GPUs do not run stages of a pipeline."""
+    return None if STAGES_ON_GPUS else "pipeline parallelism does not run on GPUs in this version"
 
 
 def _num_gpus() -> int:

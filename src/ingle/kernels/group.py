@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+class Crossing(NamedTuple):
+    """Where what crosses a border lies in a CUDA graph, which does not hold the crossing itself."""
+
+    landing: torch.Tensor | None
+    leaving: torch.Tensor | None
 
 
 class Border(Protocol):
@@ -16,7 +23,15 @@ class Border(Protocol):
         ...
 
     def send(self, x: torch.Tensor) -> None:
-        """To the stage behind. x is not changed afterwards."""
+        """To the stage behind. x is not changed before it is there."""
+        ...
+
+    def captured(self) -> Crossing:
+        """Of the CUDA graph that was captured last: whoever replays it does `receive_into` before and `send` behind."""
+        ...
+
+    def receive_into(self, x: torch.Tensor) -> None:
+        """`receive`, into memory that is there."""
         ...
 
 

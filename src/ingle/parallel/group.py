@@ -7,7 +7,6 @@ other through a file that has no name, and listen on this machine alone.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -19,13 +18,14 @@ import torch
 from torch._C import _distributed_c10d as c10d
 
 from ingle.errors import EngineError
+from ingle.kernels.group import Crossing
+from ingle.parallel import symmetric
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
 from ingle.parallel.messages import Backend
 from ingle.parallel.symmetric import Choice, SymmetricMemory, measure
 
 T = TypeVar("T")
-logger = logging.getLogger("ingle")
 
 JOIN_S = 30.0
 """For ranks to find each other, and to add up their first numbers."""
@@ -73,8 +73,7 @@ class TensorGroup:
         try:
             memory = SymmetricMemory(store, self.place, self.size, device)
         except Exception as error:
-            memory = None
-            logger.info("sums of several GPUs are left to NCCL: %s", str(error).split("\n")[0])
+            memory, self.choice = None, Choice(why_not=f"{type(error).__name__}: {error}".split("\n")[0])
         if not hosts.all_well(memory is not None) or memory is None:
             return
         choice = measure(memory, self.all_reduce, self.size, device)
@@ -136,14 +135,34 @@ class StageBorder:
         self._ranks, self._hidden_size, self._dtype, self._device = ranks, hidden_size, dtype, device
         self._sent: tuple[_Work, torch.Tensor] | None = None
         """Which may still be on its way."""
+        self._landing: torch.Tensor | None = None
+        self._leaving: torch.Tensor | None = None
+
+    def captured(self) -> Crossing:
+        """What crosses in the CUDA graph that was captured last: the graph holds the memory, not the crossing."""
+        crossing, self._landing, self._leaving = Crossing(self._landing, self._leaving), None, None
+        return crossing
 
     def receive(self, num_rows: int) -> torch.Tensor:
+        if self._is_captured:
+            self._landing = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=self._device)
+            return self._landing
         through = self._device if self._ranks.on_devices else torch.device("cpu")
         x = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=through)
-        self._ranks.recv(x, self._ranks.place - 1).wait()
+        self.receive_into(x)
         return x.to(self._device)
 
+    def receive_into(self, x: torch.Tensor) -> None:
+        self._ranks.recv(x, self._ranks.place - 1).wait()
+
+    @property
+    def _is_captured(self) -> bool:
+        return self._ranks.on_devices and torch.cuda.is_current_stream_capturing()
+
     def send(self, x: torch.Tensor) -> None:
+        if self._is_captured:
+            self._leaving = x
+            return
         if self._ranks.on_devices:
             self._ranks.send(x.contiguous(), self._ranks.place + 1).wait()  # on the stream, not here
             return
@@ -222,12 +241,24 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, 
             stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
         assert hosts is not None, "there are several ranks"
         link = link_between(group or stages or hosts, device, backend)
-        if own_sums and group is not None and group.on_devices:
+        if stages is not None and stages.on_devices:
+            _meet_neighbours(stages, device)
+        if own_sums and symmetric.ENABLED and group is not None and group.on_devices:
             in_stage = stage_hosts or hosts
             group.reach(c10d.PrefixStore(f"symmetric {place.stage}", store), device, in_stage)
         return Member(place, device, group, hosts, link, stages, stage_hosts)
 
     return _within(JOIN_S, meet, backend)
+
+
+def _meet_neighbours(stages: TensorGroup, device: torch.device) -> None:
+    """NCCL makes ready for what two ranks exchange when they first do, and a CUDA graph is no place for that."""
+    x = torch.zeros(1, device=device)
+    if stages.place > 0:
+        stages.recv(x, stages.place - 1).wait()
+    if stages.place < stages.size - 1:
+        stages.send(x, stages.place + 1).wait()
+    torch.cuda.synchronize(device)
 
 
 def _gloo(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:

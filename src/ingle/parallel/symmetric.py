@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch._C import _distributed_c10d as c10d
 
+ENABLED = False
+"""Not before it is known why the GPUs on which this was tried did not come to it."""
 _BUFFER_BYTES = 8 << 20
 _ALIGNED = 16
 _TYPES = (torch.bfloat16, torch.float32)
@@ -72,6 +74,8 @@ class Choice:
     two_shot_bytes: int = 0
     microseconds: tuple[tuple[int, float, float, float], ...] = ()
     """As measured: bytes, and what one shot, two shots and NCCL take."""
+    why_not: str = ""
+    """Where nothing was measured."""
 
 
 def measure(memory: SymmetricMemory, by_nccl: Sum, size: int, device: torch.device) -> Choice:

@@ -20,6 +20,7 @@ from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
 from ingle.heap import give_back_memory
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
+from ingle.kernels.group import Border
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.model.interface import Model
 from ingle.step import Chunk, Limits, Masks, Step
@@ -118,6 +119,10 @@ class TorchDevice:
     @torch.inference_mode()
     def capture_next(self) -> bool:
         return self.graphs is not None and self.graphs.capture_next()
+
+    @property
+    def border(self) -> Border | None:
+        return self.model.border
 
     def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
         """The forward of a step of padded inputs: hidden states [R, E] of the rows whose next token is drawn."""

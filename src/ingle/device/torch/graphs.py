@@ -23,6 +23,7 @@ from ingle.device import Ints
 from ingle.device.inputs import Layout, pack
 from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import StepInputs
+from ingle.kernels.group import Border, Crossing
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
@@ -44,6 +45,11 @@ class Ranks(Protocol):
 
 class StepParts(Protocol):
     """What graphs capture, of padded inputs."""
+
+    @property
+    def border(self) -> Border | None:
+        """Of a stage of a pipeline."""
+        ...
 
     def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
         """The forward: the hidden states [R, E] of the rows whose next token is drawn."""
@@ -72,6 +78,8 @@ class CapturedForward:
     packed: torch.Tensor
     inputs: StepInputs
     hidden: torch.Tensor
+    crossing: Crossing | None
+    """Between stages of a pipeline."""
     draws: dict[Features, tuple[torch.cuda.CUDAGraph, Samples]]
 
 
@@ -125,7 +133,12 @@ class StepGraphs:
         layout = self._layout(step)
         forward = self._forward(layout)
         if forward is not None:
+            border, crossing = self._parts.border, forward.crossing
+            if border is not None and crossing is not None and crossing.landing is not None:
+                border.receive_into(crossing.landing)
             self._replay(step, layout, forward.graph, forward.packed)
+            if border is not None and crossing is not None and crossing.leaving is not None:
+                border.send(crossing.leaving)
         return forward
 
     def draw(self, forward: CapturedForward, features: Features) -> Samples:
@@ -247,7 +260,8 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             hidden = self._parts.hidden_rows(inputs, layout)
-        forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, {})
+        crossing = None if self._parts.border is None else self._parts.border.captured()
+        forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, crossing, {})
         return forward
 
     def _capture_draw(self, forward: CapturedForward, features: Features) -> tuple[torch.cuda.CUDAGraph, Samples]:

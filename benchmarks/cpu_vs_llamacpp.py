@@ -35,6 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=peer.INSTRUCTIONS, default="native", help="the instructions of both")
     parser.add_argument("--threads", type=int, default=cpu_threads.default_count())
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="of prefill and decode, by one thread: for a machine that others use meanwhile",
+    )
     parser.add_argument("--num-runs", type=int, default=5)
     parser.add_argument("--max-minutes", type=float, default=25, help="of measuring; fewer runs then, one at least")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -43,7 +48,8 @@ def main() -> None:
     output = options.output or RESULTS / f"{time.strftime('%Y-%m-%d')}-cpu-peer-{options.target}.json"
     built = peer.install(options.target, lambda text: print(text, flush=True))
     compileall.compile_dir(Path(ingle.__file__).parent, quiet=1)  # as pip does to a package that it installs
-    session = Session(built, options.target, options.threads)
+    threads, clock = (1, "process_time") if options.processor_time else (options.threads, "perf_counter")
+    session = Session(built, options.target, threads, clock)
     path = ensure_model(measures.MODEL).path
     engines = {engine: session.call(engine, "describe", path) for engine in ENGINES}
     for engine, about in engines.items():
@@ -64,7 +70,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "processor": report.processor(),
         "target": options.target,
-        "num_threads": options.threads,
+        "num_threads": threads,
+        "clock": clock,
         "num_runs": num_runs,
         "num_runs_wanted": options.num_runs,
         "measured_s": round(session.elapsed_s()),

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("parallel",),
     ("engine",),
     ("jobs",),
-    ("llm", "verify", "server", "plan", "service"),
+    ("llm", "verify", "server", "plan", "quantize", "service", "eval"),
     ("doctor",),
     ("cli", "__init__"),
     ("bench", "__main__"),

@@ -36,21 +36,22 @@ def describe(path: str, threads: int) -> dict[str, object]:
     }
 
 
-def offline(path: str, threads: int, prompts: list[list[int]], num_out: int) -> list[dict[str, float]]:
+def offline(path: str, threads: int, prompts: list[list[int]], num_out: int, clock: str) -> list[dict[str, float]]:
     from ingle.request import EngineRequest, SamplingParams
 
     engine, _ = _engine(path, threads)
+    now = getattr(time, clock)
     sampling = SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True)
     results = []
     for index, prompt in enumerate(prompts):
-        started = time.perf_counter()
+        started = now()
         engine.add(EngineRequest(str(index), prompt, sampling))
         while not engine.step():
             pass
-        first = time.perf_counter()
+        first = now()
         while engine.has_work:
             engine.step()
-        results.append({"first_s": first - started, "next_s": (time.perf_counter() - first) / (num_out - 1)})
+        results.append({"first_s": first - started, "next_s": (now() - first) / (num_out - 1)})
     return results[1:]
 
 

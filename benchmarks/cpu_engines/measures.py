@@ -32,7 +32,7 @@ def _read_and_write(session: Session, index: int, model: str, num_in: int, keys:
     """Tokens/s of a prompt, and of the tokens after it."""
     path, prompts = ensure_model(model).path, random_prompts(index, 2, num_in)
     for engine in ENGINES:
-        (one,) = session.call(engine, "offline", path, prompts=prompts, num_out=_OUT)
+        (one,) = session.call(engine, "offline", path, prompts=prompts, num_out=_OUT, clock=session.clock)
         session.add(engine, keys[0], num_in / one["first_s"])
         session.add(engine, keys[1], 1 / one["next_s"])
 

@@ -28,6 +28,8 @@ class Session:
     peer: Peer
     target: str
     threads: int
+    clock: str = "perf_counter"
+    """Of Python's `time`: process_time on a machine that others use, with one thread."""
     runs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {name: {} for name in ENGINES})
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of the memory's bandwidth, and what they come from, by shape."""

@@ -183,6 +183,9 @@ HABITS: list[Does | Answer] = [
     Does("llama-server -m m --embeddings --pooling last", {"pooling": "last"}, "--embeddings"),
     Does("llama-server -m m --embedding --pooling none", {}, "--embedding"),
     Does("llama-server -m m --reranking", {}, "--reranking"),
+    Does("llama-server -m m --no-webui --slots", {"page": False}, "--slots"),
+    Does("llama-server -m m --webui", {}, "--webui"),
+    Does("vllm serve m --disable-fastapi-docs", {"page": False}),
     Answer("vllm serve m --enable-lora --lora-modules sql=./lora",
            f"2 flags cannot be had here: --enable-lora: {LORA}; --lora-modules sql=./lora: {LORA}"),
     Answer("vllm serve m --cpu-offload-gb 10", f"--cpu-offload-gb 10: {NOT_SPLIT}"),
@@ -239,8 +242,10 @@ HABITS: list[Does | Answer] = [
          "--controller"),
     Does("python -m fastchat.serve.vllm_worker --model-path m --num-gpus 2", {"tensor_parallel_size": 2}),
     Does("python -m fastchat.serve.vllm_worker --model-path m --model-names a,b", {"served_model_name": ("a", "b")}),
-    Answer("python -m fastchat.serve.model_worker --model-path m --load-8bit", "--load-8bit: this version does not quantize "
-           "on load: give a quantized .gguf file of the model, which is read as it is"),
+    Does("python -m fastchat.serve.model_worker --model-path m --load-8bit", {"quantization": "int8"}),
+    Answer("python -m fastchat.serve.model_worker --model-path m --gptq-wbits 4", "--gptq-wbits 4: give --quantization int8 "
+           "or int4, which rounds a folder's weights while they are loaded; a quantized folder or .gguf file is read as "
+           "it is"),
     Answer("python -m fastchat.serve.vllm_worker --model-path m --conv-template tigerbot", "--conv-template tigerbot: a "
            "conversation is rendered by a Jinja template, the model's own or --chat-template FILE: leave the flag out if "
            "the model has one, which `ingle show MODEL` says"),

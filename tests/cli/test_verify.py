@@ -70,3 +70,24 @@ def test_prompts_from_a_file(ingle: Run, folder: Path) -> None:
 def test_mistakes_are_told_before_anything_is_loaded(ingle: Run, argv: tuple[str, ...], message: str) -> None:
     result = ingle("verify", "no-such-model", *argv)
     assert result.code == 2 and message in result.err
+
+
+def test_quantized_and_how_far_from_its_floats(ingle: Run, folder: Path) -> None:
+    out, figures = folder.parent / "out", folder.parent / "figures.json"
+    result = ingle("quantize", str(folder), "--to", "int8", str(out))
+    assert result.code == 0, result.err
+    assert f"{out}: 14 matrices as int8 in groups of 16" in result.out and "weights are off by" in result.out
+    assert f"ingle verify {out} --against {folder}" in result.err
+    result = ingle("verify", str(out), "--against", str(folder), "--text-tokens", "80", "--output", str(figures))
+    assert result.code == 0, result.err
+    assert "KL divergence" in result.out and "over 80 tokens" in result.out
+    assert 0 < json.loads(figures.read_text())["distance"]["mean_kl"] < 0.01
+    result = ingle("quantize", str(folder), "--to", "int8", str(out))
+    assert result.code == 2 and "is there already" in result.err
+
+
+def test_rounded_on_load_it_is_right_and_some_way_off(ingle: Run, folder: Path) -> None:
+    result = ingle("verify", str(folder), "--quantization", "int4", "--text-tokens", "60", *FAST)
+    assert result.code == 0, result.err
+    assert "verdict: PASS" in result.out and "on the weights as ingle decodes them" in result.out
+    assert f"distance from {folder} in floats" in result.out

@@ -357,15 +357,16 @@ def test_where_nobody_alone_is_at_fault_the_newest_gives_way(depth: int) -> None
     assert [driver.outputs[name] for name in "abc"] == [[next_token(i, 5 + n) for n in range(9)] for i in range(3)]
 
 
+@pytest.mark.parametrize("least", [30_000, pytest.param(250_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("prefix_caching", [True, False])
-def test_a_million_random_operations(depth: int, prefix_caching: bool) -> None:
-    """The same without the search for the smallest failure: a quarter of a million operations for each way to run."""
+def test_very_many_random_operations(depth: int, prefix_caching: bool, least: int) -> None:
+    """The same without the search for the smallest failure: in all, a million operations."""
     rounds: list[Played] = []
-    while sum(played.operations for played in rounds) < 250_000:
+    while sum(played.operations for played in rounds) < least:
         rng = random.Random(f"{depth}-{prefix_caching}-{len(rounds)}")
         rounds.append(play(rng, depth, prefix_caching, 60, windowed=len(rounds) % 2 == 1))
-    assert sum(played.preemptions for played in rounds) > 100, "the budget was never tight"
+    assert sum(played.preemptions for played in rounds) > least // 2500, "the budget was never tight"
     assert any(played.cached_pages for played in rounds) == prefix_caching
 
 
@@ -480,7 +481,7 @@ def test_short_prompts_take_no_slot_or_page_that_the_head_of_the_queue_needs(sca
     assert "head" in driver.reasons
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 400), st.integers(0, 3)), min_size=1, max_size=60), st.sampled_from([1, 7, 32])
 )

@@ -23,9 +23,12 @@ from ingle.text.gguf_tokenizer import tokenizer_from_gguf
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import read_config
 from ingle.weights.open import open_source
+from ingle.weights.quantized.config import read_quantization
 from ingle.weights.source import WeightSource
 from ingle.weights.torch_pickle import PickleError, read_state_dict
 from tests.text import toys
+from tests.weights.quantized import packers
+from tests.weights.quantized.packers import Written
 
 SMALL = 1 << 16
 """Tensors of up to so many numbers are loaded, whatever shape the file gives them."""
@@ -41,6 +44,8 @@ class Target:
     """A whole file, to be damaged."""
     readers: tuple[Callable[[Path], object], ...]
     """Each is given the file's path."""
+    config: str = "{}"
+    """What lies beside it as config.json."""
 
     def read(self, raw: bytes) -> None:
         """Whatever `raw` is, nothing but a model or a `ModelError` comes out."""
@@ -50,7 +55,7 @@ class Target:
 
     def read_with(self, reader: Callable[[Path], object], raw: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "config.json").write_text("{}")
+            Path(folder, "config.json").write_text(self.config)
             path = Path(folder, self.file)
             path.write_bytes(raw)
             reader(path)
@@ -152,6 +157,39 @@ def _tiktoken_seed() -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
+QUANTIZED: dict[str, Callable[[], Written]] = {
+    "gptq": lambda: packers.gptq(16, 64, group_size=32, act_order=True, symmetric=False),
+    "awq-gemv": lambda: packers.gemv(16, 64, group_size=32),
+    "bitsandbytes": lambda: packers.bitsandbytes(16, 64),
+    "bitsandbytes-int8": lambda: packers.bitsandbytes_int8(16, 64),
+    "fp8": lambda: packers.fp8(16, 64, block=(8, 32)),
+    "nvfp4": lambda: packers.modelopt_nvfp4(16, 64),
+}
+"""A layer each."""
+
+
+def _quantized(name: str) -> Target:
+    written = QUANTIZED[name]()
+    tensors = {
+        f"model.layers.0.mlp.up_proj.{suffix}": tensor.contiguous() for suffix, tensor in written.tensors.items()
+    }
+    config = json.dumps({"quantization_config": written.settings})
+    return Target("model.safetensors", lambda: save(tensors), (_read_quantized,), config)
+
+
+def _read_quantized(path: Path) -> None:
+    config = json.loads(Path(path.parent, "config.json").read_text())
+    source = open_source(path.parent, "auto", 0, quantization=read_quantization(path.parent, config))
+    for name in ("model.layers.0.mlp.up_proj.weight", *NAMES):
+        if name in source:
+            shape = source.shape(name) or ()
+            if source.is_coded(name) and np.prod(shape, dtype=object) <= SMALL:
+                source.groups(name, *shape).decoded()
+            source.check(name, int(np.prod(shape, dtype=object)))
+    assert source.stored_types is not None
+    source.close()
+
+
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 40,
     "num_attention_heads": 4, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
@@ -165,6 +203,7 @@ TARGETS = {
     "pickle": Target("data.pkl", _pickle_seed, (_read_pickle,)),
     "sentencepiece": Target("tokenizer.model", _sentencepiece_seed, (_read_folders_tokenizer,)),
     "tiktoken": Target("qwen.tiktoken", _tiktoken_seed, (_read_folders_tokenizer,)),
+    **{f"quantized-{name}": _quantized(name) for name in QUANTIZED},
     "config": Target("config.json", lambda: json.dumps(CONFIG).encode(), (_read_folders_config,)),
 }
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, seed_of
 
+ALSO_TRIED = [f"quantized-{name}" for name in ("awq-gemv", "bitsandbytes-int8", "fp8", "nvfp4")]
 MAX_TRACED_BYTES = 32 << 20
 MAX_GROWTH_KIB = 256 << 10
 
@@ -52,7 +53,9 @@ def test_whole_files_are_read(name: str) -> None:
         TARGETS[name].read_with(reader, seed_of(name))
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALSO_TRIED else []) for name in TARGETS]
+)
 def test_damaged_files_give_an_error_soon_and_cheaply(name: str) -> None:
     target, before = TARGETS[name], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -28,34 +28,42 @@ struct Weights {
     Matrix matrix;
     vector<uint8_t> data;
 
-    Weights(int32_t bits, int32_t group_size, bool wide, bool minima, int64_t rows, int64_t columns)
-        : matrix{nullptr, rows, columns, bits, group_size, wide, minima, {}} {
-        for (int i = 0; i < 16; i++) matrix.codebook[i] = i * 3 - 20;
+    Weights(int32_t bits, int32_t group_size, int32_t kind, int32_t minima, int64_t rows, int64_t columns, int step = 3)
+        : matrix{nullptr, rows, columns, bits, group_size, kind, minima, {}, nullptr, 1, columns} {
+        const bool upper = bits == 5 || bits == 6;
+        for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? -(1 << (bits - 1)) : i * step - 20;
         data.resize(ingle_matrix_bytes(&matrix));
         matrix.data = data.data();
-        vector<float> scales = numbers(rows * num_groups(matrix), 0.02f), lowest = numbers(scales.size(), 0.1f);
+        const bool steps = kind == kSteps;
+        vector<float> scales = numbers(rows * num_groups(matrix), steps ? 60 : 0.02f);
+        vector<float> lowest = numbers(scales.size(), steps || minima == kInScales ? 60 : 0.1f);
+        const int64_t spans = (columns + kSpan - 1) / kSpan;
+        vector<float> factors = numbers(rows * spans * 2, 0.001f);
         vector<uint8_t> codes;
         for (float x : numbers(rows * columns, bits == 4 ? 7.9f : 127)) {
             const uint8_t code = bits == 4 ? x + 8 : x + 128;
             const uint16_t brain = (code + (bits == 4 ? 120 : 0)) << 3 | 0x3c00;  // a bfloat16 around 0.01
             const float wide = x / 4096;
-            if (bits <= 8) codes.push_back(bits == 4 ? code : code - 128);
+            const int8_t number = code - 128;
+            if (bits <= 8) codes.push_back(bits == 4 ? code : upper ? number >> (8 - bits) : number);
             else if (bits == 16) codes.insert(codes.end(), (const uint8_t*)&brain, (const uint8_t*)(&brain + 1));
             else codes.insert(codes.end(), (const uint8_t*)&wide, (const uint8_t*)(&wide + 1));
         }
         const int64_t groups = num_groups(matrix), half = rows / 2, second = codes.size() / rows * half;
-        ingle_pack_rows(&matrix, codes.data(), scales.data(), lowest.data(), 0, half);
-        ingle_pack_rows(&matrix, &codes[second], &scales[half * groups], &lowest[half * groups], half, rows - half);
+        ingle_pack_rows(&matrix, codes.data(), scales.data(), lowest.data(), factors.data(), 0, half);
+        ingle_pack_rows(&matrix, &codes[second], &scales[half * groups], &lowest[half * groups],
+                        &factors[half * spans * 2], half, rows - half);
     }
 };
 
 static void matrices() {
-    const struct { int32_t bits, group_size; bool wide, minima; } kinds[] = {
-        {4, 32, false, false}, {4, 32, false, true}, {4, 16, true, true}, {8, 32, false, false}, {8, 16, true, true},
-        {16, 32, false, false}, {32, 32, false, false}};
+    const struct { int32_t bits, group_size, scales, minima, step = 3; } kinds[] = {
+        {4, 32, kHalves, 0}, {4, 32, kHalves, 1}, {4, 16, kWide, 1},  {4, 32, kSteps, 1},  {4, 128, kHalves, kInScales},
+        {5, 32, kHalves, 0}, {6, 16, kSteps, 0},  {8, 32, kHalves, 0}, {8, 16, kWide, 1},  {16, 32, kHalves, 0},
+        {32, 32, kHalves, 0}, {4, 32, kHalves, 0, 61}, {4, 64, kWide, 0, 67}, {4, 16, kWide, 0, 61}};
     for (auto kind : kinds) {
         const int64_t rows = 50, columns = 72;
-        Weights w(kind.bits, kind.group_size, kind.wide, kind.minima, rows, columns);
+        Weights w(kind.bits, kind.group_size, kind.scales, kind.minima, rows, columns, kind.step);
         vector<float> out(rows * columns);
         vector<int64_t> all;
         for (int64_t r = 0; r < rows; r++) all.push_back(r);
@@ -71,22 +79,28 @@ static void matrices() {
 
 // Rows as GGUF stores them, one of each way to take its blocks apart.
 static void blocks() {
-    const struct { int32_t type, bits, group_size; bool wide, minima; int64_t bytes, elements; } kinds[] = {
-        {1, 16, 32, false, false, 2, 1},     {3, 4, 32, false, true, 20, 32},    {6, 8, 32, false, false, 22, 32},
-        {8, 8, 32, false, false, 34, 32},    {10, 4, 16, true, true, 84, 256},   {11, 4, 16, true, false, 110, 256},
-        {13, 8, 32, true, true, 176, 256},   {14, 8, 16, true, false, 210, 256}, {23, 4, 32, true, false, 136, 256},
-        {34, 4, 32, false, false, 54, 256},  {35, 4, 32, false, false, 66, 256}, {39, 4, 32, true, false, 17, 32},
-        {1, 32, 32, false, false, 2, 1},     {12, 32, 32, false, false, 144, 256}, {8, 32, 32, false, false, 34, 32}};
+    const struct { int32_t type, bits, group_size, scales, minima, least; int64_t bytes, elements; } kinds[] = {
+        {1, 16, 32, kHalves, 0, 0, 2, 1},     {3, 4, 32, kHalves, 1, 0, 20, 32},   {6, 5, 32, kHalves, 0, -16, 22, 32},
+        {8, 8, 32, kHalves, 0, 0, 34, 32},    {10, 4, 16, kSteps, 1, 0, 84, 256},  {11, 4, 16, kSteps, 0, 0, 110, 256},
+        {13, 5, 32, kSteps, 1, 0, 176, 256},  {14, 6, 16, kSteps, 0, -32, 210, 256},
+        {23, 4, 32, kSteps, 0, 0, 136, 256},  {34, 4, 32, kHalves, 0, 0, 54, 256}, {35, 4, 32, kHalves, 0, 0, 66, 256},
+        {39, 4, 32, kWide, 0, 0, 17, 32},     {1, 32, 32, kHalves, 0, 0, 2, 1},    {12, 32, 32, kHalves, 0, 0, 144, 256},
+        {8, 32, 32, kHalves, 0, 0, 34, 32},   {16, 4, 32, kSteps, 0, 0, 66, 256},  {17, 4, 16, kSteps, 0, 0, 74, 256},
+        {18, 4, 32, kSteps, 0, 0, 98, 256},   {19, 4, 32, kSteps, 0, 0, 50, 256},  {21, 4, 32, kSteps, 0, 0, 110, 256},
+        {22, 4, 16, kSteps, 0, 0, 82, 256},   {29, 4, 16, kSteps, 0, 0, 56, 256}};
     const int64_t rows = 35, columns = 256;
+    vector<uint16_t> grid;
+    for (float x : numbers(2048, 2047)) grid.push_back((int)x & 0xfff);
     vector<int64_t> order, all;
     for (int64_t r = 0; r < rows; r++) order.push_back(r * 4 % rows), all.push_back(r);
     for (auto kind : kinds) {
-        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.wide, kind.minima, {}};
-        for (int i = 0; i < 16; i++) matrix.codebook[i] = i * 3 - 20;
+        Matrix matrix = {nullptr, rows, columns, kind.bits, kind.group_size, kind.scales, kind.minima, {}, nullptr, 1, columns};
+        const bool upper = kind.bits == 5 || kind.bits == 6;
+        for (int i = 0; i < 16; i++) matrix.codebook[i] = upper ? kind.least : i * 3 - 20;
         vector<uint8_t> data(ingle_matrix_bytes(&matrix)), stored;
         matrix.data = data.data();
         for (float x : numbers(rows * columns / kind.elements * kind.bytes, 29)) stored.push_back(x + 30);
-        const int32_t known = ingle_pack_blocks(&matrix, kind.type, stored.data(), order.data(), 0, rows);
+        const int32_t known = ingle_pack_blocks(&matrix, kind.type, stored.data(), grid.data(), order.data(), 0, rows);
         vector<float> out(rows * columns);
         ingle_gather_rows(&matrix, all.data(), rows, out.data());
         out.push_back(known);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from ingle.kernels.sampling import Features, SamplingTables
 from ingle.request import SamplingParams
 from ingle.step import Admission, Chunk, Step
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact
-from ingle.weights.codes import CODED_BLOCKS, Contents
+from ingle.weights.codes import CODED_BLOCKS
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import FLOATS, StoredRows
@@ -55,11 +55,19 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> 
 # ---- matrices
 
 
+SPAN = 256
+"""Columns whose steps have a factor in common (`kSpan` in matrix.h)."""
 KINDS = [
     CodeType(4, 32, codebook=tuple(range(-8, 8))),
     CodeType(4, 32, has_minima=True, codebook=tuple(range(16))),
     CodeType(4, 16, wide_scales=True, has_minima=True, codebook=tuple(range(16))),
     CodeType(4, 32, wide_scales=True, codebook=tuple(int(x) for x in np.linspace(-127, 113, 16))),
+    CodeType(4, 32, steps=True, has_minima=True, codebook=tuple(range(16))),
+    CodeType(4, 16, steps=True, codebook=tuple(range(-4, 12))),
+    CodeType(4, 64, has_minima=True, minima_in_scales=True, codebook=tuple(range(-8, 8))),
+    CodeType(5, 32, codebook=(-16,) * 16),
+    CodeType(5, 32, steps=True, has_minima=True),
+    CodeType(6, 16, steps=True, codebook=(-32,) * 16),
     CodeType(8, 32),
     CodeType(8, 16, wide_scales=True),
     CodeType(8, 32, wide_scales=True, has_minima=True),
@@ -68,23 +76,45 @@ KINDS = [
 ]
 
 
-def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Contents, torch.Tensor]:
+class Rows(NamedTuple):
+    """What `ingle_pack_rows` takes."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    minima: torch.Tensor | None = None
+    factors: torch.Tensor | None = None
+
+
+def coded(code_type: CodeType, num_rows: int, columns: int) -> tuple[Rows, torch.Tensor]:
     """Random rows, and the float32 matrix that they stand for."""
     if code_type.bits >= 16:
         values = torch.randn(num_rows, columns).to(torch.bfloat16 if code_type.bits == 16 else torch.float32)
-        return Contents(values, torch.empty(0)), values.float()
+        return Rows(values, torch.empty(0)), values.float()
     codes = torch.randint(0, 16, (num_rows, columns), dtype=torch.uint8)
     values = torch.tensor(code_type.codebook).float()[codes.long()]
-    if code_type.bits == 8:
-        codes = torch.randint(-128, 128, (num_rows, columns), dtype=torch.int8)
+    if code_type.bits > 4:
+        least = -128 if code_type.bits == 8 else code_type.codebook[0]
+        codes = torch.randint(least, least + (1 << code_type.bits), (num_rows, columns), dtype=torch.int8)
         values = codes.float()
     scale_type = torch.float32 if code_type.wide_scales else torch.float16
-    groups = -(-columns // code_type.group_size)
+    groups, spans = -(-columns // code_type.group_size), -(-columns // SPAN)
     scales, minima = (torch.randn(num_rows, groups).mul(0.1).to(scale_type).float() for _ in range(2))
-    spread = [part.repeat_interleave(code_type.group_size, 1)[:, :columns] for part in (scales, minima)]
+    factors = None
+    if code_type.steps:
+        groups = spans * SPAN // code_type.group_size
+        scales, minima = (torch.randint(-32, 64, (num_rows, groups)).float() for _ in range(2))
+        factors = torch.randn(num_rows, spans, 2).mul(0.01).half().float()
+    elif code_type.minima_in_scales:
+        minima = torch.randint(-8, 9, (num_rows, groups)).float()
+    real = (scales, minima * scales if code_type.minima_in_scales else minima)
+    if factors is not None:
+        real = tuple(
+            part * factors[:, :, i].repeat_interleave(SPAN // code_type.group_size, 1) for i, part in enumerate(real)
+        )
+    spread = [part.repeat_interleave(code_type.group_size, 1)[:, :columns] for part in real]
     if not code_type.has_minima:
-        return Contents(codes, scales), values * spread[0]
-    return Contents(codes, scales, minima), values * spread[0] + spread[1]
+        return Rows(codes, scales, None, factors), values * spread[0]
+    return Rows(codes, scales, minima, factors), values * spread[0] + spread[1]
 
 
 def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart, torch.Tensor]:
@@ -94,7 +124,7 @@ def packed(code_type: CodeType, num_rows: int, columns: int) -> tuple[PackedPart
     return part, values
 
 
-def pack(part: PackedPart, rows: Contents, first: int = 0) -> None:
+def pack(part: PackedPart, rows: Rows, first: int = 0) -> None:
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in rows]
     library.get().ingle_pack_rows(ctypes.byref(part.matrix), *addresses, first, len(rows.codes))
 
@@ -152,22 +182,28 @@ def test_stored_blocks_are_packed_as_pytorch_splits_them(name: str) -> None:
     """In any order, and beginning amid the rows that a product takes together."""
     block = next(block for block in BLOCK_TYPES.values() if block.name == name)
     num_rows, columns, first = 75, 2 * max(block.elements, 16), 37
-    stored = np.random.default_rng(5).integers(0, 256, (num_rows, columns // block.elements * block.nbytes), np.uint8)
+    most = 60 if name in CODED_BLOCKS and CODE_TYPES[name].steps else 256  # which makes no factor infinite
+    stored = np.random.default_rng(5).integers(0, most, (num_rows, columns // block.elements * block.nbytes), np.uint8)
     order = np.random.default_rng(6).permutation(num_rows)
     blocks = torch.from_numpy(stored[order]).view(-1, block.nbytes)
     if name in CODED_BLOCKS:
         code_type = CODE_TYPES[name]
-        rows = Contents(
+        rows = Rows(
             *(None if part is None else part.reshape(num_rows, -1) for part in CODED_BLOCKS[name].split(blocks))
         )
     else:
         code_type = CodeType(16, 32)
         kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
-        rows = Contents(blocks.view(kind).to(torch.bfloat16).view(num_rows, -1), torch.empty(0))
+        rows = Rows(blocks.view(kind).to(torch.bfloat16).view(num_rows, -1), torch.empty(0))
     ours, theirs = (PackedPart.empty(code_type, first + num_rows, columns) for _ in range(2))
     ours.pack(first, StoredRows(name, stored, order))
-    pack(theirs, rows, first)
     everywhere = torch.arange(first + num_rows)
+    if code_type.steps:  # which PyTorch has multiplied with their factors
+        decoded = CODED_BLOCKS[name].decode(blocks).view(num_rows, -1)
+        scale = float(decoded.abs().max())
+        torch.testing.assert_close(weight_of(ours).rows(everywhere[first:]), decoded, atol=scale * 1e-7, rtol=3e-7)
+        return
+    pack(theirs, rows, first)
     np.testing.assert_array_equal(weight_of(ours).rows(everywhere), weight_of(theirs).rows(everywhere))
 
 

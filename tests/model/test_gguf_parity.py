@@ -101,6 +101,22 @@ def test_blocks_that_stay_blocks_equal_their_decoded_selves(
     torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("stacks", [True, False])
+def test_experts_that_stay_blocks_equal_their_decoded_selves(
+    stacks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, "mixtral", intermediate_size=96, num_local_experts=4)
+    stored = gguf.GGMLQuantizationType.Q5_0
+    path = write_gguf_model(tmp_path, tmp_path / "model.gguf", stored, stacks_experts=stacks)
+    prompt, options = random_prompt(1, 60), {"cpu_kernels": "torch", "dtype": "float32"}
+    expected = engine_logits(engine_for(path, **options), prompt)
+    monkeypatch.setattr(torch_build.TorchRunner, "_keeps_blocks", lambda *_: True)
+    engine = engine_for(path, **options)
+    assert engine.facts.weights.mixture is not None
+    assert engine.facts.weights.mixture.num_bytes == engine.facts.weights.mixture.num_parameters * 5.5 / 8
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=1e-4, rtol=0)
+
+
 def test_quantized_experts_equal_their_decoded_selves(tmp_path: Path) -> None:
     """Every expert of a stack is decoded to its own place."""
     stored = gguf.GGMLQuantizationType.Q8_0

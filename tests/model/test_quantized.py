@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
 from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.weights.coded_part import CodedPart
+from ingle.weights.experts import CodedExperts
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.quantized import packers
-from tests.weights.quantized.packers import Written
+from tests.weights.quantized.packers import Written, installed
 
 Write = Callable[[int, int, int], Written]
 PROMPT, LONG = random_prompt(3, 40), random_prompt(4, 100)
@@ -39,6 +40,16 @@ FORMATS: dict[str, Write] = {
     "ct-fp8": lambda rows, columns, seed: packers.compressed(
         rows, columns, form="float-quantized", bits=8, strategy="channel", group_size=None, seed=seed
     ),
+    "awq-gemv": lambda rows, columns, seed: packers.gemv(rows, columns, group_size=32, seed=seed),
+    "nf4": lambda rows, columns, seed: packers.bitsandbytes(rows, columns, block=32, seed=seed),
+    "fp4": lambda rows, columns, seed: packers.bitsandbytes(
+        rows, columns, table="fp4", block=32, nested=False, storage=torch.float32, seed=seed
+    ),
+    "bnb-int8": lambda rows, columns, seed: packers.bitsandbytes_int8(rows, columns, seed=seed),
+    "ct-mxfp4": lambda rows, columns, seed: packers.compressed_fp4(
+        rows, columns, form="mxfp4-pack-quantized", seed=seed
+    ),
+    "nvfp4": lambda rows, columns, seed: packers.modelopt_nvfp4(rows, columns, seed=seed),
 }
 
 
@@ -65,11 +76,6 @@ def quantize(plain: Path, folder: Path, write: Write) -> Path:
     return folder
 
 
-@pytest.fixture(params=["llama", "qwen2"])
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 def checkpoint(tmp_path: Path, family: str = "llama", **sizes: Any) -> Path:
     return save_checkpoint(tmp_path / "plain", family, intermediate_size=96, **sizes)
 
@@ -79,10 +85,11 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_logits(tmp_path: Path, family: str, name: str) -> None:
-    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+def test_logits(tmp_path: Path, name: str) -> None:
+    """`test_quantized_families.py` has all families."""
+    if not installed(name):
         pytest.skip("compressed-tensors is not installed")
-    plain = checkpoint(tmp_path, family)
+    plain = checkpoint(tmp_path, "qwen2")
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
     expected = engine_logits(engine_for(plain), PROMPT)
     assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
@@ -98,7 +105,7 @@ def test_logits(tmp_path: Path, family: str, name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_on_a_gpu(tmp_path: Path, name: str) -> None:
     """In both types, by the fused products of few rows and by those of more, and through the graphs of a decode."""
-    if name.startswith("ct-") and find_spec("compressed_tensors") is None:
+    if not installed(name):
         pytest.skip("compressed-tensors is not installed")
     plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
@@ -107,7 +114,8 @@ def test_on_a_gpu(tmp_path: Path, name: str) -> None:
     for dtype in ("bfloat16", "float16"):
         on_gpu = {"dtype": dtype, "device": "cuda"}
         decoded, engine = engine_for(plain, **on_gpu), engine_for(coded, **on_gpu)
-        assert held(engine) == ({"fp8"} if "fp8" in name else {"int8"} if "int8" in name else {"int4"})
+        eight = {"fp8"} if "fp8" in name else {"int8"}
+        assert held(engine) == (eight if "fp8" in name or "int8" in name else {"int4"})
         for prompt, logits in zip(prompts, exact, strict=True):
             ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
             by_inputs = 0.15 if name.startswith("fp8") and prompt is LONG else 0.01  # which are FP8 then
@@ -135,8 +143,8 @@ def test_what_is_held(tmp_path: Path) -> None:
     assert held(engine_for(coded, cpu_kernels="torch")) == {"int4"}
 
 
-def test_experts_of_a_mixture(tmp_path: Path) -> None:
-    """Of which the CPU's kernels multiply codes as well; PyTorch has no products of such yet."""
+def mixture(tmp_path: Path) -> Path:
+    """With matrices of their own for each expert, as checkpoints are published."""
     plain = checkpoint(tmp_path, "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
     tensors, split = load_file(plain / "model.safetensors"), {}
     for name, tensor in tensors.items():
@@ -150,13 +158,69 @@ def test_experts_of_a_mixture(tmp_path: Path) -> None:
         else:
             split[name] = tensor
     save_file(split, plain / "model.safetensors")
+    return plain
+
+
+def test_experts_of_a_mixture(tmp_path: Path) -> None:
+    """Of which the CPU's kernels and PyTorch multiply codes as well."""
+    plain = mixture(tmp_path)
     coded = quantize(plain, tmp_path / "coded", FORMATS["gptq-act-order"])
     expected = engine_logits(engine_for(plain), PROMPT)
     assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
     kept = engine_logits(engine_for(coded, dtype="auto"), PROMPT[:8])  # up to where rounding chooses other experts
     assert off(kept, expected[:8]) < 0.03
-    with pytest.raises(ModelError, match=r"experts\.0\.down_proj\.weight is an expert's, and quantized.*; run it on a"):
+    by_pytorch = engine_for(coded, cpu_kernels="torch")
+    assert off(engine_logits(by_pytorch, PROMPT), expected) < 1e-5
+    assert {type(each) for each in experts_of(by_pytorch)} == {CodedExperts}
+
+
+def experts_of(engine: Engine) -> list[object]:
+    device = engine.worker.device
+    assert isinstance(device, TorchDevice)
+    return [layer.mlp.experts for layer in device.model.layers]
+
+
+@pytest.mark.parametrize("damage", ["one stays", "another group size"])
+def test_experts_that_are_not_alike(tmp_path: Path, damage: str) -> None:
+    """A line that names the one at fault."""
+    tensors = load_file(mixture(tmp_path) / "model.safetensors")
+    name = "model.layers.0.mlp.experts.2.up_proj"
+
+    def write(rows: int, columns: int, seed: int) -> Written:
+        return packers.gptq(rows, columns, group_size=32, seed=seed)
+
+    coded = quantize(tmp_path / "plain", tmp_path / "coded", write)
+    stored = load_file(coded / "model.safetensors")
+    if damage == "one stays":
+        stored = {each: tensor for each, tensor in stored.items() if not each.startswith(name)}
+        stored[f"{name}.weight"] = tensors[f"{name}.weight"]
+    else:
+        order = stored[f"{name}.g_idx"]
+        stored[f"{name}.g_idx"] = order.flip(0)
+    save_file(stored, coded / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=rf"{name}.weight is .*not|{name}.weight is quantized otherwise than"
+    ) as caught:
         engine_for(coded, cpu_kernels="torch")
+    assert "\n" not in str(caught.value)
+
+
+def test_as_old_quantizers_left_it(tmp_path: Path) -> None:
+    """A file under a name of their own, beside what was there before, and a config.json that says nothing."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["gptq"])
+    config = json.loads((coded / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "quantize_config.json").write_text(json.dumps({**settings, "quant_method": None}))
+    (coded / "model.safetensors").rename(coded / "gptq_model-4bit-32g.safetensors")
+    torch.save({}, coded / "pytorch_model.bin")
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    (coded / "pytorch_model.bin").unlink()
+    shutil.copy(coded / "gptq_model-4bit-32g.safetensors", coded / "gptq_model-8bit-32g.safetensors")
+    with pytest.raises(ModelError, match=r"holds several models \(gptq_model-4bit-32g.safetensors, gptq_model-8bit"):
+        engine_for(coded)
 
 
 def without(suffix: str) -> Callable[[Path], None]:

@@ -41,12 +41,41 @@ WRONG = [
     [("x-forwarded-for", "127.0.0.1"), ("x-original-url", "/health"), ("x-rewrite-url", "/health")],
 ]
 UNKNOWN = (
-    *("/nowhere", "/v1", "/v1/", "/v1/nowhere", "/admin", "/metrics/", "//", "/*", "/.env", "/server-info"),
+    *(
+        "/nowhere",
+        "/v1",
+        "/v1/",
+        "/v1/nowhere",
+        "/admin",
+        "/metrics/",
+        "//",
+        "/page",
+        "//page/x",
+        "/*",
+        "/.env",
+        "/server-info",
+    ),
     *("/health/", "//health", "/HEALTH", "/health/x", "/health/../v1/models", "/v1/../health", "/ping/", "/health\0"),
-    *("/v1/models/", "//v1/models", "/health;/v1/models", "/health?/v1/models", "/openapi.json/", "/docs/", ""),
+    *(
+        "/v1/models/",
+        "//v1/models",
+        "/health;/v1/models",
+        "/health?/v1/models",
+        "/openapi.json/",
+        "/docs/",
+        "/docs/x",
+        "",
+    ),
 )
 WEBSOCKETS = ("/", "/v1/realtime")
 """No route is one: the connection takes no upgrade, and the application refuses none the less."""
+
+
+def is_open(method: str, path: str) -> bool:
+    """To whoever has no key: a short list, and what comes with ingle and holds nothing of the server's."""
+    return (method, path) in PUBLIC or (
+        method in ("GET", "HEAD") and (path in ("/docs", "/redoc") or path.startswith("/page/"))
+    )
 
 
 def paths_of(app: Starlette) -> Iterator[str]:
@@ -104,7 +133,7 @@ async def test_every_route_with_every_method(app: Starlette) -> None:
     for method, path in itertools.product(METHODS, (*walked, *UNKNOWN)):
         for headers in (NONE, WRONG[0]):
             status, told = await answer(app, method, path, headers)
-            if (method, path) in PUBLIC:
+            if is_open(method, path):
                 assert status not in (401, 403, 500), (method, path)
             else:
                 assert (status, told.get("www-authenticate")) == (401, "Bearer"), (method, path, headers)
@@ -119,7 +148,7 @@ async def test_the_public_list_is_short_and_tells_little(app: Starlette) -> None
 
 @pytest.mark.parametrize("headers", WRONG, ids=str)
 async def test_what_is_no_key(app: Starlette, headers: list[tuple[str, str]]) -> None:
-    for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/"), ("GET", "/docs")):
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/"), ("GET", "/openapi.json")):
         assert (await answer(app, method, path, headers))[0] == 401
     assert (await answer(app, "GET", "/v1/models", headers, query=f"api_key={KEY}&key={KEY}".encode()))[0] == 401
 
@@ -135,7 +164,8 @@ async def test_while_the_model_is_loaded_too(model: ServedModel) -> None:
     for path in dict.fromkeys(paths_of(app)):
         for method in ("GET", "POST"):
             status, _ = await answer(app, method, path, NONE)
-            assert status == (503 if (method, path) in PUBLIC else 401) or path.startswith("/health/"), (method, path)
+            if not path.startswith(("/health/", "/page/", "/docs", "/redoc")):
+                assert status == (503 if is_open(method, path) else 401), (method, path)
 
 
 async def test_behind_a_prefix_too(model: ServedModel) -> None:
@@ -143,7 +173,7 @@ async def test_behind_a_prefix_too(model: ServedModel) -> None:
     for prefix in ("/llm", "/llm/llm", "/LLM", "//llm", "/llmx", "/llm/.."):
         for method, path in itertools.product(("GET", "POST"), dict.fromkeys(paths_of(app))):
             status, _ = await answer(app, method, prefix + path, NONE)
-            opened = prefix == "/llm" and (method, path) in PUBLIC
+            opened = prefix == "/llm" and is_open(method, path)
             assert (status != 401) == opened, (method, prefix, path)
     for path in ("/llm", "/llm/", "/llm/v1/models", "/v1/models", "/llm/version", "/llm/docs", "/llm/openapi.json"):
         assert (await answer(app, "GET", path, RIGHT[0]))[0] == 200, path

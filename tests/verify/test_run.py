@@ -37,7 +37,9 @@ def verified(path: Path, dtype: str = "float32", **options: Any) -> Verification
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model_type", RIGHT)
+@pytest.mark.parametrize(
+    "model_type", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in RIGHT if name != "llama")]
+)
 def test_a_right_model_passes(model_type: str, dtype: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, model_type, **RIGHT[model_type])
     result = verified(tmp_path, dtype)

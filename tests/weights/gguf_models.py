@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
+
+from tests.weights.gguf_blocks import random_blocks
 
 ARCHITECTURES = {
     "gemma3_text": "gemma3",
@@ -31,6 +35,7 @@ def write_gguf_model(
     max_part_tensors: int = 0,
     *,
     stacks_experts: bool = True,
+    random_types: Sequence[str] = (),
 ) -> Path:
     """The checkpoint in `folder`, its matrices stored as `matrices` where their rows allow, as one .gguf file.
 
@@ -48,12 +53,20 @@ def write_gguf_model(
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     tensors = load_file(folder / "model.safetensors")
     tensors = (_stacked(tensors) if stacks_experts else tensors) | _rope_tensors(config)
+    turns = cycle(random_types)
     for name, values in tensors.items():
         stored_name = _expert_name(name) or names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored_name is not None, f"the gguf package has no name for {name}"
         values = _converted(config, arch, name, values)
         is_matrix = values.ndim > 1 and not name.endswith(("mlp.gate.weight", "moe.gate.weight"))
-        if is_matrix and values.shape[-1] % gguf.GGML_QUANT_SIZES[matrices][0] == 0:
+        if random_types and is_matrix and name != "model.embed_tokens.weight":
+            kind_name, columns = next(turns), values.shape[-1]
+            std = columns**-0.5
+            data = random_blocks(kind_name, values.size // columns, columns, std=std, seed=len(stored_name))
+            writer.add_tensor(
+                stored_name, data.reshape(*values.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[kind_name]
+            )
+        elif is_matrix and values.shape[-1] % gguf.GGML_QUANT_SIZES[matrices][0] == 0:
             writer.add_tensor(stored_name, gguf.quantize(values, matrices), raw_dtype=matrices)
         else:
             writer.add_tensor(stored_name, values)

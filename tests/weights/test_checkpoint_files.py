@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ingle.errors import ConfigError, ModelError
-from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES, CheckpointFiles
+from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES, CheckpointFiles, named_by_quantizers
 from ingle.weights.open import open_source
 from ingle.weights.safetensors_source import SafetensorsSource
 from ingle.weights.tensor_sources import TorchSource
@@ -103,3 +103,16 @@ def test_a_whole_checkpoint_of_one_kind_beside_the_index_of_the_other(tmp_path: 
     assert isinstance(open_source(tmp_path, "auto", 0), TorchSource)
     with pytest.raises(ConfigError, match="--load-format safetensors"):
         open_source(tmp_path, "safetensors", 0)
+
+
+def test_what_quantizers_called_their_files() -> None:
+    for name in (
+        "gptq_model-4bit-128g.safetensors",
+        "llama-7b-4bit-128g.safetensors",
+        "vicuna-13B-1.1-GPTQ-4bit-128g.compat.no-act-order.safetensors",
+        "awq_model_w4_g128.safetensors",
+        "Wizard-Vicuna-13B-GPTQ-8bit-128g.act.order.safetensors",
+    ):
+        assert named_by_quantizers([name, "config.json", "adapter_model.safetensors", "vae.safetensors"]) == [name]
+    others = "model.safetensors", "consolidated.safetensors", "8bits", "gptq.bin", "x/gptq.safetensors", "orbit"
+    assert named_by_quantizers(others) == []

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from ingle.errors import ModelError
-from ingle.weights import dequantize
+from ingle.weights import dequantize, grids
 from ingle.weights.dequantize import dequantize_into
 from ingle.weights.gguf import GgufFile, GgufTensor
 
 SMALL = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"]
-LARGE = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"]
+LARGE = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS",
+         "IQ2_S", "IQ3_XXS", "IQ3_S"]  # fmt: skip
 TYPES = [*SMALL, *LARGE]
 
 
@@ -62,6 +63,16 @@ def test_slice_of_a_fused_parameter_and_row_order(write_gguf) -> None:
 
 
 def test_unsupported_type_names_tensor_type_and_alternatives(write_gguf) -> None:
-    tensor, _ = stored(write_gguf, "IQ2_XXS", 2, 256)
-    with pytest.raises(ModelError, match=r"tensor w is stored as IQ2_XXS; ingle reads F32, .*Q8_0"):
-        dequantize_into(tensor, torch.empty(2, 256))
+    kind = gguf.GGMLQuantizationType.Q8_K
+    path = write_gguf(tensors={"w": np.zeros((2, 292), np.uint8)}, stored_types={"w": kind})
+    with pytest.raises(ModelError, match=r"tensor w is stored as Q8_K; ingle reads F32, .*Q8_0"):
+        dequantize_into(GgufFile(path).tensors["w"], torch.empty(2, 256))
+
+
+def test_grids_are_those_of_the_format() -> None:
+    for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"):
+        theirs = getattr(gguf.quants, name)
+        theirs.init_grid()
+        ours = np.array(theirs.grid_map)[grids.magnitudes(name)]
+        np.testing.assert_array_equal(ours, theirs.grid.reshape(theirs.grid_shape))
+    assert grids.of("Q4_K") is None

@@ -42,6 +42,8 @@ COMMANDS = {
     "launch": ("ingle.cli.launch", "Start Codex, Claude Code, OpenCode or Open WebUI with a server's model"),
     "service": ("ingle.cli.service", "Let systemd run a server: print, install, uninstall, status"),
     "doctor": ("ingle.cli.doctor", "Say what is wrong on this machine, and what to do"),
+    "quantize": ("ingle.cli.quantize", "Write a model's folder with its weights as codes of 4 or 8 bits"),
+    "eval": ("ingle.cli.eval", "Put your own cases to models, and compare which has how many right"),
     "verify": ("ingle.cli.verify", "Prove that a model is computed right, against transformers"),
     "bench": ("ingle.bench.cli", "Measure throughput, latency, start-up, and servers under load"),
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HIDDEN: Hidden = {
     EngineConfig: {"seed", "enforce_eager", "overlap"},
-    WeightsConfig: {"quantization", "trust_remote_code"},
+    WeightsConfig: {"trust_remote_code"},
     CacheConfig: {"num_gpu_blocks_override", "enable_prefix_caching"},
     ParallelConfig: {"threads", "cpu_kernels", "tensor_parallel_size"},
 }
@@ -41,8 +41,8 @@ class Plan:
     gpus: str | None = None
     """The GPUs to plan for: 8x24GiB, 3090:8, 2xV100-32GB, h100; cpu for this machine without its GPUs. Default: this
     machine."""
-    weights: Literal["auto", "int8", "int4"] = "auto"
-    """Weights as ingle would hold them, or quantized: an estimate, for groups of 128."""
+    weights: Literal["auto", "int8", "int4", "fp8"] = "auto"
+    """The same as --quantization: weights of floats rounded while they are loaded."""
     json: bool = False
     """Print JSON."""
 
@@ -53,17 +53,19 @@ def main(argv: Sequence[str]) -> None:
     from ingle.plan.plan import make_plan
     from ingle.plan.report import as_dict, lines
 
-    bits = {"auto": None, "int8": 8, "int4": 4}[flags.weights]
-    machine, name = machine_of(flags.gpus), flags.engine.model
+    engine = flags.engine
+    if flags.weights != "auto":
+        engine = replace(engine, weights=replace(engine.weights, quantization=flags.weights))
+    machine, name = machine_of(flags.gpus), engine.model
     free = None if flags.gpus is None else machine.host.free if machine.gpu is None else machine.gpu.memory_bytes
     with _files(name, free) as (path, remote):
-        plan = make_plan(path, flags.engine, machine, bits)
+        plan = make_plan(path, engine, machine)
         if remote is not None:
             name, plan = remote.name, replace(plan, offers=remote.download.offers, choice=remote.download.choice)
         if flags.json:
-            print(json.dumps(_named(as_dict(plan, name, flags.engine), remote), indent=1))
+            print(json.dumps(_named(as_dict(plan, name, engine), remote), indent=1))
             return
-        for line in lines(plan, name, flags.engine):
+        for line in lines(plan, name, engine):
             print(printable(_named(line, remote)))
 
 

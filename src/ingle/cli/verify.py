@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.cli.loading import loading
 from ingle.config import CacheConfig, EngineConfig, TextConfig, WeightsConfig
-from ingle.errors import ConfigError, VerificationError
+from ingle.errors import ConfigError, VerificationError, printable
 
 if TYPE_CHECKING:
+    from ingle.verify.apart import Apart
     from ingle.verify.run import Verification
 
 # What shapes the numbers stays. Memory is chosen here, and the reference knows the checkpoint as it is.
@@ -42,6 +43,10 @@ class Questions:
     """A file with a prompt in each line, in place of the built-in texts."""
     output: Path | None = None
     """Write the figures here as JSON."""
+    against: str | None = None
+    """The same model in floats: says how far its codes have moved it, and proves nothing else."""
+    text_tokens: int = 1024
+    """Tokens of a fixed text on which --against, and --quantization int4, int8 or fp8, measure a distance."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class Verify:
     Log probabilities of every token, read in chunks and decoded, and each greedy choice. The verdict is the exit code:
     0 when all are within the tolerance that the type's arithmetic sets, 1 when not. Needs memory for the model in
     float32.
+
+    With --against it measures a distance instead: of a model of codes, from the same in floats. With --quantization
+    it does both.
     """
 
     engine: EngineConfig
@@ -61,13 +69,18 @@ class Verify:
 def main(argv: Sequence[str]) -> None:
     flags = parse(Verify, argv, command="verify", hide=_HIDDEN)
     questions = flags.questions
-    for name in ("num_prompts", "num_tokens"):
+    for name in ("num_prompts", "num_tokens", "text_tokens"):
         if getattr(questions, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(questions, name)} is too small: give at least 1")
     texts = _texts(questions)
     from ingle.hub.resolve import ensure_model
 
     path = Path(ensure_model(flags.engine.model).path)
+    if questions.against is not None:
+        apart = _distance(flags, path, Path(ensure_model(questions.against).path))
+        print(in_words(apart, questions.against))
+        _write(questions.output, {"against": questions.against, "distance": asdict(apart)})
+        return
     with loading() as report:
         report("starting")
         from ingle.text.load import load_tokenizer
@@ -85,10 +98,58 @@ def main(argv: Sequence[str]) -> None:
             report=report,
         )
     print(table(result))
-    if questions.output is not None:
-        questions.output.write_text(json.dumps(_figures(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    figures = _figures(result)
+    if _is_rounded(flags.engine, path):
+        print()
+        apart = _distance(flags, path, path)
+        print(in_words(apart, flags.engine.model))
+        figures["distance_from_floats"] = asdict(apart)
+    _write(questions.output, figures)
     if not result.passed:
         raise VerificationError(f"{flags.engine.model} is not computed as the reference computes it")
+
+
+def _write(output: Path | None, figures: dict[str, Any]) -> None:
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _is_rounded(config: EngineConfig, path: Path) -> bool:
+    from ingle.engine.startup import ModelFiles
+
+    return ModelFiles.read(config, path).rounded_to is not None
+
+
+def _distance(flags: Verify, path: Path, floats: Path) -> Apart:
+    """Of the model at `path` as it is run, from the one at `floats` as it is stored."""
+    with loading() as report:
+        report("starting")
+        from ingle.text.load import load_tokenizer
+        from ingle.verify.apart import Side, measure
+        from ingle.verify.prompts import PASSAGE
+
+        file = flags.questions.prompts_file or PASSAGE
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompts-file {file}: {error}") from error
+        tokens = load_tokenizer(path, flags.text).encode(text)[: flags.questions.text_tokens]
+        plain = replace(flags.engine, model=str(floats), weights=replace(flags.engine.weights, quantization=None))
+        return measure(Side(flags.engine, path), Side(plain, floats), tokens, report)
+
+
+def in_words(apart: Apart, floats: str) -> str:
+    """For people."""
+    return "\n".join(
+        (
+            f"distance from {printable(floats)} in floats, over {apart.num_tokens} tokens of a text:",
+            f"  KL divergence   {apart.mean_kl:.4g} nats in the mean, {apart.largest_kl:.3g} at most",
+            f"  perplexity      {apart.perplexity:.4g}, in floats {apart.float_perplexity:.4g}: "
+            f"{100 * (apart.perplexity_ratio - 1):+.2f} %",
+            f"  same most likely token   {100 * apart.same_best:.1f} %",
+            f"  largest error of a logit {apart.largest_logit_error:.3g}",
+        )
+    )
 
 
 def _texts(questions: Questions) -> list[str]:

@@ -62,8 +62,8 @@ class WeightsConfig:
     load_format: LoadFormat = "auto"
     """dummy: random seeded weights from config.json alone, to measure speed without a download."""
     quantization: str | None = None
-    """How the checkpoint is quantized, such as gptq, awq or fp8. It is detected, so leave this out; another value than
-    the checkpoint's is an error, for nothing is quantized on load yet."""
+    """int4, int8 or fp8 rounds the weights of a folder of floats while they are loaded. How a quantized checkpoint is
+    quantized is detected, so leave this out there; another value than its own is an error."""
     rope_scaling: str | None = None
     """Rope scaling in place of the model's own: linear, dynamic or yarn with --rope-factor, none, or JSON such as
     {"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}."""
@@ -351,6 +351,8 @@ class ServerConfig:
     """Report the path of the model's files as its root in /v1/models. Default: its name."""
     disable_access_log: bool = False
     """Do not log a line per HTTP request."""
+    page: bool = True
+    """Show browsers a page at / to talk to the model, and one of the API at /docs. --no-page: neither."""
     strict_fields: bool = False
     """Refuse requests with fields that nobody knows. Default: they are ignored, and named in the log and in the header
     `X-Ingle-Ignored-Fields` of the answer."""

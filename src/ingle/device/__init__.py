@@ -46,6 +46,10 @@ class Report(NamedTuple):
 class Launched(Protocol):
     """A step whose forward is queued."""
 
+    def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Of tokens of the step, [stop - start, vocab], where a chunk asks for log probabilities of its prompt."""
+        ...
+
     def sample(self, masks: Masks) -> None:
         """Queues the draw, once; masks may be there for a step that is `masked`."""
         ...

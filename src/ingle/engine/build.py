@@ -179,7 +179,8 @@ def _ready_cpu_kernels(config: EngineConfig, opened: OpenModel, startup: Startup
         failure = library.start(1 if one_thread else _num_threads(config), startup.report)
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
-    if opened.decoder is None or opened.files.quantization is not None:  # PyTorch has no products of codes
+    codes = opened.files.quantization is not None or opened.rounding is not None
+    if opened.decoder is None or codes:  # of which PyTorch has no fast products
         return CpuKernels()
     with startup.phase("choice", "choosing between them and PyTorch's operators, measured once for such a model"):
         kernels = _choose_kernels(config, opened.decoder, opened.files.gguf)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ingle.config import EngineConfig
 from ingle.device import Device
 from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import MemoryPlan
-from ingle.errors import Collected
+from ingle.errors import Collected, ConfigError
 from ingle.kv import ITEMSIZES
 from ingle.model.architecture import DecoderConfig
 from ingle.model.checkpoint import as_stored
@@ -22,14 +22,16 @@ from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
 from ingle.model.kinds import check_head, check_kind
 from ingle.model.registry import check_quantization, decoder_config, is_native
+from ingle.model.rounding import TARGETS, plan_rounding
 from ingle.model.tensors import check_tensors
 from ingle.pooling import ModelPooling, gguf_pooling
-from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.code_types import BITS_ON_GPU, CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import config_file, normalize_config, read_raw
 from ingle.weights.open import open_source
 from ingle.weights.quantized.flag import check_flag
-from ingle.weights.quantized.scheme import Quantization
+from ingle.weights.quantized.rounding_source import RoundingPlan, RoundingSource
+from ingle.weights.quantized.scheme import Quantization, Target
 from ingle.weights.quantized.source import CODED_BYTES
 from ingle.weights.source import WeightSource
 
@@ -87,6 +89,8 @@ class ModelFiles:
     """Of a model that makes vectors of texts and writes none."""
     quantization: Quantization | None = None
     """How a folder's weights are quantized; a GGUF file's types say so themselves."""
+    rounded_to: Target | None = None
+    """What a folder's floats become."""
 
     @classmethod
     def read(cls, config: EngineConfig, path: Path) -> ModelFiles:
@@ -100,7 +104,7 @@ class ModelFiles:
     @classmethod
     def looked_at(cls, config: EngineConfig, path: Path, found: Collected) -> ModelFiles | None:
         """None where what is `found` leaves nothing to go on with; otherwise what else is wrong can be looked for."""
-        gguf = raw = hf_config = decoder = pooling = quantization = None
+        gguf = raw = hf_config = decoder = pooling = quantization = rounded_to = None
         notices: tuple[str, ...] = ()
         with found.apart():
             gguf = None if path.is_dir() else GgufFile(path, texts=False)
@@ -118,7 +122,7 @@ class ModelFiles:
             pooling = check_kind(path, said) if gguf is None else gguf_pooling(gguf.metadata)
         with found.apart():
             quantization = check_quantization(path, said) if gguf is None else None
-            check_flag(config.weights.quantization, path, quantization)
+            rounded_to = check_flag(config.weights.quantization, path, quantization)
         if hf_config is None:
             return None
         if is_native(hf_config):
@@ -128,7 +132,13 @@ class ModelFiles:
                 notices = tuple(check_keys(hf_config))
             if decoder is None:
                 return None
-        return cls(path, gguf, hf_config, decoder, notices, pooling, quantization)
+        elif rounded_to is not None:
+            with found.apart("leave the flag out"):
+                raise ConfigError(
+                    f"--quantization {config.weights.quantization}: model_type {hf_config['model_type']!r} is run by "
+                    "transformers' code, for which no weights are rounded"
+                )
+        return cls(path, gguf, hf_config, decoder, notices, pooling, quantization, rounded_to)
 
     def open(self, config: EngineConfig) -> WeightSource:
         load_format = config.weights.load_format
@@ -147,8 +157,16 @@ class ModelFiles:
             decoder, notices = (None, []) if self.decoder is None else as_stored(self.decoder, source)
             if decoder is not None:
                 check_tensors(decoder, source)
+            rounding = None
+            if decoder is not None and self.rounded_to is not None:
+                rounding = plan_rounding(decoder, source, TARGETS[self.rounded_to])
+                source = RoundingSource(source, rounding)
+                notices = [*notices, *rounding.notices]
             undo.pop_all()
-        return OpenModel(self, source, decoder, source.stored_types, (*self.notices, *notices))
+        types = source.stored_types
+        if decoder is not None and rounding is not None and config.weights.load_format == "dummy":
+            types = {**types, "BF16": max(num_parameters(decoder) - rounding.num_rounded, 0)}
+        return OpenModel(self, source, decoder, types, (*self.notices, *notices), rounding=rounding)
 
 
 @dataclass(frozen=True)
@@ -164,6 +182,8 @@ class OpenModel:
     notices: tuple[str, ...]
     fallback: FallbackPlan | None = None
     """How transformers' code runs it."""
+    rounding: RoundingPlan | None = None
+    """What of it is rounded while it is loaded; `source` does so."""
 
     def close(self) -> None:
         self.source.close()
@@ -183,11 +203,17 @@ class Numerics:
     kernels: str
     """What multiplies and attends, for people."""
     notices: tuple[str, ...] = ()
+    held_bits: Mapping[str, float] = field(default_factory=dict)
+    """That a number of a kept type takes, where it is not held as the CPU's kernels do."""
 
     @classmethod
     def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
         """All in one type, a key of `ITEMSIZES`, but for codes with scales."""
         return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
+
+    def keeping_blocks(self) -> Numerics:
+        """With GGUF's blocks held as products on a GPU take them."""
+        return replace(self, kept_types=self.kept_types | BITS_ON_GPU.keys(), held_bits=BITS_ON_GPU)
 
     def weight_bytes(self, config: DecoderConfig, stored_types: Mapping[str, int]) -> int:
         """That a model takes whose checkpoint stores so many numbers in each type; nothing is known of made-up ones."""
@@ -198,11 +224,11 @@ class Numerics:
     def _itemsize(self, kind: str) -> float:
         if kind not in self.kept_types:
             return self.float_itemsize
+        if kind in self.held_bits:
+            return self.held_bits[kind] / 8
         if kind in CODED_BYTES:
             return CODED_BYTES[kind]
-        code = CODE_TYPES[kind]
-        scales = (4 if code.wide_scales else 2) * (1 + code.has_minima)
-        return code.bits / 8 + scales / code.group_size
+        return CODE_TYPES[kind].bytes_each
 
 
 def dtype_on_gpu(wanted: str, stored: str | None, *, computes_bfloat16: bool) -> tuple[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,12 +22,10 @@ from ingle.model.interface import Model
 from ingle.model.load import load_decoder
 from ingle.model.sizes import ModelConfig, WeightSizes
 from ingle.parallel.group import Member
-from ingle.weights import gguf_coded
 from ingle.weights.formats import PlainFormat
 from ingle.weights.matrix import total_size
+from ingle.weights.quantized.rounding_source import RoundingSource
 
-_BLOCKS_ON_GPU = False
-"""Not before their products have been measured against those of the decoded weights."""
 _DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -75,14 +72,13 @@ class TorchRunner:
         dtype, notices = pick_dtype(self._config, opened.files.hf_config, self._device)
         numerics = self._numerics(dtype, [*self._card_notices, *notices])
         if self._keeps_blocks(opened, dtype):
-            return replace(numerics, kept_types=numerics.kept_types | gguf_coded.TYPES.keys())
+            return numerics.keeping_blocks()
         return numerics
 
     def _keeps_blocks(self, opened: OpenModel, dtype: torch.dtype) -> bool:
-        """Whether a GGUF file's blocks are multiplied as they are stored; experts are decoded in any case."""
-        dense = opened.decoder is not None and opened.decoder.moe is None
+        """Whether a GGUF file's blocks are multiplied as they are stored."""
         by_kernels = self._with_triton and dtype != torch.float32
-        return _BLOCKS_ON_GPU and by_kernels and dense and opened.files.gguf is not None
+        return by_kernels and opened.decoder is not None and opened.files.gguf is not None
 
     def load(self, opened: OpenModel, startup: Startup) -> tuple[Numerics, Loaded]:
         """Plans memory, reads the weights, and allocates the KV cache.
@@ -151,7 +147,7 @@ class TorchRunner:
         with startup.phase("weights", stage):
             model = load_decoder(
                 decoder,
-                opened.source,
+                opened.source.on(self._device) if isinstance(opened.source, RoundingSource) else opened.source,
                 matrices=PlainFormat(dtype, self._device, keeps_blocks=self._keeps_blocks(opened, dtype)),
                 dtype=dtype,
                 device=self._device,

@@ -37,7 +37,6 @@ ANSWERS: Mapping[str, str] = {
     "controller": "there is no controller: `ingle serve MODEL` is a whole service",
     "worker": "there is no worker: `ingle serve MODEL` is a whole service",
     "cli": "`ingle chat MODEL`",
-    "quantize": "ingle does not quantize: take a quantized .gguf file",
     "convert": "ingle converts nothing: it reads Hugging Face folders and .gguf files as they are",
     "perplexity": "`ingle verify MODEL` compares a model with transformers, token by token",
     "embed": "`ingle serve MODEL` answers /v1/embeddings; in Python, LLM(MODEL).embed(texts)",

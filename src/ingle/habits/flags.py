@@ -34,6 +34,8 @@ SAME: Mapping[str, str] = {
     "--pipeline-parallel-size": "-pp --pp-size",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
+    "--quantization=int8": "--load-8bit --load-in-8bit",
+    "--quantization=int4": "--load-4bit --load-in-4bit",
     "--rope-theta": "--rope-freq-base",
     "--rope-factor": "--rope-scaling-factor",
     "--threads": "--num-threads",
@@ -48,6 +50,7 @@ SAME: Mapping[str, str] = {
     "--trusted-proxies": "--forwarded-allow-ips",
     "--served-model-name": "--model-name --served-name",
     "--disable-access-log": "--disable-uvicorn-access-log",
+    "--no-page": "--no-webui --no-ui --disable-fastapi-docs",
     "--log-level": "--uvicorn-log-level",
     "--log-format=json": "--json-output",
     "--log-requests": "--enable-log-requests",
@@ -195,14 +198,14 @@ IDLE: tuple[tuple[str, str], ...] = (
     ("--enable-prompt-tokens-details --enable-request-id-headers --enable-per-request-metrics", "it is always so"),
     ("--enable-force-include-usage", "a stream reports its usage where the request asks for it"),
     # ---- their servers
-    ("--path=", "the server has no pages of its own but /docs"),
+    ("--path=", "the pages are those that come with ingle, at / and /docs"),
     (
         "--allowed-methods= --allowed-headers= --allow-credentials --cors-allow-credentials",
         "pages of the sites of --cors-origin may send any header, a key among them, and there are no cookies",
     ),
     ("--enable-ssl-refresh", "certificates are read again whenever they change"),
     ("--ssl", "--ssl-certfile turns TLS on"),
-    ("--disable-fastapi-docs --enable-offline-docs", "/docs shows the schema, behind the API key if there is one"),
+    ("--enable-offline-docs", "/docs loads nothing from elsewhere"),
     (
         "--log-config-file= --log-colors= --log-file= --log-prefix --log-timestamps --no-log-prefix "
         "--log-disable --logger-level= --log-level-http= --verbosity= -lv=",
@@ -210,7 +213,8 @@ IDLE: tuple[tuple[str, str], ...] = (
     ),
     ("--threads-http= --validation-workers= --workers=", "one process speaks HTTP"),
     ("--timeout= -to=", "--request-timeout is what a request may take"),
-    ("--slots --no-slots --props --slot-save-path= --webui --no-webui --ui --no-ui", "there is no such page"),
+    ("--webui --ui", "the page at / is there unless --no-page says otherwise"),
+    ("--slots --no-slots --props --slot-save-path=", "there is no such page"),
     ("--is-embedding --embedding --embeddings", "any model answers /v1/embeddings"),
     ("--rerank --reranking", "a reranker is told by its card, or by --rerank-template, and answers /v1/rerank"),
     (
@@ -279,10 +283,11 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "CUDA_VISIBLE_DEVICES",
     ),
     (
-        "--load-8bit --load-4bit --load-in-8bit --load-in-4bit --wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
+        "--wbit= --wbits= --gptq-ckpt= --gptq-wbits= --awq-ckpt= "
         "--awq-wbits= --quantization-config= --torchao-config=",
         "",
-        "this version does not quantize on load: give a quantized .gguf file of the model, which is read as it is",
+        "give --quantization int8 or int4, which rounds a folder's weights while they are loaded; a quantized folder "
+        "or .gguf file is read as it is",
     ),
     (
         "--kv-cache-dtype= --cache-type-k= -ctk= --cache-type-v= -ctv= --type-k= --type-v=",
@@ -384,7 +389,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--host= --port= --served-model-name=+ --api-key=+ --api-key-file= --admin-api-key=+ --allow-open "
         "--allowed-hosts=+ --cors-origin=+ --uds= --uds-mode= --ssl-keyfile= --ssl-certfile= --ssl-keyfile-password= "
         "--ssl-ca-certs= --ssl-cert-reqs= --root-path= --trusted-proxies=+ --log-level= "
-        "--disable-access-log --strict-fields --show-paths "
+        "--disable-access-log --page --no-page --strict-fields --show-paths "
         "--stream-interval= --files-dir= --max-files-size= "
         "--response-store= --response-store-hours= --log-format= --log-requests --max-log-len= --disable-log-stats "
         "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "

@@ -14,6 +14,7 @@ from ingle.errors import ModelError
 from ingle.hub.listing import Listing, RemoteFile
 from ingle.hub.names import quote
 from ingle.hub.quantizations import Variant, take, variants
+from ingle.weights.checkpoint_files import named_by_quantizers
 
 _SMALL = re.compile(
     r"[^/]+\.(json|txt|model|jinja|tiktoken|py|md)|(LICENSE|LICENCE|NOTICE|USE_POLICY|COPYING)[^/]*"
@@ -157,7 +158,7 @@ def is_whole(folder: Path) -> bool:
                 return True
         elif single in names or _are_all_shards(names, single):
             return True
-    return False
+    return len(named_by_quantizers(names)) == 1
 
 
 def _are_all_shards(names: set[str], single: str) -> bool:
@@ -174,7 +175,10 @@ def _of_kind(files: Iterable[RemoteFile], single: str) -> tuple[RemoteFile, ...]
     """The shards, or the single file."""
     shards = tuple(file for file in files if _shard(single).fullmatch(file.path))
     alone = tuple(file for file in files if file.path == single)
-    return alone or shards
+    if alone or shards or single != _SAFETENSORS:
+        return alone or shards
+    by_quantizers = named_by_quantizers(file.path for file in files)
+    return tuple(file for file in files if [file.path] == by_quantizers)
 
 
 def _has_weights(files: Iterable[RemoteFile]) -> bool:

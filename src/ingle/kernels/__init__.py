@@ -7,6 +7,7 @@ take attention alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ingle.kernels.cpu import library
@@ -95,6 +96,16 @@ class Kernels(Protocol):
         weights: torch.Tensor,
         gate_up: torch.Tensor,
         down: torch.Tensor,
+        activation: Activation,
+    ) -> torch.Tensor: ...
+
+    def experts_coded(
+        self,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: Sequence[Coded],
+        down: Coded,
         activation: Activation,
     ) -> torch.Tensor: ...
 

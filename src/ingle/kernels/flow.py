@@ -38,6 +38,11 @@ class Matrix(Protocol):
         """All of it as codes with scales, where it is held so."""
         ...
 
+    @property
+    def coded_parts(self) -> tuple[Coded, ...] | None:
+        """Its parts one below the other, where all of them are held so."""
+        ...
+
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x @ matrix.T + bias [O]: [.., E] to [.., O] of the same type."""
         ...

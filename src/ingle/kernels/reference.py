@@ -6,13 +6,14 @@ A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values; in w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ingle.kernels.batch import Batch
+from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.kernels.reference_coded import multiply_coded as multiply_coded
@@ -113,14 +114,52 @@ def experts(
 
     expert_ids, weights: [T, K]. gate_up: [N, 2 * I, E], an expert's gate in the first I rows. down: [N, E, I].
     """
+
+    def run(x: torch.Tensor, expert: int) -> torch.Tensor:
+        return F.linear(gated(F.linear(x, gate_up[expert]), activation), down[expert])
+
+    return _by_expert(x, expert_ids, weights, len(down), run)
+
+
+def experts_coded(
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: Sequence[Coded],
+    down: Coded,
+    activation: Activation,
+) -> torch.Tensor:
+    """`experts` of codes: rows [N * E] of down are those of all experts, and so are [N * 2 * I] of gate_up; or [N * I]
+    of two matrices, the gates and the up projections."""
+    num_experts = down.num_rows // x.shape[1]
+
+    def multiply(x: torch.Tensor, coded: Coded, expert: int) -> torch.Tensor:
+        size = coded.num_rows // num_experts
+        rows = slice(expert * size, (expert + 1) * size)
+        ordered = x if coded.order is None else x[:, coded.order[expert]]
+        return F.linear(ordered, coded.decoded(rows, x.dtype))
+
+    def run(x: torch.Tensor, expert: int) -> torch.Tensor:
+        both = torch.cat([multiply(x, coded, expert) for coded in gate_up], 1)
+        return multiply(gated(both, activation), down, expert)
+
+    return _by_expert(x, expert_ids, weights, num_experts, run)
+
+
+def _by_expert(
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    num_experts: int,
+    run: Callable[[torch.Tensor, int], torch.Tensor],
+) -> torch.Tensor:
     top_k = expert_ids.shape[1]
     order = expert_ids.flatten().argsort(stable=True)
-    counts = expert_ids.flatten().bincount(minlength=len(down)).tolist()
+    counts = expert_ids.flatten().bincount(minlength=num_experts).tolist()
     given = x.new_empty(len(order), x.shape[1])
     for expert, rows in enumerate(order.split_with_sizes(counts)):
         if len(rows):
-            inner = gated(F.linear(x[rows // top_k], gate_up[expert]), activation)
-            given[rows] = F.linear(inner, down[expert])
+            given[rows] = run(x[rows // top_k], expert)
     return (given.view(*expert_ids.shape, -1) * weights[..., None]).sum(dim=1).to(x.dtype)
 
 

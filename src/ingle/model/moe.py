@@ -16,7 +16,7 @@ from ingle.model.architecture import MoeConfig
 from ingle.model.layers import GatedMLP, Parameter, RMSNorm
 from ingle.model.loader import Loader
 from ingle.model.mixture_names import mixture_names
-from ingle.weights.experts import StackedExperts
+from ingle.weights.experts import Experts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SparseMoe:
     """[num_experts, E]"""
     selection_bias: torch.Tensor | None
     """float32 [num_experts]"""
-    experts: StackedExperts
+    experts: Experts
     activation: Activation
     shared: GatedMLP | None
     shared_gate: torch.Tensor | None

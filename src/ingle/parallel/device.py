@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from ingle.device import Device, Launched, PageCopies, Report
 from ingle.parallel.messages import Capture, Draw, Relieve
 from ingle.parallel.team import Team
@@ -18,6 +21,9 @@ class _Launched:
     own: Launched
     step: Step
     team: Team
+
+    def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        raise NotImplementedError("logits of several ranks stay on their devices: measure on one")
 
     def sample(self, masks: Masks) -> None:
         if self.step.masked:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingle.weights.checked import Checked
+from ingle.weights.quantized.scheme import Target
 
 _SCALE_BITS = 16
 _GROUP = 128
@@ -77,7 +78,15 @@ def _first_group(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights if isinstance(weights, Mapping) else {}
 
 
-def in_codes(bits: int, float_bytes: float, refusal: str) -> Held:
-    """An estimate of codes in groups of 128, embedding and head left as they are, as most quantizers do."""
-    scales = _SCALE_BITS + (bits if bits < 8 else 0)
-    return Held(f"int{bits}", (bits + scales / _GROUP) / 8, float_bytes, _GROUP, refusal)
+_ROUNDED: dict[Target, tuple[float, int]] = {
+    "fp8": (8, 1),
+    "int8": (8 + _SCALE_BITS / _GROUP, _GROUP),
+    "int4": (4 + (_SCALE_BITS + 4) / _GROUP, _GROUP),
+}
+"""Bits of a number with its share of scales and zeros, and what cannot be split."""
+
+
+def in_codes(target: Target, float_bytes: float, refusal: str | None) -> Held:
+    """Rounded while they are loaded, embedding and head left as they are."""
+    bits, group = _ROUNDED[target]
+    return Held(target, bits / 8, float_bytes, group, refusal)

@@ -48,6 +48,7 @@ class Outline:
     """The type that the configuration says its weights have."""
     quantization: Quantization | None
     """How a folder's weights are quantized; a GGUF file's types say so themselves."""
+    hf_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     stored_types: Mapping[str, int] = field(default_factory=dict)
     """Numbers stored in each type, the most first; empty without weight files."""
     stored_bytes: int | None = None
@@ -60,6 +61,11 @@ class Outline:
     @property
     def num_parameters(self) -> int:
         return num_parameters(self.decoder)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether one of ingle's own families."""
+        return is_native(self.hf_config)
 
     @property
     def is_gguf(self) -> bool:
@@ -88,7 +94,7 @@ def read_outline(path: Path, config: EngineConfig) -> Outline:
                 "has any, and its sizes are those of a usual decoder"
             )
     quantization = quantization_of(hf_config)
-    outline = Outline(path, decoder, hf_config["torch_dtype"], quantization)
+    outline = Outline(path, decoder, hf_config["torch_dtype"], quantization, hf_config)
     if config.weights.load_format != "dummy":
         outline = _with_files(outline, hf_config, gguf, refusals, notices)
     return replace(outline, refusals=tuple(refusals.told), notices=tuple(notices))

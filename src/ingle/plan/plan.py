@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from ingle.config import EngineConfig
 from ingle.description import Offer
 from ingle.engine import native_build
 from ingle.engine.startup import Numerics, dtype_on_gpu
-from ingle.errors import ConfigError
+from ingle.errors import ConfigError, ModelError
 from ingle.kv import ITEMSIZES, KvSpec
 from ingle.model.share import MAX_SIZE, sizes_for
 from ingle.plan.fit import Case, Fit, fit, least_gpus
@@ -21,10 +22,14 @@ from ingle.plan.layout import weight_sizes as sizes_of
 from ingle.plan.machine import Machine
 from ingle.plan.outline import Outline, read_outline
 from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.quantized.config import read_quantization
+from ingle.weights.quantized.flag import check_flag
+from ingle.weights.quantized.scheme import Target
 
 LENGTHS = (1024, 4096, 16384, 32768, 131072)
 """Of sequences that are counted."""
-_QUANTIZES_NOT = "weights are not quantized on load in this version: a GGUF file of the model holds them so on a CPU"
+_TARGETS: tuple[Target, ...] = ("int8", "int4")
+"""That are shown beside what the model is; fp8 takes what int8 does."""
 _MAX_PIPELINE = 64
 
 
@@ -85,13 +90,13 @@ def _worth(found: Fit) -> tuple[bool, int, float, int]:
     )
 
 
-def make_plan(path: Path, config: EngineConfig, machine: Machine, bits: int | None = None) -> Plan:
+def make_plan(path: Path, config: EngineConfig, machine: Machine) -> Plan:
     """For the model at `path`: a folder, a GGUF file or a config.json.
 
-    `bits`: have layouts hold weights in codes of 8 or 4 bits, in place of what ingle would. Raises `ModelError` for
-    files that do not describe a decoder.
+    Raises `ModelError` for files that do not describe a decoder, `ConfigError` for a quantization that is not theirs.
     """
     outline = read_outline(path, config)
+    target = _target(outline, config)
     on_cpu = machine.gpu is None
     on_gpu = config.parallel.device != "cpu"
     if on_cpu and config.parallel.device == "cuda":
@@ -99,7 +104,7 @@ def make_plan(path: Path, config: EngineConfig, machine: Machine, bits: int | No
     notices = list(outline.notices)
     gpu_numerics = _on_gpu(outline, config, machine)
     cpu_numerics = native_build.numerics(config)
-    held_gpu, held_cpu = (_held(outline, each, bits) for each in (gpu_numerics, cpu_numerics))
+    held_gpu, held_cpu = (_held(outline, each, target) for each in (gpu_numerics, cpu_numerics))
     if not on_cpu and on_gpu:
         notices += gpu_numerics.notices
     gpu_case = Case(outline.decoder, held_gpu, gpu_numerics.kv_dtype, config, outline.refusals, LENGTHS)
@@ -127,15 +132,34 @@ def _on_gpu(outline: Outline, config: EngineConfig, machine: Machine) -> Numeric
     # Scales of packed codes are of float16, and so are products with them.
     stored = "float16" if outline.quantization is not None and outline.torch_dtype is None else outline.torch_dtype
     dtype, notices = dtype_on_gpu(config.weights.dtype, stored, computes_bfloat16=gpu is None or gpu.computes_bfloat16)
-    return Numerics.of_floats(dtype, "", notices)
+    numerics = Numerics.of_floats(dtype, "", notices)
+    by_triton = gpu is None or gpu.computes_bfloat16
+    return numerics.keeping_blocks() if outline.is_gguf and by_triton and dtype != "float32" else numerics
 
 
-def _held(outline: Outline, numerics: Numerics, bits: int | None) -> Held:
+def _target(outline: Outline, config: EngineConfig) -> Target | None:
+    """What weights are to be rounded to. A configuration may be all that there is of a folder."""
+    folder = outline.path if outline.is_gguf or outline.path.is_dir() else outline.path.parent
+    quantization = None
+    if not outline.is_gguf:
+        with contextlib.suppress(ModelError):  # which is told as the outline's
+            quantization = read_quantization(outline.path, outline.hf_config)
+    return check_flag(config.weights.quantization, folder, quantization)
+
+
+def _rounds_not(outline: Outline) -> str | None:
+    """Why no weights of the model are rounded while they are loaded; None where they would be."""
+    if outline.is_gguf or outline.quantization is not None:
+        return "the model is quantized already, and held so"
+    return None if outline.is_native else "transformers' code runs the model, for which no weights are rounded"
+
+
+def _held(outline: Outline, numerics: Numerics, target: Target | None) -> Held:
     """How the engine holds the weights, or would."""
     floats = ITEMSIZES[numerics.kv_dtype]
     quantized = outline.quantization
-    if bits is not None:
-        return in_codes(bits, floats, _QUANTIZES_NOT)
+    if target is not None:
+        return in_codes(target, floats, _rounds_not(outline))
     if quantized is None:
         each = numerics.weight_bytes(outline.decoder, outline.stored_types) / outline.num_parameters
         kept = numerics.kept_types.intersection(outline.stored_types)
@@ -159,7 +183,7 @@ def _formats(outline: Outline, held: tuple[Held, ...], numerics: Numerics) -> It
     floats = ITEMSIZES[numerics.kv_dtype]
     quantized = outline.quantization is not None
     ways = [*held, *([Held(numerics.kv_dtype, floats, floats)] if quantized or outline.is_gguf else [])]
-    ways += [in_codes(bits, floats, _QUANTIZES_NOT) for bits in (8, 4) if not quantized]
+    ways += [in_codes(target, floats, _rounds_not(outline)) for target in _TARGETS if not quantized]
     seen = set()
     for way in ways:
         if way.name not in seen:
@@ -188,7 +212,7 @@ def _layouts(case: Case, machine: Machine) -> Iterator[Layout]:
 
 def _least(case: Case, machine: Machine, numerics: Numerics) -> Iterator[Least]:
     floats = ITEMSIZES[numerics.kv_dtype]
-    for held in (case.held, *(in_codes(bits, floats, _QUANTIZES_NOT) for bits in (8, 4))):
+    for held in (case.held, *(in_codes(target, floats, None) for target in _TARGETS)):
         if held is not case.held and case.held.matrix_bytes <= held.matrix_bytes:
             continue
         this = dataclasses.replace(case, held=held, refusals=(), lengths=())

@@ -25,6 +25,8 @@ PUBLIC = frozenset(
     [*((method, path) for path in HEALTH_PATHS for method in ("GET", "HEAD")), ("HEAD", "/")],
 )
 """What asks for no key: whether all is well, and whether there is a server at all."""
+_PAGES = ("/docs", "/redoc")
+_FILES_OF_PAGES = "/page/"
 
 Guards = Literal["changes", "tells"] | None
 """What an endpoint does beside answering a client: it changes the server, as by loading a model, or tells about it and
@@ -56,6 +58,22 @@ class Client:
         """Counts those of a prompt, once it is known, and of an answer, as they come."""
         if self.meter is not None:
             self.meter.spend(tokens)
+
+
+def asks_for_page(scope: Scope) -> bool:
+    """Whether a browser asks for a page that comes with ingle, or for a file of one.
+
+    None holds anything of this server's, and a browser cannot send a key before it has a page that asks for it.
+    """
+    if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+        return False
+    path: str = scope["path"]
+    return path in _PAGES or path.startswith(_FILES_OF_PAGES) or (path == "/" and wants_html(scope))
+
+
+def wants_html(scope: Scope) -> bool:
+    """As browsers do, and programs do not."""
+    return "text/html" in Headers(scope=scope).get("accept", "")
 
 
 ANONYMOUS = Client()
@@ -140,20 +158,27 @@ class KeyGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, *, is_local: bool = True, guarded: Guarded = MappingProxyType({})
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        *,
+        is_local: bool = True,
+        guarded: Guarded = MappingProxyType({}),
+        pages: bool = False,
     ) -> None:
-        """`is_local`: whether only this machine reaches the server."""
+        """`is_local`: whether only this machine reaches the server; `pages`: whether it shows some."""
         self._app = app
         self._keys = keys
         self._is_local = is_local
         self._guarded = guarded
+        self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         client, method, path = self._client(scope), scope.get("method", "GET"), scope["path"]
-        if (method, path) not in PUBLIC:
+        if (method, path) not in PUBLIC and not (self._pages and asks_for_page(scope)):
             guards = self._guards(method, path)
             needs_admin = not self._opens(guards, client)
             if client is None and (self._keys.ask or (needs_admin and self._keys.have_admin)):

@@ -1,9 +1,8 @@
-"""The HTTP application: endpoints, middleware, errors. FastAPI only describes it, when somebody asks for that."""
+"""The HTTP application: endpoints, middleware, errors."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.applications import Starlette
@@ -11,11 +10,10 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from ingle.limits import LimitsConfig
-from ingle.server import metrics, rerank
-from ingle.server.access import Access, KeyGuard, Keys
+from ingle.server import metrics, recent_endpoint, rerank
+from ingle.server.access import Access, KeyGuard, Keys, wants_html
 from ingle.server.anthropic import messages
 from ingle.server.batch.store import Store
 from ingle.server.ending import AnswersMemory
@@ -26,17 +24,12 @@ from ingle.server.middleware import Prefix, RequestScope
 from ingle.server.models import ModelPool
 from ingle.server.observers import Observers
 from ingle.server.openai import batches, chat, completions, embeddings, files, models, text
+from ingle.server.page.assets import Pages
 from ingle.server.queue import BodyMemory
 from ingle.server.responses import endpoints as responses_endpoints
 from ingle.server.responses.store import ResponseStore
 from ingle.server.sites import HostGuard, OriginGuard, cors
 from ingle.version import __version__
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-_DESCRIPTIONS = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
-"""Where FastAPI has the schema and its viewers."""
 
 
 def create_app(
@@ -45,6 +38,7 @@ def create_app(
     *,
     access_log: bool = True,
     strict_fields: bool = False,
+    page: bool = True,
     limits: LimitsConfig = LimitsConfig(),  # noqa: B008 (frozen)
     loading: Loading | None = None,
     responses: ResponseStore | None = None,
@@ -54,28 +48,28 @@ def create_app(
     """The application that hands out the models of `pool`. It opens nothing: engines and sockets are the launcher's.
 
     `access_log` asks for a line per HTTP request in the logger `ingle.access`; `strict_fields` for a refusal of fields
-    that nobody knows; `limits` bound what one request, and all together, may take;
-    while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be asked
-    for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers` are told
-    of every request.
+    that nobody knows; `page` for pages that browsers are shown; `limits` bound what one request, and all together, may
+    take; while it is `loading`, the pool is empty and nobody is let through to it; `responses` keeps those that may be
+    asked for again; `store` keeps files and batches, if any, and `ingle.server.batch.worker` runs those; `observers`
+    are told of every request.
     """
     observers = Observers() if observers is None else observers
     keys = Keys(access.api_keys)
     middleware = [Middleware(Prefix, root_path=access.root_path)] if access.root_path else []
-    middleware.append(
-        Middleware(RequestScope, access_log=access_log, statistics=observers.statistics, tracer=observers.tracer)
-    )
+    middleware.append(Middleware(RequestScope, access_log=access_log, observers=observers))
     if access.allowed_hosts or access.local_names:
         middleware.append(Middleware(HostGuard, allowed_hosts=access.allowed_hosts, local_names=access.local_names))
     middleware.append(Middleware(OriginGuard, origins=access.cors_origins))
     if access.cors_origins:
         middleware.append(Middleware(cors, origins=access.cors_origins))
-    middleware.append(Middleware(KeyGuard, keys=keys, is_local=access.is_local, guarded=guarded(ENDPOINTS)))
+    guard = Middleware(KeyGuard, keys=keys, is_local=access.is_local, guarded=guarded(ENDPOINTS), pages=page)
+    middleware.append(guard)
     if loading is not None:
         middleware.append(Middleware(LoadingGate, loading=loading))
-    described = Described(access.root_path)
+    pages = Pages(access.root_path) if page else None
     routes = [Route(endpoint.path, endpoint.answer, methods=[endpoint.method]) for endpoint in ENDPOINTS]
-    routes += [Route(path, described, methods=["GET"]) for path in _DESCRIPTIONS]
+    routes.append(Route("/openapi.json", Schema(access.root_path).answer, methods=["GET"]))
+    routes += [] if pages is None else pages.routes()
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
     app.state.models = pool
@@ -88,6 +82,7 @@ def create_app(
     app.state.store = store
     app.state.batches = None
     app.state.observers = observers
+    app.state.pages = pages
     install_error_handlers(app)
     return app
 
@@ -103,7 +98,7 @@ class Index(msgspec.Struct, kw_only=True):
     models: list[str]
     openai_base_url: str = "/v1"
     endpoints: list[str]
-    docs: str = "/docs"
+    docs: str
 
 
 class Version(msgspec.Struct):
@@ -126,12 +121,17 @@ async def live(request: Request) -> Response:
 
 
 async def index(request: Request) -> Response:
-    """What this is and where to go on, for somebody who opens the address in a browser."""
+    """What this is and where to go on. Browsers, who accept HTML, get a page to talk to the model."""
+    pages: Pages | None = request.app.state.pages
+    if pages is not None and wants_html(request.scope):
+        return await pages.chat(request)
     body = Index(
         models=[name for name, _ in ModelPool.of(request).named()],
         endpoints=[f"{endpoint.method} {endpoint.path}" for endpoint in ENDPOINTS],
+        docs="/openapi.json" if pages is None else "/docs",
     )
-    return Response(msgspec.json.format(msgspec.json.encode(body)), media_type="application/json")
+    shown = msgspec.json.format(msgspec.json.encode(body))
+    return Response(shown, headers={"Vary": "Accept"}, media_type="application/json")
 
 
 async def version(request: Request) -> Response:
@@ -151,6 +151,7 @@ ENDPOINTS = (
     Endpoint("GET", "/ping", health, answers=Health, other_answers=((503, (Health, LoadingStatus)),), about=_PING),
     Endpoint("GET", "/version", version, answers=Version),
     *metrics.ENDPOINTS,
+    *recent_endpoint.ENDPOINTS,
     *models.ENDPOINTS,
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
@@ -164,24 +165,20 @@ ENDPOINTS = (
 )
 
 
-class Described:
-    """The OpenAPI schema and its viewers: an ASGI application that imports FastAPI when first asked.
-
-    That import takes as long as half of the server's start, and few servers are ever asked.
-    """
+class Schema:
+    """The OpenAPI document, made when first asked for: that takes some tenths of a second."""
 
     def __init__(self, root_path: str) -> None:
-        self._app: FastAPI | None = None
         self._root_path = root_path
+        self._body: bytes | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._app is None:
-            self._app = await asyncio.to_thread(_description, self._root_path, scope["app"].state.limits)
-        below = {"root_path": self._root_path, "path": self._root_path + scope["path"]}
-        await self._app({**scope, **below}, receive, send)
+    async def answer(self, request: Request) -> Response:
+        if self._body is None:
+            self._body = await asyncio.to_thread(_schema, self._root_path, request.app.state.limits)
+        return Response(self._body, media_type="application/json")
 
 
-def _description(root_path: str, limits: LimitsConfig) -> FastAPI:
-    from ingle.server.description import describing_app
+def _schema(root_path: str, limits: LimitsConfig) -> bytes:
+    from ingle.server.description import document
 
-    return describing_app(ENDPOINTS, limits, root_path)
+    return msgspec.json.encode({**document(ENDPOINTS, limits), "servers": [{"url": root_path or "/"}]})

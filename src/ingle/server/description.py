@@ -1,4 +1,4 @@
-"""The endpoints as an OpenAPI document, and FastAPI's viewers of it."""
+"""The endpoints as an OpenAPI document."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from types import UnionType
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from ingle.limits import LimitsConfig, holding
@@ -30,20 +29,6 @@ _HEADERS = {
     "X-Request-Id": {"description": "Names the request in the log: the client's own, or a new one."},
     "X-Ingle-Ignored-Fields": {"description": "Fields of the body that nobody here knows, and that changed nothing."},
 }
-
-
-def describing_app(endpoints: Sequence[Endpoint], limits: LimitsConfig, root_path: str = "") -> FastAPI:
-    """An application whose schema, and viewers of it, are of `endpoints`, which browsers find below `root_path`."""
-
-    class Described(FastAPI):
-        def openapi(self) -> dict[str, Any]:
-            if self.openapi_schema is None:
-                self.openapi_schema = {**document(endpoints, limits), "servers": [{"url": root_path or "/"}]}
-            return self.openapi_schema
-
-    app = Described(title="ingle", version=__version__, root_path_in_servers=False)
-    app.openapi()  # here, in a thread: it takes some tenths of a second
-    return app
 
 
 def document(endpoints: Sequence[Endpoint], limits: LimitsConfig = LimitsConfig()) -> dict[str, Any]:  # noqa: B008

@@ -144,6 +144,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
         access,
         access_log=not config.disable_access_log,
         strict_fields=config.strict_fields,
+        page=config.page,
         limits=config.limits,
         loading=loading,
         responses=ResponseStore(config.response_store_bytes(), config.response_store_hours * 3600.0),
@@ -267,6 +268,8 @@ def _announce(model: ServedModel, access: Access, start: Start) -> None:
     phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in info.timings_s.items())
     logger.info("%s: %s", name, facts.started(info, model.default_sampling, model.text.sampling_source))
     logger.info("try it: %s", _example(model, access, start.url))
+    if start.config.server.page and not start.url.startswith(UNIX):
+        logger.info("talk to it in a browser: %s%s/", start.url, access.root_path)
     seconds = time.perf_counter() - start.started_s
     logger.info("ready in %.2f s (engine: %s); %s", seconds, phases, _base(start.url))
 

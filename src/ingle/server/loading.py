@@ -17,7 +17,7 @@ from ingle.server.errors import error_body, error_response
 
 logger = logging.getLogger("ingle")
 
-_OF_A_MODEL = ("/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score")
+_OF_A_MODEL = ("/tokenize", "/tokenizer_info", "/detokenize", "/rerank", "/v2/rerank", "/score")
 """Paths that ask for a model, beside those below /v1/."""
 _SILENT_S = 2.5
 """After which the log says once more what is done."""

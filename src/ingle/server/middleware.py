@@ -19,10 +19,9 @@ from ingle.errors import EngineError, printable
 from ingle.server.body import UNKNOWN_FIELDS, UnknownFields
 from ingle.server.dialects import dialect_of
 from ingle.server.errors import current_dialect, current_request_id, describe, error_response
+from ingle.server.observers import Observers
 from ingle.server.request_log import begin_record, current_record, log_access
-from ingle.server.statistics import ServerStatistics
 from ingle.server.stopping import STOPPED
-from ingle.server.tracing import Tracer
 
 logger = logging.getLogger("ingle.server")
 
@@ -57,13 +56,11 @@ class Prefix:
 class RequestScope:
     """Outermost: names the request, counts and logs it, and answers what failed unforeseen."""
 
-    def __init__(
-        self, app: ASGIApp, access_log: bool, statistics: ServerStatistics | None = None, tracer: Tracer | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool, observers: Observers | None = None) -> None:
         self._app = app
         self._access_log = access_log
-        self._statistics = ServerStatistics() if statistics is None else statistics
-        self._tracer = tracer
+        observers = Observers() if observers is None else observers
+        self._statistics, self._tracer, self._recent = observers.statistics, observers.tracer, observers.recent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,6 +73,7 @@ class RequestScope:
         record = begin_record(scope, request_id)
         current_record.set(record)
         self._statistics.in_flight += 1
+        self._recent.begin(record)
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -106,6 +104,7 @@ class RequestScope:
             record.answered(scope, status, cut_off=cut_off)
             self._statistics.in_flight -= 1
             self._statistics.answered(record)
+            self._recent.end(record)
             if self._access_log:
                 log_access(record)
             if self._tracer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ingle.server.recent import Recent
 from ingle.server.request_log import RequestsLog
 from ingle.server.statistics import ServerStatistics
 from ingle.server.tracing import Tracer
@@ -15,3 +16,4 @@ class Observers:
     tracer: Tracer | None = None
     requests: RequestsLog | None = None
     """What they ask for, word for word."""
+    recent: Recent = field(default_factory=Recent)

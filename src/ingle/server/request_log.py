@@ -18,7 +18,8 @@ from ingle.server.access import client_of
 access_logger = logging.getLogger("ingle.access")
 _requests_logger = logging.getLogger("ingle.requests")
 
-PROBES = ("/health", "/health/live", "/health/ready", "/ping", "/metrics")
+PROBES = ("/health", "/health/live", "/health/ready", "/ping", "/metrics", "/ingle/requests")
+_FILES = "/page/"
 _MAX_ADDRESS_CHARS, _MAX_PATH_CHARS = 64, 512
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """W3C Trace Context: version, trace, span of the caller, flags, and what later versions may add."""
@@ -151,9 +152,12 @@ def route_of(scope: Scope) -> str:
 
 
 def log_access(record: RequestRecord) -> None:
-    """A probe that found all well is told at `debug`: they come every few seconds, as long as the server runs."""
-    is_probe = record.status == 200 and record.route in PROBES
-    access_logger.log(logging.DEBUG if is_probe else logging.INFO, "%s", record.line(), extra={"record": record})
+    """A probe that found all well is told at `debug`: they come every few seconds, as long as the server runs. So are
+    the files of a page, of which there are dozens."""
+    is_usual = (record.status == 200 and record.route in PROBES) or (
+        record.status in (200, 304) and record.route.startswith(_FILES)
+    )
+    access_logger.log(logging.DEBUG if is_usual else logging.INFO, "%s", record.line(), extra={"record": record})
 
 
 class RequestsLog:

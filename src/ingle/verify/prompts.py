@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 TEXTS = (
     "The capital of France is",
@@ -20,6 +21,8 @@ TEXTS = (
 )
 """Prompts of several languages and scripts."""
 
+PASSAGE = Path(__file__).parent / "alice.txt"
+"""The first two chapters of Alice's Adventures in Wonderland, by Lewis Carroll (1865): in the public domain."""
 _LONGEST_RANDOM = 192
 
 

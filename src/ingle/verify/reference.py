@@ -17,13 +17,11 @@ import torch
 
 from ingle.config import DType, EngineConfig
 from ingle.engine.build import build_engine
+from ingle.engine.startup import ModelFiles
 from ingle.errors import ModelError
 from ingle.model.fallback import quiet_transformers, tie_missing_head
-from ingle.model.registry import check_quantization
 from ingle.verify.scores import Scores, score_by_engine, scores_of
 from ingle.weights.hf_config import read_config
-from ingle.weights.open import open_source
-from ingle.weights.quantized.scheme import Quantization
 from ingle.weights.source import WeightSource, in_stack
 
 _DTYPES: dict[torch.dtype, DType] = {
@@ -57,8 +55,8 @@ def reference_for(config: EngineConfig, path: Path, device: torch.device) -> Ref
             independent=False,
         )
 
-    quantization = check_quantization(path, hf_config) if path.is_dir() else None
-    reads_itself = path.is_dir() and quantization is None
+    files = ModelFiles.read(config, path)
+    reads_itself = path.is_dir() and files.quantization is None and files.rounded_to is None
 
     def score(dtype: torch.dtype, sequences: Sequence[list[int]], report: Callable[[str], None]) -> list[Scores]:
         report(f"loading transformers' model as {_name(dtype)}")
@@ -66,7 +64,7 @@ def reference_for(config: EngineConfig, path: Path, device: torch.device) -> Ref
             if reads_itself:
                 model = _read_folder(config, path, dtype)
             else:
-                model = _filled_model(path, hf_config, quantization, dtype)
+                model = _filled_model(config, files, hf_config, dtype)
         model = model.to(device).eval()
         return list(_by_transformers(model, device, sequences, report))
 
@@ -110,9 +108,7 @@ def _read_folder(config: EngineConfig, path: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _filled_model(
-    path: Path, hf_config: Mapping[str, Any], quantization: Quantization | None, dtype: torch.dtype
-) -> Any:
+def _filled_model(config: EngineConfig, files: ModelFiles, hf_config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """transformers' model of a .gguf file or a quantized folder, each tensor decoded into place."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -124,7 +120,8 @@ def _filled_model(
     hf = AutoConfig.for_model(hf_config["model_type"], **values)
     make: Any = AutoModelForCausalLM.from_config
     model = make(hf, dtype=dtype, attn_implementation="eager")
-    with contextlib.closing(open_source(path, "auto", 0, quantization=quantization)) as source:
+    with contextlib.closing(files.opened(config)) as opened:
+        source = opened.source
         for name, parameter in model.named_parameters():
             _fill(source, name, parameter.data)
     if factors is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,16 @@ from ingle.weights.pointer import refuse_adapter, refuse_pointer
 
 MAX_INDEX_BYTES = 64 << 20
 
+_BY_QUANTIZERS = re.compile(
+    r"(?=.*(gptq|awq|(?<![a-z])\d[-_]?bits?(?![a-z])))[a-z0-9_][a-z0-9_.-]{0,200}\.safetensors", re.IGNORECASE
+)
 _SHARD_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+
+
+def named_by_quantizers(names: Iterable[str]) -> list[str]:
+    """Of files in a folder without model.safetensors those that are called as quantizers called the whole model, such
+    as gptq_model-4bit-128g.safetensors."""
+    return sorted(name for name in names if _BY_QUANTIZERS.fullmatch(name) and "-of-0" not in name)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class CheckpointFiles:
 
     def names_in(self, folder: Path) -> list[str]:
         """Of the files that are there: those of the index, or the single one, or the shards."""
-        for names in (self._claims(folder).values(), (self.single,), self._shards(folder)):
+        for names in (self._claims(folder).values(), (self._single_in(folder),), self._shards(folder)):
             if found := [name for name in dict.fromkeys(names) if (folder / name).is_file()]:
                 return found
         return []
@@ -67,7 +76,7 @@ class CheckpointFiles:
             claimed = [*self._claims(folder).values()]
         except ModelError:
             claimed = []
-        names = sorted({self.single, *self._shards(folder), *claimed})
+        names = sorted({self._single_in(folder), *self._shards(folder), *claimed})
         return [folder / name for name in names if (folder / name).is_file()]
 
     def locate(self, folder: Path, names_in: Callable[[Path], Collection[str]]) -> Located:
@@ -85,9 +94,10 @@ class CheckpointFiles:
         if not absent and listed and all(name in held[shard] for name, shard in claims.items()):
             return Located(self._merged(folder, held, claims))
         whole: dict[str, Path] = {}
-        if (folder / self.single).is_file():
-            whole = dict.fromkeys(names_in(folder / self.single), folder / self.single)
-            held.pop(self.single, None)
+        single = self._single_in(folder)
+        if (folder / single).is_file():
+            whole = dict.fromkeys(names_in(folder / single), folder / single)
+            held.pop(single, None)
         for shard in self._shards(folder):
             if shard not in held:
                 held[shard] = names_in(folder / shard)
@@ -97,6 +107,11 @@ class CheckpointFiles:
             refuse_adapter(folder)
             if absent:
                 raise ModelError(f"{folder}: {absent[0]} is missing, which {self.index} lists; download it again")
+            if several := self._by_quantizers(folder):
+                raise ModelError(
+                    f"{folder}: holds several models ({', '.join(several)}), and no {self.single}",
+                    alternative="put the one that is meant into a folder of its own, with the other files",
+                )
             raise ModelError(f"{folder}: holds neither {self.single} nor {self.index}")
         lacking = {shard: [name for name in names if name not in whole] for shard, names in held.items()}
         return Located({**whole, **self._merged(folder, lacking, claims)}, absent[0] if absent else None)
@@ -115,6 +130,18 @@ class CheckpointFiles:
                         "says which is meant: remove the files that are not the model's"
                     )
         return {name: folder / shard for name, shard in shards.items()}
+
+    def _single_in(self, folder: Path) -> str:
+        """What the file is called that has the whole model, if there is one."""
+        if (folder / self.single).is_file() or (folder / self.index).is_file() or self._shards(folder):
+            return self.single
+        others = self._by_quantizers(folder)
+        return others[0] if len(others) == 1 else self.single
+
+    def _by_quantizers(self, folder: Path) -> list[str]:
+        if self.suffix != ".safetensors" or not folder.is_dir():
+            return []
+        return named_by_quantizers(file.name for file in folder.glob(f"*{self.suffix}"))
 
     def _shards(self, folder: Path) -> list[str]:
         """Files in the folder that are named as parts of a checkpoint."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ingle import kernels
-from ingle.kernels.coded import Coded
+from ingle.kernels.coded import PLANES_BLOCK, Coded
 from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class CodedPart:
     def of(cls, groups: Sequence[Groups], dtype: torch.dtype, device: torch.device) -> CodedPart:
         """Layers that are alike, one below the other: `kind_of` tells."""
         first = groups[0]
+        if first.table is not None and device.type == "cuda" and suits_planes(first):  # whose kernels look codes up
+            return cls(in_planes(groups, device), dtype)
         scales = torch.from_numpy(np.concatenate([each.scales for each in groups]))
         halves = all(each.half_scales for each in groups)
         zeros = None if first.zeros is None else torch.from_numpy(np.concatenate([each.zeros for each in groups]))
@@ -35,6 +40,7 @@ class CodedPart:
                 first.group_size,
                 None if first.order is None else torch.from_numpy(first.order).long().to(device),
                 padded_from=first.padded_from,
+                table=None if first.table is None else torch.tensor(TABLES[first.table], device=device),
                 quantizes_inputs=first.quantizes_inputs,
             ),
             dtype,
@@ -67,7 +73,44 @@ class CodedPart:
         return by_input.index_add_(1, self.coded.order, decoded)
 
 
+def suits_planes(groups: Groups) -> bool:
+    """Whether `in_planes` holds it as kernels read it."""
+    size = groups.group_size
+    in_groups = size % PLANES_BLOCK == 0 or size >= groups.num_columns or (size == 16 and groups.kind == "int4")
+    return groups.num_columns % PLANES_BLOCK == 0 and in_groups
+
+
+def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = False) -> Coded:
+    """Matrices that are alike, one below the other; each with an order of its own, or all with the first's."""
+    first = groups[0]
+
+    def joined(tensors: Sequence[npt.NDArray[Any] | None]) -> torch.Tensor | None:
+        there = [tensor for tensor in tensors if tensor is not None]
+        return torch.from_numpy(np.concatenate(there)).to(device) if there else None
+
+    codes, scales = joined([each.codes for each in groups]), joined([each.scales for each in groups])
+    assert codes is not None and scales is not None
+    if first.kind == "int4":
+        codes = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1)
+    order = None if first.order is None else torch.from_numpy(first.order).to(device)
+    if orders:
+        order = joined([None if each.order is None else each.order[None] for each in groups])
+    return Coded(
+        first.kind,
+        codes,
+        scales.half() if all(each.half_scales for each in groups) else scales,
+        joined([each.zeros for each in groups]),
+        first.group_size,
+        half=1,
+        order=None if order is None else order.long(),
+        padded_from=first.padded_from,
+        table=None if first.table is None else torch.tensor(TABLES[first.table], device=device),
+        quantizes_inputs=first.quantizes_inputs,
+    ).into_planes()
+
+
 def kind_of(groups: Groups) -> tuple[object, ...]:
     """What layers have in common that can be one part."""
     order = b"" if groups.order is None else groups.order.tobytes()
-    return groups.kind, groups.group_size, groups.zeros is None, groups.quantizes_inputs, groups.padded_from, order
+    held = groups.kind, groups.table, groups.group_size, groups.zeros is None
+    return *held, groups.quantizes_inputs, groups.padded_from, order

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ingle.weights import grids
 from ingle.weights.code_types import CODE_TYPES, CodeType
 
 
@@ -38,7 +39,7 @@ class CodedBlocks:
         """float32 (blocks, n)"""
         codes, scales, minima = self.split(blocks)
         lowest = self.type.codebook[0]
-        if self.type.bits == 8:
+        if self.type.bits > 4:
             values = codes.float()
         elif self.type.codebook == tuple(range(lowest, lowest + 16)):  # cheaper to compute than to look up
             values = codes.float().add_(lowest)
@@ -139,8 +140,97 @@ def _iq4_nl(blocks: torch.Tensor) -> Contents:
 
 
 def _iq4_xs(blocks: torch.Tensor) -> Contents:
-    scales = _fields(blocks[:, 4:8], 4, 1) | _fields(blocks[:, 2:4], 2, 1) << 4
-    return Contents(_fields(blocks[:, 8:], 4, 16), (_int8(scales) - 32).float().mul_(_float16(blocks, 0)))
+    return Contents(_fields(blocks[:, 8:], 4, 16), iq4_xs_steps(blocks).float().mul_(_float16(blocks, 0)))
+
+
+def iq4_xs_steps(blocks: torch.Tensor) -> torch.Tensor:
+    """The scales of IQ4_XS before they are multiplied, int8 `(blocks, 8)`."""
+    return _int8(_fields(blocks[:, 4:8], 4, 1) | _fields(blocks[:, 2:4], 2, 1) << 4) - 32
+
+
+def _iq2_xxs(blocks: torch.Tensor) -> Contents:
+    """Of 32 numbers 4 indices of the grid, and a word: 4 sets of signs of 7 bits, and the scale."""
+    packed = blocks[:, 2:].view(len(blocks), 8, 8)
+    words = _words(packed[:, :, 4:])
+    return _of_grid("IQ2_XXS", packed[:, :, :4].int(), _eighth_sign(_sevens(words)), _odd(blocks, words >> 28, 1 / 8))
+
+
+def _iq2_xs(blocks: torch.Tensor) -> Contents:
+    halves = _halves(blocks[:, 2:66])
+    signs, scales = _eighth_sign(halves >> 9), _fields(blocks[:, 66:74], 4, 1)
+    return _of_grid("IQ2_XS", halves & 511, signs, _odd(blocks, scales, 1 / 8))
+
+
+def _iq2_s(blocks: torch.Tensor) -> Contents:
+    indices = blocks[:, 2:34].int() | _fields(blocks[:, 66:74], 2, 1).int() << 8
+    return _of_grid("IQ2_S", indices, blocks[:, 34:66].int(), _odd(blocks, _fields(blocks[:, 74:82], 4, 1), 1 / 8))
+
+
+def _iq3_xxs(blocks: torch.Tensor) -> Contents:
+    words = _words(blocks[:, 66:98].view(len(blocks), 8, 4))
+    return _of_grid("IQ3_XXS", blocks[:, 2:66].int(), _eighth_sign(_sevens(words)), _odd(blocks, words >> 28, 1 / 4))
+
+
+def _iq3_s(blocks: torch.Tensor) -> Contents:
+    indices = blocks[:, 2:66].int() | _fields(blocks[:, 66:74], 1, 1).int() << 8
+    return _of_grid("IQ3_S", indices, blocks[:, 74:106].int(), _odd(blocks, _fields(blocks[:, 106:110], 4, 1), 1.0))
+
+
+def _iq1_s(blocks: torch.Tensor) -> Contents:
+    """Of 32 numbers a half: 3 upper bits of 4 indices, the scale, and whether an eighth is taken off or added."""
+    halves = _halves(blocks[:, 34:50])
+    shifts = torch.tensor((0, 3, 6, 9), device=blocks.device)
+    indices = blocks[:, 2:34].int() | ((halves.unsqueeze(-1) >> shifts & 7) << 8).view(len(blocks), -1)
+    less = (halves >> 15).repeat_interleave(4, 1)
+    return _of_grid("IQ1_S", indices, -less, _odd(blocks, halves >> 12 & 7, 1 / 8))
+
+
+def _iq1_m(blocks: torch.Tensor) -> Contents:
+    """The block's scale is in the upper bits of four halves, whose lower ones have steps, each of 16 numbers."""
+    upper, halves = _fields(blocks[:, 32:48], 4, 1).int(), _halves(blocks[:, 48:56])
+    shifts, nibbles = (torch.tensor(each, device=blocks.device) for each in ((0, 3, 6, 9), (12, 8, 4, 0)))
+    bits = ((halves & 0xF000) >> nibbles).sum(1, dtype=torch.int32).to(torch.int16)
+    scale = bits.view(torch.float16).float().unsqueeze(1)
+    steps = (halves.unsqueeze(-1) >> shifts & 7).view(len(blocks), -1)
+    indices = blocks[:, :32].int() | (upper & 7) << 8
+    return _of_grid("IQ1_M", indices, -(upper >> 3), (2 * steps + 1).float().mul_(scale).mul_(1 / 8))
+
+
+def _words(groups: torch.Tensor) -> torch.Tensor:
+    """int64 [.., n] of 4 bytes each."""
+    return groups.clone(memory_format=torch.contiguous_format).view(torch.int32).squeeze(-1).long() & 0xFFFFFFFF
+
+
+def _halves(packed: torch.Tensor) -> torch.Tensor:
+    """int32 [blocks, n] of 2 bytes each."""
+    return packed.contiguous().view(torch.int16).int() & 0xFFFF
+
+
+def _sevens(words: torch.Tensor) -> torch.Tensor:
+    """The lowest 28 bits of each word in four."""
+    shifts = torch.tensor((0, 7, 14, 21), device=words.device)
+    return (words.unsqueeze(-1) >> shifts & 127).view(len(words), -1).int()
+
+
+def _eighth_sign(signs: torch.Tensor) -> torch.Tensor:
+    """Seven signs and an eighth: so that their number is even."""
+    parity = signs ^ signs >> 4
+    parity = (parity ^ parity >> 2 ^ parity >> 1 ^ parity >> 3) & 1
+    return signs | parity << 7
+
+
+def _odd(blocks: torch.Tensor, steps: torch.Tensor, unit: float) -> torch.Tensor:
+    """Scales that are odd multiples of the block's."""
+    return (2 * steps.int() + 1).float().mul_(_float16(blocks, 0)).mul_(unit)
+
+
+def _of_grid(name: str, indices: torch.Tensor, signs: torch.Tensor, scales: torch.Tensor) -> Contents:
+    """Codes: magnitudes of the grid's entries and, as their highest bit, signs: a byte has those of 8 numbers."""
+    table = torch.from_numpy(grids.magnitudes(name)).to(indices.device)
+    codes = table[indices.flatten().long()].view(len(indices), -1)
+    bits = torch.arange(8, device=signs.device)
+    negative = (signs.unsqueeze(-1) >> bits & 1).view(len(signs), -1).to(torch.uint8)
+    return Contents(codes | negative << (3 if name.startswith("IQ3") else 2), scales)
 
 
 def _tq1_0(blocks: torch.Tensor) -> Contents:
@@ -174,6 +264,13 @@ _SPLITS: dict[str, Callable[[torch.Tensor], Contents]] = {
     "Q6_K": _q6_k,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "IQ1_S": _iq1_s,
+    "IQ1_M": _iq1_m,
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
     "TQ1_0": _tq1_0,
     "TQ2_0": _tq2_0,
     "MXFP4": _mxfp4,

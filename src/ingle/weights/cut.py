@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.weights.gguf import BLOCK_TYPES
-from ingle.weights.quantized.cut import by_columns
-from ingle.weights.quantized.groups import MIDDLE, Groups
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import Region, StoredRows, WeightSource, check_size, split_name
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class CutSource:
             return self._source.groups(name, num_rows, num_columns)
         whole = self._source.groups(name, *cut.shape)
         if cut.columns is not None:
-            whole = _widened(by_columns(whole, cut.columns.start, cut.columns.stop), cut.columns.size)
+            whole = whole.columns(cut.columns.start, cut.columns.stop).widened(cut.columns.size)
         return _rows_of(whole, cut.rows)
 
     def stored_rows(self, name: str, num_rows: int, num_columns: int) -> StoredRows:
@@ -185,30 +184,3 @@ def _rows_of(groups: Groups, ranges: tuple[Range, ...]) -> Groups:
 
     zeros = None if groups.zeros is None else of(groups.zeros)
     return replace(groups, codes=of(groups.codes), scales=of(groups.scales), zeros=zeros)
-
-
-def _widened(groups: Groups, num_columns: int) -> Groups:
-    """With columns of zeros behind."""
-    lacking = num_columns - groups.num_inputs
-    if not lacking:
-        return groups
-    if groups.order is not None:
-        return replace(groups, padded_from=num_columns)
-    num_groups = -(-num_columns // groups.group_size) - groups.scales.shape[1]
-    zeros = None if groups.zeros is None else _beside(groups.zeros, num_groups)
-    # Those in the last group have its scale, so their codes are its zero.
-    zero = (
-        np.full(len(groups.codes), MIDDLE.get(groups.kind, 0), np.uint8) if zeros is None else zeros[:, -num_groups - 1]
-    )
-    code = zero | zero << np.uint8(4) if groups.kind == "int4" else zero
-    codes = np.repeat(code[:, None], lacking // 2 if groups.kind == "int4" else lacking, axis=1)
-    return replace(
-        groups,
-        codes=np.concatenate((groups.codes, codes), axis=1),
-        scales=_beside(groups.scales, num_groups),
-        zeros=zeros,
-    )
-
-
-def _beside(values: npt.NDArray[_T], count: int) -> npt.NDArray[_T]:
-    return np.concatenate((values, np.zeros((len(values), count), values.dtype)), axis=1)

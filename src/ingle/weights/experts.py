@@ -1,15 +1,31 @@
-"""The experts of a mixture: all in one tensor, for a GPU's grouped products."""
+"""The experts of a mixture: all in one tensor, or in one matrix of codes, for a GPU's grouped products."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from ingle import kernels
+from ingle.kernels.coded import Coded
 from ingle.kernels.options import Activation
+from ingle.weights.coded_part import CodedPart
+from ingle.weights.matrix import Weight
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
+
+
+class Experts(Protocol):
+    """The gated MLPs of a layer."""
+
+    def __call__(
+        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, activation: Activation
+    ) -> torch.Tensor:
+        """The weighted sum of what a token's experts give: x [T, E], expert_ids and weights [T, K] to [T, E]."""
+        ...
+
+    def parameters(self) -> Iterator[torch.Tensor | Weight]: ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,28 @@ class StackedExperts:
     def __call__(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, activation: Activation
     ) -> torch.Tensor:
-        """The weighted sum of what a token's experts give: x [T, E], expert_ids and weights [T, K] to [T, E]."""
         return kernels.of(x).experts(x, expert_ids, weights, self.gate_up, self.down, activation)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         yield from (self.gate_up, self.down)
+
+
+@dataclass(frozen=True)
+class CodedExperts:
+    """The same as codes with scales."""
+
+    gate_up: tuple[Coded, ...]
+    """Rows [N * 2 * I]; or of two matrices, the gates' and the up projections', [N * I] each."""
+    down: Coded
+    """Rows [N * E]."""
+    dtype: torch.dtype
+    """Of activations."""
+
+    def __call__(
+        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, activation: Activation
+    ) -> torch.Tensor:
+        return kernels.of(x).experts_coded(x, expert_ids, weights, self.gate_up, self.down, activation)
+
+    def parameters(self) -> Iterator[Weight]:
+        yield Weight(tuple(CodedPart(coded, self.dtype) for coded in self.gate_up))
+        yield Weight((CodedPart(self.down, self.dtype),))

@@ -9,11 +9,10 @@ from typing import Protocol
 
 import torch
 
-from ingle.errors import ModelError
 from ingle.kernels.coded import Coded
-from ingle.weights import gguf_coded
+from ingle.weights import coded_experts, gguf_coded
 from ingle.weights.coded_part import CodedPart, kind_of
-from ingle.weights.experts import StackedExperts
+from ingle.weights.experts import Experts, StackedExperts
 from ingle.weights.matrix import Part, Weight
 from ingle.weights.source import ExpertNames, WeightSource, check_sizes
 
@@ -30,7 +29,7 @@ class WeightFormat(Protocol):
 
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
-    ) -> StackedExperts:
+    ) -> Experts:
         """The experts of a layer, in order. Raises as `load` does."""
         ...
 
@@ -62,14 +61,15 @@ class PlainFormat:
 
     def load_experts(
         self, source: WeightSource, names: Sequence[ExpertNames], hidden_size: int, intermediate_size: int
-    ) -> StackedExperts:
-        coded = next((expert.down for expert in names if source.is_coded(expert.down)), None)
-        if coded is not None:
-            raise ModelError(
-                f"{coded} is an expert's, and quantized: on a GPU and by PyTorch ingle runs no mixture of such yet",
-                alternative="run it on a CPU by ingle's kernels, or take the model's unquantized folder",
-            )
-        return StackedExperts.load(source, names, hidden_size, intermediate_size, self.dtype, self.device)
+    ) -> Experts:
+        sizes = hidden_size, intermediate_size, self.dtype, self.device
+        if any(source.is_coded(name) for expert in names for name in (*expert.gate_up, expert.down)):
+            return coded_experts.load_groups(source, names, *sizes)
+        if self.keeps_blocks:
+            coded = coded_experts.load_blocks(source, names, *sizes)
+            if coded is not None:
+                return coded
+        return StackedExperts.load(source, names, *sizes)
 
     def _load_coded(
         self, source: WeightSource, names: Sequence[str], num_rows: Sequence[int], in_features: int

@@ -1,6 +1,7 @@
 """GGUF's blocks as codes with scales for products on a GPU: what blocks consist of, apart from each other, no less.
 
-A type is a row of `TYPES`. Those whose codes are looked up in a table of their own are not among them.
+A type is a row of `TYPES`. Codes of 2, 3, 5 and 6 bits are in planes of as many bits, so that a number takes no more
+room than in the file; ternary digits take 2 bits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from ingle.kernels.coded import MIDDLE, Coded, CodedKind
 from ingle.weights import codes
+from ingle.weights.code_types import CODE_TYPES
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.source import StoredRows
 
@@ -36,6 +38,10 @@ class _Type:
     take: Callable[[torch.Tensor], _Contents]
     lowest: int = 0
     """What the code 0 stands for, of codes without signs."""
+    shares_bytes: bool = False
+    """As `Coded` has it."""
+    looks_up: bool = False
+    """Codes stand for the numbers of their type's codebook."""
 
 
 def _simple(name: str) -> Callable[[torch.Tensor], _Contents]:
@@ -54,7 +60,7 @@ def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
 
 def _q2_k(blocks: torch.Tensor) -> _Contents:
     held = codes.CODED_BLOCKS["Q2_K"].split(blocks)
-    return _Contents(held.codes, blocks[:, :16] & 15, _half(blocks, 80), blocks[:, :16] >> 4, -_half(blocks, 82))
+    return _Contents(held.codes, blocks[:, :16].contiguous(), _half(blocks, 80), minimum_factors=-_half(blocks, 82))
 
 
 def _q3_k(blocks: torch.Tensor) -> _Contents:
@@ -76,17 +82,40 @@ def _q6_k(blocks: torch.Tensor) -> _Contents:
     return _Contents(held.codes, blocks[:, 192:208].contiguous().view(torch.int8), _half(blocks, 208))
 
 
+def _iq4_xs(blocks: torch.Tensor) -> _Contents:
+    held = codes.CODED_BLOCKS["IQ4_XS"].split(blocks)
+    return _Contents(held.codes, codes.iq4_xs_steps(blocks), _half(blocks, 0))
+
+
+def _ternary(name: str) -> Callable[[torch.Tensor], _Contents]:
+    def take(blocks: torch.Tensor) -> _Contents:
+        held = codes.CODED_BLOCKS[name].split(blocks)
+        return _Contents(held.codes, held.scales[:, :1].half())
+
+    return take
+
+
+def _mxfp4(blocks: torch.Tensor) -> _Contents:
+    held = codes.CODED_BLOCKS["MXFP4"].split(blocks)
+    return _Contents(held.codes, held.scales.bfloat16())  # which has every power of two that they are
+
+
 TYPES = {
     "Q4_0": _Type("int4", _simple("Q4_0"), -8),
     "Q4_1": _Type("int4", _simple("Q4_1")),
-    "Q5_0": _Type("int8", _simple("Q5_0")),
-    "Q5_1": _Type("int8", _simple("Q5_1")),
+    "Q5_0": _Type("int5", _simple("Q5_0")),
+    "Q5_1": _Type("int5", _simple("Q5_1")),
     "Q8_0": _Type("int8", _simple("Q8_0")),
-    "Q2_K": _Type("int4", _q2_k),
-    "Q3_K": _Type("int4", _q3_k, -4),
+    "Q2_K": _Type("int2", _q2_k, shares_bytes=True),
+    "Q3_K": _Type("int3", _q3_k, -4),
     "Q4_K": _Type("int4", _six_bit("Q4_K")),
-    "Q5_K": _Type("int8", _six_bit("Q5_K")),
-    "Q6_K": _Type("int8", _q6_k),
+    "Q5_K": _Type("int5", _six_bit("Q5_K")),
+    "Q6_K": _Type("int6", _q6_k),
+    "IQ4_NL": _Type("int4", _simple("IQ4_NL"), looks_up=True),
+    "IQ4_XS": _Type("int4", _iq4_xs, looks_up=True),
+    "TQ1_0": _Type("int2", _ternary("TQ1_0"), -1),
+    "TQ2_0": _Type("int2", _ternary("TQ2_0"), -1),
+    "MXFP4": _Type("int4", _mxfp4, looks_up=True),
 }
 """By the names of GGUF's block types."""
 
@@ -97,24 +126,31 @@ def coded_of(rows: StoredRows, device: torch.device) -> Coded:
     data = rows.data.copy() if rows.order is None else rows.data[rows.order]
     held = kind.take(torch.from_numpy(data).to(device).view(-1, _BLOCK_BYTES[rows.type]))
     size = held.codes.shape[1] // held.scales.shape[1]
-    return Coded.of(
+
+    def of_rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.reshape(num_rows, -1)
+
+    codebook = CODE_TYPES[rows.type].codebook
+    return Coded(
         kind.kind,
-        _packed(held, kind).reshape(num_rows, -1),
+        _without_signs(held, kind).reshape(num_rows, -1),
         held.scales.reshape(num_rows, -1),
         None,
         size,
-        factors=None if held.factors is None else held.factors.reshape(num_rows, -1),
-        minima=None if held.minima is None else held.minima.reshape(num_rows, -1),
-        minimum_factors=None if held.minimum_factors is None else held.minimum_factors.reshape(num_rows, -1),
-    )
+        half=1,
+        factors=of_rows(held.factors),
+        minima=of_rows(held.minima),
+        minimum_factors=of_rows(held.minimum_factors),
+        shares_bytes=kind.shares_bytes,
+        table=torch.tensor(codebook, dtype=torch.int8, device=device) if kind.looks_up else None,
+    ).into_planes()
 
 
-def _packed(held: _Contents, kind: _Type) -> torch.Tensor:
-    """Codes as `Coded.of` takes them, whose zero is the middle, or which have none beside minima."""
+def _without_signs(held: _Contents, kind: _Type) -> torch.Tensor:
+    """uint8: codes whose zero is the middle, or which have none beside minima, or are looked up."""
     stored = held.codes
-    if held.minima is None:
-        middle = MIDDLE[kind.kind]
-        has_signs = stored.dtype == torch.int8
-        stored = stored.view(torch.uint8) ^ middle if has_signs else stored + (middle + kind.lowest)
-    stored = stored.view(torch.uint8)
-    return stored if kind.kind == "int8" else stored[:, ::2] | stored[:, 1::2] << 4
+    if held.minima is not None or kind.shares_bytes or kind.looks_up:
+        return stored.view(torch.uint8)
+    middle = MIDDLE[kind.kind]
+    has_signs = stored.dtype == torch.int8
+    return stored.view(torch.uint8) + middle if has_signs else stored + (middle + kind.lowest)

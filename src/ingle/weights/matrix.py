@@ -81,6 +81,12 @@ class Weight:
         """All of it as codes with scales, where it is held so."""
         return self.parts[0].coded if len(self.parts) == 1 else None
 
+    @property
+    def coded_parts(self) -> tuple[Coded, ...] | None:
+        """Its parts, where all of them are held so."""
+        parts = tuple(part.coded for part in self.parts if part.coded is not None)
+        return parts if len(parts) == len(self.parts) else None
+
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x @ weight.T + bias [out_features]: [.., in_features] to [.., out_features] of the same type."""
         plain, coded = self.plain, self.coded

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from ingle.errors import ModelError
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import Matrix
-from ingle.weights.code_types import CODED, CodeType, kept
+from ingle.weights import grids
+from ingle.weights.code_types import CODED, INTEGERS, CodeType, kept
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.quantized.groups import MIDDLE, Groups
 from ingle.weights.source import StoredRows, WeightSource
@@ -25,6 +26,8 @@ _LINE = 64
 """Bytes of a line of the processor's cache: a vector that starts in one should end in it."""
 _LONGEST = 128
 """Columns that share a scale in the kernels at most: their sums are integers of 32 bits."""
+_LONGEST_WIDE = 64
+"""The same of numbers of more than 8 bits."""
 Order = npt.NDArray[np.int32]
 
 
@@ -46,10 +49,11 @@ class PackedPart:
             columns=in_features if order is None else len(order),
             bits=code_type.bits,
             group_size=code_type.group_size,
-            wide_scales=code_type.wide_scales,
-            has_minima=code_type.has_minima,
-            codebook=(ctypes.c_int8 * 16)(*code_type.codebook),
+            scales=library.STEPS if code_type.steps else library.WIDE if code_type.wide_scales else library.HALVES,
+            has_minima=library.IN_SCALES if code_type.minima_in_scales else code_type.has_minima,
+            codebook=(ctypes.c_int16 * 16)(*code_type.codebook),
             order=None if order is None else order.ctypes.data,
+            unit=code_type.unit,
             inputs=in_features,
         )
         num_bytes = library.get().ingle_matrix_bytes(ctypes.byref(matrix))
@@ -63,13 +67,15 @@ class PackedPart:
         """Writes rows from `first` on."""
         if self.matrix.bits == 32:
             decoded, pack = rows.decoded(), library.get().ingle_pack_rows
-            pack(ctypes.byref(self.matrix), decoded.ctypes.data, None, None, first, len(decoded))
+            pack(ctypes.byref(self.matrix), decoded.ctypes.data, None, None, None, first, len(decoded))
             return
         size = self.matrix.group_size
         groups = np.arange(0, rows.num_columns, size) // rows.group_size
         scales, minima = np.ascontiguousarray(rows.scales[:, groups]), None
         if rows.zeros is not None:
-            minima = (MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32)) * scales
+            minima = np.ascontiguousarray(MIDDLE[rows.kind] - rows.zeros[:, groups].astype(np.float32))
+            if self.matrix.has_minima != library.IN_SCALES:
+                minima *= scales
         codes = np.ascontiguousarray(rows.codes)
         library.get().ingle_pack_groups(
             ctypes.byref(self.matrix),
@@ -86,8 +92,9 @@ class PackedPart:
         order = None if rows.order is None else np.ascontiguousarray(rows.order, np.int64)
         order_at = None if order is None else order.ctypes.data
         number, stored = _NUMBERS[rows.type], rows.data.ctypes.data
-        matrix = ctypes.byref(self.matrix)
-        if not library.get().ingle_pack_blocks(matrix, number, stored, order_at, first, len(rows.data)):
+        matrix, grid = ctypes.byref(self.matrix), grids.of(rows.type)
+        grid_at = None if grid is None else grid.ctypes.data
+        if not library.get().ingle_pack_blocks(matrix, number, stored, grid_at, order_at, first, len(rows.data)):
             raise ValueError(f"blocks of {rows.type} cannot be packed")
 
     @property
@@ -234,9 +241,10 @@ class _Codes(NamedTuple):
         groups, as_floats = self.groups, code_type_of("F32")
         if as_floats.bits == 32:
             return as_floats
-        size = gcd(groups.group_size, _LONGEST)
+        longest = _LONGEST_WIDE if groups.table is not None else _LONGEST
+        size = gcd(groups.group_size, longest)
         if groups.group_size >= groups.num_columns and size < 32:
-            size = _LONGEST  # of one group, which is padded
+            size = longest  # of one group, which is padded
         if size < 16:
             raise ModelError(
                 f"groups of {groups.group_size} inputs are not multiplied on this device: they have to be multiples "
@@ -244,8 +252,18 @@ class _Codes(NamedTuple):
                 alternative="take a checkpoint with groups of 32, 64 or 128",
             )
         has_zeros = groups.zeros is not None
-        wide = has_zeros or not groups.half_scales
-        return replace(CODED[groups.kind], group_size=size, wide_scales=wide, has_minima=has_zeros)
+        if groups.table is not None:
+            held = INTEGERS[groups.table]
+            return CodeType(4, size, not groups.half_scales, unit=held.unit, codebook=held.codebook)
+        # 8 bits hold the middle less any zero but 0 itself of codes of 8 bits.
+        in_scales = groups.zeros is not None and (groups.kind == "int4" or bool(groups.zeros.all()))
+        return replace(
+            CODED[groups.kind],
+            group_size=size,
+            wide_scales=not groups.half_scales or (has_zeros and not in_scales),
+            has_minima=has_zeros,
+            minima_in_scales=in_scales,
+        )
 
     def order(self, held: CodeType) -> Order | None:
         return None if held.bits == 32 else self.groups.order

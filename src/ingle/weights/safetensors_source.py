@@ -20,7 +20,7 @@ from ingle.errors import ModelError
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.pointer import refuse_pointer
 from ingle.weights.quantized.groups import Groups
-from ingle.weights.quantized.layouts import StoredTensor
+from ingle.weights.quantized.module import StoredTensor
 from ingle.weights.source import (
     FLOAT_TYPES,
     FLOATS,
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ingle.weights.ring import Ring
 
 _ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-_NUMPY_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "F8_E4M3": "u1", "U8": "u1", "I8": "i1",
-                "I32": "<i4", "I64": "<i8"}  # fmt: skip
+_NUMPY_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "F8_E4M3": "u1", "F8_E8M0": "u1", "U8": "u1",
+                "I8": "i1", "I32": "<i4", "I64": "<i8"}  # fmt: skip
 """By safetensors' names; of floats that NumPy does not know the bits."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Script:
     answers: Callable[[int], str] = lambda number: "ok"
     """Of the request of that number: ok, 500, error (in the stream), cut (in the middle), or die (the whole server)."""
     tokenize: bool = True
+    hangs_up: bool = False
+    """Closes each connection after an answer, without a word."""
     endless: bool = False
     """Streams go on until the client leaves."""
 
@@ -50,7 +53,7 @@ class Fake:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._one(reader, writer):
+            while await self._one(reader, writer) and not self.script.hangs_up:
                 pass
         self.writers.discard(writer)
         writer.close()
@@ -93,18 +96,16 @@ class Fake:
     async def _answer(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any], what: str) -> bool:
         if what == "500":
             return self._json(writer, {"error": {"message": "out of luck"}}, "500 Internal Server Error")
-        chat, script = "chat" in path, self.script
+        script, say = self.script, _Sayer(writer, chat="chat" in path)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        if chat:
-            _event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        say.role()
         await asyncio.sleep(script.delay_s)
         if what == "error":
-            _event(writer, {"error": {"message": "the engine died"}})
+            say.event({"error": {"message": "the engine died"}})
             return False
         num_tokens = body["max_tokens"]
         for at in range(0, num_tokens, script.tokens_per_event):
-            text = "x" * min(script.tokens_per_event, num_tokens - at)
-            _event(writer, {"choices": [{"delta": {"content": text}} if chat else {"text": text}], "usage": None})
+            say.text("x" * min(script.tokens_per_event, num_tokens - at))
             await writer.drain()
             if what == "cut" and at:
                 writer.transport.abort()
@@ -116,15 +117,15 @@ class Fake:
                 self.asked.set()
             while script.endless and not _is_warm_up(body):
                 await asyncio.sleep(0.01)
-                _event(writer, {"choices": [{"delta": {"content": "x"}}]})
+                say.text("x")
                 await writer.drain()
             if at + script.tokens_per_event < num_tokens:
                 await asyncio.sleep(script.gap_s)
-        _event(writer, {"choices": [{"delta": {}, "text": "", "finish_reason": "length"}]})
+        say.text("", finish_reason="length")
         if script.usage and (body.get("stream_options") or {}).get("include_usage"):
             details = {"cached_tokens": 3}
             usage = {"prompt_tokens": 7, "completion_tokens": num_tokens, "prompt_tokens_details": details}
-            _event(writer, {"choices": [], "usage": usage})
+            say.event({"choices": [], "usage": usage})
         _chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         return True
@@ -141,8 +142,27 @@ def _is_warm_up(body: dict[str, Any]) -> bool:
     return bool(body["max_tokens"] == 8)
 
 
-def _event(writer: asyncio.StreamWriter, said: Any) -> None:
-    _chunk(writer, f"data: {json.dumps(said)}\n\n".encode())
+class _Sayer:
+    def __init__(self, writer: asyncio.StreamWriter, *, chat: bool) -> None:
+        self._writer, self._chat = writer, chat
+
+    def role(self) -> None:
+        if self._chat:
+            self._choice(delta={"role": "assistant", "content": ""}, finish_reason=None)
+
+    def text(self, text: str, finish_reason: str | None = None) -> None:
+        said: dict[str, Any] = {"text": text}
+        if self._chat:
+            said = {"delta": {"content": text} if text else {}}
+        self._choice(**said, finish_reason=finish_reason)
+
+    def event(self, said: dict[str, Any]) -> None:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        whole = {"id": "1", "object": kind, "created": 1, "model": "fake", "usage": None, **said}
+        _chunk(self._writer, f"data: {json.dumps(whole)}\n\n".encode())
+
+    def _choice(self, **fields: Any) -> None:
+        self.event({"choices": [{"index": 0, **fields}]})
 
 
 def _chunk(writer: asyncio.StreamWriter, content: bytes) -> None:
@@ -150,8 +170,14 @@ def _chunk(writer: asyncio.StreamWriter, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def fake_server(script: Script | None = None, *, socket: Path | None = None, port: int = 0) -> Iterator[Fake]:
-    """In a thread of its own."""
+def fake_server(
+    script: Script | None = None, *, socket: Path | None = None, port: int = 0, certificate: Path | None = None
+) -> Iterator[Fake]:
+    """In a thread of its own. `certificate`: a .pem file with its .key beside it, for TLS."""
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
     fake, up = Fake(script or Script()), threading.Event()
 
     async def main() -> None:
@@ -160,8 +186,8 @@ def fake_server(script: Script | None = None, *, socket: Path | None = None, por
             fake.server = await asyncio.start_unix_server(fake.serve, socket)
             fake.url = f"unix:{socket}"
         else:
-            fake.server = await asyncio.start_server(fake.serve, "127.0.0.1", port)
-            fake.url = f"http://127.0.0.1:{fake.server.sockets[0].getsockname()[1]}"
+            fake.server = await asyncio.start_server(fake.serve, "127.0.0.1", port, ssl=tls)
+            fake.url = f"http{'s' * (tls is not None)}://127.0.0.1:{fake.server.sockets[0].getsockname()[1]}"
         up.set()
         await done.wait()
         fake.die()

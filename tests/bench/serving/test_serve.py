@@ -89,6 +89,12 @@ def test_errors_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 failed: HTTP 500: out of luck" in capsys.readouterr().out
 
 
+def test_a_server_that_hangs_up_is_called_again(tmp_path: Path) -> None:
+    with fake_server(Script(hangs_up=True)) as fake:
+        report = run(fake, tmp_path / "a.json", "--concurrency", "1,4", "--num-prompts", "12")
+    assert [(level.figures.num_ok, level.figures.num_errors) for level in report.levels] == [(12, 0)] * 2
+
+
 def test_nothing_but_errors_ends_the_run(tmp_path: Path) -> None:
     with (
         fake_server(Script(answers=lambda number: "500")) as fake,
@@ -200,6 +206,22 @@ def test_a_socket_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "sesame" not in (tmp_path / "a.json").read_text() and "sesame" not in (tmp_path / "a.html").read_text()
 
 
+def test_tls(tmp_path: Path) -> None:
+    """The certificate names nobody that is trusted."""
+    more = ("--concurrency", "1", "--num-prompts", "1")
+    with fake_server(certificate=Path(__file__).parents[2] / "server" / "tls" / "server.pem") as fake:
+        with pytest.raises(EngineError, match=r"no TLS with https://127.0.0.1:.*--insecure"):
+            run(fake, tmp_path / "a.json", *more)
+        assert run(fake, tmp_path / "a.json", *more, "--insecure").levels[0].figures.num_ok == 1
+
+
+def test_the_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with fake_server() as fake:
+        run(fake, tmp_path / "a.json", "--concurrency", "1,2", "--num-prompts", "2")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -213,6 +235,8 @@ def test_a_socket_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--range-ratio", "1"], "--range-ratio 1: give a share"),
         (["--port", "8000"], "--port 8000: give --base-url http://HOST:PORT"),
         (["--output", "/nowhere/a.json"], "--output /nowhere/a.json: No such file or directory"),
+        (["--output", "a.html"], "--output a.html: give a .json file"),
+        (["--rate", "inf"], "--rate inf sends all at once"),
         (["--requst-rate", "8"], "unknown flag --requst-rate"),
     ],
 )
@@ -243,6 +267,8 @@ def test_compare_prints_ratios_and_draws_both(tmp_path: Path, capsys: pytest.Cap
     assert len(ratios) == 2 and min(ratios) > 1
     page = (tmp_path / "both.html").read_text()
     assert page.count("<svg viewBox") == 6 and "slow, p99" in page and "fast, at 2" in page
+    with pytest.raises(ConfigError, match=r"give an \.html file"):
+        main(["compare", *files, "--output", files[0]])
     with pytest.raises(ConfigError, match="needs two files or more"):
         main(["compare", files[0]])
     with pytest.raises(ConfigError, match="holds no results of `ingle bench serve`"):

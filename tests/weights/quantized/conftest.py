@@ -1,24 +1,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ingle.weights.quantized import layouts
 from ingle.weights.quantized.groups import Groups
-from ingle.weights.quantized.layouts import Module
+from ingle.weights.quantized.module import Module
 from ingle.weights.safetensors_source import SafetensorsSource
-from tests.weights.quantized.packers import CASES, Written
+from tests.weights.quantized.packers import CASES, Written, installed
 
 Read = Callable[[Written], Groups]
 
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Callable[[int, int], Written]:
-    if request.param.startswith("ct-") and find_spec("compressed_tensors") is None:
+    if not installed(request.param):
         pytest.skip("compressed-tensors is not installed")
     return CASES[request.param]
 
@@ -38,4 +38,4 @@ def module_of(tmp_path: Path) -> Callable[[Written], Module]:
 
 @pytest.fixture
 def read(module_of: Callable[[Written], Module]) -> Read:
-    return lambda written: module_of(written).read(*written.exact.shape)
+    return lambda written: layouts.read(module_of(written), *written.exact.shape)

@@ -5,8 +5,10 @@ Every writer also gives the matrix that its tensors stand for, in float64 [rows,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,128 @@ def awq(rows: int, columns: int, *, group_size: int = 64, seed: int = 0) -> Writ
     return Written(tensors, exact, Scheme("awq", 4, group_size=group_size, has_zeros=True), settings)
 
 
+def gemv(rows: int, columns: int, *, group_size: int = 64, seed: int = 0) -> Written:
+    """AutoAWQ's layout for few rows: in order along the inputs, zeros and scales padded."""
+    groups = columns // group_size
+    codes, zeros, scales = random(rows, columns, groups, 4, seed)
+    index = np.arange(columns) // group_size
+    together = {64: 2, 32: 4}.get(group_size, 1)
+    width = (groups + 8 * together - 1) // (8 * together) * together
+    padded = np.zeros((rows, width * 8), np.int64)
+    padded[:, :groups] = zeros
+    padded_scales = np.zeros((rows, width * 8), np.float16)
+    padded_scales[:, :groups] = scales
+    tensors = {"qweight": words(codes, 4, 1), "qzeros": words(padded, 4, 1), "scales": torch.from_numpy(padded_scales)}
+    exact = (codes - zeros[:, index]) * scales.astype(np.float64)[:, index]
+    settings = {"quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True, "version": "gemv"}
+    return Written(tensors, exact, Scheme("gemv", 4, group_size=group_size, has_zeros=True), settings)
+
+
+NF4 = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])  # fmt: skip
+FP4 = np.array([0, 0.005208333333, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25])
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def bitsandbytes(
+    rows: int, columns: int, *, table: str = "nf4", block: int = 64, nested: bool = True,
+    storage: torch.dtype = torch.uint8, seed: int = 0,
+) -> Written:  # fmt: skip
+    """As `bitsandbytes.functional.QuantState.as_dict(packed=True)` names and packs it."""
+    rng = np.random.default_rng(seed)
+    values = (NF4 if table == "nf4" else np.concatenate([FP4, -FP4])).astype(np.float32)
+    codes = rng.integers(0, 16, rows * columns)
+    blocks = -(-rows * columns // block)
+    absmax = ((rng.random(blocks) + 0.5) / columns**0.5 * 1.2).astype(np.float32)
+    state: dict[str, Any] = {"quant_type": table, "blocksize": block, "dtype": "bfloat16", "shape": [rows, columns]}
+    packed = torch.from_numpy((codes[::2] << 4 | codes[1::2]).astype(np.uint8)).view(storage).reshape(-1, 1)
+    tensors = {"weight": packed, "weight.quant_map": torch.from_numpy(values)}
+    if nested:
+        offset, of_map = float(absmax.mean()), np.linspace(-1, 1, 256).astype(np.float32)
+        outer = np.maximum.reduceat(np.abs(absmax - offset), np.arange(0, blocks, 256)).astype(np.float32)
+        indices = rng.integers(0, 256, blocks).astype(np.uint8)
+        absmax = (of_map[indices].astype(np.float64) * outer.repeat(256)[:blocks] + offset).astype(np.float32)
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
+        tensors |= {"weight.absmax": torch.from_numpy(indices), "weight.nested_absmax": torch.from_numpy(outer),
+                    "weight.nested_quant_map": torch.from_numpy(of_map)}  # fmt: skip
+    else:
+        tensors["weight.absmax"] = torch.from_numpy(absmax)
+    said = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    tensors[f"weight.quant_state.bitsandbytes__{table}"] = said
+    exact = values[codes].astype(np.float64) * absmax.astype(np.float64).repeat(block)[: rows * columns]
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "_load_in_4bit": True,
+                "bnb_4bit_quant_type": table, "bnb_4bit_use_double_quant": nested, "llm_int8_skip_modules": None,
+                "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8"}  # fmt: skip
+    scheme = Scheme("blocks", 4, table="nf4" if table == "nf4" else "fp4")
+    return Written(tensors, exact.reshape(rows, columns), scheme, settings)
+
+
+def bitsandbytes_int8(rows: int, columns: int, *, seed: int = 0) -> Written:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
+    largest = ((rng.random(rows) + 0.5) / columns**0.5 * 1.2).astype(np.float32)
+    tensors = {"weight": torch.from_numpy(codes), "SCB": torch.from_numpy(largest),
+               "weight_format": torch.tensor(0, dtype=torch.uint8)}  # fmt: skip
+    exact = codes * largest.astype(np.float64)[:, None] / 127
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False,
+                "llm_int8_skip_modules": ["lm_head"], "llm_int8_threshold": 6.0}  # fmt: skip
+    return Written(tensors, exact, Scheme("scb", 8), settings)
+
+
+def modelopt_nvfp4(rows: int, columns: int, *, seed: int = 0) -> Written:
+    """NVIDIA's: a scale of FP8 for 16 numbers, and one of all."""
+    rng = np.random.default_rng(seed)
+    values = np.concatenate([E2M1, -E2M1])
+    codes = rng.integers(0, 16, (rows, columns))
+    scale = torch.from_numpy(rng.random((rows, columns // 16)) * 400 + 20).to(torch.float8_e4m3fn)
+    whole = torch.tensor(float(1 / 700 / columns**0.5))
+    packed = torch.from_numpy((codes[:, 1::2] << 4 | codes[:, ::2]).astype(np.uint8))
+    tensors = {"weight": packed, "weight_scale": scale, "weight_scale_2": whole, "input_scale": torch.tensor(0.01)}
+    exact = values[codes] * (scale.double() * whole.double()).numpy().repeat(16, 1)
+    settings = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]}
+    return Written(tensors, exact, Scheme("nibbles", 4, group_size=16, table="nvfp4"), settings)
+
+
+def compressed_fp4(rows: int, columns: int, *, form: str, seed: int = 0) -> Written:
+    """By compressed-tensors' own compressor; what its codes stand for by its own unpacking."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    torch.manual_seed(seed)
+    size, nvidia = (16, True) if form == "nvfp4-pack-quantized" else (32, False)
+    args = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group" if nvidia else "group", symmetric=True,
+                            group_size=size, scale_dtype=torch.float8_e4m3fn if nvidia else torch.uint8)  # fmt: skip
+    weight = torch.randn(rows, columns) / columns**0.5
+    largest = weight.view(rows, -1, size).abs().amax(-1)
+    state = {"weight": weight}
+    if nvidia:
+        whole = 448 * 6 / weight.abs().max()
+        state |= {
+            "weight_global_scale": whole.reshape(1),
+            "weight_scale": (largest / 6 * whole).to(torch.float8_e4m3fn).float(),
+        }
+    else:
+        state["weight_scale"] = torch.exp2(torch.floor(torch.log2(largest)) - 2)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    compressor = BaseCompressor.get_value_from_registry(form)
+    stored = compressor.compress(dict(state), scheme)
+    numbers = unpack_fp4_from_uint8(stored["weight_packed"], rows, columns).double()
+    scales = state["weight_scale"].double() / state.get("weight_global_scale", torch.ones(1)).double()
+    exact = numbers * scales.repeat_interleave(size, 1)
+    group = {"targets": ["Linear"], "weights": args.model_dump(mode="json"), "input_activations": None}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "ignore": ["lm_head"],
+        "config_groups": {"g": group},
+    }
+    ours = Scheme("nibbles", 4, group_size=size, table="nvfp4" if nvidia else "mxfp4")
+    return Written({name: tensor.data for name, tensor in stored.items()}, exact.double().numpy(), ours, settings)
+
+
 def fp8(
     rows: int, columns: int, *, scales: str = "block", block: tuple[int, int] = (128, 128), seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -156,6 +280,11 @@ def compressed(
     return Written(stored, exact.double().numpy(), ours, settings)
 
 
+def installed(case: str) -> bool:
+    """What writes it."""
+    return not case.startswith("ct-") or find_spec("compressed_tensors") is not None
+
+
 CASES: dict[str, Callable[[int, int], Written]] = {
     "gptq": lambda rows, columns: gptq(rows, columns),
     "gptq-asymmetric": lambda rows, columns: gptq(rows, columns, symmetric=False),
@@ -197,4 +326,14 @@ CASES: dict[str, Callable[[int, int], Written]] = {
     "ct-fp8-blocks": lambda rows, columns: compressed(
         rows, columns, form="float-quantized", bits=8, strategy="block", group_size=None
     ),
+    "awq-gemv": lambda rows, columns: gemv(rows, columns),
+    "awq-gemv-32": lambda rows, columns: gemv(rows, columns, group_size=32),
+    "nf4": lambda rows, columns: bitsandbytes(rows, columns),
+    "nf4-plain": lambda rows, columns: bitsandbytes(rows, columns, nested=False, storage=torch.bfloat16),
+    "nf4-128": lambda rows, columns: bitsandbytes(rows, columns, block=128),
+    "fp4": lambda rows, columns: bitsandbytes(rows, columns, table="fp4", nested=False),
+    "bnb-int8": lambda rows, columns: bitsandbytes_int8(rows, columns),
+    "ct-mxfp4": lambda rows, columns: compressed_fp4(rows, columns, form="mxfp4-pack-quantized"),
+    "ct-nvfp4": lambda rows, columns: compressed_fp4(rows, columns, form="nvfp4-pack-quantized"),
+    "nvfp4": lambda rows, columns: modelopt_nvfp4(rows, columns),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,84 @@ MODELOPT = {"producer": {"name": "modelopt"},
 AUTO_ROUND = {"bits": 4, "group_size": 128, "sym": True, "quant_method": "auto-round", "iters": 200,
               "packing_format": "auto_round:auto_gptq", "extra_config": {HEAD: {"bits": 16}}}  # fmt: skip
 
+QWEN1_GPTQ = {**QWEN2_GPTQ_INT4, "model_file_base_name": "model"}
+"""Qwen-72B-Chat-Int4"""
+OLD_AUTO_GPTQ = {
+    "bits": 4, "group_size": 128, "damp_percent": 0.01, "desc_act": False, "static_groups": False, "sym": True,
+    "true_sequential": True, "model_name_or_path": None, "model_file_base_name": "gptq_model-4bit-128g",
+}  # fmt: skip
+"""quantize_config.json of AutoGPTQ before transformers read such"""
+GPTQMODEL_5 = {
+    "bits": 4, "checkpoint_format": "gptq", "desc_act": False, "dynamic": None, "format": "gptq", "group_size": 128,
+    "hyb_act": False, "lm_head": False, "meta": {"quantizer": ["gptqmodel:5.0.0"], "mse": 0.0}, "pack_dtype": "int32",
+    "quant_method": "gptq", "sym": True,
+}  # fmt: skip
+"""ModelCloud's, of GPTQModel 5"""
+MIXTRAL_AWQ = {
+    "bits": 4, "group_size": 128, "modules_to_not_convert": ["gate"], "quant_method": "awq", "version": "gemm",
+    "zero_point": True,
+}  # fmt: skip
+"""TheBloke/Mixtral-8x7B-Instruct-v0.1-AWQ"""
+TRANSFORMERS_AWQ = {
+    "backend": "autoawq", "bits": 4, "do_fuse": False, "exllama_config": {"version": 2, "max_input_len": 2048},
+    "fuse_max_seq_len": None, "group_size": 128, "modules_to_fuse": None, "modules_to_not_convert": None,
+    "quant_method": "awq", "version": "exllama", "zero_point": True,
+}  # fmt: skip
+"""What transformers' AwqConfig saves where ExLlama's kernels were asked for."""
+UNSLOTH_NF4 = {
+    "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+    "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False,
+    "llm_int8_skip_modules": ["lm_head", "multi_modal_projector", "model.layers.1.mlp"], "llm_int8_threshold": 6.0,
+    "load_in_4bit": True, "load_in_8bit": False, "quant_method": "bitsandbytes",
+}  # fmt: skip
+"""unsloth's dynamic ones"""
+BNB_INT8 = {
+    "_load_in_4bit": False, "_load_in_8bit": True, "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_type": "fp4",
+    "bnb_4bit_quant_storage": "uint8", "bnb_4bit_use_double_quant": False, "llm_int8_threshold": 6.0,
+    "llm_int8_skip_modules": None, "load_in_4bit": False, "load_in_8bit": True, "quant_method": "bitsandbytes",
+}  # fmt: skip
+CT_NVFP4: Settings = {
+    "config_groups": {
+        "group_0": {
+            "format": "nvfp4-pack-quantized",
+            "input_activations": {"dynamic": "local", "group_size": 16, "num_bits": 4, "strategy": "tensor_group",
+                                  "symmetric": True, "type": "float"},
+            "output_activations": None, "targets": ["Linear"],
+            "weights": {"dynamic": False, "group_size": 16, "num_bits": 4, "observer": "minmax",
+                        "strategy": "tensor_group", "symmetric": True, "type": "float"},
+        }
+    },
+    "format": "nvfp4-pack-quantized", "ignore": ["lm_head"], "kv_cache_scheme": None,
+    "quant_method": "compressed-tensors", "quantization_status": "compressed", "sparsity_config": {},
+    "transform_config": {},
+}  # fmt: skip
+CT_FP8_KV: Settings = {
+    **FP8_DYNAMIC, "ignore": ["re:.*lm_head"],
+    "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "strategy": "tensor", "symmetric": True, "type": "float"},
+}  # fmt: skip
+MODELOPT_FP4 = {
+    "ignore": ["lm_head", "model.layers.0.self_attn*"], "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type":
+    "float"}, "producer": {"name": "modelopt", "version": "0.29.0"}, "quant_algo": "NVFP4", "group_size": 16,
+    "quant_method": "modelopt",
+}  # fmt: skip
+"""nvidia/Qwen3-8B-FP4"""
+MODELOPT_MIXED = {
+    "quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": "FP8",
+    "quantized_layers": {UP: {"quant_algo": "W4A16_NVFP4", "group_size": 16},
+                         "model.layers.1.self_attn.o_proj": {"quant_algo": "FP8"}},
+}  # fmt: skip
+AUTO_ROUND_MIXED = {
+    **AUTO_ROUND, "autoround_version": "0.8.0", "data_type": "int",
+    "extra_config": {r".*mlp\.up_proj.*": {"bits": 8, "group_size": 64}, HEAD: {"bits": 16, "data_type": "float"}},
+}  # fmt: skip
+
 GPTQ_4 = Scheme("gptq", 4, group_size=128, zero_offset=1, has_zeros=True)
 FP8_BLOCKS = Scheme("whole", 8, is_float=True, group_size=128, block_rows=128, quantizes_inputs=True)
 FP8_ROWS = Scheme("whole", 8, is_float=True, quantizes_inputs=True)
+GEMV = Scheme("gemv", 4, group_size=128, has_zeros=True)
+BNB_NF4 = Scheme("blocks", 4, table="nf4")
+NVFP4 = Scheme("nibbles", 4, group_size=16, table="nvfp4")
 
 
 def read(settings: object, key: str = "quantization_config") -> Quantization:
@@ -108,6 +184,46 @@ def read(settings: object, key: str = "quantization_config") -> Quantization:
         (AUTO_FP8, "FP8, FP8", FP8_ROWS, None),
         (META_FP8, "FP8, FP8", FP8_ROWS, None),
         (AUTO_ROUND, "AutoRound, int4 in groups of 128", GPTQ_4, None),
+        (
+            AUTO_ROUND_MIXED,
+            "AutoRound, int8 in groups of 64, int4 in groups of 128",
+            Scheme("gptq", 8, group_size=64, zero_offset=1, has_zeros=True),
+            None,
+        ),
+        (
+            {**AUTO_ROUND, "packing_format": "auto_round:auto_awq"},
+            "AutoRound, int4 in groups of 128",
+            Scheme("awq", 4, group_size=128, has_zeros=True),
+            None,
+        ),
+        (
+            {**AUTO_ROUND, "packing_format": "auto_round:exllamav2", "sym": False},
+            "AutoRound, int4 in groups of 128",
+            Scheme("gptq", 4, group_size=128, has_zeros=True),
+            None,
+        ),
+        (QWEN1_GPTQ, "GPTQ, int4 in groups of 128", GPTQ_4, ...),
+        (GPTQMODEL_5, "GPTQ, int4 in groups of 128", GPTQ_4, ...),
+        (MIXTRAL_AWQ, "AWQ, int4 in groups of 128", ..., ...),
+        (TRANSFORMERS_AWQ, "AWQ, int4 in groups of 128", Scheme("awq", 4, group_size=128, has_zeros=True), ...),
+        (
+            {**AWQ, "version": "GEMV"},
+            "AWQ, int4 in groups of 128",
+            Scheme("gemv", 4, group_size=128, has_zeros=True),
+            ...,
+        ),
+        (UNSLOTH_NF4, "bitsandbytes, NF4", None, None),
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "bitsandbytes, NF4",
+            Scheme("blocks", 4, table="nf4"),
+            ...,
+        ),
+        (BNB_INT8, "bitsandbytes, int8", Scheme("scb", 8), ...),
+        (CT_NVFP4, "compressed-tensors, NVFP4 in groups of 16", NVFP4, None),
+        (CT_FP8_KV, "compressed-tensors, FP8", FP8_ROWS, None),
+        (MODELOPT_FP4, "ModelOpt, NVFP4 in groups of 16", NVFP4, None),
+        (MODELOPT_MIXED, "ModelOpt, NVFP4 in groups of 16, FP8", NVFP4, None),
         ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head*"]}, "ModelOpt, FP8", FP8_ROWS, None),
     ],
     ids=str,
@@ -150,6 +266,9 @@ def test_gptqmodels_exceptions() -> None:
     "name, settings, method",
     [
         ("quantize_config.json", {key: LLAMA2_GPTQ[key] for key in ("bits", "group_size", "desc_act", "sym")}, "GPTQ"),
+        ("quantize_config.json", OLD_AUTO_GPTQ, "GPTQ"),
+        ("quantize_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}, "AWQ"),
+        ("quantization_config.json", AUTO_ROUND, "AutoRound"),
         ("quant_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}, "AWQ"),
         ("hf_quant_config.json", MODELOPT, "ModelOpt"),
     ],
@@ -170,7 +289,12 @@ def with_weights(**changes: object) -> Settings:
 @pytest.mark.parametrize(
     "settings, says",
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantized by 'bitsandbytes'"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "int4"},
+            "_quant_type is 'int4'",
+        ),
+        ({"quant_method": "hqq", "quant_config": {}}, "quantized by 'hqq'"),
+        ({"quant_method": "mxfp4"}, "quantized by 'mxfp4'"),
         ({"quant_method": "exl2", "bits": 4.25}, "quantized by 'exl2'"),
         ("awq", "quantized by 'a method without a name'"),
         ({**QWEN2_GPTQ_INT4, "bits": 5}, "bits is 5, and ingle reads 2, 3, 4, 8 of this method"),
@@ -178,7 +302,13 @@ def with_weights(**changes: object) -> Settings:
         ({**QWEN2_GPTQ_INT4, "checkpoint_format": "marlin"}, "checkpoint_format is 'marlin', and ingle reads gptq and"),
         ({**QWEN2_GPTQ_INT4, "group_size": -2}, "group_size is -2, not a whole number from -1"),
         ({**QWEN2_GPTQ_INT4, "dynamic": {"+:(": {}}}, "the pattern '(' in the quantization's configuration is none"),
-        ({**AWQ, "version": "gemv"}, "version is 'gemv', and ingle reads gemm"),
+        ({**AWQ, "version": "gemv_fast"}, "version is 'gemv_fast', and ingle reads gemm and gemv"),
+        ({**AUTO_ROUND, "packing_format": "auto_round:fp8"}, "packing_format is 'auto_round:fp8'"),
+        ({**AUTO_ROUND, "data_type": "mx_fp"}, "data_type is 'mx_fp', and ingle reads whole numbers"),
+        (
+            {**CT_NVFP4, "config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}},
+            "num_bits is 8, and ingle reads 4",
+        ),
         ({**DEEPSEEK_FP8, "fmt": "e5m2"}, "fmt is 'e5m2'"),
         ({**DEEPSEEK_FP8, "weight_block_size": [128]}, "weight_block_size is [128], not two whole numbers"),
         ({**DEEPSEEK_FP8, "weight_block_size": [0, 128]}, "not two whole numbers"),
@@ -190,7 +320,8 @@ def with_weights(**changes: object) -> Settings:
         (with_weights(strategy="attn_head"), "strategy is 'attn_head'"),
         (with_weights(group_size=None), "group_size is None, not a whole number"),
         (with_weights(type="float", num_bits=4), "packed floats"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is 'NVFP4'"),
+        ({"quant_method": "modelopt", "quant_algo": "W6A6"}, "quant_algo is 'W6A6'"),
+        ({**MODELOPT_MIXED, "quantized_layers": {UP: {"quant_algo": "INT4_AWQ"}}}, "quant_algo is 'INT4_AWQ'"),
     ],
     ids=str,
 )
@@ -198,6 +329,36 @@ def test_what_is_not_read_is_named(settings: object, says: str) -> None:
     with pytest.raises(ModelError) as caught:
         read(settings).scheme_of(UP)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+PUBLISHED = [
+    QWEN2_GPTQ_INT4, LLAMA2_GPTQ, GPTQMODEL, AWQ, W4A16, FP8_DYNAMIC, QWEN3_FP8, META_FP8, MODELOPT, AUTO_ROUND_MIXED,
+    UNSLOTH_NF4, BNB_INT8, CT_NVFP4, MODELOPT_FP4, MODELOPT_MIXED,
+]  # fmt: skip
+HOSTILE = [None, "", "x" * 5000, "re:(", -1, 0, 3, 2**80, 1e308, True, [], {}, [None], {"": None}, [[]], ["re:(" * 9]]
+
+
+def damaged(value: Any, rng: random.Random) -> Any:
+    """With one value within it changed to something that nobody expects there, or gone."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice(sorted(value))
+        if rng.random() < 0.1:
+            return {other: each for other, each in value.items() if other != key}
+        return {**value, key: damaged(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.5:
+        return [damaged(value[0], rng), *value[1:]]
+    return rng.choice(HOSTILE)
+
+
+def test_whatever_a_configuration_says_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for settings in PUBLISHED * 40:
+        try:
+            quantization = read_quantization(tmp_path, {"quantization_config": damaged(settings, rng)})
+            if quantization is not None:
+                quantization.scheme_of(UP), quantization.name
+        except ModelError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1500
 
 
 def test_a_pattern_gets_little_time() -> None:
@@ -214,9 +375,13 @@ def test_the_flag(tmp_path: Path) -> None:
     for value, path, quantization, says in (
         ("awq", tmp_path, gptq, "is quantized already: GPTQ, int4 in groups of 128"),
         ("int8", tmp_path, gptq, "is quantized already"),
-        ("fp8", tmp_path, None, "is not quantized, and this version quantizes nothing on load"),
         ("awq", tmp_path / "m.gguf", None, "is a GGUF file"),
         ("gguf", tmp_path, gptq, "quantized already"),
     ):
         with pytest.raises(ConfigError, match=f"--quantization {value}: .*{says}.*; leave the flag out"):
             check_flag(value, path, quantization)
+    for value, target in (("int4", "int4"), ("INT8", "int8"), ("fp8", "fp8"), ("ptpc_fp8", "fp8")):
+        assert check_flag(value, tmp_path, None) == target
+    for value in ("awq", "bitsandbytes", "experts_int8", "q4_k_m"):
+        with pytest.raises(ConfigError, match=f"--quantization {value}: .*is not quantized.*int4, int8 or fp8 rounds"):
+            check_flag(value, tmp_path, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -9,16 +10,24 @@ import pytest
 import torch
 
 from ingle.errors import ModelError
-from ingle.kernels.coded_cut import by_columns, by_rows
 from ingle.kernels.cpu import library
 from ingle.kernels.reference_coded import multiply_coded
 from ingle.weights.code_types import exact as exactly
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.packed_matrix import PackedMatrix, pack_groups
-from ingle.weights.quantized import cut
+from ingle.weights.quantized import layouts
 from ingle.weights.quantized.groups import Groups
-from ingle.weights.quantized.layouts import Module
-from tests.weights.quantized.packers import Written, awq, fp8, gptq
+from ingle.weights.quantized.module import Module
+from tests.weights.quantized.packers import (
+    Written,
+    awq,
+    bitsandbytes,
+    bitsandbytes_int8,
+    fp8,
+    gemv,
+    gptq,
+    modelopt_nvfp4,
+)
 
 Make = Callable[[int, int], Written]
 Read = Callable[[Written], Groups]
@@ -42,13 +51,16 @@ def test_slices(case: Make, read: Read) -> None:
     groups = read(written)
     equal(groups.rows(16, 40).decoded(), written.exact[16:40])
     for start, stop in CUTS:
-        of_inputs = cut.by_columns(groups, start, stop)
+        of_inputs = groups.columns(start, stop)
         equal(of_inputs.decoded(), written.exact[:, start:stop])
         equal(of_inputs.rows(8, 24).decoded(), written.exact[8:24, start:stop])
-        equal(cut.by_columns(of_inputs, 2, 8).decoded(), written.exact[:, start + 2 : start + 8])
+        equal(of_inputs.columns(2, 8).decoded(), written.exact[:, start + 2 : start + 8])
+    wide = groups.columns(160, 192).widened(90).decoded()
+    equal(wide[:, :32], written.exact[:, 160:])
+    assert wide.shape == (64, 90) and not wide[:, 32:].any()
     for wrong in ((0, 0), (-2, 8), (64, 200)):
         with pytest.raises(ValueError, match="are no range of 192"):
-            cut.by_columns(groups, *wrong)
+            groups.columns(*wrong)
 
 
 def test_slices_with_pytorch(case: Make, read: Read) -> None:
@@ -57,19 +69,10 @@ def test_slices_with_pytorch(case: Make, read: Read) -> None:
     x = torch.randn(3, 192)
     whole = torch.zeros(3, 64)
     for start, stop in ((0, 64), (64, 192)):
-        coded = CodedPart.of([cut.by_columns(groups, start, stop)], torch.float32, torch.device("cpu")).coded
+        coded = CodedPart.of([groups.columns(start, stop)], torch.float32, torch.device("cpu")).coded
         product = multiply_coded(x[:, start:stop], coded)
-        torch.testing.assert_close(multiply_coded(x[:, start:stop], by_rows(coded, 16, 40)), product[:, 16:40])
         whole += product
     equal(whole.numpy(), x.double().numpy() @ written.exact.T, atol=1e-6)
-    coded = CodedPart.of([groups], torch.float32, torch.device("cpu")).coded
-    if coded.order is not None:
-        with pytest.raises(ValueError, match="in an order of their own"):
-            by_columns(coded, 0, 64)
-        return
-    for start, stop in CUTS:
-        part = by_columns(coded, start, stop)
-        equal(part.decoded(slice(None), torch.float32).numpy(), written.exact[:, start:stop])
 
 
 @pytest.fixture
@@ -85,11 +88,12 @@ def all_rows(matrix: PackedMatrix) -> np.ndarray:
 
 @pytest.mark.usefixtures("kernels")
 def test_packed_for_the_cpu(case: Make, read: Read) -> None:
-    """Without loss; and multiplied, with a number of rows on each side of what a tile holds."""
+    """Without loss, but for NF4's numbers; and multiplied, with a number of rows on each side of what a tile holds."""
     written = case(96, 320)
     groups = read(written)
     matrix = pack_groups([groups], 320)
-    equal(all_rows(matrix), written.exact)
+    as_stored = 4e-4 if groups.table == "nf4" else 2e-7
+    equal(all_rows(matrix), written.exact, as_stored)
     plain = pack_groups([groups], 320, exactly)
     rng = np.random.default_rng(7)
     for num_rows in (1, 3, 16, 17):
@@ -100,10 +104,10 @@ def test_packed_for_the_cpu(case: Make, read: Read) -> None:
         np.testing.assert_allclose(plain.multiply(x), expected, rtol=0, atol=scale * 2e-6)
     for start, stop in ((0, 128), (128, 320)):
         part, some = (
-            pack_groups([cut.by_columns(groups, start, stop)], stop - start),
+            pack_groups([groups.columns(start, stop)], stop - start),
             np.ascontiguousarray(x[:, start:stop]),
         )
-        equal(all_rows(part), written.exact[:, start:stop])
+        equal(all_rows(part), written.exact[:, start:stop], as_stored)
         expected = some.astype(np.float64) @ written.exact[:, start:stop].T
         np.testing.assert_allclose(part.multiply(some), expected, rtol=0, atol=float(np.abs(expected).max()) * 6e-3)
     padded = sum(part.matrix.group_size * -(-320 // part.matrix.group_size) for part in matrix.parts)
@@ -153,6 +157,13 @@ def test_layers_of_one_product(read: Read) -> None:
 
 def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> None:
     good, packed = gptq(48, 192), awq(48, 192)
+    flat, eight, nvidia, few = bitsandbytes(48, 192), bitsandbytes_int8(48, 192), modelopt_nvfp4(48, 192), gemv(48, 192)
+    state = "weight.quant_state.bitsandbytes__nf4"
+
+    def saying(**changes: object) -> torch.Tensor:
+        said = json.loads(bytes(flat.tensors[state].tolist()))
+        return torch.tensor(list(json.dumps({**said, **changes}).encode()), dtype=torch.uint8)
+
     floats = fp8(48, 192, scales="channel")
     index = good.tensors["g_idx"]
     for written, changes, says in (
@@ -169,15 +180,33 @@ def test_what_is_wrong_names_the_tensor(module_of: Callable[..., Module]) -> Non
         (floats, {"weight": (torch.ones(48, 192) * float("nan")).to(torch.float8_e4m3fn)}, r"m\.weight has numbers"),
         (floats, {"weight_scale": None}, r"has no tensor m\.weight_scale, which FP8 needs beside m\.weight"),
         (floats, {"weight_scale": floats.tensors["weight_scale"][:7]}, r"m\.weight_scale has shape \(7, 1\)"),
+        (flat, {"weight.absmax": None}, r"has no tensor m\.weight\.absmax, which NF4 needs beside m\.weight"),
+        (flat, {"weight.nested_absmax": None}, r"has no tensor m\.weight\.nested_absmax"),
+        (flat, {state: None}, r"has no tensor m\.weight\.quant_state\.bitsandbytes__nf4"),
+        (flat, {state: flat.tensors[state][:30]}, r"bitsandbytes__nf4 is no JSON object"),
+        (flat, {state: torch.zeros(1 << 17, dtype=torch.uint8)}, r"is U8 \(131072,\), not the bytes of a JSON object"),
+        (flat, {state: saying(shape=[48])}, r"says shape \[48\], and a matrix has two dimensions"),
+        (flat, {state: saying(blocksize=0)}, r"says blocksize '0', no whole number up to 65536"),
+        (flat, {state: saying(blocksize=128)}, r"m\.weight\.absmax has shape \(144,\), and NF4 asks for \(72,\)"),
+        (flat, {state: saying(nested_offset=float("nan"))}, r"says nested_offset nan, no number"),
+        (flat, {"weight": flat.tensors["weight"][:9]}, r"m\.weight is U8 \(9, 1\), and NF4 asks for 4608 bytes"),
+        (flat, {"weight.quant_map": flat.tensors["weight.quant_map"] * 2}, r"quant_map is not the table of NF4"),
+        (eight, {"SCB": None}, r"has no tensor m\.SCB, which int8 needs beside m\.weight"),
+        (eight, {"SCB": eight.tensors["SCB"][:5]}, r"m\.SCB has shape \(5,\)"),
+        (eight, {"weight_format": torch.tensor(2, dtype=torch.uint8)}, r"weight_format says that the rows lie in"),
+        (nvidia, {"weight_scale_2": None}, r"has no tensor m\.weight_scale_2, which NVFP4 in groups of 16 needs"),
+        (nvidia, {"weight_scale_2": torch.tensor(0.0)}, r"m\.weight_scale_2 is 0\.0, no scale"),
+        (nvidia, {"weight_scale": nvidia.tensors["weight_scale"].float()}, r"weight_scale is F32, and NVFP4 in groups"),
+        (few, {"scales": few.tensors["scales"][:, :3]}, r"m\.scales has shape \(48, 3\), and int4 in groups"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=says) as caught:
-            module_of(written, **changes).read(48, 192)
+            layouts.read(module_of(written, **changes), 48, 192)
         assert "\n" not in str(caught.value)
     wrong = gptq(48, 192, group_size=32)
     with pytest.raises(ModelError, match=r"m\.scales has shape \(6, 48\).*; .* these files have groups of 32"):
-        module_of(Written(wrong.tensors, wrong.exact, good.scheme)).read(48, 192)
+        layouts.read(module_of(Written(wrong.tensors, wrong.exact, good.scheme)), 48, 192)
     with pytest.raises(ModelError, match="m has 48 rows of 100, which 4 bits a number do not divide into words of 32"):
-        module_of(good).check(48, 100)
+        layouts.check(module_of(good), 48, 100)
 
 
 def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> None:
@@ -186,6 +215,6 @@ def test_slices_read_no_more_than_they_are(module_of: Callable[..., Module]) -> 
     stored = module.tensors.stored("m.weight")
     assert (stored.type, stored.shape) == ("F8_E4M3", (48, 192))
     whole = stored.read()
-    groups = module.read(48, 192)
+    groups = layouts.read(module, 48, 192)
     assert not whole.flags.owndata and np.shares_memory(groups.rows(8, 16).codes, groups.codes)
-    assert np.array_equal(cut.by_columns(groups, 128, 192).rows(8, 16).codes, whole[8:16, 128:])
+    assert np.array_equal(groups.columns(128, 192).rows(8, 16).codes, whole[8:16, 128:])

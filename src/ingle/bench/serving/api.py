@@ -17,6 +17,7 @@ from ingle.errors import EngineError, IngleError
 
 CUT_SHORT = "cut short"
 """The error of a request that was under way when all was stopped."""
+_MAX_NAME, _MAX_CARD_BYTES = 500, 1 << 14
 CHAT, COMPLETIONS = "chat/completions", "completions"
 
 
@@ -87,7 +88,7 @@ async def get(client: Client, path: str) -> Body:
 class Server:
     """What a server says of itself."""
 
-    def __init__(self, card: Mapping[str, Any], software: str | None, version: str | None) -> None:
+    def __init__(self, card: Mapping[str, Any], software: str, version: str | None) -> None:
         self.card = card
         self.software, self.version = software, version
 
@@ -106,7 +107,7 @@ async def meet(client: Client, model: str | None) -> Server:
     body = await _asked(client, client.address.path("models"))
     try:
         listed = body.json()
-        cards = [card for card in listed["data"] if isinstance(card["id"], str)]
+        cards = [card for card in listed["data"] if isinstance(card["id"], str) and len(card["id"]) <= _MAX_NAME]
     except RequestFailed as error:
         key = "; --api-key is for keys" if error.status in (401, 403) else ""
         if model is None or key:
@@ -120,7 +121,11 @@ async def meet(client: Client, model: str | None) -> Server:
     card = next((card for card in cards if model in (None, card["id"])), None)
     if card is None and model is not None and names and model not in names:
         card = {"id": model}  # a name that is not listed may do: the first request says
-    return Server(card or {"id": model}, _header(body, b"server"), await _version(client))
+    if card is not None and len(msgspec.json.encode(card)) > _MAX_CARD_BYTES:  # which goes into the file
+        card = {key: card[key] for key in ("id", "max_model_len") if key in card}
+    card = card or {"id": model}
+    software, version = await _version(client)
+    return Server(card, software or str(card.get("owned_by") or _header(body, b"server") or "")[:100], version)
 
 
 async def _asked(client: Client, path: str) -> Body:
@@ -130,14 +135,16 @@ async def _asked(client: Client, path: str) -> Body:
         raise EngineError(f"{client.address}{path}: {error}") from None
 
 
-async def _version(client: Client) -> str | None:
-    for path in ("/version", "/api/version"):  # ingle and vLLM; Ollama
+async def _version(client: Client) -> tuple[str, str | None]:
+    """The software's name, where the address says it, and its version. ingle and vLLM give theirs at the first."""
+    places = (("", "/version", "version"), ("Ollama", "/api/version", "version"), ("llama.cpp", "/props", "build_info"))
+    for software, path, field in places:
         try:
             said = (await get(client, client.address.root + path)).json()
-            return str(said["version"])[:100]
+            return software, str(said[field])[:100]
         except (RequestFailed, AnswerBroken, LookupError, TypeError, TimeoutError):
             continue
-    return None
+    return "", None
 
 
 def _header(body: Body, name: bytes) -> str | None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ingle.bench.serving import results
 from ingle.bench.serving.options import CompareOptions
 from ingle.bench.serving.pictures import page, png
 from ingle.bench.serving.pictures.figure import Runs
-from ingle.bench.serving.results import Figures, LevelResult, Report, Spread
+from ingle.bench.serving.ratios import shared_levels, table
+from ingle.bench.serving.results import Report
 from ingle.cli.table import print_table
 from ingle.errors import ConfigError, printable
 
-_MEASURES: tuple[tuple[str, float, Callable[[Figures], float | None]], ...] = (
-    ("tok/s in all", 1, lambda figures: figures.output_tokens_per_s),
-    ("tok/s of one", 1, lambda figures: _mean(figures.request_tokens_per_s)),
-    ("TTFT ms", 1e3, lambda figures: _mean(figures.ttft_s)),
-    ("TTFT p99 ms", 1e3, lambda figures: _p99(figures.ttft_s)),
-    ("TPOT ms", 1e3, lambda figures: _mean(figures.tpot_s)),
-    ("ITL p99 ms", 1e3, lambda figures: _p99(figures.itl_s)),
-)
 _MUST_AGREE = (
     *("input_len", "output_len", "range_ratio", "prefix_len", "num_prefixes", "turns", "dataset_path"),
     "temperature",
@@ -30,14 +23,16 @@ _MUST_AGREE = (
 
 def compare(options: CompareOptions) -> None:
     """Raises `ConfigError`."""
+    output = options.output or Path("bench-compare.html")
+    if output.suffix != ".html":
+        raise ConfigError(f"--output {output}: give an .html file; the picture goes beside it")
     runs = _runs(options)
     for line in differences(runs):
         print("notice:", printable(line))
-    for level in _shared(runs):
-        where = "requests/s" if level[1] is not None else "at once"
-        print(f"\n{level[1] if level[1] is not None else level[0]:g} {where}")
-        print_table(*table(runs, level), right=range(1, 1 + len(_MEASURES)))
-    output = options.output or Path("bench-compare.html")
+    for level in shared_levels(runs):
+        head, rows = table(runs, level)
+        print(f"\n{level.title} {'at once' if level.rate is None else ''}".rstrip())
+        print_table(head, rows, right=range(1, len(head)))
     written = [page.write(output, runs)]
     picture = png.write(output.with_suffix(".png"), runs)
     if picture is None:
@@ -45,22 +40,6 @@ def compare(options: CompareOptions) -> None:
     else:
         written.append(picture)
     print(f"written: {', '.join(map(str, written))}")
-
-
-def table(runs: Runs, level: tuple[int | None, float | None]) -> tuple[list[str], list[list[str]]]:
-    """Of one level: each figure, and how many times the first run's it is."""
-    head = ["", *(name for name, _, _ in _MEASURES)]
-    found = [(name, _at(run, level)) for name, run in runs]
-    base = found[0][1].figures
-    rows = []
-    for index, (name, one) in enumerate(found):
-        cells = [name]
-        for _, scale, measure in _MEASURES:
-            value, first = measure(one.figures), measure(base)
-            ratio = f" ({value / first:.2f}x)" if index and value is not None and first else ""
-            cells.append("-" if value is None else f"{value * scale:,.2f}{ratio}")
-        rows.append(cells)
-    return head, rows
 
 
 def differences(runs: Runs) -> list[str]:
@@ -84,14 +63,6 @@ def differences(runs: Runs) -> list[str]:
     return told
 
 
-def _mean(spread: Spread | None) -> float | None:
-    return None if spread is None else spread.mean
-
-
-def _p99(spread: Spread | None) -> float | None:
-    return None if spread is None else spread.p99
-
-
 def _runs(options: CompareOptions) -> list[tuple[str, Report]]:
     if len(options.files) < 2:
         raise ConfigError("ingle bench compare needs two files or more, as `ingle bench serve` writes them")
@@ -102,7 +73,7 @@ def _runs(options: CompareOptions) -> list[tuple[str, Report]]:
     for name, report in zip(names, reports, strict=True):
         if not report.levels:
             raise ConfigError(f"{name}: no level of it was measured")
-    if not _shared(list(zip(names, reports, strict=True))):
+    if not shared_levels(list(zip(names, reports, strict=True))):
         raise ConfigError("these runs have no level in common: measure both at the same --concurrency or --rate")
     return list(zip(names, reports, strict=True))
 
@@ -111,13 +82,3 @@ def _names(files: Sequence[Path]) -> list[str]:
     """The files' own, with the folder where that is the same."""
     often = Counter(file.stem for file in files)
     return [file.stem if often[file.stem] == 1 else str(file.with_suffix("")) for file in files]
-
-
-def _shared(runs: Runs) -> list[tuple[int | None, float | None]]:
-    """The levels that all have, in the order of the first."""
-    each = [[(level.concurrency, level.rate) for level in run.levels] for _, run in runs]
-    return [level for level in each[0] if all(level in other for other in each[1:])]
-
-
-def _at(run: Report, level: tuple[int | None, float | None]) -> LevelResult:
-    return next(one for one in run.levels if (one.concurrency, one.rate) == level)

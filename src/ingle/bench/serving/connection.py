@@ -155,6 +155,7 @@ class Client:
         head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
         request = head.encode() + body
         while True:
+            self._idle = [connection for connection in self._idle if connection.usable]  # the server closes them too
             kept = bool(self._idle)
             connection = self._idle.pop() if kept else await self._connect()
             deadline = asyncio.get_running_loop().call_later(
@@ -187,7 +188,8 @@ class Client:
                 made = loop.create_connection(_Connection, address.host, address.port, ssl=self._tls)
             _, connection = await asyncio.wait_for(made, _CONNECT_S)
         except ssl.SSLError as error:
-            raise ServerGone(f"no TLS with {address}: {error.reason or error}") from None
+            why = getattr(error, "verify_message", "") or error.reason or error
+            raise ServerGone(f"no TLS with {address}: {why}; --insecure takes any certificate") from None
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             said = getattr(error, "strerror", None) or str(error) or f"no connection within {_CONNECT_S:g} s"
             raise ServerGone(f"no server answers at {address}: {said}") from None

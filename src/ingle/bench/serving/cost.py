@@ -21,7 +21,6 @@ class CostMeter:
     """Around a level."""
 
     def __enter__(self) -> CostMeter:
-        gc.collect()
         gc.disable()  # so that it does not come between two tokens
         self._late_s: list[float] = []
         self._loop = asyncio.get_running_loop()

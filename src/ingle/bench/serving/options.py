@@ -263,5 +263,7 @@ def check(options: ServeOptions) -> None:
     for flag, (value, low) in least.items():
         if value is not None and not value >= low:
             raise ConfigError(f"{flag} {value:g} is too small: give at least {low:g}")
+    if options.to.output is not None and options.to.output.suffix in (".html", ".png"):
+        raise ConfigError(f"--output {options.to.output}: give a .json file; the page and the picture go beside it")
     if not 0 <= data.range_ratio < 1:
         raise ConfigError(f"--range-ratio {data.range_ratio:g}: give a share from 0 to below 1")

@@ -104,6 +104,8 @@ class LevelResult(msgspec.Struct, frozen=True):
     rate: float | None
     num_sessions: int
     complete: bool
+    begun_unix_s: float
+    """When the first request was sent."""
     figures: Figures
     client: ClientCost
     requests: list[Request]

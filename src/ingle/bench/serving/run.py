@@ -185,8 +185,8 @@ class _Bench:
         begin = min(one.sent_s for one in whole)
         gap = None if figures.event_gap_s is None else figures.event_gap_s.p50
         return LevelResult(
-            level.concurrency, level.rate, count, complete, figures, meter.cost(gap),
-            [one.as_request(begin) for one in whole],
+            level.concurrency, level.rate, count, complete, time.time() - (time.perf_counter() - begin), figures,
+            meter.cost(gap), [one.as_request(begin) for one in whole],
         )  # fmt: skip
 
 
@@ -312,4 +312,6 @@ def _processor() -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "model"
+    """Of a model's name; of its file's where it goes by a path."""
+    last = name.rsplit("/", 1)[-1] if name.startswith("/") else name
+    return re.sub(r"[^A-Za-z0-9.]+", "-", last).strip("-.")[:60] or "model"

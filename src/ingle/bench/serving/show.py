@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ from ingle.errors import printable
 _EVERY_S = 0.5
 """Drawing takes the event loop a few milliseconds."""
 _HEAD = (
-    ("", 7), ("tok/s of one", 12), ("tok/s in all", 12), ("requests/s", 10), ("TTFT ms", 9), ("TPOT ms", 8),
-    ("ITL ms", 8), ("errors", 6), ("client", 6),
+    ("", 7), ("tok/s of one", 12), ("in all", 8), ("req/s", 7), ("TTFT ms", 8), ("TPOT ms", 8), ("ITL ms", 8),
+    ("errors", 6), ("client", 6),
 )  # fmt: skip
+"""Within 80 columns."""
 _LATENCIES = ("mean", "p50", "p90", "p99")
 
 
@@ -93,7 +95,7 @@ class Shown:
     def row(self, level: LevelResult) -> None:
         if not self._head_printed:
             first = "at rate" if level.rate is not None else "at once"
-            print("  ".join(f"{name or first:>{width}}" for name, width in _HEAD))
+            print(" ".join(f"{name or first:>{width}}" for name, width in _HEAD))
             self._head_printed = True
         figures = level.figures
         values = (
@@ -106,14 +108,15 @@ class Shown:
             f"{level.client.cpu_share:.0%}{'!' * level.client.limited}",
         )
         cut = "" if level.complete else "  (cut short)"
-        print("  ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _HEAD, strict=True)) + cut, flush=True)
+        print(" ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _HEAD, strict=True)) + cut, flush=True)
 
     def end(self, path: Path) -> None:
         """Latencies, what is to be said of the figures, and where they are."""
         report = self._report
         if report.levels:
             print("\nmilliseconds")
-            print_table(*latencies(report.levels), right=range(13))
+            for head, rows in _fitting(*latencies(report.levels)):
+                print_table(head, rows, right=range(len(head)))
         self._tell()
         for line in remarks(report.levels):
             print(printable(line))
@@ -138,6 +141,17 @@ class Shown:
         for notice in self._report.notices[self._num_told :]:
             print("notice:", printable(notice), file=sys.stderr)
         self._num_told = len(self._report.notices)
+
+
+def _fitting(head: list[str], rows: list[list[str]]) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The table, or one for each kind of latency where the terminal is too narrow for all."""
+    width = sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True))
+    if not sys.stdout.isatty() or width <= shutil.get_terminal_size().columns:
+        yield head, rows
+        return
+    for start in range(1, len(head), len(_LATENCIES)):
+        kept = (0, *range(start, start + len(_LATENCIES)))
+        yield [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
 def latencies(levels: list[LevelResult]) -> tuple[list[str], list[list[str]]]:

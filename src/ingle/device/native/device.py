@@ -147,6 +147,9 @@ class NativeStep:
     """[T, E]"""
     reported: Report | None = None
 
+    def logits(self, start: int, stop: int) -> Floats:
+        return self.device.model.logits(self.hidden[start:stop])
+
     def sample(self, masks: Masks) -> None:
         device, inputs = self.device, self.inputs
         prompt_logprobs = device.prompt_logprobs(self.step, self.hidden)

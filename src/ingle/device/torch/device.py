@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ingle import kernels, progress
@@ -156,6 +157,12 @@ class TorchStep:
     def queued(self) -> bool:
         """Whether a CUDA graph computes it."""
         return self.captured is not None or self._done is not None
+
+    @torch.inference_mode()
+    def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        assert self.hidden is not None, "the step went through a graph"
+        logits: npt.NDArray[np.float32] = self._device.model.logits(self.hidden[start:stop]).float().cpu().numpy()
+        return logits
 
     @torch.inference_mode()
     def sample(self, masks: Masks) -> None:

@@ -37,6 +37,7 @@ def identity(config: EngineConfig, opened: OpenModel, numerics: Numerics, loaded
         repr((numerics.kv_dtype, numerics.product_dtype, sorted(numerics.kept_types), numerics.float_itemsize)),
         json.dumps(opened.files.hf_config, sort_keys=True, default=repr),
         repr(opened.decoder),
+        repr(opened.rounding),
         _length(opened, limits.max_model_len),
     ]
     digest = hashlib.blake2b(digest_size=IDENTITY_BYTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int16, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from ingle.kernels.cpu import compile
@@ -12,6 +12,10 @@ KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 FLOAT8 = -8
 """The bits of codes that are FP8, as `csrc/matrix.h` calls them."""
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+HALVES, WIDE, STEPS = 0, 1, 2
+"""Scales of groups, as `csrc/matrix.h` calls them."""
+IN_SCALES = 2
+"""The same of minima."""
 SCORINGS = {"softmax": 0, "sigmoid": 1}
 
 
@@ -22,11 +26,22 @@ class Matrix(ctypes.Structure):
         ("columns", c_int64),
         ("bits", c_int32),
         ("group_size", c_int32),
-        ("wide_scales", c_int32),
+        ("scales", c_int32),
         ("has_minima", c_int32),
-        ("codebook", c_int8 * 16),
+        ("codebook", c_int16 * 16),
         ("order", c_void_p),
+        ("unit", c_float),
         ("inputs", c_int64),
+    )
+
+
+class Rounding(ctypes.Structure):
+    _fields_ = (
+        ("ratios", c_void_p),
+        ("num_ratios", c_int64),
+        ("group_size", c_int64),
+        ("bits", c_int32),
+        ("scale_type", c_int32),
     )
 
 
@@ -163,7 +178,7 @@ class Step(ctypes.Structure):
 
 
 _STRUCTURES: tuple[type[ctypes.Structure], ...] = (
-    Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer, Step
+    Matrix, Rounding, Rotation, Attention, Projection, Mixture, Latent, Layer, Step
 )  # fmt: skip
 """As `ingle_structure_sizes` counts them."""
 
@@ -175,9 +190,10 @@ _SIGNATURES = {
     "ingle_instructions": (),
     "ingle_factors": (c_int32,),
     "ingle_matrix_bytes": (POINTER(Matrix),),
-    "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
-    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_pack_blocks": (POINTER(Matrix), c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+    "ingle_round_rows": (POINTER(Rounding), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
     "ingle_multiply": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64),
     "ingle_gather_rows": (POINTER(Matrix), c_void_p, c_int64, c_void_p),
     "ingle_rms_norm": (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),

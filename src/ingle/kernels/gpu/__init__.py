@@ -7,6 +7,7 @@ from ingle.kernels.gpu.latent import latent_attention, store_latent
 from ingle.kernels.gpu.layer import add, normed, project_and_add, project_and_store, project_gated
 from ingle.kernels.gpu.logprobs import logprobs
 from ingle.kernels.gpu.moe import experts, route
+from ingle.kernels.gpu.moe_coded import experts_coded
 from ingle.kernels.gpu.products import multiply, multiply_gated
 from ingle.kernels.gpu.sampling import sample
 
@@ -14,6 +15,7 @@ __all__ = [
     "add",
     "add_rms_norm",
     "experts",
+    "experts_coded",
     "gated",
     "latent_attention",
     "locate",

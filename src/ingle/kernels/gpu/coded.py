@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import fp8
+from ingle.kernels.gpu import coded_vector, fp8, planes
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
@@ -34,10 +34,14 @@ class Tiling(NamedTuple):
 
 def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """As `ingle.kernels.reference_coded.multiply_coded`."""
-    if not suits(coded) or x.dtype == torch.float32:
-        return reference_coded.multiply_coded(x, coded, bias)
     flat = coded.ordered(x.reshape(-1, x.shape[-1]))
+    if coded_vector.fits(flat, coded):
+        return coded_vector.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+    if x.dtype == torch.float32 or not (planes.suits(coded) if coded.in_planes else suits(coded)):
+        return reference_coded.multiply_coded(x, coded, bias)
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+    if coded.in_planes:
+        return planes.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
     if fp8.suits(flat, coded):
         return fp8.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
     shape = tiling(len(flat), coded, num_sms(x.device))

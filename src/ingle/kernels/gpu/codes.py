@@ -35,6 +35,8 @@ FORMATS = {
 
 def suits(coded: Coded) -> bool:
     """Whether kernels read it: two codes that share a byte share a scale."""
+    if coded.table is not None:
+        return False
     return coded.kind != "int4" or coded.group_size % (2 * coded.half) == 0
 
 

@@ -225,6 +225,8 @@ def suits(x: torch.Tensor, weight: Matrix) -> bool:
     if not 0 < x.shape[0] <= MAX_ROWS or x.dtype != torch.bfloat16 or not pdl(x.device) or not x.is_contiguous():
         return False
     if isinstance(weight, Coded):
+        if weight.in_planes:
+            return False
         return weight.order is None and weight.codes.shape[1] % _CODED_ALIGNMENT == 0 and codes.suits(weight)
     return weight.dtype == x.dtype and weight.shape[1] % _ALIGNMENT == 0 and weight.is_contiguous()
 

@@ -1,9 +1,9 @@
 """A layer's operators on a GPU, each by the kernels that suit its rows, types and matrix.
 
-One or two rows go to the CUDA cores (`vector`), up to 16 on Hopper to the tensor cores (`few_rows`), which take codes
-too; with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain kernels around
-them. Each leaves the norm behind a sum in the form that costs it least, not begun, begun or done, and whatever comes
-next takes it in any.
+One or two rows go to the CUDA cores (`vector`, `coded_vector`), up to 16 on Hopper to the tensor cores (`few_rows`),
+which take codes too; with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain
+kernels around them. Each leaves the norm behind a sum in the form that costs it least, not begun, begun or done, and
+whatever comes next takes it in any.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
-from ingle.kernels.gpu import few_rows, vector
+from ingle.kernels.gpu import coded_vector, few_rows, vector
 from ingle.kernels.gpu.elementwise import add_rms_norm, rms_norm, rotate_and_store
 from ingle.kernels.options import Activation
 from ingle.kernels.reference import Composed
@@ -26,7 +26,10 @@ normed, add = _composed.normed, _composed.add
 def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor:
     """As `ingle.kernels.reference.Composed.project_and_store`."""
     weight, head_dim = _whole(projection), rotation.kv_cache.shape[-1]
-    if weight is not None and head_dim in _HEAD_DIMS and rotation.cos_sin.shape[1] == head_dim:
+    parts, rotates = projection.weight.coded_parts, head_dim in _HEAD_DIMS and rotation.cos_sin.shape[1] == head_dim
+    if parts is not None and rotates and coded_vector.suits(flow.residual, parts):
+        return coded_vector.project_and_store(*_to_vector(flow), parts, projection.bias, rotation)
+    if weight is not None and rotates:
         if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
         if few_rows.suits(flow.residual, weight):
@@ -40,6 +43,8 @@ def project_gated(flow: Flow, projection: Projection, activation: Activation) ->
     if weight is not None:
         if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
+        if isinstance(weight, Coded) and coded_vector.suits(flow.residual, [weight]):
+            return coded_vector.gated(*_to_vector(flow), weight, projection.bias, activation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.gated(flow, weight, projection.bias, activation)
     return _composed.project_gated(flow, projection, activation)
@@ -54,6 +59,8 @@ def project_and_add(
     if weight is not None and post_norm is None and projection.group is None:
         if isinstance(weight, torch.Tensor) and vector.suits(x, weight):
             return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
+        if isinstance(weight, Coded) and coded_vector.suits(x, [weight]):
+            return Flow(coded_vector.add(x, weight, projection.bias, flow.residual), norm)
         if few_rows.suits(x, weight):
             return few_rows.add(x, weight, projection.bias, flow.residual, norm)
     return _composed.project_and_add(x, projection, flow, norm, post_norm)

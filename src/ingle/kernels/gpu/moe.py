@@ -216,7 +216,7 @@ def sort_by_expert(expert_ids: torch.Tensor, num_experts: int, rows: int) -> tup
 
 
 @triton.jit
-def _block_and_column(num_blocks, num_columns, GROUP: tl.constexpr):
+def block_and_column(num_blocks, num_columns, GROUP: tl.constexpr):
     """This program's block and column: GROUP blocks go through all columns before the next ones begin."""
     program = tl.program_id(0)
     group = program // (GROUP * num_columns)
@@ -226,7 +226,7 @@ def _block_and_column(num_blocks, num_columns, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _rows_of(blocks_ptr, order_ptr, block, ROWS: tl.constexpr, SORTED: tl.constexpr):
+def rows_of(blocks_ptr, order_ptr, block, ROWS: tl.constexpr, SORTED: tl.constexpr):
     """Of a block: its expert, its rows of the order, which of them there are, and the pair of each."""
     rows = tl.arange(0, ROWS)
     if SORTED:
@@ -252,8 +252,8 @@ def _gate_up_kernel(
     """activation(x @ gate.T) * (x @ up.T) for one block of rows, written in sorted order, and COLUMNS columns."""
     if PDL:
         await_previous()
-    block, column = _block_and_column(num_blocks, num_columns, GROUP)
-    expert, rows, is_row, pairs = _rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
+    block, column = block_and_column(num_blocks, num_columns, GROUP)
+    expert, rows, is_row, pairs = rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
     if expert >= num_experts:
         return
     columns = column * COLUMNS + tl.arange(0, COLUMNS)
@@ -284,8 +284,8 @@ def _down_kernel(
     """x @ down.T times the routing weight for one block of sorted rows; each is written to the place of its pair."""
     if PDL:
         await_previous()
-    block, column = _block_and_column(num_blocks, num_columns, GROUP)
-    expert, rows, is_row, pairs = _rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
+    block, column = block_and_column(num_blocks, num_columns, GROUP)
+    expert, rows, is_row, pairs = rows_of(blocks_ptr, order_ptr, block, ROWS, SORTED)
     if expert >= num_experts:
         return
     columns = column * COLUMNS + tl.arange(0, COLUMNS)
@@ -362,15 +362,14 @@ def experts(
     num_tokens, top_k = expert_ids.shape
     early = pdl(x.device)
     tiles = _tiles(x.dtype, num_tokens * top_k / num_experts)
-    # So few pairs seldom share an expert, and where they do, its weights are read from the cache the second time.
-    is_sorted = num_tokens * top_k > num_experts // 4 and num_tokens > 1
+    by_expert = is_sorted(num_tokens * top_k, num_experts, num_tokens)
     order = blocks = expert_ids
-    if is_sorted:
+    if by_expert:
         order, blocks = sort_by_expert(expert_ids, num_experts, tiles.rows)
-    num_blocks = len(blocks) if is_sorted else num_tokens * top_k
+    num_blocks = len(blocks) if by_expert else num_tokens * top_k
     common = {
         "HIDDEN": hidden, "INNER": inner, "ROWS": tiles.rows, "DEPTH": tiles.depth, "GROUP": _GROUP,
-        "SORTED": is_sorted, "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "SORTED": by_expert, "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
         "PDL": early, "num_warps": tiles.warps, "num_stages": tiles.stages, "launch_pdl": early,
     }  # fmt: skip
     activated = torch.empty(num_tokens * top_k, inner, dtype=x.dtype, device=x.device)
@@ -385,9 +384,22 @@ def experts(
         activated, order, blocks, down, weights, by_pair, num_blocks, num_columns, num_experts,
         COLUMNS=tiles.hidden_columns, **common,
     )  # fmt: skip
-    out = torch.empty_like(x)
+    return sum_pairs(by_pair, top_k)
+
+
+def sum_pairs(by_pair: torch.Tensor, top_k: int) -> torch.Tensor:
+    """[T * K, E] to [T, E]"""
+    num_pairs, hidden = by_pair.shape
+    num_tokens, early = num_pairs // top_k, pdl(by_pair.device)
+    out = by_pair.new_empty(num_tokens, hidden)
     block = min(triton.next_power_of_2(hidden), 1024)
     _sum_kernel[(num_tokens, triton.cdiv(hidden, block))](
         by_pair, out, TOP_K=top_k, HIDDEN=hidden, BLOCK=block, PDL=early, num_warps=4, launch_pdl=early
     )
     return out
+
+
+def is_sorted(num_pairs: int, num_experts: int, num_tokens: int) -> bool:
+    """Whether pairs are sorted by expert: so few seldom share one, and where they do, its weights are read from the
+    cache the second time."""
+    return num_pairs > num_experts // 4 and num_tokens > 1

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ingle.request import Sampling, TokenIds, vocabulary_ids
 from ingle.server.body import ModelRequest
 from ingle.server.endpoints import Endpoint
-from ingle.server.models import ServedModel
+from ingle.server.models import ModelPool, ServedModel
 from ingle.server.openai.chat import chat_turn, prepare_chat
 from ingle.server.openai.completions import prepare_completion
 from ingle.server.openai.protocol import ChatCompletionRequest, CompletionRequest, TokenId, read_token_ids
@@ -58,6 +58,18 @@ class Tokenized(msgspec.Struct, kw_only=True):
 
 class Detokenized(msgspec.Struct):
     prompt: str
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What lm-eval and others ask before they let the server count tokens."""
+
+    tokenizer_class: str
+    model_max_length: int
+    chat_template: str | None
+    eos_token: str | None
+    bos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
 
 
 class RenderedPrompt(msgspec.Struct, kw_only=True):
@@ -144,6 +156,22 @@ async def respond_detokenize(request: Request) -> Response:
     return await respond_at_once(request, DetokenizeRequest, detokenize)
 
 
+async def respond_tokenizer_info(request: Request) -> Response:
+    """The chat template and the special tokens of the first model, or of the one that `?model=` names."""
+    model = ModelPool.of(request).get(request.query_params.get("model"))
+    special = model.tokenizer.special_tokens
+    info = TokenizerInfo(
+        tokenizer_class="PreTrainedTokenizerFast",
+        model_max_length=model.info.max_model_len,
+        chat_template=model.tokenizer.chat_template,
+        eos_token=special.get("eos_token"),
+        bos_token=special.get("bos_token"),
+        pad_token=special.get("pad_token"),
+        unk_token=special.get("unk_token"),
+    )
+    return Response(msgspec.json.encode(info), media_type="application/json")
+
+
 async def respond_render_chat(request: Request) -> Response:
     """The prompt, its tokens and the sampling parameters that a request for a chat becomes."""
     return await respond_at_once(request, ChatCompletionRequest, render_chat)
@@ -154,9 +182,12 @@ async def respond_render_completion(request: Request) -> Response:
     return await respond_at_once(request, CompletionRequest, render_completion)
 
 
+_MODEL: Mapping[str, Any] = {"model": {"type": "string"}}
+
 ENDPOINTS = (
     Endpoint("POST", "/tokenize", respond_tokenize, (TokenizeTextRequest, TokenizeChatRequest), Tokenized),
     Endpoint("POST", "/detokenize", respond_detokenize, DetokenizeRequest, Detokenized),
+    Endpoint("GET", "/tokenizer_info", respond_tokenizer_info, answers=TokenizerInfo, query=_MODEL, statuses=(404,)),
     Endpoint("POST", "/v1/chat/completions/render", respond_render_chat, ChatCompletionRequest, Rendered),
     Endpoint("POST", "/v1/completions/render", respond_render_completion, CompletionRequest, Rendered),
 )

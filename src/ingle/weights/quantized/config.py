@@ -14,10 +14,18 @@ from ingle.weights.checked import Checked
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_json_object
 from ingle.weights.quantized import patterns
 from ingle.weights.quantized.scheme import Quantization, Rule, Scheme, always
+from ingle.weights.quantized.tables import Table
 
 _KEYS = ("quantization_config", "compression_config")
-_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+_BESIDE = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+    "quantization_config.json": "auto-round",
+}
 """What quantizers write beside a config.json that is silent, and the method of one that does not name it."""
+_OF_AWQ = ("w_bit", "q_group_size", "zero_point")
+"""What AutoAWQ's settings have, and those of GPTQ do not."""
 _ALTERNATIVE = "give the model's unquantized folder, or a GGUF file of it"
 _MAX_GROUP = 1 << 20
 _GPTQ_BITS, _AWQ_BITS, _PACKED_BITS = (2, 3, 4, 8), (4,), (4, 8)
@@ -39,7 +47,8 @@ def read_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | N
     for name, method in _BESIDE.items():
         if path.is_dir() and (path / name).is_file():
             beside = read_json_object(path / name, MAX_CONFIG_BYTES)
-            return _of(path, {"quant_method": method, **beside}, name, None)
+            unnamed = "awq" if method == "gptq" and any(key in beside for key in _OF_AWQ) else method
+            return _of(path, {**beside, "quant_method": beside.get("quant_method") or unnamed}, name, None)
     return None
 
 
@@ -48,6 +57,8 @@ def _of(path: Path, settings: object, file: str, key: str | None) -> Quantizatio
     if not isinstance(settings, Mapping):
         _refuse(path, "a method without a name", where)
     method = settings.get("quant_method")
+    if not method and any(settings.get(key) is True for key in ("load_in_4bit", "load_in_8bit")):
+        method = "bitsandbytes"  # as transformers takes it
     name = str(method).lower().removeprefix("intel/") if method else ""
     reader = _READERS.get(name)
     if reader is None:
@@ -97,7 +108,8 @@ def _names(values: Checked, *keys: str) -> list[str]:
 
 
 def _gptq(values: Checked, source: str) -> Quantization:
-    form = _form(values, "checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+    key = "format" if "checkpoint_format" not in values and "format" in values else "checkpoint_format"
+    form = _form(values, key, ("gptq", "gptq_v2"), "gptq")
     scheme = Scheme(
         "gptq",
         _bits(values, _GPTQ_BITS, "bits", "w_bit", "wbits"),
@@ -130,12 +142,13 @@ def _gptq_exceptions(values: Checked, scheme: Scheme) -> list[Rule]:
 
 
 def _awq(values: Checked, source: str) -> Quantization:
-    _form(values, "version", ("gemm",), "gemm")
+    key = next((key for key in ("version", "checkpoint_format", "format") if key in values), "version")
+    form = _form(values, key, ("gemm", "gemv", "exllama", "ipex"), "gemm")  # the last two are kernels for the first
     scheme = Scheme(
-        "awq",
+        "gemv" if form == "gemv" else "awq",
         _bits(values, _AWQ_BITS, "bits", "w_bit"),
         group_size=_group_size(values, 128, "group_size", "q_group_size"),
-        has_zeros=True,  # the kernels of this form read them in any case
+        has_zeros=True,  # the kernels of these forms read them in any case
     )
     kept = _names(values, "modules_to_not_convert", "ignore")
     rules = [Rule(partial(patterns.contains, tuple(kept)), None)] if kept else []
@@ -144,20 +157,40 @@ def _awq(values: Checked, source: str) -> Quantization:
 
 def _auto_round(values: Checked, source: str) -> Quantization:
     """AutoRound packs as one of the others do; layers of other bits stand in `extra_config`."""
-    form = _form(values, "packing_format", tuple(_AUTO_ROUND), "auto_round:auto_gptq")
-    base = _AUTO_ROUND[form](values, source)
+    said = values.values.get("data_type")
+    if said not in (None, "int"):
+        values.refuse("data_type", f"and ingle reads whole numbers (int) of this method; {_ALTERNATIVE}")
+    base = _AUTO_ROUND[_form(values, "packing_format", tuple(_AUTO_ROUND), "auto_round:auto_gptq")](values, source)
     (scheme,) = base.schemes
     rules = []
     extra = values.section("extra_config", "extra_config.")
-    for name in extra.values:
-        inner = extra.section(str(name), f"extra_config.{str(name)[:80]}.")
+    for name in map(str, extra.values):
+        inner = extra.section(name, f"extra_config.{name[:80]}.")
         bits = inner.integer("bits", scheme.bits, most=64)
         other = None if bits >= 16 else replace(
             scheme, bits=_bits(inner, _GPTQ_BITS, "bits") if "bits" in inner else bits,
             group_size=_group_size(inner, scheme.group_size, "group_size"),
         )  # fmt: skip
-        rules.append(Rule(partial(patterns.is_module, str(name)), other))
+        is_pattern = any(sign in name for sign in "*\\^$[(|+")
+        rules.append(Rule(partial(patterns.matches_regex if is_pattern else patterns.is_module, name), other))
     return Quantization("AutoRound", source, (*rules, *base.rules))
+
+
+def _unshifted_gptq(values: Checked, source: str) -> Quantization:
+    """AutoRound's own: GPTQ's, with zeros as they are meant."""
+    of_gptq = _gptq(values, source)
+    rules = tuple(Rule(rule.matches, rule.scheme and replace(rule.scheme, zero_offset=0)) for rule in of_gptq.rules)
+    return replace(of_gptq, rules=rules)
+
+
+def _bitsandbytes(values: Checked, source: str) -> Quantization:
+    kept = _names(values, "llm_int8_skip_modules")
+    rules = [Rule(partial(patterns.contains, tuple(kept)), None)] if kept else []
+    if values.flag("load_in_8bit", False) or values.flag("_load_in_8bit", False):
+        return Quantization("bitsandbytes", source, (*rules, Rule(always, Scheme("scb", 8))))
+    table = _form(values, "bnb_4bit_quant_type", ("nf4", "fp4"), "fp4")
+    scheme = Scheme("blocks", 4, table="nf4" if table == "nf4" else "fp4")
+    return Quantization("bitsandbytes", source, (*rules, Rule(always, scheme)))
 
 
 def _fp8(values: Checked, source: str) -> Quantization:
@@ -176,12 +209,24 @@ def _fp8(values: Checked, source: str) -> Quantization:
 def _modelopt(values: Checked, source: str) -> Quantization:
     """NVIDIA's: what is said stands under `quantization` in a file of its own, or flat in config.json."""
     inner = values.section("quantization", "quantization.") if "quantization" in values else values
-    algorithm = _form(inner, "quant_algo", ("fp8", "fp8_pb_wo", "fp8_pc_pt"), "")
-    block = 128 if algorithm == "fp8_pb_wo" else None
-    weights_alone = algorithm == "fp8_pb_wo"
-    scheme = Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
     kept = _names(inner, "exclude_modules", "ignore")
-    return Quantization("ModelOpt", source, (Rule(partial(patterns.is_glob, tuple(kept)), None), Rule(always, scheme)))
+    rules = [Rule(partial(patterns.is_glob, tuple(kept)), None)]
+    if str(inner.values.get("quant_algo")).lower() != "mixed_precision":
+        return Quantization("ModelOpt", source, (*rules, Rule(always, _modelopt_scheme(inner))))
+    layers = inner.section("quantized_layers", "quantized_layers.")
+    for name in map(str, layers.values):
+        scheme = _modelopt_scheme(layers.section(name, f"quantized_layers.{name[:80]}."))
+        rules.append(Rule(partial(patterns.is_module, name), scheme))
+    return Quantization("ModelOpt", source, tuple(rules))
+
+
+def _modelopt_scheme(values: Checked) -> Scheme:
+    algorithm = _form(values, "quant_algo", ("fp8", "fp8_pb_wo", "fp8_pc_pt", "nvfp4", "w4a16_nvfp4"), "")
+    if algorithm.endswith("nvfp4"):
+        return Scheme("nibbles", 4, group_size=_group_size(values, 16, "group_size"), table="nvfp4")
+    weights_alone = algorithm == "fp8_pb_wo"
+    block = 128 if weights_alone else None
+    return Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
 
 
 def _compressed_tensors(values: Checked, source: str) -> Quantization:
@@ -200,7 +245,9 @@ def _compressed_tensors(values: Checked, source: str) -> Quantization:
     return Quantization("compressed-tensors", source, tuple(rules))
 
 
-_COMPRESSED_FORMS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized")
+_NIBBLES: dict[str, tuple[Table, int]] = {"mxfp4-pack-quantized": ("mxfp4", 32), "nvfp4-pack-quantized": ("nvfp4", 16)}
+"""And the numbers that share a scale."""
+_COMPRESSED_FORMS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", *_NIBBLES)
 
 
 def _compressed_scheme(group: Checked, default: str) -> Scheme:
@@ -208,6 +255,11 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
     weights = group.section("weights", "weights.")
     is_float = _form(weights, "type", ("int", "float"), "int") == "float"
     packed = form == "pack-quantized"
+    if form in _NIBBLES:
+        table, size = _NIBBLES[form]
+        if not is_float or _bits(weights, (4,), "num_bits") != 4 or weights.integer("group_size", size) != size:
+            group.refuse("weights", f"and {form} has floats of 4 bits in groups of {size}")
+        return Scheme("nibbles", 4, group_size=size, table=table)
     if is_float and packed:
         group.refuse("weights", f"packed floats, which ingle does not read; {_ALTERNATIVE}")
     bits = _bits(weights, (8,) if is_float else _PACKED_BITS, "num_bits")
@@ -235,17 +287,28 @@ _READERS: dict[str, Callable[[Checked, str], Quantization]] = {
     "awq_marlin": _awq,
     "auto-round": _auto_round,
     "autoround": _auto_round,
+    "auto_round": _auto_round,
     "fp8": _fp8,
     "fbgemm_fp8": _fp8,
+    "bitsandbytes": _bitsandbytes,
     "modelopt": _modelopt,
     "modelopt_fp8": _modelopt,
+    "modelopt_fp4": _modelopt,
+    "nvfp4": _modelopt,
     "compressed-tensors": _compressed_tensors,
     "sparseml": _compressed_tensors,
 }
 _AUTO_ROUND: dict[str, Callable[[Checked, str], Quantization]] = {
     "auto_round:auto_gptq": _gptq,
     "auto_round:gptq": _gptq,
+    "auto_round:auto_gptq:exllamav2": _gptq,
     "auto_gptq": _gptq,
+    "gptq": _gptq,
+    "auto_round": _unshifted_gptq,
+    "auto_round:exllamav2": _unshifted_gptq,
+    "auto_round:tritonv2": _unshifted_gptq,
     "auto_round:auto_awq": _awq,
+    "auto_round:awq": _awq,
     "auto_awq": _awq,
+    "awq": _awq,
 }

@@ -2,284 +2,274 @@
 
 GPTQ (AutoGPTQ, GPTQModel): `qweight` int32 [I * bits / 32, O], bits packed along the inputs; `qzeros` int32
 [groups, O * bits / 32]; `scales` [groups, O]; `g_idx` int32 [I], each input's group.
-AWQ (AutoAWQ's GEMM): `qweight` int32 [I, O / 8], `qzeros` int32 [groups, O / 8], in an order within each eight.
+AWQ (AutoAWQ's GEMM): `qweight` int32 [I, O / 8], `qzeros` int32 [groups, O / 8], in an order within each eight. Its
+GEMV: `qweight` int32 [O, I / 8], `qzeros` int32 [O, n], `scales` [O, 8 n], in order; n is padded.
 compressed-tensors: `weight_packed` int32 [O, I * bits / 32], `weight_scale` [O, groups], `weight_zero_point` int32
 [O * bits / 32, groups], `weight_g_idx`; or `weight` of 8 bits with `weight_scale` and `weight_zero_point`.
 FP8 of others: `weight` with `weight_scale` or, which is the same, `weight_scale_inv`: one, [O, 1] or of blocks.
+MXFP4 and NVFP4: uint8 [O, I / 2], the first code in a lower half, as `weight_packed` (compressed-tensors) or `weight`
+(ModelOpt); `weight_scale` [O, I / 32] of exponents or [O, I / 16] of FP8, which is divided by `weight_global_scale`
+(compressed-tensors) or multiplied with `weight_scale_2` (ModelOpt).
+bitsandbytes' are in `bitsandbytes.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ingle.errors import ModelError
-from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, Kind
+from ingle.weights.quantized import bitsandbytes, unpack
+from ingle.weights.quantized.groups import MIDDLE, Bytes, Floats, Groups, half_holds
+from ingle.weights.quantized.module import DOWNLOAD, EXPONENTS, FLOATS, FP8, Module, Shape, Wanted
 from ingle.weights.quantized.scheme import Layout, Scheme
 
 _T = TypeVar("_T", bound=np.generic)
-Numbers = npt.NDArray[np.generic]
-Words = npt.NDArray[np.int32]
-Shape = tuple[int, ...]
-
-_FLOATS = ("F16", "BF16", "F32")
 _WORDS, _INTS = ("I32",), ("I8", "U8")
-_FP8 = "F8_E4M3"
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Which nibble of a word each of eight outputs has."""
-_DOWNLOAD = "download the model's files again, all of them"
 SCALES = ("weight_scale_inv", "weight_scale")
 
-MARKERS: dict[Layout, str] = {"gptq": "qweight", "awq": "qweight", "packed": "weight_packed", "whole": "weight"}
-"""The tensor that a module has which is stored so."""
+
+def shape_of(module: Module) -> tuple[int, int]:
+    """Rows and columns. Raises `ModelError` where its codes have no such shape."""
+    layout, bits = module.scheme.layout, module.scheme.bits
+    if layout == "blocks":
+        return bitsandbytes.shape_of(module)
+    shape = module.stored(module.marker).shape
+    if len(shape) != 2:
+        raise module.fail(module.marker, f"has shape {shape}, and a matrix of codes has two dimensions")
+    return _LAYOUTS[layout].shape(*shape, bits)
 
 
-class StoredTensor(NamedTuple):
-    type: str
-    """As safetensors call it: I32, F16, F8_E4M3."""
-    shape: Shape
-    read: Callable[[], Numbers]
-    """In the file's mapping; BF16 as uint16, FP8 as uint8."""
+def check(module: Module, rows: int, columns: int) -> None:
+    """Asks the headers alone. Raises `ModelError` for what is missing or misshapen, or contradicts the scheme."""
+    for wanted in _LAYOUTS[module.scheme.layout].wanted(module, rows, columns):
+        module.require(wanted, columns)
 
 
-class Tensors(Protocol):
-    """The tensors of a checkpoint's files."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def stored(self, name: str) -> StoredTensor:
-        """Raises `ModelError` when there is no such tensor."""
-        ...
-
-    def where(self, name: str) -> str:
-        """The file that has it."""
-        ...
+def read(module: Module, rows: int, columns: int) -> Groups:
+    """Raises as `check` does, and for codes' groups that are not what the scheme says."""
+    check(module, rows, columns)
+    groups = _LAYOUTS[module.scheme.layout].read(module, rows, columns)
+    if not np.isfinite(groups.scales).all():
+        raise module.fail(scales_of(module), "has scales that are not finite numbers", DOWNLOAD)
+    if groups.kind == "fp8" and (groups.codes & 127).max() == 127:
+        raise module.fail("weight", "has numbers that are none (NaN)", DOWNLOAD)
+    return groups
 
 
-@dataclass(frozen=True)
-class Module:
-    """A quantized linear layer in a checkpoint."""
-
-    name: str
-    scheme: Scheme
-    tensors: Tensors
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns. Raises `ModelError` where its codes have no such shape."""
-        marker = self._stored(MARKERS[self.scheme.layout])
-        if len(marker.shape) != 2:
-            self._fail(
-                MARKERS[self.scheme.layout], f"has shape {marker.shape}, and a matrix of codes has two dimensions"
-            )
-        first, second = marker.shape
-        bits = self.scheme.bits
-        if self.scheme.layout == "gptq":
-            return second, first * 32 // bits
-        if self.scheme.layout == "awq":
-            return second * 32 // bits, first
-        return (first, second * 32 // bits) if self.scheme.layout == "packed" else (first, second)
-
-    def check(self, rows: int, columns: int) -> None:
-        """Asks the headers alone. Raises `ModelError` for what is missing or misshapen, or contradicts the scheme."""
-        for suffix, types, shapes in self._wanted(rows, columns):
-            stored = self._stored(suffix)
-            if stored.type not in types:
-                self._fail(suffix, f"is {stored.type}, and {self.scheme.name} asks for {' or '.join(types)}")
-            if stored.shape not in shapes:
-                self._misshapen(suffix, stored.shape, shapes, columns)
-
-    def read(self, rows: int, columns: int) -> Groups:
-        """Raises as `check` does, and for codes' groups that are not what the scheme says."""
-        self.check(rows, columns)
-        groups = _READERS[self.scheme.layout](self, rows, columns)
-        if not np.isfinite(groups.scales).all():
-            self._fail(self._scale_suffix, "has scales that are not finite numbers", _DOWNLOAD)
-        if groups.kind == "fp8" and (groups.codes & 127).max() == 127:
-            self._fail("weight", "has numbers that are none (NaN)", _DOWNLOAD)
-        return groups
-
-    # ---- what is wanted
-
-    def _wanted(self, rows: int, columns: int) -> Iterator[tuple[str, tuple[str, ...], tuple[Shape, ...]]]:
-        scheme, groups = self.scheme, self.num_groups(columns)
-        if scheme.layout == "whole":
-            yield "weight", (_FP8,) if scheme.is_float else _INTS[:1], ((rows, columns),)
-            yield from self._wanted_scales(rows, groups)
-            if scheme.has_zeros:
-                yield "weight_zero_point", _INTS[:1], self._shapes_of_scales(rows, groups)
-            return
-        words = columns * scheme.bits // 32
-        if columns * scheme.bits % 32 or (scheme.layout != "packed" and rows * scheme.bits % 32):
-            raise ModelError(
-                f"{self.tensors.where(self._full(MARKERS[scheme.layout]))}: {self.name} has {rows} rows of {columns}, "
-                f"which {scheme.bits} bits a number do not divide into words of 32",
-                alternative="take a checkpoint that its quantizer padded",
-            )
-        if scheme.layout == "packed":
-            yield "weight_packed", _WORDS, ((rows, words),)
-            yield from self._wanted_scales(rows, groups)
-            if scheme.has_zeros:
-                yield "weight_zero_point", _WORDS, ((-(-rows * scheme.bits // 32), groups),)
-            if self._has("weight_g_idx"):
-                yield "weight_g_idx", _WORDS, ((columns,),)
-            return
-        packed_rows = rows * scheme.bits // 32
-        yield "qweight", _WORDS, ((words, rows) if scheme.layout == "gptq" else (columns, packed_rows),)
-        yield "scales", _FLOATS, ((groups, rows),)
-        if scheme.has_zeros:
-            yield "qzeros", _WORDS, ((groups, packed_rows),)
-        if scheme.layout == "gptq" and self._has("g_idx"):
-            yield "g_idx", _WORDS, ((columns,),)
-
-    def _wanted_scales(self, rows: int, groups: int) -> Iterator[tuple[str, tuple[str, ...], tuple[Shape, ...]]]:
-        yield self._scale_suffix, _FLOATS, self._shapes_of_scales(rows, groups)
-
-    def _shapes_of_scales(self, rows: int, groups: int) -> tuple[Shape, ...]:
-        if self.scheme.group_size is None:
-            return (), (1,), (1, 1), (rows,), (rows, 1)
-        return ((-(-rows // self.scheme.block_rows), groups),)
-
-    @property
-    def _scale_suffix(self) -> str:
-        if self.scheme.layout in ("gptq", "awq"):
-            return "scales"
-        return next((name for name in SCALES if self._has(name)), "weight_scale")
-
-    def num_groups(self, columns: int) -> int:
-        return 1 if self.scheme.group_size is None else -(-columns // self.scheme.group_size)
-
-    # ---- tensors and errors
-
-    def words(self, suffix: str) -> Words:
-        return self._stored(suffix).read().astype(np.int32, copy=False)
-
-    def array(self, suffix: str) -> Numbers:
-        return self._stored(suffix).read()
-
-    def scales(self, suffix: str) -> tuple[Floats, bool]:
-        """And whether float16 holds them exactly."""
-        stored = self._stored(suffix)
-        values = stored.read()
-        if stored.type == "BF16":
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False), stored.type == "F16"
-
-    def has(self, suffix: str) -> bool:
-        return self._has(suffix)
-
-    def fail(self, suffix: str, what: str, alternative: str | None = None) -> ModelError:
-        return ModelError(f"{self.tensors.where(self._full(suffix))}: tensor {self._full(suffix)} {what}",
-                          alternative=alternative)  # fmt: skip
-
-    def _fail(self, suffix: str, what: str, alternative: str | None = None) -> None:
-        raise self.fail(suffix, what, alternative)
-
-    def _misshapen(self, suffix: str, shape: Shape, wanted: tuple[Shape, ...], columns: int) -> None:
-        size, scheme = self.scheme.group_size, self.scheme
-        groups = shape[0 if scheme.layout in ("gptq", "awq") else -1] if shape else 1
-        asked = " or ".join(map(str, wanted[-1:]))
-        alternative = _DOWNLOAD
-        of_scales = suffix in ("scales", *SCALES)
-        if of_scales and groups and columns % groups == 0 and columns // groups != (size or columns):
-            alternative = f"the configuration may be another model's: these files have groups of {columns // groups}"
-        self._fail(suffix, f"has shape {shape}, and {scheme.name} asks for {asked}", alternative)
-
-    def _full(self, suffix: str) -> str:
-        return f"{self.name}.{suffix}"
-
-    def _has(self, suffix: str) -> bool:
-        return self._full(suffix) in self.tensors
-
-    def _stored(self, suffix: str) -> StoredTensor:
-        if not self._has(suffix):
-            marker = self._full(MARKERS[self.scheme.layout])
-            file = self.tensors.where(marker) if marker in self.tensors else "the checkpoint"
-            raise ModelError(
-                f"{file}: has no tensor {self._full(suffix)}, which {self.scheme.name} needs beside {marker}",
-                alternative=_DOWNLOAD,
-            )
-        return self.tensors.stored(self._full(suffix))
+def scales_of(module: Module) -> str:
+    """The tensor that has a module's scales."""
+    layout = module.scheme.layout
+    if layout in ("gptq", "awq", "gemv"):
+        return "scales"
+    if layout in bitsandbytes.SCALES:
+        return bitsandbytes.SCALES[layout]
+    return next((name for name in SCALES if module.has(name)), "weight_scale")
 
 
-# ---- layouts
+def columns_unit(module: Module) -> int:
+    """Neighbouring columns that are better not cut apart: those that share a scale, and a byte."""
+    if module.scheme.layout == "blocks":
+        return bitsandbytes.block_of(module)
+    return module.scheme.group_size or (2 if module.scheme.kind == "int4" else 1)
 
 
-def _along(words: Words, bits: int) -> Bytes:
-    """Codes of 2, 3, 4 or 8 bits out of words [n, m], packed along the last dimension, the lowest bits first.
-
-    [n, m * 32 / bits], a byte each.
-    """
-    as_bytes = np.ascontiguousarray(words).view(np.uint8)
-    if bits == 8:
-        return as_bytes
-    if bits in (2, 4):
-        mask = np.uint8((1 << bits) - 1)
-        fields = [as_bytes >> np.uint8(shift) & mask for shift in range(0, 8, bits)]
-        return np.stack(fields, -1).reshape(len(words), -1)
-    stream = np.unpackbits(as_bytes, axis=1, bitorder="little").reshape(len(words), -1, bits)
-    return np.packbits(stream, axis=2, bitorder="little").reshape(len(words), -1)
+def num_groups(scheme: Scheme, columns: int) -> int:
+    return 1 if scheme.group_size is None else -(-columns // scheme.group_size)
 
 
-def _in_halves(codes: Bytes) -> Bytes:
-    """Two codes of at most 4 bits to a byte: [n, m] to [n, m / 2]."""
-    return codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
+# ---- what is wanted
 
 
-def _gptq(module: Module, rows: int, columns: int) -> Groups:
+def _undivided(module: Module, rows: int, columns: int) -> ModelError:
     bits = module.scheme.bits
-    by_row = np.ascontiguousarray(module.words("qweight").T)  # [rows, words]
-    codes = by_row.view(np.uint8) if bits in (4, 8) else _in_halves(_along(by_row, bits))
-    stored = _along(module.words("qzeros"), bits)[:, :rows]
+    where = module.tensors.where(f"{module.name}.{module.marker}")
+    return ModelError(
+        f"{where}: {module.name} has {rows} rows of {columns}, "
+        f"which {bits} bits a number do not divide into words of 32",
+        alternative="take a checkpoint that its quantizer padded",
+    )
+
+
+def _wanted_gptq(module: Module, rows: int, columns: int) -> Iterator[Wanted]:
+    scheme, groups = module.scheme, num_groups(module.scheme, columns)
+    if columns * scheme.bits % 32 or rows * scheme.bits % 32:
+        raise _undivided(module, rows, columns)
+    words, packed_rows = columns * scheme.bits // 32, rows * scheme.bits // 32
+    yield Wanted("qweight", _WORDS, ((words, rows) if scheme.layout == "gptq" else (columns, packed_rows),))
+    yield Wanted("scales", FLOATS, ((groups, rows),))
+    if scheme.has_zeros:
+        yield Wanted("qzeros", _WORDS, ((groups, packed_rows),))
+    if scheme.layout == "gptq" and module.has("g_idx"):
+        yield Wanted("g_idx", _WORDS, ((columns,),))
+
+
+def _wanted_gemv(module: Module, rows: int, columns: int) -> Iterator[Wanted]:
+    if columns % 8:
+        raise _undivided(module, rows, columns)
+    words = _gemv_words(module.scheme, columns)
+    yield Wanted("qweight", _WORDS, ((rows, columns // 8),))
+    yield Wanted("scales", FLOATS, ((rows, words * 8),))
+    yield Wanted("qzeros", _WORDS, ((rows, words),))
+
+
+def _gemv_words(scheme: Scheme, columns: int) -> int:
+    """Of a row's zeros: whole, and of small groups so many that they fill a larger one's."""
+    words = -(-num_groups(scheme, columns) // 8)
+    together = max(128 // (scheme.group_size or 128), 1)
+    return -(-words // together) * together
+
+
+def _wanted_packed(module: Module, rows: int, columns: int) -> Iterator[Wanted]:
+    scheme, groups = module.scheme, num_groups(module.scheme, columns)
+    if columns * scheme.bits % 32:
+        raise _undivided(module, rows, columns)
+    yield Wanted("weight_packed", _WORDS, ((rows, columns * scheme.bits // 32),))
+    yield Wanted(scales_of(module), FLOATS, _shapes_of_scales(scheme, rows, groups))
+    if scheme.has_zeros:
+        yield Wanted("weight_zero_point", _WORDS, ((-(-rows * scheme.bits // 32), groups),))
+    if module.has("weight_g_idx"):
+        yield Wanted("weight_g_idx", _WORDS, ((columns,),))
+
+
+def _wanted_whole(module: Module, rows: int, columns: int) -> Iterator[Wanted]:
+    scheme = module.scheme
+    shapes = _shapes_of_scales(scheme, rows, num_groups(scheme, columns))
+    yield Wanted("weight", (FP8,) if scheme.is_float else _INTS[:1], ((rows, columns),))
+    yield Wanted(scales_of(module), (*FLOATS, EXPONENTS) if scheme.is_float else FLOATS, shapes)
+    if scheme.has_zeros:
+        yield Wanted("weight_zero_point", _INTS[:1], shapes)
+
+
+def _shapes_of_scales(scheme: Scheme, rows: int, groups: int) -> tuple[Shape, ...]:
+    if scheme.group_size is None:
+        return (), (1,), (1, 1), (rows,), (rows, 1)
+    return ((-(-rows // scheme.block_rows), groups),)
+
+
+def _wanted_nibbles(module: Module, rows: int, columns: int) -> Iterator[Wanted]:
+    scheme = module.scheme
+    assert scheme.group_size is not None
+    if columns % scheme.group_size:
+        raise module.fail(
+            module.marker, f"has rows of {columns}, no multiple of the {scheme.group_size} that share a scale"
+        )
+    types = (FP8,) if scheme.table == "nvfp4" else ("U8", EXPONENTS)
+    yield Wanted(module.marker, ("U8",), ((rows, columns // 2),))
+    yield Wanted("weight_scale", types, ((rows, columns // scheme.group_size),))
+    if scheme.table == "nvfp4":
+        yield Wanted(_whole_scale(module), ("F32",), ((), (1,)))
+
+
+def _whole_scale(module: Module) -> str:
+    return "weight_global_scale" if module.marker == "weight_packed" else "weight_scale_2"
+
+
+# ---- what is there
+
+
+def _read_gptq(module: Module, rows: int, columns: int) -> Groups:
+    bits, words, order = module.scheme.bits, module.words("qweight"), _order(module, "g_idx", columns)
+
+    def codes(start: int, stop: int) -> Bytes:
+        return unpack.of_inputs(words[:, start:stop], bits, order)
+
+    stored = unpack.along(module.words("qzeros"), bits)[:, :rows]
     zeros = (stored + np.uint8(module.scheme.zero_offset)) & np.uint8((1 << bits) - 1)
-    scales, half = module.scales("scales")
-    return _finished(module, codes, scales.T, zeros.T, half, "g_idx", columns)
+    whole = unpack.by_outputs(rows, columns, module.scheme.kind, codes)
+    return _finished(module, whole, module.floats("scales").T, zeros.T, order, columns)
 
 
-def _awq(module: Module, rows: int, columns: int) -> Groups:
-    def by_output(words: Words) -> Bytes:
-        """[n, rows / 8] to [n, rows]"""
-        return _along(words, 4).reshape(len(words), -1, 8)[:, :, _AWQ_ORDER].reshape(len(words), -1)
+def _read_awq(module: Module, rows: int, columns: int) -> Groups:
+    words = module.words("qweight")
 
-    codes = _in_halves(np.ascontiguousarray(by_output(module.words("qweight")).T))
-    zeros = by_output(module.words("qzeros")).T if module.scheme.has_zeros else None
-    scales, half = module.scales("scales")
-    return _finished(module, codes, scales.T, zeros, half, None, columns)
+    def codes(start: int, stop: int) -> Bytes:
+        return unpack.of_awq(words[:, start // 8 : stop // 8])
+
+    zeros = unpack.along(module.words("qzeros"), 4).reshape(-1, rows // 8, 8)[:, :, unpack.AWQ_ORDER]
+    whole = unpack.by_outputs(rows, columns, "int4", codes)
+    return _finished(module, whole, module.floats("scales").T, zeros.reshape(len(zeros), -1).T, None, columns)
 
 
-def _packed(module: Module, rows: int, columns: int) -> Groups:
-    bits = module.scheme.bits
-    codes = np.ascontiguousarray(module.words("weight_packed")).view(np.uint8)
+def _read_gemv(module: Module, rows: int, columns: int) -> Groups:
+    groups = num_groups(module.scheme, columns)
+    codes = np.ascontiguousarray(module.words("qweight")).view(np.uint8)
+    zeros = unpack.along(module.words("qzeros"), 4)[:, :groups]
+    return _finished(module, codes, module.floats("scales")[:, :groups], zeros, None, columns)
+
+
+def _read_packed(module: Module, rows: int, columns: int) -> Groups:
+    bits, kind, order = module.scheme.bits, module.scheme.kind, _order(module, "weight_g_idx", columns)
+    words = module.words("weight_packed")
+
+    def sorted_codes(start: int, stop: int) -> Bytes:
+        assert order is not None
+        return unpack.ordered(np.ascontiguousarray(unpack.along(words[start:stop], bits).T), order, bits)
+
+    codes = np.ascontiguousarray(words).view(np.uint8)
+    if order is not None:
+        codes = unpack.by_outputs(rows, columns, kind, sorted_codes)
     zeros = None
     if module.scheme.has_zeros:
-        zeros = _along(np.ascontiguousarray(module.words("weight_zero_point").T), bits)[:, :rows].T
-    scales, half = module.scales(module._scale_suffix)
-    return _finished(module, codes, _by_row(scales, rows, 1), zeros, half, "weight_g_idx", columns)
+        zeros = unpack.along(np.ascontiguousarray(module.words("weight_zero_point").T), bits)[:, :rows].T
+    scales = _by_row(module.floats(scales_of(module)), rows, 1)
+    return _finished(module, codes, scales, zeros, order, columns)
 
 
-def _whole(module: Module, rows: int, columns: int) -> Groups:
+def _read_whole(module: Module, rows: int, columns: int) -> Groups:
     scheme = module.scheme
-    codes = module.array("weight").view(np.uint8)
-    scales, half = module.scales(module._scale_suffix)
-    scales = _by_row(scales, rows, scheme.block_rows)
+    codes, suffix = module.array("weight").view(np.uint8), scales_of(module)
+    stored = module.floats(suffix)
+    half, scales = half_holds(stored), _by_row(stored, rows, scheme.block_rows)
+    size = scheme.group_size or columns
     if scheme.is_float:
-        size = scheme.group_size or columns
         return Groups("fp8", codes, scales, None, size, half, quantizes_inputs=scheme.quantizes_inputs)
     zeros = None
     if scheme.has_zeros:
         zeros = _by_row(module.array("weight_zero_point").view(np.uint8) ^ np.uint8(128), rows, scheme.block_rows)
-    return Groups("int8", codes ^ np.uint8(128), scales, zeros, scheme.group_size or columns, half)
+    return Groups("int8", codes ^ np.uint8(128), scales, zeros, size, half)
 
 
-_READERS: dict[Layout, Callable[[Module, int, int], Groups]] = {
-    "gptq": _gptq,
-    "awq": _awq,
-    "packed": _packed,
-    "whole": _whole,
+def _read_nibbles(module: Module, rows: int, columns: int) -> Groups:
+    scheme, scales = module.scheme, module.floats("weight_scale")
+    assert scheme.group_size is not None
+    if scheme.table == "nvfp4":
+        suffix = _whole_scale(module)
+        whole = module.floats(suffix).reshape(())
+        if not np.isfinite(whole) or whole <= 0:
+            raise module.fail(suffix, f"is {whole}, no scale", DOWNLOAD)
+        scales = scales / whole if suffix == "weight_global_scale" else scales * whole
+    codes = np.asarray(module.array(module.marker), np.uint8)
+    return Groups("int4", codes, scales, None, scheme.group_size, half_holds(scales), table=scheme.table)
+
+
+class _Layout(NamedTuple):
+    shape: Callable[[int, int, int], tuple[int, int]]
+    """Rows and columns by the shape of what has the codes, and their bits."""
+    wanted: Callable[[Module, int, int], Iterator[Wanted]]
+    read: Callable[[Module, int, int], Groups]
+
+
+def _as_it_is(first: int, second: int, bits: int) -> tuple[int, int]:
+    return first, second
+
+
+def _by_words(first: int, second: int, bits: int) -> tuple[int, int]:
+    return first, second * 32 // bits
+
+
+_LAYOUTS: dict[Layout, _Layout] = {
+    "gptq": _Layout(lambda first, second, bits: (second, first * 32 // bits), _wanted_gptq, _read_gptq),
+    "awq": _Layout(lambda first, second, bits: (second * 32 // bits, first), _wanted_gptq, _read_awq),
+    "gemv": _Layout(_by_words, _wanted_gemv, _read_gemv),
+    "packed": _Layout(_by_words, _wanted_packed, _read_packed),
+    "whole": _Layout(_as_it_is, _wanted_whole, _read_whole),
+    "nibbles": _Layout(lambda first, second, bits: (first, second * 2), _wanted_nibbles, _read_nibbles),
+    "blocks": _Layout(_as_it_is, bitsandbytes.wanted_blocks, bitsandbytes.read_blocks),
+    "scb": _Layout(_as_it_is, bitsandbytes.wanted_int8, bitsandbytes.read_int8),
 }
 
 
@@ -293,29 +283,24 @@ def _by_row(values: npt.NDArray[_T], rows: int, block_rows: int) -> npt.NDArray[
 
 
 def _finished(
-    module: Module,
-    codes: Bytes,
-    scales: Floats,
-    zeros: Bytes | None,
-    half: bool,
-    index: str | None,
-    columns: int,
+    module: Module, codes: Bytes, scales: Floats, zeros: Bytes | None, order: unpack.Order | None, columns: int
 ) -> Groups:
     """Zeros that are all in the middle are left out."""
     kind, size = module.scheme.kind, module.scheme.group_size or columns
+    half = module.stored(scales_of(module)).type == "F16" or half_holds(scales)
     if zeros is not None:
         zeros = None if (zeros == MIDDLE[kind]).all() else np.ascontiguousarray(zeros)
-    order = None
-    if index is not None and module.has(index):
-        order = _order(module, index, size, columns)
-        if order is not None:
-            codes = _reordered(codes, order, kind)
     return Groups(kind, codes, np.ascontiguousarray(scales), zeros, size, half, order)
 
 
-def _order(module: Module, index: str, size: int, columns: int) -> npt.NDArray[np.int32] | None:
-    """The inputs, sorted by their groups. Raises `ModelError` for groups that are not `size` inputs each."""
-    groups = module.words(index)
+def _order(module: Module, index: str, columns: int) -> unpack.Order | None:
+    """The inputs, sorted by their groups; None where they are so.
+
+    Raises `ModelError` for groups that are not of the scheme's size each.
+    """
+    if not module.has(index):
+        return None
+    groups, size = module.words(index), module.scheme.group_size or columns
     usual = np.arange(columns, dtype=np.int32) // np.int32(size)
     if np.array_equal(groups, usual):
         return None
@@ -323,14 +308,6 @@ def _order(module: Module, index: str, size: int, columns: int) -> npt.NDArray[n
     if not np.array_equal(groups[order], usual):
         wrong = int(np.argmax(groups[order] != usual))
         raise module.fail(
-            index, f"does not put {size} inputs into each group, as group {int(usual[wrong])} shows", _DOWNLOAD
+            index, f"does not put {size} inputs into each group, as group {int(usual[wrong])} shows", DOWNLOAD
         )
     return order
-
-
-def _reordered(codes: Bytes, order: npt.NDArray[np.int32], kind: Kind) -> Bytes:
-    if kind == "int8":
-        return np.ascontiguousarray(codes[:, order])
-    whole = np.empty((len(codes), codes.shape[1] * 2), np.uint8)
-    whole[:, ::2], whole[:, 1::2] = codes & 15, codes >> 4
-    return _in_halves(whole[:, order])

@@ -7,9 +7,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ingle.errors import ModelError
+from ingle.weights.quantized.tables import Table
 
-Layout = Literal["gptq", "awq", "packed", "whole"]
-"""`qweight`, packed along the inputs; `qweight`, packed along the outputs; `weight_packed`; `weight`, a byte a code."""
+Layout = Literal["gptq", "awq", "gemv", "packed", "whole", "nibbles", "blocks", "scb"]
+"""`qweight`, packed along the inputs; along the outputs; along the inputs of each output; `weight_packed`; `weight`, a
+byte a code; two codes a byte, in `weight_packed` or `weight`; bitsandbytes' in blocks of the flat matrix; its int8."""
+
+MARKERS: dict[Layout, tuple[str, ...]] = {
+    "gptq": ("qweight",),
+    "awq": ("qweight",),
+    "gemv": ("qweight",),
+    "packed": ("weight_packed",),
+    "whole": ("weight",),
+    "nibbles": ("weight_packed", "weight"),
+    "blocks": ("weight",),
+    "scb": ("weight",),
+}
+"""The tensor that a module has which is stored so: one of these."""
+
+Target = Literal["int4", "int8", "fp8"]
+"""What weights of floats may be rounded to."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,8 @@ class Scheme:
     """Zeros are stored where the layout leaves that open."""
     quantizes_inputs: bool = False
     """Of FP8: the model was made for inputs of FP8."""
+    table: Table | None = None
+    """What codes of 4 bits stand for; None for integers."""
 
     @property
     def kind(self) -> Literal["int4", "int8", "fp8"]:
@@ -37,9 +56,14 @@ class Scheme:
         return "fp8" if self.is_float else "int4" if self.bits <= 4 else "int8"
 
     @property
+    def stored_type(self) -> str:
+        """A key of `source.CODED_BYTES`."""
+        return self.table or self.kind
+
+    @property
     def name(self) -> str:
         """For people, such as int4 in groups of 128."""
-        kind = "FP8" if self.is_float else f"int{self.bits}"
+        kind = self.table.upper() if self.table else "FP8" if self.is_float else f"int{self.bits}"
         if self.group_size is None:
             return kind
         if self.block_rows > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ingle.bench.serving.pictures.figure import Panel, Runs, panels
 from ingle.bench.serving.pictures.png import COLOURS
 from ingle.bench.serving.pictures.svg import key, svg
+from ingle.bench.serving.ratios import shared_levels, table
 from ingle.bench.serving.remarks import done, remarks, shown
 from ingle.bench.serving.results import LevelResult, Report, Spread
 from ingle.errors import ConfigError
@@ -37,7 +38,7 @@ svg text { font-size: 11px; fill: var(--faint); } .grid { stroke: var(--rule); }
 circle.unseen { opacity: 0; } circle:hover { opacity: 1; stroke: var(--ink); stroke-width: 2; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th, td { text-align: right; padding: 4px 7px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { font-weight: 600; color: var(--faint); } th[colspan] { text-align: center; border-left: 1px solid var(--rule); } th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13.5px; margin: 0; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -75,13 +76,26 @@ def page(runs: Runs) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{escape(title)} – ingle bench serve</title><style>{style}</style></head><body>"
         f"<h1>{escape(title)}</h1><p class=faint>measured by ingle bench serve</p>"
-        f'<div class="panels">{drawn}</div>{tables}<h2>What the figures mean</h2>{_MEANS}</body></html>\n'
+        f'<div class="panels">{drawn}</div>{_ratios(runs)}{tables}<h2>What the figures mean</h2>{_MEANS}</body></html>\n'
     )
 
 
 def _figure(panel: Panel) -> str:
     keys = "".join(map(key, panel.lines)) if len(panel.lines) > 1 else ""
     return f"<figure><h2>{escape(panel.title)}</h2><figcaption>{keys}</figcaption>{svg(panel)}</figure>"
+
+
+def _ratios(runs: Runs) -> str:
+    if len(runs) < 2:
+        return ""
+    parts = ["<h2>Beside each other</h2>"]
+    for level in shared_levels(runs):
+        head, rows = table(runs, level)
+        names = "".join(f"<th>{escape(name)}</th>" for name in head[1:])
+        title = level.title if level.rate is not None else f"{level.title} at once"
+        cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        parts.append(f'<div class="scroll"><table><tr><th>{escape(title)}</th>{names}</tr>{cells}</table></div>')
+    return "".join(parts)
 
 
 def _variables(colours: Sequence[str]) -> str:

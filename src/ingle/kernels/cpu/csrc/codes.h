@@ -1,5 +1,7 @@
 // Codes of a block's rows, and how this processor multiplies them: `Codes<Bits>` for 4 and 8 bits, bfloat16 and float32.
 //
+// Codes of 5 and 6 bits are numbers one after the other from `codebook[0]` on. On x86 they lie so, on arm64 as 8 bits.
+//
 // Codes are multiplied as integers. A token's numbers become integers of 16 bits under one scale, the largest being
 // kLargest: an error some ten times below bfloat16's, at a higher rate. 32 products of 8-bit codes stay below 2^28. So
 // what is summed up is the same on every processor.
@@ -26,12 +28,28 @@ constexpr int kVectors = kBlockRows / kLanes;      // of a block's rows
 constexpr int kUnitVectors = kUnit / kLanes;       // of a unit's columns
 constexpr float kLargest = 127 * 256 + 127;        // NEON's products take such a number apart into two of 8 bits
 
-// How codes become the numbers that are multiplied; kPlain all of them, where a processor's kind is `kAlwaysPlain`.
+// How codes become the numbers that are multiplied. A processor's kind says which of these it `reads`.
 enum class Reading {
     kPlain,    // as their kind does it without more ado
     kOffset,   // the same, with an offset
     kTable,    // looked up, with an offset
+    kWide,     // looked up, in numbers of more than 8 bits
 };
+
+// Whether 8 bits do not hold what codes stand for. Times kLargest and a group's columns it stays below 2^31.
+inline bool is_wide(const Matrix& m) {
+    for (int16_t number : m.codebook)
+        if (number != (int8_t)number) return true;
+    return false;
+}
+
+// Whether what is packed are those above the least of a matrix.
+template <int Bits>
+#if defined(__x86_64__)
+constexpr bool kAreOffset = Bits == 5 || Bits == 6;
+#else
+constexpr bool kAreOffset = false;
+#endif
 
 // Whether codes are numbers one after the other: then no table is needed.
 inline bool is_linear(const Matrix& m) {

@@ -99,9 +99,14 @@ struct Codes {
     typedef uint32_t Operand;
     static constexpr int64_t kColumnsPerOperand = 2;
 
+    // Numbers of more than 8 bits are 64 times a coarse one and another; without such, the coarse sums stay zero.
     template <int Tokens>
     struct Sums : HalfSums<Tokens> {
-        Floats value(int t, int i) const { return to_floats(HalfSums<Tokens>::value(t, i)); }
+        HalfSums<Tokens> coarse;
+        void clear() { HalfSums<Tokens>::clear(), coarse.clear(); }
+        Floats value(int t, int i) const {
+            return to_floats(HalfSums<Tokens>::value(t, i) + coarse.value(t, i) * 64);
+        }
     };
 
     static Ints put_operands(const float* x, float per_unit, Operand* out) {
@@ -118,7 +123,8 @@ struct Codes {
     }
 
     // Codes are looked up as the signed numbers that they stand for.
-    static constexpr bool kAlwaysPlain = true;
+    static constexpr bool reads(Reading how) { return how == Reading::kPlain || (Bits == 4 && how == Reading::kWide); }
+    static Reading reading_of(const Matrix& m) { return Bits == 4 && is_wide(m) ? Reading::kWide : Reading::kPlain; }
     static int32_t offset_of(const Matrix&) { return 0; }
 
     static uint8_t* byte_of(uint8_t* unit, int64_t row, int64_t c) {
@@ -140,16 +146,22 @@ struct Codes {
         }
     }
 
-    int8x16_t table;
-    explicit Codes(const Matrix& m) : table(vld1q_s8(m.codebook)) {}
+    int8_t table[16], coarse[16] = {};
+    explicit Codes(const Matrix& m) {
+        const bool wide = is_wide(m);
+        for (int i = 0; i < 16; i++) {
+            if (wide) coarse[i] = (m.codebook[i] + 32) >> 6;
+            table[i] = m.codebook[i] - 64 * coarse[i];
+        }
+    }
 
     template <int Tokens, Reading How>
     inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
-        multiply_registers<Tokens, 0>(sums, codes, (const int8_t*)x);
+        multiply_registers<Tokens, 0, How>(sums, codes, (const int8_t*)x);
     }
 
 private:
-    template <int Tokens, int Columns>
+    template <int Tokens, int Columns, Reading How>
     inline __attribute__((always_inline)) void multiply_registers(Sums<Tokens>& sums, const uint8_t* codes, const int8_t* x) const {
 #pragma GCC unroll 8
         for (int rows = 0; rows < kRegistersOfRows; rows++) {
@@ -157,13 +169,27 @@ private:
             if constexpr (Bits == 8) {
                 sums.template add<Columns>(rows, vreinterpretq_s8_u8(stored), x);
             } else {
-                sums.template add<Columns>(rows, vqtbl1q_s8(table, vandq_u8(stored, vdupq_n_u8(15))), x);
-                sums.template add<Columns + 1>(rows, vqtbl1q_s8(table, vshrq_n_u8(stored, 4)), x);
+                const uint8x16_t first = vandq_u8(stored, vdupq_n_u8(15)), second = vshrq_n_u8(stored, 4);
+                sums.template add<Columns>(rows, vqtbl1q_s8(vld1q_s8(table), first), x);
+                sums.template add<Columns + 1>(rows, vqtbl1q_s8(vld1q_s8(table), second), x);
+                if constexpr (How == Reading::kWide) {
+                    sums.coarse.template add<Columns>(rows, vqtbl1q_s8(vld1q_s8(coarse), first), x);
+                    sums.coarse.template add<Columns + 1>(rows, vqtbl1q_s8(vld1q_s8(coarse), second), x);
+                }
             }
         }
         if constexpr ((Columns + kCodes) * kRegisterColumns < kUnit)
-            multiply_registers<Tokens, Columns + kCodes>(sums, codes + kRegistersOfRows * 16, x);
+            multiply_registers<Tokens, Columns + kCodes, How>(sums, codes + kRegistersOfRows * 16, x);
     }
+};
+
+template <>
+struct Codes<5> : Codes<8> {
+    using Codes<8>::Codes;
+};
+template <>
+struct Codes<6> : Codes<8> {
+    using Codes<8>::Codes;
 };
 
 }  // namespace ingle

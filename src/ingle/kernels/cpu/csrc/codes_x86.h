@@ -66,20 +66,30 @@ struct Codes {
     typedef uint32_t Operand;
     static constexpr int64_t kColumnsPerOperand = 2;
 
+    // A token alone has several sums, taken in turn: an addition would have to wait for the one before.
     template <int Tokens>
     struct Sums {
-        Ints v[Tokens][kVectors];
+        static constexpr int kChains = Tokens == 1 ? 2 : 1;
+        Ints v[Tokens * kChains][kVectors];
         void clear() {
 #pragma GCC unroll 12
-            for (int t = 0; t < Tokens; t++)
+            for (int t = 0; t < Tokens * kChains; t++)
                 for (int i = 0; i < kVectors; i++) v[t][i] = Ints{};
         }
         void start(const int32_t* starts) {
 #pragma GCC unroll 12
-            for (int t = 0; t < Tokens; t++)
-                for (int i = 0; i < kVectors; i++) v[t][i] = splat(starts[t]);
+            for (int t = 0; t < Tokens * kChains; t++)
+                for (int i = 0; i < kVectors; i++) v[t][i] = t % kChains ? Ints{} : splat(starts[t / kChains]);
         }
-        Floats value(int t, int i) const { return to_floats(v[t][i]); }
+        void add(int t, int pair, int i, Pairs w, Ints both) {
+            Ints& sum = v[t * kChains + pair % kChains][i];
+            sum = add_products(sum, w, both);
+        }
+        Floats value(int t, int i) const {
+            Ints all = v[t * kChains][i];
+            for (int chain = 1; chain < kChains; chain++) all += v[t * kChains + chain][i];
+            return to_floats(all);
+        }
     };
 
     static Ints put_operands(const float* x, float per_unit, Operand* out) {
@@ -93,16 +103,21 @@ struct Codes {
     }
 
 #if defined(INGLE_AVX512)
-    static constexpr bool kAlwaysPlain = true;
+    static constexpr bool reads(Reading how) { return how == Reading::kPlain; }
+    static Reading reading_of(const Matrix&) { return Reading::kPlain; }
     static int32_t offset_of(const Matrix&) { return 0; }
 #else
-    static constexpr bool kAlwaysPlain = false;
+    static constexpr bool reads(Reading how) { return Bits == 4 || how == Reading::kOffset; }
     static Reading reading_of(const Matrix& m) {
         if (Bits == 8) return Reading::kOffset;
+        if (is_wide(m)) return Reading::kWide;
         return !is_linear(m) ? Reading::kTable : m.codebook[0] ? Reading::kOffset : Reading::kPlain;
     }
     // What is added to numbers so that none is negative.
-    static int32_t offset_of(const Matrix& m) { return Bits == 8 || !is_linear(m) ? 128 : -m.codebook[0]; }
+    static int32_t offset_of(const Matrix& m) {
+        if (Bits == 4 && is_wide(m)) return 0;
+        return Bits == 8 || !is_linear(m) ? 128 : -m.codebook[0];
+    }
 #endif
 
     static uint8_t* lane(uint8_t* unit, int64_t row, int64_t register_) {
@@ -137,17 +152,21 @@ struct Codes {
         return (Pairs)((Signed)(pair ? stored : stored << 8) >> 8);
     }
 #else
-    uint8_t table[16];
+    uint8_t table[16], upper[16];
     explicit Codes(const Matrix& m) {
-        for (int i = 0; i < 16; i++) table[i] = m.codebook[i] + 128;
+        const int offset = is_wide(m) ? 0 : 128;
+        for (int i = 0; i < 16; i++) table[i] = m.codebook[i] + offset, upper[i] = m.codebook[i] >> 8;
     }
     template <Reading How>
     Pairs unpack(Pairs stored, int pair) const {
         Pairs codes = stored >> Bits * pair;
         if (pair + 1 < kPairs) codes &= (uint16_t)((1 << Bits) - 1);
-        if (How != Reading::kTable) return codes;
+        if (How != Reading::kTable && How != Reading::kWide) return codes;
         const __m256i tables = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
-        return (Pairs)_mm256_shuffle_epi8(tables, (__m256i)(codes | (uint16_t)0x8000));  // the upper byte becomes 0
+        const Pairs lower = (Pairs)_mm256_shuffle_epi8(tables, (__m256i)(codes | (uint16_t)0x8000));  // the upper byte is 0
+        if (How == Reading::kTable) return lower;
+        const __m256i uppers = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)upper));
+        return lower | (Pairs)_mm256_shuffle_epi8(uppers, (__m256i)(codes << 8 | (uint16_t)0x80));
     }
 #endif
 
@@ -167,11 +186,93 @@ struct Codes {
                 for (int t = 0; t < Tokens; t++) {
                     const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);
 #pragma GCC unroll 2
-                    for (int i = 0; i < kVectors; i++) sums.v[t][i] = add_products(sums.v[t][i], w[i], both);
+                    for (int i = 0; i < kVectors; i++) sums.add(t, pair, i, w[i], both);
                 }
             }
         }
     }
+};
+
+// Codes of 4 + Upper bits. A unit has their lower 4 bits as codes of 4 bits would lie, then the others: those of the n-th
+// pair of columns are, in both halves of a row's lane, Upper bits from bit `upper_bit(vector, n)` on.
+template <int Upper>
+struct UpperCodes : Codes<4> {
+    static int32_t offset_of(const Matrix& m) { return -m.codebook[0]; }
+
+    static constexpr int kUpperVectors = Upper * kVectors / 2;  // of 16 bits for each row and half
+    static constexpr int64_t kLowerBytes = kBlockRows * kUnit / 2;
+    static constexpr int upper_bit(int vector, int pair) {
+        return vector * kUpperVectors % kVectors * (16 / kVectors) + Upper * pair;
+    }
+    static uint8_t* upper_lane(uint8_t* unit, int64_t row) {
+        return unit + kLowerBytes + row / kLanes * kUpperVectors / kVectors * kRegisterBytes + row % kLanes * 4;
+    }
+    static void put(uint8_t* unit, int64_t row, const uint8_t* codes) {
+        uint8_t lower[kUnit];
+        uint32_t bits, at, mask = 0, upper = 0;
+        for (int64_t c = 0; c < kUnit; c++) {
+            lower[c] = codes[c] & 15;
+            at = upper_bit(row / kLanes, c / 2) + c % 2 * 16;
+            mask |= ((1u << Upper) - 1) << at;
+            upper |= (uint32_t)(codes[c] >> 4) << at;
+        }
+        Codes<4>::put(unit, row, lower);
+        memcpy(&bits, upper_lane(unit, row), 4);
+        bits = (bits & ~mask) | upper;
+        memcpy(upper_lane(unit, row), &bits, 4);
+    }
+    static void get(const uint8_t* unit, int64_t row, const Matrix& m, float* out) {
+        Matrix lower = m;
+        for (int i = 0; i < 16; i++) lower.codebook[i] = i;
+        Codes<4>::get(unit, row, lower, out);
+        uint32_t bits;
+        memcpy(&bits, upper_lane((uint8_t*)unit, row), 4);
+        for (int64_t c = 0; c < kUnit; c++) {
+            const uint32_t upper = bits >> (upper_bit(row / kLanes, c / 2) + c % 2 * 16) & ((1u << Upper) - 1);
+            out[c] += (int)(upper << 4) + m.codebook[0];
+        }
+    }
+
+    using Codes<4>::Codes;
+
+    template <int Tokens, Reading How>
+    inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
+        Pairs upper[kUpperVectors];
+#pragma GCC unroll 2
+        for (int i = 0; i < kUpperVectors; i++) upper[i] = (Pairs)load((const int32_t*)(codes + kLowerBytes) + i * kLanes);
+#pragma GCC unroll 2
+        for (int r = 0; r < kUnit / (2 * kPairs); r++) {
+            Pairs stored[kVectors];
+#pragma GCC unroll 2
+            for (int i = 0; i < kVectors; i++) stored[i] = (Pairs)load((const int32_t*)codes + (r * kVectors + i) * kLanes);
+#pragma GCC unroll 4
+            for (int pair = 0; pair < kPairs; pair++) {
+                Pairs w[kVectors];
+#pragma GCC unroll 2
+                for (int i = 0; i < kVectors; i++) {
+                    const Pairs of = upper[i * kUpperVectors / kVectors];
+                    const int shift = upper_bit(i, r * kPairs + pair) - 4;
+                    constexpr uint16_t mask = ((1 << Upper) - 1) << 4;
+                    w[i] = (stored[i] >> 4 * pair & 15) | ((shift < 0 ? of << -shift : of >> shift) & mask);
+                }
+#pragma GCC unroll 12
+                for (int t = 0; t < Tokens; t++) {
+                    const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);
+#pragma GCC unroll 2
+                    for (int i = 0; i < kVectors; i++) sums.add(t, pair, i, w[i], both);
+                }
+            }
+        }
+    }
+};
+
+template <>
+struct Codes<5> : UpperCodes<1> {
+    using UpperCodes<1>::UpperCodes;
+};
+template <>
+struct Codes<6> : UpperCodes<2> {
+    using UpperCodes<2>::UpperCodes;
 };
 
 }  // namespace ingle

@@ -7,8 +7,9 @@
 
 extern "C" const int64_t* ingle_structure_sizes() {
     using namespace ingle;
-    static constexpr int64_t sizes[] = {sizeof(Matrix),  sizeof(Rotation), sizeof(Attention), sizeof(Projection),
-                                        sizeof(Mixture), sizeof(Latent),   sizeof(Layer),     sizeof(Step)};
+    static constexpr int64_t sizes[] = {sizeof(Matrix),     sizeof(IngleRounding), sizeof(Rotation),
+                                        sizeof(Attention),  sizeof(Projection),    sizeof(Mixture),
+                                        sizeof(Latent),     sizeof(Layer),         sizeof(Step)};
     return sizes;
 }
 extern "C" void ingle_start(int32_t num_threads) { ingle::start_threads(num_threads); }
@@ -26,8 +27,8 @@ extern "C" const char* ingle_instructions() { return ingle::instructions(); }
 extern "C" const char* ingle_factors(int32_t bits) { return ingle::factors(bits); }
 extern "C" int64_t ingle_matrix_bytes(const ingle::Matrix* m) { return ingle::matrix_bytes(*m); }
 extern "C" void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
-                                int64_t first, int64_t count) {
-    ingle::pack_rows(*m, codes, scales, minima, first, count);
+                                const float* factors, int64_t first, int64_t count) {
+    ingle::pack_rows(*m, codes, scales, minima, factors, first, count);
 }
 extern "C" void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
                                   const float* minima, int64_t first, int64_t count) {

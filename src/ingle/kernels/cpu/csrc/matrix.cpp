@@ -15,6 +15,8 @@ template <typename Body>
 static auto with_bits(int32_t bits, const Body& body) {
     switch (bits) {
         case 4: return body(std::integral_constant<int, 4>());
+        case 5: return body(std::integral_constant<int, 5>());
+        case 6: return body(std::integral_constant<int, 6>());
         case 8: return body(std::integral_constant<int, 8>());
         case kFloat8: return body(std::integral_constant<int, kFloat8>());
         case 16: return body(std::integral_constant<int, 16>());
@@ -31,23 +33,44 @@ const char* factors(int32_t bits) {
     return with_bits(bits, [](auto b) -> const char* { return Codes<b>::kFactors; });
 }
 
-int64_t num_groups(const Matrix& m) { return (m.columns + m.group_size - 1) / m.group_size; }
+static int64_t span_groups(const Matrix& m) { return m.scales == kSteps ? kSpan / m.group_size : 1; }
 
-static int64_t scale_bytes(const Matrix& m) {  // scales alone, or minima alone
-    return have_scales(m.bits) ? kBlockRows * (m.wide_scales ? 4 : 2) : 0;
+static int64_t num_spans(const Matrix& m) {
+    const int64_t columns = span_groups(m) * m.group_size;
+    return (m.columns + columns - 1) / columns;
 }
 
-static int64_t codes_offset(const Matrix& m) { return scale_bytes(m) * (m.has_minima ? 2 : 1); }
+int64_t num_groups(const Matrix& m) { return num_spans(m) * span_groups(m); }
 
-int64_t group_bytes(const Matrix& m) { return codes_offset(m) + kBlockRows * m.group_size * width(m.bits) / 8; }
+static int64_t factor_bytes(const Matrix& m) { return m.scales == kSteps ? kBlockRows * (m.has_minima ? 4 : 2) : 0; }
+
+static int64_t scale_bytes(const Matrix& m) {  // of a group's scales
+    return have_scales(m.bits) ? kBlockRows * (m.scales == kSteps ? 1 : m.scales == kWide ? 4 : 2) : 0;
+}
+
+static int64_t scales_bytes(const Matrix& m) {  // and of its minima
+    return scale_bytes(m) + (!m.has_minima ? 0 : m.has_minima == kInScales ? kBlockRows : scale_bytes(m));
+}
+
+static int64_t code_bytes(const Matrix& m) { return kBlockRows * m.group_size * width(m.bits) / 8; }  // of a group
+
+static int64_t codes_offset(const Matrix& m) { return factor_bytes(m) + span_groups(m) * scales_bytes(m); }
+
+static int64_t span_bytes(const Matrix& m) { return codes_offset(m) + span_groups(m) * code_bytes(m); }
 
 static int64_t num_blocks(const Matrix& m) { return (m.rows + kBlockRows - 1) / kBlockRows; }
 
-int64_t matrix_bytes(const Matrix& m) { return num_blocks(m) * num_groups(m) * group_bytes(m); }
+int64_t matrix_bytes(const Matrix& m) { return num_blocks(m) * num_spans(m) * span_bytes(m); }
 
-static uint8_t* group_at(const Matrix& m, int64_t block, int64_t group) {
-    return m.data + (block * num_groups(m) + group) * group_bytes(m);
+static uint8_t* span_at(const Matrix& m, int64_t block, int64_t span) {
+    return m.data + (block * num_spans(m) + span) * span_bytes(m);
 }
+
+// A group's scales, behind which its minima lie, and the factors of both.
+struct Scales {
+    uint8_t* factors;
+    uint8_t* at;
+};
 
 // ---- packing, and the way back
 
@@ -68,41 +91,64 @@ static float get_scale(const uint8_t* at, int64_t row, bool wide) {
     return value;
 }
 
-// Calls body(group, unit, column) for each unit of a row's columns.
+// Calls body(scales, unit, column) for each unit of a row's columns.
 template <typename Body>
 static void for_each_unit(const Matrix& m, int64_t row, const Body& body) {
-    const int64_t groups = num_groups(m), stride = group_bytes(m), unit_bytes = kBlockRows * kUnit * width(m.bits) / 8;
-    uint8_t* group = group_at(m, row / kBlockRows, 0);
-    for (int64_t g = 0; g < groups; g++, group += stride) {
-        for (int64_t c = 0; c < m.group_size && g * m.group_size + c < m.columns; c += kUnit)
-            body(group, group + codes_offset(m) + c / kUnit * unit_bytes, g * m.group_size + c);
+    const int64_t spans = num_spans(m), groups = span_groups(m), unit_bytes = kBlockRows * kUnit * width(m.bits) / 8;
+    uint8_t* span = span_at(m, row / kBlockRows, 0);
+    for (int64_t s = 0, column = 0; s < spans; s++, span += span_bytes(m)) {
+        uint8_t* unit = span + codes_offset(m);
+        for (int64_t g = 0; g < groups; g++) {
+            const Scales scales = {span, span + factor_bytes(m) + g * scales_bytes(m)};
+            for (int64_t c = 0; c < m.group_size; c += kUnit, column += kUnit, unit += unit_bytes)
+                if (column < m.columns) body(scales, unit, column);
+        }
     }
 }
 
 template <int Bits>
 static void pack_codes(const Matrix& m, const uint8_t* codes, int64_t row) {
     constexpr int64_t size = have_scales(Bits) ? 1 : Bits / 8;
-    for_each_unit(m, row, [&](uint8_t*, uint8_t* unit, int64_t column) {
+    for_each_unit(m, row, [&](Scales, uint8_t* unit, int64_t column) {
         int64_t left = m.columns - column;
         uint8_t part[kUnit * size] = {};
-        if (left < kUnit) memcpy(part, codes + column * size, left * size);
-        Codes<Bits>::put(unit, row % kBlockRows, left < kUnit ? part : codes + column * size);
+        memcpy(part, codes + column * size, (left < kUnit ? left : kUnit) * size);
+        if constexpr (kAreOffset<Bits>)
+            for (uint8_t& code : part) code -= m.codebook[0];
+        Codes<Bits>::put(unit, row % kBlockRows, part);
     });
 }
 
-void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, int64_t first,
-               int64_t count) {
-    const int64_t groups = num_groups(m), stride = group_bytes(m), row_bytes = m.columns * (have_scales(m.bits) ? 1 : m.bits / 8);
-    for (int64_t i = 0; i < count; i++) {
-        int64_t row = first + i;
-        uint8_t* group = group_at(m, row / kBlockRows, 0);
-        for (int64_t g = 0; have_scales(m.bits) && g < groups; g++, group += stride) {
-            put_scale(group, row % kBlockRows, scales[i * groups + g], m.wide_scales);
-            if (m.has_minima)
-                put_scale(group + scale_bytes(m), row % kBlockRows, minima[i * groups + g], m.wide_scales);
+static void pack_scales(const Matrix& m, const float* scales, const float* minima, const float* factors, int64_t row) {
+    const int64_t spans = num_spans(m), groups = span_groups(m), r = row % kBlockRows;
+    uint8_t* span = span_at(m, row / kBlockRows, 0);
+    for (int64_t s = 0; s < spans; s++, span += span_bytes(m)) {
+        if (m.scales == kSteps) {
+            put_scale(span, r, factors[2 * s], false);
+            if (m.has_minima) put_scale(span + kBlockRows * 2, r, factors[2 * s + 1], false);
         }
+        uint8_t* at = span + factor_bytes(m);
+        for (int64_t g = s * groups; g < (s + 1) * groups; g++, at += scales_bytes(m)) {
+            uint8_t* minimum = at + scale_bytes(m);
+            if (m.scales == kSteps) at[r] = (int8_t)scales[g];
+            else put_scale(at, r, scales[g], m.scales == kWide);
+            if (!m.has_minima) continue;
+            if (m.scales == kSteps) minimum[r] = (int8_t)minima[g];
+            else if (m.has_minima == kInScales) minimum[r] = (int8_t)-minima[g];
+            else put_scale(minimum, r, minima[g], m.scales == kWide);
+        }
+    }
+}
+
+void pack_rows(const Matrix& m, const void* codes, const float* scales, const float* minima, const float* factors,
+               int64_t first, int64_t count) {
+    const int64_t groups = num_groups(m), row_bytes = m.columns * (have_scales(m.bits) ? 1 : m.bits / 8);
+    for (int64_t i = 0; i < count; i++) {
+        if (have_scales(m.bits))
+            pack_scales(m, scales + i * groups, m.has_minima ? minima + i * groups : nullptr,
+                        m.scales == kSteps ? factors + i * num_spans(m) * 2 : nullptr, first + i);
         const uint8_t* from = (const uint8_t*)codes + i * row_bytes;
-        with_bits(m.bits, [&](auto bits) { pack_codes<bits>(m, from, row); });
+        with_bits(m.bits, [&](auto bits) { pack_codes<bits>(m, from, first + i); });
     }
 }
 
@@ -115,13 +161,21 @@ static void get_codes(const uint8_t* unit, int64_t row, const Matrix& m, float* 
 template <int Bits>
 static void unpack_row(const Matrix& m, int64_t row, float* out) {
     const int64_t r = row % kBlockRows;
-    for_each_unit(m, row, [&](uint8_t* group, uint8_t* unit, int64_t column) {
+    for_each_unit(m, row, [&](Scales scales, uint8_t* unit, int64_t column) {
         float values[kUnit];
         get_codes<Bits>(unit, r, m, values);
         if (have_scales(Bits)) {
-            float scale = get_scale(group, r, m.wide_scales);
-            float minimum = m.has_minima ? get_scale(group + scale_bytes(m), r, m.wide_scales) : 0.0f;
-            for (float& value : values) value = value * scale + minimum;
+            const uint8_t* minima = scales.at + scale_bytes(m);
+            float scale, minimum = 0;
+            if (m.scales == kSteps) {
+                scale = (int8_t)scales.at[r] * get_scale(scales.factors, r, false);
+                if (m.has_minima) minimum = (int8_t)minima[r] * get_scale(scales.factors + kBlockRows * 2, r, false);
+            } else {
+                scale = get_scale(scales.at, r, m.scales == kWide);
+                if (m.has_minima == kInScales) minimum = -(int8_t)minima[r] * scale;
+                else if (m.has_minima) minimum = get_scale(minima, r, m.scales == kWide);
+            }
+            for (float& value : values) value = (value * scale + minimum) * m.unit;
         }
         int64_t left = m.columns - column;
         memcpy(out + column, values, (left < kUnit ? left : kUnit) * sizeof(float));
@@ -150,7 +204,7 @@ void pack_groups(const Matrix& m, const uint8_t* codes, int64_t row_bytes, const
             const uint8_t* stored = codes + i * row_bytes;
             for (int64_t c = 0; c < m.columns; c++)
                 row[c] = m.bits == 4 ? stored[c / 2] >> c % 2 * 4 & 15 : m.bits == 8 ? stored[c] ^ 128 : stored[c];
-            pack_rows(m, row.data(), scales + i * groups, m.has_minima ? minima + i * groups : nullptr, first + i, 1);
+            pack_rows(m, row.data(), scales + i * groups, m.has_minima ? minima + i * groups : nullptr, nullptr, first + i, 1);
         }
     });
 }
@@ -257,8 +311,26 @@ void tile_x(const Matrix& m, const float* x, int64_t x_stride, int64_t num_token
     });
 }
 
-Floats load_scales(const uint8_t* at, int64_t vector, bool wide) {
-    return wide ? load((const float*)at + vector * kLanes) : load((const Half*)at + vector * kLanes);
+struct ScaleAndMinimum {
+    Floats scale, minimum;
+};
+
+// Those of a vector of rows.
+inline __attribute__((always_inline)) ScaleAndMinimum load_scales(const Matrix& m, const uint8_t* factors,
+                                                                  const uint8_t* at, int vector) {
+    const int64_t first = vector * kLanes;
+    if (m.scales == kSteps) {
+        const Floats scale = to_floats(load((const int8_t*)at + first)) * load((const Half*)factors + first);
+        if (!m.has_minima) return {scale, Floats{}};
+        const int8_t* minima = (const int8_t*)at + kBlockRows + first;
+        return {scale, to_floats(load(minima)) * load((const Half*)factors + kBlockRows + first)};
+    }
+    const bool wide = m.scales == kWide;
+    const uint8_t* minima = at + kBlockRows * (wide ? 4 : 2);
+    const Floats scale = wide ? load((const float*)at + first) : load((const Half*)at + first);
+    if (!m.has_minima) return {scale, Floats{}};
+    if (m.has_minima == kInScales) return {scale, -to_floats(load((const int8_t*)minima + first)) * scale};
+    return {scale, wide ? load((const float*)minima + first) : load((const Half*)minima + first)};
 }
 
 // Enough ahead of their use for weights to arrive from memory: the processor does not look so far by itself.
@@ -288,44 +360,47 @@ template <int Bits, int Tokens, int GroupSize, Reading How>
 void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     const Matrix& m = p.m;
     const Codes<Bits> codes(m);
-    const int64_t groups = num_groups(m), stride = group_bytes(m), minima_at = scale_bytes(m), codes_at = codes_offset(m);
-    const bool wide = m.wide_scales, has_minima = m.has_minima;
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
+    const int64_t spans = num_spans(m), groups = span_groups(m), stride = span_bytes(m), scales_stride = scales_bytes(m);
+    const int64_t units = GroupSize == kLong ? m.group_size / kUnit : GroupSize / kUnit, ahead_stride = stride / groups;
+    const int64_t codes_at = codes_offset(m), scales_at = factor_bytes(m);
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
-    const uint8_t* group = group_at(m, p.block, 0);
-    const int64_t long_units = m.group_size / kUnit;
+    const uint8_t* span = span_at(m, p.block, 0);
     const auto* x = p.x;
     const int32_t* starts = p.starts;
     const float* group_sums = p.group_sums;
     float (*const total)[kVectors][kLanes] = p.total;
     memset(total, 0, Tokens * sizeof *total);
-    for (int64_t g = 0; g < groups; g++, group += stride, starts += Tokens, group_sums += Tokens) {
-        typename Codes<Bits>::template Sums<Tokens> sums;
-        if constexpr (How == Reading::kPlain) sums.clear();
-        else sums.start(starts);
-        if constexpr (GroupSize == kLong) {
-            for (int64_t unit = 0; unit < long_units; unit++, x += unit_operands) {
-                prefetch<unit_bytes>(group + unit * unit_bytes + kAhead);
-                codes.template multiply<Tokens, How>(sums, group + codes_at + unit * unit_bytes, x);
-            }
-        } else {
-            prefetch<kBlockRows * (GroupSize * Bits / 8 + 4)>(group + kAhead);
+    for (int64_t s = 0; s < spans; s++, span += stride) {
+        const uint8_t *unit = span + codes_at, *scales = span + scales_at, *ahead = span + kAhead;
+        for (int64_t g = 0; g < groups; g++, scales += scales_stride, starts += Tokens, group_sums += Tokens) {
+            typename Codes<Bits>::template Sums<Tokens> sums;
+            if constexpr (How == Reading::kPlain || How == Reading::kWide) sums.clear();
+            else sums.start(starts);
+            if constexpr (GroupSize == kLong) {
+                for (int64_t u = 0; u < units; u++, x += unit_operands, unit += unit_bytes) {
+                    prefetch<unit_bytes>(unit + kAhead);
+                    codes.template multiply<Tokens, How>(sums, unit, x);
+                }
+            } else {
+                prefetch<kBlockRows * (GroupSize * width(Bits) / 8 + 4)>(ahead);
+                ahead += ahead_stride;
 #pragma GCC unroll 2
-            for (int unit = 0; unit < GroupSize / kUnit; unit++, x += unit_operands)
-                codes.template multiply<Tokens, How>(sums, group + codes_at + unit * unit_bytes, x);
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < kVectors; i++) {
-            const Floats scale = load_scales(group, i, wide);
-            const Floats minimum = has_minima ? load_scales(group + minima_at, i, wide) : Floats{};
-#pragma GCC unroll 12
-            for (int t = 0; t < Tokens; t++) {
-                const Floats sum = load(total[t][i]) + sums.value(t, i) * scale;
-                store(total[t][i], sum + minimum * group_sums[t]);
+                for (int u = 0; u < GroupSize / kUnit; u++, x += unit_operands, unit += unit_bytes)
+                    codes.template multiply<Tokens, How>(sums, unit, x);
             }
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors; i++) {
+                const ScaleAndMinimum of = load_scales(m, span, scales, i);
+#pragma GCC unroll 12
+                for (int t = 0; t < Tokens; t++) {
+                    const Floats sum = load(total[t][i]) + sums.value(t, i) * of.scale;
+                    store(total[t][i], sum + of.minimum * group_sums[t]);
+                }
+            }
+            // Totals stay in memory: registers, of which there are none left, they would only be copied to the stack from.
+            asm volatile("" ::: "memory");
         }
-        // Totals stay in memory: registers, of which there are none left, they would only be copied to the stack from.
-        asm volatile("" ::: "memory");
     }
 }
 
@@ -333,8 +408,8 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
 template <int Bits, int Tokens>
 void multiply_plain_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_operands = kUnit / Codes<Bits>::kColumnsPerOperand * Tokens;
-    constexpr int64_t unit_bytes = kBlockRows * kUnit * Bits / 8;
-    const uint8_t* unit = group_at(p.m, p.block, 0);
+    constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
+    const uint8_t* unit = span_at(p.m, p.block, 0);
     const auto* x = p.x;
     typename Codes<Bits>::template Sums<Tokens> sums;
     sums.clear();
@@ -355,8 +430,8 @@ void multiply_scaled_tile(const TileProduct<Codes<Bits>>& p) {
     constexpr int64_t unit_bytes = kBlockRows * kUnit * width(Bits) / 8;
     constexpr int kChains = Tokens == 1 ? 2 : 1;  // of additions, each of which waits for the one before
     const Matrix& m = p.m;
-    const int64_t groups = num_groups(m), stride = group_bytes(m), units = m.group_size / kUnit;
-    const uint8_t* group = group_at(m, p.block, 0);
+    const int64_t groups = num_groups(m), stride = span_bytes(m), units = m.group_size / kUnit;
+    const uint8_t* group = span_at(m, p.block, 0);
     const auto* x = p.x;
     memset(p.total, 0, Tokens * sizeof *p.total);
     for (int64_t g = 0; g < groups; g++, group += stride) {
@@ -372,7 +447,7 @@ void multiply_scaled_tile(const TileProduct<Codes<Bits>>& p) {
             }
         }
         for (int i = 0; i < kVectors; i++) {
-            const Floats scale = load_scales(group, i, m.wide_scales) * Codes<Bits>::kScale;
+            const Floats scale = load_scales(m, group, group, i).scale * Codes<Bits>::kScale;
             for (int t = 0; t < Tokens; t++) {
                 Floats sum = sums[0].value(t, i);
                 for (int chain = 1; chain < kChains; chain++) sum += sums[chain].value(t, i);
@@ -397,14 +472,19 @@ auto tile_product(const Matrix& m) {
         return multiply_scaled_tile<Bits, Tokens>;
     } else if constexpr (are_floats(Bits)) {
         return multiply_plain_tile<Bits, Tokens>;
-    } else if constexpr (Codes<Bits>::kAlwaysPlain) {
-        return of_group_size<Bits, Tokens, Reading::kPlain>(m);
+    } else if constexpr (kAreOffset<Bits>) {
+        return of_group_size<Bits, Tokens, Reading::kOffset>(m);
     } else {
-        switch (Codes<Bits>::reading_of(m)) {
-            case Reading::kPlain: return of_group_size<Bits, Tokens, Reading::kPlain>(m);
-            case Reading::kOffset: return of_group_size<Bits, Tokens, Reading::kOffset>(m);
-            default: return of_group_size<Bits, Tokens, Reading::kTable>(m);
-        }
+        using Kind = Codes<Bits>;
+        const Reading how = Kind::reading_of(m);
+        if constexpr (Kind::reads(Reading::kOffset))
+            if (how == Reading::kOffset) return of_group_size<Bits, Tokens, Reading::kOffset>(m);
+        if constexpr (Kind::reads(Reading::kTable))
+            if (how == Reading::kTable) return of_group_size<Bits, Tokens, Reading::kTable>(m);
+        if constexpr (Kind::reads(Reading::kWide))
+            if (how == Reading::kWide) return of_group_size<Bits, Tokens, Reading::kWide>(m);
+        if constexpr (Kind::reads(Reading::kPlain)) return of_group_size<Bits, Tokens, Reading::kPlain>(m);
+        __builtin_unreachable();
     }
 }
 
@@ -436,7 +516,7 @@ void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, f
             const int64_t token = tile * Kind::kMostTokens + t;
             float* to = y + token * y_stride + block * kBlockRows;
             for (int64_t i = 0; i * kLanes < rows; i++) {
-                const Floats values = load(total[t][i]) * tiled.scales[token];
+                const Floats values = load(total[t][i]) * (have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f);
                 const int64_t count = rows - i * kLanes;
                 count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
             }

@@ -119,10 +119,18 @@ void mix(const Mixture& m, int32_t activation, const float* x, int64_t num_token
 
 }  // namespace ingle
 
+// How floats become codes: of so many bits (as `Matrix::bits`), with a scale for so many columns that is stored as binary16
+// (0), bfloat16 (1) or float32 (2). Shares of a group's largest number that codes are to reach are tried.
+struct IngleRounding {
+    const float* ratios;
+    int64_t num_ratios, group_size;
+    int32_t bits, scale_type;
+};
+
 // All else is hidden: two libraries in one process, for different processors, must not share what has the same name.
 #pragma GCC visibility push(default)
 extern "C" {
-// Bytes of Matrix, Rotation, Attention, Projection, Mixture, Latent, Layer and Step, which Python holds its own against.
+// Bytes of Matrix, IngleRounding, Rotation, Attention, Projection, Mixture, Latent, Layer and Step, which Python holds its own against.
 const int64_t* ingle_structure_sizes();
 void ingle_start(int32_t num_threads);
 uint64_t ingle_num_jobs();
@@ -130,15 +138,21 @@ void ingle_settle_memory();
 const char* ingle_instructions();
 const char* ingle_factors(int32_t bits);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
-void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima, int64_t first,
-                     int64_t count);
+void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
+                     const float* factors, int64_t first, int64_t count);
 void ingle_pack_groups(const ingle::Matrix* m, const uint8_t* codes, int64_t row_bytes, const float* scales,
                        const float* minima, int64_t first, int64_t count);
 // The same of rows [first, first + count) as GGUF stores them in blocks of a type (its number): row i is the stored row
-// order[i], or i without an order. Returns 0 for a type that is not known.
-int32_t ingle_pack_blocks(const ingle::Matrix* m, int32_t type, const uint8_t* stored, const int64_t* order,
+// order[i], or i without an order; `grid` is that of types which have one (`ingle.weights.grids`). Returns 0 for a type that
+// is not known.
+int32_t ingle_pack_blocks(const ingle::Matrix* m, int32_t type, const uint8_t* stored, const uint16_t* grid, const int64_t* order,
                           int64_t first, int64_t count);
 void ingle_multiply(const ingle::Matrix* m, const float* x, int64_t num_tokens, float* y, int64_t y_stride);
+// Codes [rows, columns], a byte each, and scales and zeros [rows, groups] of values [rows, columns]; without `zeros`, codes'
+// zero is the middle. `losses` [rows, 2] are the squared error and the sum of squares of each row; NaN for numbers that are
+// not finite.
+void ingle_round_rows(const IngleRounding* how, const float* values, int64_t rows, int64_t columns, uint8_t* codes,
+                      float* scales, uint8_t* zeros, double* losses);
 void ingle_gather_rows(const ingle::Matrix* m, const int64_t* indices, int64_t count, float* out);
 void ingle_rms_norm(const float* x, const float* weight, float eps, int64_t num_rows, int64_t size, float* out);
 void ingle_add_rms_norm(const float* x, float* residual, const float* weight, float eps, int64_t num_rows, int64_t size,

@@ -1,0 +1,75 @@
+"""Experts of codes on the GPU equal the reference, and that the decoded ones; the interpreter runs them elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ingle.kernels import gpu, reference
+from ingle.kernels.coded import Coded, CodedKind
+from ingle.weights.gguf_coded import coded_of
+from ingle.weights.source import StoredRows
+from tests.kernels.fused import DEVICE, ON_GPU
+from tests.kernels.test_moe import choose
+from tests.weights.gguf_blocks import random_blocks
+
+DTYPE = torch.bfloat16 if ON_GPU else torch.float16
+HIDDEN, INNER, EXPERTS = 256, 32, 3
+
+
+def folder(kind: CodedKind, num_rows: int, num_columns: int, *, zeros: bool = False, order: bool = False) -> Coded:
+    largest = 16 if kind == "int4" else 100
+    codes = torch.randint(0, largest, (num_rows, num_columns), dtype=torch.uint8, device=DEVICE)
+    groups = num_columns // 32
+    scales = (torch.rand(num_rows, groups, device=DEVICE) + 0.5) / largest / 16
+    some = torch.randint(0, largest, (num_rows, groups), dtype=torch.uint8, device=DEVICE) if zeros else None
+    orders = torch.stack([torch.randperm(num_columns, device=DEVICE) for _ in range(EXPERTS)]) if order else None
+    return Coded(kind, codes, scales.half(), some, 32, 1, orders).into_planes()
+
+
+def blocks(kind: str, num_rows: int, num_columns: int) -> Coded:
+    return coded_of(StoredRows(kind, random_blocks(kind, num_rows, num_columns, std=num_columns**-0.5)), DEVICE)
+
+
+MIXTURES = {
+    "Q4_K and Q6_K": lambda: ((blocks("Q4_K", EXPERTS * 2 * INNER, HIDDEN),), blocks("Q5_0", EXPERTS * HIDDEN, INNER)),
+    "gate and up apart": lambda: (
+        (blocks("Q6_K", EXPERTS * INNER, HIDDEN), blocks("IQ4_NL", EXPERTS * INNER, HIDDEN)),
+        blocks("Q8_0", EXPERTS * HIDDEN, INNER),
+    ),
+    "int4 by order": lambda: (
+        (folder("int4", EXPERTS * INNER, HIDDEN, zeros=True, order=True), folder("int4", EXPERTS * INNER, HIDDEN)),
+        folder("int4", EXPERTS * HIDDEN, INNER, order=True),
+    ),
+    "fp8": lambda: (
+        (folder("fp8", EXPERTS * INNER, HIDDEN), folder("fp8", EXPERTS * INNER, HIDDEN)),
+        folder("fp8", EXPERTS * HIDDEN, INNER),
+    ),
+}
+
+
+CASES = [(name, num_tokens) for name in MIXTURES for num_tokens in ((1, 6, 200) if ON_GPU else (6,))]
+
+
+@pytest.mark.parametrize(("name", "num_tokens"), [*CASES, ("int4 by order", 1)])
+def test_experts(name: str, num_tokens: int) -> None:
+    torch.manual_seed(1)
+    gate_up, down = MIXTURES[name]()
+    x, ids = torch.randn(num_tokens, HIDDEN, device=DEVICE).to(DTYPE), choose("random", num_tokens, EXPERTS, 2)
+    weights = torch.rand(num_tokens, 2, device=DEVICE)
+    exact = reference.experts_coded(x.float(), ids, weights, gate_up, down, "silu")
+    ours = gpu.experts_coded(x, ids, weights, gate_up, down, "silu")
+    assert float((ours.float() - exact).norm() / exact.norm()) < (1e-2 if ON_GPU else 2e-3)
+
+
+def test_the_reference_is_that_of_the_decoded_experts() -> None:
+    gate_up, down = MIXTURES["gate and up apart"]()
+    x, ids, weights = (
+        torch.randn(6, HIDDEN, device=DEVICE),
+        choose("random", 6, EXPERTS, 2),
+        torch.rand(6, 2, device=DEVICE),
+    )
+    gate, up = (each.decoded(slice(None), torch.float32).view(EXPERTS, INNER, HIDDEN) for each in gate_up)
+    plain = torch.cat((gate, up), 1), down.decoded(slice(None), torch.float32).view(EXPERTS, HIDDEN, INNER)
+    exact = reference.experts(x, ids, weights, *plain, "silu")
+    torch.testing.assert_close(reference.experts_coded(x, ids, weights, gate_up, down, "silu"), exact)

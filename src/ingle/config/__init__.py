@@ -194,9 +194,6 @@ class ParallelConfig:
     them than --tensor-parallel-size does, and several requests at once to keep them busy."""
     pipeline_layers: str | None = None
     """Layers of each stage of --pipeline-parallel-size, such as 13,14,13. Default: equally many bytes for each."""
-    disable_custom_all_reduce: bool = False
-    """Leave all sums over GPUs to NCCL. Otherwise small ones are added up in the GPUs' memories where they reach each
-    other and that is measured to be faster."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)

@@ -85,8 +85,7 @@ def build_engine(
             numerics = native_build.numerics(config)
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
         elif layout.num_ranks > 1:
-            own_sums = not config.parallel.disable_custom_all_reduce
-            crew = assemble(layout, devices_of(layout, device), startup, team, own_sums=own_sums)
+            crew = assemble(layout, devices_of(layout, device), startup, team)
             numerics, loaded = load_on(crew, config, path, opened, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):

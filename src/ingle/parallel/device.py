@@ -9,9 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ingle.device import Device, Launched, PageCopies, Report
+from ingle.errors import ConfigError
 from ingle.parallel.messages import Capture, Draw, Relieve
 from ingle.parallel.team import Team
 from ingle.step import Masks, Step
+
+
+def _of_one_device(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} of models on one device alone",
+        alternative="leave --tensor-parallel-size and --pipeline-parallel-size out",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,7 @@ class _Launched:
     team: Team
 
     def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        raise NotImplementedError("logits of several ranks stay on their devices: measure on one")
+        raise _of_one_device("logits are compared")
 
     def sample(self, masks: Masks) -> None:
         if self.step.masked:
@@ -46,6 +54,9 @@ class _Later:
     step: Step
     team: Team
     masks: Masks = field(default_factory=Masks)
+
+    def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        raise _of_one_device("logits are compared")
 
     def sample(self, masks: Masks) -> None:
         self.masks = masks
@@ -72,7 +83,7 @@ class RanksDevice:
         team.before_end(own.close)
 
     def pages(self) -> PageCopies:
-        raise NotImplementedError("pages of several ranks are kept on their devices alone")
+        raise _of_one_device("pages are kept elsewhere")
 
     def apply(self, step: Step) -> None:
         self.team.tell(step)

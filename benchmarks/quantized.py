@@ -16,7 +16,7 @@ import torch
 import triton
 
 from ingle.kernels import gpu
-from ingle.kernels.coded import Coded
+from ingle.kernels.coded import BITS, Coded
 from ingle.kernels.flow import Flow
 from ingle.kernels.gpu.codes import FORMATS
 from ingle.model.layers import Linear, RMSNorm
@@ -39,11 +39,32 @@ KINDS = {
     "fp8-rows-inputs": ("fp8", 0, False),
 }
 """Kind, group size (0 for one a row), whether groups have zeros; with inputs, the model was made for FP8 inputs."""
+BLOCKS = {"Q4_K": ("int4", 32), "Q5_K": ("int5", 32), "Q6_K": ("int6", 16), "Q8_0": ("int8", 32)}
+"""GGUF's: kind and group size."""
 _COPIED_BYTES = 300 << 20
 """Of weights in turn: five times what the second-level cache holds."""
 
 
+def random_blocks(size_out: int, size_in: int, kind: str) -> Weight:
+    code, group_size = BLOCKS[kind]
+    shape, blocks = (size_out, size_in // group_size), (size_out, size_in // 256)
+    codes = torch.randint(0, 2 ** sum(BITS[code]), (size_out, size_in), dtype=torch.uint8, device=DEVICE)
+    steps = torch.randint(1, 64, shape, dtype=torch.uint8, device=DEVICE)
+    factors = ((torch.rand(blocks, device=DEVICE) + 0.5) / 2000 / size_in**0.5).half()
+    if kind == "Q8_0":
+        held = Coded(code, codes, (steps / 6000 / size_in**0.5).half(), None, group_size, 1)
+    elif kind == "Q6_K":
+        held = Coded(code, codes, steps.to(torch.int8), None, group_size, 1, factors=factors)
+    else:
+        lows = torch.randint(0, 64, shape, dtype=torch.uint8, device=DEVICE)
+        more = {"factors": factors, "minima": lows, "minimum_factors": -8 * factors}
+        held = Coded(code, codes, steps, None, group_size, 1, **more)
+    return Weight((CodedPart(held.into_planes(), DTYPE),))
+
+
 def random_weight(size_out: int, size_in: int, kind: str) -> Weight:
+    if kind in BLOCKS:
+        return random_blocks(size_out, size_in, kind)
     if KINDS[kind] is None:
         return Weight.of((torch.randn(size_out, size_in, device=DEVICE) / size_in**0.5).to(DTYPE))
     code, group_size, has_zeros = KINDS[kind]
@@ -105,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=tuple(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=(*KINDS, *BLOCKS), default=(*KINDS, *BLOCKS))
     parser.add_argument("--matrices", nargs="+", choices=MATRICES, default=tuple(MATRICES))
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -152,8 +152,11 @@ HABITS: list[Does | Answer] = [
          "--response-role --chat-template-content-format"),
     Does("""vllm serve m --limit-mm-per-prompt '{"image": 4}'""", {}, "--limit-mm-per-prompt"),
     Does("vllm serve m --kv-cache-dtype auto", {}),
-    Answer("vllm serve m --kv-cache-dtype fp8", "--kv-cache-dtype fp8: keys and values are not quantized yet: leave the "
-           "flag out; --max-model-len and --max-num-seqs say how much of them there may be"),
+    Does("vllm serve m --kv-cache-dtype fp8", {"kv_cache_dtype": "fp8"}),
+    Does("llama-server -m m -ctk q8_0 --cache-type-v q8_0", {"kv_cache_dtype": "int8"}, "-ctk --cache-type-v"),
+    Does("llama-server -m m -ctk f16 -ctv bf16", {}),
+    Answer("llama-server -m m -ctk q4_0", "-ctk q4_0: keys and values take 8 bits at least: --kv-cache-dtype int8, or leave "
+           "the flag out"),
     Does("""vllm serve m --speculative-config '{"method": "ngram", "num_speculative_tokens": 5}'""", {},
          "--speculative-config"),
     Does("vllm serve m --speculative-config.method ngram", {}, "--speculative-config.method"),

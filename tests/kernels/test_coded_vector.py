@@ -53,7 +53,7 @@ def near(ours: torch.Tensor, exact: torch.Tensor) -> None:
 def tilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several tiles a program, and of chunks that there are not."""
 
-    def tiling(coded: Coded, at_once: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
+    def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
         return Tiling(2 if paired else 4, 32, 1, 2, 1) if whole else Tiling(4, 16, 2, 3, 1)
 
     monkeypatch.setattr(coded_vector, "tiling", tiling)
@@ -104,6 +104,6 @@ def test_tilings() -> None:
         one = made("int4", 1, size_in, 32)
         coded = replace(one, codes=one.codes.expand(size_out, -1), scales=one.scales.expand(size_out, -1))
         for paired in (False, True):
-            shape = TILING(coded, 132 * 8, 1, paired=paired, whole=paired)
+            shape = TILING(coded, 132, 1, paired=paired, whole=paired)
             assert shape.chunks * shape.num_splits * 32 >= size_in and (shape.num_splits == 1 or not paired)
             assert shape.num_programs <= len(counters(DEVICE)) and shape.num_warps <= 16

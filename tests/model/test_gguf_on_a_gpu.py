@@ -9,6 +9,7 @@ import torch
 
 from ingle.device.torch.device import TorchDevice
 from ingle.engine import torch_build
+from ingle.weights import code_types
 from ingle.weights.code_types import BITS_ON_GPU
 from ingle.weights.experts import CodedExperts
 from ingle.weights.gguf_coded import TYPES
@@ -45,6 +46,7 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", MODELS)
 def test_on_a_gpu(tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_types, "BLOCKS_ON_GPU", True)
     path, options = written(tmp_path, family), {"dtype": dtype, "device": "cuda"}
     exact = [engine_logits(engine_for(path), prompt) for prompt in PROMPTS]
     ours = engine_for(path, **options)

@@ -30,7 +30,9 @@ globalThis.prepared = (async () => {
     // What comes of a stream in pieces of so many bytes.
     async events(text, size) {
       const bytes = new TextEncoder().encode(text);
-      const pieces = Array.from({ length: Math.ceil(bytes.length / size) }, (_, at) => bytes.slice(at * size, (at + 1) * size));
+      const pieces = Array.from({ length: Math.ceil(bytes.length / size) }, (_, at) =>
+        bytes.slice(at * size, (at + 1) * size),
+      );
       const found = [];
       const body = new ReadableStream({
         start(to) {
@@ -49,11 +51,14 @@ globalThis.prepared = (async () => {
     },
 
     // Of each text, how many formulas stand in a line of their own.
-    displayed: (texts) => Promise.all(texts.map(async (text) => {
-      const element = drawn(text);
-      await until(() => element.querySelector('.katex'));
-      return element.querySelectorAll('.katex-display').length;
-    })),
+    displayed: (texts) =>
+      Promise.all(
+        texts.map(async (text) => {
+          const element = drawn(text);
+          await until(() => element.querySelector('.katex'));
+          return element.querySelectorAll('.katex-display').length;
+        }),
+      ),
 
     // How many elements were ever made for so many paragraphs that came one after the other.
     made(count) {
@@ -89,7 +94,10 @@ globalThis.prepared = (async () => {
     },
 
     async kept(store) {
-      const asked = (request) => new Promise((done) => { request.onsuccess = () => done(request.result); });
+      const asked = (request) =>
+        new Promise((done) => {
+          request.onsuccess = () => done(request.result);
+        });
       const database = await asked(indexedDB.open('ingle'));
       const found = await asked(database.transaction(store).objectStore(store).getAll());
       database.close();

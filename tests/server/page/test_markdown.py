@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from .browser import Browser
+from collections.abc import Iterator
+
+import pytest
+
+from .browser import Browser, Page
 from .scripted import HOSTILE, RICH, SCRIPTS, ScriptedServer
 from .test_chat import answered, ask, begin
 
@@ -38,7 +42,15 @@ def test_a_hostile_answer_does_nothing(browser: Browser, site: ScriptedServer) -
         assert all(url.startswith((site.url, "data:")) for url in page.addresses), page.addresses
 
 
-def test_it_is_drawn_as_it_is_meant(browser: Browser, site: ScriptedServer) -> None:
+@pytest.fixture(scope="module")
+def page(browser: Browser, site: ScriptedServer) -> Iterator[Page]:
+    """Of which only the modules are used."""
+    with browser.page() as page:
+        begin(page, site.url)
+        yield page
+
+
+def test_it_is_drawn_as_it_is_meant(page: Page) -> None:
     cases = {
         "这是**“术语”**。": "<p>这是<strong>“术语”</strong>。</p>",
         "**该星号不会被识别。**这是": "<p><strong>该星号不会被识别。</strong>这是</p>",
@@ -52,24 +64,26 @@ def test_it_is_drawn_as_it_is_meant(browser: Browser, site: ScriptedServer) -> N
     }
     addresses = "见 https://example.com/a_(b)。然后 https://x.example/?q=1, (https://y.example)."
     maths = ["\\(x\\)", "$x^2$", "$$x$$", "a $$y$$ b", "\\[\nx\n\\]", "$$\nx\n$$", "```math\nx\n```"]
-    with browser.page() as page:
-        begin(page, site.url)
-        assert dict(zip(cases, page.help("markup", [*cases]), strict=True)) == cases
-        assert page.help("links", addresses) == [
-            "https://example.com/a_(b)", "https://x.example/?q=1", "https://y.example/",
-        ]  # fmt: skip
-        assert page.help("displayed", maths) == [0, 0, 1, 1, 1, 1, 1]
-        assert page.help("code", '```\nfoo = "\\(bar\\)"\n```') == 'foo = "\\(bar\\)"\n'
+    assert dict(zip(cases, page.help("markup", [*cases]), strict=True)) == cases
+    assert page.help("links", addresses) == [
+        "https://example.com/a_(b)", "https://x.example/?q=1", "https://y.example/",
+    ]  # fmt: skip
+    assert page.help("displayed", maths) == [0, 0, 1, 1, 1, 1, 1]
+    assert page.help("code", '```\nfoo = "\\(bar\\)"\n```') == 'foo = "\\(bar\\)"\n'
 
 
-def test_pieces_come_to_the_same_as_the_whole(browser: Browser, site: ScriptedServer) -> None:
+def test_pieces_come_to_the_same_as_the_whole(page: Page) -> None:
     odd = (
         "- a\n- b\n\n  c\n\n1. x\n\n   ```js\n   let a = 1;\n   ```\n2. y\n\nTitle\n===\n\n> q\nlazy\n\n"
         "[r]: https://example.com\n\nsee [r]\n"
     )
-    with browser.page() as page:
-        begin(page, site.url)
-        for text in (RICH, odd, SCRIPTS["zh"], HOSTILE):
-            grown, whole = page.help("twice", text)
-            assert grown == whole
-        assert page.help("made", 50) <= 101, "only the end of a long answer is drawn again"
+    for text in (RICH, odd, SCRIPTS["zh"], HOSTILE):
+        grown, whole = page.help("twice", text)
+        assert grown == whole
+    assert page.help("made", 50) <= 101, "only the end of a long answer is drawn again"
+
+
+def test_a_stream_is_read_whatever_its_pieces(page: Page) -> None:
+    told = ': keep-alive\n\ndata: {"a": "你好 😀"}\n\ndata:x\r\ndata: y\r\n\r\nevent: z\ndata: [DONE]\n\ndata: cut off'
+    for size in (1, 2, 3, 7, 1000):
+        assert page.help("events", told, size) == ['{"a": "你好 😀"}', "x\ny", "[DONE]"]

@@ -148,14 +148,6 @@ def test_errors_and_a_prefix(browser: Browser, site: ScriptedServer) -> None:
         page.forgive("503")
 
 
-def test_a_stream_is_read_whatever_its_pieces(browser: Browser, site: ScriptedServer) -> None:
-    told = ': keep-alive\n\ndata: {"a": "你好 😀"}\n\ndata:x\r\ndata: y\r\n\r\nevent: z\ndata: [DONE]\n\ndata: cut off'
-    with browser.page() as page:
-        begin(page, site.url)
-        for size in (1, 2, 3, 7, 1000):
-            assert page.help("events", told, size) == ['{"a": "你好 😀"}', "x\ny", "[DONE]"]
-
-
 @pytest.mark.slow
 def test_the_viewer_of_the_api(browser: Browser, site: ScriptedServer) -> None:
     with browser.page() as page:

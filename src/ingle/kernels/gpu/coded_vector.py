@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from triton.compiler import CompiledKernel
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl, warps_at_once
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
@@ -27,10 +26,6 @@ from ingle.kernels.options import Activation
 MAX_ROWS = 2
 CHUNK = 32
 """Columns that a thread has of a row."""
-_FEW_WARPS = 8
-"""Of an SM, before it is known how many registers a kernel takes."""
-_warps_at_once: dict[tuple[object, ...], int] = {}
-"""Of each kernel that has run, for all SMs."""
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
 
@@ -80,10 +75,6 @@ def _coded_vector_kernel(
         matrix, _outs(program, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW, HIGH, GROUP,
         GROUPS, SPAN, ZEROS,
     )  # fmt: skip
-    coming = _load(
-        matrix, _outs(program + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
-        HIGH, GROUP, GROUPS, SPAN, ZEROS,
-    )  # fmt: skip
     if PDL:
         await_previous()
     inputs = ()
@@ -95,11 +86,10 @@ def _coded_vector_kernel(
     for tile in range(program, NUM_TILES, num_programs):
         outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
         words, steps = loaded
-        # The weights of the next two tiles are on their way while these are multiplied.
-        loaded = coming
-        coming = _load(
-            matrix, _outs(tile + 2 * num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT,
-            LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS,
+        # The next weights are on their way while these are multiplied.
+        loaded = _load(
+            matrix, _outs(tile + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
+            HIGH, GROUP, GROUPS, SPAN, ZEROS,
         )  # fmt: skip
         quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
         for row in tl.static_range(ROWS):
@@ -483,18 +473,20 @@ def _apart(coded: Coded) -> int:
     return coded.half if coded.kind == "int4" else 16
 
 
-def tiling(coded: Coded, at_once: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
-    """For `at_once` warps on the whole device. A thread has two chunks; rows beyond 8,192 columns are split, unless a
-    norm is that of `whole` ones."""
-    count, words = coded.num_columns // CHUNK, sum(BITS[coded.kind])
+def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
+    """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
+
+    The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once.
+    """
+    count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
-    lines = 4 if words <= 5 and num_rows == 1 else 2  # of which three tiles are in registers
+    lines, warps_a_sm = (4, 8) if sum(BITS[coded.kind]) <= 5 and num_rows == 1 else (2, 16 // num_rows)
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
-    most = max(at_once // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, most))
+    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
+    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
     return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
 
 
@@ -556,15 +548,8 @@ def _run(
     first_head: int = 0,
 ) -> None:
     alone = epilogue != _ADD
-    form = (coded.kind, coded.num_rows, coded.num_columns, coded.group_size, coded.has_minima, coded.zeros is not None)
-    around = (x.device, x.dtype, len(x), epilogue, norm is None, bias is None, residual is None)
-    at_once = _warps_at_once.get((*form, *around), _FEW_WARPS * num_sms(x.device))
-    shape = tiling(coded, at_once, len(x), paired=alone, whole=alone or norm is not None)
-    compiled = run_by(
-        shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head
-    )
-    if compiled is not None:  # Triton's interpreter has none
-        _warps_at_once[(*form, *around)] = warps_at_once(x.device, compiled.n_regs)
+    shape = tiling(coded, num_sms(x.device), len(x), paired=alone, whole=alone or norm is not None)
+    run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 
 def run_by(
@@ -579,14 +564,14 @@ def run_by(
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
     first_head: int = 0,
-) -> CompiledKernel | None:
+) -> None:
     early = pdl(x.device)
     low, high = BITS[coded.kind]
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     parts = x
     if shape.num_splits > 1:
         parts = torch.empty(shape.num_splits * len(x) * coded.num_rows, dtype=torch.float32, device=x.device)
-    compiled: CompiledKernel | None = _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
+    _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
         x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
         parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps,
@@ -603,7 +588,6 @@ def run_by(
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
     )  # fmt: skip
-    return compiled
 
 
 def _bits_of_pairs(coded: Coded) -> int:

@@ -16,9 +16,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-_REGISTERS = 1 << 16
-"""Of an SM, on all cards since 2014."""
-
 
 @functools.cache
 def pdl(device: torch.device) -> bool:
@@ -37,11 +34,6 @@ def num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # Triton's interpreter
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def warps_at_once(device: torch.device, registers: int) -> int:
-    """That the whole device runs of a kernel whose threads have so many registers, for the sake of these alone."""
-    return min(_REGISTERS // (32 * 8 * -(-registers // 8)), 64) * num_sms(device)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ export async function stream(body, answer, signal, changed) {
         break;
       }
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(chunk.error.message, { code: chunk.error.code, status: chunk.error.code });
+      if (chunk.error) throw new ApiError(chunk.error.message, { code: chunk.error.code });
       take(chunk, answer, clock);
       changed();
     }
@@ -37,7 +37,8 @@ export async function stream(body, answer, signal, changed) {
 }
 
 function told(error) {
-  if (error instanceof ApiError) return { message: error.message, code: error.code, status: error.status, retryAfter: error.retryAfter };
+  if (error instanceof ApiError)
+    return { message: error.message, code: error.code, status: error.status, retryAfter: error.retryAfter };
   return { message: error.name === 'TypeError' ? '' : String(error.message ?? error), code: 'cut_off' };
 }
 
@@ -53,7 +54,11 @@ function take(chunk, answer, clock) {
   if (choice?.finish_reason) answer.finish = choice.finish_reason;
   const says = Boolean(delta.content || thought || delta.tool_calls?.length);
   if (thought) answer.stats.thoughtFrom ??= clock.now();
-  if (answer.stats.thoughtFrom !== undefined && !answer.stats.thought_s && (delta.content || delta.tool_calls?.length || choice?.finish_reason)) {
+  if (
+    answer.stats.thoughtFrom !== undefined &&
+    !answer.stats.thought_s &&
+    (delta.content || delta.tool_calls?.length || choice?.finish_reason)
+  ) {
     answer.stats.thought_s = clock.now() - answer.stats.thoughtFrom;
   }
   if (says) answer.progress = null;

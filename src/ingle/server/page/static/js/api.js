@@ -38,11 +38,18 @@ export async function ask(path, { method = 'GET', body, signal, quiet = false } 
     const headers = { Accept: 'application/json, text/event-stream;q=0.9, */*;q=0.8' };
     if (body !== undefined) headers['Content-Type'] = 'application/json';
     if (key) headers.Authorization = `Bearer ${key}`;
-    const response = await fetched(new URL(path, BASE), { method, headers, body: body && JSON.stringify(body), signal });
+    const response = await fetched(new URL(path, BASE), {
+      method,
+      headers,
+      body: body && JSON.stringify(body),
+      signal,
+    });
     if (response.ok) return response;
     if (response.status === 401 && askForKey && !quiet) {
       if (apiKey() !== key) continue; // given meanwhile, for another request
-      asking ??= askForKey(Boolean(key)).finally(() => { asking = null; });
+      asking ??= askForKey(Boolean(key)).finally(() => {
+        asking = null;
+      });
       if (await asking) continue;
     }
     throw await refusal(response);

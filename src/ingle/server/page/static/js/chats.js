@@ -70,7 +70,10 @@ export function touched(conversation, { now = false } = {}) {
     timers.delete(record.id);
     save(record);
   } else if (!timers.has(record.id)) {
-    timers.set(record.id, setTimeout(() => touched(conversation, { now: true }), SAVED_EVERY_MS));
+    timers.set(
+      record.id,
+      setTimeout(() => touched(conversation, { now: true }), SAVED_EVERY_MS),
+    );
   }
 }
 
@@ -89,7 +92,9 @@ export function flush() {
 
 // A page that goes does not wait for its database: what that has not yet is written down where it is done at once.
 export function leave() {
-  const going = [...kept.values()].filter((record) => timers.has(record.id) || saving.has(record.id) || lanes(record).some(isRunning));
+  const going = [...kept.values()].filter(
+    (record) => timers.has(record.id) || saving.has(record.id) || lanes(record).some(isRunning),
+  );
   const small = going.filter((record) => JSON.stringify(record).length < LARGEST_RESCUED);
   if (small.length) write('rescued', [...read('rescued', []).filter(({ id }) => !kept.has(id)), ...small]);
   flush();
@@ -156,7 +161,9 @@ export function edit(conversation, node, text) {
 }
 
 export function giveResults(conversation, node, results) {
-  node.calls.forEach((call, at) => add(conversation, conversation.leaf, { role: 'tool', callId: call.id, name: call.name, content: results[at] }));
+  node.calls.forEach((call, at) =>
+    add(conversation, conversation.leaf, { role: 'tool', callId: call.id, name: call.name, content: results[at] }),
+  );
   return reply(conversation);
 }
 

@@ -18,7 +18,12 @@ export function dressCode(element, closed) {
     const language = /language-([\w+#.-]+)/.exec(code.className)?.[1] ?? '';
     const pre = code.parentElement;
     pre.tabIndex = 0;
-    const bar = h('div', { class: 'code-bar' }, h('span', {}, language), copyButton(() => code.textContent.replace(/\n$/, ''), 'copyCode'));
+    const bar = h(
+      'div',
+      { class: 'code-bar' },
+      h('span', {}, language),
+      copyButton(() => code.textContent.replace(/\n$/, ''), 'copyCode'),
+    );
     const frame = h('div', { class: 'code' });
     pre.replaceWith(frame);
     frame.append(bar, pre);

@@ -8,7 +8,16 @@ export function newId() {
 
 export function newConversation(settings) {
   const now = Date.now();
-  return { id: newId(), kind: 'chat', title: '', created: now, updated: now, settings: { ...settings }, nodes: {}, leaf: null };
+  return {
+    id: newId(),
+    kind: 'chat',
+    title: '',
+    created: now,
+    updated: now,
+    settings: { ...settings },
+    nodes: {},
+    leaf: null,
+  };
 }
 
 export function newComparison(settings) {
@@ -44,7 +53,8 @@ export function siblings(conversation, node) {
 // Shows the branch through `node` which was written to last.
 export function choose(conversation, node) {
   let leaf = node;
-  for (let below = children(conversation, leaf.id); below.length; below = children(conversation, leaf.id)) leaf = below.at(-1);
+  for (let below = children(conversation, leaf.id); below.length; below = children(conversation, leaf.id))
+    leaf = below.at(-1);
   conversation.leaf = leaf.id;
 }
 
@@ -55,7 +65,11 @@ export function titleOf(conversation, untitled) {
 const TITLE_CHARACTERS = 60;
 
 export function titleFrom(text) {
-  const line = text.trim().split('\n')[0].replace(/[#*`>]/g, '').trim();
+  const line = text
+    .trim()
+    .split('\n')[0]
+    .replace(/[#*`>]/g, '')
+    .trim();
   const characters = [...line];
   return characters.length > TITLE_CHARACTERS ? `${characters.slice(0, TITLE_CHARACTERS - 1).join('')}…` : line;
 }

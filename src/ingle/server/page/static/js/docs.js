@@ -26,7 +26,8 @@ SwaggerUIBundle({
   validatorUrl: null,
   requestInterceptor(request) {
     const key = apiKey();
-    if (key && !request.headers.Authorization && new URL(request.url).origin === location.origin) request.headers.Authorization = `Bearer ${key}`;
+    if (key && !request.headers.Authorization && new URL(request.url).origin === location.origin)
+      request.headers.Authorization = `Bearer ${key}`;
     return request;
   },
 });

@@ -8,7 +8,9 @@ export function h(tag, properties = {}, ...children) {
     else if (name === 'value' || name === 'checked' || name === 'indeterminate') element[name] = value;
     else element.setAttribute(name === 'className' ? 'class' : name, value === true ? '' : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false),
+  );
   return element;
 }
 
@@ -53,20 +55,41 @@ export function icon(name) {
 }
 
 export function iconButton(name, label, onclick, properties = {}) {
-  return h('button', { type: 'button', class: 'icon-button', 'aria-label': label, title: label, onclick, ...properties }, icon(name));
+  return h(
+    'button',
+    { type: 'button', class: 'icon-button', 'aria-label': label, title: label, onclick, ...properties },
+    icon(name),
+  );
 }
 
 // A list of actions that opens below its button, and closes on Escape, or when something else is chosen.
 export function menuButton(label, items, properties = {}) {
   const menu = h('div', { popover: 'auto', class: 'menu', role: 'menu' });
   const button = iconButton('more', label, () => menu.togglePopover(), { 'aria-haspopup': 'menu', ...properties });
-  const close = () => { menu.hidePopover(); button.focus(); };
+  const close = () => {
+    menu.hidePopover();
+    button.focus();
+  };
   menu.addEventListener('toggle', (event) => {
     const opened = event.newState === 'open';
     button.setAttribute('aria-expanded', String(opened));
     if (!opened) return;
-    menu.replaceChildren(...items().map(([text, act]) =>
-      h('button', { type: 'button', role: 'menuitem', onclick: () => { close(); act(); } }, text)));
+    menu.replaceChildren(
+      ...items().map(([text, act]) =>
+        h(
+          'button',
+          {
+            type: 'button',
+            role: 'menuitem',
+            onclick: () => {
+              close();
+              act();
+            },
+          },
+          text,
+        ),
+      ),
+    );
     const { left, right, bottom } = button.getBoundingClientRect();
     const { offsetWidth, offsetHeight } = menu;
     menu.style.left = `${Math.max(8, Math.min(left, innerWidth - offsetWidth - 8, right))}px`;
@@ -89,7 +112,9 @@ export function dialog(title, content, { className = '', closeLabel }) {
   const close = () => shown.close();
   const head = h('header', {}, h('h2', { id }, title), iconButton('close', closeLabel, close));
   const shown = h('dialog', { class: className, 'aria-labelledby': id }, head, content);
-  shown.addEventListener('click', (event) => { if (event.target === shown) close(); });
+  shown.addEventListener('click', (event) => {
+    if (event.target === shown) close();
+  });
   shown.addEventListener('close', () => shown.remove());
   document.body.append(shown);
   shown.showModal();

@@ -47,12 +47,15 @@ async function show() {
   let next;
   if (way === 'status') next = [() => new StatusView({ lead }), { way: 'status', id: null }];
   else if (way === 'compare') {
-    const record = (id && await chats.open(id)) || newComparison([chats.lastSettings(), chats.lastSettings()]);
+    const record = (id && (await chats.open(id))) || newComparison([chats.lastSettings(), chats.lastSettings()]);
     next = [() => new CompareView(record, { lead, opened }), { way: id ? null : 'compare', id }];
   } else {
-    const record = (way === 'c' && id && await chats.open(id)) || newConversation(chats.lastSettings());
+    const record = (way === 'c' && id && (await chats.open(id))) || newConversation(chats.lastSettings());
     if (id && record.id !== id) history.replaceState(null, '', '#/');
-    next = [() => new ChatView(record, { lead, opened }), { way: record.id === id ? null : 'newChat', id: record.id === id ? id : null }];
+    next = [
+      () => new ChatView(record, { lead, opened }),
+      { way: record.id === id ? null : 'newChat', id: record.id === id ? id : null },
+    ];
   }
   view?.close();
   here = next[1];
@@ -79,7 +82,18 @@ function mount() {
   sidebar?.close();
   view = null;
   sidebar = new Sidebar({ go, current: () => here, close: () => showSidebar(false), preferences, help: showHelp });
-  const skip = h('a', { class: 'skip', href: '#main', onclick: (event) => { event.preventDefault(); view.focus(); } }, t('skip'));
+  const skip = h(
+    'a',
+    {
+      class: 'skip',
+      href: '#main',
+      onclick: (event) => {
+        event.preventDefault();
+        view.focus();
+      },
+    },
+    t('skip'),
+  );
   const veil = h('div', { class: 'veil', onclick: () => showSidebar(false) });
   app.replaceChildren(skip, sidebar.element, veil);
   drawBanner();
@@ -87,7 +101,13 @@ function mount() {
 }
 
 function preferences() {
-  showPreferences({ redraw: mount, cleared: () => { sidebar.renew(); go('#/'); } });
+  showPreferences({
+    redraw: mount,
+    cleared: () => {
+      sidebar.renew();
+      go('#/');
+    },
+  });
 }
 
 function drawBanner() {
@@ -95,24 +115,39 @@ function drawBanner() {
   banner.hidden = state === 'ready' || state === 'asking';
   if (state === 'loading') {
     const percent = loading?.percent;
-    banner.textContent = `${t('loadingModel')} ${loading?.stage ?? ''}${percent === null || percent === undefined ? '' : ` (${percent} %)`}`;
+    const share = percent === null || percent === undefined ? '' : `(${percent} %)`;
+    banner.textContent = `${t('loadingModel')} ${loading?.stage ?? ''} ${share}`;
   } else if (state === 'unreachable') banner.textContent = t('unreachable');
   else if (state === 'failed') banner.textContent = loading.detail;
   else if (state === 'locked') {
-    banner.replaceChildren(t('keyNeeded'), ' ', h('button', { type: 'button', class: 'text-button', onclick: () => findModels() }, t('giveKey')));
+    banner.replaceChildren(
+      t('keyNeeded'),
+      ' ',
+      h('button', { type: 'button', class: 'text-button', onclick: () => findModels() }, t('giveKey')),
+    );
   }
 }
 
 function keyTyped(event) {
   if (event.isComposing || event.keyCode === 229 || event.altKey) return;
   const command = event.ctrlKey || event.metaKey;
-  const act = command && event.shiftKey ? WITH_SHIFT[event.code] : command ? WITH_COMMAND[event.key] : event.key === 'Escape' ? escaped : null;
+  const act =
+    command && event.shiftKey
+      ? WITH_SHIFT[event.code]
+      : command
+        ? WITH_COMMAND[event.key]
+        : event.key === 'Escape'
+          ? escaped
+          : null;
   if (!act || act(event) === false) return;
   event.preventDefault();
 }
 
 const WITH_SHIFT = {
-  KeyO: () => { go('#/'); view.focus(); },
+  KeyO: () => {
+    go('#/');
+    view.focus();
+  },
   KeyS: () => showSidebar(!app.classList.contains('with-sidebar')),
   Semicolon: async () => announce(t((await view.copyLast?.()) ? 'copied' : 'notCopied')),
 };
@@ -148,12 +183,18 @@ onModels(drawBanner);
 store.onTrouble((name) => note(t(name), { kind: 'bad' }));
 store.onOtherTab(() => sidebar.renew());
 chats.on('ended', readOut);
-chats.on('running', (conversation) => { if (chats.isRunning(conversation)) announce(t('answers')); });
+chats.on('running', (conversation) => {
+  if (chats.isRunning(conversation)) announce(t('answers'));
+});
 addEventListener('hashchange', show);
 addEventListener('keydown', keyTyped);
 addEventListener('pagehide', chats.leave);
-addEventListener('pageshow', ({ persisted }) => { if (persisted) chats.rescue({ slept: true }); });
-document.addEventListener('visibilitychange', () => { if (document.hidden) chats.flush(); });
+addEventListener('pageshow', ({ persisted }) => {
+  if (persisted) chats.rescue({ slept: true });
+});
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) chats.flush();
+});
 if (!narrow.matches && read('sidebar', true)) app.classList.add('with-sidebar');
 await chats.rescue();
 await mount();

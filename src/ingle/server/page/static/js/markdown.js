@@ -1,5 +1,5 @@
 // Text of a model as a page shows it. Three walls stand between it and the browser: markup that a model writes is shown
-// as text, what the parser makes is sanitized, and the page's Content-Security-Policy runs no script that is no file of ours.
+// as text, what the parser makes is sanitized, and the page's Content-Security-Policy runs no script but files of ours.
 
 import { Marked } from '../vendor/marked/marked.esm.js';
 import { dressCode } from './code.js';
@@ -21,7 +21,10 @@ const marked = new Marked({
   tokenizer: { del: plainTilde, url: soberUrl },
   renderer: {
     html({ text }) {
-      return text.split(/(<[^<>]*>)/).map((part) => (HARMLESS.test(part) ? part : escaped(part))).join('');
+      return text
+        .split(/(<[^<>]*>)/)
+        .map((part) => (HARMLESS.test(part) ? part : escaped(part)))
+        .join('');
     },
     heading({ tokens, depth }) {
       const level = Math.min(depth + HEADING_LEVEL, 6);
@@ -87,7 +90,12 @@ export class Growing {
 }
 
 function growsCode(before, block) {
-  return before.token.type === 'code' && block.token.type === 'code' && before.token.lang === block.token.lang && before.start === block.start;
+  return (
+    before.token.type === 'code' &&
+    block.token.type === 'code' &&
+    before.token.lang === block.token.lang &&
+    before.start === block.start
+  );
 }
 
 function drawn(token, closed) {

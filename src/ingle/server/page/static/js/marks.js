@@ -1,6 +1,7 @@
 // Where CommonMark reads Chinese, Japanese and Korean otherwise than their writers mean it.
 
-const CJK = /[\u1100-\u11ff\u2018-\u201d\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef]|[\ud840-\ud87f]/;
+const CJK =
+  /[\u1100-\u11ff\u2018-\u201d\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef]|[\ud840-\ud87f]/;
 const STRONG = /^\*\*(?![\s*])((?:[^*\n\\`]|\\.|`[^`\n]*`|\*(?!\*))+?)(?<!\s)\*\*(?!\*)/;
 
 // `**“词”**后` and `**注意：**正文` are bold, although the marks stand between a punctuation mark and a letter.
@@ -31,5 +32,11 @@ export function soberUrl(source) {
   if (!match) return false;
   let href = match[0].replace(/[.,;:!?*_~]+$/, '');
   while (href.endsWith(')') && href.split('(').length < href.split(')').length) href = href.slice(0, -1);
-  return { type: 'link', raw: href, text: href, href, tokens: [{ type: 'text', raw: href, text: href, escaped: false }] };
+  return {
+    type: 'link',
+    raw: href,
+    text: href,
+    href,
+    tokens: [{ type: 'text', raw: href, text: href, escaped: false }],
+  };
 }

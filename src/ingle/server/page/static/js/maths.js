@@ -45,7 +45,9 @@ let loading = null;
 function katex() {
   loading ??= (async () => {
     const address = new URL('../vendor/katex/', import.meta.url);
-    document.head.append(Object.assign(document.createElement('link'), { rel: 'stylesheet', href: new URL('katex.min.css', address) }));
+    document.head.append(
+      Object.assign(document.createElement('link'), { rel: 'stylesheet', href: new URL('katex.min.css', address) }),
+    );
     await import('../vendor/katex/katex.min.js');
     return globalThis.katex;
   })();

@@ -29,8 +29,12 @@ export async function findModels() {
     return;
   } catch (error) {
     if (error.status === 401) return become({ state: 'locked' });
-    if (error.code !== 'unreachable' && error.status !== 503) return become({ state: 'failed', loading: { detail: error.message } });
-    become({ state: error.status === 503 ? 'loading' : 'unreachable', loading: error.status === 503 ? await progress() : null });
+    if (error.code !== 'unreachable' && error.status !== 503)
+      return become({ state: 'failed', loading: { detail: error.message } });
+    become({
+      state: error.status === 503 ? 'loading' : 'unreachable',
+      loading: error.status === 503 ? await progress() : null,
+    });
   }
   setTimeout(findModels, RETRY_MS);
 }

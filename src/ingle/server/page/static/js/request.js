@@ -43,7 +43,9 @@ function message(node) {
   if (node.role === 'tool') return { role: 'tool', tool_call_id: node.callId, content: node.content };
   if (!node.calls?.length) return { role: node.role, content: node.content };
   const calls = node.calls.map((call) => ({
-    id: call.id, type: 'function', function: { name: call.name, arguments: call.arguments },
+    id: call.id,
+    type: 'function',
+    function: { name: call.name, arguments: call.arguments },
   }));
   return { role: node.role, content: node.content, tool_calls: calls };
 }

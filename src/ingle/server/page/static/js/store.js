@@ -98,14 +98,22 @@ export async function save(conversation) {
 export async function remove(id) {
   await database();
   if (memory) memory.delete(id);
-  else await write((entries, bodies) => { entries.delete(id); bodies.delete(id); });
+  else
+    await write((entries, bodies) => {
+      entries.delete(id);
+      bodies.delete(id);
+    });
   told('removed', id);
 }
 
 export async function clear() {
   await database();
   if (memory) memory.clear();
-  else await write((entries, bodies) => { entries.clear(); bodies.clear(); });
+  else
+    await write((entries, bodies) => {
+      entries.clear();
+      bodies.clear();
+    });
   told('cleared', null);
 }
 

@@ -34,7 +34,13 @@ function conversation(given) {
     if (!ROLES.includes(each?.role)) throw new SyntaxError('a message has a role');
     nodes[ids.get(id)] = node(each, ids.get(id), ids.get(each.parent) ?? null);
   }
-  const made = { ...head(given), kind: 'chat', settings: settings(given.settings), nodes, leaf: ids.get(given.leaf) ?? null };
+  const made = {
+    ...head(given),
+    kind: 'chat',
+    settings: settings(given.settings),
+    nodes,
+    leaf: ids.get(given.leaf) ?? null,
+  };
   if (hasCircle(made)) throw new SyntaxError('messages answer each other in a circle');
   return made;
 }
@@ -46,11 +52,17 @@ function head(given) {
 
 function node(given, id, parent) {
   const made = { id, parent, created: Number(given.created) || 0, role: given.role, content: text(given.content) };
-  for (const name of ['reasoning', 'model', 'finish', 'callId', 'name']) if (given[name]) made[name] = text(given[name]);
+  for (const name of ['reasoning', 'model', 'finish', 'callId', 'name'])
+    if (given[name]) made[name] = text(given[name]);
   if (Array.isArray(given.calls)) {
-    made.calls = given.calls.map((call) => ({ id: text(call?.id), name: text(call?.name), arguments: text(call?.arguments) }));
+    made.calls = given.calls.map((call) => ({
+      id: text(call?.id),
+      name: text(call?.name),
+      arguments: text(call?.arguments),
+    }));
   }
-  if (typeof given.error === 'object' && given.error) made.error = { message: text(given.error.message), code: text(given.error.code) };
+  if (typeof given.error === 'object' && given.error)
+    made.error = { message: text(given.error.message), code: text(given.error.code) };
   if (typeof given.stats === 'object' && given.stats) {
     made.stats = Object.fromEntries(Object.entries(given.stats).filter(([, value]) => Number.isFinite(value)));
   }
@@ -58,8 +70,10 @@ function node(given, id, parent) {
 }
 
 function settings(given) {
-  const known = Object.entries(given ?? {}).filter(([name, value]) =>
-    (name in NUMBERS && Number.isFinite(value)) || (TEXTS.includes(name) && typeof value === 'string'));
+  const known = Object.entries(given ?? {}).filter(
+    ([name, value]) =>
+      (Object.hasOwn(NUMBERS, name) && Number.isFinite(value)) || (TEXTS.includes(name) && typeof value === 'string'),
+  );
   return Object.fromEntries(known);
 }
 

@@ -30,8 +30,13 @@ export class ChatView {
       chats.on('running', (of) => of === conversation && this.composer.refresh()),
       chats.on('list', () => this.retitle()),
     ];
-    this.element = h('main', { id: 'main', class: 'view' },
-      h('header', { class: 'view-head' }, lead(), this.title, this.picker.element), this.thread.element, this.composer.element);
+    this.element = h(
+      'main',
+      { id: 'main', class: 'view' },
+      h('header', { class: 'view-head' }, lead(), this.title, this.picker.element),
+      this.thread.element,
+      this.composer.element,
+    );
     this.retitle();
   }
 
@@ -53,8 +58,16 @@ export class ChatView {
   }
 
   welcome() {
-    const examples = EXAMPLES.map((name) => h('button', { type: 'button', class: 'example', onclick: () => this.composer.write(t(name)) }, t(name)));
-    return h('div', { class: 'empty' }, h('h2', {}, t('welcome')), h('p', { class: 'quiet' }, t('welcomeMore')), h('div', { class: 'examples' }, examples));
+    const examples = EXAMPLES.map((name) =>
+      h('button', { type: 'button', class: 'example', onclick: () => this.composer.write(t(name)) }, t(name)),
+    );
+    return h(
+      'div',
+      { class: 'empty' },
+      h('h2', {}, t('welcome')),
+      h('p', { class: 'quiet' }, t('welcomeMore')),
+      h('div', { class: 'examples' }, examples),
+    );
   }
 
   editLast() {

@@ -17,7 +17,11 @@ export class CompareView {
   constructor(record, { opened, lead }) {
     this.record = record;
     this.lanes = record.lanes.map((lane, at) => new Lane(lane, NAMES[at]));
-    this.inTurn = h('input', { type: 'checkbox', checked: read('inTurn', false), onchange: () => write('inTurn', this.inTurn.checked) });
+    this.inTurn = h('input', {
+      type: 'checkbox',
+      checked: read('inTurn', false),
+      onchange: () => write('inTurn', this.inTurn.checked),
+    });
     this.composer = new Composer({
       key: chats.isEmpty(record) ? 'compare' : record.id,
       placeholder: t('writeToBoth'),
@@ -26,11 +30,25 @@ export class CompareView {
       isBusy: () => this.isBusy(),
     });
     this.heard = [chats.on('running', () => this.composer.refresh())];
-    const head = h('header', { class: 'view-head' }, lead(), h('h1', { class: 'view-title' }, t('compare')),
-      h('label', { class: 'check', title: t('inTurnWhy') }, this.inTurn, h('span', {}, t('inTurn'))));
+    const head = h(
+      'header',
+      { class: 'view-head' },
+      lead(),
+      h('h1', { class: 'view-title' }, t('compare')),
+      h('label', { class: 'check', title: t('inTurnWhy') }, this.inTurn, h('span', {}, t('inTurn'))),
+    );
     document.title = `${t('compare')} · ingle`;
-    this.element = h('main', { id: 'main', class: 'view compare' }, head,
-      h('div', { class: 'lanes' }, this.lanes.map((lane) => lane.element)), this.composer.element);
+    this.element = h(
+      'main',
+      { id: 'main', class: 'view compare' },
+      head,
+      h(
+        'div',
+        { class: 'lanes' },
+        this.lanes.map((lane) => lane.element),
+      ),
+      this.composer.element,
+    );
   }
 
   send(text, opened) {
@@ -67,7 +85,9 @@ export class CompareView {
   }
 
   copyLast() {
-    const text = this.record.lanes.map((lane) => branch(lane).findLast((node) => node.role === 'assistant')?.content ?? '');
+    const text = this.record.lanes.map(
+      (lane) => branch(lane).findLast((node) => node.role === 'assistant')?.content ?? '',
+    );
     return copy(text.join('\n\n---\n\n'));
   }
 
@@ -91,20 +111,31 @@ class Lane {
     const label = t('lane', { name });
     this.picker = picker(conversation, { label: `${label}: ${t('model')}`, common: false });
     this.figures = h('dl', { class: 'figures' });
-    this.thread = new Thread(conversation, { label, empty: () => h('p', { class: 'empty quiet' }, t('laneEmpty', { name })) });
+    this.thread = new Thread(conversation, {
+      label,
+      empty: () => h('p', { class: 'empty quiet' }, t('laneEmpty', { name })),
+    });
     this.heard = [
       chats.on('node', ({ conversation: of }) => of === conversation && this.later()),
       chats.on('tree', (of) => of === conversation && this.draw()),
     ];
-    this.element = h('section', { class: 'lane', 'aria-label': label },
-      h('header', {}, h('span', { class: 'lane-name', 'aria-hidden': 'true' }, name), this.picker.element), this.figures, this.thread.element);
+    this.element = h(
+      'section',
+      { class: 'lane', 'aria-label': label },
+      h('header', {}, h('span', { class: 'lane-name', 'aria-hidden': 'true' }, name), this.picker.element),
+      this.figures,
+      this.thread.element,
+    );
     this.draw();
   }
 
   later() {
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(() => { this.waiting = false; this.draw(); });
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.draw();
+    });
   }
 
   draw() {
@@ -114,7 +145,9 @@ class Lane {
       ['ttft', stats.ttft_s === undefined ? '–' : seconds(stats.ttft_s)],
       ['tokensOut', stats.tokens === undefined ? '–' : number(stats.tokens)],
     ];
-    this.figures.replaceChildren(...shown.map(([name, value]) => h('div', { 'data-figure': name }, h('dt', {}, t(name)), h('dd', {}, value))));
+    this.figures.replaceChildren(
+      ...shown.map(([name, value]) => h('div', { 'data-figure': name }, h('dt', {}, t(name)), h('dd', {}, value))),
+    );
   }
 
   close() {

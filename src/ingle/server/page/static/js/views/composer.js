@@ -13,13 +13,27 @@ export class Composer {
     this.key = `draft.${key}`;
     this.act = { send, stop, isBusy, editLast };
     this.field = h('textarea', {
-      rows: '1', placeholder, 'aria-label': placeholder, 'aria-describedby': 'composer-hint', autocomplete: 'off',
+      rows: '1',
+      placeholder,
+      'aria-label': placeholder,
+      'aria-describedby': 'composer-hint',
+      autocomplete: 'off',
       value: readOnce(this.key) ?? '',
     });
     this.button = h('button', { type: 'submit', class: 'send' }, icon('send'));
     this.hint = h('p', { class: 'hint', id: 'composer-hint' }, this.hintText());
-    this.element = h('form', { class: 'composer', onsubmit: (event) => { event.preventDefault(); this.submit(); } },
-      h('div', { class: 'composer-box' }, this.field, this.button), this.hint);
+    this.element = h(
+      'form',
+      {
+        class: 'composer',
+        onsubmit: (event) => {
+          event.preventDefault();
+          this.submit();
+        },
+      },
+      h('div', { class: 'composer-box' }, this.field, this.button),
+      this.hint,
+    );
     this.field.addEventListener('input', () => this.changed());
     this.field.addEventListener('keydown', (event) => this.typed(event));
     this.refresh();

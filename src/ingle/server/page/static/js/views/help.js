@@ -19,6 +19,16 @@ export const SHORTCUTS = [
 ];
 
 export function showHelp() {
-  const rows = SHORTCUTS.map(([keys, name]) => [h('dt', {}, keys.split(' ').map((key) => h('kbd', {}, key))), h('dd', {}, t(name))]);
-  return dialog(t('shortcuts'), h('div', { class: 'sheet-body' }, h('dl', { class: 'shortcuts' }, rows)), { className: 'small', closeLabel: t('close') });
+  const rows = SHORTCUTS.map(([keys, name]) => [
+    h(
+      'dt',
+      {},
+      keys.split(' ').map((key) => h('kbd', {}, key)),
+    ),
+    h('dd', {}, t(name)),
+  ]);
+  return dialog(t('shortcuts'), h('div', { class: 'sheet-body' }, h('dl', { class: 'shortcuts' }, rows)), {
+    className: 'small',
+    closeLabel: t('close'),
+  });
 }

@@ -6,7 +6,8 @@ import { choose, siblings } from '../conversation.js';
 import { copyButton } from '../copy.js';
 import { h, icon, iconButton } from '../dom.js';
 import { Growing } from '../markdown.js';
-import { number, seconds, t } from '../words.js';
+import { seconds, t } from '../words.js';
+import { stateView, statsView } from './state.js';
 
 export class MessageView {
   constructor(conversation, node) {
@@ -14,7 +15,12 @@ export class MessageView {
     this.node = node;
     this.body = h('div', { class: 'body' });
     this.foot = h('footer', {});
-    this.element = h('article', { class: `message ${node.role}`, 'data-node': node.id, 'aria-label': t(`says_${node.role}`) }, this.body, this.foot);
+    this.element = h(
+      'article',
+      { class: `message ${node.role}`, 'data-node': node.id, 'aria-label': t(`says_${node.role}`) },
+      this.body,
+      this.foot,
+    );
     this.lazy = true;
     this.draw();
   }
@@ -24,7 +30,11 @@ export class MessageView {
     this.body.replaceChildren();
     this.text = this.thought = null;
     if (this.node.role === 'assistant') this.update();
-    else if (this.node.role === 'tool') this.body.append(h('p', { class: 'tool-name' }, icon('onward'), this.node.name), h('pre', { tabindex: '0' }, this.node.content));
+    else if (this.node.role === 'tool')
+      this.body.append(
+        h('p', { class: 'tool-name' }, icon('onward'), this.node.name),
+        h('pre', { tabindex: '0' }, this.node.content),
+      );
     else this.body.append(h('div', { class: 'said' }, this.node.content));
     this.drawFoot();
   }
@@ -100,17 +110,38 @@ export class MessageView {
     });
     const answered = Object.values(this.conversation.nodes).some((each) => each.parent === node.id);
     const asks = !running && !answered && !node.error;
-    if (asks && !this.results) this.body.append(this.results = this.resultForm());
+    if (asks && !this.results) this.body.append((this.results = this.resultForm()));
     if (asks) return;
     this.results?.remove();
     this.results = null;
   }
 
   resultForm() {
-    const fields = this.node.calls.map((call) => h('textarea', { rows: '2', placeholder: t('resultOf', { name: call.name }), 'aria-label': t('resultOf', { name: call.name }) }));
-    const give = () => chats.giveResults(this.conversation, this.node, fields.map((field) => field.value));
-    return h('form', { class: 'results', onsubmit: (event) => { event.preventDefault(); give(); } },
-      fields, h('button', { class: 'button', type: 'submit' }, t('giveResults')));
+    const fields = this.node.calls.map((call) =>
+      h('textarea', {
+        rows: '2',
+        placeholder: t('resultOf', { name: call.name }),
+        'aria-label': t('resultOf', { name: call.name }),
+      }),
+    );
+    const give = () =>
+      chats.giveResults(
+        this.conversation,
+        this.node,
+        fields.map((field) => field.value),
+      );
+    return h(
+      'form',
+      {
+        class: 'results',
+        onsubmit: (event) => {
+          event.preventDefault();
+          give();
+        },
+      },
+      fields,
+      h('button', { class: 'button', type: 'submit' }, t('giveResults')),
+    );
   }
 
   // What is to be said beside the text: how far the prompt is read, that it was cut off, or what went wrong.
@@ -127,7 +158,8 @@ export class MessageView {
     if (running) return;
     if (node.error) this.state?.append(actionButton('again', () => chats.again(conversation, node)));
     const cut = ['length', 'stopped', 'interrupted'].includes(node.finish) || (node.error && node.content);
-    if (cut && node.content && !node.calls?.length) this.state?.append(actionButton('goOn', () => chats.goOn(conversation, node)));
+    if (cut && node.content && !node.calls?.length)
+      this.state?.append(actionButton('goOn', () => chats.goOn(conversation, node)));
   }
 
   drawFoot() {
@@ -135,7 +167,8 @@ export class MessageView {
     if (node.running) return;
     const actions = [this.branches(), node.role === 'tool' ? null : copyButton(() => node.content)];
     if (node.role !== 'tool') actions.push(iconButton('edit', t('edit'), () => this.edit()));
-    if (node.role === 'assistant') actions.push(iconButton('turn', t('regenerate'), () => chats.again(conversation, node)));
+    if (node.role === 'assistant')
+      actions.push(iconButton('turn', t('regenerate'), () => chats.again(conversation, node)));
     this.foot.replaceChildren(h('div', { class: 'actions' }, actions.filter(Boolean)), statsView(node, false));
   }
 
@@ -150,16 +183,23 @@ export class MessageView {
       moved?.focus();
       announce(t('branchOf', { at: at + step + 1, of: all.length }));
     };
-    return h('span', { class: 'branches', role: 'group', 'aria-label': t('branches') },
+    return h(
+      'span',
+      { class: 'branches', role: 'group', 'aria-label': t('branches') },
       iconButton('left', t('before'), go(-1), { disabled: at === 0 }),
       h('span', { 'aria-label': t('branchOf', { at: at + 1, of: all.length }) }, `${at + 1}/${all.length}`),
-      iconButton('right', t('after'), go(1), { disabled: at === all.length - 1 }));
+      iconButton('right', t('after'), go(1), { disabled: at === all.length - 1 }),
+    );
   }
 
   edit() {
     const { conversation, node } = this;
     const field = h('textarea', { class: 'editor', 'aria-label': t('edit'), value: node.content });
-    const back = () => { this.draw(); this.reveal(); this.element.querySelector('.actions button')?.focus(); };
+    const back = () => {
+      this.draw();
+      this.reveal();
+      this.element.querySelector('.actions button')?.focus();
+    };
     const take = () => {
       if (node.role === 'user' && !field.value.trim()) return;
       if (field.value === node.content && node.role === 'assistant') back();
@@ -167,14 +207,26 @@ export class MessageView {
     };
     field.addEventListener('keydown', (event) => {
       if (event.isComposing || event.keyCode === 229) return;
-      if (event.key === 'Escape') { event.stopPropagation(); back(); }
-      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) { event.preventDefault(); take(); }
+      if (event.key === 'Escape') {
+        event.stopPropagation();
+        back();
+      }
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+        event.preventDefault();
+        take();
+      }
     });
-    const grow = () => { field.style.height = 'auto'; field.style.height = `${field.scrollHeight + 2}px`; };
+    const grow = () => {
+      field.style.height = 'auto';
+      field.style.height = `${field.scrollHeight + 2}px`;
+    };
     field.addEventListener('input', grow);
-    const buttons = h('div', { class: 'editor-buttons' },
+    const buttons = h(
+      'div',
+      { class: 'editor-buttons' },
       h('button', { type: 'button', class: 'button plain', onclick: back }, t('cancel')),
-      h('button', { type: 'button', class: 'button', onclick: take }, t(node.role === 'user' ? 'send' : 'keep')));
+      h('button', { type: 'button', class: 'button', onclick: take }, t(node.role === 'user' ? 'send' : 'keep')),
+    );
     this.body.replaceChildren(field, buttons);
     this.foot.replaceChildren();
     this.text = this.thought = this.results = null;
@@ -184,7 +236,12 @@ export class MessageView {
 }
 
 function callView() {
-  return h('div', { class: 'call' }, h('p', { class: 'tool-name' }, icon('onward'), h('span', { class: 'call-name' })), h('pre', { tabindex: '0' }, h('code', {})));
+  return h(
+    'div',
+    { class: 'call' },
+    h('p', { class: 'tool-name' }, icon('onward'), h('span', { class: 'call-name' })),
+    h('pre', { tabindex: '0' }, h('code', {})),
+  );
 }
 
 function pretty(text) {
@@ -197,41 +254,4 @@ function pretty(text) {
 
 function actionButton(name, onclick) {
   return h('button', { type: 'button', class: 'text-button', onclick }, t(name));
-}
-
-function stateView(node, running) {
-  if (running) {
-    const { progress } = node;
-    if (progress?.total) {
-      const share = Math.min(1, progress.processed / progress.total);
-      const bar = h('progress', { max: '1', value: share, 'aria-label': t('reading') });
-      return h('p', { class: 'state' }, h('span', {}, t('readingPrompt', { read: number(progress.processed), all: number(progress.total) })), bar);
-    }
-    if (!node.content && !node.reasoning && !node.calls.length) return h('p', { class: 'state waiting' }, h('span', { class: 'dots' }), h('span', { class: 'offscreen' }, t('waiting')));
-    return null;
-  }
-  if (node.error) return h('p', { class: 'state bad' }, h('span', {}, errorText(node.error)));
-  const text = { length: 'cutLength', stopped: 'cutStopped', interrupted: 'cutInterrupted' }[node.finish];
-  return text ? h('p', { class: 'state' }, h('span', {}, t(text))) : null;
-}
-
-export function errorText(error) {
-  if (error.code === 'unreachable') return t('unreachable');
-  if (error.code === 'cut_off') return error.message ? `${t('cutOff')} ${error.message}` : t('cutOff');
-  if (error.code === 'settings') return `${t('badSettings')} ${error.message}`;
-  if (error.status === 401) return t('keyRefused');
-  return error.retryAfter ? `${error.message} ${t('retryAfter', { time: error.retryAfter })}` : error.message;
-}
-
-// `12.3 tokens/s · first token after 210 ms · 128 tokens`.
-export function statsView(node, running) {
-  const stats = node.stats ?? {};
-  const parts = [];
-  if (node.role === 'assistant' && node.model && !running) parts.push(h('span', { class: 'of-model' }, node.model));
-  if (stats.perSecond) parts.push(h('span', { class: 'speed' }, t('perSecond', { count: number(stats.perSecond, 1) })));
-  if (stats.ttft_s !== undefined) parts.push(h('span', { class: 'ttft' }, t('firstAfter', { time: seconds(stats.ttft_s) })));
-  if (stats.tokens) parts.push(h('span', {}, t('tokens', { count: number(stats.tokens) })));
-  const title = stats.promptTokens === undefined ? null
-    : t('statsTitle', { prompt: number(stats.promptTokens), cached: number(stats.cachedTokens ?? 0), time: seconds(stats.total_s ?? 0) });
-  return h('p', { class: 'stats', title }, parts);
 }

@@ -16,13 +16,48 @@ export function showPreferences({ redraw, cleared }) {
   const shown = dialog(t('preferences'), content(), { className: 'sheet', closeLabel: t('close') });
 
   function content() {
-    return h('div', { class: 'sheet-body' },
-      choice('language', Object.entries(LANGUAGES), language(), (name) => { setLanguage(name); renewed(); }),
-      choice('theme', THEMES.map((name) => [name, t(`theme_${name}`)]), theme(), setTheme),
-      choice('enter', [['send', t('enterSends')], ['line', t('enterBreaks')]], read('enter', 'send'), (name) => { write('enter', name); redraw(); }),
-      h('section', {}, h('h3', {}, t('conversations')), h('p', { class: 'quiet' }, t('keptHere')), usage(),
-        h('div', { class: 'row' }, button('exportAll', exportAll), button('import', () => picked.click()), picked, button('deleteAll', () => deleteAll(cleared), 'button danger'))),
-      key());
+    return h(
+      'div',
+      { class: 'sheet-body' },
+      choice('language', Object.entries(LANGUAGES), language(), (name) => {
+        setLanguage(name);
+        renewed();
+      }),
+      choice(
+        'theme',
+        THEMES.map((name) => [name, t(`theme_${name}`)]),
+        theme(),
+        setTheme,
+      ),
+      choice(
+        'enter',
+        [
+          ['send', t('enterSends')],
+          ['line', t('enterBreaks')],
+        ],
+        read('enter', 'send'),
+        (name) => {
+          write('enter', name);
+          redraw();
+        },
+      ),
+      h(
+        'section',
+        {},
+        h('h3', {}, t('conversations')),
+        h('p', { class: 'quiet' }, t('keptHere')),
+        usage(),
+        h(
+          'div',
+          { class: 'row' },
+          button('exportAll', exportAll),
+          button('import', () => picked.click()),
+          picked,
+          button('deleteAll', () => deleteAll(cleared), 'button danger'),
+        ),
+      ),
+      key(),
+    );
   }
 
   function renewed() {
@@ -33,26 +68,56 @@ export function showPreferences({ redraw, cleared }) {
 
   function key() {
     if (!apiKey()) return null;
-    const drop = () => { keepKey(null, false); note(t('keyForgotten')); shown.close(); };
-    return h('section', {}, h('h3', {}, t('apiKey')), h('p', { class: 'quiet' }, t('keyKept')), button('forgetKey', drop));
+    const drop = () => {
+      keepKey(null, false);
+      note(t('keyForgotten'));
+      shown.close();
+    };
+    return h(
+      'section',
+      {},
+      h('h3', {}, t('apiKey')),
+      h('p', { class: 'quiet' }, t('keyKept')),
+      button('forgetKey', drop),
+    );
   }
   return shown;
 }
 
-const picked = h('input', { type: 'file', accept: '.json,application/json', class: 'offscreen', tabindex: '-1', 'aria-hidden': 'true', onchange: () => importFile(picked) });
+const picked = h('input', {
+  type: 'file',
+  accept: '.json,application/json',
+  class: 'offscreen',
+  tabindex: '-1',
+  'aria-hidden': 'true',
+  onchange: () => importFile(picked),
+});
 
 function button(name, onclick, className = 'button plain') {
   return h('button', { type: 'button', class: className, onclick }, t(name));
 }
 
 function choice(name, options, current, choose) {
-  return h('fieldset', { class: 'choice' }, h('legend', {}, t(name)), options.map(([value, label]) => h('label', {},
-    h('input', { type: 'radio', name, value, checked: value === current, onchange: () => choose(value) }), h('span', {}, label))));
+  return h(
+    'fieldset',
+    { class: 'choice' },
+    h('legend', {}, t(name)),
+    options.map(([value, label]) =>
+      h(
+        'label',
+        {},
+        h('input', { type: 'radio', name, value, checked: value === current, onchange: () => choose(value) }),
+        h('span', {}, label),
+      ),
+    ),
+  );
 }
 
 function usage() {
   const line = h('p', { class: 'quiet used' });
-  store.used().then((used) => { if (used) line.textContent = t('used', { used: bytes(used.usage), quota: bytes(used.quota) }); });
+  store.used().then((used) => {
+    if (used) line.textContent = t('used', { used: bytes(used.usage), quota: bytes(used.quota) });
+  });
   return line;
 }
 

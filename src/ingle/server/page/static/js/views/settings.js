@@ -1,4 +1,5 @@
-// How the model of a conversation answers: what it is told before, and what it draws by. An empty field is the model's own.
+// How the model of a conversation answers: what it is told before, and what it draws by. An empty field is the
+// model's own value.
 
 import * as chats from '../chats.js';
 import { dialog, h } from '../dom.js';
@@ -22,16 +23,32 @@ export function showSettings(conversation, keep) {
     changed();
   };
   const form = h('form', { class: 'sheet-body', onsubmit: (event) => event.preventDefault() });
-  const draw = () => form.replaceChildren(
-    facts(card),
-    text('system', settings, set, 5),
-    h('fieldset', { class: 'grid' }, h('legend', {}, t('sampling')), SAMPLING.map((name) => numeric(name, settings, set, card))),
-    thinking(settings, set),
-    h('details', {}, h('summary', {}, t('more')),
-      h('div', { class: 'grid' }, PENALTIES.map((name) => numeric(name, settings, set, card))),
-      text('stop', settings, set, 2), json('tools', settings, set, Array.isArray), json('extra', settings, set, isObject)),
-    h('p', {}, h('button', { type: 'button', class: 'text-button', onclick: reset }, t('reset'))),
-  );
+  const draw = () =>
+    form.replaceChildren(
+      facts(card),
+      text('system', settings, set, 5),
+      h(
+        'fieldset',
+        { class: 'grid' },
+        h('legend', {}, t('sampling')),
+        SAMPLING.map((name) => numeric(name, settings, set, card)),
+      ),
+      thinking(settings, set),
+      h(
+        'details',
+        {},
+        h('summary', {}, t('more')),
+        h(
+          'div',
+          { class: 'grid' },
+          PENALTIES.map((name) => numeric(name, settings, set, card)),
+        ),
+        text('stop', settings, set, 2),
+        json('tools', settings, set, Array.isArray),
+        json('extra', settings, set, isObject),
+      ),
+      h('p', {}, h('button', { type: 'button', class: 'text-button', onclick: reset }, t('reset'))),
+    );
   const reset = () => {
     for (const name of Object.keys(settings)) if (name !== 'model') delete settings[name];
     changed();
@@ -44,7 +61,14 @@ export function showSettings(conversation, keep) {
 function facts(card) {
   if (!card) return null;
   const { meta } = card;
-  const parts = [meta?.family, meta?.num_parameters && t('parameters', { count: number(meta.num_parameters / 1e9, meta.num_parameters < 1e10 ? 2 : 0) }), meta?.dtype, meta?.device, t('context', { count: number(card.max_model_len) })];
+  const parts = [
+    meta?.family,
+    meta?.num_parameters &&
+      t('parameters', { count: number(meta.num_parameters / 1e9, meta.num_parameters < 1e10 ? 2 : 0) }),
+    meta?.dtype,
+    meta?.device,
+    t('context', { count: number(card.max_model_len) }),
+  ];
   return h('p', { class: 'quiet' }, parts.filter(Boolean).join(' · '));
 }
 
@@ -52,7 +76,13 @@ function field(name, control, hint) {
   const id = `field-${name}`;
   control.id = id;
   if (hint) control.setAttribute('aria-describedby', `${id}-hint`);
-  return h('div', { class: 'field' }, h('label', { for: id }, t(`set_${name}`)), control, hint && h('p', { class: 'quiet', id: `${id}-hint` }, hint));
+  return h(
+    'div',
+    { class: 'field' },
+    h('label', { for: id }, t(`set_${name}`)),
+    control,
+    hint && h('p', { class: 'quiet', id: `${id}-hint` }, hint),
+  );
 }
 
 function text(name, settings, set, rows) {
@@ -64,7 +94,12 @@ function numeric(name, settings, set, card) {
   const { min, max, step } = NUMBERS[name];
   const usual = card?.default_sampling_params?.[name];
   const control = h('input', {
-    type: 'number', min, max, step: 'any', inputmode: step < 1 ? 'decimal' : 'numeric', value: settings[name] ?? '',
+    type: 'number',
+    min,
+    max,
+    step: 'any',
+    inputmode: step < 1 ? 'decimal' : 'numeric',
+    value: settings[name] ?? '',
     placeholder: usual === undefined || usual === null ? t('auto') : String(usual),
     oninput: () => {
       const value = control.value === '' ? undefined : Number(control.value);
@@ -81,9 +116,26 @@ function numeric(name, settings, set, card) {
 
 function thinking(settings, set) {
   const choices = ['auto', 'on', 'off'];
-  return h('fieldset', { class: 'choice' }, h('legend', {}, t('set_thinking')), choices.map((choice) => h('label', {},
-    h('input', { type: 'radio', name: 'thinking', value: choice, checked: (settings.thinking ?? 'auto') === choice, onchange: () => set('thinking', choice === 'auto' ? undefined : choice) }),
-    h('span', {}, t(`thinking_${choice}`)))), h('p', { class: 'quiet' }, t('hint_thinking')));
+  return h(
+    'fieldset',
+    { class: 'choice' },
+    h('legend', {}, t('set_thinking')),
+    choices.map((choice) =>
+      h(
+        'label',
+        {},
+        h('input', {
+          type: 'radio',
+          name: 'thinking',
+          value: choice,
+          checked: (settings.thinking ?? 'auto') === choice,
+          onchange: () => set('thinking', choice === 'auto' ? undefined : choice),
+        }),
+        h('span', {}, t(`thinking_${choice}`)),
+      ),
+    ),
+    h('p', { class: 'quiet' }, t('hint_thinking')),
+  );
 }
 
 function isObject(value) {
@@ -93,7 +145,10 @@ function isObject(value) {
 // Only what is right is kept, so that no request is sent with half a word.
 function json(name, settings, set, isRight) {
   const control = h('textarea', {
-    rows: 3, class: 'mono', spellcheck: 'false', value: settings[name] ?? '',
+    rows: 3,
+    class: 'mono',
+    spellcheck: 'false',
+    value: settings[name] ?? '',
     oninput: () => {
       const wrong = !jsonIs(control.value, isRight);
       control.setCustomValidity(wrong ? t('noJson') : '');

@@ -15,19 +15,63 @@ const DAY_MS = 86400000;
 export class Sidebar {
   constructor({ go, current, close, preferences, help }) {
     Object.assign(this, { go, current });
-    this.search = h('input', { type: 'search', placeholder: t('search'), 'aria-label': t('search'), oninput: () => this.draw() });
+    this.search = h('input', {
+      type: 'search',
+      placeholder: t('search'),
+      'aria-label': t('search'),
+      oninput: () => this.draw(),
+    });
     this.entries = h('div', { class: 'entries' });
-    const way = (name, image, href) => h('a', { href, class: 'way', 'data-way': name }, icon(image), h('span', {}, t(name)));
-    this.element = h('nav', { class: 'sidebar', 'aria-label': t('navigation') },
-      h('div', { class: 'brand' }, h('a', { href: '#/', class: 'name' }, brandMark(), 'ingle'), iconButton('close', t('hideSidebar'), close, { class: 'icon-button hide' })),
-      h('div', { class: 'ways' }, way('newChat', 'add', '#/'), way('compare', 'compare', '#/compare'), way('status', 'pulse', '#/status')),
+    const way = (name, image, href) =>
+      h('a', { href, class: 'way', 'data-way': name }, icon(image), h('span', {}, t(name)));
+    this.element = h(
+      'nav',
+      { class: 'sidebar', 'aria-label': t('navigation') },
+      h(
+        'div',
+        { class: 'brand' },
+        h('a', { href: '#/', class: 'name' }, brandMark(), 'ingle'),
+        iconButton('close', t('hideSidebar'), close, { class: 'icon-button hide' }),
+      ),
+      h(
+        'div',
+        { class: 'ways' },
+        way('newChat', 'add', '#/'),
+        way('compare', 'compare', '#/compare'),
+        way('status', 'pulse', '#/status'),
+      ),
       h('div', { class: 'search' }, icon('search'), this.search),
       this.entries,
-      h('div', { class: 'ways end' },
-        h('a', { href: new URL('docs', BASE).href, class: 'way', target: '_blank', rel: 'noopener' }, icon('book'), h('span', {}, t('apiDocs'))),
-        h('button', { type: 'button', class: 'way', onclick: preferences, 'aria-haspopup': 'dialog' }, icon('gear'), h('span', {}, t('preferences'))),
-        h('button', { type: 'button', class: 'way', onclick: help, 'aria-haspopup': 'dialog' }, icon('keys'), h('span', {}, t('shortcuts')))));
-    this.entries.addEventListener('toggle', (event) => { if (event.newState === 'closed' && this.isStale) this.renew(); }, true);
+      h(
+        'div',
+        { class: 'ways end' },
+        h(
+          'a',
+          { href: new URL('docs', BASE).href, class: 'way', target: '_blank', rel: 'noopener' },
+          icon('book'),
+          h('span', {}, t('apiDocs')),
+        ),
+        h(
+          'button',
+          { type: 'button', class: 'way', onclick: preferences, 'aria-haspopup': 'dialog' },
+          icon('gear'),
+          h('span', {}, t('preferences')),
+        ),
+        h(
+          'button',
+          { type: 'button', class: 'way', onclick: help, 'aria-haspopup': 'dialog' },
+          icon('keys'),
+          h('span', {}, t('shortcuts')),
+        ),
+      ),
+    );
+    this.entries.addEventListener(
+      'toggle',
+      (event) => {
+        if (event.newState === 'closed' && this.isStale) this.renew();
+      },
+      true,
+    );
     this.heard = [chats.on('list', () => this.renew())];
     this.list = [];
     this.renew();
@@ -48,19 +92,42 @@ export class Sidebar {
       const name = age(entry.updated);
       groups.set(name, [...(groups.get(name) ?? []), entry]);
     }
-    const lists = [...groups].map(([name, entries]) => h('section', {}, h('h2', {}, t(name)), h('ul', {}, entries.map((entry) => this.line(entry)))));
-    this.entries.replaceChildren(...(lists.length ? lists : [h('p', { class: 'quiet' }, t(wanted ? 'nothingFound' : 'nothingYet'))]));
+    const lists = [...groups].map(([name, entries]) =>
+      h(
+        'section',
+        {},
+        h('h2', {}, t(name)),
+        h(
+          'ul',
+          {},
+          entries.map((entry) => this.line(entry)),
+        ),
+      ),
+    );
+    this.entries.replaceChildren(
+      ...(lists.length ? lists : [h('p', { class: 'quiet' }, t(wanted ? 'nothingFound' : 'nothingYet'))]),
+    );
     this.mark();
   }
 
   line(entry) {
     const title = titleOf(entry, t('untitled'));
-    const link = h('a', { href: address(entry), title }, entry.kind === 'compare' && icon('compare'), h('span', {}, title));
-    const item = h('li', { 'data-id': entry.id }, link, menuButton(t('actionsFor', { title }), () => [
-      [t('rename'), () => this.rename(entry, item)],
-      [t('exportOne'), () => this.export(entry)],
-      [t('delete'), () => this.delete(entry)],
-    ]));
+    const link = h(
+      'a',
+      { href: address(entry), title },
+      entry.kind === 'compare' && icon('compare'),
+      h('span', {}, title),
+    );
+    const item = h(
+      'li',
+      { 'data-id': entry.id },
+      link,
+      menuButton(t('actionsFor', { title }), () => [
+        [t('rename'), () => this.rename(entry, item)],
+        [t('exportOne'), () => this.export(entry)],
+        [t('delete'), () => this.delete(entry)],
+      ]),
+    );
     return item;
   }
 
@@ -84,7 +151,10 @@ export class Sidebar {
     field.addEventListener('keydown', (event) => {
       if (event.isComposing || event.keyCode === 229) return;
       if (event.key === 'Enter') end(true);
-      if (event.key === 'Escape') { event.stopPropagation(); end(false); }
+      if (event.key === 'Escape') {
+        event.stopPropagation();
+        end(false);
+      }
     });
     field.addEventListener('blur', () => end(true));
     item.replaceChildren(field);
@@ -98,7 +168,12 @@ export class Sidebar {
   }
 
   async export(entry) {
-    download(`${titleOf(entry, 'conversation').replace(/[^\p{L}\p{N}]+/gu, '-').slice(0, 40)}.json`, exported([await chats.open(entry.id)]));
+    download(
+      `${titleOf(entry, 'conversation')
+        .replace(/[^\p{L}\p{N}]+/gu, '-')
+        .slice(0, 40)}.json`,
+      exported([await chats.open(entry.id)]),
+    );
   }
 
   async delete(entry) {
@@ -107,7 +182,10 @@ export class Sidebar {
     await store.remove(entry.id);
     await this.renew();
     if (this.current().id === entry.id) this.go('#/');
-    const undo = async () => { await store.save(chats.adopt(record)); this.renew(); };
+    const undo = async () => {
+      await store.save(chats.adopt(record));
+      this.renew();
+    };
     note(t('deleted', { title: titleOf(entry, t('untitled')) }), { action: [t('undo'), undo] });
   }
 

@@ -19,9 +19,13 @@ export class Thread {
     this.box = h('div', { class: 'thread', tabindex: '-1' }, this.column);
     this.element = h('div', { class: 'thread-frame' }, this.box, this.toEnd);
     this.box.addEventListener('scroll', () => this.scrolled(), { passive: true });
-    this.near = new IntersectionObserver((entries) => entries.forEach((entry) => {
-      if (entry.isIntersecting) this.views.get(entry.target.dataset.node)?.reveal();
-    }), { root: this.box, rootMargin: '1200px 0px' });
+    this.near = new IntersectionObserver(
+      (entries) =>
+        entries.forEach((entry) => {
+          if (entry.isIntersecting) this.views.get(entry.target.dataset.node)?.reveal();
+        }),
+      { root: this.box, rootMargin: '1200px 0px' },
+    );
     this.resized = new ResizeObserver(() => this.settle());
     this.resized.observe(this.column);
     this.resized.observe(this.box);
@@ -53,7 +57,8 @@ export class Thread {
     else this.column.querySelector(':scope > .empty')?.remove();
     shown.forEach((node, at) => {
       const view = this.views.get(node.id) ?? this.made(node);
-      if (this.column.children[at] !== view.element) this.column.insertBefore(view.element, this.column.children[at] ?? null);
+      if (this.column.children[at] !== view.element)
+        this.column.insertBefore(view.element, this.column.children[at] ?? null);
       view.refresh();
     });
     if (jump) this.follow();

@@ -94,7 +94,7 @@ def restrict(engine: Engine, *, num_pages: int, overlap: bool = False, **limits:
         device = NativeDevice(old.model, new, num_pages, old.kv.spec.dtype)
     else:
         assert isinstance(old, TorchDevice)
-        device = TorchDevice(old.model, new, num_pages, old.device, old.kv_cache.pages.dtype)
+        device = TorchDevice(old.model, new, num_pages, old.device, old.kv_cache.spec)
     scheduler = Scheduler(PagePool(num_pages), new)
     expect_short_answers(scheduler)
     return engine_on(device, scheduler, engine.facts, overlap=overlap, grammars=engine.grammars)

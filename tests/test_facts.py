@@ -11,8 +11,8 @@ from ingle.channel import EngineInfo
 def info(stored: dict[str, int], kept: Sequence[str] = (), expanded: Sequence[str] = ()) -> EngineInfo:
     return EngineInfo(
         max_model_len=4096, vocab_size=32000, max_num_seqs=64, num_pages=257, page_size=16, device="cpu",
-        dtype="float16", product_dtype="bfloat16", factors=["16-bit integers", "bfloat16"], family="llama",
-        writes_text=True, hidden_size=576,
+        dtype="float16", kv_dtype="float16", product_dtype="bfloat16", factors=["16-bit integers", "bfloat16"],
+        family="llama", writes_text=True, hidden_size=576,
         kernels="ingle's for AVX2", num_parameters=134_515_008,
         stored_types=stored, kept_types=list(kept), expanded_types=list(expanded), weight_bytes=269 << 20,
         kv_cache_bytes=3 << 30, notices=[], timings_s={},

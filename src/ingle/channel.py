@@ -32,6 +32,8 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     page_size: int
     device: str
     dtype: str
+    """In which activations are computed, or what is not held otherwise is."""
+    kv_dtype: str
     """Of keys and values."""
     product_dtype: str
     """The coarsest type to which factors of matrix products may be rounded: results are at least as exact."""

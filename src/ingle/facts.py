@@ -61,6 +61,6 @@ def started(info: EngineInfo, default_sampling: Mapping[str, Any], sampling_sour
     kept = f"; prefixes are kept in {' and '.join(info.prompt_cache)}" if info.prompt_cache else ""
     return (
         f"{loaded(info)}; context {info.max_model_len} tokens, {info.num_pages} pages of {info.page_size} "
-        f"({size(info.kv_cache_bytes)} in {info.dtype}){kept}; the model's sampling defaults: "
+        f"({size(info.kv_cache_bytes)} in {info.kv_dtype}){kept}; the model's sampling defaults: "
         f"{sampling_defaults(default_sampling, sampling_source)}"
     )

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CODES = ("int8", "fp8_e4m3", "fp8_e5m2")
+"""Types of one byte that stand for a number together with a scale: each key, and each value, of a head has its own."""
+SCALE_BYTES = 4
+"""Of a scale, float32."""
 _MAX_GROUPS = 16
 """Each costs a page table, and a page taken every `page_size` tokens of every sequence."""
 _MAX_PADDING = 0.1
@@ -30,7 +34,10 @@ class KvGroup:
 
 @dataclass(frozen=True)
 class KvSpec:
-    """The cache of a model: [places, sides, pages, page_size, heads, dim] numbers of one type."""
+    """The cache of a model: [places, sides, pages, page_size, heads, dim] numbers of one type.
+
+    Behind the codes of a page are their scales, [heads, page_size]: what moves pages moves both.
+    """
 
     groups: tuple[KvGroup, ...]
     sides: int
@@ -38,7 +45,11 @@ class KvSpec:
     heads: int
     dim: int
     dtype: str
-    """A key of `ITEMSIZES`."""
+    """A key of `ITEMSIZES`, or one of `CODES`."""
+
+    @property
+    def is_coded(self) -> bool:
+        return self.dtype in CODES
 
     @cached_property
     def num_places(self) -> int:
@@ -61,7 +72,8 @@ class KvSpec:
     @property
     def layer_bytes(self) -> int:
         """That a token takes in a layer."""
-        return self.sides * self.heads * self.dim * ITEMSIZES[self.dtype]
+        row = self.dim + SCALE_BYTES if self.is_coded else self.dim * ITEMSIZES[self.dtype]
+        return self.sides * self.heads * row
 
     @property
     def token_bytes(self) -> int:
@@ -70,6 +82,15 @@ class KvSpec:
 
     def page_bytes(self, page_size: int) -> int:
         return page_size * self.num_places * self.layer_bytes
+
+    def side_bytes(self, page_size: int) -> int:
+        """Of a page, what one side of one place takes."""
+        return page_size * self.layer_bytes // self.sides
+
+
+def cache_dtype(wanted: str, floats: str) -> str:
+    """The type of a cache for what a user wants of it, where floats are of the type `floats`."""
+    return {"auto": floats, "fp8": "fp8_e4m3"}.get(wanted, wanted)
 
 
 def group_layers(windows: Sequence[int | None]) -> tuple[KvGroup, ...]:

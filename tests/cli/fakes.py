@@ -20,6 +20,7 @@ INFO = EngineInfo(
     page_size=16,
     device="cpu",
     dtype="float32",
+    kv_dtype="float32",
     product_dtype="float32",
     factors=["float32"],
     kernels="none",

@@ -7,12 +7,13 @@ from ctypes import byref
 import torch
 
 from ingle.kernels import reference_sampling
+from ingle.kernels.batch import CODE_TYPES
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import ACTIVATIONS, KV_TYPES
 from ingle.kernels.options import Activation
 from ingle.kernels.sampling import Features, Samples, SamplingTables
 
-_KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
+_KV_TYPES = {CODE_TYPES[name] if name in CODE_TYPES else getattr(torch, name): n for name, n in KV_TYPES.items()}
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -51,8 +52,9 @@ def rotate_and_store(
     eps: float,
     kv_cache: torch.Tensor,
     kv_places: torch.Tensor,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Rotates in place: the queries it returns are a view of `qkv`."""
+    """Rotates in place: the queries it returns are a view of `qkv`. Codes it writes in order."""
     num_kv_heads, head_dim = kv_cache.shape[-2:]
     keys, values = _keys_and_values(kv_cache)
     library.get().ingle_rotate_and_store(
@@ -70,6 +72,7 @@ def rotate_and_store(
                 num_kv_heads=num_kv_heads,
                 head_dim=head_dim,
                 rotary_dim=cos_sin.shape[1],
+                page_size=kv_cache.shape[2],
                 eps=eps,
                 kv_type=_KV_TYPES[kv_cache.dtype],
             )

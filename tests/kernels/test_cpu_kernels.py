@@ -25,7 +25,8 @@ from ingle.weights.codes import CODED_BLOCKS
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.packed_matrix import PackedMatrix, PackedPart
 from ingle.weights.source import FLOATS, StoredRows
-from tests.kernels import cpu
+from tests.kernels import coded_kv, cpu
+from tests.kernels.coded_kv import ERRORS, check_needle, decoded, empty_cache, filled_cache, in_order_of_the_cpu
 
 _SUITABLE = [target.name for target in reversed(targets.suitable(targets.features()))]
 EXECUTED = ["native", *(pytest.param(name, marks=pytest.mark.slow if "v4+" in name else ()) for name in _SUITABLE)]
@@ -161,7 +162,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
 def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
     part, values = packed(code_type, num_rows, columns)
     weight = weight_of(part)
-    for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40):
+    for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40, 100):
         x = torch.randn(num_tokens, columns)
         expected = product(x, values, code_type.bits)
         scale = float((x.abs() @ values.abs().T).max())  # of what is added: sums themselves may cancel
@@ -338,6 +339,31 @@ def test_rotate_and_store(
     torch.testing.assert_close(caches[0].float(), caches[1], atol=1e-5, rtol=rounding)
 
 
+@pytest.mark.parametrize("kind", coded_kv.KINDS)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 1, 22)])
+def test_rotate_and_store_codes(heads: int, kv_heads: int, head_dim: int, kind: str) -> None:
+    """The same codes and scales as PyTorch's, in another order, but for some that lie between two."""
+    num_tokens, page_size = 19, 8
+    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim) * torch.logspace(-4, 3, 19)[:, None]
+    qkv[3, -1], qkv[5, -1], qkv[7] = float("nan"), float("inf"), 0.0
+    cos_sin = torch.randn(num_tokens, head_dim - 2)
+    slots = torch.randperm(5 * page_size)[:num_tokens]
+    caches = [empty_cache(kind, 5, page_size, kv_heads, head_dim, torch.device("cpu")) for _ in range(2)]
+    results = [
+        run.rotate_and_store(qkv.clone(), heads, cos_sin, None, None, 1e-5, cache, slots, scales)
+        for run, (cache, scales) in zip((cpu, reference), caches, strict=True)
+    ]
+    close(*results)
+    torch.testing.assert_close(caches[0][1], caches[1][1], rtol=1e-5, atol=0)
+    ours, theirs = in_order_of_the_cpu(*caches[0]), decoded(*caches[1])
+    assert torch.equal(ours.isnan(), theirs.isnan()) and ours.isnan().any()
+    ours, theirs = ours.nan_to_num(), theirs.nan_to_num()
+    steps = caches[1][1].transpose(-1, -2)[..., None].nan_to_num(posinf=0.0)
+    steps = steps if kind == "int8" else theirs.abs() * 2 * ERRORS[kind] + steps * 0.01
+    assert ((ours - theirs).abs() <= steps * 1.01).all()
+    assert ((ours - theirs).abs() > theirs.abs() * 1e-4).float().mean() < 0.002
+
+
 # ---- attention
 
 
@@ -394,6 +420,36 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     q = torch.randn(len(batch.token_ids), 9, 64)
     expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
     close(paged_attention(q, cache, batch, OPTIONS[0]), expected)
+
+
+@pytest.mark.parametrize("kind", coded_kv.KINDS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "page_size", "options"),
+    [(20, 2, 40, 8, OPTIONS[1]), (2, 2, 8, 32, OPTIONS[2]), (18, 1, 136, 8, OPTIONS[0])],
+)
+def test_attention_over_codes(
+    heads: int, kv_heads: int, head_dim: int, page_size: int, options: AttentionOptions, kind: str
+) -> None:
+    for name in ("decodes", "mixed"):
+        batch = step(STEPS[name], page_size)
+        cache, scales = filled_cache(
+            kind, int(batch.page_tables.max()) + 1, page_size, kv_heads, head_dim, torch.device("cpu")
+        )
+        q = torch.randn(len(batch.token_ids), heads, head_dim) * 0.3
+        expected = reference.paged_attention(q, cache, batch, options, scales)
+        ours = paged_attention(q, cache, batch, options, scales)
+        assert ((ours - expected).abs() <= expected.abs().amax(-1, keepdim=True) * 3e-5).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", coded_kv.KINDS)
+def test_one_key_among_131072_is_found(kind: str) -> None:
+    def attend(q: torch.Tensor, cache: torch.Tensor, scales: torch.Tensor, length: int) -> torch.Tensor:
+        batch = step([(length - 1, 1)], 16)
+        batch.page_tables[0] = torch.arange(1, length // 16 + 1)
+        return paged_attention(q, cache, batch, AttentionOptions(q.shape[-1] ** -0.5), scales)
+
+    check_needle(attend, kind, 1 << 17, torch.float32, 2e-5)
 
 
 # ---- sampling

@@ -120,7 +120,7 @@ def attention_case(
 ) -> Batch:
     """A batch over shuffled pages, made as the engine makes it."""
     longest = max(chunk.start + chunk.count for chunk in chunks)
-    tables = SlotTables(len(chunks) + 2, longest, page_size, query_block(head_dim), DEVICE)
+    tables = SlotTables(max(chunk.slot for chunk in chunks) + 2, longest, page_size, query_block(head_dim), DEVICE)
     pages = iter(np.random.permutation(np.arange(1, 400)).tolist())
     admissions = [
         Admission(

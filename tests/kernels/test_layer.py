@@ -162,7 +162,7 @@ def step(name: str, num_rows: int, folder: Path) -> Callable[[], tuple[torch.Ten
     device.apply(plan.step)
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        cache = KvCache(device.kv_cache.spec, torch.zeros_like(device.kv_cache.pages))
+        cache = KvCache.over(device.kv_cache.spec, torch.zeros_like(device.kv_cache.raw), 8)
         return device.model.forward(device.tables.batch_of(plan.step), cache), cache.pages
 
     return forward

@@ -223,6 +223,20 @@ def test_as_old_quantizers_left_it(tmp_path: Path) -> None:
         engine_for(coded)
 
 
+def test_scales_of_keys_and_values_are_no_weights(tmp_path: Path) -> None:
+    """FP8 checkpoints bring them in several places."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["fp8-whole"])
+    tensors = load_file(coded / "model.safetensors")
+    for layer in ("model.layers.0.self_attn", "model.layers.1.self_attn"):
+        for suffix in ("k_scale", "v_scale", "k_proj.k_scale", "v_proj.v_scale", "attn.k_scale", "k_proj.output_scale"):
+            tensors[f"{layer}.{suffix}"] = torch.tensor(0.02)
+        tensors[f"{layer}.q_proj.input_scale"] = torch.tensor(0.01)
+    save_file(tensors, coded / "model.safetensors")
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+
+
 def without(suffix: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")

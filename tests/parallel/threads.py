@@ -100,7 +100,7 @@ def _logits(decoder: Decoder, prompt: Sequence[int]) -> torch.Tensor:
     spec = decoder.config.kv_spec("float32")
     num_groups = len(spec.groups)
     limits = Limits(1, len(prompt), 16 * _PAGES, 16, windows=spec.windows)
-    device = TorchDevice(decoder, limits, 1 + num_groups * _PAGES, CPU, torch.float32)
+    device = TorchDevice(decoder, limits, 1 + num_groups * _PAGES, CPU, spec)
     pages = [[1 + group * _PAGES + page for page in range(_PAGES)] for group in range(num_groups)]
     starting = Admission(0, token_ids(prompt), len(prompt), pages, Sampling(temperature=0.0), 0, ())
     step = Step([starting], chunks=[Chunk(0, 0, len(prompt), True)], num_tokens=len(prompt))

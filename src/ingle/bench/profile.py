@@ -17,7 +17,7 @@ from ingle.kv import pages_held
 from ingle.request import EngineRequest, SamplingParams, token_ids
 
 _KINDS = (
-    ("attention", ("_decode_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
+    ("attention", ("_decode_kernel", "_decode_codes_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
     (
         "sampling",
         (

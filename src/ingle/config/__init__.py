@@ -23,6 +23,7 @@ LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
+KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
 
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
@@ -142,6 +143,9 @@ class CacheConfig:
     """Share of the GPU's memory for weights, activations and KV cache together."""
     kv_cache_memory: str | None = None
     """Memory for the KV cache, such as 4GiB; on a CPU the default is a quarter of what is free, at most 4 GiB."""
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """Type of cached keys and values. auto: as they are computed. fp8 (which is fp8_e4m3), fp8_e5m2 and int8 take about
+    half the memory, with a scale for each of a head's keys and values; int8 is the most exact."""
     block_size: int = 16
     """Tokens in one page of the KV cache."""
     num_gpu_blocks_override: int | None = None
@@ -158,6 +162,7 @@ class CacheConfig:
     """Most that --disk-cache takes, for all models together; of what is there, the least recently used goes first."""
 
     def __post_init__(self) -> None:
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, KvCacheDtype)
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 1)
         _number("gpu_memory_utilization", self.gpu_memory_utilization)
         if not 0.0 < self.gpu_memory_utilization <= 1.0:

@@ -11,6 +11,7 @@ from ingle.engine.facts import EngineFacts
 from ingle.engine.memory import MemoryPlan, check_weights, host_memory, kv_budget, plan_memory
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.kernels.cpu import library
+from ingle.kv import cache_dtype
 from ingle.model.architecture import DecoderConfig
 from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept
 from ingle.weights.quantized.source import CODED_BYTES
@@ -33,10 +34,11 @@ def code_type_of(config: EngineConfig) -> Callable[[str], CodeType]:
 
 
 def numerics(config: EngineConfig) -> Numerics:
-    kv_dtype = _KV_TYPES[config.weights.dtype]
-    is_exact = kv_dtype == "float32"
+    dtype = _KV_TYPES[config.weights.dtype]
+    is_exact = dtype == "float32"
     return Numerics(
-        kv_dtype=kv_dtype,
+        dtype=dtype,
+        kv_dtype=cache_dtype(config.cache.kv_cache_dtype, dtype),
         product_dtype="float32" if is_exact else "bfloat16",
         float_itemsize=4 if is_exact else 2,
         kept_types=frozenset() if is_exact else frozenset((*CODE_TYPES, *CODED_BYTES)),

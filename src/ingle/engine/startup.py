@@ -138,6 +138,7 @@ class ModelFiles:
                     f"--quantization {config.weights.quantization}: model_type {hf_config['model_type']!r} is run by "
                     "transformers' code, for which no weights are rounded"
                 )
+        notices += _cache_notices(config, hf_config)
         return cls(path, gguf, hf_config, decoder, notices, pooling, quantization, rounded_to)
 
     def open(self, config: EngineConfig) -> WeightSource:
@@ -169,6 +170,18 @@ class ModelFiles:
         return OpenModel(self, source, decoder, types, (*self.notices, *notices), rounding=rounding)
 
 
+def _cache_notices(config: EngineConfig, hf_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a checkpoint that was made for keys and values in 8 bits, which nobody has unasked."""
+    said = hf_config.get("quantization_config")
+    made_for = isinstance(said, dict) and isinstance(said.get("kv_cache_scheme"), dict)
+    if not made_for or config.cache.kv_cache_dtype != "auto":
+        return ()
+    return (
+        "the checkpoint is made for keys and values in 8 bits: --kv-cache-dtype fp8 holds them so, with scales of "
+        "their own in place of the checkpoint's",
+    )
+
+
 @dataclass(frozen=True)
 class OpenModel:
     """A model whose files hold what it needs. Whoever has it closes it."""
@@ -193,7 +206,10 @@ class OpenModel:
 class Numerics:
     """What is stored, held and computed in which type, by name."""
 
+    dtype: str
+    """Of activations, a key of `ITEMSIZES`; where others are computed with, of keys and values that are no codes."""
     kv_dtype: str
+    """Of cached keys and values, as `ingle.kv.KvSpec` has it."""
     product_dtype: str
     """The coarsest type to which factors of matrix products may be rounded."""
     float_itemsize: int
@@ -207,9 +223,9 @@ class Numerics:
     """That a number of a kept type takes, where it is not held as the CPU's kernels do."""
 
     @classmethod
-    def of_floats(cls, dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
+    def of_floats(cls, dtype: str, kv_dtype: str, kernels: str, notices: Sequence[str] = ()) -> Numerics:
         """All in one type, a key of `ITEMSIZES`, but for codes with scales."""
-        return cls(dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
+        return cls(dtype, kv_dtype, dtype, ITEMSIZES[dtype], frozenset(CODED_BYTES), kernels, tuple(notices))
 
     def keeping_blocks(self) -> Numerics:
         """With GGUF's blocks held as products on a GPU take them."""

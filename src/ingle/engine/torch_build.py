@@ -16,6 +16,7 @@ from ingle.engine.memory import DeviceMemory, MemoryPlan, check_weights, kv_budg
 from ingle.engine.startup import Loaded, ModelFiles, Numerics, OpenModel, Startup, dtype_on_gpu
 from ingle.errors import Collected, ConfigError
 from ingle.kernels.cpu import library, threads
+from ingle.kv import cache_dtype
 from ingle.model.architecture import DecoderConfig
 from ingle.model.fallback import FallbackPlan, check_length, load_fallback, plan_fallback
 from ingle.model.interface import Model
@@ -88,7 +89,7 @@ class TorchRunner:
         are loaded.
         """
         numerics = self.numerics(opened)
-        dtype = _DTYPES[numerics.kv_dtype]
+        dtype = _DTYPES[numerics.dtype]
         if opened.decoder is None:
             model, memory, notices = self._load_fallback(opened, dtype, numerics, startup)
         else:
@@ -96,16 +97,16 @@ class TorchRunner:
         if not self._on_gpu and library.started():
             library.settle_memory()
         with startup.phase("kv_cache", "allocating the KV cache"):
+            kv = model.config.kv_spec(numerics.kv_dtype)
             device = TorchDevice(
                 model,
                 memory.limits,
                 memory.num_pages,
                 self._device,
-                dtype,
+                kv,
                 use_graphs=self._with_triton and not self._config.enforce_eager and self._captures_sums,
                 all_agree=None if self._member is None else self._member.all_agree,
             )
-        kv = model.config.kv_spec(numerics.kv_dtype)
         facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
         name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
         factors = frozenset((numerics.product_dtype,))
@@ -114,7 +115,8 @@ class TorchRunner:
     def _numerics(self, dtype: torch.dtype, notices: list[str]) -> Numerics:
         ours = self._our_kernels and dtype == torch.float32
         beside = " and Triton's" if self._with_triton else " and ingle's" if ours else ""
-        return Numerics.of_floats(_name(dtype), f"PyTorch's{beside}", notices)
+        kv_dtype = cache_dtype(self._config.cache.kv_cache_dtype, _name(dtype))
+        return Numerics.of_floats(_name(dtype), kv_dtype, f"PyTorch's{beside}", notices)
 
     def _plan(self, model: ModelConfig, numerics: Numerics, weight_bytes: int) -> MemoryPlan:
         free = self._memory()

@@ -289,12 +289,6 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "or .gguf file is read as it is",
     ),
     (
-        "--kv-cache-dtype= --cache-type-k= -ctk= --cache-type-v= -ctv= --type-k= --type-v=",
-        "auto f16 fp16 float16 bf16 bfloat16",
-        "keys and values are not quantized yet: leave the flag out; --max-model-len and --max-num-seqs say how much "
-        "of them there may be",
-    ),
-    (
         "--cpu-offload-gb= --cpu-offloading --offload-folder= --override-tensor= -ot= --cpu-moe -cmoe --n-cpu-moe= "
         "-ncmoe= --max-gpu-memory=",
         "0",

@@ -123,6 +123,16 @@ def _static_fraction(value: str, model: str | None) -> Turned:
     return Turned(("--gpu-memory-utilization", value), notice=notice)
 
 
+def _cache_type(value: str, model: str | None) -> Turned:
+    """--kv-cache-dtype int8 for q8_0, of keys and values together; nothing for 16-bit types"""
+    if value.lower() in ("auto", "f16", "fp16", "float16", "bf16", "bfloat16", "1", "30"):
+        return Turned()
+    if value.lower() in ("q8_0", "int8", "8"):
+        notice = "is --kv-cache-dtype int8 here, for keys and values together"
+        return Turned(("--kv-cache-dtype", "int8"), notice=notice)
+    return Turned(refusal="keys and values take 8 bits at least: --kv-cache-dtype int8, or leave the flag out")
+
+
 _ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta"}
 
 
@@ -271,6 +281,7 @@ _BY_TURN: dict[Turn, tuple[str, str]] = {
     _rope_scale: ("=", "--rope-scale"),
     _rope_freq_scale: ("=", "--rope-freq-scale"),
     _static_fraction: ("=", "--mem-fraction-static"),
+    _cache_type: ("=", "--cache-type-k -ctk --cache-type-v -ctv --type-k --type-v"),
     _overrides: ("=", "--hf-overrides --json-model-override-args"),
     _pooler: ("=", "--pooler-config --override-pooler-config"),
     _task: ("=", "--task --runner --convert"),

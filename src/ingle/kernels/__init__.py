@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Kernels(Protocol):
-    """Shapes and meaning are documented in `ingle.kernels.reference`, `reference_coded`, `reference_latent` and
-    `reference_sampling`.
+    """Shapes and meaning are documented in `ingle.kernels.reference`, `reference_coded`, `reference_kv`,
+    `reference_latent` and `reference_sampling`.
 
     A decoder layer is four operators over a `Flow`, each with what a device can fuse to a matrix product:
 
@@ -42,7 +42,12 @@ class Kernels(Protocol):
     def project_and_store(self, flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor: ...
 
     def paged_attention(
-        self, q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor,
+        batch: Batch,
+        options: AttentionOptions,
+        kv_scales: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor: ...
@@ -119,6 +124,7 @@ class Kernels(Protocol):
         eps: float,
         kv_cache: torch.Tensor,
         kv_places: torch.Tensor,
+        kv_scales: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     def store_latent(
@@ -170,12 +176,18 @@ def of(x: torch.Tensor) -> Kernels:
     return reference
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: Batch,
+    options: AttentionOptions,
+    kv_scales: torch.Tensor | None = None,
+) -> torch.Tensor:
     """`Kernels.paged_attention` of a model that is transformers' code: by the C++ kernels where they can."""
     import torch
 
     if not q.is_cuda and q.dtype == torch.float32 and library.started():
         from ingle.kernels.cpu import attention
 
-        return attention.paged_attention(q, kv_cache, batch, options)
-    return of(q).paged_attention(q, kv_cache, batch, options)
+        return attention.paged_attention(q, kv_cache, batch, options, kv_scales)
+    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales)

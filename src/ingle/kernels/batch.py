@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,10 @@ from ingle.kv import KvSpec
 
 if TYPE_CHECKING:
     from ingle.step import Chunk
+
+
+CODE_TYPES = {"int8": torch.int8, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+"""Of each of `ingle.kv.CODES`, as PyTorch has it."""
 
 
 def query_block(dim: int) -> int:
@@ -101,9 +106,27 @@ class KvCache:
 
     spec: KvSpec
     pages: torch.Tensor
-    """[places, sides, num_pages, page_size, heads, dim]"""
+    """[places, sides, num_pages, page_size, heads, dim]. Of codes, numbers i and i + dim / 2 lie side by side: they are
+    read as one number of 16 bits, whose halves lie in two tiles of columns."""
+    scales: torch.Tensor | None
+    """float32 [places, sides, num_pages, heads, page_size], what codes are multiplied by."""
+    raw: torch.Tensor
+    """uint8 [places, sides, num_pages, bytes], zeros at first: what both are views of."""
 
-    def of_layer(self, layer: int, batch: Batch) -> tuple[torch.Tensor, Batch]:
-        """A layer's part, [sides, num_pages, page_size, heads, dim], and the step as this layer sees it."""
+    @classmethod
+    def over(cls, spec: KvSpec, raw: torch.Tensor, page_size: int) -> KvCache:
+        """In the zeros `raw`, [places, sides, num_pages, spec.side_bytes(page_size)]."""
+        shape = (page_size, spec.heads, spec.dim)
+        if not spec.is_coded:
+            return cls(spec, raw.view(getattr(torch, spec.dtype)).view(*raw.shape[:-1], *shape), None, raw)
+        # What one program reads, a head's tokens, lies together: 128 bytes here and there would cost a third of a GPU's
+        # bandwidth.
+        num_codes, by_head = math.prod(shape), (spec.heads, page_size, spec.dim)
+        pages = raw[..., :num_codes].view(CODE_TYPES[spec.dtype]).view(*raw.shape[:-1], *by_head)
+        scales = raw[..., num_codes:].view(torch.float32).view(*raw.shape[:-1], *by_head[:2])
+        return cls(spec, pages.transpose(-2, -3), scales, raw)
+
+    def of_layer(self, layer: int, batch: Batch) -> tuple[torch.Tensor, Batch, torch.Tensor | None]:
+        """A layer's part, [sides, num_pages, page_size, heads, dim], the step as this layer sees it, and its scales."""
         group, place = self.spec.located[layer]
-        return self.pages[place], batch.of_group(group)
+        return self.pages[place], batch.of_group(group), None if self.scales is None else self.scales[place]

@@ -102,6 +102,8 @@ class Rotation(NamedTuple):
     """The layer's."""
     kv_places: torch.Tensor
     """int64 [T]"""
+    kv_scales: torch.Tensor | None = None
+    """The layer's, where its cache holds codes."""
 
 
 class LayerCache(NamedTuple):
@@ -110,6 +112,8 @@ class LayerCache(NamedTuple):
     kv_cache: torch.Tensor
     """[sides, num_pages, page_size, heads, dim], as `ingle.kv.KvSpec` has them."""
     batch: Batch
+    kv_scales: torch.Tensor | None = None
+    """float32 [sides, num_pages, heads, page_size]: of each key and value, where `kv_cache` holds codes."""
 
     @property
     def kv_places(self) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 Shapes: T tokens in a step, B sequences, Hq query heads, Hkv key/value heads, D head dimension, E hidden size.
 A layer's KV cache is [2, num_pages, page_size, Hkv, D]: keys, then values; in what order they lie in memory is open.
+With scales [2, num_pages, Hkv, page_size] it holds codes, as `ingle.kernels.reference_kv` says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ingle.kernels import reference_kv
 from ingle.kernels.batch import Batch
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
@@ -180,20 +182,18 @@ def rotate_and_store(
     eps: float,
     kv_cache: torch.Tensor,
     kv_places: torch.Tensor,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Norms (if given weights [D]) and rotates the queries and keys in qkv [T, (Hq + 2 Hkv) * D]; returns q [T, Hq, D].
 
-    Writes keys and values to the places kv_places [T] of a layer's cache.
+    Writes keys and values to the places kv_places [T] of a layer's cache, encoded where it has scales.
     """
     num_kv_heads, head_dim = kv_cache.shape[-2:]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
     if q_norm is not None and k_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
-    page_size = kv_cache.shape[2]
-    places = kv_places // page_size, kv_places % page_size
-    kv_cache[0][places] = rotate(k, cos_sin)
-    kv_cache[1][places] = v
+    reference_kv.store(rotate(k, cos_sin), v, kv_cache, kv_scales, kv_places)
     return rotate(q, cos_sin)
 
 
@@ -205,10 +205,7 @@ class Composed:
     add_rms_norm: Callable[
         [torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
     ]
-    rotate_and_store: Callable[
-        [torch.Tensor, int, torch.Tensor, torch.Tensor | None, torch.Tensor | None, float, torch.Tensor, torch.Tensor],
-        torch.Tensor,
-    ]
+    rotate_and_store: Callable[..., torch.Tensor]
 
     def normed(self, flow: Flow) -> torch.Tensor:
         """The rows with their norm, [T, E]: for what is no product, or one of a shape of its own."""
@@ -246,18 +243,24 @@ normed, project_and_store, project_gated = composed.normed, composed.project_and
 project_and_add, add = composed.project_and_add, composed.add
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: Batch,
+    options: AttentionOptions,
+    kv_scales: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Causal attention of each token to the cached keys of its own sequence: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     n = batch.num_decodes
     if n:
-        out[:n] = _attend_decodes(
-            q[:n], kv_cache, batch.page_tables[batch.inputs.slots[:n]], batch.inputs.kv_lengths[:n], options
-        )
+        page_tables, lengths = batch.page_tables[batch.inputs.slots[:n]], batch.inputs.kv_lengths[:n]
+        out[:n] = _attend_decodes(q[:n], kv_cache, kv_scales, page_tables, lengths, options)
     row = n
     for chunk in batch.chunks[n:]:
         rows = slice(row, row + chunk.count)
-        out[rows] = _attend_chunk(q[rows], kv_cache, batch.page_tables[chunk.slot], chunk.start, options)
+        table = batch.page_tables[chunk.slot]
+        out[rows] = _attend_chunk(q[rows], kv_cache, kv_scales, table, chunk.start, options)
         row += chunk.count
     return out
 
@@ -265,6 +268,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
 def _attend_decodes(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
+    kv_scales: torch.Tensor | None,
     page_tables: torch.Tensor,
     kv_lengths: torch.Tensor,
     options: AttentionOptions,
@@ -284,20 +288,27 @@ def _attend_decodes(
         page_tables = page_tables.gather(1, pages.clamp(max=page_tables.shape[1] - 1))
         places = first_pages[:, None] * page_size + torch.arange(num_pages * page_size, device=q.device)
         mask = (places < kv_lengths[:, None]) & (places >= first_keys[:, None])
-    k, v = kv_cache[:, page_tables[:, :num_pages]].flatten(2, 3).transpose(2, 3)  # [B, Hkv, P * page_size, D]
+    held = reference_kv.read(kv_cache, kv_scales, page_tables[:, :num_pages], q.dtype)
+    k, v = held.flatten(2, 3).transpose(2, 3)  # [B, Hkv, P * page_size, D]
     grouped = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
     return _attend(grouped, k, v, mask[:, None, None, :], options).reshape(q.shape)
 
 
 def _attend_chunk(
-    q: torch.Tensor, kv_cache: torch.Tensor, page_table: torch.Tensor, start: int, options: AttentionOptions
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    kv_scales: torch.Tensor | None,
+    page_table: torch.Tensor,
+    start: int,
+    options: AttentionOptions,
 ) -> torch.Tensor:
     """Tokens [start, start + n) of one sequence: q [n, Hq, D] to [n, Hq, D]."""
     end, page_size = start + q.shape[0], kv_cache.shape[2]
     first_page = 0 if options.window is None else max(start + 1 - options.window, 0) // page_size
     first_key = first_page * page_size
     pages = page_table[first_page : -(-end // page_size)]
-    k, v = kv_cache[:, pages].flatten(1, 2)[:, : end - first_key].transpose(1, 2)[:, None]  # [1, Hkv, keys, D]
+    held = reference_kv.read(kv_cache, kv_scales, pages, q.dtype)
+    k, v = held.flatten(1, 2)[:, : end - first_key].transpose(1, 2)[:, None]  # [1, Hkv, keys, D]
     mask = None  # causal
     if start or options.softcap is not None or (options.window is not None and options.window < end):
         mask = torch.ones(q.shape[0], end - first_key, dtype=torch.bool, device=q.device).tril(start - first_key)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ingle.errors import ConfigError
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
-from ingle.kv import KvSpec, group_layers
+from ingle.kv import CODES, KvSpec, group_layers
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "ntk_steps"]
 
@@ -171,9 +172,15 @@ class DecoderConfig:
         return self.num_kv_heads * self.head_dim
 
     def kv_spec(self, dtype: str) -> KvSpec:
-        """The KV cache in a type, a key of `ingle.kv.ITEMSIZES`."""
+        """The KV cache in a type, a key of `ingle.kv.ITEMSIZES` or one of its `CODES`. Raises `ConfigError`."""
         groups = group_layers(self.windows or (None,) * self.num_layers)
         if self.mla is not None:
+            if dtype in CODES:
+                raise ConfigError(
+                    f"--kv-cache-dtype {dtype}: latent attention keeps one vector a token for all heads, a tenth of "
+                    "what others do, and that is not held in 8 bits",
+                    alternative="leave the flag out",
+                )
             return KvSpec(groups, sides=1, heads=1, dim=self.mla.latent_dim, dtype=dtype)
         return KvSpec(groups, sides=2, heads=self.num_kv_heads, dim=self.head_dim, dtype=dtype)
 

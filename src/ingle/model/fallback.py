@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from ingle import kernels, progress
 from ingle.errors import ConfigError, ModelError
+from ingle.kernels import reference_kv
 from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.options import AttentionOptions
 from ingle.kv import KvSpec, one_group
@@ -124,12 +125,10 @@ class _PagedStep:
     def attend(
         self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        cache, batch = self.kv_cache.of_layer(module.layer_idx, self.batch)
-        page_size = cache.shape[2]
-        places = batch.kv_places // page_size, batch.kv_places % page_size
-        cache[0][places] = k.to(cache.dtype)
-        cache[1][places] = F.pad(v, (0, k.shape[-1] - v.shape[-1])).to(cache.dtype)
-        out = kernels.paged_attention(q.to(cache.dtype).contiguous(), cache, batch, options)
+        cache, batch, scales = self.kv_cache.of_layer(module.layer_idx, self.batch)
+        reference_kv.store(k, F.pad(v, (0, k.shape[-1] - v.shape[-1])), cache, scales, batch.kv_places)
+        of_cache = q if scales is not None else q.to(cache.dtype)
+        out = kernels.paged_attention(of_cache.contiguous(), cache, batch, options, scales)
         return out[..., : v.shape[-1]].to(q.dtype)
 
 

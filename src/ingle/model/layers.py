@@ -72,7 +72,7 @@ class Attention:
         q = run.project_and_store(flow, self.qkv, self._rotation(cos_sin, cache))
         if self.query_factors is not None:
             q = q * self.query_factors[cache.batch.inputs.positions].to(q.dtype)[:, None, None]
-        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options).flatten(1)
+        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options, cache.kv_scales).flatten(1)
 
     def _rotation(self, cos_sin: torch.Tensor, cache: LayerCache) -> Rotation:
         return Rotation(
@@ -83,6 +83,7 @@ class Attention:
             eps=0.0 if self.q_norm is None else self.q_norm.eps,
             kv_cache=cache.kv_cache,
             kv_places=cache.kv_places,
+            kv_scales=cache.kv_scales,
         )
 
     def parameters(self) -> Iterator[Parameter]:

@@ -13,7 +13,7 @@ from ingle.description import Offer
 from ingle.engine import native_build
 from ingle.engine.startup import Numerics, dtype_on_gpu
 from ingle.errors import ConfigError, ModelError
-from ingle.kv import ITEMSIZES, KvSpec
+from ingle.kv import ITEMSIZES, KvSpec, cache_dtype
 from ingle.model.share import MAX_SIZE, sizes_for
 from ingle.plan.fit import Case, Fit, fit, least_gpus
 from ingle.plan.formats import Held, in_codes
@@ -133,7 +133,7 @@ def _on_gpu(outline: Outline, config: EngineConfig, machine: Machine) -> Numeric
     # Scales of packed codes are of float16, and so are products with them.
     stored = "float16" if outline.quantization is not None and outline.torch_dtype is None else outline.torch_dtype
     dtype, notices = dtype_on_gpu(config.weights.dtype, stored, computes_bfloat16=gpu is None or gpu.computes_bfloat16)
-    numerics = Numerics.of_floats(dtype, "", notices)
+    numerics = Numerics.of_floats(dtype, cache_dtype(config.cache.kv_cache_dtype, dtype), "", notices)
     by_triton = code_types.BLOCKS_ON_GPU and (gpu is None or gpu.computes_bfloat16)
     return numerics.keeping_blocks() if outline.is_gguf and by_triton and dtype != "float32" else numerics
 
@@ -157,7 +157,7 @@ def _rounds_not(outline: Outline) -> str | None:
 
 def _held(outline: Outline, numerics: Numerics, target: Target | None) -> Held:
     """How the engine holds the weights, or would."""
-    floats = ITEMSIZES[numerics.kv_dtype]
+    floats = ITEMSIZES[numerics.dtype]
     quantized = outline.quantization
     if target is not None:
         return in_codes(target, floats, _rounds_not(outline))
@@ -175,15 +175,15 @@ def _held(outline: Outline, numerics: Numerics, target: Target | None) -> Held:
 
 def _type_name(numerics: Numerics) -> str:
     is_native = not numerics.kept_types.isdisjoint(CODE_TYPES)
-    return {4: "float32", 2: "bfloat16"}[numerics.float_itemsize] if is_native else numerics.kv_dtype
+    return {4: "float32", 2: "bfloat16"}[numerics.float_itemsize] if is_native else numerics.dtype
 
 
 def _formats(outline: Outline, held: tuple[Held, ...], numerics: Numerics) -> Iterator[Format]:
     if outline.stored_bytes is not None:
         yield Format(f"in its files ({outline.files})", outline.stored_bytes, None)
-    floats = ITEMSIZES[numerics.kv_dtype]
+    floats = ITEMSIZES[numerics.dtype]
     quantized = outline.quantization is not None
-    ways = [*held, *([Held(numerics.kv_dtype, floats, floats)] if quantized or outline.is_gguf else [])]
+    ways = [*held, *([Held(numerics.dtype, floats, floats)] if quantized or outline.is_gguf else [])]
     ways += [in_codes(target, floats, _rounds_not(outline)) for target in _TARGETS if not quantized]
     seen = set()
     for way in ways:
@@ -212,7 +212,7 @@ def _layouts(case: Case, machine: Machine) -> Iterator[Layout]:
 
 
 def _least(case: Case, machine: Machine, numerics: Numerics) -> Iterator[Least]:
-    floats = ITEMSIZES[numerics.kv_dtype]
+    floats = ITEMSIZES[numerics.dtype]
     for held in (case.held, *(in_codes(target, floats, None) for target in _TARGETS)):
         if held is not case.held and case.held.matrix_bytes <= held.matrix_bytes:
             continue

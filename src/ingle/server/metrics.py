@@ -316,7 +316,7 @@ def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
         free = stats.num_pages - stats.num_used_pages - stats.num_cached_pages
         for state, count in (("used", stats.num_used_pages), ("cached", stats.num_cached_pages), ("free", free)):
             pages.add_metric((*own, state), count)
-        info.add_metric((*own, str(facts.page_size), str(facts.num_pages), facts.dtype), 1)
+        info.add_metric((*own, str(facts.page_size), str(facts.num_pages), facts.kv_dtype), 1)
         room.add_metric((*own, "weights"), facts.weight_bytes)
         room.add_metric((*own, "kv_cache"), facts.kv_cache_bytes)
     yield from (ended, sources, waiting, pages, info, room)

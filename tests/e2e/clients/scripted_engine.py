@@ -150,6 +150,7 @@ def info(tokenizer: Tokenizer) -> EngineInfo:
         page_size=16,
         device="script",
         dtype="float32",
+        kv_dtype="float32",
         product_dtype="float32",
         factors=["float32"],
         kernels="none",

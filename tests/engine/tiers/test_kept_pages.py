@@ -79,18 +79,23 @@ def check_read(engine: Engine, names: set[bytes], computed: dict[bytes, Bytes], 
 
 
 @pytest.mark.parametrize(
-    ("case", "cpu_kernels"),
+    ("case", "cpu_kernels", "kv_cache_dtype"),
     [
-        *((case, "auto") for case in FAMILIES),
-        ("mistral-window", "torch"),
-        *(pytest.param(case, "torch", marks=pytest.mark.slow) for case in FAMILIES if case != "mistral-window"),
+        *((case, "auto", "auto") for case in FAMILIES),
+        ("mistral-window", "torch", "auto"),
+        *(pytest.param(case, "torch", "auto", marks=pytest.mark.slow) for case in FAMILIES if case != "mistral-window"),
+        ("mistral-window", "auto", "int8"),
+        pytest.param("gqa", "torch", "fp8", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_read_back_is_what_was_computed(tmp_path: Path, case: str, cpu_kernels: str, memory: int) -> None:
+def test_what_is_read_back_is_what_was_computed(
+    tmp_path: Path, case: str, cpu_kernels: str, kv_cache_dtype: str, memory: int
+) -> None:
     model_type, overrides = CHECKPOINTS[case]
     folder = save_checkpoint(tmp_path / "model", model_type, **overrides)
-    options = {"cpu_kernels": cpu_kernels, "disk_cache": str(tmp_path / "cache"), "host_cache": "4MiB"}
-    before = engine_with(folder, memory, **options)
+    how = {"cpu_kernels": cpu_kernels, "kv_cache_dtype": kv_cache_dtype}
+    options = {"disk_cache": str(tmp_path / "cache"), "host_cache": "4MiB"}
+    before = engine_with(folder, memory, **how, **options)
     prompt = random_prompt(5, 100)
     (answer,) = collect(before, [request("a", prompt)]).values()
     tokens = [token for output in answer for token in output.token_ids]
@@ -99,7 +104,7 @@ def test_what_is_read_back_is_what_was_computed(tmp_path: Path, case: str, cpu_k
     longer = prompt + tokens + random_prompt(6, 9)
     expected = greedy(before, longer, 8)
     for kind, options_after in (("host", {"host_cache": "4MiB"}), ("disk", {"disk_cache": str(tmp_path / "cache")})):
-        after = engine_with(folder, memory, cpu_kernels=cpu_kernels, **options_after)
+        after = engine_with(folder, memory, **how, **options_after)
         names = names_read(after)
         outputs = collect(after, [request("b", longer)])["b"]
         assert outputs[0].num_cached_tokens >= 96

@@ -32,8 +32,7 @@ class NativeDevice:
         pages_per_seq = -(-limits.max_model_len // limits.page_size)
         spec = model.config.kv_spec(kv_dtype)
         self.page_tables = np.full((len(spec.groups), limits.max_num_seqs, pages_per_seq), RESERVED_PAGE, np.int32)
-        side_bytes = spec.page_bytes(limits.page_size) // (spec.num_places * spec.sides)
-        data = _zeros((spec.num_places, spec.sides, num_pages, side_bytes))
+        data = _zeros((spec.num_places, spec.sides, num_pages, spec.side_bytes(limits.page_size)))
         self.kv = NativeKv(data, limits.page_size, spec, np.array(spec.located, np.int32))
 
     def pages(self) -> HostPages:

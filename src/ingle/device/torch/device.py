@@ -22,6 +22,7 @@ from ingle.device.torch.tables import SlotTables
 from ingle.heap import give_back_memory
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
 from ingle.kernels.sampling import Features, Logprobs, Samples
+from ingle.kv import KvSpec
 from ingle.model.interface import Model
 from ingle.step import Chunk, Limits, Masks, Step
 
@@ -38,13 +39,14 @@ class TorchDevice:
         limits: Limits,
         num_pages: int,
         device: torch.device,
-        dtype: torch.dtype,
+        kv: KvSpec,
         *,
         use_graphs: bool = False,
         all_agree: Callable[[bool], bool] | None = None,
     ) -> None:
-        """`all_agree`: whether something went well on all ranks that compute the same, where there are several."""
-        config, kv = model.config, model.config.kv_spec(str(dtype).removeprefix("torch."))
+        """`kv`: the model's; `all_agree`: whether something went well on all ranks that compute the same, where there
+        are several."""
+        config = model.config
         self.model = model
         self.device = device
         self.tables = SlotTables(
@@ -56,14 +58,14 @@ class TorchDevice:
             len(kv.groups),
         )
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
-        shape = (kv.num_places, kv.sides, num_pages, limits.page_size, kv.heads, kv.dim)
-        self.kv_cache = KvCache(kv, _zeros(shape, dtype, device))
+        shape = (kv.num_places, kv.sides, num_pages, kv.side_bytes(limits.page_size))
+        self.kv_cache = KvCache.over(kv, _zeros(shape, device), limits.page_size)
         self.graphs = StepGraphs(self, self.tables, limits, all_agree) if use_graphs and model.capturable else None
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:
         if step.scrubbed:
-            self.kv_cache.pages[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
+            self.kv_cache.raw[:, :, torch.tensor(step.scrubbed, device=self.device)] = 0
         self.tables.apply(step)
         self.sampler.admit(step.admissions)
 
@@ -84,9 +86,8 @@ class TorchDevice:
 
     def pages(self) -> PageCopies:
         if self.device.type == "cuda":
-            return GpuPages(self.kv_cache.pages, threading.Lock() if self.graphs is None else self.graphs.capturing)
-        pages = self.kv_cache.pages
-        return HostPages(pages.flatten(3).view(torch.uint8).numpy())
+            return GpuPages(self.kv_cache.raw, threading.Lock() if self.graphs is None else self.graphs.capturing)
+        return HostPages(self.kv_cache.raw.numpy())
 
     def usable(self) -> bool:
         """After a fault in a kernel a GPU refuses all that comes later; other errors leave it as it was."""
@@ -244,15 +245,15 @@ def _rows(*parts: Logprobs) -> LogprobRows:
     )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros: what a padding row reads is multiplied by a zero weight, and must be finite for that to be nothing.
+def _zeros(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Bytes, zeros: what a padding row reads is multiplied by a zero weight, and must be finite for that to be nothing.
 
     On a CPU the system hands out zeroed memory when it is first touched. It is asked for small pages: of large ones, a
     first token would touch one in every layer, and wait until they are zeroed.
     """
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
 
 
 def _leaves_graph(chunk: Chunk) -> bool:

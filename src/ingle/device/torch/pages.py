@@ -17,7 +17,7 @@ class GpuPages:
     """
 
     def __init__(self, pages: torch.Tensor, capturing: threading.Lock) -> None:
-        """`pages`: as in `KvCache`. Steps are launched on the stream that is the current one now."""
+        """`pages`: `KvCache.raw`. Steps are launched on the stream that is the current one now."""
         flat = pages.view(pages.shape[0] * pages.shape[1], pages.shape[2], -1)
         self._pages = flat.view(torch.int64)  # a page has 8 tokens at least
         self._capturing = capturing

@@ -9,17 +9,29 @@ from ctypes import byref
 
 import torch
 
-from ingle.kernels.batch import Batch
+from ingle.kernels.batch import CODE_TYPES, Batch
 from ingle.kernels.cpu import library
 from ingle.kernels.cpu.library import KV_TYPES, Attention
 from ingle.kernels.options import AttentionOptions
+from ingle.kernels.reference_kv import in_order, interleaved
 
-_KV_TYPES = {getattr(torch, name): number for name, number in KV_TYPES.items()}
+_KV_TYPES = {CODE_TYPES[name] if name in CODE_TYPES else getattr(torch, name): n for name, n in KV_TYPES.items()}
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
-    """q float32, kv_cache of any float type."""
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: Batch,
+    options: AttentionOptions,
+    kv_scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """q float32, kv_cache of any type.
+
+    The kernels take numbers in the order in which they come, and codes lie in another: so do the queries then.
+    """
     page_size, num_kv_heads, head_dim = kv_cache.shape[2:]
+    if kv_scales is not None:
+        q = interleaved(q)
     keys, values = _keys_and_values(kv_cache)
     inputs, out = batch.inputs, torch.empty(q.shape)
     library.get().ingle_attention(
@@ -47,7 +59,7 @@ def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, optio
             )
         )
     )
-    return out
+    return out if kv_scales is None else in_order(out)
 
 
 def _keys_and_values(kv_cache: torch.Tensor) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ingle.kernels.cpu import compile
 
-KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "fp8_e4m3": 4, "fp8_e5m2": 5}
 FLOAT8 = -8
 """The bits of codes that are FP8, as `csrc/matrix.h` calls them."""
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
@@ -60,6 +60,7 @@ class Rotation(ctypes.Structure):
         ("num_kv_heads", c_int64),
         ("head_dim", c_int64),
         ("rotary_dim", c_int64),
+        ("page_size", c_int64),
         ("eps", c_float),
         ("kv_type", c_int32),
     )

@@ -2,7 +2,8 @@
 
 The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
 over programs, whose partial results the last to arrive joins (https://pytorch.org/blog/flash-decoding). The heads
-that share a key head are handled together, so that keys and values are read once.
+that share a key head are handled together, so that keys and values are read once. Those that are held in codes prompts
+read here too, decoding sequences in `decode_codes`.
 """
 
 from __future__ import annotations
@@ -14,72 +15,74 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
+from ingle.kernels.gpu import decode_codes
 from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
+from ingle.kernels.gpu.heads import MIN_DOT, DecodeTiling, capped, dim_block, exp2, head_rows, precision, scale_and_cap
+from ingle.kernels.gpu.kv_codes import (
+    add_values,
+    kind_of,
+    load_halves,
+    load_scales,
+    no_sums,
+    over,
+    products,
+    scales,
+    store_halves,
+    words,
+)  # fmt: skip
 from ingle.kernels.gpu.shares import join_if_last, leave_part, share_decodes
 from ingle.kernels.options import AttentionOptions
 
-_MIN_DOT = 16
-"""Rows and columns that the tensor cores need at least."""
 _DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
 """Keys of an iteration, and one head's bytes of them, at most."""
 _WIDE_DECODE_REGISTERS = 168
 """Of a thread, such that an SM's suffice for three programs. Where heads have up to 128 dimensions they need no
 more of themselves, and would get slower by being told."""
 _PREFILL_STAGES = 2
-_LOG2_E = 1.4426950408889634
 _LOWEST = tl.constexpr(-1e20)
 """What a prompt's highest score starts from: a number, for a query may see none of the first block's keys."""
 
 
-def paged_attention(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    batch: Batch,
+    options: AttentionOptions,
+    kv_scales: torch.Tensor | None = None,
+) -> torch.Tensor:
     """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
     is_old = work is not None
+    tiling = _decode_tiling(q, kv_cache) if kv_scales is None else decode_codes.tiling(q, kv_cache)
     if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
-        work = batch.decode_work[options.window] = _share_decodes(q, kv_cache, batch, options.window)
+        num_kv_heads, sms = kv_cache.shape[3], num_sms(kv_cache.device)
+        max_programs = tiling.programs * sms // num_kv_heads
+        work = share_decodes(batch, num_kv_heads, max_programs, tiling.keys, options.window)
+        batch.decode_work[options.window] = work
     if batch.num_blocks:
-        _prefill(q, kv_cache, batch, options, out)
-    if work is not None:
+        _prefill(q, kv_cache, kv_scales, batch, options, out)
+    if work is not None and kv_scales is not None:
+        decode_codes.decode(q, (kv_cache, kv_scales), batch, work, options, out, is_old=is_old)
+    elif work is not None:
         _decode(q, kv_cache, batch, work, options, out, is_old=is_old)
     return out
 
 
-def _share_decodes(q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, window: int | None) -> DecodeWork:
-    num_kv_heads, device = kv_cache.shape[3], kv_cache.device
-    max_programs = _programs_side_by_side(q, kv_cache) * num_sms(device) // num_kv_heads
-    return share_decodes(batch, num_kv_heads, max_programs, _keys_at_once(kv_cache), window)
-
-
-def _keys_at_once(kv_cache: torch.Tensor) -> int:
-    """Keys that one iteration of `_decode_kernel` reads."""
-    return min(max(_DECODE_KEY_BYTES // _row_bytes(kv_cache), _MIN_DOT), _DECODE_KEYS)
-
-
-def _programs_side_by_side(q: torch.Tensor, kv_cache: torch.Tensor) -> int:
-    """Programs of `_decode_kernel` that an SM runs at once: one more would start when the others have ended.
-
-    Its registers suffice for three on Hopper, with up to 16 query heads to a key head, else for two.
-    """
-    head_block = _head_block(q.shape[1], kv_cache.shape[3])
-    rows = (_DECODE_STAGES - 1) * (2 * _keys_at_once(kv_cache) + head_block) + 2 * head_block
-    by_registers = 3 if pdl(kv_cache.device) and head_block == _MIN_DOT else 2
-    return min(max(shared_memory(kv_cache.device) // (rows * _row_bytes(kv_cache) + 1024), 1), by_registers)
-
-
-def _head_block(num_heads: int, num_kv_heads: int) -> int:
-    return max(int(triton.next_power_of_2(num_heads // num_kv_heads)), _MIN_DOT)
+def _decode_tiling(q: torch.Tensor, kv_cache: torch.Tensor) -> DecodeTiling:
+    """An SM's registers suffice for three programs on Hopper, with up to 16 query heads to a key head, else for two."""
+    row_bytes, head_block = _row_bytes(kv_cache), head_rows(q.shape[1], kv_cache.shape[3])
+    keys = min(max(_DECODE_KEY_BYTES // row_bytes, MIN_DOT), _DECODE_KEYS)
+    rows = (_DECODE_STAGES - 1) * (2 * keys + head_block) + 2 * head_block
+    by_registers = 3 if pdl(kv_cache.device) and head_block == MIN_DOT else 2
+    programs = min(max(shared_memory(kv_cache.device) // (rows * row_bytes + 1024), 1), by_registers)
+    registers = _WIDE_DECODE_REGISTERS if q.shape[-1] > 128 else None
+    return DecodeTiling(keys, _DECODE_WARPS, _DECODE_STAGES, programs, registers)
 
 
 def _row_bytes(kv_cache: torch.Tensor) -> int:
     """Bytes of one head's key, as it lies in an SM's memory."""
-    return _dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
-
-
-@triton.jit
-def _capped(scores, cap):
-    """cap * tanh(x), given log2(e) * 2 x: in powers of 2, as everything here."""
-    return cap - 2 * cap / (tl.exp2(scores) + 1)
+    return dim_block(kv_cache.shape[-1]) * kv_cache.itemsize
 
 
 @triton.jit
@@ -145,7 +148,7 @@ def _decode_kernel(
         q = tl.load(q_ptr + (seq * NUM_HEADS + heads[:, None]) * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         if CAPPED:
-            scores = _capped(scores, cap)
+            scores = capped(scores, cap, COMPILED)
         scores = tl.where((key + keys < length)[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
@@ -213,41 +216,27 @@ def _decode(
     max_programs = len(work.starts)
     parts = torch.empty(2 * max_programs, num_heads, head_dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(2 * max_programs, num_heads, dtype=torch.float32, device=q.device)
-    early = pdl(q.device)
+    early, tiling = pdl(q.device), _decode_tiling(q, kv_cache)
     beside = early and batch.num_blocks > 0
     _decode_kernel[(num_kv_heads, max_programs + beside)](
         q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
         work.num_iterations, work.arrived, parts, sums, out,
-        *_scale_and_cap(options), max_programs, batch.page_tables.stride(0), *_kv_strides(kv_cache),
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=_dim_block(head_dim),
-        HEAD_BLOCK=_head_block(num_heads, num_kv_heads), PAGE_SIZE=page_size,
-        KEYS=_keys_at_once(kv_cache), PRECISION=_precision(q), WINDOW=options.window or 0,
+        *scale_and_cap(options), max_programs, batch.page_tables.stride(0), *kv_cache.stride()[:4],
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=dim_block(head_dim),
+        HEAD_BLOCK=head_rows(num_heads, num_kv_heads), PAGE_SIZE=page_size,
+        KEYS=tiling.keys, PRECISION=precision(q), WINDOW=options.window or 0,
         CAPPED=options.softcap is not None, PDL=early, OLD=is_old, BESIDE=beside, COMPILED=q.is_cuda,
-        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES, launch_pdl=early,
-        maxnreg=_WIDE_DECODE_REGISTERS if head_dim > 128 else None,
+        num_warps=tiling.warps, num_stages=tiling.stages, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
-
-
-def _scale_and_cap(options: AttentionOptions) -> tuple[float, float]:
-    """Factor on the products, and the cap, such that scores are exponents of 2; see `_capped`."""
-    if options.softcap is None:
-        return options.scale * _LOG2_E, 0.0
-    return 2 * options.scale / options.softcap * _LOG2_E, options.softcap * _LOG2_E
-
-
-def _kv_strides(kv_cache: torch.Tensor) -> tuple[int, int, int, int]:
-    """Elements from keys to values, and from one page, token and head to the next."""
-    values, page, token, head, _ = kv_cache.stride()
-    return values, page, token, head
 
 
 @triton.jit
 def _prefill_kernel(
     q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, starts_ptr, blocks_ptr,
-    num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride,
+    num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride, scales,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -264,14 +253,17 @@ def _prefill_kernel(
     rows = first_row + tl.arange(0, QUERIES)
     positions = length - end_row + rows
     dims = tl.arange(0, DIM_BLOCK)
-    in_head = dims < HEAD_DIM
+    WIDTH: tl.constexpr = HEAD_DIM // 2 if KIND else HEAD_DIM
+    in_head = dims < WIDTH
     mask = (rows < end_row)[:, None] & in_head[None, :]
     place = (rows[:, None] * NUM_HEADS + head) * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + place, mask=mask, other=0.0)
+    q = load_halves(q_ptr + place, mask, WIDTH, KIND)
+    scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+    scales_ptr += kv_head * scale_head_stride
     table = page_tables_ptr + tl.load(slots_ptr + seq) * table_stride
     best = tl.full([QUERIES], _LOWEST, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
+    acc = no_sums(QUERIES, DIM_BLOCK, KIND)
     first_position = length - end_row + first_row
     last_key = tl.minimum(first_position + QUERIES, length)
     # Keys before every query of the block need no causal mask.
@@ -284,31 +276,31 @@ def _prefill_kernel(
         for start in range(begin, inside, KEYS):
             acc, total, best = _attend(
                 q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
-                page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, True, PRECISION,
-                WINDOW, CAPPED,
+                page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
+                scale, cap, PAGE_SIZE, KEYS, True, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
             )  # fmt: skip
         begin = tl.maximum(begin, inside)
     for start in range(begin, full, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, False, PRECISION,
-            WINDOW, CAPPED,
+            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
+            page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
+            scale, cap, PAGE_SIZE, KEYS, False, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
         )  # fmt: skip
     for start in range(full, last_key, KEYS):
         acc, total, best = _attend(
-            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
-            v_offset, page_stride, token_stride, kv_head * head_stride, scale, cap, PAGE_SIZE, KEYS, True, PRECISION,
-            WINDOW, CAPPED,
+            q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr, v_offset,
+            page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
+            scale, cap, PAGE_SIZE, KEYS, True, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
         )  # fmt: skip
-    tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    store_halves(out_ptr + place, over(acc, total, KIND), mask, WIDTH, KIND)
 
 
 @triton.jit
 def _attend(
     q, acc, total, best, start, positions, last_key, dims, in_head, table, kv_ptr,
-    v_offset, page_stride, token_stride, head_offset, scale, cap,
+    v_offset, page_stride, token_stride, head_offset, scales_ptr, value_scales_at, scale_page_stride, scale, cap,
     PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
-    CAPPED: tl.constexpr,
+    CAPPED: tl.constexpr, KIND: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """One iteration of the online softmax over the KEYS keys from position `start` on, a multiple of KEYS."""
     index = tl.arange(0, KEYS)
@@ -326,21 +318,30 @@ def _attend(
         (within * token_stride)[:, None] + dims[None, :]
     )
     mask = (seen[:, None] | (not MASKED)) & in_head[None, :]
-    k = tl.load(place, mask=mask, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    k = tl.load(place, mask=mask, other=0)
+    scores = products(q, k, KIND, PRECISION, COMPILED)
+    value_scales = 0.0
+    if KIND:
+        key_scales, value_scales, more = load_scales(
+            scales_ptr + page.to(tl.int64) * scale_page_stride + within, value_scales_at, seen | (not MASKED), scale,
+            KIND,
+        )  # fmt: skip
+        scores *= key_scales[None, :]
+    elif CAPPED:
+        scores *= scale
     if CAPPED:
-        scores = _capped(scores * scale, cap)
+        scores = capped(scores, cap, COMPILED)
     if MASKED:
         visible = keys[None, :] <= positions[:, None]
         if WINDOW:
             visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
-    factor = 1.0 if CAPPED else scale  # multiplied as it is subtracted, in one instruction
-    new_best = tl.maximum(best, tl.max(scores, 1) * factor)
-    weights = tl.exp2(scores * factor - new_best[:, None])
-    shrink = tl.exp2(best - new_best)
-    v = tl.load(place + v_offset, mask=mask, other=0.0)
-    acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+    factor = 1.0 if CAPPED or KIND else scale  # multiplied as it is subtracted, in one instruction
+    new_best = tl.maximum(best, tl.max(scores + more[None, :] if KIND else scores, 1) * factor)
+    weights = exp2(scores * factor - new_best[:, None], COMPILED)
+    shrink = exp2(best - new_best, COMPILED)
+    v = tl.load(place + v_offset, mask=mask, other=0)
+    acc = add_values(acc, shrink, weights, v, value_scales, q[0].dtype, KIND, PRECISION, COMPILED)
     return acc, total * shrink + tl.sum(weights, 1), new_best
 
 
@@ -354,39 +355,41 @@ class _PrefillTiling(NamedTuple):
     """That a thread may have at most."""
 
 
-def _prefill_tiling(q: torch.Tensor) -> _PrefillTiling:
-    """More programs side by side hide what each waits for; heads of 256 dimensions leave an SM room for one."""
-    dim_block = _dim_block(q.shape[-1])
+def _prefill_tiling(q: torch.Tensor, *, coded: bool) -> _PrefillTiling:
+    """More programs side by side hide what each waits for; heads of 256 dimensions leave an SM room for one.
+
+    Codes go through registers on their way to the tensor cores, as many as possible at once.
+    """
+    block = dim_block(q.shape[-1])
     hopper = pdl(q.device) and q.itemsize == 2
-    if dim_block > 128:
+    if block > 128:
         return _PrefillTiling(keys=64 if hopper else 32, warps=8)
-    if dim_block == 128 and hopper:
+    if block == 128 and hopper and coded:
+        return _PrefillTiling(keys=128, warps=4)
+    if block == 128 and hopper:
         return _PrefillTiling(keys=32, warps=4, registers=128)
     return _PrefillTiling(keys=64, warps=4)
 
 
 def _prefill(
-    q: torch.Tensor, kv_cache: torch.Tensor, batch: Batch, options: AttentionOptions, out: torch.Tensor
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    kv_scales: torch.Tensor | None,
+    batch: Batch,
+    options: AttentionOptions,
+    out: torch.Tensor,
 ) -> None:
     inputs = batch.inputs
     _, num_heads, head_dim = q.shape
     page_size, num_kv_heads = kv_cache.shape[2:4]
-    early, tiling = pdl(q.device), _prefill_tiling(q)
+    early, tiling, held = pdl(q.device), _prefill_tiling(q, coded=kv_scales is not None), words(kv_cache, kv_scales)
     _prefill_kernel[(num_heads, batch.num_blocks)](
-        q, kv_cache, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
+        q, held, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
         inputs.num_query_blocks, out,
-        *_scale_and_cap(options), batch.page_tables.stride(0), *_kv_strides(kv_cache),
+        *scale_and_cap(options), batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        DIM_BLOCK=_dim_block(head_dim), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
-        KEYS=tiling.keys, PRECISION=_precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
-        PDL=early, num_warps=tiling.warps, num_stages=_PREFILL_STAGES, launch_pdl=early, maxnreg=tiling.registers,
+        DIM_BLOCK=dim_block(held.shape[-1]), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,
+        KEYS=tiling.keys, PRECISION=precision(q), WINDOW=options.window or 0, CAPPED=options.softcap is not None,
+        KIND=kind_of(kv_cache, kv_scales), PDL=early, COMPILED=q.is_cuda,
+        num_warps=tiling.warps, num_stages=_PREFILL_STAGES, launch_pdl=early, maxnreg=tiling.registers,
     )  # fmt: skip
-
-
-def _dim_block(head_dim: int) -> int:
-    return max(int(triton.next_power_of_2(head_dim)), _MIN_DOT)
-
-
-def _precision(q: torch.Tensor) -> str:
-    """float32 is multiplied as such, not rounded to tf32: it is what parity is measured in."""
-    return "ieee" if q.dtype == torch.float32 else "tf32"

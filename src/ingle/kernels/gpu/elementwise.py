@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.gpu.device import await_previous, pdl
+from ingle.kernels.gpu.kv_codes import encode, kind_of, scales, store, words
 from ingle.kernels.options import Activation
 
 
@@ -170,10 +171,10 @@ def _head_weight(q_norm_ptr, k_norm_ptr, columns, of_q, of_k):
 @triton.jit
 def _rotate_and_store_kernel(
     qkv_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_places_ptr,
-    v_offset, page_stride, token_stride, head_stride, eps,
+    v_offset, page_stride, token_stride, head_stride, scales, eps,
     PAGE_SIZE: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
-    NORM: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -221,8 +222,16 @@ def _rotate_and_store_kernel(
     tl.store(q_row + half, rotated_first, mask=is_q & in_half)
     tl.store(q_row + HALF + half, rotated_second, mask=is_q & in_half)
     is_kv = is_head & (heads >= NUM_HEADS)
-    tl.store(kv_row + half, rotated_first, mask=is_kv & in_half)
-    tl.store(kv_row + HALF + half, rotated_second, mask=is_kv & in_half)
+    if KIND:  # without a rest
+        words, row_scales = encode(rotated_first, rotated_second, 1, KIND)
+        tl.store(kv_row + half, words, mask=is_kv & in_half)
+        scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+        scale_place = place // PAGE_SIZE * scale_page_stride + kv_head * scale_head_stride + place % PAGE_SIZE
+        scale_place += tl.where(is_k, 0, value_scales_at)
+        tl.store(scales_ptr + scale_place, row_scales[:, None], mask=is_kv)
+    else:
+        tl.store(kv_row + half, rotated_first, mask=is_kv & in_half)
+        tl.store(kv_row + HALF + half, rotated_second, mask=is_kv & in_half)
     if REST_BLOCK > 0:
         tl.store(q_row + rest_at, rest, mask=is_q & in_rest)
         tl.store(kv_row + rest_at, rest, mask=is_kv & in_rest)
@@ -237,20 +246,29 @@ def rotate_and_store(
     eps: float,
     kv_cache: torch.Tensor,
     kv_places: torch.Tensor,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_tokens, half = qkv.shape[0], cos_sin.shape[-1] // 2
     num_kv_heads, head_dim = kv_cache.shape[-2:]
+    if kv_scales is not None and 2 * half < head_dim:  # the halves that rotate are not those of a word
+        kv = qkv.new_empty(2, num_tokens, 1, num_kv_heads, head_dim)
+        places = torch.arange(num_tokens, device=qkv.device)
+        q = rotate_and_store(qkv, num_heads, cos_sin, q_norm, k_norm, eps, kv, places)
+        store(kv[:, :, 0], kv_cache, kv_scales, kv_places)
+        return q
+    held = words(kv_cache, kv_scales)
     q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     total = num_heads + 2 * num_kv_heads
     head_block = 2 if num_tokens < 64 else 8  # few tokens: more programs; many: fewer, larger ones
     rest = head_dim - 2 * half
     early = pdl(qkv.device)
     _rotate_and_store_kernel[(num_tokens, triton.cdiv(total, head_block))](
-        qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, kv_cache, kv_places,
-        *kv_cache.stride()[:4], eps,
+        qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, held, kv_places,
+        *held.stride()[:4], scales(kv_scales, qkv), eps,
         PAGE_SIZE=kv_cache.shape[2], NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         HALF=half, HEAD_BLOCK=head_block, HALF_BLOCK=triton.next_power_of_2(half),
         REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
-        NORM=q_norm is not None, PDL=early, num_warps=1 if num_tokens < 64 else 4, launch_pdl=early,
+        NORM=q_norm is not None, KIND=kind_of(kv_cache, kv_scales), PDL=early,
+        num_warps=1 if num_tokens < 64 else 4, launch_pdl=early,
     )  # fmt: skip
     return q

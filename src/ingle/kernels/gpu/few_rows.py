@@ -20,10 +20,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu import codes
+from ingle.kernels.gpu import codes, kv_codes
 from ingle.kernels.gpu.codes import FORMATS, NO_CODES, add_tile, constants, pointers
 from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rms_norm
+from ingle.kernels.gpu.kv_codes import words
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
@@ -52,10 +53,11 @@ _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 def _few_rows_kernel(
     x_desc, weight_desc, x_ptr, weight_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
     values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
-    num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride,
+    num_rows, num_splits, num_squares, eps, qk_eps, v_offset, page_stride, token_stride, head_stride, scales,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, QK_NORM: tl.constexpr,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, KV_KIND: tl.constexpr,
+    SQUARES: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr, CODED: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr,
     GROUP: tl.constexpr, CODE_HALF: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr,
     MINIMA: tl.constexpr,
@@ -145,8 +147,8 @@ def _few_rows_kernel(
             store_rotated(
                 first, other, tile * OUTS // HALF, rows, tile * OUTS % HALF + block, rows < num_rows,
                 out_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
-                qk_eps, v_offset, page_stride, token_stride, head_stride,
-                HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                qk_eps, v_offset, page_stride, token_stride, head_stride, scales,
+                HALF, QK_NORM, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, KV_KIND,
             )  # fmt: skip
         elif ADD:
             place = rows * OUT + first_out + block
@@ -260,7 +262,8 @@ def project_and_store(flow: Flow, weight: Matrix, bias: torch.Tensor | None, rot
     x = _values(flow)
     head_dim = rotation.kv_cache.shape[-1]
     q = x.new_empty(len(x), rotation.num_heads, head_dim)
-    outs = min(head_dim // 2, _OUTS) if rotation.q_norm is None else head_dim // 2  # a norm is that of a whole head
+    of_whole_heads = rotation.q_norm is not None or rotation.kv_scales is not None  # norms and scales are
+    outs = head_dim // 2 if of_whole_heads else min(head_dim // 2, _OUTS)
     shape = _tiling(weight, outs, paired=True, num_sms=num_sms(q.device))
     _run(x, weight, bias, flow.squares, _ROTATE, q, shape, norm=flow.norm, rotation=rotation)
     return q
@@ -298,7 +301,8 @@ def _run(
     parts = x if num_splits == 1 else x.new_empty(num_tiles * num_splits * per_tile * rows, dtype=torch.float32)
     early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
     places = (x, x, x, x, x) if rotation is None else (
-        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x), rotation.kv_cache, rotation.kv_places
+        rotation.cos_sin, _or(rotation.q_norm, x), _or(rotation.k_norm, x),
+        words(rotation.kv_cache, rotation.kv_scales), rotation.kv_places,
     )  # fmt: skip
     if isinstance(weight, Coded):
         codes_or_floats, matrix, consts = weight.codes, pointers(weight), constants(weight)
@@ -313,7 +317,8 @@ def _run(
         *described, x, codes_or_floats, matrix, _or(bias, x), _or(squares_in, x), _or(residual, x), norm.weight,
         out, _or(values, x), _or(squares, x), parts, counters(device), *places,
         num_rows, num_splits, num_squares, norm.eps, 0.0 if rotation is None else rotation.eps,
-        *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        *((0, 0, 0, 0) if rotation is None else places[3].stride()[:4]),
+        kv_codes.scales(None if rotation is None else rotation.kv_scales, x),
         IN=size_in, OUT=size_out, ROWS=rows, OUTS=outs, DEPTH=depth, EPILOGUE=epilogue,
         NORMED=squares_in is not None, BIAS=bias is not None,
         HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
@@ -321,6 +326,7 @@ def _run(
         NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        KV_KIND=0 if rotation is None else kv_codes.kind_of(rotation.kv_cache, rotation.kv_scales),
         SQUARES=triton.next_power_of_2(num_squares), PREFETCH=prefetch, PDL=early,
         CODED=isinstance(weight, Coded), **consts,
         num_warps=4, num_stages=num_stages, launch_pdl=early,

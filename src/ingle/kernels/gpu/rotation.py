@@ -5,17 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ingle.kernels.gpu.kv_codes import encode
+
 
 @triton.jit
 def store_rotated(
     first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
-    eps, v_offset, page_stride, token_stride, head_stride,
+    eps, v_offset, page_stride, token_stride, head_stride, scales,
     HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """What becomes of two blocks [outs, rows] of a head's halves: queries go to q, keys and values to the cache.
 
-    `block` are their places in the half. With QK_NORM they are the whole halves.
+    `block` are their places in the half. With QK_NORM, or a cache of codes, they are the whole halves.
     """
     if head < NUM_HEADS + NUM_KV_HEADS:
         if QK_NORM:
@@ -31,14 +33,22 @@ def store_rotated(
         first = rotated
     dtype = q_ptr.dtype.element_ty
     if head < NUM_HEADS:
-        out = q_ptr + (rows * NUM_HEADS + head) * 2 * HALF + block
-        tl.store(out, first.to(dtype), mask=mask)
-        tl.store(out + HALF, other.to(dtype), mask=mask)
+        q_out = q_ptr + (rows * NUM_HEADS + head) * 2 * HALF + block
+        tl.store(q_out, first.to(dtype), mask=mask)
+        tl.store(q_out + HALF, other.to(dtype), mask=mask)
     else:
         of_key = head < NUM_HEADS + NUM_KV_HEADS
         kv_head = head - NUM_HEADS - tl.where(of_key, 0, NUM_KV_HEADS)
         places = tl.load(kv_places_ptr + rows, mask=mask, other=0)
         place = places // PAGE_SIZE * page_stride + places % PAGE_SIZE * token_stride + kv_head * head_stride
-        out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
-        tl.store(out, first.to(dtype), mask=mask)
-        tl.store(out + HALF, other.to(dtype), mask=mask)
+        kv_out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
+        if KIND:
+            words, row_scales = encode(first, other, 0, KIND)
+            tl.store(kv_out, words, mask=mask)
+            scales_ptr, value_scales_at, scale_page_stride, scale_head_stride = scales
+            scale_place = places // PAGE_SIZE * scale_page_stride + kv_head * scale_head_stride + places % PAGE_SIZE
+            scale_place += tl.where(of_key, 0, value_scales_at)
+            tl.store(scales_ptr + scale_place, row_scales[None, :], mask=mask)
+        else:
+            tl.store(kv_out, first.to(dtype), mask=mask)
+            tl.store(kv_out + HALF, other.to(dtype), mask=mask)

@@ -75,6 +75,12 @@ def leave_part(
 ):  # fmt: skip
     """Writes a part, and returns how many of its sequence's parts are done already."""
     tl.store(parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)
+    return leave_sum(log_sum, place, sums_ptr, arrived_ptr, in_group, COMPILED)
+
+
+@triton.jit
+def leave_sum(log_sum, place, sums_ptr, arrived_ptr, in_group, COMPILED: tl.constexpr):
+    """The end of `leave_part`, for who wrote the part."""
     tl.store(sums_ptr + place, log_sum, mask=in_group)
     barrier(COMPILED)  # the whole program's stores come before its arrival
     return tl.atomic_add(arrived_ptr, 1, sem="acq_rel")

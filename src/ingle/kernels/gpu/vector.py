@@ -97,8 +97,8 @@ def _vector_kernel(
                     first[:, None], other[:, None], tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
                     (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
                     out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                    eps, v_offset, page_stride, token_stride, head_stride,
-                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                    eps, v_offset, page_stride, token_stride, head_stride, (kv_ptr, 0, 0, 0),
+                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
                 )  # fmt: skip
             else:
                 place = tile * OUTS + block
@@ -175,7 +175,7 @@ def project_and_store(
     x: torch.Tensor, norm: Norm | None, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation
 ) -> torch.Tensor:
     """The queries [M, Hq, D] of x, or its norm, rotated; keys and values, of weight's later rows, go to the cache."""
-    if rotation.q_norm is not None:  # a norm is that of a whole head, which no program has
+    if rotation.q_norm is not None or rotation.kv_scales is not None:  # of whole heads, which no program has
         qkv = x.new_empty(len(x), len(weight))
         _run(x, norm, weight, bias, _ADD, qkv)
         return rotate_and_store(qkv, *rotation)

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kv.h"
 #include "operators.h"
 #include "pool.h"
 #include "simd.h"
@@ -19,6 +20,7 @@ namespace {
 constexpr int64_t kBlock = 32;        // keys that rows meet at once
 constexpr int64_t kRows = 48;         // prompt tokens, times heads that share a key head, of one piece of work
 constexpr int64_t kSplitKeys = 256;   // a decoding sequence's keys are shared out in pieces no smaller
+constexpr int64_t kMostKeys = 8192;   // in pieces no larger: one sum of too many float32 numbers loses digits
 constexpr float kNothing = -1e30f;    // the score of a key that is not seen
 constexpr float kLeast = -1e29f;      // above it, and below every other score
 
@@ -36,28 +38,42 @@ void read_head(const T* from, int64_t size, int64_t padded, float* to) {
     for (; i < padded; i += kLanes) store(to + i, Floats{});
 }
 
-// Addresses of the keys and values of positions [first, first + count), count <= 32; beyond, those of the last.
+void scale_head(float* head, int64_t padded, float scale) {
+    for (int64_t i = 0; i < padded; i += kLanes) store(head + i, load(head + i) * scale);
+}
+
+// Addresses of the keys and values, and scales if they have some, of positions [first, first + count), count <= 32; beyond, those of the last.
 template <typename T>
 struct Places {
     const T* keys[kBlock];
     const T* values[kBlock];
+    alignas(64) float key_scales[kCoded<T> ? kBlock : 1];
+    alignas(64) float value_scales[kCoded<T> ? kBlock : 1];
 
     Places(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count) {
+        const Pages<T> own_keys = {(uint8_t*)a.keys, a.page_size, a.num_kv_heads, a.head_dim, kv_head};
+        const Pages<T> own_values = {(uint8_t*)a.values, a.page_size, a.num_kv_heads, a.head_dim, kv_head};
         const int32_t* page = a.page_tables + a.slots[seq] * a.pages_per_slot + first / a.page_size;
-        int64_t offset = first % a.page_size, stride = a.num_kv_heads * a.head_dim;
-        int64_t at = (*page * a.page_size + offset) * stride + kv_head * a.head_dim;
+        int64_t offset = first % a.page_size;
+        const T *key = own_keys.numbers(*page, offset), *value = own_values.numbers(*page, offset);
         for (int64_t j = 0; j < kBlock; j++) {
-            keys[j] = (const T*)a.keys + at;
-            values[j] = (const T*)a.values + at;
+            keys[j] = key;
+            values[j] = value;
+            if constexpr (kCoded<T>) {
+                key_scales[j] = *own_keys.scales(*page, offset);
+                value_scales[j] = *own_values.scales(*page, offset);
+            }
             if (j + 1 >= count) continue;
-            at += stride;
+            key += own_keys.stride();
+            value += own_keys.stride();
             if (++offset == a.page_size) {
                 offset = 0;
-                at = *++page * a.page_size * stride + kv_head * a.head_dim;
+                page++;
+                key = own_keys.numbers(*page, 0);
+                value = own_values.numbers(*page, 0);
             }
         }
     }
-
 };
 
 // The strides are too long, and the pages too short, for the processor to see what comes next. Called for a vector
@@ -199,11 +215,17 @@ void attend_few(const Attention& a, const KeyRange& keys, const KeyRange& next, 
         for (int h = 0; h < Heads; h++) {
             for (int64_t j = 0; j < rounded; j += kLanes) {
                 Floats scores = sums(products[h] + j) * a.scale;
+                if constexpr (kCoded<T>) scores *= load(places.key_scales + j);
                 if (a.softcap > 0) scores = a.softcap * hyperbolic_tangent(scores / a.softcap);
                 store(weights[h] + j, scores);
             }
         }
         const Floats factors = weigh_few<Heads>(weights, count, running);
+        if constexpr (kCoded<T>) {
+            for (int h = 0; h < Heads; h++)
+                for (int64_t j = 0; j < kBlock; j += kLanes)
+                    store(weights[h] + j, load(weights[h] + j) * load(places.value_scales + j));
+        }
         for (vector = 0; vector + together <= whole; vector += together)
             add_values<T, Heads, together>(places, ahead, count, weights, factors, vector, padded, out);
         for (; vector < whole; vector++)
@@ -272,6 +294,7 @@ void attend_decodes(const Attention& a, const std::vector<int64_t>& seqs) {
     int64_t num_pieces = (num_threads() * 4 + num_pairs - 1) / num_pairs, most = (longest + kSplitKeys - 1) / kSplitKeys;
     if (num_threads() == 1 || num_pairs >= num_threads() * 4) num_pieces = 1;
     if (num_pieces > most) num_pieces = most;
+    if (num_pieces * kMostKeys < longest) num_pieces = (longest + kMostKeys - 1) / kMostKeys;
     std::vector<Running> running(num_pairs * num_pieces * group);
     std::vector<float> parts(num_pairs * num_pieces * group * padded);
     const auto range_of = [&](int64_t index) -> KeyRange {
@@ -397,6 +420,10 @@ void attend_many(const Attention& a, int64_t seq, int64_t kv_head, int64_t first
         for (int64_t j = 0; j < num_keys; j++) {
             read_head(places.keys[j], size, padded, keys + j * padded);
             read_head(places.values[j], size, padded, values + j * padded);
+            if constexpr (kCoded<T>) {
+                scale_head(keys + j * padded, padded, places.key_scales[j]);
+                scale_head(values + j * padded, padded, places.value_scales[j]);
+            }
         }
         memset(keys + num_keys * padded, 0, (kBlock - num_keys) * padded * sizeof(float));
         memset(values + num_keys * padded, 0, (kBlock - num_keys) * padded * sizeof(float));
@@ -442,7 +469,5 @@ void attend(const Attention& a) {
 }  // namespace ingle
 
 extern "C" void ingle_attention(const ingle::Attention* a) {
-    if (a->kv_type == ingle::kHalf) ingle::attend<ingle::Half>(*a);
-    else if (a->kv_type == ingle::kBrain) ingle::attend<ingle::Brain>(*a);
-    else ingle::attend<float>(*a);
+    ingle::with_kv_type(a->kv_type, [&](auto number) { ingle::attend<decltype(number)>(*a); });
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kv.h"
 #include "operators.h"
 #include "pool.h"
 #include "simd.h"
@@ -58,8 +59,17 @@ void copy_head(const float* head, int64_t size, T* out) {
     for_each_vector(size, [&](int64_t i, int64_t n) { write(out + i, read(head + i, n), n); });
 }
 
+// A key or value on its way to a token's place, an index over pages.
 template <typename T>
-void rotate_and_store(const Rotation& r, T* keys, T* values) {
+void put_head(const Rotation& r, const float* head, void* side, int64_t kv_head, int64_t place) {
+    const Pages<T> pages = {(uint8_t*)side, r.page_size, r.num_kv_heads, r.head_dim, kv_head};
+    const int64_t page = place / r.page_size, offset = place % r.page_size;
+    if constexpr (kCoded<T>) *pages.scales(page, offset) = encode(head, r.head_dim, pages.numbers(page, offset));
+    else copy_head(head, r.head_dim, pages.numbers(page, offset));
+}
+
+template <typename T>
+void rotate_and_store(const Rotation& r) {
     int64_t num_kv_heads = r.num_kv_heads, num_heads = r.num_heads, size = r.head_dim;
     parallel_ranges(r.num_tokens, kLeastRows, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; t++) {
@@ -70,10 +80,10 @@ void rotate_and_store(const Rotation& r, T* keys, T* values) {
                 if (weight) normalize(head, weight, r.eps, size, head);
                 rotate(head, cos_sin, r.rotary_dim / 2);
                 if (h < num_heads && r.query_factors) scale(head, r.query_factors[t], size);
-                if (h >= num_heads) copy_head(head, size, keys + (r.kv_places[t] * num_kv_heads + h - num_heads) * size);
+                if (h >= num_heads) put_head<T>(r, head, r.keys, h - num_heads, r.kv_places[t]);
             }
             for (int64_t h = 0; h < num_kv_heads; h++, head += size)
-                copy_head(head, size, values + (r.kv_places[t] * num_kv_heads + h) * size);
+                put_head<T>(r, head, r.values, h, r.kv_places[t]);
         }
     });
 }
@@ -158,7 +168,5 @@ extern "C" void ingle_gated(const float* gate_up, int32_t activation, int64_t nu
 }
 
 extern "C" void ingle_rotate_and_store(const Rotation* r) {
-    if (r->kv_type == kHalf) return rotate_and_store(*r, (Half*)r->keys, (Half*)r->values);
-    if (r->kv_type == kBrain) return rotate_and_store(*r, (Brain*)r->keys, (Brain*)r->values);
-    rotate_and_store(*r, (float*)r->keys, (float*)r->values);
+    with_kv_type(r->kv_type, [&](auto number) { rotate_and_store<decltype(number)>(*r); });
 }

@@ -48,6 +48,7 @@ void attend(const Step& s, const Layer& layer, int64_t index, const float* x, fl
                                .num_kv_heads = s.attention.num_kv_heads,
                                .head_dim = s.attention.head_dim,
                                .rotary_dim = s.rotary_dims[layer.rope],
+                               .page_size = s.attention.page_size,
                                .eps = layer.qk_eps,
                                .kv_type = s.attention.kv_type};
     ingle_rotate_and_store(&rotation);

@@ -9,25 +9,25 @@ namespace ingle {
 
 enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
 enum Scoring : int32_t { kSoftmax = 0, kSigmoid = 1 };
-enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2 };
+enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2, kInt8 = 3, kE4m3 = 4, kE5m2 = 5 };
 
 struct Rotation {
     float* qkv;              // [num_tokens, num_heads + 2 * num_kv_heads, head_dim], rotated in place
     const float* cos_sin;    // [num_tokens, rotary_dim]
     const float* q_norm;     // [head_dim], or null
     const float* k_norm;
-    void* keys;              // [places, num_kv_heads, head_dim]
+    void* keys;              // pages, as `kv.h` has them
     void* values;
     const int64_t* kv_places; // [num_tokens], each a place
     const float* query_factors;  // [num_tokens], of queries once they are rotated; or null
-    int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, page_size;
     float eps;
     int32_t kv_type;
 };
 
 struct Attention {
     const float* q;              // [num_tokens, num_heads, head_dim], rows q_stride apart
-    const void* keys;            // [places, num_kv_heads, head_dim]
+    const void* keys;            // pages, as `kv.h` has them
     const void* values;
     const int32_t* page_tables;  // [slots, pages_per_slot]
     const int64_t* slots;        // [num_seqs]

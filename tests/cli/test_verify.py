@@ -26,6 +26,7 @@ def test_a_table_and_a_verdict(ingle: Run, folder: Path) -> None:
     result = ingle("verify", str(folder), "--dtype", "float32", *FAST, "--output", str(figures))
     assert result.code == 0, result.err
     assert "verdict: PASS" in result.out and "The capital of France is" in result.out
+    assert "perplexity of the texts: " in result.out and "(+0.000 %)" in result.out.replace("-0.000", "+0.000")
     assert "transformers' code for 'llama', reading the folder itself" in result.out
     found = json.loads(figures.read_text())
     assert found["passed"] and found["dtype"] == "float32" and len(found["prompts"]) == 3

@@ -162,7 +162,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
 def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
     part, values = packed(code_type, num_rows, columns)
     weight = weight_of(part)
-    for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40):
+    for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40, 100):
         x = torch.randn(num_tokens, columns)
         expected = product(x, values, code_type.bits)
         scale = float((x.abs() @ values.abs().T).max())  # of what is added: sums themselves may cancel

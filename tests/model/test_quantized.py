@@ -174,6 +174,21 @@ def test_experts_of_a_mixture(tmp_path: Path) -> None:
     assert {type(each) for each in experts_of(by_pytorch)} == {CodedExperts}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["gptq", "gptq-act-order", "fp8"])
+def test_experts_of_a_mixture_on_a_gpu(tmp_path: Path, name: str) -> None:
+    plain = mixture(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS[name])
+    on_gpu = {"dtype": "bfloat16", "device": "cuda"}
+    engine, decoded = engine_for(coded, **on_gpu), engine_for(plain, **on_gpu)
+    assert {type(each) for each in experts_of(engine)} == {CodedExperts}
+    for prompt in (PROMPT[:1], PROMPT[:5]):  # few, for rounding chooses other experts sooner or later
+        exact = engine_logits(engine_for(plain), prompt)
+        ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
+        assert off(ours, exact) < 1.5 * off(theirs, exact) + 0.02
+    assert len(greedy(engine, PROMPT, 16)) == 16
+
+
 def experts_of(engine: Engine) -> list[object]:
     device = engine.worker.device
     assert isinstance(device, TorchDevice)
@@ -221,6 +236,20 @@ def test_as_old_quantizers_left_it(tmp_path: Path) -> None:
     shutil.copy(coded / "gptq_model-4bit-32g.safetensors", coded / "gptq_model-8bit-32g.safetensors")
     with pytest.raises(ModelError, match=r"holds several models \(gptq_model-4bit-32g.safetensors, gptq_model-8bit"):
         engine_for(coded)
+
+
+def test_scales_of_keys_and_values_are_no_weights(tmp_path: Path) -> None:
+    """FP8 checkpoints bring them in several places."""
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS["fp8-whole"])
+    tensors = load_file(coded / "model.safetensors")
+    for layer in ("model.layers.0.self_attn", "model.layers.1.self_attn"):
+        for suffix in ("k_scale", "v_scale", "k_proj.k_scale", "v_proj.v_scale", "attn.k_scale", "k_proj.output_scale"):
+            tensors[f"{layer}.{suffix}"] = torch.tensor(0.02)
+        tensors[f"{layer}.q_proj.input_scale"] = torch.tensor(0.01)
+    save_file(tensors, coded / "model.safetensors")
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
 
 
 def without(suffix: str) -> Callable[[Path], None]:

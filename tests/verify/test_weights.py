@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from ingle.config import EngineConfig
 from ingle.text.load import load_tokenizer
 from ingle.verify.prompts import PASSAGE
 from ingle.verify.reference import reference_for
-from ingle.verify.scores import Scores, score_by_engine
+from ingle.verify.scores import perplexity, score_by_engine
 from tests.support import engine_for
 
 pytestmark = [pytest.mark.weights, pytest.mark.timeout(900)]
@@ -48,12 +46,6 @@ print(json.dumps([anonymous() - before, info.weight_bytes]))
 def model(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
-
-
-def perplexity(scores: Sequence[Scores]) -> float:
-    values = [value for each in scores for value in each.logprobs]
-    assert len(values) == NUM_WINDOWS * (WINDOW - 1)
-    return math.exp(-sum(values) / len(values))
 
 
 def test_perplexity_is_that_of_the_decoded_model(model: Path) -> None:

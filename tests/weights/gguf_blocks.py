@@ -25,9 +25,14 @@ def random_blocks(kind: str, rows: int, columns: int, *, std: float | None = Non
         if kind == "MXFP4":
             blocks[..., 0] = exponents + round(np.log2(scale))
         else:
-            at, count = HALVES[kind]
+            at, count = HALVES.get(kind, (0, 1))
             halves = (steps[..., :count] * scale).astype(np.float16)
-            blocks[..., at : at + 2 * count] = halves.view(np.uint8)
+            if kind == "IQ1_M":  # four bits of it in each of four halves
+                parts = blocks[..., 48:].copy().view(np.uint16)
+                parts = parts & 0xFFF | (halves.view(np.uint16) >> np.arange(0, 16, 4, dtype=np.uint16) & 15) << 12
+                blocks[..., 48:] = parts.astype(np.uint16).view(np.uint8)
+            else:
+                blocks[..., at : at + 2 * count] = halves.view(np.uint8)
         return blocks.reshape(rows, -1)
 
     data = write(1)

@@ -68,6 +68,12 @@ def test_every_stored_type(write_gguf, model_metadata, type_name: str) -> None:
     scale = float(decoded.abs().max())
     torch.testing.assert_close(all_rows(matrix), decoded, atol=scale * 1e-7, rtol=3e-7)
     assert matrix.num_parameters == 40 * columns
+    x = np.random.default_rng(1).standard_normal((17, columns)).astype(np.float32)
+    expected = x.astype(np.float64) @ decoded.double().numpy().T
+    tolerance = 8e-3 if type_name in ("F32", "F16", "BF16") else 2e-3
+    for count in (1, 17):
+        product = matrix.multiply(x[:count])
+        np.testing.assert_allclose(product, expected[:count], rtol=0, atol=tolerance * float(np.abs(expected).max()))
 
 
 def test_equal_types_share_a_part_and_others_do_not(write_gguf, model_metadata) -> None:

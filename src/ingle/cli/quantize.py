@@ -32,7 +32,7 @@ class Quantize:
     """A model's folder, or a name as `ingle serve` takes it, of floats in safetensors."""
     out: Positional[Path] = Path()
     """The new folder."""
-    to: Literal["int4", "int8", "fp8"] | None = None
+    to: Literal["int4", "int8", "fp8"] = "int4"
     """What weights become: int4 with zeros, int8, each in groups, or fp8 with a scale for each row."""
     group_size: int | None = None
     """Weights that share a scale: 128, or fewer where 128 do not divide a matrix; 0 for those of a row."""
@@ -42,10 +42,8 @@ class Quantize:
 
 def main(argv: Sequence[str]) -> None:
     flags = parse(Quantize, argv, command="quantize")
-    if not flags.model or flags.out == Path() or flags.to is None:
-        raise ConfigError(
-            "ingle quantize needs MODEL, --to and OUT: `ingle quantize Qwen/Qwen3-0.6B --to int4 qwen3-int4`"
-        )
+    if not flags.model or flags.out == Path():
+        raise ConfigError("ingle quantize needs MODEL and OUT: `ingle quantize Qwen/Qwen3-0.6B --to int4 qwen3-int4`")
     from ingle.hub.resolve import ensure_model
     from ingle.quantize.run import quantize
 

@@ -184,13 +184,14 @@ def table(result: Verification) -> str:
         )
     every = result.comparisons
     num_equal, num_ties = sum(one.num_equal for one in every), sum(one.num_ties for one in every)
-    worst_gap = max(one.worst_gap for one in every)
+    worst_gap, (ours, right) = max(one.worst_gap for one in every), result.perplexities
     lines += [
         "",
         f"log probabilities are apart by {result.distance.mean:.2g} in the mean, {result.distance.max:.2g} at most "
         f"(tolerance {tolerance.mean:.2g} and {tolerance.max:.2g})",
         f"greedy tokens: {num_equal} equal, {num_ties} ties, {result.num_wrong} wrong; the reference prefers its own "
         f"by {worst_gap:.2g} at most (a tie up to {tolerance.tie:.2g})",
+        f"perplexity of the texts: {ours:.5g}, the reference's {right:.5g} ({100 * (ours / right - 1):+.3f} %)",
         f"tolerance for {tolerance.why}",
         f"verdict: {'PASS' if result.passed else 'FAIL'}",
     ]
@@ -210,6 +211,8 @@ def _figures(result: Verification) -> dict[str, Any]:
         "independent": result.reference.independent,
         "tolerance": asdict(result.tolerance),
         "distance": asdict(result.distance),
+        "perplexity": result.perplexities[0],
+        "reference_perplexity": result.perplexities[1],
         "prompts": [
             {"prompt": name, **asdict(one)} for name, one in zip(result.prompts, result.comparisons, strict=True)
         ],

@@ -11,7 +11,7 @@ from ingle.weights.quantized.scheme import Target
 
 _SCALE_BITS = 16
 _GROUP = 128
-_LLM_INT8, _NF4_BITS = 8, 4.5
+_LLM_INT8, _NF4_BITS, _NVFP4_BITS = 8, 4.5, 4.5
 _METHODS_WITH_ZEROS = ("gptq", "awq", "gptq_marlin", "awq_marlin", "auto-round", "autoround")
 """Which store a zero of each group in as many bits as a code."""
 
@@ -61,11 +61,17 @@ def _quantization(settings: Mapping[str, Any]) -> Quantization:
         return Quantization(method, 8 + 32 / _GROUP**2, _GROUP)
     if method == "mxfp4":
         return Quantization(method, 4 + 8 / 32, 32)
+    if method.startswith("modelopt"):
+        said = values.section("quantization").values or settings
+        is_float4 = "fp4" in str(said.get("quant_algo")).lower()
+        return Quantization(method, _NVFP4_BITS, 16) if is_float4 else Quantization(method, 8, 1)
     if method == "bitsandbytes":
         return Quantization(method, _NF4_BITS if settings.get("load_in_4bit") else _LLM_INT8, 1)
     bits = values.integer("bits", values.integer("num_bits", 4, most=16), most=16)
     group = values.values.get("group_size")
     size = group if type(group) is int and group > 0 else 0  # -1, and none, is a scale for each row
+    if bits == 4 and values.values.get("type") == "float":  # compressed-tensors' NVFP4 and MXFP4
+        return Quantization(method, 4 + 8 / size if size else 4, size or 1)
     zeros = bits if method in _METHODS_WITH_ZEROS else _SCALE_BITS if method == "MLX" else 0
     return Quantization(method, bits + ((_SCALE_BITS + zeros) / size if size else 0), size or 1)
 

@@ -17,7 +17,7 @@ from ingle.engine.memory import memory_of
 from ingle.errors import ConfigError
 from ingle.verify.prompts import random_prompts
 from ingle.verify.reference import Reference, reference_for
-from ingle.verify.scores import Answer, Scores, answer_all
+from ingle.verify.scores import Answer, Scores, answer_all, perplexity
 from ingle.verify.verdict import Comparison, Distance, Tolerance, compare, distance, tolerance_for
 
 _CHUNK = 64
@@ -37,6 +37,8 @@ class Verification:
     tolerance: Tolerance
     distance: Distance
     """Of all tokens."""
+    perplexities: tuple[float, float]
+    """Ours, and the reference's in float32, of the texts and the answers to them."""
 
     @property
     def num_wrong(self) -> int:
@@ -84,6 +86,10 @@ def verify(
         comparisons=[compare(answer, scores, tolerance) for answer, scores in zip(answers, right, strict=True)],
         tolerance=tolerance,
         distance=distance(answers, right),
+        perplexities=(
+            perplexity([answer.forced for answer in answers[: len(texts)]]),
+            perplexity(right[: len(texts)]),
+        ),
     )
 
 

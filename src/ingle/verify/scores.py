@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,12 @@ def answer_all(engine: Engine, prompts: Sequence[list[int]], num_tokens: int) ->
         )
         for prompt, answer, outputs, read in zip(prompts, tokens, decoded, forced, strict=True)
     ]
+
+
+def perplexity(scores: Sequence[Scores]) -> float:
+    """Of all tokens but the first of each sequence; NaN of none."""
+    values = [value for each in scores for value in each.logprobs]
+    return math.exp(-sum(values) / len(values)) if values else math.nan
 
 
 def score_by_engine(engine: Engine, sequences: Sequence[list[int]]) -> list[Scores]:

@@ -29,14 +29,12 @@ class CodedPart:
         first = groups[0]
         if code_types.BLOCKS_ON_GPU and first.table is not None and device.type == "cuda" and suits_planes(first):
             return cls(in_planes(groups, device), dtype)
-        scales = torch.from_numpy(np.concatenate([each.scales for each in groups]))
-        halves = all(each.half_scales for each in groups)
         zeros = None if first.zeros is None else torch.from_numpy(np.concatenate([each.zeros for each in groups]))
         return cls(
             Coded.of(
                 first.kind,
                 torch.from_numpy(np.concatenate([each.codes for each in groups])).to(device),
-                (scales.half() if halves else scales).to(device),
+                _scales_of(groups).to(device),
                 None if zeros is None else zeros.to(device),
                 first.group_size,
                 None if first.order is None else torch.from_numpy(first.order).long().to(device),
@@ -89,8 +87,8 @@ def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = 
         there = [tensor for tensor in tensors if tensor is not None]
         return torch.from_numpy(np.concatenate(there)).to(device) if there else None
 
-    codes, scales = joined([each.codes for each in groups]), joined([each.scales for each in groups])
-    assert codes is not None and scales is not None
+    codes = joined([each.codes for each in groups])
+    assert codes is not None
     if first.kind == "int4":
         codes = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1)
     order = None if first.order is None else torch.from_numpy(first.order).to(device)
@@ -99,7 +97,7 @@ def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = 
     return Coded(
         first.kind,
         codes,
-        scales.half() if all(each.half_scales for each in groups) else scales,
+        _scales_of(groups).to(device),
         joined([each.zeros for each in groups]),
         first.group_size,
         half=1,
@@ -108,6 +106,12 @@ def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = 
         table=None if first.table is None else torch.tensor(TABLES[first.table], device=device),
         quantizes_inputs=first.quantizes_inputs,
     ).into_planes()
+
+
+def _scales_of(groups: Sequence[Groups]) -> torch.Tensor:
+    """With what all of a matrix's are multiplied with, in float16 where that holds them."""
+    scales = torch.from_numpy(np.concatenate([each.scales * np.float32(each.unit) for each in groups]))
+    return scales.half() if all(each.half_scales and each.unit == 1 for each in groups) else scales
 
 
 def kind_of(groups: Groups) -> tuple[object, ...]:

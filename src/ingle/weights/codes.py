@@ -188,12 +188,17 @@ def _iq1_s(blocks: torch.Tensor) -> Contents:
 def _iq1_m(blocks: torch.Tensor) -> Contents:
     """The block's scale is in the upper bits of four halves, whose lower ones have steps, each of 16 numbers."""
     upper, halves = _fields(blocks[:, 32:48], 4, 1).int(), _halves(blocks[:, 48:56])
-    shifts, nibbles = (torch.tensor(each, device=blocks.device) for each in ((0, 3, 6, 9), (12, 8, 4, 0)))
-    bits = ((halves & 0xF000) >> nibbles).sum(1, dtype=torch.int32).to(torch.int16)
-    scale = bits.view(torch.float16).float().unsqueeze(1)
+    shifts = torch.tensor((0, 3, 6, 9), device=blocks.device)
     steps = (halves.unsqueeze(-1) >> shifts & 7).view(len(blocks), -1)
     indices = blocks[:, :32].int() | (upper & 7) << 8
-    return _of_grid("IQ1_M", indices, -(upper >> 3), (2 * steps + 1).float().mul_(scale).mul_(1 / 8))
+    return _of_grid("IQ1_M", indices, -(upper >> 3), (2 * steps + 1).float().mul_(iq1_m_scale(blocks)).mul_(1 / 8))
+
+
+def iq1_m_scale(blocks: torch.Tensor) -> torch.Tensor:
+    """float32 `(blocks, 1)`"""
+    halves, nibbles = _halves(blocks[:, 48:56]), torch.tensor((12, 8, 4, 0), device=blocks.device)
+    bits = ((halves & 0xF000) >> nibbles).sum(1, dtype=torch.int32).to(torch.int16)
+    return bits.view(torch.float16).float().unsqueeze(1)
 
 
 def _words(groups: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from ingle.kernels.coded import MIDDLE, Coded, CodedKind
 from ingle.weights import codes
-from ingle.weights.code_types import CODE_TYPES
+from ingle.weights.code_types import CODE_TYPES, GRIDS
 from ingle.weights.gguf import BLOCK_TYPES
 from ingle.weights.source import StoredRows
 
@@ -100,6 +100,17 @@ def _mxfp4(blocks: torch.Tensor) -> _Contents:
     return _Contents(held.codes, held.scales.bfloat16())  # which has every power of two that they are
 
 
+def _of_grid(name: str) -> Callable[[torch.Tensor], _Contents]:
+    def take(blocks: torch.Tensor) -> _Contents:
+        held = codes.CODED_BLOCKS[name].split(blocks)
+        scale = codes.iq1_m_scale(blocks) if name == "IQ1_M" else _half(blocks, 0).float()
+        factors = scale * CODE_TYPES[name].unit
+        steps = (held.scales / factors).nan_to_num_(1, 1, 1)  # odd numbers up to 31, exactly
+        return _Contents(held.codes, steps.to(torch.uint8), factors)
+
+    return take
+
+
 TYPES = {
     "Q4_0": _Type("int4", _simple("Q4_0"), -8),
     "Q4_1": _Type("int4", _simple("Q4_1")),
@@ -113,6 +124,7 @@ TYPES = {
     "Q6_K": _Type("int6", _q6_k),
     "IQ4_NL": _Type("int4", _simple("IQ4_NL"), looks_up=True),
     "IQ4_XS": _Type("int4", _iq4_xs, looks_up=True),
+    **{name: _Type("int4", _of_grid(name), looks_up=True) for name in GRIDS},
     "TQ1_0": _Type("int2", _ternary("TQ1_0"), -1),
     "TQ2_0": _Type("int2", _ternary("TQ2_0"), -1),
     "MXFP4": _Type("int4", _mxfp4, looks_up=True),

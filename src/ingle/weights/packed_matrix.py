@@ -254,7 +254,7 @@ class _Codes(NamedTuple):
         has_zeros = groups.zeros is not None
         if groups.table is not None:
             held = INTEGERS[groups.table]
-            return CodeType(4, size, not groups.half_scales, unit=held.unit, codebook=held.codebook)
+            return CodeType(4, size, not groups.half_scales, unit=held.unit * groups.unit, codebook=held.codebook)
         # 8 bits hold the middle less any zero but 0 itself of codes of 8 bits.
         in_scales = groups.zeros is not None and (groups.kind == "int4" or bool(groups.zeros.all()))
         return replace(

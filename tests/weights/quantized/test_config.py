@@ -383,5 +383,7 @@ def test_the_flag(tmp_path: Path) -> None:
     for value, target in (("int4", "int4"), ("INT8", "int8"), ("fp8", "fp8"), ("ptpc_fp8", "fp8")):
         assert check_flag(value, tmp_path, None) == target
     for value in ("awq", "bitsandbytes", "experts_int8", "q4_k_m"):
-        with pytest.raises(ConfigError, match=f"--quantization {value}: .*is not quantized.*int4, int8 or fp8 rounds"):
+        with pytest.raises(
+            ConfigError, match=f"--quantization {value}: .*is not quantized.*give int4, int8 or fp8, which rounds"
+        ):
             check_flag(value, tmp_path, None)

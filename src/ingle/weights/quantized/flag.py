@@ -31,7 +31,7 @@ _METHODS = {
 """By what vLLM's flag calls them."""
 _NOTHING = ("auto", "none", "")
 _ROUNDED: dict[str, Target] = {"int4": "int4", "int8": "int8", "fp8": "fp8", "ptpc_fp8": "fp8"}
-_INSTEAD = "int4, int8 or fp8 rounds the weights while they are loaded"
+_INSTEAD = "give int4, int8 or fp8, which rounds the weights while they are loaded"
 
 
 def check_flag(value: str | None, path: Path, quantization: Quantization | None) -> Target | None:
@@ -52,7 +52,7 @@ def check_flag(value: str | None, path: Path, quantization: Quantization | None)
     elif wanted in _ROUNDED:
         return _ROUNDED[wanted]
     elif wanted in _METHODS or wanted == "gguf":
-        is_so, alternative = "not quantized", f"leave the flag out; {_INSTEAD}"
+        is_so, alternative = "not quantized", f"leave the flag out, or {_INSTEAD}"
     else:
         is_so, alternative = "not quantized, and ingle does not quantize so", _INSTEAD
     raise ConfigError(f"--quantization {value}: {path} is {is_so}", alternative=alternative)

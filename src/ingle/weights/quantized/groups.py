@@ -50,6 +50,8 @@ class Groups:
     so are inputs that none names."""
     quantizes_inputs: bool = False
     """As `Scheme` has it."""
+    unit: float = 1.0
+    """What all numbers are multiplied with, where scales are small floats."""
     table: Table | None = None
     """What codes of int4 stand for, a key of `TABLES`; None for integers. There are no zeros with one."""
 
@@ -126,7 +128,7 @@ class Groups:
         elif self.kind != "fp8":
             zeros = np.float32(MIDDLE[self.kind]) if self.zeros is None else self.zeros[:, group].astype(np.float32)
             values -= zeros
-        values *= self.scales[:, group]
+        values *= self.scales[:, group] * np.float32(self.unit)
         if self.order is None:
             return values
         by_input = np.zeros((len(values), self.num_inputs), np.float32)

@@ -236,14 +236,16 @@ def _read_whole(module: Module, rows: int, columns: int) -> Groups:
 def _read_nibbles(module: Module, rows: int, columns: int) -> Groups:
     scheme, scales = module.scheme, module.floats("weight_scale")
     assert scheme.group_size is not None
+    unit = 1.0
     if scheme.table == "nvfp4":
         suffix = _whole_scale(module)
         whole = module.floats(suffix).reshape(())
         if not np.isfinite(whole) or whole <= 0:
             raise module.fail(suffix, f"is {whole}, no scale", DOWNLOAD)
-        scales = scales / whole if suffix == "weight_global_scale" else scales * whole
+        unit = float(1 / whole if suffix == "weight_global_scale" else whole)
     codes = np.asarray(module.array(module.marker), np.uint8)
-    return Groups("int4", codes, scales, None, scheme.group_size, half_holds(scales), table=scheme.table)
+    half = half_holds(scales)
+    return Groups("int4", codes, scales, None, scheme.group_size, half, unit=unit, table=scheme.table)
 
 
 class _Layout(NamedTuple):

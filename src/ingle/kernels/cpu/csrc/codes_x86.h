@@ -235,6 +235,30 @@ struct UpperCodes : Codes<4> {
 
     using Codes<4>::Codes;
 
+    // Of a vector of rows, the numbers of a pair of columns less the least.
+    static inline __attribute__((always_inline)) Pairs unpack(Pairs stored, const Pairs* upper, int vector, int pair) {
+        const Pairs of = upper[vector * kUpperVectors / kVectors];
+        const int shift = upper_bit(vector, pair) - 4;
+        constexpr uint16_t mask = ((1 << Upper) - 1) << 4;
+        return (stored >> 4 * (pair % kPairs) & 15) | ((shift < 0 ? of << -shift : of >> shift) & mask);
+    }
+
+    // A unit as Codes<8> has it.
+    static void expand(const uint8_t* unit, const Matrix& m, uint8_t* out) {
+        const uint16_t least = m.codebook[0] + (kSigns & 128);
+        Pairs upper[kUpperVectors];
+        for (int i = 0; i < kUpperVectors; i++) upper[i] = (Pairs)load((const int32_t*)(unit + kLowerBytes) + i * kLanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+#pragma GCC unroll 2
+            for (int i = 0; i < kVectors; i++) {
+                const Pairs stored = (Pairs)load((const int32_t*)unit + (r / 2 * kVectors + i) * kLanes);
+                const Pairs first = unpack(stored, upper, i, 2 * r), second = unpack(stored, upper, i, 2 * r + 1);
+                const Pairs both = ((first + least) & 255) | (second + least) << 8;
+                memcpy(out + (r * kVectors + i) * kRegisterBytes, &both, sizeof both);
+            }
+    }
+
     template <int Tokens, Reading How>
     inline __attribute__((always_inline)) void multiply(Sums<Tokens>& sums, const uint8_t* codes, const Operand* x) const {
         Pairs upper[kUpperVectors];
@@ -249,12 +273,7 @@ struct UpperCodes : Codes<4> {
             for (int pair = 0; pair < kPairs; pair++) {
                 Pairs w[kVectors];
 #pragma GCC unroll 2
-                for (int i = 0; i < kVectors; i++) {
-                    const Pairs of = upper[i * kUpperVectors / kVectors];
-                    const int shift = upper_bit(i, r * kPairs + pair) - 4;
-                    constexpr uint16_t mask = ((1 << Upper) - 1) << 4;
-                    w[i] = (stored[i] >> 4 * pair & 15) | ((shift < 0 ? of << -shift : of >> shift) & mask);
-                }
+                for (int i = 0; i < kVectors; i++) w[i] = unpack(stored[i], upper, i, r * kPairs + pair);
 #pragma GCC unroll 12
                 for (int t = 0; t < Tokens; t++) {
                     const Ints both = splat((int32_t)x[t * kUnit / 2 + r * kPairs + pair]);

@@ -524,9 +524,52 @@ void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, f
     }
 }
 
+// Tiles of tokens from which on a block's codes of 5 and 6 bits are taken apart once for all, to 8 bits.
+constexpr int64_t kExpandedTiles = 8;
+
+// The block of `m` as the only one of a matrix in `data`, which is as `m` with codes of 8 bits.
+template <int Bits>
+Matrix expanded(const Matrix& m, int64_t block, std::vector<uint8_t>& data) {
+    Matrix out = m;
+    out.bits = 8, out.rows = m.rows - block * kBlockRows;
+    if (out.rows > kBlockRows) out.rows = kBlockRows;
+    constexpr int64_t line = 64, from_bytes = kBlockRows * kUnit * Bits / 8, to_bytes = kBlockRows * kUnit;
+    data.resize(num_spans(m) * span_bytes(out) + kAhead + 2 * line);
+    out.data = data.data() + (line - (uintptr_t)data.data() % line) % line;
+    const int64_t units = span_groups(m) * m.group_size / kUnit, head = codes_offset(m);
+    for (int64_t s = 0; s < num_spans(m); s++) {
+        const uint8_t* from = span_at(m, block, s);
+        uint8_t* to = span_at(out, 0, s);
+        memcpy(to, from, head);
+        for (int64_t u = 0; u < units; u++) Codes<Bits>::expand(from + head + u * from_bytes, m, to + head + u * to_bytes);
+    }
+    return out;
+}
+
+template <int Bits>
+void multiply_expanded(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, float* y, int64_t y_stride) {
+    static thread_local Tiled<Codes<8>> own;
+    auto& tiled = own;  // in a lambda, another thread would name its own
+    Matrix wide = m;
+    wide.bits = 8;
+    tile_x<8>(wide, x, x_stride, num_tokens, tiled);
+    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
+        static thread_local std::vector<uint8_t> data;
+        for (int64_t block = begin; block < end; block++)
+            multiply_block<8>(expanded<Bits>(m, block, data), 0, tiled, y + block * kBlockRows, y_stride);
+    });
+}
+
 template <int Bits>
 void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
                  PerMatrix<float> y) {
+    if constexpr (kAreOffset<Bits>)
+        if (num_tokens > kExpandedTiles * Codes<Bits>::kMostTokens) {
+            for (int64_t i = 0; i < count; i++)
+                multiply_expanded<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, y.data + i * y.matrix,
+                                        y.token);
+            return;
+        }
     static thread_local std::vector<Tiled<Codes<Bits>>> own;
     if ((int64_t)own.size() < count) own.resize(count);
     auto* tiled = own.data();  // in a lambda, another thread would name its own

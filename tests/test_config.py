@@ -21,7 +21,7 @@ def test_sizes(text: str, expected: int) -> None:
     "options",
     [
         {"kv_cache_memory": "lots"}, {"kv_cache_memory": "0"}, {"max_model_len": 0}, {"gpu_memory_utilization": 1.5},
-        {"block_size": 17}, {"tensor_parallel_size": 0}, {"pipeline_parallel_size": 2},
+        {"block_size": 17}, {"tensor_parallel_size": 0}, {"pipeline_parallel_size": 0}, {"pipeline_layers": "3,0"},
         {"device": "tpu"}, {"dtype": "int8"}, {"load_format": "bin"}, {"max_model_len": "4k"},
         {"rope_theta": 0.0}, {"rope_theta": float("nan")}, {"rope_theta": float("inf")},
         {"rope_scaling": "yarn"}, {"rope_scaling": "[4.0]"}, {"rope_scaling": 4.0}, {"rope_scaling": "[" * 100_000},

@@ -31,6 +31,10 @@ class KvGroup:
     window: int | None
     """How many tokens one of these layers looks back at most, the present one included; None for all."""
 
+    def of_layers(self, layers: range) -> KvGroup:
+        """Of these neighbouring layers alone, counted from their first."""
+        return KvGroup(tuple(layer - layers.start for layer in self.layers if layer in layers), self.window)
+
 
 @dataclass(frozen=True)
 class KvSpec:

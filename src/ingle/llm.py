@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -102,6 +103,7 @@ class LLM:
         self.engine, self.info = build_engine(config, Path(source.path), report, tokenizer=lambda: text.tokenizer)
         for notice in [*self.info.notices, *text.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
+        self.engine.worker.device.if_stuck(_end_at_once)
         if self.engine.keeper is not None:
             weakref.finalize(self, self.engine.close, _KEEP_S)
         self._shared = SharedEngine(self.engine)
@@ -379,6 +381,12 @@ def _pooling_params(params: PoolingParams | None, options: Mapping[str, Any]) ->
     if others := sorted(options.keys() - set(known)):
         raise RequestError(f"embed() has no option {others[0]!r:.60}: it takes {', '.join(known)}")
     return PoolingParams(**{name: options.get(name, getattr(base, name)) for name in known})
+
+
+def _end_at_once(reason: str) -> None:
+    """A step will never end, and nothing in this process can interrupt it."""
+    logger.critical("%s; this process waits for a GPU that never answers, and ends", reason)
+    os._exit(1)
 
 
 def _as_batch(prompts: Any) -> list[Prompt]:

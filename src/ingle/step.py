@@ -30,6 +30,9 @@ class Limits:
     """About how long a step may take in which somebody gets a token; None for any time."""
     least_portion: int = 512
     """Tokens for which a device is fast enough: a step that reads prompts is not made smaller for its time's sake."""
+    num_turns: int = 1
+    """Steps that a pipeline computes at once. Sequences take turns: what a step draws is told by a later one, and not
+    known on the device that begins it."""
 
 
 class Admission(msgspec.Struct):

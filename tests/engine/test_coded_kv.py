@@ -122,3 +122,25 @@ def test_latents_are_refused_by_name(tmp_path: Path) -> None:
 def test_other_types_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"kv_cache_dtype .* is not one of auto, fp8, fp8_e4m3, fp8_e5m2, int8"):
         EngineConfig.of("x", kv_cache_dtype=value)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Logits near those of floats; and in CUDA graphs, in chunks and beside others what a request gets alone."""
+    folder = save_checkpoint(tmp_path, "llama", head_dim=32)
+    options = {"device": "cuda", "dtype": dtype, "block_size": 8}
+    prompt = random_prompt(1, 150)
+    exact, ours = (
+        engine_logits(engine_for(folder, kv_cache_dtype=each, **options), prompt).float() for each in ("auto", kind)
+    )
+    assert (ours - exact).norm() / exact.norm() < NEAR[kind] + (0.02 if dtype == "bfloat16" else 0)
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    requests = [EngineRequest(str(i), random_prompt(i, 20 + 31 * i), params) for i in range(5)]
+    engine = engine_for(folder, kv_cache_dtype=kind, max_num_batched_tokens=48, **options)
+    together = run(engine, requests)
+    eager = engine_for(folder, kv_cache_dtype=kind, enforce_eager=True, **options)
+    alone = {request.id: greedy(eager, request.prompt_token_ids, 12) for request in requests}
+    same = [a == b for name in alone for a, b in zip(alone[name], together[name], strict=True)]
+    assert together == alone if dtype == "float32" else sum(same) > 0.6 * len(same)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,9 @@ class Device:
         self.seeds: dict[int, int] = {}
         self.written: dict[tuple[int, int], tuple[int, ...]] = {}
         """The group, and the tokens up to this one."""
+        self.told: dict[int, list[int]] = {}
+        """Of each slot, the tokens that came with an admission or a chunk: all that a pipeline's first stage knows."""
+        self.in_turns = False
 
     def launch(self, plan: Plan) -> StepResult:
         for group, slot, index, page in plan.step.page_entries:
@@ -72,11 +76,16 @@ class Device:
         for admission in plan.step.admissions:
             self.tokens[admission.slot] = list(admission.token_ids)
             assert len(admission.page_ids) == len(self.windows)
+            self.told[admission.slot] = list(admission.token_ids)
             self.tables[admission.slot] = [list(page_ids) for page_ids in admission.page_ids]
             self.seeds[admission.slot] = admission.seed
         assert sum(chunk.count for chunk in plan.step.chunks) == plan.step.num_tokens
         for chunk in plan.step.chunks:
             self.tokens[chunk.slot] += chunk.drafts
+            if self.in_turns:
+                self.told[chunk.slot][chunk.end - len(chunk.told) : chunk.end] = chunk.told
+                known = self.told[chunk.slot][chunk.start : chunk.end]
+                assert known == self.tokens[chunk.slot][chunk.start : chunk.end], "the first stage lacks a token"
         for chunk in plan.step.chunks:  # a layer writes all keys and values of the step, then attends
             for group, position in self._written_by(chunk):
                 place = self._place(group, chunk.slot, position)
@@ -144,6 +153,7 @@ class Driver:
         pool, self.device = PagePool(num_pages), Device(bounds.page_size, bounds.windows)
         self.scheduler = Scheduler(pool, bounds, drafter, None if tiers is None else tiers(pool, self.device))
         self.depth = depth
+        self.device.in_turns = bounds.num_turns > 1
         self.launched: deque[tuple[Plan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, str] = {}
@@ -157,6 +167,7 @@ class Driver:
         if plan is not None:
             assert plan.step.num_tokens <= self.scheduler.limits.max_num_batched_tokens
             self.check_windows()
+            self.check_turns(plan)
             try:
                 self.launched.append((plan, self.device.launch(plan)))
             except Fault:
@@ -172,6 +183,20 @@ class Driver:
         for seq in self.scheduler.running:
             most = pages_held(limits.windows, len(seq.token_ids) + 8, limits.page_size, in_flight)
             assert len(list(seq.pages.held)) <= most
+
+    def check_turns(self, plan: Plan) -> None:
+        """A sequence whose next token is drawn comes again once that is known; all others take their turn meanwhile."""
+        limits, decodes = self.scheduler.limits, plan.sequences[: plan.step.num_decodes]
+        if limits.num_turns == 1:
+            return
+        drawn = [
+            seq
+            for before, _ in self.launched
+            for seq, chunk in zip(before.sequences, before.step.chunks, strict=True)
+            if chunk.samples
+        ]
+        assert not {id(seq) for seq in plan.sequences} & {id(seq) for seq in drawn}
+        assert len(decodes) <= -(-len(self.scheduler.running) // limits.num_turns)
 
     def recover(self, *failed: Plan) -> None:
         """As the engine does: all that is in flight is taken back."""
@@ -222,6 +247,7 @@ def play(
     *,
     faults: bool = False,
     windowed: bool = False,
+    turns: bool = False,
     drafter: Drafter | None = None,
     tiers: Callable[[PagePool, Device], LowerTiers] | None = None,
 ) -> Played:
@@ -237,6 +263,7 @@ def play(
     bounds = Limits(
         rng.randint(1, 5), rng.randint(5, 20), max_model_len, page_size, prefix_caching, windows, target_s, least
     )
+    bounds = dataclasses.replace(bounds, num_turns=depth + 1 if turns else 1)
     num_pages = 1 + pages_held(windows, max_model_len, page_size, bounds.max_num_batched_tokens)
     num_pages += rng.randint(0, 6) * len(windows)
     driver = Driver(num_pages, depth, bounds, drafter, tiers)
@@ -300,6 +327,14 @@ def test_drafts_change_no_token(rng: random.Random, depth: int, count: int, faul
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "next_token", most_likely)
         play(rng, depth, True, count, faults=faults, windowed=windowed, drafter=guess)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(1, 4), st.integers(1, 14), st.booleans(), st.booleans())
+def test_sequences_take_turns_in_a_pipeline(
+    rng: random.Random, depth: int, count: int, faults: bool, windowed: bool
+) -> None:
+    play(rng, depth, True, count, faults=faults, windowed=windowed, turns=True)
 
 
 @settings(max_examples=60, deadline=None)

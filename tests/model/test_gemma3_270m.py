@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ingle.device.torch.device import TorchDevice
+from ingle.engine import torch_build
 from ingle.engine.engine import Engine
 from ingle.request import EngineRequest, SamplingParams
 from ingle.text.load import load_tokenizer
@@ -102,3 +103,14 @@ def test_logits_are_those_of_transformers_beyond_the_window(
     ours = engine_logits(engine, prompt)
     torch.testing.assert_close(ours, expected, atol=4e-4, rtol=0)
     assert (ours - expected).abs().mean() < (1e-5 if isinstance(engine.worker.device, TorchDevice) else 2e-5)
+
+
+def test_blocks_that_stay_blocks_as_on_a_gpu(gemma3_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of the decoded file; and no more memory than the file has, but a tenth."""
+    options, prompt = {"cpu_kernels": "torch", "max_model_len": 256}, random_prompt(0, 24, vocab_size=262144)
+    expected = engine_logits(engine_for(gemma3_gguf, **options), prompt)
+    monkeypatch.setattr(torch_build.TorchRunner, "_keeps_blocks", lambda *_: True)
+    engine = engine_for(gemma3_gguf, **options)
+    torch.testing.assert_close(engine_logits(engine, prompt), expected, atol=4e-4, rtol=0)
+    stored = sum(tensor.nbytes for tensor in GgufFile(gemma3_gguf).tensors.values())
+    assert engine.facts.weights.total[1] < 1.1 * stored

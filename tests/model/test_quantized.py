@@ -174,6 +174,21 @@ def test_experts_of_a_mixture(tmp_path: Path) -> None:
     assert {type(each) for each in experts_of(by_pytorch)} == {CodedExperts}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["gptq", "gptq-act-order", "fp8"])
+def test_experts_of_a_mixture_on_a_gpu(tmp_path: Path, name: str) -> None:
+    plain = mixture(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS[name])
+    on_gpu = {"dtype": "bfloat16", "device": "cuda"}
+    engine, decoded = engine_for(coded, **on_gpu), engine_for(plain, **on_gpu)
+    assert {type(each) for each in experts_of(engine)} == {CodedExperts}
+    for prompt in (PROMPT[:1], PROMPT[:5]):  # few, for rounding chooses other experts sooner or later
+        exact = engine_logits(engine_for(plain), prompt)
+        ours, theirs = (engine_logits(each, prompt).float().cpu() for each in (engine, decoded))
+        assert off(ours, exact) < 1.5 * off(theirs, exact) + 0.02
+    assert len(greedy(engine, PROMPT, 16)) == 16
+
+
 def experts_of(engine: Engine) -> list[object]:
     device = engine.worker.device
     assert isinstance(device, TorchDevice)

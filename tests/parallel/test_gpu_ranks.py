@@ -80,7 +80,7 @@ def crew_answers(folder: Path, devices: list[str]) -> dict[str, list[int]]:
     opened = ModelFiles.read(config, folder).opened(config)
     crew = ranks.assemble(layout, devices, quiet())
     with crew.team:
-        print(crew.member.link)
+        print(crew.member.link, crew.member.group.choice if crew.member.group is not None else "")
         _, loaded = ranks.load_on(crew, config, folder, opened, quiet())
         engine = engine_on(loaded.device, Scheduler(PagePool(200), loaded.memory.limits), loaded.facts, overlap=True)
         while loaded.device.capture_next():
@@ -100,6 +100,18 @@ def test_a_gpu_for_each_rank(folder: Path, size: int) -> None:
         pytest.skip(f"needs {size} GPUs")
     whole = engine_for(folder, **options_of())
     assert crew_answers(folder, [f"cuda:{index}" for index in range(size)]) == run(whole, mixed_requests(8))
+
+
+def test_stages_on_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be run before `STAGES_ON_GPUS` says so."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 GPUs")
+    monkeypatch.setattr(ranks, "STAGES_ON_GPUS", True)
+    engine = engine_for(folder, **options_of(pipeline_parallel_size=2))
+    while engine.worker.device.capture_next():
+        pass
+    assert run(engine, mixed_requests(8)) == run(engine_for(folder, **options_of()), mixed_requests(8))
+    engine.worker.device.close()
 
 
 @pytest.mark.parametrize("size", [2, 4])

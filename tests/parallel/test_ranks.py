@@ -26,6 +26,7 @@ from ingle.engine.pages import PagePool
 from ingle.engine.ranks import Crew
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import ModelFiles, Startup
+from ingle.engine.worker import Worker
 from ingle.errors import ConfigError, EngineError
 from ingle.parallel.layout import Layout
 from ingle.request import NO_TOKENS, EngineRequest, Pooling, SamplingParams
@@ -35,7 +36,6 @@ from tests.model.test_quantized import FORMATS, quantize
 from tests.support import (
     collect,
     engine_for,
-    engine_on,
     expect_short_answers,
     greedy,
     random_prompt,
@@ -50,8 +50,8 @@ WITHIN_S = 10.0
 
 
 @contextlib.contextmanager
-def crew_of(size: int) -> Iterator[Crew]:
-    crew = ranks.assemble(Layout(size), ["cpu"] * size, Startup(lambda stage: None))
+def crew_of(size: int, stages: int = 1) -> Iterator[Crew]:
+    crew = ranks.assemble(Layout(size, stages), ["cpu"] * size * stages, Startup(lambda stage: None))
     with crew.team:
         yield crew
 
@@ -65,11 +65,16 @@ def two() -> Iterator[Crew]:
 def load(crew: Crew, folder: Path, *, overlap: bool = False, num_pages: int = 200, **options: Any) -> Engine:
     """An engine of all ranks, in place of the one before."""
     options = {"dtype": "float32", "device": "cpu", "num_gpu_blocks_override": num_pages, **options}
-    config = EngineConfig.of(str(folder), tensor_parallel_size=crew.team.num_ranks, **options)
+    layout = crew.member.place.layout
+    config = EngineConfig.of(
+        str(folder), tensor_parallel_size=layout.tensor, pipeline_parallel_size=layout.pipeline, **options
+    )
     with contextlib.closing(ModelFiles.read(config, folder).opened(config)) as opened:
         _, loaded = ranks.load_on(crew, config, folder, opened, Startup(lambda stage: None))
-    scheduler = Scheduler(PagePool(num_pages), loaded.memory.limits)
-    return engine_on(loaded.device, scheduler, loaded.facts, overlap=overlap)
+    limits = loaded.memory.limits
+    in_flight = max(limits.num_turns, 2 if overlap else 1)
+    scheduler = Scheduler(PagePool(num_pages), limits)
+    return Engine(scheduler, Worker(loaded.device), loaded.facts, max_in_flight=in_flight, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +138,24 @@ def test_a_quantized_folder(two: Crew, tmp_path: Path) -> None:
     assert greedy(load(two, coded), prompt, 16) == greedy(engine_for(plain), prompt, 16)
 
 
+def test_stages_give_what_one_rank_gives(tmp_path: Path) -> None:
+    """With a tied head, which is the first stage's embedding, and layers of two kinds, of which one stage has one."""
+    windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    folder = save_checkpoint(tmp_path, "qwen2", num_hidden_layers=3, tie_word_embeddings=True, **windows)
+    asked = requests()[:5]
+    with crew_of(1, 2) as crew:
+        engine = load(crew, folder, num_pages=100, pipeline_layers="1,2", max_num_batched_tokens=48, max_num_seqs=4)
+        assert run(engine, asked) == run(engine_for(folder, cpu_kernels="torch"), asked)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-def test_every_family_gives_what_transformers_gives(tmp_path: Path, size: int) -> None:
-    with crew_of(size) as crew:
+@pytest.mark.parametrize(("size", "stages"), [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)])
+def test_every_family_gives_what_transformers_gives(tmp_path: Path, size: int, stages: int) -> None:
+    with crew_of(size, stages) as crew:
         for name, (model_type, overrides) in CHECKPOINTS.items():
-            if (name, size) == ("odd-heads", 4):
+            if (name, size) == ("odd-heads", 4) or (stages > 2 and "layer_types" in overrides):
                 continue
+            overrides = {"num_hidden_layers": max(stages, 2), **overrides}
             folder = save_checkpoint(tmp_path / name, model_type, **overrides)
             reference, prompt = reference_model(folder), random_prompt(1, 100)
             engine = load(crew, folder)
@@ -176,7 +192,9 @@ def test_gpus_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match=r"sees no GPU here \(CUDA_VISIBLE_DEVICES=7\); --device cpu divides"):
         ranks.layout_of(EngineConfig.of(str(folder), tensor_parallel_size=2), "cpu", opened)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(ConfigError, match=r"sees 3 GPUs here \(CUDA_VISIBLE_DEVICES=7\); these sizes work: 1, 2$"):
+    with pytest.raises(
+        ConfigError, match=r"sees 3 GPUs here \(CUDA_VISIBLE_DEVICES=7\), and that takes 4; these sizes work: 1, 2$"
+    ):
         ranks.layout_of(EngineConfig.of(str(folder), tensor_parallel_size=4), "cuda", opened)
     for device, size in (("cuda", 2), ("cpu", 1)):
         auto = EngineConfig.of(str(folder), tensor_parallel_size="auto")

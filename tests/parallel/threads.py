@@ -73,7 +73,7 @@ def shares(folder: Path, size: int, *, keeps_blocks: bool = False, **options: An
     loaded = []
     with closing(ModelFiles.read(config, folder).opened(config)) as opened:
         for place in range(size):
-            share = share_of(opened, Layout(size), place)
+            share = share_of(config, opened, Layout(size).place(place))
             assert share.decoder is not None
             loaded.append(
                 load_decoder(

@@ -105,7 +105,7 @@ def _config(flags: EngineConfig) -> EngineConfig:
 def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
     """Measured and printed, beside what was loaded."""
     device = torch.device("cuda", 0) if engine.facts.on_gpu else torch.device("cpu")
-    ceilings = measure_ceilings(device, getattr(torch, info.dtype))
+    ceilings = measure_ceilings(device, getattr(torch, info.dtype)).times(engine.facts.num_devices)
     print(
         f"{facts.loaded(info)}; "
         f"ceilings measured: {ceilings.bytes_per_s / 1e9:,.0f} GB/s, {ceilings.flops_per_s / 1e12:,.2f} TFLOP/s"

@@ -54,15 +54,6 @@ def _one_of(field: str, value: str, allowed: Any) -> None:
         raise ConfigError(f"--{field.replace('_', '-')} {value!r} is not one of {', '.join(get_args(allowed))}")
 
 
-def _ask_nothing(field: str, value: object) -> None:
-    """Raises `ConfigError` for a value of a flag that nobody can have yet."""
-    from ingle.habits.flags import refusal  # a start without such a flag needs none of it
-
-    name = f"--{field.replace('_', '-')}"
-    if (answer := refusal(name, value)) is not None:
-        raise ConfigError(f"{name} {value}: {answer}")
-
-
 @dataclass(frozen=True)
 class WeightsConfig:
     """What is loaded, and in which type it is computed."""
@@ -204,7 +195,10 @@ class ParallelConfig:
     tensor_parallel_size: int | Literal["auto"] = 1
     """GPUs that share each layer of the model, with a process each. auto: as many of those here as divide it."""
     pipeline_parallel_size: int = 1
-    """GPUs, or groups of --tensor-parallel-size, among which the layers are divided. Only 1 for now."""
+    """GPUs, or groups of --tensor-parallel-size, among which the layers are divided. It needs less of the link between
+    them than --tensor-parallel-size does, and several requests at once to keep them busy."""
+    pipeline_layers: str | None = None
+    """Layers of each stage of --pipeline-parallel-size, such as 13,14,13. Default: equally many bytes for each."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
@@ -213,8 +207,17 @@ class ParallelConfig:
         _at_least("threads", self.threads, 1)
         if self.tensor_parallel_size != "auto":
             _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
-        if self.pipeline_parallel_size != 1:
-            _ask_nothing("pipeline_parallel_size", self.pipeline_parallel_size)
+        _at_least("pipeline_parallel_size", self.pipeline_parallel_size, 1)
+        self.layers_of_stages()
+
+    def layers_of_stages(self) -> tuple[int, ...]:
+        """`pipeline_layers` as numbers. Raises `ConfigError`."""
+        if self.pipeline_layers is None:
+            return ()
+        counts = [word.strip() for word in str(self.pipeline_layers).split(",")]
+        if not all(word.isascii() and word.isdigit() and int(word) for word in counts):
+            raise ConfigError(f"--pipeline-layers {self.pipeline_layers!r} is no list of numbers such as 13,14,13")
+        return tuple(map(int, counts))
 
     @property
     def asks_for_ranks(self) -> bool:

@@ -5,7 +5,7 @@ Two answer to this interface: PyTorch's, on any device that it knows (`torch`), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -100,6 +100,14 @@ class Device(Protocol):
 
     def progress(self) -> int:
         """A number that changes while a step is computed, however long it takes. From any thread."""
+        ...
+
+    def if_stuck(self, last_resort: Callable[[str], None]) -> None:
+        """`last_resort` is called, from a thread, with the reason where a step will never end."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what other devices wait for, or would wait for it. Nothing is computed after."""
         ...
 
     def capture_next(self) -> bool:

@@ -114,7 +114,7 @@ def build_engine(
         scheduler,
         Worker(loaded.device),
         loaded.facts,
-        max_in_flight=2 if overlap else 1,
+        max_in_flight=max(loaded.memory.limits.num_turns, 2 if overlap else 1),
         seed=config.seed,
         grammars=Grammars(vocabulary, forcing=not overlap),  # no token is forced upon a step in flight
         keeper=keeper,

@@ -174,7 +174,7 @@ def _is_native(config: EngineConfig, device: DeviceType, layout: Layout) -> bool
 
 def _check_memory(config: EngineConfig, opened: OpenModel, device: DeviceType) -> None:
     layout = layout_of(config, device, opened)
-    opened = share_of(opened, layout, 0)
+    opened = share_of(config, opened, layout.place(0))
     if opened.decoder is not None and _is_native(config, device, layout):
         native_build.plan(config, opened, opened.decoder, native_build.numerics(config))
     else:

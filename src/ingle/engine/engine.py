@@ -80,6 +80,7 @@ class Engine:
         self.worker = worker
         self.facts = facts
         self._max_in_flight = max_in_flight
+        self._in_turns = scheduler.limits.num_turns > 1
         self._seeds = random.Random(seed)
         self._in_flight: deque[_InFlight] = deque()
         self._planned: Plan | None = None
@@ -166,7 +167,7 @@ class Engine:
             elif plan is not None:
                 self._launch(plan)
                 self._sample(self._in_flight[-1], _NO_MASKS)
-            self._retire(outputs, num_kept=0 if plan is None else self._max_in_flight - 1)
+            self._retire(outputs, num_kept=self._num_kept(plan))
         except Exception as error:
             if not self.worker.device.usable():
                 raise
@@ -174,6 +175,12 @@ class Engine:
         if self.waits is not None:
             self.waits.tell(outputs)
         return outputs
+
+    def _num_kept(self, plan: Plan | None) -> int:
+        """Steps that stay in flight. Where sequences take turns, the oldest makes room for the next plan."""
+        if plan is not None:
+            return self._max_in_flight - 1
+        return len(self._in_flight) - 1 if self._in_turns else 0
 
     def _take_compiled(self) -> list[EngineOutput]:
         """Queues the requests whose grammars are compiled. Returns an error for those that do not compile.
@@ -204,15 +211,15 @@ class Engine:
 
     def _masked_step(self, plan: Plan, outputs: list[EngineOutput]) -> None:
         """Launches a step whose masks are filled while it is computed, and retires those before it."""
-        filling = None if self._in_flight else self._fill(plan)
+        filling = self._fill(plan) if self._in_turns or not self._in_flight else None
         self._launch(plan)
-        while len(self._in_flight) > 1:  # what may come next depends on what came
+        while len(self._in_flight) > 1 and not self._in_turns:  # what may come next depends on what came
             retired = self._wait()
             if len(self._in_flight) == 1:
                 filling = self._fill(plan)
             outputs += self._settle(*retired)
         assert filling is not None
-        if self._max_in_flight > 1:
+        if self._max_in_flight > 1 and not self._in_turns:
             self._planned = self.scheduler.plan()
         filled = filling.result()
         self._sample(self._in_flight[-1], filled.masks)

@@ -16,6 +16,8 @@ class EngineFacts:
     weights: WeightSizes
     on_gpu: bool
     kv: KvSpec
+    num_devices: int = 1
+    """That hold it together."""
 
     @property
     def vocab_size(self) -> int:

@@ -5,7 +5,9 @@ It lives as long as that channel: when the API process closes it or dies, the en
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import select
 import signal
 import socket
@@ -68,6 +70,7 @@ def _run(channel: Channel, start: Start) -> int:
             beside_server=True,
             memory=int(sys.argv[3]) if len(sys.argv) > 3 else None,
         )
+        engine.worker.device.if_stuck(lambda reason: _end_at_once(channel, reason))
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps
         gc.enable()
         signal_of_parents_death(signal.SIGKILL)  # from here on there is nothing to tidy up
@@ -85,6 +88,13 @@ def _run(channel: Channel, start: Start) -> int:
         lack = lack_of_memory(error) or lack_of_package(error)
         channel.send(Failed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
     return 1
+
+
+def _end_at_once(channel: Channel, reason: str) -> None:
+    """Of a process whose loop waits for what never comes."""
+    with contextlib.suppress(ChannelClosed):
+        channel.send(Failed(reason, expected=True))
+    os._exit(1)
 
 
 def _refused(error: IngleError) -> list[Refused]:

@@ -105,8 +105,7 @@ class _Rank:
                 case Step():
                     self._step(message)
                 case Draw(masks):
-                    words = memoryview(bytearray(masks.words))  # PyTorch wants what it could write to
-                    self._launched[-1].sample(Masks(masks.slots, words))
+                    self._draw(masks)
                 case Capture():
                     self.device.capture_next()
                 case Relieve():
@@ -123,10 +122,14 @@ class _Rank:
 
     def _step(self, step: Step) -> None:
         self.device.apply(step)
-        launched = self.device.forward(step)
+        self._launched.append(self.device.forward(step))
         if not step.masked:
-            launched.sample(Masks())
-        self._launched.append(launched)
+            self._draw(Masks())
+
+    def _draw(self, masks: Masks) -> None:
+        if self._member is not None and self._member.place.is_last:
+            words = memoryview(bytearray(masks.words))  # PyTorch wants what it could write to
+            self._launched[-1].sample(Masks(masks.slots, words))
 
     def _join(self, join: Join) -> None:
         import torch
@@ -134,7 +137,8 @@ class _Rank:
         from ingle.parallel import group
 
         place = Layout(join.tensor, join.pipeline).place(self._rank)
-        self._member = group.join(place, torch.device(join.devices[self._rank]), join.backend, self._rendezvous)
+        device = torch.device(join.devices[self._rank])
+        self._member = group.join(place, device, join.backend, self._rendezvous, own_sums=join.own_sums)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:
@@ -150,7 +154,7 @@ class _Rank:
         opened = ModelFiles.read(config, Path(load.path)).opened(config)
         with contextlib.closing(opened):
             runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
-            share = share_of(opened, member.place.layout, member.place.index)
+            share = share_of(config, opened, member.place)
             _, loaded = runner.load(share, Startup(lambda stage: None))
         self._device = loaded.device
         gc.freeze()

@@ -13,15 +13,17 @@ from ingle.config import EngineConfig
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.errors import ConfigError, EngineError, ModelError
 from ingle.model.architecture import DecoderConfig
-from ingle.model.count import num_parameters
+from ingle.model.count import count_experts, num_parameters
 from ingle.model.sizes import WeightSizes
-from ingle.parallel.layout import Layout
+from ingle.parallel.layout import Layout, Place
 
 if TYPE_CHECKING:
     from ingle.parallel.group import Member
     from ingle.parallel.messages import Loaded as Share
     from ingle.parallel.team import Team
 
+STAGES_ON_GPUS = False
+"""Not before a GPU has shown that they run: with sends within CUDA graphs they did not. CPUs do."""
 _MOST_EARLY = 16
 """Ranks that are started before it is known that they can be."""
 _IMPORTS_S = 120.0
@@ -31,38 +33,48 @@ _IMPORTS_S = 120.0
 def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
     """How the model is divided. Raises `ConfigError` where it cannot be so, with what can."""
     parallel = config.parallel
-    wanted, name = parallel.tensor_parallel_size, f"--tensor-parallel-size {parallel.tensor_parallel_size}"
     if not parallel.asks_for_ranks:
         return Layout()
     from ingle.model.share import MAX_SIZE, Division, sizes_for
+    from ingle.model.stages import stages_of
 
+    tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    flags = {"--tensor-parallel-size": tensor, "--pipeline-parallel-size": pipeline}
+    name = " ".join(f"{flag} {value}" for flag, value in flags.items() if value != 1)
     num_gpus = min(_num_gpus(), MAX_SIZE) if device == "cuda" else None
     if opened.decoder is None:
-        if wanted == "auto":
+        if (tensor, pipeline) == ("auto", 1):
             return Layout()
         raise ConfigError(
             f"{name}: model_type {opened.files.hf_config['model_type']!r} is run by transformers' code, on one device",
             alternative="leave the flag out",
         )
-    if wanted == "auto":
-        layout = Layout(max(size for size in sizes_for(opened.decoder, num_gpus or 1) if size <= (num_gpus or 1)))
-    elif device == "cpu" and parallel.device != "cpu":
+    if device == "cpu" and parallel.device != "cpu" and tensor != "auto":
         raise ConfigError(
             f"{name}: PyTorch sees no GPU here{_visible()}", alternative="--device cpu divides the model among CPUs"
         )
-    else:
-        layout = Layout(wanted)
+    if pipeline > 1 and device == "cuda" and (why := stages_refusal()):
+        raise ConfigError(f"{name}: {why}", alternative="--tensor-parallel-size divides each layer among GPUs")
+    sizes = sizes_for(opened.decoder, 1 if num_gpus is None else num_gpus // pipeline)
+    layout = Layout(max(sizes, default=1) if tensor == "auto" else tensor, pipeline)
     if num_gpus is not None and layout.num_ranks > num_gpus:
+        works = f"these sizes work: {', '.join(map(str, sizes))}" if pipeline == 1 else "give fewer"
         raise ConfigError(
-            f"{name}: PyTorch sees {num_gpus} {'GPU' if num_gpus == 1 else 'GPUs'} here{_visible()}",
-            alternative=f"these sizes work: {', '.join(map(str, sizes_for(opened.decoder, num_gpus)))}",
+            f"{name}: PyTorch sees {num_gpus} {'GPU' if num_gpus == 1 else 'GPUs'} here{_visible()}, and that takes "
+            f"{layout.num_ranks}",
+            alternative=works,
         )
-    if layout.num_ranks > 1:
-        Division.of(opened.decoder, layout.tensor)
-        if config.cache.has_tiers:
-            flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
-            raise ConfigError(f"{flag}: prefixes of a model on several GPUs are kept on these alone")
+    Division.of(opened.decoder, layout.tensor)
+    stages_of(opened.decoder, layout.pipeline, parallel.layers_of_stages())
+    if layout.num_ranks > 1 and config.cache.has_tiers:
+        flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
+        raise ConfigError(f"{flag}: prefixes of a model on several GPUs are kept on these alone")
     return layout
+
+
+def stages_refusal() -> str | None:
+    """Why GPUs do not run stages of a pipeline."""
+    return None if STAGES_ON_GPUS else "pipeline parallelism does not run on GPUs in this version"
 
 
 def _num_gpus() -> int:
@@ -76,17 +88,22 @@ def _visible() -> str:
     return "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
 
 
-def share_of(opened: OpenModel, layout: Layout, index: int) -> OpenModel:
+def share_of(config: EngineConfig, opened: OpenModel, place: Place) -> OpenModel:
     """What a rank has of a model. Closing either closes both."""
-    if layout.tensor == 1:
+    layout, source = place.layout, opened.source
+    if layout.num_ranks == 1:
         return opened
     from ingle.model.share import Division
+    from ingle.model.stages import stage_config, stages_of
     from ingle.weights.cut import CutSource
 
     assert opened.decoder is not None, "only decoders are divided"
-    division = Division.of(opened.decoder, layout.tensor, opened.source)
-    source = CutSource(opened.source, division.cuts(opened.source, index))
-    return replace(opened, decoder=division.share, source=source)
+    decoder = opened.decoder
+    stages = stages_of(decoder, layout.pipeline, config.parallel.layers_of_stages())
+    if layout.tensor > 1:
+        division = Division.of(decoder, layout.tensor, source)
+        decoder, source = division.share, CutSource(source, division.cuts(source, place.index))
+    return replace(opened, decoder=stage_config(decoder, stages[place.stage]), source=source)
 
 
 @dataclass(frozen=True)
@@ -99,8 +116,11 @@ class Crew:
 
 def started_early(config: EngineConfig) -> Team | None:
     """Ranks that import PyTorch while this process reads the model's headers, where their number is clear already."""
-    size = config.parallel.tensor_parallel_size
-    if not config.parallel.asks_for_ranks or size == "auto" or size > _MOST_EARLY:
+    parallel = config.parallel
+    if not parallel.asks_for_ranks or parallel.tensor_parallel_size == "auto":
+        return None
+    size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    if size > _MOST_EARLY:
         return None
     if config.parallel.device != "cpu" and size > len(list(Path("/dev").glob("nvidia[0-9]*"))):
         return None
@@ -131,8 +151,11 @@ def devices_of(layout: Layout, device: str) -> list[str]:
     return [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)]
 
 
-def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | None = None) -> Crew:
-    """Has ranks find each other, on these devices; starts them where there is no `team` yet."""
+def assemble(
+    layout: Layout, devices: list[str], startup: Startup, team: Team | None = None, *, own_sums: bool = True
+) -> Crew:
+    """Has ranks find each other, on these devices; starts them where there is no `team` yet. `own_sums`: not all sums
+    of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
     team = Team(layout.num_ranks) if team is None else team
@@ -141,12 +164,14 @@ def assemble(layout: Layout, devices: list[str], startup: Startup, team: Team | 
             import torch
 
             from ingle.parallel.group import JOIN_S, join
+            from ingle.parallel.symmetric import met_before
 
+            own_sums = own_sums and not met_before()
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
-            backend = team.join(layout, devices)
-            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous)
-            team.on_loss(member.abort)
+            backend = team.join(layout, devices, own_sums=own_sums)
+            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous, own_sums=own_sums)
+            team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")
     return Crew(team, member)
@@ -164,23 +189,31 @@ def load_on(
         team.load(config, path)
         startup.meanwhile = team.check
         runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
-        numerics, own = runner.load(share_of(opened, layout, 0), startup)
+        numerics, own = runner.load(share_of(config, opened, member.place), startup)
         with startup.phase("other_ranks", "waiting for the other ranks' weights"):
             shares = team.loaded()
     assert opened.decoder is not None, "only decoders are divided"
-    facts = replace(own.facts, model=opened.decoder, weights=_weights_of_all(opened.decoder, own.facts.weights, shares))
-    name = f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})"
-    return numerics, replace(own, device=RanksDevice(own.device, team), device_name=name, facts=facts)
+    weights = _weights_of_all(opened.decoder, own.facts.weights, shares)
+    kv = opened.decoder.kv_spec(numerics.kv_dtype)
+    limits = replace(own.memory.limits, num_turns=layout.pipeline)
+    waits = member.stages is not None and not member.stages.on_devices
+    facts = replace(own.facts, model=opened.decoder, weights=weights, kv=kv)
+    return numerics, replace(
+        own,
+        device=RanksDevice(own.device, team, later=waits),
+        device_name=f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})",
+        facts=replace(facts, num_devices=layout.num_ranks) if facts.on_gpu else facts,
+        memory=replace(own.memory, limits=limits),
+    )
 
 
 def _weights_of_all(decoder: DecoderConfig, own: WeightSizes, others: list[Share]) -> WeightSizes:
     """The numbers of the model, and the bytes that all ranks have of it together."""
     matrix, mixture = decoder.vocab_size * decoder.hidden_size, own.mixture
-    if mixture is not None:
-        parameters = mixture.num_parameters * (1 + len(others))
+    if mixture is not None and decoder.moe is not None:
         mixture = replace(
             mixture,
-            num_parameters=parameters,
+            num_parameters=count_experts(decoder, decoder.moe.layers),
             num_bytes=mixture.num_bytes + sum(share.expert_bytes for share in others),
         )
     return WeightSizes(

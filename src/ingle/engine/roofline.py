@@ -24,6 +24,10 @@ class Ceilings:
     bytes_per_s: float
     flops_per_s: float
 
+    def times(self, num_devices: int) -> Ceilings:
+        """Of so many of them together."""
+        return Ceilings(self.bytes_per_s * num_devices, self.flops_per_s * num_devices)
+
 
 @dataclass(frozen=True)
 class Stored:

@@ -140,17 +140,21 @@ class Scheduler:
         return plan
 
     def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
-        decodes, prefills = [], []
+        decodes, prefills, num_elsewhere = [], [], 0
         for seq in self.running:
             remaining = seq.num_to_compute
             if seq.num_drafted or (seq.num_sampled_ahead and self._may_draft(seq)):
                 continue  # what follows is known once those steps are retired
+            if self.limits.num_turns > 1 and seq.num_sampled_ahead:
+                num_elsewhere += 1
+                continue
             if remaining == 1 + seq.num_untold and seq.num_tokens > seq.num_prompt_tokens:
                 if seq.num_tokens < seq.max_num_tokens:  # otherwise its last token is in flight
                     decodes.append(seq)
             elif remaining > 0:
                 prefills.append(seq)
-        return decodes, prefills
+        # Equally many in each turn.
+        return decodes[: -(-(len(decodes) + num_elsewhere) // self.limits.num_turns)], prefills
 
     def _make_room(self, decodes: list[Sequence], prefills: list[Sequence]) -> bool:
         """Preempts until every decode, and the oldest prompt, has the pages of its next token. Who is still being read
@@ -253,7 +257,9 @@ class Scheduler:
 
     def _may_draft(self, seq: Sequence) -> bool:
         """Whether somebody guesses what follows: not where a mask or a count of all tokens before decides a draw."""
-        return not (self.drafter is None or seq.masked or seq.sampling.penalized or self._suspects)
+        if self.drafter is None or self.limits.num_turns > 1:
+            return False
+        return not (seq.masked or seq.sampling.penalized or self._suspects)
 
     def _grow(self, seq: Sequence, end: int) -> None:
         """Sees that the first `end` tokens have their pages."""
@@ -276,7 +282,7 @@ class Scheduler:
         count = seq.pages.reach(seq.num_computed + min(wanted, plan.num_left)) - seq.num_computed
         if count > 0:
             self._grow(seq, seq.num_computed + count)
-            plan.append(seq, count, drafts)
+            plan.append(seq, count, drafts, tells_drawn=self.limits.num_turns > 1)
             self._register(seq)
 
     def start(self, plan: Plan, seq: Sequence, most: int, kept_for: Sequence | None = None) -> bool:
@@ -320,7 +326,7 @@ class Scheduler:
             if self._keeps_pages:
                 self.num_lower_hit_tokens += seq.num_read
                 self.num_lower_queried_tokens += seq.num_prompt_tokens - seq.num_computed + seq.num_read
-        seq.num_untold = 0  # the admission has all
+        seq.num_untold, seq.num_admitted = 0, len(seq.token_ids)  # the admission has all
         self.running.append(seq)
         self._entering.append(seq)
 

@@ -35,6 +35,8 @@ class Sequence:
     """Drafts beyond those, which a launched step tries: until it is retired, nobody knows where the sequence ends."""
     num_untold: int = 0
     """Of `token_ids` the last ones, which had to follow what was drawn, and which no device has been told."""
+    num_admitted: int = 0
+    """Of `token_ids` the first ones, which came with the admission."""
     num_in_flight: int = 0
     """Launched, unretired steps that touch this sequence."""
     priority: int = 0
@@ -124,13 +126,19 @@ class Plan:
         """Tokens that it may still take."""
         return self.max_num_tokens - self.step.num_tokens
 
-    def append(self, seq: Sequence, count: int, drafts: Seq[int]) -> None:
-        """The next `count` tokens of a sequence, whose pages are there, and drafts after them."""
+    def append(self, seq: Sequence, count: int, drafts: Seq[int], *, tells_drawn: bool = False) -> None:
+        """The next `count` tokens of a sequence, whose pages are there, and drafts after them.
+
+        `tells_drawn`: what was drawn is told, too.
+        """
         step, start = self.step, seq.num_computed
         end = start + count
         ends = end == seq.num_tokens
         samples = ends and seq.pooled is None
-        told = seq.token_ids[len(seq.token_ids) - seq.num_untold : end].tolist() if seq.num_untold else []
+        first_told = len(seq.token_ids) - seq.num_untold
+        if tells_drawn:
+            first_told = min(first_told, max(start, seq.num_admitted))
+        told = seq.token_ids[first_told:end].tolist() if first_told < end else []
         step.chunks.append(
             Chunk(
                 slot=seq.slot,
@@ -147,7 +155,7 @@ class Plan:
         step.masked |= samples and seq.masked
         step.num_tokens += count + len(drafts)
         self.sequences.append(seq)
-        seq.num_untold -= len(told)
+        seq.num_untold = min(seq.num_untold, max(len(seq.token_ids) - end, 0))
         seq.num_computed = end
         seq.num_sampled_ahead += samples
         seq.num_drafted = len(drafts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -105,7 +106,8 @@ class TorchRunner:
                 self._device,
                 kv,
                 use_graphs=self._with_triton and not self._config.enforce_eager and self._captures_sums,
-                all_agree=None if self._member is None else self._member.all_agree,
+                among=self._member,
+                in_halves=self._member is not None and self._member.stages is not None,
             )
         facts = EngineFacts(model.config, _sizes(model), on_gpu=self._on_gpu, kv=kv)
         name = torch.cuda.get_device_name(self._device) if self._on_gpu else "cpu"
@@ -124,21 +126,22 @@ class TorchRunner:
         left = free.beside(weight_bytes)
         budget = kv_budget(self._config, model, left)
         kv = model.kv_spec(numerics.kv_dtype)
-        return plan_memory(self._config, model, kv, on_gpu=self._on_gpu, budget=budget, free=left.free)
+        plan = plan_memory(self._config, model, kv, on_gpu=self._on_gpu, budget=budget, free=left.free)
+        return plan if self._member is None else _least(plan, self._member, kv.page_bytes(plan.limits.page_size))
 
     def _memory(self) -> DeviceMemory:
-        """What is free now; of several ranks, where the least is."""
-        memory, member = memory_of(self._device), self._member
-        if member is None:
+        """What is free now. CPUs have one memory for all ranks."""
+        memory = memory_of(self._device)
+        if self._member is None or self._on_gpu or memory.free is None:
             return memory
-        free, total = member.least(*(-1 if number is None else number for number in memory))
-        num_sharers = 1 if self._on_gpu else member.place.layout.num_ranks
-        return DeviceMemory(None if free < 0 else free // num_sharers, None if total < 0 else total)
+        return DeviceMemory(memory.free // self._member.place.layout.num_ranks)
 
     @property
     def _captures_sums(self) -> bool:
         """Whether a CUDA graph can hold what ranks compute together."""
-        return self._member is None or self._member.group is None or self._member.group.on_devices
+        member = self._member
+        groups = () if member is None else (member.group, member.stages)
+        return all(group is None or group.on_devices for group in groups)
 
     def _load_decoder(
         self, opened: OpenModel, decoder: DecoderConfig, dtype: torch.dtype, numerics: Numerics, startup: Startup
@@ -153,8 +156,9 @@ class TorchRunner:
                 dtype=dtype,
                 device=self._device,
                 max_model_len=memory.limits.max_model_len,
-                count_layers=startup.counter(stage, decoder.num_layers),
+                count_layers=startup.counter(stage, len(decoder.layers)),
                 group=None if self._member is None else self._member.group,
+                border=None if self._member is None else self._member.border(decoder.hidden_size, dtype),
             )
         return _LoadedModel(model, memory, [])
 
@@ -184,6 +188,16 @@ def _ready_gpu(config: EngineConfig, device: torch.device) -> tuple[bool, list[s
     with_triton = wanted == "triton" or (wanted == "auto" and notice is None)
     kernels.use_triton(with_triton)
     return with_triton, [notice] if notice is not None and wanted == "auto" else []
+
+
+def _least(plan: MemoryPlan, member: Member, page_bytes: int) -> MemoryPlan:
+    """What all ranks have room for."""
+    num_pages, max_model_len = member.least(plan.num_pages, plan.limits.max_model_len)
+    if (num_pages, max_model_len) == (plan.num_pages, plan.limits.max_model_len):
+        return plan
+    notice = f"another of {member.place.layout.num_ranks} devices has room for {num_pages} pages, and no more"
+    limits = replace(plan.limits, max_model_len=max_model_len)
+    return MemoryPlan(limits, num_pages, num_pages * page_bytes, (*plan.notices, notice))
 
 
 class _LoadedModel(NamedTuple):

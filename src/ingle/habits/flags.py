@@ -31,6 +31,7 @@ SAME: Mapping[str, str] = {
     "--gpu-memory-utilization": "--cuda-memory-fraction --gpu-memory-fraction",
     "--kv-cache-memory": "--kv-cache-memory-bytes",
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
+    "--pipeline-parallel-size": "-pp --pp-size",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
     "--quantization=int8": "--load-8bit --load-in-8bit",
@@ -111,7 +112,7 @@ IDLE: tuple[tuple[str, str], ...] = (
     ),
     (
         "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --distributed-executor-backend= --worker-cls= "
-        "--worker-extension-cls= --max-parallel-loading-workers= --disable-custom-all-reduce --nccl-port= "
+        "--worker-extension-cls= --max-parallel-loading-workers= --nccl-port= --disable-custom-all-reduce "
         "--enable-p2p-check --master-addr= --master-port= --node-rank= --dist-init-addr= --dist-timeout= "
         "--enable-expert-parallel --data-parallel-backend= --disable-frontend-multiprocessing --api-server-count= "
         "-asc= --headless --tokenizer-pool-size= --tokenizer-pool-type= --tokenizer-pool-extra-config= "
@@ -269,11 +270,11 @@ IDLE: tuple[tuple[str, str], ...] = (
 
 REFUSED: tuple[tuple[str, str, str], ...] = (
     (
-        "--pipeline-parallel-size= -pp= --pp-size= --data-parallel-size= -dp= --dp-size= --expert-parallel-size= "
+        "--data-parallel-size= -dp= --dp-size= --expert-parallel-size= "
         "--ep-size= -ep= --nnodes= --prefill-context-parallel-size= --decode-context-parallel-size= -dcp= --ep=",
         "1",
-        "this version divides a model by --tensor-parallel-size alone: leave the flag out; to serve a model several "
-        "times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port",
+        "a model is divided by --tensor-parallel-size and --pipeline-parallel-size alone: leave the flag out; to serve "
+        "it several times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port",
     ),
     (
         "--tensor-split= -ts=",

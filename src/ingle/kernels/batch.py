@@ -119,8 +119,7 @@ class KvCache:
         shape = (page_size, spec.heads, spec.dim)
         if not spec.is_coded:
             return cls(spec, raw.view(getattr(torch, spec.dtype)).view(*raw.shape[:-1], *shape), None, raw)
-        # What one program reads, a head's tokens, lies together: 128 bytes here and there would cost a third of a GPU's
-        # bandwidth.
+        # What one program reads, a head's tokens, lies together: rows of codes are too short to be fetched one by one.
         num_codes, by_head = math.prod(shape), (spec.heads, page_size, spec.dim)
         pages = raw[..., :num_codes].view(CODE_TYPES[spec.dtype]).view(*raw.shape[:-1], *by_head)
         scales = raw[..., num_codes:].view(torch.float32).view(*raw.shape[:-1], *by_head[:2])

@@ -157,6 +157,8 @@ class DecoderConfig:
     """Queries of tokens beyond this length n are multiplied by log(length so far) / log(n); None for no such factor."""
     vocab_rows: int | None = None
     """Of embedding and head, where this is one rank's share of a decoder (`ingle.model.share`); None for all."""
+    stage: range | None = None
+    """The layers of this stage of a pipeline; None for all. Whatever is said of layers counts all of them."""
 
     @property
     def q_size(self) -> int:
@@ -171,9 +173,26 @@ class DecoderConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def layers(self) -> range:
+        """That are here."""
+        return range(self.num_layers) if self.stage is None else self.stage
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the embedding is here."""
+        return self.layers.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the last norm and the head are here."""
+        return self.layers.stop == self.num_layers
+
     def kv_spec(self, dtype: str) -> KvSpec:
         """The KV cache in a type, a key of `ingle.kv.ITEMSIZES` or one of its `CODES`. Raises `ConfigError`."""
         groups = group_layers(self.windows or (None,) * self.num_layers)
+        if self.stage is not None:  # whose tables are those of all layers
+            groups = tuple(group.of_layers(self.stage) for group in groups)
         if self.mla is not None:
             if dtype in CODES:
                 raise ConfigError(

@@ -11,8 +11,9 @@ from ingle.model.architecture import DecoderConfig, MlaConfig, MoeConfig
 def num_parameters(config: DecoderConfig) -> int:
     """Of all its matrices and vectors; tied embeddings count once."""
     rows = config.vocab_size if config.vocab_rows is None else config.vocab_rows
-    ends = rows * config.hidden_size * (1 if config.tied_embeddings else 2) + config.hidden_size
-    return ends + sum(count_layer(config, index).total for index in range(config.num_layers))
+    num_matrices = config.is_first + config.is_last - (config.is_first and config.is_last and config.tied_embeddings)
+    ends = rows * config.hidden_size * num_matrices + config.hidden_size
+    return ends + sum(count_layer(config, index).total for index in config.layers)
 
 
 @dataclass(frozen=True)

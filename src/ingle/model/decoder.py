@@ -10,7 +10,7 @@ import torch
 from ingle import kernels, progress
 from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.flow import Flow, LayerCache
-from ingle.kernels.group import Group
+from ingle.kernels.group import Border, Group
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
@@ -51,16 +51,20 @@ class Decoder:
 
     config: DecoderConfig
     embedding: Weight
-    """[vocab_size, hidden_size]"""
+    """[vocab_size, hidden_size]; of no rows in a stage that is not the first. So is the head in one that is not the
+    last."""
     embedding_scale: float | None
     """As the type of the embedding has it."""
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
+    """Behind the last layer that is here."""
     lm_head: Linear
     cos_sin: tuple[torch.Tensor, ...]
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
     group: Group | None = None
     """Ranks that have shares of it, of embedding and head equally many rows each; None where all of it is here."""
+    border: Border | None = None
+    """Of a stage of a pipeline to those before and behind it."""
     capturable: bool = True
 
     @property
@@ -69,13 +73,22 @@ class Decoder:
         return len(self.cos_sin[0])
 
     def forward(self, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
-        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache."""
+        """Hidden states [T, E] after the last norm. Writes the step's keys and values into kv_cache.
+
+        Those of a stage that is not the last are sent to the next, before that norm.
+        """
         cos_sin = [table[batch.inputs.positions] for table in self.cos_sin]
-        flow = Flow(self.embed(batch.token_ids), self.layers[0].input_norm)
+        if self.border is None or self.config.is_first:
+            flow = Flow(self.embed(batch.token_ids), self.layers[0].input_norm)
+        else:
+            flow = Flow(self.border.receive(len(batch.token_ids)), self.layers[0].input_norm)
         norms = (*(layer.input_norm for layer in self.layers[1:]), self.norm)
         for index, (layer, norm) in enumerate(zip(self.layers, norms, strict=True)):
             flow = layer(flow, cos_sin[layer.rope], LayerCache(*kv_cache.of_layer(index, batch)), norm)
             progress.layer_done()
+        if self.border is not None and not self.config.is_last:
+            self.border.send(flow.residual)
+            return flow.residual
         return kernels.of(flow.residual).normed(flow)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:

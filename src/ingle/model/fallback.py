@@ -21,6 +21,7 @@ from ingle import kernels, progress
 from ingle.errors import ConfigError, ModelError
 from ingle.kernels import reference_kv
 from ingle.kernels.batch import Batch, KvCache
+from ingle.kernels.group import Border
 from ingle.kernels.options import AttentionOptions
 from ingle.kv import KvSpec, one_group
 from ingle.model.config_keys import unknown_keys
@@ -171,6 +172,7 @@ class TransformersModel:
     """The class for language modelling with its decoder taken out: whatever it does to logits is done here too."""
     capturable: bool = False
     mixture: Mixture | None = None
+    border: Border | None = None
 
     def forward(self, batch: Batch, kv_cache: KvCache) -> torch.Tensor:
         return _hidden(self.body, batch.token_ids, batch.inputs.positions, _PagedStep(batch, kv_cache))

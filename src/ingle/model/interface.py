@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from ingle.kernels.batch import Batch, KvCache
+from ingle.kernels.group import Border
 from ingle.model.sizes import Mixture, ModelConfig
 from ingle.weights.matrix import Weight
 
@@ -21,6 +22,11 @@ class Model(Protocol):
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph may capture a step: nothing in it depends on the host or on the values of tensors."""
+        ...
+
+    @property
+    def border(self) -> Border | None:
+        """Of a stage of a pipeline to those before and behind it; None for a whole model."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from ingle.kernels.group import Group
+from ingle.kernels.group import Border, Group
 from ingle.model.architecture import DecoderConfig
 from ingle.model.decoder import Decoder, DecoderLayer, rotations
 from ingle.model.layers import Attention, GatedMLP, Linear, RMSNorm
@@ -16,6 +16,7 @@ from ingle.model.mla import LatentAttention, load_latent_attention
 from ingle.model.moe import SparseMoe, load_moe
 from ingle.model.rope import query_factors
 from ingle.weights.formats import WeightFormat
+from ingle.weights.matrix import Weight
 from ingle.weights.source import WeightSource
 
 _NUM_THREADS = {"cpu": 2, "cuda": 4}
@@ -33,9 +34,11 @@ def load_decoder(
     max_model_len: int,
     count_layers: Callable[[int], None] = lambda done: None,
     group: Group | None = None,
+    border: Border | None = None,
 ) -> Decoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says; `dtype` is that of activations.
-    `count_layers` is told how many layers are there. With a `group`, config and source are this rank's share.
+    `count_layers` is told how many layers are there. With a `group`, config and source are this rank's share; a
+    stage of a pipeline has a `border`.
 
     Raises `ModelError` for missing or misshapen ones.
     """
@@ -50,23 +53,26 @@ def load_decoder(
             torch.cuda.set_device(device)  # which is a thread's own
 
     with ThreadPoolExecutor(_NUM_THREADS[device.type], initializer=use_device) as threads:
-        ends = [threads.submit(load.matrix, f"{names.embedding}.weight", vocab_rows, config.hidden_size)]
-        if not config.tied_embeddings:
-            ends.append(threads.submit(load.matrix, f"{names.lm_head}.weight", vocab_rows, config.hidden_size))
+        tables = [names.embedding] if config.is_first or (config.is_last and config.tied_embeddings) else []
+        tables += [names.lm_head] if config.is_last and not config.tied_embeddings else []
+        ends = [threads.submit(load.matrix, f"{name}.weight", vocab_rows, config.hidden_size) for name in tables]
         layers = []
-        for layer in threads.map(lambda index: _load_layer(config, load, index, on_device), range(config.num_layers)):
+        for layer in threads.map(lambda index: _load_layer(config, load, index, on_device), config.layers):
             layers.append(layer)
             count_layers(len(layers))
-    embedding, lm_head = ends[0].result(), ends[-1].result()
+    embedding = ends[0].result() if config.is_first else Weight(())
+    lm_head = ends[-1].result() if config.is_last else Weight(())
+    behind = names.norm if config.is_last else f"{names.layers}.{config.layers.stop}.{names.input_norm}"
     return Decoder(
         config=config,
         embedding=embedding,
         embedding_scale=None if scale is None else float(torch.tensor(scale, dtype=dtype)),
         layers=tuple(layers),
-        norm=load.norm(names.norm, config.hidden_size, config),
+        norm=load.norm(behind, config.hidden_size, config),
         lm_head=Linear(lm_head),
         cos_sin=rotations(config, max_model_len, device),
         group=group,
+        border=border,
     )
 
 

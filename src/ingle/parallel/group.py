@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
@@ -18,9 +18,12 @@ import torch
 from torch._C import _distributed_c10d as c10d
 
 from ingle.errors import EngineError
+from ingle.kernels.group import Crossing
+from ingle.parallel import symmetric
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
 from ingle.parallel.messages import Backend
+from ingle.parallel.symmetric import Choice, SymmetricMemory, measure
 
 T = TypeVar("T")
 
@@ -38,13 +41,17 @@ class _Work(Protocol):
 class _Ranks(Protocol):
     """What PyTorch's stubs do not say of its process groups."""
 
-    def allreduce(self, tensors: list[torch.Tensor], options: c10d.AllreduceOptions) -> _Work: ...
+    def allreduce(self, tensors: list[torch.Tensor], options: c10d.AllreduceOptions) -> _Work | None: ...
 
     def allgather(
         self, outs: list[list[torch.Tensor]], tensors: list[torch.Tensor], options: c10d.AllgatherOptions
-    ) -> _Work: ...
+    ) -> _Work | None: ...
 
-    def _allgather_base(self, out: torch.Tensor, x: torch.Tensor, options: c10d.AllgatherOptions) -> _Work: ...
+    def _allgather_base(self, out: torch.Tensor, x: torch.Tensor, options: c10d.AllgatherOptions) -> _Work | None: ...
+
+    def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> _Work: ...
+
+    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> _Work: ...
 
     def abort(self) -> None: ...
 
@@ -55,14 +62,38 @@ class TensorGroup:
     def __init__(self, ranks: _Ranks, place: int, size: int, backend: Backend) -> None:
         self.place, self.size = place, size
         self._ranks, self._backend = ranks, backend
+        self._symmetric: SymmetricMemory | None = None
+        self.choice = Choice()
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
         self._reduce.asyncOp = self._gather.asyncOp = False
 
+    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup) -> None:
+        """Takes kernels of its own for small sums, where all GPUs of the group reach each other and it pays."""
+        try:
+            memory = SymmetricMemory(store, self.place, self.size, device)
+        except Exception as error:
+            memory, self.choice = None, Choice(why_not=f"{type(error).__name__}: {error}".split("\n")[0])
+        if not hosts.all_well(memory is not None) or memory is None:
+            return
+        choice = measure(memory, self.all_reduce, self.size, device)
+        least = hosts.all_gather(torch.tensor([choice.one_shot_bytes, choice.two_shot_bytes])).amin(0).tolist()
+        self.choice, self._symmetric = replace(choice, one_shot_bytes=least[0], two_shot_bytes=least[1]), memory
+
+    def all_well(self, well: bool) -> bool:
+        """Whether it is so on every rank."""
+        return bool(self.all_gather(torch.tensor([well])).all())
+
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._symmetric is not None and self._symmetric.takes(x):
+            num_bytes = x.numel() * x.itemsize
+            if num_bytes <= self.choice.one_shot_bytes:
+                return self._symmetric.one_shot(x)
+            if num_bytes <= self.choice.two_shot_bytes:
+                return self._symmetric.two_shot(x)
         if self._backend == "gloo" and x.is_cuda:
             return x.copy_(self.all_reduce(x.cpu()))
-        self._ranks.allreduce([x], self._reduce).wait()
+        _finish(self._ranks.allreduce([x], self._reduce))
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,10 +101,16 @@ class TensorGroup:
             return self.all_gather(x.cpu()).to(x.device)
         out = x.new_empty(self.size, *x.shape)
         if self._backend == "nccl":
-            self._ranks._allgather_base(out, x.contiguous(), self._gather).wait()
+            _finish(self._ranks._allgather_base(out, x.contiguous(), self._gather))
         else:
-            self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather).wait()
+            _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
         return out
+
+    def send(self, x: torch.Tensor, place: int) -> _Work:
+        return self._ranks.send([x], place, 0)
+
+    def recv(self, x: torch.Tensor, place: int) -> _Work:
+        return self._ranks.recv([x], place, 0)
 
     @property
     def on_devices(self) -> bool:
@@ -83,6 +120,56 @@ class TensorGroup:
     def abort(self) -> None:
         """Ends what waits for ranks that are gone."""
         self._ranks.abort()
+
+
+def _finish(work: _Work | None) -> None:
+    """Of what is queued on the current stream there may be nothing to wait for."""
+    if work is not None:
+        work.wait()
+
+
+class StageBorder:
+    """An `ingle.kernels.group.Border`, among ranks of which each is a stage."""
+
+    def __init__(self, ranks: TensorGroup, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._ranks, self._hidden_size, self._dtype, self._device = ranks, hidden_size, dtype, device
+        self._sent: tuple[_Work, torch.Tensor] | None = None
+        """Which may still be on its way."""
+        self._landing: torch.Tensor | None = None
+        self._leaving: torch.Tensor | None = None
+
+    def captured(self) -> Crossing:
+        """What crosses in the CUDA graph that was captured last: the graph holds the memory, not the crossing."""
+        crossing, self._landing, self._leaving = Crossing(self._landing, self._leaving), None, None
+        return crossing
+
+    def receive(self, num_rows: int) -> torch.Tensor:
+        if self._is_captured:
+            self._landing = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=self._device)
+            return self._landing
+        through = self._device if self._ranks.on_devices else torch.device("cpu")
+        x = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=through)
+        self.receive_into(x)
+        return x.to(self._device)
+
+    def receive_into(self, x: torch.Tensor) -> None:
+        self._ranks.recv(x, self._ranks.place - 1).wait()
+
+    @property
+    def _is_captured(self) -> bool:
+        return self._ranks.on_devices and torch.cuda.is_current_stream_capturing()
+
+    def send(self, x: torch.Tensor) -> None:
+        if self._is_captured:
+            self._leaving = x
+            return
+        if self._ranks.on_devices:
+            self._ranks.send(x.contiguous(), self._ranks.place + 1).wait()  # on the stream, not here
+            return
+        if self._sent is not None:
+            self._sent[0].wait()
+        x = x.cpu().contiguous()
+        self._sent = self._ranks.send(x, self._ranks.place + 1), x
 
 
 @dataclass(frozen=True)
@@ -96,23 +183,34 @@ class Member:
     hosts: TensorGroup
     """All of them, for numbers on the host."""
     link: Link
+    stages: TensorGroup | None = None
+    """Those that have the same part of other layers; None where there is one stage."""
+    stage_hosts: TensorGroup | None = None
+    """Those of `group`, as `hosts`; None where they are all."""
 
     def least(self, *numbers: int) -> tuple[int, ...]:
         """Of each number the least that any rank has."""
         least = self.hosts.all_gather(torch.tensor(numbers, dtype=torch.int64)).amin(0)
         return tuple(map(int, least.tolist()))
 
-    def all_agree(self, well: bool) -> bool:
-        """Whether it went well on every rank."""
-        return bool(self.least(int(well))[0])
+    def all_agree(self, well: bool, *, in_stage: bool) -> bool:
+        """Whether it went well on every rank, or on those of this stage, where others do no such thing."""
+        hosts: TensorGroup | None = self.hosts
+        if in_stage and self.stages is not None:
+            hosts = self.stage_hosts
+        return well if hosts is None else hosts.all_well(well)
+
+    def border(self, hidden_size: int, dtype: torch.dtype) -> StageBorder | None:
+        """To the stages before and behind this one, for hidden states of that size and type."""
+        return None if self.stages is None else StageBorder(self.stages, hidden_size, dtype, self.device)
 
     def abort(self) -> None:
-        for group in (self.group, self.hosts):
+        for group in (self.group, self.hosts, self.stages, self.stage_hosts):
             if group is not None:
                 group.abort()
 
 
-def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) -> Member:
+def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, *, own_sums: bool = True) -> Member:
     """Waits until all ranks are there. `rendezvous`: the descriptor of an empty file that all of them have.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
@@ -124,20 +222,43 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int) 
     store = c10d.FileStore(f"/proc/self/fd/{os.dup(rendezvous)}", size)
     store.set_timeout(timedelta(seconds=JOIN_S))
 
-    def meet() -> tuple[TensorGroup, TensorGroup | None, Link]:
+    def meet() -> Member:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # which is a thread's own
-        hosts = TensorGroup(_gloo(store, "hosts", place.rank, size), place.rank, size, "gloo")
-        group = None
-        if place.layout.tensor > 1:
-            name, among = f"stage {place.stage}", (place.index, place.layout.tensor)
-            ranks = _nccl(store, name, *among) if backend == "nccl" else _gloo(store, name, *among)
-            group = TensorGroup(ranks, *among, backend)
-        link = link_between(group or hosts, device, backend)
-        return hosts, group, link
+        layout = place.layout
 
-    hosts, group, link = _within(JOIN_S, meet, backend)
-    return Member(place, device, group, hosts, link)
+        def among(name: str, rank: int, count: int, by: Backend) -> TensorGroup | None:
+            if count == 1:
+                return None
+            ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count)
+            return TensorGroup(ranks, rank, count, by)
+
+        hosts = among("hosts", place.rank, size, "gloo")
+        group = among(f"stage {place.stage}", place.index, layout.tensor, backend)
+        stages = among(f"part {place.index}", place.stage, layout.pipeline, backend)
+        stage_hosts = None
+        if stages is not None:
+            stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
+        assert hosts is not None, "there are several ranks"
+        link = link_between(group or stages or hosts, device, backend)
+        if stages is not None and stages.on_devices:
+            _meet_neighbours(stages, device)
+        if own_sums and symmetric.ENABLED and group is not None and group.on_devices:
+            in_stage = stage_hosts or hosts
+            group.reach(c10d.PrefixStore(f"symmetric {place.stage}", store), device, in_stage)
+        return Member(place, device, group, hosts, link, stages, stage_hosts)
+
+    return _within(JOIN_S, meet, backend)
+
+
+def _meet_neighbours(stages: TensorGroup, device: torch.device) -> None:
+    """NCCL makes ready for what two ranks exchange when they first do, and a CUDA graph is no place for that."""
+    x = torch.zeros(1, device=device)
+    if stages.place > 0:
+        stages.recv(x, stages.place - 1).wait()
+    if stages.place < stages.size - 1:
+        stages.send(x, stages.place + 1).wait()
+    torch.cuda.synchronize(device)
 
 
 def _gloo(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:

@@ -17,7 +17,8 @@ class Layout:
         return self.tensor * self.pipeline
 
     def place(self, rank: int) -> Place:
-        return Place(self, rank // self.tensor, rank % self.tensor)
+        """Rank 0 is in the last stage, whose results are those of all."""
+        return Place(self, self.pipeline - 1 - rank // self.tensor, rank % self.tensor)
 
     def __str__(self) -> str:
         parts = (("TP", self.tensor), ("PP", self.pipeline))
@@ -36,4 +37,9 @@ class Place:
 
     @property
     def rank(self) -> int:
-        return self.stage * self.layout.tensor + self.index
+        return (self.layout.pipeline - 1 - self.stage) * self.layout.tensor + self.index
+
+    @property
+    def is_last(self) -> bool:
+        """Whether tokens are drawn here."""
+        return self.stage == self.layout.pipeline - 1

@@ -25,6 +25,8 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     devices: list[str]
     """Of each rank, such as cuda:1."""
     backend: Backend
+    own_sums: bool
+    """Whether kernels of its own add up what is small enough for that to pay."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):

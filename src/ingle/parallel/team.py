@@ -50,7 +50,7 @@ _SILENT_S = 60.0
 """For which one may say nothing that is not: some libraries keep Python's lock for long while they load."""
 _WORDS_S = 2.0
 """For a rank's last words, where a step has failed: they say why."""
-_END_S = 5.0
+_END_S = 3.0
 
 _BOOT = (
     "import gc, signal, sys; gc.disable()\n"
@@ -76,7 +76,13 @@ class _Ranks:
     expected: bool = True
     lost: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
-    on_loss: Callable[[], None] = lambda: None
+    abort: Callable[[], None] = lambda: None
+    """Ends what waits for them in this process."""
+    let_go: Callable[[], None] = lambda: None
+    """Gives up what would keep that from ending."""
+    last_resort: Callable[[str], None] | None = None
+    """For a step that does not end although a rank is lost: kernels that wait for another GPU's wait for ever."""
+    in_step: bool = False
 
     def name(self, index: int) -> str:
         process = self.processes[index]
@@ -88,8 +94,22 @@ class _Ranks:
         if self.failure is None and not self.closed.is_set():
             self.failure, self.expected = failure, expected
             self.kill()
-            self.on_loss()
             self.lost.set()
+            self.end_waiting()
+            self.give_up()
+
+    def give_up(self) -> None:
+        until_s = time.monotonic() + _END_S
+        while self.in_step and not self.closed.is_set() and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+        if self.in_step and not self.closed.is_set() and self.last_resort is not None:
+            self.last_resort(self.failure or "")
+
+    def end_waiting(self) -> None:
+        """`abort`, which may itself wait for what a device does not end."""
+        thread = threading.Thread(target=self.abort, name="aborting ranks", daemon=True)
+        thread.start()
+        thread.join(_END_S)
 
     def kill(self) -> None:
         for process in self.processes:
@@ -97,6 +117,9 @@ class _Ranks:
 
     def close(self) -> None:
         self.closed.set()
+        self.let_go()
+        if self.failure is None:
+            self.end_waiting()
         for reader in self.readers:
             with contextlib.suppress(OSError):
                 reader.socket.shutdown(socket.SHUT_RDWR)
@@ -152,14 +175,14 @@ class Team:
         """Waits until all can join."""
         self._replies(Imported, within_s)
 
-    def join(self, layout: Layout, devices: Sequence[str]) -> Backend:
+    def join(self, layout: Layout, devices: Sequence[str], *, own_sums: bool) -> Backend:
         """Tells each rank what it is, with one of `devices`, and by what they compute together: NCCL wants a GPU for
         each."""
         assert layout.num_ranks == len(devices) == self._num_ranks, "as many ranks as were started"
         apart = len(set(devices)) == len(devices) and "cpu" not in devices
         self._ranks.devices[:] = devices
         backend: Backend = "nccl" if apart else "gloo"
-        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend))
+        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, own_sums))
         return backend
 
     def joined(self, within_s: float) -> None:
@@ -178,11 +201,19 @@ class Team:
         self.check()
         self._ring.send(self._encoder.encode(message), self.check)
 
-    def on_loss(self, act: Callable[[], None]) -> None:
-        """`act` is called when a rank is lost, from a thread: what waits for it has to end."""
-        self._ranks.on_loss = act
+    def on_end(self, abort: Callable[[], None]) -> None:
+        """`abort` is called when a rank is lost, from a thread, or when all are to end: what waits for them has to."""
+        self._ranks.abort = abort
         if self._ranks.failure is not None:
-            act()
+            abort()
+
+    def if_stuck(self, last_resort: Callable[[str], None]) -> None:
+        """`last_resort` is called, from a thread, with the reason where a rank is lost and a step does not end."""
+        self._ranks.last_resort = last_resort
+
+    def before_end(self, let_go: Callable[[], None]) -> None:
+        """`let_go` is called when all are to end: NCCL does not while CUDA graphs hold what it computes."""
+        self._ranks.let_go = let_go
 
     def check(self) -> None:
         """Raises `EngineError` when a rank is gone, or out of step with the others."""
@@ -209,9 +240,12 @@ class Team:
 
         Raises `EngineError` where another rank was the first to fail, which then is why.
         """
+        self._ranks.in_step = True
         try:
             yield
+            self._ranks.in_step = False
         except BaseException as error:
+            self._ranks.in_step = False
             self._ranks.lost.wait(_WORDS_S if isinstance(error, Exception) else 0)
             if self._ranks.failure is not None and not isinstance(error, EngineError):
                 raise EngineError(self._ranks.failure) from error

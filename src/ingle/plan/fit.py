@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ingle.config import CacheConfig, EngineConfig, ParallelConfig
+from ingle.config import CacheConfig, EngineConfig
 from ingle.engine.memory import DeviceMemory, MemoryPlan, activation_bytes, kv_budget, plan_memory
+from ingle.engine.ranks import stages_refusal
 from ingle.engine.roofline import Ceilings, Stored, decode_seconds
 from ingle.errors import ConfigError
 from ingle.facts import size
@@ -122,19 +123,11 @@ def _longest(case: Case) -> int:
 
 
 def _refusals(case: Case, layout: Layout) -> Iterator[str]:
-    """What the engine's own configuration says of such a layout."""
+    """What the engine itself says of such a layout."""
     if case.held.refusal is not None:
         yield case.held.refusal
-    known = {option.name for option in fields(ParallelConfig)}
-    for flag, parts in (("tensor", layout.tensor_parallel), ("pipeline", layout.pipeline_parallel)):
-        option = f"{flag}_parallel_size"
-        if parts > 1:
-            try:
-                if option not in known:
-                    raise ConfigError("")
-                EngineConfig.of(case.config.model, **{option: parts})
-            except ConfigError:
-                yield f"{flag} parallelism does not run in this version"
+    if layout.pipeline_parallel > 1 and (why := stages_refusal()) is not None:
+        yield why
 
 
 def _rooms(config: EngineConfig, layout: Layout) -> Iterator[tuple[dict[str, float], EngineConfig]]:

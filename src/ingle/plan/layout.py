@@ -5,7 +5,6 @@ What one GPU then holds is a model of its own to the engine's memory plan: a `Sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +13,7 @@ from ingle.model.architecture import DecoderConfig
 from ingle.model.count import count_experts, count_layer
 from ingle.model.share import Division
 from ingle.model.sizes import Mixture, WeightSizes
+from ingle.model.stages import divided
 from ingle.plan.formats import Held
 
 
@@ -92,33 +92,11 @@ def stages(decoder: DecoderConfig, held: Held, tensor_parallel: int, num_stages:
 
     Raises `ValueError` for more stages than layers.
     """
-    if num_stages > decoder.num_layers:
-        raise ValueError(f"{decoder.num_layers} layers make no {num_stages} stages")
     sizes = [_layer_bytes(decoder, held, tensor_parallel, layer) for layer in range(decoder.num_layers)]
     ends = _end_bytes(decoder, held, tensor_parallel)
     sizes[0] += ends
     sizes[-1] += ends
-    low, high = max(sizes), sum(sizes)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(list(_filled(sizes, middle))) <= num_stages else (middle + 1, high)
-    found = list(_filled(sizes, low))
-    while len(found) < num_stages:  # of equal layers a full stage may leave none for the last ones
-        widest = max(range(len(found)), key=lambda index: len(found[index]))
-        start, stop = found[widest].start, found[widest].stop
-        found[widest : widest + 1] = [range(start, (start + stop) // 2), range((start + stop) // 2, stop)]
-    return found
-
-
-def _filled(sizes: list[int], room: int) -> Iterator[range]:
-    """Layers one after the other, as many as there is room for in each stage."""
-    start, held = 0, 0
-    for layer, size in enumerate(sizes):
-        if held + size > room and layer > start:
-            yield range(start, layer)
-            start, held = layer, 0
-        held += size
-    yield range(start, len(sizes))
+    return divided(sizes, num_stages)
 
 
 def weight_bytes(decoder: DecoderConfig, held: Held, layers: range, tensor_parallel: int, num_stages: int) -> int:

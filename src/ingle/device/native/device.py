@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,12 @@ class NativeDevice:
 
     def progress(self) -> int:
         return library.num_jobs()
+
+    def if_stuck(self, last_resort: Callable[[str], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def capture_next(self) -> bool:
         """There are no graphs to capture."""

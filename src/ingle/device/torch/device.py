@@ -15,12 +15,13 @@ from ingle import kernels, progress
 from ingle.device import LogprobRows, PageCopies, Report
 from ingle.device.inputs import Layout
 from ingle.device.pages import HostPages
-from ingle.device.torch.graphs import CapturedForward, StepGraphs
+from ingle.device.torch.graphs import CapturedForward, Ranks, StepGraphs
 from ingle.device.torch.pages import GpuPages
 from ingle.device.torch.sampler import Sampler, padded_alternatives
 from ingle.device.torch.tables import SlotTables
 from ingle.heap import give_back_memory
 from ingle.kernels.batch import Batch, KvCache, StepInputs, query_block
+from ingle.kernels.group import Border
 from ingle.kernels.sampling import Features, Logprobs, Samples
 from ingle.kv import KvSpec
 from ingle.model.interface import Model
@@ -42,10 +43,10 @@ class TorchDevice:
         kv: KvSpec,
         *,
         use_graphs: bool = False,
-        all_agree: Callable[[bool], bool] | None = None,
+        among: Ranks | None = None,
+        in_halves: bool = False,
     ) -> None:
-        """`kv`: the model's; `all_agree`: whether something went well on all ranks that compute the same, where there
-        are several."""
+        """`kv`: the model's; `among`, `in_halves`: as `StepGraphs` has them."""
         config = model.config
         self.model = model
         self.device = device
@@ -60,7 +61,9 @@ class TorchDevice:
         self.sampler = Sampler(limits.max_num_seqs, config.vocab_size, device)
         shape = (kv.num_places, kv.sides, num_pages, kv.side_bytes(limits.page_size))
         self.kv_cache = KvCache.over(kv, _zeros(shape, device), limits.page_size)
-        self.graphs = StepGraphs(self, self.tables, limits, all_agree) if use_graphs and model.capturable else None
+        self.graphs, self._in_halves = None, in_halves
+        if use_graphs and model.capturable:
+            self.graphs = StepGraphs(self, self.tables, limits, among, in_halves=in_halves)
 
     @torch.inference_mode()
     def apply(self, step: Step) -> None:
@@ -74,7 +77,7 @@ class TorchDevice:
         """Queues the forward of a step, and its draw too where both are in one CUDA graph."""
         launched = TorchStep(self, step)
         if self.graphs is not None and not any(map(_leaves_graph, step.chunks)):
-            if step.masked:
+            if step.masked or self._in_halves:
                 launched.captured = self.graphs.forward(step)
             elif (samples := self.graphs.run(step, self.sampler.features(step.chunks, Masks()))) is not None:
                 launched.take(samples)
@@ -107,9 +110,20 @@ class TorchDevice:
     def progress(self) -> int:
         return progress.num_layers()
 
+    def if_stuck(self, last_resort: Callable[[str], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        if self.graphs is not None:
+            self.graphs.reset()
+
     @torch.inference_mode()
     def capture_next(self) -> bool:
         return self.graphs is not None and self.graphs.capture_next()
+
+    @property
+    def border(self) -> Border | None:
+        return self.model.border
 
     def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
         """The forward of a step of padded inputs: hidden states [R, E] of the rows whose next token is drawn."""
@@ -258,4 +272,5 @@ def _zeros(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 def _leaves_graph(chunk: Chunk) -> bool:
     """Whether it asks for what no CUDA graph computes."""
-    return bool(chunk.prompt_logprobs is not None or chunk.pooling is not None or chunk.drafts or chunk.told)
+    told = len(chunk.told) > 1  # a single one is the drawn token that a pipeline's first stage has not seen
+    return bool(chunk.prompt_logprobs is not None or chunk.pooling is not None or chunk.drafts or told)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -23,6 +23,7 @@ from ingle.device import Ints
 from ingle.device.inputs import Layout, pack
 from ingle.device.torch.tables import SlotTables, to_device, unpack
 from ingle.kernels.batch import StepInputs
+from ingle.kernels.group import Border, Crossing
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
@@ -34,8 +35,21 @@ _MOST_ASKED = 4
 """Combinations of features whose graphs are captured ahead: each has as many as there are sizes."""
 
 
+class Ranks(Protocol):
+    """Those that compute the same steps."""
+
+    def all_agree(self, well: bool, *, in_stage: bool) -> bool:
+        """Whether something went well on all of them, or on those that have the same layers."""
+        ...
+
+
 class StepParts(Protocol):
     """What graphs capture, of padded inputs."""
+
+    @property
+    def border(self) -> Border | None:
+        """Of a stage of a pipeline."""
+        ...
 
     def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
         """The forward: the hidden states [R, E] of the rows whose next token is drawn."""
@@ -64,6 +78,8 @@ class CapturedForward:
     packed: torch.Tensor
     inputs: StepInputs
     hidden: torch.Tensor
+    crossing: Crossing | None
+    """Between stages of a pipeline."""
     draws: dict[Features, tuple[torch.cuda.CUDAGraph, Samples]]
 
 
@@ -75,10 +91,13 @@ class StepGraphs:
         parts: StepParts,
         tables: SlotTables,
         limits: Limits,
-        all_agree: Callable[[bool], bool] | None = None,
+        among: Ranks | None = None,
+        *,
+        in_halves: bool = False,
     ) -> None:
-        """`all_agree`: whether a capture went well on all ranks, which use the same graphs."""
-        self._all_agree = all_agree or bool
+        """`among`: ranks that use the same graphs, where there are several. `in_halves`: forward and draw of every step
+        are apart, as not all ranks draw."""
+        self._ranks, self._in_halves = among, in_halves
         self._parts = parts
         self._tables = tables
         self._max_num_seqs = limits.max_num_seqs
@@ -112,11 +131,14 @@ class StepGraphs:
     def forward(self, step: Step) -> CapturedForward | None:
         """Launches a step that was applied, but for the draw; None as `run`."""
         layout = self._layout(step)
-        forward = self._forwards.get(layout) or self._try(
-            ("forward", layout, None), partial(self._capture_forward, layout)
-        )
+        forward = self._forward(layout)
         if forward is not None:
+            border, crossing = self._parts.border, forward.crossing
+            if border is not None and crossing is not None and crossing.landing is not None:
+                border.receive_into(crossing.landing)
             self._replay(step, layout, forward.graph, forward.packed)
+            if border is not None and crossing is not None and crossing.leaving is not None:
+                border.send(crossing.leaving)
         return forward
 
     def draw(self, forward: CapturedForward, features: Features) -> Samples:
@@ -130,10 +152,22 @@ class StepGraphs:
         graph.replay()
         return samples
 
+    def reset(self) -> None:
+        """Forgets all graphs, and what they hold."""
+        captured = [whole.graph for whole in self._wholes.values()]
+        for forward in self._forwards.values():
+            captured += [forward.graph, *(graph for graph, _ in forward.draws.values())]
+        for graph in captured:
+            graph.reset()
+        self._wholes.clear()
+        self._forwards.clear()
+
     def capture_next(self) -> bool:
         """Captures one more of the steps that ask what others asked before, decodes first; False when none is left."""
         wanted = [_decode_layout(size) for size in self._decode_sizes]
         wanted += [self._mixed_layout(size) for size in self._token_sizes]
+        if self._in_halves:
+            return self._capture_next_forward(wanted)
         for features in list(self._asked)[:_MOST_ASKED]:
             for layout in wanted:
                 if layout.num_tokens < self._least_too_large and (layout, features) not in self._wholes:
@@ -141,6 +175,19 @@ class StepGraphs:
                         self._least_too_large = layout.num_tokens  # larger ones take more memory
                     return True
         return False
+
+    def _capture_next_forward(self, wanted: Sequence[Layout]) -> bool:
+        for layout in wanted:
+            if layout.num_tokens < self._least_too_large and layout not in self._forwards:
+                if self._forward(layout) is None:
+                    self._least_too_large = layout.num_tokens
+                return True
+        return False
+
+    def _forward(self, layout: Layout) -> CapturedForward | None:
+        return self._forwards.get(layout) or self._try(
+            ("forward", layout, None), partial(self._capture_forward, layout)
+        )
 
     def _whole(self, layout: Layout, features: Features) -> _Whole | None:
         return self._wholes.get((layout, features)) or self._try(
@@ -166,7 +213,10 @@ class StepGraphs:
                 except RuntimeError:
                     raise error from None
                 what = f"{type(error).__name__}: {error}".splitlines()[0]
-            if self._all_agree(captured is not None) and captured is not None:
+            well = captured is not None
+            if self._ranks is not None:
+                well = self._ranks.all_agree(well, in_stage=key[0] == "draw")
+            if well:
                 return captured
             torch.cuda.empty_cache()  # behind the handler: the error's frames hold tensors
         self._given_up.add(key)
@@ -210,7 +260,8 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             hidden = self._parts.hidden_rows(inputs, layout)
-        forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, {})
+        crossing = None if self._parts.border is None else self._parts.border.captured()
+        forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, crossing, {})
         return forward
 
     def _capture_draw(self, forward: CapturedForward, features: Features) -> tuple[torch.cuda.CUDAGraph, Samples]:

@@ -97,7 +97,7 @@ def _vector_kernel(
                     first[:, None], other[:, None], tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
                     (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
                     out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                    eps, v_offset, page_stride, token_stride, head_stride, (kv_ptr, 0, 0, 0),
+                    eps, v_offset, page_stride, token_stride, head_stride, kv_ptr,
                     HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
                 )  # fmt: skip
             else:

@@ -10,6 +10,7 @@ import torch
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded, CodedKind
 from ingle.kernels.gpu import coded as gpu
+from ingle.kernels.gpu import decoded
 from ingle.kernels.gpu.coded import Tiling
 from ingle.kernels.gpu.codes import FORMATS, suits
 from ingle.kernels.gpu.device import counters
@@ -113,6 +114,18 @@ def test_every_number_of_rows(kind: CodedKind, num_rows: int) -> None:
     coded = made(kind, 136 if ON_GPU else 40, 256, 64, order=True, zeros=kind != "fp8")
     x = torch.randn(2, num_rows, 256, device=DEVICE).half()[1]
     close(gpu.multiply_coded(x, coded, None), exact_product(x, coded), torch.float16)
+
+
+@pytest.mark.parametrize("case", [("int4", 256, 64, True), ("int8", 200, 200, True), ("fp8", 208, 16, False)], ids=str)
+def test_by_a_scratch(case: tuple[CodedKind, int, int, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes some rows of the matrix at a time."""
+    kind, size_in, group_size, zeros = case
+    scratch = torch.empty(20 * size_in, dtype=torch.float16, device=DEVICE)
+    monkeypatch.setattr(decoded, "_scratch", lambda device, dtype: scratch)
+    coded, x = made(kind, 48, size_in, group_size, zeros=zeros), torch.randn(7, size_in, device=DEVICE).half()
+    bias = torch.randn(48, device=DEVICE).half()
+    close(decoded.multiply(x, coded, bias), exact_product(x, coded) + bias.double(), torch.float16)
+    assert torch.equal(decoded.multiply(x, coded, None)[:, :20], x @ coded.decoded(slice(0, 20), torch.float16).T)
 
 
 def test_what_no_kernel_reads() -> None:

@@ -10,22 +10,26 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow
-from ingle.kernels.gpu import few_rows
-from ingle.kernels.gpu.few_rows import Tiling
+from ingle.kernels.gpu import few_rows_coded as few_rows
+from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
-from tests.kernels.fused import DEVICE, DTYPE, EPS, check_projection, close, norm_weight, randn
+from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn
 from tests.kernels.test_coded import made
 
-SIZE_IN = 224  # no multiple of what an iteration takes
+HEAD_DIM = 64 if ON_GPU else 32
+SIZE_IN = 384  # no multiple of what an iteration takes
 MATRICES: dict[str, Callable[[int], Coded]] = {
-    "int4": lambda size_out: made("int4", size_out, SIZE_IN, 32, zeros=True),
+    "int4": lambda size_out: made("int4", size_out, SIZE_IN, 128, zeros=True),
+    "fp8-rows": lambda size_out: made("fp8", size_out, SIZE_IN, SIZE_IN),
+    "int4-32": lambda size_out: made("int4", size_out, SIZE_IN, 32),
     "int4-rows": lambda size_out: made("int4", size_out, SIZE_IN, SIZE_IN),
-    "int8": lambda size_out: made("int8", size_out, SIZE_IN, 128),
+    "int8": lambda size_out: made("int8", size_out, SIZE_IN, 64),
+    "int8-zeros": lambda size_out: made("int8", size_out, SIZE_IN, 64, zeros=True),
     "fp8": lambda size_out: made("fp8", size_out, SIZE_IN, 128),
 }
 
 
-@pytest.fixture(params=MATRICES)
+@pytest.fixture(params=MATRICES if ON_GPU else list(MATRICES)[:2])
 def matrix(request: pytest.FixtureRequest) -> Callable[[int], Coded]:
     return MATRICES[request.param]
 
@@ -34,11 +38,10 @@ def matrix(request: pytest.FixtureRequest) -> Callable[[int], Coded]:
 def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     rows, splits = request.param
 
-    def tiling(coded: Coded, outs: int, *, paired: bool, num_sms: int) -> Tiling:
-        return Tiling(outs, splits, 32, 3, 64)
+    def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
+        return Tiling(1 if paired else 2, 2, splits)
 
-    monkeypatch.setattr(few_rows, "coded_tiling", tiling)
-    monkeypatch.setattr(few_rows, "_OUTS", 32)
+    monkeypatch.setattr(few_rows, "tiling", tiling)
     return int(rows)
 
 
@@ -56,8 +59,8 @@ def exact(coded: Coded) -> torch.Tensor:
 
 
 def test_add(num_rows: int, matrix: Callable[[int], Coded]) -> None:
-    weight, x, bias = matrix(72), randn(num_rows, SIZE_IN), randn(72)
-    residual, norm = randn(num_rows, 72), RMSNorm(torch.rand(72, device=DEVICE) + 0.5, EPS)
+    weight, x, bias = matrix(40), randn(num_rows, SIZE_IN), randn(40)
+    residual, norm = randn(num_rows, 40), RMSNorm(torch.rand(40, device=DEVICE) + 0.5, EPS)
     total = x.float() @ exact(weight).T + bias.float() + residual.float()
     flow = few_rows.add(x, weight, bias, residual, norm)
     close(flow.residual, total)
@@ -68,7 +71,7 @@ def test_add(num_rows: int, matrix: Callable[[int], Coded]) -> None:
 
 def test_gated(num_rows: int, matrix: Callable[[int], Coded]) -> None:
     flow, normed = flowing(num_rows)
-    weight = matrix(2 * 72)
+    weight = matrix(2 * 24)
     total = reference.gated(normed @ exact(weight).T, "silu")
     for form in (flow, Flow(flow.residual, flow.norm)):
         close(few_rows.gated(form, weight, None, "silu"), total)
@@ -76,15 +79,41 @@ def test_gated(num_rows: int, matrix: Callable[[int], Coded]) -> None:
 
 def test_project_and_store(num_rows: int, matrix: Callable[[int], Coded]) -> None:
     flow, normed = flowing(num_rows)
-    weight = matrix(8 * 64)
+    weight = matrix(8 * HEAD_DIM)
     check_projection(
-        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation), normed, 64, qk_norm=False,
-        weight=exact(weight),
+        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation), normed, HEAD_DIM,
+        qk_norm=False, weight=exact(weight),
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", MATRICES)
+def test_alone(kind: str) -> None:
+    coded, x, bias = MATRICES[kind](32), randn(3, SIZE_IN), randn(32)
+    close(few_rows.multiply(x, coded, bias), x.float() @ exact(coded).T + bias.float())
+
+
 @pytest.mark.gpu
-def test_codes_suit_on_hopper() -> None:
-    x = torch.zeros(2, SIZE_IN, dtype=torch.bfloat16, device=DEVICE)
-    assert all(few_rows.suits(x, make(8)) for make in MATRICES.values())
-    assert not few_rows.suits(x, made("int8", 8, SIZE_IN, 32, order=True))
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", MATRICES)
+def test_both_types(kind: str, dtype: torch.dtype, num_rows: int) -> None:
+    """By the tilings themselves, with all of a layer's ends."""
+    coded = MATRICES[kind](8 * HEAD_DIM)
+    x = torch.randn(num_rows, SIZE_IN, device=DEVICE).to(dtype)
+    product = x.float() @ exact(coded).T
+    close(few_rows.multiply(x, coded, None), product)
+    residual, norm = (1000 * torch.randn(num_rows, 512, device=DEVICE)).to(dtype), norm_weight(512).to(dtype)
+    flow = few_rows.add(x, coded, None, residual, RMSNorm(100 * norm, EPS))
+    close(flow.residual, product + residual.float())
+    wide = made("int4", 64, 512, 128)
+    normed = reference.rms_norm(flow.residual.float(), 100 * norm.float(), EPS)
+    close(few_rows.gated(flow, wide, None, "silu"), reference.gated(normed @ exact(wide).T, "silu"))
+
+
+@pytest.mark.gpu
+def test_what_suits() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.zeros(2, SIZE_IN, dtype=dtype, device=DEVICE)
+        assert all(few_rows.suits(x, make(8)) for make in MATRICES.values())
+        assert not few_rows.suits(x, made("int8", 8, SIZE_IN, 32, order=True))
+    assert not few_rows.suits(torch.zeros(2, SIZE_IN, device=DEVICE), MATRICES["int4"](8))

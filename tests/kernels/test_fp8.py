@@ -48,11 +48,38 @@ def test_products(size_in: int, group_size: int) -> None:
     assert float((ours.double() - of_inputs).norm() / of_inputs.norm()) < 0.08
 
 
+def test_scales_behind_a_product() -> None:
+    out, rows, outs, bias = torch.randn(3, 40), torch.rand(3, 1), torch.rand(1, 40), torch.randn(40)
+    out, rows, outs, bias = (each.to(DEVICE) for each in (out, rows, outs, bias))
+    expected = out * rows * outs + bias
+    torch.testing.assert_close(fp8._scaled(out.clone(), rows, outs, bias), expected)
+    assert fp8._scaled(out, rows, outs, None) is out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [33, 256, 1025])
+@pytest.mark.parametrize("size_out", [64, 8192])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_the_library(num_rows: int, size_out: int, dtype: torch.dtype) -> None:
+    coded = replace(made("fp8", size_out, 256, 256), quantizes_inputs=True)
+    x, bias = inputs(num_rows, 256).to(dtype), torch.randn(size_out, device=DEVICE).to(dtype)
+    assert fp8.suits(x, coded)
+    values, scales = fp8.quantized(x, 256)
+    for added in (bias, None):
+        exact = exact_product(values.double() * scales.double(), coded) + (0 if added is None else added.double())
+        ours = fp8.multiply(x, coded, added)
+        assert ours.dtype == dtype
+        assert float((ours.double() - exact).norm() / exact.norm()) < 1e-2
+
+
 def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
-    coded = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
+    coded = replace(made("fp8", 16, 256, 256), quantizes_inputs=True)
+    grouped = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
     many = torch.zeros(128, 256, dtype=torch.bfloat16, device=DEVICE)
-    monkeypatch.setattr(fp8, "ENABLED", True)
     assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:8], coded)
+    assert not fp8.suits(many, grouped)
+    monkeypatch.setattr(fp8, "BY_GROUPS", True)
+    assert fp8.suits(many, grouped) == ON_GPU
     assert not fp8.suits(many, replace(coded, quantizes_inputs=False))
     assert not fp8.suits(many, replace(made("fp8", 16, 256, 64), quantizes_inputs=True))
-    assert not fp8.suits(many, replace(made("int8", 16, 256, 128), quantizes_inputs=True))
+    assert not fp8.suits(many, replace(made("int8", 16, 256, 256), quantizes_inputs=True))

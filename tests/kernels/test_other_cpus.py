@@ -53,5 +53,5 @@ def test_the_same_numbers_as_here(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs, ours, atol=tolerance * float(ours.abs().max()), rtol=0, msg=kind)
     listing = ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", "-C", str(tmp_path / ARM[0])]
     code = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\n\n")
-    tiles = [function for function in code if "multiply_tile<4, 3, 32, " in function.splitlines()[0]]
+    tiles = [function for function in code if "multiply_tile<4, 3, 32, (ingle::Reading)0>" in function.splitlines()[0]]
     assert len(tiles) == 1 and tiles[0].count(f"\t{multiplies}") >= 96, "a tile's products are not made of it"

@@ -140,11 +140,12 @@ def test_a_quantized_folder(two: Crew, tmp_path: Path) -> None:
 
 def test_stages_give_what_one_rank_gives(tmp_path: Path) -> None:
     """With a tied head, which is the first stage's embedding, and layers of two kinds, of which one stage has one."""
-    folder = save_checkpoint(tmp_path, "gemma3_text", head_dim=16, sliding_window=30, num_hidden_layers=7)
+    windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    folder = save_checkpoint(tmp_path, "qwen2", num_hidden_layers=3, tie_word_embeddings=True, **windows)
+    asked = requests()[:5]
     with crew_of(1, 2) as crew:
-        engine = load(crew, folder, num_pages=100, pipeline_layers="5,2", max_num_batched_tokens=48, max_num_seqs=6)
-        expect_short_answers(engine.scheduler)
-        assert run(engine, requests()) == run(engine_for(folder, cpu_kernels="torch"), requests())
+        engine = load(crew, folder, num_pages=100, pipeline_layers="1,2", max_num_batched_tokens=48, max_num_seqs=4)
+        assert run(engine, asked) == run(engine_for(folder, cpu_kernels="torch"), asked)
 
 
 @pytest.mark.slow

@@ -165,7 +165,10 @@ def kv_budget(config: EngineConfig, model: ModelConfig, memory: DeviceMemory) ->
 
 
 def activation_bytes(config: EngineConfig, model: ModelConfig) -> int:
-    """An upper bound on what one step allocates: its widest intermediates, and float32 logits a few times over."""
+    """An upper bound on what one step allocates: its widest intermediates, and float32 logits a few times over.
+
+    Half a GiB is for what steps keep: libraries' workspaces, and the scratch of products with coded matrices.
+    """
     tokens = config.max_num_batched_tokens or 8192
     rows = min(config.max_num_seqs or 256, tokens)
     widest = model.mlp_elements_per_token + 4 * model.hidden_size + model.attention_elements_per_token

@@ -1,7 +1,8 @@
-"""Products with matrices of codes for any number of rows: a tile is decoded on its way to the tensor cores.
+"""Products with matrices of codes for any number of rows, by the kernels that suit them.
 
-Where tiles are few, each tile's inputs are shared out to several programs; the last of them to arrive adds up what the
-others left, in order (`few_rows` does the same, and takes what stands around a product into it).
+Here a tile is decoded on its way to the tensor cores. Where tiles are few, each tile's inputs are shared out to several
+programs; the last of them to arrive adds up what the others left, in order (`few_rows` does the same, and takes what
+stands around a product into it).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import coded_vector, fp8, planes
+from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
+_LEAST_DECODED = 97
+"""Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
 
@@ -40,12 +43,20 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
     if x.dtype == torch.float32 or not (planes.suits(coded) if coded.in_planes else suits(coded)):
         return reference_coded.multiply_coded(x, coded, bias)
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+    return _multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+
+
+def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [M, I], its columns as the matrix has them."""
     if coded.in_planes:
-        return planes.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
-    if fp8.suits(flat, coded):
-        return fp8.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
-    shape = tiling(len(flat), coded, num_sms(x.device))
-    return multiply_by(shape, flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+        return planes.multiply(x, coded, bias)
+    if few_rows_coded.fits(x, coded):
+        return few_rows_coded.multiply(x, coded, bias)
+    if fp8.suits(x, coded):
+        return fp8.multiply(x, coded, bias)
+    if len(x) >= _LEAST_DECODED:
+        return decoded.multiply(x, coded, bias)
+    return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
 
 
 def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:

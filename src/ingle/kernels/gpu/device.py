@@ -24,6 +24,12 @@ def pdl(device: torch.device) -> bool:
 
 
 @functools.cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether its tensor cores do: from Ampere on."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
 def multiplies_fp8(device: torch.device) -> bool:
     """Whether its tensor cores do: from Ada on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

@@ -1,7 +1,7 @@
 """A layer's operators on a GPU, each by the kernels that suit its rows, types and matrix.
 
-One or two rows go to the CUDA cores (`vector`, `coded_vector`), up to 16 on Hopper to the tensor cores (`few_rows`),
-which take codes too; with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain
+One or two rows go to the CUDA cores (`vector`, `coded_vector`), up to 16 to the tensor cores (`few_rows` on Hopper, and
+`few_rows_coded`); with more, or a matrix of several parts, products stand alone (`products`, `coded`) with plain
 kernels around them. Each leaves the norm behind a sum in the form that costs it least, not begun, begun or done, and
 whatever comes next takes it in any.
 """
@@ -12,7 +12,7 @@ import torch
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
-from ingle.kernels.gpu import coded_vector, few_rows, vector
+from ingle.kernels.gpu import coded_vector, few_rows, few_rows_coded, vector
 from ingle.kernels.gpu.elementwise import add_rms_norm, rms_norm, rotate_and_store
 from ingle.kernels.options import Activation
 from ingle.kernels.reference import Composed
@@ -32,6 +32,8 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
     if weight is not None and rotates:
         if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
             return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
+        if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
+            return few_rows_coded.project_and_store(flow, weight, projection.bias, rotation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.project_and_store(flow, weight, projection.bias, rotation)
     return _composed.project_and_store(flow, projection, rotation)
@@ -45,6 +47,8 @@ def project_gated(flow: Flow, projection: Projection, activation: Activation) ->
             return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
         if isinstance(weight, Coded) and coded_vector.suits(flow.residual, [weight]):
             return coded_vector.gated(*_to_vector(flow), weight, projection.bias, activation)
+        if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
+            return few_rows_coded.gated(flow, weight, projection.bias, activation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.gated(flow, weight, projection.bias, activation)
     return _composed.project_gated(flow, projection, activation)
@@ -61,6 +65,8 @@ def project_and_add(
             return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
         if isinstance(weight, Coded) and coded_vector.suits(x, [weight]):
             return Flow(coded_vector.add(x, weight, projection.bias, flow.residual), norm)
+        if isinstance(weight, Coded) and few_rows_coded.suits(x, weight):
+            return few_rows_coded.add(x, weight, projection.bias, flow.residual, norm)
         if few_rows.suits(x, weight):
             return few_rows.add(x, weight, projection.bias, flow.residual, norm)
     return _composed.project_and_add(x, projection, flow, norm, post_norm)

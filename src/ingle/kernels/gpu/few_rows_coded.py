@@ -1,0 +1,274 @@
+"""Products of a few rows with codes, and what stands before and after them in a decoder layer.
+
+As `few_rows` of floats: tiles of weights' rows, whose inputs are shared out to several programs where tiles are few,
+and what is fused to them. How codes come to the tensor cores is in `lanes`. Programs are small and have no part of an
+SM's memory, so that a kernel's run beside those of the one before, and ask for their first codes before these have
+ended.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ingle.kernels.coded import Coded
+from ingle.kernels.flow import Flow, Norm, Rotation
+from ingle.kernels.gpu import lanes
+from ingle.kernels.gpu.codes import pointers
+from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
+from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
+from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
+from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multiply_unit
+from ingle.kernels.options import Activation
+
+MAX_ROWS = 16
+"""With more, inputs take more registers than there are."""
+_WARPS = 4
+_PER_SM = 5
+"""Programs that an SM should have of a kernel."""
+_LEAST_UNITS = 2
+"""Iterations of a program, at least: its beginning and its end take longer than one."""
+
+
+@triton.jit
+def _few_rows_coded_kernel(
+    x_ptr, x_words_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
+    parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+    num_rows, x_stride, num_splits, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
+    IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr,
+    NORMED: tl.constexpr, BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
+    PDL: tl.constexpr, STRIPS: tl.constexpr, WIDTH: tl.constexpr,
+    PER_BYTE: tl.constexpr, WORDS: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
+    ZEROS: tl.constexpr, MINIMA: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns."""
+    tile = tl.program_id(0) // num_splits
+    split = tl.program_id(0) % num_splits
+    SINGLE: tl.constexpr = EPILOGUE == 0 or EPILOGUE == 4
+    PER: tl.constexpr = 1 if SINGLE else 2
+    M: tl.constexpr = STRIPS * PER
+    UNITS: tl.constexpr = (WIDTH + 4 * WORDS * WARPS - 1) // (4 * WORDS * WARPS)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    outs = ()
+    for strip in tl.static_range(STRIPS):
+        row = (tile * STRIPS + strip) * 16
+        if EPILOGUE == 1:
+            row = row // HALF * 2 * HALF + row % HALF
+        outs += (row,)
+        if not SINGLE:
+            outs += (row + (HALF if EPILOGUE == 1 else OUT // 2),)
+    first_unit, last_unit = UNITS * split // num_splits, UNITS * (split + 1) // num_splits
+    codes_ptr = matrix[0]
+    codes = load_codes(codes_ptr, outs, first_unit, OUT, WIDTH, WARPS, WORDS)
+    scales = load_scales(
+        matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
+    )
+    if PDL:
+        await_previous()
+    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+    totals = ()
+    for _ in tl.static_range(M * N):
+        totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
+    for unit in range(first_unit, last_unit):
+        after = tl.minimum(unit + 1, last_unit - 1)
+        next_codes = load_codes(codes_ptr, outs, after, OUT, WIDTH, WARPS, WORDS)
+        next_scales = load_scales(
+            matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
+        )
+        next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+        totals = multiply_unit(
+            totals, codes, xs, scales,
+            M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS, MINIMA, SUMS, UNIT, COMPILED,
+        )  # fmt: skip
+        codes = next_codes
+        scales = next_scales
+        xs = next_xs
+    sums = ()
+    for index in tl.static_range(M * N):
+        sums += (tl.sum(totals[index], 0),)
+    within = tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    place = parts_ptr + tile.to(tl.int64) * num_splits * (M * N * 128) + within
+    done = True
+    if num_splits > 1:
+        for index in tl.static_range(M * N):
+            tl.store(place + (split * M * N + index) * 128, sums[index])
+        barrier(COMPILED)  # the whole program's stores come before its arrival
+        done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == num_splits - 1
+        if done:
+            tl.store(arrived_ptr + tile, 0)
+    if done:
+        for n in tl.static_range(N):
+            scale = tl.full([1, 8], 1.0, tl.float32)
+            if NORMED:
+                scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
+            for strip in tl.static_range(STRIPS):
+                part = place + (strip * PER * N + n) * 128
+                first = _joined(sums[strip * PER * N + n], part, num_splits, M * N * 128)
+                other = first
+                if not SINGLE:
+                    other = _joined(sums[(strip * PER + 1) * N + n], part + N * 128, num_splits, M * N * 128)
+                if GROUP == 0:
+                    first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEPS[0]) * UNIT
+                    if not SINGLE:
+                        other *= _of_rows(matrix[1], outs[strip * PER + 1], OUT, STEPS[0]) * UNIT
+                finish(
+                    first * scale, other * scale, outs[strip * PER], outs[strip * PER + PER - 1],
+                    tile * STRIPS + strip, (OUT + 15) // 16, n * 8, num_rows,
+                    bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr,
+                    kv_ptr, kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
+                    OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
+
+
+@triton.jit
+def _joined(total, place, num_splits, step):
+    """The sum of what all programs of a tile left, or what its only one has."""
+    if num_splits > 1:
+        total = tl.zeros([16, 8], tl.float32)
+        for split in range(num_splits):
+            total += tl.load(place + split * step, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def _of_rows(scales_ptr, first_out, OUT: tl.constexpr, STEP: tl.constexpr):
+    """[16, 1]"""
+    rows = first_out + tl.arange(0, 16)
+    return tl.load(scales_ptr + rows * STEP, mask=rows < OUT, other=0.0).to(tl.float32)[:, None]
+
+
+class Tiling(NamedTuple):
+    """How a product is shared out."""
+
+    strips: int
+    """Of 16 rows of weights, or pairs of them, that a program has."""
+    num_warps: int
+    """Among which its columns are shared out."""
+    num_splits: int
+    """Programs that share a tile's inputs."""
+
+
+def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
+    size = lanes.block_bytes(coded)
+    assert size is not None
+    strips = 1 if paired or coded.num_rows % 32 else 2
+    num_tiles = triton.cdiv(coded.num_rows, 16 * strips * (1 + paired))
+    num_units = triton.cdiv(coded.codes.shape[1], size * _WARPS)
+    return Tiling(strips, _WARPS, min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1)))
+
+
+def suits(x: torch.Tensor, coded: Coded) -> bool:
+    """Whether these kernels may, and should, multiply x [M, K] by such a matrix, with what is fused to that."""
+    return coded.order is None and fits(x, coded)
+
+
+def fits(x: torch.Tensor, coded: Coded) -> bool:
+    """The same for a product alone of x, its columns as the matrix has them."""
+    return (
+        0 < len(x) <= MAX_ROWS
+        and (x.itemsize == 2 or not x.is_cuda)  # Triton's interpreter takes float32
+        and x.stride(1) == 1
+        and x.stride(0) % 2 == 0
+        and x.storage_offset() % 2 == 0
+        and multiplies_bfloat16(x.device)
+        and lanes.block_bytes(coded) is not None
+    )
+
+
+def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    """x @ matrix.T + bias, for x [M, K]."""
+    out = x.new_empty(len(x), coded.num_rows)
+    _run(x, coded, bias, None, PLAIN, out)
+    return out
+
+
+def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torch.Tensor, norm: Norm) -> Flow:
+    """residual + x @ matrix.T + bias, for x [M, K] and residual [M, E], on its way to the norm."""
+    out = torch.empty_like(residual)
+    if x.dtype == torch.float16:  # for which a row times the norm's weight may be too large before it is divided
+        _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm)
+        return Flow(out, norm)
+    values = torch.empty_like(residual)
+    squares = torch.empty(len(x), triton.cdiv(coded.num_rows, 16), dtype=torch.float32, device=x.device)
+    _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm, values=values, squares=squares)
+    return Flow(out, norm, values, squares)
+
+
+def gated(flow: Flow, coded: Coded, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+    """activation(gate) * up of the normed rows times a matrix [2 * I, E], the gate in the first half: [M, I]."""
+    x = _values(flow)
+    out = x.new_empty(len(x), coded.num_rows // 2)
+    _run(x, coded, bias, flow.squares, GELU if activation == "gelu_tanh" else SILU, out, norm=flow.norm)
+    return out
+
+
+def project_and_store(flow: Flow, coded: Coded, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
+    """The queries [M, Hq, D] of the normed rows, rotated; keys and values, of later rows, go to the cache."""
+    x = _values(flow)
+    if rotation.q_norm is not None or rotation.kv_scales is not None:  # which are of whole heads, that no program has
+        qkv = x.new_empty(len(x), coded.num_rows)
+        _run(x, coded, bias, flow.squares, PLAIN, qkv, norm=flow.norm)
+        return rotate_and_store(qkv, *rotation)
+    q = x.new_empty(len(x), rotation.num_heads, rotation.kv_cache.shape[-1])
+    _run(x, coded, bias, flow.squares, ROTATE, q, norm=flow.norm, rotation=rotation)
+    return q
+
+
+def _values(flow: Flow) -> torch.Tensor:
+    """A first flow has none: nothing has been added to it."""
+    return rms_norm(flow.residual, flow.norm.weight, flow.norm.eps) if flow.values is None else flow.values
+
+
+def _run(
+    x: torch.Tensor,
+    coded: Coded,
+    bias: torch.Tensor | None,
+    squares_in: torch.Tensor | None,
+    epilogue: int,
+    out: torch.Tensor,
+    *,
+    norm: Norm | None = None,
+    residual: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
+    squares: torch.Tensor | None = None,
+    rotation: Rotation | None = None,
+) -> None:
+    device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows
+    paired = epilogue not in (ADD, PLAIN)
+    shape = tiling(coded, num_rows, paired=paired, num_sms=num_sms(device))
+    num_tiles = triton.cdiv(size_out, 16 * shape.strips * (1 + paired))
+    blocks_of_rows, num_splits = triton.cdiv(num_rows, 8), shape.num_splits
+    size = num_tiles * num_splits * shape.strips * (1 + paired) * blocks_of_rows * 128
+    parts = x if num_splits == 1 else x.new_empty(size, dtype=torch.float32)
+    early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
+    places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
+    _few_rows_coded_kernel[(num_tiles * num_splits,)](
+        x, _words(x), (coded.codes.view(torch.int32), *pointers(coded)[1:]), _or(bias, x), _or(squares_in, x),
+        _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
+        counters(device), *places,
+        num_rows, x.stride(0), num_splits, num_squares, 0.0 if norm is None else norm.eps,
+        *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        IN=size_in, OUT=size_out, N=blocks_of_rows, WARPS=shape.num_warps, EPILOGUE=epilogue,
+        NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
+        HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
+        NUM_HEADS=0 if rotation is None else rotation.num_heads,
+        NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
+        PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips,
+        **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
+        num_warps=shape.num_warps, num_stages=1, launch_pdl=early,
+    )  # fmt: skip
+
+
+def _words(x: torch.Tensor) -> torch.Tensor:
+    """Two numbers of 16 bits as one: the strides stay those of x."""
+    return x.view(torch.int32) if x.is_cuda else x
+
+
+def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if tensor is None else tensor

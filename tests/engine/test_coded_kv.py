@@ -14,9 +14,11 @@ from ingle.engine.memory import plan_memory
 from ingle.errors import ConfigError, IngleError
 from ingle.kv import CODES, KvGroup, KvSpec
 from ingle.request import EngineRequest, SamplingParams
+from ingle.text.load import load_tokenizer
 from tests.kernels.coded_kv import KINDS
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import collect, engine_for, engine_logits, greedy, random_prompt, restrict, run, save_checkpoint
+from tests.text import corpora
 
 NEAR = {"int8": 0.01, "fp8_e4m3": 0.04, "fp8_e5m2": 0.08}
 """Norm of what logits differ by from those of a cache of float32, over their own norm."""
@@ -144,3 +146,18 @@ def test_on_a_gpu(kind: str, dtype: str, tmp_path: Path) -> None:
     alone = {request.id: greedy(eager, request.prompt_token_ids, 12) for request in requests}
     same = [a == b for name in alone for a, b in zip(alone[name], together[name], strict=True)]
     assert together == alone if dtype == "float32" else sum(same) > 0.6 * len(same)
+
+
+@pytest.mark.slow
+def test_perplexity_of_real_weights(smollm2_gguf: Path) -> None:
+    """SmolLM2 135M: next tokens' probabilities, and how far they are from those of a cache of float32."""
+    ids = load_tokenizer(smollm2_gguf).encode("\n".join(corpora.SENTENCES))[:600]
+    limits = {"kv_cache_memory": "128MiB", "max_model_len": 1024, "max_num_batched_tokens": 1024}
+    following, exact = torch.tensor(ids[1:])[:, None], None
+    for kind, (perplexity_within, far) in {"auto": (0, 0), "int8": (0.01, 3e-3), "fp8": (0.03, 2e-2)}.items():
+        engine = engine_for(smollm2_gguf, kv_cache_dtype=kind, **limits)
+        logprobs = engine_logits(engine, ids)[:-1].double().log_softmax(-1)
+        exact = logprobs if exact is None else exact
+        means = [each.gather(1, following).mean() for each in (exact, logprobs)]
+        assert abs(float((means[0] - means[1]).exp()) - 1) <= perplexity_within
+        assert float((exact.exp() * (exact - logprobs)).sum(-1).mean()) <= far

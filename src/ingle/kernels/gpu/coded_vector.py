@@ -144,8 +144,8 @@ def _finish(
                 first[:, None], other[:, None], FIRST_HEAD + tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
                 (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
                 out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                eps, v_offset, page_stride, token_stride, head_stride,
-                HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                eps, v_offset, page_stride, token_stride, head_stride, kv_ptr,
+                HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
             )  # fmt: skip
         else:
             place = tile * OUTS + block
@@ -520,7 +520,8 @@ def project_and_store(
 
     The parts of the matrix, one below the other, are whole heads.
     """
-    head_dim, of_heads = rotation.kv_cache.shape[-1], rotation.q_norm is not None
+    head_dim = rotation.kv_cache.shape[-1]
+    of_heads = rotation.q_norm is not None or rotation.kv_scales is not None
     q = x.new_empty(len(x), rotation.num_heads, head_dim)
     qkv = x.new_empty(len(x), sum(part.num_rows for part in parts)) if of_heads else q
     first = 0

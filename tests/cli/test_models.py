@@ -223,7 +223,7 @@ def test_show_names_how_weights_are_packed(ingle: Run, folder: Path, key: str, s
     shown = shown_json(ingle, folder)
     assert (shown["quantization"], shown["runs"]) == (stored, False)
     assert shown["num_parameters"] == 210240  # by the configuration: packed numbers do not tell
-    read = settings.get("quant_method") in ("gptq", "awq", "fp8")
+    read = settings.get("quant_method") in ("gptq", "awq", "fp8", "bitsandbytes")
     assert read != any("quantized" in finding["what"] for finding in shown["findings"])
 
 

@@ -57,6 +57,7 @@ class Info:
     kv_cache_bytes: int = 2000
     num_pages: int = 33
     page_size: int = 16
+    kv_dtype: str = "float32"
 
 
 @dataclass

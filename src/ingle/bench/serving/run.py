@@ -62,7 +62,11 @@ def _run_loop(work: Coroutine[Any, Any, BaseException | None]) -> BaseException 
         import uvloop
     except ImportError:
         return asyncio.run(work)
-    return uvloop.run(work)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return uvloop.run(work)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # which uvloop leaves as its own
 
 
 async def _measure(options: ServeOptions, earlier: Report | None) -> BaseException | None:

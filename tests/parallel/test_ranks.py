@@ -148,6 +148,28 @@ def test_stages_give_what_one_rank_gives(tmp_path: Path) -> None:
         assert run(engine, asked) == run(engine_for(folder, cpu_kernels="torch"), asked)
 
 
+EIGHT: dict[str, dict[str, Any]] = {
+    "llama": {"num_attention_heads": 16, "num_key_value_heads": 8},
+    "qwen2": {"num_attention_heads": 16, "num_key_value_heads": 4},
+}
+"""Key-value heads that eight ranks divide, and some that they have twice."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "stages"), [(8, 1), (1, 8), (4, 2)])
+def test_eight_ranks(tmp_path: Path, size: int, stages: int) -> None:
+    """The layouts of a large model on one host, and the end of one of them: the sixth is killed."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "layer_types": None}
+    with crew_of(size, stages) as crew:
+        for model_type, heads in EIGHT.items():
+            folder = save_checkpoint(tmp_path / model_type, model_type, **sizes, **heads)
+            prompt = random_prompt(1, 100)
+            assert greedy(load(crew, folder), prompt, 32) == reference_greedy(reference_model(folder), prompt, 32)
+            assert run(load(crew, folder), requests()) == run(engine_for(folder, cpu_kernels="torch"), requests())
+        said = end_mid_stream(crew, folder, lambda _: os.kill(crew.team.pids[4], signal.SIGKILL))
+        assert re.fullmatch(r"rank 5 \(cpu, process \d+\) has died: killed by SIGKILL \(out of memory\?\)", said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "stages"), [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)])
 def test_every_family_gives_what_transformers_gives(tmp_path: Path, size: int, stages: int) -> None:

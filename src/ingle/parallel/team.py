@@ -50,6 +50,8 @@ _SILENT_S = 60.0
 """For which one may say nothing that is not: some libraries keep Python's lock for long while they load."""
 _WORDS_S = 2.0
 """For a rank's last words, where a step has failed: they say why."""
+_DYING_S = 0.3
+"""For a killed process to be gone, once others have lost their connections to it."""
 _END_S = 3.0
 
 _BOOT = (
@@ -314,9 +316,24 @@ def _hear(ranks: _Ranks, index: int, messages: list[FromRank] | None) -> None:
         return
     for message in messages:
         if isinstance(message, RankFailed):
-            ranks.lose(f"{ranks.name(index)}: {message.message}", expected=message.expected)
+            killed = None if message.expected else _one_that_was_killed(ranks)
+            if killed is not None:
+                _hear(ranks, killed, None)
+            else:
+                ranks.lose(f"{ranks.name(index)}: {message.message}", expected=message.expected)
         elif not isinstance(message, Alive):
             ranks.told[index].put(message)
+
+
+def _one_that_was_killed(ranks: _Ranks) -> int | None:
+    """Of which a rank that complains has often but lost its connection."""
+    until_s = time.monotonic() + _DYING_S
+    while time.monotonic() < until_s:
+        for index, process in enumerate(ranks.processes):
+            if (process.poll() or 0) < 0:
+                return index
+        time.sleep(0.01)
+    return None
 
 
 def _exit_text(process: subprocess.Popen[bytes]) -> str:

@@ -94,7 +94,7 @@ class KvSpec:
 
 def cache_dtype(wanted: str, floats: str) -> str:
     """The type of a cache for what a user wants of it, where floats are of the type `floats`."""
-    return {"auto": floats, "fp8": "fp8_e4m3"}.get(wanted, wanted)
+    return {**dict.fromkeys(("auto", "float16", "bfloat16"), floats), "fp8": "fp8_e4m3"}.get(wanted, wanted)
 
 
 def group_layers(windows: Sequence[int | None]) -> tuple[KvGroup, ...]:

@@ -153,6 +153,7 @@ HABITS: list[Does | Answer] = [
     Does("""vllm serve m --limit-mm-per-prompt '{"image": 4}'""", {}, "--limit-mm-per-prompt"),
     Does("vllm serve m --kv-cache-dtype auto", {}),
     Does("vllm serve m --kv-cache-dtype fp8", {"kv_cache_dtype": "fp8"}),
+    Does("vllm serve m --kv-cache-dtype bfloat16", {"kv_cache_dtype": "bfloat16"}),
     Does("llama-server -m m -ctk q8_0 --cache-type-v q8_0", {"kv_cache_dtype": "int8"}, "-ctk --cache-type-v"),
     Does("llama-server -m m -ctk f16 -ctv bf16", {}),
     Answer("llama-server -m m -ctk q4_0", "-ctk q4_0: keys and values take 8 bits at least: --kv-cache-dtype int8, or leave "

@@ -122,7 +122,9 @@ def test_latents_are_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["q8_0", "fp16", ""])
 def test_other_types_are_refused(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"kv_cache_dtype .* is not one of auto, fp8, fp8_e4m3, fp8_e5m2, int8"):
+    with pytest.raises(
+        ConfigError, match=r"kv_cache_dtype .* is not one of auto, float16, bfloat16, fp8, fp8_e4m3, fp8_e5m2, int8"
+    ):
         EngineConfig.of("x", kv_cache_dtype=value)
 
 

@@ -23,7 +23,7 @@ LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
-KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
+KvCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
 
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
@@ -135,8 +135,9 @@ class CacheConfig:
     kv_cache_memory: str | None = None
     """Memory for the KV cache, such as 4GiB; on a CPU the default is a quarter of what is free, at most 4 GiB."""
     kv_cache_dtype: KvCacheDtype = "auto"
-    """Type of cached keys and values. auto: as they are computed. fp8 (which is fp8_e4m3), fp8_e5m2 and int8 take about
-    half the memory, with a scale for each of a head's keys and values; int8 is the most exact."""
+    """Type of cached keys and values. auto, as float16 and bfloat16: as they are computed. fp8 (which is fp8_e4m3),
+    fp8_e5m2 and int8 take about half the memory, with a scale for each of a head's keys and values; int8 is the most
+    exact."""
     block_size: int = 16
     """Tokens in one page of the KV cache."""
     num_gpu_blocks_override: int | None = None

@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ from ingle.parallel.hosts import RankProcess, Seat, exit_text
 from ingle.parallel.messages import FrameReader, said
 from ingle.version import __version__
 
+_Answer = TypeVar("_Answer", Seated, Began)
 _FLAG = "--distributed-executor-backend ray"
 _SEATS_S = 180.0
 """For Ray to answer at all. What it says it waits for has limits of its own."""
@@ -214,8 +215,8 @@ class RayHosts:
         self._end()
 
     def _answer(
-        self, kind: type[Seated] | type[Began], within_s: float, report: Callable[[str], None] = lambda stage: None
-    ) -> Seated | Began:
+        self, kind: type[_Answer], within_s: float, report: Callable[[str], None] = lambda stage: None
+    ) -> _Answer:
         until_s = time.monotonic() + within_s
         while True:
             try:

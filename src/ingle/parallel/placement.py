@@ -58,8 +58,8 @@ def place(nodes: Sequence[Node], here: str, layout: tuple[int, int], unit: Unit,
         bundles = tuple(rank // tensor for rank in range(num_ranks))
         return Placement((tensor * each,) * pipeline, bundles, spread=True)
     notice = (
-        f"the {tensor} ranks that share a layer are on several nodes, as nothing else has room for them: their sums, two "
-        "a layer, cross the network"
+        f"the {tensor} ranks that share a layer are on several nodes, as nothing else has room for them: their sums, "
+        "two a layer, cross the network"
     )
     return Placement((each,) * num_ranks, tuple(range(num_ranks)), spread=False, notice=notice)
 

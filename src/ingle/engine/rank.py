@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ingle.engine.child import end_with
 from ingle.errors import IngleError, ModelError, lack_of_memory, lack_of_package
-from ingle.parallel.hosts import Meeting
+from ingle.parallel.hosts import QUIET, Meeting
 from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
     Alive,
@@ -116,6 +116,7 @@ def _handed(control: int, ring: int, rendezvous: int, num_readers: int, index: i
 def _reached(host: str, port: int, rank: int) -> _Ways:
     """Of one on another. What it proves itself by comes on standard input, which nobody else sees."""
     secret = sys.stdin.buffer.read(SECRET_BYTES)
+    os.environ.setdefault(*QUIET)
     words, steps = (reach((host, port), secret, Caller(rank, role), _REACH_S) for role in ("words", "steps"))
     return _Ways(words, Receiver(steps))
 

@@ -15,6 +15,7 @@ from ingle.errors import ConfigError, EngineError, ModelError
 from ingle.model.architecture import DecoderConfig
 from ingle.model.count import count_experts, num_parameters
 from ingle.model.sizes import WeightSizes
+from ingle.parallel.hosts import QUIET
 from ingle.parallel.layout import Layout, Place
 
 if TYPE_CHECKING:
@@ -189,8 +190,10 @@ def assemble(
     where `hosts` has seats for them. `own_sums`: not all sums of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
+    if hosts is not None:
+        os.environ.setdefault(*QUIET)
     if team is None:
-        with startup.phase("start_ranks", f"starting {layout.num_ranks - 1} ranks"):
+        with startup.phase("start_ranks", "starting the other ranks"):
             team = Team(layout.num_ranks, hosts)
     own_sums = own_sums and not team.is_on_several_hosts
     with ending(team):

@@ -34,9 +34,9 @@ from ingle.parallel.cluster_messages import (
     Ended,
     FromCluster,
     Given,
-    Place,
     Refused,
     Seated,
+    SeatsWanted,
     ToCluster,
     Told,
 )
@@ -146,7 +146,7 @@ class _Agent:
     def run(self) -> int:
         try:
             asked = self._next(None)
-            assert isinstance(asked, Place), "the first message says what is wanted"
+            assert isinstance(asked, SeatsWanted), "the first message says what is wanted"
             placed = threading.Event()
             threading.Thread(target=self._give_up_with_engine, args=(placed,), daemon=True).start()
             try:
@@ -190,7 +190,7 @@ class _Agent:
 
     # ---- seats
 
-    def _place(self, asked: Place) -> Seated:
+    def _place(self, asked: SeatsWanted) -> Seated:
         self._say(Told("joining Ray's cluster"))
         nodes = _connect()
         here = ray.get_runtime_context().get_node_id()
@@ -277,7 +277,7 @@ def _connect() -> Mapping[str, Mapping[str, Any]]:
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
-def _reserved(placement: Placement, asked: Place, here: str, say: Any) -> PlacementGroup:
+def _reserved(placement: Placement, asked: SeatsWanted, here: str, say: Any) -> PlacementGroup:
     say(Told("waiting for Ray to give the ranks' seats"))
     group = placement_group(
         [{asked.unit: float(units)} for units in placement.units],

@@ -25,7 +25,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from ingle.errors import ConfigError, EngineError
-from ingle.parallel.cluster_messages import Began, Begin, Ended, FromCluster, Given, Place, Refused, Seated, Told
+from ingle.parallel.cluster_messages import Began, Begin, Ended, FromCluster, Given, Refused, Seated, SeatsWanted, Told
 from ingle.parallel.hosts import RankProcess, Seat, exit_text
 from ingle.parallel.messages import FrameReader, said
 from ingle.version import __version__
@@ -169,7 +169,7 @@ class RayHosts:
         threading.Thread(target=agent.listen, name="listening to Ray", daemon=True).start()
         try:
             unit, each = ("GPU", 1) if on_gpus else ("CPU", num_cpus)
-            agent.socket.sendall(said(Place(tensor, pipeline, unit, each, __version__)))  # type: ignore[arg-type]
+            agent.socket.sendall(said(SeatsWanted(tensor, pipeline, unit, each, __version__)))  # type: ignore[arg-type]
             seated = self._answer(Seated, _SEATS_S, report)
             self._given, self.notice = seated.seats, seated.notice
             here = self._given[0].node

@@ -9,7 +9,7 @@ from ingle.parallel.placement import Unit
 # ---- to it
 
 
-class Place(msgspec.Struct, frozen=True, tag="place"):
+class SeatsWanted(msgspec.Struct, frozen=True, tag="wanted"):
     """The first message: seats for so many ranks to a stage and so many stages."""
 
     tensor: int
@@ -29,7 +29,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
     secret: bytes
 
 
-ToCluster = Place | Begin
+ToCluster = SeatsWanted | Begin
 
 # ---- from it
 

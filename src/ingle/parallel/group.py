@@ -8,11 +8,14 @@ PyTorch's that rank 0 has, and each listens where the others reach it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
@@ -67,6 +70,8 @@ class TensorGroup:
         self._ranks, self._backend = ranks, backend
         self._symmetric: SymmetricMemory | None = None
         self.choice = Choice()
+        self.connections: list[socket.socket] = []
+        """With other hosts."""
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
         self._reduce.asyncOp = self._gather.asyncOp = False
@@ -123,6 +128,10 @@ class TensorGroup:
     def abort(self) -> None:
         """Ends what waits for ranks that are gone."""
         self._ranks.abort()
+        for connection in self.connections:  # Gloo's `abort` ends nothing, and a host that is gone does not hang up
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 def _finish(work: _Work | None) -> None:
@@ -240,8 +249,12 @@ def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting,
         def among(name: str, rank: int, count: int, by: Backend) -> TensorGroup | None:
             if count == 1:
                 return None
+            before = _sockets() if meeting.hosts else set()
             ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count, address)
-            return TensorGroup(ranks, rank, count, by)
+            group = TensorGroup(ranks, rank, count, by)
+            if meeting.hosts and by == "gloo":
+                group.connections = list(_with_peers(_sockets() - before))
+            return group
 
         hosts = among("hosts", place.rank, size, "gloo")
         group = among(f"stage {place.stage}", place.index, layout.tensor, backend)
@@ -260,6 +273,25 @@ def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting,
         return Member(place, device, group, hosts, link, stages, stage_hosts, num_here)
 
     return _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts))
+
+
+def _sockets() -> set[int]:
+    """Descriptors of this process that are sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself is gone
+            if str(entry.readlink()).startswith("socket:"):
+                found.add(int(entry.name))
+    return found
+
+
+def _with_peers(descriptors: set[int]) -> Iterator[socket.socket]:
+    """Of each that is a connection, another descriptor."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=os.dup(descriptor))
+            connection.getpeername()
+            yield connection
 
 
 def _store(meeting: Meeting, size: int) -> c10d.Store:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")
+"""For a store of PyTorch's, which warns of every address that has no name."""
 _EXIT_S = 1.0
 
 _BOOT = (

@@ -99,6 +99,9 @@ def test_logits(tmp_path: Path, name: str) -> None:
     by_pytorch = engine_for(coded, cpu_kernels="torch")
     assert isinstance(by_pytorch.worker.device, TorchDevice)
     assert off(engine_logits(by_pytorch, PROMPT), expected) < 1e-5
+    for layer in by_pytorch.worker.device.model.layers:  # norms know what takes their rows
+        assert layer.input_norm.before is layer.attention.qkv.weight
+        assert layer.mlp_norm.before is layer.mlp.gate_up.weight
 
 
 @pytest.mark.gpu

@@ -46,7 +46,7 @@ def _empty(num_rows: int, size: int, group: int, device: torch.device) -> Quanti
 
 def quantize(x: torch.Tensor, group: int = 0) -> Quantized:
     """x [M, K] under a scale for each row, or for each `group` of its columns."""
-    out = _empty(*x.shape, group, x.device)
+    out = _empty(len(x), x.shape[1], group, x.device)
     _run(Product(x, None, None, None), x, out, group, activation=None)
     return out
 

@@ -179,7 +179,7 @@ def _rows_kernel(
         await_previous()
     row_ptr = x_ptr + row * x_stride
     scale = tl.load(rows_ptr + row) if SCALED else 1.0
-    largest = 0.0
+    largest = tl.zeros([CHUNK], tl.float32)  # of a thread's own columns: one exchange between threads is enough
     parts = ()
     for chunk in tl.static_range(CHUNKS):
         columns = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -191,10 +191,10 @@ def _rows_kernel(
         if GROUP:
             _store_groups(y.to(tl.float32), chunk * CHUNK, row, num_rows, values_ptr, scales_ptr, SIZE, CHUNK, GROUP)
         else:
-            largest = tl.maximum(largest, tl.max(tl.abs(y.to(tl.float32)), 0))
+            largest = tl.maximum(largest, tl.abs(y.to(tl.float32)))
             parts += (y.to(dtype),)
     if not GROUP:
-        scale_of, inverse = _scale_of(largest)
+        scale_of, inverse = _scale_of(tl.max(largest, 0))
         for chunk in tl.static_range(CHUNKS):
             columns = chunk * CHUNK + tl.arange(0, CHUNK)
             codes = (parts[chunk].to(tl.float32) * inverse).to(tl.float8e4nv)

@@ -302,13 +302,18 @@ class EngineClient:
                 await self._end_process()
                 self._process.start_anew()
                 self._pulse = Pulse(self._process.pid, self._health.watchdog_timeout)
-                loaded = await _loaded(self._process, self._pulse, self._health, self._loading.report)
+                loaded = await _loaded(self._process, self._pulse, self._health, self._report(self._loading))
             except (IngleError, OSError) as error:
                 why = f"{self.name} could not be started anew: {_in_a_line(error)}"
                 continue
             self._resume(*loaded)
             return loaded[0]
         return why
+
+    def _report(self, loading: Loading) -> Report:
+        if self.name == _ALONE:
+            return loading.report
+        return lambda stage: loading.report(f"{self.name}: {stage}")
 
     async def _end_process(self) -> None:
         """Raises `EngineError` for one that not even the system can end."""
@@ -327,7 +332,8 @@ class EngineClient:
         self._restarts.ready()
         self.num_restarts += 1
         waiting = [pending for pending in self._pending.values() if not pending.lost]
-        logger.info("the new engine is ready after %.1f s; %d requests waited", self._loading.seconds, len(waiting))
+        which = "the new engine" if self.name == _ALONE else f"the new engine of {self.name}"
+        logger.info("%s is ready after %.1f s; %d requests waited", which, self._loading.seconds, len(waiting))
         self._loading = None
         for pending in waiting:
             pending.num_engines += 1
@@ -344,10 +350,14 @@ class EngineClient:
 
     def _hand_over(self) -> None:
         """What waits to others, if there are any."""
-        if self.others_serve():
-            for pending in self._pending.values():
-                if not (pending.begun or pending.lost or pending.num_engines >= MOST_ENGINES):
-                    pending.fail(NotBegun("another engine serves this request"))
+        if not self.others_serve():
+            return
+        waiting = [each for each in self._pending.values() if not (each.begun or each.lost)]
+        handed = [pending for pending in waiting if pending.num_engines < MOST_ENGINES]
+        for pending in handed:
+            pending.fail(NotBegun("another engine serves this request"))
+        if handed:
+            logger.info("%d requests that %s had not begun with go to others", len(handed), self.name)
 
     def _fail_all(self, told: EngineError) -> None:
         for pending in self._pending.values():

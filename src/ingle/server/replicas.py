@@ -55,7 +55,7 @@ class ReplicaSet:
 
         What one refuses is raised in its name, unless all of them do.
         """
-        names = [f"replica {index} of {len(processes)}" for index in range(len(processes))]
+        names = [f"replica {index}" for index in range(len(processes))]
         starting = _Starting(names, report, checked)
 
         async def one(index: int) -> EngineClient:
@@ -97,7 +97,6 @@ class ReplicaSet:
                             yield output
                     return
                 except NotBegun as error:
-                    logger.info("a request that %s had not begun with goes to another replica", engine.name)
                     why = error.what
         raise AnswerLost(why)  # not reached: an engine says so itself of a request that it is the last to have
 
@@ -228,8 +227,9 @@ class _Starting:
             self._checked()
 
     def ready(self, index: int) -> None:
+        was_told = index == next(iter(self._stages))
         del self._stages[index]
-        if self._stages and (stage := self._stages[first := next(iter(self._stages))]):
+        if was_told and self._stages and (stage := self._stages[first := next(iter(self._stages))]):
             self.report(first, stage)
 
 
@@ -274,7 +274,7 @@ def combined_info(infos: Sequence[EngineInfo]) -> EngineInfo:
         num_pages=sum(info.num_pages for info in infos),
         weight_bytes=sum(info.weight_bytes for info in infos),
         kv_cache_bytes=sum(info.kv_cache_bytes for info in infos),
-        device=f"{len(infos)} replicas on {' and '.join(devices)}",
+        device=f"{len(infos)} replicas, {'each ' if len(devices) == 1 else ''}on {' and '.join(devices)}",
         notices=list(dict.fromkeys(notice for info in infos for notice in info.notices)),
         timings_s=max((info.timings_s for info in infos), key=lambda timings: sum(timings.values())),
     )

@@ -52,6 +52,6 @@ def line(model: ServedModel, before: Seen, now: Seen) -> str:
     each = model.engine.engines
     by_replica = f" ({' + '.join(str(engine.stats.num_running) for engine in each)})" if len(each) > 1 else ""
     return (
-        f"requests of {model.name}: {stats.num_running} running{by_replica}, {stats.num_waiting} waiting, {read:.0f} prompt and "
-        f"{generated:.0f} generated tokens/s{cached}, KV cache {used:.0f} % used"
+        f"requests of {model.name}: {stats.num_running} running{by_replica}, {stats.num_waiting} waiting, "
+        f"{read:.0f} prompt and {generated:.0f} generated tokens/s{cached}, KV cache {used:.0f} % used"
     )

@@ -172,7 +172,7 @@ def _kept(files: Files, source: RoundingSource) -> list[str]:
     kept = {"lm_head"}
     for name in files.names:
         module, _, suffix = name.rpartition(".")
-        if suffix == "weight" and name not in source.plan.shapes and len(files.shape(name)) == 2:
+        if suffix == "weight" and name not in source.plan.shapes and len(files.shape(name) or ()) == 2:
             kept.add(module)
     return sorted(module for module in kept if not module.endswith(("embed_tokens", ".wte")))
 

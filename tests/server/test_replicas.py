@@ -22,7 +22,7 @@ from ingle.server.stats_log import Seen, line
 from tests.test_facts import info as engine_info
 
 from .fakes import app_for, client_of, until
-from .test_restarts import WITHIN_S, Engines, answer, quick, request
+from .test_restarts import WITHIN_S, Engines, answer, quick
 
 __all__ = ["quick"]
 pytestmark = pytest.mark.anyio
@@ -112,7 +112,7 @@ async def test_the_set_ends_with_the_last_of_them(caplog: pytest.LogCaptureFixtu
         assert served.health().ok and not served.closed.is_set() and served.failure is None
         assert "replica 1 could not be started anew: out of memory" in served.health().detail
         assert "it is given up; the others go on" in caplog.text
-        answers, where = await asked_of(served, replicas[:1], "a")
+        answers, _where = await asked_of(served, replicas[:1], "a")
         replicas[0].kill()
         with pytest.raises(EngineError):
             await answers["a"]
@@ -186,7 +186,7 @@ async def test_starts_are_told_as_one() -> None:
 
 
 async def test_what_is_told_of_several_adds_up(model: ServedModel) -> None:
-    async with connected(max_model_len=100) as (served, replicas):
+    async with connected(max_model_len=100) as (served, _replicas):
         one = engine_info({})
         both = served.info
         assert both.device == f"2 replicas, each on {one.device}" and both.max_num_seqs == 2 * one.max_num_seqs

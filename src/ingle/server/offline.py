@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import socket
 
 _LOOK_S = 0.05
+_EXIT_S = 5.0
+"""For a process to end that has closed its channel."""
 _IDLE_S = 600.0
 """For engines to compile and capture what they will need."""
 
@@ -110,7 +112,7 @@ class OfflineReplicas:
         if message is not None:
             raise_failed(message)
         engine: StartedEngine = self._engines[index]
-        until_s = time.monotonic() + _LOOK_S * 20
+        until_s = time.monotonic() + _EXIT_S
         while not engine.has_ended and time.monotonic() < until_s:
             time.sleep(_LOOK_S)
         raise EngineError(f"replica {index} died: {engine.exit_text()}")

@@ -30,12 +30,12 @@ from ingle.channel import (
     message_encoder,
 )
 from ingle.config import EngineConfig
-from ingle.errors import EngineError
+from ingle.errors import EngineError, IngleError
 from ingle.request import EngineOutput, EngineRequest, check_request
 from ingle.server.engine_client import raise_failed
 from ingle.server.engine_process import EngineProcess, StartedEngine
 from ingle.server.fleet import Fleet
-from ingle.server.replicas import combined_info, combined_stats, kept_tokens, named
+from ingle.server.replicas import SAME_S, combined_info, combined_stats, kept_tokens, named
 from ingle.server.routing import Routed, Router
 
 if TYPE_CHECKING:
@@ -101,11 +101,25 @@ class OfflineReplicas:
             elif isinstance(message, Progress) and index == min({*range(len(self._engines))} - infos.keys()):
                 report(message.stage if index == 0 else f"replica {index}: {message.stage}")
             elif message is None or isinstance(message, Failed):
+                if index and 0 not in infos and (said := self._first_word()) is not None:
+                    index, message = 0, said
                 try:
                     self._lost(index, message)
-                except Exception as error:
+                except IngleError as error:
                     raise named(error, f"replica {index}") if index else error from None
         return [infos[index] for index in sorted(infos)]
+
+    def _first_word(self) -> Failed | None:
+        """What the first replica refuses, which may be the same."""
+        until_s = time.monotonic() + SAME_S
+        with suppress(queue.Empty):
+            while (left_s := until_s - time.monotonic()) > 0:
+                index, message = self._told.inbox.get(timeout=left_s)
+                if index == 0 and isinstance(message, Failed):
+                    return message
+                if index == 0 and isinstance(message, EngineInfo):
+                    return None
+        return None
 
     def _lost(self, index: int, message: Failed | None) -> None:
         """Raises what a replica ended of."""

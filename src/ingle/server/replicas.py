@@ -19,7 +19,7 @@ from ingle.server.engine_client import MOST_ENGINES, EngineClient, HealthStatus,
 from ingle.server.engine_process import StartedEngine
 from ingle.server.routing import Routed, Router
 
-_SAME_S = 10.0
+SAME_S = 5.0
 """For the first replica to say that it refuses the same as another."""
 logger = logging.getLogger("ingle.server")
 
@@ -69,7 +69,7 @@ class ReplicaSet:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             failed = [index for index, task in enumerate(tasks) if task.done() and task.exception() is not None]
             if failed and 0 not in failed:
-                await asyncio.wait(tasks[:1], timeout=_SAME_S)
+                await asyncio.wait(tasks[:1], timeout=SAME_S)
             for index, task in enumerate(tasks):
                 if task.done() and (error := task.exception()) is not None:
                     raise named(error, names[index]) if index else error

@@ -26,6 +26,7 @@ GpuKernels = Literal["auto", "triton", "torch"]
 Executor = Literal["mp", "ray"]
 KvCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
 
+MAX_REPLICAS = 64
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
@@ -204,6 +205,9 @@ class ParallelConfig:
     distributed_executor_backend: Executor = "mp"
     """Where those processes are. mp: on this machine; ray: on the nodes of the Ray cluster that this machine has joined
     (`pip install 'ingle[ray]'`), stages on different ones. Each node reads its own copy of the model's files."""
+    data_parallel_size: int = 1
+    """Engines that serve the model side by side, each with GPUs and memory of its own, or its part of a CPU. A request
+    goes to the one that has its beginning cached, else to the one that has least to do."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
@@ -214,6 +218,9 @@ class ParallelConfig:
         if self.tensor_parallel_size != "auto":
             _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
         _at_least("pipeline_parallel_size", self.pipeline_parallel_size, 1)
+        _at_least("data_parallel_size", self.data_parallel_size, 1)
+        if self.data_parallel_size > MAX_REPLICAS:
+            raise ConfigError(f"--data-parallel-size {self.data_parallel_size} is more than {MAX_REPLICAS} engines")
         self.layers_of_stages()
 
     def layers_of_stages(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from ingle.engine.ranks import ending, gather, layout_of, load_on, started_early
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
-from ingle.errors import printable
+from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.rope import length_notice
@@ -68,6 +68,10 @@ def build_engine(
     """
     if config.target_itl_ms is None:
         config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
+    if (count := config.parallel.data_parallel_size) > 1:
+        raise ConfigError(
+            f"--data-parallel-size {count}: this command has one engine", alternative="leave the flag out"
+        )
     startup = Startup(report)
     team = started_early(config)
     with startup.phase("config", "reading the configuration"), ending(team):

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from ingle.config import EngineConfig
+from ingle.config import DType, EngineConfig
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.errors import ConfigError, EngineError, ModelError
 from ingle.model.architecture import DecoderConfig
@@ -228,9 +228,8 @@ def load_on(
             from ingle.weights.digest import digest_of
 
             # Another host's processor might choose another type.
-            weights = replace(config.weights, dtype=runner.numerics(opened).dtype)
-            config = replace(config, weights=weights)
-            team.load(config, path, digest_of(path))
+            dtype = cast(DType, runner.numerics(opened).dtype)
+            team.load(replace(config, weights=replace(config.weights, dtype=dtype)), path, digest_of(path))
         else:
             team.load(config, path)
         startup.meanwhile = team.check

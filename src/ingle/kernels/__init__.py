@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ingle.kernels.batch import Batch
     from ingle.kernels.coded import Coded
-    from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.flow import ExpertBiases, Flow, Norm, Projection, Rotation
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
@@ -48,6 +48,7 @@ class Kernels(Protocol):
         batch: Batch,
         options: AttentionOptions,
         kv_scales: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor: ...
@@ -102,6 +103,7 @@ class Kernels(Protocol):
         gate_up: torch.Tensor,
         down: torch.Tensor,
         activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor: ...
 
     def experts_coded(
@@ -112,6 +114,7 @@ class Kernels(Protocol):
         gate_up: Sequence[Coded],
         down: Coded,
         activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor: ...
 
     def rotate_and_store(

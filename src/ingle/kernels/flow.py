@@ -69,6 +69,15 @@ class Projection(Protocol):
         ...
 
 
+class ExpertBiases(NamedTuple):
+    """Of all experts of a layer."""
+
+    gate_up: torch.Tensor
+    """[N, 2 * I]"""
+    down: torch.Tensor
+    """[N, E]"""
+
+
 class Flow(NamedTuple):
     """Rows on their way through the layers, and the norm that the next product takes of them.
 

@@ -18,7 +18,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.facts import size
 from ingle.kernels.cpu import library, threads
 from ingle.model.rounding import TARGETS, plan_rounding
-from ingle.quantize.entries import Entry, Files, entries, quantization_config
+from ingle.quantize.entries import Entry, entries, quantization_config
 from ingle.quantize.shards import write_shards
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_json_object
@@ -26,7 +26,8 @@ from ingle.weights.quantized.rounding import Loss
 from ingle.weights.quantized.rounding_source import RoundingSource
 from ingle.weights.quantized.scheme import Scheme, Target
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.source import split_name
+from ingle.weights.single_experts import SingleExperts
+from ingle.weights.source import Files, WeightSource, split_name
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".ot", ".npz")
 _MAX_COPIED_BYTES = 64 << 20
@@ -83,7 +84,7 @@ def quantize(
     with contextlib.closing(opened):
         assert opened.decoder is not None, "it was before"
         plan = plan_rounding(opened.decoder, opened.source, scheme)
-        stacked = next((name for name in plan.shapes if split_name(name)[1] is not None), None)
+        stacked = next((name for name in plan.shapes if _in_stack(opened.source, name)), None)
         if stacked is not None:
             raise ModelError(
                 f"{model}: its experts lie in one tensor ({split_name(stacked)[0]}), for which compressed-tensors has "
@@ -96,6 +97,11 @@ def quantize(
             rounding = RoundingSource(stored, plan)
             made = list(entries(stored, rounding, left_out=(head,) if tied else ()))
             return _written(model, stored, rounding, made, folder, out, report)
+
+
+def _in_stack(source: WeightSource, name: str) -> bool:
+    stacked = isinstance(source, SingleExperts) and ".experts." in name
+    return stacked or split_name(name)[1] is not None
 
 
 def _files(model: Path) -> Files:

@@ -159,8 +159,7 @@ def save_config(folder: Path, model_type: str, **overrides: Any) -> None:
 
 
 def test_sinks_are_refused(tmp_path: Path) -> None:
-    save_config(tmp_path, "gpt_oss", layer_types=["full_attention"] * 2, num_local_experts=2, head_dim=16,
-                num_key_value_heads=2, intermediate_size=32)  # fmt: skip
+    save_config(tmp_path, "granite_swa", layer_types=["full_attention"] * 2, num_key_value_heads=2, intermediate_size=32)
     with pytest.raises(ModelError, match="asks for attention with s_aux"):
         engine_for(tmp_path, load_format="dummy")
 

@@ -26,8 +26,7 @@ from ingle.weights.quantized.rounding import Loss
 from ingle.weights.quantized.rounding_source import RoundingSource
 from ingle.weights.quantized.scheme import Scheme, Target
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.single_experts import SingleExperts
-from ingle.weights.source import Files, WeightSource, split_name
+from ingle.weights.source import Files, split_name
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".ot", ".npz")
 _MAX_COPIED_BYTES = 64 << 20
@@ -84,10 +83,12 @@ def quantize(
     with contextlib.closing(opened):
         assert opened.decoder is not None, "it was before"
         plan = plan_rounding(opened.decoder, opened.source, scheme)
-        stacked = next((name for name in plan.shapes if _in_stack(opened.source, name)), None)
-        if stacked is not None:
+        moe, stacks = opened.decoder.moe, [split_name(name)[0] for name in plan.shapes if split_name(name)[1]]
+        if moe is not None and moe.expert_biases:  # which lie with their matrices, as gpt-oss has them
+            stacks.append("gate_up_proj")
+        if stacks:
             raise ModelError(
-                f"{model}: its experts lie in one tensor ({split_name(stacked)[0]}), for which compressed-tensors has "
+                f"{model}: its experts lie in one tensor ({stacks[0]}), for which compressed-tensors has "
                 "no layout",
                 alternative=f"--quantization {target} rounds them while they are loaded",
             )
@@ -97,11 +98,6 @@ def quantize(
             rounding = RoundingSource(stored, plan)
             made = list(entries(stored, rounding, left_out=(head,) if tied else ()))
             return _written(model, stored, rounding, made, folder, out, report)
-
-
-def _in_stack(source: WeightSource, name: str) -> bool:
-    stacked = isinstance(source, SingleExperts) and ".experts." in name
-    return stacked or split_name(name)[1] is not None
 
 
 def _files(model: Path) -> Files:

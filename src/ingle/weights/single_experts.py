@@ -88,7 +88,7 @@ class SingleExperts:
         def read() -> Numbers:
             values = whole.read()[index]
             values = values.T[rows] if suffix == "weight" else values[rows]
-            return np.ascontiguousarray(values).reshape(shape)
+            return np.array(values, order="C").reshape(shape)
 
         return StoredTensor(whole.type, shape, read)
 

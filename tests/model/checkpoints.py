@@ -126,8 +126,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt-oss-full": (
         "gpt_oss",
-        {"num_local_experts": 4, "num_experts_per_tok": 4, "layer_types": ["full_attention"] * 2, "attention_bias": False,
-         "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+        {"num_local_experts": 4, "num_experts_per_tok": 4, "layer_types": ["full_attention"] * 2,
+         "attention_bias": False, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     ),
     "qwen3-moe-window": ("qwen3_moe", {**QWEN_MOE, "use_sliding_window": True, "sliding_window": 33}),
 }  # fmt: skip

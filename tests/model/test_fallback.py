@@ -159,7 +159,9 @@ def save_config(folder: Path, model_type: str, **overrides: Any) -> None:
 
 
 def test_sinks_are_refused(tmp_path: Path) -> None:
-    save_config(tmp_path, "granite_swa", layer_types=["full_attention"] * 2, num_key_value_heads=2, intermediate_size=32)
+    save_config(
+        tmp_path, "granite_swa", layer_types=["full_attention"] * 2, num_key_value_heads=2, intermediate_size=32
+    )
     with pytest.raises(ModelError, match="asks for attention with s_aux"):
         engine_for(tmp_path, load_format="dummy")
 

@@ -30,7 +30,12 @@ SIZES: dict[str, Any] = {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128,
         "truncate": False}}  # fmt: skip
 SAID = {
-    "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
     "quant_method": "mxfp4",
 }
 
@@ -97,7 +102,7 @@ def test_rounded_while_loaded(folders: tuple[Path, Path], tmp_path: Path) -> Non
 
 
 def test_what_it_says_of_itself(folders: tuple[Path, Path]) -> None:
-    coded, decoded = folders
+    coded, _ = folders
     config = EngineConfig.of(str(coded), quantization="mxfp4")
     files = ModelFiles.read(config, coded)
     assert files.quantization is not None and files.quantization.name == "MXFP4, MXFP4 in groups of 32"

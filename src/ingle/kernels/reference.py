@@ -325,7 +325,12 @@ def _attend_chunk(
     held = reference_kv.read(kv_cache, kv_scales, pages, q.dtype)
     k, v = held.flatten(1, 2)[:, : end - first_key].transpose(1, 2)[:, None]  # [1, Hkv, keys, D]
     mask = None  # causal
-    if start or sinks is not None or options.softcap is not None or (options.window is not None and options.window < end):
+    if (
+        start
+        or sinks is not None
+        or options.softcap is not None
+        or (options.window is not None and options.window < end)
+    ):
         mask = torch.ones(q.shape[0], end - first_key, dtype=torch.bool, device=q.device).tril(start - first_key)
         if options.window is not None:
             mask = mask.triu(start - first_key + 1 - options.window)

@@ -88,8 +88,7 @@ def quantize(
             stacks.append("gate_up_proj")
         if stacks:
             raise ModelError(
-                f"{model}: its experts lie in one tensor ({stacks[0]}), for which compressed-tensors has "
-                "no layout",
+                f"{model}: its experts lie in one tensor ({stacks[0]}), for which compressed-tensors has no layout",
                 alternative=f"--quantization {target} rounds them while they are loaded",
             )
         head = f"{opened.decoder.names.lm_head}.weight"

@@ -1,8 +1,8 @@
 """Experts of a layer that lie in one tensor as gpt-oss has them, each by a name of its own.
 
 Gate and up projection take turns: row 2 i of a matrix, and number 2 i of a bias, is the gate's. Matrices of floats are
-stored the other way round, [experts, inputs, outputs]. MXFP4 is in two tensors: `_blocks` [experts, outputs, groups, 16],
-two codes a byte, the lower first, and `_scales` [experts, outputs, groups].
+stored the other way round, [experts, inputs, outputs]. MXFP4 is in two tensors: `_blocks` of two codes a byte, the lower
+first, [experts, outputs, groups, 16], and `_scales` [experts, outputs, groups].
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class SingleExperts:
         """The tensor that has an expert's, its place there, and which of its outputs they are."""
         match = _SINGLE.fullmatch(name)
         assert match is not None, f"{name} is none of an expert's"
-        experts, index, part, suffix = match.groups()
+        _, index, part, _ = match.groups()
         rows = {"gate": slice(0, None, 2), "up": slice(1, None, 2), "down": slice(None)}[part]
         return self._files.stored(self._stack(name)), int(index), rows
 

@@ -12,7 +12,7 @@ from ingle.weights.checked import Checked
 
 
 def gpt_oss(config: Checked) -> DecoderConfig:
-    """Every second layer has a window, the first one too. A token's experts weigh what softmax makes of their logits."""
+    """Every second layer has a window, beginning with the first. Softmax is over the logits of the chosen experts."""
     for key, value in (("swiglu_alpha", SWIGLU_ALPHA), ("swiglu_limit", SWIGLU_LIMIT)):
         if config.number(key, value) != value:
             config.refuse(key, f"and {value} alone is supported")

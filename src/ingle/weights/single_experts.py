@@ -1,8 +1,8 @@
 """Experts of a layer that lie in one tensor as gpt-oss has them, each by a name of its own.
 
 Gate and up projection take turns: row 2 i of a matrix, and number 2 i of a bias, is the gate's. Matrices of floats are
-stored the other way round, [experts, inputs, outputs]. MXFP4 is in two tensors: `_blocks` of two codes a byte, the lower
-first, [experts, outputs, groups, 16], and `_scales` [experts, outputs, groups].
+stored the other way round, [experts, inputs, outputs]. MXFP4 is in two tensors: `_blocks` of two codes a byte, the
+lower first, [experts, outputs, groups, 16], and `_scales` [experts, outputs, groups].
 """
 
 from __future__ import annotations

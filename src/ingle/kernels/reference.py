@@ -239,6 +239,18 @@ class Composed:
         out = projection.weight.multiply(x, projection.bias)
         return self.add(out if projection.group is None else projection.group.all_reduce(out), flow, norm, post_norm)
 
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
+    ) -> Flow:
+        """`project_gated`, then `project_and_add` of that."""
+        return self.project_and_add(self.project_gated(flow, gate_up, activation), down, flow, norm, post_norm)
+
     def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow:
         """The flow with x [T, E] added, on its way to `norm`; with `post_norm`, of equal eps, x is normed first."""
         post_weight = None if post_norm is None else post_norm.weight
@@ -248,7 +260,7 @@ class Composed:
 
 composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
 normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
-project_and_add, add = composed.project_and_add, composed.add
+project_and_add, gated_mlp, add = composed.project_and_add, composed.gated_mlp, composed.add
 
 
 def paged_attention(

@@ -195,6 +195,7 @@ def paged_attention(
     batch: Batch,
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`Kernels.paged_attention` of a model that is transformers' code: by the C++ kernels where they can."""
     import torch
@@ -202,5 +203,5 @@ def paged_attention(
     if not q.is_cuda and q.dtype == torch.float32 and library.started():
         from ingle.kernels.cpu import attention
 
-        return attention.paged_attention(q, kv_cache, batch, options, kv_scales)
-    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales)
+        return attention.paged_attention(q, kv_cache, batch, options, kv_scales, sinks)
+    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales, sinks)

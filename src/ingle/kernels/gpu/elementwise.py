@@ -50,7 +50,7 @@ def locate(
 
 
 @triton.jit
-def _normed(x, weight, eps, SIZE: tl.constexpr):
+def row_normed(x, weight, eps, SIZE: tl.constexpr):
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
     return ((wide * scale).to(weight.dtype) * weight).to(x.dtype)
@@ -71,11 +71,11 @@ def _rms_norm_kernel(
         await_previous()
     x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
     if POST:
-        x = _normed(x, post_weight, eps, SIZE)
+        x = row_normed(x, post_weight, eps, SIZE)
     if ADD:
         x = (x + tl.load(residual_ptr + row * SIZE + columns, mask=mask, other=0.0)).to(x_ptr.dtype.element_ty)
         tl.store(residual_ptr + row * SIZE + columns, x, mask=mask)
-    tl.store(out_ptr + row * SIZE + columns, _normed(x, weight, eps, SIZE), mask=mask)
+    tl.store(out_ptr + row * SIZE + columns, row_normed(x, weight, eps, SIZE), mask=mask)
 
 
 def _norm_warps(block: int) -> int:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ingle.config import EngineConfig
 from ingle.device.native.device import NativeDevice
 from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
+from ingle.engine.startup import ModelFiles
 from ingle.errors import ConfigError, IngleError, ModelError
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.experts import CodedExperts
@@ -248,8 +250,30 @@ def test_scales_of_keys_and_values_are_no_weights(tmp_path: Path) -> None:
             tensors[f"{layer}.{suffix}"] = torch.tensor(0.02)
         tensors[f"{layer}.q_proj.input_scale"] = torch.tensor(0.01)
     save_file(tensors, coded / "model.safetensors")
+    config = json.loads((coded / "config.json").read_text())
+    config["quantization_config"]["kv_cache_scheme"] = "static"
+    (coded / "config.json").write_text(json.dumps(config))
     expected = engine_logits(engine_for(plain), PROMPT)
     assert off(engine_logits(engine_for(coded), PROMPT), expected) < 1e-5
+    for dtype, says in (
+        ("auto", "made for keys and values as fp8: --kv-cache-dtype fp8"),
+        ("int8", "held as int8, wi"),
+    ):
+        files = ModelFiles.read(EngineConfig.of(str(coded), kv_cache_dtype=dtype), coded)
+        assert any(says in notice for notice in files.notices)
+
+
+def test_keys_and_values_alone_quantized(tmp_path: Path) -> None:
+    """Weights are floats, and there are scales."""
+    plain = checkpoint(tmp_path)
+    tensors, config = load_file(plain / "model.safetensors"), json.loads((plain / "config.json").read_text())
+    expected = engine_logits(engine_for(plain), PROMPT)
+    tensors |= {f"model.layers.0.self_attn.{side}_scale": torch.tensor([0.02]) for side in ("k", "v", "kv")}
+    save_file(tensors, plain / "model.safetensors")
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    said = {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": scheme}
+    (plain / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    assert off(engine_logits(engine_for(plain), PROMPT), expected) < 1e-5
 
 
 def without(suffix: str) -> Callable[[Path], None]:

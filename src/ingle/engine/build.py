@@ -29,7 +29,7 @@ from ingle.engine.ranks import assemble, devices_of, ending, layout_of, load_on,
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
-from ingle.errors import printable
+from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.rope import length_notice
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ingle.text.grammar import Vocabulary
     from ingle.text.tokenizer import Tokenizer
 
+_WHO_HAS_MANY = "`ingle serve` and `ingle batch` have several"
 _SERVER_ITL_MS = 100.0
 """What people find fluent: ten tokens a second and more."""
 _SMALL_BYTES = 256 << 20
@@ -68,6 +69,8 @@ def build_engine(
     """
     if config.target_itl_ms is None:
         config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
+    if (count := config.parallel.data_parallel_size) > 1:
+        raise ConfigError(f"--data-parallel-size {count}: this command has one engine", alternative=_WHO_HAS_MANY)
     startup = Startup(report)
     team = started_early(config)
     with startup.phase("config", "reading the configuration"), ending(team):

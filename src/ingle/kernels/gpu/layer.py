@@ -73,9 +73,7 @@ def project_and_add(
     return add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm, projection.group)
 
 
-def add(
-    x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
-) -> Flow:
+def add(x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None) -> Flow:
     """As `ingle.kernels.reference.Composed.add`."""
     if group is not None and group.peers is not None and sums.suits_rows(x, group.peers):
         values, residual = sums.add_rms_norm(x, flow.residual, norm, post_norm, group.peers)

@@ -8,8 +8,12 @@ from __future__ import annotations
 import io
 import mmap
 import multiprocessing
+import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +28,7 @@ if torch.cuda.is_available():
 
 from ingle.kernels.gpu import sums
 
+ROOT = Path(__file__).parents[2]
 HALF_BYTES = 1 << 14
 SIZE = 200
 WAIT_S = 300.0
@@ -166,3 +171,14 @@ def test_what_they_take() -> None:
     assert not sums.suits_rows(torch.zeros(4, 12, dtype=torch.bfloat16), peers), "rows are not aligned"
     assert not sums.suits(x[:, :8], peers) and not sums.suits(x.long(), peers) and not sums.suits(x[:0], peers)
     assert not sums.suits(torch.zeros(1 << 20), peers), "larger ones are left to NCCL"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [70, 80, 90])
+def test_for_cards_that_are_not_here(capability: int) -> None:
+    command = [sys.executable, "-m", "tests.kernels.compiled_sums", str(capability), "2", "4", "8"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "_one_shot_kernel" in done.stdout

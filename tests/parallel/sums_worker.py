@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -183,9 +184,9 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         taken = []
         for name, way in plain.items():
             fits = not name.startswith("symm") or num_bytes <= 8 << 20
-            taken.append(in_graph(lambda way=way: way(x)) if fits else float("nan"))  # type: ignore[misc]
+            taken.append(in_graph(partial(way, x)) if fits else float("nan"))
         for with_norm in fused.values():
-            taken.append(in_graph(lambda way=with_norm: way(rows, residual)))  # type: ignore[misc]
+            taken.append(in_graph(partial(with_norm, rows, residual)))
         say(place, f"{num_bytes >> 10:9} KiB " + "".join(f"{us:12.1f}" for us in taken))
 
 

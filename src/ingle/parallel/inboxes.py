@@ -190,14 +190,19 @@ class _SymmetricMemory:
     def meet(self, hosts: Hosts, store: c10d.Store) -> tuple[int, ...]:
         """From PyTorch 2.11 on the name is looked up among process groups, before among those that are told so."""
         global _met_before
-        _met_before, name = True, SYMMETRIC_NAME
-        group = c10d.ProcessGroup(store, hosts.place, hosts.size)
-        group._set_group_name(name)  # type: ignore[arg-type]
-        c10d._register_process_group(name, group)  # type: ignore[arg-type]
-        c10d._SymmetricMemory.set_group_info(name, hosts.place, hosts.size, store)
-        self._met = c10d._SymmetricMemory.rendezvous(self._memory, name)
+        _met_before = True
+        self._group = _named(store, hosts.place, hosts.size)  # which PyTorch does not hold
+        c10d._SymmetricMemory.set_group_info(SYMMETRIC_NAME, hosts.place, hosts.size, store)
+        self._met = c10d._SymmetricMemory.rendezvous(self._memory, SYMMETRIC_NAME)
         assert self._met is not None, "PyTorch knows its memory"
         return tuple(map(int, self._met.buffer_ptrs))
+
+
+def _named(store: c10d.Store, place: int, size: int) -> c10d.ProcessGroup:
+    group = c10d.ProcessGroup(store, place, size)
+    group._set_group_name(SYMMETRIC_NAME)  # type: ignore[arg-type]
+    c10d._register_process_group(SYMMETRIC_NAME, group)  # type: ignore[arg-type]
+    return group
 
 
 # ---- whether it works

@@ -4,8 +4,8 @@ Every rank's GPU has an inbox that the kernels of all ranks write to. What a ran
 of the others, and looks into its own until all have spoken: a sum takes one way between two GPUs, not a meeting before
 and one behind it. Numbers are their own signal, as in NVIDIA's kernels named after Lamport: what is not there yet is
 `-0`, which nobody sends (`_sendable`), and whoever takes a number puts `-0` back. An inbox has two halves, which sums
-take in turn: a rank begins a sum only when all have begun the one before it, so that nobody is still at the half that
-it writes to. Which half it is stands in memory (`_begin`), as the same CUDA graph is replayed over and over.
+take in turn: a sum ends only when all have begun it, and have ended the one before; so whoever begins the next finds
+the half empty that it writes to. Which half it is stands in memory (`_begun`), as a CUDA graph is replayed.
 
 In one shot each rank gets all rows of every other. In two, each adds up the rows whose number, divided by the number
 of ranks, leaves its place, and tells the others: 2 / size of the bytes, in two ways between GPUs. Either adds up in
@@ -40,14 +40,18 @@ _TRIES = tl.constexpr(4096)
 
 
 @triton.jit
-def _begin(state_ptr, COMPILED: tl.constexpr):
-    """Which half of the inboxes this sum takes. The last program to ask leaves the other one for the next sum."""
-    half = tl.load(state_ptr).to(tl.int32)
-    barrier(COMPILED)  # all threads of the program have it
+def _begin(state_ptr):
+    """Which half of the inboxes this sum takes."""
+    return tl.load(state_ptr).to(tl.int32)
+
+
+@triton.jit
+def _begun(state_ptr, half, COMPILED: tl.constexpr):
+    """The last program that has begun leaves the other half for the next sum."""
+    barrier(COMPILED)  # all threads of the program know theirs
     if tl.atomic_add(state_ptr + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         tl.store(state_ptr + 1, 0)
         tl.store(state_ptr, (1 - half).to(tl.int64))
-    return half
 
 
 @triton.jit
@@ -137,15 +141,24 @@ def _weights(weight_ptr, post_weight_ptr, columns, SIZE: tl.constexpr, NORM: tl.
 
 
 @triton.jit
+def _held(residual_ptr, offsets, mask, NORM: tl.constexpr):
+    """The residual, asked for before others are waited for."""
+    held = 0.0
+    if NORM:
+        held = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+    return held
+
+
+@triton.jit
 def _finish(
-    total, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps,
+    total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps,
     SIZE: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr,
 ):  # fmt: skip
     """A row's sum, or with the residual, and the norm of that."""
     if NORM:
         if POST:
             total = row_normed(total, post_weight, eps, SIZE)
-        total = (total + tl.load(residual_ptr + offsets, mask=mask, other=0.0)).to(out_ptr.dtype.element_ty)
+        total = (total + held).to(out_ptr.dtype.element_ty)
         tl.store(residual_ptr + offsets, total, mask=mask)
         total = row_normed(total, weight, eps, SIZE)
     tl.store(out_ptr + offsets, total, mask=mask)
@@ -170,18 +183,21 @@ def _one_shot_kernel(
     weight, post_weight = _weights(weight_ptr, post_weight_ptr, columns, SIZE, NORM, POST)
     if PDL:
         await_previous()
-    begin = _begin(state_ptr, COMPILED) * half_size
+    half = _begin(state_ptr)
+    begin = half * half_size
     for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         offsets, mask = _place(row, columns, numel, SIZE)
         own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
         for step in tl.static_range(1, RANKS):
             _leave(inboxes, begin, offsets, own, mask, numel, (PLACE + step) % RANKS, PLACE)
+    _begun(state_ptr, half, COMPILED)
     for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         offsets, mask = _place(row, columns, numel, SIZE)
         own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+        held = _held(residual_ptr, offsets, mask, NORM)
         seen = _take(_inbox(inboxes, PLACE, WIDE) + begin, offsets, mask, numel, state_ptr, RANKS - 1)
         total = _added(own, seen, dtype, PLACE, RANKS)
-        _finish(total, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
+        _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
 
 
 @triton.jit
@@ -200,7 +216,8 @@ def _two_shot_kernel(
     weight, post_weight = _weights(weight_ptr, post_weight_ptr, columns, SIZE, NORM, POST)
     if PDL:
         await_previous()
-    begin = _begin(state_ptr, COMPILED) * half_size
+    half = _begin(state_ptr)
+    begin = half * half_size
     num_blocks = tl.cdiv(num_rows, RANKS)
     slot_size = num_blocks * SIZE
     slots = begin + num_blocks * RANKS * SIZE
@@ -211,21 +228,24 @@ def _two_shot_kernel(
             offsets, mask = _place(block * RANKS + (PLACE + step) % RANKS, columns, numel, SIZE)
             own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
             _leave(inboxes, slots, within, own, mask, slot_size, (PLACE + step) % RANKS, PLACE)
+    _begun(state_ptr, half, COMPILED)
     for block in range(tl.program_id(0), num_blocks, tl.num_programs(0)):
         within = block * SIZE + columns
         offsets, mask = _place(block * RANKS + PLACE, columns, numel, SIZE)
         own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+        held = _held(residual_ptr, offsets, mask, NORM)
         seen = _take(inbox + slots, within, mask, slot_size, state_ptr, RANKS - 1)
         bits = _sendable(_added(own, seen, dtype, PLACE, RANKS))
         for step in tl.static_range(1, RANKS):
             _leave(inboxes, begin, offsets, bits, mask, 0, (PLACE + step) % RANKS, PLACE)
         total = bits.to(dtype, bitcast=True)
-        _finish(total, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
+        _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
     for block in range(tl.program_id(0), num_blocks, tl.num_programs(0)):
         for step in tl.static_range(1, RANKS):
             offsets, mask = _place(block * RANKS + (PLACE + step) % RANKS, columns, numel, SIZE)
+            held = _held(residual_ptr, offsets, mask, NORM)
             total = _take(inbox + begin, offsets, mask, 0, state_ptr, 1)[0].to(dtype, bitcast=True)
-            _finish(total, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
+            _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
 
 
 def suits(x: torch.Tensor, peers: Peers) -> bool:

@@ -32,7 +32,7 @@ class Kernels(Protocol):
         q = project_and_store(flow, qkv, rotation)            norm, project, rotate, write keys and values
         attended = paged_attention(q, ...)
         flow = project_and_add(attended, out, flow, norm)     project, add, begin the next norm
-        flow = project_and_add(project_gated(flow, gate_up, activation), down, flow, next_norm)
+        flow = gated_mlp(flow, gate_up, down, activation, next_norm)    norm, gated product, project, add, next norm
 
     What stands between them takes `normed` rows and gives back by `add`. The plain operators below them are what the
     reference composes them of, and what parts of a layer with a shape of their own use.
@@ -55,6 +55,16 @@ class Kernels(Protocol):
 
     def project_and_add(
         self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
+    ) -> Flow: ...
+
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
     ) -> Flow: ...
 
     def add(

@@ -231,6 +231,18 @@ class Composed:
         """`add` of the projection of x [T, K] to [T, E], or of the sum of those of all ranks."""
         return self.add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm, projection.group)
 
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
+    ) -> Flow:
+        """`project_gated`, then `project_and_add` of that."""
+        return self.project_and_add(self.project_gated(flow, gate_up, activation), down, flow, norm, post_norm)
+
     def add(
         self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
     ) -> Flow:
@@ -245,7 +257,7 @@ class Composed:
 
 composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
 normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
-project_and_add, add = composed.project_and_add, composed.add
+project_and_add, gated_mlp, add = composed.project_and_add, composed.gated_mlp, composed.add
 
 
 def paged_attention(

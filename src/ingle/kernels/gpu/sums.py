@@ -22,7 +22,7 @@ import triton.language as tl
 
 from ingle.kernels.flow import Norm
 from ingle.kernels.gpu.device import await_previous, barrier, num_sms, pdl
-from ingle.kernels.gpu.elementwise import row_normed
+from ingle.kernels.gpu.elementwise import normed
 from ingle.kernels.group import Peers
 
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -157,10 +157,10 @@ def _finish(
     """A row's sum, or with the residual, and the norm of that."""
     if NORM:
         if POST:
-            total = row_normed(total, post_weight, eps, SIZE)
+            total = normed(total, post_weight, eps, SIZE)
         total = (total + held).to(out_ptr.dtype.element_ty)
         tl.store(residual_ptr + offsets, total, mask=mask)
-        total = row_normed(total, weight, eps, SIZE)
+        total = normed(total, weight, eps, SIZE)
     tl.store(out_ptr + offsets, total, mask=mask)
 
 

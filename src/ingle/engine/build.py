@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from ingle.text.grammar import Vocabulary
     from ingle.text.tokenizer import Tokenizer
 
-_WHO_HAS_MANY = "`ingle serve` and `ingle batch` have several"
 _SERVER_ITL_MS = 100.0
 """What people find fluent: ten tokens a second and more."""
 _SMALL_BYTES = 256 << 20
@@ -70,7 +69,9 @@ def build_engine(
     if config.target_itl_ms is None:
         config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
     if (count := config.parallel.data_parallel_size) > 1:
-        raise ConfigError(f"--data-parallel-size {count}: this command has one engine", alternative=_WHO_HAS_MANY)
+        raise ConfigError(
+            f"--data-parallel-size {count}: this command has one engine", alternative="leave the flag out"
+        )
     startup = Startup(report)
     team = started_early(config)
     with startup.phase("config", "reading the configuration"), ending(team):
@@ -88,7 +89,8 @@ def build_engine(
             numerics = native_build.numerics(config)
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
         elif layout.num_ranks > 1:
-            crew = assemble(layout, devices_of(layout, device), startup, team)
+            own_kernels = config.parallel.gpu_kernels != "torch"
+            crew = assemble(layout, devices_of(layout, device), startup, team, own_kernels=own_kernels)
             numerics, loaded = load_on(crew, config, path, opened, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):

@@ -420,7 +420,7 @@ async def _until_ready(
         if isinstance(message, EngineInfo):
             return message
         if isinstance(message, Failed):
-            _raise(message)
+            raise_failed(message)
         if isinstance(message, Progress):
             report(message.stage)
         elif isinstance(message, NothingRefused):
@@ -496,7 +496,8 @@ def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
     )
 
 
-def _raise(failed: Failed) -> NoReturn:
+def raise_failed(failed: Failed) -> NoReturn:
+    """Raises what an engine refused, or ended of."""
     found = Collected()
     for each in failed.errors:
         kind = ConfigError if each.of_flags else ModelError

@@ -100,13 +100,14 @@ class EngineProcess:
         self._begin()
 
     def _begin(self) -> None:
-        """In the main thread: Linux ends a child that asks for it with the thread that started it."""
+        """Best in the main thread: Linux ends a child that asks for it with the thread that started it."""
         self._ending = False
         self.socket, theirs = socket.socketpair()
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         handed = [] if self.memory is None else [self.memory.fileno()]
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), *map(str, handed)],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(parent), *map(str, handed)],
                 pass_fds=[theirs.fileno(), *handed],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -19,7 +19,7 @@ from ingle.server.engine_client import MOST_ENGINES, EngineClient, HealthStatus,
 from ingle.server.engine_process import StartedEngine
 from ingle.server.routing import Routed, Router
 
-_SAME_S = 10.0
+SAME_S = 5.0
 """For the first replica to say that it refuses the same as another."""
 logger = logging.getLogger("ingle.server")
 
@@ -69,15 +69,15 @@ class ReplicaSet:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             failed = [index for index, task in enumerate(tasks) if task.done() and task.exception() is not None]
             if failed and 0 not in failed:
-                await asyncio.wait(tasks[:1], timeout=_SAME_S)
+                await asyncio.wait(tasks[:1], timeout=SAME_S)
             for index, task in enumerate(tasks):
                 if task.done() and (error := task.exception()) is not None:
-                    raise _named(error, names[index]) if index else error
+                    raise named(error, names[index]) if index else error
             engines = [task.result() for task in tasks]
         except BaseException:
             await _give_up(tasks)
             raise
-        return cls(engines, Router([_kept_tokens(config, engine.info) for engine in engines]), config.seed)
+        return cls(engines, Router([kept_tokens(config, engine.info) for engine in engines]), config.seed)
 
     # ---- requests
 
@@ -233,10 +233,10 @@ class _Starting:
             self.report(first, stage)
 
 
-def _named(error: BaseException, name: str) -> BaseException:
+def named(error: BaseException, name: str) -> BaseException:
     """In the words of one replica."""
     if isinstance(error, Refusals):
-        return Refusals([each for inner in error.errors if isinstance(each := _named(inner, name), IngleError)])
+        return Refusals([each for inner in error.errors if isinstance(each := named(inner, name), IngleError)])
     if isinstance(error, ConfigError | ModelError):
         return type(error)(f"{name}: {error.what}", alternative=error.alternative)
     if isinstance(error, EngineError):
@@ -253,7 +253,7 @@ async def _give_up(tasks: Sequence[asyncio.Task[EngineClient]]) -> None:
             await task.result().close()
 
 
-def _kept_tokens(config: EngineConfig, info: EngineInfo) -> int:
+def kept_tokens(config: EngineConfig, info: EngineInfo) -> int:
     """Tokens of which a replica keeps keys and values."""
     if not config.cache.enable_prefix_caching:
         return 0

@@ -159,10 +159,12 @@ def devices_of(layout: Layout, device: str) -> list[str]:
     return [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)]
 
 
-def gather(config: EngineConfig, layout: Layout, device: str, startup: Startup, team: Team | None) -> Crew:
+def gather(
+    config: EngineConfig, layout: Layout, device: str, startup: Startup, team: Team | None, *, own_kernels: bool
+) -> Crew:
     """Ranks on this machine, or in a cluster where the configuration says so. `team`: if they are started already."""
     if config.parallel.distributed_executor_backend != "ray":
-        return assemble(layout, devices_of(layout, device), startup, team)
+        return assemble(layout, devices_of(layout, device), startup, team, own_kernels=own_kernels)
     from ingle.parallel.cluster import RayHosts
 
     with startup.phase("ray", "joining Ray's cluster"):
@@ -173,7 +175,7 @@ def gather(config: EngineConfig, layout: Layout, device: str, startup: Startup, 
             num_cpus=config.parallel.threads or 1,
             report=startup.report,
         )
-    crew = assemble(layout, [seat.device for seat in hosts.seats], startup, hosts=hosts)
+    crew = assemble(layout, [seat.device for seat in hosts.seats], startup, own_kernels=own_kernels, hosts=hosts)
     return replace(crew, notice=hosts.notice)
 
 
@@ -183,11 +185,11 @@ def assemble(
     startup: Startup,
     team: Team | None = None,
     *,
-    own_sums: bool = True,
+    own_kernels: bool = True,
     hosts: Hosts | None = None,
 ) -> Crew:
     """Has ranks find each other, on these devices; starts them where there is no `team` yet, on other machines too
-    where `hosts` has seats for them. `own_sums`: not all sums of GPUs are left to NCCL."""
+    where `hosts` has seats for them. `own_kernels`: not all sums of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
     if hosts is not None:
@@ -195,19 +197,18 @@ def assemble(
     if team is None:
         with startup.phase("start_ranks", "starting the other ranks"):
             team = Team(layout.num_ranks, hosts)
-    own_sums = own_sums and not team.is_on_several_hosts
     with ending(team):
         with startup.phase("pytorch", f"importing PyTorch in {layout.num_ranks} ranks"):
             import torch
 
             from ingle.parallel.group import JOIN_S, join
-            from ingle.parallel.symmetric import met_before
+            from ingle.parallel.inboxes import ROAD
 
-            own_sums = own_sums and not met_before()
+            road = ROAD if own_kernels and not team.is_on_several_hosts else None
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
-            backend, meeting = team.join(layout, devices, own_sums=own_sums)
-            member = join(layout.place(0), torch.device(devices[0]), backend, meeting, own_sums=own_sums)
+            backend, meeting = team.join(layout, devices, road=road)
+            member = join(layout.place(0), torch.device(devices[0]), backend, meeting, road=road)
             team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")

@@ -331,7 +331,7 @@ def _meet_neighbours(stages: TensorGroup, device: torch.device) -> None:
     torch.cuda.synchronize(device)
 
 
-def _gloo(store: c10d.Store, name: str, rank: int, size: int, address: str) -> _Ranks:
+def _gloo(store: c10d.Store, name: str, rank: int, size: int, address: str = _LOCAL) -> _Ranks:
     options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0] if address != _LOCAL else ""
     where = {"interface": interface} if interface else {"hostname": address}

@@ -89,7 +89,8 @@ def build_engine(
             numerics = native_build.numerics(config)
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
         elif layout.num_ranks > 1:
-            crew = assemble(layout, devices_of(layout, device), startup, team)
+            own_kernels = config.parallel.gpu_kernels != "torch"
+            crew = assemble(layout, devices_of(layout, device), startup, team, own_kernels=own_kernels)
             numerics, loaded = load_on(crew, config, path, opened, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ingle.kernels.batch import Batch
     from ingle.kernels.coded import Coded
     from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.group import Group
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
@@ -66,7 +67,9 @@ class Kernels(Protocol):
         post_norm: Norm | None = None,
     ) -> Flow: ...
 
-    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow: ...
+    def add(
+        self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
+    ) -> Flow: ...
 
     def locate(
         self,

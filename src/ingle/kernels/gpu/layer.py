@@ -12,15 +12,16 @@ import torch
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
-from ingle.kernels.gpu import coded_vector, few_rows, few_rows_coded, fp8_layer, vector
+from ingle.kernels.gpu import coded_vector, few_rows, few_rows_coded, fp8_layer, sums, vector
 from ingle.kernels.gpu.elementwise import add_rms_norm, rms_norm, rotate_and_store
+from ingle.kernels.group import Group
 from ingle.kernels.options import Activation
 from ingle.kernels.reference import Composed
 
 _HEAD_DIMS = (32, 64, 128, 256)
 """Of heads whose halves are whole tiles of a product."""
 _composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
-normed, add = _composed.normed, _composed.add
+normed = _composed.normed
 
 
 def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) -> torch.Tensor:
@@ -78,7 +79,15 @@ def project_and_add(
     of_fp8 = fp8_layer.takes(x, projection.weight)
     if of_fp8 is not None:
         return fp8_layer.project_and_add(x, of_fp8, projection, flow, norm, post_norm)
-    return _composed.project_and_add(x, projection, flow, norm, post_norm)
+    return add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm, projection.group)
+
+
+def add(x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None) -> Flow:
+    """As `ingle.kernels.reference.Composed.add`."""
+    if group is not None and group.peers is not None and sums.suits_rows(x, group.peers):
+        values, residual = sums.add_rms_norm(x, flow.residual, norm, post_norm, group.peers)
+        return Flow(residual, norm, values)
+    return _composed.add(x, flow, norm, post_norm, group)
 
 
 def gated_mlp(

@@ -124,8 +124,8 @@ def _vector_kernel(
 
 @triton.jit
 def _columns(k, DEPTH: tl.constexpr, BYTES: tl.constexpr):
-    """The DEPTH columns from `k` on. Of weights of a byte no more than 8 neighbours: as many as a thread loads at once of
-    the inputs, which so are where they are needed."""
+    """The DEPTH columns from `k` on. Of weights of a byte no more than 8 neighbours: as many as a thread loads at once
+    of the inputs, which so are where they are needed."""
     index = tl.arange(0, DEPTH)
     if BYTES:
         index = index // 8 % 2 * (DEPTH // 2) + index // 16 * 8 + index % 8

@@ -35,7 +35,7 @@ def test_workloads_are_the_named_lengths() -> None:
     nano = WORKLOADS["nano256"].lengths
     assert len(nano) == 256 and nano[:2] == ((964, 494), (876, 1011))
     assert WORKLOADS["nano256"].prompts(50) == WORKLOADS["nano256"].prompts(50)
-    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, cpu, c1, "):
+    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, replicas, cpu, c1, "):
         select(("c3",))
 
 

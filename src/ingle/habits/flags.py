@@ -112,7 +112,7 @@ IDLE: tuple[tuple[str, str], ...] = (
         "the scheduler has no such choice",
     ),
     (
-        "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --distributed-executor-backend= --worker-cls= "
+        "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --worker-cls= "
         "--worker-extension-cls= --max-parallel-loading-workers= --nccl-port= --disable-custom-all-reduce "
         "--enable-p2p-check --master-addr= --master-port= --node-rank= --dist-init-addr= --dist-timeout= "
         "--enable-expert-parallel --data-parallel-backend= --disable-frontend-multiprocessing --api-server-count= "

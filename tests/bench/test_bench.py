@@ -109,7 +109,7 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["throughput", "m", "--thread", "1"], "unknown flag --thread; did you mean --threads"),
         (["throughput"], "MODEL"),
-        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, cpu"),
+        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, replicas, cpu"),
         (["latncy", "m"], "did you mean `ingle bench latency`"),
         (["serv"], "did you mean `ingle bench serve`"),
     ],

@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,11 +29,18 @@ from ingle.parallel.group import Member, TensorGroup, join
 from ingle.parallel.layout import Layout
 
 HIDDEN = 3584
-LIMIT_S = 100.0
+LIMIT_S = float(os.environ.get("SUMS_LIMIT_S", "100"))
 """After which every rank says where it stands, and ends."""
 TIMED_BYTES = [*(size << 10 for size in (8, 32, 128, 256, 512)), *(size << 20 for size in (1, 2, 4, 8, 16, 56))]
 REPEATS = 40
 ONE_SHOT, TWO_SHOT = 1 << 40, 0
+KINDS = [
+    (torch.bfloat16, HIDDEN, "norm"),
+    (torch.bfloat16, HIDDEN, "plain"),
+    (torch.bfloat16, 8192, "norm"),
+    (torch.float16, 2048, "post"),
+    (torch.float32, 256, "norm"),
+]
 
 
 def main() -> int:
@@ -47,6 +55,7 @@ def main() -> int:
     say(rank, f"{size} ranks, {member.link}, by {road}: {group.why_by_nccl or 'own kernels'}")
     if group.peers is None:
         return 1
+    threading.Thread(target=watch, args=(rank, group.peers), daemon=True).start()
     (check if what == "check" else measure)(member, group, group.peers)
     torch.cuda.synchronize()
     sys.stdout.flush()
@@ -72,6 +81,26 @@ def start(size: int) -> int:
     return code or bool(left)
 
 
+def watch(rank: int, peers: Peers) -> None:
+    """Says what stands in memory while a kernel waits for it, which ends then."""
+    time.sleep(LIMIT_S - 5)
+    beside = torch.cuda.Stream(peers.state.device)
+    with torch.cuda.device(peers.state.device), torch.cuda.stream(beside):
+        state = torch.empty(4, dtype=torch.int64, pin_memory=True).copy_(peers.state, non_blocking=True)
+        beside.synchronize()
+        half, begun, _, lost = state.tolist()
+        print(f"rank {rank} after {LIMIT_S - 5:.0f} s: half {half}, {begun} programs have begun, {lost=}", flush=True)
+        held, words = torch.empty(peers.half_bytes // 2, dtype=torch.int32, pin_memory=True), peers.half_bytes // 4
+        address = ctypes.c_uint64(peers.inboxes[rank])
+        inboxes._driver("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(held.data_ptr()), address,
+                        ctypes.c_size_t(4 * held.numel()), ctypes.c_void_p(beside.cuda_stream))  # fmt: skip
+        beside.synchronize()
+        for index in range(2):
+            there = (held[index * words : (index + 1) * words] != Peers.NOTHING).nonzero().flatten()
+            ends = f", words {int(there[0])} to {int(there[-1])}" if len(there) else ""
+            print(f"rank {rank}: half {index} of its inbox holds {len(there)}{ends}", flush=True)
+
+
 def say(rank: int, what: str) -> None:
     if rank == 0:
         print(what, flush=True)
@@ -84,10 +113,9 @@ def check(member: Member, group: TensorGroup, peers: Peers) -> None:
     device, place, size = member.device, group.place, group.size
     lots = random.Random(7)
     for round_ in range(60):
-        dtype = lots.choice([torch.bfloat16, torch.bfloat16, torch.float16, torch.float32])
-        num_rows, hidden = lots.choice([1, 1, 2, 5, 16, 36, 100, 256, 700]), lots.choice([256, 2048, HIDDEN, 8192])
+        dtype, hidden, kind = lots.choice(KINDS)
+        num_rows = lots.choice([1, 1, 2, 5, 16, 36, 100, 256, 700, 5000])
         way = replace(peers, one_shot_bytes=lots.choice([ONE_SHOT, TWO_SHOT]))
-        kind = lots.choice(["plain", "norm", "post"])
         what = f"{round_}: {kind} {num_rows} x {hidden} {dtype}, {'one' if way.one_shot_bytes else 'two'}-shot or more"
         if lots.randrange(size) == place:
             torch.cuda._sleep(200_000)  # one of them is late
@@ -169,12 +197,16 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         "1shot+norm": lambda x, residual: sums.add_rms_norm(x, residual, norm, None, one),
         "2shot+norm": lambda x, residual: sums.add_rms_norm(x, residual, norm, None, two),
     }
+    if group.size == 2:
+        del fused["2shot+norm"]  # which is one shot there
     plain: dict[str, Callable[[torch.Tensor], object]] = {
         "nccl": group.sum_by_backend,
         "1shot": lambda x: sums.all_reduce(x, one),
         "2shot": lambda x: sums.all_reduce(x, two),
         **symmetric,
     }
+    if group.size == 2:
+        del plain["2shot"]
     say(place, "us in a graph " + "".join(f"{name:>12}" for name in [*plain, *fused]))
     for num_bytes in TIMED_BYTES:
         num_rows = max(num_bytes // (2 * HIDDEN), 1)
@@ -204,8 +236,15 @@ def symmetric_ops(device: torch.device) -> dict[str, Callable[[torch.Tensor], ob
         like.copy_(x)
         return torch.ops.symm_mem.two_shot_all_reduce_out(like, "sum", inboxes.SYMMETRIC_NAME, x)
 
-    ways = {"symm1": (one_shot, "one_shot_all_reduce_copy"), "symm2": (two_shot, "two_shot_all_reduce_out")}
-    return {name: way for name, (way, operator) in ways.items() if hasattr(torch.ops.symm_mem, operator)}
+    ways: dict[str, Callable[[torch.Tensor], object]] = {}
+    for name, way in (("symm1", one_shot), ("symm2", two_shot)):
+        try:
+            way(torch.zeros(4096, device=device, dtype=torch.bfloat16))
+            torch.cuda.synchronize()
+            ways[name] = way
+        except Exception as error:  # of which another version of PyTorch has another form
+            print(f"{name}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+    return ways
 
 
 def in_graph(do: Callable[[], object]) -> float:

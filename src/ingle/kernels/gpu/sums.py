@@ -170,7 +170,7 @@ def _place(row, columns, numel, SIZE: tl.constexpr):
     return offsets, (columns < SIZE) & (offsets < numel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _one_shot_kernel(
     x_ptr, residual_ptr, weight_ptr, post_weight_ptr, out_ptr, inboxes, state_ptr, num_rows, numel, half_size, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr, RANKS: tl.constexpr, NORM: tl.constexpr,
@@ -200,7 +200,7 @@ def _one_shot_kernel(
         _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _two_shot_kernel(
     x_ptr, residual_ptr, weight_ptr, post_weight_ptr, out_ptr, inboxes, state_ptr, num_rows, numel, half_size, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr, RANKS: tl.constexpr, NORM: tl.constexpr,

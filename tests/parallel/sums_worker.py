@@ -21,7 +21,7 @@ from functools import partial
 import torch
 
 from ingle.kernels import reference
-from ingle.kernels.gpu import elementwise, sums
+from ingle.kernels.gpu import elementwise, sums, vector
 from ingle.kernels.group import Peers
 from ingle.model.layers import RMSNorm
 from ingle.parallel import inboxes
@@ -178,6 +178,73 @@ def check_graphs(member: Member, peers: Peers) -> None:
     torch.cuda.synchronize()
     assert torch.equal(captured, eager)
     say(place, "50 replays of 57 sums are right")
+    check_products(member, peers)
+
+
+def check_products(member: Member, peers: Peers) -> None:
+    """Products of one and two rows that send what they compute, in layers, against those whose results are sent."""
+    place = peers.place
+    for num_rows in (1, 2):
+        layer = Layer(member, num_rows, peers)
+        expected = layer.run(layer.add, 28).clone()
+        ours = layer.run(layer.send, 28).clone()
+        torch.cuda.synchronize()
+        assert torch.equal(ours, expected), f"rank {place}: products of {num_rows} rows that send have other bits"
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = layer.run(layer.send, 28)
+        for index in range(50):
+            if index % len(peers.inboxes) == place:
+                torch.cuda._sleep(300_000)
+            graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(captured, expected), f"rank {place}: replayed products of {num_rows} rows have other bits"
+    say(place, "products that send what they compute are right, in graphs too")
+
+
+class Layer:
+    """Qwen2-7B's, but for attention: one rank's share, with the same weights again and again."""
+
+    def __init__(self, member: Member, num_rows: int, peers: Peers) -> None:
+        torch.manual_seed(peers.place)
+        size, device, dtype = len(peers.inboxes), member.device, torch.bfloat16
+        assert member.group is not None
+        self.peers, self.nccl = replace(peers, one_shot_bytes=ONE_SHOT), member.group.sum_by_backend
+
+        def matrix(num_out: int, num_in: int) -> torch.Tensor:
+            return (torch.randn(num_out, num_in, device=device) / num_in**0.5).to(dtype)
+
+        self.qkv, self.out = matrix(4608 // size, HIDDEN), matrix(HIDDEN, 3584 // size)
+        self.gate_up, self.down = matrix(2 * 18944 // size, HIDDEN), matrix(HIDDEN, 18944 // size)
+        torch.manual_seed(7)
+        self.x = torch.randn(num_rows, HIDDEN, device=device).to(dtype)
+        self.residual = torch.empty_like(self.x)
+        self.norm = RMSNorm((torch.rand(HIDDEN, device=device) + 0.5).to(dtype), 1e-6)
+
+    def run(self, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], num_layers: int) -> torch.Tensor:
+        x = self.x
+        self.residual.copy_(x)
+        for _ in range(num_layers):
+            q = vector.add(x, self.qkv, None, None)[:, : self.out.shape[1]].contiguous()
+            x = add(q, self.out)
+            x = add(vector.gated(x, None, self.gate_up, None, "silu"), self.down)
+        return x
+
+    def by_nccl(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out = self.nccl(vector.add(x, weight, None, None))
+        return elementwise.add_rms_norm(out, self.residual, self.norm.weight, self.norm.eps)[0]
+
+    def add(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sums.add_rms_norm(vector.add(x, weight, None, None), self.residual, self.norm, None, self.peers)[0]
+
+    def send(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        vector.send(x, weight, None, self.peers)
+        return sums.add_sent_rms_norm(self.residual, self.norm, None, self.peers)[0]
+
+    def alone(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Without any sum."""
+        out = vector.add(x, weight, None, None)
+        return elementwise.add_rms_norm(out, self.residual, self.norm.weight, self.norm.eps)[0]
 
 
 # ---- how long they take
@@ -220,6 +287,11 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         for with_norm in fused.values():
             taken.append(in_graph(partial(with_norm, rows, residual)))
         say(place, f"{num_bytes >> 10:9} KiB " + "".join(f"{us:12.1f}" for us in taken))
+
+    layer = Layer(member, 1, peers)
+    ways = {"no sum": layer.alone, "nccl": layer.by_nccl, "1shot": layer.add, "sent by the product": layer.send}
+    taken = {name: in_graph(partial(layer.run, way, 7)) / 7 for name, way in ways.items()}
+    say(place, "us of a layer of one row: " + ", ".join(f"{name} {us:.1f}" for name, us in taken.items()))
 
 
 def symmetric_ops(device: torch.device) -> dict[str, Callable[[torch.Tensor], object]]:

@@ -393,7 +393,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     ),
     (
         "--data-parallel-size= -dp=",
-        "there is one engine here: `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
+        "one engine computes; `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
     ),
     (
         "--temperature= --top-p= --top-k= --min-p= --max-tokens= --repetition-penalty= --presence-penalty= "

@@ -269,7 +269,7 @@ def suits_rows(x: torch.Tensor, peers: Peers) -> bool:
     return suits(x, peers) and x.shape[1] <= _MAX_BLOCK and x.shape[1] * x.itemsize % _ALIGNMENT == 0
 
 
-def sends(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, peers: Peers) -> bool:
+def sends(x: torch.Tensor, weight: vector.Matrix, residual: torch.Tensor, peers: Peers) -> bool:
     """Whether the product of x and such a weight, to be added to `residual`, may and should send its result itself."""
     return PRODUCTS_SEND and vector.suits(x, weight) and suits_rows(residual, peers) and residual.dtype == x.dtype
 

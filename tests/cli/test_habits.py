@@ -84,9 +84,9 @@ class Answer(NamedTuple):
     """All of it, but for the program's name before it."""
 
 
-ONE_DEVICE = (
-    "a model is divided by --tensor-parallel-size and --pipeline-parallel-size alone: leave the flag out; to serve it "
-    "several times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port"
+NOT_SO = (
+    "a model is divided by --tensor-parallel-size and --pipeline-parallel-size, and served several times by "
+    "--data-parallel-size: leave the flag out"
 )
 LORA = "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result"
 NOT_SPLIT = (
@@ -118,7 +118,9 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --tensor_parallel_size 8", {"tensor_parallel_size": 8}),
     Does("vllm serve m --pipeline-parallel-size 2", {"pipeline_parallel_size": 2}),
     Does("vllm serve m -tp 2 -pp 2", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
-    Answer("vllm serve m -dp 4", f"-dp 4: {ONE_DEVICE}"),
+    Does("vllm serve m -dp 4", {"data_parallel_size": 4}),
+    Does("vllm serve m -tp 2 --data-parallel-size=4", {"tensor_parallel_size": 2, "data_parallel_size": 4}),
+    Answer("vllm serve m -dcp 4", f"-dcp 4: {NOT_SO}"),
     Does("vllm serve m --quantization awq", {"model": "m", "quantization": "awq"}),
     Does("vllm serve m -q gptq", {"model": "m", "quantization": "gptq"}),
     Does("vllm serve m -tp 4 --quantization awq", {"tensor_parallel_size": 4, "quantization": "awq"}),

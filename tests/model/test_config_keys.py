@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from ingle.config import EngineConfig
@@ -13,6 +15,8 @@ from ingle.engine.build import build_engine
 from ingle.errors import ModelError
 from ingle.model.config_keys import KNOWN_KEYS, check_keys
 from ingle.model.registry import FAMILIES
+from ingle.weights.gguf import GgufFile
+from ingle.weights.gguf_hf import ARCHITECTURES, MIXTRAL, config_from_gguf
 from ingle.weights.hf_config import normalize_config, read_config
 from tests.support import save_checkpoint
 from tests.text.toys import write_gguf
@@ -130,6 +134,31 @@ def test_the_notice_comes_with_the_engine(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"foo_multiplier": 3.0}))
     _, info = build_engine(EngineConfig.of(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
     assert any("foo_multiplier is 3.0" in notice for notice in info.notices)
+
+
+EVERYWHERE = {"model_type", "architectures", "bos_token_id", "eos_token_id", "torch_dtype"}
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mixtral"])
+def test_what_is_made_of_a_gguf_file_is_known(name: str, tmp_path: Path) -> None:
+    """Of one that says all that its architecture may say, and has all the biases that there are."""
+    architecture = MIXTRAL if name == "mixtral" else ARCHITECTURES[name]
+    prefix = "llama" if name == "mixtral" else name
+    said = {key.replace("llama", prefix, 1): value for key, value in LLAMA_GGUF.items()}
+    for key, default in architecture.keys.values():
+        said[f"{prefix}.{key}"] = 2 if default is None else default
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", prefix)
+    for key, value in said.items():
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    for module in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{module}.bias", np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made = config_from_gguf(GgufFile(tmp_path / "model.gguf"))
+    assert made.keys() - EVERYWHERE <= KNOWN_KEYS[architecture.model_type]
+    assert check_keys(normalize_config(Path("model.gguf"), made)) == []
 
 
 LLAMA_GGUF = {

@@ -80,7 +80,7 @@ def crew_answers(folder: Path, devices: list[str]) -> dict[str, list[int]]:
     opened = ModelFiles.read(config, folder).opened(config)
     crew = ranks.assemble(layout, devices, quiet())
     with crew.team:
-        print(crew.member.link, crew.member.group.choice if crew.member.group is not None else "")
+        print(crew.member.link, crew.member.group.why_by_nccl if crew.member.group is not None else "")
         _, loaded = ranks.load_on(crew, config, folder, opened, quiet())
         engine = engine_on(loaded.device, Scheduler(PagePool(200), loaded.memory.limits), loaded.facts, overlap=True)
         while loaded.device.capture_next():

@@ -162,7 +162,7 @@ class _Rank:
 
         place = Layout(join.tensor, join.pipeline).place(self._rank)
         device = torch.device(join.devices[self._rank])
-        self._member = group.join(place, device, join.backend, self._rendezvous, own_sums=join.own_sums)
+        self._member = group.join(place, device, join.backend, self._rendezvous, road=join.road)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:

@@ -149,10 +149,10 @@ def devices_of(layout: Layout, device: str) -> list[str]:
 
 
 def assemble(
-    layout: Layout, devices: list[str], startup: Startup, team: Team | None = None, *, own_sums: bool = True
+    layout: Layout, devices: list[str], startup: Startup, team: Team | None = None, *, own_kernels: bool = True
 ) -> Crew:
-    """Has ranks find each other, on these devices; starts them where there is no `team` yet. `own_sums`: not all sums
-    of GPUs are left to NCCL."""
+    """Has ranks find each other, on these devices; starts them where there is no `team` yet. `own_kernels`: not all
+    sums of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
     team = Team(layout.num_ranks) if team is None else team
@@ -161,13 +161,13 @@ def assemble(
             import torch
 
             from ingle.parallel.group import JOIN_S, join
-            from ingle.parallel.symmetric import met_before
+            from ingle.parallel.inboxes import ROAD
 
-            own_sums = own_sums and not met_before()
+            road = ROAD if own_kernels else None
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
-            backend = team.join(layout, devices, own_sums=own_sums)
-            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous, own_sums=own_sums)
+            backend = team.join(layout, devices, road=road)
+            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous, road=road)
             team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ingle.kernels.batch import Batch
     from ingle.kernels.coded import Coded
     from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.group import Group
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
@@ -31,7 +32,7 @@ class Kernels(Protocol):
         q = project_and_store(flow, qkv, rotation)            norm, project, rotate, write keys and values
         attended = paged_attention(q, ...)
         flow = project_and_add(attended, out, flow, norm)     project, add, begin the next norm
-        flow = project_and_add(project_gated(flow, gate_up, activation), down, flow, next_norm)
+        flow = gated_mlp(flow, gate_up, down, activation, next_norm)    norm, gated product, project, add, next norm
 
     What stands between them takes `normed` rows and gives back by `add`. The plain operators below them are what the
     reference composes them of, and what parts of a layer with a shape of their own use.
@@ -56,7 +57,19 @@ class Kernels(Protocol):
         self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
     ) -> Flow: ...
 
-    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow: ...
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
+    ) -> Flow: ...
+
+    def add(
+        self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
+    ) -> Flow: ...
 
     def locate(
         self,

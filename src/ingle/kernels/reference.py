@@ -17,6 +17,7 @@ from ingle.kernels import reference_kv
 from ingle.kernels.batch import Batch
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+from ingle.kernels.group import Group
 from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
 from ingle.kernels.reference_coded import multiply_coded as multiply_coded
 from ingle.kernels.reference_latent import latent_attention as latent_attention
@@ -228,11 +229,27 @@ class Composed:
         self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
     ) -> Flow:
         """`add` of the projection of x [T, K] to [T, E], or of the sum of those of all ranks."""
-        out = projection.weight.multiply(x, projection.bias)
-        return self.add(out if projection.group is None else projection.group.all_reduce(out), flow, norm, post_norm)
+        return self.add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm, projection.group)
 
-    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow:
-        """The flow with x [T, E] added, on its way to `norm`; with `post_norm`, of equal eps, x is normed first."""
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
+    ) -> Flow:
+        """`project_gated`, then `project_and_add` of that."""
+        return self.project_and_add(self.project_gated(flow, gate_up, activation), down, flow, norm, post_norm)
+
+    def add(
+        self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
+    ) -> Flow:
+        """The flow with x [T, E] added, or the sum of those of a group's ranks, on its way to `norm`; with `post_norm`,
+        of equal eps, what is added is normed first."""
+        if group is not None:
+            x = group.all_reduce(x)
         post_weight = None if post_norm is None else post_norm.weight
         values, residual = self.add_rms_norm(x, flow.residual, norm.weight, norm.eps, post_weight)
         return Flow(residual, norm, values)
@@ -240,7 +257,7 @@ class Composed:
 
 composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
 normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
-project_and_add, add = composed.project_and_add, composed.add
+project_and_add, gated_mlp, add = composed.project_and_add, composed.gated_mlp, composed.add
 
 
 def paged_attention(

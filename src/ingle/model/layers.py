@@ -45,6 +45,8 @@ class RMSNorm:
 
     weight: torch.Tensor
     eps: float
+    before: Weight | None = None
+    """What the normed rows are multiplied by, where nothing else takes them."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.of(x).rms_norm(x, self.weight, self.eps)
@@ -104,8 +106,8 @@ class GatedMLP:
 
     def add_to(self, flow: Flow, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
         """What it makes of the flow's normed rows, added to it on its way to `norm`, through `post_norm` if given."""
-        inner = kernels.of(flow.residual).project_gated(flow, self.gate_up, self.activation)
-        return self.down.add_to(flow, inner, norm, post_norm)
+        run = kernels.of(flow.residual)
+        return run.gated_mlp(flow, self.gate_up, self.down, self.activation, norm, post_norm)
 
     def expert_parameters(self) -> Iterator[Parameter]:
         return iter(())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -79,16 +80,17 @@ def load_decoder(
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:
     names, prefix = config.names, f"{config.names.layers}.{index}"
 
-    def norm(name: str, size: int) -> RMSNorm:
-        return load.norm(f"{prefix}.{name}", size, config)
+    def norm(name: str, size: int, before: Weight | None = None) -> RMSNorm:
+        return replace(load.norm(f"{prefix}.{name}", size, config), before=before)
 
     hidden = config.hidden_size
+    attention, mlp = _load_attention(config, load, index, query_factors), _load_mlp(config, load, index)
     return DecoderLayer(
-        input_norm=norm(names.input_norm, hidden),
-        attention=_load_attention(config, load, index, query_factors),
+        input_norm=norm(names.input_norm, hidden, attention.qkv.weight if isinstance(attention, Attention) else None),
+        attention=attention,
         attention_post_norm=norm(names.attention_post_norm, hidden) if config.post_norms else None,
-        mlp_norm=norm(names.mlp_norm, hidden),
-        mlp=_load_mlp(config, load, index),
+        mlp_norm=norm(names.mlp_norm, hidden, mlp.gate_up.weight if isinstance(mlp, GatedMLP) else None),
+        mlp=mlp,
         mlp_post_norm=norm(names.mlp_post_norm, hidden) if config.post_norms else None,
         rope=config.rope_index(index),
     )

@@ -51,8 +51,7 @@ class SparseMoe:
     def add_to(self, flow: Flow, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
         """As `GatedMLP.add_to`."""
         run = kernels.of(flow.residual)
-        out = self(run.normed(flow))
-        return run.add(out if self.group is None else self.group.all_reduce(out), flow, norm, post_norm)
+        return run.add(self(run.normed(flow)), flow, norm, post_norm, self.group)
 
     def expert_parameters(self) -> Iterator[Parameter]:
         return self.experts.parameters()

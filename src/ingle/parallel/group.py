@@ -7,10 +7,11 @@ other through a file that has no name, and listen on this machine alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
@@ -18,12 +19,11 @@ import torch
 from torch._C import _distributed_c10d as c10d
 
 from ingle.errors import EngineError
-from ingle.kernels.group import Crossing
-from ingle.parallel import symmetric
+from ingle.kernels.group import Crossing, Peers
+from ingle.parallel.inboxes import Inboxes, inboxes_of, refuted
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
-from ingle.parallel.messages import Backend
-from ingle.parallel.symmetric import Choice, SymmetricMemory, measure
+from ingle.parallel.messages import Backend, Road
 
 T = TypeVar("T")
 
@@ -62,37 +62,45 @@ class TensorGroup:
     def __init__(self, ranks: _Ranks, place: int, size: int, backend: Backend) -> None:
         self.place, self.size = place, size
         self._ranks, self._backend = ranks, backend
-        self._symmetric: SymmetricMemory | None = None
-        self.choice = Choice()
+        self._inboxes: Inboxes | None = None
+        self.why_by_nccl = "kernels of their own were not asked for"
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
         self._reduce.asyncOp = self._gather.asyncOp = False
 
-    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup) -> None:
-        """Takes kernels of its own for small sums, where all GPUs of the group reach each other and it pays."""
+    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup, link: Link, road: Road) -> None:
+        """Takes kernels of its own for small sums, where all GPUs of the group reach each other."""
         try:
-            memory = SymmetricMemory(store, self.place, self.size, device)
-        except Exception as error:
-            memory, self.choice = None, Choice(why_not=f"{type(error).__name__}: {error}".split("\n")[0])
-        if not hosts.all_well(memory is not None) or memory is None:
-            return
-        choice = measure(memory, self.all_reduce, self.size, device)
-        least = hosts.all_gather(torch.tensor([choice.one_shot_bytes, choice.two_shot_bytes])).amin(0).tolist()
-        self.choice, self._symmetric = replace(choice, one_shot_bytes=least[0], two_shot_bytes=least[1]), memory
+            inboxes = inboxes_of(hosts, device, link, road, store)
+            self.why_by_nccl = refuted(inboxes, hosts, device, self.sum_by_backend)
+        except EngineError as error:
+            self.why_by_nccl = str(error)
+        if not self.why_by_nccl:
+            self._inboxes = inboxes
+        elif self.place == 0:
+            why = " ".join(self.why_by_nccl.split())
+            logging.getLogger("ingle").warning("GPUs add up by NCCL, and not by kernels of ingle: %s", why)
+
+    @property
+    def peers(self) -> Peers | None:
+        return None if self._inboxes is None else self._inboxes.peers
 
     def all_well(self, well: bool) -> bool:
         """Whether it is so on every rank."""
         return bool(self.all_gather(torch.tensor([well])).all())
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        if self._symmetric is not None and self._symmetric.takes(x):
-            num_bytes = x.numel() * x.itemsize
-            if num_bytes <= self.choice.one_shot_bytes:
-                return self._symmetric.one_shot(x)
-            if num_bytes <= self.choice.two_shot_bytes:
-                return self._symmetric.two_shot(x)
+        if self._inboxes is not None:
+            from ingle.kernels.gpu import sums  # Triton comes with PyTorch's CUDA builds only
+
+            if sums.suits(x, self._inboxes.peers):
+                return sums.all_reduce(x, self._inboxes.peers)
+        return self.sum_by_backend(x)
+
+    def sum_by_backend(self, x: torch.Tensor) -> torch.Tensor:
+        """`all_reduce`, by NCCL or Gloo."""
         if self._backend == "gloo" and x.is_cuda:
-            return x.copy_(self.all_reduce(x.cpu()))
+            return x.copy_(self.sum_by_backend(x.cpu()))
         _finish(self._ranks.allreduce([x], self._reduce))
         return x
 
@@ -119,6 +127,8 @@ class TensorGroup:
 
     def abort(self) -> None:
         """Ends what waits for ranks that are gone."""
+        if self._inboxes is not None:
+            self._inboxes.give_up()
         self._ranks.abort()
 
 
@@ -210,7 +220,7 @@ class Member:
                 group.abort()
 
 
-def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, *, own_sums: bool = True) -> Member:
+def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, *, road: Road | None = None) -> Member:
     """Waits until all ranks are there. `rendezvous`: the descriptor of an empty file that all of them have.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
@@ -243,9 +253,8 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, 
         link = link_between(group or stages or hosts, device, backend)
         if stages is not None and stages.on_devices:
             _meet_neighbours(stages, device)
-        if own_sums and symmetric.ENABLED and group is not None and group.on_devices:
-            in_stage = stage_hosts or hosts
-            group.reach(c10d.PrefixStore(f"symmetric {place.stage}", store), device, in_stage)
+        if road is not None and group is not None and group.on_devices:
+            group.reach(c10d.PrefixStore(f"inboxes {place.stage}", store), device, stage_hosts or hosts, link, road)
         return Member(place, device, group, hosts, link, stages, stage_hosts)
 
     return _within(JOIN_S, meet, backend)

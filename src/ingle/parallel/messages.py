@@ -13,6 +13,8 @@ from ingle.request import decode_token_ids
 from ingle.step import Masks, Step
 
 Backend = Literal["nccl", "gloo"]
+Road = Literal["ipc", "symmetric"]
+"""By which GPUs come to each other's memory: see `ingle.parallel.inboxes`."""
 
 # ---- to all ranks
 
@@ -25,8 +27,8 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     devices: list[str]
     """Of each rank, such as cuda:1."""
     backend: Backend
-    own_sums: bool
-    """Whether kernels of its own add up what is small enough for that to pay."""
+    road: Road | None
+    """For kernels of their own to add up what is small enough for that to pay; None where NCCL does it all."""
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):

@@ -37,6 +37,7 @@ from ingle.parallel.messages import (
     Load,
     Loaded,
     RankFailed,
+    Road,
     ToRanks,
     to_ranks_encoder,
 )
@@ -183,14 +184,14 @@ class Team:
         """Waits until all can join."""
         self._replies(Imported, within_s)
 
-    def join(self, layout: Layout, devices: Sequence[str], *, own_sums: bool) -> Backend:
+    def join(self, layout: Layout, devices: Sequence[str], *, road: Road | None) -> Backend:
         """Tells each rank what it is, with one of `devices`, and by what they compute together: NCCL wants a GPU for
         each."""
         assert layout.num_ranks == len(devices) == self._num_ranks, "as many ranks as were started"
         apart = len(set(devices)) == len(devices) and "cpu" not in devices
         self._ranks.devices[:] = devices
         backend: Backend = "nccl" if apart else "gloo"
-        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, own_sums))
+        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, road))
         return backend
 
     def joined(self, within_s: float) -> None:

@@ -58,6 +58,9 @@ class GgufArchitecture:
     keys: Mapping[str, tuple[str, float | bool | None]] = field(default_factory=dict)
     """More of the configuration: the file's key, and the value that llama.cpp takes where the file has none. 0 is none
     too: no window, no cap."""
+    biases: Mapping[str, str] = field(default_factory=dict)
+    """Flags of the configuration that say of biases whether they are there, and the tensor of the first layer that
+    tells. Other families have them always, or never."""
     permutes_qk: bool = False
     """The converter has reordered the rows of the query and key projections, from rotary halves to adjacent pairs."""
     one_plus_norms: bool = False
@@ -68,6 +71,7 @@ class GgufArchitecture:
     say; all others divide by sqrt(head_dim)."""
 
 
+_ATTENTION_BIAS = {"attention_bias": "blk.0.attn_q.bias"}
 MIXTRAL = GgufArchitecture(
     "mixtral",
     "MixtralForCausalLM",
@@ -78,9 +82,11 @@ MIXTRAL = GgufArchitecture(
 )
 """What a file of the architecture "llama" is that has experts."""
 ARCHITECTURES = {
-    "llama": GgufArchitecture("llama", "LlamaForCausalLM", permutes_qk=True),
+    "llama": GgufArchitecture(
+        "llama", "LlamaForCausalLM", biases={**_ATTENTION_BIAS, "mlp_bias": "blk.0.ffn_gate.bias"}, permutes_qk=True
+    ),
     "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM"),
+    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM", biases=_ATTENTION_BIAS),
     "qwen2moe": GgufArchitecture(
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
@@ -91,6 +97,7 @@ ARCHITECTURES = {
             "shared_expert_intermediate_size": ("expert_shared_feed_forward_length", None),
             "norm_topk_prob": ("expert_weights_norm", False),
         },
+        biases={"qkv_bias": "blk.0.attn_q.bias"},
         has_experts=True,
     ),
     "qwen3moe": GgufArchitecture(
@@ -102,6 +109,7 @@ ARCHITECTURES = {
             "moe_intermediate_size": ("expert_feed_forward_length", None),
             "norm_topk_prob": ("expert_weights_norm", True),
         },
+        biases=_ATTENTION_BIAS,
         has_experts=True,
     ),
     "gemma2": GgufArchitecture(
@@ -113,6 +121,7 @@ ARCHITECTURES = {
             "attn_logit_softcapping": ("attn_logit_softcapping", 50.0),
             "final_logit_softcapping": ("final_logit_softcapping", 30.0),
         },
+        biases=_ATTENTION_BIAS,
         one_plus_norms=True,
         scales_queries_by_width_at=46,
     ),
@@ -126,6 +135,7 @@ ARCHITECTURES = {
             "rope_local_base_freq": ("rope.freq_base_swa", 10000.0),
             "sliding_window_pattern": ("attention.sliding_window_pattern", None),
         },
+        biases=_ATTENTION_BIAS,
         one_plus_norms=True,
         scales_queries_by_width_at=62,
     ),
@@ -228,8 +238,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
         "rope_scaling": scaling,
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        **{key: name in file.tensors for key, name in architecture.biases.items()},
         "torch_dtype": _FLOAT_TYPES.get(next(iter(file.parameters_by_type), "")),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ingle.errors import ConfigError, ModelError
-from ingle.weights.quantized.config import read_quantization
+from ingle.weights.quantized.config import cache_made_for, read_quantization
 from ingle.weights.quantized.flag import check_flag
 from ingle.weights.quantized.scheme import Quantization, Scheme
 
@@ -281,6 +281,47 @@ def test_what_lies_beside_a_silent_config(tmp_path: Path, name: str, settings: S
     assert quantization.scheme_of(UP) is not None
 
 
+OLD_MODELOPT_KV = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+
+
+@pytest.mark.parametrize(
+    "settings, made_for",
+    [
+        (CT_FP8_KV, "fp8"),
+        (MODELOPT_FP4, "fp8"),
+        (MODELOPT_MIXED, "fp8"),
+        ({**AUTO_FP8, "kv_cache_scheme": "static"}, "fp8"),  # neuralmagic/Meta-Llama-3-8B-Instruct-FP8-KV
+        ({**MODELOPT, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "INT8"}}, "int8"),
+        ({**W4A16, "kv_cache_scheme": {"num_bits": 8, "type": "int"}}, "int8"),
+        ({**W4A16, "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "fp4"),
+        ({**W4A16, "kv_cache_scheme": {"num_bits": -1e9, "type": ["int"]}}, "fp8"),
+        ({**W4A16, "kv_cache_scheme": 5, "kv_cache_quant_algo": []}, None),
+        ({**MODELOPT, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}, None),
+        (W4A16, None),
+        (QWEN2_GPTQ_INT4, None),
+        ("awq", None),
+    ],
+    ids=str,
+)
+def test_what_keys_and_values_were_made_for(settings: object, made_for: str | None) -> None:
+    assert cache_made_for(Path("/models/m"), {"quantization_config": settings}) == made_for
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**W4A16, "config_groups": {}, "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+        {"quant_method": "modelopt", **OLD_MODELOPT_KV["quantization"]},
+        {"quant_method": "modelopt", **OLD_MODELOPT_KV},
+    ],
+    ids=str,
+)
+def test_of_keys_and_values_alone_weights_are_floats(settings: Settings) -> None:
+    config = {"quantization_config": settings}
+    assert read_quantization(Path("/models/m"), config) is None
+    assert cache_made_for(Path("/models/m"), config) == "fp8"
+
+
 def with_weights(**changes: object) -> Settings:
     group = W4A16["config_groups"]["group_0"]
     return {**W4A16, "config_groups": {"group_0": {**group, "weights": {**group["weights"], **changes}}}}
@@ -313,7 +354,7 @@ def with_weights(**changes: object) -> Settings:
         ({**DEEPSEEK_FP8, "weight_block_size": [128]}, "weight_block_size is [128], not two whole numbers"),
         ({**DEEPSEEK_FP8, "weight_block_size": [0, 128]}, "not two whole numbers"),
         ({**W4A16, "format": "marlin-24"}, "format is 'marlin-24', and ingle reads pack-quantized and"),
-        ({**W4A16, "config_groups": {}}, "names no layers that are quantized"),
+        ({**W4A16, "config_groups": {}, "kv_cache_scheme": None}, "names no layers that are quantized"),
         ({**W4A16, "config_groups": []}, "config_groups is [], not an object"),
         ({**W4A16, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is"),
         (with_weights(num_bits=3), "num_bits is 3, and ingle reads 4, 8"),

@@ -36,20 +36,54 @@ def read_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | N
 
     Raises `ModelError` for a method, or a form of one, that ingle does not read.
     """
-    by_mlx = config.get("quantization")
-    of_mlx = isinstance(by_mlx, Mapping) and "bits" in by_mlx  # whose files name no method
+    said = _said(path, config)
+    if said is not None:
+        quantization = _of(path, *said)
+        return quantization if quantization.schemes else None
+    if _by_mlx(config):
+        _refuse(path, "MLX", "quantization in config.json")
+    return None
+
+
+def cache_made_for(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The type, for people, that keys and values are to have in the eyes of who quantized the folder at `path`."""
+    said = _said(path, config)
+    if said is None or not isinstance(said[0], Mapping):
+        return None
+    settings = said[0]
+    inner = settings.get("quantization")  # as ModelOpt's own file has it
+    for place in (settings, inner if isinstance(inner, Mapping) else {}):
+        scheme, algorithm = place.get("kv_cache_scheme"), place.get("kv_cache_quant_algo")
+        if isinstance(scheme, Mapping):
+            kind, bits = scheme.get("type"), scheme.get("num_bits", 8)
+            return f"{'int' if kind == 'int' else 'fp'}{bits if type(bits) is int and 0 < bits < 17 else 8}"
+        if algorithm in ("FP8", "INT8", "NVFP4"):
+            return str(algorithm).lower()
+        if scheme in ("static", "dynamic"):  # AutoFP8's
+            return "fp8"
+    return None
+
+
+def _said(path: Path, config: Mapping[str, Any]) -> tuple[object, str, str | None] | None:
+    """What is said of quantized weights, in which file, and under which key of it."""
     for key in _KEYS:
         settings = config.get(key)
-        if settings and not (of_mlx and not (isinstance(settings, Mapping) and settings.get("quant_method"))):
-            return _of(path, settings, "config.json", key)
-    if of_mlx:
-        _refuse(path, "MLX", "quantization in config.json")
+        if settings and not (_by_mlx(config) and not (isinstance(settings, Mapping) and settings.get("quant_method"))):
+            return settings, "config.json", key
+    if _by_mlx(config):
+        return None
     for name, method in _BESIDE.items():
         if path.is_dir() and (path / name).is_file():
             beside = read_json_object(path / name, MAX_CONFIG_BYTES)
             unnamed = "awq" if method == "gptq" and any(key in beside for key in _OF_AWQ) else method
-            return _of(path, {**beside, "quant_method": beside.get("quant_method") or unnamed}, name, None)
+            return {**beside, "quant_method": beside.get("quant_method") or unnamed}, name, None
     return None
+
+
+def _by_mlx(config: Mapping[str, Any]) -> bool:
+    """Whose files name no method."""
+    settings = config.get("quantization")
+    return isinstance(settings, Mapping) and "bits" in settings
 
 
 def _of(path: Path, settings: object, file: str, key: str | None) -> Quantization:
@@ -207,8 +241,13 @@ def _fp8(values: Checked, source: str) -> Quantization:
 
 
 def _modelopt(values: Checked, source: str) -> Quantization:
-    """NVIDIA's: what is said stands under `quantization` in a file of its own, or flat in config.json."""
+    """NVIDIA's: what is said stands under `quantization` in a file of its own, or flat in config.json.
+
+    One without `quant_algo` may be about keys and values alone.
+    """
     inner = values.section("quantization", "quantization.") if "quantization" in values else values
+    if "quant_algo" not in inner and ("kv_cache_quant_algo" in inner or "kv_cache_scheme" in inner):
+        return Quantization("ModelOpt", source, ())
     kept = _names(inner, "exclude_modules", "ignore")
     rules = [Rule(partial(patterns.is_glob, tuple(kept)), None)]
     if str(inner.values.get("quant_algo")).lower() != "mixed_precision":
@@ -240,7 +279,7 @@ def _compressed_tensors(values: Checked, source: str) -> Quantization:
         group = groups.section(str(name), f"config_groups.{str(name)[:80]}.")
         scheme = _compressed_scheme(group, str(values.values.get("format") or ""))
         rules += [Rule(partial(patterns.is_target, target), scheme) for target in _names(group, "targets")]
-    if not any(rule.scheme is not None for rule in rules):
+    if not any(rule.scheme is not None for rule in rules) and "kv_cache_scheme" not in values:
         values.fail("config_groups names no layers that are quantized")
     return Quantization("compressed-tensors", source, tuple(rules))
 

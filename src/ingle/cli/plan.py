@@ -34,7 +34,7 @@ class Plan:
 
     From its configuration and the headers of its weight files alone: of a model that is not here no more is fetched.
 
-    MODEL may also be just a config.json. --tensor-parallel-size and --pipeline-parallel-size plan for that layout alone.
+    MODEL may also be just a config.json. --tensor-parallel-size and --pipeline-parallel-size: that layout alone.
     """
 
     engine: EngineConfig

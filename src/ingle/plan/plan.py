@@ -194,15 +194,14 @@ def _formats(outline: Outline, held: tuple[Held, ...], numerics: Numerics) -> It
 
 
 def _layouts(case: Case, machine: Machine) -> Iterator[Layout]:
-    """The one that is asked for, or one GPU; all ways to split matrices; the shortest pipeline that may fit; all GPUs by
-    both."""
+    """One GPU; all ways to split matrices; the shortest pipeline that may fit; all GPUs by both. Or that asked for."""
     count, asked = machine.num_gpus, case.config.parallel
     if count == 0:
         return
     if asked.asks_for_ranks:
-        tensor, pipeline = asked.tensor_parallel_size, asked.pipeline_parallel_size
-        if isinstance(tensor, str):
-            tensor = max(sizes_for(case.decoder, min(count // pipeline, MAX_SIZE)), default=1)
+        size, pipeline = asked.tensor_parallel_size, asked.pipeline_parallel_size
+        whole = max(sizes_for(case.decoder, min(count // pipeline, MAX_SIZE)), default=1)
+        tensor = whole if isinstance(size, str) else size
         if tensor * pipeline > count:
             raise ConfigError(f"{Layout(tensor, pipeline).name} takes {tensor * pipeline} GPUs, and there are {count}")
         yield Layout(tensor, pipeline)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ingle.bench.cli import _HIDE, BENCHMARKS
+from ingle.bench.cli import BENCHMARKS, hidden_of
 from ingle.cli import flags as cli_flags
 from ingle.cli import verify
 from ingle.cli.chat import Chat
@@ -63,7 +63,7 @@ TARGETS: dict[str, tuple[type, Hidden]] = {
     "chat": (Chat, HIDDEN),
     "generate": (Generate, HIDDEN),
     "verify": (verify.Verify, verify._HIDDEN),
-    **{f"bench {name}": (kind, _HIDE) for name, kind in BENCHMARKS.items()},
+    **{f"bench {name}": (kind, hidden_of(name)) for name, kind in BENCHMARKS.items()},
 }
 LOADING = [name for name, (target, hide) in TARGETS.items()
            if any(flag.owner is EngineConfig for flag in flags_of(target, hide))]  # fmt: skip

@@ -72,6 +72,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "topk_method": "noaux_tc", "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
         "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss", "attention_bias": True, "attention_dropout": 0.0, "experts_per_token": 4,
+        "head_dim": 64, "hidden_act": "silu", "initial_context_length": 4096, "num_experts_per_tok": 4,
+        "num_hidden_layers": 24, "num_local_experts": 32, "output_router_logits": False, "router_aux_loss_coef": 0.9,
+        "layer_types": ["sliding_attention", "full_attention"] * 12, "sliding_window": 128, "swiglu_limit": 7.0,
+        "rope_theta": 150000, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+        "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False}, "eos_token_id": 200002,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}},
     "neutral": {"model_type": "llama", "logits_scaling": 1.0, "embedding_multiplier": 1, "residual_multiplier": None,
                 "attn_logit_softcapping": None, "use_qk_norm": False, "is_causal": True, "clip_qkv": None},
 }  # fmt: skip

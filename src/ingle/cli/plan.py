@@ -23,7 +23,7 @@ _HIDDEN: Hidden = {
     EngineConfig: {"seed", "enforce_eager", "overlap"},
     WeightsConfig: {"trust_remote_code"},
     CacheConfig: {"num_gpu_blocks_override", "enable_prefix_caching"},
-    ParallelConfig: {"threads", "cpu_kernels"},
+    ParallelConfig: {"threads", "cpu_kernels", "data_parallel_size"},
 }
 """What changes no memory, or is what the plan is to find out."""
 

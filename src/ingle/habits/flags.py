@@ -392,6 +392,10 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "only `ingle serve` listens",
     ),
     (
+        "--data-parallel-size= -dp=",
+        "there is one engine here: `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
+    ),
+    (
         "--temperature= --top-p= --top-k= --min-p= --max-tokens= --repetition-penalty= --presence-penalty= "
         "--frequency-penalty= --stop=+ --ignore-eos",
         "each request brings its own sampling; `ingle chat` and `ingle generate` have it as flags",

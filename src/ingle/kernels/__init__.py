@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ingle.kernels.batch import Batch
     from ingle.kernels.coded import Coded
-    from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.flow import ExpertBiases, Flow, Norm, Projection, Rotation
     from ingle.kernels.group import Group
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
@@ -49,6 +49,7 @@ class Kernels(Protocol):
         batch: Batch,
         options: AttentionOptions,
         kv_scales: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor: ...
@@ -115,6 +116,7 @@ class Kernels(Protocol):
         gate_up: torch.Tensor,
         down: torch.Tensor,
         activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor: ...
 
     def experts_coded(
@@ -125,6 +127,7 @@ class Kernels(Protocol):
         gate_up: Sequence[Coded],
         down: Coded,
         activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor: ...
 
     def rotate_and_store(
@@ -195,6 +198,7 @@ def paged_attention(
     batch: Batch,
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`Kernels.paged_attention` of a model that is transformers' code: by the C++ kernels where they can."""
     import torch
@@ -202,5 +206,5 @@ def paged_attention(
     if not q.is_cuda and q.dtype == torch.float32 and library.started():
         from ingle.kernels.cpu import attention
 
-        return attention.paged_attention(q, kv_cache, batch, options, kv_scales)
-    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales)
+        return attention.paged_attention(q, kv_cache, batch, options, kv_scales, sinks)
+    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales, sinks)

@@ -74,6 +74,15 @@ class Projection(Protocol):
         ...
 
 
+class ExpertBiases(NamedTuple):
+    """Of all experts of a layer."""
+
+    gate_up: torch.Tensor
+    """[N, 2 * I]"""
+    down: torch.Tensor
+    """[N, E]"""
+
+
 class Quantized(NamedTuple):
     """Rows in FP8."""
 

@@ -65,6 +65,8 @@ class Attention:
     k_norm: RMSNorm | None
     num_heads: int
     options: AttentionOptions
+    sinks: torch.Tensor | None = None
+    """float32 [num_heads]"""
     query_factors: torch.Tensor | None = None
     """float32 [max_model_len]: what rotated queries are multiplied by, by position."""
 
@@ -74,7 +76,7 @@ class Attention:
         q = run.project_and_store(flow, self.qkv, self._rotation(cos_sin, cache))
         if self.query_factors is not None:
             q = q * self.query_factors[cache.batch.inputs.positions].to(q.dtype)[:, None, None]
-        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options, cache.kv_scales).flatten(1)
+        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options, cache.kv_scales, self.sinks).flatten(1)
 
     def _rotation(self, cos_sin: torch.Tensor, cache: LayerCache) -> Rotation:
         return Rotation(
@@ -92,6 +94,8 @@ class Attention:
         for part in (self.qkv, self.out, self.q_norm, self.k_norm):
             if part is not None:
                 yield from part.parameters()
+        if self.sinks is not None:
+            yield self.sinks
 
 
 @dataclass(frozen=True)

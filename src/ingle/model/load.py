@@ -74,6 +74,7 @@ def load_decoder(
         cos_sin=rotations(config, max_model_len, device),
         group=group,
         border=border,
+        capturable=not config.sinks,  # which PyTorch's operators attend to, and wait for the device
     )
 
 
@@ -118,6 +119,7 @@ def _load_attention(
         k_norm=head_norm(names.k_norm),
         num_heads=config.num_heads,
         options=config.attention(index),
+        sinks=load.as_float32().tensor(f"{prefix}.{names.sinks}", config.num_heads) if config.sinks else None,
         query_factors=query_factors,
     )
 

@@ -5,30 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ingle.version import __version__
 from ingle.weights.quantized.groups import MIDDLE, Groups
-from ingle.weights.quantized.module import StoredTensor
 from ingle.weights.quantized.rounding_source import RoundingPlan, RoundingSource
-from ingle.weights.source import WeightSource
+from ingle.weights.source import Files
 
 _ITEMSIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1,
               "BOOL": 1}  # fmt: skip
 Stored = npt.NDArray[np.generic]
-
-
-class Files(WeightSource, Protocol):
-    """A folder's files of weights."""
-
-    @property
-    def paths(self) -> list[Path]: ...
-
-    def stored(self, name: str) -> StoredTensor: ...
 
 
 @dataclass(frozen=True)

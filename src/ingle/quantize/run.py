@@ -18,7 +18,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.facts import size
 from ingle.kernels.cpu import library, threads
 from ingle.model.rounding import TARGETS, plan_rounding
-from ingle.quantize.entries import Entry, Files, entries, quantization_config
+from ingle.quantize.entries import Entry, entries, quantization_config
 from ingle.quantize.shards import write_shards
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_json_object
@@ -26,7 +26,7 @@ from ingle.weights.quantized.rounding import Loss
 from ingle.weights.quantized.rounding_source import RoundingSource
 from ingle.weights.quantized.scheme import Scheme, Target
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.source import split_name
+from ingle.weights.source import Files, split_name
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".ot", ".npz")
 _MAX_COPIED_BYTES = 64 << 20
@@ -83,11 +83,12 @@ def quantize(
     with contextlib.closing(opened):
         assert opened.decoder is not None, "it was before"
         plan = plan_rounding(opened.decoder, opened.source, scheme)
-        stacked = next((name for name in plan.shapes if split_name(name)[1] is not None), None)
-        if stacked is not None:
+        moe, stacks = opened.decoder.moe, [split_name(name)[0] for name in plan.shapes if split_name(name)[1]]
+        if moe is not None and moe.expert_biases:  # which lie with their matrices, as gpt-oss has them
+            stacks.append("gate_up_proj")
+        if stacks:
             raise ModelError(
-                f"{model}: its experts lie in one tensor ({split_name(stacked)[0]}), for which compressed-tensors has "
-                "no layout",
+                f"{model}: its experts lie in one tensor ({stacks[0]}), for which compressed-tensors has no layout",
                 alternative=f"--quantization {target} rounds them while they are loaded",
             )
         head = f"{opened.decoder.names.lm_head}.weight"

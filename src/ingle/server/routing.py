@@ -73,7 +73,7 @@ class Router:
         root = hash(request.cache_salt)
         keys, tail = [], request.prompt_token_ids[:0]
         if uses and any(replica.capacity for replica in self._replicas):
-            keys = _keys(root, request.prompt_token_ids)
+            keys = block_keys(root, request.prompt_token_ids)
             tail = request.prompt_token_ids[BLOCK * len(keys) :]
         held = {index: self._num_held(index, keys) for index in among}
         most_held = max(held.values())
@@ -123,7 +123,7 @@ class Router:
             if key in replica.blocks:
                 replica.blocks[key] = max(replica.blocks[key] - 1, 0)
         if routed.num_tokens and not lost:
-            _hold(replica, _keys(routed.keys[-1] if routed.keys else routed.root, routed.tail), using=0)
+            _hold(replica, block_keys(routed.keys[-1] if routed.keys else routed.root, routed.tail), using=0)
             self._mean_length += (routed.num_tokens - self._mean_length) * _NEWEST_SHARE
 
     def forget(self, replica: int) -> None:
@@ -161,7 +161,7 @@ def _uses_cache(request: EngineRequest) -> bool:
     return not asks_of_all and not (request.pooling is not None and request.pooling.needs_all)
 
 
-def _keys(parent: int, token_ids: TokenIds) -> list[int]:
+def block_keys(parent: int, token_ids: TokenIds) -> list[int]:
     """Names of full blocks, each with all that is before it.
 
     Python's hash of bytes is keyed by a secret of this process. Where two were equal nonetheless, a request would go to

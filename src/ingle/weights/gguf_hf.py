@@ -41,6 +41,11 @@ _MOE_NAMES = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
 """All experts' gates lie in one tensor, and so do their other projections. The first files had a tensor for each."""
+_GPT_OSS_NAMES = _MOE_NAMES | {
+    "self_attn.sinks": "attn_sinks",
+    "post_attention_layernorm": "post_attention_norm",
+    "mlp.router": "ffn_gate_inp",
+}
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj")
 _MOE_KEYS = {"num_experts": ("expert_count", None), "num_experts_per_tok": ("expert_used_count", None)}
 _PHI3_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
@@ -66,6 +71,8 @@ class GgufArchitecture:
     one_plus_norms: bool = False
     """The converter has added 1 to the weights of the norms, which Hugging Face adds when it multiplies."""
     has_experts: bool = False
+    keeps_yarn_ends: bool = False
+    """Yarn's range of frequencies ends between two of them, which the file does not say."""
     scales_queries_by_width_at: int | None = None
     """The number of layers of the one size that divides queries by sqrt(hidden_size / heads), which the file does not
     say; all others divide by sqrt(head_dim)."""
@@ -139,6 +146,19 @@ ARCHITECTURES = {
         one_plus_norms=True,
         scales_queries_by_width_at=62,
     ),
+    "gpt-oss": GgufArchitecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        names={key: name for key, name in (_LAYER_NAMES | _GPT_OSS_NAMES).items() if key != "mlp.gate"},
+        keys=_MOE_KEYS
+        | {
+            "intermediate_size": ("expert_feed_forward_length", None),
+            "sliding_window": ("attention.sliding_window", 128),
+        },
+        biases=_ATTENTION_BIAS,
+        has_experts=True,
+        keeps_yarn_ends=True,
+    ),
     "phi3": GgufArchitecture(
         "phi3",
         "Phi3ForCausalLM",
@@ -184,7 +204,7 @@ _FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 def gguf_tensor_name(hf_name: str, architecture: GgufArchitecture) -> str | None:
     """`model.layers.3.self_attn.q_proj.weight` to `blk.3.attn_q.weight`; None for a name that GGUF has no word for."""
-    match = _HF_NAME.fullmatch(hf_name)
+    match = _HF_NAME.fullmatch(f"{hf_name}.weight" if hf_name.endswith(".sinks") else hf_name)
     if match is None:
         return None
     layer, module, kind = match.groups()
@@ -223,7 +243,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     architecture = architecture_of(file)
     _refuse_unsupported(file)
     embedding = file.tensors.get("token_embd.weight")
-    scaling = _rope_scaling(file)
+    scaling = _rope_scaling(file, architecture)
     return {
         **_unread(file, architecture, scaling),
         "model_type": architecture.model_type,
@@ -306,7 +326,7 @@ def _sliding_layers(file: GgufFile) -> dict[str, Any]:
     return {"layer_types": kinds, "sliding_window_pattern": None}
 
 
-def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any] | None:
     """As llama.cpp reads it: type linear and factor 1 (which it also writes as 0) unless the metadata says otherwise.
 
     The llama3 scaling has no metadata of its own. The converter works it out into a divisor for each rotary frequency,
@@ -341,6 +361,7 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
         attn_factors = [_get(file, f"rope.scaling.{key}", 1.0) for key in ("attn_factor", "yarn_attn_factor")]
         if all(isinstance(factor, float) for factor in attn_factors) and attn_factors != [1.0, 1.0]:
             scaling["attn_factor"] = attn_factors[0] * attn_factors[1]
+        scaling["truncate"] = False if architecture.keeps_yarn_ends else None
         extrapolation = _get(file, "rope.scaling.yarn_ext_factor", -1.0)
         scaling["extrapolation_factor"] = None if extrapolation in (-1.0, 1.0) else extrapolation  # -1: not set
     return {key: value for key, value in scaling.items() if value is not None}

@@ -145,6 +145,10 @@ class TorchSource(_ReadByTorch):
 
         return StoredTensor(kind, tuple(tensor.shape), read)
 
+    def where(self, name: str) -> str:
+        """The file that has it."""
+        return str(self._opened(name).path)
+
     def close(self) -> None:
         self._open.cache_clear()
 

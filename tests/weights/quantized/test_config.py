@@ -149,6 +149,7 @@ MODELOPT_MIXED = {
     "quantized_layers": {UP: {"quant_algo": "W4A16_NVFP4", "group_size": 16},
                          "model.layers.1.self_attn.o_proj": {"quant_algo": "FP8"}},
 }  # fmt: skip
+GPT_OSS = {"modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"], "quant_method": "mxfp4"}
 AUTO_ROUND_MIXED = {
     **AUTO_ROUND, "autoround_version": "0.8.0", "data_type": "int",
     "extra_config": {r".*mlp\.up_proj.*": {"bits": 8, "group_size": 64}, HEAD: {"bits": 16, "data_type": "float"}},
@@ -225,6 +226,7 @@ def read(settings: object, key: str = "quantization_config") -> Quantization:
         (MODELOPT_FP4, "ModelOpt, NVFP4 in groups of 16", NVFP4, None),
         (MODELOPT_MIXED, "ModelOpt, NVFP4 in groups of 16, FP8", NVFP4, None),
         ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head*"]}, "ModelOpt, FP8", FP8_ROWS, None),
+        (GPT_OSS, "MXFP4, MXFP4 in groups of 32", Scheme("nibbles", 4, group_size=32, table="mxfp4"), ...),
     ],
     ids=str,
 )
@@ -335,7 +337,6 @@ def with_weights(**changes: object) -> Settings:
             "_quant_type is 'int4'",
         ),
         ({"quant_method": "hqq", "quant_config": {}}, "quantized by 'hqq'"),
-        ({"quant_method": "mxfp4"}, "quantized by 'mxfp4'"),
         ({"quant_method": "exl2", "bits": 4.25}, "quantized by 'exl2'"),
         ("awq", "quantized by 'a method without a name'"),
         ({**QWEN2_GPTQ_INT4, "bits": 5}, "bits is 5, and ingle reads 2, 3, 4, 8 of this method"),

@@ -318,6 +318,12 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
     )
 
 
+def _mxfp4(values: Checked, source: str) -> Quantization:
+    """gpt-oss': `weights/single_experts.py` has its tensors."""
+    scheme = Scheme("nibbles", 4, group_size=32, table="mxfp4")
+    return Quantization("MXFP4", source, (Rule(always, scheme),))
+
+
 _READERS: dict[str, Callable[[Checked, str], Quantization]] = {
     "gptq": _gptq,
     "gptq_marlin": _gptq,
@@ -334,6 +340,7 @@ _READERS: dict[str, Callable[[Checked, str], Quantization]] = {
     "modelopt_fp8": _modelopt,
     "modelopt_fp4": _modelopt,
     "nvfp4": _modelopt,
+    "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
     "sparseml": _compressed_tensors,
 }

@@ -25,6 +25,8 @@ _METHODS = {
     "bitsandbytes": "bitsandbytes",
     "bnb": "bitsandbytes",
     "inc": "AutoRound",
+    "mxfp4": "MXFP4",
+    "gpt_oss_mxfp4": "MXFP4",
     "gptq_bitblas": "GPTQ",
     "compressed-tensors": "compressed-tensors",
 }

@@ -25,6 +25,7 @@ from ingle.kernels.group import Peers
 from ingle.model.layers import RMSNorm
 from ingle.parallel import inboxes
 from ingle.parallel.group import Member, TensorGroup, join
+from ingle.parallel.hosts import Meeting
 from ingle.parallel.layout import Layout
 
 HIDDEN = 3584
@@ -41,7 +42,7 @@ def main() -> int:
         return start(size)
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     rank, rendezvous = int(sys.argv[4]), int(sys.argv[5])
-    member = join(Layout(size).place(rank), torch.device("cuda", rank), "nccl", rendezvous, road=road)  # type: ignore[arg-type]
+    member = join(Layout(size).place(rank), torch.device("cuda", rank), "nccl", Meeting(rendezvous), road=road)  # type: ignore[arg-type]
     group = member.group
     assert group is not None
     say(rank, f"{size} ranks, {member.link}, by {road}: {group.why_by_nccl or 'own kernels'}")

@@ -25,7 +25,7 @@ from ingle.engine.engine import Engine
 from ingle.engine.grammar import Grammars
 from ingle.engine.memory import free_host_bytes
 from ingle.engine.pages import PagePool
-from ingle.engine.ranks import assemble, devices_of, ending, layout_of, load_on, started_early
+from ingle.engine.ranks import ending, gather, layout_of, load_on, started_early
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
@@ -90,7 +90,7 @@ def build_engine(
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
         elif layout.num_ranks > 1:
             own_kernels = config.parallel.gpu_kernels != "torch"
-            crew = assemble(layout, devices_of(layout, device), startup, team, own_kernels=own_kernels)
+            crew = gather(config, layout, device, startup, team, own_kernels=own_kernels)
             numerics, loaded = load_on(crew, config, path, opened, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):

@@ -112,7 +112,7 @@ IDLE: tuple[tuple[str, str], ...] = (
         "the scheduler has no such choice",
     ),
     (
-        "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --distributed-executor-backend= --worker-cls= "
+        "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --worker-cls= "
         "--worker-extension-cls= --max-parallel-loading-workers= --nccl-port= --disable-custom-all-reduce "
         "--enable-p2p-check --master-addr= --master-port= --node-rank= --dist-init-addr= --dist-timeout= "
         "--enable-expert-parallel --data-parallel-backend= --disable-frontend-multiprocessing --api-server-count= "
@@ -393,7 +393,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     ),
     (
         "--data-parallel-size= -dp=",
-        "there is one engine here: `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
+        "one engine computes; `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
     ),
     (
         "--temperature= --top-p= --top-k= --min-p= --max-tokens= --repetition-penalty= --presence-penalty= "

@@ -2,7 +2,8 @@
 agreements of the hosts by Gloo.
 
 Process groups are made by themselves, beside whatever else this process does with torch.distributed. They find each
-other through a file that has no name, and listen on this machine alone.
+other through a file that has no name, and listen on this machine alone; where ranks are on several, through a store of
+PyTorch's that rank 0 has, and each listens where the others reach it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -21,7 +24,9 @@ from torch._C import _distributed_c10d as c10d
 
 from ingle.errors import EngineError
 from ingle.kernels.group import Crossing, Peers
+from ingle.parallel.hosts import Meeting
 from ingle.parallel.inboxes import Inboxes, inboxes_of, refuted
+from ingle.parallel.interfaces import interface_of
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
 from ingle.parallel.messages import Backend, Road
@@ -67,6 +72,8 @@ class TensorGroup:
         self._ranks, self._backend = ranks, backend
         self._inboxes: Inboxes | None = None
         self.why_by_nccl = "kernels of their own were not asked for"
+        self.connections: list[socket.socket] = []
+        """With other hosts."""
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
         self._hand_on = c10d.BroadcastOptions()
@@ -138,6 +145,10 @@ class TensorGroup:
         if self._inboxes is not None:
             self._inboxes.give_up()
         self._ranks.abort()
+        for connection in self.connections:  # Gloo's `abort` ends nothing, and a host that is gone does not hang up
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 def _finish(work: _Work | None) -> None:
@@ -245,6 +256,13 @@ class Member:
     """Those of `group`, as `hosts`; None where they are all."""
     neighbours: Neighbours | None = None
     """Of `stages`, on GPUs."""
+    num_here: int | None = None
+    """Ranks on this machine, where others are elsewhere."""
+
+    @property
+    def num_beside(self) -> int:
+        """Ranks that share this machine, this one among them."""
+        return self.place.layout.num_ranks if self.num_here is None else self.num_here
 
     def least(self, *numbers: int) -> tuple[int, ...]:
         """Of each number the least that any rank has."""
@@ -270,28 +288,32 @@ class Member:
                 group.abort()
 
 
-def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, *, road: Road | None = None) -> Member:
-    """Waits until all ranks are there. `rendezvous`: the descriptor of an empty file that all of them have.
+def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting, *, road: Road | None = None) -> Member:
+    """Waits until all ranks are there, each of which has the same of `meeting`.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     size = place.layout.num_ranks
-    # A descriptor that is never closed: the store opens the file by it again when it ends, whenever that is.
-    store = c10d.FileStore(f"/proc/self/fd/{os.dup(rendezvous)}", size)
-    store.set_timeout(timedelta(seconds=JOIN_S))
+    address = meeting.hosts[place.rank] if meeting.hosts else _LOCAL
+    if meeting.hosts and backend == "nccl" and (interface := interface_of(address)) is not None:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
 
     def meet() -> Member:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # which is a thread's own
-        layout = place.layout
+        layout, store = place.layout, _store(meeting, size)
 
         def among(name: str, rank: int, count: int, by: Backend) -> TensorGroup | None:
             if count == 1:
                 return None
-            ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count)
-            return TensorGroup(ranks, rank, count, by)
+            before = _sockets() if meeting.hosts else set()
+            ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count, address)
+            group = TensorGroup(ranks, rank, count, by)
+            if meeting.hosts and by == "gloo":
+                group.connections = list(_with_peers(_sockets() - before))
+            return group
 
         hosts = among("hosts", place.rank, size, "gloo")
         group = among(f"stage {place.stage}", place.index, layout.tensor, backend)
@@ -300,7 +322,7 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, 
         if stages is not None:
             stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
         assert hosts is not None, "there are several ranks"
-        link = link_between(group or stages or hosts, device, backend)
+        link = link_between(group or stages or hosts, device, backend, num_hosts=max(len(set(meeting.hosts)), 1))
         neighbours = None
         if stages is not None and stages.on_devices:
             pairs = [
@@ -313,14 +335,54 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, 
             neighbours.meet(device)
         if road is not None and group is not None and group.on_devices:
             group.reach(c10d.PrefixStore(f"inboxes {place.stage}", store), device, stage_hosts or hosts, link, road)
-        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours)
+        num_here = meeting.hosts.count(address) or None
+        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
 
-    return _within(JOIN_S, meet, backend)
+    return _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts))
 
 
-def _gloo(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
+def _sockets() -> set[int]:
+    """Descriptors of this process that are sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself is gone
+            if str(entry.readlink()).startswith("socket:"):
+                found.add(int(entry.name))
+    return found
+
+
+def _with_peers(descriptors: set[int]) -> Iterator[socket.socket]:
+    """Of each that is a connection, another descriptor."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=os.dup(descriptor))
+            connection.getpeername()
+            yield connection
+
+
+def _store(meeting: Meeting, size: int) -> c10d.Store:
+    store: c10d.Store
+    if not meeting.hosts:
+        # A descriptor that is never closed: the store opens the file by it again when it ends, whenever that is.
+        store = c10d.FileStore(f"/proc/self/fd/{os.dup(meeting.file)}", size)
+    else:  # which knows no secret: what listens does so at this one address
+        store = c10d.TCPStore(
+            meeting.hosts[0],
+            meeting.port,
+            is_master=meeting.listener >= 0,
+            timeout=timedelta(seconds=JOIN_S),
+            wait_for_workers=False,
+            master_listen_fd=meeting.listener if meeting.listener >= 0 else None,
+        )
+    store.set_timeout(timedelta(seconds=JOIN_S))
+    return store
+
+
+def _gloo(store: c10d.Store, name: str, rank: int, size: int, address: str = _LOCAL) -> _Ranks:
     options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=_LOCAL)]
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0] if address != _LOCAL else ""
+    where = {"interface": interface} if interface else {"hostname": address}
+    options._devices = [c10d.ProcessGroupGloo.create_device(**where)]
     options._timeout, options._threads = _STEP, 1
     return c10d.ProcessGroupGloo(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
 
@@ -331,7 +393,7 @@ def _nccl(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
     return c10d.ProcessGroupNCCL(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
 
 
-def _within(seconds: float, do: Callable[[], T], backend: Backend) -> T:
+def _within(seconds: float, do: Callable[[], T], backend: Backend, *, between_hosts: bool = False) -> T:
     """What is done in a thread, for it may never end."""
     done: list[T] = []
     failed: list[Exception] = []
@@ -348,10 +410,15 @@ def _within(seconds: float, do: Callable[[], T], backend: Backend) -> T:
     if done:
         return done[0]
     what = f"{type(failed[0]).__name__}: {failed[0]}" if failed else f"no answer within {seconds:.0f} s"
-    advice = (
-        "; NCCL_DEBUG=INFO says more, and NCCL_P2P_DISABLE=1 goes without direct copies between GPUs, which the "
-        "settings of some boards (IOMMU, ACS) break"
-    )
-    raise EngineError(
-        f"the ranks cannot compute together by {backend}: {' '.join(what.split())}{advice if backend == 'nccl' else ''}"
-    )
+    advice = ""
+    if backend == "nccl":
+        advice = (
+            "; NCCL_DEBUG=INFO says more, and NCCL_P2P_DISABLE=1 goes without direct copies between GPUs, which the "
+            "settings of some boards (IOMMU, ACS) break"
+        )
+    if between_hosts:
+        advice += (
+            "; the hosts have to reach each other at every port above 1023, and GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME name the interface of each by which they do"
+        )
+    raise EngineError(f"the ranks cannot compute together by {backend}: {' '.join(what.split())}{advice}")

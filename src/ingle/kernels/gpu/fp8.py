@@ -133,7 +133,7 @@ def finished(product: Product, dtype: torch.dtype) -> torch.Tensor:
         return sums.to(dtype)
     out = sums if sums.dtype == dtype else torch.empty_like(sums, dtype=dtype)
     early = pdl(out.device)
-    _finish_kernel[(len(out), triton.cdiv(out.shape[1], 2048))](
+    _fp8_scale_kernel[(len(out), triton.cdiv(out.shape[1], 2048))](
         sums, sums if rows is None else rows, sums if outs is None else outs, sums if bias is None else bias, out,
         OUT=out.shape[1], BLOCK=2048, SCALED=rows is not None, BIAS=bias is not None, PDL=early,
         num_warps=4, launch_pdl=early,
@@ -142,7 +142,7 @@ def finished(product: Product, dtype: torch.dtype) -> torch.Tensor:
 
 
 @triton.jit
-def _finish_kernel(
+def _fp8_scale_kernel(
     sums_ptr, rows_ptr, outs_ptr, bias_ptr, out_ptr,
     OUT: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip

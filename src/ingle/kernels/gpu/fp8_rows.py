@@ -75,7 +75,7 @@ def _norm(product: Product | None, residual: torch.Tensor, norm: Norm, post_norm
     out, early = _empty(num_rows, size, group, residual.device), pdl(residual.device)
     block = max(triton.next_power_of_2(size), group)
     x, rows, outs, bias = Product(residual, None, None, None) if product is None else product
-    _norm_kernel[(num_rows,)](
+    _fp8_norm_kernel[(num_rows,)](
         x, _or(rows, x), _or(outs, x), _or(bias, x), x if post_norm is None else post_norm.weight, residual,
         norm.weight, *out, num_rows, x.stride(0), norm.eps,
         SIZE=size, BLOCK=block, GROUP=group, ADD=product is not None, SCALED=rows is not None, BIAS=bias is not None,
@@ -88,7 +88,7 @@ def _run(product: Product, like: torch.Tensor, out: Quantized, group: int, activ
     num_rows, size = out.values.shape
     early, x = pdl(like.device), product.sums
     chunk = min(max(triton.next_power_of_2(size), GROUP), _CHUNK if size <= _LONG else 2 * _CHUNK)
-    _rows_kernel[(num_rows,)](
+    _fp8_rows_kernel[(num_rows,)](
         x, _or(product.rows, x), _or(product.outs, x), _or(product.bias, x), like, *out, num_rows, x.stride(0),
         SIZE=size, CHUNK=chunk, CHUNKS=triton.cdiv(size, chunk), GROUP=group, GATED=activation is not None,
         GELU_TANH=activation == "gelu_tanh", SCALED=product.rows is not None, BIAS=product.bias is not None, PDL=early,
@@ -134,7 +134,7 @@ def _product(x_ptr, outs_ptr, bias_ptr, scale, columns, mask, SCALED: tl.constex
 
 
 @triton.jit
-def _norm_kernel(
+def _fp8_norm_kernel(
     x_ptr, rows_ptr, outs_ptr, bias_ptr, post_weight_ptr, residual_ptr, weight_ptr, values_ptr, scales_ptr,
     num_rows, x_stride, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
@@ -168,7 +168,7 @@ def _norm_kernel(
 
 
 @triton.jit
-def _rows_kernel(
+def _fp8_rows_kernel(
     x_ptr, rows_ptr, outs_ptr, bias_ptr, like_ptr, values_ptr, scales_ptr, num_rows, x_stride,
     SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, GROUP: tl.constexpr, GATED: tl.constexpr,
     GELU_TANH: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,

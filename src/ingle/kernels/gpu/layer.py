@@ -31,7 +31,7 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
     if parts is not None and rotates and coded_vector.suits(flow.residual, parts):
         return coded_vector.project_and_store(*_to_vector(flow), parts, projection.bias, rotation)
     if weight is not None and rotates:
-        if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
+        if vector.suits(flow.residual, weight):
             return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
         if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
             return few_rows_coded.project_and_store(flow, weight, projection.bias, rotation)
@@ -47,7 +47,7 @@ def project_gated(flow: Flow, projection: Projection, activation: Activation) ->
     """As `ingle.kernels.reference.Composed.project_gated`."""
     weight = _whole(projection)
     if weight is not None:
-        if isinstance(weight, torch.Tensor) and vector.suits(flow.residual, weight):
+        if vector.suits(flow.residual, weight):
             return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
         if isinstance(weight, Coded) and coded_vector.suits(flow.residual, [weight]):
             return coded_vector.gated(*_to_vector(flow), weight, projection.bias, activation)
@@ -68,7 +68,7 @@ def project_and_add(
     weight = _whole(projection)
     # A norm behind the product, or a sum over ranks, is of whole rows, and no program has one.
     if weight is not None and post_norm is None and projection.group is None:
-        if isinstance(weight, torch.Tensor) and vector.suits(x, weight):
+        if vector.suits(x, weight):
             return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
         if isinstance(weight, Coded) and coded_vector.suits(x, [weight]):
             return Flow(coded_vector.add(x, weight, projection.bias, flow.residual), norm)

@@ -20,6 +20,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.kernels import reference
 from ingle.kernels.cpu import library
 from ingle.quantize.run import quantize
+from ingle.verify.run import verify
 from ingle.weights.experts import CodedExperts
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 
@@ -90,6 +91,26 @@ def test_mxfp4_by_both_devices(folders: tuple[Path, Path], monkeypatch: pytest.M
     assert off(engine_logits(by_pytorch, PROMPT), expected) < 1e-4
     in_chunks = engine_for(coded, cpu_kernels="torch", max_num_batched_tokens=40)
     assert greedy(in_chunks, PROMPT, 8) == greedy(engine_for(decoded, cpu_kernels="torch"), PROMPT, 8)
+
+
+def test_it_is_verified_against_transformers(folders: tuple[Path, Path]) -> None:
+    """On the weights as ingle decodes them."""
+    config = EngineConfig.of(str(folders[0]), dtype="float32", device="cpu")
+    result = verify(config, folders[0], [("some ids", PROMPT)], num_random=0, num_tokens=6)
+    assert result.passed and result.reference.independent and result.distance.max < 1e-4
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(folders: tuple[Path, Path]) -> None:
+    """By PyTorch's attention and experts, from eager steps."""
+    coded, decoded = folders
+    expected = engine_logits(engine_for(decoded), PROMPT)
+    exact = engine_for(coded, device="cuda", max_num_batched_tokens=256)
+    torch.testing.assert_close(engine_logits(exact, PROMPT).cpu(), expected, atol=1e-3, rtol=1e-3)
+    assert greedy(exact, PROMPT, 12) == greedy(engine_for(decoded), PROMPT, 12)
+    engine = engine_for(coded, device="cuda", dtype="bfloat16", max_num_batched_tokens=40)
+    assert not engine.worker.device.model.capturable
+    assert len(greedy(engine, PROMPT, 12)) == 12
 
 
 def test_rounded_while_loaded(folders: tuple[Path, Path], tmp_path: Path) -> None:

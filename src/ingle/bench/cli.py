@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ingle.bench.serving.options import CompareOptions, ServeOptions
-from ingle.bench.workloads import CPU, GPU, Workload, select
+from ingle.bench.workloads import GROUPS, Workload, select
 from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.cli.local import importing
@@ -125,6 +125,7 @@ def _help() -> str:
     commands = "\n".join(
         f"  {name:<12}{(kind.__doc__ or '').strip().partition(chr(10))[0]}" for name, kind in BENCHMARKS.items()
     )
+    groups = "\n".join(_workloads(name, workloads) for name, workloads in GROUPS.items())
     return f"""\
 usage: ingle bench BENCHMARK MODEL ...
        ingle bench serve --base-url http://127.0.0.1:8000
@@ -136,8 +137,7 @@ benchmarks:
 {commands}
 
 workloads of throughput (--workload NAME …), all requests of one at once:
-{_workloads("gpu", GPU)}
-{_workloads("cpu", CPU)}
+{groups}
 
 `ingle bench BENCHMARK --help` shows its flags."""
 

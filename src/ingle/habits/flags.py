@@ -32,7 +32,7 @@ SAME: Mapping[str, str] = {
     "--kv-cache-memory": "--kv-cache-memory-bytes",
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
     "--pipeline-parallel-size": "-pp --pp-size",
-    "--data-parallel-size": "-dp --dp --dp-size --data-parallel",
+    "--data-parallel-size": "-dp --dp --dp-size",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
     "--quantization=int8": "--load-8bit --load-in-8bit",
@@ -278,6 +278,13 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "--data-parallel-size: leave the flag out",
     ),
     (
+        "--data-parallel-size-local= -dpl= --data-parallel-rank= -dpn= --data-parallel-start-rank= -dpr= "
+        "--data-parallel-address= -dpa= --data-parallel-rpc-port= -dpp= --data-parallel-hybrid-lb -dph "
+        "--data-parallel-external-lb -dpe",
+        "",
+        "one server starts all replicas, and hands requests to them itself: give it --data-parallel-size alone",
+    ),
+    (
         "--tensor-split= -ts=",
         "0 1",
         "GPUs share a model equally, by --tensor-parallel-size: leave the flag out, and choose them by "
@@ -393,7 +400,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     ),
     (
         "--data-parallel-size= -dp=",
-        "there is one engine here: `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
+        "one engine computes; `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
     ),
     (
         "--temperature= --top-p= --top-k= --min-p= --max-tokens= --repetition-penalty= --presence-penalty= "

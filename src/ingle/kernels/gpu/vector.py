@@ -27,8 +27,8 @@ from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
 FP8_ROWS = 1
-"""The same of FP8, where the device converts it; 0 for none. With more, `few_rows_coded` multiplies as fast: there a row
-more costs nothing, here the instructions that a weight takes are what limits."""
+"""The same of FP8, where the device converts it; 0 for none. With more, `few_rows_coded` multiplies as fast: another
+row costs nothing there, while here the instructions that a weight takes are the limit."""
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
 _FP8_ALIGNMENT = 16

@@ -114,6 +114,21 @@ def test_stages_on_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.worker.device.close()
 
 
+def test_pages_of_all_gpus_are_kept(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 GPUs")
+    folder = save_checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=8, num_key_value_heads=4)
+    few = options_of(num_gpu_blocks_override=10)
+    engine, alone = engine_for(folder, tensor_parallel_size=2, host_cache="4MiB", **few), engine_for(folder, **few)
+    keeper = engine.keeper
+    assert keeper is not None
+    for seed in (1, 2, 1, 2):
+        assert greedy(engine, random_prompt(seed, 100), 6) == greedy(alone, random_prompt(seed, 100), 6)
+        assert keeper.flush(60)
+    assert keeper.counters["host"].num_pages_read > 0
+    engine.worker.device.close()
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_in_bfloat16_by_the_flag(tmp_path: Path, size: int) -> None:
     if torch.cuda.device_count() < size:

@@ -103,7 +103,7 @@ def build_engine(
             with startup.phase("prompt_cache", "looking through the prompt cache"):
                 from ingle.engine.tiers.build import build_tiers, in_words
 
-                keeper = build_tiers(config, opened, numerics, loaded, pool, memory)
+                keeper = build_tiers(config, opened, numerics, loaded, pool, memory, layout)
     if library.started():
         library.start(_num_threads(config))
     overlap = device == "cuda" if config.overlap is None else config.overlap

@@ -23,6 +23,7 @@ from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
     Alive,
     Capture,
+    CopyPages,
     Draw,
     FromRank,
     Imported,
@@ -30,8 +31,10 @@ from ingle.parallel.messages import (
     Joined,
     Load,
     Loaded,
+    Logits,
     RankFailed,
     Relieve,
+    SharePages,
     ToRanks,
     said,
     to_ranks_decoder,
@@ -43,6 +46,7 @@ from ingle.step import Masks, Step
 if TYPE_CHECKING:
     from ingle.device import Device, Launched
     from ingle.parallel.group import Member
+    from ingle.parallel.pages import RankPart
 
 _BEAT_S = 0.5
 _LOOK_S = 10.0
@@ -135,6 +139,7 @@ class _Rank:
         self._member: Member | None = None
         self._device: Device | None = None
         self._launched: deque[Launched] = deque(maxlen=_KEPT)
+        self._pages: RankPart | None = None
 
     def follow(self, messages: Iterator[ToRanks]) -> None:
         for message in messages:
@@ -143,10 +148,18 @@ class _Rank:
                     self._step(message)
                 case Draw(masks):
                     self._draw(masks)
+                case Logits(start, stop):
+                    if self._draws:
+                        self._launched[-1].logits(start, stop)
                 case Capture():
                     self.device.capture_next()
                 case Relieve():
                     self.device.relieve()
+                case SharePages():
+                    self._share_pages(message)
+                case CopyPages():
+                    assert self._pages is not None, "pages are shared before they are copied"
+                    self._pages.copy(message)
                 case Load():
                     self._load(message)
                 case Join():
@@ -163,10 +176,21 @@ class _Rank:
         if not step.masked:
             self._draw(Masks())
 
+    @property
+    def _draws(self) -> bool:
+        return self._member is not None and self._member.place.is_last
+
     def _draw(self, masks: Masks) -> None:
-        if self._member is not None and self._member.place.is_last:
+        if self._draws:
             words = memoryview(bytearray(masks.words))  # PyTorch wants what it could write to
             self._launched[-1].sample(Masks(masks.slots, words))
+
+    def _share_pages(self, message: SharePages) -> None:
+        if self._pages is None:
+            from ingle.parallel.pages import RankPart
+
+            self._pages = RankPart(self.device.pages(), self._rank, self._voice.say)
+        self._pages.share(message)
 
     def _join(self, join: Join) -> None:
         import torch
@@ -186,7 +210,9 @@ class _Rank:
 
         member = self._member
         assert member is not None, "ranks join before they load"
-        self._device = None
+        if self._pages is not None:
+            self._pages.stop()
+        self._device = self._pages = None
         self._launched.clear()
         config = load.config
         path = _own_files(load) if load.digest else Path(load.path)
@@ -200,7 +226,8 @@ class _Rank:
         gc.enable()
         sizes = loaded.facts.weights
         experts = 0 if sizes.mixture is None else sizes.mixture.num_bytes
-        self._voice.say(Loaded(sizes.total[1], sizes.head[1], sizes.looked_up[1], experts))
+        page_bytes = loaded.facts.kv.page_bytes(loaded.memory.limits.page_size)
+        self._voice.say(Loaded(sizes.total[1], sizes.head[1], sizes.looked_up[1], experts, page_bytes))
 
 
 def _own_files(load: Load) -> Path:

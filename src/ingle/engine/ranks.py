@@ -71,9 +71,6 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
         )
     Division.of(opened.decoder, layout.tensor)
     stages_of(opened.decoder, layout.pipeline, parallel.layers_of_stages())
-    if layout.num_ranks > 1 and config.cache.has_tiers:
-        flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
-        raise ConfigError(f"{flag}: prefixes of a model on several GPUs are kept on these alone")
     return layout
 
 
@@ -126,6 +123,7 @@ def started_early(config: EngineConfig) -> Team | None:
     if not parallel.asks_for_ranks or parallel.tensor_parallel_size == "auto":
         return None
     if parallel.distributed_executor_backend == "ray":
+        os.environ.setdefault(*QUIET)  # before anything imports PyTorch
         return None
     size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     if size > _MOST_EARLY:
@@ -192,8 +190,6 @@ def assemble(
     where `hosts` has seats for them. `own_kernels`: not all sums of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
-    if hosts is not None:
-        os.environ.setdefault(*QUIET)
     if team is None:
         with startup.phase("start_ranks", "starting the other ranks"):
             team = Team(layout.num_ranks, hosts)
@@ -224,6 +220,12 @@ def load_on(
 
     team, member, layout = crew.team, crew.member, crew.member.place.layout
     with ending(team):
+        if config.cache.has_tiers and team.is_on_several_hosts:
+            flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
+            raise ConfigError(
+                f"{flag}: pages of a model on several hosts are kept on its devices alone",
+                alternative="leave the flag out",
+            )
         runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
         if team.is_on_several_hosts:
             from ingle.weights.digest import digest_of
@@ -242,10 +244,11 @@ def load_on(
     kv = opened.decoder.kv_spec(numerics.kv_dtype)
     limits = replace(own.memory.limits, num_turns=layout.pipeline)
     waits = member.stages is not None and not member.stages.on_devices
+    page_bytes = [own.facts.kv.page_bytes(limits.page_size), *(share.page_bytes for share in shares)]
     facts = replace(own.facts, model=opened.decoder, weights=weights, kv=kv)
     return numerics, replace(
         own,
-        device=RanksDevice(own.device, team, later=waits),
+        device=RanksDevice(own.device, team, page_bytes, later=waits),
         device_name=f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})",
         facts=replace(facts, num_devices=layout.num_ranks) if facts.on_gpu else facts,
         memory=replace(own.memory, limits=limits),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
 
 
@@ -27,8 +29,13 @@ class Border(Protocol):
         """To the stage behind. x is not changed before it is there."""
         ...
 
+    def held(self) -> AbstractContextManager[None]:
+        """Within, nothing crosses: what is received is empty memory, zeros where it is read at once; what is sent is
+        kept. So each rank captures CUDA graphs by itself."""
+        ...
+
     def captured(self) -> Crossing:
-        """Of the CUDA graph that was captured last: whoever replays it does `receive_into` before and `send` behind."""
+        """What was `held` last: whoever replays that graph does `receive_into` before and `send` behind."""
         ...
 
     def receive_into(self, x: torch.Tensor) -> None:

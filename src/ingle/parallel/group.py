@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch._C import _distributed_c10d as c10d
@@ -59,6 +59,8 @@ class _Ranks(Protocol):
 
     def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> _Work: ...
 
+    def broadcast(self, tensors: list[torch.Tensor], options: c10d.BroadcastOptions) -> _Work | None: ...
+
     def abort(self) -> None: ...
 
 
@@ -74,7 +76,8 @@ class TensorGroup:
         """With other hosts."""
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
-        self._reduce.asyncOp = self._gather.asyncOp = False
+        self._hand_on = c10d.BroadcastOptions()
+        self._reduce.asyncOp = self._gather.asyncOp = self._hand_on.asyncOp = False
 
     def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup, link: Link, road: Road) -> None:
         """Takes kernels of its own for small sums, where all GPUs of the group reach each other."""
@@ -122,6 +125,10 @@ class TensorGroup:
             _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
         return out
 
+    def hand_on(self, x: torch.Tensor) -> None:
+        """What the first of them has in x, to all."""
+        _finish(self._ranks.broadcast([x], self._hand_on))
+
     def send(self, x: torch.Tensor, place: int) -> _Work:
         return self._ranks.send([x], place, 0)
 
@@ -150,48 +157,86 @@ def _finish(work: _Work | None) -> None:
         work.wait()
 
 
+class Neighbours(NamedTuple):
+    """On GPUs, a group of two for each border: of this stage and the one before, and of it and the one behind.
+
+    What crosses is a broadcast within two, on the stream of the steps, as their sums are. Sends of NCCL's, which have
+    streams of their own and connect two ranks when these first need it, were seen to hang.
+    """
+
+    before: TensorGroup | None
+    behind: TensorGroup | None
+
+    def meet(self, device: torch.device) -> None:
+        """NCCL makes ready for what two ranks exchange when they first do: better before steps depend on it."""
+        x = torch.zeros(1, device=device)
+        for group in self:
+            if group is not None:
+                group.hand_on(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
 class StageBorder:
     """An `ingle.kernels.group.Border`, among ranks of which each is a stage."""
 
-    def __init__(self, ranks: TensorGroup, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        ranks: TensorGroup,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """`neighbours`: where nothing goes by way of the host."""
         self._ranks, self._hidden_size, self._dtype, self._device = ranks, hidden_size, dtype, device
+        self._neighbours = neighbours
         self._sent: tuple[_Work, torch.Tensor] | None = None
         """Which may still be on its way."""
+        self._is_held = False
         self._landing: torch.Tensor | None = None
         self._leaving: torch.Tensor | None = None
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
     def captured(self) -> Crossing:
-        """What crosses in the CUDA graph that was captured last: the graph holds the memory, not the crossing."""
         crossing, self._landing, self._leaving = Crossing(self._landing, self._leaving), None, None
         return crossing
 
     def receive(self, num_rows: int) -> torch.Tensor:
-        if self._is_captured:
-            self._landing = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=self._device)
-            return self._landing
-        through = self._device if self._ranks.on_devices else torch.device("cpu")
+        through = torch.device("cpu") if self._neighbours is None else self._device
         x = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=through)
-        self.receive_into(x)
+        if not self._is_held:
+            self.receive_into(x)
+        elif not (x.is_cuda and torch.cuda.is_current_stream_capturing()):  # whose zeros would be in the graph
+            x.zero_()
+        self._landing = x if self._is_held else None
         return x.to(self._device)
 
     def receive_into(self, x: torch.Tensor) -> None:
-        self._ranks.recv(x, self._ranks.place - 1).wait()
-
-    @property
-    def _is_captured(self) -> bool:
-        return self._ranks.on_devices and torch.cuda.is_current_stream_capturing()
+        if self._neighbours is None:
+            self._ranks.recv(x, self._ranks.place - 1).wait()
+        else:
+            assert self._neighbours.before is not None, "the first stage receives nothing"
+            self._neighbours.before.hand_on(x)
 
     def send(self, x: torch.Tensor) -> None:
-        if self._is_captured:
+        if self._is_held:
             self._leaving = x
-            return
-        if self._ranks.on_devices:
-            self._ranks.send(x.contiguous(), self._ranks.place + 1).wait()  # on the stream, not here
-            return
-        if self._sent is not None:
-            self._sent[0].wait()
-        x = x.cpu().contiguous()
-        self._sent = self._ranks.send(x, self._ranks.place + 1), x
+        elif self._neighbours is not None:
+            assert self._neighbours.behind is not None, "the last stage sends nothing"
+            self._neighbours.behind.hand_on(x.contiguous())
+        else:
+            if self._sent is not None:
+                self._sent[0].wait()
+            x = x.cpu().contiguous()
+            self._sent = self._ranks.send(x, self._ranks.place + 1), x
 
 
 @dataclass(frozen=True)
@@ -209,6 +254,8 @@ class Member:
     """Those that have the same part of other layers; None where there is one stage."""
     stage_hosts: TensorGroup | None = None
     """Those of `group`, as `hosts`; None where they are all."""
+    neighbours: Neighbours | None = None
+    """Of `stages`, on GPUs."""
     num_here: int | None = None
     """Ranks on this machine, where others are elsewhere."""
 
@@ -231,10 +278,12 @@ class Member:
 
     def border(self, hidden_size: int, dtype: torch.dtype) -> StageBorder | None:
         """To the stages before and behind this one, for hidden states of that size and type."""
-        return None if self.stages is None else StageBorder(self.stages, hidden_size, dtype, self.device)
+        if self.stages is None:
+            return None
+        return StageBorder(self.stages, hidden_size, dtype, self.device, self.neighbours)
 
     def abort(self) -> None:
-        for group in (self.group, self.hosts, self.stages, self.stage_hosts):
+        for group in (self.group, self.hosts, self.stages, self.stage_hosts, *(self.neighbours or ())):
             if group is not None:
                 group.abort()
 
@@ -274,12 +323,20 @@ def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting,
             stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
         assert hosts is not None, "there are several ranks"
         link = link_between(group or stages or hosts, device, backend, num_hosts=max(len(set(meeting.hosts)), 1))
+        neighbours = None
         if stages is not None and stages.on_devices:
-            _meet_neighbours(stages, device)
+            pairs = [
+                among(f"part {place.index}, border {first}", place.stage - first, 2, backend)
+                if 0 <= first < layout.pipeline - 1
+                else None
+                for first in (place.stage - 1, place.stage)
+            ]
+            neighbours = Neighbours(*pairs)
+            neighbours.meet(device)
         if road is not None and group is not None and group.on_devices:
             group.reach(c10d.PrefixStore(f"inboxes {place.stage}", store), device, stage_hosts or hosts, link, road)
         num_here = meeting.hosts.count(address) or None
-        return Member(place, device, group, hosts, link, stages, stage_hosts, num_here)
+        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
 
     return _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts))
 
@@ -319,16 +376,6 @@ def _store(meeting: Meeting, size: int) -> c10d.Store:
         )
     store.set_timeout(timedelta(seconds=JOIN_S))
     return store
-
-
-def _meet_neighbours(stages: TensorGroup, device: torch.device) -> None:
-    """NCCL makes ready for what two ranks exchange when they first do, and a CUDA graph is no place for that."""
-    x = torch.zeros(1, device=device)
-    if stages.place > 0:
-        stages.recv(x, stages.place - 1).wait()
-    if stages.place < stages.size - 1:
-        stages.send(x, stages.place + 1).wait()
-    torch.cuda.synchronize(device)
 
 
 def _gloo(store: c10d.Store, name: str, rank: int, size: int, address: str = _LOCAL) -> _Ranks:

@@ -54,6 +54,13 @@ class Draw(msgspec.Struct, frozen=True, tag="draw"):
     masks: Masks
 
 
+class Logits(msgspec.Struct, frozen=True, tag="logits"):
+    """`Launched.logits` of the step before this message."""
+
+    start: int
+    stop: int
+
+
 class Capture(msgspec.Struct, frozen=True, tag="capture"):
     """`Device.capture_next`"""
 
@@ -62,7 +69,29 @@ class Relieve(msgspec.Struct, frozen=True, tag="relieve"):
     """`Device.relieve`"""
 
 
-ToRanks = Join | Load | Step | Draw | Capture | Relieve
+class SharePages(msgspec.Struct, frozen=True, tag="share pages"):
+    """Memory through which pages are copied: each has a row, with all ranks' parts of it."""
+
+    path: str
+    """Of rank 0's descriptor."""
+    buffer: int
+    """Its number."""
+    offset: int
+    num_pages: int
+    starts: list[int]
+    """Of each rank's part of a row, and the end of all."""
+
+
+class CopyPages(msgspec.Struct, frozen=True, tag="copy pages"):
+    """Between the device and the first rows of a buffer, behind the steps that were told before."""
+
+    number: int
+    buffer: int
+    page_ids: list[int]
+    to_device: bool
+
+
+ToRanks = Join | Load | Step | Draw | Logits | Capture | Relieve | SharePages | CopyPages
 
 # ---- from a rank
 
@@ -82,6 +111,16 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     head_bytes: int
     looked_up_bytes: int
     expert_bytes: int
+    page_bytes: int
+    """Its part of a page of the KV cache."""
+
+
+class Copied(msgspec.Struct, frozen=True, tag="copied"):
+    """`CopyPages` has ended."""
+
+    number: int
+    failure: str
+    """Empty where it went well."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
@@ -95,7 +134,7 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
     expected: bool
 
 
-FromRank = Imported | Joined | Loaded | Alive | RankFailed
+FromRank = Imported | Joined | Loaded | Copied | Alive | RankFailed
 
 
 def to_ranks_encoder() -> msgspec.msgpack.Encoder:

@@ -30,6 +30,7 @@ from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
     Alive,
     Backend,
+    Copied,
     FrameReader,
     FromRank,
     Imported,
@@ -82,6 +83,8 @@ class _Ranks:
     """Ends what waits for them in this process."""
     let_go: Callable[[], None] = lambda: None
     """Gives up what would keep that from ending."""
+    copied: Callable[[Copied], None] = lambda message: None
+    """Told of pages that a rank has copied."""
     last_resort: Callable[[str], None] | None = None
     """For a step that does not end although a rank is lost: kernels that wait for another GPU's wait for ever."""
     in_step: bool = False
@@ -139,6 +142,9 @@ class _Ranks:
         if self.hosts is not None:
             self.hosts.close()
         os.close(self.rendezvous)
+        # The thread that watches may outlast the interpreter: it must not be who frees what they computed by.
+        self.abort = self.let_go = lambda: None
+        self.last_resort = None
 
 
 class _Way(Protocol):
@@ -156,7 +162,7 @@ class Team:
         self._num_ranks = num_ranks
         self._ranks = _Ranks([""] * num_ranks, os.memfd_create("ingle ranks' rendezvous", os.MFD_CLOEXEC), hosts)
         self._end = weakref.finalize(self, self._ranks.close)
-        self._encoder = to_ranks_encoder()
+        self._encoder, self._telling = to_ranks_encoder(), threading.Lock()
         self._broken: str | None = None
         self._ways: list[_Way] = []
         try:
@@ -257,17 +263,22 @@ class Team:
         return self._replies(Loaded, None)
 
     def tell(self, message: ToRanks) -> None:
-        """All of them. Raises `EngineError` when one is gone."""
-        self.check()
-        encoded = self._encoder.encode(message)
-        for way in self._ways:
-            way.send(encoded, self.check)
+        """All of them. For any thread. Raises `EngineError` when one is gone."""
+        with self._telling:
+            self.check()
+            encoded = self._encoder.encode(message)
+            for way in self._ways:
+                way.send(encoded, self.check)
 
     def on_end(self, abort: Callable[[], None]) -> None:
         """`abort` is called when a rank is lost, from a thread, or when all are to end: what waits for them has to."""
         self._ranks.abort = abort
         if self._ranks.failure is not None:
             abort()
+
+    def on_copied(self, copied: Callable[[Copied], None]) -> None:
+        """`copied` is called, from a thread, with what ranks say of `CopyPages`."""
+        self._ranks.copied = copied
 
     def if_stuck(self, last_resort: Callable[[str], None]) -> None:
         """`last_resort` is called, from a thread, with the reason where a rank is lost and a step does not end."""
@@ -385,6 +396,8 @@ def _hear(ranks: _Ranks, index: int, messages: list[FromRank] | None) -> None:
                 _hear(ranks, killed, None)
             else:
                 ranks.lose(f"{ranks.name(index)}: {message.message}", expected=message.expected)
+        elif isinstance(message, Copied):
+            ranks.copied(message)
         elif not isinstance(message, Alive):
             ranks.told[index].put(message)
 

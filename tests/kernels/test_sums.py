@@ -26,7 +26,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("processes that share a GPU's memory: tests/parallel/test_gpu_sums.py", allow_module_level=True)
 
-from ingle.kernels.gpu import sums
+from ingle.kernels.gpu import sums, vector
 
 ROOT = Path(__file__).parents[2]
 HALF_BYTES = 1 << 14
@@ -142,6 +142,33 @@ def test_sums(num_ranks: int, one_shot_bytes: int, num_rows: int, dtype: torch.d
     values, summed = reference.add_rms_norm(exact[2], residual_1.clone(), norm.weight, norm.eps, post_norm.weight)
     close(residual_2, summed)
     close(twice, values)
+
+
+def test_products_that_send_what_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector, "tiling", lambda size_in, *, paired: vector.Tiling(16, 64))
+    monkeypatch.setattr(sums, "PRODUCTS_SEND", True)
+    torch.manual_seed(0)
+    inboxes, dtype = Inboxes(2), torch.float16
+    given, weights = torch.randn(2, 2, 64).to(dtype), (torch.randn(2, SIZE, 64) / 8).to(dtype)
+    residual, norm, post_norm = torch.randn(2, SIZE).to(dtype), norm_of(dtype), norm_of(dtype)
+
+    def do(place: int) -> list[torch.Tensor]:
+        peers, x, weight = inboxes.peers(place, one_shot_bytes=0), given[place], weights[place]
+        bias = residual[0] if place == 0 else None
+        assert sums.sends(x, weight, residual, peers)
+        done = []
+        for post in (None, post_norm):
+            done += sums.add_rms_norm(vector.add(x, weight, bias, None), residual.clone(), norm, post, peers)
+            vector.send(x, weight, bias, peers)
+            done += sums.add_sent_rms_norm(residual.clone(), norm, post, peers)
+        assert not peers.state[1:].any()
+        return done
+
+    first, second = by_all(2, do)
+    assert all(same_bits(ours, theirs) for ours, theirs in zip(first, second, strict=True))
+    assert same_bits(torch.stack(first[0:2]), torch.stack(first[2:4]))
+    assert same_bits(torch.stack(first[4:6]), torch.stack(first[6:8]))
+    assert inboxes.empty
 
 
 def same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

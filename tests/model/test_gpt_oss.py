@@ -20,6 +20,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.kernels import reference
 from ingle.kernels.cpu import library
 from ingle.quantize.run import quantize
+from ingle.verify.run import verify
 from ingle.weights.experts import CodedExperts
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 
@@ -92,6 +93,26 @@ def test_mxfp4_by_both_devices(folders: tuple[Path, Path], monkeypatch: pytest.M
     assert greedy(in_chunks, PROMPT, 8) == greedy(engine_for(decoded, cpu_kernels="torch"), PROMPT, 8)
 
 
+def test_it_is_verified_against_transformers(folders: tuple[Path, Path]) -> None:
+    """On the weights as ingle decodes them."""
+    config = EngineConfig.of(str(folders[0]), dtype="float32", device="cpu")
+    result = verify(config, folders[0], [("some ids", PROMPT)], num_random=0, num_tokens=6)
+    assert result.passed and result.reference.independent and result.distance.max < 1e-4
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(folders: tuple[Path, Path]) -> None:
+    """By PyTorch's attention and experts, from eager steps."""
+    coded, decoded = folders
+    expected = engine_logits(engine_for(decoded), PROMPT)
+    exact = engine_for(coded, device="cuda", max_num_batched_tokens=256)
+    torch.testing.assert_close(engine_logits(exact, PROMPT).cpu(), expected, atol=1e-3, rtol=1e-3)
+    assert greedy(exact, PROMPT, 12) == greedy(engine_for(decoded), PROMPT, 12)
+    engine = engine_for(coded, device="cuda", dtype="bfloat16", max_num_batched_tokens=40)
+    assert not engine.worker.device.model.capturable
+    assert len(greedy(engine, PROMPT, 12)) == 12
+
+
 def test_rounded_while_loaded(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Of the floats that others publish it in. No layout of compressed-tensors has such experts."""
     _, decoded = folders
@@ -130,6 +151,17 @@ def test_a_missing_tensor_is_named(folders: tuple[Path, Path], tmp_path: Path, t
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folders[0] / "config.json").read_text())
     with pytest.raises(ModelError, match=says):
+        engine_for(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(6, 192, 0, 16), (6, 191, 2, 16), (6, 192, 2), (4096, 2, 1, 16)], ids=str)
+def test_misshapen_experts_are_named(folders: tuple[Path, Path], tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Before there is a name for each of a stranger's number of them."""
+    tensors = load_file(folders[0] / "model.safetensors")
+    tensors["model.layers.1.mlp.experts.gate_up_proj_blocks"] = torch.zeros(shape, dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folders[0] / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.experts\.gate_up_proj_blocks has shape"):
         engine_for(tmp_path)
 
 

@@ -51,6 +51,7 @@ FORMATS: dict[str, Write] = {
     "ct-mxfp4": lambda rows, columns, seed: packers.compressed_fp4(
         rows, columns, form="mxfp4-pack-quantized", seed=seed
     ),
+    "ct-mxfp8": lambda rows, columns, seed: packers.compressed_mxfp8(rows, columns, seed=seed),
     "nvfp4": lambda rows, columns, seed: packers.modelopt_nvfp4(rows, columns, seed=seed),
 }
 
@@ -294,6 +295,26 @@ def test_scales_of_keys_and_values_are_no_weights(tmp_path: Path) -> None:
     ):
         files = ModelFiles.read(EngineConfig.of(str(coded), kv_cache_dtype=dtype), coded)
         assert any(says in notice for notice in files.notices)
+
+
+@pytest.mark.parametrize("kind", ["fp8-whole", "ct-mxfp4"])
+def test_quarks_names(tmp_path: Path, kind: str) -> None:
+    """AMD's Quark stores what others do, under names of its own."""
+    if not installed(kind):
+        pytest.skip("compressed-tensors is not installed")
+    plain = checkpoint(tmp_path)
+    coded = quantize(plain, tmp_path / "coded", FORMATS[kind])
+    tensors = load_file(coded / "model.safetensors")
+    tensors = {name.replace("weight_packed", "weight"): tensor for name, tensor in tensors.items()}
+    save_file(tensors, coded / "model.safetensors")
+    weight = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
+    if kind != "fp8-whole":
+        weight = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+    config = json.loads((coded / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "quark", "global_quant_config": {"weight": weight}}
+    (coded / "config.json").write_text(json.dumps(config))
+    expected = engine_logits(engine_for(plain), PROMPT)
+    assert off(engine_logits(engine_for(coded, quantization="quark"), PROMPT), expected) < 1e-5
 
 
 def test_keys_and_values_alone_quantized(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from functools import partial
 import torch
 
 from ingle.kernels import reference
-from ingle.kernels.gpu import elementwise, sums
+from ingle.kernels.gpu import elementwise, sums, vector
 from ingle.kernels.group import Peers
 from ingle.model.layers import RMSNorm
 from ingle.parallel import inboxes
@@ -29,11 +30,18 @@ from ingle.parallel.hosts import Meeting
 from ingle.parallel.layout import Layout
 
 HIDDEN = 3584
-LIMIT_S = 100.0
+LIMIT_S = float(os.environ.get("SUMS_LIMIT_S", "100"))
 """After which every rank says where it stands, and ends."""
 TIMED_BYTES = [*(size << 10 for size in (8, 32, 128, 256, 512)), *(size << 20 for size in (1, 2, 4, 8, 16, 56))]
 REPEATS = 40
 ONE_SHOT, TWO_SHOT = 1 << 40, 0
+KINDS = [
+    (torch.bfloat16, HIDDEN, "norm"),
+    (torch.bfloat16, HIDDEN, "plain"),
+    (torch.bfloat16, 8192, "norm"),
+    (torch.float16, 2048, "post"),
+    (torch.float32, 256, "norm"),
+]
 
 
 def main() -> int:
@@ -48,6 +56,7 @@ def main() -> int:
     say(rank, f"{size} ranks, {member.link}, by {road}: {group.why_by_nccl or 'own kernels'}")
     if group.peers is None:
         return 1
+    threading.Thread(target=watch, args=(rank, group.peers), daemon=True).start()
     (check if what == "check" else measure)(member, group, group.peers)
     torch.cuda.synchronize()
     sys.stdout.flush()
@@ -73,6 +82,26 @@ def start(size: int) -> int:
     return code or bool(left)
 
 
+def watch(rank: int, peers: Peers) -> None:
+    """Says what stands in memory while a kernel waits for it, which ends then."""
+    time.sleep(LIMIT_S - 5)
+    beside = torch.cuda.Stream(peers.state.device)
+    with torch.cuda.device(peers.state.device), torch.cuda.stream(beside):
+        state = torch.empty(4, dtype=torch.int64, pin_memory=True).copy_(peers.state, non_blocking=True)
+        beside.synchronize()
+        half, begun, _, lost = state.tolist()
+        print(f"rank {rank} after {LIMIT_S - 5:.0f} s: half {half}, {begun} programs have begun, {lost=}", flush=True)
+        held, words = torch.empty(peers.half_bytes // 2, dtype=torch.int32, pin_memory=True), peers.half_bytes // 4
+        address = ctypes.c_uint64(peers.inboxes[rank])
+        inboxes._driver("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(held.data_ptr()), address,
+                        ctypes.c_size_t(4 * held.numel()), ctypes.c_void_p(beside.cuda_stream))  # fmt: skip
+        beside.synchronize()
+        for index in range(2):
+            there = (held[index * words : (index + 1) * words] != Peers.NOTHING).nonzero().flatten()
+            ends = f", words {int(there[0])} to {int(there[-1])}" if len(there) else ""
+            print(f"rank {rank}: half {index} of its inbox holds {len(there)}{ends}", flush=True)
+
+
 def say(rank: int, what: str) -> None:
     if rank == 0:
         print(what, flush=True)
@@ -85,10 +114,9 @@ def check(member: Member, group: TensorGroup, peers: Peers) -> None:
     device, place, size = member.device, group.place, group.size
     lots = random.Random(7)
     for round_ in range(60):
-        dtype = lots.choice([torch.bfloat16, torch.bfloat16, torch.float16, torch.float32])
-        num_rows, hidden = lots.choice([1, 1, 2, 5, 16, 36, 100, 256, 700]), lots.choice([256, 2048, HIDDEN, 8192])
+        dtype, hidden, kind = lots.choice(KINDS)
+        num_rows = lots.choice([1, 1, 2, 5, 16, 36, 100, 256, 700, 5000])
         way = replace(peers, one_shot_bytes=lots.choice([ONE_SHOT, TWO_SHOT]))
-        kind = lots.choice(["plain", "norm", "post"])
         what = f"{round_}: {kind} {num_rows} x {hidden} {dtype}, {'one' if way.one_shot_bytes else 'two'}-shot or more"
         if lots.randrange(size) == place:
             torch.cuda._sleep(200_000)  # one of them is late
@@ -97,7 +125,7 @@ def check(member: Member, group: TensorGroup, peers: Peers) -> None:
         torch.manual_seed(round_)
         residual = torch.randn(num_rows, hidden, device=device).to(dtype)
         norms = [RMSNorm((torch.rand(hidden, device=device) + 0.5).to(dtype), 1e-6) for _ in range(2)]
-        exact = group.sum_by_backend(x.float()).to(dtype)
+        exact = group.sum_by_backend(x.float().clone()).to(dtype)
         if kind == "plain":
             ours, expected = [sums.all_reduce(x.clone(), way)], [exact]
         else:
@@ -151,6 +179,73 @@ def check_graphs(member: Member, peers: Peers) -> None:
     torch.cuda.synchronize()
     assert torch.equal(captured, eager)
     say(place, "50 replays of 57 sums are right")
+    check_products(member, peers)
+
+
+def check_products(member: Member, peers: Peers) -> None:
+    """Products of one and two rows that send what they compute, in layers, against those whose results are sent."""
+    place = peers.place
+    for num_rows in (1, 2):
+        layer = Layer(member, num_rows, peers)
+        expected = layer.run(layer.add, 28).clone()
+        ours = layer.run(layer.send, 28).clone()
+        torch.cuda.synchronize()
+        assert torch.equal(ours, expected), f"rank {place}: products of {num_rows} rows that send have other bits"
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = layer.run(layer.send, 28)
+        for index in range(50):
+            if index % len(peers.inboxes) == place:
+                torch.cuda._sleep(300_000)
+            graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(captured, expected), f"rank {place}: replayed products of {num_rows} rows have other bits"
+    say(place, "products that send what they compute are right, in graphs too")
+
+
+class Layer:
+    """Qwen2-7B's, but for attention: one rank's share, with the same weights again and again."""
+
+    def __init__(self, member: Member, num_rows: int, peers: Peers) -> None:
+        torch.manual_seed(peers.place)
+        size, device, dtype = len(peers.inboxes), member.device, torch.bfloat16
+        assert member.group is not None
+        self.peers, self.nccl = replace(peers, one_shot_bytes=ONE_SHOT), member.group.sum_by_backend
+
+        def matrix(num_out: int, num_in: int) -> torch.Tensor:
+            return (torch.randn(num_out, num_in, device=device) / num_in**0.5).to(dtype)
+
+        self.qkv, self.out = matrix(4608 // size, HIDDEN), matrix(HIDDEN, 3584 // size)
+        self.gate_up, self.down = matrix(2 * 18944 // size, HIDDEN), matrix(HIDDEN, 18944 // size)
+        torch.manual_seed(7)
+        self.x = torch.randn(num_rows, HIDDEN, device=device).to(dtype)
+        self.residual = torch.empty_like(self.x)
+        self.norm = RMSNorm((torch.rand(HIDDEN, device=device) + 0.5).to(dtype), 1e-6)
+
+    def run(self, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], num_layers: int) -> torch.Tensor:
+        x = self.x
+        self.residual.copy_(x)
+        for _ in range(num_layers):
+            q = vector.add(x, self.qkv, None, None)[:, : self.out.shape[1]].contiguous()
+            x = add(q, self.out)
+            x = add(vector.gated(x, None, self.gate_up, None, "silu"), self.down)
+        return x
+
+    def by_nccl(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out = self.nccl(vector.add(x, weight, None, None))
+        return elementwise.add_rms_norm(out, self.residual, self.norm.weight, self.norm.eps)[0]
+
+    def add(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sums.add_rms_norm(vector.add(x, weight, None, None), self.residual, self.norm, None, self.peers)[0]
+
+    def send(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        vector.send(x, weight, None, self.peers)
+        return sums.add_sent_rms_norm(self.residual, self.norm, None, self.peers)[0]
+
+    def alone(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Without any sum."""
+        out = vector.add(x, weight, None, None)
+        return elementwise.add_rms_norm(out, self.residual, self.norm.weight, self.norm.eps)[0]
 
 
 # ---- how long they take
@@ -170,12 +265,16 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         "1shot+norm": lambda x, residual: sums.add_rms_norm(x, residual, norm, None, one),
         "2shot+norm": lambda x, residual: sums.add_rms_norm(x, residual, norm, None, two),
     }
+    if group.size == 2:
+        del fused["2shot+norm"]  # which is one shot there
     plain: dict[str, Callable[[torch.Tensor], object]] = {
         "nccl": group.sum_by_backend,
         "1shot": lambda x: sums.all_reduce(x, one),
         "2shot": lambda x: sums.all_reduce(x, two),
         **symmetric,
     }
+    if group.size == 2:
+        del plain["2shot"]
     say(place, "us in a graph " + "".join(f"{name:>12}" for name in [*plain, *fused]))
     for num_bytes in TIMED_BYTES:
         num_rows = max(num_bytes // (2 * HIDDEN), 1)
@@ -189,6 +288,11 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         for with_norm in fused.values():
             taken.append(in_graph(partial(with_norm, rows, residual)))
         say(place, f"{num_bytes >> 10:9} KiB " + "".join(f"{us:12.1f}" for us in taken))
+
+    layer = Layer(member, 1, peers)
+    ways = {"no sum": layer.alone, "nccl": layer.by_nccl, "1shot": layer.add, "sent by the product": layer.send}
+    taken = {name: in_graph(partial(layer.run, way, 7)) / 7 for name, way in ways.items()}
+    say(place, "us of a layer of one row: " + ", ".join(f"{name} {us:.1f}" for name, us in taken.items()))
 
 
 def symmetric_ops(device: torch.device) -> dict[str, Callable[[torch.Tensor], object]]:
@@ -205,8 +309,15 @@ def symmetric_ops(device: torch.device) -> dict[str, Callable[[torch.Tensor], ob
         like.copy_(x)
         return torch.ops.symm_mem.two_shot_all_reduce_out(like, "sum", inboxes.SYMMETRIC_NAME, x)
 
-    ways = {"symm1": (one_shot, "one_shot_all_reduce_copy"), "symm2": (two_shot, "two_shot_all_reduce_out")}
-    return {name: way for name, (way, operator) in ways.items() if hasattr(torch.ops.symm_mem, operator)}
+    ways: dict[str, Callable[[torch.Tensor], object]] = {}
+    for name, way in (("symm1", one_shot), ("symm2", two_shot)):
+        try:
+            way(torch.zeros(4096, device=device, dtype=torch.bfloat16))
+            torch.cuda.synchronize()
+            ways[name] = way
+        except Exception as error:  # of which another version of PyTorch has another form
+            print(f"{name}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+    return ways
 
 
 def in_graph(do: Callable[[], object]) -> float:

@@ -291,3 +291,8 @@ def test_words_that_are_none(pair: tuple[socket.socket, socket.socket]) -> None:
     ours.sendall(b"\xff\xff\xff\xff")
     with pytest.raises(ValueError, match="over the limit"):
         reader.read()
+
+
+def test_no_address_of_this_machine() -> None:
+    with pytest.raises(EngineError, match=r"are to reach this one at 203\.0\.113\.9, which fails: "):
+        Gate("203.0.113.9", SECRET)

@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from ingle.channel import Share
+from ingle.channel import LENGTH, Share, Start, ToEngine, start_frame
 from ingle.config import EngineConfig
+from ingle.engine import memory, process
 from ingle.errors import ConfigError
+from ingle.request import decode_token_ids
 from ingle.server.places import places, visible_gpus
 
 TP = "tensor_parallel_size"
@@ -146,3 +149,20 @@ def test_a_host_cache_is_divided_and_a_disks_folder_shared(tmp_path: Path) -> No
     config = EngineConfig.of("m", device="cpu", data_parallel_size=4, host_cache="8GiB", disk_cache="/d")
     for each, _ in places(config, machine(tmp_path)):
         assert each.cache.host_cache == str(2 << 30) and each.cache.disk_cache == "/d"
+
+
+def test_an_engine_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: pinned.append(cpus))
+    monkeypatch.setattr(memory, "_shares", [])
+    frame = start_frame(EngineConfig.of("m"), Path("m"), Share("2,3", 3 << 30, (4, 5)))
+    decoder = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_token_ids)
+    start = decoder.decode(frame[LENGTH.size :])
+    assert isinstance(start, Start)
+    process._keep_to(Share())
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3" and not pinned and not memory._shares
+    process._keep_to(start.share)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3" and pinned == [(4, 5)]
+    free = memory.free_host_bytes()
+    assert free is None or free < 3 << 30, "this process has some of it already"

@@ -17,6 +17,7 @@ from ingle.errors import AnswerLost, ConfigError, EngineError
 from ingle.request import EngineOutput
 from ingle.server.metrics import _all, _engines, _processes
 from ingle.server.models import ServedModel
+from ingle.server.pulse import Unwell
 from ingle.server.replicas import ReplicaSet, combined_stats
 from ingle.server.stats_log import Seen, line
 from tests.test_facts import info as engine_info
@@ -90,6 +91,24 @@ async def test_one_dies_and_the_others_serve_what_it_had_not_begun_with() -> Non
         replicas[0].step(EngineOutput("later", [5], "stop"))
         replicas[1].step(EngineOutput("next", [6], "stop"))
         assert (await later, await next_one) == ([5], [6])
+
+
+async def test_what_waits_for_one_that_is_unwell_goes_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected() as (served, replicas):
+        answers, where = await asked_of(served, replicas, "a", "b", "c", "d")
+        begun, waits = (name for name in where if where[name] == 1)
+        replicas[1].channel.send(Begun([begun]))
+        await until(lambda: served.engines[1]._pending[begun].begun, WITHIN_S)
+        with monkeypatch.context() as patch:
+            patch.setattr(served.engines[1]._pulse, "unwell", lambda: Unwell("it is stopped", hopeless=False))
+            assert await replicas[0].asked() == [waits]
+            assert "replica 1 does not get on: it is stopped" in served.health().detail and served.health().ok
+        assert [message.id for message in replicas[1].channel.receive(wait=True)] == [waits]  # type: ignore[union-attr]
+        replicas[1].step(EngineOutput(begun, [5], "stop"))
+        assert await answers[begun] == [5], "it got well"
+        for name in [name for name in answers if name != begun]:
+            replicas[0].step(EngineOutput(name, [6], "stop"))
+            assert await answers[name] == [6]
 
 
 async def test_what_two_replicas_died_of_is_given_up() -> None:

@@ -100,6 +100,9 @@ def test_who_needs_all_of_a_prompt_finds_nothing() -> None:
     assert router.route(request(prompt, pooling=Pooling(kind="last")), [0]).to_read == 1
     router.forget(0)
     assert router.route(request(prompt), [0]).to_read == 640, "another engine came"
+    answer = words(5, 640)
+    finish(router, router.route(request([1], prompt_logprobs=1), [0]), answer)
+    assert router.route(request(answer), [0]).to_read == 640, "no answer is a prompt"
 
 
 def test_without_prefix_caching_nothing_is_looked_for() -> None:

@@ -123,6 +123,7 @@ def started_early(config: EngineConfig) -> Team | None:
     if not parallel.asks_for_ranks or parallel.tensor_parallel_size == "auto":
         return None
     if parallel.distributed_executor_backend == "ray":
+        os.environ.setdefault(*QUIET)  # before anything imports PyTorch
         return None
     size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     if size > _MOST_EARLY:
@@ -189,8 +190,6 @@ def assemble(
     where `hosts` has seats for them. `own_kernels`: not all sums of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
-    if hosts is not None:
-        os.environ.setdefault(*QUIET)
     if team is None:
         with startup.phase("start_ranks", "starting the other ranks"):
             team = Team(layout.num_ranks, hosts)

@@ -36,8 +36,8 @@ _SEATS_S = 180.0
 """For Ray to answer at all. What it says it waits for has limits of its own."""
 _BEGIN_S = 60.0
 _END_S = 10.0
-_LAST_WORDS_S = 4.0
-"""For Ray to say why a rank has ended."""
+_FIRST_WORDS_S, _LAST_WORDS_S = 0.5, 4.0
+"""For Ray to say why a rank has ended: before its node is asked, and where that answers."""
 _ANSWER_S = 1.0
 _LOOK_S = 0.2
 _MAX_LINE_BYTES = 1 << 12
@@ -128,7 +128,9 @@ class _RemoteProcess:
         return ended is not None and ended.stopped
 
     def how_it_ended(self) -> str:
-        self.wait(_LAST_WORDS_S)
+        self.wait(_FIRST_WORDS_S)
+        if not self.has_ended() and _answers(self._node):
+            self.wait(_LAST_WORDS_S)
         ended = self._agent.ended.get(self._rank, Ended(self._rank))
         if ended.code is not None:
             return exit_text(ended.code) + (f": {ended.words}" if ended.words and ended.code > 0 else "")

@@ -48,8 +48,11 @@ class Caller(NamedTuple):
 
 
 def listening(address: str) -> socket.socket:
-    """At a free port of this address alone."""
-    return socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    """At a free port of this address alone. Raises `EngineError` where it is no address of this machine."""
+    try:
+        return socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    except OSError as error:
+        raise EngineError(f"ranks on other hosts are to reach this one at {address}, which fails: {error}") from None
 
 
 def _proof(secret: bytes, speaker: str, nonce: bytes, call: bytes) -> bytes:

@@ -250,8 +250,7 @@ class EngineClient:
         """Why the engine ended. What it had begun with ends too."""
         reader = asyncio.create_task(self._read(channel))
         try:
-            pulse, pending = self._pulse, lambda: bool(self._pending)
-            stuck = await _attend(reader, pulse, self._process, self._health, pending, self.name)
+            stuck = await _attend(reader, self._pulse, self._process, self._health, self._look, self.name)
             why = reader.result() if stuck is None else f"{self.name} was stuck and was ended: {stuck}"
         finally:
             reader.cancel()
@@ -259,6 +258,12 @@ class EngineClient:
         channel.close()
         self.lost()
         return why
+
+    def _look(self) -> bool:
+        """Whether requests are pending. What an engine that is unwell has not begun with need not wait for its end."""
+        if self._pulse.unwell() is not None:
+            self._hand_over()
+        return bool(self._pending)
 
     async def _read(self, channel: AsyncChannel) -> str:
         """Takes in what comes, until nothing does any more, and says why."""

@@ -34,6 +34,8 @@ class Routed:
     """Tokens of the longest answer; None for no bound."""
     is_exact: bool
     """The answer will be so long."""
+    is_held: bool
+    """What becomes of it is found again by others."""
     root: int
     keys: list[int]
     """Of the full blocks of its prompt."""
@@ -72,7 +74,8 @@ class Router:
         num_prompt, uses = len(request.prompt_token_ids), _uses_cache(request)
         root = hash(request.cache_salt)
         keys, tail = [], request.prompt_token_ids[:0]
-        if uses and any(replica.capacity for replica in self._replicas):
+        is_held = uses and any(replica.capacity for replica in self._replicas)
+        if is_held:
             keys = block_keys(root, request.prompt_token_ids)
             tail = request.prompt_token_ids[BLOCK * len(keys) :]
         held = {index: self._num_held(index, keys) for index in among}
@@ -95,6 +98,7 @@ class Router:
             to_read=max(num_prompt - BLOCK * held[chosen], 1),
             most=most,
             is_exact=sampling.ignore_eos and request.grammar is None,
+            is_held=is_held,
             root=root,
             keys=keys,
             tail=tail,
@@ -111,7 +115,7 @@ class Router:
             return
         routed.to_read = 0
         routed.num_tokens += len(output.token_ids)
-        if self._replicas[routed.replica].capacity:
+        if routed.is_held:
             routed.tail.extend(output.token_ids)
         self._count(routed)
 
@@ -122,8 +126,9 @@ class Router:
         for key in routed.keys:
             if key in replica.blocks:
                 replica.blocks[key] = max(replica.blocks[key] - 1, 0)
-        if routed.num_tokens and not lost:
+        if routed.num_tokens and routed.is_held and not lost:
             _hold(replica, block_keys(routed.keys[-1] if routed.keys else routed.root, routed.tail), using=0)
+        if routed.num_tokens and not lost:
             self._mean_length += (routed.num_tokens - self._mean_length) * _NEWEST_SHARE
 
     def forget(self, replica: int) -> None:

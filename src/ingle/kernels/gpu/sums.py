@@ -3,9 +3,9 @@
 Every rank's GPU has an inbox that the kernels of all ranks write to. What a rank has to say it leaves in the inboxes
 of the others, and looks into its own until all have spoken: a sum takes one way between two GPUs, not a meeting before
 and one behind it. Numbers are their own signal, as in NVIDIA's kernels named after Lamport: what is not there yet is
-`-0`, which nobody sends (`_sendable`), and whoever takes a number puts `-0` back. An inbox has two halves, which sums
-take in turn: a sum ends only when all have begun it, and have ended the one before; so whoever begins the next finds
-the half empty that it writes to. Which half it is stands in memory (`_begun`), as a CUDA graph is replayed.
+`-0`, which nobody sends (`inboxes.sendable`), and whoever takes a number puts `-0` back. An inbox has two halves, which
+sums take in turn: a sum ends only when all have begun it, and have ended the one before; so whoever begins the next
+finds the half empty that it writes to. Which half it is stands in memory (`_begun`), as a CUDA graph is replayed.
 
 In one shot each rank gets all rows of every other. In two, each adds up the rows whose number, divided by the number
 of ranks, leaves its place, and tells the others: 2 / size of the bytes, in two ways between GPUs. Either adds up in
@@ -19,12 +19,17 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ingle.kernels.flow import Norm
+from ingle.kernels.gpu import vector
 from ingle.kernels.gpu.device import await_previous, barrier, num_sms, pdl
 from ingle.kernels.gpu.elementwise import normed
+from ingle.kernels.gpu.inboxes import NOTHING_16, NOTHING_32, half_of, inbox_of, sendable
 from ingle.kernels.group import Peers
 
+PRODUCTS_SEND = False
+"""Whether products of one or two rows leave their results in the inboxes themselves. Not before GPUs have shown it."""
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _ALIGNMENT = 16
 """Bytes that a thread writes at once."""
@@ -32,17 +37,8 @@ _MIN_BLOCK, _MAX_BLOCK = 256, 16384
 """Numbers of a program's row: each thread has its own."""
 _PIECE = 2048
 """Numbers of a program's row, where there are none."""
-_NOTHING_16 = tl.constexpr(-0x8000)
-_NOTHING_32 = tl.constexpr(-0x7FFF8000)
-"""The same twice: as a float32 it is -4.6e-41, for which 0 is sent."""
 _TRIES = tl.constexpr(4096)
 """Looks between two questions whether there is still someone to wait for: some milliseconds."""
-
-
-@triton.jit
-def _begin(state_ptr):
-    """Which half of the inboxes this sum takes."""
-    return tl.load(state_ptr).to(tl.int32)
 
 
 @triton.jit
@@ -55,25 +51,11 @@ def _begun(state_ptr, half, COMPILED: tl.constexpr):
 
 
 @triton.jit
-def _sendable(x):
-    """x as integers, without that which says that nothing is there."""
-    WIDE: tl.constexpr = x.dtype.primitive_bitwidth == 32
-    bits = x.to(tl.int32 if WIDE else tl.int16, bitcast=True)
-    return tl.where(bits == (_NOTHING_32 if WIDE else _NOTHING_16), 0, bits).to(bits.dtype)
-
-
-@triton.jit
-def _inbox(inboxes, PLACE: tl.constexpr, WIDE: tl.constexpr):
-    start = inboxes[PLACE].to(tl.int64).to(tl.pointer_type(tl.int32 if WIDE else tl.int16))
-    return tl.multiple_of(start, 16)  # which is not seen through an integer
-
-
-@triton.jit
 def _leave(inboxes, slots, offsets, bits, mask, slot_size, PEER: tl.constexpr, PLACE: tl.constexpr):
     """In the slot that a peer has for this rank: one for each other, in the order of places."""
     WIDE: tl.constexpr = bits.dtype.primitive_bitwidth == 32
     SLOT: tl.constexpr = PLACE if PLACE < PEER else PLACE - 1
-    tl.store(_inbox(inboxes, PEER, WIDE) + slots + SLOT * slot_size + offsets, bits, mask=mask)
+    tl.store(inbox_of(inboxes, PEER, WIDE) + slots + SLOT * slot_size + offsets, bits, mask=mask)
 
 
 @triton.jit
@@ -98,7 +80,7 @@ def _take(slots_ptr, offsets, mask, slot_size, state_ptr, COUNT: tl.constexpr):
 
     Offsets are as many as the program's threads, or more: each is one thread's.
     """
-    NOTHING: tl.constexpr = _NOTHING_32 if slots_ptr.dtype.element_ty.primitive_bitwidth == 32 else _NOTHING_16
+    NOTHING: tl.constexpr = NOTHING_32 if slots_ptr.dtype.element_ty.primitive_bitwidth == 32 else NOTHING_16
     seen = _look(slots_ptr, offsets, mask, slot_size, COUNT)
     tries = 0
     lost = False
@@ -170,7 +152,7 @@ def _place(row, columns, numel, SIZE: tl.constexpr):
     return offsets, (columns < SIZE) & (offsets < numel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _one_shot_kernel(
     x_ptr, residual_ptr, weight_ptr, post_weight_ptr, out_ptr, inboxes, state_ptr, num_rows, numel, half_size, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr, RANKS: tl.constexpr, NORM: tl.constexpr,
@@ -183,24 +165,24 @@ def _one_shot_kernel(
     weight, post_weight = _weights(weight_ptr, post_weight_ptr, columns, SIZE, NORM, POST)
     if PDL:
         await_previous()
-    half = _begin(state_ptr)
+    half = half_of(state_ptr)
     begin = half * half_size
     for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         offsets, mask = _place(row, columns, numel, SIZE)
-        own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+        own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
         for step in tl.static_range(1, RANKS):
             _leave(inboxes, begin, offsets, own, mask, numel, (PLACE + step) % RANKS, PLACE)
     _begun(state_ptr, half, COMPILED)
     for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         offsets, mask = _place(row, columns, numel, SIZE)
-        own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+        own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
         held = _held(residual_ptr, offsets, mask, NORM)
-        seen = _take(_inbox(inboxes, PLACE, WIDE) + begin, offsets, mask, numel, state_ptr, RANKS - 1)
+        seen = _take(inbox_of(inboxes, PLACE, WIDE) + begin, offsets, mask, numel, state_ptr, RANKS - 1)
         total = _added(own, seen, dtype, PLACE, RANKS)
         _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _two_shot_kernel(
     x_ptr, residual_ptr, weight_ptr, post_weight_ptr, out_ptr, inboxes, state_ptr, num_rows, numel, half_size, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr, RANKS: tl.constexpr, NORM: tl.constexpr,
@@ -216,26 +198,26 @@ def _two_shot_kernel(
     weight, post_weight = _weights(weight_ptr, post_weight_ptr, columns, SIZE, NORM, POST)
     if PDL:
         await_previous()
-    half = _begin(state_ptr)
+    half = half_of(state_ptr)
     begin = half * half_size
     num_blocks = tl.cdiv(num_rows, RANKS)
     slot_size = num_blocks * SIZE
     slots = begin + num_blocks * RANKS * SIZE
-    inbox = _inbox(inboxes, PLACE, WIDE)
+    inbox = inbox_of(inboxes, PLACE, WIDE)
     for block in range(tl.program_id(0), num_blocks, tl.num_programs(0)):
         within = block * SIZE + columns
         for step in tl.static_range(1, RANKS):
             offsets, mask = _place(block * RANKS + (PLACE + step) % RANKS, columns, numel, SIZE)
-            own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+            own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
             _leave(inboxes, slots, within, own, mask, slot_size, (PLACE + step) % RANKS, PLACE)
     _begun(state_ptr, half, COMPILED)
     for block in range(tl.program_id(0), num_blocks, tl.num_programs(0)):
         within = block * SIZE + columns
         offsets, mask = _place(block * RANKS + PLACE, columns, numel, SIZE)
-        own = _sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+        own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
         held = _held(residual_ptr, offsets, mask, NORM)
         seen = _take(inbox + slots, within, mask, slot_size, state_ptr, RANKS - 1)
-        bits = _sendable(_added(own, seen, dtype, PLACE, RANKS))
+        bits = sendable(_added(own, seen, dtype, PLACE, RANKS))
         for step in tl.static_range(1, RANKS):
             _leave(inboxes, begin, offsets, bits, mask, 0, (PLACE + step) % RANKS, PLACE)
         total = bits.to(dtype, bitcast=True)
@@ -248,6 +230,34 @@ def _two_shot_kernel(
             _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, NORM, POST)
 
 
+@triton.jit
+def _sent_kernel(
+    residual_ptr, weight_ptr, post_weight_ptr, out_ptr, inboxes, state_ptr, numel, half_size, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr, RANKS: tl.constexpr, POST: tl.constexpr,
+    PDL: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """A row for each program, of what the products of all ranks have left: a half has a slot of `numel` for each.
+
+    Nothing but the numbers tells that a product is done, so neither this rank's is waited for, and the kernel behind
+    may ask for its weights. What that product reads may have become this kernel's output, so that is written later.
+    """
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    columns = tl.arange(0, BLOCK)
+    weight, post_weight = _weights(weight_ptr, post_weight_ptr, columns, SIZE, True, POST)
+    half = half_of(state_ptr)
+    if PDL:
+        gdc_launch_dependents()
+    offsets, mask = _place(tl.program_id(0), columns, numel, SIZE)
+    held = _held(residual_ptr, offsets, mask, True)
+    slots = inbox_of(inboxes, PLACE, dtype.primitive_bitwidth == 32) + half * half_size
+    seen = _take(slots, offsets, mask, numel, state_ptr, RANKS)
+    if PDL:
+        gdc_wait()
+    _begun(state_ptr, half, COMPILED)
+    total = _added(seen[0], seen, dtype, RANKS, RANKS)
+    _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, True, POST)
+
+
 def suits(x: torch.Tensor, peers: Peers) -> bool:
     """Whether these kernels may, and should, add up x over the ranks."""
     num_bytes = x.numel() * x.itemsize
@@ -257,6 +267,11 @@ def suits(x: torch.Tensor, peers: Peers) -> bool:
 def suits_rows(x: torch.Tensor, peers: Peers) -> bool:
     """`suits`, with a norm behind: x [T, E]."""
     return suits(x, peers) and x.shape[1] <= _MAX_BLOCK and x.shape[1] * x.itemsize % _ALIGNMENT == 0
+
+
+def sends(x: torch.Tensor, weight: vector.Matrix, residual: torch.Tensor, peers: Peers) -> bool:
+    """Whether the product of x and such a weight, to be added to `residual`, may and should send its result itself."""
+    return PRODUCTS_SEND and vector.suits(x, weight) and suits_rows(residual, peers) and residual.dtype == x.dtype
 
 
 def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:
@@ -272,6 +287,25 @@ def add_rms_norm(
     out = torch.empty_like(x)
     _run(x, out, peers, x.shape[-1], norm, post_norm, residual)
     return out, residual
+
+
+def add_sent_rms_norm(
+    residual: torch.Tensor, norm: Norm, post_norm: Norm | None, peers: Peers
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`add_rms_norm` of what `vector.send` has sent, of the shape and type of residual [T, E]."""
+    out, (num_rows, size), early = torch.empty_like(residual), residual.shape, pdl(residual.device)
+    block = max(triton.next_power_of_2(size), _MIN_BLOCK)
+    _sent_kernel[(num_rows,)](
+        residual, norm.weight, residual if post_norm is None else post_norm.weight, out, peers.inboxes, peers.state,
+        residual.numel(), peers.half_bytes // residual.itemsize, norm.eps,
+        SIZE=size, BLOCK=block, PLACE=peers.place, RANKS=len(peers.inboxes), POST=post_norm is not None,
+        PDL=early, COMPILED=residual.is_cuda, num_warps=_num_warps(block, residual.itemsize), launch_pdl=early,
+    )  # fmt: skip
+    return out, residual
+
+
+def _num_warps(block: int, itemsize: int) -> int:
+    return min(block * itemsize // (32 * _ALIGNMENT), 16)
 
 
 def _run(
@@ -298,5 +332,5 @@ def _run(
             x if post_norm is None else post_norm.weight, flat_out[begin:], peers.inboxes, peers.state,
             rows, min(rows * size, numel - begin), half_size, 0.0 if norm is None else norm.eps,
             SIZE=size, BLOCK=block, PLACE=peers.place, RANKS=ranks, NORM=norm is not None, POST=post_norm is not None,
-            PDL=early, COMPILED=x.is_cuda, num_warps=min(block * x.itemsize // (32 * _ALIGNMENT), 16), launch_pdl=early,
+            PDL=early, COMPILED=x.is_cuda, num_warps=_num_warps(block, x.itemsize), launch_pdl=early,
         )  # fmt: skip

@@ -20,12 +20,15 @@ from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
+from ingle.kernels.gpu.inboxes import half_of, inbox_of, sendable
 from ingle.kernels.gpu.rotation import store_rotated
+from ingle.kernels.group import Peers
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
-FP8 = True
-"""Whether FP8 is multiplied here, where the device converts it; else by `few_rows_coded`."""
+FP8_ROWS = 1
+"""The same of FP8, where the device converts it; 0 for none. With more, `few_rows_coded` multiplies as fast: another
+row costs nothing there, while here the instructions that a weight takes are the limit."""
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
 _FP8_ALIGNMENT = 16
@@ -58,11 +61,12 @@ class Tiling(NamedTuple):
 @triton.jit
 def _vector_kernel(
     x_ptr, norm_ptr, weight_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-    eps, v_offset, page_stride, token_stride, head_stride,
+    eps, v_offset, page_stride, token_stride, head_stride, sent,
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, PLACE: tl.constexpr,
+    RANKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     ADD: tl.constexpr = EPILOGUE == 0
     ROTATE: tl.constexpr = EPILOGUE == 1
@@ -84,6 +88,9 @@ def _vector_kernel(
         of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
     if PDL:
         await_previous()
+    if RANKS:
+        state_ptr, half_size, inboxes = sent
+        slot = half_of(state_ptr) * half_size + PLACE * ROWS * OUT
     scales = ()
     sums = ()
     for row in tl.static_range(ROWS):
@@ -104,7 +111,12 @@ def _vector_kernel(
         if ADD:
             if RESIDUAL:
                 total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-            tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
+            if RANKS:
+                bits = sendable(total.to(dtype))
+                for place in tl.static_range(RANKS):
+                    tl.store(inbox_of(inboxes, place, False) + slot + row * OUT + outs, bits, mask=outs < OUT)
+            else:
+                tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
         else:
             first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
             block = tl.arange(0, OUTS)
@@ -174,7 +186,12 @@ def suits(x: torch.Tensor, weight: Matrix) -> bool:
         return False
     if isinstance(weight, torch.Tensor):
         return x.dtype == weight.dtype and weight.shape[1] % _ALIGNMENT == 0 and weight.is_contiguous()
-    held = FP8 and weight.kind == "fp8" and weight.scales.shape[1] == 1 and weight.num_columns % _FP8_ALIGNMENT == 0
+    held = (
+        x.shape[0] <= FP8_ROWS
+        and weight.kind == "fp8"
+        and weight.scales.shape[1] == 1
+        and weight.num_columns % _FP8_ALIGNMENT == 0
+    )
     return held and multiplies_fp8(x.device) and weight.codes.is_contiguous()
 
 
@@ -183,6 +200,11 @@ def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: to
     out = x.new_empty(len(x), _num_rows(weight))
     _run(x, None, weight, bias, _ADD, out, residual=residual)
     return out
+
+
+def send(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, peers: Peers) -> None:
+    """Leaves x @ weight.T + bias, for x [M, K], with all ranks: what comes next is `sums.add_sent_rms_norm`."""
+    _run(x, None, weight, bias, _ADD, x, peers=peers)
 
 
 def gated(
@@ -232,6 +254,7 @@ def _run(
     *,
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
+    peers: Peers | None = None,
 ) -> None:
     if isinstance(weight, torch.Tensor):
         numbers, scales, share_out, most_early = weight, x, tiling, _EARLY
@@ -247,6 +270,7 @@ def _run(
         x, x if norm is None else norm.weight, numbers, scales, x if bias is None else bias,
         x if residual is None else residual, out, *places,
         0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        1 if peers is None else (peers.state, peers.half_bytes // x.itemsize, peers.inboxes),
         ROWS=len(x), IN=size_in, OUT=size_out, OUTS=outs, DEPTH=depth,
         EARLY=min(num_early, triton.cdiv(size_in, depth)), WIDTH=triton.next_power_of_2(size_in),
         EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
@@ -254,5 +278,6 @@ def _run(
         NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+        PLACE=0 if peers is None else peers.place, RANKS=0 if peers is None else len(peers.inboxes),
         SCALED=numbers is not weight, PDL=early, num_warps=_WARPS, launch_pdl=early,
     )  # fmt: skip

@@ -59,8 +59,11 @@ def cache_made_for(path: Path, config: Mapping[str, Any]) -> str | None:
             return f"{'int' if kind == 'int' else 'fp'}{bits if type(bits) is int and 0 < bits < 17 else 8}"
         if algorithm in ("FP8", "INT8", "NVFP4"):
             return str(algorithm).lower()
+        exported = place.get("export")
         if scheme in ("static", "dynamic"):  # AutoFP8's
             return "fp8"
+        if place.get("kv_cache_quant_config") or (isinstance(exported, Mapping) and exported.get("kv_cache_group")):
+            return "fp8"  # Quark's
     return None
 
 
@@ -259,13 +262,45 @@ def _modelopt(values: Checked, source: str) -> Quantization:
     return Quantization("ModelOpt", source, tuple(rules))
 
 
+_MODELOPT = ("fp8", "fp8_pb_wo", "fp8_pc_pt", "fp8_per_channel_per_token", "nvfp4", "w4a16_nvfp4",
+             "mxfp8")  # fmt: skip
+
+
 def _modelopt_scheme(values: Checked) -> Scheme:
-    algorithm = _form(values, "quant_algo", ("fp8", "fp8_pb_wo", "fp8_pc_pt", "nvfp4", "w4a16_nvfp4"), "")
-    if algorithm.endswith("nvfp4"):
+    algorithm = _form(values, "quant_algo", _MODELOPT, "")
+    if "nvfp4" in algorithm:
         return Scheme("nibbles", 4, group_size=_group_size(values, 16, "group_size"), table="nvfp4")
+    if algorithm == "mxfp8":
+        return Scheme("whole", 8, True, _group_size(values, 32, "group_size"))
     weights_alone = algorithm == "fp8_pb_wo"
     block = 128 if weights_alone else None
     return Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
+
+
+def _quark(values: Checked, source: str) -> Quantization:
+    """AMD's: one scheme for all layers, others for those whose names fit a pattern."""
+    rules = [Rule(partial(patterns.is_glob, tuple(_names(values, "exclude"))), None)]
+    layers = values.section("layer_quant_config", "layer_quant_config.")
+    for name in map(str, layers.values):
+        scheme = _quark_scheme(layers.section(name, f"layer_quant_config.{name[:80]}."))
+        rules.append(Rule(partial(patterns.is_glob, (name,)), scheme))
+    whole = values.section("global_quant_config", "global_quant_config.")
+    if whole.values.get("weight"):
+        rules.append(Rule(always, _quark_scheme(whole)))
+    return Quantization("Quark", source, tuple(rules))
+
+
+def _quark_scheme(values: Checked) -> Scheme:
+    weights = values.section("weight", "weight.")
+    kind = _form(weights, "dtype", ("fp8_e4m3", "int8", "fp4"), "")
+    if kind == "fp4":
+        if _form(weights, "scale_format", ("e8m0",), "e8m0") and weights.integer("group_size", 32) != 32:
+            weights.refuse("group_size", f"and ingle reads groups of 32 of fp4; {_ALTERNATIVE}")
+        return Scheme("nibbles", 4, group_size=32, table="mxfp4")
+    _form(weights, "qscheme", ("per_tensor", "per_channel"), "per_tensor")
+    if kind == "int8":
+        return Scheme("whole", 8, has_zeros=weights.values.get("symmetric") is False)
+    return Scheme("whole", 8, is_float=True, quantizes_inputs=bool(values.values.get("input_tensors")))
 
 
 def _compressed_tensors(values: Checked, source: str) -> Quantization:
@@ -286,7 +321,14 @@ def _compressed_tensors(values: Checked, source: str) -> Quantization:
 
 _NIBBLES: dict[str, tuple[Table, int]] = {"mxfp4-pack-quantized": ("mxfp4", 32), "nvfp4-pack-quantized": ("nvfp4", 16)}
 """And the numbers that share a scale."""
-_COMPRESSED_FORMS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", *_NIBBLES)
+_COMPRESSED_FORMS = (
+    "pack-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "float-quantized",
+    "mxfp8-quantized",
+    *_NIBBLES,
+)
 
 
 def _compressed_scheme(group: Checked, default: str) -> Scheme:
@@ -304,6 +346,8 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
     bits = _bits(weights, (8,) if is_float else _PACKED_BITS, "num_bits")
     strategy = _form(weights, "strategy", ("tensor", "channel", "group", "block"), "tensor")
     rows, columns = 1, None
+    if form == "mxfp8-quantized":
+        return Scheme("whole", 8, True, weights.integer("group_size", 32, most=_MAX_GROUP))
     if strategy == "group":
         columns = weights.integer("group_size", most=_MAX_GROUP)
     elif strategy == "block":
@@ -341,6 +385,7 @@ _READERS: dict[str, Callable[[Checked, str], Quantization]] = {
     "modelopt_fp4": _modelopt,
     "nvfp4": _modelopt,
     "mxfp4": _mxfp4,
+    "quark": _quark,
     "compressed-tensors": _compressed_tensors,
     "sparseml": _compressed_tensors,
 }

@@ -148,10 +148,12 @@ class RemoteProcess:
     def how_it_ended_so_far(self) -> str:
         """As far as is known: does not wait for more than its node to answer, for a second."""
         ended = self._agent.ended.get(self._rank, Ended(self._rank))
-        if ended.code is not None:
-            return exit_text(ended.code) + (f": {ended.words}" if ended.words and ended.code > 0 else "")
-        if not answers(self._node):
+        if ended.code is not None and ended.code >= 0:
+            return exit_text(ended.code) + (f": {ended.words}" if ended.words else "")
+        if not answers(self._node):  # which may be why it was killed
             return f"its node is lost: no Ray answers at {self._node[0]} port {self._node[1]} any more"
+        if ended.code is not None:
+            return exit_text(ended.code)
         if ended.lost is not None:
             return f"Ray has lost it: {ended.lost}"
         return "its connection is lost" + (", and so is Ray's cluster" if self._agent.closed.is_set() else "")

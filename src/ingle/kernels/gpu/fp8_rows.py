@@ -53,7 +53,7 @@ def normed_rows(residual: torch.Tensor, norm: Norm, group: int = 0) -> Quantized
 def add_normed(
     product: Product, residual: torch.Tensor, norm: Norm, post_norm: Norm | None = None, group: int = 0
 ) -> Quantized:
-    """The norm of residual [M, E] + product, which takes the residual's place. With `post_norm` the product is normed."""
+    """The norm of the sum, which takes the place of residual [M, E]; with `post_norm` the product is normed first."""
     return _norm(product, residual, norm, post_norm, group)
 
 

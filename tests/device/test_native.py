@@ -75,7 +75,7 @@ def test_16_bits_are_near(name: str, tmp_path: Path) -> None:
     prompt = random_prompt(5, 60)
     expected = engine_logits(engine_for(folder, cpu_kernels="torch"), prompt)
     difference = (engine_logits(native, prompt) - expected).norm(dim=1) / expected.norm(dim=1)
-    assert difference.median() < (0.03 if library.factors(16) == "bfloat16" else 3e-3)
+    assert difference.median() < (0.03 if library.factors(library.Matrix(bits=16)) == "bfloat16" else 3e-3)
 
 
 @pytest.mark.parametrize("length", [64, 256])

@@ -149,9 +149,9 @@ def weight_of(*parts: PackedPart) -> Weight:
 
 def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
     """x @ weight.T in float64; x as the kernels see it."""
-    if library.factors(bits) == "bfloat16":
+    if library.factors(library.Matrix(bits=bits)) == "bfloat16":
         x = x.bfloat16()
-    elif library.factors(bits) == "16-bit integers":
+    elif library.factors(library.Matrix(bits=bits)) == "16-bit integers":
         scale = x.abs().amax(-1, keepdim=True) / LARGEST
         x = (x / scale).round() * scale
     return (x.double() @ weight.double().T).float()
@@ -291,7 +291,7 @@ def test_mixtures(config: RouterConfig, biased: bool) -> None:
         library.get().ingle_mix(ctypes.byref(mixture), 0, x.data_ptr(), num_tokens, hidden, out.data_ptr())
         weights = [torch.stack([values for _, values in each]) for each in (gate_up, down)]
         expected = reference.experts(x, *reference.route(x @ router.T, bias, config), *weights, "silu")
-        assert (out - expected).norm() < (0.02 if library.factors(16) == "bfloat16" else 1e-5) * expected.norm()
+        assert (out - expected).norm() < (0.02 if library.factors(library.Matrix(bits=16)) == "bfloat16" else 1e-5) * expected.norm()
 
 
 # ---- small operators

@@ -136,7 +136,7 @@ void ingle_start(int32_t num_threads);
 uint64_t ingle_num_jobs();
 void ingle_settle_memory();
 const char* ingle_instructions();
-const char* ingle_factors(int32_t bits);
+const char* ingle_factors(const ingle::Matrix* m);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
 void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
                      const float* factors, int64_t first, int64_t count);

@@ -176,6 +176,9 @@ class Step(ctypes.Structure):
         ("eps", c_float),
         ("located", c_void_p),
         ("table_size", c_int64),
+        ("wanted", c_void_p),
+        ("wanted_starts", c_void_p),
+        ("num_wanted", c_int64),
     )
 
 

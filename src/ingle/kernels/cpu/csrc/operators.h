@@ -87,7 +87,7 @@ struct Layer {
 struct Step {
     const Layer* layers;
     float* residual;              // [num_tokens, hidden_size], overwritten
-    float* out;                   // [num_tokens, hidden_size], after the last norm
+    float* out;                   // [num_tokens, hidden_size], after the last norm; [num_wanted, hidden_size] with `wanted`
     const float* norm;            // the last
     void* kv_cache;               // [places, 2, ...], keys before values; or [places, 1, ...] of latents
     const int64_t* kv_places;      // [groups, num_tokens]
@@ -99,6 +99,9 @@ struct Step {
     float eps;
     const int32_t* located;       // [num_layers, 2], each layer's group, and its place in the cache
     int64_t table_size;           // of the page tables of a group, which lie behind each other
+    const int64_t* wanted;        // [num_wanted], in order: the tokens of which `out` is, of each sequence its last; null for all
+    const int64_t* wanted_starts; // [num_seqs + 1], each sequence's first in `wanted`
+    int64_t num_wanted;
 };
 
 // y [num_tokens, p.rows] = x times the matrix, plus the bias.

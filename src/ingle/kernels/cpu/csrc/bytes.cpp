@@ -13,7 +13,7 @@ namespace ingle {
 
 bool multiplies_bytes(const Matrix&) { return false; }
 
-void multiply_bytes(const Matrix* const*, int64_t, PerMatrix<const float>, int64_t, PerMatrix<float>) {}
+void multiply_bytes(const Matrix* const*, int64_t, PerMatrix<const float>, int64_t, const Output&) {}
 
 #else
 
@@ -321,22 +321,19 @@ struct Product {
         }
     }
 
-    // One block of rows times the tokens of tiles [first, end).
-    static void multiply_block(const Matrix& m, int64_t block, const TiledBytes& tiled, int64_t first, int64_t end,
-                               float* y, int64_t y_stride) {
+    // A block of rows, and its other half if it gates, times the tokens of tiles [first, end): to `y`.
+    static void multiply_block(const Matrix& m, int64_t block, const Matrix* up, int64_t up_block, const TiledBytes& tiled,
+                               int64_t first, int64_t end, const Output& out, float* y) {
         const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
         for (int64_t tile = first; tile < end; tile++) {
             const int64_t tokens = tiled.tokens_of(tile), size = size_of(tokens);
-            alignas(64) Totals total[Bytes<Bits, How>::kMostTokens];
-            (m.group_size < 32 ? of_size<1>(size) : of_size<2>(size))(m, block, tiled, tile, total);
-            for (int64_t t = 0; t < tokens; t++) {
-                float* to = y + (tile * tiled.tile_tokens + t) * y_stride + block * kBlockRows;
-                for (int64_t i = 0; i * kLanes < rows; i++) {
-                    const Floats values = load(total[t][i]) * m.unit;
-                    const int64_t count = rows - i * kLanes;
-                    count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
-                }
-            }
+            alignas(64) Totals total[Bytes<Bits, How>::kMostTokens], other[Bytes<Bits, How>::kMostTokens];
+            const Tile product = m.group_size < 32 ? of_size<1>(size) : of_size<2>(size);
+            product(m, block, tiled, tile, total);
+            if (up) product(*up, up_block, tiled, tile, other);
+            for (int64_t t = 0; t < tokens; t++)
+                put_block(out, total[t], up ? &other[t] : nullptr, m.unit, rows,
+                          y + (tile * tiled.tile_tokens + t) * out.y.token);
         }
     }
 };
@@ -380,37 +377,39 @@ Matrix expanded(const Matrix& m, int64_t first, int64_t count, std::vector<uint8
 
 template <int Bits, Form How>
 void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
-                 PerMatrix<float> y) {
+                 const Output& out) {
     using Kind = Bytes<Bits, How>;
     static thread_local std::vector<TiledBytes> own;
     if ((int64_t)own.size() < count) own.resize(count);
     TiledBytes* tiled = own.data();  // in a lambda, another thread would name its own
     for (int64_t i = 0; i < count; i++)
         tile_rows(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, Kind::kOrder, Kind::kMostTokens, tiled[i]);
-    const int64_t blocks = num_blocks(*matrices[0]), columns = tiled[0].units * kUnit;
+    const int64_t all = num_blocks(*matrices[0]), blocks = out.blocks(all), columns = tiled[0].units * kUnit;
     const bool expands = (Bits == 5 || Bits == 6) && num_tokens > kExpandedTiles * Kind::kMostTokens;
-    const int64_t together = std::max<int64_t>(1, kTogetherBytes / (columns * kBlockRows * (expands ? 8 : Bits) / 8));
+    const int64_t block_bytes = columns * kBlockRows * (expands ? 8 : Bits) / 8 * (out.gates ? 2 : 1);
+    const int64_t together = std::max<int64_t>(1, kTogetherBytes / block_bytes);
     const int64_t tiles = std::max<int64_t>(1, kTogetherBytes / (columns * Kind::kMostTokens));
     parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
-        static thread_local std::vector<uint8_t> data;
+        static thread_local std::vector<uint8_t> data, up_data;
         for (int64_t at = begin, next; at < end; at = next) {
             const int64_t i = at / blocks, first = at % blocks;
             next = std::min({end, at + together, (i + 1) * blocks});
             const Matrix& m = *matrices[i];
-            float* to = y.data + i * y.matrix;
-            const auto multiply = [&](auto product, const Matrix& of, int64_t first_of, float* y_of) {
+            float* y = out.y.data + i * out.y.matrix + first * kBlockRows;
+            const auto multiply = [&](auto product, const Matrix& of, int64_t block, const Matrix& up, int64_t up_block) {
                 for (int64_t tile = 0; tile < tiled[i].num_tiles(); tile += tiles)
-                    for (int64_t block = 0; block < next - at; block++)
-                        product.multiply_block(of, first_of + block, tiled[i], tile,
-                                               std::min(tile + tiles, tiled[i].num_tiles()), y_of, y.token);
+                    for (int64_t b = 0; b < next - at; b++)
+                        product.multiply_block(of, block + b, out.gates ? &up : nullptr, up_block + b, tiled[i], tile,
+                                               std::min(tile + tiles, tiled[i].num_tiles()), out, y + b * kBlockRows);
             };
             if constexpr (Bits == 5 || Bits == 6)
                 if (expands) {
                     const Matrix wide = expanded<Bits>(m, first, next - at, data);
-                    multiply(Product<Bits, Form::kExpanded>(), wide, 0, to + first * kBlockRows);
+                    const Matrix up = out.gates ? expanded<Bits>(m, blocks + first, next - at, up_data) : wide;
+                    multiply(Product<Bits, Form::kExpanded>(), wide, 0, up, 0);
                     continue;
                 }
-            multiply(Product<Bits, How>(), m, first, to);
+            multiply(Product<Bits, How>(), m, first, m, blocks + first);
         }
     });
 }
@@ -425,17 +424,17 @@ bool multiplies_bytes(const Matrix& m) {
 }
 
 void multiply_bytes(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
-                    PerMatrix<float> y) {
+                    const Output& out) {
     const Matrix& m = *matrices[0];
     switch (m.bits) {
         case 4:
-            if (is_linear(m)) return multiply_as<4, Form::kCodes>(matrices, count, x, num_tokens, y);
-            if constexpr (kQuads) return multiply_as<4, Form::kTable>(matrices, count, x, num_tokens, y);
+            if (is_linear(m)) return multiply_as<4, Form::kCodes>(matrices, count, x, num_tokens, out);
+            if constexpr (kQuads) return multiply_as<4, Form::kTable>(matrices, count, x, num_tokens, out);
             return;
-        case 5: return multiply_as<5, Form::kCodes>(matrices, count, x, num_tokens, y);
-        case 6: return multiply_as<6, Form::kCodes>(matrices, count, x, num_tokens, y);
+        case 5: return multiply_as<5, Form::kCodes>(matrices, count, x, num_tokens, out);
+        case 6: return multiply_as<6, Form::kCodes>(matrices, count, x, num_tokens, out);
         default:
-            if constexpr (kQuads) multiply_as<8, Form::kCodes>(matrices, count, x, num_tokens, y);
+            if constexpr (kQuads) multiply_as<8, Form::kCodes>(matrices, count, x, num_tokens, out);
     }
 }
 

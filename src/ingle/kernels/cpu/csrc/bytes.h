@@ -3,6 +3,7 @@
 // many), the largest being 127, as llama.cpp does it.
 #pragma once
 
+#include "gate.h"
 #include "matrix.h"
 
 namespace ingle {
@@ -12,6 +13,6 @@ bool multiplies_bytes(const Matrix& m);
 
 // `multiply_each` of matrices of which that is so.
 void multiply_bytes(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
-                    PerMatrix<float> y);
+                    const Output& out);
 
 }  // namespace ingle

@@ -156,12 +156,7 @@ extern "C" void ingle_gated(const float* gate_up, int32_t activation, int64_t nu
         for (int64_t row = begin; row < end; row++) {
             const float* gate = gate_up + row * 2 * size;
             for_each_vector(size, [&](int64_t i, int64_t n) {
-                Floats g = read(gate + i, n), activated;
-                if (activation == kSilu)
-                    activated = g / (1.0f + exponential(-g));
-                else
-                    activated = 0.5f * g * (1.0f + hyperbolic_tangent(0.7978845608f * (g + 0.044715f * g * g * g)));
-                write(out + row * size + i, activated * read(gate + size + i, n), n);
+                write(out + row * size + i, gated(read(gate + i, n), read(gate + size + i, n), activation), n);
             });
         }
     });

@@ -447,24 +447,25 @@ auto product_of(const Matrix& m, int64_t size) {
     }
 }
 
-// One block of rows times all tokens.
+// A block of rows, and its other half if it gates, times all tokens: to `y`.
 template <int Bits>
-void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, float* y, int64_t y_stride) {
+void multiply_block(const Matrix& m, int64_t block, const Matrix* up, int64_t up_block, Tiled<Codes<Bits>>& tiled,
+                    const Output& out, float* y) {
     using Kind = Codes<Bits>;
     const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
     for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
         const int64_t tokens = tiled.tokens_of(tile);
-        alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
-        product_of<Bits>(m, compiled_size<Kind>(tokens))(
-            {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
+        alignas(64) float total[Kind::kMostTokens][kVectors][kLanes], other[Kind::kMostTokens][kVectors][kLanes];
+        const auto multiply = [&](const Matrix& of, int64_t at, auto to) {
+            product_of<Bits>(of, compiled_size<Kind>(tokens))(
+                {of, at, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), to});
+        };
+        multiply(m, block, total);
+        if (up) multiply(*up, up_block, other);
         for (int64_t t = 0; t < tokens; t++) {
             const int64_t token = tile * Kind::kMostTokens + t;
-            float* to = y + token * y_stride + block * kBlockRows;
-            for (int64_t i = 0; i * kLanes < rows; i++) {
-                const Floats values = load(total[t][i]) * (have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f);
-                const int64_t count = rows - i * kLanes;
-                count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
-            }
+            const float factor = have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f;
+            put_block(out, total[t], up ? &other[t] : nullptr, factor, rows, y + token * out.y.token);
         }
     }
 }
@@ -492,27 +493,31 @@ Matrix expanded(const Matrix& m, int64_t block, std::vector<uint8_t>& data) {
 }
 
 template <int Bits>
-void multiply_expanded(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, float* y, int64_t y_stride) {
+void multiply_expanded(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, const Output& out, float* y) {
     static thread_local Tiled<Codes<8>> own;
     auto& tiled = own;  // in a lambda, another thread would name its own
     Matrix wide = m;
     wide.bits = 8;
     tile_x<8>(wide, x, x_stride, num_tokens, tiled);
-    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
-        static thread_local std::vector<uint8_t> data;
-        for (int64_t block = begin; block < end; block++)
-            multiply_block<8>(expanded<Bits>(m, block, data), 0, tiled, y + block * kBlockRows, y_stride);
+    const int64_t blocks = out.blocks(num_blocks(m));
+    parallel_ranges(blocks, 1, [&](int64_t begin, int64_t end) {
+        static thread_local std::vector<uint8_t> data, up_data;
+        for (int64_t block = begin; block < end; block++) {
+            const Matrix own = expanded<Bits>(m, block, data);
+            const Matrix up = out.gates ? expanded<Bits>(m, blocks + block, up_data) : own;
+            multiply_block<8>(own, 0, out.gates ? &up : nullptr, 0, tiled, out, y + block * kBlockRows);
+        }
     });
 }
 
 template <int Bits>
 void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
-                 PerMatrix<float> y) {
+                 const Output& out) {
     if constexpr (kAreOffset<Bits>)
         if (num_tokens > kExpandedTiles * Codes<Bits>::kMostTokens) {
             for (int64_t i = 0; i < count; i++)
-                multiply_expanded<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, y.data + i * y.matrix,
-                                        y.token);
+                multiply_expanded<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, out,
+                                        out.y.data + i * out.y.matrix);
             return;
         }
     static thread_local std::vector<Tiled<Codes<Bits>>> own;
@@ -520,27 +525,39 @@ void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const f
     auto* tiled = own.data();  // in a lambda, another thread would name its own
     for (int64_t i = 0; i < count; i++)
         tile_x<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, tiled[i]);
-    const int64_t blocks = num_blocks(*matrices[0]);
+    const int64_t blocks = out.blocks(num_blocks(*matrices[0]));
     parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
         int64_t i = begin / blocks, block = begin % blocks;
         for (int64_t at = begin; at < end; at++) {
-            multiply_block<Bits>(*matrices[i], block, tiled[i], y.data + i * y.matrix, y.token);
+            const Matrix& m = *matrices[i];
+            multiply_block<Bits>(m, block, out.gates ? &m : nullptr, blocks + block, tiled[i], out,
+                                 out.y.data + i * out.y.matrix + block * kBlockRows);
             if (++block == blocks) i++, block = 0;
         }
     });
+}
+
+void multiply_to(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                 const Output& out) {
+    if (multiplies_bytes(*matrices[0])) return multiply_bytes(matrices, count, x, num_tokens, out);
+    with_bits(matrices[0]->bits, [&](auto bits) { multiply_as<bits>(matrices, count, x, num_tokens, out); });
 }
 
 }  // namespace
 
 void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
                    PerMatrix<float> y) {
-    if (multiplies_bytes(*matrices[0])) return multiply_bytes(matrices, count, x, num_tokens, y);
-    with_bits(matrices[0]->bits, [&](auto bits) { multiply_as<bits>(matrices, count, x, num_tokens, y); });
+    multiply_to(matrices, count, x, num_tokens, {y});
 }
 
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
     const Matrix* only = &m;
     multiply_each(&only, 1, {x, m.inputs, 0}, num_tokens, {y, y_stride, 0});
+}
+
+void multiply_gated(const Matrix& m, const float* x, int64_t num_tokens, int32_t activation, float* y, int64_t y_stride) {
+    const Matrix* only = &m;
+    multiply_to(&only, 1, {x, m.inputs, 0}, num_tokens, {{y, y_stride, 0}, true, activation});
 }
 
 }  // namespace ingle

@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "gate.h"
 #include "matrix.h"
 
 namespace ingle {
 
-enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
 enum Scoring : int32_t { kSoftmax = 0, kSigmoid = 1 };
 enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2, kInt8 = 3, kE4m3 = 4, kE5m2 = 5 };
 
@@ -106,6 +106,9 @@ struct Step {
 
 // y [num_tokens, p.rows] = x times the matrix, plus the bias.
 void project(const Projection& p, const float* x, int64_t num_tokens, float* y);
+
+// out [num_tokens, p.rows / 2]: what the activation makes of both halves of the projection, for which `buffer` has room.
+void project_gated(const Projection& p, const float* x, int64_t num_tokens, int32_t activation, float* buffer, float* out);
 
 // What a layer's attention gives for x [num_tokens, hidden_size], before its output projection: [num_tokens, num_heads,
 // value_dim]. Writes the tokens' latents into `cache`, the layer's part of the KV cache.

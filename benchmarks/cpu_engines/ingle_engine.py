@@ -55,11 +55,30 @@ def offline(path: str, threads: int, prompts: list[list[int]], num_out: int, clo
     return results[1:]
 
 
+def decode(
+    path: str, threads: int, prompts: list[list[int]], num_out: int, clock: str, activations: str
+) -> dict[str, float]:
+    """The least time of a token behind one of the prompts, and the weights' bytes that it reads."""
+    from ingle.request import EngineRequest, SamplingParams
+
+    engine, _ = _engine(path, threads, cpu_activations=activations)
+    now, times = getattr(time, clock), []
+    for index, prompt in enumerate(prompts):
+        engine.add(EngineRequest(str(index), prompt, SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True)))
+        while engine.has_work:
+            started = now()
+            engine.step()
+            times.append(now() - started)
+    weights = engine.facts.weights
+    return {"bytes_per_token": weights.total[1] - weights.looked_up[1], "next_s": statistics.median(sorted(times)[: len(times) // 2])}
+
+
 def logits(path: str, threads: int, windows: list[list[int]], output: str, exact: bool = False) -> None:
     """`exact`: the oracle, weights decoded to float32 and multiplied by PyTorch."""
     import numpy as np
 
     from ingle.request import EngineRequest, SamplingParams
+    from ingle.step import Masks
 
     engine, info = _engine(path, threads, **({"dtype": "float32", "cpu_kernels": "torch"} if exact else {}))
     sampling = SamplingParams(temperature=0.0, max_tokens=1)
@@ -69,7 +88,7 @@ def logits(path: str, threads: int, windows: list[list[int]], output: str, exact
         plan = engine.scheduler.plan()
         assert plan is not None and plan.step.num_tokens == len(window)
         running = engine.worker.forward(plan.step)  # fills the tables
-        engine.worker.sample(running, {})
+        engine.worker.sample(running, Masks())
         found[index] = _logits_of(engine.worker.device, plan.step)
         engine.scheduler.retire(plan, engine.worker.result(running))
 

@@ -75,10 +75,10 @@ KINDS = [
     CodeType(16, 32),
     CodeType(32, 32),
 ]
-KINDS += [
-    replace(kind, operand_bits=8)
-    for kind in (*KINDS[:-2], CodeType(4, 128, minima_in_scales=True, has_minima=True, codebook=tuple(range(-8, 8))))
-]
+_LONG = CodeType(4, 128, minima_in_scales=True, has_minima=True, codebook=tuple(range(-8, 8)))
+ROUNDED = [replace(kind, operand_bits=8) for kind in (*KINDS[:-2], _LONG)]
+"""The same to be multiplied with activations of 8 bits."""
+SHAPES = [(1, 32), (33, 64), (96, 576), (50, 72), (40, 20)]
 
 
 class Rows(NamedTuple):
@@ -167,8 +167,11 @@ def product(x: torch.Tensor, weight: torch.Tensor, part: PackedPart) -> torch.Te
     return (x.double() @ weight.double().T).float()
 
 
-@pytest.mark.parametrize("code_type", KINDS, ids=str)
-@pytest.mark.parametrize(("num_rows", "columns"), [(1, 32), (33, 64), (96, 576), (50, 72), (40, 20)])
+@pytest.mark.parametrize(
+    ("code_type", "num_rows", "columns"),
+    [*((kind, *shape) for kind in KINDS for shape in SHAPES), *((kind, *SHAPES[2 + i % 3]) for i, kind in enumerate(ROUNDED))],
+    ids=str,
+)
 def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
     part, values = packed(code_type, num_rows, columns)
     weight = weight_of(part)
@@ -250,17 +253,17 @@ def test_parts_stand_side_by_side() -> None:
     assert torch.equal(both[:, :70], weight_of(first).multiply(x))
 
 
-@pytest.mark.parametrize("code_type", KINDS, ids=str)
+@pytest.mark.parametrize("code_type", [*KINDS, *ROUNDED], ids=str)
 def test_a_row_is_the_same_in_any_batch(code_type: CodeType) -> None:
     part, _ = packed(code_type, 64, 96)
-    weight, x = weight_of(part), torch.randn(30, 96)
+    weight, x = weight_of(part), torch.randn(40, 96)
     together = weight.multiply(x)
-    for row in range(30):
+    for row in range(40):
         assert torch.equal(weight.multiply(x[row : row + 1])[0], together[row])
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    for code_type in KINDS:
+    for code_type in (*KINDS, *ROUNDED):
         part, _ = packed(code_type, 40, 64)
         x = torch.randn(3, 64)
         x[0, 5], x[2, 60] = torch.nan, torch.inf
@@ -430,13 +433,19 @@ def test_attention(
     close(paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
 
 
+def near(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """As near as prompts' products of 16-bit integers are: what is left out is as much as binary16 leaves out."""
+    assert ((ours - expected).abs() <= 1e-3 * expected.abs().max()).all()
+    assert (ours - expected).norm() < 5e-4 * expected.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     batch = step(STEPS["mixed"], 16)
     cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64).to(dtype)
     q = torch.randn(len(batch.token_ids), 9, 64)
     expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
-    close(paged_attention(q, cache, batch, OPTIONS[0]), expected)
+    near(paged_attention(q, cache, batch, OPTIONS[0]), expected)
 
 
 @pytest.mark.parametrize("kind", coded_kv.KINDS)
@@ -455,7 +464,7 @@ def test_attention_over_codes(
         q = torch.randn(len(batch.token_ids), heads, head_dim) * 0.3
         expected = reference.paged_attention(q, cache, batch, options, scales)
         ours = paged_attention(q, cache, batch, options, scales)
-        assert ((ours - expected).abs() <= expected.abs().amax(-1, keepdim=True) * 3e-5).all()
+        near(ours, expected)
 
 
 @pytest.mark.slow

@@ -182,14 +182,14 @@ def forms_in(folder: Path, built: peer.Peer) -> dict[str, Path]:
 def measured(
     forms: dict[str, Path], target: str, activations: str, options: argparse.Namespace, built: peer.Peer
 ) -> dict[str, object]:
-    session = Session(built, target, options.threads, options.clock)
+    session = Session(built, target, options.threads, options.clock, activations)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in forms}
     for index in range(options.num_runs):
         for name, path in forms.items():
             prompts = random_prompts(index, 2, PROMPT)
             runs[name].append(
                 session.call(OURS, "decode", path, prompts=[[token % 32768 for token in each] for each in prompts],
-                             num_out=OUT, clock=options.clock, activations=activations)
+                             num_out=OUT, clock=options.clock)
             )  # fmt: skip
     result: dict[str, object] = {"target": target, "activations": activations}
     rates = {}

@@ -169,7 +169,10 @@ def product(x: torch.Tensor, weight: torch.Tensor, part: PackedPart) -> torch.Te
 
 @pytest.mark.parametrize(
     ("code_type", "num_rows", "columns"),
-    [*((kind, *shape) for kind in KINDS for shape in SHAPES), *((kind, *SHAPES[2 + i % 3]) for i, kind in enumerate(ROUNDED))],
+    [
+        *((kind, *shape) for kind in KINDS for shape in SHAPES),
+        *((kind, *SHAPES[2 + i % 3]) for i, kind in enumerate(ROUNDED)),
+    ],
     ids=str,
 )
 def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
@@ -311,7 +314,9 @@ def test_mixtures(config: RouterConfig, biased: bool) -> None:
         library.get().ingle_mix(ctypes.byref(mixture), 0, x.data_ptr(), num_tokens, hidden, out.data_ptr())
         weights = [torch.stack([values for _, values in each]) for each in (gate_up, down)]
         expected = reference.experts(x, *reference.route(x @ router.T, bias, config), *weights, "silu")
-        assert (out - expected).norm() < (0.02 if library.factors(library.Matrix(bits=16)) == "bfloat16" else 1e-5) * expected.norm()
+        assert (out - expected).norm() < (
+            0.02 if library.factors(library.Matrix(bits=16)) == "bfloat16" else 1e-5
+        ) * expected.norm()
 
 
 # ---- small operators

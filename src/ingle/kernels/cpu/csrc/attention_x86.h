@@ -185,6 +185,7 @@ void attend_many_integers(const Attention& a, int64_t seq, int64_t kv_head, int6
     memset(q, 0, rows * pairs * sizeof(Pair));
     memset(out, 0, rows * (padded + 5) * sizeof(float));
     std::fill(f.largest, f.largest + rows, kLeast);
+    for (int64_t r = 0; a.sinks && r < num_rows; r++) f.largest[r] = a.sinks[kv_head * group + r % group], f.total[r] = 1;
     for (int64_t r = 0; r < rows; r++) own[r] = position + r / group;
     for (int64_t r = 0; r < num_rows; r++) {
         const float* from = a.q + (a.query_starts[seq] + first + r / group) * a.q_stride;

@@ -6,9 +6,19 @@
 
 namespace ingle {
 
-enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
+enum Activation : int32_t { kSilu = 0, kGeluTanh = 1, kSwigluClamped = 2 };
+
+// gpt-oss': gate * sigmoid(1.702 * gate) * (up + 1), of numbers that are cut off at 7. What is no number stays none.
+inline Floats swiglu_clamped(Floats gate, Floats up) {
+    constexpr float kLimit = 7.0f, kGain = 1.702f;
+    gate = gate > kLimit ? splat(kLimit) : gate;
+    up = up > kLimit ? splat(kLimit) : up;
+    up = up < -kLimit ? splat(-kLimit) : up;
+    return gate / (1.0f + exponential(-kGain * gate)) * (up + 1.0f);
+}
 
 inline Floats gated(Floats gate, Floats up, int32_t activation) {
+    if (activation == kSwigluClamped) return swiglu_clamped(gate, up);
     const Floats activated = activation == kSilu
                                  ? gate / (1.0f + exponential(-gate))
                                  : 0.5f * gate * (1.0f + hyperbolic_tangent(0.7978845608f * (gate + 0.044715f * gate * gate * gate)));

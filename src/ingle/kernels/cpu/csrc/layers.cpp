@@ -84,6 +84,7 @@ void attend(const Step& s, const Layer& layer, int64_t index, bool wanted_alone,
     attention.window = layer.window;
     attention.scale = layer.scale;
     attention.softcap = layer.softcap;
+    attention.sinks = layer.sinks;
     if (wanted_alone) {
         gather_wanted(s, qkv, attention.num_heads * attention.head_dim, layer.qkv.rows);
         attention.query_starts = s.wanted_starts;

@@ -39,8 +39,8 @@ struct Output {
 template <typename Numbers>
 inline void put_block(const Output& out, const Numbers& numbers, const Numbers* up, float factor, int64_t rows, float* to) {
     for (int64_t i = 0; i * kLanes < rows; i++) {
-        Floats values = load(numbers[i]) * factor;
-        if (up) values = gated(values, load((*up)[i]) * factor, out.activation);
+        Floats values = rounded(load(numbers[i]) * factor);
+        if (up) values = gated(values, rounded(load((*up)[i]) * factor), out.activation);
         const int64_t count = rows - i * kLanes;
         count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
     }

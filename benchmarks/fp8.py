@@ -130,7 +130,7 @@ def main() -> None:
     torch.manual_seed(0)
     layers = {coded: [Layer.random(coded) for _ in range(2)] for coded in (False, True)}
     usual = {name: getattr(fp8, name) for each in VARIANTS.values() for name in each}
-    few_rows = few_rows_coded.MAX_ROWS
+    few_rows, fp8_rows_at_most = few_rows_coded.MAX_ROWS, vector.FP8_ROWS
     results: list[dict[str, object]] = []
     print(f"{'a layer, us':12}", *(f"{variant:>8}" for variant in options.variants))
     for num_rows in options.rows:
@@ -138,7 +138,7 @@ def main() -> None:
         for variant in options.variants:
             for name, value in {**usual, **VARIANTS[variant]}.items():
                 setattr(fp8, name, value)
-            vector.FP8 = variant != "16 bits"
+            vector.FP8_ROWS = 0 if variant == "16 bits" else fp8_rows_at_most
             few_rows_coded.MAX_ROWS = 2 if variant == "from 3" else few_rows
             us = time_layers(layers[variant != "bf16"], num_rows)
             line.append(us)

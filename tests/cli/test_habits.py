@@ -88,6 +88,7 @@ NOT_SO = (
     "a model is divided by --tensor-parallel-size and --pipeline-parallel-size, and served several times by "
     "--data-parallel-size: leave the flag out"
 )
+ALL_REPLICAS = "one server starts all replicas, and hands requests to them itself: give it --data-parallel-size alone"
 LORA = "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result"
 NOT_SPLIT = (
     "a model is not split between GPU and memory: take a smaller or a quantized .gguf file, or --device cpu"
@@ -120,7 +121,11 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m -tp 2 -pp 2", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
     Does("vllm serve m -dp 4", {"data_parallel_size": 4}),
     Does("vllm serve m -tp 2 --data-parallel-size=4", {"tensor_parallel_size": 2, "data_parallel_size": 4}),
+    Does("python -m sglang.launch_server --model-path m --dp 2 --tp 2",
+         {"model": "m", "tensor_parallel_size": 2, "data_parallel_size": 2}),
     Answer("vllm serve m -dcp 4", f"-dcp 4: {NOT_SO}"),
+    Answer("vllm serve m -dp 4 --data-parallel-rank 1", f"--data-parallel-rank 1: {ALL_REPLICAS}"),
+    Answer("vllm serve m -dp 4 --data-parallel-external-lb", f"--data-parallel-external-lb: {ALL_REPLICAS}"),
     Does("vllm serve m --quantization awq", {"model": "m", "quantization": "awq"}),
     Does("vllm serve m -q gptq", {"model": "m", "quantization": "gptq"}),
     Does("vllm serve m -tp 4 --quantization awq", {"tensor_parallel_size": 4, "quantization": "awq"}),

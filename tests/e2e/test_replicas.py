@@ -15,7 +15,8 @@ from tests.e2e.conftest import Server, command_line, descendants, start_server, 
 
 from .test_health import ASK, LONG, WITHIN_S, Stream, answer, gone, ready
 
-SERVER = ("--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--device", "cpu", "--max-num-seqs", "2")
+SERVER = ("--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--device", "cpu", "--max-num-seqs", "2",
+          "--dtype", "float32")  # fmt: skip
 
 
 def engines(server: Server) -> list[int]:

@@ -101,6 +101,14 @@ def test_blocks_by_the_library(num_rows: int, dtype: torch.dtype) -> None:
     assert float((ours.double() - exact).norm() / exact.norm()) < 5e-3
 
 
+def test_scales_of_rows_need_no_conversion() -> None:
+    """Which would be a kernel for each product."""
+    made_so = made("fp8", 16, 64, 64)
+    held = (made_so.codes, made_so.scales, None, 64)
+    assert made_so.scales.dtype == torch.float16
+    assert Coded.of("fp8", *held, quantizes_inputs=True).scales.dtype == torch.float32
+
+
 def test_blocks_are_found() -> None:
     coded = in_blocks(384, 512)
     assert coded.blocks is not None and torch.equal(coded.blocks, coded.scales[::128])

@@ -103,16 +103,19 @@ def test_fp8(num_rows: int, size_in: int) -> None:
 
 def test_which_fp8_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     x, held = torch.zeros(2, 256, dtype=torch.bfloat16, device=DEVICE), fp8(8, 256)
+    row = x[:1]
     monkeypatch.setattr(vector, "multiplies_fp8", lambda device: True)
-    assert vector.suits(x, held) and vector.suits(x.half(), held) and not vector.suits(x.float(), held)
-    assert not vector.suits(torch.cat([x, x]), held)
-    assert not vector.suits(x, Coded.of("fp8", held.codes, held.scales.expand(8, 2).contiguous(), None, 128))
-    assert not vector.suits(x[:, :248].contiguous(), fp8(8, 248)) and not vector.suits(x, replace(held, kind="int8"))
-    monkeypatch.setattr(vector, "FP8", False)
+    assert vector.suits(row, held) and vector.suits(row.half(), held) and not vector.suits(row.float(), held)
     assert not vector.suits(x, held)
+    assert not vector.suits(row, Coded.of("fp8", held.codes, held.scales.expand(8, 2).contiguous(), None, 128))
+    assert not vector.suits(row[:, :248], fp8(8, 248)) and not vector.suits(row, replace(held, kind="int8"))
+    monkeypatch.setattr(vector, "FP8_ROWS", 2)
+    assert vector.suits(x, held)
+    monkeypatch.setattr(vector, "FP8_ROWS", 0)
+    assert not vector.suits(row, held)
     monkeypatch.undo()
     monkeypatch.setattr(vector, "multiplies_fp8", lambda device: False)
-    assert not vector.suits(x, held)
+    assert not vector.suits(row, held)
 
 
 def test_what_suits() -> None:

@@ -154,6 +154,17 @@ def test_a_missing_tensor_is_named(folders: tuple[Path, Path], tmp_path: Path, t
         engine_for(tmp_path)
 
 
+@pytest.mark.parametrize("shape", [(6, 192, 0, 16), (6, 191, 2, 16), (6, 192, 2), (4096, 2, 1, 16)], ids=str)
+def test_misshapen_experts_are_named(folders: tuple[Path, Path], tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Before there is a name for each of a stranger's number of them."""
+    tensors = load_file(folders[0] / "model.safetensors")
+    tensors["model.layers.1.mlp.experts.gate_up_proj_blocks"] = torch.zeros(shape, dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folders[0] / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.experts\.gate_up_proj_blocks has shape"):
+        engine_for(tmp_path)
+
+
 def test_other_limits_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     config = json.loads((folders[0] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "swiglu_limit": 5.0}))

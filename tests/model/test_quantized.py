@@ -51,6 +51,7 @@ FORMATS: dict[str, Write] = {
     "ct-mxfp4": lambda rows, columns, seed: packers.compressed_fp4(
         rows, columns, form="mxfp4-pack-quantized", seed=seed
     ),
+    "ct-mxfp8": lambda rows, columns, seed: packers.compressed_mxfp8(rows, columns, seed=seed),
     "nvfp4": lambda rows, columns, seed: packers.modelopt_nvfp4(rows, columns, seed=seed),
 }
 

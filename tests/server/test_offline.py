@@ -28,7 +28,8 @@ def gone(pids: list[int]) -> bool:
 
 
 def test_two_engines_say_what_one_says_and_end_with_their_llm(tmp_path: Path) -> None:
-    options = {"kv_cache_memory": "32MiB", "device": "cpu", "chat_template": TEMPLATE, "threads": 1, "seed": 3}
+    options = {"kv_cache_memory": "32MiB", "device": "cpu", "chat_template": TEMPLATE, "threads": 1, "seed": 3,
+               "dtype": "float32"}  # fmt: skip
     folder = str(save_byte_model(tmp_path))
     one, two = LLM(folder, **options), LLM(folder, data_parallel_size=2, **options)  # type: ignore[arg-type]
     replicas = two._shared._engine

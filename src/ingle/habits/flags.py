@@ -32,7 +32,7 @@ SAME: Mapping[str, str] = {
     "--kv-cache-memory": "--kv-cache-memory-bytes",
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
     "--pipeline-parallel-size": "-pp --pp-size",
-    "--data-parallel-size": "-dp --dp --dp-size --data-parallel",
+    "--data-parallel-size": "-dp --dp --dp-size",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
     "--quantization=int8": "--load-8bit --load-in-8bit",
@@ -276,6 +276,13 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
         "1",
         "a model is divided by --tensor-parallel-size and --pipeline-parallel-size, and served several times by "
         "--data-parallel-size: leave the flag out",
+    ),
+    (
+        "--data-parallel-size-local= -dpl= --data-parallel-rank= -dpn= --data-parallel-start-rank= -dpr= "
+        "--data-parallel-address= -dpa= --data-parallel-rpc-port= -dpp= --data-parallel-hybrid-lb -dph "
+        "--data-parallel-external-lb -dpe",
+        "",
+        "one server starts all replicas, and hands requests to them itself: give it --data-parallel-size alone",
     ),
     (
         "--tensor-split= -ts=",

@@ -90,8 +90,10 @@ class Coded:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
         size = min(group_size, num_columns)
-        columns = kind, codes, scales, zeros, size, max(half, 1), order, padded_from
         blocks = _blocks(scales, size) if kind == "fp8" and quantizes_inputs else None
+        if kind == "fp8" and quantizes_inputs and scales.shape[1] == 1:
+            scales = scales.float()  # as the library takes them
+        columns = kind, codes, scales, zeros, size, max(half, 1), order, padded_from
         return cls(*columns, table=table, quantizes_inputs=quantizes_inputs, blocks=blocks)
 
     def into_planes(self) -> Coded:

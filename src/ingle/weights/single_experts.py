@@ -30,6 +30,8 @@ _STACK = re.compile(r"(.+\.experts)\.(gate_up|down)_proj(|_bias|_blocks|_scales)
 _SINGLE = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.(weight|bias|weight_packed|weight_scale)")
 _SUFFIXES = {"": "weight", "_bias": "bias", "_blocks": "weight_packed", "_scales": "weight_scale"}
 _STACKS = {suffix: stack for stack, suffix in _SUFFIXES.items()}
+_MAX_EXPERTS = 1024
+"""Of which each gets names: far more than models have."""
 _DIMS = {"": 3, "_bias": 2, "_blocks": 4, "_scales": 3}
 
 
@@ -69,7 +71,8 @@ class SingleExperts:
                 continue
             experts, projection, stack = match.groups()
             shape = self._files.stored(name).shape
-            if len(shape) != _DIMS[stack] or (projection == "gate_up" and shape[2 if stack == "" else 1] % 2):
+            misshapen = len(shape) != _DIMS[stack] or 0 in shape or shape[0] > _MAX_EXPERTS
+            if misshapen or (projection == "gate_up" and shape[2 if stack == "" else 1] % 2):
                 raise ModelError(f"{self._files.where(name)}: tensor {name} has shape {shape}: not one of all experts")
             parts = ("gate", "up") if projection == "gate_up" else ("down",)
             own += [f"{experts}.{i}.{part}_proj.{_SUFFIXES[stack]}" for i in range(shape[0]) for part in parts]

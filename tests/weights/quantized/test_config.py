@@ -253,6 +253,12 @@ def read(settings: object, key: str = "quantization_config") -> Quantization:
             FP8_ROWS,
             None,
         ),
+        (
+            {"quant_method": "modelopt", "quant_algo": "MXFP8", "ignore": ["lm_head"]},
+            "ModelOpt, FP8 in groups of 32",
+            Scheme("whole", 8, True, 32),
+            None,
+        ),
         (QUARK_FP8, "Quark, FP8", FP8_ROWS, None),
         (QUARK_MIXED, "Quark, FP8, MXFP4 in groups of 32", MXFP4, None),
         (

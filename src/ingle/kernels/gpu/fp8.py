@@ -88,7 +88,7 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
         sums = _library(x.values, matrix, x.scales, coded.blocks.t(), None, fast=False)
         return Product(sums, None, None, bias)
     fast = coded.num_columns <= FAST_INPUTS
-    of_outs = coded.scales.float().view(1, -1)
+    of_outs = coded.scales.float().view(1, -1)  # which they are: no kernel
     if _scales_rows(len(x.values), coded, fast=fast):
         beside = bias if dtype == torch.bfloat16 else None  # the only type that the library adds
         sums = _library(x.values, matrix, x.scales, of_outs, beside, fast=fast)

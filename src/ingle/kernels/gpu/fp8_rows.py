@@ -39,9 +39,10 @@ class Product(NamedTuple):
 
 def _empty(num_rows: int, size: int, group: int, device: torch.device) -> Quantized:
     values = torch.empty(num_rows, size, dtype=torch.float8_e4m3fn, device=device)
-    # The library wants groups one after the other.
-    scales = torch.empty(triton.cdiv(size, group) if group else 1, num_rows, dtype=torch.float32, device=device)
-    return Quantized(values, scales.t())
+    num_groups = triton.cdiv(size, group) if group else 1
+    scales = torch.empty(num_groups, num_rows, dtype=torch.float32, device=device)
+    # The library wants rows' scales side by side, and of several the first groups' of all rows first.
+    return Quantized(values, scales.view(num_rows, 1) if num_groups == 1 else scales.t())
 
 
 def quantize(x: torch.Tensor, group: int = 0) -> Quantized:

@@ -26,8 +26,9 @@ from ingle.kernels.group import Peers
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
-FP8 = True
-"""Whether FP8 is multiplied here, where the device converts it; else by `few_rows_coded`."""
+FP8_ROWS = 1
+"""The same of FP8, where the device converts it; 0 for none. With more, `few_rows_coded` multiplies as fast: another
+row costs nothing there, while here the instructions that a weight takes are the limit."""
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
 _FP8_ALIGNMENT = 16
@@ -185,7 +186,12 @@ def suits(x: torch.Tensor, weight: Matrix) -> bool:
         return False
     if isinstance(weight, torch.Tensor):
         return x.dtype == weight.dtype and weight.shape[1] % _ALIGNMENT == 0 and weight.is_contiguous()
-    held = FP8 and weight.kind == "fp8" and weight.scales.shape[1] == 1 and weight.num_columns % _FP8_ALIGNMENT == 0
+    held = (
+        x.shape[0] <= FP8_ROWS
+        and weight.kind == "fp8"
+        and weight.scales.shape[1] == 1
+        and weight.num_columns % _FP8_ALIGNMENT == 0
+    )
     return held and multiplies_fp8(x.device) and weight.codes.is_contiguous()
 
 

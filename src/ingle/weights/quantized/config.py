@@ -262,13 +262,16 @@ def _modelopt(values: Checked, source: str) -> Quantization:
     return Quantization("ModelOpt", source, tuple(rules))
 
 
-_MODELOPT = ("fp8", "fp8_pb_wo", "fp8_pc_pt", "fp8_per_channel_per_token", "nvfp4", "w4a16_nvfp4", "nvfp4_awq")
+_MODELOPT = ("fp8", "fp8_pb_wo", "fp8_pc_pt", "fp8_per_channel_per_token", "nvfp4", "w4a16_nvfp4",
+             "mxfp8")  # fmt: skip
 
 
 def _modelopt_scheme(values: Checked) -> Scheme:
     algorithm = _form(values, "quant_algo", _MODELOPT, "")
     if "nvfp4" in algorithm:
         return Scheme("nibbles", 4, group_size=_group_size(values, 16, "group_size"), table="nvfp4")
+    if algorithm == "mxfp8":
+        return Scheme("whole", 8, True, _group_size(values, 32, "group_size"))
     weights_alone = algorithm == "fp8_pb_wo"
     block = 128 if weights_alone else None
     return Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
@@ -318,7 +321,14 @@ def _compressed_tensors(values: Checked, source: str) -> Quantization:
 
 _NIBBLES: dict[str, tuple[Table, int]] = {"mxfp4-pack-quantized": ("mxfp4", 32), "nvfp4-pack-quantized": ("nvfp4", 16)}
 """And the numbers that share a scale."""
-_COMPRESSED_FORMS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", *_NIBBLES)
+_COMPRESSED_FORMS = (
+    "pack-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "float-quantized",
+    "mxfp8-quantized",
+    *_NIBBLES,
+)
 
 
 def _compressed_scheme(group: Checked, default: str) -> Scheme:
@@ -336,6 +346,8 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
     bits = _bits(weights, (8,) if is_float else _PACKED_BITS, "num_bits")
     strategy = _form(weights, "strategy", ("tensor", "channel", "group", "block"), "tensor")
     rows, columns = 1, None
+    if form == "mxfp8-quantized":
+        return Scheme("whole", 8, True, weights.integer("group_size", 32, most=_MAX_GROUP))
     if strategy == "group":
         columns = weights.integer("group_size", most=_MAX_GROUP)
     elif strategy == "block":

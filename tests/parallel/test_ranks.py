@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import queue
 import re
 import resource
 import signal
@@ -375,6 +376,9 @@ def test_the_thread_that_watches_frees_nothing_at_the_end() -> None:
 
 
 def test_a_rank_that_is_killed_ends_all(two: Crew, folder: Path) -> None:
-    """Comes last: it uses the ranks up."""
+    """Also where nobody asks for anything. Comes last: it uses the ranks up."""
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    two.team.if_stuck(told.put)
     said = end_mid_stream(two, folder, lambda pid: os.kill(pid, signal.SIGKILL))
     assert re.fullmatch(r"rank 1 \(cpu, process \d+\) has died: killed by SIGKILL \(out of memory\?\)", said)
+    assert told.get(timeout=60) == said

@@ -57,6 +57,7 @@ _START_S = 20.0
 _LOOK_S = 0.25
 _MAX_TEXT = 300
 _STOPPED_S = 1.0
+"""For which a rank is, or is no more, until that is told."""
 
 
 # ---- in the seats
@@ -109,17 +110,17 @@ class Keeper:
         if self._process is not None:
             self._process.kill()
 
-    def watch(self) -> tuple[int | None, str]:
-        """Waits until the rank has ended: its exit code and its last words. None where it is stopped."""
+    def watch(self, stopped: bool) -> tuple[int | None, str, bool]:
+        """Waits until the rank has ended, or is no more `stopped` or not: exit code, last words, and which it is."""
         assert self._process is not None
-        stopped_s: float | None = None
+        since_s = time.monotonic()
         while (code := self._process.poll()) is None:
-            now_s = time.monotonic()
-            stopped_s = None if not is_stopped(self._process.pid) else stopped_s or now_s
-            if stopped_s is not None and now_s - stopped_s > _STOPPED_S:
-                return None, ""
+            if is_stopped(self._process.pid) == stopped:
+                since_s = time.monotonic()
+            elif time.monotonic() - since_s > _STOPPED_S:
+                return None, "", not stopped
             time.sleep(_LOOK_S)
-        return code, next((text for text in reversed(self._printed) if text), "")
+        return code, next((text for text in reversed(self._printed) if text), ""), False
 
 
 # ---- beside the engine
@@ -254,7 +255,7 @@ class _Agent:
         except Exception as error:
             self._say(Refused(f"Ray does not start it: {_brief(error)}"))
             return
-        self._watched |= {self._keepers[rank].watch.remote(): rank for rank in begin.ranks}
+        self._watched |= {self._keepers[rank].watch.remote(False): rank for rank in begin.ranks}
         self._say(Began(pids))
 
     def _look_after(self) -> None:
@@ -263,11 +264,13 @@ class _Agent:
         for reference in ray.wait(list(self._watched), timeout=0)[0]:
             rank = self._watched.pop(reference)
             try:
-                code, words = ray.get(reference)
+                code, words, stopped = ray.get(reference)
             except Exception as error:
                 self._say(Ended(rank, lost=_brief(error)))
             else:
-                self._say(Ended(rank, code, printable(words)[:_MAX_TEXT], stopped=code is None))
+                self._say(Ended(rank, code, printable(words)[:_MAX_TEXT], stopped=stopped))
+                if code is None:
+                    self._watched[self._keepers[rank].watch.remote(stopped)] = rank
 
 
 def _connect() -> Mapping[str, Mapping[str, Any]]:

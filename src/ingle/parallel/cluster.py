@@ -129,7 +129,8 @@ class RemoteProcess:
 
     def has_ended(self) -> bool:
         ended = self._agent.ended.get(self._rank)
-        return self._agent.closed.is_set() if ended is None else not ended.stopped
+        gone = ended is not None and (ended.code is not None or ended.lost is not None)
+        return gone or self._agent.closed.is_set()
 
     def was_killed(self) -> bool:
         ended = self._agent.ended.get(self._rank)

@@ -73,7 +73,7 @@ class Began(msgspec.Struct, frozen=True, tag="began"):
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
-    """A rank has ended, or is stopped."""
+    """A rank has ended, with a code or since it was lost; or it is stopped, or is so no more."""
 
     rank: int
     code: int | None = None

@@ -86,8 +86,8 @@ class _Ranks:
     copied: Callable[[Copied], None] = lambda message: None
     """Told of pages that a rank has copied."""
     last_resort: Callable[[str], None] | None = None
-    """For a step that does not end although a rank is lost: kernels that wait for another GPU's wait for ever."""
-    in_step: bool = False
+    """For a process that does not find out by itself that a rank is lost: it has nothing to do, or is in a step that
+    does not end, as kernels that wait for another GPU's wait for ever."""
 
     def name(self, index: int) -> str:
         where = [f"process {self.processes[index].pid}"]
@@ -112,10 +112,11 @@ class _Ranks:
             self.give_up()
 
     def give_up(self) -> None:
+        """Where this process has not come to it by itself, in a step that does not end or with nothing to do."""
         until_s = time.monotonic() + _END_S
-        while self.in_step and not self.closed.is_set() and time.monotonic() < until_s:
+        while not self.closed.is_set() and time.monotonic() < until_s:
             time.sleep(_LOOK_S)
-        if self.in_step and not self.closed.is_set() and self.last_resort is not None:
+        if not self.closed.is_set() and self.last_resort is not None:
             self.last_resort(self.failure or "")
 
     def end_waiting(self) -> None:
@@ -281,7 +282,7 @@ class Team:
         self._ranks.copied = copied
 
     def if_stuck(self, last_resort: Callable[[str], None]) -> None:
-        """`last_resort` is called, from a thread, with the reason where a rank is lost and a step does not end."""
+        """`last_resort` is called, from a thread, with the reason where a rank is lost and this process goes on."""
         self._ranks.last_resort = last_resort
 
     def before_end(self, let_go: Callable[[], None]) -> None:
@@ -313,12 +314,9 @@ class Team:
 
         Raises `EngineError` where another rank was the first to fail, which then is why.
         """
-        self._ranks.in_step = True
         try:
             yield
-            self._ranks.in_step = False
         except BaseException as error:
-            self._ranks.in_step = False
             self._ranks.lost.wait(_WORDS_S if isinstance(error, Exception) else 0)
             if self._ranks.failure is not None and not isinstance(error, EngineError):
                 raise EngineError(self._ranks.failure) from error

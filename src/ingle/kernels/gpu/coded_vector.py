@@ -64,16 +64,14 @@ def _coded_vector_kernel(
     PER_SPLIT: tl.constexpr = (COUNT + SPLITS - 1) // SPLITS
     split = tl.program_id(0) % SPLITS
     program = tl.program_id(0) // SPLITS
-    chunk = _opaque(split * PER_SPLIT + tl.arange(0, CHUNKS), COMPILED)
-    in_chunks = (chunk < (split + 1) * PER_SPLIT) & (chunk < COUNT)
-    column = chunk * 32
-    if APART != 16:
-        column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
-    group = column // GROUP
+    first_chunk, last_chunk = split * PER_SPLIT, tl.minimum((split + 1) * PER_SPLIT, COUNT)
+    chunk = first_chunk + tl.arange(0, CHUNKS)
+    in_chunks = chunk < last_chunk
+    column = _column(chunk, APART)
     table = _table(table_ptr, TABLE, COMPILED)
     loaded = _load(
-        matrix, _outs(program, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW, HIGH, GROUP,
-        GROUPS, SPAN, ZEROS,
+        matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
+        GROUPS, SPAN, ZEROS, COMPILED,
     )  # fmt: skip
     if PDL:
         await_previous()
@@ -84,12 +82,12 @@ def _coded_vector_kernel(
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
     for tile in range(program, NUM_TILES, num_programs):
-        outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
+        outs = _outs(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
         words, steps = loaded
         # The next weights are on their way while these are multiplied.
         loaded = _load(
-            matrix, _outs(tile + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
-            HIGH, GROUP, GROUPS, SPAN, ZEROS,
+            matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH,
+            APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
         )  # fmt: skip
         quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
         for row in tl.static_range(ROWS):
@@ -108,7 +106,7 @@ def _coded_vector_kernel(
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived_ptr + program, 0)
             for tile in range(program, NUM_TILES, num_programs):
-                outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
+                outs = _outs(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
                 for row in tl.static_range(ROWS):
                     total = tl.zeros([LINES], tl.float32)
                     for index in tl.static_range(SPLITS):
@@ -154,9 +152,8 @@ def _finish(
 
 
 @triton.jit
-def _outs(tile, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
-    """The rows of weights of a tile; those that there are not have places beyond the last."""
-    lines = tl.arange(0, OUTS if EPILOGUE == 0 else 2 * OUTS)
+def _outs(tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
+    """Which rows of weights a tile's lines are; those that there are not have places beyond the last."""
     if EPILOGUE == 0:
         outs = tile * OUTS + lines
     elif EPILOGUE == 1:
@@ -168,65 +165,100 @@ def _outs(tile, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, H
 
 
 @triton.jit
-def _opaque(chunk, COMPILED: tl.constexpr):
+def _column(chunk, APART: tl.constexpr):
+    """A chunk's first."""
+    column = chunk * 32
+    if APART != 16:
+        column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
+    return column
+
+
+@triton.jit
+def _opaque(numbers, COMPILED: tl.constexpr):
     """The same numbers, of which the compiler does not know that they follow each other: it would give neighbours to
     one thread, and pass what it loads by shared memory to those that have them."""
     if COMPILED:
-        chunk = tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [chunk], dtype=tl.int32, is_pure=True, pack=1)
-    return chunk
+        numbers = tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [numbers], dtype=tl.int32, is_pure=True, pack=1)
+    return numbers
 
 
 @triton.jit
 def _load(
-    matrix, outs, chunk, group, in_chunks, OUT: tl.constexpr, COUNT: tl.constexpr, LOW: tl.constexpr,
-    HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
+    matrix, tile, first_chunk, last_chunk, OUT: tl.constexpr, OUTS: tl.constexpr, CHUNKS: tl.constexpr,
+    EPILOGUE: tl.constexpr, HALF: tl.constexpr, COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    APART: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """Of rows and chunks the words of codes, those of the upper bits behind, and the scales and zeros of groups; with
-    minima, a scale and a minimum are one number."""
-    mask = (outs < OUT)[:, None] & in_chunks[None, :]
-    outs, chunk, group = outs[:, None], chunk[None, :], group[None, :]
+    """Of a tile's rows and chunks, [LINES, CHUNKS], the words of codes, those of the upper bits behind, and the scales
+    and zeros of groups; with minima, a scale and a minimum are one number."""
+    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
     codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
-    place = outs * COUNT + chunk
     if LOW == 2:
-        words = _two(codes_ptr, place * 2, mask)
+        words = _words(
+            codes_ptr, tile, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )  # fmt: skip
     elif LOW == 4:
-        words = _four(codes_ptr, place * 4, mask)
+        words = _words(
+            codes_ptr, tile, first_chunk, last_chunk, 4, 4, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )  # fmt: skip
     else:
-        words = _four(codes_ptr, place * 8, mask) + _four(codes_ptr, place * 8 + 4, mask)
-    if HIGH == 1:
-        words += (tl.load(high_ptr + place, mask=mask, other=0, eviction_policy="evict_first"),)
+        words = _words(
+            codes_ptr, tile, first_chunk, last_chunk, 4, 8, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        ) + _words(
+            codes_ptr, tile, first_chunk, last_chunk, 4, 8, 4, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )  # fmt: skip
     if HIGH == 2:
-        words += _two(high_ptr, place * 2, mask)
+        words += _words(
+            high_ptr, tile, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )  # fmt: skip
+    index = tl.arange(0, LINES * CHUNKS)
+    outs = _outs(tile, index // CHUNKS, OUT, OUTS, EPILOGUE, HALF)
+    chunk = first_chunk + _opaque(index % CHUNKS, COMPILED)
+    mask = (outs < OUT) & (chunk < last_chunk)
+    if HIGH == 1:
+        high = tl.load(high_ptr + outs * COUNT + chunk, mask=mask, other=0, eviction_policy="evict_first")
+        words += (tl.reshape(high, [LINES, CHUNKS]),)
+    group = _column(chunk, APART) // GROUP
     steps = ()
-    for index in tl.static_range(2 if GROUP == 16 else 1):
-        at = outs * GROUPS + group + index
+    for part in tl.static_range(2 if GROUP == 16 else 1):
+        at = outs * GROUPS + group + part
         # Integers of 32 bits are what threads carry from one iteration to the next without packing them.
         scale = _whole(tl.load(scales_ptr + at, mask=mask, other=0))
         low = scale
         if ZEROS:
             low = _whole(tl.load(zeros_ptr + at, mask=mask, other=0))
-        steps += (scale, low)
+        steps += (tl.reshape(scale, [LINES, CHUNKS]), tl.reshape(low, [LINES, CHUNKS]))
     if SPAN:
-        steps += (tl.load(factors_ptr + outs * (GROUPS // SPAN) + group // SPAN, mask=mask, other=0),)
+        factors = tl.load(factors_ptr + outs * (GROUPS // SPAN) + group // SPAN, mask=mask, other=0)
+        steps += (tl.reshape(factors, [LINES, CHUNKS]),)
     return words, steps
 
 
 @triton.jit
-def _four(ptr, place, mask):
-    """Four neighbouring words of each place, apart."""
-    within = tl.arange(0, 4)[None, None, :]
-    words = tl.load(ptr + place[:, :, None] + within, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
-    even, odd = tl.split(tl.reshape(words, [words.shape[0], words.shape[1], 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
+def _words(
+    ptr, tile, first_chunk, last_chunk, EACH: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr, OUT: tl.constexpr,
+    OUTS: tl.constexpr, CHUNKS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """EACH neighbours of the STEP words of each chunk, from the FIRST on, apart: two or four of [LINES, CHUNKS].
 
-
-@triton.jit
-def _two(ptr, place, mask):
-    within = tl.arange(0, 2)[None, None, :]
-    words = tl.load(ptr + place[:, :, None] + within, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
-    return tl.split(words)
+    In one dimension, which any version of Triton lays out alike: a warp's lanes have neighbouring chunks of a row.
+    """
+    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
+    index = tl.arange(0, LINES * CHUNKS * EACH)
+    outs = _outs(tile, index // (EACH * CHUNKS), OUT, OUTS, EPILOGUE, HALF)
+    chunk = first_chunk + index // EACH % CHUNKS
+    place = (outs * COUNT + chunk) * STEP + (FIRST + index % EACH)
+    # No more of them than these: a lane should have one chunk's.
+    places = tl.max_contiguous(ptr + place, [EACH])
+    words = tl.load(places, mask=(outs < OUT) & (chunk < last_chunk), other=0, eviction_policy="evict_first")
+    if EACH == 2:
+        apart = tl.split(tl.reshape(words, [LINES, CHUNKS, 2]))
+    else:
+        even, odd = tl.split(tl.reshape(words, [LINES, CHUNKS, 2, 2]))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        apart = (first, second, third, fourth)
+    return apart
 
 
 @triton.jit

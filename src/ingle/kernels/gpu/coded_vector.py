@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
@@ -42,6 +42,9 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
+    num_stages: int = 2
+    """Tiles whose weights are on their way to an SM's memory, and one; 0: the next one's are on their way to registers,
+    where loads are not copies."""
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -53,7 +56,8 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
     tiles `num_programs` from each other."""
@@ -68,12 +72,19 @@ def _coded_vector_kernel(
     chunk = first_chunk + tl.arange(0, CHUNKS)
     in_chunks = chunk < last_chunk
     column = _column(chunk, APART)
+    group = column // GROUP
     table = _table(table_ptr, TABLE, COMPILED)
-    loaded = _load(
-        matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
-        GROUPS, SPAN, ZEROS, COMPILED,
-    )  # fmt: skip
+    if STAGES == 0:
+        loaded = _load(
+            matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
+            GROUPS, SPAN, ZEROS, COMPILED,
+        )  # fmt: skip
     if PDL:
+        if STAGES > 0 and LOW >= 4:
+            for index in tl.static_range(STAGES - 1):
+                outs = _outs(program + index * num_programs, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+                places = matrix[0] + (outs.to(tl.int64) * COUNT + first_chunk) * LOW
+                prefetch(places, tl.where(outs < OUT, (last_chunk - first_chunk) * (4 * LOW), 0))
         await_previous()
     inputs = ()
     scales = ()
@@ -81,26 +92,34 @@ def _coded_vector_kernel(
         given, squared = _inputs(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
-    for tile in range(program, NUM_TILES, num_programs):
-        outs = _outs(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
-        words, steps = loaded
-        # The next weights are on their way while these are multiplied.
-        loaded = _load(
-            matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH,
-            APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
-        )  # fmt: skip
-        quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
-        for row in tl.static_range(ROWS):
-            product = _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
-            total = tl.sum(product, 1) * scales[row]
-            if SPLITS > 1:
-                tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, total, mask=outs < OUT)
-            else:
-                _finish(
-                    total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                    out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
-                    RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                )  # fmt: skip
+    if STAGES > 0:
+        for tile in tl.range(program, NUM_TILES, num_programs, num_stages=STAGES):
+            words, steps = _load(
+                matrix, tile, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART,
+                GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+            )  # fmt: skip
+            _multiply_tile(
+                words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
+                out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
+                token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
+                MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                COMPILED,
+            )  # fmt: skip
+    else:
+        for tile in range(program, NUM_TILES, num_programs):
+            words, steps = loaded
+            # The next weights are on their way while these are multiplied.
+            loaded = _load(
+                matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
+                HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+            )  # fmt: skip
+            _multiply_tile(
+                words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
+                out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
+                token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
+                MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                COMPILED,
+            )  # fmt: skip
     if SPLITS > 1:
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
@@ -117,6 +136,41 @@ def _coded_vector_kernel(
                         kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
                         EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                     )  # fmt: skip
+
+
+@triton.jit
+def _multiply_tile(
+    words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr, out_ptr,
+    cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride, token_stride,
+    head_stride, ROWS: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, SPLITS: tl.constexpr, LOW: tl.constexpr,
+    HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr,
+    ZEROS: tl.constexpr, MINIMA: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """What `_load` gives of a tile, times each row's inputs."""
+    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
+    outs = _outs(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+    quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
+    taken = ()
+    for part in tl.static_range(2 if GROUP == 16 else 1):
+        taken += (_of_word(steps[2 * part], matrix[2], group + part, GROUPS, PAIR),)
+        taken += (_of_word(steps[2 * part + 1], matrix[3], group + part, GROUPS, 0) if ZEROS else taken[2 * part],)
+    if SPAN:
+        factors = steps[4 if GROUP == 16 else 2]
+        taken += (_of_word(factors, matrix[4], group // SPAN, GROUPS // SPAN, 0),)
+    steps = taken
+    for row in tl.static_range(ROWS):
+        product = _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
+        total = tl.sum(product, 1) * scales[row]
+        if SPLITS > 1:
+            tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, total, mask=outs < OUT)
+        else:
+            _finish(
+                total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr,
+                out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
+                RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -154,14 +208,21 @@ def _finish(
 @triton.jit
 def _outs(tile, lines, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
     """Which rows of weights a tile's lines are; those that there are not have places beyond the last."""
-    if EPILOGUE == 0:
-        outs = tile * OUTS + lines
-    elif EPILOGUE == 1:
-        outs = tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF + lines % OUTS + lines // OUTS * HALF
-    else:
-        place = tile * OUTS + lines % OUTS
-        outs = tl.where(place < OUT // 2, place + lines // OUTS * (OUT // 2), OUT)
+    outs = _first_out(tile, OUTS, EPILOGUE, HALF) + _further(lines, OUT, OUTS, EPILOGUE, HALF)
+    if EPILOGUE >= 2:
+        outs = tl.where(tile * OUTS + lines % OUTS < OUT // 2, outs, OUT)
     return outs
+
+
+@triton.jit
+def _first_out(tile, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
+    return tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF if EPILOGUE == 1 else tile * OUTS
+
+
+@triton.jit
+def _further(lines, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
+    """By how much a tile's lines are further than its first, in any tile."""
+    return lines if EPILOGUE == 0 else lines % OUTS + lines // OUTS * (HALF if EPILOGUE == 1 else OUT // 2)
 
 
 @triton.jit
@@ -190,54 +251,98 @@ def _load(
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Of a tile's rows and chunks, [LINES, CHUNKS], the words of codes, those of the upper bits behind, and the scales
-    and zeros of groups; with minima, a scale and a minimum are one number."""
+    and zeros of groups; with minima, a scale and a minimum are one number.
+
+    Behind the last chunk is the last again, of which inputs are zeros; the last tile has its first rows again. Places
+    are a tile's and, the same in every tile, a line's and a chunk's: so they take an addition in a loop.
+    """
     LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
     codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
+    TILES: tl.constexpr = (OUT + LINES - 1) // LINES
+    WHOLE: tl.constexpr = OUT % LINES == 0
+    first_out = _first_out(tl.minimum(tile, TILES - 1), OUTS, EPILOGUE, HALF)
     if LOW == 2:
-        words = _words(
-            codes_ptr, tile, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
-        )  # fmt: skip
+        words = _words(codes_ptr, first_out, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT)
     elif LOW == 4:
-        words = _words(
-            codes_ptr, tile, first_chunk, last_chunk, 4, 4, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
-        )  # fmt: skip
+        words = _words(codes_ptr, first_out, first_chunk, last_chunk, 4, 4, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT)
     else:
         words = _words(
-            codes_ptr, tile, first_chunk, last_chunk, 4, 8, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+            codes_ptr, first_out, first_chunk, last_chunk, 4, 8, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
         ) + _words(
-            codes_ptr, tile, first_chunk, last_chunk, 4, 8, 4, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+            codes_ptr, first_out, first_chunk, last_chunk, 4, 8, 4, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
         )  # fmt: skip
     if HIGH == 2:
-        words += _words(
-            high_ptr, tile, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
-        )  # fmt: skip
+        words += _words(high_ptr, first_out, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT)
     index = tl.arange(0, LINES * CHUNKS)
-    outs = _outs(tile, index // CHUNKS, OUT, OUTS, EPILOGUE, HALF)
-    chunk = first_chunk + _opaque(index % CHUNKS, COMPILED)
-    mask = (outs < OUT) & (chunk < last_chunk)
+    further = _further(index // CHUNKS, OUT, OUTS, EPILOGUE, HALF)
+    if not WHOLE:
+        further = tl.minimum(further, OUT - 1 - first_out)
+    chunk = tl.minimum(first_chunk + _opaque(index % CHUNKS, COMPILED), last_chunk - 1)
     if HIGH == 1:
-        high = tl.load(high_ptr + outs * COUNT + chunk, mask=mask, other=0, eviction_policy="evict_first")
-        words += (tl.reshape(high, [LINES, CHUNKS]),)
+        place = high_ptr + first_out.to(tl.int64) * COUNT + (further * COUNT + chunk)
+        words += (tl.reshape(tl.load(place, eviction_policy="evict_first"), [LINES, CHUNKS]),)
     group = _column(chunk, APART) // GROUP
-    steps = ()
-    for part in tl.static_range(2 if GROUP == 16 else 1):
-        at = outs * GROUPS + group + part
-        # Integers of 32 bits are what threads carry from one iteration to the next without packing them.
-        scale = _whole(tl.load(scales_ptr + at, mask=mask, other=0))
-        low = scale
-        if ZEROS:
-            low = _whole(tl.load(zeros_ptr + at, mask=mask, other=0))
-        steps += (tl.reshape(scale, [LINES, CHUNKS]), tl.reshape(low, [LINES, CHUNKS]))
+    scales = _of_groups(scales_ptr, first_out, further, group, GROUPS, LINES, CHUNKS)
+    zeros = scales
+    if ZEROS:
+        zeros = _of_groups(zeros_ptr, first_out, further, group, GROUPS, LINES, CHUNKS)
+    steps = (scales, zeros)
+    if GROUP == 16:
+        others = scales
+        if not _by_words(scales_ptr, GROUPS):
+            others = _of_groups(scales_ptr, first_out, further, group + 1, GROUPS, LINES, CHUNKS)
+        steps += (others, others)
     if SPAN:
-        factors = tl.load(factors_ptr + outs * (GROUPS // SPAN) + group // SPAN, mask=mask, other=0)
-        steps += (tl.reshape(factors, [LINES, CHUNKS]),)
+        steps += (_of_groups(factors_ptr, first_out, further, group // SPAN, GROUPS // SPAN, LINES, CHUNKS),)
     return words, steps
+
+
+@triton.constexpr_function
+def _by_words(ptr, groups):
+    """Whether a row's numbers are loaded by words: fewer bytes a lane are not copied while others are multiplied."""
+    return ptr.dtype.element_ty.primitive_bitwidth < 32 and groups * ptr.dtype.element_ty.primitive_bitwidth % 32 == 0
+
+
+@triton.jit
+def _of_groups(
+    ptr, first_out, further, group, GROUPS: tl.constexpr, LINES: tl.constexpr, CHUNKS: tl.constexpr
+):  # fmt: skip
+    """[LINES, CHUNKS]: what rows have for groups, or the words of 32 bits with that; see `_of_word`."""
+    if _by_words(ptr, GROUPS):
+        BITS: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth
+        WIDTH: tl.constexpr = GROUPS * BITS // 32
+        place = ptr.to(tl.pointer_type(tl.int32)) + first_out.to(tl.int64) * WIDTH + (
+            further * WIDTH + group * BITS // 32
+        )  # fmt: skip
+    else:
+        place = ptr + first_out.to(tl.int64) * GROUPS + (further * GROUPS + group)
+    # Integers of 32 bits are what threads carry from one iteration to the next without packing them.
+    return tl.reshape(_whole(tl.load(place)), [LINES, CHUNKS])
+
+
+@triton.jit
+def _of_word(loaded, ptr, group, GROUPS: tl.constexpr, PAIR: tl.constexpr):
+    """The numbers that `_of_groups` loaded for groups [CHUNKS]; of PAIR bits, those and what is above them."""
+    if _by_words(ptr, GROUPS):
+        BITS: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth
+        shift = (group * BITS % 32)[None, :]
+        if ptr.dtype.element_ty.is_int():
+            if PAIR > 0:
+                loaded = loaded >> shift
+            elif ptr.dtype.element_ty.is_int_signed():
+                loaded = (loaded << (32 - BITS - shift)) >> (32 - BITS)
+            else:
+                loaded = (loaded >> shift) & ((1 << BITS) - 1)
+        else:
+            loaded = (loaded >> shift).to(tl.int16).to(ptr.dtype.element_ty, bitcast=True)
+    return loaded
 
 
 @triton.jit
 def _words(
-    ptr, tile, first_chunk, last_chunk, EACH: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr, OUT: tl.constexpr,
-    OUTS: tl.constexpr, CHUNKS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr, COUNT: tl.constexpr,
+    ptr, first_out, first_chunk, last_chunk, EACH: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr,
+    OUT: tl.constexpr, OUTS: tl.constexpr, CHUNKS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr,
+    COUNT: tl.constexpr,
 ):  # fmt: skip
     """EACH neighbours of the STEP words of each chunk, from the FIRST on, apart: two or four of [LINES, CHUNKS].
 
@@ -245,12 +350,13 @@ def _words(
     """
     LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
     index = tl.arange(0, LINES * CHUNKS * EACH)
-    outs = _outs(tile, index // (EACH * CHUNKS), OUT, OUTS, EPILOGUE, HALF)
-    chunk = first_chunk + index // EACH % CHUNKS
-    place = (outs * COUNT + chunk) * STEP + (FIRST + index % EACH)
-    # No more of them than these: a lane should have one chunk's.
-    places = tl.max_contiguous(ptr + place, [EACH])
-    words = tl.load(places, mask=(outs < OUT) & (chunk < last_chunk), other=0, eviction_policy="evict_first")
+    further = _further(index // (EACH * CHUNKS), OUT, OUTS, EPILOGUE, HALF)
+    if OUT % LINES:
+        further = tl.minimum(further, OUT - 1 - first_out)
+    chunk = tl.minimum(first_chunk + index // EACH % CHUNKS, last_chunk - 1)
+    place = ptr + first_out.to(tl.int64) * (COUNT * STEP) + ((further * COUNT + chunk) * STEP + (FIRST + index % EACH))
+    # As many neighbours: a lane should have one chunk's.
+    words = tl.load(tl.max_contiguous(tl.multiple_of(place, [4 * EACH]), [EACH]), eviction_policy="evict_first")
     if EACH == 2:
         apart = tl.split(tl.reshape(words, [LINES, CHUNKS, 2]))
     else:
@@ -508,13 +614,15 @@ def _apart(coded: Coded) -> int:
 def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
     """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
-    The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once.
+    The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
+    compiled code (`tests/kernels/compile_lanes.py`), 8 of two warps, or 6 of two rows and of five bits.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
-    lines, warps_a_sm = (4, 8) if sum(BITS[coded.kind]) <= 5 and num_rows == 1 else (2, 16 // num_rows)
+    bits = sum(BITS[coded.kind])
+    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows == 1 else 12
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
@@ -582,6 +690,8 @@ def _run(
 ) -> None:
     alone = epilogue != _ADD
     shape = tiling(coded, num_sms(x.device), len(x), paired=alone, whole=alone or norm is not None)
+    if not multiplies_bfloat16(x.device):  # nor copies, that is
+        shape = shape._replace(num_stages=0)
     run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 
@@ -619,7 +729,7 @@ def run_by(
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+        STAGES=shape.num_stages, PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
     )  # fmt: skip
 
 

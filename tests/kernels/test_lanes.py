@@ -117,4 +117,4 @@ def test_compiled_for_gpus() -> None:
         [sys.executable, "-m", "tests.kernels.compile_lanes"], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("loads of 16 bytes") == 32
+    assert done.stdout.count("loads of 16 bytes") == 64

@@ -84,7 +84,8 @@ def _coded_vector_kernel(
             for index in tl.static_range(STAGES - 1):
                 outs = _outs(program + index * num_programs, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
                 places = matrix[0] + (outs.to(tl.int64) * COUNT + first_chunk) * LOW
-                prefetch(places, tl.where(outs < OUT, (last_chunk - first_chunk) * (4 * LOW), 0))
+                num_bytes = tl.maximum(last_chunk - first_chunk, 0) * (4 * LOW)
+                prefetch(places, tl.where(outs < OUT, num_bytes, 0))
         await_previous()
     inputs = ()
     scales = ()

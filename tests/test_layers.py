@@ -25,8 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("parallel",),
     ("engine",),
     ("jobs",),
-    ("llm", "verify", "server", "plan", "quantize", "service", "eval"),
-    ("doctor",),
+    ("verify", "server", "plan", "quantize", "service", "eval"),
+    ("llm", "doctor"),
     ("cli", "__init__"),
     ("bench", "__main__"),
 )

@@ -65,14 +65,15 @@ def test_no_address_of_a_request_is_fetched() -> None:
         assert not {name for name in called(module) if name.rpartition(".")[2] in ("urlopen", "create_connection")}
 
 
-def test_one_module_listens() -> None:
+def test_two_modules_listen() -> None:
+    """For clients, and for ranks on other hosts."""
     found = {
         module.name
         for module in modules().values()
         for name in called(module)
         if name.rpartition(".")[2] in LISTENERS and name not in ("bind", "listening.bind")
     }
-    assert found == {"server.listening"}
+    assert found == {"server.listening", "parallel.reach"}
 
 
 def test_the_page_names_tests_that_are_there() -> None:

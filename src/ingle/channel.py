@@ -173,11 +173,23 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """What is wrong with the model or with the flags, where that is why."""
 
 
+class Share(msgspec.Struct, frozen=True):
+    """What one of several engines on a machine has of it; None is as much as is there."""
+
+    gpus: str | None = None
+    """As CUDA_VISIBLE_DEVICES names them."""
+    host_bytes: int | None = None
+    """Of memory, that it may plan with."""
+    cpus: tuple[int, ...] | None = None
+    """On which its threads run."""
+
+
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """The first message: what to load."""
+    """The first message: what to load, and with which part of the machine."""
 
     config: EngineConfig
     path: str
+    share: Share = Share()
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -241,9 +253,9 @@ class Channel:
         return messages
 
 
-def start_frame(config: EngineConfig, path: Path) -> bytes:
+def start_frame(config: EngineConfig, path: Path, share: Share = Share()) -> bytes:  # noqa: B008 (frozen)
     """The first message, for whoever writes it to the socket before there is a channel."""
-    return frame(message_encoder(), Start(config, str(path)))
+    return frame(message_encoder(), Start(config, str(path), share))
 
 
 def message_encoder() -> msgspec.msgpack.Encoder:

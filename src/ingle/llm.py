@@ -1,4 +1,4 @@
-"""The offline API: the engine inside this process, text in, text out."""
+"""The offline API: the engine inside this process, or several beside it; text in, text out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 from ingle.config import EngineConfig, TextConfig
 from ingle.engine.build import build_engine
 from ingle.engine.check import before_loading
-from ingle.engine.shared import SharedEngine
+from ingle.engine.shared import SharedEngine, Stepped
 from ingle.errors import RequestError
 from ingle.events import Text
 from ingle.hub.resolve import ensure_model
@@ -35,6 +35,7 @@ from ingle.text.chat_template import ChatTemplate
 from ingle.text.load import load_text_side
 from ingle.text.requests import PromptReader
 from ingle.text.reranker import pairs_of, score
+from ingle.text.tokenizer import Tokenizer
 from ingle.text.user_tokenizer import UserTokenizer
 from ingle.text.vectors import Reading, TextReader, numbers
 
@@ -46,6 +47,7 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or as vLLM's users write them, {"prompt": "…"} and {"prompt_token_ids": […]}."""
 
 _NOT_HERE = {
+    "engine": "with data_parallel_size= there are several, in processes of their own",
     "llm_engine": "the engine is `llm.engine`, the facts of the model `llm.info`",
     "encode": "embed() makes vectors of texts; token ids come from llm.get_tokenizer().encode(text)",
     "classify": "ingle serves no classifying models",
@@ -100,17 +102,28 @@ class LLM:
         self.tokenizer = text.tokenizer
         self.chat_template = text.chat_template
         self.default_sampling = text.default_sampling
-        self.engine, self.info = build_engine(config, Path(source.path), report, tokenizer=lambda: text.tokenizer)
+        stepped = self._load(config, source.path, text.tokenizer, report)
         for notice in [*self.info.notices, *text.notices, *self.tokenizer.hold_against(self.info.vocab_size)]:
             logger.warning("notice: %s", notice)
-        self.engine.worker.device.if_stuck(_end_at_once)
-        if self.engine.keeper is not None:
-            weakref.finalize(self, self.engine.close, _KEEP_S)
-        self._shared = SharedEngine(self.engine)
+        self._shared = SharedEngine(stepped)
         self.prompts = PromptReader(self.tokenizer, self.info)
         self.texts = TextReader(self.tokenizer, self.info, text.pooling)
         self.reranker = text.reranker
         self.request_ids = request_ids()
+
+    def _load(self, config: EngineConfig, path: Path, tokenizer: Tokenizer, report: Callable[[str], None]) -> Stepped:
+        """What answers: an engine here, or several in processes of their own."""
+        if config.parallel.data_parallel_size > 1:
+            from ingle.server.offline import OfflineReplicas
+
+            replicas = OfflineReplicas(config, path, report)
+            self.info = replicas.info
+            return replicas
+        self.engine, self.info = build_engine(config, path, report, tokenizer=lambda: tokenizer)
+        self.engine.worker.device.if_stuck(_end_at_once)
+        if self.engine.keeper is not None:
+            weakref.finalize(self, self.engine.close, _KEEP_S)
+        return self.engine
 
     def generate(
         self,

@@ -35,7 +35,7 @@ def test_workloads_are_the_named_lengths() -> None:
     nano = WORKLOADS["nano256"].lengths
     assert len(nano) == 256 and nano[:2] == ((964, 494), (876, 1011))
     assert WORKLOADS["nano256"].prompts(50) == WORKLOADS["nano256"].prompts(50)
-    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, cpu, c1, "):
+    with pytest.raises(ConfigError, match="--workload 'c3': there are gpu, replicas, cpu, c1, "):
         select(("c3",))
 
 
@@ -109,7 +109,7 @@ def test_throughput_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["throughput", "m", "--thread", "1"], "unknown flag --thread; did you mean --threads"),
         (["throughput"], "MODEL"),
-        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, cpu"),
+        (["throughput", "m", "--workload", "c3"], "--workload 'c3': there are gpu, replicas, cpu"),
         (["latncy", "m"], "did you mean `ingle bench latency`"),
         (["serv"], "did you mean `ingle bench serve`"),
     ],

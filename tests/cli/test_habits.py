@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ingle.bench.cli import _HIDE, BENCHMARKS
+from ingle.bench.cli import BENCHMARKS, hidden_of
 from ingle.cli import flags as cli_flags
 from ingle.cli import verify
 from ingle.cli.chat import Chat
@@ -63,7 +63,7 @@ TARGETS: dict[str, tuple[type, Hidden]] = {
     "chat": (Chat, HIDDEN),
     "generate": (Generate, HIDDEN),
     "verify": (verify.Verify, verify._HIDDEN),
-    **{f"bench {name}": (kind, _HIDE) for name, kind in BENCHMARKS.items()},
+    **{f"bench {name}": (kind, hidden_of(name)) for name, kind in BENCHMARKS.items()},
 }
 LOADING = [name for name, (target, hide) in TARGETS.items()
            if any(flag.owner is EngineConfig for flag in flags_of(target, hide))]  # fmt: skip
@@ -84,10 +84,11 @@ class Answer(NamedTuple):
     """All of it, but for the program's name before it."""
 
 
-ONE_DEVICE = (
-    "a model is divided by --tensor-parallel-size and --pipeline-parallel-size alone: leave the flag out; to serve it "
-    "several times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port"
+NOT_SO = (
+    "a model is divided by --tensor-parallel-size and --pipeline-parallel-size, and served several times by "
+    "--data-parallel-size: leave the flag out"
 )
+ALL_REPLICAS = "one server starts all replicas, and hands requests to them itself: give it --data-parallel-size alone"
 LORA = "adapters are not applied: merge it into the model (peft's merge_and_unload) and give the result"
 NOT_SPLIT = (
     "a model is not split between GPU and memory: take a smaller or a quantized .gguf file, or --device cpu"
@@ -118,7 +119,13 @@ HABITS: list[Does | Answer] = [
     Does("vllm serve m --tensor_parallel_size 8", {"tensor_parallel_size": 8}),
     Does("vllm serve m --pipeline-parallel-size 2", {"pipeline_parallel_size": 2}),
     Does("vllm serve m -tp 2 -pp 2", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
-    Answer("vllm serve m -dp 4", f"-dp 4: {ONE_DEVICE}"),
+    Does("vllm serve m -dp 4", {"data_parallel_size": 4}),
+    Does("vllm serve m -tp 2 --data-parallel-size=4", {"tensor_parallel_size": 2, "data_parallel_size": 4}),
+    Does("python -m sglang.launch_server --model-path m --dp 2 --tp 2",
+         {"model": "m", "tensor_parallel_size": 2, "data_parallel_size": 2}),
+    Answer("vllm serve m -dcp 4", f"-dcp 4: {NOT_SO}"),
+    Answer("vllm serve m -dp 4 --data-parallel-rank 1", f"--data-parallel-rank 1: {ALL_REPLICAS}"),
+    Answer("vllm serve m -dp 4 --data-parallel-external-lb", f"--data-parallel-external-lb: {ALL_REPLICAS}"),
     Does("vllm serve m --quantization awq", {"model": "m", "quantization": "awq"}),
     Does("vllm serve m -q gptq", {"model": "m", "quantization": "gptq"}),
     Does("vllm serve m -tp 4 --quantization awq", {"tensor_parallel_size": 4, "quantization": "awq"}),
@@ -165,7 +172,9 @@ HABITS: list[Does | Answer] = [
     Does("""vllm serve m --compilation-config '{"level": 3}' --cudagraph-capture-sizes 1 2 4""", {},
          "--compilation-config --cudagraph-capture-sizes"),
     Does("vllm serve --cudagraph-capture-sizes 1 2 4 m", {}, "--cudagraph-capture-sizes"),
-    Does("vllm serve m --distributed-executor-backend mp", {}, "--distributed-executor-backend"),
+    Does("vllm serve m --distributed-executor-backend mp", {}),
+    Does("vllm serve m -tp 8 -pp 2 --distributed-executor-backend ray",
+         {"tensor_parallel_size": 8, "pipeline_parallel_size": 2, "distributed_executor_backend": "ray"}),
     Does("vllm serve m --async-scheduling", {"overlap": True}),
     Does("vllm serve Qwen/Qwen3-8B --revision abc123", {"model": "Qwen/Qwen3-8B@abc123"}),
     Does("vllm serve m --download-dir /data", {}, "--download-dir"),

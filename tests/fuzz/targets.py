@@ -180,7 +180,8 @@ def _quantized(name: str) -> Target:
 def _read_quantized(path: Path) -> None:
     config = json.loads(Path(path.parent, "config.json").read_text())
     source = open_source(path.parent, "auto", 0, quantization=read_quantization(path.parent, config))
-    for name in ("model.layers.0.mlp.up_proj.weight", *NAMES):
+    own = [f"model.layers.0.mlp.experts.1.{name}" for name in ("up_proj.weight", "down_proj.weight", "up_proj.bias")]
+    for name in ("model.layers.0.mlp.up_proj.weight", *own, *NAMES):
         if name in source:
             shape = source.shape(name) or ()
             if source.is_coded(name) and np.prod(shape, dtype=object) <= SMALL:
@@ -188,6 +189,18 @@ def _read_quantized(path: Path) -> None:
             source.check(name, int(np.prod(shape, dtype=object)))
     assert source.stored_types is not None
     source.close()
+
+
+def _experts() -> Target:
+    """In one tensor, as gpt-oss has them: MXFP4, and floats."""
+    stacks = {
+        "gate_up_proj_blocks": np.ones((2, 8, 2, 16), np.uint8),
+        "gate_up_proj_scales": np.full((2, 8, 2), 120, np.uint8),
+        "gate_up_proj_bias": np.ones((2, 8), np.float32), "down_proj": np.ones((2, 4, 64), np.float32),
+    }  # fmt: skip
+    config = json.dumps({"quantization_config": {"quant_method": "mxfp4"}})
+    tensors = {f"model.layers.0.mlp.experts.{name}": torch.from_numpy(array) for name, array in stacks.items()}
+    return Target("model.safetensors", lambda: save(tensors), (_read_quantized,), config)
 
 
 CONFIG = {
@@ -204,6 +217,7 @@ TARGETS = {
     "sentencepiece": Target("tokenizer.model", _sentencepiece_seed, (_read_folders_tokenizer,)),
     "tiktoken": Target("qwen.tiktoken", _tiktoken_seed, (_read_folders_tokenizer,)),
     **{f"quantized-{name}": _quantized(name) for name in QUANTIZED},
+    "quantized-experts": _experts(),
     "config": Target("config.json", lambda: json.dumps(CONFIG).encode(), (_read_folders_config,)),
 }
 

@@ -228,9 +228,14 @@ class HubHandler(BaseHTTPRequestHandler):
             self.close_connection = True
         step = max(len(data) // 16, 1) if fault is not None and fault.pause_s else len(data) or 1
         for at in range(0, len(data), step):
-            self.wfile.write(data[at : at + step])
-            self.wfile.flush()
-            self.state.sent += len(data[at : at + step])
+            part = data[at : at + step]
+            self.state.sent += len(part)  # first: whoever has it may ask for the count at once
+            try:
+                self.wfile.write(part)
+                self.wfile.flush()
+            except OSError:
+                self.state.sent -= len(part)
+                raise
             if fault is not None and fault.pause_s:
                 time.sleep(fault.pause_s)
 

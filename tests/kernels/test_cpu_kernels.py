@@ -344,7 +344,8 @@ def test_rotate_and_store(
 def test_rotate_and_store_codes(heads: int, kv_heads: int, head_dim: int, kind: str) -> None:
     """The same codes and scales as PyTorch's, in another order, but for some that lie between two."""
     num_tokens, page_size = 19, 8
-    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim) * torch.logspace(-4, 3, 19)[:, None]
+    sizes = torch.logspace(-4, 3, num_tokens)
+    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim) * sizes[:, None]
     qkv[3, -1], qkv[5, -1], qkv[7] = float("nan"), float("inf"), 0.0
     cos_sin = torch.randn(num_tokens, head_dim - 2)
     slots = torch.randperm(5 * page_size)[:num_tokens]
@@ -353,7 +354,7 @@ def test_rotate_and_store_codes(heads: int, kv_heads: int, head_dim: int, kind: 
         run.rotate_and_store(qkv.clone(), heads, cos_sin, None, None, 1e-5, cache, slots, scales)
         for run, (cache, scales) in zip((cpu, reference), caches, strict=True)
     ]
-    close(*results)
+    close(*(queries / sizes[:, None, None] for queries in results))
     torch.testing.assert_close(caches[0][1], caches[1][1], rtol=1e-5, atol=0)
     ours, theirs = in_order_of_the_cpu(*caches[0]), decoded(*caches[1])
     assert torch.equal(ours.isnan(), theirs.isnan()) and ours.isnan().any()
@@ -411,6 +412,19 @@ def test_attention(
     cache = torch.randn(2, num_pages, page_size, kv_heads, head_dim)
     q = torch.randn(len(batch.token_ids), heads, head_dim)
     close(paged_attention(q, cache, batch, options), reference.paged_attention(q, cache, batch, options))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_attention_with_sinks(name: str) -> None:
+    """By their definition: a key more, whose value is zero. Some are far above all scores, some far below."""
+    batch, options = step(STEPS[name], 16), AttentionOptions(0.3, window=None if name == "long" else 40)
+    cache, q = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64), torch.randn(len(batch.token_ids), 9, 64)
+    sinks = torch.tensor([0.0, 3.0, -2.0, 300.0, -300.0, 8.0, 1e-3, -1e9, 5.0])
+    ours = paged_attention(q, cache, batch, options, None, sinks)
+    close(ours, reference.paged_attention(q, cache, batch, options, None, sinks))
+    without = reference.paged_attention(q, cache, batch, options)
+    close(ours[:, [4, 7]], without[:, [4, 7]])
+    assert (ours[:, 3] == 0).all() and (ours[:, 1].abs() < without[:, 1].abs()).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ingle.kernels import reference
+from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import vector
 from ingle.kernels.gpu.vector import Tiling
 from ingle.kernels.options import Activation
 from ingle.model.layers import RMSNorm
-from tests.kernels.fused import DTYPE, EPS, check_projection, close, norm_weight, randn, weights
+from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn, weights
 
 
 @pytest.fixture(params=[(1, 200, 4, 256), (2, 200, 2, 128), (1, 200, 4, 32), (2, 520, 8, 64)], ids=str)
@@ -70,6 +73,49 @@ def test_every_size_of_row(size_in: int) -> None:
     exact = x.double() @ weight.double().T
     close(vector.add(x, weight, None, None), exact)
     close(vector.gated(x, None, weight, None, "silu"), reference.gated(exact, "silu"))
+
+
+def fp8(num_rows: int, size_in: int) -> Coded:
+    """All that there is but NaN, with a scale for each row."""
+    codes = torch.randint(0, 256, (num_rows, size_in), dtype=torch.uint8, device=DEVICE)
+    codes[codes & 127 == 127] = 1
+    scales = (torch.rand(num_rows, 1, device=DEVICE) + 0.5) / 100 / size_in**0.5
+    return Coded.of("fp8", codes, scales, None, size_in)
+
+
+@pytest.mark.parametrize("num_rows, size_in", [(1, 208), (2, 1040), *([(1, 3584), (2, 3584), (1, 18944)] * ON_GPU)])
+def test_fp8(num_rows: int, size_in: int) -> None:
+    torch.manual_seed(size_in)
+    rows, norm, normed = normed_rows(num_rows, size_in)
+    held, residual, bias = fp8(72, size_in), randn(num_rows, 72), randn(72)
+    matrix = held.decoded(slice(None), torch.float32)
+    exact = rows.float() @ matrix.T
+    close(vector.add(rows, held, None, None), exact)
+    close(vector.add(rows, held, bias, residual), exact + residual.float() + bias.float())
+    close(vector.gated(rows, norm, held, None, "silu"), reference.gated(normed @ matrix.T, "silu"))
+    for qk_norm in (False, True):
+        heads = fp8(8 * 32, size_in)
+        check_projection(
+            lambda _, bias, rotation: vector.project_and_store(rows, norm, heads, bias, rotation),  # noqa: B023
+            normed, 32, qk_norm=qk_norm, weight=heads.decoded(slice(None), torch.float32),
+        )  # fmt: skip
+
+
+def test_which_fp8_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, held = torch.zeros(2, 256, dtype=torch.bfloat16, device=DEVICE), fp8(8, 256)
+    row = x[:1]
+    monkeypatch.setattr(vector, "multiplies_fp8", lambda device: True)
+    assert vector.suits(row, held) and vector.suits(row.half(), held) and not vector.suits(row.float(), held)
+    assert not vector.suits(x, held)
+    assert not vector.suits(row, Coded.of("fp8", held.codes, held.scales.expand(8, 2).contiguous(), None, 128))
+    assert not vector.suits(row[:, :248], fp8(8, 248)) and not vector.suits(row, replace(held, kind="int8"))
+    monkeypatch.setattr(vector, "FP8_ROWS", 2)
+    assert vector.suits(x, held)
+    monkeypatch.setattr(vector, "FP8_ROWS", 0)
+    assert not vector.suits(row, held)
+    monkeypatch.undo()
+    monkeypatch.setattr(vector, "multiplies_fp8", lambda device: False)
+    assert not vector.suits(row, held)
 
 
 def test_what_suits() -> None:

@@ -186,7 +186,6 @@ def test_a_missing_tensor_is_named_as_the_file_would_call_it(tmp_path: Path) -> 
 QUANTIZED: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": {"quant_method": "exl2", "bits": 4.25}}, "'exl2'"),
     ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, "'hqq'"),
-    ({"quantization_config": {"quant_method": "mxfp4"}}, "'mxfp4'"),
     ({"quantization_config": {"bits": 4}}, "a method without a name"),
     ({"quantization_config": "awq"}, "a method without a name"),
     ({"quantization": {"group_size": 64, "bits": 4}}, "'MLX'"),

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from ingle.config import EngineConfig
@@ -13,6 +15,8 @@ from ingle.engine.build import build_engine
 from ingle.errors import ModelError
 from ingle.model.config_keys import KNOWN_KEYS, check_keys
 from ingle.model.registry import FAMILIES
+from ingle.weights.gguf import GgufFile
+from ingle.weights.gguf_hf import ARCHITECTURES, MIXTRAL, config_from_gguf
 from ingle.weights.hf_config import normalize_config, read_config
 from tests.support import save_checkpoint
 from tests.text.toys import write_gguf
@@ -68,6 +72,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "topk_method": "noaux_tc", "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
         "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss", "attention_bias": True, "attention_dropout": 0.0, "experts_per_token": 4,
+        "head_dim": 64, "hidden_act": "silu", "initial_context_length": 4096, "num_experts_per_tok": 4,
+        "num_hidden_layers": 24, "num_local_experts": 32, "output_router_logits": False, "router_aux_loss_coef": 0.9,
+        "layer_types": ["sliding_attention", "full_attention"] * 12, "sliding_window": 128, "swiglu_limit": 7.0,
+        "rope_theta": 150000, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+        "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False}, "eos_token_id": 200002,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}},
     "neutral": {"model_type": "llama", "logits_scaling": 1.0, "embedding_multiplier": 1, "residual_multiplier": None,
                 "attn_logit_softcapping": None, "use_qk_norm": False, "is_causal": True, "clip_qkv": None},
 }  # fmt: skip
@@ -130,6 +142,31 @@ def test_the_notice_comes_with_the_engine(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"foo_multiplier": 3.0}))
     _, info = build_engine(EngineConfig.of(str(tmp_path), device="cpu", kv_cache_memory="4MiB"), tmp_path)
     assert any("foo_multiplier is 3.0" in notice for notice in info.notices)
+
+
+EVERYWHERE = {"model_type", "architectures", "bos_token_id", "eos_token_id", "torch_dtype"}
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mixtral"])
+def test_what_is_made_of_a_gguf_file_is_known(name: str, tmp_path: Path) -> None:
+    """Of one that says all that its architecture may say, and has all the biases that there are."""
+    architecture = MIXTRAL if name == "mixtral" else ARCHITECTURES[name]
+    prefix = "llama" if name == "mixtral" else name
+    said = {key.replace("llama", prefix, 1): value for key, value in LLAMA_GGUF.items()}
+    for key, default in architecture.keys.values():
+        said[f"{prefix}.{key}"] = 2 if default is None else default
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", prefix)
+    for key, value in said.items():
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    for module in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{module}.bias", np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made = config_from_gguf(GgufFile(tmp_path / "model.gguf"))
+    assert made.keys() - EVERYWHERE <= KNOWN_KEYS[architecture.model_type]
+    assert check_keys(normalize_config(Path("model.gguf"), made)) == []
 
 
 LLAMA_GGUF = {

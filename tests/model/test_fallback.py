@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.errors import ConfigError, ModelError
+from ingle.model import fallback
 from ingle.model.registry import FAMILIES
 from ingle.request import EngineRequest, SamplingParams
 from tests.support import (
@@ -37,6 +38,7 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": 16},
     "gpt2": {},
     "gpt_neox": {},
+    "granite_swa": {"sliding_window": 30, "layer_types": ["full_attention", "sliding_attention"]},
     "granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
     "nemotron": {},
     "olmo2": {"num_key_value_heads": 1},
@@ -158,11 +160,10 @@ def save_config(folder: Path, model_type: str, **overrides: Any) -> None:
     AutoConfig.for_model(model_type, **{**tiny, **overrides}).save_pretrained(folder)
 
 
-def test_sinks_are_refused(tmp_path: Path) -> None:
-    save_config(tmp_path, "gpt_oss", layer_types=["full_attention"] * 2, num_local_experts=2, head_dim=16,
-                num_key_value_heads=2, intermediate_size=32)  # fmt: skip
-    with pytest.raises(ModelError, match="asks for attention with s_aux"):
-        engine_for(tmp_path, load_format="dummy")
+def test_what_attention_is_asked_for_beyond_pages_is_refused() -> None:
+    states = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(ModelError, match="Linear asks for attention with position_bias, which is not done over pages"):
+        fallback._attention(torch.nn.Linear(1, 1), states, states, states, None, position_bias=torch.ones(1))
 
 
 def test_tokens_that_meet_outside_attention_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

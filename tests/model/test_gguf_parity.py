@@ -47,6 +47,12 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     ),
+    "gpt-oss": (
+        "gpt_oss",
+        {"head_dim": 16, "sliding_window": 20, "num_local_experts": 6, "num_experts_per_tok": 3,
+         "rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "truncate": False,
+                             "original_max_position_embeddings": 128}},
+    ),
     "phi3": ("phi3", {}),
     "phi3-window": ("phi3", {"sliding_window": 40, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "phi3-partial": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ingle.config import EngineConfig
 from ingle.device.native.device import NativeDevice
@@ -24,6 +24,7 @@ from ingle.weights.quantized.rounding_source import RoundingSource
 from ingle.weights.quantized.scheme import Target
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
+from tests.weights.gguf_models import write_gguf_model
 
 PROMPT = random_prompt(3, 40)
 TARGETS: tuple[Target, ...] = ("int4", "int8", "fp8")
@@ -48,8 +49,6 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 def decoded(folder: Path, target: Target, to: Path) -> Path:
     """A checkpoint of the floats that a rounded one stands for."""
-    from safetensors.torch import save_file
-
     source, tensors = source_of(folder, target), load_file(folder / "model.safetensors")
     for name in source.plan.shapes:
         source.load_into(name, tensors[name])
@@ -189,12 +188,43 @@ def test_shards_and_sizes(plain: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(greedy(engine_for(done.path), PROMPT, 4)) == 4
 
 
+def test_from_pytorch_files(plain: Path, tmp_path: Path) -> None:
+    """The same as from safetensors, to the last bit; whatever else a state dict holds is copied, and what is tied is
+    written once."""
+    tensors = load_file(plain / "model.safetensors")
+    wide = torch.randn(tensors["model.layers.0.mlp.up_proj.weight"].shape[::-1])
+    tensors["model.layers.0.mlp.up_proj.weight"] = wide.T  # which lies column by column
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    folders = {}
+    for kind in ("bin", "safetensors"):
+        folder = folders[kind] = tmp_path / kind
+        folder.mkdir()
+        config = json.loads((plain / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    others = {"rotary_emb.mask": torch.ones(3, 3, dtype=torch.bool), "position_ids": torch.arange(7).expand(1, -1)}
+    torch.save({**tensors, **others}, folders["bin"] / "pytorch_model.bin")
+    save_file(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
+        folders["safetensors"] / "model.safetensors",
+    )
+    written = {kind: quantize(folder, "int4", tmp_path / f"{kind}-int4") for kind, folder in folders.items()}
+    ours, theirs = (load_file(written[kind].path / "model.safetensors") for kind in ("bin", "safetensors"))
+    assert "lm_head.weight" not in theirs
+    assert ours.keys() == theirs.keys() | others.keys()
+    for name, tensor in (theirs | others).items():
+        assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
+    assert len(greedy(engine_for(written["bin"].path), PROMPT, 4)) == 4
+
+
 def test_what_is_refused(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = quantize(plain, "int8", tmp_path / "out").path
     with pytest.raises(ConfigError, match="out is there already; remove it first"):
         quantize(plain, "int8", done)
     with pytest.raises(ModelError, match="quantized already: compressed-tensors"):
         quantize(done, "int4", tmp_path / "again")
+    with pytest.raises(ModelError, match=r"x\.gguf is a GGUF file; give the model's folder of floats, or take a file"):
+        quantize(write_gguf_model(plain, tmp_path / "x.gguf"), "int4", tmp_path / "again")
+    (tmp_path / "x.gguf").unlink()
     with pytest.raises(ConfigError, match="no multiple of 16"):
         quantize(plain, "int4", tmp_path / "again", group_size=20)
     with pytest.raises(ConfigError, match="fp8 has a scale for each row"):

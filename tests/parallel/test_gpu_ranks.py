@@ -80,7 +80,7 @@ def crew_answers(folder: Path, devices: list[str]) -> dict[str, list[int]]:
     opened = ModelFiles.read(config, folder).opened(config)
     crew = ranks.assemble(layout, devices, quiet())
     with crew.team:
-        print(crew.member.link, crew.member.group.choice if crew.member.group is not None else "")
+        print(crew.member.link, crew.member.group.why_by_nccl if crew.member.group is not None else "")
         _, loaded = ranks.load_on(crew, config, folder, opened, quiet())
         engine = engine_on(loaded.device, Scheduler(PagePool(200), loaded.memory.limits), loaded.facts, overlap=True)
         while loaded.device.capture_next():
@@ -111,6 +111,21 @@ def test_stages_on_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     while engine.worker.device.capture_next():
         pass
     assert run(engine, mixed_requests(8)) == run(engine_for(folder, **options_of()), mixed_requests(8))
+    engine.worker.device.close()
+
+
+def test_pages_of_all_gpus_are_kept(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 GPUs")
+    folder = save_checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=8, num_key_value_heads=4)
+    few = options_of(num_gpu_blocks_override=10)
+    engine, alone = engine_for(folder, tensor_parallel_size=2, host_cache="4MiB", **few), engine_for(folder, **few)
+    keeper = engine.keeper
+    assert keeper is not None
+    for seed in (1, 2, 1, 2):
+        assert greedy(engine, random_prompt(seed, 100), 6) == greedy(alone, random_prompt(seed, 100), 6)
+        assert keeper.flush(60)
+    assert keeper.counters["host"].num_pages_read > 0
     engine.worker.device.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,13 @@ from ingle.engine.pages import PagePool
 from ingle.engine.ranks import Crew
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import ModelFiles, Startup
+from ingle.engine.tiers.build import build_tiers
 from ingle.engine.worker import Worker
 from ingle.errors import ConfigError, EngineError
 from ingle.parallel.layout import Layout
+from ingle.parallel.team import _Ranks
 from ingle.request import NO_TOKENS, EngineRequest, Pooling, SamplingParams
+from ingle.verify.apart import _read
 from tests.engine.test_engine import mixed_requests
 from tests.model.checkpoints import CHECKPOINTS
 from tests.model.test_quantized import FORMATS, quantize
@@ -70,11 +75,15 @@ def load(crew: Crew, folder: Path, *, overlap: bool = False, num_pages: int = 20
         str(folder), tensor_parallel_size=layout.tensor, pipeline_parallel_size=layout.pipeline, **options
     )
     with contextlib.closing(ModelFiles.read(config, folder).opened(config)) as opened:
-        _, loaded = ranks.load_on(crew, config, folder, opened, Startup(lambda stage: None))
+        numerics, loaded = ranks.load_on(crew, config, folder, opened, Startup(lambda stage: None))
     limits = loaded.memory.limits
     in_flight = max(limits.num_turns, 2 if overlap else 1)
-    scheduler = Scheduler(PagePool(num_pages), limits)
-    return Engine(scheduler, Worker(loaded.device), loaded.facts, max_in_flight=in_flight, seed=0)
+    pool, keeper = PagePool(num_pages), None
+    if config.cache.has_tiers:
+        with contextlib.closing(ModelFiles.read(config, folder).opened(config)) as opened:
+            keeper = build_tiers(config, opened, numerics, loaded, pool, layout=layout)
+    scheduler, worker = Scheduler(pool, limits, lower=keeper), Worker(loaded.device)
+    return Engine(scheduler, worker, loaded.facts, max_in_flight=in_flight, seed=0, keeper=keeper)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +105,23 @@ def requests() -> list[EngineRequest]:
         sampling = msgspec.structs.replace(asked[index].sampling, **changes)
         asked[index] = msgspec.structs.replace(asked[index], sampling=sampling)
     return asked
+
+
+def keep_pages(crew: Crew, folder: Path, kept: Path, num_pages: int) -> None:
+    """What the device has no room for is read back from host memory, and by the next engine from a disk."""
+    prompts, alone = [random_prompt(seed, 100) for seed in (1, 2)], engine_for(folder, cpu_kernels="torch")
+    right = [greedy(alone, prompt, 6) for prompt in prompts]
+    for is_first in (True, False):
+        engine = load(crew, folder, num_pages=num_pages, host_cache="1MiB", disk_cache=str(kept))
+        keeper = engine.keeper
+        assert keeper is not None
+        for prompt, answer in zip(prompts * 2, right * 2, strict=True):
+            assert greedy(engine, prompt, 6) == answer
+            assert keeper.flush(60)
+        host, disk = keeper.counters["host"], keeper.counters["disk"]
+        assert host.num_pages_read > 0 if is_first else disk.num_pages_read > 0
+        assert (disk.num_pages_written > 0) == is_first
+        engine.close(60)
 
 
 @pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -129,6 +155,21 @@ def test_vectors_and_log_probabilities_are_those_of_one_rank(two: Crew, folder: 
     for one, two_ranks in zip(*rows, strict=True):
         assert one is not None and two_ranks is not None and one.token_ids == two_ranks.token_ids
         np.testing.assert_allclose(one.logprobs, two_ranks.logprobs, atol=1e-4)
+    read_as_by_one(two, folder)
+
+
+def read_as_by_one(crew: Crew, folder: Path) -> None:
+    """All logits of a text, as `ingle verify --against` compares them."""
+    windows = [list(random_prompt(seed, 70)) for seed in (1, 2)]
+    engines = load(crew, folder), engine_for(folder, cpu_kernels="torch", enable_prefix_caching=False)
+    read = [list(_read(engine, windows, lambda stage: None, "it")) for engine in engines]
+    for (place, ours), (same_place, right) in zip(*read, strict=True):
+        assert place == same_place
+        np.testing.assert_allclose(ours, right, atol=1e-4)
+
+
+def test_pages_of_all_ranks_are_kept(two: Crew, folder: Path, tmp_path: Path) -> None:
+    keep_pages(two, folder, tmp_path, num_pages=10)
 
 
 def test_a_quantized_folder(two: Crew, tmp_path: Path) -> None:
@@ -139,13 +180,17 @@ def test_a_quantized_folder(two: Crew, tmp_path: Path) -> None:
 
 
 def test_stages_give_what_one_rank_gives(tmp_path: Path) -> None:
-    """With a tied head, which is the first stage's embedding, and layers of two kinds, of which one stage has one."""
+    """With a tied head, which is the first stage's embedding, and layers of two kinds, of which one stage has one.
+
+    And pages, of which stages have other layers, are kept, and all logits read."""
     windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
     folder = save_checkpoint(tmp_path, "qwen2", num_hidden_layers=3, tie_word_embeddings=True, **windows)
     asked = requests()[:5]
     with crew_of(1, 2) as crew:
         engine = load(crew, folder, num_pages=100, pipeline_layers="1,2", max_num_batched_tokens=48, max_num_seqs=4)
         assert run(engine, asked) == run(engine_for(folder, cpu_kernels="torch"), asked)
+        keep_pages(crew, folder, tmp_path / "kept", num_pages=24)
+        read_as_by_one(crew, folder)
 
 
 EIGHT: dict[str, dict[str, Any]] = {
@@ -202,9 +247,6 @@ def test_sizes_that_do_not_work_are_told_with_those_that_do(folder: Path, tmp_pa
     gpt2 = save_checkpoint(tmp_path, "gpt2", n_embd=32, n_head=2, n_layer=1)
     assert "'gpt2' is run by transformers' code, on one device; leave the flag out" in no_ranks(
         gpt2, tensor_parallel_size=2
-    )
-    assert "--host-cache: prefixes of a model on several GPUs" in no_ranks(
-        folder, tensor_parallel_size=2, host_cache="1GiB"
     )
 
 
@@ -313,6 +355,23 @@ def test_a_plain_script(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert " Paris" in done.stdout and "2 x cpu (TP 2 by TCP on this machine)" in done.stdout
+
+
+def test_the_thread_that_watches_frees_nothing_at_the_end() -> None:
+    """It may outlast the interpreter: then PyTorch's process groups, freed by it, would abort the process."""
+
+    class Computes:
+        def end(self) -> None:
+            self.ended = True
+
+    computes, said = Computes(), []
+    state = _Ranks([], os.memfd_create("rendezvous"), abort=computes.end, let_go=computes.end, last_resort=said.append)
+    state.close()
+    assert computes.ended
+    gone = weakref.ref(computes)
+    del computes
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_rank_that_is_killed_ends_all(two: Crew, folder: Path) -> None:

@@ -53,6 +53,7 @@ class ThreadGroup:
 
     meeting: _Meeting
     place: int
+    peers: None = None
 
     @property
     def size(self) -> int:

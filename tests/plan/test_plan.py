@@ -360,3 +360,14 @@ def test_the_command_has_what_was_given(ingle: Run) -> None:  # noqa: F811
     assert "int4" in ingle("plan", shape, "--gpus", "8GiB", "--weights", "int4").out
     assert ingle("plan", shape, "--gpus", "4GiB").out.splitlines()[-1].startswith("nothing of this fits: ")
     assert ingle("plan", shape, "--device", "cuda", "--gpus", "cpu").err.startswith("ingle: --device cuda: there is no")
+
+
+def test_the_layout_that_is_asked_for() -> None:
+    asked = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}
+    made = plan(TIGERBOT, "8x24GiB", **asked)
+    assert [each.layout.name for each in made.fits] == ["TP 4 x PP 2"]
+    assert text(made, **asked).count("--tensor-parallel-size 4 --pipeline-parallel-size 2") == 1
+    auto = plan(TIGERBOT, "6x24GiB", tensor_parallel_size="auto")
+    assert [each.layout.name for each in auto.fits] == ["TP 4"]
+    with pytest.raises(ConfigError, match="TP 4 x PP 2 takes 8 GPUs, and there are 4"):
+        plan(TIGERBOT, "4x24GiB", **asked)

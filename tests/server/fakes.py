@@ -101,6 +101,10 @@ class ScriptedEngine:
         tokens = [*self.tokenizer.encode(text, add_special_tokens=False), *self.tokenizer.eos_token_ids[:1]]
         self.reply = lambda request: tokens
 
+    @property
+    def engines(self) -> list[ScriptedEngine]:
+        return [self]
+
     def health(self) -> Health:
         return self.status
 

@@ -289,3 +289,35 @@ async def test_a_budget_and_a_limit(client: httpx.AsyncClient, engine: ScriptedE
         assert answer["usage"]["completion_tokens"] == max_tokens
     response = await chat(client, thinking_token_budget=5, reasoning_effort="none")
     assert response["choices"][0]["message"]["content"].startswith("123456789")
+
+
+CHANNELS = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "<|channel|>final<|message|>hello"),
+        ({"response_format": {"type": "json_object"}}, '{"a": 1}'),
+        ({"tools": [TOOL], "tool_choice": "required"}, '[{"name": "weather", "arguments": {"city": "Rome"}}]'),
+    ],
+    ids=["free", "an object", "a call"],
+)
+async def test_a_bound_answer_in_channels_stands_in_the_last(
+    make_client: Callable[..., httpx.AsyncClient], engine: ScriptedEngine, body: dict[str, Any], said: str
+) -> None:
+    """Its header is part of the prompt, for a grammar has no place for it."""
+    engine.info.max_model_len = 4096
+    formats = Formats(tool_format("openai"), reasoning_format("openai_gptoss"))
+    client = make_client(chat_template=ChatTemplate(CHANNELS, {}), formats=formats)
+    engine.say(said)
+    message = (await chat(client, **body))["choices"][0]["message"]
+    prompt = prompt_of(engine)
+    assert prompt.endswith("<|start|>assistant<|channel|>final<|message|>" if body else "<|start|>assistant")
+    if "tools" in body:
+        assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"city": "Rome"}
+    else:
+        assert message["content"] == said.rpartition("<|message|>")[2]

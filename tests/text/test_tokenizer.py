@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ingle.config import TextConfig
 from ingle.errors import ModelError, RequestError
+from ingle.text.answer_end import call_ends
 from ingle.text.load import load_tokenizer
 from tests.text import toys
 from tests.text.templates import TEMPLATES
@@ -321,6 +322,13 @@ def test_what_a_template_writes_after_an_answer_ends_it(
 ) -> None:
     tokenizer = load_tokenizer(toys.write_folder(tmp_path, toys.byte_level(), chat_template__jinja=template))
     assert (tokenizer.eos_token_ids, tokenizer.chat_stops) == (end_ids, stops)
+
+
+def test_a_call_in_channels_ends_with_a_token_of_its_own() -> None:
+    tokens = ["<|return|>", "<|call|>", "<|end|>"]
+    assert call_ends("<|start|>assistant<|channel|>final<|message|>{{ x }}<|return|>", tokens) == ("<|call|>",)
+    assert call_ends("<|start|>assistant<|channel|>final<|message|>{{ x }}<|return|>", tokens[:1]) == ()
+    assert call_ends("{{ x }}<|end|>", tokens) == ()
 
 
 @pytest.mark.parametrize("name", ["chat_template__jinja", "tokenizer_config__json"])

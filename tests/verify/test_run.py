@@ -27,6 +27,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16},
     "qwen3_moe": {"head_dim": 16, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {"head_dim": 16, "sliding_window": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
 }
 
@@ -136,9 +137,9 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(tmp_path: Path) -
     assert result.comparisons[0].num_prompt_tokens == 11
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma3_text", "gpt_oss"])
 def test_a_gguf_file_is_compared_with_its_decoded_self(model_type: str, tmp_path: Path) -> None:
-    sizes = {"intermediate_size": 128, "moe_intermediate_size": 32}
+    sizes = {"intermediate_size": 128} | ({} if model_type == "gpt_oss" else {"moe_intermediate_size": 32})
     save_checkpoint(tmp_path, model_type, **{**RIGHT[model_type], **sizes})
     path = write_gguf_model(tmp_path, tmp_path / "model.gguf", gguf.GGMLQuantizationType.Q8_0)
     result = verified(path)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tests.weights.gguf_blocks import random_blocks
 
 ARCHITECTURES = {
+    "gpt_oss": "gpt-oss",
     "gemma3_text": "gemma3",
     "mistral": "llama",
     "mixtral": "llama",
@@ -52,13 +53,17 @@ def write_gguf_model(
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     tensors = load_file(folder / "model.safetensors")
+    if config["model_type"] == "gpt_oss":
+        tensors = _apart(tensors)
     tensors = (_stacked(tensors) if stacks_experts else tensors) | _rope_tensors(config)
     turns = cycle(random_types)
     for name, values in tensors.items():
         stored_name = _expert_name(name) or names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored_name is not None, f"the gguf package has no name for {name}"
         values = _converted(config, arch, name, values)
-        is_matrix = values.ndim > 1 and not name.endswith(("mlp.gate.weight", "moe.gate.weight"))
+        is_matrix = values.ndim > 1 and not name.endswith(
+            ("mlp.gate.weight", "moe.gate.weight", "router.weight", ".bias")
+        )
         if random_types and is_matrix and name != "model.embed_tokens.weight":
             kind_name, columns = next(turns), values.shape[-1]
             std = columns**-0.5
@@ -106,7 +111,12 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    if config["model_type"].startswith("gemma"):
+    if config["model_type"] == "gpt_oss":
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if config["model_type"].startswith(("gemma", "gpt_oss")):
         writer.add_sliding_window(config["sliding_window"])
         for key, add in (
             ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
@@ -133,6 +143,23 @@ def _expert_name(name: str) -> str | None:
         return None
     layer, expert, projection = match.groups()
     return f"blk.{layer}.ffn_{PROJECTIONS.get(projection, projection).removesuffix('_proj')}.{expert}.weight"
+
+
+def _apart(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """gpt-oss' gates and up projections in tensors of their own, outputs before inputs."""
+    made: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        experts, found, kind = name.rpartition(".experts.")
+        suffix = "bias" if kind.endswith("_bias") else "weight"
+        rows = values.swapaxes(-1, -2) if found and suffix == "weight" else values
+        if kind.startswith("gate_up_proj"):
+            for first, part in enumerate(("gate_proj", "up_proj")):
+                made[f"{experts}.experts.{part}.{suffix}"] = np.ascontiguousarray(rows[:, first::2])
+        elif kind.startswith("down_proj"):
+            made[f"{experts}.experts.down_proj.{suffix}"] = np.ascontiguousarray(rows)
+        else:
+            made[f"{name}.weight" if name.endswith(".sinks") else name] = values
+    return made
 
 
 def _stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from ingle.bench.serving.options import CompareOptions, ServeOptions
-from ingle.bench.workloads import CPU, GPU, Workload, select
+from ingle.bench.workloads import GROUPS, Workload, select
+from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.cli.local import importing
-from ingle.config import CacheConfig, EngineConfig
+from ingle.config import CacheConfig, EngineConfig, ParallelConfig
 from ingle.errors import ConfigError
 from ingle.habits.near import nearest
 
-_HIDE = {CacheConfig: {"enable_prefix_caching"}}
+_HIDE: Hidden = {CacheConfig: {"enable_prefix_caching"}}
 """Repeated runs must compute what they claim to."""
+_OF_ONE_ENGINE: Hidden = {**_HIDE, ParallelConfig: {"data_parallel_size"}}
+
+
+def hidden_of(name: str) -> Hidden:
+    """Fields that are no flags of a benchmark."""
+    return _HIDE if name == "throughput" else _OF_ONE_ENGINE
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     if name in ("-h", "--help", "help"):
         print(_help())
     elif name in BENCHMARKS:
-        options = parse(BENCHMARKS[name], rest, command=f"bench {name}", hide=_HIDE)
+        options = parse(BENCHMARKS[name], rest, command=f"bench {name}", hide=hidden_of(name))
         if name == "throughput":
             select(options.workload)  # complains before anything is loaded
         with importing():
@@ -118,6 +125,7 @@ def _help() -> str:
     commands = "\n".join(
         f"  {name:<12}{(kind.__doc__ or '').strip().partition(chr(10))[0]}" for name, kind in BENCHMARKS.items()
     )
+    groups = "\n".join(_workloads(name, workloads) for name, workloads in GROUPS.items())
     return f"""\
 usage: ingle bench BENCHMARK MODEL ...
        ingle bench serve --base-url http://127.0.0.1:8000
@@ -129,8 +137,7 @@ benchmarks:
 {commands}
 
 workloads of throughput (--workload NAME …), all requests of one at once:
-{_workloads("gpu", GPU)}
-{_workloads("cpu", CPU)}
+{groups}
 
 `ingle bench BENCHMARK --help` shows its flags."""
 

@@ -32,6 +32,7 @@ _KINDS = (
         ),
     ),
     ("matmuls", ("_vector_kernel", "_few_rows_kernel", "_gated_product", "_gate_up_kernel", "_down_kernel")),
+    ("matmuls", ("_few_rows_coded_kernel", "_coded_kernel", "_fp8_kernel")),
     (
         "norms, rotation, activation",
         (
@@ -39,6 +40,9 @@ _KINDS = (
             "_rotate_and_store",
             "_gated",
             "_soft_cap",
+            "_fp8_norm",
+            "_fp8_rows",
+            "_fp8_scale",
             "aten::mul",
             "aten::silu",
             "aten::gelu",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,18 @@ from ingle.bench.latency import measure_latency
 from ingle.bench.latency import table as table_of_latency
 from ingle.bench.profile import profile_decode, profile_prefill, table
 from ingle.bench.startup import measure_startup
-from ingle.bench.throughput import Result, measure, warm_up
+from ingle.bench.throughput import Measured, Result, capture_all, limit_of, measure, warm_up
 from ingle.bench.workloads import Workload, select
 from ingle.channel import EngineInfo
 from ingle.config import EngineConfig
 from ingle.engine.build import build_engine
 from ingle.engine.engine import Engine
-from ingle.engine.roofline import Ceilings
+from ingle.engine.roofline import Ceilings, Least
 from ingle.errors import ConfigError
 from ingle.hub.resolve import ensure_model
 from ingle.kernels.cpu import threads
 from ingle.request import Sampling
+from ingle.server.offline import OfflineReplicas
 from ingle.version import __version__
 
 _MAX_MODEL_LEN = 4096
@@ -76,25 +79,61 @@ def latency(options: LatencyOptions) -> None:
 
 
 def throughput(options: Throughput) -> None:
+    if options.engine.parallel.data_parallel_size > 1:
+        _throughput_of_replicas(options)
+        return
     engine, info, path = _engine(options.engine)
     workloads = select(options.workload or (("gpu",) if engine.facts.on_gpu else ("cpu",)))
-    ceilings = _ceilings(engine, info)
-    sampling = Sampling(
+    ceilings, sampling = _ceilings(engine, info), _sampling(options)
+    warm_up(engine, info.vocab_size, workloads, sampling, settle=lambda: capture_all(engine))
+    limits = [limit_of(engine, workload, ceilings) for workload in workloads]
+    results = _measured(engine, info, workloads, limits, options)
+    if options.output is not None:
+        _write(options.output, "throughput", info, path, ceilings, [result.as_dict() for result in results])
+
+
+def _throughput_of_replicas(options: Throughput) -> None:
+    """Without a roofline: each engine has its device by itself, and nothing else is to be measured there."""
+    config = _config(options.engine)
+    path = ensure_model(config.model).path
+    with contextlib.closing(OfflineReplicas(config, path, _status)) as engines:
+        info, count = engines.info, config.parallel.data_parallel_size
+        print(facts.loaded(info))
+        for notice in info.notices:
+            print(f"notice: {notice}")
+        workloads = select(options.workload or (("gpu",) if config.parallel.device != "cpu" else ("cpu",)))
+        warm_up(engines, info.vocab_size, workloads, _sampling(options), settle=engines.settle, num_engines=count)
+        results = _measured(engines, info, workloads, [None] * len(workloads), options)
+    if options.output is not None:
+        _write(options.output, "throughput", info, path, None, [result.as_dict() for result in results])
+
+
+def _measured(
+    engine: Measured,
+    info: EngineInfo,
+    workloads: Sequence[Workload],
+    limits: Sequence[Least | None],
+    options: Throughput,
+) -> list[Result]:
+    print(_HEADER)
+    results = []
+    for workload, limit in zip(workloads, limits, strict=True):
+        result = measure(
+            engine, info, workload, limit, num_runs=options.num_runs, sampling=_sampling(options), report=_status
+        )
+        print(_row(result), flush=True)
+        results.append(result)
+    return results
+
+
+def _sampling(options: Throughput) -> Sampling:
+    return Sampling(
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         repetition_penalty=options.repetition_penalty,
         logprobs=options.logprobs,
     )
-    warm_up(engine, info.vocab_size, workloads, sampling)
-    print(_HEADER)
-    results = []
-    for workload in workloads:
-        result = measure(engine, info, workload, ceilings, num_runs=options.num_runs, sampling=sampling, report=_status)
-        print(_row(result), flush=True)
-        results.append(result)
-    if options.output is not None:
-        _write(options.output, "throughput", info, path, ceilings, [result.as_dict() for result in results])
 
 
 def _config(flags: EngineConfig) -> EngineConfig:
@@ -114,7 +153,12 @@ def _ceilings(engine: Engine, info: EngineInfo) -> Ceilings:
 
 
 def _write(
-    output: Path, benchmark: str, info: EngineInfo, path: Path, ceilings: Ceilings, results: list[dict[str, object]]
+    output: Path,
+    benchmark: str,
+    info: EngineInfo,
+    path: Path,
+    ceilings: Ceilings | None,
+    results: list[dict[str, object]],
 ) -> None:
     report = {
         "benchmark": benchmark,
@@ -125,7 +169,7 @@ def _write(
         "python": platform.python_version(),
         "device": info.device,
         "num_threads": torch.get_num_threads(),
-        "ceilings": asdict(ceilings),
+        "ceilings": None if ceilings is None else asdict(ceilings),
         "model": path.name,
         "engine": _info_dict(info),
         "results": results,
@@ -146,9 +190,9 @@ def _row(result: Result) -> str:
         f"{result.prefill_tokens_per_s:,.0f}",
         f"{result.mean_ttft_s * 1e3:,.1f}",
         f"{result.mean_tpot_s * 1e3:,.2f}",
-        f"{result.achieved_gb_per_s:,.1f}",
-        f"{result.limit_tokens_per_s:,.0f}",
-        f"{result.share_of_limit:.0%}",
+        "-" if result.achieved_gb_per_s is None else f"{result.achieved_gb_per_s:,.1f}",
+        "-" if result.limit_tokens_per_s is None else f"{result.limit_tokens_per_s:,.0f}",
+        "-" if result.share_of_limit is None else f"{result.share_of_limit:.0%}",
     )
     return "  ".join(f"{value:>{width}}" for value, (_, width) in zip(values, (*_COLUMNS, *_TAIL), strict=True))
 

@@ -7,13 +7,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import msgspec
 
 from ingle.bench.workloads import Workload
-from ingle.channel import EngineInfo
+from ingle.channel import EngineInfo, EngineStats
 from ingle.engine.engine import Engine
-from ingle.engine.roofline import Ceilings, Stored, least
+from ingle.engine.roofline import Ceilings, Least, Stored, least
+from ingle.engine.shared import Stepped
 from ingle.errors import EngineError
 from ingle.request import EngineOutput, EngineRequest, Sampling, token_ids
 
@@ -48,11 +50,12 @@ class Result:
     mean_ttft_s: float
     mean_tpot_s: float
     num_steps: int
-    achieved_gb_per_s: float
-    """Weights once a step and each sequence's keys and values once a step, over the whole time."""
-    limit_tokens_per_s: float
+    achieved_gb_per_s: float | None
+    """Weights once a step and each sequence's keys and values once a step, over the whole time. None, as the next two,
+    of several engines."""
+    limit_tokens_per_s: float | None
     """Output tokens/s at the roofline."""
-    share_of_limit: float
+    share_of_limit: float | None
     seconds: list[float]
     """Of every run, in order."""
 
@@ -60,11 +63,22 @@ class Result:
         return asdict(self)
 
 
+class Measured(Stepped, Protocol):
+    """An engine, or several of them as one."""
+
+    def stats(self) -> EngineStats: ...
+
+
+def limit_of(engine: Engine, workload: Workload, ceilings: Ceilings) -> Least:
+    has = Stored.of(engine.facts.weights, engine.facts.kv)
+    return least(workload.lengths, engine.facts.model, has, engine.scheduler.limits, ceilings)
+
+
 def measure(
-    engine: Engine,
+    engine: Measured,
     info: EngineInfo,
     workload: Workload,
-    ceilings: Ceilings,
+    limit: Least | None,
     *,
     num_runs: int,
     sampling: Sampling,
@@ -76,8 +90,6 @@ def measure(
         runs.append(run_once(engine, workload, info.vocab_size, sampling, seed=index + 1))
         report(f"{workload.name}: run {index + 1} of {num_runs}, {runs[-1].seconds:.2f} s")
     median = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
-    has = Stored.of(engine.facts.weights, engine.facts.kv)
-    limit = least(workload.lengths, engine.facts.model, has, engine.scheduler.limits, ceilings)
     return Result(
         workload=workload.name,
         num_requests=len(workload.lengths),
@@ -88,14 +100,14 @@ def measure(
         mean_ttft_s=median.mean_ttft_s,
         mean_tpot_s=median.mean_tpot_s,
         num_steps=median.num_steps,
-        achieved_gb_per_s=limit.num_bytes / median.seconds / 1e9,
-        limit_tokens_per_s=workload.num_output_tokens / limit.seconds,
-        share_of_limit=limit.seconds / median.seconds,
+        achieved_gb_per_s=None if limit is None else limit.num_bytes / median.seconds / 1e9,
+        limit_tokens_per_s=None if limit is None else workload.num_output_tokens / limit.seconds,
+        share_of_limit=None if limit is None else limit.seconds / median.seconds,
         seconds=[run.seconds for run in runs],
     )
 
 
-def run_once(engine: Engine, workload: Workload, vocab_size: int, sampling: Sampling, seed: int) -> Run:
+def run_once(engine: Measured, workload: Workload, vocab_size: int, sampling: Sampling, seed: int) -> Run:
     """One pass, requests of this sampling; nothing ends before its length.
 
     Raises `EngineError` when a request fails.
@@ -135,7 +147,7 @@ def run_once(engine: Engine, workload: Workload, vocab_size: int, sampling: Samp
     )
 
 
-def step(engine: Engine) -> list[EngineOutput]:
+def step(engine: Measured) -> list[EngineOutput]:
     """The engine's next step. Raises `EngineError` when a request fails in it: what is not computed is no speed."""
     outputs = engine.step()
     for output in outputs:
@@ -157,13 +169,23 @@ def capture_all(engine: Engine) -> None:
     gc.freeze()
 
 
-def warm_up(engine: Engine, vocab_size: int, workloads: Sequence[Workload], sampling: Sampling) -> None:
+def warm_up(
+    engine: Measured,
+    vocab_size: int,
+    workloads: Sequence[Workload],
+    sampling: Sampling,
+    *,
+    settle: Callable[[], None],
+    num_engines: int = 1,
+) -> None:
     """Runs a shortened form of each workload, so that libraries are initialized, memory touched and graphs captured.
 
-    Graphs are captured of what requests asked of sampling before, so one comes first.
+    Graphs are captured of what requests asked of sampling before, so one comes first, to each engine; `settle` leaves
+    none to be captured later.
     """
-    run_once(engine, Workload("first", ((4, 2),)), vocab_size, sampling, seed=0)
-    capture_all(engine)
+    run_once(engine, Workload("first", ((4, 2),) * num_engines), vocab_size, sampling, seed=0)
+    settle()
     for workload in workloads:
-        lengths = tuple((num_in, min(num_out, 4)) for num_in, num_out in workload.lengths[:_WARM_UP_REQUESTS])
+        first = workload.lengths[: _WARM_UP_REQUESTS * num_engines]
+        lengths = tuple((num_in, min(num_out, 4)) for num_in, num_out in first)
         run_once(engine, Workload("warm-up", lengths), vocab_size, sampling, seed=0)

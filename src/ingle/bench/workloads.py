@@ -68,15 +68,18 @@ CPU = (
     _equal("cpu-prefill", 1, 512, 1),
     _equal("cpu-decode", 1, 512, 64),
 )
-WORKLOADS = {workload.name: workload for workload in (*GPU, *CPU)}
-GROUPS = {"gpu": GPU, "cpu": CPU}
+_MIX = next(workload for workload in GPU if workload.name == "mix1024")
+REPLICAS = tuple(Workload(f"mix1024x{count}", _MIX.lengths * count) for count in (2, 4, 8))
+"""As much for each of several replicas. Of one list for all of them, its longest requests are left over at the end."""
+WORKLOADS = {workload.name: workload for workload in (*GPU, *REPLICAS, *CPU)}
+GROUPS = {"gpu": GPU, "replicas": REPLICAS, "cpu": CPU}
 
 
 def select(names: tuple[str, ...]) -> list[Workload]:
-    """The named workloads; `gpu` and `cpu` stand for all of theirs. Raises `ConfigError` for an unknown name."""
+    """The named workloads; a group stands for all of its. Raises `ConfigError` for an unknown name."""
     chosen: list[Workload] = []
     for name in names:
         if name not in WORKLOADS and name not in GROUPS:
-            raise ConfigError(f"--workload {name!r:.80}: there are gpu, cpu, {', '.join(WORKLOADS)}")
+            raise ConfigError(f"--workload {name!r:.80}: there are {', '.join((*GROUPS, *WORKLOADS))}")
         chosen += GROUPS[name] if name in GROUPS else (WORKLOADS[name],)
     return chosen

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingle.hub.source import ModelSource
     from ingle.server.batch.lines import Line
     from ingle.server.batch.records import OutputLine
+    from ingle.server.fleet import Fleet
 
 _TOLD_EVERY_S = 10.0
 """How far it is, where no terminal shows it all the time."""
@@ -216,13 +217,17 @@ class _Work:
 
 def _run(process: EngineProcess, config: ServeConfig, source: ModelSource, work: _Work) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
-    process.load(config.engine, Path(source.path))
+    from ingle.server.fleet import Fleet
+
+    fleet = Fleet(process, config.engine)
+    fleet.load(Path(source.path))
     import uvloop
 
     from ingle.text.sandbox import sandboxes
 
     try:
-        uvloop.run(_answer_all(process, config, source, work))
+        with fleet:
+            uvloop.run(_answer_all(fleet, config, source, work))
     except KeyboardInterrupt:
         print(f"\ningle: {len(work.done)} of {work.num_lines} lines are answered: the same command goes on",
               file=sys.stderr)  # fmt: skip
@@ -231,7 +236,7 @@ def _run(process: EngineProcess, config: ServeConfig, source: ModelSource, work:
         sandboxes.stop()
 
 
-async def _answer_all(process: EngineProcess, config: ServeConfig, source: ModelSource, work: _Work) -> None:
+async def _answer_all(fleet: Fleet, config: ServeConfig, source: ModelSource, work: _Work) -> None:
     import msgspec
 
     from ingle.server.access import Access
@@ -242,7 +247,7 @@ async def _answer_all(process: EngineProcess, config: ServeConfig, source: Model
     from ingle.server.models import ModelPool
 
     told = _Told(work)
-    model = await load_model(process, config, source, told.report)
+    model = await load_model(fleet.engines, config, source, told.report)
     try:
         for notice in [*model.info.notices, *model.text.notices, *model.tokenizer.hold_against(model.info.vocab_size)]:
             told.line(f"notice: {printable(notice)}")

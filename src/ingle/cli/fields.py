@@ -15,6 +15,7 @@ Hidden = Mapping[Any, Set[str]]
 
 SHORT_FLAGS = {
     "tensor_parallel_size": ("-tp",),
+    "data_parallel_size": ("-dp",),
     "quantization": ("-q",),
     "yes": ("-y",),
     "input_file": ("-i",),

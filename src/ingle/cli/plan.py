@@ -23,7 +23,7 @@ _HIDDEN: Hidden = {
     EngineConfig: {"seed", "enforce_eager", "overlap"},
     WeightsConfig: {"trust_remote_code"},
     CacheConfig: {"num_gpu_blocks_override", "enable_prefix_caching"},
-    ParallelConfig: {"threads", "cpu_kernels", "tensor_parallel_size"},
+    ParallelConfig: {"threads", "cpu_kernels", "data_parallel_size"},
 }
 """What changes no memory, or is what the plan is to find out."""
 
@@ -34,7 +34,7 @@ class Plan:
 
     From its configuration and the headers of its weight files alone: of a model that is not here no more is fetched.
 
-    MODEL may also be just a config.json.
+    MODEL may also be just a config.json. --tensor-parallel-size and --pipeline-parallel-size: that layout alone.
     """
 
     engine: EngineConfig

@@ -29,7 +29,7 @@ class Quantize:
     """
 
     model: Positional[str] = ""
-    """A model's folder, or a name as `ingle serve` takes it, of floats in safetensors."""
+    """A model's folder, or a name as `ingle serve` takes it, of floats."""
     out: Positional[Path] = Path()
     """The new folder."""
     to: Literal["int4", "int8", "fp8"] = "int4"

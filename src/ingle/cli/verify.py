@@ -13,7 +13,7 @@ from ingle import facts
 from ingle.cli.fields import Hidden
 from ingle.cli.flags import parse
 from ingle.cli.loading import loading
-from ingle.config import CacheConfig, EngineConfig, TextConfig, WeightsConfig
+from ingle.config import CacheConfig, EngineConfig, ParallelConfig, TextConfig, WeightsConfig
 from ingle.errors import ConfigError, VerificationError, printable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _HIDDEN: Hidden = {
     EngineConfig: {"seed"},
     WeightsConfig: {"load_format", "rope_scaling", "rope_factor", "rope_theta"},
     CacheConfig: {"gpu_memory_utilization", "kv_cache_memory", "num_gpu_blocks_override"},
+    ParallelConfig: {"data_parallel_size"},
 }
 _NAME_WIDTH = 40
 

@@ -23,8 +23,10 @@ LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 CpuKernels = Literal["auto", "torch"]
 GpuKernels = Literal["auto", "triton", "torch"]
+Executor = Literal["mp", "ray"]
 KvCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
 
+MAX_REPLICAS = 64
 _NAMED_SCALINGS = ("linear", "dynamic", "yarn")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
@@ -200,15 +202,25 @@ class ParallelConfig:
     them than --tensor-parallel-size does, and several requests at once to keep them busy."""
     pipeline_layers: str | None = None
     """Layers of each stage of --pipeline-parallel-size, such as 13,14,13. Default: equally many bytes for each."""
+    distributed_executor_backend: Executor = "mp"
+    """Where those processes are. mp: on this machine; ray: on the nodes of the Ray cluster that this machine has joined
+    (`pip install 'ingle[ray]'`), stages on different ones. Each node reads its own copy of the model's files."""
+    data_parallel_size: int = 1
+    """Engines that serve the model side by side, each with GPUs and memory of its own, or its part of a CPU. A request
+    goes to the one that has its beginning cached, else to the one that has least to do."""
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
         _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
         _one_of("gpu_kernels", self.gpu_kernels, GpuKernels)
+        _one_of("distributed_executor_backend", self.distributed_executor_backend, Executor)
         _at_least("threads", self.threads, 1)
         if self.tensor_parallel_size != "auto":
             _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
         _at_least("pipeline_parallel_size", self.pipeline_parallel_size, 1)
+        _at_least("data_parallel_size", self.data_parallel_size, 1)
+        if self.data_parallel_size > MAX_REPLICAS:
+            raise ConfigError(f"--data-parallel-size {self.data_parallel_size} is more than {MAX_REPLICAS} engines")
         self.layers_of_stages()
 
     def layers_of_stages(self) -> tuple[int, ...]:

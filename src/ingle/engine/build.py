@@ -25,11 +25,11 @@ from ingle.engine.engine import Engine
 from ingle.engine.grammar import Grammars
 from ingle.engine.memory import free_host_bytes
 from ingle.engine.pages import PagePool
-from ingle.engine.ranks import assemble, devices_of, ending, layout_of, load_on, started_early
+from ingle.engine.ranks import ending, gather, layout_of, load_on, started_early
 from ingle.engine.scheduler import Scheduler
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.engine.worker import Worker
-from ingle.errors import printable
+from ingle.errors import ConfigError, printable
 from ingle.kernels.cpu import library, threads
 from ingle.model.architecture import DecoderConfig
 from ingle.model.rope import length_notice
@@ -68,6 +68,10 @@ def build_engine(
     """
     if config.target_itl_ms is None:
         config = dataclasses.replace(config, target_itl_ms=_SERVER_ITL_MS if beside_server else 0.0)
+    if (count := config.parallel.data_parallel_size) > 1:
+        raise ConfigError(
+            f"--data-parallel-size {count}: this command has one engine", alternative="leave the flag out"
+        )
     startup = Startup(report)
     team = started_early(config)
     with startup.phase("config", "reading the configuration"), ending(team):
@@ -85,7 +89,8 @@ def build_engine(
             numerics = native_build.numerics(config)
             loaded = native_build.load(config, opened, opened.decoder, numerics, startup)
         elif layout.num_ranks > 1:
-            crew = assemble(layout, devices_of(layout, device), startup, team)
+            own_kernels = config.parallel.gpu_kernels != "torch"
+            crew = gather(config, layout, device, startup, team, own_kernels=own_kernels)
             numerics, loaded = load_on(crew, config, path, opened, startup)
         else:
             with startup.phase("pytorch", "importing PyTorch"):
@@ -98,7 +103,7 @@ def build_engine(
             with startup.phase("prompt_cache", "looking through the prompt cache"):
                 from ingle.engine.tiers.build import build_tiers, in_words
 
-                keeper = build_tiers(config, opened, numerics, loaded, pool, memory)
+                keeper = build_tiers(config, opened, numerics, loaded, pool, memory, layout)
     if library.started():
         library.start(_num_threads(config))
     overlap = device == "cuda" if config.overlap is None else config.overlap

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -116,8 +117,10 @@ def pick_device(config: EngineConfig) -> DeviceType:
     if torch.cuda.is_available():
         return "cuda"
     if wanted == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        where = "here" if visible is None else f"here (CUDA_VISIBLE_DEVICES={visible})"
         raise ConfigError(
-            "--device cuda: PyTorch sees no GPU here; give --device cpu, or check the driver with nvidia-smi"
+            f"--device cuda: PyTorch sees no GPU {where}; give --device cpu, or check the driver with nvidia-smi"
         )
     return "cpu"
 

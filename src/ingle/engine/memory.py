@@ -191,11 +191,20 @@ def host_memory() -> DeviceMemory:
 
 def free_host_bytes() -> int | None:
     """Memory that can be had without swapping: the least of what the machine, this process's control groups and its own
-    limits leave. None where the system does not say, which is not Linux."""
+    limits leave, and what is left of its share. None where the system does not say, which is not Linux."""
     machine = _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
     return min(
         (free for free in (machine, cgroup.free_memory_bytes(), *_own_limits()) if free is not None), default=None
     )
+
+
+def keep_to(num_bytes: int) -> None:
+    """From now on this process plans with so much memory at most: others have the rest."""
+    _shares[:] = [num_bytes]
+
+
+_shares: list[int] = []
+"""Of this process, one or none: a fact of it, like its limits."""
 
 
 def _own_limits() -> Iterator[int]:
@@ -206,6 +215,8 @@ def _own_limits() -> Iterator[int]:
         used = _kilobytes(status, used_key)
         if allowed != resource.RLIM_INFINITY and used is not None:
             yield max(allowed - used, 0)
+    for share in _shares:
+        yield max(share - (_kilobytes(status, "RssAnon:") or 0), 0)
 
 
 def _kilobytes(file: Path, key: str) -> int | None:

@@ -17,12 +17,24 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from ingle.channel import Begun, Channel, ChannelClosed, Failed, NothingRefused, Progress, Refused, Start, StepMessage
+from ingle.channel import (
+    Begun,
+    Channel,
+    ChannelClosed,
+    Failed,
+    NothingRefused,
+    Progress,
+    Refused,
+    Share,
+    Start,
+    StepMessage,
+)
 from ingle.engine.beats import Beats
 from ingle.engine.build import build_engine
 from ingle.engine.child import end_with, signal_of_parents_death
 from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
+from ingle.engine.memory import keep_to
 from ingle.errors import (
     ConfigError,
     IngleError,
@@ -59,6 +71,7 @@ def main() -> int:
 
 
 def _run(channel: Channel, start: Start) -> int:
+    _keep_to(start.share)
     beats = Beats(channel)
     beats.start()
     try:
@@ -88,6 +101,17 @@ def _run(channel: Channel, start: Start) -> int:
         lack = lack_of_memory(error) or lack_of_package(error)
         channel.send(Failed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
     return 1
+
+
+def _keep_to(share: Share) -> None:
+    """Before PyTorch is imported, which looks once what there is. Ranks have the same from this process."""
+    if share.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share.gpus
+    if share.cpus is not None:
+        with contextlib.suppress(OSError):  # one of them is not to be had any more
+            os.sched_setaffinity(0, share.cpus)
+    if share.host_bytes is not None:
+        keep_to(share.host_bytes)
 
 
 def _end_at_once(channel: Channel, reason: str) -> None:

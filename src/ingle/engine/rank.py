@@ -1,4 +1,5 @@
-"""The process of any rank but the first: `ingle.parallel.team` starts it, and it does as it is told until that ends."""
+"""The process of any rank but the first: `ingle.parallel.team` has it started, and it does as it is told until that
+ends."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ingle.engine.child import end_with
-from ingle.errors import IngleError, lack_of_memory, lack_of_package
+from ingle.errors import IngleError, ModelError, lack_of_memory, lack_of_package
+from ingle.parallel.hosts import QUIET, Meeting
 from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
     Alive,
     Capture,
+    CopyPages,
     Draw,
     FromRank,
     Imported,
@@ -28,21 +31,26 @@ from ingle.parallel.messages import (
     Joined,
     Load,
     Loaded,
+    Logits,
     RankFailed,
     Relieve,
+    SharePages,
     ToRanks,
     said,
     to_ranks_decoder,
 )
+from ingle.parallel.reach import SECRET_BYTES, Caller, Receiver, reach
 from ingle.parallel.ring import Reader
 from ingle.step import Masks, Step
 
 if TYPE_CHECKING:
     from ingle.device import Device, Launched
     from ingle.parallel.group import Member
+    from ingle.parallel.pages import RankPart
 
 _BEAT_S = 0.5
 _LOOK_S = 10.0
+_REACH_S = 30.0
 _KEPT = 4
 """Steps whose results are kept: more than are ever in flight."""
 
@@ -66,16 +74,36 @@ class _Voice:
                 os._exit(1)
 
 
+class _Ear(Protocol):
+    """By which it is told."""
+
+    def receive(self, timeout_s: float) -> bytes | None: ...
+
+
+class _Ways(NamedTuple):
+    """To rank 0 and from it."""
+
+    control: socket.socket
+    ear: _Ear
+    rendezvous: int = -1
+
+
 def main() -> int:
-    control, ring, rendezvous, rank, num_ranks, parent = map(int, sys.argv[1:7])
+    how, *given = sys.argv[1:-2]
+    parent, rank = map(int, sys.argv[-2:])
     end_with(parent)
-    voice = _Voice(socket.socket(fileno=control))
+    try:
+        ways = _reached(given[0], int(given[1]), rank) if how == "reach" else _handed(*map(int, given))
+    except IngleError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr)
+        return 1
+    voice = _Voice(ways.control)
     threading.Thread(target=voice.beat, name="beats", daemon=True).start()
     try:
         import torch  # noqa: F401  while rank 0 does so too
 
         voice.say(Imported())
-        _Rank(rank, rendezvous, voice).follow(_messages(Reader(ring, num_ranks - 1, rank - 1)))
+        _Rank(rank, ways.rendezvous, voice).follow(_messages(ways.ear))
     except IngleError as error:
         voice.say(RankFailed(str(error), expected=True))
     except Exception as error:
@@ -84,10 +112,23 @@ def main() -> int:
     return 1
 
 
-def _messages(ring: Reader) -> Iterator[ToRanks]:
+def _handed(control: int, ring: int, rendezvous: int, num_readers: int, index: int) -> _Ways:
+    """Of a rank on the same machine, whose descriptors they are."""
+    return _Ways(socket.socket(fileno=control), Reader(ring, num_readers, index), rendezvous)
+
+
+def _reached(host: str, port: int, rank: int) -> _Ways:
+    """Of one on another. What it proves itself by comes on standard input, which nobody else sees."""
+    secret = sys.stdin.buffer.read(SECRET_BYTES)
+    os.environ.setdefault(*QUIET)
+    words, steps = (reach((host, port), secret, Caller(rank, role), _REACH_S) for role in ("words", "steps"))
+    return _Ways(words, Receiver(steps))
+
+
+def _messages(ear: _Ear) -> Iterator[ToRanks]:
     decoder = to_ranks_decoder()
     while True:
-        message = ring.receive(_LOOK_S)
+        message = ear.receive(_LOOK_S)
         if message is not None:
             yield decoder.decode(message)
 
@@ -98,6 +139,7 @@ class _Rank:
         self._member: Member | None = None
         self._device: Device | None = None
         self._launched: deque[Launched] = deque(maxlen=_KEPT)
+        self._pages: RankPart | None = None
 
     def follow(self, messages: Iterator[ToRanks]) -> None:
         for message in messages:
@@ -106,10 +148,18 @@ class _Rank:
                     self._step(message)
                 case Draw(masks):
                     self._draw(masks)
+                case Logits(start, stop):
+                    if self._draws:
+                        self._launched[-1].logits(start, stop)
                 case Capture():
                     self.device.capture_next()
                 case Relieve():
                     self.device.relieve()
+                case SharePages():
+                    self._share_pages(message)
+                case CopyPages():
+                    assert self._pages is not None, "pages are shared before they are copied"
+                    self._pages.copy(message)
                 case Load():
                     self._load(message)
                 case Join():
@@ -126,10 +176,21 @@ class _Rank:
         if not step.masked:
             self._draw(Masks())
 
+    @property
+    def _draws(self) -> bool:
+        return self._member is not None and self._member.place.is_last
+
     def _draw(self, masks: Masks) -> None:
-        if self._member is not None and self._member.place.is_last:
+        if self._draws:
             words = memoryview(bytearray(masks.words))  # PyTorch wants what it could write to
             self._launched[-1].sample(Masks(masks.slots, words))
+
+    def _share_pages(self, message: SharePages) -> None:
+        if self._pages is None:
+            from ingle.parallel.pages import RankPart
+
+            self._pages = RankPart(self.device.pages(), self._rank, self._voice.say)
+        self._pages.share(message)
 
     def _join(self, join: Join) -> None:
         import torch
@@ -138,7 +199,8 @@ class _Rank:
 
         place = Layout(join.tensor, join.pipeline).place(self._rank)
         device = torch.device(join.devices[self._rank])
-        self._member = group.join(place, device, join.backend, self._rendezvous, own_sums=join.own_sums)
+        meeting = Meeting(self._rendezvous, tuple(join.hosts), join.port)
+        self._member = group.join(place, device, join.backend, meeting, road=join.road)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:
@@ -148,10 +210,13 @@ class _Rank:
 
         member = self._member
         assert member is not None, "ranks join before they load"
-        self._device = None
+        if self._pages is not None:
+            self._pages.stop()
+        self._device = self._pages = None
         self._launched.clear()
         config = load.config
-        opened = ModelFiles.read(config, Path(load.path)).opened(config)
+        path = _own_files(load) if load.digest else Path(load.path)
+        opened = ModelFiles.read(config, path).opened(config)
         with contextlib.closing(opened):
             runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
             share = share_of(config, opened, member.place)
@@ -161,4 +226,18 @@ class _Rank:
         gc.enable()
         sizes = loaded.facts.weights
         experts = 0 if sizes.mixture is None else sizes.mixture.num_bytes
-        self._voice.say(Loaded(sizes.total[1], sizes.head[1], sizes.looked_up[1], experts))
+        page_bytes = loaded.facts.kv.page_bytes(loaded.memory.limits.page_size)
+        self._voice.say(Loaded(sizes.total[1], sizes.head[1], sizes.looked_up[1], experts, page_bytes))
+
+
+def _own_files(load: Load) -> Path:
+    """Of the same model, on this host. Raises `ModelError` where there are none."""
+    from ingle.hub.resolve import resolve_model
+    from ingle.weights.digest import digest_of
+
+    path = Path(load.path)
+    if not path.exists():
+        path = Path(resolve_model(load.config.model).path)
+    if digest_of(path) != load.digest:
+        raise ModelError(f"{path} holds another model here than {load.path} of rank 0's host: give both the same files")
+    return path

@@ -7,18 +7,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from ingle.config import EngineConfig
+from ingle.config import DType, EngineConfig
 from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.errors import ConfigError, EngineError, ModelError
 from ingle.model.architecture import DecoderConfig
 from ingle.model.count import count_experts, num_parameters
 from ingle.model.sizes import WeightSizes
+from ingle.parallel.hosts import QUIET
 from ingle.parallel.layout import Layout, Place
 
 if TYPE_CHECKING:
     from ingle.parallel.group import Member
+    from ingle.parallel.hosts import Hosts
     from ingle.parallel.messages import Loaded as Share
     from ingle.parallel.team import Team
 
@@ -35,6 +37,7 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
     parallel = config.parallel
     if not parallel.asks_for_ranks:
         return Layout()
+    on_ray = parallel.distributed_executor_backend == "ray"
     from ingle.model.share import MAX_SIZE, Division, sizes_for
     from ingle.model.stages import stages_of
 
@@ -51,13 +54,15 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
         )
     if device == "cpu" and parallel.device != "cpu" and tensor != "auto":
         raise ConfigError(
-            f"{name}: PyTorch sees no GPU here{_visible()}", alternative="--device cpu divides the model among CPUs"
+            f"{name}: PyTorch sees no GPU here{_visible()}"
+            + (", where rank 0 is to be, the engine's own process" if on_ray else ""),
+            alternative="--device cpu divides the model among CPUs",
         )
     if pipeline > 1 and device == "cuda" and (why := stages_refusal()):
         raise ConfigError(f"{name}: {why}", alternative="--tensor-parallel-size divides each layer among GPUs")
-    sizes = sizes_for(opened.decoder, 1 if num_gpus is None else num_gpus // pipeline)
+    sizes = sizes_for(opened.decoder, 1 if num_gpus is None else num_gpus // (1 if on_ray else pipeline))
     layout = Layout(max(sizes, default=1) if tensor == "auto" else tensor, pipeline)
-    if num_gpus is not None and layout.num_ranks > num_gpus:
+    if num_gpus is not None and layout.num_ranks > num_gpus and not on_ray:
         works = f"these sizes work: {', '.join(map(str, sizes))}" if pipeline == 1 else "give fewer"
         raise ConfigError(
             f"{name}: PyTorch sees {num_gpus} {'GPU' if num_gpus == 1 else 'GPUs'} here{_visible()}, and that takes "
@@ -66,9 +71,6 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
         )
     Division.of(opened.decoder, layout.tensor)
     stages_of(opened.decoder, layout.pipeline, parallel.layers_of_stages())
-    if layout.num_ranks > 1 and config.cache.has_tiers:
-        flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
-        raise ConfigError(f"{flag}: prefixes of a model on several GPUs are kept on these alone")
     return layout
 
 
@@ -112,12 +114,16 @@ class Crew:
 
     team: Team
     member: Member
+    notice: str | None = None
 
 
 def started_early(config: EngineConfig) -> Team | None:
     """Ranks that import PyTorch while this process reads the model's headers, where their number is clear already."""
     parallel = config.parallel
     if not parallel.asks_for_ranks or parallel.tensor_parallel_size == "auto":
+        return None
+    if parallel.distributed_executor_backend == "ray":
+        os.environ.setdefault(*QUIET)  # before anything imports PyTorch
         return None
     size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     if size > _MOST_EARLY:
@@ -151,26 +157,54 @@ def devices_of(layout: Layout, device: str) -> list[str]:
     return [f"cuda:{rank}" if device == "cuda" else "cpu" for rank in range(layout.num_ranks)]
 
 
-def assemble(
-    layout: Layout, devices: list[str], startup: Startup, team: Team | None = None, *, own_sums: bool = True
+def gather(
+    config: EngineConfig, layout: Layout, device: str, startup: Startup, team: Team | None, *, own_kernels: bool
 ) -> Crew:
-    """Has ranks find each other, on these devices; starts them where there is no `team` yet. `own_sums`: not all sums
-    of GPUs are left to NCCL."""
+    """Ranks on this machine, or in a cluster where the configuration says so. `team`: if they are started already."""
+    if config.parallel.distributed_executor_backend != "ray":
+        return assemble(layout, devices_of(layout, device), startup, team, own_kernels=own_kernels)
+    from ingle.parallel.cluster import RayHosts
+
+    with startup.phase("ray", "joining Ray's cluster"):
+        hosts = RayHosts(
+            layout.tensor,
+            layout.pipeline,
+            on_gpus=device == "cuda",
+            num_cpus=config.parallel.threads or 1,
+            report=startup.report,
+        )
+    crew = assemble(layout, [seat.device for seat in hosts.seats], startup, own_kernels=own_kernels, hosts=hosts)
+    return replace(crew, notice=hosts.notice)
+
+
+def assemble(
+    layout: Layout,
+    devices: list[str],
+    startup: Startup,
+    team: Team | None = None,
+    *,
+    own_kernels: bool = True,
+    hosts: Hosts | None = None,
+) -> Crew:
+    """Has ranks find each other, on these devices; starts them where there is no `team` yet, on other machines too
+    where `hosts` has seats for them. `own_kernels`: not all sums of GPUs are left to NCCL."""
     from ingle.parallel.team import Team
 
-    team = Team(layout.num_ranks) if team is None else team
+    if team is None:
+        with startup.phase("start_ranks", "starting the other ranks"):
+            team = Team(layout.num_ranks, hosts)
     with ending(team):
         with startup.phase("pytorch", f"importing PyTorch in {layout.num_ranks} ranks"):
             import torch
 
             from ingle.parallel.group import JOIN_S, join
-            from ingle.parallel.symmetric import met_before
+            from ingle.parallel.inboxes import ROAD
 
-            own_sums = own_sums and not met_before()
+            road = ROAD if own_kernels and not team.is_on_several_hosts else None
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
-            backend = team.join(layout, devices, own_sums=own_sums)
-            member = join(layout.place(0), torch.device(devices[0]), backend, team.rendezvous, own_sums=own_sums)
+            backend, meeting = team.join(layout, devices, road=road)
+            member = join(layout.place(0), torch.device(devices[0]), backend, meeting, road=road)
             team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")
@@ -186,9 +220,22 @@ def load_on(
 
     team, member, layout = crew.team, crew.member, crew.member.place.layout
     with ending(team):
-        team.load(config, path)
-        startup.meanwhile = team.check
+        if config.cache.has_tiers and team.is_on_several_hosts:
+            flag = "--host-cache" if config.cache.host_cache is not None else "--disk-cache"
+            raise ConfigError(
+                f"{flag}: pages of a model on several hosts are kept on its devices alone",
+                alternative="leave the flag out",
+            )
         runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
+        if team.is_on_several_hosts:
+            from ingle.weights.digest import digest_of
+
+            # Another host's processor might choose another type.
+            dtype = cast(DType, runner.numerics(opened).dtype)
+            team.load(replace(config, weights=replace(config.weights, dtype=dtype)), path, digest_of(path))
+        else:
+            team.load(config, path)
+        startup.meanwhile = team.check
         numerics, own = runner.load(share_of(config, opened, member.place), startup)
         with startup.phase("other_ranks", "waiting for the other ranks' weights"):
             shares = team.loaded()
@@ -197,13 +244,15 @@ def load_on(
     kv = opened.decoder.kv_spec(numerics.kv_dtype)
     limits = replace(own.memory.limits, num_turns=layout.pipeline)
     waits = member.stages is not None and not member.stages.on_devices
+    page_bytes = [own.facts.kv.page_bytes(limits.page_size), *(share.page_bytes for share in shares)]
     facts = replace(own.facts, model=opened.decoder, weights=weights, kv=kv)
     return numerics, replace(
         own,
-        device=RanksDevice(own.device, team, later=waits),
+        device=RanksDevice(own.device, team, page_bytes, later=waits),
         device_name=f"{layout.num_ranks} x {own.device_name} ({layout} by {member.link.name})",
         facts=replace(facts, num_devices=layout.num_ranks) if facts.on_gpu else facts,
         memory=replace(own.memory, limits=limits),
+        notices=(*own.notices, *([] if crew.notice is None else [crew.notice])),
     )
 
 

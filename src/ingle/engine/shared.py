@@ -5,9 +5,29 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
-from ingle.engine.engine import Engine
 from ingle.request import EngineOutput, EngineRequest
+
+
+class Works(Protocol):
+    @property
+    def has_work(self) -> bool: ...
+
+
+class Stepped(Works, Protocol):
+    """What takes requests and brings their outputs, step by step: an `Engine`, or several of them as one."""
+
+    @property
+    def scheduler(self) -> Works:
+        """Whose work is that of unfinished requests, without steps in flight."""
+        ...
+
+    def add(self, request: EngineRequest, /) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def step(self) -> list[EngineOutput]: ...
 
 
 class SharedEngine:
@@ -17,7 +37,7 @@ class SharedEngine:
     somebody steps.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Stepped) -> None:
         self._engine = engine
         self._turn = threading.Condition()
         self._busy = False

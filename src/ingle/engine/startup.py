@@ -29,6 +29,7 @@ from ingle.weights.code_types import BITS_ON_GPU, CODE_TYPES
 from ingle.weights.gguf import GgufFile
 from ingle.weights.hf_config import config_file, normalize_config, read_raw
 from ingle.weights.open import open_source
+from ingle.weights.quantized.config import cache_made_for
 from ingle.weights.quantized.flag import check_flag
 from ingle.weights.quantized.rounding_source import RoundingPlan, RoundingSource
 from ingle.weights.quantized.scheme import Quantization, Target
@@ -138,7 +139,7 @@ class ModelFiles:
                     f"--quantization {config.weights.quantization}: model_type {hf_config['model_type']!r} is run by "
                     "transformers' code, for which no weights are rounded"
                 )
-        notices += _cache_notices(config, hf_config)
+        notices += _cache_notices(config, None if gguf is not None else cache_made_for(path, hf_config))
         return cls(path, gguf, hf_config, decoder, notices, pooling, quantization, rounded_to)
 
     def open(self, config: EngineConfig) -> WeightSource:
@@ -170,16 +171,16 @@ class ModelFiles:
         return OpenModel(self, source, decoder, types, (*self.notices, *notices), rounding=rounding)
 
 
-def _cache_notices(config: EngineConfig, hf_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of a checkpoint that was made for keys and values in 8 bits, which nobody has unasked."""
-    said = hf_config.get("quantization_config")
-    made_for = isinstance(said, dict) and isinstance(said.get("kv_cache_scheme"), dict)
-    if not made_for or config.cache.kv_cache_dtype != "auto":
+def _cache_notices(config: EngineConfig, made_for: str | None) -> tuple[str, ...]:
+    """Of a checkpoint that was made for keys and values of few bits, which nobody has unasked."""
+    if made_for is None:
         return ()
-    return (
-        "the checkpoint is made for keys and values in 8 bits: --kv-cache-dtype fp8 holds them so, with scales of "
-        "their own in place of the checkpoint's",
-    )
+    own = "with a scale for each token in place of the checkpoint's"  # which is at least as exact
+    held = config.cache.kv_cache_dtype
+    if held.startswith(("fp8", "int8")):
+        return (f"keys and values are held as {held}, {own}",)
+    offered = made_for if made_for in ("fp8", "int8") else "fp8"
+    return (f"the checkpoint is made for keys and values as {made_for}: --kv-cache-dtype {offered} holds them {own}",)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class TorchRunner:
         if self._on_gpu:
             self._with_triton, self._card_notices = _ready_gpu(config, self._device)
         else:
-            num_ranks = 1 if member is None else member.place.layout.num_ranks
+            num_ranks = 1 if member is None else member.num_beside
             torch.set_num_threads(config.parallel.threads or max(1, threads.default_count() // num_ranks))
 
     @property
@@ -130,11 +130,11 @@ class TorchRunner:
         return plan if self._member is None else _least(plan, self._member, kv.page_bytes(plan.limits.page_size))
 
     def _memory(self) -> DeviceMemory:
-        """What is free now. CPUs have one memory for all ranks."""
+        """What is free now. CPUs have one memory for all ranks of a machine."""
         memory = memory_of(self._device)
         if self._member is None or self._on_gpu or memory.free is None:
             return memory
-        return DeviceMemory(memory.free // self._member.place.layout.num_ranks)
+        return DeviceMemory(memory.free // self._member.num_beside)
 
     @property
     def _captures_sums(self) -> bool:

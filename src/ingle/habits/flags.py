@@ -32,6 +32,7 @@ SAME: Mapping[str, str] = {
     "--kv-cache-memory": "--kv-cache-memory-bytes",
     "--num-gpu-blocks-override": "--num-kv-blocks-override",
     "--pipeline-parallel-size": "-pp --pp-size",
+    "--data-parallel-size": "-dp --dp --dp-size",
     "--tensor-parallel-size": "-tp --tp --tp-size --num-shard --num-gpus --tensor-parallel-degree",
     "--quantization": "--quantize --quant",
     "--quantization=int8": "--load-8bit --load-in-8bit",
@@ -111,7 +112,7 @@ IDLE: tuple[tuple[str, str], ...] = (
         "the scheduler has no such choice",
     ),
     (
-        "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --distributed-executor-backend= --worker-cls= "
+        "--worker-use-ray --engine-use-ray --ray-workers-use-nsight --worker-cls= "
         "--worker-extension-cls= --max-parallel-loading-workers= --nccl-port= --disable-custom-all-reduce "
         "--enable-p2p-check --master-addr= --master-port= --node-rank= --dist-init-addr= --dist-timeout= "
         "--enable-expert-parallel --data-parallel-backend= --disable-frontend-multiprocessing --api-server-count= "
@@ -270,11 +271,18 @@ IDLE: tuple[tuple[str, str], ...] = (
 
 REFUSED: tuple[tuple[str, str, str], ...] = (
     (
-        "--data-parallel-size= -dp= --dp-size= --expert-parallel-size= "
-        "--ep-size= -ep= --nnodes= --prefill-context-parallel-size= --decode-context-parallel-size= -dcp= --ep=",
+        "--expert-parallel-size= --ep-size= -ep= --nnodes= --prefill-context-parallel-size= "
+        "--decode-context-parallel-size= -dcp= --ep=",
         "1",
-        "a model is divided by --tensor-parallel-size and --pipeline-parallel-size alone: leave the flag out; to serve "
-        "it several times, start a server on each GPU with CUDA_VISIBLE_DEVICES and its own --port",
+        "a model is divided by --tensor-parallel-size and --pipeline-parallel-size, and served several times by "
+        "--data-parallel-size: leave the flag out",
+    ),
+    (
+        "--data-parallel-size-local= -dpl= --data-parallel-rank= -dpn= --data-parallel-start-rank= -dpr= "
+        "--data-parallel-address= -dpa= --data-parallel-rpc-port= -dpp= --data-parallel-hybrid-lb -dph "
+        "--data-parallel-external-lb -dpe",
+        "",
+        "one server starts all replicas, and hands requests to them itself: give it --data-parallel-size alone",
     ),
     (
         "--tensor-split= -ts=",
@@ -389,6 +397,10 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "--otlp-traces-endpoint= --watchdog --watchdog-timeout= --max-engine-restarts= --engine-restart-window= "
         "--shutdown-timeout=",
         "only `ingle serve` listens",
+    ),
+    (
+        "--data-parallel-size= -dp=",
+        "one engine computes; `ingle serve`, `ingle batch` and `ingle bench throughput` have several",
     ),
     (
         "--temperature= --top-p= --top-k= --min-p= --max-tokens= --repetition-penalty= --presence-penalty= "

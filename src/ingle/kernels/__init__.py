@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from ingle.kernels.batch import Batch
     from ingle.kernels.coded import Coded
-    from ingle.kernels.flow import Flow, Norm, Projection, Rotation
+    from ingle.kernels.flow import ExpertBiases, Flow, Norm, Projection, Rotation
+    from ingle.kernels.group import Group
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
@@ -31,7 +32,7 @@ class Kernels(Protocol):
         q = project_and_store(flow, qkv, rotation)            norm, project, rotate, write keys and values
         attended = paged_attention(q, ...)
         flow = project_and_add(attended, out, flow, norm)     project, add, begin the next norm
-        flow = project_and_add(project_gated(flow, gate_up, activation), down, flow, next_norm)
+        flow = gated_mlp(flow, gate_up, down, activation, next_norm)    norm, gated product, project, add, next norm
 
     What stands between them takes `normed` rows and gives back by `add`. The plain operators below them are what the
     reference composes them of, and what parts of a layer with a shape of their own use.
@@ -48,6 +49,7 @@ class Kernels(Protocol):
         batch: Batch,
         options: AttentionOptions,
         kv_scales: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     def project_gated(self, flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor: ...
@@ -56,7 +58,19 @@ class Kernels(Protocol):
         self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
     ) -> Flow: ...
 
-    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow: ...
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
+    ) -> Flow: ...
+
+    def add(
+        self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
+    ) -> Flow: ...
 
     def locate(
         self,
@@ -102,6 +116,7 @@ class Kernels(Protocol):
         gate_up: torch.Tensor,
         down: torch.Tensor,
         activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor: ...
 
     def experts_coded(
@@ -112,6 +127,7 @@ class Kernels(Protocol):
         gate_up: Sequence[Coded],
         down: Coded,
         activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor: ...
 
     def rotate_and_store(
@@ -182,6 +198,7 @@ def paged_attention(
     batch: Batch,
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`Kernels.paged_attention` of a model that is transformers' code: by the C++ kernels where they can."""
     import torch
@@ -189,5 +206,5 @@ def paged_attention(
     if not q.is_cuda and q.dtype == torch.float32 and library.started():
         from ingle.kernels.cpu import attention
 
-        return attention.paged_attention(q, kv_cache, batch, options, kv_scales)
-    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales)
+        return attention.paged_attention(q, kv_cache, batch, options, kv_scales, sinks)
+    return of(q).paged_attention(q, kv_cache, batch, options, kv_scales, sinks)

@@ -65,6 +65,9 @@ class Coded:
     """[16]: the number that each code of int4 stands for, where that is none less its zero."""
     quantizes_inputs: bool = False
     """The model was made for inputs of FP8, too: products of many rows may take them so."""
+    blocks: torch.Tensor | None = None
+    """float32 [O / 128, G]: the scales of groups of 128, where those of 128 neighbouring rows are the same; of FP8 that
+    quantizes inputs."""
 
     @classmethod
     def of(
@@ -87,8 +90,11 @@ class Coded:
             whole = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, half)
             codes = (whole[:, :, 0] | whole[:, :, 1] << 4).view(len(codes), -1)
         size = min(group_size, num_columns)
+        blocks = _blocks(scales, size) if kind == "fp8" and quantizes_inputs else None
+        if kind == "fp8" and quantizes_inputs and scales.shape[1] == 1:
+            scales = scales.float()  # as the library takes them
         columns = kind, codes, scales, zeros, size, max(half, 1), order, padded_from
-        return cls(*columns, table=table, quantizes_inputs=quantizes_inputs)
+        return cls(*columns, table=table, quantizes_inputs=quantizes_inputs, blocks=blocks)
 
     def into_planes(self) -> Coded:
         """The same of codes that are each in a byte of their own, [O, I]. Rows have to be whole blocks."""
@@ -138,6 +144,7 @@ class Coded:
             pairs=pairs,
             factor_pairs=factor_pairs,
             high=joined([part.high for part in parts]),
+            blocks=None,
         )
 
     @property
@@ -159,7 +166,7 @@ class Coded:
     @property
     def num_bytes(self) -> int:
         steps = self.factors, self.minima, self.minimum_factors
-        held = (self.codes, self.high, self.scales, self.zeros, self.order, *steps, self.table)
+        held = (self.codes, self.high, self.scales, self.zeros, self.order, *steps, self.table, self.blocks)
         return sum(tensor.numel() * tensor.itemsize for tensor in held if tensor is not None)
 
     @property
@@ -215,6 +222,15 @@ def _beside(
         return first, None, None
     both = torch.stack((first, second), -1)
     return both[..., 0], both[..., 1], both
+
+
+def _blocks(scales: torch.Tensor, group_size: int) -> torch.Tensor | None:
+    """One of each 128 rows of scales, where all are like it."""
+    if group_size != _BLOCK or len(scales) % _BLOCK:
+        return None
+    blocks = scales[::_BLOCK]
+    alike = torch.equal(blocks[:, None].expand(-1, _BLOCK, -1), scales.view(len(blocks), _BLOCK, -1))
+    return blocks.float().contiguous() if alike else None
 
 
 def _plane(codes: torch.Tensor, bits: int) -> torch.Tensor:

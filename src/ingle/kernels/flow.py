@@ -24,6 +24,11 @@ class Norm(Protocol):
     @property
     def eps(self) -> float: ...
 
+    @property
+    def before(self) -> Matrix | None:
+        """What the normed rows are multiplied by, where nothing else takes them: they may come in the form it takes."""
+        ...
+
 
 class Matrix(Protocol):
     """A matrix [O, E], however it is stored."""
@@ -69,6 +74,24 @@ class Projection(Protocol):
         ...
 
 
+class ExpertBiases(NamedTuple):
+    """Of all experts of a layer."""
+
+    gate_up: torch.Tensor
+    """[N, 2 * I]"""
+    down: torch.Tensor
+    """[N, E]"""
+
+
+class Quantized(NamedTuple):
+    """Rows in FP8."""
+
+    values: torch.Tensor
+    """float8_e4m3fn [T, E]"""
+    scales: torch.Tensor
+    """float32 [T, G], of groups of a row's columns, or of all of them; those of a group side by side in memory."""
+
+
 class Flow(NamedTuple):
     """Rows on their way through the layers, and the norm that the next product takes of them.
 
@@ -84,6 +107,8 @@ class Flow(NamedTuple):
     norm's weight."""
     squares: torch.Tensor | None = None
     """float32 [T, P]: the sum of a residual's squares, in P pieces."""
+    quantized: Quantized | None = None
+    """The normed rows as the matrix takes them that the norm stands before, in place of `values`."""
 
 
 class Rotation(NamedTuple):

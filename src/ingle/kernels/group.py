@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
 
 
@@ -26,13 +29,47 @@ class Border(Protocol):
         """To the stage behind. x is not changed before it is there."""
         ...
 
+    def held(self) -> AbstractContextManager[None]:
+        """Within, nothing crosses: what is received is empty memory, zeros where it is read at once; what is sent is
+        kept. So each rank captures CUDA graphs by itself."""
+        ...
+
     def captured(self) -> Crossing:
-        """Of the CUDA graph that was captured last: whoever replays it does `receive_into` before and `send` behind."""
+        """What was `held` last: whoever replays that graph does `receive_into` before and `send` behind."""
         ...
 
     def receive_into(self, x: torch.Tensor) -> None:
         """`receive`, into memory that is there."""
         ...
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Memory on the GPUs of a group that the kernels of all of them write to: see `ingle.kernels.gpu.sums`."""
+
+    place: int
+    inboxes: tuple[int, ...]
+    """By place, where each rank's begins, as this process sees it: `2 * half_bytes`, all of them `NOTHING`."""
+    half_bytes: int
+    state: torch.Tensor
+    """int64 [4] of this rank: the half that the next sum takes; programs of this one that know it; whether to wait for
+    nobody any more; whether somebody did not come."""
+    most_bytes: int
+    """Of a tensor that they add up; what is larger NCCL does."""
+    one_shot_bytes: int
+    """That a rank sends in one shot."""
+    memory: object
+    """Which holds it all."""
+
+    NOTHING = -0x7FFF8000
+    """int32"""
+
+    def takes(self, num_bytes: int) -> bool:
+        return 0 < num_bytes <= self.most_bytes
+
+    def in_one_shot(self, num_bytes: int) -> bool:
+        """Between two, two shots would send as much."""
+        return len(self.inboxes) == 2 or num_bytes * (len(self.inboxes) - 1) <= self.one_shot_bytes
 
 
 class Group(Protocol):
@@ -46,6 +83,11 @@ class Group(Protocol):
     @property
     def place(self) -> int:
         """Of this rank, in [0, size)."""
+        ...
+
+    @property
+    def peers(self) -> Peers | None:
+        """Where the ranks' own kernels add up what is small enough for that to pay, with what stands behind a sum."""
         ...
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:

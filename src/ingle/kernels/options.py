@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu_tanh"]
-"""Of a gated MLP: x * sigmoid(x), or x * Phi(x) with Phi approximated by tanh (https://arxiv.org/abs/1606.08415)."""
+Activation = Literal["silu", "gelu_tanh", "swiglu_clamped"]
+"""Of a gated MLP: x * sigmoid(x), or x * Phi(x) with Phi approximated by tanh (https://arxiv.org/abs/1606.08415). Or
+the whole of gpt-oss' gate: x * sigmoid(1.702 * x) times what is gated plus 1, after both were cut off at 7."""
+SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from ingle.kernels import reference_kv
 from ingle.kernels.batch import Batch
 from ingle.kernels.coded import Coded
-from ingle.kernels.flow import Flow, Norm, Projection, Rotation
-from ingle.kernels.options import Activation, AttentionOptions, RouterConfig
+from ingle.kernels.flow import ExpertBiases, Flow, Norm, Projection, Rotation
+from ingle.kernels.group import Group
+from ingle.kernels.options import SWIGLU_ALPHA, SWIGLU_LIMIT, Activation, AttentionOptions, RouterConfig
 from ingle.kernels.reference_coded import multiply_coded as multiply_coded
 from ingle.kernels.reference_latent import latent_attention as latent_attention
 from ingle.kernels.reference_latent import store_latent as store_latent
@@ -66,6 +67,9 @@ def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
 def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     """activation(gate) * up for [T, 2 * I] with the gate in the first half: [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
+    if activation == "swiglu_clamped":
+        gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
+        return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
@@ -111,6 +115,7 @@ def experts(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     activation: Activation,
+    biases: ExpertBiases | None = None,
 ) -> torch.Tensor:
     """The weighted sum of what a token's experts give, each a gated MLP: x [T, E] to [T, E].
 
@@ -118,7 +123,8 @@ def experts(
     """
 
     def run(x: torch.Tensor, expert: int) -> torch.Tensor:
-        return F.linear(gated(F.linear(x, gate_up[expert]), activation), down[expert])
+        both, last = (None, None) if biases is None else (biases.gate_up[expert], biases.down[expert])
+        return F.linear(gated(F.linear(x, gate_up[expert], both), activation), down[expert], last)
 
     return _by_expert(x, expert_ids, weights, len(down), run)
 
@@ -130,6 +136,7 @@ def experts_coded(
     gate_up: Sequence[Coded],
     down: Coded,
     activation: Activation,
+    biases: ExpertBiases | None = None,
 ) -> torch.Tensor:
     """`experts` of codes: rows [N * E] of down are those of all experts, and so are [N * 2 * I] of gate_up; or [N * I]
     of two matrices, the gates and the up projections."""
@@ -143,7 +150,9 @@ def experts_coded(
 
     def run(x: torch.Tensor, expert: int) -> torch.Tensor:
         both = torch.cat([multiply(x, coded, expert) for coded in gate_up], 1)
-        return multiply(gated(both, activation), down, expert)
+        if biases is None:
+            return multiply(gated(both, activation), down, expert)
+        return multiply(gated(both + biases.gate_up[expert], activation), down, expert) + biases.down[expert]
 
     return _by_expert(x, expert_ids, weights, num_experts, run)
 
@@ -228,11 +237,27 @@ class Composed:
         self, x: torch.Tensor, projection: Projection, flow: Flow, norm: Norm, post_norm: Norm | None = None
     ) -> Flow:
         """`add` of the projection of x [T, K] to [T, E], or of the sum of those of all ranks."""
-        out = projection.weight.multiply(x, projection.bias)
-        return self.add(out if projection.group is None else projection.group.all_reduce(out), flow, norm, post_norm)
+        return self.add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm, projection.group)
 
-    def add(self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None) -> Flow:
-        """The flow with x [T, E] added, on its way to `norm`; with `post_norm`, of equal eps, x is normed first."""
+    def gated_mlp(
+        self,
+        flow: Flow,
+        gate_up: Projection,
+        down: Projection,
+        activation: Activation,
+        norm: Norm,
+        post_norm: Norm | None = None,
+    ) -> Flow:
+        """`project_gated`, then `project_and_add` of that."""
+        return self.project_and_add(self.project_gated(flow, gate_up, activation), down, flow, norm, post_norm)
+
+    def add(
+        self, x: torch.Tensor, flow: Flow, norm: Norm, post_norm: Norm | None = None, group: Group | None = None
+    ) -> Flow:
+        """The flow with x [T, E] added, or the sum of those of a group's ranks, on its way to `norm`; with `post_norm`,
+        of equal eps, what is added is normed first."""
+        if group is not None:
+            x = group.all_reduce(x)
         post_weight = None if post_norm is None else post_norm.weight
         values, residual = self.add_rms_norm(x, flow.residual, norm.weight, norm.eps, post_weight)
         return Flow(residual, norm, values)
@@ -240,7 +265,7 @@ class Composed:
 
 composed = Composed(rms_norm, add_rms_norm, rotate_and_store)
 normed, project_and_store, project_gated = composed.normed, composed.project_and_store, composed.project_gated
-project_and_add, add = composed.project_and_add, composed.add
+project_and_add, gated_mlp, add = composed.project_and_add, composed.gated_mlp, composed.add
 
 
 def paged_attention(
@@ -249,18 +274,22 @@ def paged_attention(
     batch: Batch,
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention of each token to the cached keys of its own sequence: q [T, Hq, D] to [T, Hq, D]."""
+    """Causal attention of each token to the cached keys of its own sequence: q [T, Hq, D] to [T, Hq, D].
+
+    sinks: float32 [Hq], of each head the score of one more key, whose value is zero (https://arxiv.org/abs/2309.17453).
+    """
     out = torch.empty_like(q)
     n = batch.num_decodes
     if n:
         page_tables, lengths = batch.page_tables[batch.inputs.slots[:n]], batch.inputs.kv_lengths[:n]
-        out[:n] = _attend_decodes(q[:n], kv_cache, kv_scales, page_tables, lengths, options)
+        out[:n] = _attend_decodes(q[:n], kv_cache, kv_scales, page_tables, lengths, options, sinks)
     row = n
     for chunk in batch.chunks[n:]:
         rows = slice(row, row + chunk.count)
         table = batch.page_tables[chunk.slot]
-        out[rows] = _attend_chunk(q[rows], kv_cache, kv_scales, table, chunk.start, options)
+        out[rows] = _attend_chunk(q[rows], kv_cache, kv_scales, table, chunk.start, options, sinks)
         row += chunk.count
     return out
 
@@ -272,6 +301,7 @@ def _attend_decodes(
     page_tables: torch.Tensor,
     kv_lengths: torch.Tensor,
     options: AttentionOptions,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """One token a sequence, all sequences at once, padded to the longest: q [B, Hq, D] to [B, Hq, D]."""
     num_seqs, num_heads, head_dim = q.shape
@@ -291,7 +321,8 @@ def _attend_decodes(
     held = reference_kv.read(kv_cache, kv_scales, page_tables[:, :num_pages], q.dtype)
     k, v = held.flatten(2, 3).transpose(2, 3)  # [B, Hkv, P * page_size, D]
     grouped = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return _attend(grouped, k, v, mask[:, None, None, :], options).reshape(q.shape)
+    sinks = None if sinks is None else sinks.view(num_kv_heads, 1, -1)
+    return _attend(grouped, k, v, mask[:, None, None, :], options, sinks).reshape(q.shape)
 
 
 def _attend_chunk(
@@ -301,6 +332,7 @@ def _attend_chunk(
     page_table: torch.Tensor,
     start: int,
     options: AttentionOptions,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Tokens [start, start + n) of one sequence: q [n, Hq, D] to [n, Hq, D]."""
     end, page_size = start + q.shape[0], kv_cache.shape[2]
@@ -310,28 +342,44 @@ def _attend_chunk(
     held = reference_kv.read(kv_cache, kv_scales, pages, q.dtype)
     k, v = held.flatten(1, 2)[:, : end - first_key].transpose(1, 2)[:, None]  # [1, Hkv, keys, D]
     mask = None  # causal
-    if start or options.softcap is not None or (options.window is not None and options.window < end):
+    if (
+        start
+        or sinks is not None
+        or options.softcap is not None
+        or (options.window is not None and options.window < end)
+    ):
         mask = torch.ones(q.shape[0], end - first_key, dtype=torch.bool, device=q.device).tril(start - first_key)
         if options.window is not None:
             mask = mask.triu(start - first_key + 1 - options.window)
         mask = mask[None, None]
-    return _attend(q.transpose(0, 1)[None], k, v, mask, options)[0].transpose(0, 1)
+    sinks = None if sinks is None else sinks.view(kv_cache.shape[3], -1, 1)
+    return _attend(q.transpose(0, 1)[None], k, v, mask, options, sinks)[0].transpose(0, 1)
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, options: AttentionOptions
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: AttentionOptions,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention of q [B, Hq, n, D] to k and v [B, Hkv, m, D], each head of which serves Hq / Hkv neighbours of q.
 
-    mask: bool [B or 1, 1, n or 1, m], true for keys that are seen; without one attention is causal.
+    mask: bool [B or 1, 1, n or 1, m], true for keys that are seen; without one attention is causal. sinks:
+    [Hkv, Hq / Hkv or 1, n or 1].
     """
-    if options.softcap is None:
+    if options.softcap is None and sinks is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=options.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
     assert mask is not None
     grouped = q.view(q.shape[0], k.shape[1], -1, *q.shape[2:])  # [B, Hkv, group, n, D]
     scores = (grouped @ k[:, :, None].transpose(-1, -2)).float() * options.scale
-    scores = options.softcap * torch.tanh(scores / options.softcap)
-    weights = scores.masked_fill(~mask[:, :, None], float("-inf")).softmax(-1).to(q.dtype)
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[..., None].expand(*scores.shape[:-1], 1)), -1)
+    weights = scores.softmax(-1)[..., : k.shape[2]].to(q.dtype)
     return (weights @ v[:, :, None]).flatten(1, 2)

@@ -57,6 +57,7 @@ class WeightNames:
     """Queries, keys, values: one after the other, or in one tensor."""
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
+    sinks: str = "self_attn.sinks"
     attention_out: str = "self_attn.o_proj"
     attention_post_norm: str = "post_attention_layernorm"
     mlp_norm: str = "post_attention_layernorm"
@@ -83,6 +84,9 @@ class MoeConfig:
     selection_bias: bool = False
     """A bias on the scores decides which experts are chosen, not what they weigh (https://arxiv.org/abs/2408.15664)."""
     float32_router: bool = False
+    router_bias: bool = False
+    expert_biases: bool = False
+    """All projections of all experts have one."""
 
 
 LATENT_NORM_EPS = 1e-6
@@ -147,6 +151,8 @@ class DecoderConfig:
     """Of each layer, how many keys a token sees at most, itself included; None for all. Empty: all, in every layer."""
     window_rope: RopeConfig | None = None
     """The rotation in layers with a window, where it is another."""
+    sinks: bool = False
+    """Each head attends to one more key, of a learned score, whose value is zero (https://arxiv.org/abs/2309.17453)."""
     attention_softcap: float | None = None
     """Scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None

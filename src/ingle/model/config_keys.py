@@ -58,6 +58,10 @@ _USED = {
     "gemma2": f"{_GEMMA2} attn_logit_softcapping",
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,
+    "gpt_oss": """
+        sliding_window layer_types num_experts num_local_experts num_experts_per_tok experts_per_token attention_bias
+        swiglu_alpha swiglu_limit initial_context_length
+    """,
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
 }

@@ -50,6 +50,7 @@ def count_experts(config: DecoderConfig, layers: Collection[int]) -> int:
 def _attention(config: DecoderConfig) -> tuple[int, int]:
     qkv_rows = config.q_size + 2 * config.kv_size
     biases = qkv_rows * config.qkv_bias + config.hidden_size * config.output_bias
+    biases += config.num_heads * config.sinks
     head_norms = 2 * config.head_dim * config.qk_norm
     return (qkv_rows + config.q_size) * config.hidden_size + biases, head_norms
 
@@ -66,6 +67,7 @@ def _latent_attention(config: DecoderConfig, mla: MlaConfig) -> tuple[int, int]:
 
 def _mixture(moe: MoeConfig, hidden: int) -> tuple[int, int, int]:
     """Experts, the shared expert, and the router with the gate of that."""
-    router = moe.router.num_experts * (hidden + moe.selection_bias)
-    experts = moe.router.num_experts * 3 * moe.intermediate_size * hidden
+    router = moe.router.num_experts * (hidden + moe.selection_bias + moe.router_bias)
+    biases = (2 * moe.intermediate_size + hidden) * moe.expert_biases
+    experts = moe.router.num_experts * (3 * moe.intermediate_size * hidden + biases)
     return experts, 3 * moe.shared_intermediate_size * hidden, router + hidden * moe.shared_gate

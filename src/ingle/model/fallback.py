@@ -108,9 +108,15 @@ class _Step(Protocol):
     """What takes the place of a model's attention during one forward."""
 
     def attend(
-        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+        self,
+        module: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        options: AttentionOptions,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """q and k [T, Hq, D] and [T, Hkv, D], v [T, Hkv, Dv] with Dv <= D, to [T, Hq, Dv]."""
+        """q and k [T, Hq, D] and [T, Hkv, D], v [T, Hkv, Dv] with Dv <= D, to [T, Hq, Dv]. sinks: [Hq]."""
         ...
 
 
@@ -124,12 +130,19 @@ class _PagedStep:
     kv_cache: KvCache
 
     def attend(
-        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+        self,
+        module: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        options: AttentionOptions,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         cache, batch, scales = self.kv_cache.of_layer(module.layer_idx, self.batch)
         reference_kv.store(k, F.pad(v, (0, k.shape[-1] - v.shape[-1])), cache, scales, batch.kv_places)
         of_cache = q if scales is not None else q.to(cache.dtype)
-        out = kernels.paged_attention(of_cache.contiguous(), cache, batch, options, scales)
+        wide = None if sinks is None else sinks.float().contiguous()
+        out = kernels.paged_attention(of_cache.contiguous(), cache, batch, options, scales, wide)
         return out[..., : v.shape[-1]].to(q.dtype)
 
 
@@ -145,7 +158,13 @@ class _Probe:
         self.windows: dict[int, int | None] = {}
 
     def attend(
-        self, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+        self,
+        module: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        options: AttentionOptions,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         where = f"{type(module).__name__} of layer {module.layer_idx}"
         if not getattr(module, "is_causal", True):
@@ -352,9 +371,13 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, Hq, T, D], key and value [1, Hkv, T, D], to [1, T, Hq, D]."""
+    """transformers' attention interface: query [1, Hq, T, D], key and value [1, Hkv, T, D], to [1, T, Hq, D].
+
+    s_aux: sinks, [Hq].
+    """
     if attention_mask is not None:
         raise ModelError(f"{type(module).__name__} brings a mask of its own to attention, which pages do not follow")
     for name, other in others.items():
@@ -364,7 +387,7 @@ def _attention(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     options = AttentionOptions(scale, sliding_window, softcap)
     progress.layer_done()
-    return _step.get().attend(module, q, k, v, options)[None], None
+    return _step.get().attend(module, q, k, v, options, s_aux)[None], None
 
 
 def _hidden(body: torch.nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:

@@ -45,6 +45,8 @@ class RMSNorm:
 
     weight: torch.Tensor
     eps: float
+    before: Weight | None = None
+    """What the normed rows are multiplied by, where nothing else takes them."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.of(x).rms_norm(x, self.weight, self.eps)
@@ -63,6 +65,8 @@ class Attention:
     k_norm: RMSNorm | None
     num_heads: int
     options: AttentionOptions
+    sinks: torch.Tensor | None = None
+    """float32 [num_heads]"""
     query_factors: torch.Tensor | None = None
     """float32 [max_model_len]: what rotated queries are multiplied by, by position."""
 
@@ -72,7 +76,7 @@ class Attention:
         q = run.project_and_store(flow, self.qkv, self._rotation(cos_sin, cache))
         if self.query_factors is not None:
             q = q * self.query_factors[cache.batch.inputs.positions].to(q.dtype)[:, None, None]
-        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options, cache.kv_scales).flatten(1)
+        return run.paged_attention(q, cache.kv_cache, cache.batch, self.options, cache.kv_scales, self.sinks).flatten(1)
 
     def _rotation(self, cos_sin: torch.Tensor, cache: LayerCache) -> Rotation:
         return Rotation(
@@ -90,6 +94,8 @@ class Attention:
         for part in (self.qkv, self.out, self.q_norm, self.k_norm):
             if part is not None:
                 yield from part.parameters()
+        if self.sinks is not None:
+            yield self.sinks
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,8 @@ class GatedMLP:
 
     def add_to(self, flow: Flow, norm: RMSNorm, post_norm: RMSNorm | None) -> Flow:
         """What it makes of the flow's normed rows, added to it on its way to `norm`, through `post_norm` if given."""
-        inner = kernels.of(flow.residual).project_gated(flow, self.gate_up, self.activation)
-        return self.down.add_to(flow, inner, norm, post_norm)
+        run = kernels.of(flow.residual)
+        return run.gated_mlp(flow, self.gate_up, self.down, self.activation, norm, post_norm)
 
     def expert_parameters(self) -> Iterator[Parameter]:
         return iter(())

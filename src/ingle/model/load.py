@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -73,22 +74,24 @@ def load_decoder(
         cos_sin=rotations(config, max_model_len, device),
         group=group,
         border=border,
+        capturable=not config.sinks,  # which PyTorch's operators attend to, and wait for the device
     )
 
 
 def _load_layer(config: DecoderConfig, load: Loader, index: int, query_factors: torch.Tensor | None) -> DecoderLayer:
     names, prefix = config.names, f"{config.names.layers}.{index}"
 
-    def norm(name: str, size: int) -> RMSNorm:
-        return load.norm(f"{prefix}.{name}", size, config)
+    def norm(name: str, size: int, before: Weight | None = None) -> RMSNorm:
+        return replace(load.norm(f"{prefix}.{name}", size, config), before=before)
 
     hidden = config.hidden_size
+    attention, mlp = _load_attention(config, load, index, query_factors), _load_mlp(config, load, index)
     return DecoderLayer(
-        input_norm=norm(names.input_norm, hidden),
-        attention=_load_attention(config, load, index, query_factors),
+        input_norm=norm(names.input_norm, hidden, attention.qkv.weight if isinstance(attention, Attention) else None),
+        attention=attention,
         attention_post_norm=norm(names.attention_post_norm, hidden) if config.post_norms else None,
-        mlp_norm=norm(names.mlp_norm, hidden),
-        mlp=_load_mlp(config, load, index),
+        mlp_norm=norm(names.mlp_norm, hidden, mlp.gate_up.weight if isinstance(mlp, GatedMLP) else None),
+        mlp=mlp,
         mlp_post_norm=norm(names.mlp_post_norm, hidden) if config.post_norms else None,
         rope=config.rope_index(index),
     )
@@ -116,6 +119,7 @@ def _load_attention(
         k_norm=head_norm(names.k_norm),
         num_heads=config.num_heads,
         options=config.attention(index),
+        sinks=load.as_float32().tensor(f"{prefix}.{names.sinks}", config.num_heads) if config.sinks else None,
         query_factors=query_factors,
     )
 

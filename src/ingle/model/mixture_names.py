@@ -12,18 +12,30 @@ class MixtureNames(NamedTuple):
     """Of one layer."""
 
     router: str
+    router_bias: str
     selection_bias: str
     experts: list[ExpertNames]
     shared: ExpertNames
     shared_gate: str
 
 
+_ROUTERS = ("mlp.gate", "mlp.router", "block_sparse_moe.gate")
+
+
+def bias_of(name: str) -> str:
+    """Of the projection whose matrix has this name, maybe in a stack."""
+    name, stacked, place = name.partition("[")
+    return f"{name.removesuffix('.weight')}.bias{stacked}{place}"
+
+
 def mixture_names(source: WeightSource, config: MoeConfig, layer: str) -> MixtureNames:
     """`layer` begins the names of a layer's tensors. What the configuration does not ask for need not be there."""
-    mlp = f"{layer}.mlp" if f"{layer}.mlp.gate.weight" in source else f"{layer}.block_sparse_moe"
+    router = next((name for name in _ROUTERS if f"{layer}.{name}.weight" in source), _ROUTERS[-1])
+    mlp = f"{layer}.{router.rpartition('.')[0]}"
     shared = f"{mlp}.{config.shared_name}"
     return MixtureNames(
-        router=f"{mlp}.gate.weight",
+        router=f"{layer}.{router}.weight",
+        router_bias=f"{layer}.{router}.bias",
         selection_bias=f"{mlp}.gate.e_score_correction_bias",
         experts=_expert_names(source, f"{mlp}.experts", config.router.num_experts),
         shared=ExpertNames((f"{shared}.gate_proj.weight", f"{shared}.up_proj.weight"), f"{shared}.down_proj.weight"),

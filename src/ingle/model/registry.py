@@ -9,7 +9,7 @@ from typing import Any
 
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig
-from ingle.model.families import deepseek, gemma, llama, moe, phi3, qwen
+from ingle.model.families import deepseek, gemma, gpt_oss, llama, moe, phi3, qwen
 from ingle.model.families.common import knows_activation
 from ingle.weights.checked import Checked
 from ingle.weights.quantized.config import read_quantization
@@ -22,6 +22,7 @@ FAMILIES: dict[str, Callable[[Checked], DecoderConfig]] = {
     "gemma2": gemma.gemma2,
     "gemma3": gemma.gemma3,
     "gemma3_text": gemma.gemma3,
+    "gpt_oss": gpt_oss.gpt_oss,
     "llama": llama.llama,
     "mistral": llama.mistral,
     "mixtral": moe.mixtral,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ingle.errors import ConfigError
 from ingle.model.architecture import DecoderConfig, MlaConfig, MoeConfig
-from ingle.model.mixture_names import mixture_names
+from ingle.model.mixture_names import bias_of, mixture_names
 from ingle.weights.cut import Cut, Range
 from ingle.weights.source import WeightSource, split_name
 
@@ -244,6 +244,7 @@ def _attention(division: Division, prefix: str, place: int) -> _Cuts:
         config.hidden_size,
     )
     yield f"{prefix}.{names.attention_out}.weight", _columns(config.hidden_size, config.q_size, queries)
+    yield f"{prefix}.{names.sinks}", Cut((config.num_heads,), (heads.at(place),))
 
 
 def _latent_attention(division: Division, mla: MlaConfig, prefix: str, place: int) -> _Cuts:
@@ -274,11 +275,11 @@ def _mixture(division: Division, moe: MoeConfig, source: WeightSource, prefix: s
 def _expert(gate_up: Sequence[str], down: str, hidden: int, width: _Split, place: int) -> _Cuts:
     """By the names of tensors, as experts have them."""
     own = width.at(place)
-    if len(gate_up) == 1:
-        yield gate_up[0], Cut((2 * width.whole, hidden), (own, _behind(own, width.whole)))
-    else:
-        for name in gate_up:
-            yield name, Cut((width.whole, hidden), (own,))
+    rows = (own, _behind(own, width.whole)) if len(gate_up) == 1 else (own,)
+    for name in gate_up:
+        whole = 2 * width.whole if len(gate_up) == 1 else width.whole
+        yield name, Cut((whole, hidden), rows)
+        yield bias_of(name), Cut((whole,), rows)
     yield down, _columns(hidden, width.whole, own)
 
 

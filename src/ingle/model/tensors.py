@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ingle.errors import ModelError
 from ingle.model.architecture import DecoderConfig, MlaConfig, MoeConfig
-from ingle.model.mixture_names import mixture_names
+from ingle.model.mixture_names import bias_of, mixture_names
 from ingle.weights.source import WeightSource, split_name
 
 Needed = Iterator[tuple[str, int]]
@@ -57,6 +57,8 @@ def _layer(config: DecoderConfig, source: WeightSource, index: int) -> Needed:
         yield from _linear(prefix, names.qkv, rows, hidden, config.qkv_bias)
         for norm in (names.q_norm, names.k_norm) if config.qk_norm else ():
             yield f"{prefix}.{norm}.weight", config.head_dim
+        if config.sinks:
+            yield f"{prefix}.{names.sinks}", config.num_heads
     yield from _linear(prefix, (names.attention_out,), [hidden], config.attended_size, config.output_bias)
     if config.moe is not None and index in config.moe.layers:
         yield from _mixture(config.moe, source, prefix, hidden)
@@ -91,6 +93,8 @@ def _mixture(moe: MoeConfig, source: WeightSource, prefix: str, hidden: int) -> 
     names, num_experts, matrix = mixture_names(source, moe, prefix), moe.router.num_experts, moe.intermediate_size
     matrix *= hidden
     yield names.router, num_experts * hidden
+    if moe.router_bias:
+        yield names.router_bias, num_experts
     if moe.selection_bias:
         yield names.selection_bias, num_experts
     shared = [(names.shared, moe.shared_intermediate_size * hidden)] if moe.shared_intermediate_size else []
@@ -100,6 +104,10 @@ def _mixture(moe: MoeConfig, source: WeightSource, prefix: str, hidden: int) -> 
             continue  # the stack was asked for with its first
         for name in expert.gate_up:
             yield name, 2 * size // len(expert.gate_up)
+            if moe.expert_biases:
+                yield bias_of(name), 2 * moe.intermediate_size // len(expert.gate_up)
         yield expert.down, size
+        if moe.expert_biases:
+            yield bias_of(expert.down), hidden
     if moe.shared_gate:
         yield names.shared_gate, hidden

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ingle.device import Device, Launched, PageCopies, Report
-from ingle.errors import ConfigError
-from ingle.parallel.messages import Capture, Draw, Relieve
+from ingle.parallel.messages import Capture, Draw, Logits, Relieve
+from ingle.parallel.pages import Progress, RankPages
 from ingle.parallel.team import Team
 from ingle.step import Masks, Step
-
-
-def _of_one_device(what: str) -> ConfigError:
-    return ConfigError(
-        f"{what} of models on one device alone",
-        alternative="leave --tensor-parallel-size and --pipeline-parallel-size out",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +24,11 @@ class _Launched:
     team: Team
 
     def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        raise _of_one_device("logits are compared")
+        """Of a step that is `masked`: the others have drawn for any other."""
+        assert self.step.masked
+        self.team.tell(Logits(start, stop))
+        with self.team.in_step():
+            return self.own.logits(start, stop)
 
     def sample(self, masks: Masks) -> None:
         if self.step.masked:
@@ -53,20 +50,31 @@ class _Later:
     own: Device
     step: Step
     team: Team
+    progress: Progress
     masks: Masks = field(default_factory=Masks)
+    launched: Launched | None = None
 
     def logits(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        raise _of_one_device("logits are compared")
+        assert self.step.masked
+        self.team.tell(Logits(start, stop))
+        with self.team.in_step():
+            return self._begun().logits(start, stop)
 
     def sample(self, masks: Masks) -> None:
         self.masks = masks
         if self.step.masked:
             self.team.tell(Draw(masks))
 
+    def _begun(self) -> Launched:
+        if self.launched is None:
+            self.own.apply(self.step)
+            self.progress.num_applied += 1
+            self.launched = self.own.forward(self.step)
+        return self.launched
+
     def report(self) -> Report:
         with self.team.in_step():
-            self.own.apply(self.step)
-            launched = self.own.forward(self.step)
+            launched = self._begun()
             launched.sample(self.masks)
             report = launched.report()
             self.team.check()
@@ -76,24 +84,27 @@ class _Later:
 class RanksDevice:
     """A `Device` of several ranks, of which `own` is this process's."""
 
-    def __init__(self, own: Device, team: Team, *, later: bool = False) -> None:
-        """`later`: what this rank computes of a step it begins when its report is wanted, as it would wait for ranks
-        that begin it before, and could tell them nothing meanwhile."""
+    def __init__(self, own: Device, team: Team, page_bytes: Sequence[int], *, later: bool = False) -> None:
+        """`page_bytes`: of each rank's part of a page. `later`: what this rank computes of a step it begins when its
+        report is wanted, as it would wait for ranks that begin it before, and could tell them nothing meanwhile."""
         self.own, self.team, self._later = own, team, later
+        self._page_bytes, self._progress = page_bytes, Progress()
         team.before_end(own.close)
 
     def pages(self) -> PageCopies:
-        raise _of_one_device("pages are kept elsewhere")
+        return RankPages(self.own.pages(), self.team, self._page_bytes, lambda: self._progress.wait(self.team.check))
 
     def apply(self, step: Step) -> None:
+        self._progress.num_told += 1
         self.team.tell(step)
         if not self._later:
             with self.team.in_step():
                 self.own.apply(step)
+            self._progress.num_applied += 1
 
     def forward(self, step: Step) -> Launched:
         if self._later:
-            return _Later(self.own, step, self.team)
+            return _Later(self.own, step, self.team, self._progress)
         with self.team.in_step():
             return _Launched(self.own.forward(step), step, self.team)
 

@@ -2,28 +2,34 @@
 agreements of the hosts by Gloo.
 
 Process groups are made by themselves, beside whatever else this process does with torch.distributed. They find each
-other through a file that has no name, and listen on this machine alone.
+other through a file that has no name, and listen on this machine alone; where ranks are on several, through a store of
+PyTorch's that rank 0 has, and each listens where the others reach it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import socket
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch._C import _distributed_c10d as c10d
 
 from ingle.errors import EngineError
-from ingle.kernels.group import Crossing
-from ingle.parallel import symmetric
+from ingle.kernels.group import Crossing, Peers
+from ingle.parallel.hosts import Meeting
+from ingle.parallel.inboxes import Inboxes, inboxes_of, refuted
+from ingle.parallel.interfaces import interface_of
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
-from ingle.parallel.messages import Backend
-from ingle.parallel.symmetric import Choice, SymmetricMemory, measure
+from ingle.parallel.messages import Backend, Road
 
 T = TypeVar("T")
 
@@ -53,6 +59,8 @@ class _Ranks(Protocol):
 
     def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> _Work: ...
 
+    def broadcast(self, tensors: list[torch.Tensor], options: c10d.BroadcastOptions) -> _Work | None: ...
+
     def abort(self) -> None: ...
 
 
@@ -62,37 +70,48 @@ class TensorGroup:
     def __init__(self, ranks: _Ranks, place: int, size: int, backend: Backend) -> None:
         self.place, self.size = place, size
         self._ranks, self._backend = ranks, backend
-        self._symmetric: SymmetricMemory | None = None
-        self.choice = Choice()
+        self._inboxes: Inboxes | None = None
+        self.why_by_nccl = "kernels of their own were not asked for"
+        self.connections: list[socket.socket] = []
+        """With other hosts."""
         self._reduce, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         # On the current stream: what is queued behind finds the sum, and nothing else waits.
-        self._reduce.asyncOp = self._gather.asyncOp = False
+        self._hand_on = c10d.BroadcastOptions()
+        self._reduce.asyncOp = self._gather.asyncOp = self._hand_on.asyncOp = False
 
-    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup) -> None:
-        """Takes kernels of its own for small sums, where all GPUs of the group reach each other and it pays."""
+    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup, link: Link, road: Road) -> None:
+        """Takes kernels of its own for small sums, where all GPUs of the group reach each other."""
         try:
-            memory = SymmetricMemory(store, self.place, self.size, device)
-        except Exception as error:
-            memory, self.choice = None, Choice(why_not=f"{type(error).__name__}: {error}".split("\n")[0])
-        if not hosts.all_well(memory is not None) or memory is None:
-            return
-        choice = measure(memory, self.all_reduce, self.size, device)
-        least = hosts.all_gather(torch.tensor([choice.one_shot_bytes, choice.two_shot_bytes])).amin(0).tolist()
-        self.choice, self._symmetric = replace(choice, one_shot_bytes=least[0], two_shot_bytes=least[1]), memory
+            inboxes = inboxes_of(hosts, device, link, road, store)
+            self.why_by_nccl = refuted(inboxes, hosts, device, self.sum_by_backend)
+        except EngineError as error:
+            self.why_by_nccl = str(error)
+        if not self.why_by_nccl:
+            self._inboxes = inboxes
+        elif self.place == 0:
+            why = " ".join(self.why_by_nccl.split())
+            logging.getLogger("ingle").warning("GPUs add up by NCCL, and not by kernels of ingle: %s", why)
+
+    @property
+    def peers(self) -> Peers | None:
+        return None if self._inboxes is None else self._inboxes.peers
 
     def all_well(self, well: bool) -> bool:
         """Whether it is so on every rank."""
         return bool(self.all_gather(torch.tensor([well])).all())
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        if self._symmetric is not None and self._symmetric.takes(x):
-            num_bytes = x.numel() * x.itemsize
-            if num_bytes <= self.choice.one_shot_bytes:
-                return self._symmetric.one_shot(x)
-            if num_bytes <= self.choice.two_shot_bytes:
-                return self._symmetric.two_shot(x)
+        if self._inboxes is not None:
+            from ingle.kernels.gpu import sums  # Triton comes with PyTorch's CUDA builds only
+
+            if sums.suits(x, self._inboxes.peers):
+                return sums.all_reduce(x, self._inboxes.peers)
+        return self.sum_by_backend(x)
+
+    def sum_by_backend(self, x: torch.Tensor) -> torch.Tensor:
+        """`all_reduce`, by NCCL or Gloo."""
         if self._backend == "gloo" and x.is_cuda:
-            return x.copy_(self.all_reduce(x.cpu()))
+            return x.copy_(self.sum_by_backend(x.cpu()))
         _finish(self._ranks.allreduce([x], self._reduce))
         return x
 
@@ -105,6 +124,10 @@ class TensorGroup:
         else:
             _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
         return out
+
+    def hand_on(self, x: torch.Tensor) -> None:
+        """What the first of them has in x, to all."""
+        _finish(self._ranks.broadcast([x], self._hand_on))
 
     def send(self, x: torch.Tensor, place: int) -> _Work:
         return self._ranks.send([x], place, 0)
@@ -119,7 +142,13 @@ class TensorGroup:
 
     def abort(self) -> None:
         """Ends what waits for ranks that are gone."""
+        if self._inboxes is not None:
+            self._inboxes.give_up()
         self._ranks.abort()
+        for connection in self.connections:  # Gloo's `abort` ends nothing, and a host that is gone does not hang up
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 def _finish(work: _Work | None) -> None:
@@ -128,48 +157,86 @@ def _finish(work: _Work | None) -> None:
         work.wait()
 
 
+class Neighbours(NamedTuple):
+    """On GPUs, a group of two for each border: of this stage and the one before, and of it and the one behind.
+
+    What crosses is a broadcast within two, on the stream of the steps, as their sums are. Sends of NCCL's, which have
+    streams of their own and connect two ranks when these first need it, were seen to hang.
+    """
+
+    before: TensorGroup | None
+    behind: TensorGroup | None
+
+    def meet(self, device: torch.device) -> None:
+        """NCCL makes ready for what two ranks exchange when they first do: better before steps depend on it."""
+        x = torch.zeros(1, device=device)
+        for group in self:
+            if group is not None:
+                group.hand_on(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
 class StageBorder:
     """An `ingle.kernels.group.Border`, among ranks of which each is a stage."""
 
-    def __init__(self, ranks: TensorGroup, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        ranks: TensorGroup,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """`neighbours`: where nothing goes by way of the host."""
         self._ranks, self._hidden_size, self._dtype, self._device = ranks, hidden_size, dtype, device
+        self._neighbours = neighbours
         self._sent: tuple[_Work, torch.Tensor] | None = None
         """Which may still be on its way."""
+        self._is_held = False
         self._landing: torch.Tensor | None = None
         self._leaving: torch.Tensor | None = None
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
     def captured(self) -> Crossing:
-        """What crosses in the CUDA graph that was captured last: the graph holds the memory, not the crossing."""
         crossing, self._landing, self._leaving = Crossing(self._landing, self._leaving), None, None
         return crossing
 
     def receive(self, num_rows: int) -> torch.Tensor:
-        if self._is_captured:
-            self._landing = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=self._device)
-            return self._landing
-        through = self._device if self._ranks.on_devices else torch.device("cpu")
+        through = torch.device("cpu") if self._neighbours is None else self._device
         x = torch.empty(num_rows, self._hidden_size, dtype=self._dtype, device=through)
-        self.receive_into(x)
+        if not self._is_held:
+            self.receive_into(x)
+        elif not (x.is_cuda and torch.cuda.is_current_stream_capturing()):  # whose zeros would be in the graph
+            x.zero_()
+        self._landing = x if self._is_held else None
         return x.to(self._device)
 
     def receive_into(self, x: torch.Tensor) -> None:
-        self._ranks.recv(x, self._ranks.place - 1).wait()
-
-    @property
-    def _is_captured(self) -> bool:
-        return self._ranks.on_devices and torch.cuda.is_current_stream_capturing()
+        if self._neighbours is None:
+            self._ranks.recv(x, self._ranks.place - 1).wait()
+        else:
+            assert self._neighbours.before is not None, "the first stage receives nothing"
+            self._neighbours.before.hand_on(x)
 
     def send(self, x: torch.Tensor) -> None:
-        if self._is_captured:
+        if self._is_held:
             self._leaving = x
-            return
-        if self._ranks.on_devices:
-            self._ranks.send(x.contiguous(), self._ranks.place + 1).wait()  # on the stream, not here
-            return
-        if self._sent is not None:
-            self._sent[0].wait()
-        x = x.cpu().contiguous()
-        self._sent = self._ranks.send(x, self._ranks.place + 1), x
+        elif self._neighbours is not None:
+            assert self._neighbours.behind is not None, "the last stage sends nothing"
+            self._neighbours.behind.hand_on(x.contiguous())
+        else:
+            if self._sent is not None:
+                self._sent[0].wait()
+            x = x.cpu().contiguous()
+            self._sent = self._ranks.send(x, self._ranks.place + 1), x
 
 
 @dataclass(frozen=True)
@@ -187,6 +254,15 @@ class Member:
     """Those that have the same part of other layers; None where there is one stage."""
     stage_hosts: TensorGroup | None = None
     """Those of `group`, as `hosts`; None where they are all."""
+    neighbours: Neighbours | None = None
+    """Of `stages`, on GPUs."""
+    num_here: int | None = None
+    """Ranks on this machine, where others are elsewhere."""
+
+    @property
+    def num_beside(self) -> int:
+        """Ranks that share this machine, this one among them."""
+        return self.place.layout.num_ranks if self.num_here is None else self.num_here
 
     def least(self, *numbers: int) -> tuple[int, ...]:
         """Of each number the least that any rank has."""
@@ -202,36 +278,42 @@ class Member:
 
     def border(self, hidden_size: int, dtype: torch.dtype) -> StageBorder | None:
         """To the stages before and behind this one, for hidden states of that size and type."""
-        return None if self.stages is None else StageBorder(self.stages, hidden_size, dtype, self.device)
+        if self.stages is None:
+            return None
+        return StageBorder(self.stages, hidden_size, dtype, self.device, self.neighbours)
 
     def abort(self) -> None:
-        for group in (self.group, self.hosts, self.stages, self.stage_hosts):
+        for group in (self.group, self.hosts, self.stages, self.stage_hosts, *(self.neighbours or ())):
             if group is not None:
                 group.abort()
 
 
-def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, *, own_sums: bool = True) -> Member:
-    """Waits until all ranks are there. `rendezvous`: the descriptor of an empty file that all of them have.
+def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting, *, road: Road | None = None) -> Member:
+    """Waits until all ranks are there, each of which has the same of `meeting`.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     size = place.layout.num_ranks
-    # A descriptor that is never closed: the store opens the file by it again when it ends, whenever that is.
-    store = c10d.FileStore(f"/proc/self/fd/{os.dup(rendezvous)}", size)
-    store.set_timeout(timedelta(seconds=JOIN_S))
+    address = meeting.hosts[place.rank] if meeting.hosts else _LOCAL
+    if meeting.hosts and backend == "nccl" and (interface := interface_of(address)) is not None:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
 
     def meet() -> Member:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # which is a thread's own
-        layout = place.layout
+        layout, store = place.layout, _store(meeting, size)
 
         def among(name: str, rank: int, count: int, by: Backend) -> TensorGroup | None:
             if count == 1:
                 return None
-            ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count)
-            return TensorGroup(ranks, rank, count, by)
+            before = _sockets() if meeting.hosts else set()
+            ranks = _nccl(store, name, rank, count) if by == "nccl" else _gloo(store, name, rank, count, address)
+            group = TensorGroup(ranks, rank, count, by)
+            if meeting.hosts and by == "gloo":
+                group.connections = list(_with_peers(_sockets() - before))
+            return group
 
         hosts = among("hosts", place.rank, size, "gloo")
         group = among(f"stage {place.stage}", place.index, layout.tensor, backend)
@@ -240,30 +322,67 @@ def join(place: Place, device: torch.device, backend: Backend, rendezvous: int, 
         if stages is not None:
             stage_hosts = among(f"hosts of stage {place.stage}", place.index, layout.tensor, "gloo")
         assert hosts is not None, "there are several ranks"
-        link = link_between(group or stages or hosts, device, backend)
+        link = link_between(group or stages or hosts, device, backend, num_hosts=max(len(set(meeting.hosts)), 1))
+        neighbours = None
         if stages is not None and stages.on_devices:
-            _meet_neighbours(stages, device)
-        if own_sums and symmetric.ENABLED and group is not None and group.on_devices:
-            in_stage = stage_hosts or hosts
-            group.reach(c10d.PrefixStore(f"symmetric {place.stage}", store), device, in_stage)
-        return Member(place, device, group, hosts, link, stages, stage_hosts)
+            pairs = [
+                among(f"part {place.index}, border {first}", place.stage - first, 2, backend)
+                if 0 <= first < layout.pipeline - 1
+                else None
+                for first in (place.stage - 1, place.stage)
+            ]
+            neighbours = Neighbours(*pairs)
+            neighbours.meet(device)
+        if road is not None and group is not None and group.on_devices:
+            group.reach(c10d.PrefixStore(f"inboxes {place.stage}", store), device, stage_hosts or hosts, link, road)
+        num_here = meeting.hosts.count(address) or None
+        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
 
-    return _within(JOIN_S, meet, backend)
-
-
-def _meet_neighbours(stages: TensorGroup, device: torch.device) -> None:
-    """NCCL makes ready for what two ranks exchange when they first do, and a CUDA graph is no place for that."""
-    x = torch.zeros(1, device=device)
-    if stages.place > 0:
-        stages.recv(x, stages.place - 1).wait()
-    if stages.place < stages.size - 1:
-        stages.send(x, stages.place + 1).wait()
-    torch.cuda.synchronize(device)
+    return _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts))
 
 
-def _gloo(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
+def _sockets() -> set[int]:
+    """Descriptors of this process that are sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself is gone
+            if str(entry.readlink()).startswith("socket:"):
+                found.add(int(entry.name))
+    return found
+
+
+def _with_peers(descriptors: set[int]) -> Iterator[socket.socket]:
+    """Of each that is a connection, another descriptor."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=os.dup(descriptor))
+            connection.getpeername()
+            yield connection
+
+
+def _store(meeting: Meeting, size: int) -> c10d.Store:
+    store: c10d.Store
+    if not meeting.hosts:
+        # A descriptor that is never closed: the store opens the file by it again when it ends, whenever that is.
+        store = c10d.FileStore(f"/proc/self/fd/{os.dup(meeting.file)}", size)
+    else:  # which knows no secret: what listens does so at this one address
+        store = c10d.TCPStore(
+            meeting.hosts[0],
+            meeting.port,
+            is_master=meeting.listener >= 0,
+            timeout=timedelta(seconds=JOIN_S),
+            wait_for_workers=False,
+            master_listen_fd=meeting.listener if meeting.listener >= 0 else None,
+        )
+    store.set_timeout(timedelta(seconds=JOIN_S))
+    return store
+
+
+def _gloo(store: c10d.Store, name: str, rank: int, size: int, address: str = _LOCAL) -> _Ranks:
     options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=_LOCAL)]
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0] if address != _LOCAL else ""
+    where = {"interface": interface} if interface else {"hostname": address}
+    options._devices = [c10d.ProcessGroupGloo.create_device(**where)]
     options._timeout, options._threads = _STEP, 1
     return c10d.ProcessGroupGloo(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
 
@@ -274,7 +393,7 @@ def _nccl(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
     return c10d.ProcessGroupNCCL(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
 
 
-def _within(seconds: float, do: Callable[[], T], backend: Backend) -> T:
+def _within(seconds: float, do: Callable[[], T], backend: Backend, *, between_hosts: bool = False) -> T:
     """What is done in a thread, for it may never end."""
     done: list[T] = []
     failed: list[Exception] = []
@@ -291,10 +410,15 @@ def _within(seconds: float, do: Callable[[], T], backend: Backend) -> T:
     if done:
         return done[0]
     what = f"{type(failed[0]).__name__}: {failed[0]}" if failed else f"no answer within {seconds:.0f} s"
-    advice = (
-        "; NCCL_DEBUG=INFO says more, and NCCL_P2P_DISABLE=1 goes without direct copies between GPUs, which the "
-        "settings of some boards (IOMMU, ACS) break"
-    )
-    raise EngineError(
-        f"the ranks cannot compute together by {backend}: {' '.join(what.split())}{advice if backend == 'nccl' else ''}"
-    )
+    advice = ""
+    if backend == "nccl":
+        advice = (
+            "; NCCL_DEBUG=INFO says more, and NCCL_P2P_DISABLE=1 goes without direct copies between GPUs, which the "
+            "settings of some boards (IOMMU, ACS) break"
+        )
+    if between_hosts:
+        advice += (
+            "; the hosts have to reach each other at every port above 1023, and GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME name the interface of each by which they do"
+        )
+    raise EngineError(f"the ranks cannot compute together by {backend}: {' '.join(what.split())}{advice}")

@@ -29,7 +29,7 @@ class Link:
         return f"{self.name}: 8 KiB in {self.small_us:.0f} us, {self.large_gbs:.1f} GB/s"
 
 
-def link_between(group: Group, device: torch.device, backend: Backend) -> Link:
+def link_between(group: Group, device: torch.device, backend: Backend, *, num_hosts: int = 1) -> Link:
     """Raises what the sums raise, and `ValueError` where they are wrong."""
     small = torch.ones(_SMALL_BYTES // 4, device=device)
     _seconds(group, small, 2)
@@ -40,7 +40,8 @@ def link_between(group: Group, device: torch.device, backend: Backend) -> Link:
     large_s = _seconds(group, large, 3)
     sent = 2 * (group.size - 1) / group.size * large.numel() * large.itemsize
     rate = sent / large_s / 1e9
-    return Link(_name(device, backend, rate), small_s * 1e6, rate)
+    name = _name(device, backend, rate) if num_hosts == 1 else f"the network between {num_hosts} hosts"
+    return Link(name, small_s * 1e6, rate)
 
 
 def _seconds(group: Group, x: torch.Tensor, times: int) -> float:

@@ -1,7 +1,7 @@
 """The other ranks, as rank 0 has them: their processes, what they are told, and whether they live.
 
-A rank that dies, stops or fails ends all of them, with its reason. They hold memory and sockets without names, so that
-nothing of them stays behind, however this process ends.
+A rank that dies, stops or fails ends all of them, with its reason. Those of this machine hold memory and sockets
+without names, so that nothing of them stays behind, however this process ends; those of others connect (`reach.py`).
 """
 
 from __future__ import annotations
@@ -9,36 +9,42 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import secrets
 import select
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from ingle.config import EngineConfig
 from ingle.errors import EngineError
+from ingle.parallel.hosts import Hosts, LocalProcess, Meeting, RankProcess, rank_command
 from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
     Alive,
     Backend,
+    Copied,
+    FrameReader,
     FromRank,
-    FromRankReader,
     Imported,
     Join,
     Joined,
     Load,
     Loaded,
     RankFailed,
+    Road,
     ToRanks,
+    from_rank_decoder,
     to_ranks_encoder,
 )
+from ingle.parallel.reach import ROLES, SECRET_BYTES, Caller, Gate, Sender, listening
 from ingle.parallel.ring import Writer, shared_memory
 
 _Said = TypeVar("_Said", Imported, Joined, Loaded)
@@ -53,15 +59,8 @@ _WORDS_S = 2.0
 _DYING_S = 0.3
 """For a killed process to be gone, once others have lost their connections to it."""
 _END_S = 3.0
-
-_BOOT = (
-    "import gc, signal, sys; gc.disable()\n"
-    "for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM: signal.signal(number, signal.SIG_IGN)\n"
-    "from ingle.engine.rank import main\n"
-    "sys.exit(main())"
-)
-"""A command of its own, so that no script that has an `LLM` is run again. What ends a group of processes is rank 0's to
-judge."""
+_REACH_S = 60.0
+"""For a rank on another host to start Python and to connect."""
 
 
 @dataclass
@@ -71,8 +70,10 @@ class _Ranks:
     devices: list[str]
     """Of all of them, once they are told."""
     rendezvous: int
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    readers: list[FromRankReader] = field(default_factory=list)
+    hosts: Hosts | None = None
+    """Where they are, if not all of them on this machine."""
+    processes: list[RankProcess] = field(default_factory=list)
+    readers: list[FrameReader[FromRank]] = field(default_factory=list)
     told: list[queue.SimpleQueue[Imported | Joined | Loaded]] = field(default_factory=list)
     failure: str | None = None
     expected: bool = True
@@ -82,14 +83,24 @@ class _Ranks:
     """Ends what waits for them in this process."""
     let_go: Callable[[], None] = lambda: None
     """Gives up what would keep that from ending."""
+    copied: Callable[[Copied], None] = lambda message: None
+    """Told of pages that a rank has copied."""
     last_resort: Callable[[str], None] | None = None
     """For a step that does not end although a rank is lost: kernels that wait for another GPU's wait for ever."""
     in_step: bool = False
 
     def name(self, index: int) -> str:
-        process = self.processes[index]
-        device = f"{self.devices[index + 1]}, " if self.devices[index + 1] else ""
-        return f"rank {index + 1} ({device}process {process.pid})"
+        where = [f"process {self.processes[index].pid}"]
+        if self.devices[index + 1]:
+            where.insert(0, self.devices[index + 1])
+        if self.is_elsewhere(index + 1):
+            assert self.hosts is not None
+            where.insert(0, f"node {self.hosts.seats[index + 1].host}")
+        return f"rank {index + 1} ({', '.join(where)})"
+
+    def is_elsewhere(self, rank: int) -> bool:
+        """Whether it is on another node than this process."""
+        return self.hosts is not None and self.hosts.seats[rank].node != self.hosts.seats[0].node
 
     def lose(self, failure: str, *, expected: bool = True) -> None:
         """Ends all of them. The first reason is the one that counts."""
@@ -127,87 +138,147 @@ class _Ranks:
                 reader.socket.shutdown(socket.SHUT_RDWR)
         self.kill()
         for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
+            process.wait(_END_S)
+        if self.hosts is not None:
+            self.hosts.close()
         os.close(self.rendezvous)
+        # The thread that watches may outlast the interpreter: it must not be who frees what they computed by.
+        self.abort = self.let_go = lambda: None
+        self.last_resort = None
+
+
+class _Way(Protocol):
+    """By which ranks are told."""
+
+    def send(self, message: bytes, alive: Callable[[], None]) -> None: ...
 
 
 class Team:
     """Ranks 1 and up. Leaving the context, or forgetting the team, ends them."""
 
-    def __init__(self, num_ranks: int) -> None:
-        """Starts them, all but the first, which is this process."""
+    def __init__(self, num_ranks: int, hosts: Hosts | None = None) -> None:
+        """Starts them, all but the first, which is this process: on this machine, or where `hosts` has seats for
+        them."""
         self._num_ranks = num_ranks
-        count = num_ranks - 1
-        ring, rendezvous = shared_memory(count), os.memfd_create("ingle ranks' rendezvous", os.MFD_CLOEXEC)
-        self._ranks = _Ranks([""] * num_ranks, rendezvous)
+        self._ranks = _Ranks([""] * num_ranks, os.memfd_create("ingle ranks' rendezvous", os.MFD_CLOEXEC), hosts)
         self._end = weakref.finalize(self, self._ranks.close)
-        try:
-            for rank in range(1, num_ranks):
-                self._begin(rank, ring)
-            self._ring = Writer(ring, count)
-        finally:
-            os.close(ring)
-        self._encoder = to_ranks_encoder()
+        self._encoder, self._telling = to_ranks_encoder(), threading.Lock()
         self._broken: str | None = None
+        self._ways: list[_Way] = []
+        try:
+            here = [rank for rank in range(1, num_ranks) if not self._ranks.is_elsewhere(rank)]
+            began = dict(zip(here, self._begin(here), strict=True)) if here else {}
+            others = [rank for rank in range(1, num_ranks) if rank not in began]
+            if others and hosts is not None:
+                began |= zip(others, self._call_in(others, hosts), strict=True)
+            for rank in range(1, num_ranks):
+                process, control = began[rank]
+                self._ranks.processes.append(process)
+                self._ranks.readers.append(FrameReader(control, from_rank_decoder()))
+                self._ranks.told.append(queue.SimpleQueue())
+        except BaseException:
+            self.close()
+            raise
         threading.Thread(target=_watch, args=(self._ranks,), name="watching ranks", daemon=True).start()
 
-    def _begin(self, rank: int, ring: int) -> None:
+    def _begin(self, ranks: Sequence[int]) -> list[tuple[RankProcess, socket.socket]]:
+        """Those of this machine."""
+        ring = shared_memory(len(ranks))
+        try:
+            began = [self._begin_one(rank, ring, len(ranks), index) for index, rank in enumerate(ranks)]
+            self._ways.append(Writer(ring, len(ranks)))
+        finally:
+            os.close(ring)
+        return began
+
+    def _begin_one(self, rank: int, ring: int, num_readers: int, index: int) -> tuple[RankProcess, socket.socket]:
         ours, theirs = socket.socketpair()
         # Linux ends a child with the thread that started it, where it asks for that: only the main one lasts.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        numbers = theirs.fileno(), ring, self.rendezvous, rank, self._num_ranks, parent
+        handed = theirs.fileno(), ring, self._ranks.rendezvous
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *map(str, numbers)],
-                pass_fds=[theirs.fileno(), ring, self.rendezvous],
+                [*rank_command("handed", *handed, num_readers, index), str(parent), str(rank)],
+                pass_fds=handed,
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for answers
             )
-        self._ranks.processes.append(process)
-        self._ranks.readers.append(FromRankReader(ours))
-        self._ranks.told.append(queue.SimpleQueue())
+        return LocalProcess(process), ours
 
-    @property
-    def rendezvous(self) -> int:
-        """The descriptor through which ranks find each other."""
-        return self._ranks.rendezvous
+    def _call_in(self, ranks: Sequence[int], hosts: Hosts) -> list[tuple[RankProcess, socket.socket]]:
+        """Those of other machines, which connect with this one. Raises `EngineError` where one does not."""
+        secret = secrets.token_bytes(SECRET_BYTES)
+        with Gate(hosts.seats[0].host, secret) as gate:
+            processes = hosts.start(ranks, ("reach", gate.address, str(gate.port)), secret)
+
+            def alive() -> None:
+                if (failure := hosts.failure()) is not None:
+                    raise EngineError(failure)
+                for rank, process in zip(ranks, processes, strict=True):
+                    if process.was_killed() or process.has_ended():
+                        raise EngineError(
+                            f"rank {rank} (node {hosts.seats[rank].host}, process {process.pid}) did not start: "
+                            f"{process.how_it_ended()}"
+                        )
+
+            came = gate.admit({Caller(rank, role) for rank in ranks for role in ROLES}, alive, _REACH_S)
+        self._ways.insert(0, Sender([came[Caller(rank, "steps")] for rank in ranks]))  # they are farther
+        return [(process, came[Caller(rank, "words")]) for rank, process in zip(ranks, processes, strict=True)]
 
     def ready(self, within_s: float) -> None:
         """Waits until all can join."""
         self._replies(Imported, within_s)
 
-    def join(self, layout: Layout, devices: Sequence[str], *, own_sums: bool) -> Backend:
+    def join(self, layout: Layout, devices: Sequence[str], *, road: Road | None) -> tuple[Backend, Meeting]:
         """Tells each rank what it is, with one of `devices`, and by what they compute together: NCCL wants a GPU for
         each."""
         assert layout.num_ranks == len(devices) == self._num_ranks, "as many ranks as were started"
-        apart = len(set(devices)) == len(devices) and "cpu" not in devices
+        hosts = self._ranks.hosts
+        nodes = [""] * self._num_ranks if hosts is None else [seat.node for seat in hosts.seats]
+        apart = len(set(zip(nodes, devices, strict=True))) == len(devices) and "cpu" not in devices
         self._ranks.devices[:] = devices
         backend: Backend = "nccl" if apart else "gloo"
-        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, own_sums))
-        return backend
+        meeting = Meeting(self._ranks.rendezvous)
+        if hosts is not None and len(set(nodes)) > 1:
+            addresses = tuple(seat.host for seat in hosts.seats)
+            listener = listening(addresses[0])
+            meeting = Meeting(hosts=addresses, port=listener.getsockname()[1], listener=listener.detach())
+        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, road, list(meeting.hosts), meeting.port))
+        return backend, meeting
 
     def joined(self, within_s: float) -> None:
         """Waits until all have joined."""
         self._replies(Joined, within_s)
 
-    def load(self, config: EngineConfig, path: Path) -> None:
-        self.tell(Load(config, str(path)))
+    def load(self, config: EngineConfig, path: Path, digest: str = "") -> None:
+        """`digest`: of the model, where there are other hosts, which have files of their own."""
+        self.tell(Load(config, str(path), digest))
+
+    @property
+    def is_on_several_hosts(self) -> bool:
+        return any(map(self._ranks.is_elsewhere, range(self._num_ranks)))
 
     def loaded(self) -> list[Loaded]:
         """Waits until all have loaded their share."""
         return self._replies(Loaded, None)
 
     def tell(self, message: ToRanks) -> None:
-        """All of them. Raises `EngineError` when one is gone."""
-        self.check()
-        self._ring.send(self._encoder.encode(message), self.check)
+        """All of them. For any thread. Raises `EngineError` when one is gone."""
+        with self._telling:
+            self.check()
+            encoded = self._encoder.encode(message)
+            for way in self._ways:
+                way.send(encoded, self.check)
 
     def on_end(self, abort: Callable[[], None]) -> None:
         """`abort` is called when a rank is lost, from a thread, or when all are to end: what waits for them has to."""
         self._ranks.abort = abort
         if self._ranks.failure is not None:
             abort()
+
+    def on_copied(self, copied: Callable[[Copied], None]) -> None:
+        """`copied` is called, from a thread, with what ranks say of `CopyPages`."""
+        self._ranks.copied = copied
 
     def if_stuck(self, last_resort: Callable[[str], None]) -> None:
         """`last_resort` is called, from a thread, with the reason where a rank is lost and a step does not end."""
@@ -269,6 +340,7 @@ class Team:
 
     @property
     def pids(self) -> list[int]:
+        """Each on its own host."""
         return [process.pid for process in self._ranks.processes]
 
     def _replies(self, kind: type[_Said], within_s: float | None) -> list[_Said]:
@@ -300,9 +372,12 @@ def _watch(ranks: _Ranks) -> None:
         for index, reader in enumerate(readers):
             if reader.socket in ready:
                 heard_s[index] = now_s
-                _hear(ranks, index, reader.read())
+                try:
+                    _hear(ranks, index, reader.read())
+                except (ValueError, msgspec.MsgspecError) as error:
+                    ranks.lose(f"{ranks.name(index)} says what is no message: {error}")
         for index, process in enumerate(ranks.processes):
-            if not _is_stopped(process.pid):
+            if not process.is_stopped():
                 stopped_s.pop(index, None)
             elif now_s - stopped_s.setdefault(index, now_s) >= _STOPPED_S:
                 ranks.lose(f"{ranks.name(index)} is stopped (SIGSTOP?), and the others wait for it: all end")
@@ -312,7 +387,7 @@ def _watch(ranks: _Ranks) -> None:
 
 def _hear(ranks: _Ranks, index: int, messages: list[FromRank] | None) -> None:
     if messages is None:
-        ranks.lose(f"{ranks.name(index)} has died: {_exit_text(ranks.processes[index])}")
+        ranks.lose(f"{ranks.name(index)} has died: {ranks.processes[index].how_it_ended()}")
         return
     for message in messages:
         if isinstance(message, RankFailed):
@@ -321,6 +396,8 @@ def _hear(ranks: _Ranks, index: int, messages: list[FromRank] | None) -> None:
                 _hear(ranks, killed, None)
             else:
                 ranks.lose(f"{ranks.name(index)}: {message.message}", expected=message.expected)
+        elif isinstance(message, Copied):
+            ranks.copied(message)
         elif not isinstance(message, Alive):
             ranks.told[index].put(message)
 
@@ -330,27 +407,7 @@ def _one_that_was_killed(ranks: _Ranks) -> int | None:
     until_s = time.monotonic() + _DYING_S
     while time.monotonic() < until_s:
         for index, process in enumerate(ranks.processes):
-            if (process.poll() or 0) < 0:
+            if process.was_killed():
                 return index
         time.sleep(0.01)
     return None
-
-
-def _exit_text(process: subprocess.Popen[bytes]) -> str:
-    try:
-        code = process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        return "it closed its socket but still runs"
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return f"exit code {code}"
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped it."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):  # no Linux, or it is gone
-        return False
-    return state in "Tt"

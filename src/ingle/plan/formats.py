@@ -50,8 +50,16 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
         if isinstance(settings, Mapping) and settings:
-            return _quantization(settings)
+            return None if _of_the_cache_alone(settings) else _quantization(settings)
     return None
+
+
+def _of_the_cache_alone(settings: Mapping[str, Any]) -> bool:
+    """Weights are floats, and keys and values have scales."""
+    no_groups = settings.get("config_groups") == {} and bool(settings.get("kv_cache_scheme"))
+    said = settings.get("quantization")
+    said = said if isinstance(said, Mapping) else settings
+    return no_groups or (said.get("quant_algo", "") is None and bool(said.get("kv_cache_quant_algo")))
 
 
 def _quantization(settings: Mapping[str, Any]) -> Quantization:
@@ -65,6 +73,11 @@ def _quantization(settings: Mapping[str, Any]) -> Quantization:
         said = values.section("quantization").values or settings
         is_float4 = "fp4" in str(said.get("quant_algo")).lower()
         return Quantization(method, _NVFP4_BITS, 16) if is_float4 else Quantization(method, 8, 1)
+    if method == "quark":
+        weight = values.section("global_quant_config").section("weight")
+        return (
+            Quantization(method, 4 + 8 / 32, 32) if weight.values.get("dtype") == "fp4" else Quantization(method, 8, 1)
+        )
     if method == "bitsandbytes":
         return Quantization(method, _NF4_BITS if settings.get("load_in_4bit") else _LLM_INT8, 1)
     bits = values.integer("bits", values.integer("num_bits", 4, most=16), most=16)

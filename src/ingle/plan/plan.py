@@ -194,9 +194,17 @@ def _formats(outline: Outline, held: tuple[Held, ...], numerics: Numerics) -> It
 
 
 def _layouts(case: Case, machine: Machine) -> Iterator[Layout]:
-    """One GPU; all ways to split matrices; the shortest pipeline that may fit; all GPUs by both."""
-    count = machine.num_gpus
+    """One GPU; all ways to split matrices; the shortest pipeline that may fit; all GPUs by both. Or that asked for."""
+    count, asked = machine.num_gpus, case.config.parallel
     if count == 0:
+        return
+    if asked.asks_for_ranks:
+        size, pipeline = asked.tensor_parallel_size, asked.pipeline_parallel_size
+        whole = max(sizes_for(case.decoder, min(count // pipeline, MAX_SIZE)), default=1)
+        tensor = whole if isinstance(size, str) else size
+        if tensor * pipeline > count:
+            raise ConfigError(f"{Layout(tensor, pipeline).name} takes {tensor * pipeline} GPUs, and there are {count}")
+        yield Layout(tensor, pipeline)
         return
     yield Layout()
     sizes = sizes_for(case.decoder, min(count, MAX_SIZE))

@@ -175,6 +175,10 @@ def _command(plan: Plan, name: str, config: EngineConfig) -> Iterator[str]:
     yield f"to serve it: {command}" if best.refusal is None else f"once it runs: {command}"
 
 
+_OF_LAYOUT = ("tensor_parallel_size", "pipeline_parallel_size")
+"""Options that the layout says."""
+
+
 def serve_line(found: Fit, name: str, config: EngineConfig) -> str:
     given = _given_flags(config)
     if found.layout.on_cpu and "--device" not in given:
@@ -191,7 +195,8 @@ def _given_flags(config: EngineConfig) -> list[str]:
     for group, default in zip(groups, (defaults, defaults.weights, defaults.cache, defaults.parallel), strict=True):
         for option in fields(group):
             value = getattr(group, option.name)
-            if option.name == "model" or type(value) in plain or value == getattr(default, option.name):
+            told = option.name in _OF_LAYOUT or value == getattr(default, option.name)
+            if option.name == "model" or type(value) in plain or told:
                 continue
             flag = option.name.replace("_", "-")
             if value is True or value is False:

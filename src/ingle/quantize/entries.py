@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ingle.version import __version__
 from ingle.weights.quantized.groups import MIDDLE, Groups
 from ingle.weights.quantized.rounding_source import RoundingPlan, RoundingSource
-from ingle.weights.safetensors_source import SafetensorsSource
+from ingle.weights.source import Files
 
 _ITEMSIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1,
               "BOOL": 1}  # fmt: skip
@@ -45,9 +45,9 @@ class Entry:
         return sum(tensor.num_bytes for tensor in self.tensors)
 
 
-def entries(files: SafetensorsSource, source: RoundingSource) -> Iterator[Entry]:
+def entries(files: Files, source: RoundingSource, left_out: Collection[str] = ()) -> Iterator[Entry]:
     """Of a folder's tensors, in the order of their names. Raises `ModelError` for tensors that cannot be copied."""
-    for name in sorted(files.names):
+    for name in sorted(set(files.names).difference(left_out)):
         if name in source.plan.shapes:
             yield _rounded(name, source)
             continue

@@ -18,7 +18,7 @@ from ingle.errors import ConfigError, ModelError
 from ingle.facts import size
 from ingle.kernels.cpu import library, threads
 from ingle.model.rounding import TARGETS, plan_rounding
-from ingle.quantize.entries import entries, quantization_config
+from ingle.quantize.entries import Entry, entries, quantization_config
 from ingle.quantize.shards import write_shards
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES
 from ingle.weights.hf_config import MAX_CONFIG_BYTES, read_json_object
@@ -26,7 +26,7 @@ from ingle.weights.quantized.rounding import Loss
 from ingle.weights.quantized.rounding_source import RoundingSource
 from ingle.weights.quantized.scheme import Scheme, Target
 from ingle.weights.safetensors_source import SafetensorsSource
-from ingle.weights.source import split_name
+from ingle.weights.source import Files, split_name
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".ot", ".npz")
 _MAX_COPIED_BYTES = 64 << 20
@@ -69,7 +69,10 @@ def quantize(
     files = ModelFiles.read(EngineConfig.of(str(model)), model)
     if files.gguf is not None or files.quantization is not None:
         is_so = "a GGUF file" if files.quantization is None else f"quantized already: {files.quantization.name}"
-        raise ModelError(f"{model} is {is_so}", alternative="give the model's folder of floats")
+        instead = "give the model's folder of floats"
+        if files.gguf is not None:
+            instead += ", or take a file of it that is quantized, such as Q4_K_M"
+        raise ModelError(f"{model} is {is_so}", alternative=instead)
     if files.decoder is None:
         raise ModelError(
             f"{model}: model_type {files.hf_config['model_type']!r} is none of ingle's families: no other is quantized"
@@ -79,18 +82,29 @@ def quantize(
     opened = files.opened(EngineConfig.of(str(model)))
     with contextlib.closing(opened):
         assert opened.decoder is not None, "it was before"
-        if not SAFETENSORS_FILES.are_in(model):
-            raise ModelError(f"{model}: its weights are PyTorch's files", alternative="save them as safetensors first")
         plan = plan_rounding(opened.decoder, opened.source, scheme)
-        stacked = next((name for name in plan.shapes if split_name(name)[1] is not None), None)
-        if stacked is not None:
+        moe, stacks = opened.decoder.moe, [split_name(name)[0] for name in plan.shapes if split_name(name)[1]]
+        if moe is not None and moe.expert_biases:  # which lie with their matrices, as gpt-oss has them
+            stacks.append("gate_up_proj")
+        if stacks:
             raise ModelError(
-                f"{model}: its experts lie in one tensor ({split_name(stacked)[0]}), for which compressed-tensors has "
-                "no layout",
+                f"{model}: its experts lie in one tensor ({stacks[0]}), for which compressed-tensors has no layout",
                 alternative=f"--quantization {target} rounds them while they are loaded",
             )
-        with contextlib.closing(SafetensorsSource(model)) as stored, _new_folder(out) as folder:
-            return _written(model, stored, RoundingSource(stored, plan), folder, out, report)
+        head = f"{opened.decoder.names.lm_head}.weight"
+        tied = opened.decoder.tied_embeddings and files.hf_config["tie_word_embeddings"]
+        with contextlib.closing(_files(model)) as stored, _new_folder(out) as folder:
+            rounding = RoundingSource(stored, plan)
+            made = list(entries(stored, rounding, left_out=(head,) if tied else ()))
+            return _written(model, stored, rounding, made, folder, out, report)
+
+
+def _files(model: Path) -> Files:
+    if SAFETENSORS_FILES.are_in(model):
+        return SafetensorsSource(model)
+    from ingle.weights.tensor_sources import TorchSource
+
+    return TorchSource(model)
 
 
 def scheme_for(target: Target, group_size: int | None, *, symmetric: bool = False) -> Scheme:
@@ -117,13 +131,14 @@ def _check_out(model: Path, out: Path) -> None:
 
 def _written(
     model: Path,
-    files: SafetensorsSource,
+    files: Files,
     source: RoundingSource,
+    made: list[Entry],
     folder: Path,
     out: Path,
     report: Callable[[str], None],
 ) -> Quantized:
-    plan, made = source.plan, list(entries(files, source))
+    plan = source.plan
     total, copied = sum(entry.num_bytes for entry in made), list(_beside(model))
     needed = int(total * _ROOM) + sum(file.stat().st_size for file in copied)
     free = shutil.disk_usage(folder).free
@@ -153,12 +168,12 @@ def _written(
     )
 
 
-def _kept(files: SafetensorsSource, source: RoundingSource) -> list[str]:
+def _kept(files: Files, source: RoundingSource) -> list[str]:
     """Modules with a matrix that is not rounded, embeddings aside, and the head, which may be the embedding."""
     kept = {"lm_head"}
     for name in files.names:
         module, _, suffix = name.rpartition(".")
-        if suffix == "weight" and name not in source.plan.shapes and len(files.shape(name)) == 2:
+        if suffix == "weight" and name not in source.plan.shapes and len(files.shape(name) or ()) == 2:
             kept.add(module)
     return sorted(module for module in kept if not module.endswith(("embed_tokens", ".wte")))
 

@@ -30,7 +30,7 @@ from ingle.errors import AnswerLost, Collected, ConfigError, EngineError, IngleE
 from ingle.limits import LimitsConfig
 from ingle.request import EngineOutput, EngineRequest
 from ingle.server.async_channel import AsyncChannel
-from ingle.server.engine_process import KILLED_S, EngineProcess
+from ingle.server.engine_process import KILLED_S, StartedEngine
 from ingle.server.loading import Loading
 from ingle.server.pulse import TICK_S, Pulse
 from ingle.server.restarts import Restarts
@@ -46,11 +46,16 @@ _BACKGROUND = 1 << 40
 _MANY_OUTPUTS = 16
 _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
-_MOST_ENGINES = 2
+MOST_ENGINES = 2
 """That may die before a request is given up that none of them has begun with: to take it in may be what they die of."""
 _FAILED = "the engine failed; the server's log has the reason"
 _AS_BEFORE = HealthConfig(watchdog=False)
+_ALONE = "the engine"
 Report = Callable[[str], None]
+
+
+class NotBegun(EngineError):
+    """The engine has gone before it began with the request, which another can have."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,16 @@ class EngineClient:
 
     def __init__(
         self,
-        process: EngineProcess,
+        process: StartedEngine,
         channel: AsyncChannel,
         info: EngineInfo,
         health: HealthConfig = _AS_BEFORE,
         stream_interval: int = 1,
+        name: str = _ALONE,
     ) -> None:
-        """`stream_interval`: tokens that come together, after the first."""
+        """`stream_interval`: tokens that come together, after the first. `name`: of the engine, in a sentence."""
         self.info = info
+        self.name = name
         self._stream_interval = stream_interval
         self.stats = EngineStats()
         self.closed = asyncio.Event()
@@ -103,6 +110,10 @@ class EngineClient:
         """Engines that came after the first."""
         self.stopping = False
         """The server ends, and takes no new requests."""
+        self.others_serve: Callable[[], bool] = lambda: False
+        """Whether somebody else takes what this one has not begun with when it is lost."""
+        self.lost: Callable[[], None] = lambda: None
+        """Told when an engine has gone, with what it had cached."""
         self._given_up: str | None = None
         self._closing = False
         self._process = process
@@ -121,11 +132,12 @@ class EngineClient:
     @classmethod
     async def connect(
         cls,
-        process: EngineProcess,
+        process: StartedEngine,
         report: Report = lambda stage: None,
         checked: Callable[[], None] = lambda: None,
         health: HealthConfig = _AS_BEFORE,
         stream_interval: int = 1,
+        name: str = _ALONE,
     ) -> EngineClient:
         """Waits until the engine has loaded what it was told to; `checked` is called when nothing is left that it
         could refuse before. By default there is no watchdog.
@@ -134,26 +146,32 @@ class EngineClient:
         """
         pulse = Pulse(process.pid, health.watchdog_timeout)
         channel, info = await _loaded(process, pulse, health, report, checked)
-        return cls(process, channel, info, health, stream_interval)
+        return cls(process, channel, info, health, stream_interval, name)
 
     @property
     def pid(self) -> int:
         """Of the engine's process."""
         return self._process.pid
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+    @property
+    def engines(self) -> Sequence[EngineClient]:
+        """Each by itself, of what has several."""
+        return (self,)
+
+    async def generate(self, request: EngineRequest, num_engines: int = 1) -> AsyncGenerator[EngineOutput, None]:
         """The request's outputs until it finishes. Closing or cancelling the iteration aborts it in the engine.
 
         What came of several steps while nobody looked comes as one: so a loop that is late has less to do, and catches
         up. Raises `RequestError` when too much waits to be taken, and `EngineError` when the engine is gone. One that
-        dies before it begins with the request costs it some time: the next engine serves it.
+        dies before it begins with the request costs it some time: the next engine serves it, or where `others_serve`,
+        they are to: `NotBegun` says so. `num_engines`: that it was handed to, with this one.
         """
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self.refusal()) is not None:
             raise EngineError(refusal.detail, retry_after_s=refusal.retry_after_s)
         request = msgspec.structs.replace(request, client=caller.get())
         if in_background.get():
             request = msgspec.structs.replace(request, priority=max(request.priority, 0) + _BACKGROUND)
-        pending = self._pending[request.id] = _Pending(request, Unread(self.max_unread_bytes))
+        pending = self._pending[request.id] = _Pending(request, Unread(self.max_unread_bytes), num_engines=num_engines)
         self._send(request)
         finished, interval = False, 1
         try:
@@ -176,23 +194,23 @@ class EngineClient:
 
     def health(self) -> HealthStatus:
         """Well means: alive, taking requests, and getting on with those that are pending."""
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self.refusal()) is not None:
             return refusal
         if self._channel is None:
-            return HealthStatus(False, "the engine has ended", "unavailable")
+            return HealthStatus(False, f"{self.name} has ended", "unavailable")
         if self.stopping:
             return HealthStatus(False, "the server is being stopped", "stopping")
         if (unwell := self._pulse.unwell()) is not None:
-            detail = f"the engine does not get on: {unwell.why}"
+            detail = f"{self.name} does not get on: {unwell.why}"
             return HealthStatus(False, detail, "unavailable", math.ceil(self._load_s))
         return HealthStatus(True, f"{self.stats.num_running} requests running, {self.stats.num_waiting} waiting")
 
-    def _refusal(self) -> HealthStatus | None:
+    def refusal(self) -> HealthStatus | None:
         """Why no request can be taken, if that is so."""
         if (reason := self.failure or self._given_up) is not None:
             return HealthStatus(False, reason, "unavailable")
         if self._loading is not None:
-            detail = f"the engine is started anew: {self._loading.stage} ({self._loading.seconds:.0f} s so far)"
+            detail = f"{self.name} is started anew: {self._loading.stage} ({self._loading.seconds:.0f} s so far)"
             left_s = max(self._load_s - self._loading.seconds, 1.0)
             return HealthStatus(False, detail, "restarting", math.ceil(left_s))
         return None
@@ -216,13 +234,15 @@ class EngineClient:
             while self._health.watchdog and not self.stopping:
                 following = await self._next(why)
                 if isinstance(following, str):
-                    why = f"{following}. {self._restarts.num + 1} engines in a row have ended, so the server ends too"
+                    end = "it is given up" if self.others_serve() else "the server ends too"
+                    why = f"{following}. {self._restarts.num + 1} engines in a row have ended, so {end}"
                     break
                 why = await self._until_lost(following)
         except Exception as error:  # else all who wait would wait for ever
-            logger.error("the engine is no longer watched", exc_info=error)
+            logger.error("%s is no longer watched", self.name, exc_info=error)
             why = _FAILED
         self.failure, self._loading, self._channel = why, None, None
+        self._hand_over()
         self._fail_all(EngineError(why))
         self.closed.set()
 
@@ -230,13 +250,20 @@ class EngineClient:
         """Why the engine ended. What it had begun with ends too."""
         reader = asyncio.create_task(self._read(channel))
         try:
-            stuck = await _attend(reader, self._pulse, self._process, self._health, lambda: bool(self._pending))
-            why = reader.result() if stuck is None else f"the engine was stuck and was ended: {stuck}"
+            stuck = await _attend(reader, self._pulse, self._process, self._health, self._look, self.name)
+            why = reader.result() if stuck is None else f"{self.name} was stuck and was ended: {stuck}"
         finally:
             reader.cancel()
         self.stats, self._channel = EngineStats(), None
         channel.close()
+        self.lost()
         return why
+
+    def _look(self) -> bool:
+        """Whether requests are pending. What an engine that is unwell has not begun with need not wait for its end."""
+        if self._pulse.unwell() is not None:
+            self._hand_over()
+        return bool(self._pending)
 
     async def _read(self, channel: AsyncChannel) -> str:
         """Takes in what comes, until nothing does any more, and says why."""
@@ -246,7 +273,7 @@ class EngineClient:
                 self._pulse.heard(message if isinstance(message, Beat) else None)
                 if isinstance(message, Failed):
                     # A traceback, or words about files: for who runs the server, not for its clients.
-                    logger.error("the engine failed: %s", message.message)
+                    logger.error("%s failed: %s", self.name, message.message)
                     self._channel = None
                     return _FAILED
                 if isinstance(message, Begun):
@@ -265,7 +292,7 @@ class EngineClient:
                         await asyncio.sleep(0)  # for those who get them, before the next step's come
         except ChannelClosed:
             self._channel = None
-            return f"the engine died: {await _exit_text(self._process)}"
+            return f"{self.name} died: {await _exit_text(self._process)}"
 
     async def _next(self, why: str) -> AsyncChannel | str:
         """The channel of an engine that takes requests; where too many have died in a row, why the last did."""
@@ -280,13 +307,18 @@ class EngineClient:
                 await self._end_process()
                 self._process.start_anew()
                 self._pulse = Pulse(self._process.pid, self._health.watchdog_timeout)
-                loaded = await _loaded(self._process, self._pulse, self._health, self._loading.report)
+                loaded = await _loaded(self._process, self._pulse, self._health, self._report(self._loading))
             except (IngleError, OSError) as error:
-                why = f"the engine could not be started anew: {_in_a_line(error)}"
+                why = f"{self.name} could not be started anew: {_in_a_line(error)}"
                 continue
             self._resume(*loaded)
             return loaded[0]
         return why
+
+    def _report(self, loading: Loading) -> Report:
+        if self.name == _ALONE:
+            return loading.report
+        return lambda stage: loading.report(f"{self.name}: {stage}")
 
     async def _end_process(self) -> None:
         """Raises `EngineError` for one that not even the system can end."""
@@ -305,7 +337,8 @@ class EngineClient:
         self._restarts.ready()
         self.num_restarts += 1
         waiting = [pending for pending in self._pending.values() if not pending.lost]
-        logger.info("the new engine is ready after %.1f s; %d requests waited", self._loading.seconds, len(waiting))
+        which = "the new engine" if self.name == _ALONE else f"the new engine of {self.name}"
+        logger.info("%s is ready after %.1f s; %d requests waited", which, self._loading.seconds, len(waiting))
         self._loading = None
         for pending in waiting:
             pending.num_engines += 1
@@ -316,8 +349,20 @@ class EngineClient:
         told = AnswerLost(f"{why}. This answer is lost with it: send the request again, another engine is being "
                           "started", retry_after_s=retry_after_s)  # fmt: skip
         for pending in self._pending.values():
-            if pending.begun or pending.num_engines >= _MOST_ENGINES:
+            if pending.begun or pending.num_engines >= MOST_ENGINES:
                 pending.fail(told)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """What waits to others, if there are any."""
+        if not self.others_serve():
+            return
+        waiting = [each for each in self._pending.values() if not (each.begun or each.lost)]
+        handed = [pending for pending in waiting if pending.num_engines < MOST_ENGINES]
+        for pending in handed:
+            pending.fail(NotBegun("another engine serves this request"))
+        if handed:
+            logger.info("%d requests that %s had not begun with go to others", len(handed), self.name)
 
     def _fail_all(self, told: EngineError) -> None:
         for pending in self._pending.values():
@@ -327,6 +372,13 @@ class EngineClient:
         """Ends all requests, and later ones at once, with an `EngineError` that says so; the engine drops them."""
         self._given_up = reason
         self._fail_all(EngineError(reason))
+
+    def end(self) -> None:
+        """Tells the engine to end, and does not wait for that, as `close` does."""
+        self._closing = True
+        self._supervisor.cancel()
+        if self._channel is not None:
+            self._process.end()
 
     async def close(self) -> None:
         """Ends the engine; requests still running are dropped."""
@@ -340,7 +392,7 @@ class EngineClient:
 
 
 async def _loaded(
-    process: EngineProcess,
+    process: StartedEngine,
     pulse: Pulse,
     health: HealthConfig,
     report: Report,
@@ -361,7 +413,7 @@ async def _loaded(
 
 
 async def _until_ready(
-    channel: AsyncChannel, process: EngineProcess, pulse: Pulse, report: Report, checked: Callable[[], None]
+    channel: AsyncChannel, process: StartedEngine, pulse: Pulse, report: Report, checked: Callable[[], None]
 ) -> EngineInfo:
     while True:
         try:
@@ -373,7 +425,7 @@ async def _until_ready(
         if isinstance(message, EngineInfo):
             return message
         if isinstance(message, Failed):
-            _raise(message)
+            raise_failed(message)
         if isinstance(message, Progress):
             report(message.stage)
         elif isinstance(message, NothingRefused):
@@ -381,7 +433,12 @@ async def _until_ready(
 
 
 async def _attend(
-    task: asyncio.Task[Any], pulse: Pulse, process: EngineProcess, health: HealthConfig, pending: Callable[[], bool]
+    task: asyncio.Task[Any],
+    pulse: Pulse,
+    process: StartedEngine,
+    health: HealthConfig,
+    pending: Callable[[], bool],
+    name: str = _ALONE,
 ) -> str | None:
     """Until the task ends, which an engine's end does too. Ends one that is stuck, and says how that was known.
 
@@ -396,7 +453,7 @@ async def _attend(
         unwell = pulse.unwell()
         if health.watchdog and found is None and unwell is not None and unwell.hopeless:
             found = unwell.why
-            logger.error("the engine is stuck: %s; it is ended", found)
+            logger.error("%s is stuck: %s; it is ended", name, found)
             process.kill()
             deadline_s = loop.time() + KILLED_S
     return found
@@ -444,7 +501,8 @@ def joined(outputs: Sequence[EngineOutput]) -> EngineOutput:
     )
 
 
-def _raise(failed: Failed) -> NoReturn:
+def raise_failed(failed: Failed) -> NoReturn:
+    """Raises what an engine refused, or ended of."""
     found = Collected()
     for each in failed.errors:
         kind = ConfigError if each.of_flags else ModelError
@@ -453,7 +511,7 @@ def _raise(failed: Failed) -> NoReturn:
     raise EngineError(failed.message)
 
 
-async def _exit_text(process: EngineProcess) -> str:
+async def _exit_text(process: StartedEngine) -> str:
     """Why it ended, once that is known. Asks for no thread: all may be busy."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + _EXIT_S

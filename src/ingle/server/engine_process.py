@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
+    from ingle.channel import Share
     from ingle.config import EngineConfig
 
 _EXIT_S = 2.0
@@ -45,6 +46,42 @@ def _memory() -> IO[bytes] | None:
     return None
 
 
+class StartedEngine(Protocol):
+    """An engine that somebody started, here or elsewhere, and our end of its channel."""
+
+    socket: socket.socket
+
+    @property
+    def pid(self) -> int:
+        """0 where it does not run on this machine."""
+        ...
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    def load(self, config: EngineConfig, path: Path, share: Share | None = None) -> None:
+        """Tells it what to load, and with which `share` of its machine: once, before this process has an event loop."""
+        ...
+
+    def start_anew(self) -> None:
+        """Another in place of this one, told to load the same, with another `socket`. Raises `OSError`."""
+        ...
+
+    def exit_text(self) -> str:
+        """Why it ended, in a few words."""
+        ...
+
+    def end(self) -> None:
+        """Tells it to end, and does not wait for that."""
+        ...
+
+    def kill(self) -> None: ...
+
+    def stop(self) -> None:
+        """Ends it, by force if it does not go by itself."""
+        ...
+
+
 class EngineProcess:
     """The child process and our end of its channel.
 
@@ -58,15 +95,19 @@ class EngineProcess:
         self._start: bytes | None = None
         """What it was told to load."""
         self._printed: threading.Thread | None = None
+        self._ending = False
+        """It was told to."""
         self._begin()
 
     def _begin(self) -> None:
-        """In the main thread: Linux ends a child that asks for it with the thread that started it."""
+        """Best in the main thread: Linux ends a child that asks for it with the thread that started it."""
+        self._ending = False
         self.socket, theirs = socket.socketpair()
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         handed = [] if self.memory is None else [self.memory.fileno()]
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), *map(str, handed)],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(parent), *map(str, handed)],
                 pass_fds=[theirs.fileno(), *handed],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -74,11 +115,12 @@ class EngineProcess:
                 env={**_THREAD_POOL, **os.environ},
             )
 
-    def load(self, config: EngineConfig, path: Path) -> None:
-        """Tells it what to load: at once, before this process has an event loop."""
-        from ingle.channel import start_frame
+    def load(self, config: EngineConfig, path: Path, share: Share | None = None) -> None:
+        """Tells it what to load, and with which `share` of the machine: at once, before this process has an event
+        loop."""
+        from ingle.channel import Share, start_frame
 
-        self._start = start_frame(config, path)
+        self._start = start_frame(config, path, Share() if share is None else share)
         self._tell(self._start)
 
     def _tell(self, start: bytes) -> None:
@@ -120,15 +162,22 @@ class EngineProcess:
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         return f"exit code {code}"
 
-    def stop(self) -> None:
-        """Ends the process, by force if it does not go by itself."""
+    def end(self) -> None:
+        """Tells the process to end."""
+        if self._ending:
+            return
+        self._ending = True
         with contextlib.suppress(OSError):  # closed already
             self.socket.shutdown(socket.SHUT_RDWR)  # before the signal, which counts only then
-        self.socket.close()
         if self._start is not None:
             self._popen.terminate()
         else:  # it reads its channel only once it has imported everything
             self._popen.kill()
+
+    def stop(self) -> None:
+        """Ends the process, by force if it does not go by itself."""
+        self.end()
+        self.socket.close()
         try:
             self._popen.wait(timeout=_EXIT_S)
         except subprocess.TimeoutExpired:

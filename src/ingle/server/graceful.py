@@ -17,9 +17,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from ingle.server.engine_client import EngineClient
 from ingle.server.http_connection import Connection
 from ingle.server.http_limits import Counted, HttpLimits, OpenConnections
+from ingle.server.replicas import ServedEngine
 from ingle.server.stopping import INTERRUPTED, LAST_WORDS_S, STOPPED, Deadline, hears_hangup
 from ingle.server.tls import Certificate, TlsListener
 
@@ -63,7 +63,7 @@ class GracefulServer(uvicorn.Server):
         self._counted = OpenConnections(limits.max_connections, proxies)
         seconds = math.ceil(deadline.grace_s + LAST_WORDS_S)
         super().__init__(http_config(app, limits, self._counted, proxies, timeout_graceful_shutdown=seconds))
-        self.engine: EngineClient | None = None
+        self.engine: ServedEngine | None = None
         """Once it is loaded. Until then there are no answers to wait for, and the server ends at once."""
         self._deadline = deadline
         self._told_s: float | None = None

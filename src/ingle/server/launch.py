@@ -27,8 +27,8 @@ from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.access import Access, Keys
 from ingle.server.batch.store import Store
-from ingle.server.engine_client import EngineClient
 from ingle.server.engine_process import EngineProcess
+from ingle.server.fleet import Fleet
 from ingle.server.followed import FollowedFiles
 from ingle.server.http_limits import HttpLimits, allow_connections
 from ingle.server.listening import is_local, listening
@@ -37,6 +37,7 @@ from ingle.server.loading import Loading
 from ingle.server.logs import BackgroundLog, formatter
 from ingle.server.models import ModelPool, ServedModel
 from ingle.server.observers import Observers
+from ingle.server.replicas import ServedEngine
 from ingle.server.request_log import RequestsLog
 from ingle.server.running import UNIX, announced, url_of
 from ingle.server.stats_log import log_stats
@@ -73,10 +74,12 @@ def run_server(process: EngineProcess, config: ServeConfig) -> None:
     logging.basicConfig(level=config.server.log_level.upper(), handlers=[log])
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # the log has our words
     observers = observers_of(config.server.monitoring)
-    deadline = Deadline(process, config.server.health.shutdown_timeout)
+    fleet = Fleet(process, config.engine)
+    deadline = Deadline(fleet, config.server.health.shutdown_timeout)
     stop_while_loading(deadline)
     try:
-        _bind_and_serve(process, deadline, config, observers, started)
+        with fleet:
+            _bind_and_serve(fleet, deadline, config, observers, started)
     finally:
         if observers.tracer is not None:
             observers.tracer.close()
@@ -89,7 +92,7 @@ class Start:
 
     config: ServeConfig
     source: ModelSource
-    process: EngineProcess
+    fleet: Fleet
     sock: socket.socket
     started_s: float
     certificate: Certificate | None = None
@@ -111,13 +114,13 @@ def observers_of(config: MonitoringConfig) -> Observers:
 
 
 def _bind_and_serve(
-    process: EngineProcess, deadline: Deadline, config: ServeConfig, observers: Observers, started: float
+    fleet: Fleet, deadline: Deadline, config: ServeConfig, observers: Observers, started: float
 ) -> None:
     certificate = _certificate(config.server.listen)
     with listening(config.server) as sock:
         source = ensure_model(config.engine.model)
-        process.load(config.engine, Path(source.path))
-        start = Start(config, source, process, sock, started, certificate, observers)
+        fleet.load(Path(source.path))
+        start = Start(config, source, fleet, sock, started, certificate, observers)
         import uvloop  # from here on, imports run while the engine's process loads
 
         uvloop.run(_serve(start, deadline))
@@ -154,7 +157,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
 
     async def load() -> None:
         try:
-            model = await load_model(start.process, start.config, start.source, loading.report)
+            model = await load_model(start.fleet.engines, start.config, start.source, loading.report)
         except BaseException:
             server.should_exit = server.force_exit = True
             raise
@@ -214,7 +217,7 @@ def store_of(config: ServerConfig, name: str) -> Store | None:
     return Store(root, parse_bytes("--max-files-size", config.max_files_size), limits=config.limits)
 
 
-async def _stop_with_engine(engine: EngineClient, server: GracefulServer, deadline: Deadline) -> None:
+async def _stop_with_engine(engine: ServedEngine, server: GracefulServer, deadline: Deadline) -> None:
     """A server whose engine is gone, and gets no other, answers nothing: it ends, so that whoever supervises it starts
     it anew."""
     await engine.closed.wait()

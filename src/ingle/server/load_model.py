@@ -6,17 +6,18 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from ingle.config import ServeConfig
 from ingle.errors import Collected, IngleError, errors_in
 from ingle.hub.resolve import ModelSource
 from ingle.server.engine_client import EngineClient
-from ingle.server.engine_process import EngineProcess
+from ingle.server.engine_process import StartedEngine
 from ingle.server.models import ServedModel
 from ingle.server.names import ServedNames, served_names
 from ingle.server.queue import RequestQueue
+from ingle.server.replicas import ReplicaSet, ServedEngine
 from ingle.text.load import TextSide, load_text_side
 
 _OTHERS_S = 10.0
@@ -25,14 +26,13 @@ T = TypeVar("T")
 
 
 async def load_model(
-    process: EngineProcess, config: ServeConfig, source: ModelSource, report: Callable[[str], None]
+    processes: Sequence[StartedEngine], config: ServeConfig, source: ModelSource, report: Callable[[str], None]
 ) -> ServedModel:
-    """Both sides of a model that the `process` was told to load, at the same time. What either refuses is raised at
+    """Both sides of a model that the `processes` were told to load, at the same time. What either refuses is raised at
     once, together with what the other does."""
     checked = asyncio.Event()
     text = asyncio.create_task(_in_thread(lambda: load_text_side(source.path, config.text, source.recommended)))
-    connecting = EngineClient.connect(process, report, checked.set, config.server.health, config.server.stream_interval)
-    engine = asyncio.create_task(connecting)
+    engine = asyncio.create_task(_connected(processes, config, report, checked.set))
     try:
         await asyncio.wait({text, engine}, return_when=asyncio.FIRST_EXCEPTION)
         if text.done() and text.exception() is not None:
@@ -53,7 +53,16 @@ async def load_model(
             task.cancel()
 
 
-async def _first(tasks: set[asyncio.Task[EngineClient]], awaitable: Awaitable[object]) -> None:
+async def _connected(
+    processes: Sequence[StartedEngine], config: ServeConfig, report: Callable[[str], None], checked: Callable[[], None]
+) -> ServedEngine:
+    health, interval = config.server.health, config.server.stream_interval
+    if len(processes) == 1:
+        return await EngineClient.connect(processes[0], report, checked, health, interval)
+    return await ReplicaSet.connect(processes, config.engine, report, checked, health, interval)
+
+
+async def _first(tasks: set[asyncio.Task[ServedEngine]], awaitable: Awaitable[object]) -> None:
     """Until a task has ended, or the other comes, for some seconds at most."""
     other = asyncio.ensure_future(awaitable)
     await asyncio.wait({*tasks, other}, timeout=_OTHERS_S, return_when=asyncio.FIRST_COMPLETED)
@@ -75,7 +84,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-def _served(engine: EngineClient, text: TextSide, whole: ServeConfig, source: ModelSource) -> ServedModel:
+def _served(engine: ServedEngine, text: TextSide, whole: ServeConfig, source: ModelSource) -> ServedModel:
     config, names = whole.server, served_names(source, whole.engine.model)
     engine.max_unread_bytes = config.limits.max_unread_bytes
     if config.served_model_name:

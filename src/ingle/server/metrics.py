@@ -32,17 +32,15 @@ from ingle.version import __version__
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+    from ingle.server.engine_client import EngineClient
+
 _NO_WORK = (*PROBES, "/version")
 """Is left out of `http_requests_total`, as in vLLM."""
 _Figure = tuple[str, str, Callable[[ServedModel], float]]
+_EngineFigure = tuple[str, str, "Callable[[EngineClient], float]"]
 _Timing = tuple[tuple[str, ...], str, Callable[[ModelStatistics], Histogram]]
 
 GAUGES: tuple[_Figure, ...] = (
-    ("vllm:num_requests_running", "Requests that have a slot.", lambda model: model.engine.stats.num_running),
-    ("vllm:num_requests_waiting", "Requests that wait for a slot.", lambda model: model.engine.stats.num_waiting),
-    ("vllm:kv_cache_usage_perc", "Share of the KV cache that requests hold, from 0 to 1.", lambda model: _usage(model)),
-    ("vllm:gpu_cache_usage_perc", "The same, by vLLM's old name.", lambda model: _usage(model)),
-    ("ingle_engine_up", "1 while the engine takes requests.", lambda model: model.engine.health().ok),
     ("ingle_queued_requests", "Requests without a first token.", lambda model: model.queue.num_requests),
     ("ingle_queued_prompt_tokens", "Prompt tokens of these.", lambda model: model.queue.num_tokens),
 )
@@ -50,35 +48,48 @@ COUNTERS: tuple[_Figure, ...] = (
     ("vllm:prompt_tokens", "Prompt tokens, cached ones included.", lambda model: model.statistics.num_prompt_tokens),
     ("vllm:prompt_tokens_cached", "Of these, from a cache.", lambda model: model.statistics.num_cached_tokens),
     ("vllm:generation_tokens", "Tokens generated.", lambda model: model.statistics.num_generated_tokens),
-    ("vllm:num_preemptions", "Requests that lost their slot.", lambda model: model.engine.stats.num_preemptions),
-    ("vllm:prefix_cache_queries", "Tokens looked for.", lambda model: model.engine.stats.num_queried_tokens),
-    ("vllm:prefix_cache_hits", "Of these, found.", lambda model: model.engine.stats.num_hit_tokens),
-    ("vllm:gpu_prefix_cache_queries", "By the old name.", lambda model: model.engine.stats.num_queried_tokens),
-    ("vllm:gpu_prefix_cache_hits", "By the old name.", lambda model: model.engine.stats.num_hit_tokens),
+    ("vllm:mm_cache_queries", "Images looked for in a cache: there are none.", lambda model: 0),
+    ("vllm:mm_cache_hits", "Of these, found.", lambda model: 0),
+)
+ENGINE_GAUGES: tuple[_EngineFigure, ...] = (
+    ("vllm:num_requests_running", "Requests that have a slot.", lambda engine: engine.stats.num_running),
+    ("vllm:num_requests_waiting", "Requests that wait for a slot.", lambda engine: engine.stats.num_waiting),
+    (
+        "vllm:kv_cache_usage_perc",
+        "Share of the KV cache that requests hold, from 0 to 1.",
+        lambda engine: _usage(engine),
+    ),
+    ("vllm:gpu_cache_usage_perc", "The same, by vLLM's old name.", lambda engine: _usage(engine)),
+    ("ingle_engine_up", "1 while the engine takes requests.", lambda engine: engine.health().ok),
+)
+ENGINE_COUNTERS: tuple[_EngineFigure, ...] = (
+    ("vllm:num_preemptions", "Requests that lost their slot.", lambda engine: engine.stats.num_preemptions),
+    ("vllm:prefix_cache_queries", "Tokens looked for.", lambda engine: engine.stats.num_queried_tokens),
+    ("vllm:prefix_cache_hits", "Of these, found.", lambda engine: engine.stats.num_hit_tokens),
+    ("vllm:gpu_prefix_cache_queries", "By the old name.", lambda engine: engine.stats.num_queried_tokens),
+    ("vllm:gpu_prefix_cache_hits", "By the old name.", lambda engine: engine.stats.num_hit_tokens),
     (
         "vllm:external_prefix_cache_queries",
         "Tokens looked for beyond the device's memory.",
-        lambda model: model.engine.stats.num_lower_queried_tokens,
+        lambda engine: engine.stats.num_lower_queried_tokens,
     ),
     (
         "vllm:external_prefix_cache_hits",
         "Of these, found.",
-        lambda model: model.engine.stats.num_lower_hit_tokens,
+        lambda engine: engine.stats.num_lower_hit_tokens,
     ),
     (
         "ingle_prompt_cache_dropped_pages",
         "Pages that were evicted before they were kept in host memory or on a disk.",
-        lambda model: model.engine.stats.num_dropped_pages,
+        lambda engine: engine.stats.num_dropped_pages,
     ),
-    ("vllm:mm_cache_queries", "Images looked for in a cache: there are none.", lambda model: 0),
-    ("vllm:mm_cache_hits", "Of these, found.", lambda model: 0),
-    ("ingle_engine_steps", "Steps of the engine.", lambda model: model.engine.stats.num_steps),
-    ("ingle_engine_failed_steps", "Steps that failed.", lambda model: model.engine.stats.num_failed_steps),
-    ("ingle_engine_restarts", "Engines started in place of others.", lambda model: model.engine.num_restarts),
+    ("ingle_engine_steps", "Steps of the engine.", lambda engine: engine.stats.num_steps),
+    ("ingle_engine_failed_steps", "Steps that failed.", lambda engine: engine.stats.num_failed_steps),
+    ("ingle_engine_restarts", "Engines started in place of others.", lambda engine: engine.num_restarts),
     (
         "ingle_engine_prompt_tokens",
         "Prompt tokens computed, as they are computed, and again where a slot was lost.",
-        lambda model: model.engine.stats.num_prompt_tokens,
+        lambda engine: engine.stats.num_prompt_tokens,
     ),
 )
 CLIENTS: tuple[tuple[str, str, Callable[[ClientStatistics], int]], ...] = (
@@ -169,27 +180,37 @@ class Figures:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         labels = ("model_name", "engine")
-        for name, about, value in GAUGES:
+        for name, about, of_model in GAUGES:
             gauge = GaugeMetricFamily(name, about, labels=labels)
             for model in models:
-                gauge.add_metric((model.name, "0"), value(model))
+                gauge.add_metric((model.name, _all(model)), of_model(model))
             yield gauge
-        for name, about, value in COUNTERS:
+        for name, about, of_model in COUNTERS:
             counter = CounterMetricFamily(name, about, labels=labels)
             for model in models:
-                counter.add_metric((model.name, "0"), value(model))
+                counter.add_metric((model.name, _all(model)), of_model(model))
+            yield counter
+        for name, about, of_engine in ENGINE_GAUGES:
+            gauge = GaugeMetricFamily(name, about, labels=labels)
+            for own, engine in _engines(models):
+                gauge.add_metric(own, of_engine(engine))
+            yield gauge
+        for name, about, of_engine in ENGINE_COUNTERS:
+            counter = CounterMetricFamily(name, about, labels=labels)
+            for own, engine in _engines(models):
+                counter.add_metric(own, of_engine(engine))
             yield counter
         for names, about, chosen in HISTOGRAMS:
             for name in names:
                 timing = HistogramMetricFamily(name, about, labels=labels)
                 for model in models:
                     of = chosen(model.statistics)
-                    timing.add_metric((model.name, "0"), *_buckets(of.bounds, of.counts, of.total))
+                    timing.add_metric((model.name, _all(model)), *_buckets(of.bounds, of.counts, of.total))
                 yield timing
         steps = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens of a step.", labels=labels)
-        for model in models:
-            stats = model.engine.stats
-            steps.add_metric((model.name, "0"), *_buckets(STEP_TOKENS, stats.step_tokens, stats.num_step_tokens))
+        for own, engine in _engines(models):
+            stats = engine.stats
+            steps.add_metric(own, *_buckets(STEP_TOKENS, stats.step_tokens, stats.num_step_tokens))
         yield steps
         yield from _labelled(models)
         yield from _tiers(models)
@@ -247,7 +268,7 @@ class Figures:
             *_buckets(lag.bounds, lag.counts, lag.total),
         )
         memory = GaugeMetricFamily("ingle_resident_memory_bytes", "Of each process.", labels=("process",))
-        for process, pid in (("server", "self"), *(("engine", str(model.engine.pid)) for model in self.pool.models)):
+        for process, pid in (("server", "self"), *_processes(self.pool.models)):
             if (num_bytes := _resident_bytes(pid)) is not None:
                 memory.add_metric((process,), num_bytes)
         yield memory
@@ -266,13 +287,13 @@ def _tiers(models: Sequence[ServedModel]) -> Iterator[Metric]:
     read = CounterMetricFamily("ingle_prompt_cache_read_pages", "Pages read back.", labels=labels)
     written = CounterMetricFamily("ingle_prompt_cache_written_pages", "Pages kept.", labels=labels)
     damaged = CounterMetricFamily("ingle_prompt_cache_damaged_pages", "Pages found, and not whole.", labels=labels)
-    for model in models:
-        for tier in model.engine.stats.tiers:
-            own = (model.name, "0", tier.name)
-            held.add_metric(own, tier.num_bytes)
-            read.add_metric(own, tier.num_pages_read)
-            written.add_metric(own, tier.num_pages_written)
-            damaged.add_metric(own, tier.num_pages_damaged)
+    for own, engine in _engines(models):
+        for tier in engine.stats.tiers:
+            of_tier = (*own, tier.name)
+            held.add_metric(of_tier, tier.num_bytes)
+            read.add_metric(of_tier, tier.num_pages_read)
+            written.add_metric(of_tier, tier.num_pages_written)
+            damaged.add_metric(of_tier, tier.num_pages_damaged)
     yield from (held, read, written, damaged)
 
 
@@ -301,9 +322,10 @@ def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
     )
     room = GaugeMetricFamily("ingle_model_bytes", "What the model takes.", labels=("model_name", "engine", "kind"))
     for model in models:
-        own, statistics, stats, facts = (model.name, "0"), model.statistics, model.engine.stats, model.info
-        for reason, count in list(statistics.finished.items()):
-            ended.add_metric((*own, reason), count)
+        for reason, count in list(model.statistics.finished.items()):
+            ended.add_metric((model.name, _all(model), reason), count)
+    for own, engine in _engines(models):
+        stats, facts = engine.stats, engine.info
         computed = stats.num_queried_tokens - stats.num_hit_tokens - stats.num_lower_hit_tokens
         for source, count in (
             ("local_compute", computed),
@@ -322,8 +344,27 @@ def _labelled(models: Sequence[ServedModel]) -> Iterator[Metric]:
     yield from (ended, sources, waiting, pages, info, room)
 
 
-def _usage(model: ServedModel) -> float:
-    stats = model.engine.stats
+def _all(model: ServedModel) -> str:
+    """The label `engine` of what is counted of all of a model's engines together."""
+    return "0" if len(model.engine.engines) == 1 else "all"
+
+
+def _engines(models: Sequence[ServedModel]) -> Iterator[tuple[tuple[str, str], EngineClient]]:
+    """Each engine with its labels, as vLLM has them."""
+    for model in models:
+        for index, engine in enumerate(model.engine.engines):
+            yield (model.name, str(index)), engine
+
+
+def _processes(models: Sequence[ServedModel]) -> Iterator[tuple[str, str]]:
+    for model in models:
+        engines = model.engine.engines
+        for index, engine in enumerate(engines):
+            yield "engine" if len(engines) == 1 else f"engine {index}", str(engine.pid)
+
+
+def _usage(engine: EngineClient) -> float:
+    stats = engine.stats
     return stats.num_used_pages / stats.num_pages if stats.num_pages else 0.0
 
 

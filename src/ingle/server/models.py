@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from ingle.channel import EngineInfo
-    from ingle.server.engine_client import EngineClient, HealthStatus
+    from ingle.server.engine_client import HealthStatus
+    from ingle.server.replicas import ServedEngine
     from ingle.text.chat_template import ChatTemplate
     from ingle.text.load import TextSide
     from ingle.text.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class ServedModel:
     """One model: an engine for its tokens, and all that turns text into them and back."""
 
-    engine: EngineClient
+    engine: ServedEngine
     text: TextSide
     names: tuple[str, ...]
     """Under which requests may ask for it; answers carry the first."""

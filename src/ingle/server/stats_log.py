@@ -42,14 +42,16 @@ async def log_stats(pool: ModelPool, every_s: float = EVERY_S) -> None:
 
 def line(model: ServedModel, before: Seen, now: Seen) -> str:
     seconds, stats = now.at_s - before.at_s, now.stats
-    read = (stats.num_prompt_tokens - before.stats.num_prompt_tokens) / seconds
+    read = max(stats.num_prompt_tokens - before.stats.num_prompt_tokens, 0) / seconds
     generated = (now.num_generated_tokens - before.num_generated_tokens) / seconds
     queried = stats.num_queried_tokens - before.stats.num_queried_tokens
     hit = stats.num_hit_tokens + stats.num_lower_hit_tokens
     hit -= before.stats.num_hit_tokens + before.stats.num_lower_hit_tokens
-    cached = f", {100 * hit / queried:.0f} % of prompts cached" if queried else ""
+    cached = f", {100 * hit / queried:.0f} % of prompts cached" if queried > 0 <= hit else ""
     used = 100 * stats.num_used_pages / max(stats.num_pages, 1)
+    each = model.engine.engines
+    by_replica = f" ({' + '.join(str(engine.stats.num_running) for engine in each)})" if len(each) > 1 else ""
     return (
-        f"requests of {model.name}: {stats.num_running} running, {stats.num_waiting} waiting, {read:.0f} prompt and "
-        f"{generated:.0f} generated tokens/s{cached}, KV cache {used:.0f} % used"
+        f"requests of {model.name}: {stats.num_running} running{by_replica}, {stats.num_waiting} waiting, "
+        f"{read:.0f} prompt and {generated:.0f} generated tokens/s{cached}, KV cache {used:.0f} % used"
     )

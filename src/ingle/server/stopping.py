@@ -12,8 +12,11 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from ingle.server.engine_process import EngineProcess
+if TYPE_CHECKING:
+    from ingle.server.engine_process import EngineProcess
+    from ingle.server.fleet import Fleet
 
 LAST_WORDS_S = 1.0
 """For what is said of answers that are given up to leave. What then still runs is cut off."""
@@ -29,14 +32,14 @@ logger = logging.getLogger("ingle")
 
 
 class Deadline:
-    """Ends this process and the engine's by force, whatever their threads do, if they have not ended in time.
+    """Ends this process and its engines' by force, whatever their threads do, if they have not ended in time.
 
     Its thread is there from the start, and is told through a queue that a signal's handler may use: to start a thread
     takes locks, which the code that the signal interrupts may hold. Once Python itself ends, its threads run no more:
     what holds up that, faulthandler's timer ends, which needs no Python.
     """
 
-    def __init__(self, process: EngineProcess, grace_s: float = 5.0) -> None:
+    def __init__(self, process: EngineProcess | Fleet, grace_s: float = 5.0) -> None:
         """`grace_s`: until answers are given up."""
         self._process = process
         self.grace_s = grace_s

@@ -131,7 +131,9 @@ def _bound(turn: Turn) -> SamplingParams:
 def telling_of(formats: Formats, turn: Turn, prompt: str) -> Telling | None:
     """What is to be told apart in the answers; None where they are nothing but text."""
     if turn.required:  # whatever the model's own is: `calls_schema` is what its grammar is made of
-        return Telling(Formats(tool_format("json"), formats.reasoning), turn.tools, parallel=turn.parallel_tool_calls)
+        own = formats.reasoning
+        reasoning = None if own is not None and own.channels else own  # whose header the prompt has
+        return Telling(Formats(tool_format("json"), reasoning), turn.tools, parallel=turn.parallel_tool_calls)
     tools = turn.tools if turn.tool_choice != "none" and formats.read_calls else ()
     if not tools and not formats.read_thoughts:
         return None
@@ -159,7 +161,7 @@ def turn_prompt(model: ServedModel, turn: Turn) -> str:
     model.prompts.check_writes()
     template = _template(model, turn)
     model.prompts.check_num_chars(sum(_num_chars(turn.messages)) + sum(_num_chars(turn.tools)), turn.params.messages)
-    return template.prompt(
+    prompt = template.prompt(
         _steady(turn.messages),
         tools=list(turn.tools) if turn.tools and turn.tool_choice != "none" else None,
         documents=list(turn.documents) or None,
@@ -167,6 +169,11 @@ def turn_prompt(model: ServedModel, turn: Turn) -> str:
         continue_final_message=turn.continue_final_message,
         chat_template_kwargs=turn.template_kwargs,
     )
+    reasoning = model.text.formats.reasoning
+    bound = bool(turn.required) or turn.sampling.structured_outputs is not None
+    if bound and reasoning is not None and reasoning.header and reasoning.begun_by(prompt):
+        return prompt.rstrip() + reasoning.header  # which a grammar has no place for
+    return prompt
 
 
 def _steady(messages: Sequence[Message]) -> Sequence[Message]:

@@ -19,6 +19,9 @@ _LEAST_STOP_CHARS = 4
 _QUESTION, _ANSWER, _NEXT_QUESTION = "a question", "what the assistant said", "another question"
 
 
+_CALL, _CHANNEL = "<|call|>", "<|channel|>"
+
+
 @dataclass(frozen=True)
 class AnswerEnd:
     tokens: tuple[str, ...] = ()
@@ -55,6 +58,12 @@ def answer_end(source: str, special_tokens: Mapping[str, str], tokens: Collectio
     before, token = find(between)
     stop = before.rstrip()
     return AnswerEnd((token,) if token is not None else (), (stop,) if len(stop.strip()) >= _LEAST_STOP_CHARS else ())
+
+
+def call_ends(source: str, tokens: Collection[str]) -> tuple[str, ...]:
+    """What ends an answer that calls a tool where that is another token: in OpenAI's Harmony, whose GGUF files do not
+    name it."""
+    return (_CALL,) if _CHANNEL in source and _CALL in tokens else ()
 
 
 def _render(template: ChatTemplate, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from ingle.errors import RequestError
-from ingle.text.answer_end import AnswerEnd, answer_end
+from ingle.text.answer_end import AnswerEnd, answer_end, call_ends
 from ingle.text.detokenizer import Decoding, Detokenizer, decoding_of
 from ingle.text.grammar import GrammarCheck, Vocabulary
 
@@ -60,7 +60,8 @@ class Tokenizer:
         spelled = {**(symbols or {}), **self._added_ids}
         end = AnswerEnd() if chat_template is None else answer_end(chat_template, special_tokens, spelled)
         self.chat_stops = end.stops
-        ends = [*eos_token_ids, self._id_of("eos_token"), *map(spelled.get, end.tokens)]
+        of_calls = call_ends(chat_template or "", spelled)
+        ends = [*eos_token_ids, self._id_of("eos_token"), *map(spelled.get, (*end.tokens, *of_calls))]
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
 
     def hold_against(self, vocab_size: int) -> list[str]:

@@ -133,6 +133,7 @@ def _read(
         engine.add(EngineRequest(str(number), token_ids(window), asking))
         plan = engine.scheduler.plan()
         assert plan is not None and plan.step.num_tokens == len(window), "a window fits a step"
+        plan.step.masked = True  # the draw comes behind the logits, on every rank
         running = engine.worker.forward(plan.step)
         for start in range(0, len(window), _ROWS):
             yield place + start, running.launched.logits(start, min(start + _ROWS, len(window)))

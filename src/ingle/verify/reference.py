@@ -123,24 +123,30 @@ def _filled_model(config: EngineConfig, files: ModelFiles, hf_config: Mapping[st
     with contextlib.closing(files.opened(config)) as opened:
         source = opened.source
         for name, parameter in model.named_parameters():
-            _fill(source, name, parameter.data)
+            _fill(source, name, parameter.data, gate_and_up_alternate=hf_config["model_type"] == "gpt_oss")
     if factors is not None:
         rotary = model.get_decoder().rotary_emb
         rotary.inv_freq /= torch.tensor(factors)
     return model
 
 
-def _fill(source: WeightSource, name: str, out: torch.Tensor) -> None:
-    """transformers keeps the experts of a layer in one tensor, and gate and up projection one below the other."""
+def _fill(source: WeightSource, name: str, out: torch.Tensor, *, gate_and_up_alternate: bool) -> None:
+    """transformers keeps the experts of a layer in one tensor, and gate and up projection one below the other; or, in
+    gpt-oss, each output of the one before that of the other, and outputs as columns."""
     prefix, found, matrix = name.rpartition(".experts.")
     if not found:
         source.load_into(name, out)
         return
-    projections = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
+    both, kind = matrix.startswith("gate_up_proj"), "bias" if matrix.endswith("_bias") else "weight"
+    projections = ("gate_proj", "up_proj") if both else (matrix.removesuffix("_bias"),)
     for index, expert in enumerate(out):
-        for projection, part in zip(projections, expert.chunk(len(projections)), strict=True):
-            own = f"{prefix}.experts.{index}.{projection}.weight"
-            stacked = in_stack(f"{prefix}.experts.{projection}.weight", index, len(out))
+        parts = expert.chunk(len(projections))
+        if gate_and_up_alternate:
+            rows = expert if kind == "bias" else expert.T
+            parts = (rows[0::2], rows[1::2]) if both else (rows,)
+        for projection, part in zip(projections, parts, strict=True):
+            own = f"{prefix}.experts.{index}.{projection}.{kind}"
+            stacked = in_stack(f"{prefix}.experts.{projection}.{kind}", index, len(out))
             source.load_into(own if own in source else stacked, part)
 
 

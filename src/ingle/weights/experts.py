@@ -10,6 +10,7 @@ import torch
 
 from ingle import kernels
 from ingle.kernels.coded import Coded
+from ingle.kernels.flow import ExpertBiases
 from ingle.kernels.options import Activation
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.matrix import Weight
@@ -20,7 +21,12 @@ class Experts(Protocol):
     """The gated MLPs of a layer."""
 
     def __call__(
-        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, activation: Activation
+        self,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor:
         """The weighted sum of what a token's experts give: x [T, E], expert_ids and weights [T, K] to [T, E]."""
         ...
@@ -60,9 +66,14 @@ class StackedExperts:
         return cls(gate_up, down)
 
     def __call__(
-        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, activation: Activation
+        self,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor:
-        return kernels.of(x).experts(x, expert_ids, weights, self.gate_up, self.down, activation)
+        return kernels.of(x).experts(x, expert_ids, weights, self.gate_up, self.down, activation, biases)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         yield from (self.gate_up, self.down)
@@ -80,9 +91,14 @@ class CodedExperts:
     """Of activations."""
 
     def __call__(
-        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, activation: Activation
+        self,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        activation: Activation,
+        biases: ExpertBiases | None = None,
     ) -> torch.Tensor:
-        return kernels.of(x).experts_coded(x, expert_ids, weights, self.gate_up, self.down, activation)
+        return kernels.of(x).experts_coded(x, expert_ids, weights, self.gate_up, self.down, activation, biases)
 
     def parameters(self) -> Iterator[Weight]:
         yield Weight(tuple(CodedPart(coded, self.dtype) for coded in self.gate_up))

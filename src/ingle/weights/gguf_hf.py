@@ -41,6 +41,11 @@ _MOE_NAMES = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
 """All experts' gates lie in one tensor, and so do their other projections. The first files had a tensor for each."""
+_GPT_OSS_NAMES = _MOE_NAMES | {
+    "self_attn.sinks": "attn_sinks",
+    "post_attention_layernorm": "post_attention_norm",
+    "mlp.router": "ffn_gate_inp",
+}
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj")
 _MOE_KEYS = {"num_experts": ("expert_count", None), "num_experts_per_tok": ("expert_used_count", None)}
 _PHI3_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
@@ -58,16 +63,22 @@ class GgufArchitecture:
     keys: Mapping[str, tuple[str, float | bool | None]] = field(default_factory=dict)
     """More of the configuration: the file's key, and the value that llama.cpp takes where the file has none. 0 is none
     too: no window, no cap."""
+    biases: Mapping[str, str] = field(default_factory=dict)
+    """Flags of the configuration that say of biases whether they are there, and the tensor of the first layer that
+    tells. Other families have them always, or never."""
     permutes_qk: bool = False
     """The converter has reordered the rows of the query and key projections, from rotary halves to adjacent pairs."""
     one_plus_norms: bool = False
     """The converter has added 1 to the weights of the norms, which Hugging Face adds when it multiplies."""
     has_experts: bool = False
+    keeps_yarn_ends: bool = False
+    """Yarn's range of frequencies ends between two of them, which the file does not say."""
     scales_queries_by_width_at: int | None = None
     """The number of layers of the one size that divides queries by sqrt(hidden_size / heads), which the file does not
     say; all others divide by sqrt(head_dim)."""
 
 
+_ATTENTION_BIAS = {"attention_bias": "blk.0.attn_q.bias"}
 MIXTRAL = GgufArchitecture(
     "mixtral",
     "MixtralForCausalLM",
@@ -78,9 +89,11 @@ MIXTRAL = GgufArchitecture(
 )
 """What a file of the architecture "llama" is that has experts."""
 ARCHITECTURES = {
-    "llama": GgufArchitecture("llama", "LlamaForCausalLM", permutes_qk=True),
+    "llama": GgufArchitecture(
+        "llama", "LlamaForCausalLM", biases={**_ATTENTION_BIAS, "mlp_bias": "blk.0.ffn_gate.bias"}, permutes_qk=True
+    ),
     "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM"),
+    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM", biases=_ATTENTION_BIAS),
     "qwen2moe": GgufArchitecture(
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
@@ -91,6 +104,7 @@ ARCHITECTURES = {
             "shared_expert_intermediate_size": ("expert_shared_feed_forward_length", None),
             "norm_topk_prob": ("expert_weights_norm", False),
         },
+        biases={"qkv_bias": "blk.0.attn_q.bias"},
         has_experts=True,
     ),
     "qwen3moe": GgufArchitecture(
@@ -102,6 +116,7 @@ ARCHITECTURES = {
             "moe_intermediate_size": ("expert_feed_forward_length", None),
             "norm_topk_prob": ("expert_weights_norm", True),
         },
+        biases=_ATTENTION_BIAS,
         has_experts=True,
     ),
     "gemma2": GgufArchitecture(
@@ -113,6 +128,7 @@ ARCHITECTURES = {
             "attn_logit_softcapping": ("attn_logit_softcapping", 50.0),
             "final_logit_softcapping": ("final_logit_softcapping", 30.0),
         },
+        biases=_ATTENTION_BIAS,
         one_plus_norms=True,
         scales_queries_by_width_at=46,
     ),
@@ -126,8 +142,22 @@ ARCHITECTURES = {
             "rope_local_base_freq": ("rope.freq_base_swa", 10000.0),
             "sliding_window_pattern": ("attention.sliding_window_pattern", None),
         },
+        biases=_ATTENTION_BIAS,
         one_plus_norms=True,
         scales_queries_by_width_at=62,
+    ),
+    "gpt-oss": GgufArchitecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        names={key: name for key, name in (_LAYER_NAMES | _GPT_OSS_NAMES).items() if key != "mlp.gate"},
+        keys=_MOE_KEYS
+        | {
+            "intermediate_size": ("expert_feed_forward_length", None),
+            "sliding_window": ("attention.sliding_window", 128),
+        },
+        biases=_ATTENTION_BIAS,
+        has_experts=True,
+        keeps_yarn_ends=True,
     ),
     "phi3": GgufArchitecture(
         "phi3",
@@ -174,7 +204,7 @@ _FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 def gguf_tensor_name(hf_name: str, architecture: GgufArchitecture) -> str | None:
     """`model.layers.3.self_attn.q_proj.weight` to `blk.3.attn_q.weight`; None for a name that GGUF has no word for."""
-    match = _HF_NAME.fullmatch(hf_name)
+    match = _HF_NAME.fullmatch(f"{hf_name}.weight" if hf_name.endswith(".sinks") else hf_name)
     if match is None:
         return None
     layer, module, kind = match.groups()
@@ -213,7 +243,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     architecture = architecture_of(file)
     _refuse_unsupported(file)
     embedding = file.tensors.get("token_embd.weight")
-    scaling = _rope_scaling(file)
+    scaling = _rope_scaling(file, architecture)
     return {
         **_unread(file, architecture, scaling),
         "model_type": architecture.model_type,
@@ -228,8 +258,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         "vocab_size": embedding.shape[0] if embedding is not None else _require(file, "vocab_size"),
         "rope_scaling": scaling,
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        **{key: name in file.tensors for key, name in architecture.biases.items()},
         "torch_dtype": _FLOAT_TYPES.get(next(iter(file.parameters_by_type), "")),
     }
 
@@ -297,7 +326,7 @@ def _sliding_layers(file: GgufFile) -> dict[str, Any]:
     return {"layer_types": kinds, "sliding_window_pattern": None}
 
 
-def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any] | None:
     """As llama.cpp reads it: type linear and factor 1 (which it also writes as 0) unless the metadata says otherwise.
 
     The llama3 scaling has no metadata of its own. The converter works it out into a divisor for each rotary frequency,
@@ -332,6 +361,7 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
         attn_factors = [_get(file, f"rope.scaling.{key}", 1.0) for key in ("attn_factor", "yarn_attn_factor")]
         if all(isinstance(factor, float) for factor in attn_factors) and attn_factors != [1.0, 1.0]:
             scaling["attn_factor"] = attn_factors[0] * attn_factors[1]
+        scaling["truncate"] = False if architecture.keeps_yarn_ends else None
         extrapolation = _get(file, "rope.scaling.yarn_ext_factor", -1.0)
         scaling["extrapolation_factor"] = None if extrapolation in (-1.0, 1.0) else extrapolation  # -1: not set
     return {key: value for key, value in scaling.items() if value is not None}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 NATIVE_TYPES = frozenset({
-    "deepseek_v2", "deepseek_v3", "gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "mixtral", "phi3",
-    "qwen", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "deepseek_v2", "deepseek_v3", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt_oss", "llama", "mistral", "mixtral",
+    "phi3", "qwen", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
 })  # fmt: skip
 """What `ingle.model.registry` has families for, whose keys are checked one by one and completed."""
 
@@ -65,6 +65,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": _GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,
+    "gpt_oss": _sizes(201088, 2880, 2880, 36, 64, 8, 131072, 1e-5)
+    | {"head_dim": 64, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4, "rope_theta": 1.5e5,
+       "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+                        "original_max_position_embeddings": 4096}},
     "deepseek_v2": _sizes(102400, 4096, 11008, 32, 32, None, 2048)
     | _DEEPSEEK
     | {"n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407},
@@ -85,6 +89,7 @@ RENAMED = {
     },
     # transformers 5 writes one name for most families, and reads each one's own.
     "mixtral": {"num_experts": "num_local_experts"},
+    "gpt_oss": {"num_experts": "num_local_experts"},
     "qwen3_moe": {"num_local_experts": "num_experts"},
     "deepseek_v2": {"num_local_experts": "n_routed_experts"},
     "deepseek_v3": {"num_local_experts": "n_routed_experts"},

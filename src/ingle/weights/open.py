@@ -15,7 +15,8 @@ from ingle.weights.gguf import GgufFile
 from ingle.weights.gguf_source import GgufSource
 from ingle.weights.quantized.scheme import Quantization
 from ingle.weights.quantized.source import QuantizedSource
-from ingle.weights.source import WeightSource
+from ingle.weights.single_experts import SingleExperts, lie_so
+from ingle.weights.source import Files, WeightSource
 
 
 def open_source(
@@ -44,7 +45,9 @@ def open_source(
     if found == "safetensors":
         from ingle.weights.safetensors_source import SafetensorsSource
 
-        files = SafetensorsSource(path)
+        files: Files = SafetensorsSource(path)
+        if lie_so(files):
+            files = SingleExperts(files)
         return files if quantization is None else QuantizedSource(files, quantization)
     if quantization is not None:
         raise ModelError(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ingle.errors import ModelError
 from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.module import StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +122,21 @@ class WeightSource(Protocol):
 
     def close(self) -> None:
         """Let go of the files. The source is not used after this."""
+        ...
+
+
+class Files(WeightSource, Protocol):
+    """A folder's files of weights, tensor by tensor."""
+
+    @property
+    def paths(self) -> list[Path]: ...
+
+    def stored(self, name: str) -> StoredTensor:
+        """Any tensor. Raises `ModelError` when there is none of that name."""
+        ...
+
+    def where(self, name: str) -> str:
+        """The file that has it."""
         ...
 
 

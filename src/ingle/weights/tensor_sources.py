@@ -15,6 +15,7 @@ import torch
 
 from ingle.weights.checkpoint_files import TORCH_FILES
 from ingle.weights.quantized.groups import Groups
+from ingle.weights.quantized.module import StoredTensor
 from ingle.weights.source import (
     Region,
     StoredRows,
@@ -96,7 +97,7 @@ class TorchSource(_ReadByTorch):
     @property
     def stored_types(self) -> dict[str, int]:
         counts: Counter[str] = Counter()
-        for file in sorted(set(self._located.files.values())):
+        for file in self.paths:
             counts += self._open(file).stored_types()
         return dict(counts.most_common())
 
@@ -127,6 +128,26 @@ class TorchSource(_ReadByTorch):
         check_shape(opened.path, name, shape if place is None else shape[1:], region.shape)
         whole = opened.tensor(name) if place is None else opened.tensor(name)[place.at]
         out.copy_(_part(whole, region))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(set(self._located.files.values()))
+
+    def stored(self, name: str) -> StoredTensor:
+        """Any tensor; what lies in its file otherwise than row by row is copied when it is read."""
+        opened = self._opened(name)
+        kind, tensor = opened.any_tensor(name)
+
+        def read() -> npt.NDArray[np.generic]:
+            values = tensor.contiguous()
+            return (values.view(torch.uint16) if kind == "BF16" else values).numpy()
+
+        return StoredTensor(kind, tuple(tensor.shape), read)
+
+    def where(self, name: str) -> str:
+        """The file that has it."""
+        return str(self._opened(name).path)
 
     def close(self) -> None:
         self._open.cache_clear()

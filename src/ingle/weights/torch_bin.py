@@ -30,6 +30,15 @@ _TYPES = {
     "FloatStorage": (torch.float32, "F32"),
     "DoubleStorage": (torch.float64, "F64"),
 }
+_OTHER_TYPES = {
+    "BoolStorage": (torch.bool, "BOOL"),
+    "ByteStorage": (torch.uint8, "U8"),
+    "CharStorage": (torch.int8, "I8"),
+    "ShortStorage": (torch.int16, "I16"),
+    "IntStorage": (torch.int32, "I32"),
+    "LongStorage": (torch.int64, "I64"),
+}
+"""Of tensors that are copied, and never multiplied."""
 
 
 class TorchFile:
@@ -73,7 +82,16 @@ class TorchFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A view of the mapped file. Raises `ModelError` when it is no tensor of floats, or lies outside the file."""
-        dtype, start, count = self.check(name)
+        return self._view(name, *self.check(name))
+
+    def any_tensor(self, name: str) -> tuple[str, torch.Tensor]:
+        """One of floats or of whole numbers, and its type as safetensors call it. Raises `ModelError` as `tensor`."""
+        self.shape(name)
+        kind = self.tensors[name].storage_type
+        dtype, called = (_TYPES | _OTHER_TYPES)[kind]
+        return called, self._view(name, dtype, *self._within(name, dtype))
+
+    def _view(self, name: str, dtype: torch.dtype, start: int, count: int) -> torch.Tensor:
         saved = self.tensors[name]
         if count == 0:
             return torch.empty(saved.shape, dtype=dtype)
@@ -89,11 +107,16 @@ class TorchFile:
         if saved.storage_type not in _TYPES:
             self.fail(f"tensor {name} is a {saved.storage_type}: quantized checkpoints are not supported here")
         dtype = _TYPES[saved.storage_type][0]
+        return dtype, *self._within(name, dtype)
+
+    def _within(self, name: str, dtype: torch.dtype) -> tuple[int, int]:
+        """Where a tensor's storage begins, and how many numbers of it the tensor needs."""
+        saved = self.tensors[name]
         start, size = self._storage(saved.storage)
         count = saved.num_storage_elements
         if count * dtype.itemsize > size:
             self.fail(f"tensor {name} needs {count * dtype.itemsize} bytes, and its storage has {size}")
-        return dtype, start, count
+        return start, count
 
     def _read_tensors(self) -> dict[str, SavedTensor]:
         pickles = [name for name in self._members if name.rpartition("/")[2] == "data.pkl"]

@@ -280,6 +280,25 @@ def compressed(
     return Written(stored, exact.double().numpy(), ours, settings)
 
 
+def compressed_mxfp8(rows: int, columns: int, *, seed: int = 0) -> Written:
+    """By compressed-tensors' own compressor and its own way back."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    torch.manual_seed(seed)
+    args = QuantizationArgs(num_bits=8, type="float", strategy="group", symmetric=True, group_size=32,
+                            scale_dtype=torch.uint8)  # fmt: skip
+    weight = torch.randn(rows, columns) / columns**0.5
+    scale = torch.exp2(torch.floor(torch.log2(weight.view(rows, -1, 32).abs().amax(-1))) - 7)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    compressor = BaseCompressor.get_value_from_registry("mxfp8-quantized")
+    stored = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+    exact = stored["weight"].double() * scale.double().repeat_interleave(32, 1)
+    group = {"targets": ["Linear"], "weights": args.model_dump(mode="json"), "input_activations": None}
+    settings = {"quant_method": "compressed-tensors", "format": "mxfp8-quantized", "config_groups": {"g": group}}
+    return Written(stored, exact.numpy(), Scheme("whole", 8, True, 32), settings)
+
+
 def installed(case: str) -> bool:
     """What writes it."""
     return not case.startswith("ct-") or find_spec("compressed_tensors") is not None
@@ -334,6 +353,7 @@ CASES: dict[str, Callable[[int, int], Written]] = {
     "fp4": lambda rows, columns: bitsandbytes(rows, columns, table="fp4", nested=False),
     "bnb-int8": lambda rows, columns: bitsandbytes_int8(rows, columns),
     "ct-mxfp4": lambda rows, columns: compressed_fp4(rows, columns, form="mxfp4-pack-quantized"),
+    "ct-mxfp8": lambda rows, columns: compressed_mxfp8(rows, columns),
     "ct-nvfp4": lambda rows, columns: compressed_fp4(rows, columns, form="nvfp4-pack-quantized"),
     "nvfp4": lambda rows, columns: modelopt_nvfp4(rows, columns),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ingle.errors import ConfigError, ModelError
-from ingle.weights.quantized.config import read_quantization
+from ingle.weights.quantized.config import cache_made_for, read_quantization
 from ingle.weights.quantized.flag import check_flag
 from ingle.weights.quantized.scheme import Quantization, Scheme
 
@@ -149,6 +149,27 @@ MODELOPT_MIXED = {
     "quantized_layers": {UP: {"quant_algo": "W4A16_NVFP4", "group_size": 16},
                          "model.layers.1.self_attn.o_proj": {"quant_algo": "FP8"}},
 }  # fmt: skip
+QUARK_FP8 = {
+    "quant_method": "quark", "exclude": ["lm_head"], "algo_config": None, "layer_type_quant_config": {},
+    "export": {"kv_cache_group": ["*k_proj", "*v_proj"], "pack_method": "reorder", "weight_format": "real_quantized"},
+    "global_quant_config": {
+        "bias": None, "output_tensors": None,
+        "input_tensors": {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False},
+        "weight": {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False, "ch_axis": None,
+                   "group_size": None}},
+    "layer_quant_config": {},
+}  # fmt: skip
+"""amd/Llama-3.1-8B-Instruct-FP8-KV"""
+QUARK_MX: Settings = {
+    "dtype": "fp4", "qscheme": "per_group", "group_size": 32, "ch_axis": -1, "scale_format": "e8m0",
+    "scale_type": "float", "is_dynamic": False, "symmetric": None, "round_method": "half_even"}  # fmt: skip
+QUARK_MIXED: Settings = {
+    **QUARK_FP8, "kv_cache_quant_config": {}, "export": {"kv_cache_group": []},
+    "global_quant_config": {"weight": QUARK_MX, "input_tensors": {**QUARK_MX, "is_dynamic": True}},
+    "layer_quant_config": {"*self_attn*": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_channel"},
+                                           "input_tensors": {"dtype": "fp8_e4m3", "is_dynamic": True}}},
+}  # fmt: skip
+GPT_OSS = {"modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"], "quant_method": "mxfp4"}
 AUTO_ROUND_MIXED = {
     **AUTO_ROUND, "autoround_version": "0.8.0", "data_type": "int",
     "extra_config": {r".*mlp\.up_proj.*": {"bits": 8, "group_size": 64}, HEAD: {"bits": 16, "data_type": "float"}},
@@ -159,6 +180,7 @@ FP8_BLOCKS = Scheme("whole", 8, is_float=True, group_size=128, block_rows=128, q
 FP8_ROWS = Scheme("whole", 8, is_float=True, quantizes_inputs=True)
 GEMV = Scheme("gemv", 4, group_size=128, has_zeros=True)
 BNB_NF4 = Scheme("blocks", 4, table="nf4")
+MXFP4 = Scheme("nibbles", 4, group_size=32, table="mxfp4")
 NVFP4 = Scheme("nibbles", 4, group_size=16, table="nvfp4")
 
 
@@ -225,6 +247,27 @@ def read(settings: object, key: str = "quantization_config") -> Quantization:
         (MODELOPT_FP4, "ModelOpt, NVFP4 in groups of 16", NVFP4, None),
         (MODELOPT_MIXED, "ModelOpt, NVFP4 in groups of 16, FP8", NVFP4, None),
         ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head*"]}, "ModelOpt, FP8", FP8_ROWS, None),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "ignore": ["lm_head"]},
+            "ModelOpt, FP8",
+            FP8_ROWS,
+            None,
+        ),
+        (
+            {"quant_method": "modelopt", "quant_algo": "MXFP8", "ignore": ["lm_head"]},
+            "ModelOpt, FP8 in groups of 32",
+            Scheme("whole", 8, True, 32),
+            None,
+        ),
+        (QUARK_FP8, "Quark, FP8", FP8_ROWS, None),
+        (QUARK_MIXED, "Quark, FP8, MXFP4 in groups of 32", MXFP4, None),
+        (
+            {**QUARK_FP8, "global_quant_config": {"weight": {"dtype": "int8", "qscheme": "per_channel"}}},
+            "Quark, int8",
+            Scheme("whole", 8),
+            None,
+        ),
+        (GPT_OSS, "MXFP4, MXFP4 in groups of 32", MXFP4, ...),
     ],
     ids=str,
 )
@@ -281,6 +324,50 @@ def test_what_lies_beside_a_silent_config(tmp_path: Path, name: str, settings: S
     assert quantization.scheme_of(UP) is not None
 
 
+OLD_MODELOPT_KV = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+
+
+@pytest.mark.parametrize(
+    "settings, made_for",
+    [
+        (CT_FP8_KV, "fp8"),
+        (MODELOPT_FP4, "fp8"),
+        (MODELOPT_MIXED, "fp8"),
+        (QUARK_FP8, "fp8"),
+        (QUARK_MIXED, None),
+        ({**QUARK_MIXED, "kv_cache_quant_config": {"*k_proj": {"output_tensors": {"dtype": "fp8_e4m3"}}}}, "fp8"),
+        ({**AUTO_FP8, "kv_cache_scheme": "static"}, "fp8"),  # neuralmagic/Meta-Llama-3-8B-Instruct-FP8-KV
+        ({**MODELOPT, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "INT8"}}, "int8"),
+        ({**W4A16, "kv_cache_scheme": {"num_bits": 8, "type": "int"}}, "int8"),
+        ({**W4A16, "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "fp4"),
+        ({**W4A16, "kv_cache_scheme": {"num_bits": -1e9, "type": ["int"]}}, "fp8"),
+        ({**W4A16, "kv_cache_scheme": 5, "kv_cache_quant_algo": []}, None),
+        ({**MODELOPT, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}, None),
+        (W4A16, None),
+        (QWEN2_GPTQ_INT4, None),
+        ("awq", None),
+    ],
+    ids=str,
+)
+def test_what_keys_and_values_were_made_for(settings: object, made_for: str | None) -> None:
+    assert cache_made_for(Path("/models/m"), {"quantization_config": settings}) == made_for
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**W4A16, "config_groups": {}, "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+        {"quant_method": "modelopt", **OLD_MODELOPT_KV["quantization"]},
+        {"quant_method": "modelopt", **OLD_MODELOPT_KV},
+    ],
+    ids=str,
+)
+def test_of_keys_and_values_alone_weights_are_floats(settings: Settings) -> None:
+    config = {"quantization_config": settings}
+    assert read_quantization(Path("/models/m"), config) is None
+    assert cache_made_for(Path("/models/m"), config) == "fp8"
+
+
 def with_weights(**changes: object) -> Settings:
     group = W4A16["config_groups"]["group_0"]
     return {**W4A16, "config_groups": {"group_0": {**group, "weights": {**group["weights"], **changes}}}}
@@ -294,7 +381,6 @@ def with_weights(**changes: object) -> Settings:
             "_quant_type is 'int4'",
         ),
         ({"quant_method": "hqq", "quant_config": {}}, "quantized by 'hqq'"),
-        ({"quant_method": "mxfp4"}, "quantized by 'mxfp4'"),
         ({"quant_method": "exl2", "bits": 4.25}, "quantized by 'exl2'"),
         ("awq", "quantized by 'a method without a name'"),
         ({**QWEN2_GPTQ_INT4, "bits": 5}, "bits is 5, and ingle reads 2, 3, 4, 8 of this method"),
@@ -313,13 +399,19 @@ def with_weights(**changes: object) -> Settings:
         ({**DEEPSEEK_FP8, "weight_block_size": [128]}, "weight_block_size is [128], not two whole numbers"),
         ({**DEEPSEEK_FP8, "weight_block_size": [0, 128]}, "not two whole numbers"),
         ({**W4A16, "format": "marlin-24"}, "format is 'marlin-24', and ingle reads pack-quantized and"),
-        ({**W4A16, "config_groups": {}}, "names no layers that are quantized"),
+        ({**W4A16, "config_groups": {}, "kv_cache_scheme": None}, "names no layers that are quantized"),
         ({**W4A16, "config_groups": []}, "config_groups is [], not an object"),
         ({**W4A16, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is"),
         (with_weights(num_bits=3), "num_bits is 3, and ingle reads 4, 8"),
         (with_weights(strategy="attn_head"), "strategy is 'attn_head'"),
         (with_weights(group_size=None), "group_size is None, not a whole number"),
         (with_weights(type="float", num_bits=4), "packed floats"),
+        ({**QUARK_FP8, "global_quant_config": {"weight": {"dtype": "int4"}}}, "dtype is 'int4', and ingle reads fp8_"),
+        ({**QUARK_FP8, "global_quant_config": {"weight": [{"dtype": "int4"}]}}, "weight is [{'dtype': 'int4'}], not"),
+        (
+            {**QUARK_FP8, "global_quant_config": {"weight": {**QUARK_MX, "group_size": 16}}},
+            "group_size is 16, and ingle reads groups of 32",
+        ),
         ({"quant_method": "modelopt", "quant_algo": "W6A6"}, "quant_algo is 'W6A6'"),
         ({**MODELOPT_MIXED, "quantized_layers": {UP: {"quant_algo": "INT4_AWQ"}}}, "quant_algo is 'INT4_AWQ'"),
     ],
@@ -372,6 +464,19 @@ def test_the_flag(tmp_path: Path) -> None:
     for value in (None, "gptq", "gptq_marlin", "GPTQ", "auto", "None"):
         check_flag(value, tmp_path, gptq)
     check_flag("gguf", tmp_path / "m.gguf", None)
+    for settings, values in (
+        (AWQ, ("awq", "awq_marlin", "moe_wna16", "cpu_awq")),
+        (AUTO_ROUND, ("auto-round", "inc", "gptq_marlin")),
+        (QWEN3_FP8, ("fp8", "deepspeedfp8", "fbgemm_fp8")),
+        (W4A16, ("compressed-tensors", "compressed_tensors")),
+        (CT_FP8_KV, ("compressed-tensors", "w8a8_fp8")),
+        (UNSLOTH_NF4, ("bitsandbytes", "bnb", "bitsandbytes-nf4")),
+        (MODELOPT_FP4, ("modelopt", "modelopt_fp4", "petit_nvfp4")),
+        (GPT_OSS, ("mxfp4", "gpt_oss_mxfp4")),
+        (QUARK_FP8, ("quark",)),
+    ):
+        for value in values:
+            assert check_flag(value, tmp_path, read(settings)) is None
     for value, path, quantization, says in (
         ("awq", tmp_path, gptq, "is quantized already: GPTQ, int4 in groups of 128"),
         ("int8", tmp_path, gptq, "is quantized already"),

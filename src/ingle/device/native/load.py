@@ -20,7 +20,7 @@ from ingle.device.native.parts import (
 )
 from ingle.kernels.cpu.library import Layer
 from ingle.model.architecture import LATENT_NORM_EPS, DecoderConfig, MlaConfig, MoeConfig
-from ingle.model.mixture_names import mixture_names
+from ingle.model.mixture_names import bias_of, mixture_names
 from ingle.model.rope import cos_sin_tables, query_factors
 from ingle.weights.code_types import CodeType
 from ingle.weights.packed_matrix import PackedMatrix, load_matrix, pack_matrix
@@ -92,6 +92,7 @@ class _Reader:
             qkv=self.linear(qkv, rows, config.hidden_size, bias=config.qkv_bias),
             q_norm=self.norm(f"{prefix}.{names.q_norm}", config.head_dim) if config.qk_norm else None,
             k_norm=self.norm(f"{prefix}.{names.k_norm}", config.head_dim) if config.qk_norm else None,
+            sinks=self.source.floats(f"{prefix}.{names.sinks}", config.num_heads) if config.sinks else None,
         )
 
     def latent_attention(self, mla: MlaConfig, prefix: str) -> Part:
@@ -136,15 +137,25 @@ class _Reader:
         num_experts, shared_size = config.router.num_experts, config.shared_intermediate_size
         return NativeMixture.of(
             config.router,
-            router=self.float_matrix(names.router, num_experts, hidden),
+            routing=(
+                self.float_matrix(names.router, num_experts, hidden),
+                self.source.floats(names.router_bias, num_experts) if config.router_bias else None,
+            ),
             selection_bias=self.source.floats(names.selection_bias, num_experts) if config.selection_bias else None,
-            experts=tuple(self.expert(expert, config.intermediate_size) for expert in names.experts),
+            experts=tuple(self.expert(each, config.intermediate_size, config.expert_biases) for each in names.experts),
             shared=self.expert(names.shared, shared_size) if shared_size else None,
             shared_gate=self.float_matrix(names.shared_gate, 1, hidden) if config.shared_gate else None,
         )
 
-    def expert(self, names: ExpertNames, inner: int) -> NativeMlp:
+    def expert(self, names: ExpertNames, inner: int, has_biases: bool = False) -> NativeMlp:
         hidden, rows = self.config.hidden_size, [2 * inner // len(names.gate_up)] * len(names.gate_up)
+
+        def linear(tensors: Sequence[str], num_rows: list[int], columns: int) -> Linear:
+            biases = [self.source.floats(bias_of(name), size) for name, size in zip(tensors, num_rows, strict=True)]
+            return Linear.of(self.tensors(tensors, num_rows, columns), np.concatenate(biases))
+
+        if has_biases:
+            return NativeMlp(linear(names.gate_up, rows, hidden), linear([names.down], [hidden], inner))
         return NativeMlp(
             gate_up=Linear.of(self.tensors(names.gate_up, rows, hidden), None),
             down=Linear.of(self.tensors([names.down], [hidden], inner), None),

@@ -70,6 +70,7 @@ class NativeAttention:
     qkv: Linear
     q_norm: Floats | None
     k_norm: Floats | None
+    sinks: Floats | None = None
 
     @property
     def matrices(self) -> list[PackedMatrix]:
@@ -81,10 +82,11 @@ class NativeAttention:
 
     @property
     def vectors(self) -> list[Floats]:
-        return _given(self.q_norm, self.k_norm, self.qkv.bias)
+        return _given(self.q_norm, self.k_norm, self.qkv.bias, self.sinks)
 
     def fields(self) -> dict[str, object]:
-        return {"qkv": self.qkv.described, "q_norm": address(self.q_norm), "k_norm": address(self.k_norm)}
+        vectors = {"q_norm": address(self.q_norm), "k_norm": address(self.k_norm), "sinks": address(self.sinks)}
+        return {"qkv": self.qkv.described, **vectors}
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class NativeMixture:
 
     router: Floats
     """[num_experts, hidden_size]"""
+    router_bias: Floats | None
     selection_bias: Floats | None
     experts: tuple[NativeMlp, ...]
     shared: NativeMlp | None
@@ -198,14 +201,17 @@ class NativeMixture:
     def of(
         cls,
         config: RouterConfig,
-        router: Floats,
+        routing: tuple[Floats, Floats | None],
         selection_bias: Floats | None,
         experts: tuple[NativeMlp, ...],
         shared: NativeMlp | None,
         shared_gate: Floats | None,
     ) -> NativeMixture:
+        """`routing`: the router's matrix, and its bias."""
+        router, router_bias = routing
         described = library.Mixture(
             router=address(router),
+            router_bias=address(router_bias),
             selection_bias=address(selection_bias),
             gate_up=(Projection * len(experts))(*(expert.gate_up.described for expert in experts)),
             down=(Projection * len(experts))(*(expert.down.described for expert in experts)),
@@ -221,7 +227,7 @@ class NativeMixture:
         )
         if shared is not None:
             described.shared_gate_up, described.shared_down = shared.gate_up.described, shared.down.described
-        return cls(router, selection_bias, experts, shared, shared_gate, described)
+        return cls(router, router_bias, selection_bias, experts, shared, shared_gate, described)
 
     @property
     def expert_matrices(self) -> list[PackedMatrix]:
@@ -233,7 +239,8 @@ class NativeMixture:
 
     @property
     def vectors(self) -> list[Floats]:
-        return _given(self.router, self.selection_bias, self.shared_gate)
+        experts = [vector for expert in self.experts for vector in expert.vectors]
+        return _given(self.router, self.router_bias, self.selection_bias, self.shared_gate, *experts)
 
     def fields(self) -> dict[str, object]:
         return {"mixture": ctypes.pointer(self.described)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -256,11 +257,13 @@ class StepGraphs:
 
     def _capture_forward(self, layout: Layout) -> CapturedForward:
         packed, inputs = self._padding(layout)
-        self._parts.hidden_rows(inputs, layout)
-        graph = torch.cuda.CUDAGraph()
-        with self.capturing, torch.cuda.graph(graph, pool=self._pool):
-            hidden = self._parts.hidden_rows(inputs, layout)
-        crossing = None if self._parts.border is None else self._parts.border.captured()
+        border = self._parts.border
+        with nullcontext() if border is None else border.held():
+            self._parts.hidden_rows(inputs, layout)
+            graph = torch.cuda.CUDAGraph()
+            with self.capturing, torch.cuda.graph(graph, pool=self._pool):
+                hidden = self._parts.hidden_rows(inputs, layout)
+        crossing = None if border is None else border.captured()
         forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, crossing, {})
         return forward
 

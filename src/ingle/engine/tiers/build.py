@@ -16,10 +16,12 @@ from ingle.engine.tiers.identity import identity
 from ingle.engine.tiers.keeper import PageKeeper
 from ingle.errors import ConfigError, printable
 from ingle.facts import size
+from ingle.parallel.layout import Layout
 
 _CPU_BATCH_BYTES = 16 << 20
 _GPU_BATCH_BYTES = 32 << 20
 _BLOCK_BYTES = 512
+_ONE = Layout()
 
 
 def check_tiers(config: EngineConfig, memory: int | None, taken: int = 0) -> None:
@@ -40,17 +42,25 @@ def check_tiers(config: EngineConfig, memory: int | None, taken: int = 0) -> Non
 
 
 def build_tiers(
-    config: EngineConfig, opened: OpenModel, numerics: Numerics, loaded: Loaded, pool: PagePool, memory: int | None
+    config: EngineConfig,
+    opened: OpenModel,
+    numerics: Numerics,
+    loaded: Loaded,
+    pool: PagePool,
+    memory: int | None = None,
+    layout: Layout = _ONE,
 ) -> PageKeeper:
     """The tiers that the configuration asks for. `memory`: a file in memory that outlasts this process, if any does.
+    `layout`: of the ranks, which have a part of each page.
 
     Raises `ConfigError`.
     """
     cache, on_gpu = config.cache, loaded.facts.on_gpu
-    page_bytes = loaded.facts.kv.page_bytes(loaded.memory.limits.page_size)
-    whose, tiers = identity(config, opened, numerics, loaded), dict[str, Tier]()
+    copies = loaded.device.pages()
+    page_bytes = copies.buffer(1).shape[1]
+    whose, tiers = identity(config, opened, numerics, loaded, layout), dict[str, Tier]()
     if cache.host_cache is not None:
-        check_tiers(config, memory, 0 if on_gpu else loaded.memory.kv_cache_bytes)
+        check_tiers(config, memory, 0 if on_gpu else loaded.memory.num_pages * page_bytes)
         num_bytes = _room("--host-cache", cache.host_cache, page_bytes)
         tiers["host"] = HostTier(num_bytes, page_bytes, whose, memory)
     if cache.disk_cache is not None:
@@ -58,7 +68,7 @@ def build_tiers(
         tiers["disk"] = DiskTier(Path(cache.disk_cache).expanduser().absolute(), num_bytes, page_bytes, whose)
     return PageKeeper(
         pool,
-        loaded.device.pages(),
+        copies,
         tiers,
         batch_bytes=_GPU_BATCH_BYTES if on_gpu else _CPU_BATCH_BYTES,
         num_savers=2 if on_gpu else 1,

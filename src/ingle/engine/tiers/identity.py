@@ -13,6 +13,7 @@ from ingle.config import EngineConfig
 from ingle.engine.startup import Loaded, Numerics, OpenModel
 from ingle.engine.tiers import IDENTITY_BYTES
 from ingle.model.rope import length_notice
+from ingle.parallel.layout import Layout
 from ingle.version import __version__
 from ingle.weights.checkpoint_files import SAFETENSORS_FILES, TORCH_FILES
 
@@ -21,8 +22,9 @@ _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
 
-def identity(config: EngineConfig, opened: OpenModel, numerics: Numerics, loaded: Loaded) -> bytes:
-    """Differs where the weights do, the configuration, the types, how pages are laid out, or ingle's version.
+def identity(config: EngineConfig, opened: OpenModel, numerics: Numerics, loaded: Loaded, layout: Layout) -> bytes:
+    """Differs where the weights do, the configuration, the types, how pages are laid out and divided, or ingle's
+    version.
 
     Weights are known by the size and time of their files, their headers and samples of their numbers: to read all of
     them would take as long as to load the model. Which kernels multiply is not part of it: they differ by rounding, as
@@ -41,6 +43,8 @@ def identity(config: EngineConfig, opened: OpenModel, numerics: Numerics, loaded
         repr(opened.rounding),
         _length(opened, limits.max_model_len),
     ]
+    if layout.num_ranks > 1:
+        parts.append(repr((layout, config.parallel.pipeline_layers)))
     digest = hashlib.blake2b(digest_size=IDENTITY_BYTES)
     for part in parts:
         digest.update(part.encode(errors="surrogatepass") + b"\0")

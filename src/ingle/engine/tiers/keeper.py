@@ -22,6 +22,7 @@ from ingle.device.pages import Bytes
 from ingle.engine.arrivals import Load
 from ingle.engine.pages import PagePool
 from ingle.engine.tiers import Tier
+from ingle.errors import EngineError
 
 logger = logging.getLogger("ingle")
 
@@ -154,7 +155,7 @@ class PageKeeper:
             try:
                 self._save(entries, buffer)
             except Exception as error:  # the next pages may be better off
-                logger.error("the prompt cache could not keep %d pages", len(entries), exc_info=error)
+                _log("the prompt cache could not keep %d pages", len(entries), error)
             with self._lock:
                 self._num_unsaved -= len(entries)
 
@@ -202,7 +203,7 @@ class PageKeeper:
             try:
                 failed = names if batch.load.cancelled else self._load(batch.entries, buffer)
             except Exception as error:  # what is not read is computed
-                logger.error("the prompt cache could not read %d pages", len(names), exc_info=error)
+                _log("the prompt cache could not read %d pages", len(names), error)
                 failed = names
             with self._lock:
                 batch.load.failed |= failed
@@ -235,3 +236,8 @@ class PageKeeper:
                 return True
             faster.append(kind)
         return False
+
+
+def _log(what: str, num_pages: int, error: Exception) -> None:
+    if not isinstance(error, EngineError):  # where the device is lost, the engine says so
+        logger.error(what, num_pages, exc_info=error)

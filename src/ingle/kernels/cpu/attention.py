@@ -24,6 +24,7 @@ def paged_attention(
     batch: Batch,
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q float32, kv_cache of any type.
 
@@ -56,6 +57,7 @@ def paged_attention(
                 scale=options.scale,
                 softcap=options.softcap or 0.0,
                 kv_type=_KV_TYPES[kv_cache.dtype],
+                sinks=None if sinks is None else sinks.data_ptr(),
             )
         )
     )

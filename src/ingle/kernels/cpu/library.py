@@ -11,7 +11,7 @@ from ingle.kernels.cpu import compile
 KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "fp8_e4m3": 4, "fp8_e5m2": 5}
 FLOAT8 = -8
 """The bits of codes that are FP8, as `csrc/matrix.h` calls them."""
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_clamped": 2}
 HALVES, WIDE, STEPS = 0, 1, 2
 """Scales of groups, as `csrc/matrix.h` calls them."""
 IN_SCALES = 2
@@ -87,6 +87,7 @@ class Attention(ctypes.Structure):
         ("scale", c_float),
         ("softcap", c_float),
         ("kv_type", c_int32),
+        ("sinks", c_void_p),
     )
 
 
@@ -97,6 +98,7 @@ class Projection(ctypes.Structure):
 class Mixture(ctypes.Structure):
     _fields_ = (
         ("router", c_void_p),
+        ("router_bias", c_void_p),
         ("selection_bias", c_void_p),
         ("gate_up", POINTER(Projection)),
         ("down", POINTER(Projection)),
@@ -141,6 +143,7 @@ class Layer(ctypes.Structure):
         ("down", Projection),
         ("latent", POINTER(Latent)),
         ("mixture", POINTER(Mixture)),
+        ("sinks", c_void_p),
         ("input_norm", c_void_p),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),

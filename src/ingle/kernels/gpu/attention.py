@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels import reference
 from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu import decode_codes
 from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
@@ -49,8 +50,11 @@ def paged_attention(
     batch: Batch,
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
+    """As `ingle.kernels.reference.paged_attention`, which alone knows sinks: q [T, Hq, D] to [T, Hq, D]."""
+    if sinks is not None:
+        return reference.paged_attention(q, kv_cache, batch, options, kv_scales, sinks)
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
     is_old = work is not None

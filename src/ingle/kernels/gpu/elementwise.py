@@ -50,7 +50,7 @@ def locate(
 
 
 @triton.jit
-def _normed(x, weight, eps, SIZE: tl.constexpr):
+def normed(x, weight, eps, SIZE: tl.constexpr):
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
     return ((wide * scale).to(weight.dtype) * weight).to(x.dtype)
@@ -71,14 +71,14 @@ def _rms_norm_kernel(
         await_previous()
     x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
     if POST:
-        x = _normed(x, post_weight, eps, SIZE)
+        x = normed(x, post_weight, eps, SIZE)
     if ADD:
         x = (x + tl.load(residual_ptr + row * SIZE + columns, mask=mask, other=0.0)).to(x_ptr.dtype.element_ty)
         tl.store(residual_ptr + row * SIZE + columns, x, mask=mask)
-    tl.store(out_ptr + row * SIZE + columns, _normed(x, weight, eps, SIZE), mask=mask)
+    tl.store(out_ptr + row * SIZE + columns, normed(x, weight, eps, SIZE), mask=mask)
 
 
-def _norm_warps(block: int) -> int:
+def norm_warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 
@@ -89,7 +89,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     early = pdl(x.device)
     _rms_norm_kernel[(x.numel() // size,)](
         x, x, x, weight, out, x.stride(-2), eps,
-        SIZE=size, BLOCK=block, POST=False, ADD=False, PDL=early, num_warps=_norm_warps(block), launch_pdl=early,
+        SIZE=size, BLOCK=block, POST=False, ADD=False, PDL=early, num_warps=norm_warps(block), launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -104,7 +104,7 @@ def add_rms_norm(
     _rms_norm_kernel[(x.shape[0],)](
         x, x if post_weight is None else post_weight, residual, weight, out, x.stride(0), eps,
         SIZE=size, BLOCK=block, POST=post_weight is not None, ADD=True, PDL=early,
-        num_warps=_norm_warps(block), launch_pdl=early,
+        num_warps=norm_warps(block), launch_pdl=early,
     )  # fmt: skip
     return out, residual
 

@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels import reference
+from ingle.kernels.flow import ExpertBiases
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import activate
 from ingle.kernels.options import Activation, RouterConfig
@@ -357,7 +359,11 @@ def experts(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     activation: Activation,
+    biases: ExpertBiases | None = None,
 ) -> torch.Tensor:
+    """As `ingle.kernels.reference.experts`, which alone knows biases."""
+    if biases is not None:
+        return reference.experts(x, expert_ids, weights, gate_up, down, activation, biases)
     num_experts, hidden, inner = down.shape
     num_tokens, top_k = expert_ids.shape
     early = pdl(x.device)

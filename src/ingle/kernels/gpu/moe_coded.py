@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
+from ingle.kernels.flow import ExpertBiases
 from ingle.kernels.gpu import planes
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import gated
@@ -49,10 +50,11 @@ def experts_coded(
     gate_up: Sequence[Coded],
     down: Coded,
     activation: Activation,
+    biases: ExpertBiases | None = None,
 ) -> torch.Tensor:
     """As `ingle.kernels.reference.experts_coded`."""
-    if x.dtype == torch.float32 or not all(planes.suits(each) for each in (*gate_up, down)):
-        return reference.experts_coded(x, expert_ids, weights, gate_up, down, activation)
+    if biases is not None or x.dtype == torch.float32 or not all(planes.suits(each) for each in (*gate_up, down)):
+        return reference.experts_coded(x, expert_ids, weights, gate_up, down, activation, biases)
     (num_tokens, hidden), top_k = x.shape, expert_ids.shape[1]
     num_experts, num_pairs = down.num_rows // hidden, num_tokens * top_k
     tiles = next(each for each in _TILES if num_pairs / num_experts <= each.up_to)

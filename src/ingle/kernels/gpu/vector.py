@@ -4,6 +4,8 @@ So few rows leave the tensor cores nothing to share. Each program multiplies who
 for its first weights before the kernel before it has ended (`pdl`), keeps them in registers, and passes no barrier
 before its sums are complete. Programs are small and many; as one ends, the next, of the following kernel at last, asks
 for its weights in its place, so that the memory has no pause between kernels.
+
+Weights are of 16 bits, or FP8 with a scale for each row, which sums are multiplied with.
 """
 
 from __future__ import annotations
@@ -14,24 +16,37 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, pdl
+from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
+from ingle.kernels.gpu.inboxes import half_of, inbox_of, sendable
 from ingle.kernels.gpu.rotation import store_rotated
+from ingle.kernels.group import Peers
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
+FP8_ROWS = 1
+"""The same of FP8, where the device converts it; 0 for none. With more, `few_rows_coded` multiplies as fast: another
+row costs nothing there, while here the instructions that a weight takes are the limit."""
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
+_FP8_ALIGNMENT = 16
 _EARLY = 1 << 14
 """Weights that a program asks for before the kernel before has ended: 32 KiB, a quarter of its registers."""
 _OUTS, _UNIT, _WARPS = 2, 4096, 4
 """Rows of weights or pairs of them, weights that one iteration takes, and warps, of a program."""
+_FP8_OUTS, _FP8_UNIT, _FP8_EARLY = 4, 4096, 1 << 15
+"""The same of FP8, and weights asked for early. By the compiled code 5.4 instructions a weight of gate and up
+with all that is fused, of which an SM could issue 7.7 in the time that the memory takes."""
 _LONG = 4096
 """Inputs above which an iteration takes twice as many."""
 
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
+
+
+Matrix = torch.Tensor | Coded
 
 
 class Tiling(NamedTuple):
@@ -45,12 +60,13 @@ class Tiling(NamedTuple):
 
 @triton.jit
 def _vector_kernel(
-    x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-    eps, v_offset, page_stride, token_stride, head_stride,
+    x_ptr, norm_ptr, weight_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+    eps, v_offset, page_stride, token_stride, head_stride, sent,
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, PDL: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, PLACE: tl.constexpr,
+    RANKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     ADD: tl.constexpr = EPILOGUE == 0
     ROTATE: tl.constexpr = EPILOGUE == 1
@@ -67,28 +83,40 @@ def _vector_kernel(
     in_lines = (outs < OUT)[:, None]
     early = ()
     for index in tl.static_range(EARLY):
-        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH),)
+        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, SCALED),)
+    if SCALED:
+        of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
     if PDL:
         await_previous()
+    if RANKS:
+        state_ptr, half_size, inboxes = sent
+        slot = half_of(state_ptr) * half_size + PLACE * ROWS * OUT
     scales = ()
     sums = ()
     for row in tl.static_range(ROWS):
         scales += (_scale(x_ptr + row * IN, eps, IN, WIDTH, NORMED),)
         sums += (tl.zeros([LINES, DEPTH], tl.float32),)
     for index in tl.static_range(EARLY):
-        sums = _accumulate(sums, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED)
+        sums = _accumulate(sums, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, SCALED)
     for k in tl.range(EARLY * DEPTH, IN, DEPTH, loop_unroll_factor=2):
-        weights = _weights(line_ptr, in_lines, k, IN, DEPTH)
-        sums = _accumulate(sums, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED)
+        weights = _weights(line_ptr, in_lines, k, IN, DEPTH, SCALED)
+        sums = _accumulate(sums, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED, SCALED)
     dtype = out_ptr.dtype.element_ty
     for row in tl.static_range(ROWS):
         total = tl.sum(sums[row], 1) * scales[row]
+        if SCALED:
+            total *= of_outs
         if BIAS:
             total += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
         if ADD:
             if RESIDUAL:
                 total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-            tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
+            if RANKS:
+                bits = sendable(total.to(dtype))
+                for place in tl.static_range(RANKS):
+                    tl.store(inbox_of(inboxes, place, False) + slot + row * OUT + outs, bits, mask=outs < OUT)
+            else:
+                tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
         else:
             first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
             block = tl.arange(0, OUTS)
@@ -107,8 +135,18 @@ def _vector_kernel(
 
 
 @triton.jit
-def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr):
-    ks = k + tl.arange(0, DEPTH)[None, :]
+def _columns(k, DEPTH: tl.constexpr, BYTES: tl.constexpr):
+    """The DEPTH columns from `k` on. Of weights of a byte no more than 8 neighbours: as many as a thread loads at once
+    of the inputs, which so are where they are needed."""
+    index = tl.arange(0, DEPTH)
+    if BYTES:
+        index = index // 8 % 2 * (DEPTH // 2) + index // 16 * 8 + index % 8
+    return k + index
+
+
+@triton.jit
+def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, BYTES: tl.constexpr):
+    ks = _columns(k, DEPTH, BYTES)[None, :]
     return tl.load(line_ptr + ks, mask=in_lines & (ks < IN), other=0.0, eviction_policy="evict_first")
 
 
@@ -125,10 +163,11 @@ def _scale(x_ptr, eps, IN: tl.constexpr, WIDTH: tl.constexpr, NORMED: tl.constex
 
 @triton.jit
 def _accumulate(
-    sums, weights, x_ptr, norm_ptr, k, ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr
-):
+    sums, weights, x_ptr, norm_ptr, k,
+    ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
     """Adds weights [LINES, DEPTH] times each row's inputs from `k` on, times those of the norm."""
-    ks = k + tl.arange(0, DEPTH)
+    ks = _columns(k, DEPTH, BYTES)
     if NORMED:
         norm = tl.load(norm_ptr + ks, mask=ks < IN, other=0.0).to(tl.float32)
     wide = weights.to(tl.float32)
@@ -141,47 +180,57 @@ def _accumulate(
     return more
 
 
-def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def suits(x: torch.Tensor, weight: Matrix) -> bool:
     """Whether these kernels may, and should, multiply x [M, K] by such a weight."""
-    return (
-        0 < x.shape[0] <= MAX_ROWS
-        and x.itemsize == 2
-        and x.dtype == weight.dtype
-        and weight.shape[1] % _ALIGNMENT == 0
-        and x.is_contiguous()
-        and weight.is_contiguous()
+    if not 0 < x.shape[0] <= MAX_ROWS or x.itemsize != 2 or not x.is_contiguous():
+        return False
+    if isinstance(weight, torch.Tensor):
+        return x.dtype == weight.dtype and weight.shape[1] % _ALIGNMENT == 0 and weight.is_contiguous()
+    held = (
+        x.shape[0] <= FP8_ROWS
+        and weight.kind == "fp8"
+        and weight.scales.shape[1] == 1
+        and weight.num_columns % _FP8_ALIGNMENT == 0
     )
+    return held and multiplies_fp8(x.device) and weight.codes.is_contiguous()
 
 
-def add(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
-) -> torch.Tensor:
+def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
     """residual + x @ weight.T + bias, for x [M, K] and residual [M, E]."""
-    out = x.new_empty(len(x), len(weight))
+    out = x.new_empty(len(x), _num_rows(weight))
     _run(x, None, weight, bias, _ADD, out, residual=residual)
     return out
 
 
+def send(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, peers: Peers) -> None:
+    """Leaves x @ weight.T + bias, for x [M, K], with all ranks: what comes next is `sums.add_sent_rms_norm`."""
+    _run(x, None, weight, bias, _ADD, x, peers=peers)
+
+
 def gated(
-    x: torch.Tensor, norm: Norm | None, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
+    x: torch.Tensor, norm: Norm | None, weight: Matrix, bias: torch.Tensor | None, activation: Activation
 ) -> torch.Tensor:
     """activation(gate) * up for x [M, E], or its norm, times weight [2 * I, E], the gate in the first half: [M, I]."""
-    out = x.new_empty(len(x), len(weight) // 2)
+    out = x.new_empty(len(x), _num_rows(weight) // 2)
     _run(x, norm, weight, bias, _GELU if activation == "gelu_tanh" else _SILU, out)
     return out
 
 
 def project_and_store(
-    x: torch.Tensor, norm: Norm | None, weight: torch.Tensor, bias: torch.Tensor | None, rotation: Rotation
+    x: torch.Tensor, norm: Norm | None, weight: Matrix, bias: torch.Tensor | None, rotation: Rotation
 ) -> torch.Tensor:
     """The queries [M, Hq, D] of x, or its norm, rotated; keys and values, of weight's later rows, go to the cache."""
     if rotation.q_norm is not None or rotation.kv_scales is not None:  # of whole heads, which no program has
-        qkv = x.new_empty(len(x), len(weight))
+        qkv = x.new_empty(len(x), _num_rows(weight))
         _run(x, norm, weight, bias, _ADD, qkv)
         return rotate_and_store(qkv, *rotation)
     q = x.new_empty(len(x), rotation.num_heads, rotation.kv_cache.shape[-1])
     _run(x, norm, weight, bias, _ROTATE, q, rotation=rotation)
     return q
+
+
+def _num_rows(weight: Matrix) -> int:
+    return len(weight) if isinstance(weight, torch.Tensor) else weight.num_rows
 
 
 def tiling(size_in: int, *, paired: bool) -> Tiling:
@@ -190,26 +239,38 @@ def tiling(size_in: int, *, paired: bool) -> Tiling:
     return Tiling(_OUTS, min(triton.next_power_of_2(size_in), num_weights // (_OUTS * (1 + paired))))
 
 
+def fp8_tiling(size_in: int, *, paired: bool) -> Tiling:
+    """More rows of weights: what a thread computes of its inputs counts for all of them."""
+    return Tiling(_FP8_OUTS, min(triton.next_power_of_2(size_in), _FP8_UNIT // (_FP8_OUTS * (1 + paired))))
+
+
 def _run(
     x: torch.Tensor,
     norm: Norm | None,
-    weight: torch.Tensor,
+    weight: Matrix,
     bias: torch.Tensor | None,
     epilogue: int,
     out: torch.Tensor,
     *,
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
+    peers: Peers | None = None,
 ) -> None:
-    size_out, size_in = weight.shape
+    if isinstance(weight, torch.Tensor):
+        numbers, scales, share_out, most_early = weight, x, tiling, _EARLY
+    else:
+        numbers, scales = weight.codes.view(torch.float8_e4m3fn), weight.scales
+        share_out, most_early = fp8_tiling, _FP8_EARLY
+    size_out, size_in = numbers.shape
     paired, early = epilogue != _ADD, pdl(x.device)
-    outs, depth = tiling(size_in, paired=paired)
-    num_early = max(_EARLY // (outs * (1 + paired) * depth), 1)
+    outs, depth = share_out(size_in, paired=paired)
+    num_early = max(most_early // (outs * (1 + paired) * depth), 1)
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](
-        x, x if norm is None else norm.weight, weight, x if bias is None else bias, x if residual is None else residual,
-        out, *places,
+        x, x if norm is None else norm.weight, numbers, scales, x if bias is None else bias,
+        x if residual is None else residual, out, *places,
         0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+        1 if peers is None else (peers.state, peers.half_bytes // x.itemsize, peers.inboxes),
         ROWS=len(x), IN=size_in, OUT=size_out, OUTS=outs, DEPTH=depth,
         EARLY=min(num_early, triton.cdiv(size_in, depth)), WIDTH=triton.next_power_of_2(size_in),
         EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,
@@ -217,5 +278,6 @@ def _run(
         NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        PDL=early, num_warps=_WARPS, launch_pdl=early,
+        PLACE=0 if peers is None else peers.place, RANKS=0 if peers is None else len(peers.inboxes),
+        SCALED=numbers is not weight, PDL=early, num_warps=_WARPS, launch_pdl=early,
     )  # fmt: skip

@@ -108,9 +108,14 @@ class ReasoningFormat:
         return text.rfind(self.open) > text.rfind(self.close)
 
     @property
+    def header(self) -> str:
+        """What stands before an answer without thoughts."""
+        return "<|channel|>final<|message|>" if self.channels else ""
+
+    @property
     def ending(self) -> str:
         """What ends thoughts that become too long, so that the answer follows."""
-        end = "<|end|><|start|>assistant<|channel|>final<|message|>" if self.channels else f"\n{self.close}\n\n"
+        end = f"<|end|><|start|>assistant{self.header}" if self.channels else f"\n{self.close}\n\n"
         return ENOUGH + end
 
     @property

@@ -36,20 +36,57 @@ def read_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | N
 
     Raises `ModelError` for a method, or a form of one, that ingle does not read.
     """
-    by_mlx = config.get("quantization")
-    of_mlx = isinstance(by_mlx, Mapping) and "bits" in by_mlx  # whose files name no method
+    said = _said(path, config)
+    if said is not None:
+        quantization = _of(path, *said)
+        return quantization if quantization.schemes else None
+    if _by_mlx(config):
+        _refuse(path, "MLX", "quantization in config.json")
+    return None
+
+
+def cache_made_for(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The type, for people, that keys and values are to have in the eyes of who quantized the folder at `path`."""
+    said = _said(path, config)
+    if said is None or not isinstance(said[0], Mapping):
+        return None
+    settings = said[0]
+    inner = settings.get("quantization")  # as ModelOpt's own file has it
+    for place in (settings, inner if isinstance(inner, Mapping) else {}):
+        scheme, algorithm = place.get("kv_cache_scheme"), place.get("kv_cache_quant_algo")
+        if isinstance(scheme, Mapping):
+            kind, bits = scheme.get("type"), scheme.get("num_bits", 8)
+            return f"{'int' if kind == 'int' else 'fp'}{bits if type(bits) is int and 0 < bits < 17 else 8}"
+        if algorithm in ("FP8", "INT8", "NVFP4"):
+            return str(algorithm).lower()
+        exported = place.get("export")
+        if scheme in ("static", "dynamic"):  # AutoFP8's
+            return "fp8"
+        if place.get("kv_cache_quant_config") or (isinstance(exported, Mapping) and exported.get("kv_cache_group")):
+            return "fp8"  # Quark's
+    return None
+
+
+def _said(path: Path, config: Mapping[str, Any]) -> tuple[object, str, str | None] | None:
+    """What is said of quantized weights, in which file, and under which key of it."""
     for key in _KEYS:
         settings = config.get(key)
-        if settings and not (of_mlx and not (isinstance(settings, Mapping) and settings.get("quant_method"))):
-            return _of(path, settings, "config.json", key)
-    if of_mlx:
-        _refuse(path, "MLX", "quantization in config.json")
+        if settings and not (_by_mlx(config) and not (isinstance(settings, Mapping) and settings.get("quant_method"))):
+            return settings, "config.json", key
+    if _by_mlx(config):
+        return None
     for name, method in _BESIDE.items():
         if path.is_dir() and (path / name).is_file():
             beside = read_json_object(path / name, MAX_CONFIG_BYTES)
             unnamed = "awq" if method == "gptq" and any(key in beside for key in _OF_AWQ) else method
-            return _of(path, {**beside, "quant_method": beside.get("quant_method") or unnamed}, name, None)
+            return {**beside, "quant_method": beside.get("quant_method") or unnamed}, name, None
     return None
+
+
+def _by_mlx(config: Mapping[str, Any]) -> bool:
+    """Whose files name no method."""
+    settings = config.get("quantization")
+    return isinstance(settings, Mapping) and "bits" in settings
 
 
 def _of(path: Path, settings: object, file: str, key: str | None) -> Quantization:
@@ -207,8 +244,13 @@ def _fp8(values: Checked, source: str) -> Quantization:
 
 
 def _modelopt(values: Checked, source: str) -> Quantization:
-    """NVIDIA's: what is said stands under `quantization` in a file of its own, or flat in config.json."""
+    """NVIDIA's: what is said stands under `quantization` in a file of its own, or flat in config.json.
+
+    One without `quant_algo` may be about keys and values alone.
+    """
     inner = values.section("quantization", "quantization.") if "quantization" in values else values
+    if "quant_algo" not in inner and ("kv_cache_quant_algo" in inner or "kv_cache_scheme" in inner):
+        return Quantization("ModelOpt", source, ())
     kept = _names(inner, "exclude_modules", "ignore")
     rules = [Rule(partial(patterns.is_glob, tuple(kept)), None)]
     if str(inner.values.get("quant_algo")).lower() != "mixed_precision":
@@ -220,13 +262,45 @@ def _modelopt(values: Checked, source: str) -> Quantization:
     return Quantization("ModelOpt", source, tuple(rules))
 
 
+_MODELOPT = ("fp8", "fp8_pb_wo", "fp8_pc_pt", "fp8_per_channel_per_token", "nvfp4", "w4a16_nvfp4",
+             "mxfp8")  # fmt: skip
+
+
 def _modelopt_scheme(values: Checked) -> Scheme:
-    algorithm = _form(values, "quant_algo", ("fp8", "fp8_pb_wo", "fp8_pc_pt", "nvfp4", "w4a16_nvfp4"), "")
-    if algorithm.endswith("nvfp4"):
+    algorithm = _form(values, "quant_algo", _MODELOPT, "")
+    if "nvfp4" in algorithm:
         return Scheme("nibbles", 4, group_size=_group_size(values, 16, "group_size"), table="nvfp4")
+    if algorithm == "mxfp8":
+        return Scheme("whole", 8, True, _group_size(values, 32, "group_size"))
     weights_alone = algorithm == "fp8_pb_wo"
     block = 128 if weights_alone else None
     return Scheme("whole", 8, True, block, block or 1, quantizes_inputs=not weights_alone)
+
+
+def _quark(values: Checked, source: str) -> Quantization:
+    """AMD's: one scheme for all layers, others for those whose names fit a pattern."""
+    rules = [Rule(partial(patterns.is_glob, tuple(_names(values, "exclude"))), None)]
+    layers = values.section("layer_quant_config", "layer_quant_config.")
+    for name in map(str, layers.values):
+        scheme = _quark_scheme(layers.section(name, f"layer_quant_config.{name[:80]}."))
+        rules.append(Rule(partial(patterns.is_glob, (name,)), scheme))
+    whole = values.section("global_quant_config", "global_quant_config.")
+    if whole.values.get("weight"):
+        rules.append(Rule(always, _quark_scheme(whole)))
+    return Quantization("Quark", source, tuple(rules))
+
+
+def _quark_scheme(values: Checked) -> Scheme:
+    weights = values.section("weight", "weight.")
+    kind = _form(weights, "dtype", ("fp8_e4m3", "int8", "fp4"), "")
+    if kind == "fp4":
+        if _form(weights, "scale_format", ("e8m0",), "e8m0") and weights.integer("group_size", 32) != 32:
+            weights.refuse("group_size", f"and ingle reads groups of 32 of fp4; {_ALTERNATIVE}")
+        return Scheme("nibbles", 4, group_size=32, table="mxfp4")
+    _form(weights, "qscheme", ("per_tensor", "per_channel"), "per_tensor")
+    if kind == "int8":
+        return Scheme("whole", 8, has_zeros=weights.values.get("symmetric") is False)
+    return Scheme("whole", 8, is_float=True, quantizes_inputs=bool(values.values.get("input_tensors")))
 
 
 def _compressed_tensors(values: Checked, source: str) -> Quantization:
@@ -240,14 +314,21 @@ def _compressed_tensors(values: Checked, source: str) -> Quantization:
         group = groups.section(str(name), f"config_groups.{str(name)[:80]}.")
         scheme = _compressed_scheme(group, str(values.values.get("format") or ""))
         rules += [Rule(partial(patterns.is_target, target), scheme) for target in _names(group, "targets")]
-    if not any(rule.scheme is not None for rule in rules):
+    if not any(rule.scheme is not None for rule in rules) and "kv_cache_scheme" not in values:
         values.fail("config_groups names no layers that are quantized")
     return Quantization("compressed-tensors", source, tuple(rules))
 
 
 _NIBBLES: dict[str, tuple[Table, int]] = {"mxfp4-pack-quantized": ("mxfp4", 32), "nvfp4-pack-quantized": ("nvfp4", 16)}
 """And the numbers that share a scale."""
-_COMPRESSED_FORMS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", *_NIBBLES)
+_COMPRESSED_FORMS = (
+    "pack-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "float-quantized",
+    "mxfp8-quantized",
+    *_NIBBLES,
+)
 
 
 def _compressed_scheme(group: Checked, default: str) -> Scheme:
@@ -265,6 +346,8 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
     bits = _bits(weights, (8,) if is_float else _PACKED_BITS, "num_bits")
     strategy = _form(weights, "strategy", ("tensor", "channel", "group", "block"), "tensor")
     rows, columns = 1, None
+    if form == "mxfp8-quantized":
+        return Scheme("whole", 8, True, weights.integer("group_size", 32, most=_MAX_GROUP))
     if strategy == "group":
         columns = weights.integer("group_size", most=_MAX_GROUP)
     elif strategy == "block":
@@ -277,6 +360,12 @@ def _compressed_scheme(group: Checked, default: str) -> Scheme:
     return Scheme(
         "packed" if packed else "whole", bits, is_float, columns, rows, has_zeros=has_zeros, quantizes_inputs=of_inputs
     )
+
+
+def _mxfp4(values: Checked, source: str) -> Quantization:
+    """gpt-oss': `weights/single_experts.py` has its tensors."""
+    scheme = Scheme("nibbles", 4, group_size=32, table="mxfp4")
+    return Quantization("MXFP4", source, (Rule(always, scheme),))
 
 
 _READERS: dict[str, Callable[[Checked, str], Quantization]] = {
@@ -295,6 +384,8 @@ _READERS: dict[str, Callable[[Checked, str], Quantization]] = {
     "modelopt_fp8": _modelopt,
     "modelopt_fp4": _modelopt,
     "nvfp4": _modelopt,
+    "mxfp4": _mxfp4,
+    "quark": _quark,
     "compressed-tensors": _compressed_tensors,
     "sparseml": _compressed_tensors,
 }

@@ -139,7 +139,7 @@ def _wanted_whole(module: Module, rows: int, columns: int) -> Iterator[Wanted]:
     scheme = module.scheme
     shapes = _shapes_of_scales(scheme, rows, num_groups(scheme, columns))
     yield Wanted("weight", (FP8,) if scheme.is_float else _INTS[:1], ((rows, columns),))
-    yield Wanted(scales_of(module), (*FLOATS, EXPONENTS) if scheme.is_float else FLOATS, shapes)
+    yield Wanted(scales_of(module), (*FLOATS, EXPONENTS, "U8") if scheme.is_float else FLOATS, shapes)
     if scheme.has_zeros:
         yield Wanted("weight_zero_point", _INTS[:1], shapes)
 

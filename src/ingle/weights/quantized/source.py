@@ -18,12 +18,10 @@ from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.module import Module
 from ingle.weights.quantized.scheme import MARKERS, Quantization
 from ingle.weights.quantized.tables import TABLES
-from ingle.weights.source import FLOAT_TYPES, Region, StoredRows, check_size
+from ingle.weights.source import FLOAT_TYPES, Files, Region, StoredRows, check_size
 
 if TYPE_CHECKING:
     import torch
-
-    from ingle.weights.safetensors_source import SafetensorsSource
 
 _CHUNK_ROWS = 1024
 _CODES = ("qweight", "weight_packed", "weight")
@@ -48,7 +46,7 @@ class QuantizedSource:
     A module with a `weight` of a float type is not quantized, whatever is excepted or not.
     """
 
-    def __init__(self, files: SafetensorsSource, quantization: Quantization) -> None:
+    def __init__(self, files: Files, quantization: Quantization) -> None:
         self._files, self._quantization = files, quantization
 
     def __contains__(self, name: str) -> bool:
@@ -77,7 +75,7 @@ class QuantizedSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         module = self._module(name)
-        return self._files.shape(name) if module is None else layouts.shape_of(module)
+        return self._files.stored(name).shape if module is None else layouts.shape_of(module)
 
     def check(self, name: str, num_elements: int) -> None:
         module = self._module(name)

@@ -270,9 +270,11 @@ void join(const Attention& a, int64_t seq, int64_t kv_head, int64_t num_pieces, 
           const float* parts) {
     const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, kLanes);
     for (int64_t h = 0; h < group; h++) {
-        float largest = kNothing, total = 0;
+        const float* sink = a.sinks ? a.sinks + kv_head * group + h : nullptr;
+        float largest = sink ? *sink : kNothing;
         for (int64_t p = 0; p < num_pieces; p++)
             if (running[p * group + h].largest > largest) largest = running[p * group + h].largest;
+        float total = sink ? std::exp(*sink - largest) : 0;
         float* out = a.out + (a.query_starts[seq] * a.num_heads + kv_head * group + h) * size;
         for (int64_t i = 0; i < size; i++) out[i] = 0;
         for (int64_t p = 0; p < num_pieces; p++) {
@@ -408,6 +410,10 @@ void attend_many(const Attention& a, int64_t seq, int64_t kv_head, int64_t first
     memset(q, 0, 2 * rows * padded * sizeof(float));
     memset(total, 0, rows * sizeof(float));
     std::fill(largest, largest + rows, kLeast);
+    for (int64_t r = 0; a.sinks && r < num_rows; r++) {
+        largest[r] = a.sinks[kv_head * group + r % group];
+        total[r] = 1;
+    }
     for (int64_t r = 0; r < num_rows; r++) {
         const float* from = a.q + (a.query_starts[seq] + first + r / group) * a.q_stride;
         read_head(from + (kv_head * group + r % group) * size, size, padded, head);

@@ -62,6 +62,7 @@ void attend(const Step& s, const Layer& layer, int64_t index, const float* x, fl
     attention.window = layer.window;
     attention.scale = layer.scale;
     attention.softcap = layer.softcap;
+    attention.sinks = layer.sinks;
     ingle_attention(&attention);
 }
 

@@ -88,7 +88,8 @@ void route(const Mixture& m, const float* x, int64_t num_tokens, int64_t hidden_
     float* choice = logits + num_tokens * m.num_experts;
     parallel_ranges(num_tokens * m.num_experts, 16, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++)
-            logits[i] = dot(x + i / m.num_experts * hidden_size, m.router + i % m.num_experts * hidden_size, hidden_size);
+            logits[i] = dot(x + i / m.num_experts * hidden_size, m.router + i % m.num_experts * hidden_size, hidden_size) +
+                        (m.router_bias ? m.router_bias[i % m.num_experts] : 0.0f);
     });
     parallel_ranges(num_tokens, 8, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; t++)

@@ -7,7 +7,7 @@
 
 namespace ingle {
 
-enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
+enum Activation : int32_t { kSilu = 0, kGeluTanh = 1, kSwigluClamped = 2 };
 enum Scoring : int32_t { kSoftmax = 0, kSigmoid = 1 };
 enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2, kInt8 = 3, kE4m3 = 4, kE5m2 = 5 };
 
@@ -39,6 +39,7 @@ struct Attention {
     float scale;
     float softcap;               // 0 for none
     int32_t kv_type;
+    const float* sinks;          // [num_heads], each the score of a key whose value is zero; or null
 };
 
 struct Projection {
@@ -50,6 +51,7 @@ struct Projection {
 // Experts in place of an MLP.
 struct Mixture {
     const float* router;          // [num_experts, hidden_size]
+    const float* router_bias;     // [num_experts], or null
     const float* selection_bias;  // [num_experts], or null
     const Projection* gate_up;    // of each expert
     const Projection* down;
@@ -78,6 +80,7 @@ struct Layer {
     Projection qkv, out, gate_up, down;
     const Latent* latent;         // in place of qkv, or null
     const Mixture* mixture;       // in place of gate_up and down, or null
+    const float* sinks;           // [num_heads], or null
     const float *input_norm, *q_norm, *k_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;
     int64_t window;
     float scale, softcap, qk_eps;

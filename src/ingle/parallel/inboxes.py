@@ -1,0 +1,249 @@
+"""Memory on each GPU of a group that the kernels of all of them write to, where GPUs reach each other.
+
+It is had by one of two roads: CUDA's handles of memory (`cuIpcGetMemHandle`), or PyTorch's symmetric memory, which
+passes file descriptors from process to process. Multicast is never asked for. Before it is used, sums by way of it are
+compared with NCCL's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch._C import _distributed_c10d as c10d
+
+from ingle.errors import EngineError
+from ingle.kernels.group import Peers
+from ingle.parallel.link import Link
+from ingle.parallel.messages import Road
+
+ROAD: Road | None = None
+"""Which rank 0 has all ranks take. None, which leaves sums to NCCL, before GPUs have shown what this is worth."""
+
+HALF_BYTES = 16 << 20
+_PROOF_S = 10.0
+"""For a sum of the proof, whose kernels other ranks may have to compile."""
+_HANDLE_BYTES = 64
+SYMMETRIC_NAME = "ingle"
+os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+
+
+class Crossover(NamedTuple):
+    most_bytes: int
+    """Of a tensor; with more, NCCL is as fast."""
+    one_shot_bytes: int
+    """That a rank sends; with more, two shots are faster."""
+
+
+_CROSSOVERS = {"NVLink": Crossover(16 << 20, 2 << 20), "PCIe": Crossover(1 << 20, 192 << 10)}
+"""By the link's name; by others GPUs do not reach each other. Computed from rates and latencies, not measured."""
+
+
+class Hosts(Protocol):
+    """The ranks' processes: an `ingle.parallel.group.TensorGroup` of CPUs."""
+
+    @property
+    def place(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def all_well(self, well: bool) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Inboxes:
+    """Of a group's ranks, as one of them has them."""
+
+    peers: Peers
+    _gone: torch.Tensor
+    _beside: torch.cuda.Stream
+
+    def give_up(self) -> None:
+        """Ends all waiting for other ranks, now and later. Needs nothing of the GPU that a kernel could hold."""
+        with torch.cuda.stream(self._beside):
+            self.peers.state[2:3].copy_(self._gone, non_blocking=True)
+
+
+def inboxes_of(hosts: Hosts, device: torch.device, link: Link, road: Road, store: c10d.Store) -> Inboxes:
+    """Memory that is not proven yet. All ranks of a group do so together; raises `EngineError` on all or none, with
+    the reason where that is this rank's."""
+    why, memory = _unreachable(hosts, device, link), None
+    if not _all_well(hosts, why):
+        raise EngineError(why or _ELSEWHERE)
+    try:
+        memory = (_IpcMemory if road == "ipc" else _SymmetricMemory)(device, 2 * HALF_BYTES)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    if not _all_well(hosts, why) or memory is None:
+        raise EngineError(why or _ELSEWHERE)
+    try:
+        addresses = memory.meet(hosts, store)
+    except Exception as error:
+        addresses, why = (), f"{type(error).__name__}: {error}"
+    if not _all_well(hosts, why):
+        raise EngineError(why or _ELSEWHERE)
+    crossover, state = _CROSSOVERS[link.name], torch.zeros(4, dtype=torch.int64, device=device)
+    peers = Peers(hosts.place, addresses, HALF_BYTES, state, *crossover, memory)
+    gone = torch.ones(1, dtype=torch.int64, pin_memory=True)
+    return Inboxes(peers, gone, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+_ELSEWHERE = "it does not go on another GPU of the group"
+
+
+def _all_well(hosts: Hosts, why: str) -> bool:
+    return hosts.all_well(not why)
+
+
+def _unreachable(hosts: Hosts, device: torch.device, link: Link) -> str:
+    """Why GPUs cannot reach each other; nothing where they may."""
+    machine = Path("/proc/sys/kernel/random/boot_id").read_bytes()[:36]
+    every = hosts.all_gather(torch.tensor([*machine, device.index], dtype=torch.uint8))
+    if not bool((every[:, :-1] == every[0, :-1]).all()):
+        return "the GPUs are of several machines"
+    if link.name not in _CROSSOVERS:
+        return f"the GPUs reach each other by {link.name} alone"
+    for other in every[:, -1].tolist():
+        if other != device.index and not torch.cuda.can_device_access_peer(device, other):
+            return f"GPU {device.index} has no access to the memory of GPU {other}"
+    return ""
+
+
+# ---- the two roads
+
+
+class _Memory(Protocol):
+    def meet(self, hosts: Hosts, store: c10d.Store) -> tuple[int, ...]:
+        """Addresses of the memory of all ranks, by place."""
+        ...
+
+
+def _driver(name: str, *arguments: object) -> None:
+    result = getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments)
+    if result:
+        raise OSError(f"{name} fails with CUDA's error {result}")
+
+
+class _Handle(ctypes.Structure):
+    """CUipcMemHandle, which is passed by value."""
+
+    _fields_ = [("bytes", ctypes.c_ubyte * _HANDLE_BYTES)]
+
+
+class _IpcMemory:
+    """Not of PyTorch's allocator, whose way of sharing leaves files in /dev/shm when a process is killed."""
+
+    def __init__(self, device: torch.device, num_bytes: int) -> None:
+        torch.zeros(1, device=device)  # the context is made, and this thread's
+        self._own, self._handle = ctypes.c_uint64(), _Handle()
+        _driver("cuMemAlloc_v2", ctypes.byref(self._own), ctypes.c_size_t(num_bytes))
+        self._opened: list[ctypes.c_uint64] = []
+        weakref.finalize(self, _close, device, self._own, self._opened).atexit = False
+        _driver("cuMemsetD32_v2", self._own, ctypes.c_uint(Peers.NOTHING & 0xFFFFFFFF), ctypes.c_size_t(num_bytes // 4))
+        torch.cuda.synchronize(device)
+        _driver("cuIpcGetMemHandle", ctypes.byref(self._handle), self._own)
+
+    def meet(self, hosts: Hosts, store: c10d.Store) -> tuple[int, ...]:
+        handles = hosts.all_gather(torch.tensor(list(self._handle.bytes), dtype=torch.uint8)).tolist()
+        addresses = []
+        for place, handle in enumerate(handles):
+            address = self._own
+            if place != hosts.place:
+                address = ctypes.c_uint64()
+                there = _Handle((ctypes.c_ubyte * _HANDLE_BYTES)(*handle))
+                _driver("cuIpcOpenMemHandle_v2", ctypes.byref(address), there, ctypes.c_uint(1))  # with peer access
+                self._opened.append(address)
+            addresses.append(address.value)
+        return tuple(addresses)
+
+
+def _close(device: torch.device, own: ctypes.c_uint64, opened: Sequence[ctypes.c_uint64]) -> None:
+    torch.cuda.synchronize(device)  # and its context is this thread's
+    for address in opened:
+        _driver("cuIpcCloseMemHandle", address)
+    _driver("cuMemFree_v2", own)
+
+
+_met_before = False
+
+
+class _SymmetricMemory:
+    """PyTorch counts meetings by process, and those of one have to have met equally often: here once."""
+
+    def __init__(self, device: torch.device, num_bytes: int) -> None:
+        if _met_before:
+            raise EngineError("this process shared memory with others before")
+        memory = c10d._SymmetricMemory.empty_strided_p2p((num_bytes // 4,), (1,), torch.int32, device)
+        self._memory = memory.fill_(Peers.NOTHING)
+        torch.cuda.synchronize(device)
+
+    def meet(self, hosts: Hosts, store: c10d.Store) -> tuple[int, ...]:
+        """From PyTorch 2.11 on the name is looked up among process groups, before among those that are told so."""
+        global _met_before
+        _met_before = True
+        self._group = _named(store, hosts.place, hosts.size)  # which PyTorch does not hold
+        c10d._SymmetricMemory.set_group_info(SYMMETRIC_NAME, hosts.place, hosts.size, store)
+        self._met = c10d._SymmetricMemory.rendezvous(self._memory, SYMMETRIC_NAME)
+        assert self._met is not None, "PyTorch knows its memory"
+        return tuple(map(int, self._met.buffer_ptrs))
+
+
+def _named(store: c10d.Store, place: int, size: int) -> c10d.ProcessGroup:
+    group = c10d.ProcessGroup(store, place, size)
+    group._set_group_name(SYMMETRIC_NAME)  # type: ignore[arg-type]
+    c10d._register_process_group(SYMMETRIC_NAME, group)  # type: ignore[arg-type]
+    return group
+
+
+# ---- whether it works
+
+
+def refuted(
+    inboxes: Inboxes, hosts: Hosts, device: torch.device, by_nccl: Callable[[torch.Tensor], torch.Tensor]
+) -> str:
+    """Why they are not to be used: of sums in one shot and in two, all ranks get what NCCL computes. Nothing where
+    they do, on every rank."""
+    from ingle.kernels.gpu import sums  # Triton comes with PyTorch's CUDA builds only
+
+    generator = torch.Generator().manual_seed(hosts.place)
+    for one_shot_bytes, numel in ((1 << 30, 4096), (1 << 30, 1 << 20), (0, 4096), (0, 1 << 20)):
+        peers = replace(inboxes.peers, one_shot_bytes=one_shot_bytes)
+        why = ""
+        try:
+            x = torch.randint(-3, 4, (3, numel), generator=generator).to(device, torch.bfloat16)
+            expected = by_nccl(x.clone())
+            for each in x:  # by either half, and the first again
+                sums.all_reduce(each, peers)
+            if not _ends(device):
+                inboxes.give_up()
+                why = f"a sum of {2 * numel:,} bytes did not end within {_PROOF_S:.0f} s"
+            elif not torch.equal(x, expected):
+                why = f"a sum of {2 * numel:,} bytes was wrong"
+        except Exception as error:
+            inboxes.give_up()
+            why = f"{type(error).__name__}: {error}"
+        if not _all_well(hosts, why):
+            return why or _ELSEWHERE
+    return ""
+
+
+def _ends(device: torch.device) -> bool:
+    """What is queued, in time."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    until = time.monotonic() + _PROOF_S
+    while not event.query():  # type: ignore[no-untyped-call]
+        if time.monotonic() > until:
+            return False
+        time.sleep(1e-3)
+    return True

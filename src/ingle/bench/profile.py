@@ -16,7 +16,25 @@ from ingle.errors import ConfigError
 from ingle.kv import pages_held
 from ingle.request import EngineRequest, SamplingParams, token_ids
 
+COLLECTIVES = "collectives, with waiting"
+"""What ranks compute together, and how long they wait for each other in it."""
 _KINDS = (
+    (
+        COLLECTIVES,
+        (
+            "nccl",
+            "_one_shot_kernel",
+            "_two_shot_kernel",
+            "symmetric_memory",
+            "multimem",
+            "allreduce",
+            "all_reduce",
+            "allgather",
+            "all_gather",
+            "cross_device_reduce",
+            "ranks: ",
+        ),
+    ),
     ("attention", ("_decode_kernel", "_decode_codes_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
     (
         "sampling",
@@ -109,7 +127,8 @@ def profile_prefill(engine: Engine, *, num_seqs: int, context: int) -> Profile:
     """Reading `num_seqs` prompts of `context` tokens, up to the step that completes the last."""
     for name in ("warm", "measured"):
         _fill(engine, num_seqs, context, 2)
-        num_steps = -(-num_seqs * context // engine.scheduler.limits.max_num_batched_tokens)
+        limits = engine.scheduler.limits
+        num_steps = -(-num_seqs * context // limits.max_num_batched_tokens) + limits.num_turns - 1
         if name == "measured":
             result = _profile_steps(engine, f"prefill {num_seqs} x {context}", num_steps)
         _drain(engine)

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch._C import _distributed_c10d as c10d
+from torch.autograd.profiler import record_function
 
 from ingle.errors import EngineError
 from ingle.kernels.group import Crossing, Peers
@@ -112,7 +114,8 @@ class TensorGroup:
         """`all_reduce`, by NCCL or Gloo."""
         if self._backend == "gloo" and x.is_cuda:
             return x.copy_(self.sum_by_backend(x.cpu()))
-        _finish(self._ranks.allreduce([x], self._reduce))
+        with self._profiled("sum"):
+            _finish(self._ranks.allreduce([x], self._reduce))
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +125,8 @@ class TensorGroup:
         if self._backend == "nccl":
             _finish(self._ranks._allgather_base(out, x.contiguous(), self._gather))
         else:
-            _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
+            with self._profiled("gather"):
+                _finish(self._ranks.allgather([list(out.unbind())], [x.contiguous()], self._gather))
         return out
 
     def hand_on(self, x: torch.Tensor) -> None:
@@ -132,8 +136,14 @@ class TensorGroup:
     def send(self, x: torch.Tensor, place: int) -> _Work:
         return self._ranks.send([x], place, 0)
 
-    def recv(self, x: torch.Tensor, place: int) -> _Work:
-        return self._ranks.recv([x], place, 0)
+    def recv(self, x: torch.Tensor, place: int) -> None:
+        with self._profiled("wait for the stage before"):
+            self._ranks.recv([x], place, 0).wait()
+
+    def _profiled(self, what: str) -> AbstractContextManager[object]:
+        """What the host does, a profiler would not see: GPUs have kernels with names."""
+        by_host = self._backend == "gloo" and torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        return record_function(f"ranks: {what}") if by_host else contextlib.nullcontext()
 
     @property
     def on_devices(self) -> bool:
@@ -221,7 +231,7 @@ class StageBorder:
 
     def receive_into(self, x: torch.Tensor) -> None:
         if self._neighbours is None:
-            self._ranks.recv(x, self._ranks.place - 1).wait()
+            self._ranks.recv(x, self._ranks.place - 1)
         else:
             assert self._neighbours.before is not None, "the first stage receives nothing"
             self._neighbours.before.hand_on(x)

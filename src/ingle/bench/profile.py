@@ -25,6 +25,7 @@ _KINDS = (
             "nccl",
             "_one_shot_kernel",
             "_two_shot_kernel",
+            "_sent_kernel",
             "symmetric_memory",
             "multimem",
             "allreduce",

@@ -40,6 +40,9 @@ def main() -> None:
         action="store_true",
         help="of prefill and decode, by one thread: for a machine that others use meanwhile",
     )
+    parser.add_argument(
+        "--activations", choices=["int16", "int8"], default="int16", help="of ours; llama.cpp's are of 8 bits"
+    )
     parser.add_argument("--num-runs", type=int, default=5)
     parser.add_argument("--max-minutes", type=float, default=25, help="of measuring; fewer runs then, one at least")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -49,7 +52,7 @@ def main() -> None:
     built = peer.install(options.target, lambda text: print(text, flush=True))
     compileall.compile_dir(Path(ingle.__file__).parent, quiet=1)  # as pip does to a package that it installs
     threads, clock = (1, "process_time") if options.processor_time else (options.threads, "perf_counter")
-    session = Session(built, options.target, threads, clock)
+    session = Session(built, options.target, threads, clock, options.activations)
     path = ensure_model(measures.MODEL).path
     engines = {engine: session.call(engine, "describe", path) for engine in ENGINES}
     for engine, about in engines.items():
@@ -72,6 +75,7 @@ def main() -> None:
         "target": options.target,
         "num_threads": threads,
         "clock": clock,
+        "activations": options.activations,
         "num_runs": num_runs,
         "num_runs_wanted": options.num_runs,
         "measured_s": round(session.elapsed_s()),

@@ -20,7 +20,7 @@ from ingle.kernels import gpu
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Rotation
 from ingle.kernels.gpu import elementwise, few_rows_coded, fp8, fp8_rows, vector
-from ingle.kernels.gpu.fp8_rows import Product
+from ingle.kernels.gpu.scaled import Product
 from ingle.model.layers import GatedMLP, Linear, RMSNorm
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.matrix import Weight

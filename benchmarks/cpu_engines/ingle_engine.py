@@ -10,22 +10,22 @@ import time
 from pathlib import Path
 
 
-def _engine(path: str, threads: int, **options: object):  # type: ignore[no-untyped-def]
+def _engine(path: str, threads: int, activations: str = "int16", **options: object):  # type: ignore[no-untyped-def]
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it
     from ingle.config import EngineConfig
     from ingle.engine.build import build_engine
 
     config = EngineConfig.of(path, device="cpu", threads=threads, max_model_len=2048, kv_cache_memory="64MiB",
-                          enable_prefix_caching=False, **options)  # fmt: skip
+                          enable_prefix_caching=False, cpu_activations=activations, **options)  # fmt: skip
     return build_engine(config, Path(path))
 
 
-def describe(path: str, threads: int) -> dict[str, object]:
+def describe(path: str, threads: int, activations: str) -> dict[str, object]:
     from importlib.metadata import version
 
     from ingle import __version__
 
-    _, info = _engine(path, threads)
+    _, info = _engine(path, threads, activations)
     return {
         "version": __version__,
         "torch": version("torch"),
@@ -36,10 +36,12 @@ def describe(path: str, threads: int) -> dict[str, object]:
     }
 
 
-def offline(path: str, threads: int, prompts: list[list[int]], num_out: int, clock: str) -> list[dict[str, float]]:
+def offline(
+    path: str, threads: int, prompts: list[list[int]], num_out: int, clock: str, activations: str
+) -> list[dict[str, float]]:
     from ingle.request import EngineRequest, SamplingParams
 
-    engine, _ = _engine(path, threads)
+    engine, _ = _engine(path, threads, activations)
     now = getattr(time, clock)
     sampling = SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True)
     results = []
@@ -55,13 +57,39 @@ def offline(path: str, threads: int, prompts: list[list[int]], num_out: int, clo
     return results[1:]
 
 
-def logits(path: str, threads: int, windows: list[list[int]], output: str, exact: bool = False) -> None:
+def decode(
+    path: str, threads: int, prompts: list[list[int]], num_out: int, clock: str, activations: str
+) -> dict[str, float]:
+    """The least time of a token behind one of the prompts, and the weights' bytes that it reads."""
+    from ingle.request import EngineRequest, SamplingParams
+
+    engine, _ = _engine(path, threads, activations)
+    now, times = getattr(time, clock), []
+    for index, prompt in enumerate(prompts):
+        engine.add(
+            EngineRequest(str(index), prompt, SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True))
+        )
+        while engine.has_work:
+            started = now()
+            engine.step()
+            times.append(now() - started)
+    weights = engine.facts.weights
+    read = weights.total[1] - weights.looked_up[1]
+    return {"bytes_per_token": read, "next_s": statistics.median(sorted(times)[: len(times) // 2])}
+
+
+def logits(
+    path: str, threads: int, windows: list[list[int]], output: str, activations: str = "int16", exact: bool = False
+) -> None:
     """`exact`: the oracle, weights decoded to float32 and multiplied by PyTorch."""
     import numpy as np
 
     from ingle.request import EngineRequest, SamplingParams
+    from ingle.step import Masks
 
-    engine, info = _engine(path, threads, **({"dtype": "float32", "cpu_kernels": "torch"} if exact else {}))
+    engine, info = _engine(
+        path, threads, activations, **({"dtype": "float32", "cpu_kernels": "torch"} if exact else {})
+    )
     sampling = SamplingParams(temperature=0.0, max_tokens=1)
     found = np.lib.format.open_memmap(output, "w+", np.float32, (len(windows), len(windows[0]), info.vocab_size))
     for index, window in enumerate(windows):
@@ -69,7 +97,7 @@ def logits(path: str, threads: int, windows: list[list[int]], output: str, exact
         plan = engine.scheduler.plan()
         assert plan is not None and plan.step.num_tokens == len(window)
         running = engine.worker.forward(plan.step)  # fills the tables
-        engine.worker.sample(running, {})
+        engine.worker.sample(running, Masks())
         found[index] = _logits_of(engine.worker.device, plan.step)
         engine.scheduler.retire(plan, engine.worker.result(running))
 
@@ -86,7 +114,7 @@ def _logits_of(device, step):  # type: ignore[no-untyped-def]
         return device.model.logits(device.model.forward(device.tables.batch_of(step), device.kv_cache)).float().numpy()
 
 
-def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
+def bandwidth(path: str, threads: int, num_runs: int, activations: str) -> dict[str, float]:
     """Decodes made-up weights of a shape: bytes that a token reads, of a mixture those of the experts it chooses."""
     import torch
 
@@ -97,7 +125,7 @@ def bandwidth(path: str, threads: int, num_runs: int) -> dict[str, float]:
     from ingle.request import Sampling
 
     before = measure_ceilings(torch.device("cpu"), torch.float32)
-    engine, info = _engine(path, threads, load_format="dummy")
+    engine, info = _engine(path, threads, activations, load_format="dummy")
     prompt, all_of_it = (Workload("decode", ((128, num_out),)) for num_out in (1, 33))
     greedy = Sampling(temperature=0.0)
     warm_up(engine, info.vocab_size, [all_of_it], greedy)

@@ -11,7 +11,7 @@ import torch
 from cpu_engines.session import ENGINES, OURS, Session, random_prompts
 
 from ingle.hub.resolve import ensure_model
-from ingle.text.load import load_text_side
+from ingle.text.load import load_tokenizer
 
 MODEL, GEMMA = "smollm2:135m", "gemma3:270m"
 SHAPES = ("smollm2-135m", "qwen3-moe-1b-active", "qwen3-moe-100m-active")
@@ -41,7 +41,7 @@ def accuracy(session: Session) -> None:
     """Teacher-forced over this project's own prose, both engines against float32."""
     path = ensure_model(MODEL).path
     text = "\n".join((_ROOT / name).read_text() for name in ("README.md", "docs/architecture.md"))
-    tokens = load_text_side(path, None).tokenizer.encode(text)[: _WINDOWS * _WINDOW]
+    tokens = load_tokenizer(path).encode(text)[: _WINDOWS * _WINDOW]
     windows = [list(tokens[start : start + _WINDOW]) for start in range(0, len(tokens), _WINDOW)]
     with tempfile.TemporaryDirectory() as folder:
         files = {name: f"{folder}/{name}.npy" for name in ("exact", *ENGINES)}

@@ -30,6 +30,8 @@ class Session:
     threads: int
     clock: str = "perf_counter"
     """Of Python's `time`: process_time on a machine that others use, with one thread."""
+    activations: str = "int16"
+    """Ours: --cpu-activations."""
     runs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {name: {} for name in ENGINES})
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of the memory's bandwidth, and what they come from, by shape."""
@@ -65,6 +67,8 @@ class Session:
         """What a command of an engine's script returns for a model, in a process of its own."""
         self.say(f"{engine}: {command}, {path.name}")
         arguments |= {"path": str(path), "threads": self.threads}
+        if engine == OURS and not arguments.get("exact"):
+            arguments["activations"] = self.activations
         python, script = (self.peer.python, "llamacpp.py") if engine == PEER else (sys.executable, "ingle_engine.py")
         done = subprocess.run(
             [str(python), str(HERE / script), command, json.dumps(arguments)],

@@ -190,6 +190,8 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     config: EngineConfig
     path: str
     share: Share = Share()
+    digest: str = ""
+    """Of the model's files, where the server's host is another."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -253,9 +255,14 @@ class Channel:
         return messages
 
 
-def start_frame(config: EngineConfig, path: Path, share: Share = Share()) -> bytes:  # noqa: B008 (frozen)
+def start_frame(
+    config: EngineConfig,
+    path: Path,
+    share: Share = Share(),  # noqa: B008 (frozen)
+    digest: str = "",
+) -> bytes:
     """The first message, for whoever writes it to the socket before there is a channel."""
-    return frame(message_encoder(), Start(config, str(path), share))
+    return frame(message_encoder(), Start(config, str(path), share, digest))
 
 
 def message_encoder() -> msgspec.msgpack.Encoder:

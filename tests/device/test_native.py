@@ -75,7 +75,7 @@ def test_16_bits_are_near(name: str, tmp_path: Path) -> None:
     prompt = random_prompt(5, 60)
     expected = engine_logits(engine_for(folder, cpu_kernels="torch"), prompt)
     difference = (engine_logits(native, prompt) - expected).norm(dim=1) / expected.norm(dim=1)
-    assert difference.median() < (0.03 if library.factors(16) == "bfloat16" else 3e-3)
+    assert difference.median() < (0.03 if library.factors(library.Matrix(bits=16)) == "bfloat16" else 3e-3)
 
 
 @pytest.mark.parametrize("length", [64, 256])
@@ -180,6 +180,34 @@ def test_batched_equals_alone(name: str, overlap: bool, tmp_path: Path) -> None:
     together = run(engine, [EngineRequest(name, prompt, params) for name, prompt in prompts.items()])
     for name, prompt in prompts.items():
         assert run(engine, [EngineRequest("alone", prompt, params)])["alone"] == together[name]
+
+
+@pytest.mark.parametrize("name", ["two-wide-heads", "qwen2-moe", "deepseek-v3"])
+def test_a_draw_needs_only_its_own_token(name: str, tmp_path: Path) -> None:
+    """The last layer of a prompt's other tokens is computed where somebody asks for what it gives, and not else."""
+    model_type, overrides = CHECKPOINTS[name]
+    engine = engine_for(save_checkpoint(tmp_path, model_type, **overrides), enable_prefix_caching=False)
+    assert isinstance(engine.worker.device, NativeDevice)
+    forward, rows = engine.worker.device.model.forward, []
+
+    def counted(*arguments: Any) -> np.ndarray:
+        rows.append(len(found := forward(*arguments)))
+        return found
+
+    object.__setattr__(engine.worker.device.model, "forward", counted)
+    prompts = {"a": random_prompt(1, 33), "b": random_prompt(2, 20)}
+    answers = {}
+    for asked, wanted in ((None, [2, 2]), (1, [53, 2])):
+        params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True, logprobs=3, prompt_logprobs=asked)
+        outputs = collect(engine, [EngineRequest(key, prompt, params) for key, prompt in prompts.items()])
+        assert rows == wanted
+        rows.clear()
+        given = [each.logprobs for of in outputs.values() for each in of]
+        assert None not in given
+        answers[asked] = [token for tokens in given for token in tokens or ()]
+    for apart, beside in zip(*answers.values(), strict=True):
+        assert apart.token_ids == beside.token_ids
+        assert apart.logprobs == pytest.approx(beside.logprobs, abs=1e-4)
 
 
 SCRIPT = """

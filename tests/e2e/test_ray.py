@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -45,11 +46,14 @@ PATIENT = {
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
 }
 """A machine that is slow has no dead nodes."""
+MARK = "TEST_OF_A_CLUSTER"
+"""In the environment of all that belongs to one."""
 
 
 @dataclass
 class Cluster:
     process: subprocess.Popen[str]
+    folder: Path
     printed: list[str] = field(default_factory=list)
 
     def read(self) -> None:
@@ -77,7 +81,7 @@ class Cluster:
 
 def started(folder: Path) -> Cluster:
     """Ray keeps its files in `folder`."""
-    environment = {**os.environ, **PATIENT, "RAY_TMPDIR": str(folder)}
+    environment = {**os.environ, **PATIENT, "RAY_TMPDIR": str(folder), MARK: str(folder)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
@@ -86,13 +90,13 @@ def started(folder: Path) -> Cluster:
         text=True,
         env=environment,
     )
-    cluster = Cluster(process)
+    cluster = Cluster(process, folder)
     threading.Thread(target=cluster.read, daemon=True).start()
     until(lambda: cluster.address is not None or process.poll() is not None, START_S)
     return cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs ray: pip install 'ingle[ray]'")
@@ -109,20 +113,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def of_ray(cluster: Cluster) -> list[int]:
     """Processes of ours that Ray keeps, or that speak with it."""
-    found = []
+    mark, found = f"{MARK}={cluster.folder}\0".encode(), []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and re.search(rb"ingle\.engine\.(rank|ray_agent)", command_line(int(entry.name))):
-            with contextlib.suppress(OSError):
-                if f"RAY_ADDRESS={cluster.address}".encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+        with contextlib.suppress(OSError, ValueError):
+            line = command_line(int(entry.name))
+            if (
+                re.search(rb"ingle\.engine\.(rank|ray_agent|process)", line)
+                and mark in (entry / "environ").read_bytes()
+            ):
+                found.append(int(entry.name))
     return found
 
 
 def serve(cluster: Cluster, model: Path, *flags: str) -> Server:
     return start_server(
-        str(model), "--served-model-name", "tiny", "--kv-cache-memory", "64MiB", "--device", "cpu",
+        str(model), "--served-model-name", "tiny", "--kv-cache-memory", "8MiB", "--device", "cpu",
         "--dtype", "float32", "--distributed-executor-backend", "ray", *flags,
-        RAY_ADDRESS=str(cluster.address),
+        RAY_ADDRESS=str(cluster.address), **{MARK: str(cluster.folder)},
     )  # fmt: skip
 
 
@@ -140,7 +147,7 @@ def test_a_model_served_over_two_nodes(cluster: Cluster, tiny_model: Path) -> No
     try:
         assert answered(server) == [f"<{token}>" for token in alone]
         assert "2 x cpu (PP 2 by " in server.text()
-        assert of_ray(cluster)
+        assert len(of_ray(cluster)) >= 3
         long = {"model": "tiny", "prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=long, timeout=END_S) as reply:
             lines = reply.iter_lines()
@@ -152,6 +159,42 @@ def test_a_model_served_over_two_nodes(cluster: Cluster, tiny_model: Path) -> No
         assert until(lambda: re.search(said, server.text()) is not None, END_S), server.text()
         assert not re.search("raylet|Traceback", server.text()), server.text()
     finally:
-        print(server.text())
+        server.stop()
+    assert until(lambda: not of_ray(cluster), END_S)
+
+
+def replica_elsewhere(cluster: Cluster) -> int:
+    engines = [pid for pid in of_ray(cluster) if b"ingle.engine.process" in command_line(pid)]
+    (pid,) = [pid for pid in engines if b"\0reach\0" in command_line(pid)]
+    return pid
+
+
+@pytest.mark.slow
+def test_replicas_on_two_nodes(cluster: Cluster, tiny_model: Path) -> None:
+    """One of them is killed, and comes back; then its node is, and the other goes on."""
+    alone = [f"<{token}>" for token in greedy(engine_for(tiny_model), PROMPT, 16)]
+    server = serve(cluster, tiny_model, "--data-parallel-size", "2", "--no-enable-prefix-caching")
+
+    def ready(status: str) -> bool:
+        return bool(httpx.get(f"{server.url}/health/ready").json()["status"] == status)
+
+    try:
+        assert re.search(r"replicas: 0 on [\d.]+, 1 on [\d.]+\n", server.text())
+        for _ in range(4):
+            assert answered(server) == alone
+        told = httpx.get(f"{server.url}/metrics").text
+        counts = dict(re.findall(r'^ingle_engine_prompt_tokens_total{engine="(\d)".*} (.*)$', told, re.M))
+        assert min(float(counts["0"]), float(counts["1"])) >= len(PROMPT)
+        os.kill(replica_elsewhere(cluster), signal.SIGKILL)
+        said = (
+            r"replica 1 died: killed by SIGKILL \(out of memory\?\) \(node [\d.]+, process \d+\); a new one is started"
+        )
+        assert until(lambda: re.search(said, server.text()) is not None, END_S), server.text()
+        assert until(lambda: ready("ok"), END_S), server.text()
+        cluster.kill_second_node()
+        said = r"replica 1 died: its node is lost: no Ray answers at [\d.]+ port \d+ any more"
+        assert until(lambda: re.search(said, server.text()) is not None, END_S), server.text()
+        assert answered(server) == alone and ready("degraded")
+    finally:
         server.stop()
     assert until(lambda: not of_ray(cluster), END_S)

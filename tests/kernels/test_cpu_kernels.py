@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -75,6 +75,10 @@ KINDS = [
     CodeType(16, 32),
     CodeType(32, 32),
 ]
+_LONG = CodeType(4, 128, minima_in_scales=True, has_minima=True, codebook=tuple(range(-8, 8)))
+ROUNDED = [replace(kind, operand_bits=8) for kind in (*KINDS[:-2], _LONG)]
+"""The same to be multiplied with activations of 8 bits."""
+SHAPES = [(1, 32), (33, 64), (96, 576), (50, 72), (40, 20)]
 
 
 class Rows(NamedTuple):
@@ -147,27 +151,46 @@ def weight_of(*parts: PackedPart) -> Weight:
     return Weight(PackedMatrix(parts, sum(part.matrix.rows for part in parts), parts[0].matrix.columns))
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
+def product(x: torch.Tensor, weight: torch.Tensor, part: PackedPart) -> torch.Tensor:
     """x @ weight.T in float64; x as the kernels see it."""
-    if library.factors(bits) == "bfloat16":
+    (factors,) = part.factors
+    if factors == "bfloat16":
         x = x.bfloat16()
-    elif library.factors(bits) == "16-bit integers":
+    elif factors == "16-bit integers":
         scale = x.abs().amax(-1, keepdim=True) / LARGEST
         x = (x / scale).round() * scale
+    elif factors == "8-bit integers":
+        size = min(part.matrix.group_size, 32)
+        grouped = torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
+        scale = grouped.abs().amax(-1, keepdim=True) / 127
+        x = ((grouped * (1 / scale)).round() * scale).flatten(1)[:, : x.shape[1]]
     return (x.double() @ weight.double().T).float()
 
 
-@pytest.mark.parametrize("code_type", KINDS, ids=str)
-@pytest.mark.parametrize(("num_rows", "columns"), [(1, 32), (33, 64), (96, 576), (50, 72), (40, 20)])
+@pytest.mark.parametrize(
+    ("code_type", "num_rows", "columns"),
+    [
+        *((kind, *shape) for kind in KINDS for shape in SHAPES),
+        *((kind, *SHAPES[2 + i % 3]) for i, kind in enumerate(ROUNDED)),
+    ],
+    ids=str,
+)
 def test_products(code_type: CodeType, num_rows: int, columns: int) -> None:
     part, values = packed(code_type, num_rows, columns)
     weight = weight_of(part)
     for num_tokens in (1, 2, 3, 5, 7, 12, 13, 40, 100):
         x = torch.randn(num_tokens, columns)
-        expected = product(x, values, code_type.bits)
+        expected = product(x, values, part)
         scale = float((x.abs() @ values.abs().T).max())  # of what is added: sums themselves may cancel
         # A number between two codes may be rounded to the other one: 1 / LARGEST of the largest.
-        torch.testing.assert_close(weight.multiply(x), expected, atol=2e-5 * scale, rtol=1e-5)
+        # Of 8 bits that is more, and as rare.
+        found, bound = weight.multiply(x), 2e-5 * scale
+        right = (found - expected).abs() <= bound + 1e-5 * expected.abs()
+        if part.factors == {"8-bit integers"}:
+            torch.testing.assert_close(found, expected, atol=1e-3 * scale, rtol=1e-5)
+            assert right.float().mean() > 0.9
+        else:
+            assert right.all()
 
 
 @pytest.mark.parametrize("code_type", KINDS, ids=str)
@@ -229,21 +252,21 @@ def test_parts_stand_side_by_side() -> None:
     (first, a), (second, b) = packed(KINDS[1], 70, 64), packed(KINDS[5], 33, 64)
     x = torch.randn(4, 64)
     both = weight_of(first, second).multiply(x)
-    close(both, torch.cat((product(x, a, 4), product(x, b, 8)), 1), 1e-3)
+    close(both, torch.cat((product(x, a, first), product(x, b, second)), 1), 1e-3)
     assert torch.equal(both[:, :70], weight_of(first).multiply(x))
 
 
-@pytest.mark.parametrize("code_type", KINDS, ids=str)
+@pytest.mark.parametrize("code_type", [*KINDS, *ROUNDED], ids=str)
 def test_a_row_is_the_same_in_any_batch(code_type: CodeType) -> None:
     part, _ = packed(code_type, 64, 96)
-    weight, x = weight_of(part), torch.randn(30, 96)
+    weight, x = weight_of(part), torch.randn(40, 96)
     together = weight.multiply(x)
-    for row in range(30):
+    for row in range(40):
         assert torch.equal(weight.multiply(x[row : row + 1])[0], together[row])
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    for code_type in KINDS:
+    for code_type in (*KINDS, *ROUNDED):
         part, _ = packed(code_type, 40, 64)
         x = torch.randn(3, 64)
         x[0, 5], x[2, 60] = torch.nan, torch.inf
@@ -291,7 +314,9 @@ def test_mixtures(config: RouterConfig, biased: bool) -> None:
         library.get().ingle_mix(ctypes.byref(mixture), 0, x.data_ptr(), num_tokens, hidden, out.data_ptr())
         weights = [torch.stack([values for _, values in each]) for each in (gate_up, down)]
         expected = reference.experts(x, *reference.route(x @ router.T, bias, config), *weights, "silu")
-        assert (out - expected).norm() < (0.02 if library.factors(16) == "bfloat16" else 1e-5) * expected.norm()
+        assert (out - expected).norm() < (
+            0.02 if library.factors(library.Matrix(bits=16)) == "bfloat16" else 1e-5
+        ) * expected.norm()
 
 
 # ---- small operators
@@ -425,6 +450,15 @@ def test_attention_with_sinks(name: str) -> None:
     without = reference.paged_attention(q, cache, batch, options)
     close(ours[:, [4, 7]], without[:, [4, 7]])
     assert (ours[:, 3] == 0).all() and (ours[:, 1].abs() < without[:, 1].abs()).all()
+    halves = cache.half()
+    expected = reference.paged_attention(q, halves.float(), batch, options, None, sinks)
+    near(paged_attention(q, halves, batch, options, None, sinks), expected)
+
+
+def near(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """As near as prompts' products of 16-bit integers are: what is left out is as much as binary16 leaves out."""
+    assert ((ours - expected).abs() <= 1e-3 * expected.abs().max()).all()
+    assert (ours - expected).norm() < 5e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -433,7 +467,7 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64).to(dtype)
     q = torch.randn(len(batch.token_ids), 9, 64)
     expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
-    close(paged_attention(q, cache, batch, OPTIONS[0]), expected)
+    near(paged_attention(q, cache, batch, OPTIONS[0]), expected)
 
 
 @pytest.mark.parametrize("kind", coded_kv.KINDS)
@@ -452,7 +486,7 @@ def test_attention_over_codes(
         q = torch.randn(len(batch.token_ids), heads, head_dim) * 0.3
         expected = reference.paged_attention(q, cache, batch, options, scales)
         ours = paged_attention(q, cache, batch, options, scales)
-        assert ((ours - expected).abs() <= expected.abs().amax(-1, keepdim=True) * 3e-5).all()
+        near(ours, expected)
 
 
 @pytest.mark.slow

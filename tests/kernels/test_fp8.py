@@ -10,7 +10,8 @@ import torch
 from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import fp8
 from ingle.kernels.gpu.fp8 import Tiling
-from ingle.kernels.gpu.fp8_rows import GROUP, Product, quantize
+from ingle.kernels.gpu.fp8_rows import GROUP, quantize
+from ingle.kernels.gpu.scaled import Product
 from tests.kernels.fused import DEVICE, ON_GPU
 from tests.kernels.test_coded import exact_product, made
 

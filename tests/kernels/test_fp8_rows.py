@@ -10,7 +10,8 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.flow import Quantized
 from ingle.kernels.gpu import fp8_rows
-from ingle.kernels.gpu.fp8_rows import GROUP, Product
+from ingle.kernels.gpu.fp8_rows import GROUP
+from ingle.kernels.gpu.scaled import Product
 from ingle.model.layers import RMSNorm
 from tests.kernels.fused import DEVICE, EPS, ON_GPU
 from tests.kernels.interpreted import exact_fp8

@@ -27,6 +27,7 @@ if torch.cuda.is_available():
     pytest.skip("processes that share a GPU's memory: tests/parallel/test_gpu_sums.py", allow_module_level=True)
 
 from ingle.kernels.gpu import sums, vector
+from ingle.kernels.gpu.inboxes import NOTHING_16, NOTHING_32
 
 ROOT = Path(__file__).parents[2]
 HALF_BYTES = 1 << 14
@@ -198,6 +199,8 @@ def test_what_they_take() -> None:
     assert not sums.suits_rows(torch.zeros(4, 12, dtype=torch.bfloat16), peers), "rows are not aligned"
     assert not sums.suits(x[:, :8], peers) and not sums.suits(x.long(), peers) and not sums.suits(x[:0], peers)
     assert not sums.suits(torch.zeros(1 << 20), peers), "larger ones are left to NCCL"
+    empty = torch.tensor([Peers.NOTHING], dtype=torch.int32)
+    assert empty.item() == NOTHING_32.value and set(empty.view(torch.int16).tolist()) == {NOTHING_16.value}
 
 
 @pytest.mark.slow

@@ -121,13 +121,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt-oss": (
         "gpt_oss",
-        {"head_dim": 24, "sliding_window": 20, "num_local_experts": 8, "num_experts_per_tok": 3, "num_hidden_layers": 3,
+        {"head_dim": 24, "sliding_window": 20, "num_local_experts": 8, "num_experts_per_tok": 3,
          "rope_parameters": {"rope_theta": 1e4, **YARN, "truncate": False}},
-    ),
-    "gpt-oss-full": (
-        "gpt_oss",
-        {"num_local_experts": 4, "num_experts_per_tok": 4, "layer_types": ["full_attention"] * 2,
-         "attention_bias": False, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     ),
     "qwen3-moe-window": ("qwen3_moe", {**QWEN_MOE, "use_sliding_window": True, "sliding_window": 33}),
 }  # fmt: skip

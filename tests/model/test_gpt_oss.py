@@ -22,7 +22,15 @@ from ingle.kernels.cpu import library
 from ingle.quantize.run import quantize
 from ingle.verify.run import verify
 from ingle.weights.experts import CodedExperts
-from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
+from tests.support import (
+    engine_for,
+    engine_logits,
+    greedy,
+    random_prompt,
+    reference_greedy,
+    reference_model,
+    save_checkpoint,
+)
 
 PROMPT = random_prompt(3, 70)
 SIZES: dict[str, Any] = {
@@ -98,6 +106,19 @@ def test_it_is_verified_against_transformers(folders: tuple[Path, Path]) -> None
     config = EngineConfig.of(str(folders[0]), dtype="float32", device="cpu")
     result = verify(config, folders[0], [("some ids", PROMPT)], num_random=0, num_tokens=6)
     assert result.passed and result.reference.independent and result.distance.max < 1e-4
+
+
+@pytest.mark.slow
+def test_without_windows_and_biases_of_attention(tmp_path: Path) -> None:
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 4, "layer_types": ["full_attention"] * 3,
+             "num_hidden_layers": 3, "attention_bias": False,
+             "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}  # fmt: skip
+    save_checkpoint(tmp_path, "gpt_oss", **sizes)
+    model, engine = reference_model(tmp_path), engine_for(tmp_path, block_size=8)
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(engine_logits(engine, PROMPT), expected, atol=1e-4, rtol=0)
+    assert greedy(engine, PROMPT, 24) == reference_greedy(model, PROMPT, 24)
 
 
 @pytest.mark.gpu

@@ -148,4 +148,4 @@ def test_another_model_there(namespaces: Namespaces, tmp_path: Path, monkeypatch
     with crew_over(namespaces, 2, 1) as crew, pytest.raises(EngineError) as error:
         load(crew, folder)
     assert f"rank 1 (node {THEIRS}, cpu, process " in str(error.value)
-    assert f"{folder} holds another model here than {folder} of rank 0's host" in str(error.value)
+    assert f"{folder} holds another model here than {folder} of the host that asks" in str(error.value)

@@ -43,7 +43,7 @@ def test_where_no_other_way_is_they_are_on_several(units: tuple[int, ...], layou
         (
             (0, 0),
             (2, 1),
-            "rank 0 is the engine's own process, and Ray's cluster has no GPUs on this node, of which that takes 1",
+            "rank 0 is on this node, and Ray's cluster has no GPUs on this node, of which that takes 1",
         ),
     ],
 )

@@ -34,6 +34,7 @@ class Engines:
     """In place of `EngineProcess`: the test speaks for each engine at the other end of its channel."""
 
     pid = os.getpid()  # of a process that lives
+    waits_elsewhere = False
 
     def __init__(self) -> None:
         self.num_started = 0

@@ -22,6 +22,7 @@ DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Device = Literal["auto", "cpu", "cuda"]
 CpuKernels = Literal["auto", "torch"]
+CpuActivations = Literal["int16", "int8"]
 GpuKernels = Literal["auto", "triton", "torch"]
 Executor = Literal["mp", "ray"]
 KvCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
@@ -193,6 +194,9 @@ class ParallelConfig:
     """Threads that compute on a CPU. Default: one for each physical core, or as many as a container grants."""
     cpu_kernels: CpuKernels = "auto"
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
+    cpu_activations: CpuActivations = "int16"
+    """What activations are rounded to where ingle's CPU kernels multiply quantized weights. int8, with a scale for each
+    32 numbers, as llama.cpp rounds: prompts are read faster, and answers are less exact; x86 only."""
     gpu_kernels: GpuKernels = "auto"
     """auto: ingle's own, by Triton, on cards that Triton supports; triton: on any; torch: PyTorch's operators."""
     tensor_parallel_size: int | Literal["auto"] = 1
@@ -212,6 +216,7 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         _one_of("device", self.device, Device)
         _one_of("cpu_kernels", self.cpu_kernels, CpuKernels)
+        _one_of("cpu_activations", self.cpu_activations, CpuActivations)
         _one_of("gpu_kernels", self.gpu_kernels, GpuKernels)
         _one_of("distributed_executor_backend", self.distributed_executor_backend, Executor)
         _at_least("threads", self.threads, 1)

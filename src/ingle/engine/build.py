@@ -185,7 +185,8 @@ def _ready_cpu_kernels(config: EngineConfig, opened: OpenModel, startup: Startup
     if failure is not None:
         return CpuKernels(False, (f"PyTorch's operators run in place of ingle's CPU kernels: {failure}",))
     codes = opened.files.quantization is not None or opened.rounding is not None
-    if opened.decoder is None or codes:  # of which PyTorch has no fast products
+    rounds = config.parallel.cpu_activations == "int8"  # which only ingle's do
+    if opened.decoder is None or codes or rounds:  # of codes PyTorch has no fast products
         return CpuKernels()
     with startup.phase("choice", "choosing between them and PyTorch's operators, measured once for such a model"):
         kernels = _choose_kernels(config, opened.decoder, opened.files.gguf)

@@ -13,7 +13,7 @@ from ingle.engine.startup import Loaded, Numerics, OpenModel, Startup
 from ingle.kernels.cpu import library
 from ingle.kv import cache_dtype
 from ingle.model.architecture import DecoderConfig
-from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept
+from ingle.weights.code_types import CODE_TYPES, CodeType, exact, kept, kept_for_bytes
 from ingle.weights.quantized.source import CODED_BYTES
 
 _KV_TYPES = {
@@ -30,7 +30,9 @@ exact."""
 
 def code_type_of(config: EngineConfig) -> Callable[[str], CodeType]:
     """How a matrix is held whose type in the checkpoint is given."""
-    return exact if _KV_TYPES[config.weights.dtype] == "float32" else kept
+    if _KV_TYPES[config.weights.dtype] == "float32":
+        return exact
+    return kept_for_bytes if config.parallel.cpu_activations == "int8" else kept
 
 
 def numerics(config: EngineConfig) -> Numerics:

@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 from types import FrameType
 
 from ingle.channel import (
@@ -35,6 +34,7 @@ from ingle.engine.child import end_with, signal_of_parents_death
 from ingle.engine.counts import Waits
 from ingle.engine.engine import Engine
 from ingle.engine.memory import keep_to
+from ingle.engine.own_files import own_files
 from ingle.errors import (
     ConfigError,
     IngleError,
@@ -47,6 +47,7 @@ from ingle.errors import (
 from ingle.heap import give_back_memory
 from ingle.request import EngineOutput, EngineRequest
 
+_REACH_S = 30.0
 _KEEP_S = 1.5
 """At the end, for prefixes that are to be kept on a disk: what waits for this process waits for little more."""
 _REPORT_S = 0.5
@@ -56,8 +57,15 @@ _LARGE_BYTES = 8 << 20
 
 
 def main() -> int:
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    _end_with_parent(sock, parent=int(sys.argv[2]))
+    if sys.argv[1] == "reach":
+        try:
+            sock, parent = _reached(sys.argv[2], int(sys.argv[3]), int(sys.argv[5])), int(sys.argv[4])
+        except IngleError as error:
+            print(error, file=sys.stderr)
+            return 1
+    else:
+        sock, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    _end_with_parent(sock, parent)
     channel = Channel(sock)
     try:
         (start,) = channel.receive(wait=True)
@@ -70,6 +78,13 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
 
 
+def _reached(host: str, port: int, index: int) -> socket.socket:
+    """The channel of a server on another host, to which this engine proves itself by what comes on standard input."""
+    from ingle.parallel.reach import SECRET_BYTES, Caller, reach
+
+    return reach((host, port), sys.stdin.buffer.read(SECRET_BYTES), Caller(index, "engine"), _REACH_S)
+
+
 def _run(channel: Channel, start: Start) -> int:
     _keep_to(start.share)
     beats = Beats(channel)
@@ -77,11 +92,11 @@ def _run(channel: Channel, start: Start) -> int:
     try:
         engine, info = build_engine(
             start.config,
-            Path(start.path),
+            own_files(start.path, start.config.model, start.digest),
             lambda stage: channel.send(Progress(stage)),
             checked=lambda: channel.send(NothingRefused()),
             beside_server=True,
-            memory=int(sys.argv[3]) if len(sys.argv) > 3 else None,
+            memory=int(sys.argv[3]) if len(sys.argv) == 4 else None,
         )
         engine.worker.device.if_stuck(lambda reason: _end_at_once(channel, reason))
         gc.freeze()  # what is there now stays: the collector need not walk it every few hundred steps

@@ -13,11 +13,11 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ingle.engine.child import end_with
-from ingle.errors import IngleError, ModelError, lack_of_memory, lack_of_package
+from ingle.engine.own_files import own_files
+from ingle.errors import IngleError, lack_of_memory, lack_of_package
 from ingle.parallel.hosts import QUIET, Meeting
 from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
@@ -39,7 +39,7 @@ from ingle.parallel.messages import (
     said,
     to_ranks_decoder,
 )
-from ingle.parallel.reach import SECRET_BYTES, Caller, Receiver, reach
+from ingle.parallel.reach import OF_A_RANK, SECRET_BYTES, Caller, Receiver, reach
 from ingle.parallel.ring import Reader
 from ingle.step import Masks, Step
 
@@ -121,7 +121,7 @@ def _reached(host: str, port: int, rank: int) -> _Ways:
     """Of one on another. What it proves itself by comes on standard input, which nobody else sees."""
     secret = sys.stdin.buffer.read(SECRET_BYTES)
     os.environ.setdefault(*QUIET)
-    words, steps = (reach((host, port), secret, Caller(rank, role), _REACH_S) for role in ("words", "steps"))
+    words, steps = (reach((host, port), secret, Caller(rank, role), _REACH_S) for role in OF_A_RANK)
     return _Ways(words, Receiver(steps))
 
 
@@ -215,7 +215,7 @@ class _Rank:
         self._device = self._pages = None
         self._launched.clear()
         config = load.config
-        path = _own_files(load) if load.digest else Path(load.path)
+        path = own_files(load.path, config.model, load.digest)
         opened = ModelFiles.read(config, path).opened(config)
         with contextlib.closing(opened):
             runner = TorchRunner(config, member.device.type, our_kernels=False, member=member)
@@ -228,16 +228,3 @@ class _Rank:
         experts = 0 if sizes.mixture is None else sizes.mixture.num_bytes
         page_bytes = loaded.facts.kv.page_bytes(loaded.memory.limits.page_size)
         self._voice.say(Loaded(sizes.total[1], sizes.head[1], sizes.looked_up[1], experts, page_bytes))
-
-
-def _own_files(load: Load) -> Path:
-    """Of the same model, on this host. Raises `ModelError` where there are none."""
-    from ingle.hub.resolve import resolve_model
-    from ingle.weights.digest import digest_of
-
-    path = Path(load.path)
-    if not path.exists():
-        path = Path(resolve_model(load.config.model).path)
-    if digest_of(path) != load.digest:
-        raise ModelError(f"{path} holds another model here than {load.path} of rank 0's host: give both the same files")
-    return path

@@ -169,8 +169,8 @@ def gather(
         hosts = RayHosts(
             layout.tensor,
             layout.pipeline,
-            on_gpus=device == "cuda",
-            num_cpus=config.parallel.threads or 1,
+            "GPU" if device == "cuda" else "CPU",
+            each=1 if device == "cuda" else config.parallel.threads or 1,
             report=startup.report,
         )
     crew = assemble(layout, [seat.device for seat in hosts.seats], startup, own_kernels=own_kernels, hosts=hosts)

@@ -34,13 +34,14 @@ from ingle.parallel.cluster_messages import (
     Ended,
     FromCluster,
     Given,
+    Kill,
     Refused,
     Seated,
     SeatsWanted,
     ToCluster,
     Told,
 )
-from ingle.parallel.hosts import is_stopped, rank_command
+from ingle.parallel.hosts import Program, is_stopped, rank_command
 from ingle.parallel.messages import FrameReader, said
 from ingle.parallel.placement import Node, Placement, place
 from ingle.version import __version__
@@ -50,7 +51,8 @@ _FREE_S = 60.0
 """For what others use of the cluster to be given back."""
 _ACTORS_S = 120.0
 """For Ray to start a Python in each seat."""
-_TOLD_S = 5.0
+_START_S = 20.0
+"""For a process in a seat that is there: also on a node that is lost, and not yet known to be."""
 _LOOK_S = 0.25
 _MAX_TEXT = 300
 _STOPPED_S = 1.0
@@ -76,14 +78,14 @@ class Keeper:
         context = ray.get_runtime_context()
         return Described(context.get_node_id(), context.get_accelerator_ids().get("GPU", []), __version__)
 
-    def start(self, rank: int, arguments: Sequence[str], secret: bytes, gpus: Sequence[str]) -> int:
-        """In this thread, which is the main one: Linux ends the rank with the thread that starts it."""
+    def start(self, rank: int, arguments: Sequence[str], secret: bytes, gpus: Sequence[str], program: Program) -> int:
+        """Linux ends the rank with the thread that starts it, of which an actor has two for all of its life."""
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         paths = [str(Path(ingle.__file__).parents[1]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._process = subprocess.Popen(
-            rank_command(*arguments, os.getpid(), rank),
+            rank_command(*arguments, os.getpid(), rank, program=program),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -101,6 +103,10 @@ class Keeper:
             text = line.decode(errors="replace").rstrip()
             print(text, file=sys.stderr, flush=True)
             self._printed.append(text)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     def watch(self) -> tuple[int | None, str]:
         """Waits until the rank has ended: its exit code and its last words. None where it is stopped."""
@@ -160,6 +166,8 @@ class _Agent:
                 message = self._next(_LOOK_S)
                 if isinstance(message, Begin):
                     self._begin(message)
+                elif isinstance(message, Kill):
+                    self._keepers[message.rank].kill.remote()
                 self._look_after()
         except _End:
             return 0
@@ -199,7 +207,9 @@ class _Agent:
             for id, node in nodes.items()
         ]
         try:
-            placement = place(listed, here, (asked.tensor, asked.pipeline), asked.unit, asked.each)
+            placement = place(
+                listed, here, (asked.tensor, asked.pipeline), asked.unit, asked.each, replicas=asked.replicas
+            )
         except ConfigError as error:
             raise _Refusal(error.what, error.alternative, of_flags=True) from None
         group = self._group = _reserved(placement, asked, here, self._say)
@@ -210,6 +220,7 @@ class _Agent:
             keeper.options(
                 **amount,
                 max_restarts=0,
+                max_concurrency=2,  # to be told to end what it watches
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             ).remote()
             for bundle in placement.bundles
@@ -233,14 +244,16 @@ class _Agent:
     def _begin(self, begin: Begin) -> None:
         starting = []
         for rank in begin.ranks:
-            gpus = gpus_of(self._given, self._given[rank].node)
-            starting.append(self._keepers[rank].start.remote(rank, begin.arguments, begin.secret, gpus))
+            given = self._given[rank]
+            gpus = gpus_of(self._given, given.node) if begin.program == "rank" else given.gpus
+            arguments = rank, begin.arguments, begin.secret, gpus, begin.program
+            starting.append(self._keepers[rank].start.remote(*arguments))
         try:
-            pids = ray.get(starting, timeout=_ACTORS_S)
+            pids = ray.get(starting, timeout=_START_S)
         except Exception as error:
-            self._say(Refused(f"the ranks are not started: {_brief(error)}"))
+            self._say(Refused(f"Ray does not start it: {_brief(error)}"))
             return
-        self._watched = {self._keepers[rank].watch.remote(): rank for rank in begin.ranks}
+        self._watched |= {self._keepers[rank].watch.remote(): rank for rank in begin.ranks}
         self._say(Began(pids))
 
     def _look_after(self) -> None:

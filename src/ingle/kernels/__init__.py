@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ingle.kernels.batch import Batch
     from ingle.kernels.coded import Coded
     from ingle.kernels.flow import ExpertBiases, Flow, Norm, Projection, Rotation
-    from ingle.kernels.group import Group
+    from ingle.kernels.group import Group, LogitsShare
     from ingle.kernels.sampling import Features, Logprobs, Samples, SamplingTables
 
 
@@ -163,6 +163,15 @@ class Kernels(Protocol):
     def sample(
         self,
         logits: torch.Tensor,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        tables: SamplingTables,
+        features: Features,
+    ) -> Samples: ...
+
+    def sample_share(
+        self,
+        share: LogitsShare,
         slots: torch.Tensor,
         positions: torch.Tensor,
         tables: SamplingTables,

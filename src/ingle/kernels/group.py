@@ -97,3 +97,24 @@ class Group(Protocol):
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """Those of all ranks, which are of one shape, in the order of places: [size, *x.shape]."""
         ...
+
+
+@dataclass(frozen=True)
+class LogitsShare:
+    """The logits of a rank's part of the vocabulary: parts are of one width, and behind the last there is padding."""
+
+    logits: torch.Tensor
+    """[R, width]"""
+    group: Group
+    vocab_size: int
+    """Of all parts."""
+
+    def own(self) -> torch.Tensor:
+        """Those that stand for tokens, contiguous."""
+        width = self.logits.shape[1]
+        return self.logits[:, : max(min(width, self.vocab_size - self.group.place * width), 0)].contiguous()
+
+    def whole(self) -> torch.Tensor:
+        """[R, vocab_size] of all ranks."""
+        gathered = self.group.all_gather(self.logits).transpose(0, 1).reshape(len(self.logits), -1)
+        return gathered[:, : self.vocab_size].contiguous()

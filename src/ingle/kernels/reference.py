@@ -24,6 +24,7 @@ from ingle.kernels.reference_latent import latent_attention as latent_attention
 from ingle.kernels.reference_latent import store_latent as store_latent
 from ingle.kernels.reference_sampling import logprobs as logprobs
 from ingle.kernels.reference_sampling import sample as sample
+from ingle.kernels.reference_sampling import sample_share as sample_share
 
 
 def locate(

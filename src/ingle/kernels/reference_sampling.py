@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from ingle.kernels.group import LogitsShare
 from ingle.kernels.sampling import (
     FIRST_END,
     MIN_P,
@@ -150,6 +151,13 @@ def _least_probability(
     num_kept = (before < (top_p * kept.sum(dim=-1))[:, None]).sum(dim=-1).clamp(min=1)
     nucleus = ordered.gather(1, (num_kept - 1)[:, None])[:, 0]
     return torch.maximum(torch.maximum(kth, nucleus), min_p * ordered[:, 0])
+
+
+def sample_share(
+    share: LogitsShare, slots: torch.Tensor, positions: torch.Tensor, tables: SamplingTables, features: Features
+) -> Samples:
+    """`sample` of the logits of all ranks, which get the same tokens."""
+    return sample(share.whole(), slots, positions, tables, features)
 
 
 def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

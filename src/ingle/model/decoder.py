@@ -10,7 +10,7 @@ import torch
 from ingle import kernels, progress
 from ingle.kernels.batch import Batch, KvCache
 from ingle.kernels.flow import Flow, LayerCache
-from ingle.kernels.group import Border, Group
+from ingle.kernels.group import Border, Group, LogitsShare
 from ingle.model.architecture import DecoderConfig
 from ingle.model.layers import Attention, GatedMLP, Linear, Parameter, RMSNorm
 from ingle.model.mla import LatentAttention
@@ -105,13 +105,16 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""
+        logits = self._own_logits(hidden)
+        return logits if self.group is None else LogitsShare(logits, self.group, self.config.vocab_size).whole()
+
+    def logits_share(self, hidden: torch.Tensor) -> LogitsShare | None:
+        """Of `logits` the part that is here, where others have theirs."""
+        return None if self.group is None else LogitsShare(self._own_logits(hidden), self.group, self.config.vocab_size)
+
+    def _own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits, cap = self.lm_head(hidden), self.config.logit_softcap
-        if cap is not None:
-            logits = kernels.of(logits).soft_cap(logits, cap)
-        if self.group is None:
-            return logits
-        gathered = self.group.all_gather(logits).transpose(0, 1).reshape(len(logits), -1)
-        return gathered[:, : self.config.vocab_size].contiguous()
+        return logits if cap is None else kernels.of(logits).soft_cap(logits, cap)
 
     @property
     def head(self) -> Weight:

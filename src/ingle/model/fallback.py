@@ -200,6 +200,9 @@ class TransformersModel:
         logits: torch.Tensor = self.to_logits(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits
 
+    def logits_share(self, hidden: torch.Tensor) -> None:
+        return None
+
     def parameters(self) -> Iterator[torch.Tensor]:
         yield from self.body.parameters()
         yield from self.to_logits.parameters()

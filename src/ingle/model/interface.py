@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from ingle.kernels.batch import Batch, KvCache
-from ingle.kernels.group import Border
+from ingle.kernels.group import Border, LogitsShare
 from ingle.model.sizes import Mixture, ModelConfig
 from ingle.weights.matrix import Weight
 
@@ -50,6 +50,10 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""
+        ...
+
+    def logits_share(self, hidden: torch.Tensor) -> LogitsShare | None:
+        """Of `logits` the part that is here, where ranks have parts; None where all of them are here."""
         ...
 
     def parameters(self) -> Iterator[torch.Tensor | Weight]:

@@ -25,9 +25,21 @@ from typing import IO, TypeVar
 import msgspec
 
 from ingle.errors import ConfigError, EngineError
-from ingle.parallel.cluster_messages import Began, Begin, Ended, FromCluster, Given, Refused, Seated, SeatsWanted, Told
-from ingle.parallel.hosts import RankProcess, Seat, exit_text
+from ingle.parallel.cluster_messages import (
+    Began,
+    Begin,
+    Ended,
+    FromCluster,
+    Given,
+    Kill,
+    Refused,
+    Seated,
+    SeatsWanted,
+    Told,
+)
+from ingle.parallel.hosts import Program, Seat, exit_text
 from ingle.parallel.messages import FrameReader, said
+from ingle.parallel.placement import Unit
 from ingle.version import __version__
 
 _Answer = TypeVar("_Answer", Seated, Began)
@@ -103,7 +115,7 @@ class _Agent:
         self.socket.close()
 
 
-class _RemoteProcess:
+class RemoteProcess:
     """A `RankProcess` of another node."""
 
     def __init__(self, agent: _Agent, rank: int, pid: int, node: tuple[str, int]) -> None:
@@ -117,7 +129,7 @@ class _RemoteProcess:
 
     def has_ended(self) -> bool:
         ended = self._agent.ended.get(self._rank)
-        return ended is not None and not ended.stopped
+        return self._agent.closed.is_set() if ended is None else not ended.stopped
 
     def was_killed(self) -> bool:
         ended = self._agent.ended.get(self._rank)
@@ -131,6 +143,10 @@ class _RemoteProcess:
         self.wait(_FIRST_WORDS_S)
         if not self.has_ended() and _answers(self._node):
             self.wait(_LAST_WORDS_S)
+        return self.how_it_ended_so_far()
+
+    def how_it_ended_so_far(self) -> str:
+        """As far as is known: does not wait for more than its node to answer, for a second."""
         ended = self._agent.ended.get(self._rank, Ended(self._rank))
         if ended.code is not None:
             return exit_text(ended.code) + (f": {ended.words}" if ended.words and ended.code > 0 else "")
@@ -159,19 +175,27 @@ class RayHosts:
     """A `Hosts` of a Ray cluster."""
 
     def __init__(
-        self, tensor: int, pipeline: int, *, on_gpus: bool, num_cpus: int, report: Callable[[str], None]
+        self,
+        tensor: int,
+        pipeline: int,
+        unit: Unit,
+        *,
+        each: int = 1,
+        replicas: bool = False,
+        report: Callable[[str], None] = lambda stage: None,
     ) -> None:
-        """Waits for the seats. `num_cpus`: for each rank, where they compute on CPUs.
+        """Waits for the seats of so many ranks to a stage and so many stages, or of so many `replicas` in their place,
+        with `each` units to each.
 
         Raises `ConfigError` where the cluster cannot have them, and `EngineError` where it does not give them.
         """
         check_ray()
+        self._starting = threading.Lock()
         self._agent = agent = _started()
         self._end = weakref.finalize(self, agent.close)
         threading.Thread(target=agent.listen, name="listening to Ray", daemon=True).start()
         try:
-            unit, each = ("GPU", 1) if on_gpus else ("CPU", num_cpus)
-            agent.socket.sendall(said(SeatsWanted(tensor, pipeline, unit, each, __version__)))  # type: ignore[arg-type]
+            agent.socket.sendall(said(SeatsWanted(tensor, pipeline, unit, each, replicas, __version__)))
             seated = self._answer(Seated, _SEATS_S, report)
             self._given, self.notice = seated.seats, seated.notice
             here = self._given[0].node
@@ -199,13 +223,25 @@ class RayHosts:
             )
         return f"cuda:{listed.index(gpus[0])}"
 
-    def start(self, ranks: Sequence[int], arguments: Sequence[str], secret: bytes) -> Sequence[RankProcess]:
-        self._agent.socket.sendall(said(Begin(list(ranks), list(arguments), secret)))
-        pids = self._answer(Began, _BEGIN_S).pids
+    def gpus(self, index: int) -> str:
+        """Those of a seat, as CUDA_VISIBLE_DEVICES names them."""
+        return ",".join(self._given[index].gpus)
+
+    def start(
+        self, ranks: Sequence[int], arguments: Sequence[str], secret: bytes, program: Program = "rank"
+    ) -> list[RemoteProcess]:
+        with self._starting:
+            for rank in ranks:
+                self._agent.ended.pop(rank, None)
+            self._agent.socket.sendall(said(Begin(list(ranks), list(arguments), secret, program)))
+            pids = self._answer(Began, _BEGIN_S).pids
         nodes = [(self._given[rank].host, self._given[rank].port) for rank in ranks]
-        return [
-            _RemoteProcess(self._agent, rank, pid, node) for rank, pid, node in zip(ranks, pids, nodes, strict=True)
-        ]
+        return [RemoteProcess(self._agent, rank, pid, node) for rank, pid, node in zip(ranks, pids, nodes, strict=True)]
+
+    def kill(self, index: int) -> None:
+        """That one alone."""
+        with contextlib.suppress(OSError):
+            self._agent.socket.sendall(said(Kill(index)))
 
     def failure(self) -> str | None:
         if not self._agent.closed.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ingle.parallel.hosts import Program
 from ingle.parallel.placement import Unit
 
 # ---- to it
@@ -17,6 +18,8 @@ class SeatsWanted(msgspec.Struct, frozen=True, tag="wanted"):
     unit: Unit
     each: int
     """Of these, for each rank."""
+    replicas: bool
+    """Whether these are no stages of one model, but engines of their own."""
     version: str
     """Of ingle, which is the same on every node."""
 
@@ -27,9 +30,16 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
     ranks: list[int]
     arguments: list[str]
     secret: bytes
+    program: Program
 
 
-ToCluster = SeatsWanted | Begin
+class Kill(msgspec.Struct, frozen=True, tag="kill"):
+    """Ends one that another may follow."""
+
+    rank: int
+
+
+ToCluster = SeatsWanted | Begin | Kill
 
 # ---- from it
 

@@ -9,24 +9,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")
 """For a store of PyTorch's, which warns of every address that has no name."""
 _EXIT_S = 1.0
 
+Program = Literal["rank", "process"]
+"""Of `ingle.engine`: a rank, or an engine with whatever ranks it has."""
 _BOOT = (
     "import gc, signal, sys; gc.disable()\n"
     "for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM: signal.signal(number, signal.SIG_IGN)\n"
-    "from ingle.engine.rank import main\n"
+    "from ingle.engine.{} import main\n"
     "sys.exit(main())"
 )
 """A command of its own, so that no script that has an `LLM` is run again. What ends a group of processes is rank 0's to
 judge."""
 
 
-def rank_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-c", _BOOT, *map(str, arguments)]
+def rank_command(*arguments: object, program: Program = "rank") -> list[str]:
+    return [sys.executable, "-c", _BOOT.format(program), *map(str, arguments)]
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,11 @@ class Placement:
     notice: str | None = None
 
 
-def place(nodes: Sequence[Node], here: str, layout: tuple[int, int], unit: Unit, each: int = 1) -> Placement:
-    """For `layout`, of so many ranks to a stage and so many stages, with `each` units to a rank.
+def place(
+    nodes: Sequence[Node], here: str, layout: tuple[int, int], unit: Unit, each: int = 1, *, replicas: bool = False
+) -> Placement:
+    """For `layout`, of so many ranks to a stage and so many stages, with `each` units to a rank; or of so many
+    `replicas` in place of stages.
 
     Rank 0 is this process, on the node `here`, and in the last stage. Raises `ConfigError` where there is no room for
     all of them, whoever uses the cluster now.
@@ -41,11 +44,12 @@ def place(nodes: Sequence[Node], here: str, layout: tuple[int, int], unit: Unit,
     tensor, pipeline = layout
     num_ranks = tensor * pipeline
     rooms = {node.id: node.units // each for node in nodes}
-    what = f"{num_ranks} ranks, with {each} {unit}{'s' if each > 1 else ''} to each"
+    kind = "replica" if replicas else "rank"
+    what = f"{num_ranks} {kind}s, with {each} {unit}{'s' if each > 1 else ''} to each"
     if rooms.get(here, 0) < 1:
         others = [node.host for node in nodes if rooms[node.id]]
         raise ConfigError(
-            f"--distributed-executor-backend ray: rank 0 is the engine's own process, and Ray's cluster has "
+            f"--distributed-executor-backend ray: {kind} 0 is on this node, and Ray's cluster has "
             f"{_listed(nodes, here, unit)[0]}, of which that takes {each}",
             alternative=f"type the command on one of {', '.join(others)}" if others else None,
         )

@@ -22,9 +22,10 @@ from typing import Literal, NamedTuple, get_args
 from ingle.channel import LENGTH, MAX_FRAME_BYTES
 from ingle.errors import EngineError
 
-Role = Literal["words", "steps"]
-"""Of a connection: what a rank says, or what it is told."""
+Role = Literal["words", "steps", "engine"]
+"""Of a connection: what a rank says, what it is told; all that goes between an engine and its server."""
 ROLES: tuple[Role, ...] = get_args(Role)
+OF_A_RANK: tuple[Role, ...] = ("words", "steps")
 
 SECRET_BYTES = 32
 _NONCE_BYTES = 32
@@ -40,6 +41,8 @@ _LOST_S = 5.0
 """For a rank whose connection has broken to be found dead, and why."""
 _IDLE_S, _PROBE_S, _NUM_PROBES = 2, 1, 5
 """A host that is gone, or the network to it, is found out by the kernel, whatever its processes do."""
+_READ_WITHIN_S: dict[Role, int] = {"words": _IDLE_S + _PROBE_S * _NUM_PROBES, "engine": 60}
+"""What was sent, or there is nobody. Steps a rank may leave unread for long."""
 
 
 class Caller(NamedTuple):
@@ -63,8 +66,8 @@ def _tune(sock: socket.socket, role: Role) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {"TCP_KEEPIDLE": _IDLE_S, "TCP_KEEPINTVL": _PROBE_S, "TCP_KEEPCNT": _NUM_PROBES}
-    if role == "words":  # which are read at once; steps a rank may leave unread for long
-        options["TCP_USER_TIMEOUT"] = 1000 * (_IDLE_S + _PROBE_S * _NUM_PROBES)
+    if role in _READ_WITHIN_S:
+        options["TCP_USER_TIMEOUT"] = 1000 * _READ_WITHIN_S[role]
     for name, value in options.items():
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

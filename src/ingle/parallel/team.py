@@ -44,7 +44,7 @@ from ingle.parallel.messages import (
     from_rank_decoder,
     to_ranks_encoder,
 )
-from ingle.parallel.reach import ROLES, SECRET_BYTES, Caller, Gate, Sender, listening
+from ingle.parallel.reach import OF_A_RANK, SECRET_BYTES, Caller, Gate, Sender, listening
 from ingle.parallel.ring import Writer, shared_memory
 
 _Said = TypeVar("_Said", Imported, Joined, Loaded)
@@ -221,7 +221,7 @@ class Team:
                             f"{process.how_it_ended()}"
                         )
 
-            came = gate.admit({Caller(rank, role) for rank in ranks for role in ROLES}, alive, _REACH_S)
+            came = gate.admit({Caller(rank, role) for rank in ranks for role in OF_A_RANK}, alive, _REACH_S)
         self._ways.insert(0, Sender([came[Caller(rank, "steps")] for rank in ranks]))  # they are farther
         return [(process, came[Caller(rank, "words")]) for rank, process in zip(ranks, processes, strict=True)]
 

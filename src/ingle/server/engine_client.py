@@ -305,7 +305,10 @@ class EngineClient:
             await asyncio.sleep(delay_s)
             try:
                 await self._end_process()
-                self._process.start_anew()
+                if self._process.waits_elsewhere:
+                    await asyncio.to_thread(self._process.start_anew)
+                else:
+                    self._process.start_anew()
                 self._pulse = Pulse(self._process.pid, self._health.watchdog_timeout)
                 loaded = await _loaded(self._process, self._pulse, self._health, self._report(self._loading))
             except (IngleError, OSError) as error:

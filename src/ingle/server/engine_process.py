@@ -50,6 +50,8 @@ class StartedEngine(Protocol):
     """An engine that somebody started, here or elsewhere, and our end of its channel."""
 
     socket: socket.socket
+    waits_elsewhere: bool
+    """Whether to start it anew waits for another machine, and so has no place on an event loop."""
 
     @property
     def pid(self) -> int:
@@ -88,6 +90,8 @@ class EngineProcess:
     It imports what it needs while the parent reads flags and imports its own, and waits to be told what to load.
     Leaving the context ends it. One that has ended can be followed by another, which loads the same.
     """
+
+    waits_elsewhere = False
 
     def __init__(self) -> None:
         self.memory = _memory()

@@ -14,6 +14,8 @@ from ingle.server.engine_process import EngineProcess, StartedEngine
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ingle.server.nodes import Nodes
+
 Start = Callable[[int], StartedEngine]
 """Starts the replica of that number, which waits to be told what to load."""
 
@@ -32,7 +34,13 @@ class Fleet:
         """
         self.engines = [first]
         self._places = [(config, Share())]
-        if config.parallel.data_parallel_size > 1:
+        self._nodes: Nodes | None = None
+        if config.parallel.data_parallel_size > 1 and config.parallel.distributed_executor_backend == "ray":
+            from ingle.server.nodes import Nodes
+
+            self._nodes = Nodes(config)
+            self._places, start = self._nodes.places, self._nodes.start
+        elif config.parallel.data_parallel_size > 1:
             from ingle.server.places import places
 
             self._places = places(config)
@@ -57,6 +65,8 @@ class Fleet:
             engine.end()
         for engine in self.engines[1:]:
             engine.stop()
+        if self._nodes is not None:
+            self._nodes.close()
 
     def __enter__(self) -> Self:
         return self

@@ -26,15 +26,15 @@ def places(config: EngineConfig, root: Path = _ROOT) -> list[tuple[EngineConfig,
     parallel = config.parallel
     if parallel.data_parallel_size == 1:
         return [(config, Share())]
-    alone = _alone(config)
+    own = alone(config)
     if parallel.device == "cpu":
-        return _on_cpus(alone, parallel.data_parallel_size, root)
+        return _on_cpus(own, parallel.data_parallel_size, root)
     found = visible_gpus(os.environ, root)
-    return [(replace(alone, parallel=replace(alone.parallel, device="cuda")), Share(gpus=",".join(each)))
+    return [(replace(own, parallel=replace(own.parallel, device="cuda")), Share(gpus=",".join(each)))
             for each in _divided(config, found)]  # fmt: skip
 
 
-def _alone(config: EngineConfig) -> EngineConfig:
+def alone(config: EngineConfig) -> EngineConfig:
     """As one of them is told."""
     count, cache = config.parallel.data_parallel_size, config.cache
     if cache.host_cache is not None:  # which is of all together; they find each other's files on a disk

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingle.kernels.cpu.library import FLOAT8
 from ingle.weights.quantized.tables import TABLES, Table
@@ -42,6 +42,8 @@ class CodeType:
     """What all numbers are multiplied with."""
     codebook: tuple[int, ...] = (0,) * 16
     """The value of each 4-bit code, of the stored ones where they are decoded to float32."""
+    operand_bits: int = 16
+    """Of the integers that codes are multiplied with: 16, or 8 where the processor gains by it."""
 
     @property
     def bytes_each(self) -> float:
@@ -129,6 +131,11 @@ FLOATS = CodeType(bits=16, group_size=32)
 def kept(stored_type: str) -> CodeType:
     """Codes as they are stored, floats as bfloat16: of a type such as Q4_1 or F32."""
     return CODE_TYPES.get(stored_type, FLOATS)
+
+
+def kept_for_bytes(stored_type: str) -> CodeType:
+    """The same, to be multiplied with activations of 8 bits."""
+    return replace(kept(stored_type), operand_bits=8)
 
 
 def exact(stored_type: str) -> CodeType:

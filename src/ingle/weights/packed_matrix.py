@@ -55,6 +55,7 @@ class PackedPart:
             order=None if order is None else order.ctypes.data,
             unit=code_type.unit,
             inputs=in_features,
+            operand_bits=code_type.operand_bits,
         )
         num_bytes = library.get().ingle_matrix_bytes(ctypes.byref(matrix))
         data = np.zeros(num_bytes + _LINE, np.uint8)
@@ -108,7 +109,7 @@ class PackedPart:
     @property
     def factors(self) -> frozenset[str]:
         """What it is multiplied as, for people: 16-bit integers."""
-        return frozenset({library.factors(self.matrix.bits)})
+        return frozenset({library.factors(self.matrix)})
 
     def multiply_into(self, x_at: int, num_rows: int, out_at: int, out_stride: int) -> None:
         """Writes the product with `num_rows` rows of float32, contiguous, at the address `x_at` to `out_at`.
@@ -254,7 +255,14 @@ class _Codes(NamedTuple):
         has_zeros = groups.zeros is not None
         if groups.table is not None:
             held = INTEGERS[groups.table]
-            return CodeType(4, size, not groups.half_scales, unit=held.unit * groups.unit, codebook=held.codebook)
+            return CodeType(
+                4,
+                size,
+                not groups.half_scales,
+                unit=held.unit * groups.unit,
+                codebook=held.codebook,
+                operand_bits=as_floats.operand_bits,
+            )
         # 8 bits hold the middle less any zero but 0 itself of codes of 8 bits.
         in_scales = groups.zeros is not None and (groups.kind == "int4" or bool(groups.zeros.all()))
         return replace(
@@ -263,6 +271,7 @@ class _Codes(NamedTuple):
             wide_scales=not groups.half_scales or (has_zeros and not in_scales),
             has_minima=has_zeros,
             minima_in_scales=in_scales,
+            operand_bits=as_floats.operand_bits,
         )
 
     def order(self, held: CodeType) -> Order | None:

@@ -57,6 +57,18 @@ class NativeBatch:
     """[B + 1], each sequence's first row in T."""
     page_tables: npt.NDArray[np.int32]
     """[G, S, P], the pages of every slot in each group."""
+    wanted: Wanted | None = None
+    """The tokens whose hidden states are asked for; None for all."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Some of T tokens, in order; of each sequence its last ones."""
+
+    rows: Ints
+    """[W]"""
+    starts: Ints
+    """[B + 1], each sequence's first in `rows`."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +130,17 @@ class NativeDecoder:
         )
 
     def forward(self, batch: NativeBatch, kv: NativeKv) -> Floats:
-        """Hidden states [T, E] after the last norm. Writes the step's keys and values into the cache."""
+        """Hidden states after the last norm, [T, E], or [W, E] of those that are wanted.
+
+        Writes the step's keys and values into the cache.
+        """
         residual = self.embedding.rows(batch.token_ids)
         if self.config.embedding_scale is not None:
             residual *= np.float32(self.config.embedding_scale)
         cos_sin = [table[batch.positions] for table in self.cos_sin]
         factors = None if self.query_factors is None else self.query_factors[batch.positions]
-        out = np.empty_like(residual)
+        wanted = batch.wanted
+        out = np.empty_like(residual) if wanted is None else np.empty((len(wanted.rows), residual.shape[1]), np.float32)
         attention = Attention(
             page_tables=batch.page_tables.ctypes.data,
             slots=batch.slots.ctypes.data,
@@ -155,6 +171,9 @@ class NativeDecoder:
             attention=attention,
             eps=self.config.norm_eps,
         )
+        if wanted is not None:
+            step.wanted, step.wanted_starts = wanted.rows.ctypes.data, wanted.starts.ctypes.data
+            step.num_wanted = len(wanted.rows)
         for index, table in enumerate(cos_sin):
             step.cos_sin[index], step.rotary_dims[index] = table.ctypes.data, table.shape[1]
         library.get().ingle_layers(ctypes.byref(step))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ingle.device import LogprobRows, Report
 from ingle.device.inputs import Inputs, inputs_of
-from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv
+from ingle.device.native.decoder import NativeBatch, NativeDecoder, NativeKv, Wanted
 from ingle.device.native.parts import Floats
 from ingle.device.native.sampler import NativeSampler, logprob_rows
 from ingle.device.pages import HostPages
@@ -75,10 +75,12 @@ class NativeDevice:
 
     def forward(self, step: Step) -> NativeStep:
         inputs = inputs_of(step, query_block=step.num_tokens)
-        return NativeStep(self, step, inputs, self.hidden(inputs))
+        wanted = _wanted(step, inputs)
+        hidden = self.hidden(inputs, wanted)
+        return NativeStep(self, step, inputs, hidden, hidden if wanted is not None else hidden[inputs.sample_rows])
 
-    def hidden(self, inputs: Inputs) -> Floats:
-        """Hidden states [T, E] of a step that was applied."""
+    def hidden(self, inputs: Inputs, wanted: Wanted | None = None) -> Floats:
+        """Hidden states [T, E] of a step that was applied, or [W, E] of the tokens that are wanted."""
         slots, positions, page_size = inputs.row_slots, inputs.positions, self.kv.page_size
         pages = self.page_tables[:, slots, positions // page_size].astype(np.int64, order="C")
         batch = NativeBatch(
@@ -89,6 +91,7 @@ class NativeDevice:
             kv_lengths=inputs.kv_lengths,
             query_starts=inputs.query_starts,
             page_tables=self.page_tables,
+            wanted=wanted,
         )
         return self.model.forward(batch, self.kv)
 
@@ -143,7 +146,9 @@ class NativeStep:
     step: Step
     inputs: Inputs
     hidden: Floats
-    """[T, E]"""
+    """[T, E]; of a step that nobody asks for more than draws, as `drawn`."""
+    drawn: Floats
+    """[R, E], of the tokens after which one is drawn."""
     reported: Report | None = None
 
     def logits(self, start: int, stop: int) -> Floats:
@@ -157,7 +162,7 @@ class NativeStep:
             nothing = np.zeros(0, np.int64)
             self.reported = Report(nothing, nothing.astype(np.bool_), None, prompt_logprobs, pooled)
             return
-        logits = device.model.logits(self.hidden[inputs.sample_rows])
+        logits = device.model.logits(self.drawn)
         device.sampler.set_masks(masks)
         slots, positions = inputs.sample_slots.tolist(), inputs.sample_positions.tolist()
         token_ids, finite = device.sampler.sample(logits, slots, positions)
@@ -169,6 +174,16 @@ class NativeStep:
     def report(self) -> Report:
         assert self.reported is not None, "a step is reported before it is sampled"
         return self.reported
+
+
+def _wanted(step: Step, inputs: Inputs) -> Wanted | None:
+    """The tokens after which one is drawn, where nobody asks for anything of the others."""
+    if len(inputs.sample_rows) == step.num_tokens:
+        return None
+    if any(chunk.prompt_logprobs is not None or chunk.pooling is not None for chunk in step.chunks):
+        return None
+    starts = np.cumsum([0, *(chunk.num_samples for chunk in step.chunks)])
+    return Wanted(np.ascontiguousarray(inputs.sample_rows, np.int64), starts.astype(np.int64))
 
 
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:

@@ -132,7 +132,8 @@ class TorchDevice:
 
     def draw(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
         """The draw for hidden states [R, E], and the drawn tokens' way into the table."""
-        samples = self.sampler.sample(self.model.logits(hidden), inputs, features)
+        share = self.model.logits_share(hidden)
+        samples = self.sampler.sample(self.model.logits(hidden) if share is None else share, inputs, features)
         self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
         return samples
 

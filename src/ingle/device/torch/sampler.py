@@ -15,6 +15,7 @@ import torch
 from ingle import kernels
 from ingle.device.torch.tables import to_device
 from ingle.kernels.batch import StepInputs
+from ingle.kernels.group import LogitsShare
 from ingle.kernels.sampling import (
     PROMPT_FLAG,
     Adjustments,
@@ -119,10 +120,12 @@ class Sampler:
             num_logprobs=None if most is None else padded_alternatives(most),
         )
 
-    def sample(self, logits: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
+    def sample(self, logits: torch.Tensor | LogitsShare, inputs: StepInputs, features: Features) -> Samples:
         """The tokens of logits [R, vocab]. Runs on the device alone, so a step can be captured with it."""
-        kernel = kernels.of(logits).sample
-        return kernel(logits, inputs.sample_slots, inputs.sample_positions, self.tables, features)
+        told = inputs.sample_slots, inputs.sample_positions, self.tables, features
+        if isinstance(logits, LogitsShare):
+            return kernels.of(logits.logits).sample_share(logits, *told)
+        return kernels.of(logits).sample(logits, *told)
 
 
 def padded_alternatives(count: int) -> int:

@@ -32,6 +32,7 @@ class Matrix(ctypes.Structure):
         ("order", c_void_p),
         ("unit", c_float),
         ("inputs", c_int64),
+        ("operand_bits", c_int32),
     )
 
 
@@ -178,6 +179,9 @@ class Step(ctypes.Structure):
         ("eps", c_float),
         ("located", c_void_p),
         ("table_size", c_int64),
+        ("wanted", c_void_p),
+        ("wanted_starts", c_void_p),
+        ("num_wanted", c_int64),
     )
 
 
@@ -192,7 +196,7 @@ _SIGNATURES = {
     "ingle_settle_memory": (),
     "ingle_num_jobs": (),
     "ingle_instructions": (),
-    "ingle_factors": (c_int32,),
+    "ingle_factors": (POINTER(Matrix),),
     "ingle_matrix_bytes": (POINTER(Matrix),),
     "ingle_pack_rows": (POINTER(Matrix), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "ingle_pack_groups": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64),
@@ -286,9 +290,9 @@ def instructions() -> str:
     return name.decode()
 
 
-def factors(bits: int) -> str:
-    """What activations, and weights in codes of so many bits, are multiplied as."""
-    name: bytes = get().ingle_factors(bits)
+def factors(matrix: Matrix) -> str:
+    """What a matrix and activations are multiplied as."""
+    name: bytes = get().ingle_factors(ctypes.byref(matrix))
     return name.decode()
 
 

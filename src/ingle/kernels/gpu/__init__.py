@@ -10,6 +10,7 @@ from ingle.kernels.gpu.moe import experts, route
 from ingle.kernels.gpu.moe_coded import experts_coded
 from ingle.kernels.gpu.products import multiply, multiply_gated
 from ingle.kernels.gpu.sampling import sample
+from ingle.kernels.gpu.sampling_shares import sample_share
 
 __all__ = [
     "add",
@@ -33,6 +34,7 @@ __all__ = [
     "rotate_and_store",
     "route",
     "sample",
+    "sample_share",
     "soft_cap",
     "store_latent",
 ]

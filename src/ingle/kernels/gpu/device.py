@@ -3,8 +3,9 @@
 Programmatic dependent launch: a kernel's programs start while the kernel before them ends.
 A kernel launched with `pdl` waits (`await_previous`) before it touches anything that the kernel before it writes or
 reads, and only then lets the next one begin. So what a program does before its wait may rely on all kernels but the
-very last. Of every kernel so launched at least one program waits, else the one after it would not know that those
-before are done; programs that need nothing of the kernel before need not (`BESIDE` in `attention.py`).
+very last; behind `_sent_kernel` (`sums.py`), which lets the next begin at once, on weights alone. Of every kernel so
+launched at least one program waits, else the one after it would not know that those before are done; programs that
+need nothing of the kernel before need not (`BESIDE` in `attention.py`).
 """
 
 from __future__ import annotations

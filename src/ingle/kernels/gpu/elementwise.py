@@ -9,8 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels.flow import Rotation
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.kv_codes import encode, kind_of, scales, store, words
+from ingle.kernels.gpu.scaled import Product, load_product
 from ingle.kernels.options import Activation
 
 
@@ -170,11 +172,11 @@ def _head_weight(q_norm_ptr, k_norm_ptr, columns, of_q, of_k):
 
 @triton.jit
 def _rotate_and_store_kernel(
-    qkv_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_places_ptr,
+    qkv_ptr, rows_ptr, outs_ptr, bias_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, kv_places_ptr,
     v_offset, page_stride, token_stride, head_stride, scales, eps,
     PAGE_SIZE: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
-    NORM: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, KIND: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -187,8 +189,16 @@ def _rotate_and_store_kernel(
     half = tl.arange(0, HALF_BLOCK)[None, :]
     in_half = half < HALF
     row = qkv_ptr + token * (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM + heads * HEAD_DIM
-    first = tl.load(row + half, mask=is_head & in_half, other=0.0)
-    second = tl.load(row + HALF + half, mask=is_head & in_half, other=0.0)
+    if SCALED or BIAS:
+        dtype: tl.constexpr = q_ptr.dtype.element_ty
+        row = qkv_ptr + token * (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
+        scale = tl.load(rows_ptr + token) if SCALED else 1.0
+        at = heads * HEAD_DIM + half
+        first = load_product(row, outs_ptr, bias_ptr, scale, at, is_head & in_half, SCALED, BIAS).to(dtype)
+        second = load_product(row, outs_ptr, bias_ptr, scale, at + HALF, is_head & in_half, SCALED, BIAS).to(dtype)
+    else:
+        first = tl.load(row + half, mask=is_head & in_half, other=0.0)
+        second = tl.load(row + HALF + half, mask=is_head & in_half, other=0.0)
     # A key goes to its place in the cache, a value to the same place of the second half, a query to the output.
     place = tl.load(kv_places_ptr + token)
     kv_head = tl.where(is_k, heads - NUM_HEADS, heads - NUM_HEADS - NUM_KV_HEADS)
@@ -198,7 +208,11 @@ def _rotate_and_store_kernel(
     if REST_BLOCK > 0:
         rest_at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
         in_rest = rest_at < HEAD_DIM
-        rest = tl.load(row + rest_at, mask=is_head & in_rest, other=0.0)
+        if SCALED or BIAS:
+            at = heads * HEAD_DIM + rest_at
+            rest = load_product(row, outs_ptr, bias_ptr, scale, at, is_head & in_rest, SCALED, BIAS).to(dtype)
+        else:
+            rest = tl.load(row + rest_at, mask=is_head & in_rest, other=0.0)
     if NORM:
         wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
         square = tl.sum(wide_first * wide_first, 1) + tl.sum(wide_second * wide_second, 1)
@@ -248,27 +262,36 @@ def rotate_and_store(
     kv_places: torch.Tensor,
     kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    rotation = Rotation(num_heads, cos_sin, q_norm, k_norm, eps, kv_cache, kv_places, kv_scales)
+    return rotate_product(Product(qkv), qkv.dtype, rotation)
+
+
+def rotate_product(product: Product, dtype: torch.dtype, rotation: Rotation) -> torch.Tensor:
+    """`rotate_and_store` of a product, in the type of activations."""
+    num_heads, cos_sin, q_norm, k_norm, eps, kv_cache, kv_places, kv_scales = rotation
+    qkv = product.sums
     num_tokens, half = qkv.shape[0], cos_sin.shape[-1] // 2
     num_kv_heads, head_dim = kv_cache.shape[-2:]
     if kv_scales is not None and 2 * half < head_dim:  # the halves that rotate are not those of a word
-        kv = qkv.new_empty(2, num_tokens, 1, num_kv_heads, head_dim)
+        kv = torch.empty(2, num_tokens, 1, num_kv_heads, head_dim, dtype=dtype, device=qkv.device)
         places = torch.arange(num_tokens, device=qkv.device)
-        q = rotate_and_store(qkv, num_heads, cos_sin, q_norm, k_norm, eps, kv, places)
+        q = rotate_product(product, dtype, rotation._replace(kv_cache=kv, kv_places=places, kv_scales=None))
         store(kv[:, :, 0], kv_cache, kv_scales, kv_places)
         return q
     held = words(kv_cache, kv_scales)
-    q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    q = torch.empty(num_tokens, num_heads, head_dim, dtype=dtype, device=qkv.device)
     total = num_heads + 2 * num_kv_heads
     head_block = 2 if num_tokens < 64 else 8  # few tokens: more programs; many: fewer, larger ones
     rest = head_dim - 2 * half
     early = pdl(qkv.device)
     _rotate_and_store_kernel[(num_tokens, triton.cdiv(total, head_block))](
-        qkv, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, held, kv_places,
-        *held.stride()[:4], scales(kv_scales, qkv), eps,
+        *product.pointers, cos_sin, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, held,
+        kv_places, *held.stride()[:4], scales(kv_scales, qkv), eps,
         PAGE_SIZE=kv_cache.shape[2], NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         HALF=half, HEAD_BLOCK=head_block, HALF_BLOCK=triton.next_power_of_2(half),
         REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
-        NORM=q_norm is not None, KIND=kind_of(kv_cache, kv_scales), PDL=early,
+        NORM=q_norm is not None, KIND=kind_of(kv_cache, kv_scales), SCALED=product.rows is not None,
+        BIAS=product.bias is not None, PDL=early,
         num_warps=1 if num_tokens < 64 else 4, launch_pdl=early,
     )  # fmt: skip
     return q

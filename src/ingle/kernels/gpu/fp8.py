@@ -15,7 +15,8 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
-from ingle.kernels.gpu.fp8_rows import GROUP, Product, quantize
+from ingle.kernels.gpu.fp8_rows import GROUP, quantize
+from ingle.kernels.gpu.scaled import Product, load_product
 
 ENABLED = True
 """Whether any matrix is multiplied so; else inputs stay numbers of 16 bits, as where weights alone are quantized."""
@@ -83,7 +84,7 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
     matrix = coded.codes.view(torch.float8_e4m3fn).t()
     if coded.scales.shape[1] > 1:
         if not _by_blocks(coded):
-            return Product(multiply_by(Tiling(128, 128, 8, 3), x, coded, bias, dtype), None, None, None)
+            return Product(multiply_by(Tiling(128, 128, 8, 3), x, coded, bias, dtype))
         assert coded.blocks is not None
         sums = _library(x.values, matrix, x.scales, coded.blocks.t(), None, fast=False)
         return Product(sums, None, None, bias)
@@ -128,13 +129,13 @@ def _one(device: torch.device) -> torch.Tensor:
 
 def finished(product: Product, dtype: torch.dtype) -> torch.Tensor:
     """With its scales and its bias: [M, O], in the place of its sums if those have the type."""
-    sums, rows, outs, bias = product
+    sums, rows, _, bias = product
     if rows is None and bias is None:
         return sums.to(dtype)
     out = sums if sums.dtype == dtype else torch.empty_like(sums, dtype=dtype)
     early = pdl(out.device)
     _fp8_scale_kernel[(len(out), triton.cdiv(out.shape[1], 2048))](
-        sums, sums if rows is None else rows, sums if outs is None else outs, sums if bias is None else bias, out,
+        *product.pointers, out,
         OUT=out.shape[1], BLOCK=2048, SCALED=rows is not None, BIAS=bias is not None, PDL=early,
         num_warps=4, launch_pdl=early,
     )  # fmt: skip
@@ -151,11 +152,8 @@ def _fp8_scale_kernel(
     if PDL:
         await_previous()
     row = tl.program_id(0).to(tl.int64)
-    out = tl.load(sums_ptr + row * OUT + outs, mask=mask, other=0.0).to(tl.float32)
-    if SCALED:
-        out *= tl.load(outs_ptr + outs, mask=mask, other=0.0) * tl.load(rows_ptr + row)
-    if BIAS:
-        out += tl.load(bias_ptr + outs, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.load(rows_ptr + row) if SCALED else 1.0
+    out = load_product(sums_ptr + row * OUT, outs_ptr, bias_ptr, scale, outs, mask, SCALED, BIAS)
     tl.store(out_ptr + row * OUT + outs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

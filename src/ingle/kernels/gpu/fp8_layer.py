@@ -11,6 +11,7 @@ import torch
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Matrix, Norm, Projection, Quantized, Rotation
 from ingle.kernels.gpu import elementwise, fp8, fp8_rows
+from ingle.kernels.gpu.scaled import Product
 from ingle.kernels.options import Activation
 
 
@@ -22,7 +23,8 @@ def takes(rows: torch.Tensor, matrix: Matrix | None) -> Coded | None:
 
 def project_and_store(flow: Flow, coded: Coded, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
     """As `ingle.kernels.reference.Composed.project_and_store`."""
-    return elementwise.rotate_and_store(_of_norm(flow, coded, bias), *rotation)
+    product = fp8.product(_normed(flow, coded), coded, bias, flow.residual.dtype)
+    return elementwise.rotate_product(product, flow.residual.dtype, rotation)
 
 
 def project_gated(flow: Flow, coded: Coded, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
@@ -44,7 +46,7 @@ def project_and_add(
     rows = x if isinstance(x, Quantized) else fp8_rows.quantize(x, fp8.group_of(coded))
     product = fp8.product(rows, coded, projection.bias, dtype)
     if projection.group is not None:
-        product = fp8_rows.Product(projection.group.all_reduce(fp8.finished(product, dtype)), None, None, None)
+        product = Product(projection.group.all_reduce(fp8.finished(product, dtype)))
     behind = takes(flow.residual, norm.before)
     if behind is None:
         post_weight = None if post_norm is None else post_norm.weight

@@ -6,8 +6,6 @@ that FP8 has. A program that has the whole row in its registers finds it at no c
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +13,7 @@ import triton.language as tl
 from ingle.kernels.flow import Norm, Quantized
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import activate, norm_warps, normed
+from ingle.kernels.gpu.scaled import Product, load_product
 from ingle.kernels.options import Activation
 
 GROUP = 128
@@ -22,19 +21,6 @@ GROUP = 128
 _CHUNK = 4096
 """Columns that a program loads at once, 8 of each thread; of longer rows twice as many."""
 _LONG = 8 * _CHUNK
-
-
-class Product(NamedTuple):
-    """What the tensor cores made of FP8 and FP8. What takes it applies the scales, and adds the bias."""
-
-    sums: torch.Tensor
-    """bfloat16 [M, O]"""
-    rows: torch.Tensor | None
-    """float32 [M, 1], scales; None where they, and `outs`, are applied."""
-    outs: torch.Tensor | None
-    """float32 [1, O]"""
-    bias: torch.Tensor | None
-    """[O]; None where it is added, or there is none."""
 
 
 def _empty(num_rows: int, size: int, group: int, device: torch.device) -> Quantized:
@@ -48,7 +34,7 @@ def _empty(num_rows: int, size: int, group: int, device: torch.device) -> Quanti
 def quantize(x: torch.Tensor, group: int = 0) -> Quantized:
     """x [M, K] under a scale for each row, or for each `group` of its columns."""
     out = _empty(len(x), x.shape[1], group, x.device)
-    _run(Product(x, None, None, None), x, out, group, activation=None)
+    _run(Product(x), x, out, group, activation=None)
     return out
 
 
@@ -67,7 +53,7 @@ def normed_rows(residual: torch.Tensor, norm: Norm, group: int = 0) -> Quantized
 def add_normed(
     product: Product, residual: torch.Tensor, norm: Norm, post_norm: Norm | None = None, group: int = 0
 ) -> Quantized:
-    """The norm of residual [M, E] + product, in the residual's place; with `post_norm` that of the product is added."""
+    """The norm of the sum, which takes the place of residual [M, E]; with `post_norm` the product is normed first."""
     return _norm(product, residual, norm, post_norm, group)
 
 
@@ -75,30 +61,27 @@ def _norm(product: Product | None, residual: torch.Tensor, norm: Norm, post_norm
     num_rows, size = residual.shape
     out, early = _empty(num_rows, size, group, residual.device), pdl(residual.device)
     block = max(triton.next_power_of_2(size), group)
-    x, rows, outs, bias = Product(residual, None, None, None) if product is None else product
+    given = Product(residual) if product is None else product
     _fp8_norm_kernel[(num_rows,)](
-        x, _or(rows, x), _or(outs, x), _or(bias, x), x if post_norm is None else post_norm.weight, residual,
-        norm.weight, *out, num_rows, x.stride(0), norm.eps,
-        SIZE=size, BLOCK=block, GROUP=group, ADD=product is not None, SCALED=rows is not None, BIAS=bias is not None,
-        POST=post_norm is not None, PDL=early, num_warps=norm_warps(block), launch_pdl=early,
+        *given.pointers, residual if post_norm is None else post_norm.weight, residual,
+        norm.weight, *out, num_rows, given.sums.stride(0), norm.eps,
+        SIZE=size, BLOCK=block, GROUP=group, ADD=product is not None, SCALED=given.rows is not None,
+        BIAS=given.bias is not None, POST=post_norm is not None, PDL=early,
+        num_warps=norm_warps(block), launch_pdl=early,
     )  # fmt: skip
     return out
 
 
 def _run(product: Product, like: torch.Tensor, out: Quantized, group: int, activation: Activation | None) -> None:
     num_rows, size = out.values.shape
-    early, x = pdl(like.device), product.sums
+    early = pdl(like.device)
     chunk = min(max(triton.next_power_of_2(size), GROUP), _CHUNK if size <= _LONG else 2 * _CHUNK)
     _fp8_rows_kernel[(num_rows,)](
-        x, _or(product.rows, x), _or(product.outs, x), _or(product.bias, x), like, *out, num_rows, x.stride(0),
+        *product.pointers, like, *out, num_rows, product.sums.stride(0),
         SIZE=size, CHUNK=chunk, CHUNKS=triton.cdiv(size, chunk), GROUP=group, GATED=activation is not None,
         GELU_TANH=activation == "gelu_tanh", SCALED=product.rows is not None, BIAS=product.bias is not None, PDL=early,
         num_warps=min(max(chunk // 256, 1), 16), launch_pdl=early,
     )  # fmt: skip
-
-
-def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    return other if tensor is None else tensor
 
 
 @triton.jit
@@ -124,17 +107,6 @@ def _store_groups(
 
 
 @triton.jit
-def _product(x_ptr, outs_ptr, bias_ptr, scale, columns, mask, SCALED: tl.constexpr, BIAS: tl.constexpr):
-    """float32, of a row of a `Product`."""
-    x = tl.load(x_ptr + columns, mask=mask, other=0.0).to(tl.float32)
-    if SCALED:
-        x *= scale * tl.load(outs_ptr + columns, mask=mask, other=0.0).to(tl.float32)
-    if BIAS:
-        x += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
-    return x
-
-
-@triton.jit
 def _fp8_norm_kernel(
     x_ptr, rows_ptr, outs_ptr, bias_ptr, post_weight_ptr, residual_ptr, weight_ptr, values_ptr, scales_ptr,
     num_rows, x_stride, eps,
@@ -151,7 +123,7 @@ def _fp8_norm_kernel(
     if PDL:
         await_previous()
     scale = tl.load(rows_ptr + row) if SCALED else 1.0
-    x = _product(x_ptr + row * x_stride, outs_ptr, bias_ptr, scale, columns, mask, SCALED, BIAS)
+    x = load_product(x_ptr + row * x_stride, outs_ptr, bias_ptr, scale, columns, mask, SCALED, BIAS)
     if POST:
         x = normed(x.to(dtype), post_weight, eps, SIZE).to(tl.float32)
     total = x.to(dtype)
@@ -185,9 +157,9 @@ def _fp8_rows_kernel(
     for chunk in tl.static_range(CHUNKS):
         columns = chunk * CHUNK + tl.arange(0, CHUNK)
         mask = columns < SIZE
-        y = _product(row_ptr, outs_ptr, bias_ptr, scale, columns, mask, SCALED, BIAS)
+        y = load_product(row_ptr, outs_ptr, bias_ptr, scale, columns, mask, SCALED, BIAS)
         if GATED:
-            up = _product(row_ptr, outs_ptr, bias_ptr, scale, SIZE + columns, mask, SCALED, BIAS)
+            up = load_product(row_ptr, outs_ptr, bias_ptr, scale, SIZE + columns, mask, SCALED, BIAS)
             y = activate(y, GELU_TANH).to(dtype) * up.to(dtype)
         if GROUP:
             _store_groups(y.to(tl.float32), chunk * CHUNK, row, num_rows, values_ptr, scales_ptr, SIZE, CHUNK, GROUP)

@@ -89,8 +89,7 @@ def _vector_kernel(
     if PDL:
         await_previous()
     if RANKS:
-        state_ptr, half_size, inboxes = sent
-        slot = half_of(state_ptr) * half_size + PLACE * ROWS * OUT
+        slot = half_of(sent[0]) * sent[1] + PLACE * ROWS * OUT  # behind these are the inboxes
     scales = ()
     sums = ()
     for row in tl.static_range(ROWS):
@@ -114,7 +113,7 @@ def _vector_kernel(
             if RANKS:
                 bits = sendable(total.to(dtype))
                 for place in tl.static_range(RANKS):
-                    tl.store(inbox_of(inboxes, place, False) + slot + row * OUT + outs, bits, mask=outs < OUT)
+                    tl.store(inbox_of(sent, 2 + place, False) + slot + row * OUT + outs, bits, mask=outs < OUT)
             else:
                 tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
         else:
@@ -270,7 +269,7 @@ def _run(
         x, x if norm is None else norm.weight, numbers, scales, x if bias is None else bias,
         x if residual is None else residual, out, *places,
         0.0 if norm is None else norm.eps, *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
-        1 if peers is None else (peers.state, peers.half_bytes // x.itemsize, peers.inboxes),
+        1 if peers is None else (peers.state, peers.half_bytes // x.itemsize, *peers.inboxes),
         ROWS=len(x), IN=size_in, OUT=size_out, OUTS=outs, DEPTH=depth,
         EARLY=min(num_early, triton.cdiv(size_in, depth)), WIDTH=triton.next_power_of_2(size_in),
         EPILOGUE=epilogue, NORMED=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None,

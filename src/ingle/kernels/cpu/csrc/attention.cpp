@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "codes.h"
 #include "kv.h"
 #include "operators.h"
 #include "pool.h"
@@ -448,10 +449,28 @@ void attend_many(const Attention& a, int64_t seq, int64_t kv_head, int64_t first
     }
 }
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+}  // namespace
+}  // namespace ingle
+#include "attention_x86.h"
+namespace ingle {
+namespace {
+// Elsewhere a product of two integers takes as long as two of float32.
+template <typename T>
+constexpr bool kAsIntegers = !std::is_same_v<T, float>;
+#else
+template <typename T>
+constexpr bool kAsIntegers = false;
+#endif
+
 template <typename T>
 void attend(const Attention& a) {
     const int64_t group = a.num_heads / a.num_kv_heads;
-    const int64_t queries = group > kRows ? 1 : kRows / group < kBlock ? kRows / group : kBlock;
+    int64_t rows = kRows, most = kBlock;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    if (kAsIntegers<T>) rows = kManyRows, most = kRows;
+#endif
+    const int64_t queries = std::min(most, std::max<int64_t>(1, rows / group));
     std::vector<int64_t> decodes;
     struct Piece { int64_t seq, first, count; };
     std::vector<Piece> pieces;
@@ -467,7 +486,11 @@ void attend(const Attention& a) {
     parallel_for(num_pieces * a.num_kv_heads, [&](int64_t index) {
         // The last queries, which see most keys, come first: short pieces are left for the end.
         const Piece& piece = pieces[num_pieces - 1 - index / a.num_kv_heads];
-        attend_many<T>(a, piece.seq, index % a.num_kv_heads, piece.first, piece.count);
+        const int64_t kv_head = index % a.num_kv_heads;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+        if constexpr (kAsIntegers<T>) return attend_many_integers<T>(a, piece.seq, kv_head, piece.first, piece.count);
+#endif
+        attend_many<T>(a, piece.seq, kv_head, piece.first, piece.count);
     });
 }
 

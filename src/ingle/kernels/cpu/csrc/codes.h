@@ -58,9 +58,9 @@ inline bool is_linear(const Matrix& m) {
     return true;
 }
 
-// The scale of a token's integers. NaN for numbers that are not finite, so that the product tells. Without their signs,
+// The scale of integers up to `most_of` for a token's numbers. NaN for numbers that are not finite, so that the product tells. Without their signs,
 // floats are ordered as integers.
-inline float integer_scale(const float* x, int64_t count) {
+inline float integer_scale(const float* x, int64_t count, float most_of = kLargest) {
     Ints most = {};
     for (int64_t i = 0; i < count; i += kLanes) {
         const Ints bits = (Ints)(count - i < kLanes ? load_part(x + i, count - i) : load(x + i)) & 0x7fffffff;
@@ -69,7 +69,7 @@ inline float integer_scale(const float* x, int64_t count) {
     const int32_t largest = maximum(most), infinite = 0x7f800000;
     float value;
     memcpy(&value, &largest, 4);
-    return largest < infinite ? value / kLargest : NAN;
+    return largest < infinite ? value / most_of : NAN;
 }
 
 }  // namespace ingle

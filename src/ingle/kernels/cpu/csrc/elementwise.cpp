@@ -50,15 +50,6 @@ void rotate(float* head, const float* cos_sin, int64_t half) {
     });
 }
 
-// gpt-oss': gate * sigmoid(1.702 * gate) * (up + 1), of numbers that are cut off at 7. What is no number stays none.
-Floats swiglu_clamped(Floats gate, Floats up) {
-    constexpr float kLimit = 7.0f, kGain = 1.702f;
-    gate = gate > kLimit ? splat(kLimit) : gate;
-    up = up > kLimit ? splat(kLimit) : up;
-    up = up < -kLimit ? splat(-kLimit) : up;
-    return gate / (1.0f + exponential(-kGain * gate)) * (up + 1.0f);
-}
-
 void scale(float* x, float factor, int64_t size) {
     for_each_vector(size, [&](int64_t i, int64_t n) { write(x + i, read(x + i, n) * factor, n); });
 }
@@ -165,14 +156,7 @@ extern "C" void ingle_gated(const float* gate_up, int32_t activation, int64_t nu
         for (int64_t row = begin; row < end; row++) {
             const float* gate = gate_up + row * 2 * size;
             for_each_vector(size, [&](int64_t i, int64_t n) {
-                Floats g = read(gate + i, n), up = read(gate + size + i, n), product;
-                if (activation == kSilu)
-                    product = g / (1.0f + exponential(-g)) * up;
-                else if (activation == kGeluTanh)
-                    product = 0.5f * g * (1.0f + hyperbolic_tangent(0.7978845608f * (g + 0.044715f * g * g * g))) * up;
-                else
-                    product = swiglu_clamped(g, up);
-                write(out + row * size + i, product, n);
+                write(out + row * size + i, gated(read(gate + i, n), read(gate + size + i, n), activation), n);
             });
         }
     });

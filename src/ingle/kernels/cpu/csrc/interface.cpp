@@ -24,7 +24,7 @@ extern "C" void ingle_settle_memory() {
 }
 extern "C" uint64_t ingle_num_jobs() { return ingle::num_jobs(); }
 extern "C" const char* ingle_instructions() { return ingle::instructions(); }
-extern "C" const char* ingle_factors(int32_t bits) { return ingle::factors(bits); }
+extern "C" const char* ingle_factors(const ingle::Matrix* m) { return ingle::factors(*m); }
 extern "C" int64_t ingle_matrix_bytes(const ingle::Matrix* m) { return ingle::matrix_bytes(*m); }
 extern "C" void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
                                 const float* factors, int64_t first, int64_t count) {

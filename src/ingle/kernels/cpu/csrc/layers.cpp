@@ -20,19 +20,41 @@ void project(const Projection& p, const float* x, int64_t num_tokens, float* y) 
         for (int64_t r = 0; r < p.rows; r++) y[t * p.rows + r] += p.bias[r];
 }
 
+void project_gated(const Projection& p, const float* x, int64_t num_tokens, int32_t activation, float* buffer, float* out) {
+    // Both ways give the same numbers. Of few tokens, what takes the time is to read weights, and those one after the other.
+    constexpr int64_t many = 32;
+    if (num_tokens >= many && p.num_parts == 1 && !p.bias && can_gate(*p.parts[0]))
+        return multiply_gated(*p.parts[0], x, num_tokens, activation, out, p.rows / 2);
+    project(p, x, num_tokens, buffer);
+    ingle_gated(buffer, activation, num_tokens, p.rows / 2, out);
+}
+
 namespace {
 
 // The norm of residual + x, or of residual + the norm of x where there is such a post-norm.
-void add_and_normalize(const Step& s, float* x, const float* post_norm, const float* norm, float* out) {
-    if (post_norm) ingle_rms_norm(x, post_norm, s.eps, s.num_tokens, s.hidden_size, x);
-    ingle_add_rms_norm(x, s.residual, norm, s.eps, s.num_tokens, s.hidden_size, out);
+void add_and_normalize(const Step& s, int64_t num_tokens, float* x, const float* post_norm, const float* norm, float* out) {
+    if (post_norm) ingle_rms_norm(x, post_norm, s.eps, num_tokens, s.hidden_size, x);
+    ingle_add_rms_norm(x, s.residual, norm, s.eps, num_tokens, s.hidden_size, out);
 }
 
-// What a layer's attention gives, before its output projection; `qkv` is room for its inputs.
-void attend(const Step& s, const Layer& layer, int64_t index, const float* x, float* qkv, float* attended) {
+// Moves the rows of wanted tokens to the beginning: the first `size` numbers of each, rows `stride` apart.
+void gather_wanted(const Step& s, float* rows, int64_t size, int64_t stride) {
+    for (int64_t i = 0; i < s.num_wanted; i++)
+        memmove(rows + i * stride, rows + s.wanted[i] * stride, size * sizeof(float));
+}
+
+// What a layer's attention gives, before its output projection, of all tokens or of those that are wanted; `qkv` is room
+// for its inputs.
+void attend(const Step& s, const Layer& layer, int64_t index, bool wanted_alone, const float* x, float* qkv,
+            float* attended) {
     const int64_t group = s.located[2 * index], place = s.located[2 * index + 1];
     uint8_t* keys = (uint8_t*)s.kv_cache + place * s.layer_bytes;
-    if (layer.latent) return attend_latents(s, layer, x, keys, attended);
+    if (layer.latent) {
+        attend_latents(s, layer, x, keys, attended);
+        const int64_t size = layer.latent->num_heads * layer.latent->value_dim;
+        if (wanted_alone) gather_wanted(s, attended, size, size);
+        return;
+    }
     uint8_t* values = keys + s.layer_bytes / 2;
     project(layer.qkv, x, s.num_tokens, qkv);
     const Rotation rotation = {.qkv = qkv,
@@ -63,6 +85,10 @@ void attend(const Step& s, const Layer& layer, int64_t index, const float* x, fl
     attention.scale = layer.scale;
     attention.softcap = layer.softcap;
     attention.sinks = layer.sinks;
+    if (wanted_alone) {
+        gather_wanted(s, qkv, attention.num_heads * attention.head_dim, layer.qkv.rows);
+        attention.query_starts = s.wanted_starts;
+    }
     ingle_attention(&attention);
 }
 
@@ -87,20 +113,25 @@ extern "C" void ingle_layers(const Step* step) {
     float* wide = output + s.num_tokens * s.hidden_size;
     float* inner = wide + s.num_tokens * widest;
     ingle_rms_norm(s.residual, s.layers[0].input_norm, s.eps, s.num_tokens, s.hidden_size, normed);
+    int64_t num_tokens = s.num_tokens;
     for (int64_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
-        attend(s, layer, i, normed, wide, inner);
-        project(layer.out, inner, s.num_tokens, output);
-        add_and_normalize(s, output, layer.attention_post_norm, layer.mlp_norm, normed);
-        if (layer.mixture) {
-            mix(*layer.mixture, layer.activation, normed, s.num_tokens, s.hidden_size, output);
-        } else {
-            project(layer.gate_up, normed, s.num_tokens, wide);
-            ingle_gated(wide, layer.activation, s.num_tokens, layer.gate_up.rows / 2, inner);
-            project(layer.down, inner, s.num_tokens, output);
+        const bool last = i + 1 == s.num_layers, wanted_alone = last && s.wanted;
+        attend(s, layer, i, wanted_alone, normed, wide, inner);
+        if (wanted_alone) {  // the others' keys and values are all that anybody will read of them
+            gather_wanted(s, s.residual, s.hidden_size, s.hidden_size);
+            num_tokens = s.num_wanted;
+            if (num_tokens == 0) return;
         }
-        bool last = i + 1 == s.num_layers;
-        add_and_normalize(s, output, layer.mlp_post_norm, last ? s.norm : s.layers[i + 1].input_norm,
+        project(layer.out, inner, num_tokens, output);
+        add_and_normalize(s, num_tokens, output, layer.attention_post_norm, layer.mlp_norm, normed);
+        if (layer.mixture) {
+            mix(*layer.mixture, layer.activation, normed, num_tokens, s.hidden_size, output);
+        } else {
+            project_gated(layer.gate_up, normed, num_tokens, layer.activation, wide, inner);
+            project(layer.down, inner, num_tokens, output);
+        }
+        add_and_normalize(s, num_tokens, output, layer.mlp_post_norm, last ? s.norm : s.layers[i + 1].input_norm,
                           last ? s.out : normed);
     }
 }

@@ -3,8 +3,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "bytes.h"
 #include "codes.h"
 #include "pool.h"
+#include "spans.h"
 
 namespace ingle {
 
@@ -24,55 +26,22 @@ static auto with_bits(int32_t bits, const Body& body) {
     }
 }
 
-constexpr bool have_scales(int32_t bits) { return bits < 16; }
-
-// Which need not become integers.
-constexpr bool are_floats(int32_t bits) { return bits >= 16 || bits == kFloat8; }
-
-const char* factors(int32_t bits) {
-    return with_bits(bits, [](auto b) -> const char* { return Codes<b>::kFactors; });
-}
-
-static int64_t span_groups(const Matrix& m) { return m.scales == kSteps ? kSpan / m.group_size : 1; }
-
-static int64_t num_spans(const Matrix& m) {
-    const int64_t columns = span_groups(m) * m.group_size;
-    return (m.columns + columns - 1) / columns;
+const char* factors(const Matrix& m) {
+    if (multiplies_bytes(m)) return "8-bit integers";
+    return with_bits(m.bits, [](auto b) -> const char* { return Codes<b>::kFactors; });
 }
 
 int64_t num_groups(const Matrix& m) { return num_spans(m) * span_groups(m); }
 
-static int64_t factor_bytes(const Matrix& m) { return m.scales == kSteps ? kBlockRows * (m.has_minima ? 4 : 2) : 0; }
-
-static int64_t scale_bytes(const Matrix& m) {  // of a group's scales
-    return have_scales(m.bits) ? kBlockRows * (m.scales == kSteps ? 1 : m.scales == kWide ? 4 : 2) : 0;
-}
-
-static int64_t scales_bytes(const Matrix& m) {  // and of its minima
-    return scale_bytes(m) + (!m.has_minima ? 0 : m.has_minima == kInScales ? kBlockRows : scale_bytes(m));
-}
-
-static int64_t code_bytes(const Matrix& m) { return kBlockRows * m.group_size * width(m.bits) / 8; }  // of a group
-
-static int64_t codes_offset(const Matrix& m) { return factor_bytes(m) + span_groups(m) * scales_bytes(m); }
-
-static int64_t span_bytes(const Matrix& m) { return codes_offset(m) + span_groups(m) * code_bytes(m); }
-
-static int64_t num_blocks(const Matrix& m) { return (m.rows + kBlockRows - 1) / kBlockRows; }
-
 int64_t matrix_bytes(const Matrix& m) { return num_blocks(m) * num_spans(m) * span_bytes(m); }
 
-static uint8_t* span_at(const Matrix& m, int64_t block, int64_t span) {
-    return m.data + (block * num_spans(m) + span) * span_bytes(m);
-}
+// ---- packing, and the way back
 
 // A group's scales, behind which its minima lie, and the factors of both.
 struct Scales {
     uint8_t* factors;
     uint8_t* at;
 };
-
-// ---- packing, and the way back
 
 static void put_scale(uint8_t* at, int64_t row, float value, bool wide) {
     if (wide) {
@@ -311,37 +280,6 @@ void tile_x(const Matrix& m, const float* x, int64_t x_stride, int64_t num_token
     });
 }
 
-struct ScaleAndMinimum {
-    Floats scale, minimum;
-};
-
-// Those of a vector of rows.
-inline __attribute__((always_inline)) ScaleAndMinimum load_scales(const Matrix& m, const uint8_t* factors,
-                                                                  const uint8_t* at, int vector) {
-    const int64_t first = vector * kLanes;
-    if (m.scales == kSteps) {
-        const Floats scale = to_floats(load((const int8_t*)at + first)) * load((const Half*)factors + first);
-        if (!m.has_minima) return {scale, Floats{}};
-        const int8_t* minima = (const int8_t*)at + kBlockRows + first;
-        return {scale, to_floats(load(minima)) * load((const Half*)factors + kBlockRows + first)};
-    }
-    const bool wide = m.scales == kWide;
-    const uint8_t* minima = at + kBlockRows * (wide ? 4 : 2);
-    const Floats scale = wide ? load((const float*)at + first) : load((const Half*)at + first);
-    if (!m.has_minima) return {scale, Floats{}};
-    if (m.has_minima == kInScales) return {scale, -to_floats(load((const int8_t*)minima + first)) * scale};
-    return {scale, wide ? load((const float*)minima + first) : load((const Half*)minima + first)};
-}
-
-// Enough ahead of their use for weights to arrive from memory: the processor does not look so far by itself.
-constexpr int64_t kAhead = 5120;
-
-template <int64_t Bytes>
-void prefetch(const uint8_t* p) {
-#pragma GCC unroll 64
-    for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(p + i);
-}
-
 // What a tile's product takes and gives: `total` in units of the tokens' scales.
 template <typename Kind>
 struct TileProduct {
@@ -370,6 +308,7 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
     const int32_t* starts = p.starts;
     const float* group_sums = p.group_sums;
     float (*const total)[kVectors][kLanes] = p.total;
+    const bool has_minima = m.has_minima;
     memset(total, 0, Tokens * sizeof *total);
     for (int64_t s = 0; s < spans; s++, span += stride) {
         const uint8_t *unit = span + codes_at, *scales = span + scales_at, *ahead = span + kAhead;
@@ -392,6 +331,12 @@ void multiply_tile(const TileProduct<Codes<Bits>>& p) {
 #pragma GCC unroll 4
             for (int i = 0; i < kVectors; i++) {
                 const ScaleAndMinimum of = load_scales(m, span, scales, i);
+                if (!has_minima) {
+#pragma GCC unroll 12
+                    for (int t = 0; t < Tokens; t++)
+                        store(total[t][i], load(total[t][i]) + sums.value(t, i) * of.scale);
+                    continue;
+                }
 #pragma GCC unroll 12
                 for (int t = 0; t < Tokens; t++) {
                     const Floats sum = load(total[t][i]) + sums.value(t, i) * of.scale;
@@ -502,24 +447,25 @@ auto product_of(const Matrix& m, int64_t size) {
     }
 }
 
-// One block of rows times all tokens.
+// A block of rows, and its other half if it gates, times all tokens: to `y`.
 template <int Bits>
-void multiply_block(const Matrix& m, int64_t block, Tiled<Codes<Bits>>& tiled, float* y, int64_t y_stride) {
+void multiply_block(const Matrix& m, int64_t block, const Matrix* up, int64_t up_block, Tiled<Codes<Bits>>& tiled,
+                    const Output& out, float* y) {
     using Kind = Codes<Bits>;
     const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
     for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
         const int64_t tokens = tiled.tokens_of(tile);
-        alignas(64) float total[Kind::kMostTokens][kVectors][kLanes];
-        product_of<Bits>(m, compiled_size<Kind>(tokens))(
-            {m, block, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), total});
+        alignas(64) float total[Kind::kMostTokens][kVectors][kLanes], other[Kind::kMostTokens][kVectors][kLanes];
+        const auto multiply = [&](const Matrix& of, int64_t at, auto to) {
+            product_of<Bits>(of, compiled_size<Kind>(tokens))(
+                {of, at, tiled.operands_of(tile), tiled.starts_of(tile), tiled.group_sums_of(tile), to});
+        };
+        multiply(m, block, total);
+        if (up) multiply(*up, up_block, other);
         for (int64_t t = 0; t < tokens; t++) {
             const int64_t token = tile * Kind::kMostTokens + t;
-            float* to = y + token * y_stride + block * kBlockRows;
-            for (int64_t i = 0; i * kLanes < rows; i++) {
-                const Floats values = load(total[t][i]) * (have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f);
-                const int64_t count = rows - i * kLanes;
-                count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
-            }
+            const float factor = have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f;
+            put_block(out, total[t], up ? &other[t] : nullptr, factor, rows, y + token * out.y.token);
         }
     }
 }
@@ -547,27 +493,31 @@ Matrix expanded(const Matrix& m, int64_t block, std::vector<uint8_t>& data) {
 }
 
 template <int Bits>
-void multiply_expanded(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, float* y, int64_t y_stride) {
+void multiply_expanded(const Matrix& m, const float* x, int64_t x_stride, int64_t num_tokens, const Output& out, float* y) {
     static thread_local Tiled<Codes<8>> own;
     auto& tiled = own;  // in a lambda, another thread would name its own
     Matrix wide = m;
     wide.bits = 8;
     tile_x<8>(wide, x, x_stride, num_tokens, tiled);
-    parallel_ranges(num_blocks(m), 1, [&](int64_t begin, int64_t end) {
-        static thread_local std::vector<uint8_t> data;
-        for (int64_t block = begin; block < end; block++)
-            multiply_block<8>(expanded<Bits>(m, block, data), 0, tiled, y + block * kBlockRows, y_stride);
+    const int64_t blocks = out.blocks(num_blocks(m));
+    parallel_ranges(blocks, 1, [&](int64_t begin, int64_t end) {
+        static thread_local std::vector<uint8_t> data, up_data;
+        for (int64_t block = begin; block < end; block++) {
+            const Matrix own = expanded<Bits>(m, block, data);
+            const Matrix up = out.gates ? expanded<Bits>(m, blocks + block, up_data) : own;
+            multiply_block<8>(own, 0, out.gates ? &up : nullptr, 0, tiled, out, y + block * kBlockRows);
+        }
     });
 }
 
 template <int Bits>
 void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
-                 PerMatrix<float> y) {
+                 const Output& out) {
     if constexpr (kAreOffset<Bits>)
         if (num_tokens > kExpandedTiles * Codes<Bits>::kMostTokens) {
             for (int64_t i = 0; i < count; i++)
-                multiply_expanded<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, y.data + i * y.matrix,
-                                        y.token);
+                multiply_expanded<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, out,
+                                        out.y.data + i * out.y.matrix);
             return;
         }
     static thread_local std::vector<Tiled<Codes<Bits>>> own;
@@ -575,26 +525,39 @@ void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const f
     auto* tiled = own.data();  // in a lambda, another thread would name its own
     for (int64_t i = 0; i < count; i++)
         tile_x<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, tiled[i]);
-    const int64_t blocks = num_blocks(*matrices[0]);
+    const int64_t blocks = out.blocks(num_blocks(*matrices[0]));
     parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
         int64_t i = begin / blocks, block = begin % blocks;
         for (int64_t at = begin; at < end; at++) {
-            multiply_block<Bits>(*matrices[i], block, tiled[i], y.data + i * y.matrix, y.token);
+            const Matrix& m = *matrices[i];
+            multiply_block<Bits>(m, block, out.gates ? &m : nullptr, blocks + block, tiled[i], out,
+                                 out.y.data + i * out.y.matrix + block * kBlockRows);
             if (++block == blocks) i++, block = 0;
         }
     });
+}
+
+void multiply_to(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
+                 const Output& out) {
+    if (multiplies_bytes(*matrices[0])) return multiply_bytes(matrices, count, x, num_tokens, out);
+    with_bits(matrices[0]->bits, [&](auto bits) { multiply_as<bits>(matrices, count, x, num_tokens, out); });
 }
 
 }  // namespace
 
 void multiply_each(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,
                    PerMatrix<float> y) {
-    with_bits(matrices[0]->bits, [&](auto bits) { multiply_as<bits>(matrices, count, x, num_tokens, y); });
+    multiply_to(matrices, count, x, num_tokens, {y});
 }
 
 void multiply(const Matrix& m, const float* x, int64_t num_tokens, float* y, int64_t y_stride) {
     const Matrix* only = &m;
     multiply_each(&only, 1, {x, m.inputs, 0}, num_tokens, {y, y_stride, 0});
+}
+
+void multiply_gated(const Matrix& m, const float* x, int64_t num_tokens, int32_t activation, float* y, int64_t y_stride) {
+    const Matrix* only = &m;
+    multiply_to(&only, 1, {x, m.inputs, 0}, num_tokens, {{y, y_stride, 0}, true, activation});
 }
 
 }  // namespace ingle

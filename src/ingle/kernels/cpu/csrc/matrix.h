@@ -49,13 +49,14 @@ struct Matrix {
     const int32_t* order;    // [columns], which number of x each column is multiplied with; null for the same
     float unit;              // what all weights are multiplied with; of codes alone
     int64_t inputs;          // numbers of x: as many as columns, or fewer where columns that are zero name one again
+    int32_t operand_bits;    // 8: x may be rounded to so many bits for the product of codes (bytes.h); else 16
 };
 
 // What products are made of, for people.
 const char* instructions();
 
-// What numbers, and codes of so many bits, are multiplied as, for people.
-const char* factors(int32_t bits);
+// What the matrix and x are multiplied as, for people.
+const char* factors(const Matrix& m);
 
 int64_t num_groups(const Matrix& m);
 int64_t matrix_bytes(const Matrix& m);

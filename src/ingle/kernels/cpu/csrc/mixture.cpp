@@ -131,8 +131,7 @@ void add_rows(const float* rows, const int64_t* tokens, const float* weights, in
 void gated_mlp(const Projection& gate_up, const Projection& down, int32_t activation, const float* x, int64_t num_tokens,
                float* buffer, float* out) {
     float* inner = buffer + num_tokens * gate_up.rows;
-    project(gate_up, x, num_tokens, buffer);
-    ingle_gated(buffer, activation, num_tokens, gate_up.rows / 2, inner);
+    project_gated(gate_up, x, num_tokens, activation, buffer, inner);
     project(down, inner, num_tokens, out);
 }
 

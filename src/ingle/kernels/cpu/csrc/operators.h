@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "gate.h"
 #include "matrix.h"
 
 namespace ingle {
 
-enum Activation : int32_t { kSilu = 0, kGeluTanh = 1, kSwigluClamped = 2 };
 enum Scoring : int32_t { kSoftmax = 0, kSigmoid = 1 };
 enum KvType : int32_t { kFloat = 0, kHalf = 1, kBrain = 2, kInt8 = 3, kE4m3 = 4, kE5m2 = 5 };
 
@@ -90,7 +90,7 @@ struct Layer {
 struct Step {
     const Layer* layers;
     float* residual;              // [num_tokens, hidden_size], overwritten
-    float* out;                   // [num_tokens, hidden_size], after the last norm
+    float* out;                   // [num_tokens, hidden_size], after the last norm; [num_wanted, hidden_size] with `wanted`
     const float* norm;            // the last
     void* kv_cache;               // [places, 2, ...], keys before values; or [places, 1, ...] of latents
     const int64_t* kv_places;      // [groups, num_tokens]
@@ -102,10 +102,16 @@ struct Step {
     float eps;
     const int32_t* located;       // [num_layers, 2], each layer's group, and its place in the cache
     int64_t table_size;           // of the page tables of a group, which lie behind each other
+    const int64_t* wanted;        // [num_wanted], in order: the tokens of which `out` is, of each sequence its last; null for all
+    const int64_t* wanted_starts; // [num_seqs + 1], each sequence's first in `wanted`
+    int64_t num_wanted;
 };
 
 // y [num_tokens, p.rows] = x times the matrix, plus the bias.
 void project(const Projection& p, const float* x, int64_t num_tokens, float* y);
+
+// out [num_tokens, p.rows / 2]: what the activation makes of both halves of the projection, for which `buffer` has room.
+void project_gated(const Projection& p, const float* x, int64_t num_tokens, int32_t activation, float* buffer, float* out);
 
 // What a layer's attention gives for x [num_tokens, hidden_size], before its output projection: [num_tokens, num_heads,
 // value_dim]. Writes the tokens' latents into `cache`, the layer's part of the KV cache.
@@ -139,7 +145,7 @@ void ingle_start(int32_t num_threads);
 uint64_t ingle_num_jobs();
 void ingle_settle_memory();
 const char* ingle_instructions();
-const char* ingle_factors(int32_t bits);
+const char* ingle_factors(const ingle::Matrix* m);
 int64_t ingle_matrix_bytes(const ingle::Matrix* m);
 void ingle_pack_rows(const ingle::Matrix* m, const void* codes, const float* scales, const float* minima,
                      const float* factors, int64_t first, int64_t count);

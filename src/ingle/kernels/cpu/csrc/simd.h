@@ -189,6 +189,18 @@ inline Floats sums(const Floats* v) {
 
 #endif
 
+// The same, and no multiplication that gave it becomes part of an addition: as if it had been stored and read.
+inline Floats rounded(Floats v) {
+#if defined(INGLE_AVX512)
+    asm("" : "+v"(v));
+#elif defined(INGLE_AVX2)
+    asm("" : "+x"(v));
+#else
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 // The first n < kLanes numbers at p, zeros after them; and their way back.
 template <typename T>
 inline Floats load_part(const T* p, int64_t n) {

@@ -42,6 +42,8 @@ _KINDS = (
         (
             "_survey_kernel",
             "_draw_kernel",
+            "_tell_kernel",
+            "_draw_share_kernel",
             "_mass_kernel",
             "_logprobs_kernel",
             "argmax",

@@ -290,9 +290,9 @@ def is_gone(pid: int, within_s: float = 5.0) -> bool:
     return False
 
 
-def end_mid_stream(crew: Crew, folder: Path, act: Callable[[int], None]) -> str:
+def end_mid_stream(crew: Crew, folder: Path, act: Callable[[int], None], **options: Any) -> str:
     """What an engine says that loses a rank while it answers."""
-    engine = load(crew, folder)
+    engine = load(crew, folder, **options)
     for request in requests():
         engine.add(request)
     for _ in range(3):

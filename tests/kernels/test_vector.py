@@ -83,7 +83,7 @@ def fp8(num_rows: int, size_in: int) -> Coded:
     return Coded.of("fp8", codes, scales, None, size_in)
 
 
-@pytest.mark.parametrize("num_rows, size_in", [(1, 208), (2, 1040), *([(1, 3584), (2, 3584), (1, 18944)] * ON_GPU)])
+@pytest.mark.parametrize("num_rows, size_in", [(2, 1040), *([(1, 208), (1, 3584), (2, 3584), (1, 18944)] * ON_GPU)])
 def test_fp8(num_rows: int, size_in: int) -> None:
     torch.manual_seed(size_in)
     rows, norm, normed = normed_rows(num_rows, size_in)
@@ -93,7 +93,7 @@ def test_fp8(num_rows: int, size_in: int) -> None:
     close(vector.add(rows, held, None, None), exact)
     close(vector.add(rows, held, bias, residual), exact + residual.float() + bias.float())
     close(vector.gated(rows, norm, held, None, "silu"), reference.gated(normed @ matrix.T, "silu"))
-    for qk_norm in (False, True):
+    for qk_norm in (False, True) if ON_GPU else (False,):
         heads = fp8(8 * 32, size_in)
         check_projection(
             lambda _, bias, rotation: vector.project_and_store(rows, norm, heads, bias, rotation),  # noqa: B023

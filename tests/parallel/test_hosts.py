@@ -22,7 +22,7 @@ from ingle.errors import EngineError
 from ingle.parallel.hosts import LocalProcess, RankProcess, Seat, rank_command
 from ingle.parallel.layout import Layout
 from tests.parallel.test_ranks import end_mid_stream, load, requests
-from tests.support import engine_for, run, save_checkpoint
+from tests.support import engine_for, greedy, random_prompt, run, save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -149,3 +149,46 @@ def test_another_model_there(namespaces: Namespaces, tmp_path: Path, monkeypatch
         load(crew, folder)
     assert f"rank 1 (node {THEIRS}, cpu, process " in str(error.value)
     assert f"{folder} holds another model here than {folder} of the host that asks" in str(error.value)
+
+
+@dataclass
+class OtherNode:
+    """A `Hosts`: a node that has the same address, as two of a Ray cluster may, and GPUs of its own."""
+
+    devices: Sequence[str]
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def seats(self) -> Sequence[Seat]:
+        return [Seat(f"node {index}", "127.0.0.1", device) for index, device in enumerate(self.devices)]
+
+    def start(self, ranks: Sequence[int], arguments: Sequence[str], secret: bytes) -> list[RankProcess]:
+        for rank in ranks:
+            process = subprocess.Popen(rank_command(*arguments, os.getpid(), rank), stdin=subprocess.PIPE)
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(secret)
+            self.started.append(process)
+        return [LocalProcess(process) for process in self.started]
+
+    failure = Namespaces.failure
+    close = Namespaces.close
+
+
+@pytest.mark.gpu
+def test_gpus_of_two_nodes(tmp_path: Path) -> None:
+    """By NCCL, which finds the interface, and by connections in place of the ring."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    hosts = OtherNode(("cuda:0", "cuda:1"))
+    crew = ranks.assemble(Layout(2), list(hosts.devices), Startup(lambda stage: None), hosts=hosts)
+    with crew.team:
+        sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+        folder, options = save_checkpoint(tmp_path, "qwen2", **sizes), {"device": "cuda", "dtype": "float32"}
+        prompt = random_prompt(1, 70)
+        own = engine_for(folder, **options, kv_cache_memory="64MiB")
+        assert greedy(load(crew, folder, **options), prompt, 4) == greedy(own, prompt, 4)
+        said = end_mid_stream(crew, folder, lambda pid: os.kill(pid, signal.SIGKILL), **options)
+        assert re.fullmatch(r"rank 1 \(node 127.0.0.1, cuda:1, process \d+\) has died: killed by SIGKILL .*", said)

@@ -25,6 +25,7 @@ _KINDS = (
             "nccl",
             "_one_shot_kernel",
             "_two_shot_kernel",
+            "_sent_kernel",
             "symmetric_memory",
             "multimem",
             "allreduce",
@@ -41,6 +42,8 @@ _KINDS = (
         (
             "_survey_kernel",
             "_draw_kernel",
+            "_tell_kernel",
+            "_draw_share_kernel",
             "_mass_kernel",
             "_logprobs_kernel",
             "argmax",

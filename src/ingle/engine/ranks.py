@@ -118,12 +118,18 @@ class Crew:
 
 
 def started_early(config: EngineConfig) -> Team | None:
-    """Ranks that import PyTorch while this process reads the model's headers, where their number is clear already."""
+    """Ranks that import PyTorch while this process reads the model's headers, where their number is clear already.
+
+    Raises `ConfigError` where they would be on a Ray cluster, and there is no Ray.
+    """
     parallel = config.parallel
-    if not parallel.asks_for_ranks or parallel.tensor_parallel_size == "auto":
-        return None
-    if parallel.distributed_executor_backend == "ray":
+    if parallel.asks_for_ranks and parallel.distributed_executor_backend == "ray":
+        from ingle.parallel.cluster import check_ray
+
+        check_ray()
         os.environ.setdefault(*QUIET)  # before anything imports PyTorch
+        return None
+    if not parallel.asks_for_ranks or parallel.tensor_parallel_size == "auto":
         return None
     size = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     if size > _MOST_EARLY:

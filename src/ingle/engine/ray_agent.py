@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 import ingle
 from ingle.engine.child import end_with
 from ingle.errors import ConfigError, printable
-from ingle.parallel.cluster import gpus_of
+from ingle.parallel.cluster import answers, gpus_of
 from ingle.parallel.cluster_messages import (
     Began,
     Begin,
@@ -51,6 +51,7 @@ _FREE_S = 60.0
 """For what others use of the cluster to be given back."""
 _ACTORS_S = 120.0
 """For Ray to start a Python in each seat."""
+_ANSWER_S = 10.0
 _START_S = 20.0
 """For a process in a seat that is there: also on a node that is lost, and not yet known to be."""
 _LOOK_S = 0.25
@@ -272,7 +273,10 @@ class _Agent:
 def _connect() -> Mapping[str, Mapping[str, Any]]:
     """The nodes of the cluster, by what Ray calls them."""
     address = os.environ.get("RAY_ADDRESS") or "auto"
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdecimal() and not answers((host.strip("[]"), int(port)), _ANSWER_S):
+            raise ConnectionError("nobody answers")  # whom Ray would ask again and again, for minutes
         ray.init(
             address=address,
             namespace="ingle",
@@ -282,8 +286,9 @@ def _connect() -> Mapping[str, Mapping[str, Any]]:
         )
     except Exception as error:
         at = "" if address == "auto" else f" at RAY_ADDRESS={address}"
+        why = "" if "Could not find any running Ray instance" in str(error) else f" ({_brief(error)})"
         raise _Refusal(
-            f"{_FLAG}: this node has joined no Ray cluster{at} ({_brief(error)})",
+            f"{_FLAG}: this node has joined no Ray cluster{at}{why}",
             "`ray start --head` on one node begins one, `ray start --address=THAT_NODE:6379` on each other joins it",
             of_flags=True,
         ) from None

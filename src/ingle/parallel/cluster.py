@@ -141,17 +141,19 @@ class RemoteProcess:
 
     def how_it_ended(self) -> str:
         self.wait(_FIRST_WORDS_S)
-        if not self.has_ended() and _answers(self._node):
+        if not self.has_ended() and answers(self._node):
             self.wait(_LAST_WORDS_S)
         return self.how_it_ended_so_far()
 
     def how_it_ended_so_far(self) -> str:
         """As far as is known: does not wait for more than its node to answer, for a second."""
         ended = self._agent.ended.get(self._rank, Ended(self._rank))
-        if ended.code is not None:
-            return exit_text(ended.code) + (f": {ended.words}" if ended.words and ended.code > 0 else "")
-        if not _answers(self._node):
+        if ended.code is not None and ended.code >= 0:
+            return exit_text(ended.code) + (f": {ended.words}" if ended.words else "")
+        if not answers(self._node):  # which may be why it was killed
             return f"its node is lost: no Ray answers at {self._node[0]} port {self._node[1]} any more"
+        if ended.code is not None:
+            return exit_text(ended.code)
         if ended.lost is not None:
             return f"Ray has lost it: {ended.lost}"
         return "its connection is lost" + (", and so is Ray's cluster" if self._agent.closed.is_set() else "")
@@ -163,9 +165,10 @@ class RemoteProcess:
             time.sleep(_LOOK_S / 10)
 
 
-def _answers(node: tuple[str, int]) -> bool:
+def answers(node: tuple[str, int], within_s: float = _ANSWER_S) -> bool:
+    """Whether anything listens there."""
     try:
-        socket.create_connection(node, timeout=_ANSWER_S).close()
+        socket.create_connection(node, timeout=within_s).close()
     except OSError:
         return False
     return True

@@ -25,6 +25,7 @@ RECORDED = {
     "void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(vllm::RankData*, vllm::RankSignals)": COLLECTIVES,
     "_one_shot_kernel": COLLECTIVES,
     "_two_shot_kernel": COLLECTIVES,
+    "_sent_kernel": COLLECTIVES,
     "_decode_kernel": "attention",
     "_rms_norm_kernel": "norms, rotation, activation",
     "nvjet_sm90_tst_128x128_64x6_2x1_v_bz_TNT": "matmuls",

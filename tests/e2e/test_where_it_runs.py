@@ -86,10 +86,10 @@ def test_a_signal_to_all_its_processes_lets_answers_end(
     number: signal.Signals, tiny_model: Path, servers: Callable[..., Server]
 ) -> None:
     """As systemd stops a service; and to the engine and the templates' processes first."""
-    server = servers(str(tiny_model), *SERVER, "--chat-template", TEMPLATE)
+    server = servers(str(tiny_model), *SERVER, "--chat-template", TEMPLATE, "--shutdown-timeout", "60")
     body = {"prompt": [5, 6, 7], "max_tokens": 400, "ignore_eos": True, "n": 48}
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)
+        answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=90)
         assert until(lambda: server.running() == 48)
         children = processes_of(server)
         for pid in children:

@@ -117,4 +117,22 @@ def test_compiled_for_gpus() -> None:
         [sys.executable, "-m", "tests.kernels.compile_lanes"], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("loads of 16 bytes") == 32
+    assert done.stdout.count("loads of 16 bytes") == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int4-128", "Q4_K"])
+def test_registers_hold_all(kind: str) -> None:
+    """And SMs as many programs as `coded_vector.tiling` counts on."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.resources", "90", kind],
+        cwd=root, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = re.findall(r" (\d+) +(_\w+) .* (\d+) bytes of stack.* (\d+) at once of (\d+)", done.stdout)
+    assert len(lines) >= 8 and not any(int(stack) for _, _, stack, _, _ in lines), done.stdout
+    for rows, kernel, _, at_once, threads in lines:
+        wanted = (16 if rows == "1" else 12) * 32 if kernel == "_coded_vector_kernel" else 4 * 128
+        assert int(at_once) * int(threads) >= wanted, done.stdout

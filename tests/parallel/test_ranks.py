@@ -173,6 +173,15 @@ def test_pages_of_all_ranks_are_kept(two: Crew, folder: Path, tmp_path: Path) ->
     keep_pages(two, folder, tmp_path, num_pages=10)
 
 
+def test_drafts_save_steps(two: Crew, folder: Path) -> None:
+    prompt = random_prompt(1, 40)
+    whole = [*prompt, *greedy(engine_for(folder, cpu_kernels="torch"), prompt, 24)]
+    engine = load(two, folder)
+    engine.scheduler.drafter = lambda token_ids, most: whole[len(token_ids) :][: min(most, 3)]
+    assert greedy(engine, prompt, 24) == whole[40:]
+    assert engine.stats().num_steps < 12
+
+
 def test_a_quantized_folder(two: Crew, tmp_path: Path) -> None:
     plain = save_checkpoint(tmp_path / "plain", "qwen2", intermediate_size=96)
     coded = quantize(plain, tmp_path / "coded", FORMATS["gptq-act-order"])

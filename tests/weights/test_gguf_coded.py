@@ -7,6 +7,7 @@ import torch
 
 from ingle.kernels import reference_coded
 from ingle.kernels.gpu import coded as gpu
+from ingle.kernels.gpu import decoded as by_pieces
 from ingle.kernels.gpu import planes
 from ingle.weights.code_types import BITS_ON_GPU, GRIDS
 from ingle.weights.formats import PlainFormat
@@ -63,6 +64,18 @@ def test_a_piece_is_decoded(kind: str) -> None:
     planes.decode(coded_of(rows, DEVICE), 30, out[:40])
     torch.testing.assert_close(out[:40], exact[30:70], atol=float(exact.abs().max()) * 1e-6, rtol=1e-6)
     assert out[40].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_by_a_scratch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As products of very many rows are, a piece of the matrix after the other."""
+    rows, exact = stored(kind, 72, 256)
+    scratch = torch.empty(30 * 256, dtype=DTYPE, device=DEVICE)
+    monkeypatch.setattr(by_pieces, "_scratch", lambda device, dtype: scratch)
+    x, bias = torch.randn(7, 256, device=DEVICE).to(DTYPE), torch.randn(72, device=DEVICE).to(DTYPE)
+    expected = x.double() @ exact.double().T + bias.double()
+    ours = by_pieces.multiply(x, coded_of(rows, DEVICE), bias)
+    assert float((ours.double() - expected).norm() / expected.norm()) < TOLERANCE
 
 
 def test_a_matrix_of_several_types(write_gguf, model_metadata) -> None:

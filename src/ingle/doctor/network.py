@@ -109,6 +109,14 @@ def _report_taken(question: Question, report: Reporter) -> None:
     report.fail(f"{host}:{port} is taken{by}", advice)
 
 
+def _target(file: Path) -> str | None:
+    """Of a link; None where it has gone meanwhile, as files of a process do that goes on working."""
+    try:
+        return str(file.readlink())
+    except OSError:
+        return None
+
+
 def _holder(port: int, root: Path) -> str | None:
     """Who listens on a port, of the processes that this user may look into."""
     sockets = set()
@@ -120,7 +128,7 @@ def _holder(port: int, root: Path) -> str | None:
                     sockets.add(f"socket:[{fields[9]}]")
     for process in (root / "proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if any(str(file.readlink()) in sockets for file in (process / "fd").iterdir()):
+            if any(_target(file) in sockets for file in (process / "fd").iterdir()):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 return f"pid {process.name} ({command[:80]})"
     return None

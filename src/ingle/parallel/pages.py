@@ -70,16 +70,20 @@ class RankPages:
 
     def read(self, page_ids: Sequence[int], out: Bytes) -> None:
         number, through = self._ask(page_ids, out, to_device=False)
-        self._own.read(page_ids, through)
-        out[:, : self._starts[1]] = through
-        self._wait(number)
+        try:
+            self._own.read(page_ids, through)
+            out[:, : self._starts[1]] = through
+        finally:
+            self._wait(number)  # the memory is theirs until they have answered
 
     def write(self, page_ids: Sequence[int], data: Bytes) -> None:
         self._wait_for_steps()
         number, through = self._ask(page_ids, data, to_device=True)
-        through[:] = data[:, : self._starts[1]]
-        self._own.write(page_ids, through)
-        self._wait(number)
+        try:
+            through[:] = data[:, : self._starts[1]]
+            self._own.write(page_ids, through)
+        finally:
+            self._wait(number)
 
     def _ask(self, page_ids: Sequence[int], rows: Bytes, *, to_device: bool) -> tuple[int, Bytes]:
         buffer, through = self._shared[_address(rows)]

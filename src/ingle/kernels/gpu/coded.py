@@ -51,7 +51,8 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
 def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them."""
     if coded.in_planes:
-        return planes.multiply(x, coded, bias)
+        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
+        return multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
     if fp8.suits(x, coded):

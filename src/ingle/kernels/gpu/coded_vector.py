@@ -18,8 +18,10 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
+from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
+from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
@@ -42,6 +44,9 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
+    num_stages: int = 2
+    """Tiles whose weights are on their way to an SM's memory, and one; 0: the next one's are on their way to registers,
+    where loads are not copies."""
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -53,7 +58,8 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
     tiles `num_programs` from each other."""
@@ -64,51 +70,65 @@ def _coded_vector_kernel(
     PER_SPLIT: tl.constexpr = (COUNT + SPLITS - 1) // SPLITS
     split = tl.program_id(0) % SPLITS
     program = tl.program_id(0) // SPLITS
-    chunk = _opaque(split * PER_SPLIT + tl.arange(0, CHUNKS), COMPILED)
-    in_chunks = (chunk < (split + 1) * PER_SPLIT) & (chunk < COUNT)
-    column = chunk * 32
-    if APART != 16:
-        column = chunk * 16 // APART * (2 * APART) + chunk * 16 % APART
+    first_chunk, last_chunk = split * PER_SPLIT, tl.minimum((split + 1) * PER_SPLIT, COUNT)
+    chunk = first_chunk + tl.arange(0, CHUNKS)
+    in_chunks = chunk < last_chunk
+    column = first_column(chunk, APART)
     group = column // GROUP
-    table = _table(table_ptr, TABLE, COMPILED)
-    loaded = _load(
-        matrix, _outs(program, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW, HIGH, GROUP,
-        GROUPS, SPAN, ZEROS,
-    )  # fmt: skip
+    table = table_words(table_ptr, TABLE, COMPILED)
+    if STAGES == 0:
+        loaded = load_tile(
+            matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
+            GROUPS, SPAN, ZEROS, COMPILED,
+        )  # fmt: skip
     if PDL:
+        if STAGES > 0 and LOW >= 4:
+            for index in tl.static_range(STAGES - 1):
+                outs = rows_of_tile(program + index * num_programs, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+                places = matrix[0] + (outs.to(tl.int64) * COUNT + first_chunk) * LOW
+                num_bytes = tl.maximum(last_chunk - first_chunk, 0) * (4 * LOW)
+                prefetch(places, tl.where(outs < OUT, num_bytes, 0))
         await_previous()
     inputs = ()
     scales = ()
     for row in tl.static_range(ROWS):
-        given, squared = _inputs(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
+        given, squared = as_integers(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
-    for tile in range(program, NUM_TILES, num_programs):
-        outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
-        words, steps = loaded
-        # The next weights are on their way while these are multiplied.
-        loaded = _load(
-            matrix, _outs(tile + num_programs, OUT, OUTS, EPILOGUE, HALF), chunk, group, in_chunks, OUT, COUNT, LOW,
-            HIGH, GROUP, GROUPS, SPAN, ZEROS,
-        )  # fmt: skip
-        quads = _quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
-        for row in tl.static_range(ROWS):
-            product = _product(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
-            total = tl.sum(product, 1) * scales[row]
-            if SPLITS > 1:
-                tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, total, mask=outs < OUT)
-            else:
-                _finish(
-                    total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                    out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
-                    RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                )  # fmt: skip
+    if STAGES > 0:
+        for tile in tl.range(program, NUM_TILES, num_programs, num_stages=STAGES):
+            words, steps = load_tile(
+                matrix, tile, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART,
+                GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+            )  # fmt: skip
+            _multiply_tile(
+                words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
+                out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
+                token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
+                MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                COMPILED,
+            )  # fmt: skip
+    else:
+        for tile in range(program, NUM_TILES, num_programs):
+            words, steps = loaded
+            # The next weights are on their way while these are multiplied.
+            loaded = load_tile(
+                matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
+                HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+            )  # fmt: skip
+            _multiply_tile(
+                words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
+                out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
+                token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
+                MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                COMPILED,
+            )  # fmt: skip
     if SPLITS > 1:
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived_ptr + program, 0)
             for tile in range(program, NUM_TILES, num_programs):
-                outs = _outs(tile, OUT, OUTS, EPILOGUE, HALF)
+                outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
                 for row in tl.static_range(ROWS):
                     total = tl.zeros([LINES], tl.float32)
                     for index in tl.static_range(SPLITS):
@@ -119,6 +139,41 @@ def _coded_vector_kernel(
                         kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
                         EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                     )  # fmt: skip
+
+
+@triton.jit
+def _multiply_tile(
+    words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr, out_ptr,
+    cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride, token_stride,
+    head_stride, ROWS: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, SPLITS: tl.constexpr, LOW: tl.constexpr,
+    HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr,
+    ZEROS: tl.constexpr, MINIMA: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """What `load_tile` gives of a tile, times each row's inputs."""
+    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
+    outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+    quads = in_quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
+    taken = ()
+    for part in tl.static_range(2 if GROUP == 16 else 1):
+        taken += (of_word(steps[2 * part], matrix[2], group + part, GROUPS, PAIR),)
+        taken += (of_word(steps[2 * part + 1], matrix[3], group + part, GROUPS, 0) if ZEROS else taken[2 * part],)
+    if SPAN:
+        factors = steps[4 if GROUP == 16 else 2]
+        taken += (of_word(factors, matrix[4], group // SPAN, GROUPS // SPAN, 0),)
+    steps = taken
+    for row in tl.static_range(ROWS):
+        product = multiply_quads(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
+        total = tl.sum(product, 1) * scales[row]
+        if SPLITS > 1:
+            tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, total, mask=outs < OUT)
+        else:
+            _finish(
+                total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr,
+                out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
+                RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -153,306 +208,6 @@ def _finish(
             tl.store(out_ptr + row * out_stride + place, out.to(dtype), mask=place < OUT // 2)
 
 
-@triton.jit
-def _outs(tile, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
-    """The rows of weights of a tile; those that there are not have places beyond the last."""
-    lines = tl.arange(0, OUTS if EPILOGUE == 0 else 2 * OUTS)
-    if EPILOGUE == 0:
-        outs = tile * OUTS + lines
-    elif EPILOGUE == 1:
-        outs = tile * OUTS // HALF * 2 * HALF + tile * OUTS % HALF + lines % OUTS + lines // OUTS * HALF
-    else:
-        place = tile * OUTS + lines % OUTS
-        outs = tl.where(place < OUT // 2, place + lines // OUTS * (OUT // 2), OUT)
-    return outs
-
-
-@triton.jit
-def _opaque(chunk, COMPILED: tl.constexpr):
-    """The same numbers, of which the compiler does not know that they follow each other: it would give neighbours to
-    one thread, and pass what it loads by shared memory to those that have them."""
-    if COMPILED:
-        chunk = tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [chunk], dtype=tl.int32, is_pure=True, pack=1)
-    return chunk
-
-
-@triton.jit
-def _load(
-    matrix, outs, chunk, group, in_chunks, OUT: tl.constexpr, COUNT: tl.constexpr, LOW: tl.constexpr,
-    HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
-):  # fmt: skip
-    """Of rows and chunks the words of codes, those of the upper bits behind, and the scales and zeros of groups; with
-    minima, a scale and a minimum are one number."""
-    mask = (outs < OUT)[:, None] & in_chunks[None, :]
-    outs, chunk, group = outs[:, None], chunk[None, :], group[None, :]
-    codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
-    place = outs * COUNT + chunk
-    if LOW == 2:
-        words = _two(codes_ptr, place * 2, mask)
-    elif LOW == 4:
-        words = _four(codes_ptr, place * 4, mask)
-    else:
-        words = _four(codes_ptr, place * 8, mask) + _four(codes_ptr, place * 8 + 4, mask)
-    if HIGH == 1:
-        words += (tl.load(high_ptr + place, mask=mask, other=0, eviction_policy="evict_first"),)
-    if HIGH == 2:
-        words += _two(high_ptr, place * 2, mask)
-    steps = ()
-    for index in tl.static_range(2 if GROUP == 16 else 1):
-        at = outs * GROUPS + group + index
-        # Integers of 32 bits are what threads carry from one iteration to the next without packing them.
-        scale = _whole(tl.load(scales_ptr + at, mask=mask, other=0))
-        low = scale
-        if ZEROS:
-            low = _whole(tl.load(zeros_ptr + at, mask=mask, other=0))
-        steps += (scale, low)
-    if SPAN:
-        steps += (tl.load(factors_ptr + outs * (GROUPS // SPAN) + group // SPAN, mask=mask, other=0),)
-    return words, steps
-
-
-@triton.jit
-def _four(ptr, place, mask):
-    """Four neighbouring words of each place, apart."""
-    within = tl.arange(0, 4)[None, None, :]
-    words = tl.load(ptr + place[:, :, None] + within, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
-    even, odd = tl.split(tl.reshape(words, [words.shape[0], words.shape[1], 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
-
-
-@triton.jit
-def _two(ptr, place, mask):
-    within = tl.arange(0, 2)[None, None, :]
-    words = tl.load(ptr + place[:, :, None] + within, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
-    return tl.split(words)
-
-
-@triton.jit
-def _inputs(
-    x_ptr, norm_ptr, column, mask, CHUNKS: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
-    COMPILED: tl.constexpr,
-):  # fmt: skip
-    """A row's inputs of chunks as integers: the upper bytes of each four, the lower ones; what one stands for, the sums
-    of the integers of both halves; and apart from that, the sum of the inputs' squares."""
-    within = tl.arange(0, 4)[None, :]
-    fours = ()
-    largest = tl.zeros([CHUNKS], tl.float32)
-    squared = tl.zeros([CHUNKS], tl.float32)
-    for index in tl.static_range(8):
-        at = (column + (index // 4 * APART + index % 4 * 4))[:, None] + within
-        x = tl.load(x_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
-        if NORMED:
-            squared += tl.sum(x * x, 1)
-            x *= tl.load(norm_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
-        fours += (x,)
-    # A chunk of zeros stays one; one with an infinity or a NaN becomes NaN by its scale, whatever its integers.
-    scale = tl.where(largest < float("inf"), largest * (1 / 32767), float("nan"))
-    per_unit = tl.where(largest > 0, 32767 / largest, 0.0)[:, None]
-    uppers = ()
-    lowers = ()
-    for index in tl.static_range(8):
-        bits = (fours[index] * per_unit + 12582912.0).to(tl.int32, bitcast=True)  # 2**23 + 2**22 + the rounded number
-        upper, lower = _bytes(bits, CHUNKS, COMPILED)
-        uppers += (upper,)
-        lowers += (lower,)
-    first_sum = _sum_of(uppers[0:4], lowers[0:4], COMPILED)
-    second_sum = _sum_of(uppers[4:8], lowers[4:8], COMPILED)
-    return (uppers, lowers, scale, first_sum, second_sum), squared
-
-
-@triton.jit
-def _bytes(bits, CHUNKS: tl.constexpr, COMPILED: tl.constexpr):
-    """Of each four integers of 16 bits [CHUNKS, 4] a word of their upper bytes and one of their lower."""
-    even, odd = tl.split(tl.reshape(bits, [CHUNKS, 2, 2]))
-    b0, b2 = tl.split(even)
-    b1, b3 = tl.split(odd)
-    if COMPILED:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 a, b;
-            prmt.b32 a, $2, $3, 0x5140;
-            prmt.b32 b, $4, $5, 0x5140;
-            prmt.b32 $0, a, b, 0x7632;
-            prmt.b32 $1, a, b, 0x5410;
-            }""",
-            "=r,=r,r,r,r,r", [b0, b1, b2, b3], dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
-        )  # fmt: skip
-    lower = (b0 & 255) | ((b1 & 255) << 8) | ((b2 & 255) << 16) | (b3 << 24)
-    upper = ((b0 >> 8) & 255) | (b1 & 0xFF00) | ((b2 & 0xFF00) << 8) | ((b3 & 0xFF00) << 16)
-    return upper, lower
-
-
-@triton.jit
-def _sum_of(uppers, lowers, COMPILED: tl.constexpr):
-    """Of integers of 16 bits, whose bytes are in words; a float."""
-    total = uppers[0] & 0
-    ones = total + 0x01010101
-    for index in tl.static_range(4):
-        total = _dp4a(ones, uppers[index], total, False, True, COMPILED)
-    total *= 256
-    for index in tl.static_range(4):
-        total = _dp4a(ones, lowers[index], total, False, False, COMPILED)
-    return total.to(tl.float32)
-
-
-@triton.jit
-def _table(table_ptr, TABLE: tl.constexpr, COMPILED: tl.constexpr):
-    """Its 16 bytes as words."""
-    if TABLE and COMPILED:
-        words = table_ptr.to(tl.pointer_type(tl.int32))
-        return tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3)
-    return 0, 0, 0, 0
-
-
-@triton.jit
-def _quads(words, table, table_ptr, LOW: tl.constexpr, HIGH: tl.constexpr, TABLE: tl.constexpr, COMPILED: tl.constexpr):
-    """The 32 codes of a chunk, or the numbers that they stand for, as words of four neighbours' bytes."""
-    quads = ()
-    if LOW == 8:
-        quads = words
-    elif LOW == 4:
-        for half in tl.static_range(2):
-            for index in tl.static_range(4):
-                quads += ((words[index] >> (4 * half)) & 0x0F0F0F0F,)
-    else:
-        for index in tl.static_range(8):
-            quads += ((words[index % 2] >> (index // 2 * 2)) & 0x03030303,)
-    if HIGH:
-        whole = ()
-        for index in tl.static_range(8):
-            if HIGH == 1:
-                bits = (words[4 if LOW == 4 else 2] >> index) & 0x01010101
-            else:
-                bits = (words[4 + index % 2] >> (index // 2 * 2)) & 0x03030303
-            whole += (quads[index] | (bits << LOW),)
-        quads = whole
-    if TABLE:
-        found = ()
-        for index in tl.static_range(8):
-            found += (_look_up(quads[index], table, table_ptr, COMPILED),)
-        quads = found
-    return quads
-
-
-@triton.jit
-def _look_up(codes, table, table_ptr, COMPILED: tl.constexpr):
-    """The bytes of a table that four bytes of codes stand for."""
-    if COMPILED:
-        # A selector has four bits for each byte: three that choose of eight bytes, and one that is left out.
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 picks, upper, a, b;
-            shr.u32 a, $1, 4;
-            or.b32 a, a, $1;
-            prmt.b32 picks, a, 0, 0x4420;
-            and.b32 upper, picks, 0x8888;
-            and.b32 picks, picks, 0x7777;
-            prmt.b32 a, $2, $3, picks;
-            prmt.b32 b, $4, $5, picks;
-            shr.u32 upper, upper, 1;
-            or.b32 upper, upper, 0x3210;
-            prmt.b32 $0, a, b, upper;
-            }""",
-            "=r,r,r,r,r,r", [codes, table[0], table[1], table[2], table[3]], dtype=tl.int32, is_pure=True, pack=1,
-        )  # fmt: skip
-    found = codes & 0
-    for byte in tl.static_range(4):
-        found |= (tl.load(table_ptr + ((codes >> (8 * byte)) & 15)).to(tl.int32) & 255) << (8 * byte)
-    return found
-
-
-@triton.jit
-def _product(
-    quads, steps, inputs, GROUP: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
-    PAIR: tl.constexpr, SPAN: tl.constexpr, SIGNED: tl.constexpr, COMPILED: tl.constexpr,
-):  # fmt: skip
-    """float32 [LINES, CHUNKS], of each chunk of a row the sum of its weights times inputs."""
-    high, low, unit, first_sum, second_sum = inputs
-    PARTS: tl.constexpr = 2 if GROUP == 16 else 1
-    total = tl.zeros(quads[0].shape, tl.float32)
-    at_minima = tl.zeros(quads[0].shape, tl.float32)
-    for part in tl.static_range(PARTS):
-        # Sums stay below 2**22, so that they are floats of 2**23 + 2**22 and themselves: conversions take longer.
-        by_high = tl.full(quads[0].shape, 0x4B400000, tl.int32)
-        by_low = tl.full(quads[0].shape, 0x4B400000, tl.int32)
-        for index in tl.static_range(8 // PARTS * part, 8 // PARTS * (part + 1)):
-            by_high = _dp4a(quads[index], high[index][None, :], by_high, SIGNED, True, COMPILED)
-            by_low = _dp4a(quads[index], low[index][None, :], by_low, SIGNED, False, COMPILED)
-        upper = by_high.to(tl.float32, bitcast=True) - 12582912.0
-        product = upper * 256.0 + (by_low.to(tl.float32, bitcast=True) - 12582912.0)
-        given = first_sum + second_sum if PARTS == 1 else (second_sum if part else first_sum)
-        scale, minimum = _both(steps[2 * part], PAIR)
-        if ZEROS:
-            product -= _small(steps[2 * part + 1]) * given[None, :]
-        elif MIDDLE:
-            product -= MIDDLE * given[None, :]
-        total += scale * product
-        if MINIMA:
-            at_minima += minimum * given[None, :]
-    if SPAN:
-        factor, minimum_factor = _both(steps[2 * PARTS], 16 if MINIMA else 0)
-        total *= factor
-        if MINIMA:
-            at_minima *= minimum_factor
-    return (total + at_minima) * unit[None, :]
-
-
-@triton.jit
-def _both(values, PAIR: tl.constexpr):
-    """Floats: a scale and a minimum out of PAIR bits each, integers or float16; or a scale."""
-    if PAIR == 16:
-        low, high = (values & 0xFFFF).to(tl.int16), (values >> 16).to(tl.int16)
-        first, second = (
-            low.to(tl.float16, bitcast=True).to(tl.float32),
-            high.to(tl.float16, bitcast=True).to(tl.float32),
-        )
-    elif PAIR:
-        first, second = _small(values & ((1 << PAIR) - 1)), _small((values >> PAIR) & ((1 << PAIR) - 1))
-    else:
-        first, second = _small(values), 0.0
-    return first, second
-
-
-@triton.jit
-def _whole(values):
-    return values.to(tl.int32) if values.dtype.is_int() else values
-
-
-@triton.jit
-def _small(values):
-    """Floats; integers of less than 23 bits become some by their bits."""
-    if values.dtype.is_int():
-        return (values + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
-    return values.to(tl.float32)
-
-
-@triton.jit
-def _dp4a(a, b, total, A_SIGNED: tl.constexpr, B_SIGNED: tl.constexpr, COMPILED: tl.constexpr):
-    """total and the sum of the products of four bytes each."""
-    if COMPILED:
-        if A_SIGNED and B_SIGNED:
-            return _asm_dp4a("dp4a.s32.s32 $0, $1, $2, $3;", a, b, total)
-        if A_SIGNED:
-            return _asm_dp4a("dp4a.s32.u32 $0, $1, $2, $3;", a, b, total)
-        if B_SIGNED:
-            return _asm_dp4a("dp4a.u32.s32 $0, $1, $2, $3;", a, b, total)
-        return _asm_dp4a("dp4a.u32.u32 $0, $1, $2, $3;", a, b, total)
-    for byte in tl.static_range(4):
-        # Shifted up and down again, a byte keeps its sign.
-        left = (a << (24 - 8 * byte)) >> 24 if A_SIGNED else (a >> (8 * byte)) & 255
-        right = (b << (24 - 8 * byte)) >> 24 if B_SIGNED else (b >> (8 * byte)) & 255
-        total += left * right
-    return total
-
-
-@triton.jit
-def _asm_dp4a(TEXT: tl.constexpr, a, b, total):
-    return tl.inline_asm_elementwise(TEXT, "=r,r,r,r", [a, b, total], dtype=tl.int32, is_pure=True, pack=1)
-
-
 def fits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether these kernels may, and should, multiply x [M, K], its columns in the matrix's order, by it."""
     apart, size, columns = _apart(coded), coded.group_size, coded.num_columns
@@ -476,13 +231,15 @@ def _apart(coded: Coded) -> int:
 def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
     """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
-    The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once.
+    The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
+    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
-    lines, warps_a_sm = (4, 8) if sum(BITS[coded.kind]) <= 5 and num_rows == 1 else (2, 16 // num_rows)
+    bits = sum(BITS[coded.kind])
+    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows == 1 else 12
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
@@ -550,6 +307,8 @@ def _run(
 ) -> None:
     alone = epilogue != _ADD
     shape = tiling(coded, num_sms(x.device), len(x), paired=alone, whole=alone or norm is not None)
+    if not multiplies_bfloat16(x.device):  # nor copies, that is
+        shape = shape._replace(num_stages=0)
     run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 
@@ -587,7 +346,7 @@ def run_by(
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+        STAGES=shape.num_stages, PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
     )  # fmt: skip
 
 
@@ -597,7 +356,7 @@ def _bits_of_pairs(coded: Coded) -> int:
 
 
 def _pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
-    """What `_load` is given of a matrix, codes by words; what it does not have is not read."""
+    """What `load_tile` is given of a matrix, codes by words; what it does not have is not read."""
     words = coded.codes.view(torch.int32)
     high = words if coded.high is None else coded.high.view(torch.int32)
     scales, factors = coded.scales, words if coded.factors is None else coded.factors

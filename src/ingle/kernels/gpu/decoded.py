@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import codes
+from ingle.kernels.gpu import codes, planes
 from ingle.kernels.gpu.codes import pointers
 from ingle.kernels.gpu.device import await_previous, pdl
 
@@ -33,12 +33,13 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     """x @ matrix.T + bias, for x [M, I] whose columns are as the matrix has them."""
     size_out, size_in = coded.num_rows, coded.num_columns
     out, scratch = x.new_empty(len(x), size_out), _scratch(x.device, x.dtype)
-    num_chunks = triton.cdiv(size_out * size_in, len(scratch))
-    size = min(triton.cdiv(triton.cdiv(size_out, num_chunks), 128) * 128, max(len(scratch) // size_in, 1))
+    room = min(len(scratch), planes.PIECE) if coded.in_planes else len(scratch)
+    num_chunks = triton.cdiv(size_out * size_in, room)
+    size = min(triton.cdiv(triton.cdiv(size_out, num_chunks), 128) * 128, max(room // size_in, 1))
     for start in range(0, size_out, size):
         end = min(start + size, size_out)
         weights = scratch[: (end - start) * size_in].view(end - start, size_in)
-        decode(coded, start, weights)
+        (planes.decode if coded.in_planes else decode)(coded, start, weights)
         part = out[:, start:end]
         if bias is None:
             torch.mm(x, weights.t(), out=part)

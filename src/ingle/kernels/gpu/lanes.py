@@ -199,8 +199,10 @@ def _load_codes(
     word = unit * (WARPS * 4 * WORDS) + index // (32 * WORDS) * (4 * WORDS) + index % (4 * WORDS)
     if WIDTH % (WARPS * 4 * WORDS):
         word = tl.where(word < WIDTH, word, 0)  # of which the inputs are zeros
-    loaded = tl.load(codes_ptr + row.to(tl.int64) * WIDTH + word, eviction_policy="evict_first")
-    return tl.reshape(loaded, [WARPS, 8, 4, WORDS])
+    places = codes_ptr + row.to(tl.int64) * WIDTH + word
+    if WIDTH % (WARPS * 4 * WORDS):  # of which the compiler does not see how far neighbours are
+        places = tl.max_contiguous(tl.multiple_of(places, [4 * WORDS]), [WORDS])
+    return tl.reshape(tl.load(places, eviction_policy="evict_first"), [WARPS, 8, 4, WORDS])
 
 
 @triton.jit

@@ -18,10 +18,10 @@ from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms,
 
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
-_DECODED_ROWS = 256
+LEAST_DECODED = 256
 """From so many rows on, decoding a piece of the matrix costs less than decoding a tile for every 128 of them."""
-_PIECE = 1 << 23
-"""Numbers of a piece."""
+PIECE = 1 << 23
+"""Numbers of a piece, as `decoded` takes them of such a matrix."""
 
 
 class Tiling(NamedTuple):
@@ -36,8 +36,6 @@ class Tiling(NamedTuple):
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them, by one in planes: [M, O]."""
-    if len(x) >= _DECODED_ROWS:
-        return _multiply_decoded(x, coded, bias)
     return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
 
 
@@ -66,23 +64,6 @@ def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor
         **constants(coded), BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early,
         COMPILED=x.is_cuda, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
     )  # fmt: skip
-    return out
-
-
-def _multiply_decoded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
-    """A piece of the matrix after the other becomes numbers, in the same place, for the library's product."""
-    out = x.new_empty(len(x), coded.num_rows)
-    num_rows = max(_PIECE // coded.num_columns, 1)
-    piece = x.new_empty(min(num_rows, coded.num_rows), coded.num_columns)
-    for first in range(0, coded.num_rows, num_rows):
-        rows = slice(first, min(first + num_rows, coded.num_rows))
-        weights = piece[: rows.stop - first]
-        decode(coded, first, weights)
-        columns = out[:, rows]
-        if bias is None:
-            torch.mm(x, weights.T, out=columns)
-        else:
-            torch.addmm(bias[rows], x, weights.T, out=columns)
     return out
 
 

@@ -462,24 +462,32 @@ constexpr bool kAsIntegers = !std::is_same_v<T, float>;
 template <typename T>
 constexpr bool kAsIntegers = false;
 #endif
+// Of a sequence: fewer are computed as a decode is, in float32, such as drafts that may stand for what decodes would draw.
+constexpr int64_t kLeastAsIntegers = 32;
 
 template <typename T>
 void attend(const Attention& a) {
     const int64_t group = a.num_heads / a.num_kv_heads;
-    int64_t rows = kRows, most = kBlock;
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    if (kAsIntegers<T>) rows = kManyRows, most = kRows;
-#endif
-    const int64_t queries = std::min(most, std::max<int64_t>(1, rows / group));
     std::vector<int64_t> decodes;
-    struct Piece { int64_t seq, first, count; };
+    struct Piece {
+        int64_t seq, first, count;
+        bool as_integers;
+    };
     std::vector<Piece> pieces;
     for (int64_t seq = 0; seq < a.num_seqs; seq++) {
         int64_t count = a.query_starts[seq + 1] - a.query_starts[seq];
-        if (count == 1) decodes.push_back(seq);
-        else
-            for (int64_t first = 0; first < count; first += queries)
-                pieces.push_back({seq, first, count - first < queries ? count - first : queries});
+        if (count == 1) {
+            decodes.push_back(seq);
+            continue;
+        }
+        const bool as_integers = kAsIntegers<T> && count >= kLeastAsIntegers;
+        int64_t rows = kRows, most = kBlock;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+        if (as_integers) rows = kManyRows, most = kRows;
+#endif
+        const int64_t queries = std::min(most, std::max<int64_t>(1, rows / group));
+        for (int64_t first = 0; first < count; first += queries)
+            pieces.push_back({seq, first, std::min(count - first, queries), as_integers});
     }
     if (!decodes.empty()) attend_decodes<T>(a, decodes);
     int64_t num_pieces = pieces.size();
@@ -488,7 +496,8 @@ void attend(const Attention& a) {
         const Piece& piece = pieces[num_pieces - 1 - index / a.num_kv_heads];
         const int64_t kv_head = index % a.num_kv_heads;
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-        if constexpr (kAsIntegers<T>) return attend_many_integers<T>(a, piece.seq, kv_head, piece.first, piece.count);
+        if constexpr (kAsIntegers<T>)
+            if (piece.as_integers) return attend_many_integers<T>(a, piece.seq, kv_head, piece.first, piece.count);
 #endif
         attend_many<T>(a, piece.seq, kv_head, piece.first, piece.count);
     });

@@ -449,10 +449,11 @@ def test_attention_with_sinks(name: str) -> None:
     close(ours, reference.paged_attention(q, cache, batch, options, None, sinks))
     without = reference.paged_attention(q, cache, batch, options)
     close(ours[:, [4, 7]], without[:, [4, 7]])
-    assert (ours[:, 3] == 0).all() and (ours[:, 1].abs() < without[:, 1].abs()).all()
+    assert (ours[:, 3] == 0).all() and ours[:, 1].norm() < without[:, 1].norm()
     halves = cache.half()
     expected = reference.paged_attention(q, halves.float(), batch, options, None, sinks)
-    near(paged_attention(q, halves, batch, options, None, sinks), expected)
+    close(paged_attention(q, halves, batch, options, None, sinks), expected)
+    near(paged_attention(q, halves, batch, options, None, sinks, as_integers=True), expected)
 
 
 def near(ours: torch.Tensor, expected: torch.Tensor) -> None:
@@ -467,7 +468,8 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 3, 64).to(dtype)
     q = torch.randn(len(batch.token_ids), 9, 64)
     expected = reference.paged_attention(q, cache.float(), batch, OPTIONS[0])
-    near(paged_attention(q, cache, batch, OPTIONS[0]), expected)
+    close(paged_attention(q, cache, batch, OPTIONS[0]), expected)
+    near(paged_attention(q, cache, batch, OPTIONS[0], as_integers=True), expected)
 
 
 @pytest.mark.parametrize("kind", coded_kv.KINDS)
@@ -486,7 +488,8 @@ def test_attention_over_codes(
         q = torch.randn(len(batch.token_ids), heads, head_dim) * 0.3
         expected = reference.paged_attention(q, cache, batch, options, scales)
         ours = paged_attention(q, cache, batch, options, scales)
-        near(ours, expected)
+        assert ((ours - expected).abs() <= expected.abs().amax(-1, keepdim=True) * 3e-5).all()
+        near(paged_attention(q, cache, batch, options, scales, as_integers=True), expected)
 
 
 @pytest.mark.slow

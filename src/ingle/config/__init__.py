@@ -196,7 +196,8 @@ class ParallelConfig:
     """auto: ingle's own, compiled on first use where there is a C++ compiler; torch: PyTorch's operators."""
     cpu_activations: CpuActivations = "int16"
     """What activations are rounded to where ingle's CPU kernels multiply quantized weights. int8, with a scale for each
-    32 numbers, as llama.cpp rounds: prompts are read faster, and answers are less exact; x86 only."""
+    32 numbers, as llama.cpp rounds, and prompts' attention in 16-bit integers: prompts are read faster, and answers are
+    less exact; x86 only."""
     gpu_kernels: GpuKernels = "auto"
     """auto: ingle's own, by Triton, on cards that Triton supports; triton: on any; torch: PyTorch's operators."""
     tensor_parallel_size: int | Literal["auto"] = 1

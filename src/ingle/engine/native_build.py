@@ -32,7 +32,12 @@ def code_type_of(config: EngineConfig) -> Callable[[str], CodeType]:
     """How a matrix is held whose type in the checkpoint is given."""
     if _KV_TYPES[config.weights.dtype] == "float32":
         return exact
-    return kept_for_bytes if config.parallel.cpu_activations == "int8" else kept
+    return kept_for_bytes if rounds(config) else kept
+
+
+def rounds(config: EngineConfig) -> bool:
+    """Whether activations lose more than 16-bit numbers do."""
+    return config.parallel.cpu_activations == "int8" and _KV_TYPES[config.weights.dtype] != "float32"
 
 
 def numerics(config: EngineConfig) -> Numerics:
@@ -70,6 +75,7 @@ def load(
             memory.limits.max_model_len,
             code_type_of(config),
             startup.counter(stage, decoder.num_layers),
+            rounds=rounds(config),
         )
     library.settle_memory()
     with startup.phase("kv_cache", "allocating the KV cache"):

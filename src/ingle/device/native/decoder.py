@@ -88,6 +88,8 @@ class NativeDecoder:
     """For each of the config's rotations, float32 [max_model_len, rotary_dim]."""
     query_factors: Floats | None
     """[max_model_len], what rotated queries are multiplied by; None where that is 1 at all positions."""
+    rounds: bool = False
+    """Speed goes before exactness: attention of prompts rounds, too."""
 
     @property
     def mixture(self) -> Mixture | None:
@@ -153,6 +155,7 @@ class NativeDecoder:
             page_size=kv.page_size,
             pages_per_slot=batch.page_tables.shape[2],
             kv_type=KV_TYPES[kv.spec.dtype],
+            as_integers=self.rounds,
         )
         step = Step(
             layers=self.described,

@@ -33,11 +33,13 @@ def load_native_decoder(
     max_model_len: int,
     code_type_of: Callable[[str], CodeType],
     count_layers: Callable[[int], None] = lambda done: None,
+    *,
+    rounds: bool = False,
 ) -> NativeDecoder:
     """Reads every parameter of a decoder that is as `checkpoint.as_stored` says, for sequences of up to that length.
 
     `code_type_of` decides how matrices are held, as for `packed_matrix.load_matrix`; `count_layers` is told how many
-    layers are there.
+    layers are there; `rounds` is the decoder's.
     Raises `ModelError` for missing or misshapen ones.
     """
     read, names = _Reader(source, config, code_type_of), config.names
@@ -57,6 +59,7 @@ def load_native_decoder(
         head=head,
         cos_sin=cos_sin_tables(config, max_model_len, np),
         query_factors=query_factors(config, max_model_len),
+        rounds=rounds,
     )
 
 

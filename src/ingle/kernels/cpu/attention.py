@@ -25,8 +25,10 @@ def paged_attention(
     options: AttentionOptions,
     kv_scales: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    *,
+    as_integers: bool = False,
 ) -> torch.Tensor:
-    """q float32, kv_cache of any type.
+    """q float32, kv_cache of any type. `as_integers`: prompts of 16-bit caches are, where that is faster.
 
     The kernels take numbers in the order in which they come, and codes lie in another: so do the queries then.
     """
@@ -57,6 +59,7 @@ def paged_attention(
                 scale=options.scale,
                 softcap=options.softcap or 0.0,
                 kv_type=_KV_TYPES[kv_cache.dtype],
+                as_integers=as_integers,
                 sinks=None if sinks is None else sinks.data_ptr(),
             )
         )

@@ -88,6 +88,7 @@ class Attention(ctypes.Structure):
         ("scale", c_float),
         ("softcap", c_float),
         ("kv_type", c_int32),
+        ("as_integers", c_int32),
         ("sinks", c_void_p),
     )
 

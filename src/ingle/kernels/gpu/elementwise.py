@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ingle.kernels import reference
 from ingle.kernels.flow import Rotation
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.kv_codes import encode, kind_of, scales, store, words
@@ -136,6 +137,8 @@ def _gated_kernel(
 
 
 def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation == "swiglu_clamped":  # of experts with biases, which are the reference's
+        return reference.gated(gate_up, activation)
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
     block = min(triton.next_power_of_2(size), 1024)

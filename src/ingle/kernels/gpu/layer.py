@@ -45,6 +45,7 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
 
 def project_gated(flow: Flow, projection: Projection, activation: Activation) -> torch.Tensor:
     """As `ingle.kernels.reference.Composed.project_gated`."""
+    assert activation != "swiglu_clamped", "no MLP has it, but experts alone"
     weight = _whole(projection)
     if weight is not None:
         if vector.suits(flow.residual, weight):

@@ -480,7 +480,7 @@ void attend(const Attention& a) {
             decodes.push_back(seq);
             continue;
         }
-        const bool as_integers = kAsIntegers<T> && count >= kLeastAsIntegers;
+        const bool as_integers = kAsIntegers<T> && a.as_integers && count >= kLeastAsIntegers;
         int64_t rows = kRows, most = kBlock;
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
         if (as_integers) rows = kManyRows, most = kRows;

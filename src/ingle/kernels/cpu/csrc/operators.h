@@ -39,6 +39,7 @@ struct Attention {
     float scale;
     float softcap;               // 0 for none
     int32_t kv_type;
+    int32_t as_integers;         // prompts may be multiplied as 16-bit integers, which loses what binary16 does; else 0
     const float* sinks;          // [num_heads], each the score of a key whose value is zero; or null
 };
 

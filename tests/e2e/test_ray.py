@@ -6,9 +6,11 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -97,18 +99,21 @@ def started(folder: Path) -> Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs ray: pip install 'ingle[ray]'")
-    for attempt in range(2):  # Ray gives up by itself on a node that takes more than 30 s
-        running = started(tmp_path_factory.mktemp(f"r{attempt}"))
+    for _ in range(2):  # Ray gives up by itself on a node that takes more than 30 s
+        folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # its sockets' paths have 107 bytes, and it uses 80
+        running = started(folder)
         if running.address is not None:
             break
         running.end()
+        shutil.rmtree(folder, ignore_errors=True)
     else:
         pytest.skip(f"Ray does not start here: {''.join(running.printed)[-2000:]}")
     yield running
     running.end()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def of_ray(cluster: Cluster) -> list[int]:

@@ -43,7 +43,8 @@ def test_replicas_serve_as_one_engine_and_one_of_them_may_die(tiny_model: Path) 
         assert steps.keys() == {"0", "1"} and min(steps.values()) > 0
         assert figures(server, "vllm:generation_tokens_total") == {"all": 20 * 4}
 
-        streams = [Stream(server, LONG | {"prompt": [number, 6, 7]}) for number in range(16)]  # two at a time in each
+        # Two at a time in each, and enough that the metrics are read while they run.
+        streams = [Stream(server, LONG | {"prompt": [number, 6, 7]}) for number in range(120)]
         assert until(lambda: figures(server, "vllm:num_requests_running") == {"0": 2, "1": 2}, WITHIN_S)
         os.kill(both[1], signal.SIGKILL)
         assert until(lambda: "degraded" in httpx.get(f"{server.url}/health", timeout=60).text, WITHIN_S)

@@ -63,7 +63,7 @@ def test_scales_behind_a_product(biased: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [17, 33, 256, 1025])
+@pytest.mark.parametrize("num_rows", [3, 17, 33, 256, 1025])
 @pytest.mark.parametrize("size_out, size_in", [(64, 256), (8192, 256), (4608, 3584), (256, 18944)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_products_of_the_library(num_rows: int, size_out: int, size_in: int, dtype: torch.dtype) -> None:
@@ -124,13 +124,14 @@ def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     coded = replace(made("fp8", 16, 256, 256), quantizes_inputs=True)
     grouped = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
     many = torch.zeros(128, 256, dtype=torch.bfloat16, device=DEVICE)
-    assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:8], coded)
+    assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:2], coded)
     monkeypatch.setattr(fp8, "multiplies_fp8", lambda device: True)
     assert fp8.suits(many, coded) and not fp8.suits(many.float(), coded)
     assert not fp8.suits(many, grouped)
     monkeypatch.setattr(fp8, "pdl", lambda device: True)
     blocks = in_blocks(128, 512)
-    assert fp8.suits(many, blocks) and not fp8.suits(many, in_blocks(128, 384))
+    assert fp8.suits(many, blocks) and not fp8.suits(many[:16], blocks)
+    assert not fp8.suits(many, in_blocks(128, 384))
     monkeypatch.setattr(fp8, "pdl", lambda device: False)
     assert not fp8.suits(many, blocks)
     monkeypatch.setattr(fp8, "BY_GROUPS", True)

@@ -23,8 +23,10 @@ ENABLED = True
 FUSED = True
 """Whether what stands before a product makes its rows FP8, and what stands behind it applies its scales (`fp8_layer`);
 else kernels of their own do both."""
-MIN_ROWS = 17
-"""With fewer, `few_rows_coded` multiplies rows of 16 bits, with what stands around them."""
+MIN_ROWS = 3
+"""With fewer, rows of 16 bits are multiplied, by `vector` or `few_rows_coded`, with what stands around them."""
+_MIN_ROWS_BY_GROUPS = 17
+"""The same of matrices with scales of groups: below it was not measured."""
 BY_BLOCKS = True
 """Whether the library multiplies matrices that have a scale for each block of 128 x 128."""
 BY_GROUPS = False
@@ -55,7 +57,7 @@ def suits(x: torch.Tensor, coded: Coded) -> bool:
         ENABLED
         and coded.kind == "fp8"
         and coded.quantizes_inputs
-        and len(x) >= MIN_ROWS
+        and len(x) >= (MIN_ROWS if coded.scales.shape[1] == 1 else max(MIN_ROWS, _MIN_ROWS_BY_GROUPS))
         and x.itemsize == 2
         and coded.num_columns % 16 == 0
         and coded.num_rows % 16 == 0

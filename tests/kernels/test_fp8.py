@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import fp8
+from ingle.kernels.gpu import fp8, fp8_few
 from ingle.kernels.gpu.fp8 import Tiling
 from ingle.kernels.gpu.fp8_rows import GROUP, quantize
 from ingle.kernels.gpu.scaled import Product
@@ -48,6 +48,28 @@ def test_products(size_in: int, group_size: int) -> None:
     assert float((ours.double() - exact).norm() / exact.norm()) < 3e-3
     of_inputs = exact_product(x, coded) + bias.double()
     assert float((ours.double() - of_inputs).norm() / of_inputs.norm()) < 0.08
+
+
+FEW = [
+    (3, 40, 320, 1), (16, 72, 640, 3),
+    *([(rows, *size, 0) for rows in (3, 16, 36) for size in ((4608, 3584), (3584, 18944))] * ON_GPU),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_rows, size_out, size_in, num_splits", FEW)
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_of_a_few_rows(
+    num_rows: int, size_out: int, size_in: int, num_splits: int, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one program a tile, by several, and as they are shared out on a GPU."""
+    if num_splits:
+        monkeypatch.setattr(fp8_few, "tiling", lambda *sizes: fp8_few.Tiling(64, num_splits, 128, 2))
+    coded, rows = made("fp8", size_out, size_in, size_in), quantize(inputs(num_rows, size_in))
+    bias = torch.randn(size_out, device=DEVICE).half()
+    ours = fp8_few.multiply(rows, coded, bias, torch.float16, exact=exact)
+    exactly = exact_product(stands_for(*rows), coded) + bias.double()
+    assert float((ours.double() - exactly).norm() / exactly.norm()) < 3e-3
+    assert not fp8_few.counters(coded.codes.device).any()
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
+from ingle.kernels.gpu import fp8_few
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 from ingle.kernels.gpu.fp8_rows import GROUP, quantize
 from ingle.kernels.gpu.scaled import Product, load_product
@@ -25,6 +26,8 @@ FUSED = True
 else kernels of their own do both."""
 MIN_ROWS = 3
 """With fewer, rows of 16 bits are multiplied, by `vector` or `few_rows_coded`, with what stands around them."""
+FEW_ROWS = 0
+"""Up to which a kernel of our own multiplies (`fp8_few`), not the library: not before it was measured."""
 _MIN_ROWS_BY_GROUPS = 17
 """The same of matrices with scales of groups: below it was not measured."""
 BY_BLOCKS = True
@@ -91,6 +94,8 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
         sums = _library(x.values, matrix, x.scales, coded.blocks.t(), None, fast=False)
         return Product(sums, None, None, bias)
     fast = coded.num_columns <= FAST_INPUTS
+    if len(x.values) <= FEW_ROWS and pdl(coded.codes.device):
+        return Product(fp8_few.multiply(x, coded, bias, dtype, exact=not fast))
     of_outs = coded.scales.float().view(1, -1)  # which they are: no kernel
     if _scales_rows(len(x.values), coded, fast=fast):
         beside = bias if dtype == torch.bfloat16 else None  # the only type that the library adds

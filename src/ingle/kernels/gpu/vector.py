@@ -65,7 +65,7 @@ def _vector_kernel(
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, PLACE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, RUN: tl.constexpr, PLACE: tl.constexpr,
     RANKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     ADD: tl.constexpr = EPILOGUE == 0
@@ -83,7 +83,7 @@ def _vector_kernel(
     in_lines = (outs < OUT)[:, None]
     early = ()
     for index in tl.static_range(EARLY):
-        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, SCALED),)
+        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN),)
     if SCALED:
         of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
     if PDL:
@@ -96,10 +96,10 @@ def _vector_kernel(
         scales += (_scale(x_ptr + row * IN, eps, IN, WIDTH, NORMED),)
         sums += (tl.zeros([LINES, DEPTH], tl.float32),)
     for index in tl.static_range(EARLY):
-        sums = _accumulate(sums, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, SCALED)
+        sums = _accumulate(sums, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, RUN)
     for k in tl.range(EARLY * DEPTH, IN, DEPTH, loop_unroll_factor=2):
-        weights = _weights(line_ptr, in_lines, k, IN, DEPTH, SCALED)
-        sums = _accumulate(sums, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED, SCALED)
+        weights = _weights(line_ptr, in_lines, k, IN, DEPTH, RUN)
+        sums = _accumulate(sums, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED, RUN)
     dtype = out_ptr.dtype.element_ty
     for row in tl.static_range(ROWS):
         total = tl.sum(sums[row], 1) * scales[row]
@@ -134,18 +134,18 @@ def _vector_kernel(
 
 
 @triton.jit
-def _columns(k, DEPTH: tl.constexpr, BYTES: tl.constexpr):
-    """The DEPTH columns from `k` on. Of weights of a byte no more than 8 neighbours: as many as a thread loads at once
-    of the inputs, which so are where they are needed."""
+def _columns(k, DEPTH: tl.constexpr, RUN: tl.constexpr):
+    """The DEPTH columns from `k` on. A thread takes RUN neighbours, of weights as of inputs, which so are where they
+    are needed; 0: as many as it loads at once."""
     index = tl.arange(0, DEPTH)
-    if BYTES:
-        index = index // 8 % 2 * (DEPTH // 2) + index // 16 * 8 + index % 8
+    if RUN:  # which the compiler does not see through
+        index = index // RUN * RUN + index % RUN
     return k + index
 
 
 @triton.jit
-def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, BYTES: tl.constexpr):
-    ks = _columns(k, DEPTH, BYTES)[None, :]
+def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, RUN: tl.constexpr):
+    ks = _columns(k, DEPTH, RUN)[None, :]
     return tl.load(line_ptr + ks, mask=in_lines & (ks < IN), other=0.0, eviction_policy="evict_first")
 
 
@@ -163,10 +163,10 @@ def _scale(x_ptr, eps, IN: tl.constexpr, WIDTH: tl.constexpr, NORMED: tl.constex
 @triton.jit
 def _accumulate(
     sums, weights, x_ptr, norm_ptr, k,
-    ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr, BYTES: tl.constexpr,
+    ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Adds weights [LINES, DEPTH] times each row's inputs from `k` on, times those of the norm."""
-    ks = _columns(k, DEPTH, BYTES)
+    ks = _columns(k, DEPTH, RUN)
     if NORMED:
         norm = tl.load(norm_ptr + ks, mask=ks < IN, other=0.0).to(tl.float32)
     wide = weights.to(tl.float32)
@@ -261,6 +261,7 @@ def _run(
         numbers, scales = weight.codes.view(torch.float8_e4m3fn), weight.scales
         share_out, most_early = fp8_tiling, _FP8_EARLY
     size_out, size_in = numbers.shape
+    scaled = numbers is not weight
     paired, early = epilogue != _ADD, pdl(x.device)
     outs, depth = share_out(size_in, paired=paired)
     num_early = max(most_early // (outs * (1 + paired) * depth), 1)
@@ -278,5 +279,5 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         PLACE=0 if peers is None else peers.place, RANKS=0 if peers is None else len(peers.inboxes),
-        SCALED=numbers is not weight, PDL=early, num_warps=_WARPS, launch_pdl=early,
+        SCALED=scaled, RUN=min(depth // (32 * _WARPS), 8) if scaled else 0, PDL=early, num_warps=_WARPS, launch_pdl=early,
     )  # fmt: skip

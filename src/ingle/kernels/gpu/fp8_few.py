@@ -42,9 +42,7 @@ def tiling(size_in: int, size_out: int, num_sms: int) -> Tiling:
     return Tiling(64, min(max(2 * num_sms // num_tiles, 1), triton.cdiv(size_in, 2 * _DEPTH)))
 
 
-def multiply(
-    x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.dtype, *, exact: bool
-) -> torch.Tensor:
+def multiply(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.dtype, *, exact: bool) -> torch.Tensor:
     """x @ matrix.T + bias: [M, O]. `exact`: sums leave the tensor cores for float32 every 128 numbers."""
     values, device = x.values, x.values.device
     (num_rows, size_in), size_out = values.shape, coded.num_rows

@@ -2,8 +2,8 @@
 
 One or two rows go to the CUDA cores (`vector`, `coded_vector`); more become FP8 for matrices that take them so
 (`fp8_layer`); else up to 16 go to the tensor cores (`few_rows` on Hopper, and `few_rows_coded`); with more, or with a
-matrix of several parts, products stand alone (`products`, `coded`) with plain kernels around them. Each leaves the norm behind a
-sum in the form that costs it least, not begun, begun or done, and whatever comes next takes it in any.
+matrix of several parts, products stand alone (`products`, `coded`) with plain kernels around them. Each leaves the norm
+behind a sum in the form that costs it least, not begun, begun or done, and whatever comes next takes it in any.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def _vector_kernel(
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr, AHEAD: tl.constexpr, PLACE: tl.constexpr,
-    RANKS: tl.constexpr, PDL: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr, AHEAD: tl.constexpr,
+    PLACE: tl.constexpr, RANKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     ADD: tl.constexpr = EPILOGUE == 0
     ROTATE: tl.constexpr = EPILOGUE == 1

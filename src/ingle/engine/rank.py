@@ -203,7 +203,7 @@ class _Rank:
         device = torch.device(join.devices[self._rank])
         meeting = Meeting(self._rendezvous, tuple(join.hosts), join.port)
         ready = partial(ready_to_load, device.type)
-        self._member = group.join(place, device, join.backend, meeting, road=join.road, meanwhile=ready)
+        self._member = group.join(place, device, join.backend, meeting, own_kernels=join.own_kernels, meanwhile=ready)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -33,7 +34,7 @@ from ingle.parallel.inboxes import Inboxes, inboxes_of, refuted
 from ingle.parallel.interfaces import interface_of
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
-from ingle.parallel.messages import Backend, Road
+from ingle.parallel.messages import Backend
 
 T = TypeVar("T")
 
@@ -85,10 +86,10 @@ class TensorGroup:
         self._hand_on = c10d.BroadcastOptions()
         self._reduce.asyncOp = self._gather.asyncOp = self._hand_on.asyncOp = False
 
-    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup, link: Link, road: Road) -> None:
+    def reach(self, device: torch.device, hosts: TensorGroup, link: Link) -> None:
         """Takes kernels of its own for small sums, where all GPUs of the group reach each other."""
         try:
-            inboxes = inboxes_of(hosts, device, link, road, store)
+            inboxes = inboxes_of(hosts, device, link)
             self.why_by_nccl = refuted(inboxes, hosts, device, self.sum_by_backend)
         except EngineError as error:
             self.why_by_nccl = str(error)
@@ -309,10 +310,11 @@ def join(
     backend: Backend,
     meeting: Meeting,
     *,
-    road: Road | None = None,
+    own_kernels: bool = False,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Member:
     """Waits until all ranks are there, each of which has the same of `meeting`, and does something else `meanwhile`.
+    `own_kernels`: add up what is small, where GPUs reach each other.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
     """
@@ -323,7 +325,7 @@ def join(
     if meeting.hosts and backend == "nccl" and (interface := interface_of(address)) is not None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
 
-    def meet() -> tuple[c10d.Store, Member]:
+    def meet() -> Member:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # which is a thread's own
         layout, store = place.layout, _store(meeting, size)
@@ -359,20 +361,18 @@ def join(
             neighbours = Neighbours(at(place.stage - 1), at(place.stage))
             neighbours.meet(device)
         num_here = meeting.hosts.count(address) or None
-        return store, Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
+        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
 
-    store, member = _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts), meanwhile=meanwhile)
-    group = member.group
-    if road is not None and group is not None and group.on_devices:
-        store = c10d.PrefixStore(f"inboxes {place.stage}", store)
-        reached = member.stage_hosts or member.hosts, member.link, road
-
-        def reach() -> None:
-            torch.cuda.set_device(device)
-            group.reach(store, device, *reached)
-
-        _within(_REACH_S, reach, backend, between_hosts=bool(meeting.hosts))
+    member = _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts), meanwhile=meanwhile)
+    if own_kernels and member.group is not None and member.group.on_devices:
+        reach = partial(_reach, member.group, device, member.stage_hosts or member.hosts, member.link)
+        _within(_REACH_S, reach, backend)
     return member
+
+
+def _reach(group: TensorGroup, device: torch.device, hosts: TensorGroup, link: Link) -> None:
+    torch.cuda.set_device(device)  # which is a thread's own
+    group.reach(device, hosts, link)
 
 
 def _sockets() -> set[int]:

@@ -28,7 +28,8 @@ from ingle.kernels.group import Border, Crossing
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 _Key = tuple[str, Layout, Features | None]
 """What a graph captures."""
 

@@ -200,7 +200,7 @@ class _Rank:
         place = Layout(join.tensor, join.pipeline).place(self._rank)
         device = torch.device(join.devices[self._rank])
         meeting = Meeting(self._rendezvous, tuple(join.hosts), join.port)
-        self._member = group.join(place, device, join.backend, meeting, road=join.road)
+        self._member = group.join(place, device, join.backend, meeting, own_kernels=join.own_kernels)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:

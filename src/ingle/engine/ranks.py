@@ -204,13 +204,12 @@ def assemble(
             import torch
 
             from ingle.parallel.group import JOIN_S, join
-            from ingle.parallel.inboxes import ROAD
 
-            road = ROAD if own_kernels and not team.is_on_several_hosts else None
+            own_kernels = own_kernels and not team.is_on_several_hosts
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
-            backend, meeting = team.join(layout, devices, road=road)
-            member = join(layout.place(0), torch.device(devices[0]), backend, meeting, road=road)
+            backend, meeting = team.join(layout, devices, own_kernels=own_kernels)
+            member = join(layout.place(0), torch.device(devices[0]), backend, meeting, own_kernels=own_kernels)
             team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")

@@ -31,7 +31,7 @@ from ingle.parallel.inboxes import Inboxes, inboxes_of, refuted
 from ingle.parallel.interfaces import interface_of
 from ingle.parallel.layout import Place
 from ingle.parallel.link import Link, link_between
-from ingle.parallel.messages import Backend, Road
+from ingle.parallel.messages import Backend
 
 T = TypeVar("T")
 
@@ -81,10 +81,10 @@ class TensorGroup:
         self._hand_on = c10d.BroadcastOptions()
         self._reduce.asyncOp = self._gather.asyncOp = self._hand_on.asyncOp = False
 
-    def reach(self, store: c10d.Store, device: torch.device, hosts: TensorGroup, link: Link, road: Road) -> None:
+    def reach(self, device: torch.device, hosts: TensorGroup, link: Link) -> None:
         """Takes kernels of its own for small sums, where all GPUs of the group reach each other."""
         try:
-            inboxes = inboxes_of(hosts, device, link, road, store)
+            inboxes = inboxes_of(hosts, device, link)
             self.why_by_nccl = refuted(inboxes, hosts, device, self.sum_by_backend)
         except EngineError as error:
             self.why_by_nccl = str(error)
@@ -298,8 +298,11 @@ class Member:
                 group.abort()
 
 
-def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting, *, road: Road | None = None) -> Member:
-    """Waits until all ranks are there, each of which has the same of `meeting`.
+def join(
+    place: Place, device: torch.device, backend: Backend, meeting: Meeting, *, own_kernels: bool = False
+) -> Member:
+    """Waits until all ranks are there, each of which has the same of `meeting`. `own_kernels`: add up what is small,
+    where GPUs reach each other.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
     """
@@ -343,8 +346,8 @@ def join(place: Place, device: torch.device, backend: Backend, meeting: Meeting,
             ]
             neighbours = Neighbours(*pairs)
             neighbours.meet(device)
-        if road is not None and group is not None and group.on_devices:
-            group.reach(c10d.PrefixStore(f"inboxes {place.stage}", store), device, stage_hosts or hosts, link, road)
+        if own_kernels and group is not None and group.on_devices:
+            group.reach(device, stage_hosts or hosts, link)
         num_here = meeting.hosts.count(address) or None
         return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
 

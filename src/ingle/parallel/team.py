@@ -39,7 +39,6 @@ from ingle.parallel.messages import (
     Load,
     Loaded,
     RankFailed,
-    Road,
     ToRanks,
     from_rank_decoder,
     to_ranks_encoder,
@@ -230,7 +229,7 @@ class Team:
         """Waits until all can join."""
         self._replies(Imported, within_s)
 
-    def join(self, layout: Layout, devices: Sequence[str], *, road: Road | None) -> tuple[Backend, Meeting]:
+    def join(self, layout: Layout, devices: Sequence[str], *, own_kernels: bool) -> tuple[Backend, Meeting]:
         """Tells each rank what it is, with one of `devices`, and by what they compute together: NCCL wants a GPU for
         each."""
         assert layout.num_ranks == len(devices) == self._num_ranks, "as many ranks as were started"
@@ -244,7 +243,8 @@ class Team:
             addresses = tuple(seat.host for seat in hosts.seats)
             listener = listening(addresses[0])
             meeting = Meeting(hosts=addresses, port=listener.getsockname()[1], listener=listener.detach())
-        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, road, list(meeting.hosts), meeting.port))
+        of_hosts = list(meeting.hosts), meeting.port
+        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, own_kernels, *of_hosts))
         return backend, meeting
 
     def joined(self, within_s: float) -> None:

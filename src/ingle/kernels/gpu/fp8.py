@@ -15,7 +15,7 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
-from ingle.kernels.gpu.fp8_rows import GROUP, quantize
+from ingle.kernels.gpu.fp8_rows import GROUP, padded, quantize
 from ingle.kernels.gpu.scaled import Product, load_product
 
 ENABLED = True
@@ -86,8 +86,9 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
         if not _by_blocks(coded):
             return Product(multiply_by(Tiling(128, 128, 8, 3), x, coded, bias, dtype))
         assert coded.blocks is not None
-        sums = _library(x.values, matrix, x.scales, coded.blocks.t(), None, fast=False)
-        return Product(sums, None, None, bias)
+        rows = padded(x)
+        sums = _library(rows.values, matrix, rows.scales, coded.blocks.t(), None, fast=False)
+        return Product(sums[: len(x.values)], None, None, bias)
     fast = coded.num_columns <= FAST_INPUTS
     of_outs = coded.scales.float().view(1, -1)  # which they are: no kernel
     if _scales_rows(len(x.values), coded, fast=fast):
@@ -166,7 +167,8 @@ def multiply_by(
     early = pdl(values.device)
     _fp8_kernel[(triton.cdiv(num_rows, shape.rows), triton.cdiv(coded.num_rows, shape.outs))](
         values, x.scales, coded.codes.view(torch.float8_e4m3fn), coded.scales, out if bias is None else bias, out,
-        num_rows, IN=coded.num_columns, OUT=coded.num_rows, GROUPS=coded.scales.shape[1], STEPS=coded.scales.stride(),
+        num_rows, x.scales.stride(1), IN=coded.num_columns, OUT=coded.num_rows,
+        GROUPS=coded.scales.shape[1], STEPS=coded.scales.stride(),
         PER_GROUP=max(coded.group_size // GROUP, 1), ROWS=shape.rows, OUTS=shape.outs,
         DEPTH=GROUP, BIAS=bias is not None, PDL=early,
         num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
@@ -176,7 +178,7 @@ def multiply_by(
 
 @triton.jit
 def _fp8_kernel(
-    x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, num_rows,
+    x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, num_rows, scales_stride,
     IN: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, PER_GROUP: tl.constexpr,
     ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +195,7 @@ def _fp8_kernel(
         left = IN - group * DEPTH
         codes = tl.load(code_places + group * DEPTH, mask=in_outs[:, None] & (depth < left)[None, :], other=0.0)
         x = tl.load(x_places + group * DEPTH, mask=in_rows[None, :] & (depth < left)[:, None], other=0.0)
-        scales = tl.load(x_scales_ptr + group * num_rows + rows, mask=in_rows, other=0.0)[None, :]
+        scales = tl.load(x_scales_ptr + group * scales_stride + rows, mask=in_rows, other=0.0)[None, :]
         if GROUPS > 1:
             of_codes = scales_ptr + outs * STEPS[0] + group // PER_GROUP * STEPS[1]
             scales = scales * tl.load(of_codes, mask=in_outs, other=0.0).to(tl.float32)[:, None]

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -273,6 +273,8 @@ class Member:
     """Of `stages`, on GPUs."""
     num_here: int | None = None
     """Ranks on this machine, where others are elsewhere."""
+    capability: tuple[int, int] | None = None
+    """Of the oldest GPU among all of them: all compute in types, and by kernels, that it has too."""
 
     @property
     def num_beside(self) -> int:
@@ -361,7 +363,12 @@ def join(
             neighbours = Neighbours(at(place.stage - 1), at(place.stage))
             neighbours.meet(device)
         num_here = meeting.hosts.count(address) or None
-        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
+        member = Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            (oldest,) = member.least(100 * major + minor)
+            member = replace(member, capability=divmod(oldest, 100))
+        return member
 
     member = _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts), meanwhile=meanwhile)
     if own_kernels and member.group is not None and member.group.on_devices:

@@ -170,7 +170,7 @@ CASES: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    sums._PIECE, sums.PRODUCTS_SEND = 256, True
+    sums._PIECE = 256
     vector.tiling = lambda size_in, *, paired: vector.Tiling(16, 64)
     for name in sys.argv[1:]:
         CASES[name]()

@@ -28,8 +28,6 @@ from ingle.kernels.gpu.elementwise import normed
 from ingle.kernels.gpu.inboxes import NOTHING_16, NOTHING_32, half_of, inbox_of, sendable
 from ingle.kernels.group import Peers
 
-PRODUCTS_SEND = False
-"""Whether products of one or two rows leave their results in the inboxes themselves. Not before GPUs have shown it."""
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _ALIGNMENT = 16
 """Bytes that a thread writes at once."""
@@ -271,7 +269,7 @@ def suits_rows(x: torch.Tensor, peers: Peers) -> bool:
 
 def sends(x: torch.Tensor, weight: vector.Matrix, residual: torch.Tensor, peers: Peers) -> bool:
     """Whether the product of x and such a weight, to be added to `residual`, may and should send its result itself."""
-    return PRODUCTS_SEND and vector.suits(x, weight) and suits_rows(residual, peers) and residual.dtype == x.dtype
+    return vector.suits(x, weight) and suits_rows(residual, peers) and residual.dtype == x.dtype
 
 
 def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:

@@ -104,18 +104,6 @@ def test_a_gpu_for_each_rank(folder: Path, size: int) -> None:
     assert crew_answers(folder, [f"cuda:{index}" for index in range(size)]) == run(whole, mixed_requests(8))
 
 
-def test_stages_on_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To be run before `STAGES_ON_GPUS` says so."""
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs 2 GPUs")
-    monkeypatch.setattr(ranks, "STAGES_ON_GPUS", True)
-    engine = engine_for(folder, **options_of(pipeline_parallel_size=2))
-    while engine.worker.device.capture_next():
-        pass
-    assert run(engine, mixed_requests(8)) == run(engine_for(folder, **options_of()), mixed_requests(8))
-    engine.worker.device.close()
-
-
 def test_pages_of_all_gpus_are_kept(tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs 2 GPUs")

@@ -65,7 +65,10 @@ class Decoder:
     """Ranks that have shares of it, of embedding and head equally many rows each; None where all of it is here."""
     border: Border | None = None
     """Of a stage of a pipeline to those before and behind it."""
-    capturable: bool = True
+
+    @property
+    def capturable(self) -> bool:
+        return True
 
     @property
     def max_model_len(self) -> int:

@@ -219,7 +219,7 @@ def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: to
 
 
 def send(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, peers: Peers) -> None:
-    """Leaves x @ weight.T + bias, for x [M, K], with all ranks: what comes next is `sums.add_sent_rms_norm`."""
+    """Leaves x @ weight.T + bias, for x [M, K], with all ranks: what comes next is in `sums.multiply_add_rms_norm`."""
     _run(x, None, weight, bias, _ADD, x, peers=peers)
 
 
@@ -255,6 +255,14 @@ def tiling(size_in: int, *, paired: bool) -> Tiling:
     return Tiling(_OUTS, min(triton.next_power_of_2(size_in), num_weights // (_OUTS * (1 + paired))))
 
 
+def sent_tiling(size_in: int) -> Tiling:
+    """Of a share of a matrix' columns: programs that have asked for all of their weights before they wait, and more
+    rows of few inputs, so that all programs run at once. The kernels between two sums are short, and all wait while a
+    rank's last program does."""
+    outs = 2 * _OUTS if size_in <= _UNIT // _OUTS else _OUTS
+    return Tiling(outs, min(triton.next_power_of_2(size_in), _UNIT // outs), early=5 << 12)
+
+
 def fp8_tiling(size_in: int, *, paired: bool) -> Tiling:
     """More rows of weights: what a thread computes of its inputs counts for all of them."""
     return Tiling(4, min(triton.next_power_of_2(size_in), 1024 // (1 + paired)), early=1 << 15)
@@ -273,14 +281,17 @@ def _run(
     peers: Peers | None = None,
 ) -> None:
     if isinstance(weight, torch.Tensor):
-        numbers, scales, share_out = weight, x, tiling
+        numbers, scales = weight, x
     else:
         numbers, scales = weight.codes.view(torch.float8_e4m3fn), weight.scales
-        share_out = fp8_tiling
     size_out, size_in = numbers.shape
     scaled = numbers is not weight
     paired, early = epilogue != _ADD, pdl(x.device)
-    outs, depth, most_early, num_warps, ahead = share_out(size_in, paired=paired)
+    if scaled:
+        shape = fp8_tiling(size_in, paired=paired)
+    else:
+        shape = tiling(size_in, paired=paired) if peers is None else sent_tiling(size_in)
+    outs, depth, most_early, num_warps, ahead = shape
     num_early = max(most_early // (outs * (1 + paired) * depth), 1)
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ingle.kernels import gpu, reference
 from ingle.kernels.coded import Coded, CodedKind
 from ingle.kernels.flow import ExpertBiases
+from ingle.weights.coded_part import in_planes
 from ingle.weights.gguf_coded import coded_of
-from ingle.weights.quantized.tables import TABLES
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.source import StoredRows
 from tests.kernels.fused import DEVICE, ON_GPU
 from tests.kernels.test_moe import choose
@@ -30,10 +32,12 @@ def folder(kind: CodedKind, num_rows: int, num_columns: int, *, zeros: bool = Fa
 
 
 def mxfp4(num_rows: int, num_columns: int) -> Coded:
-    codes = torch.randint(16, (num_rows, num_columns), dtype=torch.uint8, device=DEVICE)
-    exponents = torch.randint(-7, -3, (num_rows, num_columns // 32), device=DEVICE)
-    table = torch.tensor(TABLES["mxfp4"], device=DEVICE)
-    return Coded("int4", codes, torch.exp2(exponents.float()), None, 32, 1, table=table).into_planes()
+    codes = torch.randint(256, (num_rows, num_columns // 2), dtype=torch.uint8).numpy()
+    scales = torch.exp2(torch.randint(-7, -3, (num_rows, num_columns // 32)).float()).numpy()
+    groups = Groups("int4", codes, scales, None, 32, True, table="mxfp4")
+    coded = in_planes([groups], DEVICE, orders=True)
+    assert coded.is_e2m1 and np.array_equal(coded.decoded(slice(None), torch.float32).cpu().numpy(), groups.decoded())
+    return coded
 
 
 def blocks(kind: str, num_rows: int, num_columns: int) -> Coded:

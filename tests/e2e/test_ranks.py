@@ -161,7 +161,7 @@ def test_a_gpu_that_runs_out_of_memory_as_its_rank_loads(tiny_model: Path, tmp_p
     server.read()
     assert_ended(server, before)
     print(f"\nstarted, told and gone in {time.monotonic() - begun_s:.1f} s:", server.text().splitlines()[-1])
-    assert re.search(r"rank 1 \(cuda:1, process \d+\): there is not enough memory", server.text()), server.text()
+    assert re.search(r"rank 1 \(cuda:1, process \d+\): the GPU's memory ran out as", server.text()), server.text()
 
 
 def refused(model: Path, visible: str, options: Sequence[str]) -> str:

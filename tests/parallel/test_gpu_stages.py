@@ -67,7 +67,7 @@ def forget(engine: Engine) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stages_give_what_one_gpu_gives(crew: Crew, family: str, tmp_path: Path) -> None:
     """Greedy and sampled, masked, with log probabilities of prompts, which leave graphs; long and cached prompts; one
-    at a time and batched; without graphs."""
+    at a time and batched."""
     folder = save_checkpoint(tmp_path, family, **{**SIZES, **FAMILIES[family]})
     options = {"device": "cuda", "dtype": "float32", **LIMITS}
     tell(f"{family} on one GPU")
@@ -83,10 +83,6 @@ def test_stages_give_what_one_gpu_gives(crew: Crew, family: str, tmp_path: Path)
         assert greedy(engine, prompt, 24) == longer
     assert engine.scheduler.num_hit_tokens > 0
     forget(engine)
-    without = load(crew, folder, overlap=True, enforce_eager=True, **options)
-    tell("loaded again, without graphs")
-    assert run(without, requests()) == right
-    tell("the same")
 
 
 def test_in_bfloat16(crew: Crew, tmp_path: Path) -> None:
@@ -95,7 +91,15 @@ def test_in_bfloat16(crew: Crew, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, "llama", **sizes)
     engine = captured(load(crew, folder, overlap=True, device="cuda", **{**LIMITS, "dtype": "bfloat16"}))
     answers, prompt = run(engine, requests()), random_prompt(1, 100)
-    assert len(answers) == len(requests()) and all(answers.values())
+    assert sum(map(len, answers.values())) > len(requests())
     greedy(engine, prompt, 24)
     assert greedy(engine, prompt, 24) == greedy(engine, prompt, 24), "with the same pages cached"
     forget(engine)
+
+
+def test_without_graphs(crew: Crew, tmp_path: Path) -> None:
+    folder, asked = save_checkpoint(tmp_path, "qwen2", **{**SIZES, **FAMILIES["qwen2"]}), requests()[:4]
+    options = {"device": "cuda", "dtype": "float32", "enforce_eager": True, **LIMITS}
+    right = run(engine_for(folder, num_gpu_blocks_override=200, **options), asked)
+    assert run(load(crew, folder, overlap=True, **options), asked) == right
+    tell("without graphs, the same")

@@ -26,7 +26,7 @@ import torch
 from torch._C import _distributed_c10d as c10d
 from torch.autograd.profiler import record_function
 
-from ingle.errors import EngineError
+from ingle.errors import EngineError, lack_of_memory
 from ingle.kernels.group import Crossing, Peers
 from ingle.parallel.beside import call_beside
 from ingle.parallel.hosts import Meeting
@@ -242,6 +242,7 @@ class StageBorder:
             self._neighbours.before.hand_on(x)
 
     def send(self, x: torch.Tensor) -> None:
+        assert x.dtype == self._dtype, "the stage behind takes it for what it is not"
         if self._is_held:
             self._leaving = x
         elif self._neighbours is not None:
@@ -459,6 +460,9 @@ def _within(
     thread.join(max(until_s - time.monotonic(), 0))
     if done:
         return done[0]
+    lack = lack_of_memory(failed[0]) if failed else None
+    if lack is not None:
+        raise lack
     what = f"{type(failed[0]).__name__}: {failed[0]}" if failed else f"no answer within {seconds:.0f} s"
     advice = ""
     if backend == "nccl":

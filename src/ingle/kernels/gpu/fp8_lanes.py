@@ -1,9 +1,8 @@
 """Products of up to 8 rows with FP8 matrices that have a scale for each row, and what stands around them in a layer.
 
-As `few_rows_coded`, of which this is a program's work spread out: each has 16 rows of weights, or 8 pairs of them, and
-asks for the next codes some iterations before they are multiplied, and for the first before the kernel before has ended.
-The device turns two codes into float16 by one instruction; inputs become float16, too, after they are divided by 64, so
-that what is too large for it is larger than any model has.
+As `few_rows_coded`, but each program has 16 rows of weights, or 8 pairs of them, and asks for codes some iterations
+before they are multiplied, and for the first before the kernel before has ended. The device turns two codes into
+float16 by one instruction; inputs become float16, too, divided by 64, so that none is too large for it.
 """
 
 from __future__ import annotations

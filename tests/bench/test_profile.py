@@ -20,8 +20,6 @@ RECORDED = {
     "ncclDevKernel_Broadcast_RING_LL(ncclDevKernelArgsStorage<4096ul>)": COLLECTIVES,
     "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)": COLLECTIVES,
     "ncclSymkDevKernel_AllReduce_AGxLL_R(ncclSymkDevWorkArgs)": COLLECTIVES,
-    "void c10d::symmetric_memory::(anonymous namespace)::one_shot_all_reduce_kernel<c10::BFloat16, 16>": COLLECTIVES,
-    "void c10d::symmetric_memory::(anonymous namespace)::two_shot_all_reduce_kernel_inplace<float, 16>": COLLECTIVES,
     "void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(vllm::RankData*, vllm::RankSignals)": COLLECTIVES,
     "_one_shot_kernel": COLLECTIVES,
     "_two_shot_kernel": COLLECTIVES,

@@ -272,7 +272,7 @@ def test_a_type_that_stays_what_it_is_is_no_notice(
     stored: str, notices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    picked = torch_build.pick_dtype(EngineConfig.of("any"), {"torch_dtype": stored}, torch.device("cpu"))
+    picked = torch_build.pick_dtype(EngineConfig.of("any"), {"torch_dtype": stored}, None)
     assert picked == (torch.float32, notices)
 
 

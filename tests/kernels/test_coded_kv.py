@@ -107,13 +107,18 @@ def test_rotate_and_store(
 def check_caches(
     kind: str, ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], off: float = 1e-5
 ) -> None:
-    """Equal but for a code next to the other where a number lay between them."""
+    """Equal but for a code next to the other where a number lay between them.
+
+    `off`: what a head's numbers were rounded by before they became codes, over its largest.
+    """
     torch.testing.assert_close(ours[1], theirs[1], atol=0, rtol=max(off, 1e-5))
     a, b = decoded(*ours), decoded(*theirs)
     steps = theirs[1].transpose(-1, -2)[..., None] if kind == "int8" else b.abs() * 2 * ERRORS[kind] + 1e-6
-    assert ((a - b).abs() <= steps * 1.01 + b.abs() * off).all()
+    assert ((a - b).abs() <= steps * 1.01 + b.abs().amax(-1, keepdim=True) * off).all()
     if off <= 1e-5:
         assert ((a - b).abs() > b.abs() * off * 2).float().mean() < 0.002
+    elif kind != "int8":  # what cut numbers off instead of rounding them would lose twice as much
+        assert (a - b).norm() / b.norm() < ERRORS[kind] * 0.6
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_project_and_store(
     )  # fmt: skip
     off = 1e-5 if q.dtype == torch.float32 else 2e-2
     assert (q.float() - exact).norm() / exact.norm() < off
-    check_caches(kind, *caches, off=off)
+    check_caches(kind, *caches, off=min(off, 1e-2))
 
 
 SHAPES = [(4, 2, 16, 16), (7, 1, 24, 8), (2, 1, 160, 16)]

@@ -53,7 +53,7 @@ def tilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several tiles a program, and of chunks that there are not."""
 
     def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
-        return Tiling(2 if paired else 4, 32, 1, 2, 1) if whole else Tiling(4, 16, 2, 3, 1, num_stages=0)
+        return Tiling(2 if paired else 4, 32, 1, 2, 1) if whole else Tiling(4, 16, 2, 3, 1)
 
     monkeypatch.setattr(coded_vector, "tiling", tiling)
 

@@ -39,7 +39,7 @@ def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     rows, splits = request.param
 
     def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-        return Tiling(1 if paired else 2, 2, splits, num_stages=0 if splits > 1 else 3)
+        return Tiling(1 if paired else 2, 2, splits)
 
     monkeypatch.setattr(few_rows, "tiling", tiling)
     return int(rows)

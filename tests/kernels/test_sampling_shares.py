@@ -70,9 +70,8 @@ def test_equal_logits_are_the_first_rank_s() -> None:
     assert drawn_by_ranks(parts(logits, 2), slots, slots, tables).token_ids.tolist() == [120]
 
 
-@pytest.mark.parametrize("features", [Features(), Features(filtered=True)])
-def test_what_is_not_plain_is_drawn_from_whole_logits(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_shares, "ENABLED", features.filtered)
+def test_what_is_not_plain_is_drawn_from_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = Features(filtered=True)
     torch.manual_seed(0)
     logits, tables = torch.randn(2, 301, device=DEVICE), tables_of([Cut(0.0), Cut(1.0, 0.9)], 301)
     slots = torch.arange(2, device=DEVICE)

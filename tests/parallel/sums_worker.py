@@ -1,4 +1,4 @@
-"""A rank that checks sums or measures them: python -m tests.parallel.sums_worker SIZE ROAD check|time [RANK FD]
+"""A rank that checks sums or measures them: python -m tests.parallel.sums_worker SIZE check|time [RANK FD]
 
 Without a rank it starts all of them, and ends with the first failure.
 """
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import torch
 
@@ -45,15 +46,16 @@ KINDS = [
 
 
 def main() -> int:
-    size, road, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    if len(sys.argv) == 4:
+    size, what = int(sys.argv[1]), sys.argv[2]
+    if len(sys.argv) == 3:
         return start(size)
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
-    rank, rendezvous = int(sys.argv[4]), int(sys.argv[5])
-    member = join(Layout(size).place(rank), torch.device("cuda", rank), "nccl", Meeting(rendezvous), road=road)  # type: ignore[arg-type]
+    rank, rendezvous = int(sys.argv[3]), int(sys.argv[4])
+    place, device = Layout(size).place(rank), torch.device("cuda", rank)
+    member = join(place, device, "nccl", Meeting(rendezvous), own_kernels=True)
     group = member.group
     assert group is not None
-    say(rank, f"{size} ranks, {member.link}, by {road}: {group.why_by_nccl or 'own kernels'}")
+    say(rank, f"{size} ranks, {member.link}: {group.why_by_nccl or 'own kernels'}")
     if group.peers is None:
         return 1
     threading.Thread(target=watch, args=(rank, group.peers), daemon=True).start()
@@ -65,7 +67,7 @@ def main() -> int:
 
 def start(size: int) -> int:
     rendezvous = os.memfd_create("rendezvous")
-    command = [sys.executable, "-m", "tests.parallel.sums_worker", *sys.argv[1:4]]
+    command = [sys.executable, "-m", "tests.parallel.sums_worker", *sys.argv[1:3]]
     ranks = [subprocess.Popen([*command, str(rank), str(rendezvous)], pass_fds=[rendezvous]) for rank in range(size)]
     until, code = time.monotonic() + LIMIT_S + 20, 0
     while any(rank.poll() is None for rank in ranks) and not code and time.monotonic() < until:
@@ -187,7 +189,8 @@ def check_products(member: Member, peers: Peers) -> None:
     place = peers.place
     for num_rows in (1, 2):
         layer = Layer(member, num_rows, peers)
-        expected = layer.run(layer.add, 28).clone()
+        with mock.patch.object(vector, "tiling", as_sent):
+            expected = layer.run(layer.add, 28).clone()
         ours = layer.run(layer.send, 28).clone()
         torch.cuda.synchronize()
         assert torch.equal(ours, expected), f"rank {place}: products of {num_rows} rows that send have other bits"
@@ -201,6 +204,11 @@ def check_products(member: Member, peers: Peers) -> None:
         torch.cuda.synchronize()
         assert torch.equal(captured, expected), f"rank {place}: replayed products of {num_rows} rows have other bits"
     say(place, "products that send what they compute are right, in graphs too")
+
+
+def as_sent(size_in: int, *, paired: bool, own: Callable[..., vector.Tiling] = vector.tiling) -> vector.Tiling:
+    """Other tilings have other bits."""
+    return own(size_in, paired=paired) if paired else vector.sent_tiling(size_in)
 
 
 class Layer:
@@ -239,8 +247,7 @@ class Layer:
         return sums.add_rms_norm(vector.add(x, weight, None, None), self.residual, self.norm, None, self.peers)[0]
 
     def send(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        vector.send(x, weight, None, self.peers)
-        return sums.add_sent_rms_norm(self.residual, self.norm, None, self.peers)[0]
+        return sums.multiply_add_rms_norm(x, weight, None, self.residual, self.norm, None, self.peers)[0]
 
     def alone(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Without any sum."""
@@ -255,7 +262,6 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
     device, place = member.device, group.place
     one, two = replace(peers, one_shot_bytes=ONE_SHOT), replace(peers, one_shot_bytes=TWO_SHOT)
     norm = RMSNorm(torch.ones(HIDDEN, device=device, dtype=torch.bfloat16), 1e-6)
-    symmetric = symmetric_ops(device) if isinstance(peers.memory, inboxes._SymmetricMemory) else {}
 
     def nccl_and_norm(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return elementwise.add_rms_norm(group.sum_by_backend(x), residual, norm.weight, norm.eps)[0]
@@ -271,7 +277,6 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         "nccl": group.sum_by_backend,
         "1shot": lambda x: sums.all_reduce(x, one),
         "2shot": lambda x: sums.all_reduce(x, two),
-        **symmetric,
     }
     if group.size == 2:
         del plain["2shot"]
@@ -281,43 +286,14 @@ def measure(member: Member, group: TensorGroup, peers: Peers) -> None:
         x = torch.randn(num_bytes // 2, device=device).bfloat16()
         rows = torch.randn(num_rows, HIDDEN, device=device).bfloat16()
         residual = torch.zeros_like(rows)
-        taken = []
-        for name, way in plain.items():
-            fits = not name.startswith("symm") or num_bytes <= 8 << 20
-            taken.append(in_graph(partial(way, x)) if fits else float("nan"))
-        for with_norm in fused.values():
-            taken.append(in_graph(partial(with_norm, rows, residual)))
+        taken = [in_graph(partial(way, x)) for way in plain.values()]
+        taken += [in_graph(partial(way, rows, residual)) for way in fused.values()]
         say(place, f"{num_bytes >> 10:9} KiB " + "".join(f"{us:12.1f}" for us in taken))
 
     layer = Layer(member, 1, peers)
     ways = {"no sum": layer.alone, "nccl": layer.by_nccl, "1shot": layer.add, "sent by the product": layer.send}
     taken = {name: in_graph(partial(layer.run, way, 7)) / 7 for name, way in ways.items()}
     say(place, "us of a layer of one row: " + ", ".join(f"{name} {us:.1f}" for name, us in taken.items()))
-
-
-def symmetric_ops(device: torch.device) -> dict[str, Callable[[torch.Tensor], object]]:
-    """PyTorch's own, over memory of theirs."""
-    held = torch._C._distributed_c10d._SymmetricMemory.empty_strided_p2p((8 << 20,), (1,), torch.uint8, device)
-    torch._C._distributed_c10d._SymmetricMemory.rendezvous(held, inboxes.SYMMETRIC_NAME)
-
-    def one_shot(x: torch.Tensor) -> object:
-        like = held[: 2 * x.numel()].view(x.dtype)
-        return torch.ops.symm_mem.one_shot_all_reduce_copy(like, x, "sum", inboxes.SYMMETRIC_NAME)
-
-    def two_shot(x: torch.Tensor) -> object:
-        like = held[: 2 * x.numel()].view(x.dtype)
-        like.copy_(x)
-        return torch.ops.symm_mem.two_shot_all_reduce_out(like, "sum", inboxes.SYMMETRIC_NAME, x)
-
-    ways: dict[str, Callable[[torch.Tensor], object]] = {}
-    for name, way in (("symm1", one_shot), ("symm2", two_shot)):
-        try:
-            way(torch.zeros(4096, device=device, dtype=torch.bfloat16))
-            torch.cuda.synchronize()
-            ways[name] = way
-        except Exception as error:  # of which another version of PyTorch has another form
-            print(f"{name}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
-    return ways
 
 
 def in_graph(do: Callable[[], object]) -> float:

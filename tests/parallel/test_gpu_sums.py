@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingle.parallel import inboxes
-from ingle.parallel.messages import Road
 from tests.engine.test_engine import mixed_requests
 from tests.parallel.test_gpu_ranks import crew_answers, options_of
 from tests.parallel.test_gpu_ranks import folder as folder
 from tests.support import engine_for, run
 
 pytestmark = pytest.mark.gpu
-ROADS: tuple[Road, ...] = ("ipc", "symmetric")
 
 
 def needs(size: int) -> None:
@@ -26,17 +23,15 @@ def needs(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("road", ROADS)
-def test_sums(road: Road, size: int) -> None:
+def test_sums(size: int) -> None:
     needs(size)
-    command = [sys.executable, "-m", "tests.parallel.sums_worker", str(size), road, "check"]
+    command = [sys.executable, "-m", "tests.parallel.sums_worker", str(size), "check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_model(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model(folder: Path, size: int) -> None:
     needs(size)
-    monkeypatch.setattr(inboxes, "ROAD", "ipc")
     whole = engine_for(folder, **options_of())
     assert crew_answers(folder, [f"cuda:{index}" for index in range(size)]) == run(whole, mixed_requests(8))

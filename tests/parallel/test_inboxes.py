@@ -10,7 +10,7 @@ import torch
 
 from ingle.errors import EngineError
 from ingle.parallel import inboxes
-from ingle.parallel.group import TensorGroup, c10d
+from ingle.parallel.group import TensorGroup
 from ingle.parallel.inboxes import inboxes_of
 from ingle.parallel.link import Link
 
@@ -38,7 +38,7 @@ class Hosts:
 
 def why(hosts: Hosts, link: Link = NVLINK) -> str:
     with pytest.raises(EngineError) as refusal:
-        inboxes_of(hosts, GPU, link, "ipc", c10d.HashStore())
+        inboxes_of(hosts, GPU, link)
     assert hosts.asked, "the others know of it too"
     return str(refusal.value)
 
@@ -51,7 +51,7 @@ def test_who_is_not_asked_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Link("PCIe by way of the host's memory", 40.0, 8.0)
     assert why(Hosts({-1: 1}), slow) == "the GPUs reach each other by PCIe by way of the host's memory alone"
     access[1] = True
-    monkeypatch.setattr(inboxes, "_IpcMemory", lambda device, num_bytes: (_ for _ in ()).throw(OSError("no driver")))
+    monkeypatch.setattr(inboxes, "_Memory", lambda device, num_bytes: (_ for _ in ()).throw(OSError("no driver")))
     assert why(Hosts({-1: 1})) == "OSError: no driver"
 
 
@@ -62,14 +62,7 @@ def test_nccl_where_it_does_not_go(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
     group = TensorGroup(Alone(), 0, 2, "nccl")  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING, logger="ingle"):
-        group.reach(c10d.HashStore(), GPU, Hosts({0: 0}), NVLINK, "ipc")  # type: ignore[arg-type]
+        group.reach(GPU, Hosts({0: 0}), NVLINK)  # type: ignore[arg-type]
     assert caplog.messages == ["GPUs add up by NCCL, and not by kernels of ingle: the GPUs are of several machines"]
     assert group.peers is None
     assert torch.equal(group.all_reduce(torch.ones(4)), torch.full((4,), 2.0))
-
-
-def test_a_name_that_pytorch_knows() -> None:
-    """As its symmetric memory looks it up, from a store alone."""
-    store = c10d.HashStore()
-    group = inboxes._named(store, 0, 1)
-    assert c10d._resolve_process_group(inboxes.SYMMETRIC_NAME).size() == group.size() == 1

@@ -26,7 +26,6 @@ _KINDS = (
             "_one_shot_kernel",
             "_two_shot_kernel",
             "_sent_kernel",
-            "symmetric_memory",
             "multimem",
             "allreduce",
             "all_reduce",

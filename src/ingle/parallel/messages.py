@@ -13,8 +13,6 @@ from ingle.request import decode_token_ids
 from ingle.step import Masks, Step
 
 Backend = Literal["nccl", "gloo"]
-Road = Literal["ipc", "symmetric"]
-"""By which GPUs come to each other's memory: see `ingle.parallel.inboxes`."""
 Said = TypeVar("Said")
 _MAX_WORDS_BYTES = 16 << 20
 """Of what a rank says, which is little."""
@@ -30,8 +28,8 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     devices: list[str]
     """Of each rank, such as cuda:1."""
     backend: Backend
-    road: Road | None
-    """For kernels of their own to add up what is small enough for that to pay; None where NCCL does it all."""
+    own_kernels: bool
+    """Whether these add up what is small enough for that to pay, where GPUs reach each other."""
     hosts: list[str] = []
     """The address of each rank's, where they are on several."""
     port: int = 0

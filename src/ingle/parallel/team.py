@@ -25,6 +25,7 @@ import msgspec
 
 from ingle.config import EngineConfig
 from ingle.errors import EngineError
+from ingle.parallel.beside import call_beside
 from ingle.parallel.hosts import Hosts, LocalProcess, Meeting, RankProcess, rank_command
 from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
@@ -39,7 +40,6 @@ from ingle.parallel.messages import (
     Load,
     Loaded,
     RankFailed,
-    Road,
     ToRanks,
     from_rank_decoder,
     to_ranks_encoder,
@@ -79,6 +79,7 @@ class _Ranks:
     expected: bool = True
     lost: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
+    aborted: threading.Event = field(default_factory=threading.Event)
     abort: Callable[[], None] = lambda: None
     """Ends what waits for them in this process."""
     let_go: Callable[[], None] = lambda: None
@@ -121,9 +122,8 @@ class _Ranks:
 
     def end_waiting(self) -> None:
         """`abort`, which may itself wait for what a device does not end."""
-        thread = threading.Thread(target=self.abort, name="aborting ranks", daemon=True)
-        thread.start()
-        thread.join(_END_S)
+        call_beside([self.abort], _END_S)
+        self.aborted.set()
 
     def kill(self) -> None:
         for process in self.processes:
@@ -134,6 +134,8 @@ class _Ranks:
         self.let_go()
         if self.failure is None:
             self.end_waiting()
+        else:  # the interpreter must not end while a thread is amid C++ that it would cut short
+            self.aborted.wait(_END_S)
         for reader in self.readers:
             with contextlib.suppress(OSError):
                 reader.socket.shutdown(socket.SHUT_RDWR)
@@ -230,7 +232,7 @@ class Team:
         """Waits until all can join."""
         self._replies(Imported, within_s)
 
-    def join(self, layout: Layout, devices: Sequence[str], *, road: Road | None) -> tuple[Backend, Meeting]:
+    def join(self, layout: Layout, devices: Sequence[str], *, own_kernels: bool) -> tuple[Backend, Meeting]:
         """Tells each rank what it is, with one of `devices`, and by what they compute together: NCCL wants a GPU for
         each."""
         assert layout.num_ranks == len(devices) == self._num_ranks, "as many ranks as were started"
@@ -244,7 +246,8 @@ class Team:
             addresses = tuple(seat.host for seat in hosts.seats)
             listener = listening(addresses[0])
             meeting = Meeting(hosts=addresses, port=listener.getsockname()[1], listener=listener.detach())
-        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, road, list(meeting.hosts), meeting.port))
+        of_hosts = list(meeting.hosts), meeting.port
+        self.tell(Join(layout.tensor, layout.pipeline, list(devices), backend, own_kernels, *of_hosts))
         return backend, meeting
 
     def joined(self, within_s: float) -> None:

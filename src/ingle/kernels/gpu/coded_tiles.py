@@ -103,7 +103,7 @@ def load_tile(
 
 @triton.constexpr_function
 def _by_words(ptr, groups):
-    """Whether a row's numbers are loaded by words: fewer bytes a lane are not copied while others are multiplied."""
+    """Whether a row's numbers are loaded by words."""
     return ptr.dtype.element_ty.primitive_bitwidth < 32 and groups * ptr.dtype.element_ty.primitive_bitwidth % 32 == 0
 
 

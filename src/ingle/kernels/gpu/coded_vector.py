@@ -19,7 +19,7 @@ import triton.language as tl
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
-from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl, prefetch
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
 from ingle.kernels.gpu.rotation import store_rotated
@@ -44,9 +44,6 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
-    num_stages: int = 2
-    """Tiles whose weights are on their way to an SM's memory, and one; 0: the next one's are on their way to registers,
-    where loads are not copies."""
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -58,7 +55,7 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
@@ -76,18 +73,11 @@ def _coded_vector_kernel(
     column = first_column(chunk, APART)
     group = column // GROUP
     table = table_words(table_ptr, TABLE, COMPILED)
-    if STAGES == 0:
-        loaded = load_tile(
-            matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
-            GROUPS, SPAN, ZEROS, COMPILED,
-        )  # fmt: skip
+    loaded = load_tile(
+        matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
+        GROUPS, SPAN, ZEROS, COMPILED,
+    )  # fmt: skip
     if PDL:
-        if STAGES > 0 and LOW >= 4:
-            for index in tl.static_range(STAGES - 1):
-                outs = rows_of_tile(program + index * num_programs, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
-                places = matrix[0] + (outs.to(tl.int64) * COUNT + first_chunk) * LOW
-                num_bytes = tl.maximum(last_chunk - first_chunk, 0) * (4 * LOW)
-                prefetch(places, tl.where(outs < OUT, num_bytes, 0))
         await_previous()
     inputs = ()
     scales = ()
@@ -95,34 +85,20 @@ def _coded_vector_kernel(
         given, squared = as_integers(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
-    if STAGES > 0:
-        for tile in tl.range(program, NUM_TILES, num_programs, num_stages=STAGES):
-            words, steps = load_tile(
-                matrix, tile, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART,
-                GROUP, GROUPS, SPAN, ZEROS, COMPILED,
-            )  # fmt: skip
-            _multiply_tile(
-                words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
-                out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
-                token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
-                MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                COMPILED,
-            )  # fmt: skip
-    else:
-        for tile in range(program, NUM_TILES, num_programs):
-            words, steps = loaded
-            # The next weights are on their way while these are multiplied.
-            loaded = load_tile(
-                matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
-                HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
-            )  # fmt: skip
-            _multiply_tile(
-                words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
-                out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
-                token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
-                MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                COMPILED,
-            )  # fmt: skip
+    for tile in range(program, NUM_TILES, num_programs):
+        words, steps = loaded
+        # The next weights are on their way while these are multiplied.
+        loaded = load_tile(
+            matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
+            HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+        )  # fmt: skip
+        _multiply_tile(
+            words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
+            out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
+            token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
+            MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            COMPILED,
+        )  # fmt: skip
     if SPLITS > 1:
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
@@ -155,14 +131,7 @@ def _multiply_tile(
     LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
     outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
     quads = in_quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
-    taken = ()
-    for part in tl.static_range(2 if GROUP == 16 else 1):
-        taken += (of_word(steps[2 * part], matrix[2], group + part, GROUPS, PAIR),)
-        taken += (of_word(steps[2 * part + 1], matrix[3], group + part, GROUPS, 0) if ZEROS else taken[2 * part],)
-    if SPAN:
-        factors = steps[4 if GROUP == 16 else 2]
-        taken += (of_word(factors, matrix[4], group // SPAN, GROUPS // SPAN, 0),)
-    steps = taken
+    steps = take_steps(steps, matrix, group, GROUP, GROUPS, SPAN, ZEROS, PAIR)
     for row in tl.static_range(ROWS):
         product = multiply_quads(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
         total = tl.sum(product, 1) * scales[row]
@@ -174,6 +143,22 @@ def _multiply_tile(
                 out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
                 RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip
+
+
+@triton.jit
+def take_steps(
+    steps, matrix, group, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
+    PAIR: tl.constexpr,
+):  # fmt: skip
+    """Scales and zeros of groups out of what `load_tile` gives of them."""
+    taken = ()
+    for part in tl.static_range(2 if GROUP == 16 else 1):
+        taken += (of_word(steps[2 * part], matrix[2], group + part, GROUPS, PAIR),)
+        taken += (of_word(steps[2 * part + 1], matrix[3], group + part, GROUPS, 0) if ZEROS else taken[2 * part],)
+    if SPAN:
+        factors = steps[4 if GROUP == 16 else 2]
+        taken += (of_word(factors, matrix[4], group // SPAN, GROUPS // SPAN, 0),)
+    return taken
 
 
 @triton.jit
@@ -232,7 +217,8 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
     The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
-    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
+    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits. Each has two tiles
+    at least, for inputs become integers once.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
@@ -243,7 +229,7 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
+    num_programs = triton.cdiv(num_tiles, max(triton.cdiv(num_tiles, at_once), 2))
     return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
 
 
@@ -307,8 +293,6 @@ def _run(
 ) -> None:
     alone = epilogue != _ADD
     shape = tiling(coded, num_sms(x.device), len(x), paired=alone, whole=alone or norm is not None)
-    if not multiplies_bfloat16(x.device):  # nor copies, that is
-        shape = shape._replace(num_stages=0)
     run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
 
 
@@ -332,7 +316,7 @@ def run_by(
     if shape.num_splits > 1:
         parts = torch.empty(shape.num_splits * len(x) * coded.num_rows, dtype=torch.float32, device=x.device)
     _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
-        x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
+        x, x if norm is None else norm.weight, pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
         parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
@@ -346,7 +330,7 @@ def run_by(
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        STAGES=shape.num_stages, PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
     )  # fmt: skip
 
 
@@ -355,7 +339,7 @@ def _bits_of_pairs(coded: Coded) -> int:
     return 4 if coded.shares_bytes else 0 if coded.pairs is None else 8 * coded.pairs.itemsize
 
 
-def _pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
+def pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
     """What `load_tile` is given of a matrix, codes by words; what it does not have is not read."""
     words = coded.codes.view(torch.int32)
     high = words if coded.high is None else coded.high.view(torch.int32)

@@ -18,7 +18,7 @@ from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu import lanes
 from ingle.kernels.gpu.codes import pointers
-from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl, prefetch
+from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multiply_unit
@@ -45,7 +45,6 @@ def _few_rows_coded_kernel(
     PER_BYTE: tl.constexpr, WORDS: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
     ZEROS: tl.constexpr, MINIMA: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
-    STAGES: tl.constexpr,
 ):  # fmt: skip
     """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns."""
     tile = tl.program_id(0) // num_splits
@@ -68,54 +67,28 @@ def _few_rows_coded_kernel(
     scales = load_scales(
         matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
     )
-    if STAGES > 1:
-        if PDL:
-            LINE: tl.constexpr = 16 * WORDS * WARPS  # bytes of a row of a unit
-            num_bytes = tl.minimum(tl.minimum(last_unit - first_unit, STAGES - 1) * LINE, 4 * WIDTH - first_unit * LINE)
-            for index in tl.static_range(M):
-                rows = outs[index] + tl.arange(0, 16)
-                places = codes_ptr + (rows.to(tl.int64) * WIDTH + first_unit * (LINE // 4))
-                prefetch(places, tl.where(rows < OUT, num_bytes, 0))
-    else:
-        codes = load_codes(codes_ptr, outs, first_unit, OUT, WIDTH, WARPS, WORDS)
+    codes = load_codes(codes_ptr, outs, first_unit, OUT, WIDTH, WARPS, WORDS)
     if PDL:
         await_previous()
     totals = ()
     for _ in tl.static_range(M * N):
         totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
-    if STAGES > 1:
-        for unit in tl.range(first_unit, last_unit, num_stages=STAGES):
-            codes = load_codes(codes_ptr, outs, unit, OUT, WIDTH, WARPS, WORDS)
-            xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
-            after = tl.minimum(unit + 1, last_unit - 1)
-            next_scales = load_scales(
-                matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN,
-                ZEROS, MINIMA,
-            )  # fmt: skip
-            totals = multiply_unit(
-                totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
-                MINIMA, SUMS, UNIT, COMPILED,
-            )  # fmt: skip
-            scales = next_scales
-    else:
-        xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
-        for unit in range(first_unit, last_unit):
-            after = tl.minimum(unit + 1, last_unit - 1)
-            next_codes = load_codes(codes_ptr, outs, after, OUT, WIDTH, WARPS, WORDS)
-            next_scales = load_scales(
-                matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN,
-                ZEROS, MINIMA,
-            )  # fmt: skip
-            next_xs = load_inputs(
-                x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
-            )
-            totals = multiply_unit(
-                totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
-                MINIMA, SUMS, UNIT, COMPILED,
-            )  # fmt: skip
-            codes = next_codes
-            scales = next_scales
-            xs = next_xs
+    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+    for unit in range(first_unit, last_unit):
+        after = tl.minimum(unit + 1, last_unit - 1)
+        next_codes = load_codes(codes_ptr, outs, after, OUT, WIDTH, WARPS, WORDS)
+        next_scales = load_scales(
+            matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN,
+            ZEROS, MINIMA,
+        )  # fmt: skip
+        next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+        totals = multiply_unit(
+            totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
+            MINIMA, SUMS, UNIT, COMPILED,
+        )  # fmt: skip
+        codes = next_codes
+        scales = next_scales
+        xs = next_xs
     sums = ()
     for index in tl.static_range(M * N):
         sums += (tl.sum(totals[index], 0),)
@@ -179,9 +152,6 @@ class Tiling(NamedTuple):
     """Among which its columns are shared out."""
     num_splits: int
     """Programs that share a tile's inputs."""
-    num_stages: int = 3
-    """Iterations whose codes are on their way to an SM's memory, and one; 0: the next one's are on their way to
-    registers, and the assembler moves their loads to where that costs least of them: behind the products."""
 
 
 def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
@@ -290,7 +260,7 @@ def _run(
         NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips, STAGES=shape.num_stages,
+        SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips,
         **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
         num_warps=shape.num_warps, num_stages=1, launch_pdl=early,
     )  # fmt: skip

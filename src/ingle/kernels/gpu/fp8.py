@@ -14,8 +14,9 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
+from ingle.kernels.gpu import fp8_few
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
-from ingle.kernels.gpu.fp8_rows import GROUP, quantize
+from ingle.kernels.gpu.fp8_rows import GROUP, padded, quantize
 from ingle.kernels.gpu.scaled import Product, load_product
 
 ENABLED = True
@@ -23,17 +24,21 @@ ENABLED = True
 FUSED = True
 """Whether what stands before a product makes its rows FP8, and what stands behind it applies its scales (`fp8_layer`);
 else kernels of their own do both."""
-MIN_ROWS = 17
-"""With fewer, `few_rows_coded` multiplies rows of 16 bits, with what stands around them."""
+MIN_ROWS = 3
+"""With fewer, rows of 16 bits are multiplied, by `vector` or `few_rows_coded`, with what stands around them."""
+_MIN_ROWS_BY_GROUPS = 17
+"""The same of matrices with scales of groups: below it was not measured."""
 BY_BLOCKS = True
 """Whether the library multiplies matrices that have a scale for each block of 128 x 128."""
 BY_GROUPS = False
 """Whether those with other scales of groups are, by a kernel of our own: not before it was measured."""
 FAST_INPUTS = 4096
-"""Columns up to which sums stay in the tensor cores, which keep 14 bits of them and cut off the rest. Simulated, this
-changes random products of 3,584 numbers by 1e-3, less than rounding to bfloat16, and those of one sign by 0.6 %; of
-18,944 numbers by 3e-3 and 5 %. Sums of more leave them for float32 every 128 numbers, which takes 4 us of 38 with 256
-rows."""
+"""Columns up to which sums stay in the tensor cores, as they do for any number of columns in vLLM's products. Of 32
+numbers that are added at once, and the sum so far, what lies 13 bits below the largest of them is cut off. So
+random products of 3,584 numbers change by 0.12 % (rounding to bfloat16: 0.17 %, inputs to FP8: 2.5 %), but those that
+all have one sign, the worst, lose 7 %; of 18,944 numbers they would change by 0.4 %, and lose 37 %. Sums of more
+columns leave the tensor cores for float32 every 128 numbers. If all did, a layer of Qwen2-7B would take 4 % longer with
+256 rows, and 18 % with 4,096."""
 _NARROW = 8192
 """Rows of weights below which the library's product under scales of rows has too few tiles for the device: the one
 under a single scale shares out inputs too, and scales are for whatever takes it."""
@@ -55,7 +60,7 @@ def suits(x: torch.Tensor, coded: Coded) -> bool:
         ENABLED
         and coded.kind == "fp8"
         and coded.quantizes_inputs
-        and len(x) >= MIN_ROWS
+        and len(x) >= (MIN_ROWS if coded.scales.shape[1] == 1 else max(MIN_ROWS, _MIN_ROWS_BY_GROUPS))
         and x.itemsize == 2
         and coded.num_columns % 16 == 0
         and coded.num_rows % 16 == 0
@@ -86,9 +91,12 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
         if not _by_blocks(coded):
             return Product(multiply_by(Tiling(128, 128, 8, 3), x, coded, bias, dtype))
         assert coded.blocks is not None
-        sums = _library(x.values, matrix, x.scales, coded.blocks.t(), None, fast=False)
-        return Product(sums, None, None, bias)
+        rows = padded(x)
+        sums = _library(rows.values, matrix, rows.scales, coded.blocks.t(), None, fast=False)
+        return Product(sums[: len(x.values)], None, None, bias)
     fast = coded.num_columns <= FAST_INPUTS
+    if fp8_few.suits(len(x.values), coded):
+        return Product(fp8_few.multiply(x, coded, bias, dtype, exact=not fast))
     of_outs = coded.scales.float().view(1, -1)  # which they are: no kernel
     if _scales_rows(len(x.values), coded, fast=fast):
         beside = bias if dtype == torch.bfloat16 else None  # the only type that the library adds
@@ -166,7 +174,8 @@ def multiply_by(
     early = pdl(values.device)
     _fp8_kernel[(triton.cdiv(num_rows, shape.rows), triton.cdiv(coded.num_rows, shape.outs))](
         values, x.scales, coded.codes.view(torch.float8_e4m3fn), coded.scales, out if bias is None else bias, out,
-        num_rows, IN=coded.num_columns, OUT=coded.num_rows, GROUPS=coded.scales.shape[1], STEPS=coded.scales.stride(),
+        num_rows, x.scales.stride(1), IN=coded.num_columns, OUT=coded.num_rows,
+        GROUPS=coded.scales.shape[1], STEPS=coded.scales.stride(),
         PER_GROUP=max(coded.group_size // GROUP, 1), ROWS=shape.rows, OUTS=shape.outs,
         DEPTH=GROUP, BIAS=bias is not None, PDL=early,
         num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
@@ -176,7 +185,7 @@ def multiply_by(
 
 @triton.jit
 def _fp8_kernel(
-    x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, num_rows,
+    x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, num_rows, scales_stride,
     IN: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, PER_GROUP: tl.constexpr,
     ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +202,7 @@ def _fp8_kernel(
         left = IN - group * DEPTH
         codes = tl.load(code_places + group * DEPTH, mask=in_outs[:, None] & (depth < left)[None, :], other=0.0)
         x = tl.load(x_places + group * DEPTH, mask=in_rows[None, :] & (depth < left)[:, None], other=0.0)
-        scales = tl.load(x_scales_ptr + group * num_rows + rows, mask=in_rows, other=0.0)[None, :]
+        scales = tl.load(x_scales_ptr + group * scales_stride + rows, mask=in_rows, other=0.0)[None, :]
         if GROUPS > 1:
             of_codes = scales_ptr + outs * STEPS[0] + group // PER_GROUP * STEPS[1]
             scales = scales * tl.load(of_codes, mask=in_outs, other=0.0).to(tl.float32)[:, None]

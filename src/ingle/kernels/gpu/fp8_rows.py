@@ -23,12 +23,23 @@ _CHUNK = 4096
 _LONG = 8 * _CHUNK
 
 
+_ALIGNED_ROWS = 16
+"""With several scales for a row the library takes multiples of so many, for a line of scales begins at 16 bytes."""
+
+
 def _empty(num_rows: int, size: int, group: int, device: torch.device) -> Quantized:
-    values = torch.empty(num_rows, size, dtype=torch.float8_e4m3fn, device=device)
     num_groups = triton.cdiv(size, group) if group else 1
-    scales = torch.empty(num_groups, num_rows, dtype=torch.float32, device=device)
+    held = num_rows if num_groups == 1 else triton.cdiv(num_rows, _ALIGNED_ROWS) * _ALIGNED_ROWS
+    values = torch.empty(held, size, dtype=torch.float8_e4m3fn, device=device)
+    scales = torch.empty(num_groups, held, dtype=torch.float32, device=device)
     # The library wants rows' scales side by side, and of several the first groups' of all rows first.
-    return Quantized(values, scales.view(num_rows, 1) if num_groups == 1 else scales.t())
+    return Quantized(values[:num_rows], scales.view(num_rows, 1) if num_groups == 1 else scales.t()[:num_rows])
+
+
+def padded(x: Quantized) -> Quantized:
+    """Rows under several scales, with those beyond them that `_empty` made room for, which nobody has written."""
+    held = x.scales.stride(1)
+    return Quantized(*(each.as_strided((held, each.shape[1]), each.stride()) for each in x))
 
 
 def quantize(x: torch.Tensor, group: int = 0) -> Quantized:
@@ -64,7 +75,7 @@ def _norm(product: Product | None, residual: torch.Tensor, norm: Norm, post_norm
     given = Product(residual) if product is None else product
     _fp8_norm_kernel[(num_rows,)](
         *given.pointers, residual if post_norm is None else post_norm.weight, residual,
-        norm.weight, *out, num_rows, given.sums.stride(0), norm.eps,
+        norm.weight, *out, out.scales.stride(1), given.sums.stride(0), norm.eps,
         SIZE=size, BLOCK=block, GROUP=group, ADD=product is not None, SCALED=given.rows is not None,
         BIAS=given.bias is not None, POST=post_norm is not None, PDL=early,
         num_warps=norm_warps(block), launch_pdl=early,
@@ -77,7 +88,7 @@ def _run(product: Product, like: torch.Tensor, out: Quantized, group: int, activ
     early = pdl(like.device)
     chunk = min(max(triton.next_power_of_2(size), GROUP), _CHUNK if size <= _LONG else 2 * _CHUNK)
     _fp8_rows_kernel[(num_rows,)](
-        *product.pointers, like, *out, num_rows, product.sums.stride(0),
+        *product.pointers, like, *out, out.scales.stride(1), product.sums.stride(0),
         SIZE=size, CHUNK=chunk, CHUNKS=triton.cdiv(size, chunk), GROUP=group, GATED=activation is not None,
         GELU_TANH=activation == "gelu_tanh", SCALED=product.rows is not None, BIAS=product.bias is not None, PDL=early,
         num_warps=min(max(chunk // 256, 1), 16), launch_pdl=early,
@@ -93,7 +104,15 @@ def _scale_of(largest):
 
 @triton.jit
 def _store_groups(
-    x, first_column, row, num_rows, values_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+    x,
+    first_column,
+    row,
+    scales_stride,
+    values_ptr,
+    scales_ptr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """Of a row the columns x [BLOCK] from `first_column` on, each GROUP under a scale of its own."""
     GROUPS: tl.constexpr = BLOCK // GROUP
@@ -103,13 +122,13 @@ def _store_groups(
     columns = first_column + tl.arange(0, BLOCK)
     groups = first_column // GROUP + tl.arange(0, GROUPS)
     tl.store(values_ptr + row * SIZE + columns, codes, mask=columns < SIZE)
-    tl.store(scales_ptr + groups * num_rows + row, scales, mask=groups * GROUP < SIZE)
+    tl.store(scales_ptr + groups * scales_stride + row, scales, mask=groups * GROUP < SIZE)
 
 
 @triton.jit
 def _fp8_norm_kernel(
     x_ptr, rows_ptr, outs_ptr, bias_ptr, post_weight_ptr, residual_ptr, weight_ptr, values_ptr, scales_ptr,
-    num_rows, x_stride, eps,
+    scales_stride, x_stride, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
     BIAS: tl.constexpr, POST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +152,7 @@ def _fp8_norm_kernel(
         tl.store(place, total, mask=mask)
     y = normed(total, weight, eps, SIZE).to(tl.float32)
     if GROUP:
-        _store_groups(y, 0, row, num_rows, values_ptr, scales_ptr, SIZE, BLOCK, GROUP)
+        _store_groups(y, 0, row, scales_stride, values_ptr, scales_ptr, SIZE, BLOCK, GROUP)
     else:
         scale_of, inverse = _scale_of(tl.max(tl.abs(y), 0))
         tl.store(values_ptr + row * SIZE + columns, (y * inverse).to(tl.float8e4nv), mask=mask)
@@ -142,7 +161,7 @@ def _fp8_norm_kernel(
 
 @triton.jit
 def _fp8_rows_kernel(
-    x_ptr, rows_ptr, outs_ptr, bias_ptr, like_ptr, values_ptr, scales_ptr, num_rows, x_stride,
+    x_ptr, rows_ptr, outs_ptr, bias_ptr, like_ptr, values_ptr, scales_ptr, scales_stride, x_stride,
     SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, GROUP: tl.constexpr, GATED: tl.constexpr,
     GELU_TANH: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +181,9 @@ def _fp8_rows_kernel(
             up = load_product(row_ptr, outs_ptr, bias_ptr, scale, SIZE + columns, mask, SCALED, BIAS)
             y = activate(y, GELU_TANH).to(dtype) * up.to(dtype)
         if GROUP:
-            _store_groups(y.to(tl.float32), chunk * CHUNK, row, num_rows, values_ptr, scales_ptr, SIZE, CHUNK, GROUP)
+            _store_groups(
+                y.to(tl.float32), chunk * CHUNK, row, scales_stride, values_ptr, scales_ptr, SIZE, CHUNK, GROUP
+            )
         else:
             largest = tl.maximum(largest, tl.abs(y.to(tl.float32)))
             parts += (y.to(dtype),)

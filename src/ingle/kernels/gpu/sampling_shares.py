@@ -18,8 +18,6 @@ from ingle.kernels.gpu.strips import BLOCK, strip_size
 from ingle.kernels.group import LogitsShare
 from ingle.kernels.sampling import Features, Samples, SamplingTables
 
-ENABLED = False
-"""Not before GPUs have shown that it is right, and faster."""
 _STATS = tl.constexpr(5)
 """Of a block, as float32 that a sum with zeros leaves exact: its largest logit, where that is in the rank's part, its
 mass in two pieces, and its plain sum."""
@@ -30,7 +28,7 @@ def sample_share(
     share: LogitsShare, slots: torch.Tensor, positions: torch.Tensor, tables: SamplingTables, features: Features
 ) -> Samples:
     """As `ingle.kernels.reference_sampling.sample_share`."""
-    if not ENABLED or features != Features():
+    if features != Features():
         return sample(share.whole(), slots, positions, tables, features)
     logits, group = share.own(), share.group
     stats = group.all_reduce(_survey(share, logits, slots, positions, tables))

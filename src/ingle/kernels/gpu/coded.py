@@ -57,7 +57,7 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
         return few_rows_coded.multiply(x, coded, bias)
     if fp8.suits(x, coded):
         return fp8.multiply(x, coded, bias)
-    if len(x) >= _LEAST_DECODED:
+    if len(x) >= _LEAST_DECODED and decoded.suits(coded):
         return decoded.multiply(x, coded, bias)
     return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
 

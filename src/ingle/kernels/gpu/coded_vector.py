@@ -19,7 +19,7 @@ import triton.language as tl
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl, prefetch
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
 from ingle.kernels.gpu.rotation import store_rotated
@@ -44,6 +44,8 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
+    ahead: int = 0
+    """Tiles behind the first that are asked for into the second-level cache before the kernel before has ended."""
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -55,7 +57,7 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
@@ -78,6 +80,13 @@ def _coded_vector_kernel(
         GROUPS, SPAN, ZEROS, COMPILED,
     )  # fmt: skip
     if PDL:
+        if AHEAD > 0:
+            index = tl.arange(0, 64)  # a thread asks for a row, or for nothing
+            tiles = program + (1 + index // LINES) * num_programs
+            outs = rows_of_tile(tiles, index % LINES, OUT, OUTS, EPILOGUE, HALF)
+            num_bytes = tl.maximum(last_chunk - first_chunk, 0) * (4 * LOW)
+            asked = (index < AHEAD * LINES) & (tiles < NUM_TILES) & (outs < OUT)
+            prefetch(matrix[0] + (outs.to(tl.int64) * COUNT + first_chunk) * LOW, tl.where(asked, num_bytes, 0))
         await_previous()
     inputs = ()
     scales = ()
@@ -103,18 +112,19 @@ def _coded_vector_kernel(
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived_ptr + program, 0)
-            for tile in range(program, NUM_TILES, num_programs):
-                outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
-                for row in tl.static_range(ROWS):
-                    total = tl.zeros([LINES], tl.float32)
-                    for index in tl.static_range(SPLITS):
-                        place = parts_ptr + (index * ROWS + row) * OUT + outs
-                        total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
-                    _finish(
-                        total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
-                        kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
-                        EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                    )  # fmt: skip
+            lines = tl.arange(0, TILES * LINES)  # of all tiles at once: one wait for what the others left
+            tiles = program + lines // LINES * num_programs
+            outs = tl.where(tiles < NUM_TILES, tiles * LINES + lines % LINES, OUT)
+            for row in tl.static_range(ROWS):
+                total = tl.zeros([TILES * LINES], tl.float32)
+                for index in tl.static_range(SPLITS):
+                    place = parts_ptr + (index * ROWS + row) * OUT + outs
+                    total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
+                _finish(
+                    total, program, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
+                    kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
+                    EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -302,6 +312,7 @@ def run_by(
 ) -> None:
     early = pdl(x.device)
     low, high = BITS[coded.kind]
+    lines = shape.outs if epilogue == _ADD else 2 * shape.outs
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     parts = x
     if shape.num_splits > 1:
@@ -321,7 +332,9 @@ def run_by(
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+        TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
+        AHEAD=shape.ahead if low >= 4 else 0, PDL=early, COMPILED=x.is_cuda,
+        num_warps=shape.num_warps, launch_pdl=early,
     )  # fmt: skip
 
 

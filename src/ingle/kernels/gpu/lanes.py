@@ -22,6 +22,7 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import codes
 from ingle.kernels.gpu.codes import FORMATS
+from ingle.kernels.gpu.device import prefetch
 
 # Two numbers of 16 bits in a register. $1 and $2 are a word of a row, $3 and $4 of the one eight further; $5 and $6
 # say which, $7 and $8 how far the bits are from where they are wanted. All but the words are constants.
@@ -214,6 +215,22 @@ def load_codes(codes_ptr, outs, unit, OUT: tl.constexpr, WIDTH: tl.constexpr, WA
         loaded += (_load_codes(codes_ptr, outs[m], unit, OUT, WIDTH, WARPS, WORDS, INSIDE),)
         loaded += (_load_codes(codes_ptr, outs[m] + 8, unit, OUT, WIDTH, WARPS, WORDS, INSIDE),)
     return loaded
+
+
+@triton.jit
+def ask_for_codes(
+    codes_ptr, outs, unit, last_unit,
+    OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """The same of the units up to the last, into the second-level cache."""
+    STEP: tl.constexpr = 4 * WORDS * WARPS
+    num_words = tl.maximum(tl.minimum(last_unit * STEP, WIDTH) - unit * STEP, 0)
+    # A thread asks for a row, or for nothing.
+    index = tl.arange(0, 32 * WARPS)
+    for m in tl.static_range(len(outs)):
+        row = outs[m] + index
+        places = codes_ptr + (row.to(tl.int64) * WIDTH + unit * STEP)
+        prefetch(places, tl.where((index < 16) & (row < OUT), 4 * num_words, 0))
 
 
 @triton.jit

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and heap
         (ImportError("libx.so: failed to map segment from shared object"), True),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 139 GiB"), True),
+        (RuntimeError("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'"), True),
         (RuntimeError("something else"), False),
         (ImportError("No module named x"), False),
     ],

@@ -153,11 +153,21 @@ def lack_of_disk(error: BaseException) -> str | None:
 
 _LACK_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")
 """How the C library, PyTorch, the dynamic linker and Python say so."""
+_OF_A_GPU = ("cuda", "hip ", "nccl")
 
 
 def lack_of_memory(error: BaseException) -> EngineError | None:
     """The error in words for people, if it is that memory lacks, whoever says so."""
     text = str(error).lower()
+    if "out of memory" in text and any(part in text for part in _OF_A_GPU):
+        import re
+
+        wanted = re.search(r"tried to allocate ([\d.]+ [kmgt]?i?b)\b", str(error), re.IGNORECASE)
+        asked = "" if wanted is None else f" as {wanted[1]} more were needed"
+        return EngineError(
+            f"the GPU's memory ran out{asked}: free some (nvidia-smi says who has it), take a smaller model, or give "
+            "less by --gpu-memory-utilization or --kv-cache-memory"
+        )
     if not isinstance(error, MemoryError) and not any(part in text for part in _LACK_OF_MEMORY):
         return None
     import resource

@@ -15,7 +15,7 @@ from ingle.engine.engine import Engine
 from ingle.kernels.sampling import Features
 from ingle.request import EngineRequest, SamplingParams
 from tests.engine.test_steps import Alternating
-from tests.support import engine_for, random_prompt, run, save_checkpoint
+from tests.support import engine_for, greedy, random_prompt, run, save_checkpoint
 
 CAPTURES = ("_capture", "_capture_forward", "_capture_draw")
 
@@ -98,3 +98,23 @@ def test_a_lost_device_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(graphs_of(engine), "_capture", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         engine.worker.device.capture_next()
+
+
+@pytest.mark.parametrize("in_halves", [False, True])
+def test_no_rank_has_a_graph_that_another_lacks(
+    engine: Engine, in_halves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here captures go well, and on another rank they do not."""
+
+    class Ranks:
+        def all_agree(self, well: bool, *, in_stage: bool) -> bool:
+            assert well
+            return False
+
+    device = engine.worker.device
+    assert isinstance(device, TorchDevice)
+    graphs = device.graphs = StepGraphs(device, device.tables, engine.scheduler.limits, Ranks(), in_halves=in_halves)
+    for name in CAPTURES:
+        monkeypatch.setattr(graphs, name, lambda *key: key)
+    assert device.capture_next() and not graphs._wholes and not graphs._forwards
+    assert greedy(engine, random_prompt(1, 20), 4), "no graph is replayed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from ingle.config import EngineConfig
 from ingle.engine import torch_build
 from ingle.engine.gpu_card import Card, check_card, triton_notice
 from ingle.errors import ConfigError
+from ingle.parallel.group import Member
+from ingle.parallel.layout import Layout
 
 CUDA_12_6 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -83,3 +86,21 @@ def test_a_card_without_code_is_refused_before_anything_is_loaded(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CUDA_13)
     with pytest.raises(ConfigError, match="V100"):
         torch_build.TorchRunner(EngineConfig.of("model"), "cuda", our_kernels=False)
+
+
+@pytest.mark.parametrize(("others", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])
+def test_ranks_go_by_the_oldest_card_among_them(
+    others: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of other types than the other ranks have would be wrong."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [*CUDA_12_6, *CUDA_13])
+    monkeypatch.setattr(kernels, "_with_triton", True)
+    config, device = EngineConfig.of("model"), torch.device("cuda", 1)
+    nobody: Any = None
+    member = Member(Layout(2).place(1), device, nobody, nobody, nobody, capability=min(others, (8, 0)))
+    runner = torch_build.TorchRunner(config, "cuda", our_kernels=False, member=member)
+    assert torch_build.pick_dtype(config, {"torch_dtype": "bfloat16"}, runner._card)[0] == dtype
+    assert runner._with_triton == (others >= (8, 0))
+    assert [notice for notice in runner._card_notices if "another rank's GPU has" in notice] == runner._card_notices

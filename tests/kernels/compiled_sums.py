@@ -11,7 +11,7 @@ from tests.kernels.compiled import compiling  # isort: skip  which unsets TRITON
 import torch
 from triton.runtime.jit import JITFunction
 
-from ingle.kernels.gpu import sampling_shares, sums, vector
+from ingle.kernels.gpu import sampling_shares, sums
 from ingle.kernels.group import LogitsShare, Peers
 from ingle.kernels.sampling import SamplingTables
 from ingle.model.layers import RMSNorm
@@ -49,10 +49,9 @@ def compile_for(num_ranks: int) -> None:
             x = torch.zeros(64, 3584, dtype=dtype)
             norm = RMSNorm(torch.zeros(3584, dtype=dtype), 1e-6)
             sums.add_rms_norm(x, x.clone(), norm, norm, peers)
-            sums.add_sent_rms_norm(x[:2], norm, None, peers)
         sums.all_reduce(x, peers)
     x, weight = torch.zeros(2, 1792, dtype=torch.bfloat16), torch.zeros(3584, 1792, dtype=torch.bfloat16)
-    vector.send(x, weight, None, peers)
+    sums.multiply_add_rms_norm(x, weight, None, torch.zeros(2, 3584, dtype=x.dtype), norm, None, peers)
     slots = torch.zeros(2, dtype=torch.int64)
     share = LogitsShare(x, Place(num_ranks - 1, num_ranks), num_ranks * x.shape[1])
     tables = SamplingTables.allocate(2, share.vocab_size, x.device)

@@ -183,7 +183,9 @@ OPTIONS = {
 }
 
 
-def written_out(q: torch.Tensor, cache: torch.Tensor, batch: Batch, options: AttentionOptions) -> torch.Tensor:
+def written_out(
+    q: torch.Tensor, cache: torch.Tensor, batch: Batch, options: AttentionOptions, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
     """Attention as its definition has it, a query at a time, in float64."""
     out = torch.empty_like(q, dtype=torch.float64)
     group, row = q.shape[1] // cache.shape[-2], 0
@@ -196,7 +198,9 @@ def written_out(q: torch.Tensor, cache: torch.Tensor, batch: Batch, options: Att
             scores = torch.einsum("hd,khd->hk", q[row].double(), k) * options.scale
             if options.softcap is not None:
                 scores = options.softcap * torch.tanh(scores / options.softcap)
-            out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
+            if sinks is not None:
+                scores = torch.cat((scores, sinks.double()[:, None]), 1)
+            out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1)[:, : len(places)], v)
             row += 1
     return out
 
@@ -247,6 +251,36 @@ def test_windows_and_soft_caps(options: AttentionOptions, case: str, dtype: torc
         batch.page_tables[chunk.slot, : first_page_seen(options.window, chunk.start, 8)] = RESERVED_PAGE
     cache[:, RESERVED_PAGE] = float("nan")  # what lies before every window is not read
     close(gpu.paged_attention(q, cache, batch, options).double(), expected, dtype)
+
+
+BRIEF = ([Chunk(4, 177, 1, True), Chunk(1, 5, 1, True), Chunk(0, 80, 9, True)], 2)
+SINKS = (0.0, 3.0, -2.0, 300.0, -300.0, 8.0, 1.0, 20.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("case", "window"),
+    [
+        ("brief", None),
+        ("brief", 70),
+        *(pytest.param(case, window, marks=pytest.mark.slow) for case in CASES for window in (None, 70)),
+    ],
+)
+def test_sinks(case: str, window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On many processors, where sequences are in parts, and on one."""
+    options = AttentionOptions(0.3, window=window, softcap=None if window is None else 50.0)
+    chunks, num_decodes = BRIEF if case == "brief" else CASES[case]
+    kv_heads, head_dim = (8, 64) if ON_GPU else (2, 16)  # as gpt-oss has them
+    sinks = torch.tensor(SINKS, device=DEVICE).repeat(kv_heads // 2)
+    q = randn(sum(c.count for c in chunks), len(sinks), head_dim, dtype=dtype) * 3
+    cache = randn(2, 400, 8, kv_heads, head_dim, dtype=dtype)
+    for num_sms in (132, 1):
+        monkeypatch.setattr(attention, "num_sms", lambda device, number=num_sms: number)
+        batch = attention_case(chunks, num_decodes, 8, head_dim=head_dim)
+        expected = written_out(q, cache, batch, options, sinks)
+        theirs = reference.paged_attention(q.float(), cache.float(), batch, options, None, sinks)
+        close(theirs.double(), expected, torch.float32)
+        close(gpu.paged_attention(q, cache, batch, options, None, sinks).double(), expected, dtype)
 
 
 @pytest.mark.parametrize("options", [PLAIN, AttentionOptions(0.3, window=30, softcap=5.0)], ids=["plain", "both"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ingle.kernels import gpu, reference
+from ingle.kernels.flow import ExpertBiases
 from ingle.kernels.gpu import moe
 from ingle.kernels.options import Activation, RouterConfig
 from tests.kernels.test_gpu_kernels import DEVICE, DTYPES, close, randn
@@ -112,17 +113,34 @@ def test_experts(
     close(gpu.experts(x, ids, weights, gate_up, down, activation).float(), expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 40])
+def test_biases_and_clamped_gates(num_tokens: int, dtype: torch.dtype) -> None:
+    """With gates on both sides of their limits."""
+    hidden, inner, num_experts = 40, 24, 5
+    x, ids = randn(num_tokens, hidden, dtype=dtype), choose("random", num_tokens, num_experts, 2)
+    weights = torch.rand(num_tokens, 2, device=DEVICE)
+    gate_up = randn(num_experts, 2 * inner, hidden, dtype=dtype) * hidden**-0.5
+    down = randn(num_experts, hidden, inner, dtype=dtype) * inner**-0.5 / 8
+    biases = ExpertBiases(randn(num_experts, 2 * inner, dtype=dtype) * 7, randn(num_experts, hidden, dtype=dtype))
+    for activation in ("silu", "swiglu_clamped"):
+        exact = ExpertBiases(*(each.float() for each in biases))
+        expected = reference.experts(x.float(), ids, weights, gate_up.float(), down.float(), activation, exact)
+        close(gpu.experts(x, ids, weights, gate_up, down, activation, biases).float(), expected, dtype)
+
+
 def test_a_token_does_not_depend_on_the_others() -> None:
     """Padding rows and broken ones leave the rest as it is: each row equals the same row alone, bit by bit."""
     x, ids = randn(9, 64), choose("random", 9, 6, 2)  # sorted together, unsorted alone
     weights = torch.rand(9, 2, device=DEVICE)
     gate_up, down = randn(6, 2 * 32, 64), randn(6, 64, 32)
     x[4] = torch.nan
-    together = gpu.experts(x, ids, weights, gate_up, down, "silu")
-    assert together[4].isnan().all()
-    for row in (0, 3, 8):
-        alone = gpu.experts(x[row : row + 1], ids[row : row + 1], weights[row : row + 1], gate_up, down, "silu")
-        assert torch.equal(together[row], alone[0])
+    for activation in ("silu", "swiglu_clamped"):
+        together = gpu.experts(x, ids, weights, gate_up, down, activation)
+        assert together[4].isnan().all()
+        for row in (0, 3, 8):
+            alone = gpu.experts(x[row : row + 1], ids[row : row + 1], weights[row : row + 1], gate_up, down, activation)
+            assert torch.equal(together[row], alone[0])
 
 
 def test_tiles_grow_with_the_rows_of_an_expert() -> None:

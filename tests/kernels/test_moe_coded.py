@@ -7,7 +7,9 @@ import torch
 
 from ingle.kernels import gpu, reference
 from ingle.kernels.coded import Coded, CodedKind
+from ingle.kernels.flow import ExpertBiases
 from ingle.weights.gguf_coded import coded_of
+from ingle.weights.quantized.tables import TABLES
 from ingle.weights.source import StoredRows
 from tests.kernels.fused import DEVICE, ON_GPU
 from tests.kernels.test_moe import choose
@@ -25,6 +27,13 @@ def folder(kind: CodedKind, num_rows: int, num_columns: int, *, zeros: bool = Fa
     some = torch.randint(0, largest, (num_rows, groups), dtype=torch.uint8, device=DEVICE) if zeros else None
     orders = torch.stack([torch.randperm(num_columns, device=DEVICE) for _ in range(EXPERTS)]) if order else None
     return Coded(kind, codes, scales.half(), some, 32, 1, orders).into_planes()
+
+
+def mxfp4(num_rows: int, num_columns: int) -> Coded:
+    codes = torch.randint(16, (num_rows, num_columns), dtype=torch.uint8, device=DEVICE)
+    exponents = torch.randint(-7, -3, (num_rows, num_columns // 32), device=DEVICE)
+    table = torch.tensor(TABLES["mxfp4"], device=DEVICE)
+    return Coded("int4", codes, torch.exp2(exponents.float()), None, 32, 1, table=table).into_planes()
 
 
 def blocks(kind: str, num_rows: int, num_columns: int) -> Coded:
@@ -60,6 +69,28 @@ def test_experts(name: str, num_tokens: int) -> None:
     exact = reference.experts_coded(x.float(), ids, weights, gate_up, down, "silu")
     ours = gpu.experts_coded(x, ids, weights, gate_up, down, "silu")
     assert float((ours.float() - exact).norm() / exact.norm()) < (1e-2 if ON_GPU else 2e-3)
+
+
+@pytest.mark.parametrize("dtype", [DTYPE, torch.float32])
+@pytest.mark.parametrize("num_tokens", [1, 6, *((100, 500) if ON_GPU else ())])
+def test_mxfp4_with_biases_and_clamped_gates(num_tokens: int, dtype: torch.dtype) -> None:
+    """In as many blocks of columns as leave a tile half empty, with rows that are no multiple of a tile's."""
+    torch.manual_seed(1)
+    hidden, inner = (2880, 2880) if ON_GPU else (192, 96)
+    gate_up = mxfp4(EXPERTS * inner, hidden), mxfp4(EXPERTS * inner, hidden)
+    down = mxfp4(EXPERTS * hidden, inner)
+    biases = ExpertBiases(
+        (torch.randn(EXPERTS, 2 * inner, device=DEVICE) * 7).to(dtype),
+        torch.randn(EXPERTS, hidden, device=DEVICE).to(dtype),
+    )
+    x, ids = torch.randn(num_tokens, hidden, device=DEVICE).to(dtype), choose("random", num_tokens, EXPERTS, 2)
+    weights = torch.rand(num_tokens, 2, device=DEVICE)
+    exact = reference.experts_coded(
+        x.float(), ids, weights, gate_up, down, "swiglu_clamped", ExpertBiases(*(each.float() for each in biases))
+    )
+    ours = gpu.experts_coded(x, ids, weights, gate_up, down, "swiglu_clamped", biases)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2 if ON_GPU else 2e-3
+    assert ours.dtype == dtype and float((ours.float() - exact).norm() / exact.norm()) < tolerance
 
 
 def test_the_reference_is_that_of_the_decoded_experts() -> None:

@@ -121,16 +121,37 @@ def test_without_windows_and_biases_of_attention(tmp_path: Path) -> None:
     assert greedy(engine, PROMPT, 24) == reference_greedy(model, PROMPT, 24)
 
 
+def test_made_up_weights_are_held_as_published_ones(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """From config.json alone: experts are codes, on either device, and what they stand for is as large as floats."""
+    (tmp_path / "config.json").write_text((folders[0] / "config.json").read_text())
+    logits = []
+    for options in ({}, {"cpu_kernels": "torch"}):
+        engine = engine_for(tmp_path, load_format="dummy", **options)
+        logits.append(engine_logits(engine, PROMPT))
+    (layer, *_) = engine.worker.device.model.layers
+    assert isinstance(layer.mlp.experts, CodedExperts)
+    down = layer.mlp.experts.down.decoded(slice(None), torch.float32)
+    assert 0.01 < down.std() < 0.04 and len(down.unique()) == 15
+    assert logits[0].std() > 0 and off(logits[0], logits[1]) < 0.02  # of which one rounds the rest to bfloat16
+    config = EngineConfig.of(str(tmp_path), load_format="dummy")
+    types = ModelFiles.read(config, tmp_path).opened(config).stored_types
+    num_experts, hidden, inner = (SIZES[key] for key in ("num_local_experts", "hidden_size", "intermediate_size"))
+    assert types["mxfp4"] == 2 * num_experts * 3 * hidden * inner and types["BF16"] > 0
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(folders: tuple[Path, Path]) -> None:
-    """By PyTorch's attention and experts, from eager steps."""
+    """Experts of codes and of floats, from captured steps; in float32 with the CPU's tokens."""
     coded, decoded = folders
     expected = engine_logits(engine_for(decoded), PROMPT)
-    exact = engine_for(coded, device="cuda", max_num_batched_tokens=256)
-    torch.testing.assert_close(engine_logits(exact, PROMPT).cpu(), expected, atol=1e-3, rtol=1e-3)
-    assert greedy(exact, PROMPT, 12) == greedy(engine_for(decoded), PROMPT, 12)
+    for folder in (coded, decoded):
+        exact = engine_for(folder, device="cuda", max_num_batched_tokens=256)
+        torch.testing.assert_close(engine_logits(exact, PROMPT).cpu(), expected, atol=1e-3, rtol=1e-3)
+        assert greedy(exact, PROMPT, 12) == greedy(engine_for(decoded), PROMPT, 12)
     engine = engine_for(coded, device="cuda", dtype="bfloat16", max_num_batched_tokens=40)
-    assert not engine.worker.device.model.capturable
+    assert engine.worker.device.graphs is not None
+    logits = engine_logits(engine, PROMPT).float().cpu()
+    assert float((logits - expected).square().mean().sqrt() / expected.std()) < 0.03
     assert len(greedy(engine, PROMPT, 12)) == 12
 
 

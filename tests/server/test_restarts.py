@@ -229,6 +229,7 @@ async def test_a_traceback_of_the_next_is_for_the_log_alone(
         await asyncio.wait_for(client.closed.wait(), WITHIN_S)
         assert client.failure is not None and "the server's log has the reason" in client.failure
         assert "/srv/secret.py" in caplog.text and "secret" not in client.health().detail
+        assert "server's log" not in caplog.text
 
 
 @pytest.mark.parametrize("loading", [True, False])

@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ingle.engine.child import end_with
@@ -195,12 +196,14 @@ class _Rank:
     def _join(self, join: Join) -> None:
         import torch
 
+        from ingle.engine.ranks import ready_to_load
         from ingle.parallel import group
 
         place = Layout(join.tensor, join.pipeline).place(self._rank)
         device = torch.device(join.devices[self._rank])
         meeting = Meeting(self._rendezvous, tuple(join.hosts), join.port)
-        self._member = group.join(place, device, join.backend, meeting, own_kernels=join.own_kernels)
+        ready = partial(ready_to_load, device.type)
+        self._member = group.join(place, device, join.backend, meeting, own_kernels=join.own_kernels, meanwhile=ready)
         self._voice.say(Joined())
 
     def _load(self, load: Load) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -209,11 +210,22 @@ def assemble(
             team.ready(_IMPORTS_S)
         with startup.phase("ranks", f"joining {layout.num_ranks} ranks"):
             backend, meeting = team.join(layout, devices, own_kernels=own_kernels)
-            member = join(layout.place(0), torch.device(devices[0]), backend, meeting, own_kernels=own_kernels)
+            device = torch.device(devices[0])
+            ready = partial(ready_to_load, device.type)
+            member = join(layout.place(0), device, backend, meeting, own_kernels=own_kernels, meanwhile=ready)
             team.on_end(member.abort)
             team.joined(JOIN_S)
         startup.report(f"the ranks reach each other by {member.link}")
     return Crew(team, member)
+
+
+def ready_to_load(device_type: str) -> None:
+    """Imports what loads and runs a model, which takes about as long as NCCL does to bring ranks together."""
+    from ingle.engine import torch_build  # noqa: F401
+
+    if device_type == "cuda":
+        with contextlib.suppress(ImportError):  # PyTorch's operators run where Triton is not there
+            import ingle.kernels.gpu.device  # noqa: F401
 
 
 def load_on(

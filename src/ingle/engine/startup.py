@@ -21,6 +21,7 @@ from ingle.model.checkpoint import as_stored
 from ingle.model.config_keys import check_keys
 from ingle.model.count import num_parameters
 from ingle.model.kinds import check_head, check_kind
+from ingle.model.mixture_names import mixture_names
 from ingle.model.registry import check_quantization, decoder_config, is_native
 from ingle.model.rounding import TARGETS, plan_rounding
 from ingle.model.tensors import check_tensors
@@ -166,9 +167,20 @@ class ModelFiles:
                 notices = [*notices, *rounding.notices]
             undo.pop_all()
         types = source.stored_types
-        if decoder is not None and rounding is not None and config.weights.load_format == "dummy":
-            types = {**types, "BF16": max(num_parameters(decoder) - rounding.num_rounded, 0)}
+        if decoder is not None and config.weights.load_format == "dummy":
+            types = _made_up(decoder, source, rounding)
         return OpenModel(self, source, decoder, types, (*self.notices, *notices), rounding=rounding)
+
+
+def _made_up(decoder: DecoderConfig, source: WeightSource, rounding: RoundingPlan | None) -> dict[str, int]:
+    """What is known of the types of weights that nothing is read for: nothing where all are floats."""
+    types, moe = source.stored_types, decoder.moe
+    if rounding is not None:
+        return {**types, "BF16": max(num_parameters(decoder) - rounding.num_rounded, 0)}
+    if moe is None or not source.is_coded(mixture_names(source, moe, decoder.names.layers).experts[0].down):
+        return types
+    coded = 3 * len(moe.layers) * moe.router.num_experts * moe.intermediate_size * decoder.hidden_size
+    return {"mxfp4": coded, "BF16": num_parameters(decoder) - coded}
 
 
 def _cache_notices(config: EngineConfig, made_for: str | None) -> tuple[str, ...]:

@@ -52,8 +52,9 @@ class TorchRunner:
         if member is not None:
             self._device = member.device
         self._with_triton, self._card_notices = False, list[str]()
-        if self._on_gpu:
-            self._with_triton, self._card_notices = _ready_gpu(config, self._device)
+        self._card = _card_of(self._device, member) if self._on_gpu else None
+        if self._card is not None:
+            self._with_triton, self._card_notices = _ready_gpu(config, self._card)
         else:
             num_ranks = 1 if member is None else member.num_beside
             torch.set_num_threads(config.parallel.threads or max(1, threads.default_count() // num_ranks))
@@ -72,7 +73,7 @@ class TorchRunner:
             check_weights(num_bytes, memory_of(self._device), on_gpu=self._on_gpu)
 
     def numerics(self, opened: OpenModel) -> Numerics:
-        dtype, notices = pick_dtype(self._config, opened.files.hf_config, self._device)
+        dtype, notices = pick_dtype(self._config, opened.files.hf_config, self._card)
         numerics = self._numerics(dtype, [*self._card_notices, *notices])
         if self._keeps_blocks(opened, dtype):
             return numerics.keeping_blocks()
@@ -179,11 +180,18 @@ class TorchRunner:
         return _LoadedModel(model, memory, [plan.notice, *plan.unknown_keys, *notices])
 
 
-def _ready_gpu(config: EngineConfig, device: torch.device) -> tuple[bool, list[str]]:
-    """Whether Triton's kernels run on this card, and what there is to tell. Raises `ConfigError` if nothing does."""
+def _card_of(device: torch.device, member: Member | None) -> Card:
+    """This card, or an older one of another rank, by which all go. Raises `ConfigError` if nothing runs on this one."""
     card = Card(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     if torch.version.hip is None:
         check_card(card, torch.cuda.get_arch_list(), torch.__version__)
+    if member is not None and member.capability is not None and member.capability < card.capability:
+        return Card("another rank's GPU", member.capability)
+    return card
+
+
+def _ready_gpu(config: EngineConfig, card: Card) -> tuple[bool, list[str]]:
+    """Whether Triton's kernels run on this card, and what there is to tell."""
     wanted, notice = config.parallel.gpu_kernels, triton_notice(card)
     with_triton = wanted == "triton" or (wanted == "auto" and notice is None)
     kernels.use_triton(with_triton)
@@ -233,10 +241,10 @@ def _sizes(model: Model) -> WeightSizes:
     )
 
 
-def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], device: torch.device) -> tuple[torch.dtype, list[str]]:
-    """The type to compute in, and what to tell the user about it."""
-    if device.type == "cuda":
-        computes_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+def pick_dtype(config: EngineConfig, hf_config: dict[str, Any], card: Card | None) -> tuple[torch.dtype, list[str]]:
+    """The type to compute in, on a GPU or a CPU, and what to tell the user about it."""
+    if card is not None:
+        computes_bfloat16 = card.capability >= (8, 0)
         name, notices = dtype_on_gpu(
             config.weights.dtype, hf_config.get("torch_dtype"), computes_bfloat16=computes_bfloat16
         )

@@ -65,7 +65,10 @@ class Decoder:
     """Ranks that have shares of it, of embedding and head equally many rows each; None where all of it is here."""
     border: Border | None = None
     """Of a stage of a pipeline to those before and behind it."""
-    capturable: bool = True
+
+    @property
+    def capturable(self) -> bool:
+        return True
 
     @property
     def max_model_len(self) -> int:
@@ -98,10 +101,9 @@ class Decoder:
 
     def _looked_up(self, token_ids: torch.Tensor, group: Group) -> torch.Tensor:
         """Each row by the rank that has it."""
-        own = token_ids - group.place * self.embedding.num_rows
-        elsewhere = (own < 0) | (own >= self.embedding.num_rows)
-        rows = self.embedding.rows(own.masked_fill(elsewhere, 0))
-        return group.all_reduce(rows.masked_fill(elsewhere[:, None], 0))
+        wanted = token_ids - group.place * self.embedding.num_rows
+        own = wanted.clamp(0, self.embedding.num_rows - 1)
+        return group.all_reduce(self.embedding.rows(own).masked_fill_((wanted != own)[:, None], 0))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, vocab_size] for hidden states [R, E]."""

@@ -74,7 +74,6 @@ def load_decoder(
         cos_sin=rotations(config, max_model_len, device),
         group=group,
         border=border,
-        capturable=not config.sinks,  # which PyTorch's operators attend to, and wait for the device
     )
 
 

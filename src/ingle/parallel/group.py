@@ -13,10 +13,12 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -24,8 +26,9 @@ import torch
 from torch._C import _distributed_c10d as c10d
 from torch.autograd.profiler import record_function
 
-from ingle.errors import EngineError
+from ingle.errors import EngineError, lack_of_memory
 from ingle.kernels.group import Crossing, Peers
+from ingle.parallel.beside import call_beside
 from ingle.parallel.hosts import Meeting
 from ingle.parallel.inboxes import Inboxes, inboxes_of, refuted
 from ingle.parallel.interfaces import interface_of
@@ -37,6 +40,8 @@ T = TypeVar("T")
 
 JOIN_S = 30.0
 """For ranks to find each other, and to add up their first numbers."""
+_REACH_S = 60.0
+"""For the proof of kernels of their own, which are compiled where they are new to a machine."""
 _STEP = timedelta(days=1)
 """For a collective of a step: who does not come is found out by the team (`ingle.parallel.team`)."""
 _LOCAL = "127.0.0.1"
@@ -237,6 +242,7 @@ class StageBorder:
             self._neighbours.before.hand_on(x)
 
     def send(self, x: torch.Tensor) -> None:
+        assert x.dtype == self._dtype, "the stage behind takes it for what it is not"
         if self._is_held:
             self._leaving = x
         elif self._neighbours is not None:
@@ -268,6 +274,8 @@ class Member:
     """Of `stages`, on GPUs."""
     num_here: int | None = None
     """Ranks on this machine, where others are elsewhere."""
+    capability: tuple[int, int] | None = None
+    """Of the oldest GPU among all of them: all compute in types, and by kernels, that it has too."""
 
     @property
     def num_beside(self) -> int:
@@ -293,16 +301,23 @@ class Member:
         return StageBorder(self.stages, hidden_size, dtype, self.device, self.neighbours)
 
     def abort(self) -> None:
-        for group in (self.group, self.hosts, self.stages, self.stage_hosts, *(self.neighbours or ())):
-            if group is not None:
-                group.abort()
+        """All of its groups at once: NCCL frees one's memory when the GPU is idle, which another's waiting may keep it
+        from."""
+        groups = {self.group, self.hosts, self.stages, self.stage_hosts, *(self.neighbours or ())} - {None}
+        call_beside(group.abort for group in groups if group is not None)
 
 
 def join(
-    place: Place, device: torch.device, backend: Backend, meeting: Meeting, *, own_kernels: bool = False
+    place: Place,
+    device: torch.device,
+    backend: Backend,
+    meeting: Meeting,
+    *,
+    own_kernels: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Member:
-    """Waits until all ranks are there, each of which has the same of `meeting`. `own_kernels`: add up what is small,
-    where GPUs reach each other.
+    """Waits until all ranks are there, each of which has the same of `meeting`, and does something else `meanwhile`.
+    `own_kernels`: add up what is small, where GPUs reach each other.
 
     Raises `EngineError` where they do not find each other, or cannot compute together.
     """
@@ -338,20 +353,34 @@ def join(
         link = link_between(group or stages or hosts, device, backend, num_hosts=max(len(set(meeting.hosts)), 1))
         neighbours = None
         if stages is not None and stages.on_devices:
-            pairs = [
-                among(f"part {place.index}, border {first}", place.stage - first, 2, backend)
-                if 0 <= first < layout.pipeline - 1
-                else None
-                for first in (place.stage - 1, place.stage)
-            ]
-            neighbours = Neighbours(*pairs)
-            neighbours.meet(device)
-        if own_kernels and group is not None and group.on_devices:
-            group.reach(device, stage_hosts or hosts, link)
-        num_here = meeting.hosts.count(address) or None
-        return Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
 
-    return _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts))
+            def at(border: int) -> TensorGroup | None:
+                if not 0 <= border < layout.pipeline - 1:
+                    return None
+                if layout.pipeline == 2:
+                    return stages
+                return among(f"part {place.index}, border {border}", place.stage - border, 2, backend)
+
+            neighbours = Neighbours(at(place.stage - 1), at(place.stage))
+            neighbours.meet(device)
+        num_here = meeting.hosts.count(address) or None
+        member = Member(place, device, group, hosts, link, stages, stage_hosts, neighbours, num_here)
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            (oldest,) = member.least(100 * major + minor)
+            member = replace(member, capability=divmod(oldest, 100))
+        return member
+
+    member = _within(JOIN_S, meet, backend, between_hosts=bool(meeting.hosts), meanwhile=meanwhile)
+    if own_kernels and member.group is not None and member.group.on_devices:
+        reach = partial(_reach, member.group, device, member.stage_hosts or member.hosts, member.link)
+        _within(_REACH_S, reach, backend)
+    return member
+
+
+def _reach(group: TensorGroup, device: torch.device, hosts: TensorGroup, link: Link) -> None:
+    torch.cuda.set_device(device)  # which is a thread's own
+    group.reach(device, hosts, link)
 
 
 def _sockets() -> set[int]:
@@ -406,7 +435,14 @@ def _nccl(store: c10d.Store, name: str, rank: int, size: int) -> _Ranks:
     return c10d.ProcessGroupNCCL(c10d.PrefixStore(name, store), rank, size, options)  # type: ignore[return-value]
 
 
-def _within(seconds: float, do: Callable[[], T], backend: Backend, *, between_hosts: bool = False) -> T:
+def _within(
+    seconds: float,
+    do: Callable[[], T],
+    backend: Backend,
+    *,
+    between_hosts: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> T:
     """What is done in a thread, for it may never end."""
     done: list[T] = []
     failed: list[Exception] = []
@@ -419,9 +455,14 @@ def _within(seconds: float, do: Callable[[], T], backend: Backend, *, between_ho
 
     thread = threading.Thread(target=run, name="joining ranks", daemon=True)
     thread.start()
-    thread.join(seconds)
+    until_s = time.monotonic() + seconds
+    meanwhile()
+    thread.join(max(until_s - time.monotonic(), 0))
     if done:
         return done[0]
+    lack = lack_of_memory(failed[0]) if failed else None
+    if lack is not None:
+        raise lack
     what = f"{type(failed[0]).__name__}: {failed[0]}" if failed else f"no answer within {seconds:.0f} s"
     advice = ""
     if backend == "nccl":

@@ -25,6 +25,7 @@ import msgspec
 
 from ingle.config import EngineConfig
 from ingle.errors import EngineError
+from ingle.parallel.beside import call_beside
 from ingle.parallel.hosts import Hosts, LocalProcess, Meeting, RankProcess, rank_command
 from ingle.parallel.layout import Layout
 from ingle.parallel.messages import (
@@ -120,9 +121,7 @@ class _Ranks:
 
     def end_waiting(self) -> None:
         """`abort`, which may itself wait for what a device does not end."""
-        thread = threading.Thread(target=self.abort, name="aborting ranks", daemon=True)
-        thread.start()
-        thread.join(_END_S)
+        call_beside([self.abort], _END_S)
 
     def kill(self) -> None:
         for process in self.processes:

@@ -48,7 +48,9 @@ _EXIT_S = 5.0
 """For a process to end that has closed its channel."""
 MOST_ENGINES = 2
 """That may die before a request is given up that none of them has begun with: to take it in may be what they die of."""
-_FAILED = "the engine failed; the server's log has the reason"
+_IN_THE_LOG = "; the server's log has the reason"
+_FAILED = f"the engine failed{_IN_THE_LOG}"
+"""For clients."""
 _AS_BEFORE = HealthConfig(watchdog=False)
 _ALONE = "the engine"
 Report = Callable[[str], None]
@@ -300,7 +302,7 @@ class EngineClient:
             self._loading = self._loading or Loading()
             self._fail_begun(why)
             after = f" after {delay_s:g} s" if delay_s else ""
-            logger.error("%s; a new one is started%s (%d of %d in a row)", why, after, self._restarts.num,
+            logger.error("%s; a new one is started%s (%d of %d in a row)", for_the_log(why), after, self._restarts.num,
                          self._restarts.most)  # fmt: skip
             await asyncio.sleep(delay_s)
             try:
@@ -460,6 +462,11 @@ async def _attend(
             process.kill()
             deadline_s = loop.time() + KILLED_S
     return found
+
+
+def for_the_log(why: str) -> str:
+    """An engine's end, in the log, which has the reason above."""
+    return why.replace(_IN_THE_LOG, "")
 
 
 def _in_a_line(error: Exception) -> str:

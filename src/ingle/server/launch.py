@@ -27,6 +27,7 @@ from ingle.home import home
 from ingle.hub.resolve import ModelSource, ensure_model
 from ingle.server.access import Access, Keys
 from ingle.server.batch.store import Store
+from ingle.server.engine_client import for_the_log
 from ingle.server.engine_process import EngineProcess
 from ingle.server.fleet import Fleet
 from ingle.server.followed import FollowedFiles
@@ -190,7 +191,7 @@ async def _serve(start: Start, deadline: Deadline) -> None:
     if not tasks[0].cancelled() and (error := tasks[0].exception()) is not None:
         raise error
     if server.engine is not None and server.engine.failure is not None:
-        raise EngineError(server.engine.failure)
+        raise EngineError(for_the_log(server.engine.failure))
 
 
 async def _run_batches(app: Starlette, pool: ModelPool, store: Store) -> None:

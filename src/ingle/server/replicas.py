@@ -15,7 +15,15 @@ from ingle.config import EngineConfig, parse_bytes
 from ingle.config.health import HealthConfig
 from ingle.errors import AnswerLost, ConfigError, EngineError, IngleError, ModelError, Refusals
 from ingle.request import EngineOutput, EngineRequest
-from ingle.server.engine_client import MOST_ENGINES, EngineClient, HealthStatus, NotBegun, Report, in_background
+from ingle.server.engine_client import (
+    MOST_ENGINES,
+    EngineClient,
+    HealthStatus,
+    NotBegun,
+    Report,
+    for_the_log,
+    in_background,
+)
 from ingle.server.engine_process import StartedEngine
 from ingle.server.routing import Routed, Router
 
@@ -184,7 +192,7 @@ class ReplicaSet:
         async def told(engine: EngineClient) -> None:
             await engine.closed.wait()
             if engine.failure is not None and self.failure is None:
-                logger.error("%s; the others go on", engine.failure)
+                logger.error("%s; the others go on", for_the_log(engine.failure))
 
         await asyncio.gather(*map(told, self.engines))
         self.closed.set()

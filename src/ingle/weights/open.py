@@ -30,13 +30,13 @@ def open_source(
     """The weights of the model at `path`, a Hugging Face folder or a GGUF file.
 
     `seed` is that of the random weights of `load_format` "dummy". `gguf` is the file at `path`, where somebody has read
-    it already; `quantization` says what a folder's codes mean.
+    it already; `quantization` says what a folder's codes mean, and which of random weights are codes.
     Raises `ConfigError` when `load_format` does not fit what is there, `ModelError` when that cannot be read.
     """
     if load_format == "dummy":
         from ingle.weights.tensor_sources import DummySource
 
-        return DummySource(seed)
+        return DummySource(seed, quantization)
     found = _found_format(path)
     if load_format not in ("auto", found):
         raise ConfigError(f"--load-format {load_format}: {path} is {found}; leave the flag out or give {found}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection
@@ -16,6 +17,7 @@ import torch
 from ingle.weights.checkpoint_files import TORCH_FILES
 from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.module import StoredTensor
+from ingle.weights.quantized.scheme import Quantization
 from ingle.weights.source import (
     Region,
     StoredRows,
@@ -29,6 +31,12 @@ from ingle.weights.source import (
 from ingle.weights.torch_bin import TorchFile
 
 _DUMMY_STD = 0.02
+_DUMMY_SCALE = 2.0**-7
+"""With which random codes of MXFP4 are about as large."""
+_SOME_CODES = (1 << 20) - 1
+"""Random bytes that are repeated, at an odd distance: to draw all of them would take longer than to load others."""
+_EXPERT = re.compile(r"\.experts\.(?:gate_up|gate|up|down)_proj(?:\.weight)?(?:\[|$)|\.experts\.\d+\.\w+\.weight$")
+"""A matrix of experts, of several or of one."""
 _TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -158,10 +166,14 @@ class TorchSource(_ReadByTorch):
 
 
 class DummySource(_ReadByTorch):
-    """Random weights of any shape, for speed without a checkpoint: the same for the same seed and device type."""
+    """Random weights of any shape, for speed without a checkpoint: the same for the same seed and device type.
 
-    def __init__(self, seed: int) -> None:
+    Floats, but for the experts of a model that is published with those in MXFP4.
+    """
+
+    def __init__(self, seed: int, quantization: Quantization | None = None) -> None:
         self._seed = seed
+        self._codes_experts = quantization is not None and any(each.table == "mxfp4" for each in quantization.schemes)
 
     def __contains__(self, name: str) -> bool:
         return True
@@ -186,9 +198,23 @@ class DummySource(_ReadByTorch):
     def shape(self, name: str) -> None:
         return None
 
+    def is_coded(self, name: str) -> bool:
+        return self._codes_experts and _EXPERT.search(name) is not None
+
+    def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
+        size = num_rows * num_columns // 2
+        some = np.frombuffer(np.random.default_rng(self._seed_of(name)).bytes(min(size, _SOME_CODES)), np.uint8)
+        scales = np.full((num_rows, -(-num_columns // 32)), _DUMMY_SCALE, np.float32)
+        return Groups("int4", np.resize(some, (num_rows, num_columns // 2)), scales, None, 32, True, table="mxfp4")
+
+    def _seed_of(self, name: str) -> int:
+        return int.from_bytes(hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest(), "little")
+
     def load_into(self, name: str, out: torch.Tensor) -> None:
-        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest()
-        generator = torch.Generator(out.device).manual_seed(int.from_bytes(digest, "little"))
+        if self.is_coded(name):
+            out.copy_(torch.from_numpy(self.groups(name, *out.shape).decoded()))
+            return
+        generator = torch.Generator(out.device).manual_seed(self._seed_of(name))
         out.normal_(1.0 if name.endswith("norm.weight") else 0.0, _DUMMY_STD, generator=generator)
 
     def load_region(self, name: str, region: Region, out: torch.Tensor) -> None:

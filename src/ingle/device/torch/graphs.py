@@ -28,6 +28,7 @@ from ingle.kernels.group import Border, Crossing
 from ingle.kernels.sampling import Features, Samples
 from ingle.step import Limits, Step
 
+K = TypeVar("K")
 T = TypeVar("T")
 _Key = tuple[str, Layout, Features | None]
 """What a graph captures."""
@@ -144,9 +145,8 @@ class StepGraphs:
 
     def draw(self, forward: CapturedForward, features: Features) -> Samples:
         """Launches the draw of the step whose forward was launched last, with samples as `run` has them."""
-        draw = forward.draws.get(features) or self._try(
-            ("draw", forward.layout, features), partial(self._capture_draw, forward, features)
-        )
+        capture = partial(self._capture_draw, forward, features)
+        draw = self._kept(forward.draws, features, ("draw", forward.layout, features), capture)
         if draw is None:
             return self._parts.draw(forward.hidden, forward.inputs, features)
         graph, samples = draw
@@ -186,14 +186,20 @@ class StepGraphs:
         return False
 
     def _forward(self, layout: Layout) -> CapturedForward | None:
-        return self._forwards.get(layout) or self._try(
-            ("forward", layout, None), partial(self._capture_forward, layout)
-        )
+        capture = partial(self._capture_forward, layout)
+        return self._kept(self._forwards, layout, ("forward", layout, None), capture)
 
     def _whole(self, layout: Layout, features: Features) -> _Whole | None:
-        return self._wholes.get((layout, features)) or self._try(
-            ("whole", layout, features), partial(self._capture, layout, features)
-        )
+        capture = partial(self._capture, layout, features)
+        return self._kept(self._wholes, (layout, features), ("whole", layout, features), capture)
+
+    def _kept(self, kept: dict[K, T], name: K, key: _Key, capture: Callable[[], T]) -> T | None:
+        """The graph of that name, captured where there is none. It is kept only once all ranks have theirs: a rank that
+        used one while others go without would meet them with other sizes."""
+        found = kept.get(name)
+        if found is None and (found := self._try(key, capture)) is not None:
+            kept[name] = found
+        return found
 
     def _try(self, key: _Key, capture: Callable[[], T]) -> T | None:
         """What `capture` makes, unless it raises an exception twice, now or before: then that graph is given up. What
@@ -252,8 +258,7 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             samples = run()
-        whole = self._wholes[layout, features] = _Whole(graph, packed, samples)
-        return whole
+        return _Whole(graph, packed, samples)
 
     def _capture_forward(self, layout: Layout) -> CapturedForward:
         packed, inputs = self._padding(layout)
@@ -264,8 +269,7 @@ class StepGraphs:
             with self.capturing, torch.cuda.graph(graph, pool=self._pool):
                 hidden = self._parts.hidden_rows(inputs, layout)
         crossing = None if border is None else border.captured()
-        forward = self._forwards[layout] = CapturedForward(layout, graph, packed, inputs, hidden, crossing, {})
-        return forward
+        return CapturedForward(layout, graph, packed, inputs, hidden, crossing, {})
 
     def _capture_draw(self, forward: CapturedForward, features: Features) -> tuple[torch.cuda.CUDAGraph, Samples]:
         # The step's own forward is there already, and what is drawn here only to compile kernels must not count: it
@@ -276,7 +280,6 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with self.capturing, torch.cuda.graph(graph, pool=self._pool):
             samples = self._parts.draw(forward.hidden, forward.inputs, features)
-        forward.draws[features] = graph, samples
         return graph, samples
 
     def _padding(self, layout: Layout) -> tuple[torch.Tensor, StepInputs]:

@@ -14,11 +14,21 @@ import torch
 import triton
 import triton.language as tl
 
-from ingle.kernels import reference
 from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu import decode_codes
 from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
-from ingle.kernels.gpu.heads import MIN_DOT, DecodeTiling, capped, dim_block, exp2, head_rows, precision, scale_and_cap
+from ingle.kernels.gpu.heads import (
+    MIN_DOT,
+    DecodeTiling,
+    capped,
+    dim_block,
+    exp2,
+    head_rows,
+    load_sinks,
+    precision,
+    scale_and_cap,
+    with_sinks,
+)
 from ingle.kernels.gpu.kv_codes import (
     add_values,
     kind_of,
@@ -52,9 +62,7 @@ def paged_attention(
     kv_scales: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `ingle.kernels.reference.paged_attention`, which alone knows sinks: q [T, Hq, D] to [T, Hq, D]."""
-    if sinks is not None:
-        return reference.paged_attention(q, kv_cache, batch, options, kv_scales, sinks)
+    """As `ingle.kernels.reference.paged_attention`: q [T, Hq, D] to [T, Hq, D]."""
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
     is_old = work is not None
@@ -65,11 +73,11 @@ def paged_attention(
         work = share_decodes(batch, num_kv_heads, max_programs, tiling.keys, options.window)
         batch.decode_work[options.window] = work
     if batch.num_blocks:
-        _prefill(q, kv_cache, kv_scales, batch, options, out)
+        _prefill(q, kv_cache, kv_scales, batch, options, sinks, out)
     if work is not None and kv_scales is not None:
-        decode_codes.decode(q, (kv_cache, kv_scales), batch, work, options, out, is_old=is_old)
+        decode_codes.decode(q, (kv_cache, kv_scales), batch, work, options, sinks, out, is_old=is_old)
     elif work is not None:
-        _decode(q, kv_cache, batch, work, options, out, is_old=is_old)
+        _decode(q, kv_cache, batch, work, options, sinks, out, is_old=is_old)
     return out
 
 
@@ -92,8 +100,8 @@ def _row_bytes(kv_cache: torch.Tensor) -> int:
 @triton.jit
 def _decode_kernel(
     q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, arrived_ptr, parts_ptr,
-    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    sums_ptr, out_ptr, sinks_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride,
+    head_stride, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr, BESIDE: tl.constexpr,
     COMPILED: tl.constexpr,
@@ -128,6 +136,8 @@ def _decode_kernel(
     in_group = rows < GROUP
     mask = in_group[:, None] & in_head[None, :]
     heads = kv_head * GROUP + rows
+    if sinks_ptr is not None:
+        sinks = load_sinks(sinks_ptr + heads, in_group)
     own_ptr = kv_ptr + kv_head * head_stride
     keys = tl.arange(0, KEYS)
     page = tl.load(page_tables_ptr + slot * table_stride + (key + keys) // PAGE_SIZE, mask=key + keys < length, other=0)
@@ -161,7 +171,10 @@ def _decode_kernel(
         total = total * shrink + tl.sum(weights, 1)
         ends = key + KEYS >= length
         if ends | (iteration == end - 1):
-            result = acc / total[:, None]
+            all_total = total
+            if sinks_ptr is not None:  # once, where all of a sequence is there: else where its parts are joined
+                all_total = tl.where(ends & from_start, with_sinks(total, new_best, sinks, COMPILED), total)
+            result = acc / all_total[:, None]
             if ends & from_start:
                 row = seq * NUM_HEADS + heads
                 value = result.to(out_ptr.dtype.element_ty)
@@ -196,7 +209,7 @@ def _decode_kernel(
             first_arrived if not is_last else arrived, first_seq if not is_last else seq,
             first_begin if not is_last else seq_begin, first_length if not is_last else length,
             arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head, heads, in_group, dims,
-            mask, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW,
+            mask, sinks_ptr, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, KEYS, WINDOW, COMPILED,
         )  # fmt: skip
 
 
@@ -206,6 +219,7 @@ def _decode(
     batch: Batch,
     work: DecodeWork,
     options: AttentionOptions,
+    sinks: torch.Tensor | None,
     out: torch.Tensor,
     *,
     is_old: bool,
@@ -224,7 +238,7 @@ def _decode(
     beside = early and batch.num_blocks > 0
     _decode_kernel[(num_kv_heads, max_programs + beside)](
         q, kv_cache, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
-        work.num_iterations, work.arrived, parts, sums, out,
+        work.num_iterations, work.arrived, parts, sums, out, sinks,
         *scale_and_cap(options), max_programs, batch.page_tables.stride(0), *kv_cache.stride()[:4],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=dim_block(head_dim),
         HEAD_BLOCK=head_rows(num_heads, num_kv_heads), PAGE_SIZE=page_size,
@@ -237,7 +251,8 @@ def _decode(
 @triton.jit
 def _prefill_kernel(
     q_ptr, kv_ptr, page_tables_ptr, slots_ptr, lengths_ptr, starts_ptr, blocks_ptr,
-    num_blocks_ptr, out_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride, scales,
+    num_blocks_ptr, out_ptr, sinks_ptr, scale, cap, table_stride, v_offset, page_stride, token_stride, head_stride,
+    scales,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
@@ -296,6 +311,8 @@ def _prefill_kernel(
             page_stride, token_stride, kv_head * head_stride, scales_ptr, value_scales_at, scale_page_stride,
             scale, cap, PAGE_SIZE, KEYS, True, PRECISION, WINDOW, CAPPED, KIND, COMPILED,
         )  # fmt: skip
+    if sinks_ptr is not None:
+        total = with_sinks(total, best, load_sinks(sinks_ptr + head, True), COMPILED)
     store_halves(out_ptr + place, over(acc, total, KIND), mask, WIDTH, KIND)
 
 
@@ -381,6 +398,7 @@ def _prefill(
     kv_scales: torch.Tensor | None,
     batch: Batch,
     options: AttentionOptions,
+    sinks: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
     inputs = batch.inputs
@@ -389,7 +407,7 @@ def _prefill(
     early, tiling, held = pdl(q.device), _prefill_tiling(q, coded=kv_scales is not None), words(kv_cache, kv_scales)
     _prefill_kernel[(num_heads, batch.num_blocks)](
         q, held, batch.page_tables, inputs.slots, inputs.kv_lengths, inputs.query_starts, inputs.query_blocks,
-        inputs.num_query_blocks, out,
+        inputs.num_query_blocks, out, sinks,
         *scale_and_cap(options), batch.page_tables.stride(0), *held.stride()[:4], scales(kv_scales, q),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         DIM_BLOCK=dim_block(held.shape[-1]), QUERIES=query_block(head_dim), PAGE_SIZE=page_size,

@@ -13,7 +13,18 @@ import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork
 from ingle.kernels.gpu.device import await_previous, pdl, shared_memory
-from ingle.kernels.gpu.heads import MIN_DOT, DecodeTiling, capped, dim_block, exp2, head_rows, precision, scale_and_cap
+from ingle.kernels.gpu.heads import (
+    MIN_DOT,
+    DecodeTiling,
+    capped,
+    dim_block,
+    exp2,
+    head_rows,
+    load_sinks,
+    precision,
+    scale_and_cap,
+    with_sinks,
+)
 from ingle.kernels.gpu.kv_codes import (
     add_values,
     kind_of,
@@ -36,7 +47,8 @@ _KEYS, _WARPS, _STAGES, _PROGRAMS, _REGISTERS = 128, 4, 2, 3, 168
 @triton.jit
 def _decode_codes_kernel(
     q_ptr, kv_ptr, page_tables_ptr, lengths_ptr, slots_ptr, starts_ptr, num_iterations_ptr, arrived_ptr, parts_ptr,
-    sums_ptr, out_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride, head_stride, scales,
+    sums_ptr, out_ptr, sinks_ptr, scale, cap, max_programs, table_stride, v_offset, page_stride, token_stride,
+    head_stride, scales,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, OLD: tl.constexpr,
@@ -116,7 +128,11 @@ def _decode_codes_kernel(
             total = total * shrink + tl.sum(weights, 1)
             best = new_best
         key += num_parts * KEYS
-        result = over(acc, total, KIND)
+        all_total = total
+        if sinks_ptr is not None:  # once, where all of a sequence is there: else where its parts are joined
+            sinks = load_sinks(sinks_ptr + heads, in_group)
+            all_total = tl.where(from_start & (key >= length), with_sinks(total, best, sinks, COMPILED), total)
+        result = over(acc, all_total, KIND)
         if from_start & (key >= length):
             store_halves(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], result, mask, WIDTH, KIND)
         else:  # a program leaves two parts at most: a sequence's later keys, then another's first ones
@@ -127,8 +143,8 @@ def _decode_codes_kernel(
             )  # fmt: skip
             join_if_last(
                 num_before, seq, first_iteration, length, arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations,
-                num_programs, kv_head, heads, in_group, all_dims, all_mask,
-                NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, 2 * DIM_BLOCK, KEYS, WINDOW,
+                num_programs, kv_head, heads, in_group, all_dims, all_mask, sinks_ptr,
+                NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_BLOCK, 2 * DIM_BLOCK, KEYS, WINDOW, COMPILED,
             )  # fmt: skip
         iteration += num_parts
         if iteration < end:
@@ -155,6 +171,7 @@ def decode(
     batch: Batch,
     work: DecodeWork,
     options: AttentionOptions,
+    sinks: torch.Tensor | None,
     out: torch.Tensor,
     *,
     is_old: bool,
@@ -171,7 +188,7 @@ def decode(
     beside = early and batch.num_blocks > 0
     _decode_codes_kernel[(num_kv_heads, max_programs + beside)](
         q, codes, batch.page_tables, batch.inputs.decode_lengths, batch.inputs.slots, work.starts,
-        work.num_iterations, work.arrived, parts, sums, out,
+        work.num_iterations, work.arrived, parts, sums, out, sinks,
         *scale_and_cap(options), max_programs, batch.page_tables.stride(0), *codes.stride()[:4], scales(kv_scales, q),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_BLOCK=dim_block(head_dim // 2),
         HEAD_BLOCK=head_rows(num_heads, num_kv_heads), PAGE_SIZE=page_size,

@@ -9,12 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ingle.kernels import reference
 from ingle.kernels.flow import Rotation
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.kv_codes import encode, kind_of, scales, store, words
 from ingle.kernels.gpu.scaled import Product, load_product
-from ingle.kernels.options import Activation
+from ingle.kernels.options import SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
+
+_ALPHA, _LIMIT = tl.constexpr(SWIGLU_ALPHA), tl.constexpr(SWIGLU_LIMIT)
 
 
 @triton.jit
@@ -122,8 +123,17 @@ def activate(x, GELU_TANH: tl.constexpr):
 
 
 @triton.jit
+def swiglu_clamped(gate, up):
+    """gpt-oss' gate of float32; what is no number stays none, which a minimum would not leave so."""
+    gate = tl.where(gate > _LIMIT, _LIMIT, gate)
+    up = tl.where(up > _LIMIT, _LIMIT, tl.where(up < -_LIMIT, -_LIMIT, up))
+    return gate / (1 + tl.exp(gate * -_ALPHA)) * (up + 1)
+
+
+@triton.jit
 def _gated_kernel(
-    gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU_TANH: tl.constexpr, PDL: tl.constexpr
+    gate_up_ptr, out_ptr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU_TANH: tl.constexpr, CLAMPED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -132,20 +142,23 @@ def _gated_kernel(
     mask = columns < SIZE
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + columns, mask=mask, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + columns, mask=mask, other=0.0)
-    activated = activate(gate.to(tl.float32), GELU_TANH).to(gate.dtype)
-    tl.store(out_ptr + row * SIZE + columns, activated * up, mask=mask)
+    if CLAMPED:
+        clamped = swiglu_clamped(gate.to(tl.float32), up.to(tl.float32))
+        tl.store(out_ptr + row * SIZE + columns, clamped.to(gate.dtype), mask=mask)
+    else:
+        activated = activate(gate.to(tl.float32), GELU_TANH).to(gate.dtype)
+        tl.store(out_ptr + row * SIZE + columns, activated * up, mask=mask)
 
 
 def gated(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    if activation == "swiglu_clamped":  # of experts with biases, which are the reference's
-        return reference.gated(gate_up, activation)
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
     block = min(triton.next_power_of_2(size), 1024)
     early = pdl(gate_up.device)
     _gated_kernel[(num_rows, triton.cdiv(size, block))](
         gate_up, out,
-        SIZE=size, BLOCK=block, GELU_TANH=activation == "gelu_tanh", PDL=early, num_warps=4, launch_pdl=early,
+        SIZE=size, BLOCK=block, GELU_TANH=activation == "gelu_tanh", CLAMPED=activation == "swiglu_clamped", PDL=early,
+        num_warps=4, launch_pdl=early,
     )  # fmt: skip
     return out
 

@@ -12,7 +12,7 @@ from ingle.kernels.options import AttentionOptions
 
 MIN_DOT = 16
 """Rows and columns that the tensor cores need at least."""
-_LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class DecodeTiling(NamedTuple):
@@ -46,8 +46,8 @@ def precision(q: torch.Tensor) -> str:
 def scale_and_cap(options: AttentionOptions) -> tuple[float, float]:
     """Factor on the products, and the cap, such that scores are exponents of 2; see `capped`."""
     if options.softcap is None:
-        return options.scale * _LOG2_E, 0.0
-    return 2 * options.scale / options.softcap * _LOG2_E, options.softcap * _LOG2_E
+        return options.scale * _LOG2_E.value, 0.0
+    return 2 * options.scale / options.softcap * _LOG2_E.value, options.softcap * _LOG2_E.value
 
 
 @triton.jit
@@ -63,3 +63,18 @@ def exp2(x, COMPILED: tl.constexpr):
 def capped(scores, cap, COMPILED: tl.constexpr):
     """cap * tanh(x), given log2(e) * 2 x: in powers of 2, as everything here."""
     return cap - 2 * cap / (exp2(scores, COMPILED) + 1)
+
+
+@triton.jit
+def load_sinks(ptr, mask):
+    """Attention sinks, as exponents of 2."""
+    return tl.load(ptr, mask=mask, other=0.0) * _LOG2_E
+
+
+@triton.jit
+def with_sinks(total, best, sinks, COMPILED: tl.constexpr):
+    """Sums of exponentials, of which the largest has exponent `best`, with those of sinks.
+
+    Where a sink is so much larger that it is infinite, nothing remains of the others, as is right.
+    """
+    return total + exp2(sinks - best, COMPILED)

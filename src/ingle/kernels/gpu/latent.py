@@ -222,8 +222,8 @@ def _decode_kernel(
             )  # fmt: skip
             join_if_last(
                 num_before, seq, first_iteration, length, arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations,
-                num_programs, head_block, heads, in_group, dims, mask,
-                NUM_HEADS, HEAD_BLOCKS, RANK, HEAD_BLOCK, RANK_BLOCK, KEYS, 0,
+                num_programs, head_block, heads, in_group, dims, mask, None,
+                NUM_HEADS, HEAD_BLOCKS, RANK, HEAD_BLOCK, RANK_BLOCK, KEYS, 0, COMPILED,
             )  # fmt: skip
         iteration += num_parts
         if iteration < end:

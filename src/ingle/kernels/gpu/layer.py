@@ -82,8 +82,7 @@ def project_and_add(
         return fp8_layer.project_and_add(x, of_fp8, projection, flow, norm, post_norm)
     peers = None if projection.group is None else projection.group.peers
     if peers is not None and weight is not None and sums.sends(x, weight, flow.residual, peers):
-        vector.send(x, weight, projection.bias, peers)
-        values, residual = sums.add_sent_rms_norm(flow.residual, norm, post_norm, peers)
+        values, residual = sums.multiply_add_rms_norm(x, weight, projection.bias, flow.residual, norm, post_norm, peers)
         return Flow(residual, norm, values)
     return add(projection.weight.multiply(x, projection.bias), flow, norm, post_norm, projection.group)
 

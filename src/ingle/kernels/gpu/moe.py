@@ -21,10 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ingle.kernels import reference
 from ingle.kernels.flow import ExpertBiases
 from ingle.kernels.gpu.device import await_previous, pdl
-from ingle.kernels.gpu.elementwise import activate
+from ingle.kernels.gpu.elementwise import activate, swiglu_clamped
 from ingle.kernels.options import Activation, RouterConfig
 
 _ONE_HOT = 8192
@@ -246,12 +245,13 @@ def rows_of(blocks_ptr, order_ptr, block, ROWS: tl.constexpr, SORTED: tl.constex
 
 @triton.jit
 def _gate_up_kernel(
-    x_ptr, order_ptr, blocks_ptr, weight_ptr, out_ptr, num_blocks, num_columns, x_stride, num_experts,
+    x_ptr, order_ptr, blocks_ptr, weight_ptr, bias_ptr, out_ptr, num_blocks, num_columns, x_stride, num_experts,
     TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr, GELU_TANH: tl.constexpr,
-    PDL: tl.constexpr,
+    CLAMPED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """activation(x @ gate.T) * (x @ up.T) for one block of rows, written in sorted order, and COLUMNS columns."""
+    """activation(x @ gate.T) * (x @ up.T), each with its bias if there is one, for one block of rows, written in sorted
+    order, and COLUMNS columns."""
     if PDL:
         await_previous()
     block, column = block_and_column(num_blocks, num_columns, GROUP)
@@ -272,18 +272,26 @@ def _gate_up_kernel(
         gate_sum += tl.dot(a, tl.load(gate + start, mask=mask, other=0.0), input_precision=PRECISION)
         up = tl.load(gate + INNER * HIDDEN + start, mask=mask, other=0.0)
         up_sum += tl.dot(a, up, input_precision=PRECISION)
-    out = activate(gate_sum, GELU_TANH) * up_sum
+    if bias_ptr is not None:
+        bias = bias_ptr + expert * 2 * INNER + columns
+        gate_sum += tl.load(bias, mask=is_column, other=0.0).to(tl.float32)[None, :]
+        up_sum += tl.load(bias + INNER, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    if CLAMPED:  # noqa: SIM108 (either is compiled)
+        out = swiglu_clamped(gate_sum, up_sum)
+    else:
+        out = activate(gate_sum, GELU_TANH) * up_sum
     place = out_ptr + rows[:, None] * INNER + columns[None, :]
     tl.store(place, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
 @triton.jit
 def _down_kernel(
-    x_ptr, order_ptr, blocks_ptr, weight_ptr, scales_ptr, out_ptr, num_blocks, num_columns, num_experts,
+    x_ptr, order_ptr, blocks_ptr, weight_ptr, bias_ptr, scales_ptr, out_ptr, num_blocks, num_columns, num_experts,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     GROUP: tl.constexpr, SORTED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x @ down.T times the routing weight for one block of sorted rows; each is written to the place of its pair."""
+    """x @ down.T, and its bias if there is one, times the routing weight for one block of sorted rows; each is written
+    to the place of its pair."""
     if PDL:
         await_previous()
     block, column = block_and_column(num_blocks, num_columns, GROUP)
@@ -301,6 +309,8 @@ def _down_kernel(
         a = tl.load(x + start, mask=is_row[:, None] & in_depth[None, :], other=0.0)
         w = tl.load(weight + start, mask=in_depth[:, None] & is_column[None, :], other=0.0)
         total += tl.dot(a, w, input_precision=PRECISION)
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + expert * HIDDEN + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
     total *= tl.load(scales_ptr + pairs, mask=is_row, other=0.0)[:, None]
     place = out_ptr + pairs[:, None] * HIDDEN + columns[None, :]
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
@@ -361,9 +371,7 @@ def experts(
     activation: Activation,
     biases: ExpertBiases | None = None,
 ) -> torch.Tensor:
-    """As `ingle.kernels.reference.experts`, which alone knows biases."""
-    if biases is not None:
-        return reference.experts(x, expert_ids, weights, gate_up, down, activation, biases)
+    """As `ingle.kernels.reference.experts`."""
     num_experts, hidden, inner = down.shape
     num_tokens, top_k = expert_ids.shape
     early = pdl(x.device)
@@ -381,13 +389,16 @@ def experts(
     activated = torch.empty(num_tokens * top_k, inner, dtype=x.dtype, device=x.device)
     num_columns = triton.cdiv(inner, tiles.inner_columns)
     _gate_up_kernel[(num_blocks * num_columns,)](
-        x, order, blocks, gate_up, activated, num_blocks, num_columns, x.stride(0), num_experts,
-        TOP_K=top_k, COLUMNS=tiles.inner_columns, GELU_TANH=activation == "gelu_tanh", **common,
+        x, order, blocks, gate_up, None if biases is None else biases.gate_up, activated, num_blocks, num_columns,
+        x.stride(0), num_experts,
+        TOP_K=top_k, COLUMNS=tiles.inner_columns, GELU_TANH=activation == "gelu_tanh",
+        CLAMPED=activation == "swiglu_clamped", **common,
     )  # fmt: skip
     by_pair = torch.empty(num_tokens * top_k, hidden, dtype=x.dtype, device=x.device)
     num_columns = triton.cdiv(hidden, tiles.hidden_columns)
     _down_kernel[(num_blocks * num_columns,)](
-        activated, order, blocks, down, weights, by_pair, num_blocks, num_columns, num_experts,
+        activated, order, blocks, down, None if biases is None else biases.down, weights, by_pair, num_blocks,
+        num_columns, num_experts,
         COLUMNS=tiles.hidden_columns, **common,
     )  # fmt: skip
     return sum_pairs(by_pair, top_k)

@@ -41,6 +41,8 @@ _TILES = (
     _Tiles(128, 64, 64, 4, 4, 3),
     _Tiles(math.inf, 128, 64, 4, 8, 3),
 )
+_FLOAT32_TILES = (_Tiles(math.inf, 16, 32, 2, 4, 2),)
+"""float32 is for measuring parity, not for speed."""
 
 
 def experts_coded(
@@ -53,23 +55,27 @@ def experts_coded(
     biases: ExpertBiases | None = None,
 ) -> torch.Tensor:
     """As `ingle.kernels.reference.experts_coded`."""
-    if biases is not None or x.dtype == torch.float32 or not all(planes.suits(each) for each in (*gate_up, down)):
+    if not all(planes.suits(each) for each in (*gate_up, down)):
         return reference.experts_coded(x, expert_ids, weights, gate_up, down, activation, biases)
     (num_tokens, hidden), top_k = x.shape, expert_ids.shape[1]
     num_experts, num_pairs = down.num_rows // hidden, num_tokens * top_k
-    tiles = next(each for each in _TILES if num_pairs / num_experts <= each.up_to)
+    choices = _FLOAT32_TILES if x.dtype == torch.float32 else _TILES
+    tiles = next(each for each in choices if num_pairs / num_experts <= each.up_to)
     by_expert = is_sorted(num_pairs, num_experts, num_tokens)
     order = blocks = expert_ids
     if by_expert:
         order, blocks = sort_by_expert(expert_ids, num_experts, tiles.rows)
     num_blocks, early = len(blocks) if by_expert else num_pairs, pdl(x.device)
 
-    def multiply(given: torch.Tensor, coded: Coded, out: torch.Tensor, *, is_last: bool) -> None:
+    def multiply(
+        given: torch.Tensor, coded: Coded, bias: torch.Tensor | None, out: torch.Tensor, *, is_last: bool
+    ) -> None:
         size_out = coded.num_rows // num_experts
         num_columns = triton.cdiv(size_out, tiles.outs)
         _experts_kernel[(num_blocks * num_columns,)](
             given, order, blocks, planes.pointers(coded), coded.codes if coded.order is None else coded.order, weights,
-            out, num_blocks, num_columns, given.stride(0), out.stride(0), num_experts,
+            bias, out, num_blocks, num_columns, given.stride(0), out.stride(0), num_experts,
+            None if bias is None else bias.stride(0),
             TOP_K=top_k, IN=coded.num_columns, OUT=size_out, ROWS=tiles.rows, OUTS=tiles.outs,
             BLOCKS=tiles.blocks, PROGRAMS=_GROUP, SORTED=by_expert, LAST=is_last, ORDERED=coded.order is not None,
             **planes.constants(coded), PDL=early, num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=early,
@@ -79,17 +85,18 @@ def experts_coded(
     both, first = x.new_empty(num_pairs, inner), 0
     for each in gate_up:
         last = first + each.num_rows // num_experts
-        multiply(x, each, both[:, first:last], is_last=False)
+        bias = None if biases is None else biases.gate_up[:, first:last]
+        multiply(x, each, bias, both[:, first:last], is_last=False)
         first = last
     by_pair = x.new_empty(num_pairs, hidden)
-    multiply(gated(both, activation), down, by_pair, is_last=True)
+    multiply(gated(both, activation), down, None if biases is None else biases.down, by_pair, is_last=True)
     return sum_pairs(by_pair, top_k)
 
 
 @triton.jit
 def _experts_kernel(
-    x_ptr, order_ptr, blocks_ptr, matrix, columns_ptr, scales_ptr, out_ptr, num_blocks, num_columns, x_stride,
-    out_stride, num_experts,
+    x_ptr, order_ptr, blocks_ptr, matrix, columns_ptr, scales_ptr, bias_ptr, out_ptr, num_blocks, num_columns,
+    x_stride, out_stride, num_experts, bias_stride,
     TOP_K: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
     OUTS: tl.constexpr, BLOCKS: tl.constexpr, PROGRAMS: tl.constexpr, SORTED: tl.constexpr, LAST: tl.constexpr,
     ORDERED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
@@ -97,8 +104,8 @@ def _experts_kernel(
     FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr,
     TABLE: tl.constexpr, FLOAT8: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x times an expert's rows of the matrix for one block of rows and OUTS columns, in sorted order; of the LAST
-    product times the routing weight, to the place of its pair."""
+    """x times an expert's rows of the matrix, and its bias if there is one, for one block of rows and OUTS columns, in
+    sorted order; of the LAST product times the routing weight, to the place of its pair."""
     if PDL:
         await_previous()
     block, column = block_and_column(num_blocks, num_columns, PROGRAMS)
@@ -115,6 +122,9 @@ def _experts_kernel(
             BLOCKS, ORDERED, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED,
             TABLE, FLOAT8,
         )  # fmt: skip
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + expert * bias_stride + outs, mask=in_outs, other=0.0)
+        total += bias.to(tl.float32)[:, None]
     if LAST:
         total *= tl.load(scales_ptr + pairs, mask=is_row, other=0.0)[None, :]
     to_rows = (pairs if LAST else rows).to(tl.int64) * out_stride

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork
 from ingle.kernels.gpu.device import await_previous, barrier, pdl
+from ingle.kernels.gpu.heads import load_sinks, with_sinks
 
 
 @triton.jit
@@ -89,10 +90,14 @@ def leave_sum(log_sum, place, sums_ptr, arrived_ptr, in_group, COMPILED: tl.cons
 @triton.jit
 def join_if_last(
     arrived, seq, seq_begin, length, arrived_ptr, parts_ptr, sums_ptr, out_ptr, num_iterations, num_programs, kv_head,
-    heads, in_group, dims, mask, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
+    heads, in_group, dims, mask, sinks_ptr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """Where all programs with a part of a sequence arrived before this one: joins them, and resets their counter."""
+    """Where all programs with a part of a sequence arrived before this one: joins them, and resets their counter.
+
+    sinks_ptr: `ingle.kernels.reference.paged_attention`'s, which are in no part; or None.
+    """
     if arrived > 0:
         num_keys = tl.minimum(length, WINDOW) if WINDOW else length
         seq_end = seq_begin + tl.cdiv(num_keys, KEYS)
@@ -101,15 +106,16 @@ def join_if_last(
         if arrived == last_program - first_program:
             _join(
                 parts_ptr, sums_ptr, out_ptr, first_program, last_program, seq * NUM_HEADS + heads, heads, in_group,
-                dims, mask, NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK,
+                dims, mask, sinks_ptr, NUM_HEADS, HEAD_DIM, HEAD_BLOCK, DIM_BLOCK, COMPILED,
             )  # fmt: skip
             tl.store(arrived_ptr + seq * NUM_KV_HEADS + kv_head, 0)
 
 
 @triton.jit
 def _join(
-    parts_ptr, sums_ptr, out_ptr, first_program, last_program, row, heads, in_group, dims, mask,
+    parts_ptr, sums_ptr, out_ptr, first_program, last_program, row, heads, in_group, dims, mask, sinks_ptr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Joins a sequence's parts, each weighing the sum of its exponentials. Other programs wrote them: not from L1."""
     best = tl.full([HEAD_BLOCK], float("-inf"), tl.float32)
@@ -127,5 +133,7 @@ def _join(
         acc = acc * shrink[:, None] + part * weight[:, None]
         total = total * shrink + weight
         best = new_best
+    if sinks_ptr is not None:
+        total = with_sinks(total, best, load_sinks(sinks_ptr + heads, in_group), COMPILED)
     result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row[:, None] * HEAD_DIM + dims[None, :], result, mask=mask)

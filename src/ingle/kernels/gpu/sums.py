@@ -11,7 +11,8 @@ In one shot each rank gets all rows of every other. In two, each adds up the row
 of ranks, leaves its place, and tells the others: 2 / size of the bytes, in two ways between GPUs. Either adds up in
 float32 in the order of places, and rounds once, so that all ranks have the same to the bit.
 
-Programs wait for those of other GPUs, so all of them have to run at once: there are at most as many as SMs.
+Programs wait for those of other GPUs, so all of them have to run at once: of short rows there are at most two for each
+SM, else one. With many rows each sends some before it looks for the first, and another with each that it takes.
 """
 
 from __future__ import annotations
@@ -35,15 +36,25 @@ _MIN_BLOCK, _MAX_BLOCK = 256, 16384
 """Numbers of a program's row: each thread has its own."""
 _PIECE = 2048
 """Numbers of a program's row, where there are none."""
+_SHORT = 8192
+"""Bytes of a row whose program leaves room for another in an SM: it needs no more than 64 registers of 512 threads."""
+_ROWS_AHEAD = tl.constexpr(2)
+"""That a program has sent when it looks for one: what is on its way between two GPUs is some MiB then."""
 _TRIES = tl.constexpr(4096)
 """Looks between two questions whether there is still someone to wait for: some milliseconds."""
 
 
 @triton.jit
 def _begun(state_ptr, half, COMPILED: tl.constexpr):
-    """The last program that has begun leaves the other half for the next sum."""
+    """The last program that has begun leaves the other half for the next sum.
+
+    Nothing else is told by it, so no program waits until its numbers are with the others.
+    """
     barrier(COMPILED)  # all threads of the program know theirs
-    if tl.atomic_add(state_ptr + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+    last = True
+    if tl.num_programs(0) > 1:
+        last = tl.atomic_add(state_ptr + 1, 1, sem="relaxed") == tl.num_programs(0) - 1
+    if last:
         tl.store(state_ptr + 1, 0)
         tl.store(state_ptr, (1 - half).to(tl.int64))
 
@@ -150,6 +161,18 @@ def _place(row, columns, numel, SIZE: tl.constexpr):
     return offsets, (columns < SIZE) & (offsets < numel)
 
 
+@triton.jit
+def _send(
+    x_ptr, inboxes, begin, row, columns, numel,
+    SIZE: tl.constexpr, PLACE: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """A row to all others, where there is such a row."""
+    offsets, mask = _place(row, columns, numel, SIZE)
+    own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+    for step in tl.static_range(1, RANKS):
+        _leave(inboxes, begin, offsets, own, mask, numel, (PLACE + step) % RANKS, PLACE)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _one_shot_kernel(
     x_ptr, residual_ptr, weight_ptr, post_weight_ptr, out_ptr, inboxes, state_ptr, num_rows, numel, half_size, eps,
@@ -165,13 +188,12 @@ def _one_shot_kernel(
         await_previous()
     half = half_of(state_ptr)
     begin = half * half_size
-    for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        offsets, mask = _place(row, columns, numel, SIZE)
-        own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
-        for step in tl.static_range(1, RANKS):
-            _leave(inboxes, begin, offsets, own, mask, numel, (PLACE + step) % RANKS, PLACE)
+    ahead = _ROWS_AHEAD * tl.num_programs(0)
+    for row in range(tl.program_id(0), min(num_rows, ahead), tl.num_programs(0)):
+        _send(x_ptr, inboxes, begin, row, columns, numel, SIZE, PLACE, RANKS)
     _begun(state_ptr, half, COMPILED)
     for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
+        _send(x_ptr, inboxes, begin, row + ahead, columns, numel, SIZE, PLACE, RANKS)
         offsets, mask = _place(row, columns, numel, SIZE)
         own = sendable(tl.load(x_ptr + offsets, mask=mask, other=0.0))
         held = _held(residual_ptr, offsets, mask, NORM)
@@ -236,8 +258,8 @@ def _sent_kernel(
 ):  # fmt: skip
     """A row for each program, of what the products of all ranks have left: a half has a slot of `numel` for each.
 
-    Nothing but the numbers tells that a product is done, so neither this rank's is waited for, and the kernel behind
-    may ask for its weights. What that product reads may have become this kernel's output, so that is written later.
+    Nothing but the numbers tells that a product is done, so this rank's is not waited for but at the end, where it has
+    ended long since, and the kernel behind may ask for its weights. So nothing is written here that a product reads.
     """
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     columns = tl.arange(0, BLOCK)
@@ -249,11 +271,11 @@ def _sent_kernel(
     held = _held(residual_ptr, offsets, mask, True)
     slots = inbox_of(inboxes, PLACE, dtype.primitive_bitwidth == 32) + half * half_size
     seen = _take(slots, offsets, mask, numel, state_ptr, RANKS)
-    if PDL:
-        gdc_wait()
-    _begun(state_ptr, half, COMPILED)
     total = _added(seen[0], seen, dtype, RANKS, RANKS)
     _finish(total, held, offsets, mask, weight, post_weight, residual_ptr, out_ptr, eps, SIZE, True, POST)
+    _begun(state_ptr, half, COMPILED)  # whose numbers came, they have all read the state
+    if PDL:
+        gdc_wait()
 
 
 def suits(x: torch.Tensor, peers: Peers) -> bool:
@@ -287,11 +309,19 @@ def add_rms_norm(
     return out, residual
 
 
-def add_sent_rms_norm(
-    residual: torch.Tensor, norm: Norm, post_norm: Norm | None, peers: Peers
+def multiply_add_rms_norm(
+    x: torch.Tensor,
+    weight: vector.Matrix,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm: Norm,
+    post_norm: Norm | None,
+    peers: Peers,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`add_rms_norm` of what `vector.send` has sent, of the shape and type of residual [T, E]."""
-    out, (num_rows, size), early = torch.empty_like(residual), residual.shape, pdl(residual.device)
+    """`add_rms_norm` of x @ weight.T + bias, which the product sends, for residual [T, E]: where it `sends`."""
+    out = torch.empty_like(residual)  # before the product, so that it is not where x was
+    vector.send(x, weight, bias, peers)
+    (num_rows, size), early = residual.shape, pdl(residual.device)
     block = max(triton.next_power_of_2(size), _MIN_BLOCK)
     _sent_kernel[(num_rows,)](
         residual, norm.weight, residual if post_norm is None else post_norm.weight, out, peers.inboxes, peers.state,
@@ -322,10 +352,11 @@ def _run(
     most = half_size // size // (ranks - 1) if one_shot else half_size // size // (2 * ranks - 1) * ranks
     block = max(triton.next_power_of_2(size), _MIN_BLOCK)
     kernel, rows_of_program = (_one_shot_kernel, 1) if one_shot else (_two_shot_kernel, ranks)
+    most_programs = num_sms(x.device) * (2 if one_shot and block * x.itemsize <= _SHORT else 1)
     flat, flat_out = x.view(-1), out.view(-1)
     for start in range(0, num_rows, most):
         rows, begin = min(most, num_rows - start), start * size
-        kernel[(min(triton.cdiv(rows, rows_of_program), num_sms(x.device)),)](
+        kernel[(min(triton.cdiv(rows, rows_of_program), most_programs),)](
             flat[begin:], x if residual is None else residual.view(-1)[begin:], x if norm is None else norm.weight,
             x if post_norm is None else post_norm.weight, flat_out[begin:], peers.inboxes, peers.state,
             rows, min(rows * size, numel - begin), half_size, 0.0 if norm is None else norm.eps,

@@ -39,6 +39,8 @@ _OUTS, _UNIT, _WARPS = 2, 4096, 4
 _FP8_OUTS, _FP8_UNIT, _FP8_EARLY = 4, 4096, 1 << 15
 """The same of FP8, and weights asked for early. By the compiled code 5.4 instructions a weight of gate and up
 with all that is fused, of which an SM could issue 7.7 in the time that the memory takes."""
+_SENT_EARLY = 5 << 12
+"""Of a product that is sent: the kernels between two sums are short, and all wait while a rank's last program does."""
 _LONG = 4096
 """Inputs above which an iteration takes twice as many."""
 
@@ -202,7 +204,7 @@ def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: to
 
 
 def send(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, peers: Peers) -> None:
-    """Leaves x @ weight.T + bias, for x [M, K], with all ranks: what comes next is `sums.add_sent_rms_norm`."""
+    """Leaves x @ weight.T + bias, for x [M, K], with all ranks: what comes next is in `sums.multiply_add_rms_norm`."""
     _run(x, None, weight, bias, _ADD, x, peers=peers)
 
 
@@ -238,6 +240,13 @@ def tiling(size_in: int, *, paired: bool) -> Tiling:
     return Tiling(_OUTS, min(triton.next_power_of_2(size_in), num_weights // (_OUTS * (1 + paired))))
 
 
+def sent_tiling(size_in: int) -> Tiling:
+    """Of a share of a matrix' columns: programs that have asked for all of their weights before they wait, and more
+    rows of few inputs, so that all programs run at once."""
+    outs = 2 * _OUTS if size_in <= _UNIT // _OUTS else _OUTS
+    return Tiling(outs, min(triton.next_power_of_2(size_in), _UNIT // outs))
+
+
 def fp8_tiling(size_in: int, *, paired: bool) -> Tiling:
     """More rows of weights: what a thread computes of its inputs counts for all of them."""
     return Tiling(_FP8_OUTS, min(triton.next_power_of_2(size_in), _FP8_UNIT // (_FP8_OUTS * (1 + paired))))
@@ -256,13 +265,15 @@ def _run(
     peers: Peers | None = None,
 ) -> None:
     if isinstance(weight, torch.Tensor):
-        numbers, scales, share_out, most_early = weight, x, tiling, _EARLY
+        numbers, scales, most_early = weight, x, _EARLY if peers is None else _SENT_EARLY
     else:
-        numbers, scales = weight.codes.view(torch.float8_e4m3fn), weight.scales
-        share_out, most_early = fp8_tiling, _FP8_EARLY
+        numbers, scales, most_early = weight.codes.view(torch.float8_e4m3fn), weight.scales, _FP8_EARLY
     size_out, size_in = numbers.shape
     paired, early = epilogue != _ADD, pdl(x.device)
-    outs, depth = share_out(size_in, paired=paired)
+    if numbers is not weight:
+        outs, depth = fp8_tiling(size_in, paired=paired)
+    else:
+        outs, depth = tiling(size_in, paired=paired) if peers is None else sent_tiling(size_in)
     num_early = max(most_early // (outs * (1 + paired) * depth), 1)
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](

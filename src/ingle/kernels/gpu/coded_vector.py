@@ -81,12 +81,11 @@ def _coded_vector_kernel(
     )  # fmt: skip
     if PDL:
         if AHEAD > 0:
-            index = tl.arange(0, 64)  # a thread asks for a row, or for nothing
-            tiles = program + (1 + index // LINES) * num_programs
-            outs = rows_of_tile(tiles, index % LINES, OUT, OUTS, EPILOGUE, HALF)
-            num_bytes = tl.maximum(last_chunk - first_chunk, 0) * (4 * LOW)
-            asked = (index < AHEAD * LINES) & (tiles < NUM_TILES) & (outs < OUT)
-            prefetch(matrix[0] + (outs.to(tl.int64) * COUNT + first_chunk) * LOW, tl.where(asked, num_bytes, 0))
+            num_words = tl.maximum(last_chunk - first_chunk, 0) * LOW
+            _ask_for_tiles(
+                matrix[0] + first_chunk * LOW, num_words, program + num_programs, num_programs, AHEAD, OUT, OUTS,
+                EPILOGUE, HALF, COUNT * LOW,
+            )  # fmt: skip
         await_previous()
     inputs = ()
     scales = ()
@@ -125,6 +124,20 @@ def _coded_vector_kernel(
                     kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
                     EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
+
+
+@triton.jit
+def _ask_for_tiles(
+    ptr, num_words, tile, num_programs, AHEAD: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr,
+    EPILOGUE: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """So many words of the rows of AHEAD tiles, into the second-level cache."""
+    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
+    index = tl.arange(0, 64)  # a thread asks for a row, or for nothing
+    tiles = tile + index // LINES * num_programs
+    outs = rows_of_tile(tiles, index % LINES, OUT, OUTS, EPILOGUE, HALF)
+    asked = (index < AHEAD * LINES) & (tiles < (OUT + LINES - 1) // LINES) & (outs < OUT)
+    prefetch(ptr + outs.to(tl.int64) * WIDTH, tl.where(asked, 4 * num_words, 0))
 
 
 @triton.jit
@@ -226,12 +239,17 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
     bits = sum(BITS[coded.kind])
-    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows == 1 else 12
+    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, _warps_at_once(bits, num_rows)
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
     num_programs = triton.cdiv(num_tiles, max(triton.cdiv(num_tiles, at_once), 2))
     return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
+
+
+def _warps_at_once(bits: int, num_rows: int) -> int:
+    """That an SM runs."""
+    return 16 if bits != 5 and num_rows == 1 else 12
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -334,7 +352,7 @@ def run_by(
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
         AHEAD=shape.ahead if low >= 4 else 0, PDL=early, COMPILED=x.is_cuda,
-        num_warps=shape.num_warps, launch_pdl=early,
+        num_warps=shape.num_warps, maxnreg=(2048 // _warps_at_once(low + high, len(x))) & ~7, launch_pdl=early,
     )  # fmt: skip
 
 

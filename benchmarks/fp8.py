@@ -19,7 +19,7 @@ import triton
 from ingle.kernels import gpu
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Rotation
-from ingle.kernels.gpu import elementwise, few_rows_coded, fp8, fp8_rows, vector
+from ingle.kernels.gpu import elementwise, fp8, fp8_rows, vector
 from ingle.kernels.gpu.scaled import Product
 from ingle.model.layers import GatedMLP, Linear, RMSNorm
 from ingle.weights.coded_part import CodedPart
@@ -34,7 +34,6 @@ VARIANTS: dict[str, dict[str, bool | int]] = {
     "apart": {"FUSED": False},
     "fast": {"FAST_INPUTS": 1 << 20},
     "slow": {"FAST_INPUTS": 0},
-    "from 3": {"MIN_ROWS": 3},
     "16 bits": {"ENABLED": False},
 }
 """And the constants of `ingle.kernels.gpu.fp8` that they change."""
@@ -130,7 +129,7 @@ def main() -> None:
     torch.manual_seed(0)
     layers = {coded: [Layer.random(coded) for _ in range(2)] for coded in (False, True)}
     usual = {name: getattr(fp8, name) for each in VARIANTS.values() for name in each}
-    few_rows, fp8_rows_at_most = few_rows_coded.MAX_ROWS, vector.FP8_ROWS
+    fp8_rows_at_most = vector.FP8_ROWS
     results: list[dict[str, object]] = []
     print(f"{'a layer, us':12}", *(f"{variant:>8}" for variant in options.variants))
     for num_rows in options.rows:
@@ -139,7 +138,6 @@ def main() -> None:
             for name, value in {**usual, **VARIANTS[variant]}.items():
                 setattr(fp8, name, value)
             vector.FP8_ROWS = 0 if variant == "16 bits" else fp8_rows_at_most
-            few_rows_coded.MAX_ROWS = 2 if variant == "from 3" else few_rows
             us = time_layers(layers[variant != "bf16"], num_rows)
             line.append(us)
             results.append({"rows": num_rows, "variant": variant, "layer_us": us})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import fp8
+from ingle.kernels.gpu import fp8, fp8_few
 from ingle.kernels.gpu.fp8 import Tiling
 from ingle.kernels.gpu.fp8_rows import GROUP, quantize
 from ingle.kernels.gpu.scaled import Product
@@ -50,6 +50,28 @@ def test_products(size_in: int, group_size: int) -> None:
     assert float((ours.double() - of_inputs).norm() / of_inputs.norm()) < 0.08
 
 
+FEW = [
+    (3, 40, 320, 1), (16, 72, 640, 3),
+    *([(rows, *size, 0) for rows in (3, 16, 36) for size in ((4608, 3584), (3584, 18944))] * ON_GPU),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_rows, size_out, size_in, num_splits", FEW)
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_of_a_few_rows(
+    num_rows: int, size_out: int, size_in: int, num_splits: int, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one program a tile, by several, and as they are shared out on a GPU."""
+    if num_splits:
+        monkeypatch.setattr(fp8_few, "tiling", lambda *sizes: fp8_few.Tiling(64, num_splits, 128, 2))
+    coded, rows = made("fp8", size_out, size_in, size_in), quantize(inputs(num_rows, size_in))
+    bias = torch.randn(size_out, device=DEVICE).half()
+    ours = fp8_few.multiply(rows, coded, bias, torch.float16, exact=exact)
+    exactly = exact_product(stands_for(*rows), coded) + bias.double()
+    assert float((ours.double() - exactly).norm() / exactly.norm()) < 3e-3
+    assert not fp8_few.counters(coded.codes.device).any()
+
+
 @pytest.mark.parametrize("biased", [True, False])
 def test_scales_behind_a_product(biased: bool) -> None:
     sums, rows, outs = (torch.randn(*shape, device=DEVICE) for shape in ((3, 40), (3, 1), (1, 40)))
@@ -63,7 +85,7 @@ def test_scales_behind_a_product(biased: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [17, 33, 256, 1025])
+@pytest.mark.parametrize("num_rows", [3, 17, 33, 256, 1025])
 @pytest.mark.parametrize("size_out, size_in", [(64, 256), (8192, 256), (4608, 3584), (256, 18944)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_products_of_the_library(num_rows: int, size_out: int, size_in: int, dtype: torch.dtype) -> None:
@@ -133,13 +155,14 @@ def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     coded = replace(made("fp8", 16, 256, 256), quantizes_inputs=True)
     grouped = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
     many = torch.zeros(128, 256, dtype=torch.bfloat16, device=DEVICE)
-    assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:8], coded)
+    assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:2], coded)
     monkeypatch.setattr(fp8, "multiplies_fp8", lambda device: True)
     assert fp8.suits(many, coded) and not fp8.suits(many.float(), coded)
     assert not fp8.suits(many, grouped)
     monkeypatch.setattr(fp8, "pdl", lambda device: True)
     blocks = in_blocks(128, 512)
-    assert fp8.suits(many, blocks) and not fp8.suits(many, in_blocks(128, 384))
+    assert fp8.suits(many, blocks) and not fp8.suits(many[:16], blocks)
+    assert not fp8.suits(many, in_blocks(128, 384))
     monkeypatch.setattr(fp8, "pdl", lambda device: False)
     assert not fp8.suits(many, blocks)
     monkeypatch.setattr(fp8, "BY_GROUPS", True)

@@ -20,8 +20,7 @@ from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, cl
 def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Rows and their size: one iteration, two or several, with tiles of several sizes; some before the wait."""
     num_rows, size_in, outs, depth = request.param
-    monkeypatch.setattr(vector, "tiling", lambda size_in, *, paired: Tiling(outs, depth))
-    monkeypatch.setattr(vector, "_EARLY", 3 * 2 * outs * depth)
+    monkeypatch.setattr(vector, "tiling", lambda size_in, *, paired: Tiling(outs, depth, 3 * 2 * outs * depth))
     torch.manual_seed(outs)
     return num_rows, size_in
 
@@ -84,8 +83,11 @@ def fp8(num_rows: int, size_in: int) -> Coded:
 
 
 @pytest.mark.parametrize("num_rows, size_in", [(2, 1040), *([(1, 208), (1, 3584), (2, 3584), (1, 18944)] * ON_GPU)])
-def test_fp8(num_rows: int, size_in: int) -> None:
+@pytest.mark.parametrize("tiling", [None, Tiling(2, 512, 1 << 12, 2, True)], ids=["usual", "ahead"])
+def test_fp8(num_rows: int, size_in: int, tiling: Tiling | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(size_in)
+    if tiling is not None:
+        monkeypatch.setattr(vector, "fp8_tiling", lambda size_in, *, paired: tiling)
     rows, norm, normed = normed_rows(num_rows, size_in)
     held, residual, bias = fp8(72, size_in), randn(num_rows, 72), randn(72)
     matrix = held.decoded(slice(None), torch.float32)

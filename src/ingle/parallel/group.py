@@ -301,10 +301,16 @@ class Member:
         return StageBorder(self.stages, hidden_size, dtype, self.device, self.neighbours)
 
     def abort(self) -> None:
-        """All of its groups at once: NCCL frees one's memory when the GPU is idle, which another's waiting may keep it
-        from."""
-        groups = {self.group, self.hosts, self.stages, self.stage_hosts, *(self.neighbours or ())} - {None}
-        call_beside(group.abort for group in groups if group is not None)
+        """Those of GPUs at once, where there are several: NCCL frees one's memory when the GPU is idle, which another's
+        waiting may keep it from."""
+        every = dict.fromkeys((self.group, self.hosts, self.stages, self.stage_hosts, *(self.neighbours or ())))
+        groups = [group for group in every if group is not None]
+        beside = [group for group in groups if group.on_devices]
+        if len(beside) > 1:
+            call_beside(group.abort for group in beside)
+        for group in groups:
+            if len(beside) < 2 or not group.on_devices:
+                group.abort()
 
 
 def join(

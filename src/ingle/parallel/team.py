@@ -79,6 +79,7 @@ class _Ranks:
     expected: bool = True
     lost: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
+    aborted: threading.Event = field(default_factory=threading.Event)
     abort: Callable[[], None] = lambda: None
     """Ends what waits for them in this process."""
     let_go: Callable[[], None] = lambda: None
@@ -122,6 +123,7 @@ class _Ranks:
     def end_waiting(self) -> None:
         """`abort`, which may itself wait for what a device does not end."""
         call_beside([self.abort], _END_S)
+        self.aborted.set()
 
     def kill(self) -> None:
         for process in self.processes:
@@ -132,6 +134,8 @@ class _Ranks:
         self.let_go()
         if self.failure is None:
             self.end_waiting()
+        else:  # the interpreter must not end while a thread is amid C++ that it would cut short
+            self.aborted.wait(_END_S)
         for reader in self.readers:
             with contextlib.suppress(OSError):
                 reader.socket.shutdown(socket.SHUT_RDWR)

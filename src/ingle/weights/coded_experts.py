@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,19 @@ def load_groups(
         stored = [source.groups(name, role.num_rows, role.num_columns) for name in role.names]
         coded.append(_joined(role, stored, device))
     *gate_up, down = coded
-    return CodedExperts(tuple(gate_up), down, dtype)
+    return CodedExperts(_one_below_the_other(gate_up, len(names)), down, dtype)
+
+
+def _one_below_the_other(gate_up: Sequence[Coded], num_experts: int) -> tuple[Coded, ...]:
+    """Of each expert its gate and its up projection in one matrix, of E2M1."""
+    if len(gate_up) < 2 or not all(each.is_e2m1 for each in gate_up):
+        return tuple(gate_up)
+
+    def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([each.view(num_experts, -1, each.shape[1]) for each in tensors], 1).flatten(0, 1)
+
+    codes, scales = joined([each.codes for each in gate_up]), joined([each.scales for each in gate_up])
+    return (replace(gate_up[0], codes=codes, scales=scales),)
 
 
 def _joined(role: _Role, stored: Sequence[Groups], device: torch.device) -> Coded:

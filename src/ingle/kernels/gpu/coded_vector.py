@@ -154,14 +154,7 @@ def _multiply_tile(
     LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
     outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
     quads = in_quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
-    taken = ()
-    for part in tl.static_range(2 if GROUP == 16 else 1):
-        taken += (of_word(steps[2 * part], matrix[2], group + part, GROUPS, PAIR),)
-        taken += (of_word(steps[2 * part + 1], matrix[3], group + part, GROUPS, 0) if ZEROS else taken[2 * part],)
-    if SPAN:
-        factors = steps[4 if GROUP == 16 else 2]
-        taken += (of_word(factors, matrix[4], group // SPAN, GROUPS // SPAN, 0),)
-    steps = taken
+    steps = take_steps(steps, matrix, group, GROUP, GROUPS, SPAN, ZEROS, PAIR)
     for row in tl.static_range(ROWS):
         product = multiply_quads(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
         total = tl.sum(product, 1) * scales[row]
@@ -173,6 +166,22 @@ def _multiply_tile(
                 out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
                 RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip
+
+
+@triton.jit
+def take_steps(
+    steps, matrix, group, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
+    PAIR: tl.constexpr,
+):  # fmt: skip
+    """Scales and zeros of groups out of what `load_tile` gives of them."""
+    taken = ()
+    for part in tl.static_range(2 if GROUP == 16 else 1):
+        taken += (of_word(steps[2 * part], matrix[2], group + part, GROUPS, PAIR),)
+        taken += (of_word(steps[2 * part + 1], matrix[3], group + part, GROUPS, 0) if ZEROS else taken[2 * part],)
+    if SPAN:
+        factors = steps[4 if GROUP == 16 else 2]
+        taken += (of_word(factors, matrix[4], group // SPAN, GROUPS // SPAN, 0),)
+    return taken
 
 
 @triton.jit
@@ -336,7 +345,7 @@ def run_by(
     if shape.num_splits > 1:
         parts = torch.empty(shape.num_splits * len(x) * coded.num_rows, dtype=torch.float32, device=x.device)
     _coded_vector_kernel[(shape.num_programs * shape.num_splits,)](
-        x, x if norm is None else norm.weight, _pointers(coded), coded.codes if coded.table is None else coded.table,
+        x, x if norm is None else norm.weight, pointers(coded), coded.codes if coded.table is None else coded.table,
         x if bias is None else bias, x if residual is None else residual, out, *places,
         parts, counters(x.device), shape.num_programs, out.stride(0), 0.0 if norm is None else norm.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
@@ -361,7 +370,7 @@ def _bits_of_pairs(coded: Coded) -> int:
     return 4 if coded.shares_bytes else 0 if coded.pairs is None else 8 * coded.pairs.itemsize
 
 
-def _pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
+def pointers(coded: Coded) -> tuple[torch.Tensor, ...]:
     """What `load_tile` is given of a matrix, codes by words; what it does not have is not read."""
     words = coded.codes.view(torch.int32)
     high = words if coded.high is None else coded.high.view(torch.int32)

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
+from ingle.kernels.gpu import fp8_few
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 from ingle.kernels.gpu.fp8_rows import GROUP, padded, quantize
 from ingle.kernels.gpu.scaled import Product, load_product
@@ -23,8 +24,12 @@ ENABLED = True
 FUSED = True
 """Whether what stands before a product makes its rows FP8, and what stands behind it applies its scales (`fp8_layer`);
 else kernels of their own do both."""
-MIN_ROWS = 17
-"""With fewer, `few_rows_coded` multiplies rows of 16 bits, with what stands around them."""
+MIN_ROWS = 3
+"""With fewer, rows of 16 bits are multiplied, by `vector` or `few_rows_coded`, with what stands around them."""
+FEW_ROWS = 0
+"""Up to which a kernel of our own multiplies (`fp8_few`), not the library: not before it was measured."""
+_MIN_ROWS_BY_GROUPS = 17
+"""The same of matrices with scales of groups: below it was not measured."""
 BY_BLOCKS = True
 """Whether the library multiplies matrices that have a scale for each block of 128 x 128."""
 BY_GROUPS = False
@@ -57,7 +62,7 @@ def suits(x: torch.Tensor, coded: Coded) -> bool:
         ENABLED
         and coded.kind == "fp8"
         and coded.quantizes_inputs
-        and len(x) >= MIN_ROWS
+        and len(x) >= (MIN_ROWS if coded.scales.shape[1] == 1 else max(MIN_ROWS, _MIN_ROWS_BY_GROUPS))
         and x.itemsize == 2
         and coded.num_columns % 16 == 0
         and coded.num_rows % 16 == 0
@@ -92,6 +97,8 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
         sums = _library(rows.values, matrix, rows.scales, coded.blocks.t(), None, fast=False)
         return Product(sums[: len(x.values)], None, None, bias)
     fast = coded.num_columns <= FAST_INPUTS
+    if len(x.values) <= FEW_ROWS and pdl(coded.codes.device):
+        return Product(fp8_few.multiply(x, coded, bias, dtype, exact=not fast))
     of_outs = coded.scales.float().view(1, -1)  # which they are: no kernel
     if _scales_rows(len(x.values), coded, fast=fast):
         beside = bias if dtype == torch.bfloat16 else None  # the only type that the library adds

@@ -1,9 +1,9 @@
 """A layer's operators on a GPU, each by the kernels that suit its rows, types and matrix.
 
-One or two rows go to the CUDA cores (`vector`, `coded_vector`), up to 16 to the tensor cores (`few_rows` on Hopper, and
-`few_rows_coded`); with more, rows become FP8 for matrices that take them so (`fp8_layer`); else, or with a matrix of
-several parts, products stand alone (`products`, `coded`) with plain kernels around them. Each leaves the norm behind a
-sum in the form that costs it least, not begun, begun or done, and whatever comes next takes it in any.
+One or two rows go to the CUDA cores (`vector`, `coded_vector`); more become FP8 for matrices that take them so
+(`fp8_layer`); else up to 16 go to the tensor cores (`few_rows` on Hopper, and `few_rows_coded`); with more, or with a
+matrix of several parts, products stand alone (`products`, `coded`) with plain kernels around them. Each leaves the norm
+behind a sum in the form that costs it least, not begun, begun or done, and whatever comes next takes it in any.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
     parts, rotates = projection.weight.coded_parts, head_dim in _HEAD_DIMS and rotation.cos_sin.shape[1] == head_dim
     if parts is not None and rotates and coded_vector.suits(flow.residual, parts):
         return coded_vector.project_and_store(*_to_vector(flow), parts, projection.bias, rotation)
+    if weight is not None and rotates and vector.suits(flow.residual, weight):
+        return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
+    of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
+    if of_fp8 is not None:
+        return fp8_layer.project_and_store(flow, of_fp8, projection.bias, rotation)
     if weight is not None and rotates:
-        if vector.suits(flow.residual, weight):
-            return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
         if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
             return few_rows_coded.project_and_store(flow, weight, projection.bias, rotation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.project_and_store(flow, weight, projection.bias, rotation)
-    of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
-    if of_fp8 is not None:
-        return fp8_layer.project_and_store(flow, of_fp8, projection.bias, rotation)
     return _composed.project_and_store(flow, projection, rotation)
 
 
@@ -47,18 +47,18 @@ def project_gated(flow: Flow, projection: Projection, activation: Activation) ->
     """As `ingle.kernels.reference.Composed.project_gated`."""
     assert activation != "swiglu_clamped", "no MLP has it, but experts alone"
     weight = _whole(projection)
+    if weight is not None and vector.suits(flow.residual, weight):
+        return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
+    of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
+    if of_fp8 is not None:
+        return fp8_layer.project_gated(flow, of_fp8, projection.bias, activation)
     if weight is not None:
-        if vector.suits(flow.residual, weight):
-            return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
         if isinstance(weight, Coded) and coded_vector.suits(flow.residual, [weight]):
             return coded_vector.gated(*_to_vector(flow), weight, projection.bias, activation)
         if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
             return few_rows_coded.gated(flow, weight, projection.bias, activation)
         if few_rows.suits(flow.residual, weight):
             return few_rows.gated(flow, weight, projection.bias, activation)
-    of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
-    if of_fp8 is not None:
-        return fp8_layer.project_gated(flow, of_fp8, projection.bias, activation)
     return _composed.project_gated(flow, projection, activation)
 
 
@@ -68,18 +68,19 @@ def project_and_add(
     """As `ingle.kernels.reference.Composed.project_and_add`."""
     weight = _whole(projection)
     # A norm behind the product, or a sum over ranks, is of whole rows, and no program has one.
-    if weight is not None and post_norm is None and projection.group is None:
-        if vector.suits(x, weight):
-            return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
+    alone = post_norm is None and projection.group is None
+    if weight is not None and alone and vector.suits(x, weight):
+        return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
+    of_fp8 = fp8_layer.takes(x, projection.weight)
+    if of_fp8 is not None:
+        return fp8_layer.project_and_add(x, of_fp8, projection, flow, norm, post_norm)
+    if weight is not None and alone:
         if isinstance(weight, Coded) and coded_vector.suits(x, [weight]):
             return Flow(coded_vector.add(x, weight, projection.bias, flow.residual), norm)
         if isinstance(weight, Coded) and few_rows_coded.suits(x, weight):
             return few_rows_coded.add(x, weight, projection.bias, flow.residual, norm)
         if few_rows.suits(x, weight):
             return few_rows.add(x, weight, projection.bias, flow.residual, norm)
-    of_fp8 = fp8_layer.takes(x, projection.weight)
-    if of_fp8 is not None:
-        return fp8_layer.project_and_add(x, of_fp8, projection, flow, norm, post_norm)
     peers = None if projection.group is None else projection.group.peers
     if peers is not None and weight is not None and sums.sends(x, weight, flow.residual, peers):
         values, residual = sums.multiply_add_rms_norm(x, weight, projection.bias, flow.residual, norm, post_norm, peers)

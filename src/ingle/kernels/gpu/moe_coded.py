@@ -13,7 +13,7 @@ import triton.language as tl
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import ExpertBiases
-from ingle.kernels.gpu import planes
+from ingle.kernels.gpu import moe_coded_vector, planes
 from ingle.kernels.gpu.device import await_previous, pdl
 from ingle.kernels.gpu.elementwise import gated
 from ingle.kernels.gpu.moe import block_and_column, is_sorted, rows_of, sort_by_expert, sum_pairs
@@ -63,6 +63,10 @@ def experts_coded(
     tiles = next(each for each in choices if num_pairs / num_experts <= each.up_to)
     by_expert = is_sorted(num_pairs, num_experts, num_tokens)
     order = blocks = expert_ids
+    if not by_expert and len(gate_up) == 1 and all(moe_coded_vector.suits(x, each) for each in (*gate_up, down)):
+        both, last = (None, None) if biases is None else biases
+        activated = moe_coded_vector.gated(x, expert_ids, num_experts, gate_up[0], both, activation)
+        return sum_pairs(moe_coded_vector.down(activated, expert_ids, num_experts, down, last, weights), top_k)
     if by_expert:
         order, blocks = sort_by_expert(expert_ids, num_experts, tiles.rows)
     num_blocks, early = len(blocks) if by_expert else num_pairs, pdl(x.device)

@@ -24,6 +24,21 @@ PIECE = 1 << 23
 """Numbers of a piece, as `decoded` takes them of such a matrix."""
 
 
+_E2M1: tl.constexpr = tl.constexpr(2)
+"""In place of a look-up, the numbers' bits are taken; one more: by instructions for two at once, where there are some.
+Those of a table are twice E2M1's, and so are these."""
+# Of four codes in bytes, at $2: a sign and three bits below bfloat16's lowest exponent, put right, times $3 and $4.
+_E2M1_BF16 = (
+    "{{ .reg .b32 t, a, b, c, d; shr.b32 t, $2, {shift}; prmt.b32 a, t, 0, 0x1404; prmt.b32 b, t, 0, 0x3424; "
+    "shr.b32 c, a, 2; shr.b32 d, b, 2; and.b32 c, c, 0x01c001c0; and.b32 d, d, 0x01c001c0; "
+    "shl.b32 a, a, 4; shl.b32 b, b, 4; lop3.b32 a, a, 0x80008000, c, 0xea; lop3.b32 b, b, 0x80008000, d, 0xea; "
+    "mov.b32 c, 0x7f007f00; mov.b32 d, 0x80008000; fma.rn.bf16x2 a, a, c, d; fma.rn.bf16x2 b, b, c, d; "
+    "fma.rn.bf16x2 $0, a, $3, d; fma.rn.bf16x2 $1, b, $4, d; }}"
+)
+_LOWER: tl.constexpr = tl.constexpr(_E2M1_BF16.format(shift=0))
+_UPPER: tl.constexpr = tl.constexpr(_E2M1_BF16.format(shift=4))
+
+
 class Tiling(NamedTuple):
     rows: int
     outs: int
@@ -100,7 +115,7 @@ def constants(coded: Coded) -> dict[str, int]:
         "MIDDLE": 0 if without else MIDDLE[coded.kind], "ZEROS": coded.zeros is not None,
         "MINIMA": coded.has_minima, "STEP": 1 if coded.pairs is None else 2,
         "FACTOR_STEP": 1 if coded.factor_pairs is None else 2, "SHARED": coded.shares_bytes,
-        "TABLE": coded.table is not None,
+        "TABLE": _E2M1 + coded.codes.is_cuda if coded.is_e2m1 else int(coded.table is not None),
         "FLOAT8": coded.kind == "fp8",
     }  # fmt: skip
 
@@ -118,7 +133,11 @@ def numbers(
     mask = in_outs[:, None] & (blocks < IN // 32)[None, :]
     within = tl.arange(0, WIDTH)[None, None, :]
     place = (outs.to(tl.int64)[:, None] * (IN // 32) + blocks[None, :])[:, :, None]
-    codes = tl.load(codes_ptr + place * WIDTH + within, mask=mask[:, :, None], other=0).to(tl.int32)
+    loaded = tl.load(codes_ptr + place * WIDTH + within, mask=mask[:, :, None], other=0)
+    if TABLE == 3 and dtype == tl.bfloat16:
+        at = outs.to(tl.int64)[:, None] * GROUPS + (blocks * 32 // GROUP)[None, :]
+        return _e2m1(loaded, tl.load(scales_ptr + at, mask=mask, other=0.0)[:, :, None], run)
+    codes = loaded.to(tl.int32)
     codes = (codes >> (LOW * run)) & ((1 << LOW) - 1)
     if HIGH:
         EACH: tl.constexpr = 4 * HIGH
@@ -142,6 +161,9 @@ def numbers(
     if FLOAT8:  # the bits of a float with another bias, which is put right
         bits = ((codes & 0x80) << 24) | ((codes & 0x7F) << 20)
         values = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+    elif TABLE >= 2:  # below float32's lowest exponent, put right
+        bits = ((codes & 8) << 28) | ((codes & 7) << 22)
+        values = bits.to(tl.float32, bitcast=True) * 1.7014118346046923e38
     elif TABLE:
         values = tl.load(table_ptr + codes).to(tl.float32)
     else:  # 2 ** 23 and the code, for conversions of integers take longer
@@ -153,6 +175,16 @@ def numbers(
     if MINIMA:
         values += minima[:, :, None]
     return values.to(dtype)
+
+
+@triton.jit
+def _e2m1(codes, scales, run: tl.constexpr):
+    """bfloat16 of codes in bytes, those of the lower halves or, of run 1, of the upper ones."""
+    if run == 0:
+        return tl.inline_asm_elementwise(
+            _LOWER, "=r,=r,r,r,r", [codes, scales], dtype=tl.bfloat16, is_pure=True, pack=4
+        )
+    return tl.inline_asm_elementwise(_UPPER, "=r,=r,r,r,r", [codes, scales], dtype=tl.bfloat16, is_pure=True, pack=4)
 
 
 @triton.jit

@@ -32,15 +32,9 @@ row costs nothing there, while here the instructions that a weight takes are the
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
 _FP8_ALIGNMENT = 16
-_EARLY = 1 << 14
-"""Weights that a program asks for before the kernel before has ended: 32 KiB, a quarter of its registers."""
-_OUTS, _UNIT, _WARPS = 2, 4096, 4
-"""Rows of weights or pairs of them, weights that one iteration takes, and warps, of a program."""
-_FP8_OUTS, _FP8_UNIT, _FP8_EARLY = 4, 4096, 1 << 15
-"""The same of FP8, and weights asked for early. By the compiled code 5.4 instructions a weight of gate and up
-with all that is fused, of which an SM could issue 7.7 in the time that the memory takes."""
-_SENT_EARLY = 5 << 12
-"""Of a product that is sent: the kernels between two sums are short, and all wait while a rank's last program does."""
+_OUTS, _UNIT = 2, 4096
+"""Rows of weights or pairs of them, and weights that one iteration takes, of a program."""
+_FP8_EVICT = True
 _LONG = 4096
 """Inputs above which an iteration takes twice as many."""
 
@@ -58,6 +52,11 @@ class Tiling(NamedTuple):
     """Rows of weights, or pairs of them: from both halves of a head, or from gate and up."""
     depth: int
     """Inputs that one iteration takes."""
+    early: int = 1 << 14
+    """Weights asked for before the kernel before has ended: 32 KiB in 16 bits, a quarter of a program's registers."""
+    num_warps: int = 4
+    ahead: bool = False
+    """Whether as many are on their way until the end, in code without a loop."""
 
 
 @triton.jit
@@ -67,8 +66,8 @@ def _vector_kernel(
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, PLACE: tl.constexpr,
-    RANKS: tl.constexpr, PDL: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr, AHEAD: tl.constexpr,
+    PLACE: tl.constexpr, RANKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     ADD: tl.constexpr = EPILOGUE == 0
     ROTATE: tl.constexpr = EPILOGUE == 1
@@ -85,7 +84,7 @@ def _vector_kernel(
     in_lines = (outs < OUT)[:, None]
     early = ()
     for index in tl.static_range(EARLY):
-        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, SCALED),)
+        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN, EVICT),)
     if SCALED:
         of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
     if PDL:
@@ -94,17 +93,31 @@ def _vector_kernel(
         slot = half_of(sent[0]) * sent[1] + PLACE * ROWS * OUT  # behind these are the inboxes
     scales = ()
     sums = ()
+    squares = ()
     for row in tl.static_range(ROWS):
-        scales += (_scale(x_ptr + row * IN, eps, IN, WIDTH, NORMED),)
+        scales += (_scale(x_ptr + row * IN, eps, IN, WIDTH, NORMED and not RUN),)
         sums += (tl.zeros([LINES, DEPTH], tl.float32),)
-    for index in tl.static_range(EARLY):
-        sums = _accumulate(sums, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, SCALED)
-    for k in tl.range(EARLY * DEPTH, IN, DEPTH, loop_unroll_factor=2):
-        weights = _weights(line_ptr, in_lines, k, IN, DEPTH, SCALED)
-        sums = _accumulate(sums, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED, SCALED)
+        squares += (tl.zeros([DEPTH], tl.float32),)
+    if AHEAD:
+        for index in tl.static_range((IN + DEPTH - 1) // DEPTH):
+            if (index + EARLY) * DEPTH < IN:
+                early += (_weights(line_ptr, in_lines, (index + EARLY) * DEPTH, IN, DEPTH, RUN, EVICT),)
+            sums, squares = _accumulate(
+                sums, squares, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, RUN
+            )
+    else:
+        for index in tl.static_range(EARLY):
+            sums, squares = _accumulate(
+                sums, squares, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, RUN
+            )
+        for k in tl.range(EARLY * DEPTH, IN, DEPTH, loop_unroll_factor=2):
+            weights = _weights(line_ptr, in_lines, k, IN, DEPTH, RUN, EVICT)
+            sums, squares = _accumulate(sums, squares, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED, RUN)
     dtype = out_ptr.dtype.element_ty
     for row in tl.static_range(ROWS):
         total = tl.sum(sums[row], 1) * scales[row]
+        if NORMED and RUN:
+            total *= tl.rsqrt(tl.sum(squares[row], 0) / IN + eps)
         if SCALED:
             total *= of_outs
         if BIAS:
@@ -136,19 +149,19 @@ def _vector_kernel(
 
 
 @triton.jit
-def _columns(k, DEPTH: tl.constexpr, BYTES: tl.constexpr):
-    """The DEPTH columns from `k` on. Of weights of a byte no more than 8 neighbours: as many as a thread loads at once
-    of the inputs, which so are where they are needed."""
+def _columns(k, DEPTH: tl.constexpr, RUN: tl.constexpr):
+    """The DEPTH columns from `k` on. A thread takes RUN neighbours, of weights as of inputs, which so are where they
+    are needed; 0: as many as it loads at once."""
     index = tl.arange(0, DEPTH)
-    if BYTES:
-        index = index // 8 % 2 * (DEPTH // 2) + index // 16 * 8 + index % 8
+    if RUN:  # which the compiler does not see through
+        index = index // RUN * RUN + index % RUN
     return k + index
 
 
 @triton.jit
-def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, BYTES: tl.constexpr):
-    ks = _columns(k, DEPTH, BYTES)[None, :]
-    return tl.load(line_ptr + ks, mask=in_lines & (ks < IN), other=0.0, eviction_policy="evict_first")
+def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr):
+    ks = _columns(k, DEPTH, RUN)[None, :]
+    return tl.load(line_ptr + ks, mask=in_lines & (ks < IN), other=0.0, eviction_policy=EVICT)
 
 
 @triton.jit
@@ -164,21 +177,23 @@ def _scale(x_ptr, eps, IN: tl.constexpr, WIDTH: tl.constexpr, NORMED: tl.constex
 
 @triton.jit
 def _accumulate(
-    sums, weights, x_ptr, norm_ptr, k,
-    ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr, BYTES: tl.constexpr,
+    sums, squares, weights, x_ptr, norm_ptr, k,
+    ROWS: tl.constexpr, IN: tl.constexpr, DEPTH: tl.constexpr, NORMED: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Adds weights [LINES, DEPTH] times each row's inputs from `k` on, times those of the norm."""
-    ks = _columns(k, DEPTH, BYTES)
+    ks = _columns(k, DEPTH, RUN)
     if NORMED:
         norm = tl.load(norm_ptr + ks, mask=ks < IN, other=0.0).to(tl.float32)
     wide = weights.to(tl.float32)
     more = ()
+    more_squares = ()
     for row in tl.static_range(ROWS):
         x = tl.load(x_ptr + row * IN + ks, mask=ks < IN, other=0.0).to(tl.float32)
+        more_squares += (squares[row] + x * x if NORMED and RUN else squares[row],)
         if NORMED:
             x *= norm
         more += (sums[row] + wide * x[None, :],)
-    return more
+    return more, more_squares
 
 
 def suits(x: torch.Tensor, weight: Matrix) -> bool:
@@ -242,14 +257,15 @@ def tiling(size_in: int, *, paired: bool) -> Tiling:
 
 def sent_tiling(size_in: int) -> Tiling:
     """Of a share of a matrix' columns: programs that have asked for all of their weights before they wait, and more
-    rows of few inputs, so that all programs run at once."""
+    rows of few inputs, so that all programs run at once. The kernels between two sums are short, and all wait while a
+    rank's last program does."""
     outs = 2 * _OUTS if size_in <= _UNIT // _OUTS else _OUTS
-    return Tiling(outs, min(triton.next_power_of_2(size_in), _UNIT // outs))
+    return Tiling(outs, min(triton.next_power_of_2(size_in), _UNIT // outs), early=5 << 12)
 
 
 def fp8_tiling(size_in: int, *, paired: bool) -> Tiling:
     """More rows of weights: what a thread computes of its inputs counts for all of them."""
-    return Tiling(_FP8_OUTS, min(triton.next_power_of_2(size_in), _FP8_UNIT // (_FP8_OUTS * (1 + paired))))
+    return Tiling(4, min(triton.next_power_of_2(size_in), 1024 // (1 + paired)), early=1 << 15)
 
 
 def _run(
@@ -265,15 +281,17 @@ def _run(
     peers: Peers | None = None,
 ) -> None:
     if isinstance(weight, torch.Tensor):
-        numbers, scales, most_early = weight, x, _EARLY if peers is None else _SENT_EARLY
+        numbers, scales = weight, x
     else:
-        numbers, scales, most_early = weight.codes.view(torch.float8_e4m3fn), weight.scales, _FP8_EARLY
+        numbers, scales = weight.codes.view(torch.float8_e4m3fn), weight.scales
     size_out, size_in = numbers.shape
+    scaled = numbers is not weight
     paired, early = epilogue != _ADD, pdl(x.device)
-    if numbers is not weight:
-        outs, depth = fp8_tiling(size_in, paired=paired)
+    if scaled:
+        shape = fp8_tiling(size_in, paired=paired)
     else:
-        outs, depth = tiling(size_in, paired=paired) if peers is None else sent_tiling(size_in)
+        shape = tiling(size_in, paired=paired) if peers is None else sent_tiling(size_in)
+    outs, depth, most_early, num_warps, ahead = shape
     num_early = max(most_early // (outs * (1 + paired) * depth), 1)
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     _vector_kernel[(triton.cdiv(size_out, outs * (1 + paired)),)](
@@ -289,5 +307,7 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         PLACE=0 if peers is None else peers.place, RANKS=0 if peers is None else len(peers.inboxes),
-        SCALED=numbers is not weight, PDL=early, num_warps=_WARPS, launch_pdl=early,
+        SCALED=scaled, RUN=min(depth // (32 * num_warps), 8) if scaled else 0,
+        EVICT="evict_first" if _FP8_EVICT or not scaled else "", AHEAD=ahead,
+        PDL=early, num_warps=num_warps, launch_pdl=early,
     )  # fmt: skip

@@ -1,0 +1,115 @@
+"""Products of a few rows of FP8 with FP8 matrices that have a scale for each row: the time is that of reading these.
+
+As `few_rows`: weights come by copies into an SM's memory, from where the tensor cores take them as they are, and where
+tiles are few, each tile's inputs are shared out to several programs, whose last to arrive adds up, in order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ingle.kernels.coded import Coded
+from ingle.kernels.flow import Quantized
+from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
+
+_MIN_ROWS = 16
+"""Columns of a tile, which is weights @ rows'."""
+_DEPTH = 256
+"""Inputs that one iteration takes."""
+
+
+class Tiling(NamedTuple):
+    """How a product is shared out."""
+
+    outs: int
+    """Rows of weights that a program has."""
+    num_splits: int
+    """Programs that share a tile's inputs."""
+    depth: int = _DEPTH
+    num_stages: int = 4
+    """Iterations whose weights are on their way."""
+    num_warps: int = 4
+
+
+def tiling(size_in: int, size_out: int, num_sms: int) -> Tiling:
+    """Two programs for each SM, or as many more as there are tiles."""
+    num_tiles = triton.cdiv(size_out, 64)
+    return Tiling(64, min(max(2 * num_sms // num_tiles, 1), triton.cdiv(size_in, 2 * _DEPTH)))
+
+
+def multiply(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.dtype, *, exact: bool) -> torch.Tensor:
+    """x @ matrix.T + bias: [M, O]. `exact`: sums leave the tensor cores for float32 every 128 numbers."""
+    values, device = x.values, x.values.device
+    (num_rows, size_in), size_out = values.shape, coded.num_rows
+    shape = tiling(size_in, size_out, num_sms(device))
+    rows = max(triton.next_power_of_2(num_rows), _MIN_ROWS)
+    out = torch.empty(num_rows, size_out, dtype=dtype, device=device)
+    num_tiles, parts = triton.cdiv(size_out, shape.outs), x.scales
+    if shape.num_splits > 1:
+        size = num_tiles * shape.num_splits * shape.outs * rows
+        parts = torch.empty(size, dtype=torch.float32, device=device)
+    codes, early = coded.codes.view(torch.float8_e4m3fn), pdl(device)
+    _fp8_few_kernel[(num_tiles * shape.num_splits,)](
+        TensorDescriptor.from_tensor(values, [rows, shape.depth]),
+        TensorDescriptor.from_tensor(codes, [shape.outs, shape.depth]),
+        coded.codes, x.scales, coded.scales, out if bias is None else bias, out, parts, counters(device),
+        num_rows, shape.num_splits,
+        IN=size_in, OUT=size_out, ROWS=rows, OUTS=shape.outs, DEPTH=shape.depth, EXACT=exact, BIAS=bias is not None,
+        PREFETCH=shape.depth, PDL=early, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _fp8_few_kernel(
+    x_desc, codes_desc, codes_ptr, x_scales_ptr, scales_ptr, bias_ptr, out_ptr, parts_ptr, arrived_ptr,
+    num_rows, num_splits,
+    IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
+    EXACT: tl.constexpr, BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A tile is [OUTS, ROWS]."""
+    tile = tl.program_id(0) // num_splits
+    split = tl.program_id(0) % num_splits
+    UNITS: tl.constexpr = (IN + DEPTH - 1) // DEPTH
+    first_unit, last_unit = UNITS * split // num_splits, UNITS * (split + 1) // num_splits
+    outs = tile * OUTS + tl.arange(0, OUTS)
+    in_outs = outs < OUT
+    of_outs = tl.load(scales_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)
+    if PDL:
+        num_bytes = tl.minimum(IN - first_unit * DEPTH, PREFETCH)
+        prefetch(codes_ptr + outs.to(tl.int64) * IN + first_unit * DEPTH, tl.where(in_outs, num_bytes, 0))
+        await_previous()
+    total = tl.zeros([OUTS, ROWS], tl.float32)
+    for unit in range(first_unit, last_unit):
+        codes = codes_desc.load([tile * OUTS, unit * DEPTH])
+        x = x_desc.load([0, unit * DEPTH])
+        if EXACT:
+            total = tl.dot(codes, tl.trans(x), total, max_num_imprecise_acc=128)
+        else:
+            total = tl.dot(codes, tl.trans(x), total)
+    rows = tl.arange(0, ROWS)
+    in_rows = rows < num_rows
+    scales = of_outs[:, None] * tl.load(x_scales_ptr + rows, mask=in_rows, other=0.0)[None, :]
+    done = True
+    if num_splits > 1:
+        within = tl.arange(0, OUTS)[:, None] * ROWS + rows[None, :]
+        place = parts_ptr + tile.to(tl.int64) * num_splits * OUTS * ROWS + within
+        tl.store(place + split * OUTS * ROWS, total)
+        tl.debug_barrier()  # the whole program's stores come before its arrival
+        done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == num_splits - 1
+        if done:
+            tl.store(arrived_ptr + tile, 0)
+            total = tl.zeros([OUTS, ROWS], tl.float32)
+            for index in range(num_splits):
+                total += tl.load(place + index * OUTS * ROWS, cache_modifier=".cg")
+    if done:
+        total *= scales
+        if BIAS:
+            total += tl.load(bias_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)[:, None]
+        out_place = out_ptr + rows[None, :] * OUT + outs[:, None]
+        tl.store(out_place, total.to(out_ptr.dtype.element_ty), mask=in_rows[None, :] & in_outs[:, None])

@@ -50,13 +50,13 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
 
 def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them."""
-    if coded.in_planes:
-        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
-        return multiply(x, coded, bias)
     if fp8.suits(x, coded):
         return fp8.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
+    if coded.in_planes:
+        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
+        return multiply(x, coded, bias)
     if len(x) >= _LEAST_DECODED and decoded.suits(coded):
         return decoded.multiply(x, coded, bias)
     return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)

@@ -41,7 +41,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     for start in range(0, size_out, size):
         end = min(start + size, size_out)
         weights = scratch[: (end - start) * size_in].view(end - start, size_in)
-        (planes.decode if coded.in_planes else decode)(coded, start, weights)
+        (decode if by_bytes(coded) else planes.decode)(coded, start, weights)
         part = out[:, start:end]
         if bias is None:
             torch.mm(x, weights.t(), out=part)
@@ -51,15 +51,15 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
 
 
 def suits(coded: Coded) -> bool:
-    """Whether a thread's eight bytes are of one group, and their numbers neighbours."""
-    if coded.in_planes:
-        return True
-    size = coded.half if coded.kind == "int4" else coded.group_size
-    return coded.codes.shape[1] % _RUN == 0 and coded.codes.is_contiguous() and (size % _RUN == 0 or _whole(coded))
+    return coded.in_planes or by_bytes(coded)
 
 
-def _whole(coded: Coded) -> bool:
-    return coded.kind != "int4" and coded.scales.shape[1] == 1
+def by_bytes(coded: Coded) -> bool:
+    """Whether a thread's eight bytes are of one group, and their numbers neighbours, once or twice."""
+    if coded.kind not in codes.FORMATS or coded.table is not None or not coded.codes.is_contiguous():
+        return False
+    in_groups = coded.scales.shape[1] == 1 or coded.group_size % (2 * coded.half if coded.kind == "int4" else _RUN) == 0
+    return in_groups and coded.codes.shape[1] % _RUN == 0 and (coded.kind != "int4" or coded.half % _RUN == 0)
 
 
 def decode(coded: Coded, first_row: int, out: torch.Tensor) -> None:

@@ -52,7 +52,7 @@ _UNIT = {torch.bfloat16: (1.0, 1.0, 1.0), torch.float16: (2.0**24, 2.0**24, 2.0*
 
 def block_bytes(coded: Coded) -> int | None:
     """Of a row, that four lanes load at once, all of one group; None for codes that are not read so."""
-    if coded.kind not in FORMATS or coded.table is not None or coded.in_planes or not coded.codes.is_contiguous():
+    if coded.kind not in FORMATS or coded.table is not None or not coded.codes.is_contiguous():
         return None
     per_byte, whole = FORMATS[coded.kind].columns_per_byte, coded.scales.shape[1] == 1
     others = (coded.zeros, coded.minima)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.model.checkpoints import CHECKPOINTS
+from tests.model.test_gpt_oss import published
 from tests.model.test_quantized import FORMATS, quantize
 from tests.support import save_checkpoint
 
@@ -67,3 +68,13 @@ def test_every_form_of_codes(capability: int, tmp_path: Path) -> None:
     plain = save_checkpoint(tmp_path / "plain", "qwen2", **SIZES)
     folders = [quantize(plain, tmp_path / name, layout) for name, layout in FORMATS.items()]
     assert any("coded" in name for name in kernels_of(capability, "bfloat16", *folders))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "float16"), (80, "bfloat16"), (90, "bfloat16"), (90, "float16")]
+)
+def test_gpt_oss(capability: int, dtype: str, tmp_path: Path) -> None:
+    """Sinks, and experts with biases: of MXFP4, and of floats."""
+    done = kernels_of(capability, dtype, *published(tmp_path))
+    assert {"_decode_kernel", "_prefill_kernel", "_expert_vector_kernel", "_experts_kernel", "_gate_up_kernel"} <= done

@@ -51,8 +51,8 @@ def test_products(size_in: int, group_size: int) -> None:
 
 
 FEW = [
-    (3, 40, 320, 1), (16, 72, 640, 3),
-    *([(rows, *size, 0) for rows in (3, 16, 36) for size in ((4608, 3584), (3584, 18944))] * ON_GPU),
+    (3, 40, 320, 1), (16, 72, 640, 3), (37, 72, 320, 2),
+    *([(rows, *size, 0) for rows in (3, 16, 36, 256) for size in ((4608, 3584), (3584, 18944))] * ON_GPU),
 ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_products_of_a_few_rows(
 ) -> None:
     """By one program a tile, by several, and as they are shared out on a GPU."""
     if num_splits:
-        monkeypatch.setattr(fp8_few, "tiling", lambda *sizes: fp8_few.Tiling(64, num_splits, 128, 2))
+        monkeypatch.setattr(fp8_few, "tiling", lambda *sizes: fp8_few.Tiling(64, num_splits, 128, 2, most_rows=32))
     coded, rows = made("fp8", size_out, size_in, size_in), quantize(inputs(num_rows, size_in))
     bias = torch.randn(size_out, device=DEVICE).half()
     ours = fp8_few.multiply(rows, coded, bias, torch.float16, exact=exact)

@@ -26,8 +26,6 @@ FUSED = True
 else kernels of their own do both."""
 MIN_ROWS = 3
 """With fewer, rows of 16 bits are multiplied, by `vector` or `few_rows_coded`, with what stands around them."""
-FEW_ROWS = 0
-"""Up to which a kernel of our own multiplies (`fp8_few`), not the library: not before it was measured."""
 _MIN_ROWS_BY_GROUPS = 17
 """The same of matrices with scales of groups: below it was not measured."""
 BY_BLOCKS = True
@@ -97,7 +95,7 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
         sums = _library(rows.values, matrix, rows.scales, coded.blocks.t(), None, fast=False)
         return Product(sums[: len(x.values)], None, None, bias)
     fast = coded.num_columns <= FAST_INPUTS
-    if len(x.values) <= FEW_ROWS and pdl(coded.codes.device):
+    if fp8_few.suits(len(x.values), coded):
         return Product(fp8_few.multiply(x, coded, bias, dtype, exact=not fast))
     of_outs = coded.scales.float().view(1, -1)  # which they are: no kernel
     if _scales_rows(len(x.values), coded, fast=fast):

@@ -17,6 +17,8 @@ from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
 from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl, prefetch
 
+MAX_ROWS = 0
+"""With more, the library multiplies: not before it was measured."""
 _MIN_ROWS = 16
 """Columns of a tile, which is weights @ rows'."""
 _DEPTH = 256
@@ -34,9 +36,15 @@ class Tiling(NamedTuple):
     num_stages: int = 4
     """Iterations whose weights are on their way."""
     num_warps: int = 4
+    most_rows: int = 128
+    """Of inputs, that a program has."""
 
 
-def tiling(size_in: int, size_out: int, num_sms: int) -> Tiling:
+def suits(num_rows: int, coded: Coded) -> bool:
+    return num_rows <= MAX_ROWS and pdl(coded.codes.device)
+
+
+def tiling(num_rows: int, size_in: int, size_out: int, num_sms: int) -> Tiling:
     """Two programs for each SM, or as many more as there are tiles."""
     num_tiles = triton.cdiv(size_out, 64)
     return Tiling(64, min(max(2 * num_sms // num_tiles, 1), triton.cdiv(size_in, 2 * _DEPTH)))
@@ -46,10 +54,11 @@ def multiply(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch
     """x @ matrix.T + bias: [M, O]. `exact`: sums leave the tensor cores for float32 every 128 numbers."""
     values, device = x.values, x.values.device
     (num_rows, size_in), size_out = values.shape, coded.num_rows
-    shape = tiling(size_in, size_out, num_sms(device))
-    rows = max(triton.next_power_of_2(num_rows), _MIN_ROWS)
+    shape = tiling(num_rows, size_in, size_out, num_sms(device))
+    rows = max(min(triton.next_power_of_2(num_rows), shape.most_rows), _MIN_ROWS)
     out = torch.empty(num_rows, size_out, dtype=dtype, device=device)
-    num_tiles, parts = triton.cdiv(size_out, shape.outs), x.scales
+    num_row_tiles, parts = triton.cdiv(num_rows, rows), x.scales
+    num_tiles = triton.cdiv(size_out, shape.outs) * num_row_tiles
     if shape.num_splits > 1:
         size = num_tiles * shape.num_splits * shape.outs * rows
         parts = torch.empty(size, dtype=torch.float32, device=device)
@@ -58,7 +67,7 @@ def multiply(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch
         TensorDescriptor.from_tensor(values, [rows, shape.depth]),
         TensorDescriptor.from_tensor(codes, [shape.outs, shape.depth]),
         coded.codes, x.scales, coded.scales, out if bias is None else bias, out, parts, counters(device),
-        num_rows, shape.num_splits,
+        num_rows, num_row_tiles, shape.num_splits,
         IN=size_in, OUT=size_out, ROWS=rows, OUTS=shape.outs, DEPTH=shape.depth, EXACT=exact, BIAS=bias is not None,
         PREFETCH=shape.depth, PDL=early, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
     )  # fmt: skip
@@ -68,16 +77,17 @@ def multiply(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch
 @triton.jit
 def _fp8_few_kernel(
     x_desc, codes_desc, codes_ptr, x_scales_ptr, scales_ptr, bias_ptr, out_ptr, parts_ptr, arrived_ptr,
-    num_rows, num_splits,
+    num_rows, num_row_tiles, num_splits,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EXACT: tl.constexpr, BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile is [OUTS, ROWS]."""
-    tile = tl.program_id(0) // num_splits
+    tile = tl.program_id(0) // num_splits  # those of the same weights side by side
     split = tl.program_id(0) % num_splits
+    first_row, first_out = tile % num_row_tiles * ROWS, tile // num_row_tiles * OUTS
     UNITS: tl.constexpr = (IN + DEPTH - 1) // DEPTH
     first_unit, last_unit = UNITS * split // num_splits, UNITS * (split + 1) // num_splits
-    outs = tile * OUTS + tl.arange(0, OUTS)
+    outs = first_out + tl.arange(0, OUTS)
     in_outs = outs < OUT
     of_outs = tl.load(scales_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)
     if PDL:
@@ -86,18 +96,18 @@ def _fp8_few_kernel(
         await_previous()
     total = tl.zeros([OUTS, ROWS], tl.float32)
     for unit in range(first_unit, last_unit):
-        codes = codes_desc.load([tile * OUTS, unit * DEPTH])
-        x = x_desc.load([0, unit * DEPTH])
+        codes = codes_desc.load([first_out, unit * DEPTH])
+        x = x_desc.load([first_row, unit * DEPTH])
         if EXACT:
             total = tl.dot(codes, tl.trans(x), total, max_num_imprecise_acc=128)
         else:
             total = tl.dot(codes, tl.trans(x), total)
-    rows = tl.arange(0, ROWS)
+    rows = first_row + tl.arange(0, ROWS)
     in_rows = rows < num_rows
     scales = of_outs[:, None] * tl.load(x_scales_ptr + rows, mask=in_rows, other=0.0)[None, :]
     done = True
     if num_splits > 1:
-        within = tl.arange(0, OUTS)[:, None] * ROWS + rows[None, :]
+        within = tl.arange(0, OUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         place = parts_ptr + tile.to(tl.int64) * num_splits * OUTS * ROWS + within
         tl.store(place + split * OUTS * ROWS, total)
         tl.debug_barrier()  # the whole program's stores come before its arrival
@@ -111,5 +121,5 @@ def _fp8_few_kernel(
         total *= scales
         if BIAS:
             total += tl.load(bias_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)[:, None]
-        out_place = out_ptr + rows[None, :] * OUT + outs[:, None]
+        out_place = out_ptr + rows.to(tl.int64)[None, :] * OUT + outs[:, None]
         tl.store(out_place, total.to(out_ptr.dtype.element_ty), mask=in_rows[None, :] & in_outs[:, None])

@@ -123,8 +123,6 @@ def _decode_kernel(
         for byte in tl.static_range(8):
             code = (words[byte // 4] >> (byte % 4 * 8 + half * 4)) & (15 if PER_BYTE == 2 else 255)
             numbers += ((codes.numbers(code.to(tl.uint8), zero, KIND, tl.float32) * scale + minimum).to(dtype),)
-        even = tl.join(tl.join(numbers[0], numbers[4]), tl.join(numbers[2], numbers[6]))
-        odd = tl.join(tl.join(numbers[1], numbers[5]), tl.join(numbers[3], numbers[7]))
         lane = tl.arange(0, ROWS * RUNS)[:, None]
         row_out = tl.program_id(0) * ROWS + lane // RUNS
         byte_out = tl.program_id(1) * BYTES + lane % RUNS * 8
@@ -132,4 +130,12 @@ def _decode_kernel(
         to = tl.multiple_of(row_out.to(tl.int64) * (WIDTH * PER_BYTE) + to, [8, 8])
         out = out_ptr + (to + tl.arange(0, 8)[None, :])
         inside = (row_out < num_rows) & (byte_out < WIDTH)
-        tl.store(out, tl.reshape(tl.join(even, odd), [ROWS * RUNS, 8]), mask=inside)
+        tl.store(out, tl.reshape(_in_order(numbers), [ROWS * RUNS, 8]), mask=inside)
+
+
+@triton.jit
+def _in_order(numbers):
+    """Eight tensors as the last three dimensions of one: what is joined last is what differs first."""
+    even = tl.join(tl.join(numbers[0], numbers[4]), tl.join(numbers[2], numbers[6]))
+    odd = tl.join(tl.join(numbers[1], numbers[5]), tl.join(numbers[3], numbers[7]))
+    return tl.join(even, odd)

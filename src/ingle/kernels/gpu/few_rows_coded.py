@@ -113,7 +113,7 @@ def _few_rows_coded_kernel(
                     if NORMED:
                         scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
                     for strip in tl.static_range(STRIPS):
-                        first, other = sums[strip * PER * N + n], sums[(strip * PER + PER - 1) * N + n]
+                        first, other = _two_of(sums, strip * PER * N + n, (strip * PER + PER - 1) * N + n)
                         if GROUP == 0:
                             first *= _of_rows(matrix[1], done_outs[strip * PER], OUT, STEPS[0]) * UNIT
                             if PAIRED:
@@ -155,6 +155,11 @@ def _zeros(COUNT: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
+def _two_of(sums, first: tl.constexpr, other: tl.constexpr):
+    return sums[first], sums[other]
+
+
+@triton.jit
 def _joined(place, SPLITS: tl.constexpr, COUNT: tl.constexpr):
     """The sums of what all programs of a tile left, in order, all asked for at once."""
     left = ()
@@ -162,8 +167,8 @@ def _joined(place, SPLITS: tl.constexpr, COUNT: tl.constexpr):
         left += (tl.load(place + index * 128, cache_modifier=".cg"),)
     sums = ()
     for index in tl.static_range(COUNT):
-        total = left[index]
-        for split in tl.static_range(1, SPLITS):
+        total = tl.zeros([16, 8], tl.float32)
+        for split in tl.static_range(SPLITS):
             total += left[split * COUNT + index]
         sums += (total,)
     return sums
@@ -198,10 +203,10 @@ def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling
     num_units, room = _num_units(coded, _WARPS), _PER_SM * num_sms
 
     def tiles_each(num_splits: int) -> int:
-        return triton.cdiv(num_tiles, max(room // num_splits, 1))
+        return int(triton.cdiv(num_tiles, max(room // num_splits, 1)))
 
     def time(num_splits: int) -> int:
-        return tiles_each(num_splits) * (triton.cdiv(num_units, num_splits) + 1)
+        return tiles_each(num_splits) * (int(triton.cdiv(num_units, num_splits)) + 1)
 
     num_splits = min(range(1, min(num_units, _MAX_SPLITS) + 1), key=time)
     return Tiling(strips, _WARPS, num_splits, triton.cdiv(num_tiles, tiles_each(num_splits)))
@@ -211,7 +216,7 @@ def _num_units(coded: Coded, num_warps: int) -> int:
     """Iterations that a row takes."""
     size = lanes.block_bytes(coded)
     assert size is not None
-    return triton.cdiv(coded.codes.shape[1], size * num_warps)
+    return int(triton.cdiv(coded.codes.shape[1], size * num_warps))
 
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:

@@ -44,7 +44,7 @@ def compiled(capability: int, dtype: torch.dtype, case: tuple[CodedKind, int, bo
         "IN": COLUMNS, "OUT": ROWS, "N": eights, "WARPS": 4, "EPILOGUE": ending, "NORMED": ending in (SILU, ROTATE),
         "BIASED": ending == ROTATE, "SQUARED": ending == ADD and dtype == torch.bfloat16, "HALF": 64, "NUM_HEADS": 28,
         "NUM_KV_HEADS": 4, "PAGE_SIZE": 16, "SQUARES": 256, "PDL": capability >= 90,
-        "STRIPS": 1 if ending in (SILU, ROTATE) else 2, "SPLITS": 1, "AHEAD": False,
+        "STRIPS": 1 if ending in (SILU, ROTATE) else 2, "SPLITS": 1, "AHEAD": 1,
         **lanes.constants(coded, dtype, compiled=True),
     }  # fmt: skip
     kernel = few_rows_coded._few_rows_coded_kernel
@@ -66,9 +66,7 @@ def compiled(capability: int, dtype: torch.dtype, case: tuple[CodedKind, int, bo
                 attributes[index,] = divides
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(
-        source, target=target, options={"num_warps": 4, "num_stages": 1, "maxnreg": few_rows_coded._REGISTERS}
-    )
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 1})
 
 
 def in_pairs(layout: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow
-from ingle.kernels.gpu import decoded
+from ingle.kernels.gpu import decoded, lanes
 from ingle.kernels.gpu import few_rows_coded as few_rows
 from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
@@ -42,7 +42,7 @@ def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     rows, splits = request.param
 
     def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-        return Tiling(1 if paired else 2, 2, splits, 2)
+        return Tiling(1 if paired else 2, 2, splits, splits)
 
     monkeypatch.setattr(few_rows, "tiling", tiling)
     return int(rows)
@@ -90,8 +90,9 @@ def test_project_and_store(num_rows: int, matrix: Callable[[int], Coded]) -> Non
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
-def test_blocks(kind: str) -> None:
+def test_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of GGUF: those whose codes are bytes of one code or two, alone and as many rows take them."""
+    monkeypatch.setattr(lanes, "BLOCKS", True)
     coded = coded_of(stored(kind, 48, 512)[0], DEVICE)
     x = randn(5, 512)
     close(few_rows.multiply(x, coded, None), x.float() @ exact(coded).T)

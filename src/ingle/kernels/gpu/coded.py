@@ -19,7 +19,7 @@ from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
-_LEAST_DECODED = 97
+_LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""

@@ -19,7 +19,7 @@ import triton.language as tl
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl, prefetch
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
 from ingle.kernels.gpu.rotation import store_rotated
@@ -44,8 +44,6 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
-    ahead: int = 0
-    """Tiles behind the first that are asked for into the second-level cache before the kernel before has ended."""
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -57,7 +55,7 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
@@ -80,12 +78,6 @@ def _coded_vector_kernel(
         GROUPS, SPAN, ZEROS, COMPILED,
     )  # fmt: skip
     if PDL:
-        if AHEAD > 0:
-            num_words = tl.maximum(last_chunk - first_chunk, 0) * LOW
-            _ask_for_tiles(
-                matrix[0] + first_chunk * LOW, num_words, program + num_programs, num_programs, AHEAD, OUT, OUTS,
-                EPILOGUE, HALF, COUNT * LOW,
-            )  # fmt: skip
         await_previous()
     inputs = ()
     scales = ()
@@ -124,20 +116,6 @@ def _coded_vector_kernel(
                     kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
                     EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
-
-
-@triton.jit
-def _ask_for_tiles(
-    ptr, num_words, tile, num_programs, AHEAD: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr,
-    EPILOGUE: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """So many words of the rows of AHEAD tiles, into the second-level cache."""
-    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
-    index = tl.arange(0, 64)  # a thread asks for a row, or for nothing
-    tiles = tile + index // LINES * num_programs
-    outs = rows_of_tile(tiles, index % LINES, OUT, OUTS, EPILOGUE, HALF)
-    asked = (index < AHEAD * LINES) & (tiles < (OUT + LINES - 1) // LINES) & (outs < OUT)
-    prefetch(ptr + outs.to(tl.int64) * WIDTH, tl.where(asked, 4 * num_words, 0))
 
 
 @triton.jit
@@ -240,8 +218,7 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
     The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
-    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits. Each has two tiles
-    at least, for inputs become integers once.
+    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
@@ -252,7 +229,7 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, max(triton.cdiv(num_tiles, at_once), 2))
+    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
     return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
 
 
@@ -360,7 +337,7 @@ def run_by(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
-        AHEAD=shape.ahead if low >= 4 else 0, PDL=early, COMPILED=x.is_cuda,
+        PDL=early, COMPILED=x.is_cuda,
         num_warps=shape.num_warps, maxnreg=(2048 // _warps_at_once(low + high, len(x))) & ~7, launch_pdl=early,
     )  # fmt: skip
 

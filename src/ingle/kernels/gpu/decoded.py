@@ -35,7 +35,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     """x @ matrix.T + bias, for x [M, I] whose columns are as the matrix has them."""
     size_out, size_in = coded.num_rows, coded.num_columns
     out, scratch = x.new_empty(len(x), size_out), _scratch(x.device, x.dtype)
-    room = min(len(scratch), planes.PIECE) if coded.in_planes else len(scratch)
+    room = len(scratch)
     num_chunks = triton.cdiv(size_out * size_in, room)
     size = min(triton.cdiv(triton.cdiv(size_out, num_chunks), 128) * 128, max(room // size_in, 1))
     for start in range(0, size_out, size):

@@ -21,24 +21,23 @@ from ingle.kernels.gpu.codes import pointers
 from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
-from ingle.kernels.gpu.lanes import ask_for_codes, load_codes, load_inputs, load_scales, multiply_unit
+from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multiply_unit
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 16
 """With more, inputs take more registers than there are."""
 _WARPS = 4
-_PER_SM = 3
-"""Programs that an SM runs at once, by the registers that the compiled code takes."""
-_REGISTERS = 168
-"""Of a thread, so that these are as many of four warps."""
-_MAX_SPLITS = 8
+_PER_SM = 5
+"""Programs that an SM should have of a kernel."""
+_LEAST_UNITS = 2
+"""Iterations of a program, at least: its beginning and its end take longer than one."""
 
 
-@triton.jit(do_not_specialize=["num_programs"])
+@triton.jit
 def _few_rows_coded_kernel(
     x_ptr, x_words_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
     parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-    num_rows, x_stride, num_programs, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
+    num_rows, x_stride, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
     IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr,
     NORMED: tl.constexpr, BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
@@ -47,103 +46,98 @@ def _few_rows_coded_kernel(
     STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
     ZEROS: tl.constexpr, MINIMA: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A program has a tile of STRIPS of 16 rows, or of pairs, and then the one `num_programs` further; its warps share
-    out the columns. What comes next is loaded while this is multiplied, at a tile's end the next one's first."""
+    """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns. Codes of AHEAD units are on
+    their way while one is multiplied; with one, so are its inputs."""
+    tile = tl.program_id(0) // SPLITS
     split = tl.program_id(0) % SPLITS
-    program = tl.program_id(0) // SPLITS
     PAIRED: tl.constexpr = EPILOGUE != 0 and EPILOGUE != 4
     PER: tl.constexpr = 2 if PAIRED else 1
     M: tl.constexpr = STRIPS * PER
-    TILES: tl.constexpr = (OUT + 16 * M - 1) // (16 * M)
     UNITS: tl.constexpr = (WIDTH + 4 * WORDS * WARPS - 1) // (4 * WORDS * WARPS)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first_unit, last_unit = UNITS * split // SPLITS, UNITS * (split + 1) // SPLITS
-    outs = _outs(program, OUT, STRIPS, EPILOGUE, HALF)
-    scales = load_scales(
-        matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
-    )
-    codes = load_codes(matrix[0], outs, first_unit, OUT, WIDTH, WARPS, WORDS)
-    if PDL:
-        if AHEAD:
-            ask_for_codes(matrix[0], outs, first_unit + 1, last_unit, OUT, WIDTH, WARPS, WORDS)
-        await_previous()
-    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
-    totals = _zeros(M * N, WARPS)
-    tile, unit = program, first_unit
-    # One loop: of two, one in the other, Triton passes scales through an SM's memory.
-    for _ in range(0, (TILES - program + num_programs - 1) // num_programs * (last_unit - first_unit)):
-        is_last = unit + 1 == last_unit
-        next_unit = tl.where(is_last, first_unit, unit + 1)
-        next_tile = tl.where(is_last, tile + num_programs, tile)
-        next_outs = _outs(tl.minimum(next_tile, TILES - 1), OUT, STRIPS, EPILOGUE, HALF)
-        if PDL and AHEAD and unit == first_unit and tile + num_programs < TILES:
-            later = _outs(tile + num_programs, OUT, STRIPS, EPILOGUE, HALF)
-            ask_for_codes(matrix[0], later, first_unit, last_unit, OUT, WIDTH, WARPS, WORDS)
-        next_codes = load_codes(matrix[0], next_outs, next_unit, OUT, WIDTH, WARPS, WORDS)
-        next_scales = load_scales(
-            matrix, next_outs, next_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN,
-            ZEROS, MINIMA,
-        )  # fmt: skip
-        next_xs = load_inputs(
-            x_ptr, x_words_ptr, x_stride, num_rows, next_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
-        )
-        totals = multiply_unit(
-            totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
-            MINIMA, SUMS, UNIT, COMPILED,
-        )  # fmt: skip
-        if is_last:
-            sums = ()
-            for index in tl.static_range(M * N):
-                sums += (tl.sum(totals[index], 0),)
-            done = True
-            if SPLITS > 1:
-                within = tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
-                place = parts_ptr + tile.to(tl.int64) * (SPLITS * M * N * 128) + within
-                for index in tl.static_range(M * N):
-                    tl.store(place + (split * M * N + index) * 128, sums[index])
-                barrier(COMPILED)  # the whole program's stores come before its arrival
-                done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
-                if done:
-                    tl.store(arrived_ptr + tile, 0)
-                    sums = _joined(place, SPLITS, M * N)
-            if done:
-                done_outs = _outs(tile, OUT, STRIPS, EPILOGUE, HALF)
-                for n in tl.static_range(N):
-                    scale = tl.full([1, 8], 1.0, tl.float32)
-                    if NORMED:
-                        scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
-                    for strip in tl.static_range(STRIPS):
-                        first, other = _two_of(sums, strip * PER * N + n, (strip * PER + PER - 1) * N + n)
-                        if GROUP == 0:
-                            first *= _of_rows(matrix[1], done_outs[strip * PER], OUT, STEPS[0]) * UNIT
-                            if PAIRED:
-                                other *= _of_rows(matrix[1], done_outs[strip * PER + 1], OUT, STEPS[0]) * UNIT
-                        finish(
-                            first * scale, other * scale, done_outs[strip * PER], done_outs[strip * PER + PER - 1],
-                            tile * STRIPS + strip, (OUT + 15) // 16, n * 8, num_rows,
-                            bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr,
-                            kv_ptr, kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
-                            OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                        )  # fmt: skip
-            totals = _zeros(M * N, WARPS)
-        codes = next_codes
-        scales = next_scales
-        xs = next_xs
-        tile, unit = next_tile, next_unit
-
-
-@triton.jit
-def _outs(tile, OUT: tl.constexpr, STRIPS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
-    """The first row of each of a tile's strips, one half's or the gate's before the other's."""
     outs = ()
     for strip in tl.static_range(STRIPS):
         row = (tile * STRIPS + strip) * 16
         if EPILOGUE == 1:
             row = row // HALF * 2 * HALF + row % HALF
         outs += (row,)
-        if EPILOGUE != 0 and EPILOGUE != 4:
+        if PAIRED:
             outs += (row + (HALF if EPILOGUE == 1 else OUT // 2),)
-    return outs
+    scales = load_scales(
+        matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
+    )
+    codes = ()
+    for index in tl.static_range(AHEAD):
+        unit = tl.minimum(first_unit + index, last_unit - 1)
+        codes += load_codes(matrix[0], outs, unit, OUT, WIDTH, WARPS, WORDS)
+    if PDL:
+        await_previous()
+    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+    totals = _zeros(M * N, WARPS)
+    for unit in range(first_unit, last_unit):
+        later = load_codes(matrix[0], outs, tl.minimum(unit + AHEAD, last_unit - 1), OUT, WIDTH, WARPS, WORDS)
+        after = tl.minimum(unit + 1, last_unit - 1)
+        next_scales = load_scales(
+            matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
+        )
+        if AHEAD > 1:
+            next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+            xs = next_xs
+        else:
+            next_xs = load_inputs(
+                x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
+            )
+        totals = multiply_unit(
+            totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
+            MINIMA, SUMS, UNIT, COMPILED,
+        )  # fmt: skip
+        codes = _shifted(codes, later, 2 * M)
+        scales = next_scales
+        xs = next_xs
+    sums = ()
+    for index in tl.static_range(M * N):
+        sums += (tl.sum(totals[index], 0),)
+    done = True
+    if SPLITS > 1:
+        within = tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
+        place = parts_ptr + tile.to(tl.int64) * (SPLITS * M * N * 128) + within
+        for index in tl.static_range(M * N):
+            tl.store(place + (split * M * N + index) * 128, sums[index])
+        barrier(COMPILED)  # the whole program's stores come before its arrival
+        done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
+        if done:
+            tl.store(arrived_ptr + tile, 0)
+            sums = _joined(place, SPLITS, M * N)
+    if done:
+        for n in tl.static_range(N):
+            scale = tl.full([1, 8], 1.0, tl.float32)
+            if NORMED:
+                scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
+            for strip in tl.static_range(STRIPS):
+                first, other = _two_of(sums, strip * PER * N + n, (strip * PER + PER - 1) * N + n)
+                if GROUP == 0:
+                    first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEPS[0]) * UNIT
+                    if PAIRED:
+                        other *= _of_rows(matrix[1], outs[strip * PER + 1], OUT, STEPS[0]) * UNIT
+                finish(
+                    first * scale, other * scale, outs[strip * PER], outs[strip * PER + PER - 1],
+                    tile * STRIPS + strip, (OUT + 15) // 16, n * 8, num_rows,
+                    bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr,
+                    kv_ptr, kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
+                    OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
+
+
+@triton.jit
+def _shifted(queue, later, COUNT: tl.constexpr):
+    """Without its first, and with others behind its last."""
+    shifted = ()
+    for index in tl.static_range(COUNT, len(queue)):
+        shifted += (queue[index],)
+    for index in tl.static_range(COUNT):
+        shifted += (later[index],)
+    return shifted
 
 
 @triton.jit
@@ -190,26 +184,18 @@ class Tiling(NamedTuple):
     """Among which its columns are shared out."""
     num_splits: int
     """Programs that share a tile's inputs."""
-    num_programs: int
-    """For each of them; each has some tiles."""
-    ahead: bool = False
-    """Whether the rest of a tile, and the next one, is asked for into the second-level cache."""
+    ahead: int = 1
+    """Units whose codes are on their way while one is multiplied."""
+    registers: int | None = None
+    """Of a thread, at most."""
 
 
 def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-    """All programs run at once and have as much to do: units of some tiles, and for a tile's end the time of one."""
     strips = 1 if paired or coded.num_rows % 32 else 2
     num_tiles = triton.cdiv(coded.num_rows, 16 * strips * (1 + paired))
-    num_units, room = _num_units(coded, _WARPS), _PER_SM * num_sms
-
-    def tiles_each(num_splits: int) -> int:
-        return int(triton.cdiv(num_tiles, max(room // num_splits, 1)))
-
-    def time(num_splits: int) -> int:
-        return tiles_each(num_splits) * (int(triton.cdiv(num_units, num_splits)) + 1)
-
-    num_splits = min(range(1, min(num_units, _MAX_SPLITS) + 1), key=time)
-    return Tiling(strips, _WARPS, num_splits, triton.cdiv(num_tiles, tiles_each(num_splits)))
+    num_units = _num_units(coded, _WARPS)
+    num_splits = min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1))
+    return Tiling(strips, _WARPS, num_splits)
 
 
 def _num_units(coded: Coded, num_warps: int) -> int:
@@ -304,11 +290,11 @@ def _run(
     parts = x if num_splits == 1 else x.new_empty(size, dtype=torch.float32)
     early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
-    _few_rows_coded_kernel[(shape.num_programs * num_splits,)](
+    _few_rows_coded_kernel[(num_tiles * num_splits,)](
         x, _words(x), (coded.codes.view(torch.int32), *pointers(coded)[1:]), _or(bias, x), _or(squares_in, x),
         _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
         counters(device), *places,
-        num_rows, x.stride(0), shape.num_programs, num_squares, 0.0 if norm is None else norm.eps,
+        num_rows, x.stride(0), num_squares, 0.0 if norm is None else norm.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         IN=size_in, OUT=size_out, N=blocks_of_rows, WARPS=shape.num_warps, EPILOGUE=epilogue,
         NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
@@ -319,7 +305,7 @@ def _run(
         SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips,
         SPLITS=num_splits, AHEAD=shape.ahead,
         **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
-        num_warps=shape.num_warps, num_stages=1, maxnreg=_REGISTERS if x.is_cuda else None, launch_pdl=early,
+        num_warps=shape.num_warps, num_stages=1, maxnreg=shape.registers, launch_pdl=early,
     )  # fmt: skip
 
 

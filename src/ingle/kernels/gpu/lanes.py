@@ -22,7 +22,6 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import codes
 from ingle.kernels.gpu.codes import FORMATS
-from ingle.kernels.gpu.device import prefetch
 
 # Two numbers of 16 bits in a register. $1 and $2 are a word of a row, $3 and $4 of the one eight further; $5 and $6
 # say which, $7 and $8 how far the bits are from where they are wanted. All but the words are constants.
@@ -45,6 +44,8 @@ _BF16_ASM: tl.constexpr = tl.constexpr((_INT4_BF16, _INT8_BF16, _FP8_BF16))
 _FP16_ASM: tl.constexpr = tl.constexpr((_INT4_FP16, _INT8_FP16, _FP8_FP16))
 _LOW: tl.constexpr = tl.constexpr("prmt.b32 $0, $1, $2, 0x5410;")
 _HIGH: tl.constexpr = tl.constexpr("prmt.b32 $0, $1, $2, 0x7632;")
+BLOCKS = False
+"""Whether GGUF's blocks of bytes with one code or two are read so, too: right, but not yet measured."""
 _BIAS = {torch.bfloat16: (128, -128, 0), torch.float16: (0, 0, 0)}
 _UNIT = {torch.bfloat16: (1.0, 1.0, 1.0), torch.float16: (2.0**24, 2.0**24, 2.0**8)}
 """By kind: what a number is more than its code, and what it is multiplied with to be as large."""
@@ -52,7 +53,9 @@ _UNIT = {torch.bfloat16: (1.0, 1.0, 1.0), torch.float16: (2.0**24, 2.0**24, 2.0*
 
 def block_bytes(coded: Coded) -> int | None:
     """Of a row, that four lanes load at once, all of one group; None for codes that are not read so."""
-    if coded.kind not in FORMATS or coded.table is not None or not coded.codes.is_contiguous():
+    if coded.kind not in FORMATS or coded.table is not None or (coded.in_planes and not BLOCKS):
+        return None
+    if not coded.codes.is_contiguous():
         return None
     per_byte, whole = FORMATS[coded.kind].columns_per_byte, coded.scales.shape[1] == 1
     others = (coded.zeros, coded.minima)
@@ -215,22 +218,6 @@ def load_codes(codes_ptr, outs, unit, OUT: tl.constexpr, WIDTH: tl.constexpr, WA
         loaded += (_load_codes(codes_ptr, outs[m], unit, OUT, WIDTH, WARPS, WORDS, INSIDE),)
         loaded += (_load_codes(codes_ptr, outs[m] + 8, unit, OUT, WIDTH, WARPS, WORDS, INSIDE),)
     return loaded
-
-
-@triton.jit
-def ask_for_codes(
-    codes_ptr, outs, unit, last_unit,
-    OUT: tl.constexpr, WIDTH: tl.constexpr, WARPS: tl.constexpr, WORDS: tl.constexpr,
-):  # fmt: skip
-    """The same of the units up to the last, into the second-level cache."""
-    STEP: tl.constexpr = 4 * WORDS * WARPS
-    num_words = tl.maximum(tl.minimum(last_unit * STEP, WIDTH) - unit * STEP, 0)
-    # A thread asks for a row, or for nothing.
-    index = tl.arange(0, 32 * WARPS)
-    for m in tl.static_range(len(outs)):
-        row = outs[m] + index
-        places = codes_ptr + (row.to(tl.int64) * WIDTH + unit * STEP)
-        prefetch(places, tl.where((index < 16) & (row < OUT), 4 * num_words, 0))
 
 
 @triton.jit

@@ -55,7 +55,7 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
@@ -103,18 +103,19 @@ def _coded_vector_kernel(
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived_ptr + program, 0)
-            for tile in range(program, NUM_TILES, num_programs):
-                outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
-                for row in tl.static_range(ROWS):
-                    total = tl.zeros([LINES], tl.float32)
-                    for index in tl.static_range(SPLITS):
-                        place = parts_ptr + (index * ROWS + row) * OUT + outs
-                        total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
-                    _finish(
-                        total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
-                        kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
-                        EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                    )  # fmt: skip
+            lines = tl.arange(0, TILES * LINES)  # of all tiles at once: one wait for what the others left
+            tiles = program + lines // LINES * num_programs
+            outs = tl.where(tiles < NUM_TILES, tiles * LINES + lines % LINES, OUT)
+            for row in tl.static_range(ROWS):
+                total = tl.zeros([TILES * LINES], tl.float32)
+                for index in tl.static_range(SPLITS):
+                    place = parts_ptr + (index * ROWS + row) * OUT + outs
+                    total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
+                _finish(
+                    total, program, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
+                    kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
+                    EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -217,20 +218,24 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
     The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
-    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits. Each has two tiles
-    at least, for inputs become integers once.
+    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     num_warps = min(max(chunks // 64, 1), 16)
     bits = sum(BITS[coded.kind])
-    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows == 1 else 12
+    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, _warps_at_once(bits, num_rows)
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, max(triton.cdiv(num_tiles, at_once), 2))
+    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
     return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
+
+
+def _warps_at_once(bits: int, num_rows: int) -> int:
+    """That an SM runs."""
+    return 16 if bits != 5 and num_rows == 1 else 12
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -311,6 +316,7 @@ def run_by(
 ) -> None:
     early = pdl(x.device)
     low, high = BITS[coded.kind]
+    lines = shape.outs if epilogue == _ADD else 2 * shape.outs
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     parts = x
     if shape.num_splits > 1:
@@ -330,7 +336,9 @@ def run_by(
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+        TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
+        PDL=early, COMPILED=x.is_cuda,
+        num_warps=shape.num_warps, maxnreg=(2048 // _warps_at_once(low + high, len(x))) & ~7, launch_pdl=early,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Products of up to 8 rows with FP8 matrices and what is fused to them, against plain operators in float32."""
+"""Products of up to 16 rows with FP8 matrices and what is fused to them, against plain operators in float32."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.kernels.test_coded import made
 from tests.kernels.test_few_rows_coded import HEAD_DIM, SIZE_IN, exact, flowing
 
 
-@pytest.fixture(params=[(1, 2, 1), (8, 4, 2)], ids=str)
+@pytest.fixture(params=[(1, 2, 1), (13, 4, 2)], ids=str)
 def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     rows, *shape = request.param
-    monkeypatch.setattr(fp8_lanes, "tiling", lambda size_in: Tiling(*shape))
+    monkeypatch.setattr(fp8_lanes, "tiling", lambda num_rows, size_in: Tiling(*shape))
     return int(rows)
 
 
@@ -56,7 +56,7 @@ def test_alone() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows, size_in", [(1, 3584), (2, 18944), (8, 3584)])
+@pytest.mark.parametrize("num_rows, size_in", [(1, 3584), (2, 18944), (8, 3584), (16, 3584)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_both_types(dtype: torch.dtype, num_rows: int, size_in: int) -> None:
     """By the tilings themselves, of inputs that float16 would not hold."""
@@ -76,11 +76,11 @@ def test_both_types(dtype: torch.dtype, num_rows: int, size_in: int) -> None:
 
 
 def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
-    coded, x = made("fp8", 32, 64, 64), torch.zeros(8, 64, dtype=torch.bfloat16, device=DEVICE)
-    monkeypatch.setattr(fp8_lanes, "MAX_ROWS", 8)
+    coded, x = made("fp8", 32, 64, 64), torch.zeros(16, 64, dtype=torch.bfloat16, device=DEVICE)
+    monkeypatch.setattr(fp8_lanes, "MAX_ROWS", 16)
     monkeypatch.setattr(fp8_lanes, "multiplies_fp8", lambda device: True)
     assert fp8_lanes.suits(x, coded) and not fp8_lanes.suits(torch.cat([x, x]), coded)
     assert not fp8_lanes.suits(x.float(), coded) and not fp8_lanes.suits(x, made("fp8", 32, 64, 32))
     assert not fp8_lanes.suits(x, made("int8", 32, 64, 64)) and not fp8_lanes.suits(x, made("fp8", 30, 64, 64))
-    monkeypatch.setattr(fp8_lanes, "MAX_ROWS", 7)
+    monkeypatch.setattr(fp8_lanes, "MAX_ROWS", 15)
     assert not fp8_lanes.suits(x, coded)

@@ -19,7 +19,7 @@ from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, fp8_la
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
-_LEAST_DECODED = 97
+_LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
@@ -52,14 +52,14 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
 
 def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them."""
-    if coded.in_planes:
-        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
-        return multiply(x, coded, bias)
     if fp8.suits(x, coded):
         return fp8.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
-    if len(x) >= _LEAST_DECODED:
+    if coded.in_planes:
+        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
+        return multiply(x, coded, bias)
+    if len(x) >= _LEAST_DECODED and decoded.suits(coded):
         return decoded.multiply(x, coded, bias)
     return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
 

@@ -1,4 +1,4 @@
-"""Products of up to 8 rows with FP8 matrices that have a scale for each row, and what stands around them in a layer.
+"""Products of up to 16 rows with FP8 matrices that have a scale for each row, and what stands around them in a layer.
 
 As `few_rows_coded`, but each program has 16 rows of weights, or 8 pairs of them, and asks for codes some iterations
 before they are multiplied, and for the first before the kernel before has ended. The device turns two codes into
@@ -22,7 +22,7 @@ from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, ro
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 0
-"""Up to 8, which the tensor cores take at once: not before it was measured."""
+"""Up to 16, which the tensor cores take by eights: not before it was measured."""
 _PICK = "{ .reg .b32 t; .reg .b16 l, h; .reg .pred p; setp.ne.s32 p, $5, 0; selp.b32 t, $3, $1, p; mov.b32 {l, h}, t; "
 _NUMBERS: tl.constexpr = tl.constexpr(
     _PICK + "setp.ne.s32 p, $7, 0; selp.b16 l, h, l, p; cvt.rn.f16x2.e4m3x2 $0, l; }"
@@ -41,7 +41,7 @@ class Tiling(NamedTuple):
     """Iterations whose codes are on their way."""
 
 
-def tiling(size_in: int) -> Tiling:
+def tiling(num_rows: int, size_in: int) -> Tiling:
     return Tiling(4 if size_in <= 8192 else 8)
 
 
@@ -66,14 +66,14 @@ def _load_codes(
 
 @triton.jit
 def _load_inputs(
-    x_ptr, x_words_ptr, x_stride, num_rows, unit: tl.constexpr, part: tl.constexpr, IN: tl.constexpr,
+    x_ptr, x_words_ptr, x_stride, first_row, num_rows, unit: tl.constexpr, part: tl.constexpr, IN: tl.constexpr,
     WARPS: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """Eight rows of x, the columns of two of each lane's words."""
     PER: tl.constexpr = 2 if COMPILED else 1  # numbers that are loaded as one
     RUN: tl.constexpr = 8 // PER
     index = tl.arange(0, WARPS * 32 * RUN)
-    row = index // (4 * RUN) % 8
+    row = first_row + index // (4 * RUN) % 8
     place = (unit * WARPS + index // (32 * RUN)) * (64 // PER) + index // RUN % 4 * (16 // PER) + part * RUN
     mask = row < num_rows
     if (unit + 1) * WARPS * 64 > IN:
@@ -134,13 +134,13 @@ def _of_rows(scales_ptr, first_out, OUT: tl.constexpr, OUTS: tl.constexpr):
     return tl.load(scales_ptr + rows, mask=rows < OUT, other=0.0).to(tl.float32)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _fp8_lanes_kernel(
     x_ptr, x_words_ptr, codes_ptr, scales_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
     squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     num_rows, x_stride, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
-    IN: tl.constexpr, OUT: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr,
-    BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr,
+    NORMED: tl.constexpr, BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
@@ -164,7 +164,9 @@ def _fp8_lanes_kernel(
         of_other = _of_rows(scales_ptr, other_out, OUT, OUTS)
     if PDL:
         await_previous()
-    total = tl.zeros([WARPS, 16, 8], tl.float32)
+    totals = ()
+    for _ in tl.static_range(N):
+        totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
     for unit in tl.static_range(UNITS):
         if unit + AHEAD < UNITS:
             words += (_load_codes(codes_ptr, first_out, unit + AHEAD, OUT, IN // 4, WARPS, INSIDE),)
@@ -172,22 +174,26 @@ def _fp8_lanes_kernel(
         firsts = tl.split(tl.permute(tl.reshape(words[2 * unit], [WARPS, 8, 4, 2, 2]), [0, 1, 2, 4, 3]))
         others = tl.split(tl.permute(tl.reshape(words[2 * unit + 1], [WARPS, 8, 4, 2, 2]), [0, 1, 2, 4, 3]))
         for part in tl.static_range(2):
-            x = _load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, unit, part, IN, WARPS, COMPILED)
             numbers = _numbers(firsts[part], others[part], dtype, WARPS, COMPILED)
-            total = tl.dot(numbers, _inputs(x, dtype, WARPS, COMPILED), total, input_precision="ieee")
-    scale = tl.full([1, 8], 64.0 if COMPILED and dtype == tl.bfloat16 else 1.0, tl.float32)
-    if NORMED:
-        scale *= row_scales(squares_in_ptr, 0, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
-    first = tl.sum(total, 0)
-    other = first
-    if PAIRED:
-        first, other = tl.split(tl.permute(tl.reshape(first, [2, 8, 8]), [1, 2, 0]))
-    finish(
-        first * (of_first * scale), other * (of_other * scale), first_out, other_out, tile, (OUT + 15) // 16, 0,
-        num_rows, bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr,
-        kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
-        OUT, 8, OUTS, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-    )  # fmt: skip
+            more = ()
+            for n in tl.static_range(N):
+                x = _load_inputs(x_ptr, x_words_ptr, x_stride, n * 8, num_rows, unit, part, IN, WARPS, COMPILED)
+                more += (tl.dot(numbers, _inputs(x, dtype, WARPS, COMPILED), totals[n], input_precision="ieee"),)
+            totals = more
+    for n in tl.static_range(N):
+        scale = tl.full([1, 8], 64.0 if COMPILED and dtype == tl.bfloat16 else 1.0, tl.float32)
+        if NORMED:
+            scale *= row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
+        first = tl.sum(totals[n], 0)
+        other = first
+        if PAIRED:
+            first, other = tl.split(tl.permute(tl.reshape(first, [2, 8, 8]), [1, 2, 0]))
+        finish(
+            first * (of_first * scale), other * (of_other * scale), first_out, other_out, tile, (OUT + 15) // 16,
+            n * 8, num_rows, bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr,
+            kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
+            OUT, 8, OUTS, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+        )  # fmt: skip
 
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:
@@ -197,7 +203,7 @@ def suits(x: torch.Tensor, coded: Coded) -> bool:
 
 def fits(x: torch.Tensor, coded: Coded) -> bool:
     return (
-        0 < len(x) <= 8
+        0 < len(x) <= 16
         and coded.kind == "fp8"
         and coded.scales.shape[1] == 1
         and coded.order is None
@@ -269,7 +275,7 @@ def _run(
     rotation: Rotation | None = None,
 ) -> None:
     (num_rows, size_in), size_out = x.shape, coded.num_rows
-    shape, early = tiling(size_in), pdl(x.device)
+    shape, early = tiling(num_rows, size_in), pdl(x.device)
     num_squares = 1 if squares_in is None else squares_in.shape[1]
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     _fp8_lanes_kernel[(triton.cdiv(size_out, 16),)](
@@ -278,8 +284,8 @@ def _run(
         _or(squares, x), *places,
         num_rows, x.stride(0) // (2 if x.is_cuda else 1), num_squares, 0.0 if norm is None else norm.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
-        IN=size_in, OUT=size_out, WARPS=shape.num_warps, EPILOGUE=epilogue, NORMED=squares_in is not None,
-        BIASED=bias is not None, SQUARED=squares is not None,
+        IN=size_in, OUT=size_out, N=triton.cdiv(num_rows, 8), WARPS=shape.num_warps, EPILOGUE=epilogue,
+        NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
         HALF=1 if rotation is None else rotation.kv_cache.shape[-1] // 2,
         NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],

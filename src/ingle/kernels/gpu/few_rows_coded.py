@@ -17,6 +17,7 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu import lanes
+from ingle.kernels.gpu.coded_tiles import shifted
 from ingle.kernels.gpu.codes import pointers
 from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
@@ -92,7 +93,7 @@ def _few_rows_coded_kernel(
             totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
             MINIMA, SUMS, UNIT, COMPILED,
         )  # fmt: skip
-        codes = _shifted(codes, later, 2 * M)
+        codes = shifted(codes, later, 2 * M)
         scales = next_scales
         xs = next_xs
     sums = ()
@@ -127,17 +128,6 @@ def _few_rows_coded_kernel(
                     kv_ptr, kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
                     OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
-
-
-@triton.jit
-def _shifted(queue, later, COUNT: tl.constexpr):
-    """Without its first, and with others behind its last."""
-    shifted = ()
-    for index in tl.static_range(COUNT, len(queue)):
-        shifted += (queue[index],)
-    for index in tl.static_range(COUNT):
-        shifted += (later[index],)
-    return shifted
 
 
 @triton.jit

@@ -134,7 +134,7 @@ def _of_rows(scales_ptr, first_out, OUT: tl.constexpr, OUTS: tl.constexpr):
     return tl.load(scales_ptr + rows, mask=rows < OUT, other=0.0).to(tl.float32)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _fp8_lanes_kernel(
     x_ptr, x_words_ptr, codes_ptr, scales_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
     squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,

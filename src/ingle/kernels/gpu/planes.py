@@ -27,17 +27,14 @@ PIECE = 1 << 23
 _E2M1: tl.constexpr = tl.constexpr(2)
 """In place of a look-up, the numbers' bits are taken; one more: by instructions for two at once, where there are some.
 Those of a table are twice E2M1's, and so are these."""
-# Two bytes in the upper halves of 16 bits each; then of each the lower code or the upper one, a sign and three bits,
-# below bfloat16's lowest exponent, times $3, which puts that right.
-_SPREAD: tl.constexpr = tl.constexpr("prmt.b32 $0, $1, 0, 0x1404;")
-_LOWER: tl.constexpr = tl.constexpr(
-    "{ .reg .b32 t, s; shr.b32 t, $1, 2; and.b32 t, t, 0x01c001c0; shl.b32 s, $1, 4; "
+# Of the second bytes of $1 and $2, in 16 bits each, the lower code or the upper one: a sign and three bits, below
+# bfloat16's lowest exponent, times $3, which puts that right.
+_PICK = (
+    "{ .reg .b32 t, s; prmt.b32 s, $1, $2, 0x5511; shr.b32 t, s, DOWN; and.b32 t, t, 0x01c001c0; shl.b32 s, s, UP; "
     "lop3.b32 t, s, 0x80008000, t, 0xea; mov.b32 s, 0x80008000; fma.rn.bf16x2 $0, t, $3, s; }"
 )
-_UPPER: tl.constexpr = tl.constexpr(
-    "{ .reg .b32 t, s; shr.b32 t, $1, 6; and.b32 t, t, 0x01c001c0; "
-    "lop3.b32 t, $1, 0x80008000, t, 0xea; mov.b32 s, 0x80008000; fma.rn.bf16x2 $0, t, $3, s; }"
-)
+_LOWER: tl.constexpr = tl.constexpr(_PICK.replace("DOWN", "2").replace("UP", "4"))
+_UPPER: tl.constexpr = tl.constexpr(_PICK.replace("DOWN", "6").replace("UP", "0"))
 _RIGHT: tl.constexpr = tl.constexpr(2.0**127)
 
 
@@ -183,8 +180,8 @@ def numbers(
 @triton.jit
 def _e2m1(pairs, scales, run: tl.constexpr):
     """bfloat16 [.., 2 * N] of bytes two by two, int16 [.., N]: of their lower halves, or of run 1 the upper ones."""
-    spread = tl.inline_asm_elementwise(_SPREAD, "=r,r", [pairs.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1)
-    both = tl.join(spread, spread)
+    words = pairs.to(tl.int32)
+    both = tl.join(words << 8, words)
     both, scales = tl.broadcast(both, scales)
     if run == 0:
         out = tl.inline_asm_elementwise(_LOWER, "=r,r,r,r", [both, scales], dtype=tl.bfloat16, is_pure=True, pack=2)

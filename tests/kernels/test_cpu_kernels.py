@@ -472,6 +472,26 @@ def test_attention_reads_16_bit_caches(dtype: torch.dtype) -> None:
     near(paged_attention(q, cache, batch, OPTIONS[0], as_integers=True), expected)
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_attention_by_integers_over_several_blocks_of_keys(window: int | None) -> None:
+    options, batch = AttentionOptions(0.3, window=window), step([(9, 1), (0, 200), (131, 40)], 16)
+    cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 2, 40).half()
+    q = torch.randn(len(batch.token_ids), 4, 40)
+    expected = reference.paged_attention(q, cache.float(), batch, options)
+    near(paged_attention(q, cache, batch, options, as_integers=True), expected)
+
+
+@pytest.mark.slow
+def test_attention_by_integers_over_more_keys_than_are_prepared() -> None:
+    """16 heads of 4,200 keys are 69 MB as integers: threads then make those that they need."""
+    batch = step([(4160, 40)], 16)
+    cache = torch.randn(2, int(batch.page_tables.max()) + 1, 16, 16, 256).half()
+    q = torch.randn(40, 16, 256) * 0.1
+    options = AttentionOptions(0.1, window=4100)
+    expected = reference.paged_attention(q, cache.float(), batch, options)
+    near(paged_attention(q, cache, batch, options, as_integers=True), expected)
+
+
 @pytest.mark.parametrize("kind", coded_kv.KINDS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "page_size", "options"),

@@ -10,11 +10,14 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow
+from ingle.kernels.gpu import decoded, lanes
 from ingle.kernels.gpu import few_rows_coded as few_rows
 from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
+from ingle.weights.gguf_coded import coded_of
 from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn
 from tests.kernels.test_coded import made
+from tests.weights.test_gguf_coded import stored
 
 HEAD_DIM = 64 if ON_GPU else 32
 SIZE_IN = 384  # no multiple of what an iteration takes
@@ -39,7 +42,7 @@ def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     rows, splits = request.param
 
     def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-        return Tiling(1 if paired else 2, 2, splits)
+        return Tiling(1 if paired else 2, 2, splits, splits)
 
     monkeypatch.setattr(few_rows, "tiling", tiling)
     return int(rows)
@@ -84,6 +87,19 @@ def test_project_and_store(num_rows: int, matrix: Callable[[int], Coded]) -> Non
         lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation), normed, HEAD_DIM,
         qk_norm=False, weight=exact(weight),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+def test_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of GGUF: those whose codes are bytes of one code or two, alone and as many rows take them."""
+    monkeypatch.setattr(lanes, "BLOCKS", True)
+    coded = coded_of(stored(kind, 48, 512)[0], DEVICE)
+    x = randn(5, 512)
+    close(few_rows.multiply(x, coded, None), x.float() @ exact(coded).T)
+    out = torch.empty(30, 512, dtype=DTYPE, device=DEVICE)
+    assert decoded.by_bytes(coded)
+    decoded.decode(coded, 10, out)
+    close(out, exact(coded)[10:40])
 
 
 @pytest.mark.parametrize("kind", MATRICES)

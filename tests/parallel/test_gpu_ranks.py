@@ -140,14 +140,15 @@ def sizes_of(name: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_every_family_in_bfloat16(name: str, tmp_path: Path) -> None:
-    """The log probability of each token that two ranks draw, alone and beside others, is that in float32; but for
-    experts chosen otherwise. And it is drawn too where whole logits are not asked for."""
+    """The log probability of each token that two ranks draw is that in float32, but for experts chosen otherwise. And
+    it is drawn too where whole logits are not asked for."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs 2 GPUs")
     folder = save_checkpoint(tmp_path, CHECKPOINTS[name][0], **sizes_of(name))
-    limits = {"kv_cache_memory": "64MiB", "max_num_seqs": 4, "max_model_len": 512}
+    limits = {"kv_cache_memory": "64MiB", "max_num_seqs": 4, "max_model_len": 512, "enable_prefix_caching": False}
     engine = engine_for(folder, device="cuda", dtype="bfloat16", tensor_parallel_size=2, **limits)
-    prompts = {str(seed): random_prompt(seed, 40 + seed) for seed in range(4)}
+    # Other numbers of rows go by other kernels, which take long to compile.
+    prompts = {str(seed): random_prompt(seed, 100 + seed) for seed in range(4 if name == "qwen2" else 1)}
     told = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=1)
     asked = [EngineRequest(request, prompt, told) for request, prompt in prompts.items()]
     outputs = {**collect(engine, asked[1:]), **collect(engine, asked[:1])}

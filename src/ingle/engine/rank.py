@@ -110,7 +110,9 @@ def main() -> int:
     except Exception as error:
         lack = lack_of_memory(error) or lack_of_package(error)
         voice.say(RankFailed(traceback.format_exc() if lack is None else str(lack), expected=lack is not None))
-    return 1
+    # Not by tidying up: process groups, ended as the interpreter does, wait for ranks that are gone, or abort it.
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _handed(control: int, ring: int, rendezvous: int, num_readers: int, index: int) -> _Ways:

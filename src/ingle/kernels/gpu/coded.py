@@ -15,11 +15,11 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes, vector
+from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, fp8_lanes, planes, vector
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
-_LEAST_DECODED = 97
+_LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
@@ -40,6 +40,8 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
     flat = coded.ordered(x.reshape(-1, x.shape[-1]))
     if coded_vector.fits(flat, coded):
         return coded_vector.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
+    if fp8_lanes.suits(flat, coded):
+        return fp8_lanes.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
     if vector.suits(flat, coded):
         return vector.add(flat, coded, bias, None).view(*x.shape[:-1], coded.num_rows)
     if x.dtype == torch.float32 or not (planes.suits(coded) if coded.in_planes else suits(coded)):
@@ -50,14 +52,14 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
 
 def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them."""
-    if coded.in_planes:
-        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
-        return multiply(x, coded, bias)
     if fp8.suits(x, coded):
         return fp8.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
-    if len(x) >= _LEAST_DECODED:
+    if coded.in_planes:
+        multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
+        return multiply(x, coded, bias)
+    if len(x) >= _LEAST_DECODED and decoded.suits(coded):
         return decoded.multiply(x, coded, bias)
     return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
 

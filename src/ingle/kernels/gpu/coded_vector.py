@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
+from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile, shifted
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
@@ -44,6 +44,10 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
+    ahead: int = 1
+    """Tiles that are on their way while one is multiplied."""
+    warps_at_once: int = 16
+    """That an SM runs, by what a thread then has of registers."""
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -55,7 +59,7 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, PDL: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
@@ -73,10 +77,14 @@ def _coded_vector_kernel(
     column = first_column(chunk, APART)
     group = column // GROUP
     table = table_words(table_ptr, TABLE, COMPILED)
-    loaded = load_tile(
-        matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
-        GROUPS, SPAN, ZEROS, COMPILED,
-    )  # fmt: skip
+    loaded = ()
+    for index in tl.static_range(AHEAD):
+        loaded += (
+            load_tile(
+                matrix, program + index * num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF,
+                COUNT, LOW, HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+            ),
+        )  # fmt: skip
     if PDL:
         await_previous()
     inputs = ()
@@ -86,12 +94,13 @@ def _coded_vector_kernel(
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
     for tile in range(program, NUM_TILES, num_programs):
-        words, steps = loaded
+        words, steps = loaded[0]
         # The next weights are on their way while these are multiplied.
-        loaded = load_tile(
-            matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
+        later = load_tile(
+            matrix, tile + AHEAD * num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
             HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
         )  # fmt: skip
+        loaded = shifted(loaded, (later,), 1)
         _multiply_tile(
             words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
             out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
@@ -103,18 +112,19 @@ def _coded_vector_kernel(
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived_ptr + program, 0)
-            for tile in range(program, NUM_TILES, num_programs):
-                outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
-                for row in tl.static_range(ROWS):
-                    total = tl.zeros([LINES], tl.float32)
-                    for index in tl.static_range(SPLITS):
-                        place = parts_ptr + (index * ROWS + row) * OUT + outs
-                        total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
-                    _finish(
-                        total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
-                        kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
-                        EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                    )  # fmt: skip
+            lines = tl.arange(0, TILES * LINES)  # of all tiles at once: one wait for what the others left
+            tiles = program + lines // LINES * num_programs
+            outs = tl.where(tiles < NUM_TILES, tiles * LINES + lines % LINES, OUT)
+            for row in tl.static_range(ROWS):
+                total = tl.zeros([TILES * LINES], tl.float32)
+                for index in tl.static_range(SPLITS):
+                    place = parts_ptr + (index * ROWS + row) * OUT + outs
+                    total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
+                _finish(
+                    total, program, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
+                    kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
+                    EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -217,8 +227,7 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
     The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
-    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits. Each has two tiles
-    at least, for inputs become integers once.
+    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
@@ -229,8 +238,9 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, max(triton.cdiv(num_tiles, at_once), 2))
-    return Tiling(lines // 2 if paired else lines, chunks, num_splits, num_programs, num_warps)
+    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
+    outs = lines // 2 if paired else lines
+    return Tiling(outs, chunks, num_splits, num_programs, num_warps, warps_at_once=warps_a_sm)
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -311,6 +321,7 @@ def run_by(
 ) -> None:
     early = pdl(x.device)
     low, high = BITS[coded.kind]
+    lines = shape.outs if epilogue == _ADD else 2 * shape.outs
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
     parts = x
     if shape.num_splits > 1:
@@ -330,7 +341,9 @@ def run_by(
         FIRST_HEAD=first_head, NUM_HEADS=0 if rotation is None else rotation.num_heads,
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        PDL=early, COMPILED=x.is_cuda, num_warps=shape.num_warps, launch_pdl=early,
+        TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
+        AHEAD=shape.ahead, PDL=early, COMPILED=x.is_cuda,
+        num_warps=shape.num_warps, maxnreg=(2048 // shape.warps_at_once) & ~7, launch_pdl=early,
     )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ SCRATCH_NUMBERS = 72 << 20
 """Of 16 bits: of a matrix with 19,000 inputs 4,000 rows, which are enough tiles for a GPU."""
 _ROWS, _BYTES = 16, 256
 """That a program decodes."""
+_RUN = 8
+"""Bytes of a thread."""
 
 
 @functools.cache
@@ -33,13 +35,13 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     """x @ matrix.T + bias, for x [M, I] whose columns are as the matrix has them."""
     size_out, size_in = coded.num_rows, coded.num_columns
     out, scratch = x.new_empty(len(x), size_out), _scratch(x.device, x.dtype)
-    room = min(len(scratch), planes.PIECE) if coded.in_planes else len(scratch)
+    room = len(scratch)
     num_chunks = triton.cdiv(size_out * size_in, room)
     size = min(triton.cdiv(triton.cdiv(size_out, num_chunks), 128) * 128, max(room // size_in, 1))
     for start in range(0, size_out, size):
         end = min(start + size, size_out)
         weights = scratch[: (end - start) * size_in].view(end - start, size_in)
-        (planes.decode if coded.in_planes else decode)(coded, start, weights)
+        (decode if by_bytes(coded) else planes.decode)(coded, start, weights)
         part = out[:, start:end]
         if bias is None:
             torch.mm(x, weights.t(), out=part)
@@ -48,14 +50,27 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     return out
 
 
+def suits(coded: Coded) -> bool:
+    return coded.in_planes or by_bytes(coded)
+
+
+def by_bytes(coded: Coded) -> bool:
+    """Whether a thread's eight bytes are of one group, and their numbers neighbours, once or twice."""
+    if coded.kind not in codes.FORMATS or coded.table is not None or not coded.codes.is_contiguous():
+        return False
+    in_groups = coded.scales.shape[1] == 1 or coded.group_size % (2 * coded.half if coded.kind == "int4" else _RUN) == 0
+    return in_groups and coded.codes.shape[1] % _RUN == 0 and (coded.kind != "int4" or coded.half % _RUN == 0)
+
+
 def decode(coded: Coded, first_row: int, out: torch.Tensor) -> None:
     """Writes the numbers of the rows from `first_row` on to out [R, I], contiguous."""
     early = pdl(out.device)
     form, held = codes.FORMATS[coded.kind], codes.constants(coded)
     width = coded.codes.shape[1]
     factor_steps = (0, 0) if coded.factors is None else coded.factors.stride()
+    matrix = (coded.codes.view(torch.int32), *pointers(coded)[1:])
     _decode_kernel[(triton.cdiv(len(out), _ROWS), triton.cdiv(width, _BYTES))](
-        pointers(coded), out, first_row, len(out),
+        matrix, out, first_row, len(out),
         WIDTH=width, PER_BYTE=form.columns_per_byte, ROWS=_ROWS, BYTES=_BYTES, GROUP=coded.group_size,
         HALF=coded.half, KIND=form.kind, MIDDLE=held["MIDDLE"], ZEROS=coded.zeros is not None, SPAN=coded.span,
         MINIMA=coded.minima is not None, STEPS=coded.scales.stride(), FACTOR_STEPS=factor_steps, PDL=early,
@@ -70,36 +85,57 @@ def _decode_kernel(
     HALF: tl.constexpr, KIND: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr,
     MINIMA: tl.constexpr, STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """A thread has eight neighbouring bytes of a row, whose numbers it stores by 16 bytes. In one dimension, so that
+    what is loaded, shared by groups and stored is laid out alike and passes through no shared memory."""
     codes_ptr, scales_ptr, zeros_ptr, factors_ptr, minima_ptr, minimum_factors_ptr = matrix
-    IN: tl.constexpr = WIDTH * PER_BYTE
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    places = tl.program_id(1) * BYTES + tl.arange(0, BYTES)[None, :]
-    mask = (rows < num_rows) & (places < WIDTH)
-    columns = places
-    if PER_BYTE == 2:
-        columns = places // HALF * (2 * HALF) + places % HALF
-    held_rows = first_row + rows
-    held = tl.load(codes_ptr + held_rows.to(tl.int64) * WIDTH + places, mask=mask, other=0)
-    group = columns // GROUP  # of both codes in a byte
-    place = held_rows * STEPS[0] + group * STEPS[1]
-    scales = tl.load(scales_ptr + place, mask=mask, other=0).to(tl.float32)
-    minima = tl.zeros([1, 1], tl.float32)
-    zeros = tl.full([1, 1], MIDDLE, tl.uint8)
+    RUNS: tl.constexpr = BYTES // 8  # of a row
+    index = tl.arange(0, ROWS * RUNS * 2)
+    row = tl.program_id(0) * ROWS + index // (2 * RUNS)
+    word = tl.program_id(1) * (2 * RUNS) + index % (2 * RUNS)
+    places = codes_ptr + ((first_row + row).to(tl.int64) * (WIDTH // 4) + word)
+    places = tl.max_contiguous(tl.multiple_of(places, [8]), [2])
+    held = tl.load(places, mask=(row < num_rows) & (word < WIDTH // 4), other=0, eviction_policy="evict_first")
+    words = tl.split(tl.reshape(held, [ROWS * RUNS, 2]))
+    run = tl.arange(0, ROWS * RUNS)
+    row = tl.program_id(0) * ROWS + run // RUNS
+    place = tl.program_id(1) * BYTES + run % RUNS * 8
+    mask = (row < num_rows) & (place < WIDTH)
+    column = place // HALF * (2 * HALF) + place % HALF if PER_BYTE == 2 else place
+    held_row, group = first_row + row, column // GROUP  # of all codes of the run
+    of_group = held_row * STEPS[0] + group * STEPS[1]
+    scale = tl.load(scales_ptr + of_group, mask=mask, other=0).to(tl.float32)
+    minimum = tl.zeros([1], tl.float32)
+    zero = tl.full([1], MIDDLE, tl.uint8)
     if SPAN:
-        of_factor = held_rows * FACTOR_STEPS[0] + group // SPAN * FACTOR_STEPS[1]
-        scales *= tl.load(factors_ptr + of_factor, mask=mask, other=0.0).to(tl.float32)
+        of_factor = held_row * FACTOR_STEPS[0] + group // SPAN * FACTOR_STEPS[1]
+        scale *= tl.load(factors_ptr + of_factor, mask=mask, other=0.0).to(tl.float32)
     if MINIMA:
-        minima = tl.load(minima_ptr + place, mask=mask, other=0).to(tl.float32)
+        minimum = tl.load(minima_ptr + of_group, mask=mask, other=0).to(tl.float32)
         if SPAN:
-            minima *= tl.load(minimum_factors_ptr + of_factor, mask=mask, other=0.0).to(tl.float32)
+            minimum *= tl.load(minimum_factors_ptr + of_factor, mask=mask, other=0.0).to(tl.float32)
     if ZEROS:
-        zeros = tl.load(zeros_ptr + place, mask=mask, other=0)
+        zero = tl.load(zeros_ptr + of_group, mask=mask, other=0)
     dtype = out_ptr.dtype.element_ty
-    out = out_ptr + rows.to(tl.int64) * IN + columns
     if PDL:
         await_previous()  # which may still read what is overwritten
-    first = codes.numbers(held & 15 if PER_BYTE == 2 else held, zeros, KIND, tl.float32) * scales + minima
-    tl.store(out, first.to(dtype), mask=mask)
-    if PER_BYTE == 2:
-        second = codes.numbers(held >> 4, zeros, KIND, tl.float32) * scales + minima
-        tl.store(out + HALF, second.to(dtype), mask=mask)
+    for half in tl.static_range(PER_BYTE):
+        numbers = ()
+        for byte in tl.static_range(8):
+            code = (words[byte // 4] >> (byte % 4 * 8 + half * 4)) & (15 if PER_BYTE == 2 else 255)
+            numbers += ((codes.numbers(code.to(tl.uint8), zero, KIND, tl.float32) * scale + minimum).to(dtype),)
+        lane = tl.arange(0, ROWS * RUNS)[:, None]
+        row_out = tl.program_id(0) * ROWS + lane // RUNS
+        byte_out = tl.program_id(1) * BYTES + lane % RUNS * 8
+        to = byte_out // HALF * (2 * HALF) + byte_out % HALF + half * HALF if PER_BYTE == 2 else byte_out
+        to = tl.multiple_of(row_out.to(tl.int64) * (WIDTH * PER_BYTE) + to, [8, 8])
+        out = out_ptr + (to + tl.arange(0, 8)[None, :])
+        inside = (row_out < num_rows) & (byte_out < WIDTH)
+        tl.store(out, tl.reshape(_in_order(numbers), [ROWS * RUNS, 8]), mask=inside)
+
+
+@triton.jit
+def _in_order(numbers):
+    """Eight tensors as the last three dimensions of one: what is joined last is what differs first."""
+    even = tl.join(tl.join(numbers[0], numbers[4]), tl.join(numbers[2], numbers[6]))
+    odd = tl.join(tl.join(numbers[1], numbers[5]), tl.join(numbers[3], numbers[7]))
+    return tl.join(even, odd)

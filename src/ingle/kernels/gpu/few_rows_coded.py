@@ -17,6 +17,7 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu import lanes
+from ingle.kernels.gpu.coded_tiles import shifted
 from ingle.kernels.gpu.codes import pointers
 from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
@@ -37,85 +38,88 @@ _LEAST_UNITS = 2
 def _few_rows_coded_kernel(
     x_ptr, x_words_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
     parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-    num_rows, x_stride, num_splits, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
+    num_rows, x_stride, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
     IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr,
     NORMED: tl.constexpr, BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
-    PDL: tl.constexpr, STRIPS: tl.constexpr, WIDTH: tl.constexpr,
+    PDL: tl.constexpr, STRIPS: tl.constexpr, SPLITS: tl.constexpr, AHEAD: tl.constexpr, WIDTH: tl.constexpr,
     PER_BYTE: tl.constexpr, WORDS: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
     ZEROS: tl.constexpr, MINIMA: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns."""
-    tile = tl.program_id(0) // num_splits
-    split = tl.program_id(0) % num_splits
-    SINGLE: tl.constexpr = EPILOGUE == 0 or EPILOGUE == 4
-    PER: tl.constexpr = 1 if SINGLE else 2
+    """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns. Codes of AHEAD units are on
+    their way while one is multiplied; with one, so are its inputs."""
+    tile = tl.program_id(0) // SPLITS
+    split = tl.program_id(0) % SPLITS
+    PAIRED: tl.constexpr = EPILOGUE != 0 and EPILOGUE != 4
+    PER: tl.constexpr = 2 if PAIRED else 1
     M: tl.constexpr = STRIPS * PER
     UNITS: tl.constexpr = (WIDTH + 4 * WORDS * WARPS - 1) // (4 * WORDS * WARPS)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
+    first_unit, last_unit = UNITS * split // SPLITS, UNITS * (split + 1) // SPLITS
     outs = ()
     for strip in tl.static_range(STRIPS):
         row = (tile * STRIPS + strip) * 16
         if EPILOGUE == 1:
             row = row // HALF * 2 * HALF + row % HALF
         outs += (row,)
-        if not SINGLE:
+        if PAIRED:
             outs += (row + (HALF if EPILOGUE == 1 else OUT // 2),)
-    first_unit, last_unit = UNITS * split // num_splits, UNITS * (split + 1) // num_splits
-    codes_ptr = matrix[0]
     scales = load_scales(
         matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
     )
-    codes = load_codes(codes_ptr, outs, first_unit, OUT, WIDTH, WARPS, WORDS)
+    codes = ()
+    for index in tl.static_range(AHEAD):
+        unit = tl.minimum(first_unit + index, last_unit - 1)
+        codes += load_codes(matrix[0], outs, unit, OUT, WIDTH, WARPS, WORDS)
     if PDL:
         await_previous()
-    totals = ()
-    for _ in tl.static_range(M * N):
-        totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
     xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+    totals = _zeros(M * N, WARPS)
     for unit in range(first_unit, last_unit):
+        later = load_codes(matrix[0], outs, tl.minimum(unit + AHEAD, last_unit - 1), OUT, WIDTH, WARPS, WORDS)
         after = tl.minimum(unit + 1, last_unit - 1)
-        next_codes = load_codes(codes_ptr, outs, after, OUT, WIDTH, WARPS, WORDS)
         next_scales = load_scales(
-            matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN,
-            ZEROS, MINIMA,
-        )  # fmt: skip
-        next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+            matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
+        )
+        if AHEAD > 1:
+            next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+            xs = next_xs
+        else:
+            next_xs = load_inputs(
+                x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
+            )
         totals = multiply_unit(
             totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
             MINIMA, SUMS, UNIT, COMPILED,
         )  # fmt: skip
-        codes = next_codes
+        codes = shifted(codes, later, 2 * M)
         scales = next_scales
         xs = next_xs
     sums = ()
     for index in tl.static_range(M * N):
         sums += (tl.sum(totals[index], 0),)
-    within = tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    place = parts_ptr + tile.to(tl.int64) * num_splits * (M * N * 128) + within
     done = True
-    if num_splits > 1:
+    if SPLITS > 1:
+        within = tl.arange(0, 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
+        place = parts_ptr + tile.to(tl.int64) * (SPLITS * M * N * 128) + within
         for index in tl.static_range(M * N):
             tl.store(place + (split * M * N + index) * 128, sums[index])
         barrier(COMPILED)  # the whole program's stores come before its arrival
-        done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == num_splits - 1
+        done = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
         if done:
             tl.store(arrived_ptr + tile, 0)
+            sums = _joined(place, SPLITS, M * N)
     if done:
         for n in tl.static_range(N):
             scale = tl.full([1, 8], 1.0, tl.float32)
             if NORMED:
                 scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
             for strip in tl.static_range(STRIPS):
-                part = place + (strip * PER * N + n) * 128
-                first = _joined(sums[strip * PER * N + n], part, num_splits, M * N * 128)
-                other = first
-                if not SINGLE:
-                    other = _joined(sums[(strip * PER + 1) * N + n], part + N * 128, num_splits, M * N * 128)
+                first, other = _two_of(sums, strip * PER * N + n, (strip * PER + PER - 1) * N + n)
                 if GROUP == 0:
                     first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEPS[0]) * UNIT
-                    if not SINGLE:
+                    if PAIRED:
                         other *= _of_rows(matrix[1], outs[strip * PER + 1], OUT, STEPS[0]) * UNIT
                 finish(
                     first * scale, other * scale, outs[strip * PER], outs[strip * PER + PER - 1],
@@ -127,13 +131,31 @@ def _few_rows_coded_kernel(
 
 
 @triton.jit
-def _joined(total, place, num_splits, step):
-    """The sum of what all programs of a tile left, or what its only one has."""
-    if num_splits > 1:
+def _zeros(COUNT: tl.constexpr, WARPS: tl.constexpr):
+    totals = ()
+    for _ in tl.static_range(COUNT):
+        totals += (tl.zeros([WARPS, 16, 8], tl.float32),)
+    return totals
+
+
+@triton.jit
+def _two_of(sums, first: tl.constexpr, other: tl.constexpr):
+    return sums[first], sums[other]
+
+
+@triton.jit
+def _joined(place, SPLITS: tl.constexpr, COUNT: tl.constexpr):
+    """The sums of what all programs of a tile left, in order, all asked for at once."""
+    left = ()
+    for index in tl.static_range(SPLITS * COUNT):
+        left += (tl.load(place + index * 128, cache_modifier=".cg"),)
+    sums = ()
+    for index in tl.static_range(COUNT):
         total = tl.zeros([16, 8], tl.float32)
-        for split in range(num_splits):
-            total += tl.load(place + split * step, cache_modifier=".cg")
-    return total
+        for split in tl.static_range(SPLITS):
+            total += left[split * COUNT + index]
+        sums += (total,)
+    return sums
 
 
 @triton.jit
@@ -152,15 +174,25 @@ class Tiling(NamedTuple):
     """Among which its columns are shared out."""
     num_splits: int
     """Programs that share a tile's inputs."""
+    ahead: int = 1
+    """Units whose codes are on their way while one is multiplied."""
+    registers: int | None = None
+    """Of a thread, at most."""
 
 
 def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-    size = lanes.block_bytes(coded)
-    assert size is not None
     strips = 1 if paired or coded.num_rows % 32 else 2
     num_tiles = triton.cdiv(coded.num_rows, 16 * strips * (1 + paired))
-    num_units = triton.cdiv(coded.codes.shape[1], size * _WARPS)
-    return Tiling(strips, _WARPS, min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1)))
+    num_units = _num_units(coded, _WARPS)
+    num_splits = min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1))
+    return Tiling(strips, _WARPS, num_splits)
+
+
+def _num_units(coded: Coded, num_warps: int) -> int:
+    """Iterations that a row takes."""
+    size = lanes.block_bytes(coded)
+    assert size is not None
+    return int(triton.cdiv(coded.codes.shape[1], size * num_warps))
 
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:
@@ -243,7 +275,7 @@ def _run(
     paired = epilogue not in (ADD, PLAIN)
     shape = tiling(coded, num_rows, paired=paired, num_sms=num_sms(device))
     num_tiles = triton.cdiv(size_out, 16 * shape.strips * (1 + paired))
-    blocks_of_rows, num_splits = triton.cdiv(num_rows, 8), shape.num_splits
+    blocks_of_rows, num_splits = triton.cdiv(num_rows, 8), min(shape.num_splits, _num_units(coded, shape.num_warps))
     size = num_tiles * num_splits * shape.strips * (1 + paired) * blocks_of_rows * 128
     parts = x if num_splits == 1 else x.new_empty(size, dtype=torch.float32)
     early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
@@ -252,7 +284,7 @@ def _run(
         x, _words(x), (coded.codes.view(torch.int32), *pointers(coded)[1:]), _or(bias, x), _or(squares_in, x),
         _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
         counters(device), *places,
-        num_rows, x.stride(0), num_splits, num_squares, 0.0 if norm is None else norm.eps,
+        num_rows, x.stride(0), num_squares, 0.0 if norm is None else norm.eps,
         *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
         IN=size_in, OUT=size_out, N=blocks_of_rows, WARPS=shape.num_warps, EPILOGUE=epilogue,
         NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
@@ -261,8 +293,9 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips,
+        SPLITS=num_splits, AHEAD=shape.ahead,
         **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
-        num_warps=shape.num_warps, num_stages=1, launch_pdl=early,
+        num_warps=shape.num_warps, num_stages=1, maxnreg=shape.registers, launch_pdl=early,
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def multiply(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _fp8_few_kernel(
     x_desc, codes_desc, codes_ptr, x_scales_ptr, scales_ptr, bias_ptr, out_ptr, parts_ptr, arrived_ptr,
     num_rows, num_row_tiles, num_splits,

@@ -1,5 +1,5 @@
 """Products of more than two rows with matrices of codes in planes, as GGUF's blocks are held: a tile is decoded on its
-way to the tensor cores; of very many rows, a piece of the matrix that the second-level cache holds is.
+way to the tensor cores; of many rows, the matrix is, for the library's product.
 
 Blocks of 32 columns are what a byte's codes belong to. Its lowest code is a column of the block's first run, the next
 one of the second: a tile of bytes is one of each run's columns.
@@ -16,14 +16,8 @@ import triton.language as tl
 from ingle.kernels.coded import BITS, MIDDLE, PLANES_BLOCK, Coded
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
-_MAX_SPLIT_ROWS = 64
-"""With more, tiles are as many as a device has programs at once."""
-LEAST_DECODED = 256
-"""From so many rows on, decoding a piece of the matrix costs less than decoding a tile for every 128 of them."""
-PIECE = 1 << 23
-"""Numbers of a piece, as `decoded` takes them of such a matrix."""
-
-
+LEAST_DECODED = 65
+"""From so many rows on, decoding the matrix costs less than decoding a tile for every 64 or 128 of them."""
 _E2M1: tl.constexpr = tl.constexpr(2)
 """In place of a look-up, the numbers' bits are taken; one more: by instructions for two at once, where there are some.
 Those of a table are twice E2M1's, and so are these."""
@@ -54,9 +48,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
 
 
 def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:
-    if num_rows > _MAX_SPLIT_ROWS:
-        return Tiling(128 if num_rows > 96 else 64, 64, 4, 4, 3, 1)
-    rows = max(triton.next_power_of_2(num_rows), 16)
+    rows = min(max(triton.next_power_of_2(num_rows), 16), 64)
     num_tiles = triton.cdiv(coded.num_rows, 64)
     num_units = triton.cdiv(coded.num_columns, 4 * PLANES_BLOCK)
     return Tiling(rows, 64, 4, 4, 4, max(min(2 * num_sms // num_tiles, num_units // 4), 1))

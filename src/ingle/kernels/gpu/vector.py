@@ -82,6 +82,8 @@ def _vector_kernel(
         outs = tile * OUTS + lines % OUTS + lines // OUTS * (OUT // 2)
     line_ptr = weight_ptr + outs.to(tl.int64)[:, None] * IN
     in_lines = (outs < OUT)[:, None]
+    if RUN and OUT % LINES == 0:
+        in_lines = tl.full([1, 1], True, tl.int1)
     early = ()
     for index in tl.static_range(EARLY):
         early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN, EVICT),)
@@ -161,7 +163,8 @@ def _columns(k, DEPTH: tl.constexpr, RUN: tl.constexpr):
 @triton.jit
 def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr):
     ks = _columns(k, DEPTH, RUN)[None, :]
-    return tl.load(line_ptr + ks, mask=in_lines & (ks < IN), other=0.0, eviction_policy=EVICT)
+    mask = in_lines if RUN and IN % DEPTH == 0 else in_lines & (ks < IN)
+    return tl.load(line_ptr + ks, mask=mask, other=0.0, eviction_policy=EVICT)
 
 
 @triton.jit

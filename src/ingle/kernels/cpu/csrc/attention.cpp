@@ -472,8 +472,12 @@ void attend(const Attention& a) {
     struct Piece {
         int64_t seq, first, count;
         bool as_integers;
+        int64_t prepared;  // which of those whose keys are prepared, if as integers
     };
     std::vector<Piece> pieces;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    PreparedKeys<T> prepared(a);
+#endif
     for (int64_t seq = 0; seq < a.num_seqs; seq++) {
         int64_t count = a.query_starts[seq + 1] - a.query_starts[seq];
         if (count == 1) {
@@ -481,15 +485,18 @@ void attend(const Attention& a) {
             continue;
         }
         const bool as_integers = kAsIntegers<T> && a.as_integers && count >= kLeastAsIntegers;
-        int64_t rows = kRows, most = kBlock;
+        int64_t rows = kRows, most = kBlock, index = 0;
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-        if (as_integers) rows = kManyRows, most = kRows;
+        if (as_integers) rows = kManyRows, most = kRows, index = prepared.add(seq);
 #endif
         const int64_t queries = std::min(most, std::max<int64_t>(1, rows / group));
         for (int64_t first = 0; first < count; first += queries)
-            pieces.push_back({seq, first, std::min(count - first, queries), as_integers});
+            pieces.push_back({seq, first, std::min(count - first, queries), as_integers, index});
     }
     if (!decodes.empty()) attend_decodes<T>(a, decodes);
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    if constexpr (kAsIntegers<T>) prepared.prepare();
+#endif
     int64_t num_pieces = pieces.size();
     parallel_for(num_pieces * a.num_kv_heads, [&](int64_t index) {
         // The last queries, which see most keys, come first: short pieces are left for the end.
@@ -497,7 +504,9 @@ void attend(const Attention& a) {
         const int64_t kv_head = index % a.num_kv_heads;
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
         if constexpr (kAsIntegers<T>)
-            if (piece.as_integers) return attend_many_integers<T>(a, piece.seq, kv_head, piece.first, piece.count);
+            if (piece.as_integers)
+                return attend_many_integers<T>(a, piece.seq, kv_head, piece.first, piece.count,
+                                               prepared.of(piece.prepared, kv_head));
 #endif
         attend_many<T>(a, piece.seq, kv_head, piece.first, piece.count);
     });

@@ -11,7 +11,7 @@ namespace ingle {
 namespace {
 
 constexpr float kNorm = 32000, kLargestWeight = 32767, kWeightSum = 1 << 18, kLargestValue = 8000;
-constexpr int64_t kManyRows = 96;  // as kRows
+constexpr int64_t kManyRows = 48;  // as kRows
 constexpr int64_t kManyKeys = 2 * kBlock;
 
 typedef int32_t Pair;  // two integers of 16 bits, the first in the lower half
@@ -160,65 +160,93 @@ void put_values(const Places<T>* places, int64_t num_keys, int64_t size, int64_t
     }
 }
 
+// Keys and values of kManyKeys neighbouring positions, the first a multiple of that, for one key head.
+struct Block {
+    Pair* keys;           // [key][pair of dimensions], zeros up to a whole tile of keys
+    Pair* values;         // [pair of keys][dimension]
+    float* key_scales;    // [key]
+    float* value_scales;  // [dimension]
+
+    static int64_t size(int64_t padded) { return kManyKeys * (padded + 1) + padded; }  // in numbers of 32 bits
+    Block(int32_t* data, int64_t padded)
+        : keys(data), values(keys + kManyKeys * padded / 2), key_scales((float*)(values + kManyKeys * padded / 2)),
+          value_scales(key_scales + kManyKeys) {}
+};
+
+template <typename T>
+void put_block(const Attention& a, int64_t seq, int64_t kv_head, int64_t at, int64_t num_keys, const Block& out) {
+    const int64_t size = a.head_dim, padded = round_up(size, kUnit), pairs = padded / 2;
+    const Places<T> places[2] = {Places<T>(a, seq, kv_head, at, std::min(num_keys, kBlock)),
+                                 Places<T>(a, seq, kv_head, num_keys > kBlock ? at + kBlock : at,
+                                           num_keys > kBlock ? num_keys - kBlock : 1)};
+    for (int64_t j = 0; j < num_keys; j++) {
+        const Places<T>& of = places[j / kBlock];
+        out.key_scales[j] = put_pairs(of.keys[j % kBlock], size, padded, out.keys + j * pairs);
+        if constexpr (kCoded<T>) out.key_scales[j] *= of.key_scales[j % kBlock];
+    }
+    memset(out.keys + num_keys * pairs, 0, (round_up(num_keys, kTileRows) - num_keys) * pairs * sizeof(Pair));
+    put_values(places, num_keys, size, padded, out.values, out.value_scales);
+}
+
+// A sequence's keys for one key head, from `begin` to before `end`, as blocks that lie one after the other; without
+// `data` each thread makes those that it needs.
+struct Blocks {
+    int64_t begin, end;
+    int32_t* data;
+};
+
 // As attend_many.
 template <typename T>
-void attend_many_integers(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count) {
+void attend_many_integers(const Attention& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count,
+                          const Blocks& blocks) {
     const int64_t group = a.num_heads / a.num_kv_heads, size = a.head_dim, padded = round_up(size, kUnit), pairs = padded / 2;
     const int64_t num_rows = count * group, rows = round_up(num_rows, kRowUnit);
     const int64_t new_keys = a.query_starts[seq + 1] - a.query_starts[seq];
     const int64_t position = a.kv_lengths[seq] - new_keys + first;  // of the first query
     static thread_local std::vector<int32_t> integers;
-    integers.resize(rows * (1 + pairs + kManyKeys * 3 / 2) + kManyKeys * (pairs + padded / 2));
-    int32_t* own = integers.data();               // position of each row
-    Pair* q = own + rows;                         // [pair of dimensions][row]
-    int32_t* scores = q + rows * pairs;           // [key][row]
-    Pair* weights = scores + rows * kManyKeys;    // [pair of keys][row]
-    Pair* keys = weights + rows * kManyKeys / 2;  // [key][pair of dimensions]
-    Pair* values = keys + kManyKeys * pairs;      // [pair of keys][dimension]
+    integers.resize(rows * (1 + pairs + kManyKeys * 3 / 2) + pairs + Block::size(padded));
+    int32_t* own = integers.data();             // position of each row
+    Pair* q = own + rows;                       // [pair of dimensions][row]
+    int32_t* scores = q + rows * pairs;         // [key][row]
+    Pair* weights = scores + rows * kManyKeys;  // [pair of keys][row]
+    Pair* head = weights + rows * kManyKeys / 2;
+    int32_t* room = head + pairs;
     static thread_local std::vector<float> buffer;
-    buffer.resize(rows * (padded + 5) + padded + kManyKeys);
-    float* out = buffer.data();                   // [row][dimension]
+    buffer.resize(rows * (padded + 5));
+    float* out = buffer.data();                 // [row][dimension]
     float* q_scales = out + rows * padded;
     const RowFactors f = {q_scales + rows, q_scales + 2 * rows, q_scales + 3 * rows, q_scales + 4 * rows};
-    float* value_scales = q_scales + 5 * rows;
-    float* key_scales = value_scales + padded;
-    memset(q, 0, rows * pairs * sizeof(Pair));
+    if (num_rows < rows) memset(q, 0, rows * pairs * sizeof(Pair));
     memset(out, 0, rows * (padded + 5) * sizeof(float));
     std::fill(f.largest, f.largest + rows, kLeast);
     for (int64_t r = 0; a.sinks && r < num_rows; r++) f.largest[r] = a.sinks[kv_head * group + r % group], f.total[r] = 1;
     for (int64_t r = 0; r < rows; r++) own[r] = position + r / group;
     for (int64_t r = 0; r < num_rows; r++) {
         const float* from = a.q + (a.query_starts[seq] + first + r / group) * a.q_stride;
-        q_scales[r] = put_pairs(from + (kv_head * group + r % group) * size, size, padded, keys) * a.scale;
-        for (int64_t i = 0; i < pairs; i++) q[i * rows + r] = keys[i];
+        q_scales[r] = put_pairs(from + (kv_head * group + r % group) * size, size, padded, head) * a.scale;
+        for (int64_t i = 0; i < pairs; i++) q[i * rows + r] = head[i];
     }
     const int64_t begin = a.window && position + 1 > a.window ? position + 1 - a.window : 0, end = position + count;
-    for (int64_t at = begin; at < end; at += kManyKeys) {
-        const int64_t num_keys = std::min(end - at, kManyKeys), scored = round_up(num_keys, kTileRows);
-        const Places<T> places[2] = {Places<T>(a, seq, kv_head, at, std::min(num_keys, kBlock)),
-                                     Places<T>(a, seq, kv_head, num_keys > kBlock ? at + kBlock : at,
-                                               num_keys > kBlock ? num_keys - kBlock : 1)};
-        for (int64_t j = 0; j < num_keys; j++) {
-            const Places<T>& of = places[j / kBlock];
-            key_scales[j] = put_pairs(of.keys[j % kBlock], size, padded, keys + j * pairs);
-            if constexpr (kCoded<T>) key_scales[j] *= of.key_scales[j % kBlock];
-        }
-        memset(keys + num_keys * pairs, 0, (scored - num_keys) * pairs * sizeof(Pair));
-        put_values(places, num_keys, size, padded, values, value_scales);
-        for (int64_t j = 0; j < scored; j += kTileRows)
+    for (int64_t at = begin / kManyKeys * kManyKeys; at < end; at += kManyKeys) {
+        const int64_t low = begin > at ? (begin - at) / kTileRows * kTileRows : 0;
+        const int64_t high = std::min(end - at, kManyKeys);  // keys [low, high) of the block
+        const int64_t index = (at - blocks.begin) / kManyKeys;
+        const Block block(blocks.data ? blocks.data + index * Block::size(padded) : room, padded);
+        if (!blocks.data) put_block<T>(a, seq, kv_head, at, std::min(blocks.end - at, kManyKeys), block);
+        for (int64_t j = low; j < high; j += kTileRows)
             for_each_tile(rows, [&](auto vectors, int64_t r) {
-                score_tile<vectors>(keys + j * pairs, q + r, rows, pairs, scores + j * rows + r);
+                score_tile<vectors>(block.keys + j * pairs, q + r, rows, pairs, scores + j * rows + r);
             });
         for (int64_t r = 0; r < rows; r += kLanes) {
-            const Ints seen_last = load(own + r) - (int32_t)at;
+            const Ints seen_last = load(own + r) - (int32_t)(at + low);
             const Ints seen_first = a.window ? seen_last + 1 - (int32_t)a.window : Ints{};
-            weigh_pairs(a, scores + r, key_scales, num_keys, rows, load(q_scales + r), seen_first, seen_last,
-                        {f.largest + r, f.total + r, f.before + r, f.now + r}, weights + r);
+            weigh_pairs(a, scores + low * rows + r, block.key_scales + low, high - low, rows, load(q_scales + r), seen_first,
+                        seen_last, {f.largest + r, f.total + r, f.before + r, f.now + r}, weights + r);
         }
         for (int64_t r = 0; r < rows; r += kTileRows)
             for_each_tile(padded, [&](auto vectors, int64_t i) {
-                add_tile<vectors>(weights + r, rows, values + i, value_scales + i, padded, (num_keys + 1) / 2,
-                                  {nullptr, nullptr, f.before + r, f.now + r}, out + r * padded + i);
+                add_tile<vectors>(weights + r, rows, block.values + low / 2 * padded + i, block.value_scales + i, padded,
+                                  (high - low + 1) / 2, {nullptr, nullptr, f.before + r, f.now + r}, out + r * padded + i);
             });
     }
     for (int64_t r = 0; r < num_rows; r++) {
@@ -227,6 +255,57 @@ void attend_many_integers(const Attention& a, int64_t seq, int64_t kv_head, int6
         for (int64_t i = 0; i < size; i++) to[i] = out[r * padded + i] / f.total[r];
     }
 }
+
+constexpr int64_t kMostBlockBytes = 64 << 20;  // of keys and values that become integers before any query meets them
+
+// Keys and values of sequences as integers, made by all threads, where they are not too many.
+template <typename T>
+class PreparedKeys {
+public:
+    explicit PreparedKeys(const Attention& a) : a_(a) {}
+
+    // Returns which of the sequences it is.
+    int64_t add(int64_t seq) {
+        const int64_t new_keys = a_.query_starts[seq + 1] - a_.query_starts[seq], first = a_.kv_lengths[seq] - new_keys;
+        const int64_t seen = a_.window && first + 1 > a_.window ? first + 1 - a_.window : 0;
+        seqs_.push_back({seq, seen / kManyKeys * kManyKeys, a_.kv_lengths[seq], num_blocks_});
+        num_blocks_ += blocks_of(seqs_.back()) * a_.num_kv_heads;
+        return seqs_.size() - 1;
+    }
+
+    void prepare() {
+        const int64_t block = Block::size(padded_);
+        if (num_blocks_ * block * 4 > kMostBlockBytes) return;
+        static thread_local std::vector<int32_t> room;
+        if ((int64_t)room.size() < num_blocks_ * block) room.resize(num_blocks_ * block);
+        data_ = room.data();
+        parallel_for(num_blocks_, [&](int64_t index) {
+            int64_t i = 0;
+            while (i + 1 < (int64_t)seqs_.size() && seqs_[i + 1].first_block <= index) i++;
+            const Seq& of = seqs_[i];
+            const int64_t kv_head = (index - of.first_block) / blocks_of(of), at = of.begin + (index - of.first_block) % blocks_of(of) * kManyKeys;
+            put_block<T>(a_, of.seq, kv_head, at, std::min(of.end - at, kManyKeys), Block(data_ + index * block, padded_));
+        });
+    }
+
+    Blocks of(int64_t index, int64_t kv_head) const {
+        const Seq& of = seqs_[index];
+        const int64_t first = of.first_block + kv_head * blocks_of(of);
+        return {of.begin, of.end, data_ ? data_ + first * Block::size(padded_) : nullptr};
+    }
+
+private:
+    struct Seq {
+        int64_t seq, begin, end, first_block;
+    };
+    static int64_t blocks_of(const Seq& of) { return (of.end - of.begin + kManyKeys - 1) / kManyKeys; }
+
+    const Attention& a_;
+    const int64_t padded_ = round_up(a_.head_dim, kUnit);
+    std::vector<Seq> seqs_;
+    int64_t num_blocks_ = 0;
+    int32_t* data_ = nullptr;
+};
 
 }  // namespace
 }  // namespace ingle

@@ -202,33 +202,82 @@ inline void store_operands(const Ints* integers, const uint8_t* order, int32_t* 
     _mm_storeu_si128((__m128i*)out, _mm_shuffle_epi8(bytes, _mm_loadu_si128((const __m128i*)order)));
 }
 
-// Token `t` of a tile that is computed as one of `size`.
-void tile_row(const Matrix& m, const float* row, int64_t t, int64_t size, int64_t tile, const uint8_t* order,
-              TiledBytes& out) {
-    const int64_t columns = part_size(m);
-    const int32_t offset = offset_of(m);
-    int32_t* operands = out.operands.data() + out.operands_at(tile);
-    float padded[32];
-    for (int64_t p = 0, c = 0; p < out.parts; p++, c += columns) {
-        const float* from = row + c;
-        if (c + columns > m.columns) {
-            memset(padded, 0, sizeof padded);
-            if (c < m.columns) memcpy(padded, from, (m.columns - c) * sizeof(float));
-            from = padded;
-        }
-        const float scale = integer_scale(from, columns, kLargestByte), per_unit = scale > 0 ? 1 / scale : 0.0f;
-        Ints total = {};
-        for (int64_t i = 0; i < columns; i += kUnit) {
-            Ints integers[kUnitVectors];
-            for (int v = 0; v < kUnitVectors; v++) {
-                integers[v] = to_nearest(load(from + i + v * kLanes) * per_unit);
-                total += integers[v];
+// Lane i of the result is the largest number of v[i].
+inline Ints maxima(const Ints* v) {
+    const auto larger = [](Ints a, Ints b) { return a > b ? a : b; };
+#if defined(INGLE_AVX512)
+    const Ints even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    const auto halve = [&](Ints a, Ints b) {  // neighbours, of both vectors side by side
+        return larger((Ints)_mm512_permutex2var_epi32((__m512i)a, (__m512i)even, (__m512i)b),
+                      (Ints)_mm512_permutex2var_epi32((__m512i)a, (__m512i)(even + 1), (__m512i)b));
+    };
+    Ints pairs[8], fours[4];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) pairs[i] = halve(v[2 * i], v[2 * i + 1]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) fours[i] = halve(pairs[2 * i], pairs[2 * i + 1]);
+    return halve(halve(fours[0], fours[1]), halve(fours[2], fours[3]));
+#else
+    const auto halve = [&](Ints a, Ints b) {  // neighbours in each half
+        return larger((Ints)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88), (Ints)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd));
+    };
+    const __m256i a = (__m256i)halve(halve(v[0], v[1]), halve(v[2], v[3]));
+    const __m256i b = (__m256i)halve(halve(v[4], v[5]), halve(v[6], v[7]));
+    return larger((Ints)_mm256_permute2x128_si256(a, b, 0x20), (Ints)_mm256_permute2x128_si256(a, b, 0x31));
+#endif
+}
+
+// Token `t` of a tile that is computed as one of `size`, `row` being whole parts of `Columns`. As many at a time as a vector
+// has lanes, so that their largest numbers and their sums are found side by side.
+template <int Columns>
+void tile_row(const float* row, int32_t offset, int64_t t, int64_t size, int64_t tile, const uint8_t* order, TiledBytes& out) {
+    constexpr int kPartVectors = Columns / kLanes, kPartUnits = Columns / kUnit;
+    constexpr int32_t infinite = 0x7f800000;
+    const int64_t at = out.parts_at(tile) + t;
+    int32_t *operands = out.operands.data() + out.operands_at(tile) + t * kOperands, *starts = out.starts.data() + at;
+    float *scales = out.scales.data() + at, *part_sums = out.part_sums.data() + at;
+    for (int64_t left = out.parts; left > 0; left -= kLanes) {
+        const int64_t count = std::min<int64_t>(kLanes, left);
+        Ints most[kLanes];
+        Floats totals[kLanes];
+        alignas(64) float scale_of[kLanes], per_unit[kLanes], sum_of[kLanes];
+        const float* from = row;
+        for (int64_t p = 0; p < count; p++, from += Columns) {
+            Ints most_of = {};
+#pragma GCC unroll 4
+            for (int v = 0; v < kPartVectors; v++) {  // without their signs, floats are ordered as integers
+                const Ints bits = (Ints)load(from + v * kLanes) & 0x7fffffff;
+                most_of = bits > most_of ? bits : most_of;
             }
-            store_operands(integers, order, operands + ((c + i) / kUnit * size + t) * kOperands);
+            most[p] = most_of;
         }
-        const int32_t sum_of = sum(total);
-        const int64_t at = out.parts_at(tile) + p * size + t;
-        out.starts[at] = -offset * sum_of, out.scales[at] = scale, out.part_sums[at] = sum_of * scale;
+        for (int64_t p = count; p < kLanes; p++) most[p] = most[0];
+        // NaN for numbers that are not finite, so that the product tells.
+        const Ints largest = maxima(most);
+        const Floats all = largest < infinite ? (Floats)largest / kLargestByte : splat(NAN);
+        store(scale_of, all);
+        store(per_unit, all > 0.0f ? 1.0f / all : Floats{});
+        for (int64_t p = 0; p < count; p++, row += Columns) {
+            Ints total = {};
+#pragma GCC unroll 2
+            for (int u = 0; u < kPartUnits; u++, operands += size * kOperands) {
+                Ints integers[kUnitVectors];
+#pragma GCC unroll 2
+                for (int v = 0; v < kUnitVectors; v++) {
+                    integers[v] = to_nearest(load(row + u * kUnit + v * kLanes) * per_unit[p]);
+                    total += integers[v];
+                }
+                store_operands(integers, order, operands);
+            }
+            totals[p] = to_floats(total);
+        }
+        for (int64_t p = count; p < kLanes; p++) totals[p] = totals[0];
+        store(sum_of, sums(totals));  // exact
+        for (int64_t p = 0; p < count; p++, starts += size, scales += size, part_sums += size) {
+            *starts = -offset * (int32_t)sum_of[p];
+            *scales = scale_of[p];
+            *part_sums = sum_of[p] * scale_of[p];
+        }
     }
 }
 
@@ -250,18 +299,76 @@ void tile_rows(const Matrix& m, const float* x, int64_t x_stride, int64_t num_to
         }
         for (int64_t t = 0; t < tokens; t++) {
             const float* row = x + (tile * tile_tokens + t) * x_stride;
-            if (m.order) {
-                static thread_local std::vector<float> sorted;
-                sorted.resize(m.columns);
-                for (int64_t c = 0; c < m.columns; c++) sorted[c] = row[m.order[c]];
-                row = sorted.data();
+            if (m.order || columns > m.columns) {
+                static thread_local std::vector<float> whole;  // sorted, and up to the last part's end
+                whole.assign(columns, 0.0f);
+                for (int64_t c = 0; c < m.columns; c++) whole[c] = row[m.order ? m.order[c] : c];
+                row = whole.data();
             }
-            tile_row(m, row, t, size, tile, order, out);
+            if (m.group_size < 32) tile_row<16>(row, offset_of(m), t, size, tile, order, out);
+            else tile_row<32>(row, offset_of(m), t, size, tile, order, out);
         }
     });
 }
 
 typedef float Totals[kVectors][kLanes];
+
+// Whether registers hold a part's weights, while tokens pass a few at a time: what scales one's sums then runs beside the
+// products of the next.
+#if defined(INGLE_AVX512) && defined(__AVX512VNNI__)
+constexpr bool kHoldsWeights = true;
+
+struct PartOfTile {
+    const int32_t *x, *starts;
+    const float *x_scales, *sums;
+};
+
+// Adds what a part of the columns contributes, x being [unit][token][operand].
+template <int Bits, Form How, int Units, int Tokens>
+inline __attribute__((always_inline)) void add_part(const Bytes<Bits, How>& kind, const Matrix& m, const uint8_t* span,
+                                                    const uint8_t* scales, const uint8_t* unit, const PartOfTile& part,
+                                                    Totals* total) {
+    constexpr int kMost = Units == 1 ? 6 : 3, kSteps = Units * kOperands;
+    constexpr int kTogether = Tokens % kMost == 0 ? kMost : Tokens % 3 == 0 ? 3 : 2;
+    Words w[kSteps][kVectors];
+#pragma GCC unroll 8
+    for (int s = 0; s < kSteps; s++)
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; i++)
+            w[s][i] = kind.bytes(unit + s / kOperands * Bytes<Bits, How>::kUnitBytes, s % kOperands, i);
+    ScaleAndMinimum of[kVectors];
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; i++) of[i] = load_scales(m, span, scales, i);
+#pragma GCC unroll 1
+    for (int first = 0; first < Tokens; first += kTogether) {
+        Ints sums[kTogether][kVectors];
+#pragma GCC unroll 6
+        for (int t = 0; t < kTogether; t++)
+#pragma GCC unroll 2
+            for (int i = 0; i < kVectors; i++) sums[t][i] = splat(part.starts[first + t]);
+#pragma GCC unroll 8
+        for (int s = 0; s < kSteps; s++)
+#pragma GCC unroll 6
+            for (int t = 0; t < kTogether; t++) {
+                const Ints columns = splat(part.x[(s / kOperands * Tokens + first + t) * kOperands + s % kOperands]);
+#pragma GCC unroll 2
+                for (int i = 0; i < kVectors; i++)
+                    sums[t][i] = (Ints)_mm512_dpbusd_epi32((__m512i)sums[t][i], (__m512i)w[s][i], (__m512i)columns);
+            }
+#pragma GCC unroll 6
+        for (int t = 0; t < kTogether; t++)
+#pragma GCC unroll 2
+            for (int i = 0; i < kVectors; i++) {
+                float* to = total[first + t][i];
+                Floats all = load(to) + to_floats(sums[t][i]) * (of[i].scale * part.x_scales[first + t]);
+                if (m.has_minima) all += of[i].minimum * part.sums[first + t];
+                store(to, all);
+            }
+    }
+}
+#else
+constexpr bool kHoldsWeights = false;
+#endif
 
 // One block of rows times one tile of tokens. `Units`: those of a part, 1 or 2.
 template <int Bits, Form How, int Units, int Tokens>
@@ -280,9 +387,14 @@ void multiply_tile(const Matrix& m, int64_t block, const TiledBytes& tiled, int6
         const uint8_t *unit = span + codes_at, *scales = span + scales_at;
         for (int64_t g = 0; g < groups; g++, scales += scales_stride)
             for (int64_t p = 0; p < parts; p++, starts += Tokens, x_scales += Tokens, part_sums += Tokens) {
+                if constexpr (How != Form::kExpanded) prefetch<Units * Kind::kUnitBytes>(unit + kAhead);
+                if constexpr (kHoldsWeights && Tokens > 2) {
+                    add_part<Bits, How, Units, Tokens>(kind, m, span, scales, unit, {x, starts, x_scales, part_sums}, total);
+                    x += Units * Tokens * kOperands, unit += Units * Kind::kUnitBytes;
+                    continue;
+                }
                 ByteSums<Tokens> sums;
                 sums.start(starts);
-                if constexpr (How != Form::kExpanded) prefetch<Units * Kind::kUnitBytes>(unit + kAhead);
 #pragma GCC unroll 2
                 for (int u = 0; u < Units; u++, x += Tokens * kOperands, unit += Kind::kUnitBytes)
                     add_unit<Bits, How, Tokens>(kind, sums, unit, x);
@@ -331,9 +443,8 @@ struct Product {
             const Tile product = m.group_size < 32 ? of_size<1>(size) : of_size<2>(size);
             product(m, block, tiled, tile, total);
             if (up) product(*up, up_block, tiled, tile, other);
-            for (int64_t t = 0; t < tokens; t++)
-                put_block(out, total[t], up ? &other[t] : nullptr, m.unit, rows,
-                          y + (tile * tiled.tile_tokens + t) * out.y.token);
+            put_tile(out, total, up ? other : nullptr, tokens, [&](int64_t) { return m.unit; }, rows,
+                     y + tile * tiled.tile_tokens * out.y.token);
         }
     }
 };
@@ -389,18 +500,21 @@ void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const f
     const int64_t block_bytes = columns * kBlockRows * (expands ? 8 : Bits) / 8 * (out.gates ? 2 : 1);
     const int64_t together = std::max<int64_t>(1, kTogetherBytes / block_bytes);
     const int64_t tiles = std::max<int64_t>(1, kTogetherBytes / (columns * Kind::kMostTokens));
-    parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t num_tiles = tiled[0].num_tiles(), segments = num_segments(count * blocks, num_tiles, num_threads());
+    const int64_t segment_tiles = (num_tiles + segments - 1) / segments;
+    const auto body = [&](int64_t begin, int64_t end) {
         static thread_local std::vector<uint8_t> data, up_data;
         for (int64_t at = begin, next; at < end; at = next) {
-            const int64_t i = at / blocks, first = at % blocks;
-            next = std::min({end, at + together, (i + 1) * blocks});
+            const int64_t i = at / (blocks * segments), first = at / segments % blocks, segment = at % segments;
+            next = segments > 1 ? at + 1 : std::min({end, at + together, (i + 1) * blocks});
+            const int64_t first_tile = segment * segment_tiles, end_tile = std::min(first_tile + segment_tiles, num_tiles);
             const Matrix& m = *matrices[i];
             float* y = out.y.data + i * out.y.matrix + first * kBlockRows;
             const auto multiply = [&](auto product, const Matrix& of, int64_t block, const Matrix& up, int64_t up_block) {
-                for (int64_t tile = 0; tile < tiled[i].num_tiles(); tile += tiles)
+                for (int64_t tile = first_tile; tile < end_tile; tile += tiles)
                     for (int64_t b = 0; b < next - at; b++)
                         product.multiply_block(of, block + b, out.gates ? &up : nullptr, up_block + b, tiled[i], tile,
-                                               std::min(tile + tiles, tiled[i].num_tiles()), out, y + b * kBlockRows);
+                                               std::min(tile + tiles, end_tile), out, y + b * kBlockRows);
             };
             if constexpr (Bits == 5 || Bits == 6)
                 if (expands) {
@@ -411,7 +525,8 @@ void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const f
                 }
             multiply(Product<Bits, How>(), m, first, m, blocks + first);
         }
-    });
+    };
+    parallel_ranges(count * blocks * segments, 1, body, most_blocks(*matrices[0]));
 }
 
 }  // namespace

@@ -119,6 +119,21 @@ void rotate_and_store_latents(const Step& s, const Layer& layer, float* down, co
 
 }  // namespace
 
+void add_and_normalize(const Addition& a, float* residual, int64_t num_rows, int64_t size, float* out) {
+    parallel_ranges(num_rows, kLeastRows, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            const float* from = a.x + row * size;
+            float *to = residual + row * size, *normed = out + row * size;
+            if (a.post_norm) {  // `out` has it meanwhile
+                normalize(from, a.post_norm, a.eps, size, normed);
+                from = normed;
+            }
+            for_each_vector(size, [&](int64_t i, int64_t n) { write(to + i, read(to + i, n) + read(from + i, n), n); });
+            normalize(to, a.norm, a.eps, size, normed);
+        }
+    });
+}
+
 void rotate_and_store_latents(const Step& s, const Layer& layer, float* down, const float* q, void* cache,
                               float* queries) {
     const int32_t kv_type = s.attention.kv_type;
@@ -141,24 +156,19 @@ extern "C" void ingle_rms_norm(const float* x, const float* weight, float eps, i
 
 extern "C" void ingle_add_rms_norm(const float* x, float* residual, const float* weight, float eps, int64_t num_rows,
                                    int64_t size, float* out) {
-    parallel_ranges(num_rows, kLeastRows, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; row++) {
-            const float* from = x + row * size;
-            float* to = residual + row * size;
-            for_each_vector(size, [&](int64_t i, int64_t n) { write(to + i, read(to + i, n) + read(from + i, n), n); });
-            normalize(to, weight, eps, size, out + row * size);
-        }
-    });
+    add_and_normalize({x, nullptr, weight, eps}, residual, num_rows, size, out);
 }
 
 extern "C" void ingle_gated(const float* gate_up, int32_t activation, int64_t num_rows, int64_t size, float* out) {
     parallel_ranges(num_rows, kLeastRows, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; row++) {
-            const float* gate = gate_up + row * 2 * size;
-            for_each_vector(size, [&](int64_t i, int64_t n) {
-                write(out + row * size + i, gated(read(gate + i, n), read(gate + size + i, n), activation), n);
-            });
-        }
+        with_activation(activation, [&](auto kind) {
+            for (int64_t row = begin; row < end; row++) {
+                const float* gate = gate_up + row * 2 * size;
+                for_each_vector(size, [&](int64_t i, int64_t n) {
+                    write(out + row * size + i, gated<kind>(read(gate + i, n), read(gate + size + i, n)), n);
+                });
+            }
+        });
     });
 }
 

@@ -1,6 +1,8 @@
 // The activation of a gated MLP, and products that end with it.
 #pragma once
 
+#include <type_traits>
+
 #include "matrix.h"
 #include "simd.h"
 
@@ -17,12 +19,20 @@ inline Floats swiglu_clamped(Floats gate, Floats up) {
     return gate / (1.0f + exponential(-kGain * gate)) * (up + 1.0f);
 }
 
-inline Floats gated(Floats gate, Floats up, int32_t activation) {
-    if (activation == kSwigluClamped) return swiglu_clamped(gate, up);
-    const Floats activated = activation == kSilu
-                                 ? gate / (1.0f + exponential(-gate))
-                                 : 0.5f * gate * (1.0f + hyperbolic_tangent(0.7978845608f * (gate + 0.044715f * gate * gate * gate)));
-    return activated * up;
+// What the activation makes of a gate, times `up`. GELU by its tanh, of which (1 + tanh u) / 2 is 1 / (1 + e^-2u).
+template <Activation A>
+inline Floats gated(Floats gate, Floats up) {
+    if (A == kSwigluClamped) return swiglu_clamped(gate, up);
+    const Floats x = A == kSilu ? gate : gate * (1.5957691216f + 0.0713548163f * gate * gate);
+    return gate / (1.0f + exponential(-x)) * up;
+}
+
+// body(activation), where that is a constant.
+template <typename Body>
+inline void with_activation(int32_t activation, const Body& body) {
+    if (activation == kSilu) body(std::integral_constant<Activation, kSilu>());
+    else if (activation == kGeluTanh) body(std::integral_constant<Activation, kGeluTanh>());
+    else body(std::integral_constant<Activation, kSwigluClamped>());
 }
 
 // Where a product goes. With `gates` only the upper half of a matrix's rows has columns in y: what the activation makes of
@@ -35,15 +45,29 @@ struct Output {
     int64_t blocks(int64_t all) const { return gates ? all / 2 : all; }
 };
 
-// A token's numbers of a block's rows, of which there are `rows`, to y. `up`: those of the lower half, if it gates.
-template <typename Numbers>
-inline void put_block(const Output& out, const Numbers& numbers, const Numbers* up, float factor, int64_t rows, float* to) {
-    for (int64_t i = 0; i * kLanes < rows; i++) {
-        Floats values = rounded(load(numbers[i]) * factor);
-        if (up) values = gated(values, rounded(load((*up)[i]) * factor), out.activation);
-        const int64_t count = rows - i * kLanes;
-        count >= kLanes ? store(to + i * kLanes, values) : store_part(to + i * kLanes, values, count);
-    }
+// A tile's numbers of a block's rows, of which there are `rows`, times factor(token), to y. `up`: those of the lower half, if
+// it gates.
+template <typename Numbers, typename Factor>
+inline void put_tile(const Output& out, const Numbers* numbers, const Numbers* up, int64_t tokens, const Factor& factor,
+                     int64_t rows, float* y) {
+    const auto put_all = [&](const auto& value) {  // value(token, vector)
+        for (int64_t t = 0; t < tokens; t++, y += out.y.token) {
+            if (rows == kBlockRows) {
+#pragma GCC unroll 4
+                for (int i = 0; i < kBlockRows / kLanes; i++) store(y + i * kLanes, value(t, i));
+                continue;
+            }
+            for (int64_t i = 0; i * kLanes < rows; i++) {
+                const int64_t count = rows - i * kLanes;
+                count >= kLanes ? store(y + i * kLanes, value(t, i)) : store_part(y + i * kLanes, value(t, i), count);
+            }
+        }
+    };
+    const auto scaled = [&](const Numbers* of, int64_t t, int64_t i) { return rounded(load(of[t][i]) * factor(t)); };
+    if (!up) return put_all([&](int64_t t, int64_t i) { return scaled(numbers, t, i); });
+    with_activation(out.activation, [&](auto activation) {
+        put_all([&](int64_t t, int64_t i) { return gated<activation>(scaled(numbers, t, i), scaled(up, t, i)); });
+    });
 }
 
 // Whether both halves of a matrix's rows are whole blocks.

@@ -31,12 +31,6 @@ void project_gated(const Projection& p, const float* x, int64_t num_tokens, int3
 
 namespace {
 
-// The norm of residual + x, or of residual + the norm of x where there is such a post-norm.
-void add_and_normalize(const Step& s, int64_t num_tokens, float* x, const float* post_norm, const float* norm, float* out) {
-    if (post_norm) ingle_rms_norm(x, post_norm, s.eps, num_tokens, s.hidden_size, x);
-    ingle_add_rms_norm(x, s.residual, norm, s.eps, num_tokens, s.hidden_size, out);
-}
-
 // Moves the rows of wanted tokens to the beginning: the first `size` numbers of each, rows `stride` apart.
 void gather_wanted(const Step& s, float* rows, int64_t size, int64_t stride) {
     for (int64_t i = 0; i < s.num_wanted; i++)
@@ -124,14 +118,14 @@ extern "C" void ingle_layers(const Step* step) {
             if (num_tokens == 0) return;
         }
         project(layer.out, inner, num_tokens, output);
-        add_and_normalize(s, num_tokens, output, layer.attention_post_norm, layer.mlp_norm, normed);
+        add_and_normalize({output, layer.attention_post_norm, layer.mlp_norm, s.eps}, s.residual, num_tokens, s.hidden_size, normed);
         if (layer.mixture) {
             mix(*layer.mixture, layer.activation, normed, num_tokens, s.hidden_size, output);
         } else {
             project_gated(layer.gate_up, normed, num_tokens, layer.activation, wide, inner);
             project(layer.down, inner, num_tokens, output);
         }
-        add_and_normalize(s, num_tokens, output, layer.mlp_post_norm, last ? s.norm : s.layers[i + 1].input_norm,
-                          last ? s.out : normed);
+        add_and_normalize({output, layer.mlp_post_norm, last ? s.norm : s.layers[i + 1].input_norm, s.eps}, s.residual,
+                          num_tokens, s.hidden_size, last ? s.out : normed);
     }
 }

@@ -447,13 +447,22 @@ auto product_of(const Matrix& m, int64_t size) {
     }
 }
 
-// A block of rows, and its other half if it gates, times all tokens: to `y`.
+// A part of the tiles of tokens.
+struct Tiles {
+    int64_t first, end;
+
+    static Tiles of(int64_t segment, int64_t segments, int64_t tiles) {
+        return {tiles * segment / segments, tiles * (segment + 1) / segments};
+    }
+};
+
+// A block of rows, and its other half if it gates, times the tokens of some tiles: to `y`.
 template <int Bits>
 void multiply_block(const Matrix& m, int64_t block, const Matrix* up, int64_t up_block, Tiled<Codes<Bits>>& tiled,
-                    const Output& out, float* y) {
+                    Tiles tiles, const Output& out, float* y) {
     using Kind = Codes<Bits>;
     const int64_t left = m.rows - block * kBlockRows, rows = left < kBlockRows ? left : kBlockRows;
-    for (int64_t tile = 0; tile < tiled.num_tiles(); tile++) {
+    for (int64_t tile = tiles.first; tile < tiles.end; tile++) {
         const int64_t tokens = tiled.tokens_of(tile);
         alignas(64) float total[Kind::kMostTokens][kVectors][kLanes], other[Kind::kMostTokens][kVectors][kLanes];
         const auto multiply = [&](const Matrix& of, int64_t at, auto to) {
@@ -462,11 +471,9 @@ void multiply_block(const Matrix& m, int64_t block, const Matrix* up, int64_t up
         };
         multiply(m, block, total);
         if (up) multiply(*up, up_block, other);
-        for (int64_t t = 0; t < tokens; t++) {
-            const int64_t token = tile * Kind::kMostTokens + t;
-            const float factor = have_scales(Bits) ? tiled.scales[token] * m.unit : 1.0f;
-            put_block(out, total[t], up ? &other[t] : nullptr, factor, rows, y + token * out.y.token);
-        }
+        const int64_t first = tile * Kind::kMostTokens;
+        const auto factor = [&](int64_t t) { return have_scales(Bits) ? tiled.scales[first + t] * m.unit : 1.0f; };
+        put_tile(out, total, up ? other : nullptr, tokens, factor, rows, y + first * out.y.token);
     }
 }
 
@@ -499,13 +506,15 @@ void multiply_expanded(const Matrix& m, const float* x, int64_t x_stride, int64_
     Matrix wide = m;
     wide.bits = 8;
     tile_x<8>(wide, x, x_stride, num_tokens, tiled);
-    const int64_t blocks = out.blocks(num_blocks(m));
-    parallel_ranges(blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t blocks = out.blocks(num_blocks(m)), segments = num_segments(blocks, tiled.num_tiles(), num_threads());
+    parallel_ranges(blocks * segments, 1, [&](int64_t begin, int64_t end) {
         static thread_local std::vector<uint8_t> data, up_data;
-        for (int64_t block = begin; block < end; block++) {
+        for (int64_t at = begin; at < end; at++) {
+            const int64_t block = at / segments;
             const Matrix own = expanded<Bits>(m, block, data);
             const Matrix up = out.gates ? expanded<Bits>(m, blocks + block, up_data) : own;
-            multiply_block<8>(own, 0, out.gates ? &up : nullptr, 0, tiled, out, y + block * kBlockRows);
+            multiply_block<8>(own, 0, out.gates ? &up : nullptr, 0, tiled, Tiles::of(at % segments, segments, tiled.num_tiles()),
+                              out, y + block * kBlockRows);
         }
     });
 }
@@ -525,16 +534,18 @@ void multiply_as(const Matrix* const* matrices, int64_t count, PerMatrix<const f
     auto* tiled = own.data();  // in a lambda, another thread would name its own
     for (int64_t i = 0; i < count; i++)
         tile_x<Bits>(*matrices[i], x.data + i * x.matrix, x.token, num_tokens, tiled[i]);
-    const int64_t blocks = out.blocks(num_blocks(*matrices[0]));
-    parallel_ranges(count * blocks, 1, [&](int64_t begin, int64_t end) {
-        int64_t i = begin / blocks, block = begin % blocks;
+    const int64_t blocks = out.blocks(num_blocks(*matrices[0])), tiles = tiled[0].num_tiles();
+    const int64_t segments = num_segments(count * blocks, tiles, num_threads());
+    const auto body = [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; at++) {
+            const int64_t i = at / (blocks * segments), block = at / segments % blocks;
             const Matrix& m = *matrices[i];
-            multiply_block<Bits>(m, block, out.gates ? &m : nullptr, blocks + block, tiled[i], out,
+            multiply_block<Bits>(m, block, out.gates ? &m : nullptr, blocks + block, tiled[i],
+                                 Tiles::of(at % segments, segments, tiles), out,
                                  out.y.data + i * out.y.matrix + block * kBlockRows);
-            if (++block == blocks) i++, block = 0;
         }
-    });
+    };
+    parallel_ranges(count * blocks * segments, 1, body, most_blocks(*matrices[0]));
 }
 
 void multiply_to(const Matrix* const* matrices, int64_t count, PerMatrix<const float> x, int64_t num_tokens,

@@ -114,6 +114,17 @@ void project(const Projection& p, const float* x, int64_t num_tokens, float* y);
 // out [num_tokens, p.rows / 2]: what the activation makes of both halves of the projection, for which `buffer` has room.
 void project_gated(const Projection& p, const float* x, int64_t num_tokens, int32_t activation, float* buffer, float* out);
 
+// What is added to the residual stream, and how the sum is normalized.
+struct Addition {
+    const float* x;
+    const float* post_norm;  // x is normalized by it first; or null
+    const float* norm;
+    float eps;
+};
+
+// residual += x, and out is its norm, all [num_rows, size].
+void add_and_normalize(const Addition& a, float* residual, int64_t num_rows, int64_t size, float* out);
+
 // What a layer's attention gives for x [num_tokens, hidden_size], before its output projection: [num_tokens, num_heads,
 // value_dim]. Writes the tokens' latents into `cache`, the layer's part of the KV cache.
 void attend_latents(const Step& s, const Layer& layer, const float* x, void* cache, float* out);

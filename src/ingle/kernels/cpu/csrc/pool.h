@@ -24,10 +24,12 @@ void parallel_for(int64_t count, const Body& body) {
     run_pieces(count, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, (void*)&body);
 }
 
-// The same over ranges [begin, end) of [0, size), several for each thread and none smaller than `least`.
+// The same over ranges [begin, end) of [0, size), several for each thread and none smaller than `least`; nor larger than
+// `most`, if that is more: who takes the last one lets the others wait.
 template <typename Body>
-void parallel_ranges(int64_t size, int64_t least, const Body& body) {
+void parallel_ranges(int64_t size, int64_t least, const Body& body, int64_t most = INT64_MAX) {
     int64_t step = size / (num_threads() * 16);
+    if (step > most) step = most;
     if (step < least) step = least;
     parallel_for((size + step - 1) / step, [&](int64_t piece) {
         int64_t begin = piece * step, end = begin + step;

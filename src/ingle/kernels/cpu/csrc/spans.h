@@ -65,6 +65,19 @@ inline __attribute__((always_inline)) ScaleAndMinimum load_scales(const Matrix& 
 // Enough ahead of their use for weights to arrive from memory: the processor does not look so far by itself.
 constexpr int64_t kAhead = 5120;
 
+// Blocks of which a piece of a product with few tokens is made at most: bytes that take a thread some ten microseconds.
+inline int64_t most_blocks(const Matrix& m) {
+    const int64_t most = (256 << 10) / (num_spans(m) * span_bytes(m));
+    return most > 1 ? most : 1;
+}
+
+// Into how many parts the tiles of tokens are divided where blocks alone are too few to share out evenly.
+inline int64_t num_segments(int64_t blocks, int64_t tiles, int64_t threads) {
+    constexpr int64_t least = 8;  // tiles of a part: a block may be expanded anew for each
+    const int64_t wanted = threads > 1 ? threads * 32 / blocks : 1, most = tiles / least, segments = wanted < most ? wanted : most;
+    return segments > 1 ? segments : 1;
+}
+
 template <int64_t Bytes>
 inline void prefetch(const uint8_t* p) {
 #pragma GCC unroll 64

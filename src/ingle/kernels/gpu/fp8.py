@@ -6,8 +6,6 @@ scales of groups (https://arxiv.org/abs/2412.19437, 3.3), whose sums then leave 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -26,12 +24,10 @@ FUSED = True
 else kernels of their own do both."""
 MIN_ROWS = 2
 """With fewer, rows of 16 bits are multiplied, by `vector`, with what stands around them."""
-_MIN_ROWS_BY_GROUPS = 17
-"""The same of matrices with scales of groups: below it was not measured."""
+_MIN_ROWS_BY_BLOCKS = 17
+"""The same of matrices with scales of blocks: below it was not measured."""
 BY_BLOCKS = True
 """Whether the library multiplies matrices that have a scale for each block of 128 x 128."""
-BY_GROUPS = False
-"""Whether those with other scales of groups are, by a kernel of our own: not before it was measured."""
 FAST_INPUTS = 4096
 """Columns up to which sums stay in the tensor cores, as they do for any number of columns in vLLM's products. Of 32
 numbers that are added at once, and the sum so far, what lies 13 bits below the largest of them is cut off. So
@@ -47,25 +43,18 @@ _BLOCK_COLUMNS = 4 * GROUP
 """The library wants rows of blocks' scales to be of 16 bytes."""
 
 
-class Tiling(NamedTuple):
-    rows: int
-    outs: int
-    num_warps: int
-    num_stages: int
-
-
 def suits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether as many rows as x [M, ..] has, of a float type, may and should be multiplied so."""
     return (
         ENABLED
         and coded.kind == "fp8"
         and coded.quantizes_inputs
-        and len(x) >= (MIN_ROWS if coded.scales.shape[1] == 1 else max(MIN_ROWS, _MIN_ROWS_BY_GROUPS))
+        and len(x) >= (MIN_ROWS if coded.scales.shape[1] == 1 else max(MIN_ROWS, _MIN_ROWS_BY_BLOCKS))
         and x.itemsize == 2
         and coded.num_columns % 16 == 0
         and coded.num_rows % 16 == 0
         and multiplies_fp8(x.device)
-        and (coded.scales.shape[1] == 1 or _by_blocks(coded) or (BY_GROUPS and coded.group_size % GROUP == 0))
+        and (coded.scales.shape[1] == 1 or _by_blocks(coded))
     )
 
 
@@ -88,8 +77,6 @@ def product(x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.
     """x @ matrix.T + bias, on its way to `dtype`."""
     matrix = coded.codes.view(torch.float8_e4m3fn).t()
     if coded.scales.shape[1] > 1:
-        if not _by_blocks(coded):
-            return Product(multiply_by(Tiling(128, 128, 8, 3), x, coded, bias, dtype))
         assert coded.blocks is not None
         rows = padded(x)
         sums = _library(rows.values, matrix, rows.scales, coded.blocks.t(), None, fast=False)
@@ -163,53 +150,3 @@ def _fp8_scale_kernel(
     scale = tl.load(rows_ptr + row) if SCALED else 1.0
     out = load_product(sums_ptr + row * OUT, outs_ptr, bias_ptr, scale, outs, mask, SCALED, BIAS)
     tl.store(out_ptr + row * OUT + outs, out.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-def multiply_by(
-    shape: Tiling, x: Quantized, coded: Coded, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """By a kernel of our own, for rows under a scale for each `GROUP` columns."""
-    values, num_rows = x.values, len(x.values)
-    out = torch.empty(num_rows, coded.num_rows, dtype=dtype, device=values.device)
-    early = pdl(values.device)
-    _fp8_kernel[(triton.cdiv(num_rows, shape.rows), triton.cdiv(coded.num_rows, shape.outs))](
-        values, x.scales, coded.codes.view(torch.float8_e4m3fn), coded.scales, out if bias is None else bias, out,
-        num_rows, x.scales.stride(1), IN=coded.num_columns, OUT=coded.num_rows,
-        GROUPS=coded.scales.shape[1], STEPS=coded.scales.stride(),
-        PER_GROUP=max(coded.group_size // GROUP, 1), ROWS=shape.rows, OUTS=shape.outs,
-        DEPTH=GROUP, BIAS=bias is not None, PDL=early,
-        num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
-    )  # fmt: skip
-    return out
-
-
-@triton.jit
-def _fp8_kernel(
-    x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, num_rows, scales_stride,
-    IN: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, PER_GROUP: tl.constexpr,
-    ROWS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """A tile is [OUTS, ROWS]."""
-    if PDL:
-        await_previous()
-    rows, outs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * OUTS + tl.arange(0, OUTS)
-    in_rows, in_outs = rows < num_rows, outs < OUT
-    depth = tl.arange(0, DEPTH)
-    x_places = x_ptr + rows.to(tl.int64)[None, :] * IN + depth[:, None]
-    code_places = codes_ptr + outs.to(tl.int64)[:, None] * IN + depth[None, :]
-    total = tl.zeros([OUTS, ROWS], tl.float32)
-    for group in range((IN + DEPTH - 1) // DEPTH):
-        left = IN - group * DEPTH
-        codes = tl.load(code_places + group * DEPTH, mask=in_outs[:, None] & (depth < left)[None, :], other=0.0)
-        x = tl.load(x_places + group * DEPTH, mask=in_rows[None, :] & (depth < left)[:, None], other=0.0)
-        scales = tl.load(x_scales_ptr + group * scales_stride + rows, mask=in_rows, other=0.0)[None, :]
-        if GROUPS > 1:
-            of_codes = scales_ptr + outs * STEPS[0] + group // PER_GROUP * STEPS[1]
-            scales = scales * tl.load(of_codes, mask=in_outs, other=0.0).to(tl.float32)[:, None]
-        total += tl.dot(codes, x) * scales
-    if GROUPS == 1:
-        total *= tl.load(scales_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)[:, None]
-    if BIAS:
-        total += tl.load(bias_ptr + outs, mask=in_outs, other=0.0).to(tl.float32)[:, None]
-    place = out_ptr + rows.to(tl.int64)[None, :] * OUT + outs[:, None]
-    tl.store(place, total.to(out_ptr.dtype.element_ty), mask=in_rows[None, :] & in_outs[:, None])

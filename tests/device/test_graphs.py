@@ -10,7 +10,7 @@ import torch
 
 from ingle.device.inputs import Layout
 from ingle.device.torch.device import TorchDevice
-from ingle.device.torch.graphs import StepGraphs
+from ingle.device.torch.graphs import CapturedForward, StepGraphs
 from ingle.engine.engine import Engine
 from ingle.kernels.sampling import Features
 from ingle.request import EngineRequest, SamplingParams
@@ -118,3 +118,29 @@ def test_no_rank_has_a_graph_that_another_lacks(
         monkeypatch.setattr(graphs, name, lambda *key: key)
     assert device.capture_next() and not graphs._wholes and not graphs._forwards
     assert greedy(engine, random_prompt(1, 20), 4), "no graph is replayed"
+
+
+def test_draws_apart_are_captured_while_the_engine_idles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once one was: who is not in a pipeline's last stage has none. What could not be captured is not tried again."""
+    device = engine.worker.device
+    assert isinstance(device, TorchDevice)
+    graphs = StepGraphs(device, device.tables, engine.scheduler.limits, in_halves=True)
+    tried: list[int] = []
+
+    def capture_forward(layout: Layout) -> Any:
+        return CapturedForward(layout, *[None] * 5, {})  # type: ignore[arg-type]
+
+    def capture_draw(forward: CapturedForward, features: Features) -> Any:
+        tried.append(forward.layout.num_tokens)
+        return True if forward.layout.num_tokens < 100 else no_memory()
+
+    monkeypatch.setattr(graphs, "_capture_forward", capture_forward)
+    monkeypatch.setattr(graphs, "_capture_draw", capture_draw)
+    sizes = [1, 2, 4, 8, 64, 128, 192, 256]
+    for _ in sizes:
+        assert graphs.capture_next()
+    assert not graphs.capture_next() and not tried
+    graphs._drawn[Features()] = None
+    while graphs.capture_next():
+        pass
+    assert sorted(set(tried)) == sizes and [tried.count(size) for size in sizes] == [1] * 5 + [2] * 3

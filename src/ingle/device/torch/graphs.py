@@ -108,6 +108,8 @@ class StepGraphs:
         self._wholes: dict[tuple[Layout, Features], _Whole] = {}
         self._asked: dict[Features, None] = {Features(): None}
         """What steps asked of sampling, in the order in which it came up."""
+        self._drawn: dict[Features, None] = {}
+        """The same of draws apart from their forward, none of which a rank has that is not in the last stage."""
         self._forwards: dict[Layout, CapturedForward] = {}
         self._given_up: set[_Key] = set()
         """Graphs that could not be captured."""
@@ -145,8 +147,8 @@ class StepGraphs:
 
     def draw(self, forward: CapturedForward, features: Features) -> Samples:
         """Launches the draw of the step whose forward was launched last, with samples as `run` has them."""
-        capture = partial(self._capture_draw, forward, features)
-        draw = self._kept(forward.draws, features, ("draw", forward.layout, features), capture)
+        self._drawn[features] = None
+        draw = self._draw(forward, features)
         if draw is None:
             return self._parts.draw(forward.hidden, forward.inputs, features)
         graph, samples = draw
@@ -183,6 +185,11 @@ class StepGraphs:
                 if self._forward(layout) is None:
                     self._least_too_large = layout.num_tokens
                 return True
+        for features in list(self._drawn)[:_MOST_ASKED]:
+            for layout, forward in self._forwards.items():
+                if features not in forward.draws and ("draw", layout, features) not in self._given_up:
+                    self._draw(forward, features)
+                    return True
         return False
 
     def _forward(self, layout: Layout) -> CapturedForward | None:
@@ -192,6 +199,10 @@ class StepGraphs:
     def _whole(self, layout: Layout, features: Features) -> _Whole | None:
         capture = partial(self._capture, layout, features)
         return self._kept(self._wholes, (layout, features), ("whole", layout, features), capture)
+
+    def _draw(self, forward: CapturedForward, features: Features) -> tuple[torch.cuda.CUDAGraph, Samples] | None:
+        capture = partial(self._capture_draw, forward, features)
+        return self._kept(forward.draws, features, ("draw", forward.layout, features), capture)
 
     def _kept(self, kept: dict[K, T], name: K, key: _Key, capture: Callable[[], T]) -> T | None:
         """The graph of that name, captured where there is none. It is kept only once all ranks have theirs: a rank that

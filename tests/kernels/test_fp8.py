@@ -58,6 +58,15 @@ def test_products_of_a_few_rows(
     assert not fp8_few.counters(coded.codes.device).any()
 
 
+def test_which_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = made("fp8", 64, 128, 128)
+    assert not fp8_few.suits(16, coded) or ON_GPU
+    monkeypatch.setattr(fp8_few, "pdl", lambda device: True)
+    assert fp8_few.suits(16, coded) and not fp8_few.suits(17, coded)
+    monkeypatch.setattr(fp8_few, "_WIDE", 64)
+    assert fp8_few.suits(64, coded) and not fp8_few.suits(65, coded)
+
+
 @pytest.mark.parametrize("biased", [True, False])
 def test_scales_behind_a_product(biased: bool) -> None:
     sums, rows, outs = (torch.randn(*shape, device=DEVICE) for shape in ((3, 40), (3, 1), (1, 40)))
@@ -71,7 +80,7 @@ def test_scales_behind_a_product(biased: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [3, 17, 33, 256, 1025])
+@pytest.mark.parametrize("num_rows", [2, 17, 33, 256, 1025])
 @pytest.mark.parametrize("size_out, size_in", [(64, 256), (8192, 256), (4608, 3584), (256, 18944)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_products_of_the_library(num_rows: int, size_out: int, size_in: int, dtype: torch.dtype) -> None:
@@ -141,7 +150,7 @@ def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     coded = replace(made("fp8", 16, 256, 256), quantizes_inputs=True)
     grouped = replace(made("fp8", 16, 256, 128), quantizes_inputs=True)
     many = torch.zeros(128, 256, dtype=torch.bfloat16, device=DEVICE)
-    assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:2], coded)
+    assert fp8.suits(many, coded) == ON_GPU and not fp8.suits(many[:1], coded)
     monkeypatch.setattr(fp8, "multiplies_fp8", lambda device: True)
     assert fp8.suits(many, coded) and not fp8.suits(many.float(), coded)
     assert not fp8.suits(many, grouped)

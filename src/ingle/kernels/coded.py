@@ -64,7 +64,7 @@ class Coded:
     table: torch.Tensor | None = None
     """[16]: the number that each code of int4 stands for, where that is none less its zero."""
     is_e2m1: bool = False
-    """`table` is int8, twice E2M1's numbers, and scales are powers of two in bfloat16."""
+    """`table` is int8, twice E2M1's numbers, and scales are powers of two up to 1 in bfloat16."""
     quantizes_inputs: bool = False
     """The model was made for inputs of FP8, too: products of many rows may take them so."""
     blocks: torch.Tensor | None = None

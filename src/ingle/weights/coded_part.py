@@ -13,7 +13,7 @@ import torch
 from ingle import kernels
 from ingle.kernels.coded import PLANES_BLOCK, Coded
 from ingle.weights import code_types
-from ingle.weights.quantized.groups import Floats, Groups
+from ingle.weights.quantized.groups import Groups
 from ingle.weights.quantized.tables import TABLES
 
 
@@ -95,7 +95,7 @@ def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = 
     if orders:
         order = joined([None if each.order is None else each.order[None] for each in groups])
     scales, table = _scales_of(groups), None if first.table is None else torch.tensor(TABLES[first.table])
-    is_e2m1 = first.table == "mxfp4" and all(_are_powers_of_two(each.scales) and each.unit == 1 for each in groups)
+    is_e2m1 = first.table == "mxfp4" and all(each.scales.max(initial=0) <= 2 for each in groups)
     if is_e2m1:
         assert table is not None
         scales, table = (scales.float() / 2).bfloat16(), (table * 2).to(torch.int8)
@@ -112,11 +112,6 @@ def in_planes(groups: Sequence[Groups], device: torch.device, *, orders: bool = 
         is_e2m1=is_e2m1,
         quantizes_inputs=first.quantizes_inputs,
     ).into_planes()
-
-
-def _are_powers_of_two(scales: Floats) -> bool:
-    """Those that half of is one, too: bfloat16 has all of them."""
-    return bool(((scales.view(np.uint32) & 0x7FFFFF) == 0).all() and (scales >= 2.0**-126).all())
 
 
 def _scales_of(groups: Sequence[Groups]) -> torch.Tensor:

@@ -155,7 +155,7 @@ def coded_of(rows: StoredRows, device: torch.device) -> Coded:
         minimum_factors=of_rows(held.minimum_factors),
         shares_bytes=kind.shares_bytes,
         table=torch.tensor(codebook, dtype=torch.int8, device=device) if kind.looks_up else None,
-        is_e2m1=rows.type == "MXFP4",
+        is_e2m1=rows.type == "MXFP4" and bool((held.scales <= 1).all()),
     ).into_planes()
 
 

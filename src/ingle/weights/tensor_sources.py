@@ -34,7 +34,8 @@ _DUMMY_STD = 0.02
 _DUMMY_SCALE = 2.0**-7
 """With which random codes of MXFP4 are about as large."""
 _SOME_CODES = (1 << 20) - 1
-"""Random bytes that are repeated, at an odd distance: to draw all of them would take longer than to load others."""
+"""Random bytes that all matrices repeat, at an odd distance, from a place of their own on: to draw all would take
+longer than to read others."""
 _EXPERT = re.compile(r"\.experts\.(?:gate_up|gate|up|down)_proj(?:\.weight)?(?:\[|$)|\.experts\.\d+\.\w+\.weight$")
 """A matrix of experts, of several or of one."""
 _TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -202,10 +203,10 @@ class DummySource(_ReadByTorch):
         return self._codes_experts and _EXPERT.search(name) is not None
 
     def groups(self, name: str, num_rows: int, num_columns: int) -> Groups:
-        size = num_rows * num_columns // 2
-        some = np.frombuffer(np.random.default_rng(self._seed_of(name)).bytes(min(size, _SOME_CODES)), np.uint8)
+        size, first = num_rows * num_columns // 2, self._seed_of(name) % _SOME_CODES
+        codes = _dummy_codes(self._seed, size)[first : first + size].reshape(num_rows, -1)
         scales = np.full((num_rows, -(-num_columns // 32)), _DUMMY_SCALE, np.float32)
-        return Groups("int4", np.resize(some, (num_rows, num_columns // 2)), scales, None, 32, True, table="mxfp4")
+        return Groups("int4", codes, scales, None, 32, True, table="mxfp4")
 
     def _seed_of(self, name: str) -> int:
         return int.from_bytes(hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=7).digest(), "little")
@@ -224,6 +225,12 @@ class DummySource(_ReadByTorch):
 
     def close(self) -> None:
         pass
+
+
+@lru_cache(maxsize=2)
+def _dummy_codes(seed: int, size: int) -> npt.NDArray[np.uint8]:
+    """So many bytes, and as many more as they may begin at."""
+    return np.resize(np.frombuffer(np.random.default_rng(seed).bytes(_SOME_CODES), np.uint8), size + _SOME_CODES)
 
 
 def _part(whole: torch.Tensor, region: Region) -> torch.Tensor:

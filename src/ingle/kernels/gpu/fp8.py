@@ -22,8 +22,8 @@ ENABLED = True
 FUSED = True
 """Whether what stands before a product makes its rows FP8, and what stands behind it applies its scales (`fp8_layer`);
 else kernels of their own do both."""
-MIN_ROWS = 3
-"""With fewer, rows of 16 bits are multiplied, by `vector` or `few_rows_coded`, with what stands around them."""
+MIN_ROWS = 2
+"""With fewer, rows of 16 bits are multiplied, by `vector`, with what stands around them."""
 _MIN_ROWS_BY_BLOCKS = 17
 """The same of matrices with scales of blocks: below it was not measured."""
 BY_BLOCKS = True

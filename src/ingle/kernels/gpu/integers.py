@@ -93,6 +93,14 @@ def in_quads(
 ):
     """The 32 codes of a chunk, or the numbers that they stand for, as words of four neighbours' bytes."""
     quads = ()
+    if TABLE and COMPILED and LOW == 4 and not HIGH:
+        lowers = ()
+        uppers = ()
+        for index in tl.static_range(4):
+            lower, upper = _look_up_word(words[index], table)
+            lowers += (lower,)
+            uppers += (upper,)
+        return lowers + uppers
     if LOW == 8:
         quads = words
     elif LOW == 4:
@@ -117,6 +125,32 @@ def in_quads(
             found += (_look_up(quads[index], table, table_ptr, COMPILED),)
         quads = found
     return quads
+
+
+@triton.jit
+def _look_up_word(codes, table):
+    """`_look_up` of a word's eight codes: of the lower halves of its bytes, and of the upper ones."""
+    # Codes are the selectors themselves, but for their fourth bit, by which the two halves of the table are chosen of.
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 picks, upper, a, b, c;
+        and.b32 picks, $2, 0x77777777;
+        shr.u32 upper, $2, 1;
+        lop3.b32 upper, upper, 0x44444444, 0x32103210, 0xea;
+        prmt.b32 a, $3, $4, picks;
+        prmt.b32 b, $5, $6, picks;
+        prmt.b32 a, a, b, upper;
+        shr.u32 picks, picks, 16;
+        shr.u32 upper, upper, 16;
+        prmt.b32 b, $3, $4, picks;
+        prmt.b32 c, $5, $6, picks;
+        prmt.b32 b, b, c, upper;
+        prmt.b32 $0, a, b, 0x6420;
+        prmt.b32 $1, a, b, 0x7531;
+        }""",
+        "=r,=r,r,r,r,r,r", [codes, table[0], table[1], table[2], table[3]], dtype=(tl.int32, tl.int32), is_pure=True,
+        pack=1,
+    )  # fmt: skip
 
 
 @triton.jit

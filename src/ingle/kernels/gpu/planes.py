@@ -21,16 +21,15 @@ LEAST_DECODED = 65
 _E2M1: tl.constexpr = tl.constexpr(2)
 """In place of a look-up, the numbers' bits are taken; one more: by instructions for two at once, where there are some.
 Those of a table are twice E2M1's, and so are these."""
-# Of four codes in bytes, at $2: a sign and three bits below bfloat16's lowest exponent, put right, times $3 and $4.
-_E2M1_BF16 = (
-    "{{ .reg .b32 t, a, b, c, d; shr.b32 t, $2, {shift}; prmt.b32 a, t, 0, 0x1404; prmt.b32 b, t, 0, 0x3424; "
-    "shr.b32 c, a, 2; shr.b32 d, b, 2; and.b32 c, c, 0x01c001c0; and.b32 d, d, 0x01c001c0; "
-    "shl.b32 a, a, 4; shl.b32 b, b, 4; lop3.b32 a, a, 0x80008000, c, 0xea; lop3.b32 b, b, 0x80008000, d, 0xea; "
-    "mov.b32 c, 0x7f007f00; mov.b32 d, 0x80008000; fma.rn.bf16x2 a, a, c, d; fma.rn.bf16x2 b, b, c, d; "
-    "fma.rn.bf16x2 $0, a, $3, d; fma.rn.bf16x2 $1, b, $4, d; }}"
+# Of the second bytes of $1 and $2, in 16 bits each, the lower code or the upper one: a sign and three bits, below
+# bfloat16's lowest exponent, times $3, which puts that right.
+_PICK = (
+    "{ .reg .b32 t, s; prmt.b32 s, $1, $2, 0x5511; shr.b32 t, s, DOWN; and.b32 t, t, 0x01c001c0; shl.b32 s, s, UP; "
+    "lop3.b32 t, s, 0x80008000, t, 0xea; mov.b32 s, 0x80008000; fma.rn.bf16x2 $0, t, $3, s; }"
 )
-_LOWER: tl.constexpr = tl.constexpr(_E2M1_BF16.format(shift=0))
-_UPPER: tl.constexpr = tl.constexpr(_E2M1_BF16.format(shift=4))
+_LOWER: tl.constexpr = tl.constexpr(_PICK.replace("DOWN", "2").replace("UP", "4"))
+_UPPER: tl.constexpr = tl.constexpr(_PICK.replace("DOWN", "6").replace("UP", "0"))
+_RIGHT: tl.constexpr = tl.constexpr(2.0**127)
 
 
 class Tiling(NamedTuple):
@@ -125,11 +124,12 @@ def numbers(
     mask = in_outs[:, None] & (blocks < IN // 32)[None, :]
     within = tl.arange(0, WIDTH)[None, None, :]
     place = (outs.to(tl.int64)[:, None] * (IN // 32) + blocks[None, :])[:, :, None]
-    loaded = tl.load(codes_ptr + place * WIDTH + within, mask=mask[:, :, None], other=0)
     if TABLE == 3 and dtype == tl.bfloat16:
+        pairs_ptr = codes_ptr.to(tl.pointer_type(tl.int16)) + place * 8 + tl.arange(0, 8)[None, None, :]
         at = outs.to(tl.int64)[:, None] * GROUPS + (blocks * 32 // GROUP)[None, :]
-        return _e2m1(loaded, tl.load(scales_ptr + at, mask=mask, other=0.0)[:, :, None], run)
-    codes = loaded.to(tl.int32)
+        scales = (tl.load(scales_ptr + at, mask=mask, other=0.0).to(tl.float32) * _RIGHT).to(tl.bfloat16)
+        return _e2m1(tl.load(pairs_ptr, mask=mask[:, :, None], other=0), scales[:, :, None, None], run)
+    codes = tl.load(codes_ptr + place * WIDTH + within, mask=mask[:, :, None], other=0).to(tl.int32)
     codes = (codes >> (LOW * run)) & ((1 << LOW) - 1)
     if HIGH:
         EACH: tl.constexpr = 4 * HIGH
@@ -155,7 +155,7 @@ def numbers(
         values = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
     elif TABLE >= 2:  # below float32's lowest exponent, put right
         bits = ((codes & 8) << 28) | ((codes & 7) << 22)
-        values = bits.to(tl.float32, bitcast=True) * 1.7014118346046923e38
+        values = bits.to(tl.float32, bitcast=True) * _RIGHT
     elif TABLE:
         values = tl.load(table_ptr + codes).to(tl.float32)
     else:  # 2 ** 23 and the code, for conversions of integers take longer
@@ -170,13 +170,16 @@ def numbers(
 
 
 @triton.jit
-def _e2m1(codes, scales, run: tl.constexpr):
-    """bfloat16 of codes in bytes, those of the lower halves or, of run 1, of the upper ones."""
+def _e2m1(pairs, scales, run: tl.constexpr):
+    """bfloat16 [.., 2 * N] of bytes two by two, int16 [.., N]: of their lower halves, or of run 1 the upper ones."""
+    words = pairs.to(tl.int32)
+    both = tl.join(words << 8, words)
+    both, scales = tl.broadcast(both, scales)
     if run == 0:
-        return tl.inline_asm_elementwise(
-            _LOWER, "=r,=r,r,r,r", [codes, scales], dtype=tl.bfloat16, is_pure=True, pack=4
-        )
-    return tl.inline_asm_elementwise(_UPPER, "=r,=r,r,r,r", [codes, scales], dtype=tl.bfloat16, is_pure=True, pack=4)
+        out = tl.inline_asm_elementwise(_LOWER, "=r,r,r,r", [both, scales], dtype=tl.bfloat16, is_pure=True, pack=2)
+    else:
+        out = tl.inline_asm_elementwise(_UPPER, "=r,r,r,r", [both, scales], dtype=tl.bfloat16, is_pure=True, pack=2)
+    return tl.reshape(out, [out.shape[0], out.shape[1], 2 * out.shape[2]])
 
 
 @triton.jit

@@ -27,14 +27,13 @@ from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
 FP8_ROWS = 1
-"""The same of FP8, where the device converts it; 0 for none. With more, `few_rows_coded` multiplies as fast: another
-row costs nothing there, while here the instructions that a weight takes are the limit."""
+"""The same of FP8, where the device converts it; 0 for none. More are no slower on the tensor cores: another row costs
+nothing there, while here the instructions that a weight takes are the limit."""
 _ALIGNMENT = 8
 """Numbers of 16 bits in the 16 bytes to which a row has to be aligned."""
 _FP8_ALIGNMENT = 16
 _OUTS, _UNIT = 2, 4096
 """Rows of weights or pairs of them, and weights that one iteration takes, of a program."""
-_FP8_EVICT = True
 _LONG = 4096
 """Inputs above which an iteration takes twice as many."""
 
@@ -66,7 +65,7 @@ def _vector_kernel(
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
     EARLY: tl.constexpr, WIDTH: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr, AHEAD: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SCALED: tl.constexpr, RUN: tl.constexpr, AHEAD: tl.constexpr,
     PLACE: tl.constexpr, RANKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     ADD: tl.constexpr = EPILOGUE == 0
@@ -86,7 +85,7 @@ def _vector_kernel(
         in_lines = tl.full([1, 1], True, tl.int1)
     early = ()
     for index in tl.static_range(EARLY):
-        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN, EVICT),)
+        early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN),)
     if SCALED:
         of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
     if PDL:
@@ -103,7 +102,7 @@ def _vector_kernel(
     if AHEAD:
         for index in tl.static_range((IN + DEPTH - 1) // DEPTH):
             if (index + EARLY) * DEPTH < IN:
-                early += (_weights(line_ptr, in_lines, (index + EARLY) * DEPTH, IN, DEPTH, RUN, EVICT),)
+                early += (_weights(line_ptr, in_lines, (index + EARLY) * DEPTH, IN, DEPTH, RUN),)
             sums, squares = _accumulate(
                 sums, squares, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, RUN
             )
@@ -113,7 +112,7 @@ def _vector_kernel(
                 sums, squares, early[index], x_ptr, norm_ptr, index * DEPTH, ROWS, IN, DEPTH, NORMED, RUN
             )
         for k in tl.range(EARLY * DEPTH, IN, DEPTH, loop_unroll_factor=2):
-            weights = _weights(line_ptr, in_lines, k, IN, DEPTH, RUN, EVICT)
+            weights = _weights(line_ptr, in_lines, k, IN, DEPTH, RUN)
             sums, squares = _accumulate(sums, squares, weights, x_ptr, norm_ptr, k, ROWS, IN, DEPTH, NORMED, RUN)
     dtype = out_ptr.dtype.element_ty
     for row in tl.static_range(ROWS):
@@ -161,10 +160,10 @@ def _columns(k, DEPTH: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
-def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, RUN: tl.constexpr, EVICT: tl.constexpr):
+def _weights(line_ptr, in_lines, k, IN: tl.constexpr, DEPTH: tl.constexpr, RUN: tl.constexpr):
     ks = _columns(k, DEPTH, RUN)[None, :]
     mask = in_lines if RUN and IN % DEPTH == 0 else in_lines & (ks < IN)
-    return tl.load(line_ptr + ks, mask=mask, other=0.0, eviction_policy=EVICT)
+    return tl.load(line_ptr + ks, mask=mask, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -267,8 +266,11 @@ def sent_tiling(size_in: int) -> Tiling:
 
 
 def fp8_tiling(size_in: int, *, paired: bool) -> Tiling:
-    """More rows of weights: what a thread computes of its inputs counts for all of them."""
-    return Tiling(4, min(triton.next_power_of_2(size_in), 1024 // (1 + paired)), early=1 << 15)
+    """Programs that have asked for all of their weights before they wait; of long rows, for some all the time."""
+    if paired:
+        return Tiling(2, min(triton.next_power_of_2(size_in), 512))
+    long = size_in > _LONG
+    return Tiling(4 if long else 2, min(triton.next_power_of_2(size_in), 1024), num_warps=4 if long else 2, ahead=long)
 
 
 def _run(
@@ -311,6 +313,6 @@ def _run(
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         PLACE=0 if peers is None else peers.place, RANKS=0 if peers is None else len(peers.inboxes),
         SCALED=scaled, RUN=min(depth // (32 * num_warps), 8) if scaled else 0,
-        EVICT="evict_first" if _FP8_EVICT or not scaled else "", AHEAD=ahead,
+        AHEAD=ahead,
         PDL=early, num_warps=num_warps, launch_pdl=early,
     )  # fmt: skip

@@ -44,7 +44,7 @@ def compiled(capability: int, dtype: torch.dtype, case: tuple[CodedKind, int, bo
         "IN": COLUMNS, "OUT": ROWS, "N": eights, "WARPS": 4, "EPILOGUE": ending, "NORMED": ending in (SILU, ROTATE),
         "BIASED": ending == ROTATE, "SQUARED": ending == ADD and dtype == torch.bfloat16, "HALF": 64, "NUM_HEADS": 28,
         "NUM_KV_HEADS": 4, "PAGE_SIZE": 16, "SQUARES": 256, "PDL": capability >= 90,
-        "STRIPS": 1 if ending in (SILU, ROTATE) else 2, "SPLITS": 1, "AHEAD": 1,
+        "STRIPS": 1 if ending in (SILU, ROTATE) else 2, "SPLITS": 1, "EARLY": ending == ADD,
         **lanes.constants(coded, dtype, compiled=True),
     }  # fmt: skip
     kernel = few_rows_coded._few_rows_coded_kernel

@@ -42,7 +42,7 @@ def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     rows, splits = request.param
 
     def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-        return Tiling(1 if paired else 2, 2, splits, splits)
+        return Tiling(1 if paired else 2, 2, splits, splits > 1)
 
     monkeypatch.setattr(few_rows, "tiling", tiling)
     return int(rows)

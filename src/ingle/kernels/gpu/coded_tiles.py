@@ -174,14 +174,3 @@ def _words(
 @triton.jit
 def _whole(values):
     return values.to(tl.int32) if values.dtype.is_int() else values
-
-
-@triton.jit
-def shifted(queue, later, COUNT: tl.constexpr):
-    """A tuple without its first COUNT, and with so many others behind its last."""
-    shifted = ()
-    for index in tl.static_range(COUNT, len(queue)):
-        shifted += (queue[index],)
-    for index in tl.static_range(COUNT):
-        shifted += (later[index],)
-    return shifted

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile, shifted
+from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
@@ -44,8 +44,6 @@ class Tiling(NamedTuple):
     num_programs: int
     """For each of them."""
     num_warps: int
-    ahead: int = 1
-    """Tiles that are on their way while one is multiplied."""
     warps_at_once: int = 16
     """That an SM runs, by what a thread then has of registers."""
 
@@ -59,7 +57,7 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
@@ -77,14 +75,10 @@ def _coded_vector_kernel(
     column = first_column(chunk, APART)
     group = column // GROUP
     table = table_words(table_ptr, TABLE, COMPILED)
-    loaded = ()
-    for index in tl.static_range(AHEAD):
-        loaded += (
-            load_tile(
-                matrix, program + index * num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF,
-                COUNT, LOW, HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
-            ),
-        )  # fmt: skip
+    loaded = load_tile(
+        matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
+        GROUPS, SPAN, ZEROS, COMPILED,
+    )  # fmt: skip
     if PDL:
         await_previous()
     inputs = ()
@@ -94,13 +88,12 @@ def _coded_vector_kernel(
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
     for tile in range(program, NUM_TILES, num_programs):
-        words, steps = loaded[0]
+        words, steps = loaded
         # The next weights are on their way while these are multiplied.
-        later = load_tile(
-            matrix, tile + AHEAD * num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
+        loaded = load_tile(
+            matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
             HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
         )  # fmt: skip
-        loaded = shifted(loaded, (later,), 1)
         _multiply_tile(
             words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
             out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
@@ -342,7 +335,7 @@ def run_by(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
-        AHEAD=shape.ahead, PDL=early, COMPILED=x.is_cuda,
+        PDL=early, COMPILED=x.is_cuda,
         num_warps=shape.num_warps, maxnreg=(2048 // shape.warps_at_once) & ~7, launch_pdl=early,
     )  # fmt: skip
 

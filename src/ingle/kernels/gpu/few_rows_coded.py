@@ -17,7 +17,6 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
 from ingle.kernels.gpu import lanes
-from ingle.kernels.gpu.coded_tiles import shifted
 from ingle.kernels.gpu.codes import pointers
 from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
@@ -30,6 +29,10 @@ MAX_ROWS = 16
 _WARPS = 4
 _PER_SM = 5
 """Programs that an SM should have of a kernel."""
+_EARLY_WARPS = 12
+"""Of programs that an SM runs, where what is next is loaded early."""
+_LONG = 8192
+"""Columns of a row, from which on a program has several strips of rows, that share inputs."""
 _LEAST_UNITS = 2
 """Iterations of a program, at least: its beginning and its end take longer than one."""
 
@@ -42,60 +45,121 @@ def _few_rows_coded_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, EPILOGUE: tl.constexpr,
     NORMED: tl.constexpr, BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr,
-    PDL: tl.constexpr, STRIPS: tl.constexpr, SPLITS: tl.constexpr, AHEAD: tl.constexpr, WIDTH: tl.constexpr,
+    PDL: tl.constexpr, STRIPS: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr, WIDTH: tl.constexpr,
     PER_BYTE: tl.constexpr, WORDS: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     STEPS: tl.constexpr, FACTOR_STEPS: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr, BIAS: tl.constexpr,
     ZEROS: tl.constexpr, MINIMA: tl.constexpr, SUMS: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns. Codes of AHEAD units are on
-    their way while one is multiplied; with one, so are its inputs."""
+    """A program has STRIPS of 16 rows, or pairs of them; its warps share out the columns. What comes next is on its way
+    while a unit is multiplied: EARLY, and of a next tile, too, or as late as the compiler finds it best."""
     tile = tl.program_id(0) // SPLITS
     split = tl.program_id(0) % SPLITS
     PAIRED: tl.constexpr = EPILOGUE != 0 and EPILOGUE != 4
     PER: tl.constexpr = 2 if PAIRED else 1
     M: tl.constexpr = STRIPS * PER
+    TILES: tl.constexpr = (OUT + 16 * M - 1) // (16 * M)
     UNITS: tl.constexpr = (WIDTH + 4 * WORDS * WARPS - 1) // (4 * WORDS * WARPS)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     first_unit, last_unit = UNITS * split // SPLITS, UNITS * (split + 1) // SPLITS
+    outs = _outs(tile, OUT, STRIPS, EPILOGUE, HALF)
+    scales = load_scales(
+        matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
+    )
+    codes = load_codes(matrix[0], outs, first_unit, OUT, WIDTH, WARPS, WORDS)
+    if PDL:
+        await_previous()
+    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
+    totals = _zeros(M * N, WARPS)
+    if EARLY:
+        unit, num_programs = first_unit, tl.num_programs(0) // SPLITS
+        # One loop: of two, one in the other, Triton passes scales through an SM's memory. A tile's end is in it: beyond
+        # that the compiler moves no loads.
+        for _ in range(0, (TILES - tile + num_programs - 1) // num_programs * (last_unit - first_unit)):
+            is_last = unit + 1 == last_unit
+            next_unit = tl.where(is_last, first_unit, unit + 1)
+            next_tile = tl.where(is_last, tile + num_programs, tile)
+            next_outs = _outs(tl.minimum(next_tile, TILES - 1), OUT, STRIPS, EPILOGUE, HALF)
+            next_codes = load_codes(matrix[0], next_outs, next_unit, OUT, WIDTH, WARPS, WORDS)
+            next_scales = load_scales(
+                matrix, next_outs, next_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN,
+                ZEROS, MINIMA,
+            )  # fmt: skip
+            next_xs = load_inputs(
+                x_ptr, x_words_ptr, x_stride, num_rows, next_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
+            )
+            totals = multiply_unit(
+                totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
+                MINIMA, SUMS, UNIT, COMPILED,
+            )  # fmt: skip
+            if is_last:
+                outs = _outs(tile, OUT, STRIPS, EPILOGUE, HALF)
+                _end(
+                    totals, tile, split, outs, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
+                    values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr, num_rows,
+                    num_squares, eps, v_offset, page_stride, token_stride, head_stride, IN, OUT, N, EPILOGUE, NORMED,
+                    BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, SQUARES, STRIPS, SPLITS, GROUP, STEPS[0],
+                    UNIT, COMPILED,
+                )  # fmt: skip
+                totals = _zeros(M * N, WARPS)
+            codes = next_codes
+            scales = next_scales
+            xs = next_xs
+            tile, unit = next_tile, next_unit
+    else:
+        for unit in range(first_unit, last_unit):
+            after = tl.minimum(unit + 1, last_unit - 1)
+            next_codes = load_codes(matrix[0], outs, after, OUT, WIDTH, WARPS, WORDS)
+            next_scales = load_scales(
+                matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS,
+                MINIMA,
+            )  # fmt: skip
+            next_xs = load_inputs(
+                x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
+            )
+            totals = multiply_unit(
+                totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
+                MINIMA, SUMS, UNIT, COMPILED,
+            )  # fmt: skip
+            codes = next_codes
+            scales = next_scales
+            xs = next_xs
+        _end(
+            totals, tile, split, outs, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
+            values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr, num_rows,
+            num_squares, eps, v_offset, page_stride, token_stride, head_stride, IN, OUT, N, EPILOGUE, NORMED,
+            BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, SQUARES, STRIPS, SPLITS, GROUP, STEPS[0],
+            UNIT, COMPILED,
+        )  # fmt: skip
+
+
+@triton.jit
+def _outs(tile, OUT: tl.constexpr, STRIPS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr):
+    """The first row of each of a tile's strips, one half's or the gate's before the other's."""
     outs = ()
     for strip in tl.static_range(STRIPS):
         row = (tile * STRIPS + strip) * 16
         if EPILOGUE == 1:
             row = row // HALF * 2 * HALF + row % HALF
         outs += (row,)
-        if PAIRED:
+        if EPILOGUE != 0 and EPILOGUE != 4:
             outs += (row + (HALF if EPILOGUE == 1 else OUT // 2),)
-    scales = load_scales(
-        matrix, outs, first_unit, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
-    )
-    codes = ()
-    for index in tl.static_range(AHEAD):
-        unit = tl.minimum(first_unit + index, last_unit - 1)
-        codes += load_codes(matrix[0], outs, unit, OUT, WIDTH, WARPS, WORDS)
-    if PDL:
-        await_previous()
-    xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, first_unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
-    totals = _zeros(M * N, WARPS)
-    for unit in range(first_unit, last_unit):
-        later = load_codes(matrix[0], outs, tl.minimum(unit + AHEAD, last_unit - 1), OUT, WIDTH, WARPS, WORDS)
-        after = tl.minimum(unit + 1, last_unit - 1)
-        next_scales = load_scales(
-            matrix, outs, after, OUT, WARPS, PER_BYTE, WORDS, GROUP, GROUPS, STEPS, FACTOR_STEPS, SPAN, ZEROS, MINIMA
-        )
-        if AHEAD > 1:
-            next_xs = load_inputs(x_ptr, x_words_ptr, x_stride, num_rows, unit, IN, N, WARPS, PER_BYTE, WORDS, COMPILED)
-            xs = next_xs
-        else:
-            next_xs = load_inputs(
-                x_ptr, x_words_ptr, x_stride, num_rows, after, IN, N, WARPS, PER_BYTE, WORDS, COMPILED
-            )
-        totals = multiply_unit(
-            totals, codes, xs, scales, M, N, dtype, WARPS, PER_BYTE, WORDS, KIND, GROUP, SPAN, ZERO, BIAS, ZEROS,
-            MINIMA, SUMS, UNIT, COMPILED,
-        )  # fmt: skip
-        codes = shifted(codes, later, 2 * M)
-        scales = next_scales
-        xs = next_xs
+    return outs
+
+
+@triton.jit
+def _end(
+    totals, tile, split, outs, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
+    squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr, num_rows, num_squares, eps, v_offset,
+    page_stride, token_stride, head_stride,
+    IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr,
+    BIASED: tl.constexpr, SQUARED: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, SQUARES: tl.constexpr, STRIPS: tl.constexpr,
+    SPLITS: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, UNIT: tl.constexpr, COMPILED: tl.constexpr,
+):  # fmt: skip
+    """What becomes of each warp's sums, where a tile's other programs have left theirs."""
+    PAIRED: tl.constexpr = EPILOGUE != 0 and EPILOGUE != 4
+    PER: tl.constexpr = 2 if PAIRED else 1
+    M: tl.constexpr = STRIPS * PER
     sums = ()
     for index in tl.static_range(M * N):
         sums += (tl.sum(totals[index], 0),)
@@ -118,9 +182,9 @@ def _few_rows_coded_kernel(
             for strip in tl.static_range(STRIPS):
                 first, other = _two_of(sums, strip * PER * N + n, (strip * PER + PER - 1) * N + n)
                 if GROUP == 0:
-                    first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEPS[0]) * UNIT
+                    first *= _of_rows(matrix[1], outs[strip * PER], OUT, STEP) * UNIT
                     if PAIRED:
-                        other *= _of_rows(matrix[1], outs[strip * PER + 1], OUT, STEPS[0]) * UNIT
+                        other *= _of_rows(matrix[1], outs[strip * PER + 1], OUT, STEP) * UNIT
                 finish(
                     first * scale, other * scale, outs[strip * PER], outs[strip * PER + PER - 1],
                     tile * STRIPS + strip, (OUT + 15) // 16, n * 8, num_rows,
@@ -174,18 +238,21 @@ class Tiling(NamedTuple):
     """Among which its columns are shared out."""
     num_splits: int
     """Programs that share a tile's inputs."""
-    ahead: int = 1
-    """Units whose codes are on their way while one is multiplied."""
+    early: bool = False
+    """Whether what is next is loaded early in a loop, which takes registers that other programs do not have."""
     registers: int | None = None
     """Of a thread, at most."""
 
 
 def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
-    strips = 1 if paired or coded.num_rows % 32 else 2
+    """Of few programs each has much on its way, and as many splits as run at once; of many there are more at once."""
+    per_sm, strips, num_warps, registers = _PER_SM, 1 if paired or coded.num_rows % 32 else 2, _WARPS, None
+    if not paired and coded.kind == "int4" and lanes.block_bytes(coded) == 64 and coded.num_rows % 64 == 0:
+        strips, num_warps = (4, _WARPS) if coded.num_columns > _LONG else (1, 2)
+        per_sm, registers = _EARLY_WARPS // num_warps, 2048 // _EARLY_WARPS & ~7
     num_tiles = triton.cdiv(coded.num_rows, 16 * strips * (1 + paired))
-    num_units = _num_units(coded, _WARPS)
-    num_splits = min(max(_PER_SM * num_sms // num_tiles, 1), max(num_units // _LEAST_UNITS, 1))
-    return Tiling(strips, _WARPS, num_splits)
+    num_splits = min(max(per_sm * num_sms // num_tiles, 1), max(_num_units(coded, num_warps) // _LEAST_UNITS, 1))
+    return Tiling(strips, num_warps, num_splits, registers is not None, registers)
 
 
 def _num_units(coded: Coded, num_warps: int) -> int:
@@ -293,7 +360,7 @@ def _run(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         SQUARES=triton.next_power_of_2(num_squares), PDL=early, STRIPS=shape.strips,
-        SPLITS=num_splits, AHEAD=shape.ahead,
+        SPLITS=num_splits, EARLY=shape.early,
         **lanes.constants(coded, x.dtype, compiled=x.is_cuda),
         num_warps=shape.num_warps, num_stages=1, maxnreg=shape.registers, launch_pdl=early,
     )  # fmt: skip

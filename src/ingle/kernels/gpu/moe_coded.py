@@ -42,10 +42,10 @@ _TILES = (
     _Tiles(math.inf, 128, 64, 4, 8, 3),
 )
 _E2M1_TILES = (
-    _Tiles(10, 16, 64, 4, 4, 4),
+    _Tiles(10, 16, 64, 4, 4, 3),
     _Tiles(24, 32, 64, 4, 4, 4),
     _Tiles(128, 64, 64, 4, 4, 3),
-    _Tiles(math.inf, 128, 128, 4, 8, 3),
+    _Tiles(math.inf, 128, 128, 2, 8, 4),
 )
 """With fewer rows of weights to a warp, warps of Hopper decode the same numbers side by side."""
 _FLOAT32_TILES = (_Tiles(math.inf, 16, 32, 2, 4, 2),)

@@ -123,7 +123,7 @@ def test_compiled_for_gpus() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int4-128", "Q4_K"])
 def test_registers_hold_all(kind: str) -> None:
-    """And SMs as many programs as `coded_vector.tiling` counts on."""
+    """But for some bytes at most, where tilings limit them, so that SMs hold as many programs as those count on."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -132,7 +132,7 @@ def test_registers_hold_all(kind: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     lines = re.findall(r" (\d+) +(_\w+) .* (\d+) bytes of stack.* (\d+) at once of (\d+)", done.stdout)
-    assert len(lines) >= 8 and not any(int(stack) for _, _, stack, _, _ in lines), done.stdout
+    assert len(lines) >= 8 and all(int(stack) <= 32 for _, _, stack, _, _ in lines), done.stdout
     for rows, kernel, _, at_once, threads in lines:
         wanted = (16 if rows == "1" else 12) * 32 if kernel == "_coded_vector_kernel" else 3 * 128
         assert int(at_once) * int(threads) >= wanted, done.stdout

@@ -89,10 +89,11 @@ def test_project_and_store(qk_norm: bool) -> None:
     )  # fmt: skip
 
 
-def test_inputs_that_are_no_numbers() -> None:
+@pytest.mark.parametrize("not_a_number", [torch.inf, torch.nan])
+def test_inputs_that_are_no_numbers(not_a_number: float) -> None:
     """Make their rows NaN and no others; chunks of zeros stay zeros."""
     weight, x = MATRICES["Q4_0"](8), randn(2, SIZE_IN)
-    x[0, 40], x[1, :64] = torch.inf, 0
+    x[0, 40], x[1, :64] = not_a_number, 0
     out = coded_vector.multiply(x, weight, None)
     assert out[0].isnan().all()
     near(out[1:], x[1:].float() @ weight.decoded(slice(None), torch.float32).T)

@@ -26,7 +26,7 @@ def as_integers(
         if NORMED:
             squared += tl.sum(x * x, 1)
             x *= tl.load(norm_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+        largest = _larger(largest, tl.reduce(tl.abs(x), 1, _larger))
         fours += (x,)
     # A chunk of zeros stays one; one with an infinity or a NaN becomes NaN by its scale, whatever its integers.
     scale = tl.where(largest < float("inf"), largest * (1 / 32767), float("nan"))
@@ -41,6 +41,12 @@ def as_integers(
     first_sum = _sum_of(uppers[0:4], lowers[0:4], COMPILED)
     second_sum = _sum_of(uppers[4:8], lowers[4:8], COMPILED)
     return (uppers, lowers, scale, first_sum, second_sum), squared
+
+
+@triton.jit
+def _larger(a, b):
+    """NaN of anything and NaN, which `tl.max` leaves out."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

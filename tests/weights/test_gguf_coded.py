@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ingle.kernels import reference_coded
+from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import coded as gpu
 from ingle.kernels.gpu import decoded as by_pieces
 from ingle.kernels.gpu import planes
@@ -42,6 +43,16 @@ def test_every_type(kind: str) -> None:
     torch.testing.assert_close(coded.decoded(slice(None), torch.float32), exact, atol=scale * 1e-6, rtol=1e-6)
     assert coded.num_bytes <= rows.data.nbytes * ROOM.get(kind, 1.04) + 16
     assert coded.num_bytes == pytest.approx(exact.numel() * BITS_ON_GPU[kind] / 8, abs=16)
+
+
+def test_large_scales_beside_others() -> None:
+    """Of a scale above one MXFP4's numbers are looked up, and so are those of a matrix below it."""
+    (rows, _), (others, _) = stored("MXFP4", 4, 64), stored("MXFP4", 4, 64)
+    rows.data.reshape(-1, 17)[:, 0] = 120  # the block's exponent, 128 of which is a scale of one
+    others.data.reshape(-1, 17)[:, 0] = 130
+    parts = coded_of(rows, DEVICE), coded_of(others, DEVICE)
+    assert parts[0].is_e2m1 and not parts[1].is_e2m1 and not Coded.joined(parts).is_e2m1
+    assert Coded.joined(parts[:1] * 2).is_e2m1
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 17, 64, 128, 1000] if ON_GPU else [5])

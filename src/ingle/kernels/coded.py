@@ -146,6 +146,7 @@ class Coded:
             pairs=pairs,
             factor_pairs=factor_pairs,
             high=joined([part.high for part in parts]),
+            is_e2m1=all(part.is_e2m1 for part in parts),
             blocks=None,
         )
 

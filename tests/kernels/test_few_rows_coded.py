@@ -41,7 +41,7 @@ def matrix(request: pytest.FixtureRequest) -> Callable[[int], Coded]:
 def num_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     rows, splits = request.param
 
-    def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
+    def tiling(coded: Coded, *, paired: bool, num_sms: int) -> Tiling:
         return Tiling(1 if paired else 2, 2, splits, splits > 1)
 
     monkeypatch.setattr(few_rows, "tiling", tiling)

@@ -244,7 +244,7 @@ class Tiling(NamedTuple):
     """Of a thread, at most."""
 
 
-def tiling(coded: Coded, num_rows: int, *, paired: bool, num_sms: int) -> Tiling:
+def tiling(coded: Coded, *, paired: bool, num_sms: int) -> Tiling:
     """Of few programs each has much on its way, and as many splits as run at once; of many there are more at once."""
     per_sm, strips, num_warps, registers = _PER_SM, 1 if paired or coded.num_rows % 32 else 2, _WARPS, None
     if not paired and coded.kind == "int4" and lanes.block_bytes(coded) == 64 and coded.num_rows % 64 == 0:
@@ -340,7 +340,7 @@ def _run(
 ) -> None:
     device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows
     paired = epilogue not in (ADD, PLAIN)
-    shape = tiling(coded, num_rows, paired=paired, num_sms=num_sms(device))
+    shape = tiling(coded, paired=paired, num_sms=num_sms(device))
     num_tiles = triton.cdiv(size_out, 16 * shape.strips * (1 + paired))
     blocks_of_rows, num_splits = triton.cdiv(num_rows, 8), min(shape.num_splits, _num_units(coded, shape.num_warps))
     size = num_tiles * num_splits * shape.strips * (1 + paired) * blocks_of_rows * 128

@@ -144,7 +144,7 @@ def test_tilings(kind: CodedKind) -> None:
             kind, coded.codes.expand(size_out // 8, 8, -1).flatten(0, 1), coded.scales, None, group_size, coded.half
         )
         for num_rows in (1, 16, 17, 64, 65, 1000):
-            shape = gpu.tiling(num_rows, wide, 132)
+            shape = gpu.tiling(num_rows, wide, 132, 228 << 10)
             tiles = -(-size_out // shape.outs) * -(-num_rows // shape.rows)
             assert shape.num_splits == 1 or tiles * shape.num_splits <= 2 * 132
             columns = shape.num_bytes * FORMATS[kind].columns_per_byte

@@ -41,18 +41,26 @@ def kernels_of(capability: int, dtype: str, *folders: Path) -> set[str]:
         (90, "bfloat16"),
         *(
             pytest.param(*card, marks=pytest.mark.slow)
-            for card in [(75, "float16"), (80, "bfloat16"), (86, "float16"), (89, "bfloat16"), (90, "float16")]
+            for card in [
+                (75, "float16"),
+                (80, "bfloat16"),
+                (86, "float16"),
+                (89, "bfloat16"),
+                (90, "float16"),
+                (100, "bfloat16"),
+                (120, "bfloat16"),
+            ]
         ),
     ],
 )
 def test_a_dense_model(capability: int, dtype: str, tmp_path: Path) -> None:
     done = kernels_of(capability, dtype, save_checkpoint(tmp_path, "qwen2", **SIZES))
     assert {"_decode_kernel", "_prefill_kernel", "_draw_kernel"} <= done
-    assert ("_few_rows_kernel" in done) == (capability == 90 and dtype == "bfloat16")
+    assert ("_few_rows_kernel" in done) == (capability in (90, 100) and dtype == "bfloat16")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [86, 90, 120])
 def test_every_kind_of_layer(capability: int, tmp_path: Path) -> None:
     names = ["gemma2", "qwen2-moe-dense-between", "deepseek-v3"]
     made: list[tuple[str, dict[str, Any]]] = [CHECKPOINTS[name] for name in names]
@@ -63,7 +71,7 @@ def test_every_kind_of_layer(capability: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [86, 90, 120])
 def test_every_form_of_codes(capability: int, tmp_path: Path) -> None:
     plain = save_checkpoint(tmp_path / "plain", "qwen2", **SIZES)
     folders = [quantize(plain, tmp_path / name, layout) for name, layout in FORMATS.items()]
@@ -72,7 +80,7 @@ def test_every_form_of_codes(capability: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("capability", "dtype"), [(75, "float16"), (80, "bfloat16"), (90, "bfloat16"), (90, "float16")]
+    ("capability", "dtype"), [(75, "float16"), (80, "bfloat16"), (90, "bfloat16"), (90, "float16"), (120, "bfloat16")]
 )
 def test_gpt_oss(capability: int, dtype: str, tmp_path: Path) -> None:
     """Sinks, and experts with biases: of MXFP4, and of floats."""

@@ -17,12 +17,14 @@ from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes, vector
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl, shared_memory
 
 _LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
+_MUCH_MEMORY = 128 << 10
+"""Of an SM, shared by its programs: what A100 and Hopper have, and cards for desktops do not."""
 
 
 class Tiling(NamedTuple):
@@ -59,11 +61,12 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
         return multiply(x, coded, bias)
     if len(x) >= _LEAST_DECODED and decoded.suits(coded):
         return decoded.multiply(x, coded, bias)
-    return multiply_by(tiling(len(x), coded, num_sms(x.device)), x, coded, bias)
+    return multiply_by(tiling(len(x), coded, num_sms(x.device), shared_memory(x.device)), x, coded, bias)
 
 
-def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:
-    """An iteration takes 128 columns, or 64: of one group where groups are that large."""
+def tiling(num_rows: int, coded: Coded, num_sms: int, shared_memory: int) -> Tiling:
+    """An iteration takes 128 columns, or 64: of one group where groups are that large. Of 64 rows and codes of a byte
+    four stages take 112 KiB, which not every card has."""
     per_byte = FORMATS[coded.kind].columns_per_byte
     if num_rows > _MAX_SPLIT_ROWS:
         rows = 128 if num_rows > 96 else 64
@@ -73,7 +76,7 @@ def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:
     num_tiles = triton.cdiv(coded.num_rows, 64)
     num_units = triton.cdiv(coded.codes.shape[1], num_bytes)
     num_splits = max(min(2 * num_sms // num_tiles, num_units // 4), 1)
-    return Tiling(rows, 64, num_bytes, 4, 4, num_splits)
+    return Tiling(rows, 64, num_bytes, 4, 4 if shared_memory >= _MUCH_MEMORY else 3, num_splits)
 
 
 def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:

@@ -20,8 +20,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @functools.cache
 def pdl(device: torch.device) -> bool:
-    """Whether kernels on this device may start early: from Hopper on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether kernels on this device may start early, in tiles that fill Hopper's SMs: cards from 12.0 on could start
+    them so, but have SMs of less than half its memory, and get those of Ada."""
+    return device.type == "cuda" and (9, 0) <= torch.cuda.get_device_capability(device) < (12, 0)
+
+
+@functools.cache
+def scales_blocks(device: torch.device) -> bool:
+    """Whether the library multiplies FP8 under scales of blocks of 128 x 128: on Hopper alone."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 @functools.cache

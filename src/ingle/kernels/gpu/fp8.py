@@ -13,7 +13,7 @@ import triton.language as tl
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Quantized
 from ingle.kernels.gpu import fp8_few
-from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
+from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl, scales_blocks
 from ingle.kernels.gpu.fp8_rows import GROUP, padded, quantize
 from ingle.kernels.gpu.scaled import Product, load_product
 
@@ -60,7 +60,7 @@ def suits(x: torch.Tensor, coded: Coded) -> bool:
 
 def _by_blocks(coded: Coded) -> bool:
     whole = coded.blocks is not None and coded.num_columns % _BLOCK_COLUMNS == 0
-    return BY_BLOCKS and whole and pdl(coded.codes.device)
+    return BY_BLOCKS and whole and scales_blocks(coded.codes.device)
 
 
 def group_of(coded: Coded) -> int:

@@ -52,7 +52,7 @@ _KINDS = (
         ),
     ),
     ("matmuls", ("_vector_kernel", "_few_rows_kernel", "_gated_product", "_gate_up_kernel", "_down_kernel")),
-    ("matmuls", ("_few_rows_coded_kernel", "_coded_kernel", "_fp8_few_kernel", "_fp8_lanes_kernel")),
+    ("matmuls", ("_few_rows_coded_kernel", "_coded_kernel", "_fp8_few_kernel")),
     (
         "norms, rotation, activation",
         (

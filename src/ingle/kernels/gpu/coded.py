@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
-from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, fp8_lanes, planes, vector
+from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes, vector
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 
@@ -40,8 +40,6 @@ def multiply_coded(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> 
     flat = coded.ordered(x.reshape(-1, x.shape[-1]))
     if coded_vector.fits(flat, coded):
         return coded_vector.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
-    if fp8_lanes.suits(flat, coded):
-        return fp8_lanes.multiply(flat, coded, bias).view(*x.shape[:-1], coded.num_rows)
     if vector.suits(flat, coded):
         return vector.add(flat, coded, bias, None).view(*x.shape[:-1], coded.num_rows)
     if x.dtype == torch.float32 or not (planes.suits(coded) if coded.in_planes else suits(coded)):

@@ -12,7 +12,7 @@ import torch
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Projection, Rotation
-from ingle.kernels.gpu import coded_vector, few_rows, few_rows_coded, fp8_lanes, fp8_layer, sums, vector
+from ingle.kernels.gpu import coded_vector, few_rows, few_rows_coded, fp8_layer, sums, vector
 from ingle.kernels.gpu.elementwise import add_rms_norm, rms_norm, rotate_and_store
 from ingle.kernels.group import Group
 from ingle.kernels.options import Activation
@@ -30,8 +30,6 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
     parts, rotates = projection.weight.coded_parts, head_dim in _HEAD_DIMS and rotation.cos_sin.shape[1] == head_dim
     if parts is not None and rotates and coded_vector.suits(flow.residual, parts):
         return coded_vector.project_and_store(*_to_vector(flow), parts, projection.bias, rotation)
-    if isinstance(weight, Coded) and rotates and fp8_lanes.suits(flow.residual, weight):
-        return fp8_lanes.project_and_store(flow, weight, projection.bias, rotation)
     if weight is not None and rotates and vector.suits(flow.residual, weight):
         return vector.project_and_store(*_to_vector(flow), weight, projection.bias, rotation)
     of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
@@ -49,8 +47,6 @@ def project_gated(flow: Flow, projection: Projection, activation: Activation) ->
     """As `ingle.kernels.reference.Composed.project_gated`."""
     assert activation != "swiglu_clamped", "no MLP has it, but experts alone"
     weight = _whole(projection)
-    if isinstance(weight, Coded) and fp8_lanes.suits(flow.residual, weight):
-        return fp8_lanes.gated(flow, weight, projection.bias, activation)
     if weight is not None and vector.suits(flow.residual, weight):
         return vector.gated(*_to_vector(flow), weight, projection.bias, activation)
     of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
@@ -73,8 +69,6 @@ def project_and_add(
     weight = _whole(projection)
     # A norm behind the product, or a sum over ranks, is of whole rows, and no program has one.
     alone = post_norm is None and projection.group is None
-    if isinstance(weight, Coded) and alone and fp8_lanes.suits(x, weight):
-        return fp8_lanes.add(x, weight, projection.bias, flow.residual, norm)
     if weight is not None and alone and vector.suits(x, weight):
         return Flow(vector.add(x, weight, projection.bias, flow.residual), norm)
     of_fp8 = fp8_layer.takes(x, projection.weight)

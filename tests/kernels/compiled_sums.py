@@ -24,12 +24,12 @@ def main() -> None:
         compile_only = JITFunction.run
 
         def looked_at(self: Any, *args: Any, **options: Any) -> Any:
-            """What is shared with others is read and written 16 bytes at a time."""
+            """What is shared with others is read and written 16 bytes at a time; the state is none of that."""
             compiled = compile_only(self, *args, **options)
             if self.fn.__module__ != sums.__name__:
                 return compiled
             accesses = re.findall(
-                r"ld\.volatile\.global\S*|st\.global\.[^b]\S*|st\.global\.b(?:8|16|32)", compiled.asm["ptx"]
+                r"ld\.volatile\.global\.(?!b64)\S*|st\.global\.[^b]\S*|st\.global\.b(?:8|16|32)", compiled.asm["ptx"]
             )
             assert accesses and all(".v4.b32" in access for access in accesses), set(accesses)
             return compiled

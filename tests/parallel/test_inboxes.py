@@ -46,8 +46,10 @@ def why(hosts: Hosts, link: Link = NVLINK) -> str:
 def test_who_is_not_asked_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     access = {1: False}
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda device, other: access[other])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert why(Hosts({-1: 1})) == "GPU 0 has no access to the memory of GPU 1"
     assert why(Hosts({0: 0, -1: 1})) == "the GPUs are of several machines"
+    assert why(Hosts({-3: 8, -1: 1})) == why(Hosts({-2: 1, -1: 1})) == "the GPUs are of several kinds"
     slow = Link("PCIe by way of the host's memory", 40.0, 8.0)
     assert why(Hosts({-1: 1}), slow) == "the GPUs reach each other by PCIe by way of the host's memory alone"
     access[1] = True
@@ -56,6 +58,8 @@ def test_who_is_not_asked_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nccl_where_it_does_not_go(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
     class Alone:
         def allreduce(self, tensors: list[torch.Tensor], options: Any) -> None:
             tensors[0].mul_(2)

@@ -106,9 +106,13 @@ def _all_well(hosts: Hosts, why: str) -> bool:
 def _unreachable(hosts: Hosts, device: torch.device, link: Link) -> str:
     """Why GPUs cannot reach each other; nothing where they may."""
     machine = Path("/proc/sys/kernel/random/boot_id").read_bytes()[:36]
-    every = hosts.all_gather(torch.tensor([*machine, device.index], dtype=torch.uint8))
-    if not bool((every[:, :-1] == every[0, :-1]).all()):
+    kind = torch.cuda.get_device_capability(device)
+    every = hosts.all_gather(torch.tensor([*machine, *kind, device.index], dtype=torch.uint8))
+    if not bool((every[:, :-3] == every[0, :-3]).all()):
         return "the GPUs are of several machines"
+    if not bool((every[:, -3:-1] == every[0, -3:-1]).all()):
+        # Which product a GPU has for few rows of a matrix goes by its kind, and so does whether that product sends.
+        return "the GPUs are of several kinds"
     if link.name not in _CROSSOVERS:
         return f"the GPUs reach each other by {link.name} alone"
     for other in every[:, -1].tolist():

@@ -11,8 +11,9 @@ In one shot each rank gets all rows of every other. In two, each adds up the row
 of ranks, leaves its place, and tells the others: 2 / size of the bytes, in two ways between GPUs. Either adds up in
 float32 in the order of places, and rounds once, so that all ranks have the same to the bit.
 
-Programs wait for those of other GPUs, so all of them have to run at once: of short rows there are at most two for each
-SM, else one. With many rows each sends some before it looks for the first, and another with each that it takes.
+Programs wait for those of other GPUs, so all of them have to run at once: of short rows, among few ranks, there are at
+most two for each SM, else one. With many rows each sends some before it looks for the first, and another with each that
+it takes.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _MIN_BLOCK, _MAX_BLOCK = 256, 16384
 """Numbers of a program's row: each thread has its own."""
 _PIECE = 2048
 """Numbers of a program's row, where there are none."""
-_SHORT = 8192
-"""Bytes of a row whose program leaves room for another in an SM: it needs no more than 64 registers of 512 threads."""
+_SHORT, _FEW_RANKS = 8192, 4
+"""Bytes of a row whose program leaves room for another in an SM, among so many ranks at most: it needs no more than 64
+registers of 512 threads; of eight ranks it has up to 128."""
 _ROWS_AHEAD = tl.constexpr(2)
 """That a program has sent when it looks for one: what is on its way between two GPUs is some MiB then."""
 _TRIES = tl.constexpr(4096)
@@ -260,15 +262,17 @@ def _sent_kernel(
 
     Nothing but the numbers tells that a product is done, so this rank's is not waited for but at the end, where it has
     ended long since, and the kernel behind may ask for its weights. So nothing is written here that a product reads.
+    What is read was written by kernels before the product, which waited for them to end. But only who waits is told to
+    forget what an SM's own cache still has of that memory, so it is read past that cache (`volatile`).
     """
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     columns = tl.arange(0, BLOCK)
     weight, post_weight = _weights(weight_ptr, post_weight_ptr, columns, SIZE, True, POST)
-    half = half_of(state_ptr)
+    half = tl.load(state_ptr, volatile=True).to(tl.int32)
     if PDL:
         gdc_launch_dependents()
     offsets, mask = _place(tl.program_id(0), columns, numel, SIZE)
-    held = _held(residual_ptr, offsets, mask, True)
+    held = tl.load(residual_ptr + offsets, mask=mask, other=0.0, volatile=True)
     slots = inbox_of(inboxes, PLACE, dtype.primitive_bitwidth == 32) + half * half_size
     seen = _take(slots, offsets, mask, numel, state_ptr, RANKS)
     total = _added(seen[0], seen, dtype, RANKS, RANKS)
@@ -352,7 +356,8 @@ def _run(
     most = half_size // size // (ranks - 1) if one_shot else half_size // size // (2 * ranks - 1) * ranks
     block = max(triton.next_power_of_2(size), _MIN_BLOCK)
     kernel, rows_of_program = (_one_shot_kernel, 1) if one_shot else (_two_shot_kernel, ranks)
-    most_programs = num_sms(x.device) * (2 if one_shot and block * x.itemsize <= _SHORT else 1)
+    two_fit = one_shot and ranks <= _FEW_RANKS and block * x.itemsize <= _SHORT
+    most_programs = num_sms(x.device) * (2 if two_fit else 1)
     flat, flat_out = x.view(-1), out.view(-1)
     for start in range(0, num_rows, most):
         rows, begin = min(most, num_rows - start), start * size

@@ -71,6 +71,13 @@ def test_every_kind_of_layer(capability: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 86, 90, 120])
+def test_wide_heads(capability: int, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "gemma2", **{**SIZES, "num_hidden_layers": 2}, head_dim=256)
+    assert {"_decode_kernel", "_prefill_kernel"} <= kernels_of(capability, "bfloat16", folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90, 120])
 def test_every_form_of_codes(capability: int, tmp_path: Path) -> None:
     plain = save_checkpoint(tmp_path / "plain", "qwen2", **SIZES)

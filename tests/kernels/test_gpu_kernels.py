@@ -173,6 +173,16 @@ def test_paged_attention(
     close(gpu.paged_attention(q, cache, batch, PLAIN).float(), expected, dtype)
 
 
+def test_wide_heads_where_little_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "shared_memory", lambda device: 100 << 10)
+    chunks, num_decodes = CASES["mixed"]
+    batch = attention_case(chunks, num_decodes, 16, head_dim=256)
+    q = randn(sum(c.count for c in chunks), 2, 256, dtype=torch.float16)
+    cache = randn(2, 400, 16, 1, 256, dtype=torch.float16)
+    expected = reference.paged_attention(q.float(), cache.float(), batch, PLAIN)
+    close(gpu.paged_attention(q, cache, batch, PLAIN).float(), expected, torch.float16)
+
+
 OPTIONS = {
     "one-key": AttentionOptions(0.3, window=1),
     "narrow": AttentionOptions(0.3, window=10),

@@ -50,6 +50,8 @@ _WIDE_DECODE_REGISTERS = 168
 """Of a thread, such that an SM's suffice for three programs. Where heads have up to 128 dimensions they need no
 more of themselves, and would get slower by being told."""
 _PREFILL_STAGES = 2
+_MUCH_MEMORY = 128 << 10
+"""Of an SM, shared by its programs: 32 keys of 256 dimensions, beside as wide queries, take 104 KiB."""
 _LOWEST = tl.constexpr(-1e20)
 """What a prompt's highest score starts from: a number, for a query may see none of the first block's keys."""
 
@@ -384,7 +386,8 @@ def _prefill_tiling(q: torch.Tensor, *, coded: bool) -> _PrefillTiling:
     block = dim_block(q.shape[-1])
     hopper = pdl(q.device) and q.itemsize == 2
     if block > 128:
-        return _PrefillTiling(keys=64 if hopper else 32, warps=8)
+        fits = coded or shared_memory(q.device) >= _MUCH_MEMORY
+        return _PrefillTiling(keys=64 if hopper else 32 if fits else 16, warps=8)
     if block == 128 and hopper and coded:
         return _PrefillTiling(keys=128, warps=4)
     if block == 128 and hopper:

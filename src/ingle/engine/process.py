@@ -215,6 +215,7 @@ def _end_with_parent(sock: socket.socket, parent: int) -> None:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         if any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0)):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another, from the kernel, would end the unwinding
             raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, on_sigterm)

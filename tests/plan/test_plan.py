@@ -360,6 +360,15 @@ def test_the_command_has_what_was_given(ingle: Run) -> None:  # noqa: F811
     assert "int4" in ingle("plan", shape, "--gpus", "8GiB", "--weights", "int4").out
     assert ingle("plan", shape, "--gpus", "4GiB").out.splitlines()[-1].startswith("nothing of this fits: ")
     assert ingle("plan", shape, "--device", "cuda", "--gpus", "cpu").err.startswith("ingle: --device cuda: there is no")
+    assert ingle("plan", shape, "--device", "cpu", "--gpus", "3090").err.startswith("ingle: --device cpu: --gpus names")
+
+
+def test_what_fits_one_gpu_serves_most_as_replicas() -> None:
+    shape = SHAPES / "qwen2-7b"
+    said = text(plan(shape, "24GiB:4", max_model_len=4096), max_model_len=4096)
+    assert "for most requests a second: ingle serve qwen2-7b --max-model-len 4096 --data-parallel-size 4" in said
+    assert "data-parallel" not in text(plan(shape, "24GiB"))
+    assert "data-parallel" not in text(plan(TIGERBOT, "8x24GiB")), "which does not fit one"
 
 
 def test_the_layout_that_is_asked_for() -> None:

@@ -102,6 +102,8 @@ def make_plan(path: Path, config: EngineConfig, machine: Machine) -> Plan:
     on_gpu = config.parallel.device != "cpu"
     if on_cpu and config.parallel.device == "cuda":
         raise ConfigError("--device cuda: there is no GPU here to plan for; --gpus names others")
+    if not on_gpu and not machine.is_here:
+        raise ConfigError("--device cpu: --gpus names another machine's GPUs", alternative="leave one of them out")
     notices = list(outline.notices)
     gpu_numerics = _on_gpu(outline, config, machine)
     cpu_numerics = native_build.numerics(config)

@@ -171,8 +171,17 @@ def _command(plan: Plan, name: str, config: EngineConfig) -> Iterator[str]:
         tail = f": {count} of these GPUs would carry it" if count else ""
         yield f"nothing of this fits{tail}; a quantized or smaller model takes less, or a shorter --max-model-len"
         return
+    yield from _replicas(plan, best, name, config)
     command = serve_line(best, name, config)
     yield f"to serve it: {command}" if best.refusal is None else f"once it runs: {command}"
+
+
+def _replicas(plan: Plan, best: Fit, name: str, config: EngineConfig) -> Iterator[str]:
+    """Where one GPU holds as much context as the fastest layout."""
+    whole = next((found for found in plan.fits if found.layout.num_gpus == 1 and found.fits), None)
+    if whole is not None and best.layout.num_gpus > 1 and whole.refusal is None and whole.context >= best.context:
+        command = f"{serve_line(whole, name, config)} --data-parallel-size {best.layout.num_gpus}"
+        yield f"for most requests a second: {command}"
 
 
 _OF_LAYOUT = ("tensor_parallel_size", "pipeline_parallel_size")

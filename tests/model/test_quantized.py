@@ -108,10 +108,9 @@ def test_logits(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [1, 9, 40, 100])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_on_a_gpu(tmp_path: Path, name: str, dtype: str, num_rows: int) -> None:
+def test_on_a_gpu(tmp_path: Path, name: str, dtype: str) -> None:
     """By the fused products of few rows and by those of more, and through the graphs of a decode.
 
     Kernels for each are compiled, which takes most of the time: tests are small, and share it. How far rounding takes a
@@ -123,15 +122,18 @@ def test_on_a_gpu(tmp_path: Path, name: str, dtype: str, num_rows: int) -> None:
         pytest.skip("compressed-tensors is not installed")
     plain = checkpoint(tmp_path, "qwen2", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     coded = quantize(plain, tmp_path / "coded", FORMATS[name])
-    engine, prompt = engine_for(coded, dtype=dtype, device="cuda"), LONG[:num_rows]
+    whole = {"enable_prefix_caching": False}
+    engine = engine_for(coded, dtype=dtype, device="cuda", **whole)
     eight = {"fp8"} if "fp8" in name else {"int8"}
     assert held(engine) == (eight if "fp8" in name or "int8" in name else {"int4"})
-    exact = engine_logits(engine_for(plain), prompt)
-    rounded = engine_logits(engine_for(plain, dtype=dtype, cpu_kernels="torch"), prompt).float()
-    by_inputs = 0.15 if name == "fp8-whole" and num_rows >= fp8.MIN_ROWS else 0.01  # which are FP8 then
-    assert off(engine_logits(engine, prompt).float().cpu(), exact) < 1.5 * off(rounded, exact) + by_inputs
-    if num_rows == 1:
-        assert len(greedy(engine, prompt, 16)) == 16
+    floats, rounding = engine_for(plain, **whole), engine_for(plain, dtype=dtype, cpu_kernels="torch", **whole)
+    for num_rows in (1, 9, 40, 100):
+        exact = engine_logits(floats, LONG[:num_rows])
+        rounded = engine_logits(rounding, LONG[:num_rows]).float()
+        by_inputs = 0.15 if name == "fp8-whole" and num_rows >= fp8.MIN_ROWS else 0.01  # which are FP8 then
+        ours = engine_logits(engine, LONG[:num_rows]).float().cpu()
+        assert off(ours, exact) < 1.5 * off(rounded, exact) + by_inputs, num_rows
+    assert len(greedy(engine, LONG[:1], 16)) == 16
 
 
 @pytest.mark.gpu

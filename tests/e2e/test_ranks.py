@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingle.engine.ranks import stages_refusal
 from tests.e2e.conftest import SERVE, Server, command_line, descendants, start_server, until
 
 from .test_health import LONG, WITHIN_S, Stream, answer, gone, ready
@@ -74,8 +73,6 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["--tensor-parallel-size", "--pipeline-parallel-size"])
 def of_two(tiny_model: Path, device: str, request: pytest.FixtureRequest) -> Iterator[Server]:
-    if device == "cuda" and "pipeline" in request.param and (why := stages_refusal()):
-        pytest.skip(why)
     before = Machine(device)
     server = start_server(str(tiny_model), *OPTIONS, "--device", device, request.param, "2", "--host-cache", "8MiB")
     yield server

@@ -42,11 +42,9 @@ def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
     layout: Layout = request.param
     if torch.cuda.device_count() < layout.num_ranks:
         pytest.skip(f"needs {layout.num_ranks} GPUs")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ranks, "STAGES_ON_GPUS", True)
-        crew = ranks.assemble(layout, [f"cuda:{rank}" for rank in range(layout.num_ranks)], Startup(tell))
-        with crew.team:
-            yield crew
+    crew = ranks.assemble(layout, [f"cuda:{rank}" for rank in range(layout.num_ranks)], Startup(tell))
+    with crew.team:
+        yield crew
     tell("ranks have ended")
 
 

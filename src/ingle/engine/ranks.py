@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ingle.parallel.messages import Loaded as Share
     from ingle.parallel.team import Team
 
-STAGES_ON_GPUS = True
-"""With sends within CUDA graphs they did not run; with broadcasts beside them two H200s gave what one gives."""
 _MOST_EARLY = 16
 """Ranks that are started before it is known that they can be."""
 _IMPORTS_S = 120.0
@@ -59,8 +57,6 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
             + (", where rank 0 is to be, the engine's own process" if on_ray else ""),
             alternative="--device cpu divides the model among CPUs",
         )
-    if pipeline > 1 and device == "cuda" and (why := stages_refusal()):
-        raise ConfigError(f"{name}: {why}", alternative="--tensor-parallel-size divides each layer among GPUs")
     sizes = sizes_for(opened.decoder, 1 if num_gpus is None else num_gpus // (1 if on_ray else pipeline))
     layout = Layout(max(sizes, default=1) if tensor == "auto" else tensor, pipeline)
     if num_gpus is not None and layout.num_ranks > num_gpus and not on_ray:
@@ -73,11 +69,6 @@ def layout_of(config: EngineConfig, device: str, opened: OpenModel) -> Layout:
     Division.of(opened.decoder, layout.tensor)
     stages_of(opened.decoder, layout.pipeline, parallel.layers_of_stages())
     return layout
-
-
-def stages_refusal() -> str | None:
-    """Why GPUs do not run stages of a pipeline."""
-    return None if STAGES_ON_GPUS else "pipeline parallelism does not run on GPUs in this version"
 
 
 def _num_gpus() -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ingle.config import CacheConfig, EngineConfig
 from ingle.engine.memory import DeviceMemory, MemoryPlan, activation_bytes, kv_budget, plan_memory
-from ingle.engine.ranks import stages_refusal
 from ingle.engine.roofline import Ceilings, Stored, decode_seconds
 from ingle.errors import ConfigError
 from ingle.facts import size
@@ -92,7 +91,7 @@ class Case:
 
 def fit(case: Case, layout: Layout, machine: Machine) -> Fit:
     """By the first settings with which there is enough context, or else by those with the most."""
-    refusal = next(iter((*case.refusals, *_refusals(case, layout))), None)
+    refusal = next(iter(case.refusals), case.held.refusal)
     name = case.held.name
     if not layout.on_cpu and (why := size_refusal(case.decoder, layout.tensor_parallel)):
         return Fit(layout, name, why, refusal)
@@ -120,14 +119,6 @@ def least_gpus(case: Case, machine: Machine, layouts: Iterator[Layout]) -> Fit |
 
 def _longest(case: Case) -> int:
     return case.decoder.max_position_embeddings
-
-
-def _refusals(case: Case, layout: Layout) -> Iterator[str]:
-    """What the engine itself says of such a layout."""
-    if case.held.refusal is not None:
-        yield case.held.refusal
-    if layout.pipeline_parallel > 1 and (why := stages_refusal()) is not None:
-        yield why
 
 
 def _rooms(config: EngineConfig, layout: Layout) -> Iterator[tuple[dict[str, float], EngineConfig]]:

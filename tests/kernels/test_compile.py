@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -215,15 +218,35 @@ def test_half_a_library_is_built_anew(home: Path, built: Path, tmp_path: Path, m
 def test_two_engines_that_start_at_once(
     home: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each loads a whole library, although the compilers write theirs bit by bit at the same time."""
-    meet = "touch $(dirname $0)/$$.here; until [ $(ls $(dirname $0) | grep -c here) = 2 ]; do sleep 0.05; done"
-    slow = f"head -c 9000 {built} > $out; sleep 0.3; tail -c +9001 {built} >> $out"
-    monkeypatch.setenv("CXX", compiler(tmp_path, f"{meet}; {slow}", for_objects="echo $$ > $out"))
+    """One compiles, for which the other waits."""
+    slow = f"echo built >> {tmp_path}/log; head -c 9000 {built} > $out; sleep 3; tail -c +9001 {built} >> $out"
+    monkeypatch.setenv("CXX", compiler(tmp_path, slow, for_objects="echo $$ > $out"))
     script = "from ingle.kernels.cpu import library; print(library.start(1), library.instructions())"
     engines = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = {engine.communicate(timeout=60)[0] for engine in engines}
     assert len(said) == 1 and said.pop().startswith("None ")
+    assert (tmp_path / "log").read_text() == "built\n"
     assert [file.suffix for file in (home / "kernels").iterdir()] == [".so"]
+
+
+def test_one_that_never_gets_done_is_waited_for_no_longer(
+    home: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"cp {built} $out", for_objects=": > $out"))
+    monkeypatch.setattr(compile, "_TIMEOUT_S", 2)
+    told: list[str] = []
+    (home / "kernels").mkdir(mode=0o700, parents=True)
+    with locked_by_another(home / "kernels"):
+        assert compile.library(report=told.append).is_file()
+    assert told[0] == "waiting for another process, which compiles the CPU's kernels"
+
+
+@contextlib.contextmanager
+def locked_by_another(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)
 
 
 # ---- sources at the same time

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ _TIMEOUT_S = 600
 _REPORT_S = 2.5
 """Seconds between two lines about a compilation."""
 _POLL_S = 0.01
+_WAIT_S = 0.1
 _DIGEST_BYTES = 16
 Report = Callable[[str], None]
 """Is told how far it is, in words for people."""
@@ -137,7 +139,9 @@ def built(target: Target, report: Report | None = None) -> Path:
     try:
         _make_private(file.parent)
         if not _is_whole(file):
-            _build(build, file)
+            with _alone(file.parent, report):
+                if not _is_whole(file):
+                    _build(build, file)
     except OSError as error:
         raise CompileError(f"they cannot be kept in {file.parent}: {error.strerror or error}") from error
     return file
@@ -192,6 +196,33 @@ def _make_private(folder: Path) -> None:
         raise CompileError(f"{folder} belongs to another user, or others may write to it")
 
 
+@contextlib.contextmanager
+def _alone(folder: Path, report: Report | None) -> Iterator[None]:
+    """Engines that start at once would take each other's processors. Whoever stopped meanwhile holds up nobody for
+    ever, and where a file system has no locks nobody waits.
+    """
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    started, told = time.monotonic(), -math.inf
+    try:
+        while (now := time.monotonic()) - started < _TIMEOUT_S:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if report is not None and now - told >= _REPORT_S:
+                    report("waiting for another process, which compiles the CPU's kernels")
+                    told = now
+                time.sleep(_WAIT_S)
+                continue
+            except OSError:
+                pass
+            break
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _is_whole(file: Path) -> bool:
     if not file.exists():
         return False
@@ -209,7 +240,7 @@ def _build(build: _Build, file: Path) -> None:
         _compile(build, made)
         contents = made.read_bytes()
         made.write_bytes(contents + _digest(contents))
-        made.replace(file)  # whole or not at all, also when two engines start at once
+        made.replace(file)  # whole or not at all
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow
-from ingle.kernels.gpu import decoded, lanes
+from ingle.kernels.gpu import decoded
 from ingle.kernels.gpu import few_rows_coded as few_rows
 from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
@@ -90,9 +90,8 @@ def test_project_and_store(num_rows: int, matrix: Callable[[int], Coded]) -> Non
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
-def test_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks(kind: str) -> None:
     """Of GGUF: those whose codes are bytes of one code or two, alone and as many rows take them."""
-    monkeypatch.setattr(lanes, "BLOCKS", True)
     coded = coded_of(stored(kind, 48, 512)[0], DEVICE)
     x = randn(5, 512)
     close(few_rows.multiply(x, coded, None), x.float() @ exact(coded).T)

@@ -102,7 +102,6 @@ def test_what_is_read_so() -> None:
         assert lanes.block_bytes(made("int4", 8, 256, group_size)) == size
     assert [lanes.block_bytes(made("int8", 8, 256, size)) for size in (64, 32, 16, 8)] == [64, 32, 16, None]
     coded = made("int4", 8, 256, 128)
-    assert lanes.block_bytes(replace(coded, in_planes=True)) is None
     assert lanes.block_bytes(replace(coded, table=torch.zeros(16))) is None
     assert lanes.block_bytes(replace(coded, kind="int5")) is None
     assert lanes.block_bytes(replace(coded, codes=coded.codes.t().contiguous().t())) is None

@@ -44,8 +44,6 @@ _BF16_ASM: tl.constexpr = tl.constexpr((_INT4_BF16, _INT8_BF16, _FP8_BF16))
 _FP16_ASM: tl.constexpr = tl.constexpr((_INT4_FP16, _INT8_FP16, _FP8_FP16))
 _LOW: tl.constexpr = tl.constexpr("prmt.b32 $0, $1, $2, 0x5410;")
 _HIGH: tl.constexpr = tl.constexpr("prmt.b32 $0, $1, $2, 0x7632;")
-BLOCKS = False
-"""Whether GGUF's blocks of bytes with one code or two are read so, too: right, but not yet measured."""
 _BIAS = {torch.bfloat16: (128, -128, 0), torch.float16: (0, 0, 0)}
 _UNIT = {torch.bfloat16: (1.0, 1.0, 1.0), torch.float16: (2.0**24, 2.0**24, 2.0**8)}
 """By kind: what a number is more than its code, and what it is multiplied with to be as large."""
@@ -53,7 +51,7 @@ _UNIT = {torch.bfloat16: (1.0, 1.0, 1.0), torch.float16: (2.0**24, 2.0**24, 2.0*
 
 def block_bytes(coded: Coded) -> int | None:
     """Of a row, that four lanes load at once, all of one group; None for codes that are not read so."""
-    if coded.kind not in FORMATS or coded.table is not None or (coded.in_planes and not BLOCKS):
+    if coded.kind not in FORMATS or coded.table is not None:
         return None
     if not coded.codes.is_contiguous():
         return None

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, PLANES_BLOCK, Coded
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
-from ingle.kernels.gpu.integers import _both, _small
+from ingle.kernels.gpu.integers import both, small
 
 LEAST_DECODED = 65
 """From so many rows on, decoding the matrix costs less than decoding a tile for every 64 or 128 of them."""
@@ -193,12 +193,12 @@ def numbers(
     """[OUTS * BLOCKS * 2, 8]: of what `load_tile` gives, the columns of a run, each rounded once."""
     words, steps = loaded
     PART: tl.constexpr = 2 * run if GROUP == 16 else 0
-    scale, minimum = _both(steps[PART], PAIR)
+    scale, minimum = both(steps[PART], PAIR)
     if SPAN:
-        factor, minimum_factor = _both(steps[4 if GROUP == 16 else 2], 16 if PAIR else 0)
+        factor, minimum_factor = both(steps[4 if GROUP == 16 else 2], 16 if PAIR else 0)
         scale *= factor
         minimum *= minimum_factor
-    zero = _small(steps[PART + 1]) if ZEROS else tl.full([1], MIDDLE, tl.float32)
+    zero = small(steps[PART + 1]) if ZEROS else tl.full([1], MIDDLE, tl.float32)
     half = tl.arange(0, words[0].shape[0]) % 2
     found = ()
     for four in tl.static_range(2):  # codes, in bytes of a word
@@ -281,39 +281,46 @@ def multiply_tile(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PAIRS: tl.constexpr = TABLE == 3 and dtype == tl.bfloat16
-    DEPTH: tl.constexpr = BLOCKS * 16
     total = tl.zeros([OUTS, ROWS], tl.float32)
     loaded = ()
     if not PAIRS:
         loaded = load_tile(
             matrix, first_row, last_row, first_unit * BLOCKS, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS
         )
+    depth = tl.arange(0, BLOCKS * 16 if PAIRS else BLOCKS * 32)
     for unit in range(first_unit, last_unit):
         held = loaded
-        if not PAIRS:  # the next unit's are on their way while this one's are multiplied
+        if PAIRS:
+            for run in tl.static_range(2):
+                values = _pairs(matrix, first_row, last_row, unit * BLOCKS, run, OUTS, BLOCKS, IN, GROUP, GROUPS)
+                columns = unit * (BLOCKS * 32) + depth // 16 * 32 + run * 16 + depth % 16
+                total = _add(total, values, x_ptr, x_rows, in_rows, columns, columns_ptr, BLOCKS, ORDERED, IN)
+        else:  # the next unit's are on their way while this one's are multiplied
             following = tl.minimum(unit + 1, last_unit - 1) * BLOCKS
             loaded = load_tile(
                 matrix, first_row, last_row, following, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS
             )
-        for run in tl.static_range(2):
-            if PAIRS:
-                values = _pairs(
-                    matrix, first_row, last_row, unit * BLOCKS, run, OUTS, BLOCKS, IN, GROUP, GROUPS
-                )  # fmt: skip
-            else:
-                values = numbers(
-                    held, run, matrix[5], dtype, LOW, HIGH, GROUP, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8
-                )  # fmt: skip
-            depth = tl.arange(0, DEPTH)
-            columns = unit * (BLOCKS * 32) + depth // 16 * 32 + run * 16 + depth % 16
-            mask = in_rows[None, :]
-            if IN // 32 % BLOCKS:
-                mask = mask & (columns < IN)[:, None]
-            if ORDERED:
-                columns = tl.load(columns_ptr + columns, mask=columns < IN, other=0)
-            x = tl.load(x_ptr + x_rows[None, :] + columns[:, None], mask=mask, other=0.0)
-            total = tl.dot(tl.reshape(values, [OUTS, DEPTH]), x, total, input_precision="ieee")
+            first = numbers(held, 0, matrix[5], dtype, LOW, HIGH, GROUP, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8)
+            second = numbers(held, 1, matrix[5], dtype, LOW, HIGH, GROUP, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8)
+            values = tl.permute(tl.join(first, second), [0, 2, 1])
+            columns = unit * (BLOCKS * 32) + depth // 32 * 32 + depth // 8 % 2 * 16 + depth // 16 % 2 * 8 + depth % 8
+            total = _add(total, values, x_ptr, x_rows, in_rows, columns, columns_ptr, BLOCKS, ORDERED, IN)
     return total
+
+
+@triton.jit
+def _add(
+    total, values, x_ptr, x_rows, in_rows, columns, columns_ptr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr,
+    IN: tl.constexpr,
+):  # fmt: skip
+    """total and the product of the numbers of columns, of each row one after the other, with those of x."""
+    mask = in_rows[None, :]
+    if IN // 32 % BLOCKS:
+        mask = mask & (columns < IN)[:, None]
+    if ORDERED:
+        columns = tl.load(columns_ptr + columns, mask=columns < IN, other=0)
+    x = tl.load(x_ptr + x_rows[None, :] + columns[:, None], mask=mask, other=0.0)
+    return tl.dot(tl.reshape(values, [total.shape[0], columns.shape[0]]), x, total, input_precision="ieee")
 
 
 @triton.jit

@@ -41,6 +41,7 @@ class Tiling(NamedTuple):
     num_warps: int
     num_stages: int
     num_splits: int
+    frag: int = 1
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -69,7 +70,7 @@ def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor
         num_rows, x.stride(0), shape.num_splits,
         IN=coded.num_columns, OUT=size_out, ROWS=shape.rows, OUTS=shape.outs, BLOCKS=shape.blocks,
         **constants(coded), BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early,
-        COMPILED=x.is_cuda, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
+        COMPILED=x.is_cuda, FRAG=shape.frag, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -119,17 +120,31 @@ def constants(coded: Coded) -> dict[str, int]:
 
 
 @triton.jit
+def _place(index, OUTS: tl.constexpr, BLOCKS: tl.constexpr, FRAGMENTS: tl.constexpr):
+    """The row, the block and the half of a run of which a thread has the numbers, by its index.
+
+    FRAGMENTS: as the tensor cores have them of a tile, so that four threads have the same row of two blocks.
+    """
+    if FRAGMENTS:
+        row = index // 32 % (OUTS // 16) * 16 + index // (2 * OUTS) % 2 * 8 + index // 4 % 8
+        block = index // (4 * OUTS) * 2 + index // 2 % 2
+    else:
+        row, block = index // (2 * BLOCKS), index // 2 % BLOCKS
+    return row, block, index % 2
+
+
+@triton.jit
 def _load_words(
     ptr, first_row, last_row, first_block, at: tl.constexpr, EACH: tl.constexpr, WIDTH: tl.constexpr,
-    OUTS: tl.constexpr, BLOCKS: tl.constexpr, COUNT: tl.constexpr,
+    OUTS: tl.constexpr, BLOCKS: tl.constexpr, COUNT: tl.constexpr, FRAGMENTS: tl.constexpr,
 ):  # fmt: skip
     """Two words for each half of a run, of blocks of WIDTH: those from `at` on, or, of EACH, from the half's own on."""
     index = tl.arange(0, OUTS * BLOCKS * 4)
-    row, block = index // (4 * BLOCKS), index // 4 % BLOCKS
+    row, block, half = _place(index // 2, OUTS, BLOCKS, FRAGMENTS)
     mask = first_row + row < last_row
     if COUNT % BLOCKS:
         mask = mask & (first_block + block < COUNT)
-    within = at + index % EACH
+    within = at + (half * 2 if EACH == 4 else 0) + index % 2
     place = ptr + (first_row.to(tl.int64) * COUNT + first_block) * WIDTH + ((row * COUNT + block) * WIDTH + within)
     words = tl.load(tl.max_contiguous(tl.multiple_of(place, [8]), [2]), mask=mask, other=0)
     return tl.split(tl.reshape(words, [OUTS * BLOCKS * 2, 2]))
@@ -139,7 +154,7 @@ def _load_words(
 def load_tile(
     matrix, first_row, last_row, first_block, OUTS: tl.constexpr, BLOCKS: tl.constexpr, IN: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    ZEROS: tl.constexpr,
+    ZEROS: tl.constexpr, FRAGMENTS: tl.constexpr = False,
 ):  # fmt: skip
     """Of OUTS rows of weights and BLOCKS blocks of 32 columns what `numbers` makes numbers of.
 
@@ -149,18 +164,18 @@ def load_tile(
     codes_ptr, high_ptr, scales_ptr, factors_ptr, zeros_ptr, _table_ptr = matrix
     COUNT: tl.constexpr = IN // 32
     if LOW == 8:
-        words = _load_words(codes_ptr, first_row, last_row, first_block, 0, 4, 8, OUTS, BLOCKS, COUNT) + _load_words(
-            codes_ptr, first_row, last_row, first_block, 4, 4, 8, OUTS, BLOCKS, COUNT
-        )
+        words = _load_words(
+            codes_ptr, first_row, last_row, first_block, 0, 4, 8, OUTS, BLOCKS, COUNT, FRAGMENTS
+        ) + _load_words(codes_ptr, first_row, last_row, first_block, 4, 4, 8, OUTS, BLOCKS, COUNT, FRAGMENTS)
     else:
-        words = _load_words(codes_ptr, first_row, last_row, first_block, 0, LOW, LOW, OUTS, BLOCKS, COUNT)
-    index = tl.arange(0, OUTS * BLOCKS * 2)
-    row, block = index // (2 * BLOCKS), first_block + index // 2 % BLOCKS
+        words = _load_words(codes_ptr, first_row, last_row, first_block, 0, LOW, LOW, OUTS, BLOCKS, COUNT, FRAGMENTS)
+    row, block, half = _place(tl.arange(0, OUTS * BLOCKS * 2), OUTS, BLOCKS, FRAGMENTS)
+    block += first_block
     mask = first_row + row < last_row
     if COUNT % BLOCKS:
         mask = mask & (block < COUNT)
     if HIGH == 2:
-        words += _load_words(high_ptr, first_row, last_row, first_block, 0, 2, 2, OUTS, BLOCKS, COUNT)
+        words += _load_words(high_ptr, first_row, last_row, first_block, 0, 2, 2, OUTS, BLOCKS, COUNT, FRAGMENTS)
     elif HIGH == 1:
         place = high_ptr + first_row.to(tl.int64) * COUNT + (row * COUNT + block)
         words += (tl.load(place, mask=mask, other=0),)
@@ -272,6 +287,7 @@ def multiply_tile(
     OUTS: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, IN: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
+    FRAG: tl.constexpr = False,
 ):  # fmt: skip
     """float32 [OUTS, ROWS]: of units of BLOCKS blocks the product of weights' rows from `first_row` on with those
     columns of x.
@@ -282,11 +298,13 @@ def multiply_tile(
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PAIRS: tl.constexpr = TABLE == 3 and dtype == tl.bfloat16
     total = tl.zeros([OUTS, ROWS], tl.float32)
+    FRAGMENTS: tl.constexpr = FRAG
     loaded = ()
     if not PAIRS:
         loaded = load_tile(
-            matrix, first_row, last_row, first_unit * BLOCKS, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS
-        )
+            matrix, first_row, last_row, first_unit * BLOCKS, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS,
+            FRAGMENTS,
+        )  # fmt: skip
     depth = tl.arange(0, BLOCKS * 16 if PAIRS else BLOCKS * 32)
     for unit in range(first_unit, last_unit):
         held = loaded
@@ -298,12 +316,21 @@ def multiply_tile(
         else:  # the next unit's are on their way while this one's are multiplied
             following = tl.minimum(unit + 1, last_unit - 1) * BLOCKS
             loaded = load_tile(
-                matrix, first_row, last_row, following, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS
-            )
+                matrix, first_row, last_row, following, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN, ZEROS,
+                FRAGMENTS,
+            )  # fmt: skip
             first = numbers(held, 0, matrix[5], dtype, LOW, HIGH, GROUP, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8)
             second = numbers(held, 1, matrix[5], dtype, LOW, HIGH, GROUP, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8)
             values = tl.permute(tl.join(first, second), [0, 2, 1])
-            columns = unit * (BLOCKS * 32) + depth // 32 * 32 + depth // 8 % 2 * 16 + depth // 16 % 2 * 8 + depth % 8
+            if FRAGMENTS:
+                values = tl.reshape(values, [BLOCKS // 2, 2, OUTS // 16, 8, 4, 4, 2, 2])
+                values = tl.permute(values, [2, 1, 3, 0, 5, 6, 4, 7])
+                within = depth // 32 % 2 * 16 + depth // 2 % 2 * 8
+                within += depth // 16 % 2 * 4 + depth // 8 % 2 * 2 + depth % 2
+                columns = unit * (BLOCKS * 32) + depth // 64 * 64 + depth // 4 % 2 * 32 + within
+            else:
+                within = depth // 8 % 2 * 16 + depth // 16 % 2 * 8 + depth % 8
+                columns = unit * (BLOCKS * 32) + depth // 32 * 32 + within
             total = _add(total, values, x_ptr, x_rows, in_rows, columns, columns_ptr, BLOCKS, ORDERED, IN)
     return total
 
@@ -329,7 +356,7 @@ def _planes_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
-    BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr, FRAG: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -342,7 +369,7 @@ def _planes_kernel(
     total = multiply_tile(
         x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, tl.program_id(1) * OUTS, OUT,
         UNITS * split // num_splits, UNITS * (split + 1) // num_splits, x_ptr, ROWS, OUTS, BLOCKS, False, IN,
-        LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8,
+        LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, FRAG,
     )  # fmt: skip
     done = True
     if SPLIT:

@@ -26,6 +26,12 @@ def pdl(device: torch.device) -> bool:
 
 
 @functools.cache
+def copies_tiles(device: torch.device) -> bool:
+    """Whether it is Hopper, whose SMs have a copy engine and the memory for what that brings."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@functools.cache
 def scales_blocks(device: torch.device) -> bool:
     """Whether the library multiplies FP8 under scales of blocks of 128 x 128: on Hopper alone."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

@@ -50,6 +50,15 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 
 @functools.cache
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether four warps multiply together out of shared memory, as Gluon has it: on Hopper alone, and in the
+    versions of Triton that were tried, for Gluon is not settled."""
+    if not triton.__version__.startswith(("3.6.", "3.7.")):
+        return False
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
 def num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # Triton's interpreter

@@ -2,7 +2,7 @@
 
 Of each number of sequences and context: microseconds, bytes of keys, values and scales a second, and how many times as
 fast as bf16. Layers' caches are taken in turn, so that no second-level cache holds them. `--tilings` tries others than
-the kernels' own.
+the kernels' own, for decodes of the kernels that are not Hopper's alone.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def tiling(*shape: int | None) -> Iterator[None]:
     """Of a decode: a `DecodeTiling`."""
     found = DecodeTiling(*shape)
     with (
+        mock.patch.object(attention, "_hopper", lambda *args: None),
         mock.patch.object(attention, "_decode_tiling", lambda *args: found),
         mock.patch.object(decode_codes, "tiling", lambda *args: found),
     ):

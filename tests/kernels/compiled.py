@@ -68,7 +68,9 @@ def compiling(capability: int) -> Iterator[list[str]]:
 
     card: dict[str, Callable[[torch.device], object]] = {
         "pdl": lambda device: 90 <= capability < 120,
+        "copies_tiles": lambda device: capability == 90,
         "scales_blocks": lambda device: capability == 90,
+        "has_warpgroups": lambda device: capability == 90,
         "multiplies_fp8": lambda device: capability >= 89,
         "num_sms": lambda device: 132,
         "shared_memory": lambda device: _KIB_OF_SM[capability] << 10,

@@ -120,6 +120,17 @@ def test_compiled_for_gpus() -> None:
 
 
 @pytest.mark.slow
+def test_a_ring_compiled_for_hopper() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_ring"], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("_few_rows_ring_kernel") == 20
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int4-128", "Q4_K"])
 def test_registers_hold_all(kind: str) -> None:
     """But for some bytes at most, where tilings limit them, so that SMs hold as many programs as those count on."""

@@ -47,8 +47,9 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", MODELS)
 def test_on_a_gpu(tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_types, "BLOCKS_ON_GPU", True)
-    path, options = written(tmp_path, family), {"dtype": dtype, "device": "cuda"}
-    exact = [engine_logits(engine_for(path), prompt) for prompt in PROMPTS]
+    path, options = written(tmp_path, family), {"dtype": dtype, "device": "cuda", "enable_prefix_caching": False}
+    floats = engine_for(path, enable_prefix_caching=False)
+    exact = [engine_logits(floats, prompt) for prompt in PROMPTS]
     ours = engine_for(path, **options)
     assert isinstance(ours.worker.device, TorchDevice)
     logits = [engine_logits(ours, prompt) for prompt in PROMPTS]

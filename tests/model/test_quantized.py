@@ -18,9 +18,10 @@ from ingle.device.torch.device import TorchDevice
 from ingle.engine.engine import Engine
 from ingle.engine.startup import ModelFiles
 from ingle.errors import ConfigError, IngleError, ModelError
+from ingle.request import EngineRequest, SamplingParams
 from ingle.weights.coded_part import CodedPart
 from ingle.weights.experts import CodedExperts
-from tests.support import engine_for, engine_logits, greedy, random_prompt, save_checkpoint
+from tests.support import collect, engine_for, engine_logits, greedy, random_prompt, save_checkpoint
 from tests.weights.quantized import packers
 from tests.weights.quantized.packers import Written, installed
 
@@ -134,6 +135,35 @@ def test_on_a_gpu(tmp_path: Path, name: str, dtype: str) -> None:
         ours = engine_logits(engine, LONG[:num_rows]).float().cpu()
         assert off(ours, exact) < 1.5 * off(rounded, exact) + by_inputs, num_rows
     assert len(greedy(engine, LONG[:1], 16)) == 16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_groups_of_large_models_on_a_gpu(tmp_path: Path, name: str) -> None:
+    """Which go by kernels of their own, and heads of 64; one sequence and many, in graphs."""
+    sizes = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
+    plain = save_checkpoint(tmp_path / "plain", "qwen2", intermediate_size=1024, **sizes)
+    pack = {"gptq": packers.gptq, "awq": packers.awq}[name]
+    coded = quantize(
+        plain, tmp_path / "coded", lambda rows, columns, seed: pack(rows, columns, group_size=128, seed=seed)
+    )
+    whole = {"enable_prefix_caching": False}
+    floats, rounding = engine_for(plain, **whole), engine_for(plain, dtype="bfloat16", cpu_kernels="torch", **whole)
+    engine = engine_for(coded, dtype="bfloat16", device="cuda", kv_cache_memory="64MiB", **whole)
+    prompts = [random_prompt(number, number) for number in (1, 2, 5, 16, 17, 40, 100, 300)]
+    for prompt in prompts:
+        exact = engine_logits(floats, prompt)
+        ours, rounded = (engine_logits(each, prompt).float().cpu() for each in (engine, rounding))
+        assert off(ours, exact) < 1.5 * off(rounded, exact) + 0.01, len(prompt)
+    told = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=1)
+    answers = collect(engine, [EngineRequest(str(len(prompt)), prompt, told) for prompt in prompts])
+    for prompt in prompts:
+        parts = answers[str(len(prompt))]
+        tokens = [token for part in parts for token in part.token_ids]
+        right = engine_logits(floats, [*prompt, *tokens]).log_softmax(-1)[len(prompt) - 1 : -1]
+        chosen = [float(row[token]) for row, token in zip(right, tokens, strict=True)]
+        ours = [float(row.logprobs[0]) for part in parts for row in part.logprobs or ()]
+        assert ours == pytest.approx(chosen, abs=0.3)
 
 
 @pytest.mark.gpu

@@ -35,7 +35,17 @@ _KINDS = (
             "ranks: ",
         ),
     ),
-    ("attention", ("_decode_kernel", "_decode_codes_kernel", "_share_kernel", "_prefill_kernel", "scaled_dot_product")),
+    (
+        "attention",
+        (
+            "_decode_kernel",
+            "_decode_codes_kernel",
+            "_decode_hopper_kernel",
+            "_share_kernel",
+            "_prefill_kernel",
+            "scaled_dot_product",
+        ),
+    ),
     (
         "sampling",
         (

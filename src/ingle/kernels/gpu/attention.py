@@ -3,11 +3,12 @@
 The online softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135); a decoding sequence's keys are split
 over programs, whose partial results the last to arrive joins (https://pytorch.org/blog/flash-decoding). The heads
 that share a key head are handled together, so that keys and values are read once. Those that are held in codes prompts
-read here too, decoding sequences in `decode_codes`.
+read here too, decoding sequences in `decode_codes`. On Hopper `decode_hopper` takes those that it knows.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork, query_block
 from ingle.kernels.gpu import decode_codes
-from ingle.kernels.gpu.device import await_previous, num_sms, pdl, shared_memory
+from ingle.kernels.gpu.device import await_previous, has_warpgroups, num_sms, pdl, shared_memory
 from ingle.kernels.gpu.heads import (
     MIN_DOT,
     DecodeTiling,
@@ -68,19 +69,38 @@ def paged_attention(
     out = torch.empty_like(q)
     work = batch.decode_work.get(options.window)
     is_old = work is not None
-    tiling = _decode_tiling(q, kv_cache) if kv_scales is None else decode_codes.tiling(q, kv_cache)
+    hopper = _hopper(q, kv_cache, kv_scales, options)
+    if hopper is not None:
+        tiling = hopper.tiling(q, kv_cache, kv_scales)
+    else:
+        tiling = _decode_tiling(q, kv_cache) if kv_scales is None else decode_codes.tiling(q, kv_cache)
     if batch.num_decodes and work is None:  # the first layer with this window makes it, the others find it
         num_kv_heads, sms = kv_cache.shape[3], num_sms(kv_cache.device)
-        max_programs = tiling.programs * sms // num_kv_heads
+        # A lone sequence's parts take longer to join than an SM gains by a second program: measured on Hopper.
+        programs = 1 if hopper is not None and batch.num_decodes == 1 else tiling.programs
+        max_programs = programs * sms // num_kv_heads
         work = share_decodes(batch, num_kv_heads, max_programs, tiling.keys, options.window)
         batch.decode_work[options.window] = work
     if batch.num_blocks:
         _prefill(q, kv_cache, kv_scales, batch, options, sinks, out)
-    if work is not None and kv_scales is not None:
+    if work is not None and hopper is not None:
+        hopper.decode(q, (kv_cache, kv_scales), batch, work, options, sinks, out, is_old=is_old)
+    elif work is not None and kv_scales is not None:
         decode_codes.decode(q, (kv_cache, kv_scales), batch, work, options, sinks, out, is_old=is_old)
     elif work is not None:
         _decode(q, kv_cache, batch, work, options, sinks, out, is_old=is_old)
     return out
+
+
+def _hopper(
+    q: torch.Tensor, kv_cache: torch.Tensor, kv_scales: torch.Tensor | None, options: AttentionOptions
+) -> ModuleType | None:
+    """`decode_hopper`, imported where it is used alone: what takes these, or None."""
+    if not has_warpgroups(q.device):
+        return None
+    from ingle.kernels.gpu import decode_hopper
+
+    return decode_hopper if decode_hopper.fits(q, kv_cache, kv_scales, options.window) else None
 
 
 def _decode_tiling(q: torch.Tensor, kv_cache: torch.Tensor) -> DecodeTiling:

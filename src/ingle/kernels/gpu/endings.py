@@ -14,12 +14,9 @@ from gate and up."""
 
 
 @triton.jit
-def row_scales(
-    squares_ptr, first_row, num_rows, num_squares, eps, IN: tl.constexpr, ROWS: tl.constexpr, SQUARES: tl.constexpr
-):
-    """One over the root mean square of each row that comes in, whose squares' sums come in pieces."""
-    row = first_row + tl.arange(0, ROWS)[:, None]
-    piece = tl.arange(0, SQUARES)[None, :]
+def row_scales(squares_ptr, row, piece, num_rows, num_squares, eps, IN: tl.constexpr):
+    """One over the root mean square of each of `row` [ROWS, 1] that comes in, whose squares' sums come in pieces, here
+    [1, PIECES]."""
     mask = (row < num_rows) & (piece < num_squares)
     total = tl.sum(tl.load(squares_ptr + row * num_squares + piece, mask=mask, other=0.0), 1)
     return tl.rsqrt(total / IN + eps)
@@ -27,22 +24,20 @@ def row_scales(
 
 @triton.jit
 def finish(
-    first, other, first_out, other_out, tile, num_tiles, first_row, num_rows, bias_ptr, residual_ptr, norm_ptr,
+    first, other, first_out, other_out, tile, num_tiles, block, rows, num_rows, bias_ptr, residual_ptr, norm_ptr,
     out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     v_offset, page_stride, token_stride, head_stride,
-    OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, BIAS: tl.constexpr,
-    SQUARED: tl.constexpr, HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
+    OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, BIAS: tl.constexpr, SQUARED: tl.constexpr,
+    HALF: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """What becomes of the products [OUTS, ROWS] of weights from `first_out` and `other_out` on, of a tile's blocks.
+    """What becomes of the products of the weights `block` [OUTS, 1] from `first_out` and `other_out` on with `rows`
+    [1, ROWS], of a tile's blocks.
 
     SQUARED: of a sum also the residual times the norm's weight is stored, and the sum of squares.
     """
     ROTATED: tl.constexpr = EPILOGUE == 1
     SINGLE: tl.constexpr = EPILOGUE == 0 or EPILOGUE == 4
     LIMIT: tl.constexpr = OUT if SINGLE or ROTATED else OUT // 2
-    rows = first_row + tl.arange(0, ROWS)[None, :]
-    block = tl.arange(0, OUTS)[:, None]
     mask = (first_out + block < LIMIT) & (rows < num_rows)
     if BIAS:
         first += tl.load(bias_ptr + first_out + block, mask=first_out + block < LIMIT, other=0.0).to(tl.float32)
@@ -67,10 +62,8 @@ def finish(
             wide = tl.where(mask, total.to(tl.float32), 0.0)
             weight = tl.load(norm_ptr + first_out + block, mask=first_out + block < OUT, other=0.0).to(tl.float32)
             tl.store(values_ptr + place, (wide * weight).to(dtype), mask=mask)
-            row = first_row + tl.arange(0, ROWS)
-            tl.store(
-                squares_ptr + row * num_tiles + tile, tl.sum(wide * wide, 0), mask=(row < num_rows) & (tile < num_tiles)
-            )
+            squares = tl.sum(wide * wide, 0, keep_dims=True)
+            tl.store(squares_ptr + rows * num_tiles + tile, squares, mask=(rows < num_rows) & (tile < num_tiles))
     else:
         out = activate(first, EPILOGUE == 3) * other
         tl.store(out_ptr + rows * LIMIT + first_out + block, out.to(dtype), mask=mask)

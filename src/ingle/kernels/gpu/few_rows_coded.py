@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu import lanes
+from ingle.kernels.gpu import few_rows_ring, lanes
 from ingle.kernels.gpu.codes import pointers
 from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
@@ -175,10 +175,12 @@ def _end(
             tl.store(arrived_ptr + tile, 0)
             sums = _joined(place, SPLITS, M * N)
     if done:
+        block = tl.arange(0, 16)[:, None]
         for n in tl.static_range(N):
             scale = tl.full([1, 8], 1.0, tl.float32)
             if NORMED:
-                scale = row_scales(squares_in_ptr, n * 8, num_rows, num_squares, eps, IN, 8, SQUARES)[None, :]
+                row, piece = n * 8 + tl.arange(0, 8)[:, None], tl.arange(0, SQUARES)[None, :]
+                scale = row_scales(squares_in_ptr, row, piece, num_rows, num_squares, eps, IN)[None, :]
             for strip in tl.static_range(STRIPS):
                 first, other = _two_of(sums, strip * PER * N + n, (strip * PER + PER - 1) * N + n)
                 if GROUP == 0:
@@ -187,10 +189,10 @@ def _end(
                         other *= _of_rows(matrix[1], outs[strip * PER + 1], OUT, STEP) * UNIT
                 finish(
                     first * scale, other * scale, outs[strip * PER], outs[strip * PER + PER - 1],
-                    tile * STRIPS + strip, (OUT + 15) // 16, n * 8, num_rows,
+                    tile * STRIPS + strip, (OUT + 15) // 16, block, n * 8 + tl.arange(0, 8)[None, :], num_rows,
                     bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr,
                     kv_ptr, kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
-                    OUT, 8, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                    OUT, 16, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
                 )  # fmt: skip
 
 
@@ -294,7 +296,9 @@ def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torc
         _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm)
         return Flow(out, norm)
     values = torch.empty_like(residual)
-    squares = torch.empty(len(x), triton.cdiv(coded.num_rows, 16), dtype=torch.float32, device=x.device)
+    ring = few_rows_ring.tiling(x, coded, ADD)
+    num_squares = triton.cdiv(coded.num_rows, 16 if ring is None else ring.outs)
+    squares = torch.empty(len(x), num_squares, dtype=torch.float32, device=x.device)
     _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm, values=values, squares=squares)
     return Flow(out, norm, values, squares)
 
@@ -338,6 +342,11 @@ def _run(
     squares: torch.Tensor | None = None,
     rotation: Rotation | None = None,
 ) -> None:
+    ring = few_rows_ring.tiling(x, coded, epilogue, 1 if rotation is None else rotation.kv_cache.shape[-1] // 2)
+    if ring is not None:
+        more = {"residual": residual, "values": values, "squares": squares}
+        few_rows_ring.run(x, coded, bias, squares_in, epilogue, out, ring, norm=norm, rotation=rotation, **more)
+        return
     device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows
     paired = epilogue not in (ADD, PLAIN)
     shape = tiling(coded, paired=paired, num_sms=num_sms(device))

@@ -22,13 +22,13 @@ INT8, E4M3, E5M2, E4M3_BY_BITS = 1, 2, 3, 4
 """Kinds of codes; 0 are floats. The last is for GPUs that do not convert fp8_e4m3: their numbers come out divided by
 256, as the bits of a float16 whose exponents count from elsewhere."""
 KINDS = {torch.int8: INT8, torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2}
-_UNPACK_INT8 = tl.constexpr("""{
+UNPACK_INT8 = tl.constexpr("""{
     .reg .b32 codes, less, wide; mov.b32 less, 0xE480E480; xor.b32 codes, $2, 0x80808080;
     prmt.b32 wide, codes, 0x64646464, 0x4240; add.f16x2 $0, wide, less;
     prmt.b32 wide, codes, 0x64646464, 0x4341; add.f16x2 $1, wide, less;
 }""")
 """Into the low bits of 1024: 1152 and the code."""
-_UNPACK_E4M3 = tl.constexpr("""{
+UNPACK_E4M3 = tl.constexpr("""{
     .reg .b32 codes; .reg .b16 first, other; prmt.b32 codes, $2, 0, 0x3120; mov.b32 {first, other}, codes;
     cvt.rn.f16x2.e4m3x2 $0, first; cvt.rn.f16x2.e4m3x2 $1, other;
 }""")
@@ -38,11 +38,11 @@ _UNPACK_E4M3_BITS = tl.constexpr("""{
     lop3.b32 $0, shifted, 0x80008000, bits, 0xEA;
     shr.b32 bits, $2, 1; and.b32 bits, bits, 0x3F803F80; lop3.b32 $1, $2, 0x80008000, bits, 0xEA;
 }""")
-_UNPACK_E5M2 = tl.constexpr("""{
+UNPACK_E5M2 = tl.constexpr("""{
     .reg .b32 shifted; shl.b32 shifted, $2, 8;
     and.b32 $0, shifted, 0xFF00FF00; and.b32 $1, $2, 0xFF00FF00;
 }""")
-_LEAST_SCALE, _SPARE_BITS = tl.constexpr(8.271806125530277e-25), tl.constexpr(12.0)
+LEAST_SCALE, SPARE_BITS = tl.constexpr(8.271806125530277e-25), tl.constexpr(12.0)
 """2 ** -80: a smaller scale counts as this one where largest ones are sought. And what the largest weight is of, in
 bits: float16 then has weights that are 2 ** 36 times smaller."""
 
@@ -72,7 +72,7 @@ def unpack(codes, KIND: tl.constexpr, dtype: tl.constexpr, COMPILED: tl.constexp
     """The numbers in the lower and the upper half of int16 words, in float16 or float32."""
     if COMPILED and dtype == tl.float16:
         asm: tl.constexpr = (
-            _UNPACK_INT8 if KIND == 1 else _UNPACK_E4M3 if KIND == 2 else _UNPACK_E5M2 if KIND == 3
+            UNPACK_INT8 if KIND == 1 else UNPACK_E4M3 if KIND == 2 else UNPACK_E5M2 if KIND == 3
             else _UNPACK_E4M3_BITS
         )  # fmt: skip
         first, other = tl.inline_asm_elementwise(
@@ -143,7 +143,7 @@ def load_scales(ptr, value_scales_at, mask, scale, KIND: tl.constexpr):
     largest weight is sought."""
     key_scales = tl.load(ptr, mask=mask, other=0.0) * (scale * 256.0 if KIND == 4 else scale)
     value_scales = tl.load(ptr + value_scales_at, mask=mask, other=0.0)
-    return key_scales, value_scales, tl.log2(tl.maximum(value_scales, _LEAST_SCALE)) - _SPARE_BITS
+    return key_scales, value_scales, tl.log2(tl.maximum(value_scales, LEAST_SCALE)) - SPARE_BITS
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""Products of one or two rows with matrices of codes on the CUDA cores, with what stands around them in a layer.
+"""Products of one or two rows, of some kinds up to four, with matrices of codes on the CUDA cores, with what stands
+around them in a layer.
 
 As in `vector` programs are small and many, and ask for their first weights before the kernel before has ended. What
 limits them is not only the memory but how many instructions a weight takes. So a row's inputs become integers: of 32
@@ -18,6 +19,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
+from ingle.kernels.gpu import lanes
 from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
@@ -25,7 +27,9 @@ from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, ta
 from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.options import Activation
 
-MAX_ROWS = 2
+MAX_ROWS = 4
+_FAST_ROWS = 2
+"""Of codes that `lanes` reads, no more."""
 CHUNK = 32
 """Columns that a thread has of a row."""
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
@@ -203,7 +207,8 @@ def fits(x: torch.Tensor, coded: Coded) -> bool:
     in_pairs = coded.minima is None or coded.pairs is not None
     of_bytes = coded.kind != "fp8" and (coded.table is None or coded.table.dtype == torch.int8)
     by_chunks = columns % CHUNK == 0 and apart % 16 == 0 and in_groups and in_pairs and of_bytes
-    return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and by_chunks
+    most = MAX_ROWS if coded.in_planes and lanes.block_bytes(coded) is None else _FAST_ROWS
+    return 0 < len(x) <= most and x.itemsize == 2 and x.is_contiguous() and by_chunks
 
 
 def suits(x: torch.Tensor, parts: Sequence[Coded]) -> bool:
@@ -217,7 +222,8 @@ def _apart(coded: Coded) -> int:
 
 
 def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
-    """A thread has two chunks; rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
+    """A thread has two chunks, of more than two rows of inputs one; rows beyond 8,192 columns are split, unless a norm
+    is that of `whole` ones.
 
     The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
     compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
@@ -225,9 +231,9 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
-    num_warps = min(max(chunks // 64, 1), 16)
+    num_warps = min(max(chunks // (64 if num_rows <= 2 else 32), 1), 16)
     bits = sum(BITS[coded.kind])
-    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows == 1 else 12
+    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows != 2 else 12
     num_tiles = triton.cdiv(coded.num_rows, lines)
     # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)

@@ -129,7 +129,7 @@ def _experts_kernel(
     total = planes.multiply_tile(
         x_ptr, x_rows, is_row, matrix, expert * OUT + column * OUTS, (expert + 1) * OUT, 0,
         (IN // 32 + BLOCKS - 1) // BLOCKS, columns_ptr + expert * IN, ROWS, OUTS, BLOCKS, ORDERED, IN, LOW, HIGH,
-        GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8,
+        GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, False,
     )  # fmt: skip
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + expert * bias_stride + outs, mask=in_outs, other=0.0)

@@ -41,7 +41,8 @@ class Tiling(NamedTuple):
     num_warps: int
     num_stages: int
     num_splits: int
-    frag: int = 1
+    fragments: bool
+    """Whether threads load what the tensor cores take of them: inputs then come by pairs, which pays for few rows."""
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -53,7 +54,7 @@ def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:
     rows = min(max(triton.next_power_of_2(num_rows), 16), 64)
     num_tiles = triton.cdiv(coded.num_rows, 64)
     num_units = triton.cdiv(coded.num_columns, 4 * PLANES_BLOCK)
-    return Tiling(rows, 64, 4, 4, 4, max(min(2 * num_sms // num_tiles, num_units // 4), 1))
+    return Tiling(rows, 64, 4, 4, 4, max(min(2 * num_sms // num_tiles, num_units // 4), 1), rows <= 32)
 
 
 def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -69,8 +70,8 @@ def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor
         x, pointers(coded), x if bias is None else bias, out, parts, counters(x.device),
         num_rows, x.stride(0), shape.num_splits,
         IN=coded.num_columns, OUT=size_out, ROWS=shape.rows, OUTS=shape.outs, BLOCKS=shape.blocks,
-        **constants(coded), BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early,
-        COMPILED=x.is_cuda, FRAG=shape.frag, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
+        **constants(coded), BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early, COMPILED=x.is_cuda,
+        FRAGMENTS=shape.fragments, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -154,7 +155,7 @@ def _load_words(
 def load_tile(
     matrix, first_row, last_row, first_block, OUTS: tl.constexpr, BLOCKS: tl.constexpr, IN: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
-    ZEROS: tl.constexpr, FRAGMENTS: tl.constexpr = False,
+    ZEROS: tl.constexpr, FRAGMENTS: tl.constexpr,
 ):  # fmt: skip
     """Of OUTS rows of weights and BLOCKS blocks of 32 columns what `numbers` makes numbers of.
 
@@ -169,7 +170,7 @@ def load_tile(
         ) + _load_words(codes_ptr, first_row, last_row, first_block, 4, 4, 8, OUTS, BLOCKS, COUNT, FRAGMENTS)
     else:
         words = _load_words(codes_ptr, first_row, last_row, first_block, 0, LOW, LOW, OUTS, BLOCKS, COUNT, FRAGMENTS)
-    row, block, half = _place(tl.arange(0, OUTS * BLOCKS * 2), OUTS, BLOCKS, FRAGMENTS)
+    row, block, _half = _place(tl.arange(0, OUTS * BLOCKS * 2), OUTS, BLOCKS, FRAGMENTS)
     block += first_block
     mask = first_row + row < last_row
     if COUNT % BLOCKS:
@@ -287,7 +288,7 @@ def multiply_tile(
     OUTS: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, IN: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
-    FRAG: tl.constexpr = False,
+    FRAGMENTS: tl.constexpr,
 ):  # fmt: skip
     """float32 [OUTS, ROWS]: of units of BLOCKS blocks the product of weights' rows from `first_row` on with those
     columns of x.
@@ -298,7 +299,6 @@ def multiply_tile(
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PAIRS: tl.constexpr = TABLE == 3 and dtype == tl.bfloat16
     total = tl.zeros([OUTS, ROWS], tl.float32)
-    FRAGMENTS: tl.constexpr = FRAG
     loaded = ()
     if not PAIRS:
         loaded = load_tile(
@@ -356,7 +356,7 @@ def _planes_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
-    BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr, FRAG: tl.constexpr,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr, FRAGMENTS: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -369,7 +369,7 @@ def _planes_kernel(
     total = multiply_tile(
         x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, tl.program_id(1) * OUTS, OUT,
         UNITS * split // num_splits, UNITS * (split + 1) // num_splits, x_ptr, ROWS, OUTS, BLOCKS, False, IN,
-        LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, FRAG,
+        LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, FRAGMENTS,
     )  # fmt: skip
     done = True
     if SPLIT:
@@ -400,7 +400,7 @@ def _decode_kernel(
     first_row, first_block = tl.program_id(0) * OUTS, tl.program_id(1) * BLOCKS
     loaded = load_tile(
         matrix, first + first_row, first + num_rows, first_block, OUTS, BLOCKS, IN, LOW, HIGH, GROUP, GROUPS, SPAN,
-        ZEROS,
+        ZEROS, False,
     )  # fmt: skip
     if PDL:
         await_previous()  # which may still read what is overwritten

@@ -8,7 +8,7 @@ ended.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -16,13 +16,24 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu import few_rows_ring, lanes
+from ingle.kernels.gpu import lanes
 from ingle.kernels.gpu.codes import pointers
-from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
+from ingle.kernels.gpu.device import (
+    await_previous,
+    barrier,
+    counters,
+    has_warpgroups,
+    multiplies_bfloat16,
+    num_sms,
+    pdl,
+)
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multiply_unit
 from ingle.kernels.options import Activation
+
+if TYPE_CHECKING:
+    from ingle.kernels.gpu import few_rows_ring
 
 MAX_ROWS = 16
 """With more, inputs take more registers than there are."""
@@ -296,7 +307,7 @@ def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torc
         _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm)
         return Flow(out, norm)
     values = torch.empty_like(residual)
-    ring = few_rows_ring.tiling(x, coded, ADD)
+    ring = _ring(x, coded, ADD, None)
     num_squares = triton.cdiv(coded.num_rows, 16 if ring is None else ring.outs)
     squares = torch.empty(len(x), num_squares, dtype=torch.float32, device=x.device)
     _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm, values=values, squares=squares)
@@ -328,6 +339,15 @@ def _values(flow: Flow) -> torch.Tensor:
     return rms_norm(flow.residual, flow.norm.weight, flow.norm.eps) if flow.values is None else flow.values
 
 
+def _ring(x: torch.Tensor, coded: Coded, epilogue: int, rotation: Rotation | None) -> few_rows_ring.Tiling | None:
+    """For `few_rows_ring`, which is imported where it is used alone; None where that does not fit."""
+    if not has_warpgroups(x.device):
+        return None
+    from ingle.kernels.gpu import few_rows_ring
+
+    return few_rows_ring.tiling(x, coded, epilogue, 1 if rotation is None else rotation.kv_cache.shape[-1] // 2)
+
+
 def _run(
     x: torch.Tensor,
     coded: Coded,
@@ -342,8 +362,10 @@ def _run(
     squares: torch.Tensor | None = None,
     rotation: Rotation | None = None,
 ) -> None:
-    ring = few_rows_ring.tiling(x, coded, epilogue, 1 if rotation is None else rotation.kv_cache.shape[-1] // 2)
+    ring = _ring(x, coded, epilogue, rotation)
     if ring is not None:
+        from ingle.kernels.gpu import few_rows_ring
+
         more = {"residual": residual, "values": values, "squares": squares}
         few_rows_ring.run(x, coded, bias, squares_in, epilogue, out, ring, norm=norm, rotation=rotation, **more)
         return

@@ -11,6 +11,7 @@ common to both (`endings`).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, copies_tiles, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 
 _CHUNK = 128
@@ -275,8 +276,7 @@ def tiling(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> Tilin
 def _fits(x: torch.Tensor, coded: Coded) -> bool:
     held = (coded.scales,) if coded.zeros is None else (coded.scales, coded.zeros)
     return (
-        copies_tiles(x.device)
-        and coded.kind == "int4"
+        coded.kind == "int4"
         and coded.table is None
         and not coded.in_planes
         and coded.factors is None
@@ -323,8 +323,8 @@ def run(
     if num_splits > 1:
         parts = x.new_empty(num_tiles * num_splits * shape.outs * rows, dtype=torch.float32)
     columns, groups = _CHUNK * shape.chunks, coded.scales.shape[1]
-    most = triton.cdiv(triton.cdiv(size_in, columns), num_splits) * columns // coded.group_size
-    most += columns % coded.group_size > 0
+    most = triton.cdiv(triton.cdiv(size_in, columns), num_splits) * columns  # that a program has, from any unit on
+    most = (coded.group_size - math.gcd(coded.group_size, columns) + most - 1) // coded.group_size + 1
     held = triton.next_power_of_2(min(most, groups))
     early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
     places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)

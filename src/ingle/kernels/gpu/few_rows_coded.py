@@ -3,7 +3,7 @@
 As `few_rows` of floats: tiles of weights' rows, whose inputs are shared out to several programs where tiles are few,
 and what is fused to them. How codes come to the tensor cores is in `lanes`. Programs are small and have no part of an
 SM's memory, so that a kernel's run beside those of the one before, and ask for their first codes before these have
-ended.
+ended. Hopper takes int4 another way where that fits (`few_rows_ring`).
 """
 
 from __future__ import annotations

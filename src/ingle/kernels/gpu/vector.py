@@ -21,7 +21,7 @@ from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.inboxes import half_of, inbox_of, sendable
-from ingle.kernels.gpu.rotation import load_rotation, store_rotated
+from ingle.kernels.gpu.rotation import store_rotated
 from ingle.kernels.group import Peers
 from ingle.kernels.options import Activation
 
@@ -88,18 +88,6 @@ def _vector_kernel(
         early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN),)
     if SCALED:
         of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32) if BIAS else 0.0
-    # What the sums end in was there before the kernel before began.
-    endings = ()
-    for row in tl.static_range(ROWS):
-        if ADD and RESIDUAL:
-            endings += (tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32),)
-        elif ROTATE:
-            block = (tile * OUTS % HALF + tl.arange(0, OUTS))[:, None]
-            own_row, there = tl.full([1, 1], row, tl.int32), tl.full([1, 1], True, tl.int1)
-            endings += (load_rotation(own_row, block, there, cos_sin_ptr, kv_places_ptr, HALF),)
-        else:
-            endings += (0.0,)
     if PDL:
         await_previous()
     if RANKS:
@@ -133,9 +121,11 @@ def _vector_kernel(
             total *= tl.rsqrt(tl.sum(squares[row], 0) / IN + eps)
         if SCALED:
             total *= of_outs
-        total += bias
+        if BIAS:
+            total += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
         if ADD:
-            total += endings[row]
+            if RESIDUAL:
+                total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
             if RANKS:
                 bits = sendable(total.to(dtype))
                 for place in tl.static_range(RANKS):
@@ -151,7 +141,7 @@ def _vector_kernel(
                     (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
                     out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
                     eps, v_offset, page_stride, token_stride, head_stride, kv_ptr,
-                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0, endings[row],
+                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
                 )  # fmt: skip
             else:
                 place = tile * OUTS + block

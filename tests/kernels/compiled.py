@@ -68,7 +68,6 @@ def compiling(capability: int) -> Iterator[list[str]]:
 
     card: dict[str, Callable[[torch.device], object]] = {
         "pdl": lambda device: 90 <= capability < 120,
-        "copies_tiles": lambda device: capability == 90,
         "scales_blocks": lambda device: capability == 90,
         "has_warpgroups": lambda device: capability == 90,
         "multiplies_fp8": lambda device: capability >= 89,

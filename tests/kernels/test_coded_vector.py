@@ -89,6 +89,19 @@ def test_project_and_store(qk_norm: bool) -> None:
     )  # fmt: skip
 
 
+def test_a_tile_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of programs that have no second tile."""
+
+    def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
+        tiles = -(-coded.num_rows // 4)
+        return Tiling(2 if paired else 4, 32, 1, tiles, 1) if whole else Tiling(4, 16, 2, tiles, 1)
+
+    monkeypatch.setattr(coded_vector, "tiling", tiling)
+    test_add("int4")
+    test_gated()
+    test_project_and_store(False)
+
+
 @pytest.mark.parametrize("not_a_number", [torch.inf, torch.nan])
 def test_inputs_that_are_no_numbers(not_a_number: float) -> None:
     """Make their rows NaN and no others; chunks of zeros stay zeros."""

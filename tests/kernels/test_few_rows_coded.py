@@ -12,6 +12,8 @@ from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow
 from ingle.kernels.gpu import decoded
 from ingle.kernels.gpu import few_rows_coded as few_rows
+from ingle.kernels.gpu.device import has_warpgroups
+from ingle.kernels.gpu.endings import PLAIN
 from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
 from ingle.weights.gguf_coded import coded_of
@@ -123,6 +125,55 @@ def test_both_types(kind: str, dtype: torch.dtype, num_rows: int) -> None:
     wide = made("int4", 64, 512, 128)
     normed = reference.rms_norm(flow.residual.float(), 100 * norm.float(), EPS)
     close(few_rows.gated(flow, wide, None, "silu"), reference.gated(normed @ exact(wide).T, "silu"))
+
+
+@pytest.fixture(params=[False, True], ids=["as it is", "untried"])
+def ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the kernel for Hopper does also what it has not been told to."""
+    from ingle.kernels.gpu import few_rows_ring
+
+    if not has_warpgroups(DEVICE):
+        pytest.skip("needs a Hopper card")
+    monkeypatch.setattr(few_rows_ring, "UNTRIED", request.param)
+    return bool(request.param)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [2, 8, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("group_size", "zeros"), [(128, True), (128, False), (256, True), (1024, False)], ids=str)
+def test_through_a_ring(ring: bool, group_size: int, zeros: bool, dtype: torch.dtype, num_rows: int) -> None:
+    """Several tiles, with all of a layer's ends."""
+    if not ring and (group_size != 128 or dtype == torch.float16):
+        pytest.skip("as others")
+    coded = made("int4", 512, 1024, group_size, zeros=zeros)
+    x, bias = torch.randn(num_rows, 1024, device=DEVICE).to(dtype), torch.randn(512, device=DEVICE).to(dtype)
+    assert few_rows._ring(x, coded, PLAIN) is not None
+    product = x.float() @ exact(coded).T
+    close(few_rows.multiply(x, coded, bias), product + bias.float())
+    residual, norm = torch.randn(num_rows, 512, device=DEVICE).to(dtype), norm_weight(512).to(dtype)
+    flow = few_rows.add(x, coded, None, residual, RMSNorm(norm, EPS))
+    close(flow.residual, product + residual.float())
+    normed = reference.rms_norm(flow.residual.float(), norm.float(), EPS)
+    for size_in, activation in ((512, "silu"), (512, "gelu_tanh")):
+        wide = made("int4", 768, size_in, min(group_size, size_in), zeros=zeros)
+        close(few_rows.gated(flow, wide, None, activation), reference.gated(normed @ exact(wide).T, activation))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [3, 16])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_rotation_through_a_ring(ring: bool, head_dim: int, num_rows: int) -> None:
+    residual, norm = randn(num_rows, 1024), norm_weight(1024)
+    wide = residual.float()
+    flow = Flow(
+        residual, RMSNorm(norm, EPS), (wide * norm.float()).to(DTYPE), wide.square().view(num_rows, 2, -1).sum(-1)
+    )
+    weight = made("int4", 8 * head_dim, 1024, 128, zeros=True)
+    check_projection(
+        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation),
+        reference.rms_norm(wide, norm.float(), EPS), head_dim, qk_norm=False, weight=exact(weight),
+    )  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -49,7 +49,7 @@ def _opaque(numbers, COMPILED: tl.constexpr):
 
 @triton.jit
 def load_tile(
-    matrix, tile, first_chunk, last_chunk, OUT: tl.constexpr, OUTS: tl.constexpr, CHUNKS: tl.constexpr,
+    matrix, tile, there, first_chunk, last_chunk, OUT: tl.constexpr, OUTS: tl.constexpr, CHUNKS: tl.constexpr,
     EPILOGUE: tl.constexpr, HALF: tl.constexpr, COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     APART: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, ZEROS: tl.constexpr,
     COMPILED: tl.constexpr,
@@ -58,25 +58,31 @@ def load_tile(
     and zeros of groups; with minima, a scale and a minimum are one number.
 
     Behind the last chunk and the last row those are again: of the one inputs are zeros, of the other nothing is kept.
+    Of a tile that is not `there` nothing is asked for.
     Places are a tile's and, the same in every tile, a line's and a chunk's: so they take an addition in a loop.
     """
     LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
     codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
-    TILES: tl.constexpr = (OUT + LINES - 1) // LINES
     WHOLE: tl.constexpr = OUT % LINES == 0
-    first_out = _first_out(tl.minimum(tile, TILES - 1), OUTS, EPILOGUE, HALF)
+    first_out = _first_out(tile, OUTS, EPILOGUE, HALF)
     if LOW == 2:
-        words = _words(codes_ptr, first_out, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT)
+        words = _words(
+            codes_ptr, there, first_out, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )
     elif LOW == 4:
-        words = _words(codes_ptr, first_out, first_chunk, last_chunk, 4, 4, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT)
+        words = _words(
+            codes_ptr, there, first_out, first_chunk, last_chunk, 4, 4, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )
     else:
         words = _words(
-            codes_ptr, first_out, first_chunk, last_chunk, 4, 8, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+            codes_ptr, there, first_out, first_chunk, last_chunk, 4, 8, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
         ) + _words(
-            codes_ptr, first_out, first_chunk, last_chunk, 4, 8, 4, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+            codes_ptr, there, first_out, first_chunk, last_chunk, 4, 8, 4, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
         )  # fmt: skip
     if HIGH == 2:
-        words += _words(high_ptr, first_out, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT)
+        words += _words(
+            high_ptr, there, first_out, first_chunk, last_chunk, 2, 2, 0, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT
+        )
     index = tl.arange(0, LINES * CHUNKS)
     further = _further(index // CHUNKS, OUT, OUTS, EPILOGUE, HALF)
     if not WHOLE:
@@ -84,20 +90,20 @@ def load_tile(
     chunk = tl.minimum(first_chunk + _opaque(index % CHUNKS, COMPILED), last_chunk - 1)
     if HIGH == 1:
         place = high_ptr + first_out.to(tl.int64) * COUNT + (further * COUNT + chunk)
-        words += (tl.reshape(tl.load(place, eviction_policy="evict_first"), [LINES, CHUNKS]),)
+        words += (tl.reshape(tl.load(place, mask=there, eviction_policy="evict_first"), [LINES, CHUNKS]),)
     group = first_column(chunk, APART) // GROUP
-    scales = _of_groups(scales_ptr, first_out, further, group, GROUPS, LINES, CHUNKS)
+    scales = _of_groups(scales_ptr, there, first_out, further, group, GROUPS, LINES, CHUNKS)
     zeros = scales
     if ZEROS:
-        zeros = _of_groups(zeros_ptr, first_out, further, group, GROUPS, LINES, CHUNKS)
+        zeros = _of_groups(zeros_ptr, there, first_out, further, group, GROUPS, LINES, CHUNKS)
     steps = (scales, zeros)
     if GROUP == 16:
         others = scales
         if not _by_words(scales_ptr, GROUPS):
-            others = _of_groups(scales_ptr, first_out, further, group + 1, GROUPS, LINES, CHUNKS)
+            others = _of_groups(scales_ptr, there, first_out, further, group + 1, GROUPS, LINES, CHUNKS)
         steps += (others, others)
     if SPAN:
-        steps += (_of_groups(factors_ptr, first_out, further, group // SPAN, GROUPS // SPAN, LINES, CHUNKS),)
+        steps += (_of_groups(factors_ptr, there, first_out, further, group // SPAN, GROUPS // SPAN, LINES, CHUNKS),)
     return words, steps
 
 
@@ -109,7 +115,7 @@ def _by_words(ptr, groups):
 
 @triton.jit
 def _of_groups(
-    ptr, first_out, further, group, GROUPS: tl.constexpr, LINES: tl.constexpr, CHUNKS: tl.constexpr
+    ptr, there, first_out, further, group, GROUPS: tl.constexpr, LINES: tl.constexpr, CHUNKS: tl.constexpr
 ):  # fmt: skip
     """[LINES, CHUNKS]: what rows have for groups, or the words of 32 bits with that; see `_of_word`."""
     if _by_words(ptr, GROUPS):
@@ -121,7 +127,7 @@ def _of_groups(
     else:
         place = ptr + first_out.to(tl.int64) * GROUPS + (further * GROUPS + group)
     # Integers of 32 bits are what threads carry from one iteration to the next without packing them.
-    return tl.reshape(_whole(tl.load(place)), [LINES, CHUNKS])
+    return tl.reshape(_whole(tl.load(place, mask=there)), [LINES, CHUNKS])
 
 
 @triton.jit
@@ -144,7 +150,7 @@ def of_word(loaded, ptr, group, GROUPS: tl.constexpr, PAIR: tl.constexpr):
 
 @triton.jit
 def _words(
-    ptr, first_out, first_chunk, last_chunk, EACH: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr,
+    ptr, there, first_out, first_chunk, last_chunk, EACH: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr,
     OUT: tl.constexpr, OUTS: tl.constexpr, CHUNKS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr,
     COUNT: tl.constexpr,
 ):  # fmt: skip
@@ -160,7 +166,9 @@ def _words(
     chunk = tl.minimum(first_chunk + index // EACH % CHUNKS, last_chunk - 1)
     place = ptr + first_out.to(tl.int64) * (COUNT * STEP) + ((further * COUNT + chunk) * STEP + (FIRST + index % EACH))
     # As many neighbours: a lane should have one chunk's.
-    words = tl.load(tl.max_contiguous(tl.multiple_of(place, [4 * EACH]), [EACH]), eviction_policy="evict_first")
+    words = tl.load(
+        tl.max_contiguous(tl.multiple_of(place, [4 * EACH]), [EACH]), mask=there, eviction_policy="evict_first"
+    )
     if EACH == 2:
         apart = tl.split(tl.reshape(words, [LINES, CHUNKS, 2]))
     else:

@@ -24,7 +24,7 @@ from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
-from ingle.kernels.gpu.rotation import store_rotated
+from ingle.kernels.gpu.rotation import load_rotation, store_rotated
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 4
@@ -61,8 +61,8 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
-    COMPILED: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, BESIDE: tl.constexpr,
+    PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
     tiles `num_programs` from each other."""
@@ -80,10 +80,21 @@ def _coded_vector_kernel(
     group = column // GROUP
     table = table_words(table_ptr, TABLE, COMPILED)
     loaded = load_tile(
-        matrix, program, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW, HIGH, APART, GROUP,
-        GROUPS, SPAN, ZEROS, COMPILED,
+        matrix, program, program < NUM_TILES, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
+        HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
     )  # fmt: skip
-    if PDL:
+    if SPLITS == 1:
+        outs = rows_of_tile(program, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+    else:  # of all tiles at once, for the last program to arrive: one wait for what the others left
+        lines = tl.arange(0, TILES * LINES)
+        tiles = program + lines // LINES * num_programs
+        outs = tl.where(tiles < NUM_TILES, tiles * LINES + lines % LINES, OUT)
+    # What sums end in was there before the kernel before this one began.
+    ending = _load_ending(
+        program, outs, bias_ptr, residual_ptr, cos_sin_ptr, kv_places_ptr, ROWS, OUT, OUTS, EPILOGUE, BIAS, RESIDUAL,
+        HALF,
+    )  # fmt: skip
+    if PDL and not BESIDE:
         await_previous()
     inputs = ()
     scales = ()
@@ -91,65 +102,87 @@ def _coded_vector_kernel(
         given, squared = as_integers(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
-    for tile in range(program, NUM_TILES, num_programs):
-        words, steps = loaded
-        # The next weights are on their way while these are multiplied.
-        loaded = load_tile(
-            matrix, tile + num_programs, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF, COUNT, LOW,
-            HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+    if TILES == 1:
+        sums = _sums(
+            loaded, inputs, scales, table, table_ptr, matrix, group, ROWS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE,
+            ZEROS, MINIMA, PAIR, TABLE, COMPILED,
         )  # fmt: skip
-        _multiply_tile(
-            words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr,
-            out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride,
-            token_stride, head_stride, ROWS, OUT, OUTS, SPLITS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS,
-            MINIMA, PAIR, TABLE, EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-            COMPILED,
-        )  # fmt: skip
+        if SPLITS > 1:
+            _leave(sums, program, split, parts_ptr, ROWS, OUT, OUTS)
+        else:
+            _finish(
+                sums, ending, program, outs, out_ptr, x_ptr, kv_ptr, out_stride, v_offset, page_stride, token_stride,
+                head_stride, ROWS, OUT, OUTS, EPILOGUE, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            )  # fmt: skip
+    else:
+        for tile in range(program, NUM_TILES, num_programs):
+            held, of_tile = loaded, ending
+            # The next weights are on their way while these are multiplied.
+            following = tile + num_programs
+            loaded = load_tile(
+                matrix, following, following < NUM_TILES, first_chunk, last_chunk, OUT, OUTS, CHUNKS, EPILOGUE, HALF,
+                COUNT, LOW, HIGH, APART, GROUP, GROUPS, SPAN, ZEROS, COMPILED,
+            )  # fmt: skip
+            if SPLITS == 1:
+                outs = rows_of_tile(following, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+                ending = _load_ending(
+                    following, outs, bias_ptr, residual_ptr, cos_sin_ptr, kv_places_ptr, ROWS, OUT, OUTS, EPILOGUE,
+                    BIAS, RESIDUAL, HALF,
+                )  # fmt: skip
+            sums = _sums(
+                held, inputs, scales, table, table_ptr, matrix, group, ROWS, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE,
+                ZEROS, MINIMA, PAIR, TABLE, COMPILED,
+            )  # fmt: skip
+            if SPLITS > 1:
+                _leave(sums, tile, split, parts_ptr, ROWS, OUT, OUTS)
+            else:
+                _finish(
+                    sums, of_tile, tile, rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF), out_ptr,
+                    x_ptr, kv_ptr, out_stride, v_offset, page_stride, token_stride, head_stride, ROWS, OUT, OUTS,
+                    EPILOGUE, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
     if SPLITS > 1:
         barrier(COMPILED)  # the whole program's stores come before its arrival
         if tl.atomic_add(arrived_ptr + program, 1, sem="acq_rel") == SPLITS - 1:
             tl.store(arrived_ptr + program, 0)
-            lines = tl.arange(0, TILES * LINES)  # of all tiles at once: one wait for what the others left
-            tiles = program + lines // LINES * num_programs
-            outs = tl.where(tiles < NUM_TILES, tiles * LINES + lines % LINES, OUT)
+            sums = ()
             for row in tl.static_range(ROWS):
                 total = tl.zeros([TILES * LINES], tl.float32)
                 for index in tl.static_range(SPLITS):
                     place = parts_ptr + (index * ROWS + row) * OUT + outs
                     total += tl.load(place, mask=outs < OUT, other=0.0, cache_modifier=".cg")
-                _finish(
-                    total, program, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr,
-                    kv_places_ptr, out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS,
-                    EPILOGUE, BIAS, RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-                )  # fmt: skip
+                sums += (total,)
+            _finish(
+                sums, ending, program, outs, out_ptr, x_ptr, kv_ptr, out_stride, v_offset, page_stride, token_stride,
+                head_stride, ROWS, OUT, OUTS, EPILOGUE, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+            )  # fmt: skip
+    if PDL and BESIDE:
+        await_previous()
 
 
 @triton.jit
-def _multiply_tile(
-    words, steps, tile, split, inputs, scales, table, table_ptr, matrix, group, bias_ptr, residual_ptr, out_ptr,
-    cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, parts_ptr, out_stride, eps, v_offset, page_stride, token_stride,
-    head_stride, ROWS: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, SPLITS: tl.constexpr, LOW: tl.constexpr,
+def _sums(
+    loaded, inputs, scales, table, table_ptr, matrix, group, ROWS: tl.constexpr, LOW: tl.constexpr,
     HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr,
-    ZEROS: tl.constexpr, MINIMA: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, COMPILED: tl.constexpr,
+    ZEROS: tl.constexpr, MINIMA: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """What `load_tile` gives of a tile, times each row's inputs."""
-    LINES: tl.constexpr = OUTS if EPILOGUE == 0 else 2 * OUTS
-    outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, HALF)
+    """What `load_tile` gives of a tile, times each row's inputs: for each row [LINES]."""
+    words, steps = loaded
     quads = in_quads(words, table, table_ptr, LOW, HIGH, TABLE, COMPILED)
     steps = take_steps(steps, matrix, group, GROUP, GROUPS, SPAN, ZEROS, PAIR)
+    sums = ()
     for row in tl.static_range(ROWS):
         product = multiply_quads(quads, steps, inputs[row], GROUP, MIDDLE, ZEROS, MINIMA, PAIR, SPAN, TABLE, COMPILED)
-        total = tl.sum(product, 1) * scales[row]
-        if SPLITS > 1:
-            tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, total, mask=outs < OUT)
-        else:
-            _finish(
-                total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                out_stride, eps, v_offset, page_stride, token_stride, head_stride, OUT, OUTS, EPILOGUE, BIAS,
-                RESIDUAL, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-            )  # fmt: skip
+        sums += (tl.sum(product, 1) * scales[row],)
+    return sums
+
+
+@triton.jit
+def _leave(sums, tile, split, parts_ptr, ROWS: tl.constexpr, OUT: tl.constexpr, LINES: tl.constexpr):
+    """A split's sums of a tile, for the last one to arrive."""
+    outs = tile * LINES + tl.arange(0, LINES)
+    for row in tl.static_range(ROWS):
+        tl.store(parts_ptr + (split * ROWS + row) * OUT + outs, sums[row], mask=outs < OUT)
 
 
 @triton.jit
@@ -169,35 +202,55 @@ def take_steps(
 
 
 @triton.jit
-def _finish(
-    total, tile, row, outs, bias_ptr, residual_ptr, out_ptr, cos_sin_ptr, x_ptr, kv_ptr, kv_places_ptr, out_stride,
-    eps, v_offset, page_stride, token_stride, head_stride, OUT: tl.constexpr, OUTS: tl.constexpr,
-    EPILOGUE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+def _load_ending(
+    tile, outs, bias_ptr, residual_ptr, cos_sin_ptr, kv_places_ptr, ROWS: tl.constexpr, OUT: tl.constexpr,
+    OUTS: tl.constexpr, EPILOGUE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """What becomes of the sums of a tile's rows."""
-    dtype = out_ptr.dtype.element_ty
-    if BIAS:
-        total += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-    if EPILOGUE == 0:
+    """For each row what is added to the sums of weights' rows `outs`, and of a tile of heads what `store_rotated` takes
+    of it."""
+    bias = tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32) if BIAS else 0.0
+    added = ()
+    rotations = ()
+    for row in tl.static_range(ROWS):
         if RESIDUAL:
-            total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
-        tl.store(out_ptr + row * out_stride + outs, total.to(dtype), mask=outs < OUT)
-    else:
-        first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
-        block = tl.arange(0, OUTS)
-        if EPILOGUE == 1:
-            store_rotated(
-                first[:, None], other[:, None], FIRST_HEAD + tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
-                (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
-                out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
-                eps, v_offset, page_stride, token_stride, head_stride, kv_ptr,
-                HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
-            )  # fmt: skip
+            added += (bias + tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32),)
         else:
-            place = tile * OUTS + block
-            out = activate(first, EPILOGUE == 3) * other
-            tl.store(out_ptr + row * out_stride + place, out.to(dtype), mask=place < OUT // 2)
+            added += (bias,)
+        if EPILOGUE == 1:
+            block = (tile * OUTS % HALF + tl.arange(0, OUTS))[:, None]
+            own, there = tl.full([1, 1], row, tl.int32), tl.full([1, 1], True, tl.int1)
+            rotations += (load_rotation(own, block, there, cos_sin_ptr, kv_places_ptr, HALF),)
+    return added, rotations
+
+
+@triton.jit
+def _finish(
+    sums, ending, tile, outs, out_ptr, x_ptr, kv_ptr, out_stride, v_offset, page_stride, token_stride, head_stride,
+    ROWS: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, EPILOGUE: tl.constexpr, HALF: tl.constexpr,
+    FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """What becomes of the sums of weights' rows `outs`."""
+    dtype = out_ptr.dtype.element_ty
+    added, rotations = ending
+    for row in tl.static_range(ROWS):
+        total = sums[row] + added[row]
+        if EPILOGUE == 0:
+            tl.store(out_ptr + row * out_stride + outs, total.to(dtype), mask=outs < OUT)
+        else:
+            first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
+            block = tl.arange(0, OUTS)
+            if EPILOGUE == 1:
+                store_rotated(
+                    first[:, None], other[:, None], FIRST_HEAD + tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
+                    (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
+                    out_ptr, x_ptr, x_ptr, x_ptr, kv_ptr, x_ptr,
+                    0.0, v_offset, page_stride, token_stride, head_stride, kv_ptr,
+                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0, rotations[row],
+                )  # fmt: skip
+            else:
+                place = tile * OUTS + block
+                out = activate(first, EPILOGUE == 3) * other
+                tl.store(out_ptr + row * out_stride + place, out.to(dtype), mask=place < OUT // 2)
 
 
 def fits(x: torch.Tensor, coded: Coded) -> bool:
@@ -222,22 +275,24 @@ def _apart(coded: Coded) -> int:
 
 
 def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
-    """A thread has two chunks, of more than two rows of inputs one; rows beyond 8,192 columns are split, unless a norm
-    is that of `whole` ones.
+    """Rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
-    The more registers a tile takes, the fewer rows it has; there are as many programs as an SM runs at once: by the
-    compiled code (`tests/kernels/resources.py`), 8 of two warps, or 6 of two rows and of five bits.
+    A program makes integers of its inputs for all rows of its tiles: so a tile has many, as long as all SMs have tiles.
+    There are as many programs as an SM runs at once: by the compiled code (`tests/kernels/resources.py`), of one row
+    with a chunk a thread four of four warps; of two rows with two chunks six of two; of more as of one.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
-    num_warps = min(max(chunks // (64 if num_rows <= 2 else 32), 1), 16)
-    bits = sum(BITS[coded.kind])
-    lines, warps_a_sm = 4 if bits <= 5 and num_rows == 1 else 2, 16 if bits != 5 and num_rows != 2 else 12
+    lines, of_thread, warps_a_sm = {1: (8, 1, 16), 2: (2, 2, 12)}.get(num_rows, (2, 1, 16))
+    num_warps = min(max(chunks // (32 * of_thread), 1), 16)
+    least = num_sms * warps_a_sm // num_warps // num_splits // 2
+    while lines > 2 and triton.cdiv(coded.num_rows, lines) < least:
+        lines //= 2
     num_tiles = triton.cdiv(coded.num_rows, lines)
-    # All programs have as many tiles, or one less.
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
+    # A few tiles too many are done sooner by programs of their own than as the second ones of others.
+    num_programs = num_tiles if num_tiles <= at_once * 5 // 4 else at_once
     outs = lines // 2 if paired else lines
     return Tiling(outs, chunks, num_splits, num_programs, num_warps, warps_at_once=warps_a_sm)
 
@@ -283,7 +338,7 @@ def project_and_store(
         if of_heads:  # a norm is that of a whole head, which no program has
             _run(x, norm, part, own, _ADD, qkv[:, rows])
         else:
-            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim)
+            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim, beside=first > 0)
         first = rows.stop
     return rotate_and_store(qkv, *rotation) if of_heads else q
 
@@ -299,10 +354,16 @@ def _run(
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
     first_head: int = 0,
+    beside: bool = False,
 ) -> None:
+    """`beside`: the kernel before takes the same inputs, so they were there before this one began, which waits at its
+    end, for whoever waits for it."""
     alone = epilogue != _ADD
     shape = tiling(coded, num_sms(x.device), len(x), paired=alone, whole=alone or norm is not None)
-    run_by(shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head)
+    run_by(
+        shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head,
+        beside=beside,
+    )  # fmt: skip
 
 
 def run_by(
@@ -317,6 +378,7 @@ def run_by(
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
     first_head: int = 0,
+    beside: bool = False,
 ) -> None:
     early = pdl(x.device)
     low, high = BITS[coded.kind]
@@ -341,7 +403,7 @@ def run_by(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
-        PDL=early, COMPILED=x.is_cuda,
+        BESIDE=beside, PDL=early, COMPILED=x.is_cuda,
         num_warps=shape.num_warps, maxnreg=(2048 // shape.warps_at_once) & ~7, launch_pdl=early,
     )  # fmt: skip
 

@@ -26,12 +26,6 @@ def pdl(device: torch.device) -> bool:
 
 
 @functools.cache
-def copies_tiles(device: torch.device) -> bool:
-    """Whether it is Hopper, whose SMs have a copy engine and the memory for what that brings."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-
-
-@functools.cache
 def scales_blocks(device: torch.device) -> bool:
     """Whether the library multiplies FP8 under scales of blocks of 128 x 128: on Hopper alone."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
@@ -51,8 +45,8 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 @functools.cache
 def has_warpgroups(device: torch.device) -> bool:
-    """Whether four warps multiply together out of shared memory, as Gluon has it: on Hopper alone, and in the
-    versions of Triton that were tried, for Gluon is not settled."""
+    """Whether a copy engine fills an SM's memory, out of which four warps multiply together, as Gluon has it: on Hopper
+    alone, and in the versions of Triton that were tried, for Gluon is not settled."""
     if not triton.__version__.startswith(("3.6.", "3.7.")):
         return False
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

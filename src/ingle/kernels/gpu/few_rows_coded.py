@@ -3,12 +3,12 @@
 As `few_rows` of floats: tiles of weights' rows, whose inputs are shared out to several programs where tiles are few,
 and what is fused to them. How codes come to the tensor cores is in `lanes`. Programs are small and have no part of an
 SM's memory, so that a kernel's run beside those of the one before, and ask for their first codes before these have
-ended.
+ended. Hopper takes int4 another way where that fits (`few_rows_ring`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -16,13 +16,24 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Flow, Norm, Rotation
-from ingle.kernels.gpu import few_rows_ring, lanes
+from ingle.kernels.gpu import lanes
 from ingle.kernels.gpu.codes import pointers
-from ingle.kernels.gpu.device import await_previous, barrier, counters, multiplies_bfloat16, num_sms, pdl
+from ingle.kernels.gpu.device import (
+    await_previous,
+    barrier,
+    counters,
+    has_warpgroups,
+    multiplies_bfloat16,
+    num_sms,
+    pdl,
+)
 from ingle.kernels.gpu.elementwise import rms_norm, rotate_and_store
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multiply_unit
 from ingle.kernels.options import Activation
+
+if TYPE_CHECKING:
+    from ingle.kernels.gpu import few_rows_ring
 
 MAX_ROWS = 16
 """With more, inputs take more registers than there are."""
@@ -37,7 +48,7 @@ _LEAST_UNITS = 2
 """Iterations of a program, at least: its beginning and its end take longer than one."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _few_rows_coded_kernel(
     x_ptr, x_words_ptr, matrix, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr,
     parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
@@ -296,7 +307,7 @@ def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torc
         _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm)
         return Flow(out, norm)
     values = torch.empty_like(residual)
-    ring = few_rows_ring.tiling(x, coded, ADD)
+    ring = _ring(x, coded, ADD)
     num_squares = triton.cdiv(coded.num_rows, 16 if ring is None else ring.outs)
     squares = torch.empty(len(x), num_squares, dtype=torch.float32, device=x.device)
     _run(x, coded, bias, None, ADD, out, residual=residual, norm=norm, values=values, squares=squares)
@@ -323,6 +334,15 @@ def project_and_store(flow: Flow, coded: Coded, bias: torch.Tensor | None, rotat
     return q
 
 
+def _ring(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> few_rows_ring.Tiling | None:
+    """How the kernel for Hopper shares out a product that ends so; None for all that it does not take."""
+    if coded.kind != "int4" or not has_warpgroups(x.device):
+        return None
+    from ingle.kernels.gpu import few_rows_ring  # Gluon takes a while to import
+
+    return few_rows_ring.tiling(x, coded, epilogue, half)
+
+
 def _values(flow: Flow) -> torch.Tensor:
     """A first flow has none: nothing has been added to it."""
     return rms_norm(flow.residual, flow.norm.weight, flow.norm.eps) if flow.values is None else flow.values
@@ -342,10 +362,10 @@ def _run(
     squares: torch.Tensor | None = None,
     rotation: Rotation | None = None,
 ) -> None:
-    ring = few_rows_ring.tiling(x, coded, epilogue, 1 if rotation is None else rotation.kv_cache.shape[-1] // 2)
+    ring = _ring(x, coded, epilogue, 1 if rotation is None else rotation.kv_cache.shape[-1] // 2)
     if ring is not None:
         more = {"residual": residual, "values": values, "squares": squares}
-        few_rows_ring.run(x, coded, bias, squares_in, epilogue, out, ring, norm=norm, rotation=rotation, **more)
+        ring.run(x, coded, bias, squares_in, epilogue, out, norm=norm, rotation=rotation, **more)
         return
     device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows
     paired = epilogue not in (ADD, PLAIN)

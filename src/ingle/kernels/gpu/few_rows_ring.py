@@ -11,6 +11,7 @@ common to both (`endings`).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,15 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, copies_tiles, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 
+UNTRIED = False
+"""Whether float16, rotation, GELU and groups of more than 128 columns, too: compiled, but not yet run."""
 _CHUNK = 128
 """Columns of a block of codes, whose halves share bytes."""
+_CHUNKS = 2
+"""Of them, that an iteration takes."""
 _ALIGNMENT = 16
 """Bytes to which the copy engine wants rows aligned."""
 
@@ -100,14 +105,13 @@ def _inputs(x, ROWS: gl.constexpr, layout: gl.constexpr):
 @gluon.jit
 def _steps(
     scales_ptr, zeros_ptr, first_out, first_group,
-    OUT: gl.constexpr, OUTS: gl.constexpr, HALVES: gl.constexpr, APART: gl.constexpr, GROUPS: gl.constexpr,
-    HELD: gl.constexpr, ZEROS: gl.constexpr, dtype: gl.constexpr, UNIT: gl.constexpr,
+    OUTS: gl.constexpr, R: gl.constexpr, APART: gl.constexpr, GROUPS: gl.constexpr, HELD: gl.constexpr,
+    ZEROS: gl.constexpr, dtype: gl.constexpr, UNIT: gl.constexpr,
 ):  # fmt: skip
     """int32 [HELD, OUTS]: of groups, the scale's 16 bits, and below them those of the zero, negative, UNIT smaller."""
     layout: gl.constexpr = gl.BlockedLayout([1, 4 if HELD > 2 else 1], [32, 1], [gl.num_warps(), 1], [1, 0])
     of_tile = gl.arange(0, OUTS, layout=gl.SliceLayout(1, layout))
-    outs = first_out + of_tile // (8 * HALVES) * 8 + of_tile % 8 + of_tile // 8 % HALVES * APART
-    outs = gl.minimum(outs, OUT - 1)
+    outs = first_out + of_tile % R + of_tile // R * APART
     group = first_group + gl.arange(0, HELD, layout=gl.SliceLayout(0, layout))[None, :]
     places = outs[:, None] * GROUPS + group
     scales = gl.load(scales_ptr + places, mask=group < GROUPS, other=0.0).to(gl.int16, bitcast=True)
@@ -129,10 +133,10 @@ def _few_rows_ring_kernel(
     HALF: gl.constexpr, NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, PAGE_SIZE: gl.constexpr,
     GROUP: gl.constexpr, GROUPS: gl.constexpr, HELD: gl.constexpr, ZEROS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """A tile has OUTS rows of weights: neighbours, or eight in turn of two HALVES that are APART. A unit is CHUNKS
+    """A tile has OUTS rows of weights: neighbours, or those of two HALVES that are APART. A unit is CHUNKS
     blocks of 128 columns, of which STAGES are in the ring."""
     R: gl.constexpr = OUTS // HALVES
-    UNITS: gl.constexpr = (IN + 128 * CHUNKS - 1) // (128 * CHUNKS)
+    UNITS: gl.constexpr = IN // (128 * CHUNKS)
     BYTES: gl.constexpr = (OUTS * 64 + ROWS * 256) * CHUNKS
     dtype: gl.constexpr = x_desc.dtype
     UNIT: gl.constexpr = 64.0 if dtype == gl.bfloat16 else 512.0
@@ -140,6 +144,7 @@ def _few_rows_ring_kernel(
     numbers_layout: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
     inputs_layout: gl.constexpr = gl.DotOperandLayout(1, layout, 2)
     words_layout: gl.constexpr = _words_layout(OUTS, WARPS)
+    of_outs: gl.constexpr = gl.SliceLayout(1, layout)
 
     tile, split = gl.program_id(0) // SPLITS, gl.program_id(0) % SPLITS
     first_unit = UNITS * split // SPLITS
@@ -156,14 +161,13 @@ def _few_rows_ring_kernel(
     for stage in gl.static_range(STAGES):
         there = stage < num_units
         mbarrier.expect(arrived.index(stage), BYTES, pred=there)
-        place = codes.index(stage)._reinterpret(gl.int32, [CHUNKS, R // 8, HALVES, 8, 16], codes_desc.layout)
-        at = [(first_unit + stage) * CHUNKS, first_out // 8, 0, 0, 0]
+        place = codes.index(stage)._reinterpret(gl.int32, [CHUNKS, HALVES, R, 16], codes_desc.layout)
+        at = [(first_unit + stage) * CHUNKS, 0, first_out, 0]
         tma.async_copy_global_to_shared(codes_desc, at, arrived.index(stage), place, pred=there)
     first_group = first_unit * (128 * CHUNKS) // GROUP
-    held = _steps(
-        scales_ptr, zeros_ptr, first_out, first_group, OUT, OUTS, HALVES, APART, GROUPS, HELD, ZEROS, dtype, UNIT
-    )
-    steps = gl.allocate_shared_memory(gl.int32, [HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]), held)
+    held = _steps(scales_ptr, zeros_ptr, first_out, first_group, OUTS, R, APART, GROUPS, HELD, ZEROS, dtype, UNIT)
+    steps = gl.allocate_shared_memory(gl.int32, [HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    steps.store(held)
     steps = steps._reinterpret(gl.int32, [HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     if PDL:
         await_previous()
@@ -185,7 +189,7 @@ def _few_rows_ring_kernel(
         for chunk in gl.static_range(CHUNKS):
             x = xs.index(stage).slice(chunk * 128, 128, dim=1).load(_inputs_layout(ROWS, WARPS))
             words = codes.index(stage).slice(chunk * OUTS, OUTS, dim=0).load(words_layout)
-            group = gl.minimum(((first_unit + index) * CHUNKS + chunk) * 128 // GROUP, GROUPS - 1) - first_group
+            group = ((first_unit + index) * CHUNKS + chunk) * 128 // GROUP - first_group
             step = steps.index(group).load(gl.SliceLayout(1, words_layout))
             zeros = ((step << 16) | (step & 0xFFFF))[:, None]
             numbers = _numbers(words, zeros, OUTS, dtype, numbers_layout)
@@ -197,19 +201,19 @@ def _few_rows_ring_kernel(
         later = index + STAGES
         there = later < num_units
         mbarrier.expect(arrived.index(stage), BYTES, pred=there)
-        place = codes.index(stage)._reinterpret(gl.int32, [CHUNKS, R // 8, HALVES, 8, 16], codes_desc.layout)
-        at = [(first_unit + later) * CHUNKS, first_out // 8, 0, 0, 0]
+        place = codes.index(stage)._reinterpret(gl.int32, [CHUNKS, HALVES, R, 16], codes_desc.layout)
+        at = [(first_unit + later) * CHUNKS, 0, first_out, 0]
         tma.async_copy_global_to_shared(codes_desc, at, arrived.index(stage), place, pred=there)
         at = [0, (first_unit + later) * (128 * CHUNKS)]
         tma.async_copy_global_to_shared(x_desc, at, arrived.index(stage), xs.index(stage), pred=there)
         stage = gl.where(stage == STAGES - 1, 0, stage + 1)
         phase = gl.where(stage == 0, phase ^ 1, phase)
 
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, layout))[None, :]
     done = True
     if SPLITS > 1:
-        out = gl.arange(0, OUTS, layout=gl.SliceLayout(1, layout))[:, None]
-        row = gl.arange(0, ROWS, layout=gl.SliceLayout(0, layout))[None, :]
-        left = parts_ptr + tile.to(gl.int64) * (SPLITS * OUTS * ROWS) + out * ROWS + row
+        of_tile = gl.arange(0, OUTS, layout=of_outs)
+        left = parts_ptr + tile.to(gl.int64) * (SPLITS * OUTS * ROWS) + of_tile[:, None] * ROWS + rows
         gl.store(left + split * (OUTS * ROWS), total)
         barrier(True)  # the whole program's stores come before its arrival
         done = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
@@ -221,13 +225,11 @@ def _few_rows_ring_kernel(
             total *= scale_of_rows
         first, other = total, total
         if HALVES == 2:
-            first, other = gl.split(gl.permute(gl.reshape(total, [R // 8, 2, 8, ROWS]), [0, 2, 3, 1]))
-            first, other = gl.reshape(first, [R, ROWS]), gl.reshape(other, [R, ROWS])
-        block = gl.arange(0, R, layout=gl.SliceLayout(1, first.type.layout))[:, None]
-        rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, first.type.layout))[None, :]
+            first, other = gl.split(gl.permute(gl.reshape(total, [2, R, ROWS]), [1, 2, 0]))
+            first, other = gl.convert_layout(first, layout), gl.convert_layout(other, layout)
         finish(
-            first, other, first_out, first_out + APART, tile, (OUT + OUTS - 1) // OUTS, block, rows, num_rows,
-            bias_ptr, residual_ptr, norm_ptr,
+            first, other, first_out, first_out + APART, tile, OUT // OUTS,
+            gl.arange(0, R, layout=of_outs)[:, None], rows, num_rows, bias_ptr, residual_ptr, norm_ptr,
             out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
             v_offset, page_stride, token_stride, head_stride,
             OUT, R, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
@@ -253,97 +255,96 @@ class Tiling(NamedTuple):
     """Rows of weights that a program has, of both halves where there are such."""
     num_splits: int
     """Programs that share a tile's inputs."""
-    chunks: int = 2
-    """Of 128 columns, that an iteration takes."""
-    num_stages: int = 2
+    num_stages: int
     """Iterations whose codes are in the ring."""
-    num_warps: int = 4
+    num_warps: int
+
+    def run(
+        self,
+        x: torch.Tensor,
+        coded: Coded,
+        bias: torch.Tensor | None,
+        squares_in: torch.Tensor | None,
+        epilogue: int,
+        out: torch.Tensor,
+        *,
+        norm: Norm | None = None,
+        residual: torch.Tensor | None = None,
+        values: torch.Tensor | None = None,
+        squares: torch.Tensor | None = None,
+        rotation: Rotation | None = None,
+    ) -> None:
+        device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows
+        rows, width = 8 if num_rows <= 8 else 16, coded.codes.shape[1] // 4
+        half = 1 if rotation is None else rotation.kv_cache.shape[-1] // 2
+        halves = 1 if epilogue in (ADD, PLAIN) else 2
+        apart = half if epilogue == ROTATE else size_out // 2 if halves == 2 else 0
+        codes = TensorDescriptor(
+            coded.codes.view(torch.int32),
+            [width // 16, halves, size_out - apart, 16],
+            [16, max(apart, 1) * width, width, 1],
+            [_CHUNKS, halves, self.outs // halves, 16],
+            gl.NVMMASharedLayout(64, 32, 4),
+        )
+        inputs = TensorDescriptor.from_tensor(x, [rows, _CHUNK * _CHUNKS], gl.NVMMASharedLayout(128, 16, 2))
+        num_tiles, num_splits, parts = size_out // self.outs, self.num_splits, x
+        if num_splits > 1:
+            parts = x.new_empty(num_tiles * num_splits * self.outs * rows, dtype=torch.float32)
+        columns, groups = _CHUNK * _CHUNKS, coded.scales.shape[1]
+        most = triton.cdiv(size_in // columns, num_splits) * columns  # that a program has, from any unit on
+        most = (coded.group_size - math.gcd(coded.group_size, columns) + most - 1) // coded.group_size + 1
+        held = triton.next_power_of_2(min(most, groups))
+        early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
+        places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
+        _few_rows_ring_kernel[(num_tiles * num_splits,)](
+            codes, inputs, coded.scales, _or(coded.zeros, coded.codes), _or(bias, x), _or(squares_in, x),
+            _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
+            counters(device), *places,
+            num_rows, num_squares, 0.0 if norm is None else norm.eps,
+            *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
+            IN=size_in, OUT=size_out, ROWS=rows, WARPS=self.num_warps, OUTS=self.outs, HALVES=halves, APART=apart,
+            CHUNKS=_CHUNKS, STAGES=self.num_stages, SPLITS=num_splits, EPILOGUE=epilogue,
+            NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
+            SQUARES=triton.next_power_of_2(num_squares), HALF=half,
+            NUM_HEADS=0 if rotation is None else rotation.num_heads,
+            NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
+            PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
+            GROUP=coded.group_size, GROUPS=groups, HELD=held, ZEROS=coded.zeros is not None, PDL=early,
+            num_warps=self.num_warps, launch_pdl=early,
+        )  # fmt: skip
 
 
 def tiling(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> Tiling | None:
     """For a product that ends so, of heads with such halves; None where this kernel does not fit. Three programs for
     each SM, with as many iterations as their beginning and their end are worth, and as their scales have room."""
     gated = epilogue in (SILU, GELU)
-    if not _fits(x, coded) or coded.num_rows % (16 if gated else 8) or (epilogue == ROTATE and half % 32):
+    outs, num_units = 128 if gated else 64, coded.num_columns // (_CHUNK * _CHUNKS)
+    if not _fits(x, coded) or coded.num_rows % outs or (epilogue == ROTATE and half % 32):
         return None
-    outs = 128 if gated else 64
-    num_units = triton.cdiv(coded.num_columns, 2 * _CHUNK)
-    num_splits = min(3 * num_sms(x.device) // triton.cdiv(coded.num_rows, outs), num_units // _LEAST_UNITS)
-    return Tiling(outs, max(num_splits, triton.cdiv(num_units, _MOST_UNITS)), num_stages=2 if gated else 3)
+    if not UNTRIED and (epilogue in (ROTATE, GELU) or coded.group_size != _CHUNK or x.dtype != torch.bfloat16):
+        return None
+    num_splits = min(3 * num_sms(x.device) // (coded.num_rows // outs), num_units // _LEAST_UNITS)
+    num_splits = max(num_splits, triton.cdiv(num_units, _MOST_UNITS))
+    # A warp has rows of both halves.
+    return Tiling(outs, num_splits, num_stages=2 if gated else 3, num_warps=2 if epilogue == ROTATE else 4)
 
 
 def _fits(x: torch.Tensor, coded: Coded) -> bool:
     held = (coded.scales,) if coded.zeros is None else (coded.scales, coded.zeros)
     return (
-        copies_tiles(x.device)
-        and coded.kind == "int4"
-        and coded.table is None
+        coded.table is None
         and not coded.in_planes
         and coded.factors is None
         and not coded.has_minima
         and 2 * coded.half == _CHUNK
-        and coded.scales.itemsize == 2
+        and coded.num_columns % (_CHUNK * _CHUNKS) == 0
         and (coded.group_size % _CHUNK == 0 or coded.scales.shape[1] == 1)
+        and coded.scales.itemsize == 2
         and all(each.is_contiguous() for each in (coded.codes, *held))
         and coded.codes.data_ptr() % _ALIGNMENT == 0
         and x.data_ptr() % _ALIGNMENT == 0
         and x.stride(0) * x.itemsize % _ALIGNMENT == 0
     )
-
-
-def run(
-    x: torch.Tensor,
-    coded: Coded,
-    bias: torch.Tensor | None,
-    squares_in: torch.Tensor | None,
-    epilogue: int,
-    out: torch.Tensor,
-    shape: Tiling,
-    *,
-    norm: Norm | None = None,
-    residual: torch.Tensor | None = None,
-    values: torch.Tensor | None = None,
-    squares: torch.Tensor | None = None,
-    rotation: Rotation | None = None,
-) -> None:
-    device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows
-    rows, width = 8 if num_rows <= 8 else 16, coded.codes.shape[1] // 4
-    half = 1 if rotation is None else rotation.kv_cache.shape[-1] // 2
-    halves = 1 if epilogue in (ADD, PLAIN) else 2
-    apart = half if epilogue == ROTATE else size_out // 2 if halves == 2 else 0
-    codes = TensorDescriptor(
-        coded.codes.view(torch.int32),
-        [width // 16, (size_out - apart) // 8, halves, 8, 16],
-        [16, 8 * width, max(apart, 1) * width, width, 1],
-        [shape.chunks, shape.outs // halves // 8, halves, 8, 16],
-        gl.NVMMASharedLayout(64, 32, 5),
-    )
-    inputs = TensorDescriptor.from_tensor(x, [rows, _CHUNK * shape.chunks], gl.NVMMASharedLayout(128, 16, 2))
-    num_tiles, num_splits, parts = triton.cdiv(size_out, shape.outs), shape.num_splits, x
-    if num_splits > 1:
-        parts = x.new_empty(num_tiles * num_splits * shape.outs * rows, dtype=torch.float32)
-    columns, groups = _CHUNK * shape.chunks, coded.scales.shape[1]
-    most = triton.cdiv(triton.cdiv(size_in, columns), num_splits) * columns // coded.group_size
-    most += columns % coded.group_size > 0
-    held = triton.next_power_of_2(min(most, groups))
-    early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
-    places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
-    _few_rows_ring_kernel[(num_tiles * num_splits,)](
-        codes, inputs, coded.scales, _or(coded.zeros, coded.codes), _or(bias, x), _or(squares_in, x),
-        _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
-        counters(device), *places,
-        num_rows, num_squares, 0.0 if norm is None else norm.eps,
-        *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
-        IN=size_in, OUT=size_out, ROWS=rows, WARPS=shape.num_warps, OUTS=shape.outs, HALVES=halves, APART=apart,
-        CHUNKS=shape.chunks, STAGES=shape.num_stages, SPLITS=num_splits, EPILOGUE=epilogue,
-        NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
-        SQUARES=triton.next_power_of_2(num_squares), HALF=half,
-        NUM_HEADS=0 if rotation is None else rotation.num_heads,
-        NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
-        PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-        GROUP=coded.group_size, GROUPS=groups, HELD=held, ZEROS=coded.zeros is not None, PDL=early,
-        num_warps=shape.num_warps, launch_pdl=early,
-    )  # fmt: skip
 
 
 def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

@@ -108,17 +108,18 @@ def _expert_vector_kernel(
     codes_ptr, high_ptr, scales_ptr, zeros_ptr, factors_ptr = matrix
     own = codes_ptr + expert * (OUT * COUNT * 4), high_ptr, scales_ptr + expert * (OUT * GROUPS), zeros_ptr, factors_ptr
     loaded = load_tile(
-        own, program, 0, COUNT, OUT, OUTS, CHUNKS, EPILOGUE, 1, COUNT, LOW, HIGH, APART, GROUP, GROUPS, 0, False,
-        COMPILED,
+        own, program, program < NUM_TILES, 0, COUNT, OUT, OUTS, CHUNKS, EPILOGUE, 1, COUNT, LOW, HIGH, APART, GROUP,
+        GROUPS, 0, False, COMPILED,
     )  # fmt: skip
     x_row = x_ptr + (pair // PAIRS_A_ROW).to(tl.int64) * x_stride
     inputs, _ = as_integers(x_row, x_ptr, column, chunk < COUNT, CHUNKS, APART, False, COMPILED)
     for tile in range(program, NUM_TILES, num_programs):
         words, steps = loaded
         # The next weights are on their way while these are multiplied.
+        following = tile + num_programs
         loaded = load_tile(
-            own, tile + num_programs, 0, COUNT, OUT, OUTS, CHUNKS, EPILOGUE, 1, COUNT, LOW, HIGH, APART, GROUP, GROUPS,
-            0, False, COMPILED,
+            own, following, following < NUM_TILES, 0, COUNT, OUT, OUTS, CHUNKS, EPILOGUE, 1, COUNT, LOW, HIGH, APART,
+            GROUP, GROUPS, 0, False, COMPILED,
         )  # fmt: skip
         outs = rows_of_tile(tile, tl.arange(0, LINES), OUT, OUTS, EPILOGUE, 1)
         quads = in_quads(words, table, table_ptr, LOW, HIGH, True, COMPILED)

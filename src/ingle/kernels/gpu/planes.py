@@ -19,6 +19,9 @@ from ingle.kernels.gpu.integers import both, small
 
 LEAST_DECODED = 65
 """From so many rows on, decoding the matrix costs less than decoding a tile for every 64 or 128 of them."""
+_OUTS = 64
+_PER_SM = 4
+"""Programs that an SM should have of a product."""
 _E2M1: tl.constexpr = tl.constexpr(2)
 """In place of a look-up, the numbers' bits are taken; one more: by instructions for two at once, where there are some.
 Those of a table are twice E2M1's, and so are these."""
@@ -41,8 +44,6 @@ class Tiling(NamedTuple):
     num_warps: int
     num_stages: int
     num_splits: int
-    fragments: bool
-    """Whether threads load what the tensor cores take of them: inputs then come by pairs, which pays for few rows."""
 
 
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -52,9 +53,12 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
 
 def tiling(num_rows: int, coded: Coded, num_sms: int) -> Tiling:
     rows = min(max(triton.next_power_of_2(num_rows), 16), 64)
-    num_tiles = triton.cdiv(coded.num_rows, 64)
+    num_tiles = triton.cdiv(coded.num_rows, _OUTS)
     num_units = triton.cdiv(coded.num_columns, 4 * PLANES_BLOCK)
-    return Tiling(rows, 64, 4, 4, 4, max(min(2 * num_sms // num_tiles, num_units // 4), 1), rows <= 32)
+    num_splits = max(min(_PER_SM * num_sms // num_tiles, num_units // 4), 1)
+    # Of four blocks fewer programs fit an SM, which would leave some for later.
+    blocks = 4 if rows <= 32 and num_tiles * num_splits <= _PER_SM * num_sms else 2
+    return Tiling(rows, _OUTS, blocks, 4, 4 if rows <= 32 else 3, num_splits)
 
 
 def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
@@ -71,7 +75,7 @@ def multiply_by(shape: Tiling, x: torch.Tensor, coded: Coded, bias: torch.Tensor
         num_rows, x.stride(0), shape.num_splits,
         IN=coded.num_columns, OUT=size_out, ROWS=shape.rows, OUTS=shape.outs, BLOCKS=shape.blocks,
         **constants(coded), BIAS=bias is not None, SPLIT=shape.num_splits > 1, PDL=early, COMPILED=x.is_cuda,
-        FRAGMENTS=shape.fragments, num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
+        num_warps=shape.num_warps, num_stages=shape.num_stages, launch_pdl=early,
     )  # fmt: skip
     return out
 
@@ -356,7 +360,7 @@ def _planes_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr, FLOAT8: tl.constexpr,
-    BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr, FRAGMENTS: tl.constexpr,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         await_previous()
@@ -369,7 +373,7 @@ def _planes_kernel(
     total = multiply_tile(
         x_ptr, rows.to(tl.int64) * x_stride, in_rows, matrix, tl.program_id(1) * OUTS, OUT,
         UNITS * split // num_splits, UNITS * (split + 1) // num_splits, x_ptr, ROWS, OUTS, BLOCKS, False, IN,
-        LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, FRAGMENTS,
+        LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, True,
     )  # fmt: skip
     done = True
     if SPLIT:

@@ -9,15 +9,29 @@ from ingle.kernels.gpu.kv_codes import encode
 
 
 @triton.jit
+def load_rotation(rows, block, mask, cos_sin_ptr, kv_places_ptr, HALF: tl.constexpr):
+    """Cosines and sines of `store_rotated`'s blocks, and where keys and values go."""
+    cos, sin = _load_angles(rows, block, mask, cos_sin_ptr, HALF)
+    return cos, sin, tl.load(kv_places_ptr + rows, mask=mask, other=0)
+
+
+@triton.jit
+def _load_angles(rows, block, mask, cos_sin_ptr, HALF: tl.constexpr):
+    angle = cos_sin_ptr + rows * 2 * HALF + block
+    return tl.load(angle, mask=mask, other=0.0), tl.load(angle + HALF, mask=mask, other=0.0)
+
+
+@triton.jit
 def store_rotated(
     first, other, head, rows, block, mask, q_ptr, cos_sin_ptr, q_norm_ptr, k_norm_ptr, kv_ptr, kv_places_ptr,
     eps, v_offset, page_stride, token_stride, head_stride, scales,
     HALF: tl.constexpr, QK_NORM: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, KIND: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, KIND: tl.constexpr, rotation=None,
 ):  # fmt: skip
     """What becomes of two blocks [outs, rows] of a head's halves: queries go to q, keys and values to the cache.
 
-    `block` are their places in the half. With QK_NORM, or a cache of codes, they are the whole halves.
+    `block` are their places in the half. With QK_NORM, or a cache of codes, they are the whole halves. rotation: what
+    `load_rotation` gives, where that was loaded before.
     """
     if head < NUM_HEADS + NUM_KV_HEADS:
         if QK_NORM:
@@ -25,9 +39,10 @@ def store_rotated(
             scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(other * other, 0)) / (2 * HALF) + eps)[None, :]
             first *= scale * tl.load(norm_ptr + block).to(tl.float32)
             other *= scale * tl.load(norm_ptr + HALF + block).to(tl.float32)
-        angle = cos_sin_ptr + rows * 2 * HALF + block
-        cos = tl.load(angle, mask=mask, other=0.0)
-        sin = tl.load(angle + HALF, mask=mask, other=0.0)
+        if rotation is None:
+            cos, sin = _load_angles(rows, block, mask, cos_sin_ptr, HALF)
+        else:
+            cos, sin = rotation[0], rotation[1]
         rotated = first * cos - other * sin
         other = other * cos + first * sin
         first = rotated
@@ -39,7 +54,7 @@ def store_rotated(
     else:
         of_key = head < NUM_HEADS + NUM_KV_HEADS
         kv_head = head - NUM_HEADS - tl.where(of_key, 0, NUM_KV_HEADS)
-        places = tl.load(kv_places_ptr + rows, mask=mask, other=0)
+        places = tl.load(kv_places_ptr + rows, mask=mask, other=0) if rotation is None else rotation[2]
         place = places // PAGE_SIZE * page_stride + places % PAGE_SIZE * token_stride + kv_head * head_stride
         kv_out = kv_ptr + place + tl.where(of_key, 0, v_offset) + block
         if KIND:

@@ -279,12 +279,12 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
 
     A program makes integers of its inputs for all rows of its tiles: so a tile has many, as long as all SMs have tiles.
     There are as many programs as an SM runs at once: by the compiled code (`tests/kernels/resources.py`), of one row
-    with a chunk a thread four of four warps; of two rows with two chunks six of two; of more as of one.
+    with a chunk a thread four of four warps; of two rows with two chunks six of two; of more with one three of four.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
-    lines, of_thread, warps_a_sm = {1: (8, 1, 16), 2: (2, 2, 12)}.get(num_rows, (2, 1, 16))
+    lines, of_thread, warps_a_sm = {1: (8, 1, 16), 2: (2, 2, 12)}.get(num_rows, (2, 1, 12))
     num_warps = min(max(chunks // (32 * of_thread), 1), 16)
     least = num_sms * warps_a_sm // num_warps // num_splits // 2
     while lines > 2 and triton.cdiv(coded.num_rows, lines) < least:

@@ -28,6 +28,8 @@ from ingle.kernels.options import Activation
 MAX_ROWS = 2
 CHUNK = 32
 """Columns that a thread has of a row."""
+PARTS_AT_ONCE = False
+"""Whether the kernel of a projection's later part runs beside the one before, whose inputs it shares: not yet run."""
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
 
@@ -300,7 +302,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
 
 
 def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E]."""
+    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E], which the kernel that made x did not write."""
     out = torch.empty_like(residual)
     _run(x, None, coded, bias, _ADD, out, residual=residual)
     return out
@@ -333,7 +335,8 @@ def project_and_store(
         if of_heads:  # a norm is that of a whole head, which no program has
             _run(x, norm, part, own, _ADD, qkv[:, rows])
         else:
-            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim, beside=first > 0)
+            head, beside = first // head_dim, PARTS_AT_ONCE and first > 0
+            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=head, beside=beside)
         first = rows.stop
     return rotate_and_store(qkv, *rotation) if of_heads else q
 
@@ -375,6 +378,8 @@ def run_by(
     first_head: int = 0,
     beside: bool = False,
 ) -> None:
+    # Only one kernel at a time counts arrivals, and a pair's ending is that of one tile.
+    assert shape.num_splits == 1 or (epilogue == _ADD and not beside)
     early = pdl(x.device)
     low, high = BITS[coded.kind]
     lines = shape.outs if epilogue == _ADD else 2 * shape.outs

@@ -274,22 +274,26 @@ def _apart(coded: Coded) -> int:
 def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
     """Rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
-    A program makes integers of its inputs for all rows of its tiles: so a tile has many, as long as all SMs have tiles.
-    There are as many programs as an SM runs at once: by the compiled code (`tests/kernels/resources.py`), of one row
-    with a chunk a thread four of four warps; of two rows with two chunks six of two.
+    A program makes integers of its inputs for all rows of its tiles: so a tile of four bits has many, as long as all
+    SMs have tiles. There are as many programs as an SM runs at once, by the compiled code: of a chunk a thread four of
+    four warps; with two chunks eight of two, or six of two rows and of five bits (`tests/kernels/resources.py`).
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
-    lines, of_thread, warps_a_sm = (8, 1, 16) if num_rows == 1 else (2, 2, 12)
+    bits, alone = sum(BITS[coded.kind]), num_rows == 1
+    of_thread, lines = (1, 8) if bits == 4 and alone else (2, 4 if bits <= 5 and alone else 2)
+    warps_a_sm = 16 if bits != 5 and alone else 12
     num_warps = min(max(chunks // (32 * of_thread), 1), 16)
-    least = num_sms * warps_a_sm // num_warps // num_splits // 2
-    while lines > 2 and triton.cdiv(coded.num_rows, lines) < least:
+    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
+    while lines > 4 and triton.cdiv(coded.num_rows, lines) < at_once // 2:
         lines //= 2
     num_tiles = triton.cdiv(coded.num_rows, lines)
-    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    # A few tiles too many are done sooner by programs of their own than as the second ones of others.
-    num_programs = num_tiles if num_tiles <= at_once * 5 // 4 else at_once
+    if of_thread == 1:
+        # A few tiles too many are done sooner by programs of their own than as the second ones of others.
+        num_programs = num_tiles if num_tiles <= at_once * 5 // 4 else at_once
+    else:  # all programs have as many tiles, or one less
+        num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
     outs = lines // 2 if paired else lines
     return Tiling(outs, chunks, num_splits, num_programs, num_warps, warps_at_once=warps_a_sm)
 

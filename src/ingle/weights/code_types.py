@@ -89,9 +89,10 @@ GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 """Whose codes are those of several neighbours: they are held as one for each."""
 
 
-BLOCKS_ON_GPU = False
-"""Whether a GPU holds GGUF's blocks, and codes with a table, as they are stored. Off: their products of more than two
-rows (`ingle.kernels.gpu.planes`) have run in Triton's interpreter alone."""
+BLOCKS_ON_GPU = True
+"""Whether a GPU holds GGUF's blocks as they are stored."""
+TABLES_ON_GPU = False
+"""The same of a folder's codes with a table, which have not run so."""
 BITS_ON_GPU = {
     "Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_1": 6.0, "Q8_0": 8.5, "Q2_K": 2.625, "Q3_K": 3.5625, "Q4_K": 4.625,
     "Q5_K": 5.625, "Q6_K": 6.5625, "IQ1_S": 4.375, "IQ1_M": 4.625, "IQ2_XXS": 4.375, "IQ2_XS": 4.625, "IQ2_S": 4.625,

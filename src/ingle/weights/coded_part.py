@@ -27,7 +27,7 @@ class CodedPart:
     def of(cls, groups: Sequence[Groups], dtype: torch.dtype, device: torch.device) -> CodedPart:
         """Layers that are alike, one below the other: `kind_of` tells."""
         first = groups[0]
-        if code_types.BLOCKS_ON_GPU and first.table is not None and device.type == "cuda" and suits_planes(first):
+        if code_types.TABLES_ON_GPU and first.table is not None and device.type == "cuda" and suits_planes(first):
             return cls(in_planes(groups, device), dtype)
         zeros = None if first.zeros is None else torch.from_numpy(np.concatenate([each.zeros for each in groups]))
         return cls(

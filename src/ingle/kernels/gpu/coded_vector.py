@@ -32,6 +32,8 @@ _FAST_ROWS = 2
 """Of codes that `lanes` reads, no more."""
 CHUNK = 32
 """Columns that a thread has of a row."""
+PARTS_AT_ONCE = False
+"""Whether the kernel of a projection's later part runs beside the one before, whose inputs it shares: not yet run."""
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
 
@@ -277,22 +279,29 @@ def _apart(coded: Coded) -> int:
 def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bool) -> Tiling:
     """Rows beyond 8,192 columns are split, unless a norm is that of `whole` ones.
 
-    A program makes integers of its inputs for all rows of its tiles: so a tile has many, as long as all SMs have tiles.
-    There are as many programs as an SM runs at once: by the compiled code (`tests/kernels/resources.py`), of one row
-    with a chunk a thread four of four warps; of two rows with two chunks six of two; of more with one three of four.
+    A program makes integers of its inputs for all rows of its tiles: so a tile of four bits has many, as long as all
+    SMs have tiles. There are as many programs as an SM runs at once, by the compiled code: of a chunk a thread four of
+    four warps; with two chunks eight of two, or six of two rows and of five bits (`tests/kernels/resources.py`);
+    of more rows three of four.
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
-    lines, of_thread, warps_a_sm = {1: (8, 1, 16), 2: (2, 2, 12)}.get(num_rows, (2, 1, 12))
+    bits, alone = sum(BITS[coded.kind]), num_rows == 1
+    of_thread, lines = (1, 8) if bits == 4 and alone else (2, 4 if bits <= 5 and alone else 2)
+    if num_rows > 2:
+        of_thread = 1
+    warps_a_sm = 16 if bits != 5 and alone else 12
     num_warps = min(max(chunks // (32 * of_thread), 1), 16)
-    least = num_sms * warps_a_sm // num_warps // num_splits // 2
-    while lines > 2 and triton.cdiv(coded.num_rows, lines) < least:
+    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
+    while lines > 4 and triton.cdiv(coded.num_rows, lines) < at_once // 2:
         lines //= 2
     num_tiles = triton.cdiv(coded.num_rows, lines)
-    at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
-    # A few tiles too many are done sooner by programs of their own than as the second ones of others.
-    num_programs = num_tiles if num_tiles <= at_once * 5 // 4 else at_once
+    if of_thread == 1:
+        # A few tiles too many are done sooner by programs of their own than as the second ones of others.
+        num_programs = num_tiles if num_tiles <= at_once * 5 // 4 else at_once
+    else:  # all programs have as many tiles, or one less
+        num_programs = triton.cdiv(num_tiles, triton.cdiv(num_tiles, at_once))
     outs = lines // 2 if paired else lines
     return Tiling(outs, chunks, num_splits, num_programs, num_warps, warps_at_once=warps_a_sm)
 
@@ -305,7 +314,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
 
 
 def add(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E]."""
+    """residual + x @ coded.T + bias, for x [M, K] and residual [M, E], which the kernel that made x did not write."""
     out = torch.empty_like(residual)
     _run(x, None, coded, bias, _ADD, out, residual=residual)
     return out
@@ -338,7 +347,8 @@ def project_and_store(
         if of_heads:  # a norm is that of a whole head, which no program has
             _run(x, norm, part, own, _ADD, qkv[:, rows])
         else:
-            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim, beside=first > 0)
+            head, beside = first // head_dim, PARTS_AT_ONCE and first > 0
+            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=head, beside=beside)
         first = rows.stop
     return rotate_and_store(qkv, *rotation) if of_heads else q
 
@@ -380,6 +390,8 @@ def run_by(
     first_head: int = 0,
     beside: bool = False,
 ) -> None:
+    # Only one kernel at a time counts arrivals, and a pair's ending is that of one tile.
+    assert shape.num_splits == 1 or (epilogue == _ADD and not beside)
     early = pdl(x.device)
     low, high = BITS[coded.kind]
     lines = shape.outs if epilogue == _ADD else 2 * shape.outs

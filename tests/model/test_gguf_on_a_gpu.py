@@ -9,7 +9,6 @@ import torch
 
 from ingle.device.torch.device import TorchDevice
 from ingle.engine import torch_build
-from ingle.weights import code_types
 from ingle.weights.code_types import BITS_ON_GPU
 from ingle.weights.experts import CodedExperts
 from ingle.weights.gguf_coded import TYPES
@@ -46,7 +45,6 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", MODELS)
 def test_on_a_gpu(tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_types, "BLOCKS_ON_GPU", True)
     path, options = written(tmp_path, family), {"dtype": dtype, "device": "cuda", "enable_prefix_caching": False}
     floats = engine_for(path, enable_prefix_caching=False)
     exact = [engine_logits(floats, prompt) for prompt in PROMPTS]

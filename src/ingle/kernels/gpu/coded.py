@@ -17,8 +17,10 @@ from ingle.kernels import reference_coded
 from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes, vector
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl, shared_memory
+from ingle.kernels.gpu.device import await_previous, barrier, counters, has_warpgroups, num_sms, pdl, shared_memory
 
+WARPGROUPS = False
+"""Whether `warpgroups` takes what few rows leave, on Hopper: faster up to some 100 rows, but no model has run so."""
 _LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MAX_SPLIT_ROWS = 64
@@ -56,6 +58,11 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
         return fp8.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
+    if WARPGROUPS and has_warpgroups(x.device):
+        from ingle.kernels.gpu import warpgroups  # Gluon takes a while to import
+
+        if warpgroups.suits(x, coded):
+            return warpgroups.multiply(x, coded, bias)
     if coded.in_planes:
         multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
         return multiply(x, coded, bias)

@@ -1,0 +1,570 @@
+"""Products of more rows than few with codes, on Hopper: a tile is decoded on its way to the tensor cores.
+
+Weights are the tensor cores' operand in registers, and what those multiply meanwhile is another part of the tile: Gluon
+says when to wait. A program has two warpgroups that multiply, a warp that has codes and rows copied into the SM's
+memory, and two that bring scales. It goes from tile to tile; tiles that would leave programs without any are shared
+out, columns of a tile to several programs, whose last to arrive adds up, in order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ingle.kernels.coded import Coded
+from ingle.kernels.gpu.codes import FORMATS
+from ingle.kernels.gpu.device import counters, has_warpgroups, num_sms, pdl
+
+# Two bytes are two numbers of 16 bits in a register, or four in two: of their lower halves, then of their upper ones.
+_SPREAD = "{{ .reg .b32 w, t, s, a; cvt.u32.u16 w, ${0}; prmt.b32 w, w, 0, 0x4140; "
+_NIBBLES = "lop3.b32 t, w, 0x000f000f, {0}, 0xea; "
+_DECODE = {
+    ("int4", "bf16"): (_NIBBLES.format("0x43004300"), "shr.b32 w, w, 4; " + _NIBBLES.format("0x43004300")),
+    ("int4", "f16"): (_NIBBLES.format("0x64006400"), "shr.b32 w, w, 4; " + _NIBBLES.format("0x64006400")),
+    ("int8", "bf16"): (
+        "lop3.b32 s, w, 0x00800080, 0xc380c380, 0x6a; lop3.b32 t, w, 0x007f007f, 0x43004300, 0xea; "
+        "add.rn.bf16x2 t, t, s; ",
+    ),
+    ("int8", "f16"): ("or.b32 t, w, 0x64006400; ",),
+    ("fp8", "bf16"): (
+        "shl.b32 w, w, 8; and.b32 s, w, 0x80008000; shr.b32 t, w, 4; lop3.b32 t, t, 0x07f007f0, s, 0xea; "
+        "mov.b32 a, 0x7b807b80; mul.rn.bf16x2 t, t, a; ",
+    ),
+    ("fp8", "f16"): (
+        "shl.b32 w, w, 8; and.b32 s, w, 0x80008000; shr.b32 t, w, 1; lop3.b32 t, t, 0x3f803f80, s, 0xea; "
+        "mov.b32 a, 0x5c005c00; mul.rn.f16x2 t, t, a; ",
+    ),
+}
+_BIAS = {("int4", "bf16"): 128, ("int4", "f16"): 1024, ("int8", "bf16"): -128, ("int8", "f16"): 1024}
+"""What those are more than the code."""
+_WHOLE = 1 << 20
+"""Columns of a group that has all of a row's."""
+OUTS = 256
+"""Rows of weights of a tile; a warpgroup has half of them."""
+
+
+class Tiling(NamedTuple):
+    rows: int
+    """Of inputs."""
+    num_stages: int
+    """Four at most: each has three barriers by their numbers, of which there are 16."""
+    sharers: int | None = None
+    """Programs that share out tiles; None for what `num_sharers` finds best."""
+
+
+def suits(x: torch.Tensor, coded: Coded) -> bool:
+    if not has_warpgroups(x.device) or x.dtype not in (torch.bfloat16, torch.float16) or coded.kind not in FORMATS:
+        return False
+    groups, size, per_byte = coded.scales.shape[1], coded.group_size, FORMATS[coded.kind].columns_per_byte
+    return (
+        x.stride(1) == 1
+        and coded.table is None
+        and coded.factors is None
+        and coded.minima is None
+        and (per_byte == 1 or coded.half in (16, 32, 64))
+        and (groups == 1 or size in (32, 64) or size % 128 == 0)
+        and coded.codes.shape[1] % 16 == 0
+        and coded.num_rows % 8 == 0
+        and coded.codes.is_contiguous()
+        and coded.scales.is_contiguous()
+        and (coded.zeros is None or coded.zeros.is_contiguous())
+        and x.stride(0) % 8 == 0
+        and x.data_ptr() % 16 == coded.codes.data_ptr() % 16 == 0
+    )
+
+
+def _assembly(kind: str, number: str, *, is_biased: bool, is_scaled: bool) -> str:
+    """Of codes numbers: less the zeros, and times the scales."""
+    parts = _DECODE[kind, number]
+    text = _SPREAD.format(len(parts))
+    for index, part in enumerate(parts):
+        text += part
+        if is_biased:
+            text += f"sub.rn.{number}x2 t, t, ${len(parts) + 2}; "
+        text += f"mul.rn.{number}x2 ${index}, t, ${len(parts) + 1}; " if is_scaled else f"mov.b32 ${index}, t; "
+    return text + "}"
+
+
+_FORMS = [(*form, biased, scaled) for form in _DECODE for biased in (False, True) for scaled in (False, True)]
+_ASSEMBLIES = gl.constexpr(
+    tuple(_assembly(kind, number, is_biased=biased, is_scaled=scaled) for kind, number, biased, scaled in _FORMS)
+)
+
+
+def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Tiling | None = None) -> torch.Tensor:
+    """x [M, I], its columns as the matrix has them, to [M, O]."""
+    (num_rows, size_in), size_out, device = x.shape, coded.num_rows, x.device
+    groups, per_byte = coded.scales.shape[1], FORMATS[coded.kind].columns_per_byte
+    shape = shape or tiling(num_rows)
+    assert shape.num_stages <= 4
+    out, rows = x.new_empty(num_rows, size_out), shape.rows
+    name, number = ("bf16", gl.bfloat16) if x.dtype == torch.bfloat16 else ("f16", gl.float16)
+    units = triton.cdiv(size_in, 64 * per_byte)
+    num_row_tiles = triton.cdiv(num_rows, rows)
+    num_tiles = num_row_tiles * triton.cdiv(size_out, OUTS)
+    most = num_sms(device)
+    num_shared = num_tiles % most
+    sharers = shape.sharers or num_sharers(num_shared, units, most)
+    parts = torch.empty(2 * sharers * OUTS * rows, dtype=torch.float32, device=device)
+    more = _BIAS.get((coded.kind, name), 0)
+    zero = more + FORMATS[coded.kind].middle
+    form = (coded.kind, name, coded.zeros is not None or zero != 0, groups > 1)
+    early = pdl(device)
+    _warpgroups_kernel[(most if num_tiles >= most else sharers,)](
+        _described(x, [rows, 64], number), _described(coded.codes, [OUTS, 64], gl.uint8),
+        _described(out, [rows, OUTS], number),
+        coded.scales, coded.codes if coded.zeros is None else coded.zeros, out if bias is None else bias, parts,
+        counters(device), num_tiles - num_shared, num_shared, sharers, num_row_tiles, units, size_out, groups,
+        int(bias is not None),
+        GROUP=coded.group_size if groups > 1 else _WHOLE, SCALED=groups > 1, PER_BYTE=per_byte, HALF=coded.half,
+        FORM=_FORMS.index(form), ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more,
+        PACKED=groups % 4 == 0 and coded.scales.itemsize == 2,
+        OUTS=OUTS, ROWS=rows, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
+    )  # fmt: skip
+    return out
+
+
+def tiling(num_rows: int) -> Tiling:
+    if num_rows > 64:
+        return Tiling(128, 3)
+    return Tiling(64, 4) if num_rows > 32 else Tiling(32, 4)
+
+
+def num_sharers(num_shared: int, units: int, most: int) -> int:
+    """Programs that share out tiles, so that the last ends earliest: what splits leave has to be added up."""
+    if num_shared == 0:
+        return 1
+
+    def cost(sharers: int) -> float:
+        splits = -(-sharers // num_shared) + (sharers % num_shared != 0)
+        return -(-num_shared * units // sharers) + (0 if splits == 1 else 2 + 2 * splits)
+
+    several = [splits * num_shared for splits in range(1, most // num_shared + 1)]
+    return min((*several, most), key=cost)
+
+
+def _described(tensor: torch.Tensor, block: list[int], number: gl.dtype) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(tensor, block, gl.NVMMASharedLayout.get_default_for(block, number))
+
+
+@gluon.jit
+def _next(work, where):
+    """The step after one, of a program whose tiles are `work`: which of them, its place, and the unit."""
+    index, out_tile, row_tile, unit = where
+    unit += 1
+    if unit == work[5]:
+        index += 1
+        out_tile, row_tile, unit = _begin(work, index)
+    return index, out_tile, row_tile, unit
+
+
+@gluon.jit
+def _begin(work, index):
+    program, num_programs, num_whole, first_shared, num_row_tiles, units = work
+    tile = gl.where(index < num_whole, index * num_programs + program, first_shared // units + (index - num_whole))
+    unit = gl.where(index == num_whole, first_shared % units, 0)
+    return tile // num_row_tiles, tile % num_row_tiles, unit
+
+
+@gluon.jit
+def _barrier():
+    """Of both warpgroups."""
+    gl.inline_asm_elementwise("bar.sync 0, 256; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _await_step(stage):
+    """Waits until what a stage has is there."""
+    gl.inline_asm_elementwise(
+        "{ .reg .b32 t; mov.u32 t, %tid.x; shr.u32 t, t, 7; add.u32 t, t, $1; bar.sync t, 224; mov.u32 $0, 0; }",
+        "=r,r", [2 * stage + 4], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _tell_step(stage):
+    gl.inline_asm_elementwise(
+        "{ .reg .b32 t; add.u32 t, $1, 1; bar.arrive $1, 224; bar.arrive t, 224; mov.u32 $0, 0; }",
+        "=r,r", [2 * stage + 4], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _await_free(stage):
+    """Waits until a stage's codes and rows were multiplied."""
+    gl.inline_asm_elementwise(
+        "bar.sync $1, 352; mov.u32 $0, 0;", "=r,r", [stage + 12], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _tell_free(stage):
+    gl.inline_asm_elementwise(
+        "bar.arrive $1, 352; mov.u32 $0, 0;", "=r,r", [stage + 12], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _load_codes(codes_desc, codes, ready, stage, out_tile, unit, there, OUTS: gl.constexpr):
+    place = [out_tile * OUTS, unit * 64]
+    tma.async_copy_global_to_shared(codes_desc, place, ready.index(stage), codes.index(stage), there)
+
+
+@gluon.jit
+def _load_rows(x_desc, xs, ready, stage, row_tile, unit, there, ROWS: gl.constexpr, PER_BYTE: gl.constexpr):
+    for half in gl.static_range(PER_BYTE):
+        place = [row_tile * ROWS, (unit * PER_BYTE + half) * 64]
+        tma.async_copy_global_to_shared(x_desc, place, ready.index(stage), xs.index(stage * PER_BYTE + half), there)
+
+
+@gluon.jit
+def _load_scales(
+    scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, there,
+    GROUP: gl.constexpr, COLUMNS: gl.constexpr, ZEROS: gl.constexpr, PACKED: gl.constexpr, OUTS: gl.constexpr,
+):  # fmt: skip
+    """Of the block of four groups that a unit is in the scales, and the zeros: four tensors [OUTS], or PACKED, one."""
+    outs = out_tile * OUTS + gl.arange(0, OUTS, gl.BlockedLayout([1], [32], [2], [0]))
+    block = unit // (4 * GROUP // COLUMNS)
+    mask = there & (outs < size_out)
+    if PACKED:
+        places = outs * (num_groups // 4) + block
+        scales = (gl.load(scales_ptr.to(gl.pointer_type(gl.int64), bitcast=True) + places, mask=mask, other=0),)
+        zeros = scales
+        if ZEROS:
+            zeros = (gl.load(zeros_ptr.to(gl.pointer_type(gl.int32), bitcast=True) + places, mask=mask, other=0),)
+    else:
+        scales, zeros = (), ()
+        for each in gl.static_range(4):
+            places = outs * num_groups + (block * 4 + each)
+            in_groups = mask & (block * 4 + each < num_groups)
+            scale = gl.load(scales_ptr + places, mask=in_groups, other=0)
+            scales += (scale,)
+            if ZEROS:
+                zeros += (gl.load(zeros_ptr + places, mask=in_groups, other=0),)
+            else:
+                zeros += (scale,)
+    return scales, zeros
+
+
+@gluon.jit
+def _store_scales(
+    held, block, scales_ptr, scales, zeros,
+    ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    """For the warpgroups: a scale in a word's lower half, what is taken from codes in the upper one."""
+    for each in gl.static_range(4):
+        if PACKED:
+            scale = (scales[0] >> 16 * each).to(gl.int16).to(scales_ptr.dtype.element_ty, bitcast=True)
+            taken = (zeros[0] >> 8 * each).to(gl.int32) & 255
+        else:
+            scale, taken = scales[each], zeros[each]
+        if ZEROS:
+            zero = (taken.to(gl.float32) + CODE_BIAS).to(dtype)
+        else:
+            zero = gl.full(scale.shape, ZERO, dtype, scale.type.layout)
+        upper = zero.to(gl.int16, bitcast=True).to(gl.int32) << 16
+        words = upper | scale.to(dtype).to(gl.uint16, bitcast=True).to(gl.int32)
+        held.index(block % 2 * 4 + each).store(words)
+
+
+@gluon.jit
+def _numbers(codes, held, FORM: gl.constexpr, PER_BYTE: gl.constexpr, dtype: gl.constexpr):
+    """Of bytes [OUTS, C], of one group, numbers [OUTS, C], for each code of a byte."""
+    scale = gl.expand_dims(held.to(gl.int16).to(dtype, bitcast=True), 1)
+    zero = gl.expand_dims((held >> 16).to(gl.int16).to(dtype, bitcast=True), 1)
+    ASM: gl.constexpr = _ASSEMBLIES[FORM]
+    held = [codes, scale, zero]
+    if PER_BYTE == 2:
+        if dtype == gl.bfloat16:
+            numbers = gl.inline_asm_elementwise(
+                ASM, "=r,=r,h,r,r", held, dtype=(gl.bfloat16, gl.bfloat16), is_pure=True, pack=2
+            )
+        else:
+            numbers = gl.inline_asm_elementwise(
+                ASM, "=r,=r,h,r,r", held, dtype=(gl.float16, gl.float16), is_pure=True, pack=2
+            )
+    elif dtype == gl.bfloat16:
+        numbers = (gl.inline_asm_elementwise(ASM, "=r,h,r,r", held, dtype=gl.bfloat16, is_pure=True, pack=2),)
+    else:
+        numbers = (gl.inline_asm_elementwise(ASM, "=r,h,r,r", held, dtype=gl.float16, is_pure=True, pack=2),)
+    return numbers
+
+
+@gluon.jit
+def _multiply(total, numbers, xs, at, COLUMN: gl.constexpr, CHUNK: gl.constexpr, PER_BYTE: gl.constexpr):
+    x = xs.index(PER_BYTE * at + COLUMN // 64).slice(COLUMN % 64, CHUNK, 1)
+    return warpgroup_mma(numbers, x.permute([1, 0]), total, is_async=True)
+
+
+@gluon.jit
+def _await_products(total, operands, NUM_AFTER: gl.constexpr):
+    """Waits for all products but some last ones; `operands` are those of the chunk that is waited for."""
+    if len(operands) == 2:
+        total, _low, _high = warpgroup_mma_wait(NUM_AFTER, deps=(total, operands[0], operands[1]))
+    else:
+        total, _numbers = warpgroup_mma_wait(NUM_AFTER, deps=(total, operands[0]))
+    return total
+
+
+@gluon.jit
+def _add_chunk(
+    total, before, codes, xs, scales, at,
+    BYTE: gl.constexpr, COLUMN: gl.constexpr, CHUNK: gl.constexpr, WEIGHTS: gl.constexpr, HALF: gl.constexpr,
+    FORM: gl.constexpr, PER_BYTE: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    """Begins the product of some bytes of a step, and waits for the first of those begun before, whose operands are
+    `before`."""
+    held = codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS)
+    numbers = _numbers(held, scales[COLUMN * len(scales) // (64 * PER_BYTE)], FORM, PER_BYTE, dtype)
+    total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE)
+    if PER_BYTE == 2:
+        total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE)
+    total = _await_products(total, before[0], len(before) * PER_BYTE)
+    return total, (before[1], numbers) if len(before) == 2 else (numbers,)
+
+
+@gluon.jit
+def _flat(sums, ROWS: gl.constexpr):
+    """A tile's sums so that a thread has four neighbours, and neighbouring threads the next ones."""
+    apart = gl.permute(gl.reshape(sums, [2, 8, 2, 8, ROWS // 8, 4, 2]), [0, 1, 4, 3, 5, 2, 6])
+    return gl.reshape(apart, [256 * ROWS])
+
+
+@gluon.jit
+def _part(parts_ptr, sharer, tile, num_shared, sharers, units, OUTS: gl.constexpr, ROWS: gl.constexpr):
+    """Where a program leaves what it has of a tile: it has a share of two at most."""
+    is_second = (sharer * num_shared * units // sharers < tile * units).to(gl.int64)
+    return parts_ptr + (2 * sharer + is_second) * (OUTS * ROWS)
+
+
+@gluon.jit
+def _multiply_tiles(
+    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, held, result, num_shared, sharers, first,
+    num_steps, work, size_out, has_bias,
+    GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
+    OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """What warpgroups do."""
+    dtype: gl.constexpr = x_desc.dtype
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[8, 1], instr_shape=[16, ROWS, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
+    COLUMNS: gl.constexpr = 64 * PER_BYTE
+    PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
+    BLOCK: gl.constexpr = 4 * GROUP // COLUMNS
+    CHUNK: gl.constexpr = HALF if PER_BYTE == 2 and HALF < 32 else 32
+    DEPTH: gl.constexpr = 1 if ROWS == 128 else 2  # products on their way, by what registers hold
+    program, _num_programs, num_whole, _first_shared, _num_row_tiles, units = work
+    step, index = 0, 0
+    at, last, block = 0, STAGES - 1, 4
+    while step < num_steps:
+        out_tile, row_tile, unit = _begin(work, index)
+        first_out = out_tile * OUTS
+        first_step = step
+        last_step = gl.minimum(step + (units - unit), num_steps)
+        block ^= 4  # of scales
+        total = gl.zeros([OUTS, ROWS], gl.float32, SUMS)
+        nothing = gl.zeros([OUTS, CHUNK], dtype, WEIGHTS)
+        none = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
+        before = (none, none) if DEPTH == 2 else (none,)
+        while step < last_step:
+            slot = block + unit % BLOCK * COLUMNS // GROUP
+            step += 1
+            unit += 1
+            _await_step(at)
+            scales = ()
+            for part in gl.static_range(PARTS):
+                scales += (held.index(slot + part).load(gl.SliceLayout(1, WEIGHTS)),)
+            for chunk in gl.static_range(64 // CHUNK):
+                total, before = _add_chunk(
+                    total, before, codes, xs, scales, at, chunk * CHUNK,
+                    chunk * CHUNK // HALF * (2 * HALF) + chunk * CHUNK % HALF if PER_BYTE == 2 else chunk * CHUNK,
+                    CHUNK, WEIGHTS, HALF, FORM, PER_BYTE, dtype,
+                )  # fmt: skip
+                if chunk == DEPTH - 1 and step > 1:  # what the step before had
+                    _tell_free(last)
+            block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ 4, block)
+            last = at
+            at = gl.where(at == STAGES - 1, 0, at + 1)
+        sums = total
+        for each in gl.static_range(DEPTH):
+            sums = _await_products(sums, before[each], 0)
+        done = True
+        if last_step - first_step < units:
+            flat = _flat(sums, ROWS)
+            within = gl.arange(0, OUTS * ROWS, flat.type.layout)
+            tile = (first + (first_step - num_whole * units)) // units
+            first_sharer = ((tile * units + 1) * sharers - 1) // (num_shared * units)
+            last_sharer = ((tile + 1) * units * sharers - 1) // (num_shared * units)
+            gl.store(_part(parts_ptr, program, tile, num_shared, sharers, units, OUTS, ROWS) + within, flat)
+            _barrier()  # all stores come before the arrival
+            done = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == last_sharer - first_sharer
+            if done:
+                gl.store(arrived_ptr + tile, 0)
+                if last_sharer == first_sharer + 1:  # of two any order gives the same sum
+                    other = first_sharer + last_sharer - program
+                    part = _part(parts_ptr, other, tile, num_shared, sharers, units, OUTS, ROWS)
+                    flat += gl.load(part + within, cache_modifier=".cg")
+                else:
+                    flat = gl.zeros_like(flat)
+                    for sharer in range(first_sharer, last_sharer + 1):
+                        part = _part(parts_ptr, sharer, tile, num_shared, sharers, units, OUTS, ROWS)
+                        flat += gl.load(part + within, cache_modifier=".cg")
+                apart = gl.permute(gl.reshape(flat, [2, 8, ROWS // 8, 8, 4, 2, 2]), [0, 1, 5, 3, 2, 4, 6])
+                sums = gl.convert_layout(gl.reshape(apart, [OUTS, ROWS]), SUMS)
+        if done:
+            outs = first_out + gl.arange(0, OUTS, gl.SliceLayout(1, SUMS))
+            if not SCALED:
+                sums *= gl.load(scales_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
+            if has_bias:
+                sums += gl.load(bias_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
+            tma.store_wait(0)
+            _barrier()
+            result.permute([1, 0]).store(sums.to(dtype))
+            fence_async_shared()
+            _barrier()
+            tma.async_copy_shared_to_global(out_desc, [row_tile * ROWS, first_out], result)
+        index += 1
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _copy_tiles(
+    x_desc, codes_desc, xs, codes, ready, num_steps, work,
+    PER_BYTE: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+    PDL: gl.constexpr,
+):  # fmt: skip
+    """What a warp does meanwhile: it asks for what comes next."""
+    out_tile, row_tile, unit = _begin(work, 0)
+    ahead = (0, out_tile, row_tile, unit)
+    for stage in gl.static_range(STAGES):
+        there = stage < num_steps
+        mbarrier.expect(ready.index(stage), OUTS * 64 + ROWS * PER_BYTE * 128, there)
+        _load_codes(codes_desc, codes, ready, stage, ahead[1], ahead[3], there, OUTS)
+        ahead = _next(work, ahead)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    ahead = (0, out_tile, row_tile, unit)
+    for stage in gl.static_range(STAGES):
+        _load_rows(x_desc, xs, ready, stage, ahead[2], ahead[3], stage < num_steps, ROWS, PER_BYTE)
+        ahead = _next(work, ahead)
+    at, phase, last = 0, 0, STAGES - 1
+    for step in range(num_steps):
+        mbarrier.wait(ready.index(at), phase)
+        _tell_step(at)
+        if step > 0:
+            _await_free(last)
+            there = step + STAGES - 1 < num_steps
+            mbarrier.expect(ready.index(last), OUTS * 64 + ROWS * PER_BYTE * 128, there)
+            _load_codes(codes_desc, codes, ready, last, ahead[1], ahead[3], there, OUTS)
+            _load_rows(x_desc, xs, ready, last, ahead[2], ahead[3], there, ROWS, PER_BYTE)
+            ahead = _next(work, ahead)
+        last = at
+        at = gl.where(at == STAGES - 1, 0, at + 1)
+        phase = gl.where(at == 0, phase ^ 1, phase)
+
+
+@gluon.jit
+def _scale_tiles(
+    x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups,
+    GROUP: gl.constexpr, PER_BYTE: gl.constexpr, ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr,
+    PACKED: gl.constexpr, OUTS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """What two warps do: scales are small and far apart, and so take as long to come as anything. Those of four groups
+    come at once, while the four before are used."""
+    dtype: gl.constexpr = x_desc.dtype
+    COLUMNS: gl.constexpr = 64 * PER_BYTE
+    BLOCK: gl.constexpr = 4 * GROUP // COLUMNS  # units
+    out_tile, row_tile, unit = _begin(work, 0)
+    where = (0, out_tile, row_tile, unit)
+    scales, zeros = _load_scales(
+        scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, num_steps > 0, GROUP, COLUMNS, ZEROS, PACKED, OUTS
+    )
+    at, last, block, index = 0, STAGES - 1, 0, -1
+    for step in range(num_steps):
+        if where[3] % BLOCK == 0 or where[0] != index:
+            _store_scales(held, block, scales_ptr, scales, zeros, ZEROS, ZERO, CODE_BIAS, PACKED, dtype)
+            block += 1
+            end = gl.minimum((where[3] // BLOCK + 1) * BLOCK, work[5])
+            there = step + (end - where[3]) < num_steps
+            _index, next_tile, _row_tile, next_unit = _next(work, (where[0], where[1], where[2], end - 1))
+            scales, zeros = _load_scales(
+                scales_ptr, zeros_ptr, size_out, num_groups, next_tile, next_unit, there, GROUP, COLUMNS, ZEROS, PACKED,
+                OUTS,
+            )  # fmt: skip
+        _tell_step(at)
+        if step > 0:
+            _await_free(last)
+        index = where[0]
+        where = _next(work, where)
+        last = at
+        at = gl.where(at == STAGES - 1, 0, at + 1)
+
+
+_COUNTS = [
+    "num_whole_tiles", "num_shared", "sharers", "num_row_tiles", "units", "size_out", "num_groups", "has_bias",
+]  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=_COUNTS)
+def _warpgroups_kernel(
+    x_desc, codes_desc, out_desc, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
+    num_whole_tiles, num_shared, sharers, num_row_tiles, units, size_out, num_groups, has_bias,
+    GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
+    ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, OUTS: gl.constexpr,
+    ROWS: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    """A tile is [OUTS, ROWS]; a step has 64 bytes of each row of weights."""
+    xs = gl.allocate_shared_memory(x_desc.dtype, [PER_BYTE * STAGES, ROWS, 64], x_desc.layout)
+    codes = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, 64], codes_desc.layout)
+    held = gl.allocate_shared_memory(gl.int32, [8, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    result = gl.allocate_shared_memory(x_desc.dtype, [ROWS, OUTS], out_desc.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(ready.index(stage), count=1)
+    fence_async_shared()
+    program, num_programs = gl.program_id(0), gl.num_programs(0)
+    num_whole = num_whole_tiles // num_programs
+    first = program * num_shared * units // sharers
+    num_steps = num_whole * units
+    if program < sharers:
+        num_steps += (program + 1) * num_shared * units // sharers - first
+    work = (program, num_programs, num_whole, first + num_whole_tiles * units, num_row_tiles, units)
+    gl.warp_specialize(
+        [
+            (
+                _multiply_tiles,
+                (
+                    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, held, result, num_shared,
+                    sharers, first, num_steps, work, size_out, has_bias, GROUP, SCALED, PER_BYTE, HALF, FORM, OUTS,
+                    ROWS, STAGES,
+                ),
+            ),
+            (
+                _copy_tiles,
+                (x_desc, codes_desc, xs, codes, ready, num_steps, work, PER_BYTE, OUTS, ROWS, STAGES, PDL),
+            ),
+            (
+                _scale_tiles,
+                (
+                    x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups, GROUP, PER_BYTE,
+                    ZEROS, ZERO, CODE_BIAS, PACKED, OUTS, STAGES,
+                ),
+            ),
+        ],
+        [1, 2],
+        [40, 40],
+    )  # fmt: skip

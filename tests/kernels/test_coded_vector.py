@@ -69,15 +69,6 @@ def test_add(kind: str) -> None:
     assert not counters(DEVICE).any()
 
 
-@pytest.mark.parametrize("kind, most", [("Q4_K", 2), ("Q8_0", 2), ("Q6_K", 4), ("Q2_K", 4)])
-def test_more_rows(kind: str, most: int) -> None:
-    """Of kinds that nothing else reads as they are stored."""
-    weight, x = MATRICES[kind](7), randn(5, SIZE_IN)
-    for rows in (2, 3, 4, 5):
-        assert coded_vector.suits(x[:rows].half(), [weight]) == (rows <= most)
-    near(coded_vector.multiply(x[:most], weight, None), x[:most].float() @ weight.decoded(slice(None), torch.float32).T)
-
-
 def test_gated() -> None:
     weight, x, norm = MATRICES["Q4_K"](2 * 6), randn(2, SIZE_IN), RMSNorm(norm_weight(SIZE_IN), EPS)
     normed = reference.rms_norm(x.float(), norm.weight.float(), EPS)

@@ -23,6 +23,8 @@ WARPGROUPS = False
 """Whether `warpgroups` takes what few rows leave, on Hopper: faster up to some 100 rows, but no model has run so."""
 _LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
+_MOST_BY_TWOS = 8
+"""Rows of what `lanes` does not read, such as Q6_K, for which reading the matrix for each two beats `planes`."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
 _MUCH_MEMORY = 128 << 10
@@ -64,6 +66,8 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
         if warpgroups.suits(x, coded):
             return warpgroups.multiply(x, coded, bias)
     if coded.in_planes:
+        if len(x) <= _MOST_BY_TWOS and x.is_contiguous() and coded_vector.fits(x[: coded_vector.MAX_ROWS], coded):
+            return coded_vector.multiply_by_twos(x, coded, bias)
         multiply = decoded.multiply if len(x) >= planes.LEAST_DECODED else planes.multiply
         return multiply(x, coded, bias)
     if len(x) >= _LEAST_DECODED and decoded.suits(coded):

@@ -1,5 +1,4 @@
-"""Products of one or two rows, of some kinds up to four, with matrices of codes on the CUDA cores, with what stands
-around them in a layer.
+"""Products of one or two rows with matrices of codes on the CUDA cores, with what stands around them in a layer.
 
 As in `vector` programs are small and many, and ask for their first weights before the kernel before has ended. What
 limits them is not only the memory but how many instructions a weight takes. So a row's inputs become integers: of 32
@@ -19,7 +18,6 @@ import triton.language as tl
 
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu import lanes
 from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
 from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
@@ -27,9 +25,7 @@ from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, ta
 from ingle.kernels.gpu.rotation import load_rotation, store_rotated
 from ingle.kernels.options import Activation
 
-MAX_ROWS = 4
-_FAST_ROWS = 2
-"""Of codes that `lanes` reads, no more."""
+MAX_ROWS = 2
 CHUNK = 32
 """Columns that a thread has of a row."""
 PARTS_AT_ONCE = False
@@ -262,8 +258,7 @@ def fits(x: torch.Tensor, coded: Coded) -> bool:
     in_pairs = coded.minima is None or coded.pairs is not None
     of_bytes = coded.kind != "fp8" and (coded.table is None or coded.table.dtype == torch.int8)
     by_chunks = columns % CHUNK == 0 and apart % 16 == 0 and in_groups and in_pairs and of_bytes
-    most = MAX_ROWS if coded.in_planes and lanes.block_bytes(coded) is None else _FAST_ROWS
-    return 0 < len(x) <= most and x.itemsize == 2 and x.is_contiguous() and by_chunks
+    return 0 < len(x) <= MAX_ROWS and x.itemsize == 2 and x.is_contiguous() and by_chunks
 
 
 def suits(x: torch.Tensor, parts: Sequence[Coded]) -> bool:
@@ -281,16 +276,13 @@ def tiling(coded: Coded, num_sms: int, num_rows: int, *, paired: bool, whole: bo
 
     A program makes integers of its inputs for all rows of its tiles: so a tile of four bits has many, as long as all
     SMs have tiles. There are as many programs as an SM runs at once, by the compiled code: of a chunk a thread four of
-    four warps; with two chunks eight of two, or six of two rows and of five bits (`tests/kernels/resources.py`);
-    of more rows three of four.
+    four warps; with two chunks eight of two, or six of two rows and of five bits (`tests/kernels/resources.py`).
     """
     count = coded.num_columns // CHUNK
     num_splits = 1 if whole or count <= 256 else triton.cdiv(count, 128)
     chunks = triton.next_power_of_2(triton.cdiv(count, num_splits))
     bits, alone = sum(BITS[coded.kind]), num_rows == 1
     of_thread, lines = (1, 8) if bits == 4 and alone else (2, 4 if bits <= 5 and alone else 2)
-    if num_rows > 2:
-        of_thread = 1
     warps_a_sm = 16 if bits != 5 and alone else 12
     num_warps = min(max(chunks // (32 * of_thread), 1), 16)
     at_once = max(num_sms * warps_a_sm // num_warps // num_splits, 1)
@@ -310,6 +302,15 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.
     """x @ coded.T + bias, for x [M, K] with its columns in the matrix's order."""
     out = x.new_empty(len(x), coded.num_rows)
     _run(x, None, coded, bias, _ADD, out)
+    return out
+
+
+def multiply_by_twos(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    """The same of more rows than `MAX_ROWS`, of which each two ask for the weights anew."""
+    out = x.new_empty(len(x), coded.num_rows)
+    for first in range(0, len(x), MAX_ROWS):
+        rows = slice(first, first + MAX_ROWS)
+        _run(x[rows], None, coded, bias, _ADD, out[rows])
     return out
 
 

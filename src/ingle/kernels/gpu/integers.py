@@ -206,16 +206,16 @@ def multiply_quads(
         upper = by_high.to(tl.float32, bitcast=True) - 12582912.0
         product = upper * 256.0 + (by_low.to(tl.float32, bitcast=True) - 12582912.0)
         given = first_sum + second_sum if PARTS == 1 else (second_sum if part else first_sum)
-        scale, minimum = both(steps[2 * part], PAIR)
+        scale, minimum = _both(steps[2 * part], PAIR)
         if ZEROS:
-            product -= small(steps[2 * part + 1]) * given[None, :]
+            product -= _small(steps[2 * part + 1]) * given[None, :]
         elif MIDDLE:
             product -= MIDDLE * given[None, :]
         total += scale * product
         if MINIMA:
             at_minima += minimum * given[None, :]
     if SPAN:
-        factor, minimum_factor = both(steps[2 * PARTS], 16 if MINIMA else 0)
+        factor, minimum_factor = _both(steps[2 * PARTS], 16 if MINIMA else 0)
         total *= factor
         if MINIMA:
             at_minima *= minimum_factor
@@ -223,7 +223,7 @@ def multiply_quads(
 
 
 @triton.jit
-def both(values, PAIR: tl.constexpr):
+def _both(values, PAIR: tl.constexpr):
     """Floats: a scale and a minimum out of PAIR bits each, integers or float16; or a scale."""
     if PAIR == 16:
         low, high = (values & 0xFFFF).to(tl.int16), (values >> 16).to(tl.int16)
@@ -232,14 +232,14 @@ def both(values, PAIR: tl.constexpr):
             high.to(tl.float16, bitcast=True).to(tl.float32),
         )
     elif PAIR:
-        first, second = small(values & ((1 << PAIR) - 1)), small((values >> PAIR) & ((1 << PAIR) - 1))
+        first, second = _small(values & ((1 << PAIR) - 1)), _small((values >> PAIR) & ((1 << PAIR) - 1))
     else:
-        first, second = small(values), 0.0
+        first, second = _small(values), 0.0
     return first, second
 
 
 @triton.jit
-def small(values):
+def _small(values):
     """Floats; integers of less than 23 bits become some by their bits."""
     if values.dtype.is_int():
         return (values + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0

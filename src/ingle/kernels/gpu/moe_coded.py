@@ -112,8 +112,9 @@ def _experts_kernel(
     TOP_K: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
     OUTS: tl.constexpr, BLOCKS: tl.constexpr, PROGRAMS: tl.constexpr, SORTED: tl.constexpr, LAST: tl.constexpr,
     ORDERED: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, PAIR: tl.constexpr, TABLE: tl.constexpr,
-    FLOAT8: tl.constexpr, PDL: tl.constexpr,
+    SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, STEP: tl.constexpr,
+    FACTOR_STEP: tl.constexpr, SHARED: tl.constexpr,
+    TABLE: tl.constexpr, FLOAT8: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x times an expert's rows of the matrix, and its bias if there is one, for one block of rows and OUTS columns, in
     sorted order; of the LAST product times the routing weight, to the place of its pair."""
@@ -126,11 +127,13 @@ def _experts_kernel(
     outs = column * OUTS + tl.arange(0, OUTS)
     in_outs = outs < OUT
     x_rows = (rows if LAST else pairs // TOP_K).to(tl.int64) * x_stride
-    total = planes.multiply_tile(
-        x_ptr, x_rows, is_row, matrix, expert * OUT + column * OUTS, (expert + 1) * OUT, 0,
-        (IN // 32 + BLOCKS - 1) // BLOCKS, columns_ptr + expert * IN, ROWS, OUTS, BLOCKS, ORDERED, IN, LOW, HIGH,
-        GROUP, GROUPS, SPAN, MIDDLE, ZEROS, PAIR, TABLE, FLOAT8, False,
-    )  # fmt: skip
+    total = tl.zeros([OUTS, ROWS], tl.float32)
+    for first in range(0, IN // 32, BLOCKS):
+        total = planes.add_tile(
+            total, x_ptr, x_rows, is_row, matrix, expert * OUT + outs, in_outs, first, columns_ptr + expert * IN,
+            BLOCKS, ORDERED, IN, LOW, HIGH, GROUP, GROUPS, SPAN, MIDDLE, ZEROS, MINIMA, STEP, FACTOR_STEP, SHARED,
+            TABLE, FLOAT8,
+        )  # fmt: skip
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + expert * bias_stride + outs, mask=in_outs, other=0.0)
         total += bias.to(tl.float32)[:, None]

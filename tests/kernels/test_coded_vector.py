@@ -11,11 +11,12 @@ import torch
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
 from ingle.kernels.gpu import coded_vector
+from ingle.kernels.gpu.coded import multiply_coded
 from ingle.kernels.gpu.coded_vector import Tiling
 from ingle.kernels.gpu.device import counters
 from ingle.model.layers import RMSNorm
 from ingle.weights.gguf_coded import TYPES, coded_of
-from tests.kernels.fused import DEVICE, EPS, ON_GPU, TOLERANCE, check_projection, norm_weight, randn
+from tests.kernels.fused import DEVICE, EPS, ON_GPU, TOLERANCE, check_projection, close, norm_weight, randn
 from tests.kernels.test_coded import made
 from tests.weights.test_gguf_coded import stored
 
@@ -67,6 +68,14 @@ def test_add(kind: str) -> None:
         near(coded_vector.multiply(x[:1], weight, None), total[:1])
     near(coded_vector.add(x, weight, bias, residual), total + bias.float() + residual.float())
     assert not counters(DEVICE).any()
+
+
+def test_more_rows() -> None:
+    """Two at a time, where nothing faster reads them."""
+    weight, x = MATRICES["Q6_K"](7), randn(5, SIZE_IN).half()
+    assert not coded_vector.fits(x, weight)
+    exact = x.float() @ weight.decoded(slice(None), torch.float32).T
+    close(multiply_coded(x, weight, None), exact, max(TOLERANCE, 1e-3))
 
 
 def test_gated() -> None:

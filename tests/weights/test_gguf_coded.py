@@ -55,7 +55,7 @@ def test_large_scales_beside_others() -> None:
     assert Coded.joined(parts[:1] * 2).is_e2m1
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 16, 17, 64, 128, 1000] if ON_GPU else [5])
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 16, 17, 64, 128, 1000] if ON_GPU else [9])
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if ON_GPU or kind not in GRIDS[2:]])
 def test_products(kind: str, num_rows: int) -> None:
     size_out, size_in = (72, 768) if ON_GPU else (20, 256)

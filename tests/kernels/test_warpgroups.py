@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingle.kernels.coded import CodedKind
+from ingle.kernels.coded import Coded, CodedKind
+from ingle.kernels.gpu import coded as gpu_coded
+from ingle.kernels.gpu.coded import multiply_coded
 from ingle.kernels.gpu.device import counters
 from tests.kernels.fused import DEVICE
 from tests.kernels.test_coded import close, exact_product, made
@@ -68,6 +70,31 @@ def test_what_it_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not warpgroups.suits(x, made("int4", 16, 256, 16))
     monkeypatch.setattr(warpgroups, "has_warpgroups", lambda device: False)
     assert not warpgroups.suits(x, coded)
+
+
+def test_what_is_not_right_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Of whatever a compiler made of it; tried once for a matrix's form, and not while a graph is captured."""
+    x, coded = torch.randn(40, 256, device=DEVICE).half(), made("int4", 16, 256, 128)
+    right, asked = multiply_coded(x, coded, None), []
+
+    def wrong(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+        asked.append(len(x))
+        return x.new_zeros(len(x), coded.num_rows)
+
+    monkeypatch.setattr(gpu_coded, "has_warpgroups", lambda device: True)
+    monkeypatch.setattr(warpgroups, "has_warpgroups", lambda device: True)
+    monkeypatch.setattr(warpgroups, "multiply", wrong)
+    monkeypatch.setattr(warpgroups, "_right", {})
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        if x.is_cuda:
+            assert torch.equal(multiply_coded(x, coded, None), right) and not asked
+    for _ in range(2):
+        assert torch.equal(multiply_coded(x, coded, None), right)
+    assert asked == [40] and caplog.text.count("are off by 1.000") == 1
+    monkeypatch.setattr(warpgroups, "multiply", lambda x, coded, bias: 1.01 * exact_product(x, coded).to(x.dtype))
+    monkeypatch.setattr(warpgroups, "_right", {})
+    assert not torch.equal(multiply_coded(x, coded, None), right), "near enough"
 
 
 @pytest.mark.parametrize("num_shared, units", [(1, 28), (16, 28), (32, 28), (112, 148), (131, 3), (28, 148)])

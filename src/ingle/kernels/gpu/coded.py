@@ -19,8 +19,6 @@ from ingle.kernels.gpu import coded_vector, decoded, few_rows_coded, fp8, planes
 from ingle.kernels.gpu.codes import FORMATS, add_tile, columns_at_once, constants, pointers, suits
 from ingle.kernels.gpu.device import await_previous, barrier, counters, has_warpgroups, num_sms, pdl, shared_memory
 
-WARPGROUPS = False
-"""Whether `warpgroups` takes what few rows leave, on Hopper: faster up to some 100 rows, but no model has run so."""
 _LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MOST_BY_TWOS = 8
@@ -60,11 +58,16 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
         return fp8.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
-    if WARPGROUPS and has_warpgroups(x.device):
+    if coded.kind == "int4" and has_warpgroups(x.device):
         from ingle.kernels.gpu import warpgroups  # Gluon takes a while to import
 
-        if warpgroups.suits(x, coded):
+        if warpgroups.is_fastest(x, coded) and warpgroups.is_right(x, coded, _multiply_anywhere):
             return warpgroups.multiply(x, coded, bias)
+    return _multiply_anywhere(x, coded, bias)
+
+
+def _multiply_anywhere(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    """As `_multiply`, with more rows than few, on any GPU."""
     if coded.in_planes:
         if len(x) <= _MOST_BY_TWOS and x.is_contiguous() and coded_vector.fits(x[: coded_vector.MAX_ROWS], coded):
             return coded_vector.multiply_by_twos(x, coded, bias)

@@ -8,6 +8,8 @@ out, columns of a tile to several programs, whose last to arrive adds up, in ord
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,6 +56,10 @@ _WHOLE = 1 << 20
 """Columns of a group that has all of a row's."""
 OUTS = 256
 """Rows of weights of a tile; a warpgroup has half of them."""
+_MOST_ROWS, _MOST_ROWS_OF_WIDE, _WIDE = 256, 1024, 1 << 14
+"""Rows up to which this is faster than decoding first: of any matrix, and of those with so many rows of weights."""
+_MOST_OFF = 0.02
+"""Of the norm, that what is right may be off what decoding first gives: bfloat16 rounds 0.3 % of either away."""
 
 
 class Tiling(NamedTuple):
@@ -65,7 +71,40 @@ class Tiling(NamedTuple):
     """Programs that share out tiles; None for what `num_sharers` finds best."""
 
 
+def is_fastest(x: torch.Tensor, coded: Coded) -> bool:
+    """Whether it takes them, and nothing else is faster."""
+    return len(x) <= (_MOST_ROWS_OF_WIDE if coded.num_rows >= _WIDE else _MOST_ROWS) and suits(x, coded)
+
+
+_Product = Callable[[torch.Tensor, Coded, torch.Tensor | None], torch.Tensor]
+_right: dict[tuple[object, ...], bool] = {}
+
+
+def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
+    """Whether products like this one are what they are `otherwise`, of random inputs; said in the log if not.
+
+    Gluon is not settled: what the next Triton, or another driver, makes of it is tried before it is used. That is when
+    such a product is first asked for, which is before a CUDA graph is captured, for there nothing can be compared.
+    """
+    matrix = coded.num_rows, coded.num_columns, coded.group_size, coded.half, coded.scales.dtype, coded.zeros is None
+    key = x.device, x.dtype, tiling(len(x)), coded.kind, *matrix
+    if key not in _right:
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return False
+        shape = min(len(x), 2 * tiling(len(x)).rows), coded.num_columns
+        seeded = torch.Generator(x.device).manual_seed(0)
+        rows = torch.randn(shape, generator=seeded, device=x.device).to(x.dtype)
+        right = otherwise(rows, coded, None).float()
+        off = float((multiply(rows, coded, None).float() - right).norm() / right.norm())
+        _right[key] = off < _MOST_OFF
+        if not _right[key]:
+            message = "int4 products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
+            logging.getLogger("ingle").warning(message, len(x), off, triton.__version__)
+    return _right[key]
+
+
 def suits(x: torch.Tensor, coded: Coded) -> bool:
+    """Whether it takes them."""
     if not has_warpgroups(x.device) or x.dtype not in (torch.bfloat16, torch.float16) or coded.kind not in FORMATS:
         return False
     groups, size, per_byte = coded.scales.shape[1], coded.group_size, FORMATS[coded.kind].columns_per_byte

@@ -61,7 +61,8 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
     if coded.kind == "int4" and has_warpgroups(x.device):
         from ingle.kernels.gpu import warpgroups  # Gluon takes a while to import
 
-        if warpgroups.is_fastest(x, coded) and warpgroups.is_right(x, coded, _multiply_anywhere):
+        otherwise = decoded.multiply if decoded.suits(coded) else _multiply_anywhere
+        if warpgroups.is_fastest(x, coded) and warpgroups.is_right(x, coded, otherwise):
             return warpgroups.multiply(x, coded, bias)
     return _multiply_anywhere(x, coded, bias)
 

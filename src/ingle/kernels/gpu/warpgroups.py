@@ -413,10 +413,10 @@ def _flat(sums, OUTS: gl.constexpr, ROWS: gl.constexpr):
 
 
 @gluon.jit
-def _part(parts_ptr, sharer, tile, num_shared, sharers, units, OUTS: gl.constexpr, ROWS: gl.constexpr):
-    """Where a program leaves what it has of a tile: it has a share of two at most."""
-    is_second = (sharer * num_shared * units // sharers < tile * units).to(gl.int64)
-    return parts_ptr + (2 * sharer + is_second) * (OUTS * ROWS)
+def _part(parts_ptr, sharer, first, OUTS: gl.constexpr, ROWS: gl.constexpr):
+    """Where a program leaves what it has of a tile, whose first sharer is `first`: it has the end of one tile and the
+    beginning of another at most."""
+    return parts_ptr + (2 * sharer + (sharer == first)).to(gl.int64) * (OUTS * ROWS)
 
 
 @gluon.jit
@@ -447,7 +447,7 @@ def _add_parts(
             for sharer in range(first, last + 1, 8):
                 held = ()
                 for each in gl.static_range(8):
-                    part = _part(parts_ptr, sharer + each, tile, num_shared, sharers, units, OUTS, ROWS)
+                    part = _part(parts_ptr, sharer + each, first, OUTS, ROWS)
                     mask = (sharer + each <= last) & (index >= 0)
                     held += (gl.load(part + within, mask=mask, other=0, cache_modifier=".cg"),)
                 for each in gl.static_range(8):
@@ -521,9 +521,9 @@ def _multiply_tiles(
             flat = _flat(sums, OUTS, ROWS)
             within = gl.arange(0, OUTS * ROWS, flat.type.layout)
             tile = (first + (first_step - num_whole * units)) // units
-            gl.store(_part(parts_ptr, program, tile, num_shared, sharers, units, OUTS, ROWS) + within, flat)
-            _barrier()  # all stores come before the arrival
             first_sharer, last_sharer = _sharers_of(tile, num_shared, sharers, units)
+            gl.store(_part(parts_ptr, program, first_sharer, OUTS, ROWS) + within, flat)
+            _barrier()  # all stores come before the arrival
             _tell_parts(arrived_ptr + tile, last_sharer - first_sharer + OUTS // 16)
         else:
             outs = first_out + gl.arange(0, OUTS, gl.SliceLayout(1, SUMS))

@@ -380,7 +380,8 @@ def _multiply(
 
 @gluon.jit
 def _await_products(total, operands, NUM_AFTER: gl.constexpr):
-    """Waits for all products but some last ones; `operands` are those of the chunk that is waited for."""
+    """Waits for all products but some last ones; `operands` are those of the chunk that is waited for. The assembler
+    keeps registers from what is on its way only where a loop's iteration has a chunk more than that."""
     if len(operands) == 2:
         total, _low, _high = warpgroup_mma_wait(NUM_AFTER, deps=(total, operands[0], operands[1]))
     else:
@@ -394,15 +395,13 @@ def _add_chunk(
     BYTE: gl.constexpr, COLUMN: gl.constexpr, CHUNK: gl.constexpr, WEIGHTS: gl.constexpr, HALF: gl.constexpr,
     FORM: gl.constexpr, PER_BYTE: gl.constexpr, BYTES: gl.constexpr, dtype: gl.constexpr,
 ):  # fmt: skip
-    """Begins the product of some bytes of a step, and waits for the first of those begun before, whose operands are
-    `before`."""
+    """Begins the product of some bytes of a step, and waits for the one begun before, whose operands are `before`."""
     held = codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS)
     numbers = _numbers(held, scales[COLUMN * len(scales) // (BYTES * PER_BYTE)], FORM, PER_BYTE, dtype)
     total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE, BYTES)
     if PER_BYTE == 2:
         total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE, BYTES)
-    total = _await_products(total, before[0], len(before) * PER_BYTE)
-    return total, (before[1], numbers) if len(before) == 2 else (numbers,)
+    return _await_products(total, before, PER_BYTE), numbers
 
 
 @gluon.jit
@@ -479,9 +478,8 @@ def _multiply_tiles(
     COLUMNS: gl.constexpr = BYTES * PER_BYTE
     PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
     BLOCK: gl.constexpr = 4 * GROUP // COLUMNS
-    CHUNK: gl.constexpr = HALF if PER_BYTE == 2 and HALF < 32 else 32
+    CHUNK: gl.constexpr = HALF if PER_BYTE == 2 and HALF < BYTES // 2 else BYTES // 2
     NEAR: gl.constexpr = HALF if HALF < BYTES else BYTES  # how far in a step the numbers of a byte are apart
-    DEPTH: gl.constexpr = 1 if ROWS >= 128 else 2  # products on their way, by what registers hold
     program, num_programs, num_whole, _first_shared, num_row_tiles, units = work
     step, index = 0, 0
     at, last, block = 0, STAGES - 1, 4
@@ -493,8 +491,7 @@ def _multiply_tiles(
         block ^= 4  # of scales
         total = gl.zeros([OUTS, ROWS], gl.float32, SUMS)
         nothing = gl.zeros([OUTS, CHUNK], dtype, WEIGHTS)
-        none = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
-        before = (none, none) if DEPTH == 2 else (none,)
+        before = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
         while step < last_step:
             slot = block + unit % BLOCK * COLUMNS // GROUP
             step += 1
@@ -509,14 +506,12 @@ def _multiply_tiles(
                     chunk * CHUNK // NEAR * (2 * NEAR) + chunk * CHUNK % NEAR if PER_BYTE == 2 else chunk * CHUNK,
                     CHUNK, WEIGHTS, NEAR, FORM, PER_BYTE, BYTES, dtype,
                 )  # fmt: skip
-                if chunk == DEPTH - 1 and step > 1:  # what the step before had
+                if chunk == 0 and step > 1:  # what the step before had
                     _tell_free(last)
             block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ 4, block)
             last = at
             at = gl.where(at == STAGES - 1, 0, at + 1)
-        sums = total
-        for each in gl.static_range(DEPTH):
-            sums = _await_products(sums, before[each], 0)
+        sums = _await_products(total, before, 0)
         if last_step - first_step < units:
             flat = _flat(sums, OUTS, ROWS)
             within = gl.arange(0, OUTS * ROWS, flat.type.layout)

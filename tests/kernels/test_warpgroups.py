@@ -40,7 +40,8 @@ def test_products(case: tuple[CodedKind, int, int, int, bool], dtype: torch.dtyp
         x = torch.randn(num_rows, size_in, device=DEVICE).to(dtype)
         assert warpgroups.suits(x, coded)
         exact = exact_product(x, coded)
-        for shape in (warpgroups.Tiling(64, 3), warpgroups.Tiling(128, 3)):
+        shapes = warpgroups.Tiling(32, 4), warpgroups.Tiling(64, 3), warpgroups.Tiling(128, 3)
+        for shape in (*shapes, *([warpgroups.Tiling(256, 4, 128, 32)] if kind == "int4" else [])):
             close(warpgroups.multiply(x, coded, None, shape), exact, dtype)
         first = warpgroups.multiply(x, coded, bias)
         close(first, exact + bias.double(), dtype)
@@ -114,4 +115,4 @@ def test_compiled_for_hopper() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("waits") == 10
+    assert done.stdout.count("waits") == 14

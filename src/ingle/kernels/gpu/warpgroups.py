@@ -55,8 +55,10 @@ _BIAS = {("int4", "bf16"): 128, ("int4", "f16"): 1024, ("int8", "bf16"): -128, (
 """What those are more than the code."""
 _WHOLE = 1 << 20
 """Columns of a group that has all of a row's."""
-_MOST_ROWS, _MOST_ROWS_OF_WIDE, _WIDE = 256, 1024, 1 << 14
-"""Rows up to which this is faster than decoding first: of any matrix, and of those with so many rows of weights."""
+_MOST_ROWS = 2048
+"""Up to which this is faster than decoding first."""
+_MOST_SHARERS = 8
+"""Of a tile of 128 rows of weights, that each has 16 of them to add up."""
 _MOST_OFF = 0.02
 """Of the norm, that what is right may be off what decoding first gives: bfloat16 rounds 0.3 % of either away."""
 
@@ -76,7 +78,7 @@ class Tiling(NamedTuple):
 
 def is_fastest(x: torch.Tensor, coded: Coded) -> bool:
     """Whether it takes them, and nothing else is faster."""
-    return len(x) <= (_MOST_ROWS_OF_WIDE if coded.num_rows >= _WIDE else _MOST_ROWS) and suits(x, coded)
+    return len(x) <= _MOST_ROWS and suits(x, coded)
 
 
 _Product = Callable[[torch.Tensor, Coded, torch.Tensor | None], torch.Tensor]
@@ -90,15 +92,16 @@ def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
     such a product is first asked for, which is before a CUDA graph is captured, for there nothing can be compared.
     """
     matrix = coded.num_rows, coded.num_columns, coded.group_size, coded.half, coded.scales.dtype, coded.zeros is None
-    key = x.device, x.dtype, tiling(len(x)), coded.kind, *matrix
+    shape = tiling(len(x), coded.kind)
+    key = x.device, x.dtype, shape, coded.kind, *matrix
     if key not in _right:
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
-        shape = min(len(x), 2 * tiling(len(x)).rows), coded.num_columns
+        size = min(len(x), 2 * shape.rows), coded.num_columns
         seeded = torch.Generator(x.device).manual_seed(0)
-        rows = torch.randn(shape, generator=seeded, device=x.device).to(x.dtype)
+        rows = torch.randn(size, generator=seeded, device=x.device).to(x.dtype)
         right = otherwise(rows, coded, None).float()
-        off = float((multiply(rows, coded, None).float() - right).norm() / right.norm())
+        off = float((multiply(rows, coded, None, shape).float() - right).norm() / right.norm())
         _right[key] = off < _MOST_OFF
         if not _right[key]:
             message = "int4 products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
@@ -150,7 +153,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     """x [M, I], its columns as the matrix has them, to [M, O]."""
     (num_rows, size_in), size_out, device = x.shape, coded.num_rows, x.device
     groups, per_byte = coded.scales.shape[1], FORMATS[coded.kind].columns_per_byte
-    shape = shape or tiling(num_rows)
+    shape = shape or tiling(num_rows, coded.kind)
     assert shape.num_stages <= 4
     out, rows, outs, num_bytes = x.new_empty(num_rows, size_out), shape.rows, shape.outs, shape.num_bytes
     name, number = ("bf16", gl.bfloat16) if x.dtype == torch.bfloat16 else ("f16", gl.float16)
@@ -159,7 +162,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     num_tiles = num_row_tiles * triton.cdiv(size_out, outs)
     most = num_sms(device)
     num_shared = num_tiles % most
-    sharers = shape.sharers or num_sharers(num_shared, units, most)
+    sharers = shape.sharers or num_sharers(num_shared, units, most, num_bytes)
     parts = torch.empty(2 * sharers * outs * rows, dtype=torch.float32, device=device)
     more = _BIAS.get((coded.kind, name), 0)
     zero = more + FORMATS[coded.kind].middle
@@ -179,23 +182,28 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     return out
 
 
-def tiling(num_rows: int) -> Tiling:
+def tiling(num_rows: int, kind: str) -> Tiling:
+    """256 rows at once are decoded once, where the last tile is more than half full."""
+    if kind == "int4" and (num_rows - 1) % 256 >= 128:
+        return Tiling(256, 4, 128, 32)
     if num_rows > 64:
         return Tiling(128, 3)
     return Tiling(64, 4) if num_rows > 32 else Tiling(32, 4)
 
 
-def num_sharers(num_shared: int, units: int, most: int) -> int:
-    """Programs that share out tiles, so that the last ends earliest: what splits leave has to be added up."""
+def num_sharers(num_shared: int, units: int, most: int, num_bytes: int = 64) -> int:
+    """Programs that share out tiles, so that the last ends earliest: what splits leave has to be added up, which takes
+    as long as some units of so many bytes do."""
     if num_shared == 0:
         return 1
 
     def cost(sharers: int) -> float:
-        added = 0 if sharers == num_shared else 4 if sharers % num_shared == 0 else 6
-        return -(-num_shared * units // sharers) + added
+        added = 0 if sharers == num_shared else 3 if sharers % num_shared == 0 else 4
+        return -(-num_shared * units // sharers) + added * 64 // num_bytes
 
-    several = [splits * num_shared for splits in range(1, min(most // num_shared, units) + 1)]
-    return min((*several, min(most, num_shared * units)), key=cost)
+    most = min(most, num_shared * min(units, _MOST_SHARERS))
+    several = [splits * num_shared for splits in range(1, most // num_shared + 1)]
+    return min((*several, most), key=cost)
 
 
 def _described(tensor: torch.Tensor, block: list[int], number: gl.dtype) -> TensorDescriptor:
@@ -380,8 +388,7 @@ def _multiply(
 
 @gluon.jit
 def _await_products(total, operands, NUM_AFTER: gl.constexpr):
-    """Waits for all products but some last ones; `operands` are those of the chunk that is waited for. The assembler
-    keeps registers from what is on its way only where a loop's iteration has a chunk more than that."""
+    """Waits for all products but some last ones; `operands` are those of the chunk that is waited for."""
     if len(operands) == 2:
         total, _low, _high = warpgroup_mma_wait(NUM_AFTER, deps=(total, operands[0], operands[1]))
     else:
@@ -395,13 +402,15 @@ def _add_chunk(
     BYTE: gl.constexpr, COLUMN: gl.constexpr, CHUNK: gl.constexpr, WEIGHTS: gl.constexpr, HALF: gl.constexpr,
     FORM: gl.constexpr, PER_BYTE: gl.constexpr, BYTES: gl.constexpr, dtype: gl.constexpr,
 ):  # fmt: skip
-    """Begins the product of some bytes of a step, and waits for the one begun before, whose operands are `before`."""
+    """Begins the product of some bytes of a step, and waits for the first of those begun before, whose operands are
+    `before`."""
     held = codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS)
     numbers = _numbers(held, scales[COLUMN * len(scales) // (BYTES * PER_BYTE)], FORM, PER_BYTE, dtype)
     total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE, BYTES)
     if PER_BYTE == 2:
         total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE, BYTES)
-    return _await_products(total, before, PER_BYTE), numbers
+    total = _await_products(total, before[0], len(before) * PER_BYTE)
+    return total, (before[1], numbers) if len(before) == 2 else (numbers,)
 
 
 @gluon.jit
@@ -420,7 +429,7 @@ def _part(parts_ptr, sharer, first, OUTS: gl.constexpr, ROWS: gl.constexpr):
 
 @gluon.jit
 def _sharers_of(tile, num_shared, sharers, units):
-    """The first and the last one."""
+    """The first and the last one, of what has so many units."""
     first = ((tile * units + 1) * sharers - 1) // (num_shared * units)
     return first, ((tile + 1) * units * sharers - 1) // (num_shared * units)
 
@@ -431,37 +440,48 @@ def _add_parts(
     units, num_rows, size_out, has_bias,
     SCALED: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr,
 ):  # fmt: skip
-    """A program's share of the pieces of 16 rows of weights that `_flat` has one after another."""
+    """A program's share, by pieces of 16 rows of weights, which `_flat` has one after another: a quarter of a tile at
+    once, of four sharers."""
     PIECES: gl.constexpr = OUTS // 16
-    SIZE: gl.constexpr = 16 * ROWS
-    LAYOUT: gl.constexpr = gl.BlockedLayout([4 if SIZE >= 1024 else 2], [32], [8], [0])
+    SIZE: gl.constexpr = OUTS * ROWS // 4
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [8], [0])
     index = gl.arange(0, SIZE, LAYOUT)
-    for piece in range(program * PIECES * num_shared // sharers, (program + 1) * PIECES * num_shared // sharers):
+    piece = program * PIECES * num_shared // sharers
+    end = (program + 1) * PIECES * num_shared // sharers
+    while piece < end:
         tile = piece // PIECES
         first, last = _sharers_of(tile, num_shared, sharers, units)
+        end_in_tile = gl.minimum(end, (tile + 1) * PIECES)
         if first < last:
             _await_parts(arrived_ptr + tile, last - first + 1)
-            within = piece % PIECES * SIZE + index
-            sums = gl.zeros([SIZE], gl.float32, LAYOUT)
-            for sharer in range(first, last + 1, 8):
-                held = ()
-                for each in gl.static_range(8):
-                    part = _part(parts_ptr, sharer + each, first, OUTS, ROWS)
-                    mask = (sharer + each <= last) & (index >= 0)
-                    held += (gl.load(part + within, mask=mask, other=0, cache_modifier=".cg"),)
-                for each in gl.static_range(8):
-                    sums += held[each]
             _barrier()  # all have waited
-            _tell_parts(arrived_ptr + tile, last - first + PIECES)
-            tile += num_whole_tiles
-            out = tile // num_row_tiles * OUTS + piece % PIECES * 16 + index // 2 % 2 * 8 + index // 16 % 8
-            row = tile % num_row_tiles * ROWS + index // 128 * 8 + index // 4 % 4 * 2 + index % 2
-            if not SCALED:
-                sums *= gl.load(scales_ptr + out, mask=out < size_out, other=0).to(gl.float32)
-            if has_bias:
-                sums += gl.load(bias_ptr + out, mask=out < size_out, other=0).to(gl.float32)
-            place = out_ptr + row.to(gl.int64) * size_out + out
-            gl.store(place, sums.to(out_ptr.dtype.element_ty), mask=(row < num_rows) & (out < size_out))
+            first_adder, last_adder = _sharers_of(tile, num_shared, sharers, PIECES)
+            _tell_parts(arrived_ptr + tile, last - first + 1 + last_adder - first_adder)
+            while piece < end_in_tile:
+                within = piece % PIECES * (16 * ROWS) + index
+                mask = index < (end_in_tile - piece) * (16 * ROWS)
+                sums = gl.zeros([SIZE], gl.float32, LAYOUT)
+                for sharer in range(first, last + 1, 4):
+                    held = ()
+                    for each in gl.static_range(4):
+                        part = _part(parts_ptr, sharer + each, first, OUTS, ROWS) + within
+                        there = mask & (sharer + each <= last)
+                        held += (gl.load(part, mask=there, other=0, cache_modifier=".cg"),)
+                    for each in gl.static_range(4):
+                        sums += held[each]
+                out = within // (16 * ROWS) * 16 + index // 2 % 2 * 8 + index // 16 % 8
+                out += (num_whole_tiles + tile) // num_row_tiles * OUTS
+                row = index % (16 * ROWS) // 128 * 8 + index // 4 % 4 * 2 + index % 2
+                row += (num_whole_tiles + tile) % num_row_tiles * ROWS
+                mask &= out < size_out
+                if not SCALED:
+                    sums *= gl.load(scales_ptr + out, mask=mask, other=0).to(gl.float32)
+                if has_bias:
+                    sums += gl.load(bias_ptr + out, mask=mask, other=0).to(gl.float32)
+                place = out_ptr + row.to(gl.int64) * size_out + out
+                gl.store(place, sums.to(out_ptr.dtype.element_ty), mask=mask & (row < num_rows))
+                piece += PIECES // 4
+        piece = end_in_tile
 
 
 @gluon.jit
@@ -478,8 +498,10 @@ def _multiply_tiles(
     COLUMNS: gl.constexpr = BYTES * PER_BYTE
     PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
     BLOCK: gl.constexpr = 4 * GROUP // COLUMNS
-    CHUNK: gl.constexpr = HALF if PER_BYTE == 2 and HALF < BYTES // 2 else BYTES // 2
     NEAR: gl.constexpr = HALF if HALF < BYTES else BYTES  # how far in a step the numbers of a byte are apart
+    # Chunks on their way, by what registers hold: fewer than a step has, for each is decoded into registers of its own.
+    DEPTH: gl.constexpr = 1 if ROWS >= 128 else 2
+    CHUNK: gl.constexpr = 16 if DEPTH == 2 or BYTES == 32 or (PER_BYTE == 2 and HALF == 16) else 32
     program, num_programs, num_whole, _first_shared, num_row_tiles, units = work
     step, index = 0, 0
     at, last, block = 0, STAGES - 1, 4
@@ -491,7 +513,8 @@ def _multiply_tiles(
         block ^= 4  # of scales
         total = gl.zeros([OUTS, ROWS], gl.float32, SUMS)
         nothing = gl.zeros([OUTS, CHUNK], dtype, WEIGHTS)
-        before = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
+        none = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
+        before = (none, none) if DEPTH == 2 else (none,)
         while step < last_step:
             slot = block + unit % BLOCK * COLUMNS // GROUP
             step += 1
@@ -506,12 +529,14 @@ def _multiply_tiles(
                     chunk * CHUNK // NEAR * (2 * NEAR) + chunk * CHUNK % NEAR if PER_BYTE == 2 else chunk * CHUNK,
                     CHUNK, WEIGHTS, NEAR, FORM, PER_BYTE, BYTES, dtype,
                 )  # fmt: skip
-                if chunk == 0 and step > 1:  # what the step before had
+                if chunk == DEPTH - 1 and step > 1:  # what the step before had
                     _tell_free(last)
             block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ 4, block)
             last = at
             at = gl.where(at == STAGES - 1, 0, at + 1)
-        sums = _await_products(total, before, 0)
+        sums = total
+        for each in gl.static_range(DEPTH):
+            sums = _await_products(sums, before[each], 0)
         if last_step - first_step < units:
             flat = _flat(sums, OUTS, ROWS)
             within = gl.arange(0, OUTS * ROWS, flat.type.layout)
@@ -519,7 +544,8 @@ def _multiply_tiles(
             first_sharer, last_sharer = _sharers_of(tile, num_shared, sharers, units)
             gl.store(_part(parts_ptr, program, first_sharer, OUTS, ROWS) + within, flat)
             _barrier()  # all stores come before the arrival
-            _tell_parts(arrived_ptr + tile, last_sharer - first_sharer + OUTS // 16)
+            first_adder, last_adder = _sharers_of(tile, num_shared, sharers, OUTS // 16)
+            _tell_parts(arrived_ptr + tile, last_sharer - first_sharer + 1 + last_adder - first_adder)
         else:
             outs = first_out + gl.arange(0, OUTS, gl.SliceLayout(1, SUMS))
             if not SCALED:

@@ -1,7 +1,10 @@
-"""Where Triton's interpreter does not compute what a GPU does."""
+"""Triton's interpreter: where it does not compute what a GPU does, and where it takes long."""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,3 +27,42 @@ def exact_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
         return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy().reshape(numbers.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", converted)
+
+
+def quicken() -> None:
+    """The same in less than half the time: inside each call of a function the interpreter looks through all of Triton's
+    language for what it stands in for, and with each sum of integers it computes whether that overflowed, and forgets
+    it."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    stand_in, np_dtype_of, is_builtin = interpreter._patch_lang, interpreter._get_np_dtype, language.core.is_builtin
+    places, np_dtypes = dict[Any, list[str]](), dict[str, Any]()
+
+    def patch_builtin(place: Any, builder: Any, scope: Any) -> None:
+        if place not in places:
+            places[place] = [name for name, member in inspect.getmembers(place) if is_builtin(member)]
+        for name in places[place]:
+            if is_builtin(member := getattr(place, name)):
+                interpreter._patch_attr(place, name, member, builder, scope)
+
+    @cache
+    def languages(function: Any) -> list[Any]:
+        modules = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+        return [module for module in (language, language.core) if module in modules]
+
+    def patch_lang(function: Any) -> Any:
+        if any(is_builtin(module.load) for module in languages(function)):
+            return stand_in(function)
+        return interpreter._LangPatchScope()  # inside a kernel, whose end takes it all back
+
+    def np_dtype(kind: Any) -> Any:
+        name = kind.scalar.name
+        if name not in np_dtypes:
+            np_dtypes[name] = np_dtype_of(kind)
+        return np_dtypes[name]
+
+    interpreter._patch_builtin, interpreter._patch_lang, interpreter._get_np_dtype = patch_builtin, patch_lang, np_dtype
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = replace(builder.options, sanitize_overflow=False)

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import chain, combinations, product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
+
+def pairwise(*axes: Iterable[Any]) -> list[Any]:
+    """All combinations, a value of each axis in each; a tuple stands for several arguments.
+
+    A GPU tries them all. In the interpreter each two values meet once, and the rest is slow.
+    """
+    values = [list(axis) for axis in axes]
+    combined = list(product(*map(range, map(len, values))))
+    pairs = {each: set(combinations(enumerate(each), 2)) for each in combined}
+    unmet, kept = set[Any]().union(*pairs.values()), set()
+    while unmet:
+        best = max(combined, key=lambda each: len(unmet & pairs[each]))
+        kept.add(best)
+        unmet -= pairs[best]
+    slow = () if torch.cuda.is_available() else pytest.mark.slow
+    cases = []
+    for each in combined:
+        chosen = [axis[index] for axis, index in zip(values, each, strict=True)]
+        arguments = chain.from_iterable(value if type(value) is tuple else (value,) for value in chosen)
+        cases.append(pytest.param(*arguments, marks=() if each in kept else slow))
+    return cases
 
 
 def exact_fp8(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def products(num_rows: int, dtype: torch.dtype, group_size: int, *, zeros: bool)
         cache, places = torch.zeros(2, 8, 16, 4, head_dim, dtype=dtype), torch.zeros(num_rows, dtype=torch.int64)
         num_heads = ROWS // head_dim - 8
         rotation = Rotation(num_heads, torch.zeros(num_rows, head_dim), None, None, 1e-6, cache, places)
-        few_rows.project_and_store(flow, weight, torch.zeros(ROWS, dtype=dtype), rotation)
+        few_rows.project_and_store(flow, [weight], torch.zeros(ROWS, dtype=dtype), rotation)
 
 
 def look(made: Any) -> str:

@@ -130,6 +130,16 @@ def _words_layout(outs, warps, width):
 
 
 @gluon.constexpr_function
+def _block_layout(outs, warps, width):
+    """The same of `width` words of a block, of four lanes' [.., 4, width]: where these are neighbours in registers."""
+    registers = [[0, 0, at] for at in _powers(1, width)] + [[at, 0, 0] for at in (8, *_powers(16 * warps, outs))]
+    lanes = [[0, 1, 0], [0, 2, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]]
+    return gl.DistributedLinearLayout(
+        registers, lanes, [[at, 0, 0] for at in _powers(16, 16 * warps)], [], [outs, 4, width]
+    )
+
+
+@gluon.constexpr_function
 def _inputs_layout(rows, warps):
     """Of a half, a row and a lane's block 16 neighbours: a lane has those of both halves."""
     registers = [[0, 1], [0, 2], [0, 4], [0, 8], *([4 * at, 0] for at in _powers(8, 2 * rows))]
@@ -145,10 +155,11 @@ def _inputs(x, ROWS: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def _blocks(words, OUTS: gl.constexpr, WIDTH: gl.constexpr):
-    """[OUTS, 8 * WIDTH] words to two tensors [OUTS, 4, WIDTH]: of each lane's first block, and of its second."""
-    words = gl.reshape(words, [OUTS, 4, 2, WIDTH])
-    return gl.split(gl.permute(words, [0, 1, 3, 2]))
+def _halves(words, OUTS: gl.constexpr, WIDTH: gl.constexpr):
+    """Of rows' words, of each of four lanes 2 * WIDTH, two tensors [OUTS, 4, WIDTH]."""
+    first, other = gl.split(gl.permute(gl.reshape(words, [OUTS, 4, 2, WIDTH]), [0, 1, 3, 2]))
+    layout: gl.constexpr = _block_layout(OUTS, gl.num_warps(), WIDTH)
+    return gl.convert_layout(first, layout), gl.convert_layout(other, layout)
 
 
 @gluon.jit
@@ -161,6 +172,8 @@ def _for_each(value, words):
 @gluon.jit
 def _two_words(first, other, high, scale, upper_scale, added, upper_added, ASM: gl.constexpr):
     """Numbers, of whose dimensions the last are: number, pair, half, word."""
+    scale, upper_scale = _for_each(scale, first), _for_each(upper_scale, first)
+    added, upper_added = _for_each(added, first), _for_each(upper_added, first)
     # All twice, for the assembly makes two numbers at once.
     held = [gl.join(first, first), gl.join(other, other), gl.join(high, high), gl.join(scale, scale),
             gl.join(upper_scale, upper_scale), gl.join(added, added), gl.join(upper_added, upper_added)]  # fmt: skip
@@ -180,18 +193,18 @@ def _numbers(words, high, pairs, factor, minimum_factor, BLOCK: gl.constexpr, UP
     factor, pairs = gl.broadcast(factor, pairs)
     minimum_factor, pairs = gl.broadcast(minimum_factor, pairs)
     if UPPER_BITS == 2:
-        scale, other_scale, added, other_added = gl.inline_asm_elementwise(
+        scale, upper_scale, added, upper_added = gl.inline_asm_elementwise(
             _STEPS[4 + BLOCK], "=&r,=&r,=&r,=&r,r,f", [pairs, factor], dtype=_FOUR_WORDS, is_pure=True, pack=1
         )
     else:
-        scale, other_scale, added = gl.inline_asm_elementwise(
+        scale, upper_scale, added = gl.inline_asm_elementwise(
             _STEPS[2 * UPPER_BITS + BLOCK], "=&r,=&r,=&r,r,f,f", [pairs, factor, minimum_factor], dtype=_THREE_WORDS,
             is_pure=True, pack=1,
         )  # fmt: skip
-        other_added = added
+        upper_added = added
     if UPPER_BITS == 0:
-        scale, other_scale, added = _for_each(scale, words), _for_each(other_scale, words), _for_each(added, words)
-        held = [gl.join(words, words), gl.join(scale, scale), gl.join(other_scale, other_scale),
+        scale, upper_scale, added = _for_each(scale, words), _for_each(upper_scale, words), _for_each(added, words)
+        held = [gl.join(words, words), gl.join(scale, scale), gl.join(upper_scale, upper_scale),
                 gl.join(added, added)]  # fmt: skip
         low, low_after, upper, upper_after = gl.inline_asm_elementwise(
             _NUMBERS, "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r", held, dtype=_FOUR, is_pure=True, pack=2
@@ -199,24 +212,18 @@ def _numbers(words, high, pairs, factor, minimum_factor, BLOCK: gl.constexpr, UP
         numbers = gl.join(gl.join(low, low_after), gl.join(upper, upper_after))
         numbers = gl.permute(numbers, [0, 5, 2, 4, 1, 3])  # of row, lane, word, number, pair, half
     else:
-        first, other = gl.split(gl.permute(gl.reshape(words, [OUTS, 4, 2, 2]), [0, 1, 3, 2]))
+        first, other = _halves(words, OUTS, 2)
         if UPPER_BITS == 2:
-            high = gl.convert_layout(high, first.type.layout)
-            numbers = _two_words(
-                first, other, high, _for_each(scale, first), _for_each(other_scale, first), _for_each(added, first),
-                _for_each(other_added, first), _TWO_WORDS_OF_SIX,
-            )  # fmt: skip
+            numbers = _two_words(first, other, high, scale, upper_scale, added, upper_added, _TWO_WORDS_OF_SIX)
             numbers = gl.permute(numbers, [0, 5, 6, 2, 4, 1, 3])  # of row, lane, word, number, pair, half, word
         else:
-            first, first_after = gl.split(first)
-            other, other_after = gl.split(other)
-            high = gl.convert_layout(gl.reshape(high, [OUTS, 4]), first.type.layout)
-            scale, added = gl.convert_layout(scale, first.type.layout), gl.convert_layout(added, first.type.layout)
+            first, first_after = _halves(first, OUTS, 1)
+            other, other_after = _halves(other, OUTS, 1)
             numbers = gl.join(
                 _two_words(first, other, high, scale, scale, added, added, _TWO_WORDS_OF_FIVE),
                 _two_words(first_after, other_after, high, scale, scale, added, added, _TWO_OTHERS_OF_FIVE),
             )
-            numbers = gl.permute(numbers, [0, 4, 5, 6, 3, 1, 2])  # of row, lane, number, pair, half, word, word
+            numbers = gl.permute(numbers, [0, 5, 6, 7, 2, 4, 1, 3])  # and one more word at the end
     return gl.convert_layout(gl.reshape(numbers, [OUTS, 128]), layout)
 
 
@@ -324,10 +331,10 @@ def _few_rows_blocks_kernel(
             minimum_factor = (factor >> 16).to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32) * _BELOW
         factor = factor.to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32) * _SCALED
         pairs = steps.index(stage).load(steps_layout)
-        words = _blocks(codes.index(stage).load(_words_layout(OUTS, WARPS, 8)), OUTS, 4)
+        words = _halves(codes.index(stage).load(_words_layout(OUTS, WARPS, 8)), OUTS, 4)
         highs = words
         if UPPER_BITS:
-            highs = _blocks(high.index(stage).load(_words_layout(OUTS, WARPS, 2 * UPPER_BITS)), OUTS, UPPER_BITS)
+            highs = _halves(high.index(stage).load(_words_layout(OUTS, WARPS, 2 * UPPER_BITS)), OUTS, UPPER_BITS)
         for block in gl.static_range(2):
             x = xs.index(stage).slice(block * (8 * ROWS), 8 * ROWS, dim=0).load(_inputs_layout(ROWS, WARPS))
             numbers = _numbers(

@@ -467,15 +467,16 @@ class Tiling(NamedTuple):
 
 
 def tiling(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> Tiling | None:
-    """For a product that ends so, of heads with such halves; None where this kernel does not fit."""
-    gated = epilogue in (SILU, GELU)
-    outs, num_units = 128 if gated else 64, coded.num_columns // _UNIT
+    """For a product that ends so, of heads with such halves; None where this kernel does not fit. Tiles are large where
+    there are many; few are shared out, so that there are three programs for each SM."""
+    gated, num_units, sms = epilogue in (SILU, GELU), coded.num_columns // _UNIT, num_sms(x.device)
     if not fits(x, coded) or (epilogue == ROTATE and half % 32):
         return None
-    num_splits = min(3 * num_sms(x.device) // (coded.num_rows // outs), num_units // _LEAST_UNITS)
+    outs = 128 if gated or (epilogue == PLAIN and coded.num_rows >= 256 * sms) else 64
+    num_splits = min(3 * sms // (coded.num_rows // outs), num_units // _LEAST_UNITS)
     num_splits = max(num_splits, triton.cdiv(num_units, _MOST_UNITS))
     # A warp has rows of both halves.
-    return Tiling(outs, num_splits, num_stages=2 if gated else 3, num_warps=2 if epilogue == ROTATE else 4)
+    return Tiling(outs, num_splits, num_stages=2 if outs == 128 else 3, num_warps=2 if epilogue == ROTATE else 4)
 
 
 def fits(x: torch.Tensor, coded: Coded) -> bool:

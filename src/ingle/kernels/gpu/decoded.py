@@ -69,7 +69,7 @@ def decode(coded: Coded, first_row: int, out: torch.Tensor) -> None:
     width = coded.codes.shape[1]
     factor_steps = (0, 0) if coded.factors is None else coded.factors.stride()
     matrix = (coded.codes.view(torch.int32), *pointers(coded)[1:])
-    _decode_kernel[(triton.cdiv(len(out), _ROWS), triton.cdiv(width, _BYTES))](
+    _decode_weights_kernel[(triton.cdiv(len(out), _ROWS), triton.cdiv(width, _BYTES))](
         matrix, out, first_row, len(out),
         WIDTH=width, PER_BYTE=form.columns_per_byte, ROWS=_ROWS, BYTES=_BYTES, GROUP=coded.group_size,
         HALF=coded.half, KIND=form.kind, MIDDLE=held["MIDDLE"], ZEROS=coded.zeros is not None, SPAN=coded.span,
@@ -79,7 +79,7 @@ def decode(coded: Coded, first_row: int, out: torch.Tensor) -> None:
 
 
 @triton.jit
-def _decode_kernel(
+def _decode_weights_kernel(
     matrix, out_ptr, first_row, num_rows,
     WIDTH: tl.constexpr, PER_BYTE: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, GROUP: tl.constexpr,
     HALF: tl.constexpr, KIND: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, SPAN: tl.constexpr,

@@ -403,8 +403,9 @@ def _multiply_tiles(
     COLUMNS: gl.constexpr = 64 * PER_BYTE
     PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
     BLOCK: gl.constexpr = 4 * GROUP // COLUMNS
-    CHUNK: gl.constexpr = HALF if PER_BYTE == 2 and HALF < 32 else 32
-    DEPTH: gl.constexpr = 1 if ROWS == 128 else 2  # products on their way, by what registers hold
+    # Chunks on their way, by what registers hold: fewer than a step has, for each is decoded into registers of its own.
+    DEPTH: gl.constexpr = 1 if ROWS == 128 else 2
+    CHUNK: gl.constexpr = 16 if DEPTH == 2 or (PER_BYTE == 2 and HALF == 16) else 32
     program, _num_programs, num_whole, _first_shared, _num_row_tiles, units = work
     step, index = 0, 0
     at, last, block = 0, STAGES - 1, 4

@@ -128,6 +128,7 @@ def test_a_ring_compiled_for_hopper() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("_few_rows_ring_kernel") == 20
+    assert done.stdout.count("_few_rows_blocks_kernel") == 12
 
 
 @pytest.mark.slow

@@ -18,16 +18,19 @@ import torch  # isort: skip
 import triton
 from triton.runtime.jit import JITFunction
 
-from ingle.kernels.coded import CodedKind
+from ingle.kernels.coded import Coded, CodedKind
 from ingle.kernels.gpu import warpgroups
 from tests.kernels.test_coded import made
+from tests.kernels.test_warpgroups import blocks
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CASES: list[tuple[CodedKind, int, bool, int]] = [
     ("int4", 128, True, 256), ("int4", 128, False, 32), ("int4", 32, False, 64), ("int8", 128, True, 256),
-    ("fp8", 1280, False, 64), ("int4", 128, True, 64), ("int8", 128, False, 32),
+    ("fp8", 1280, False, 64), ("int4", 128, True, 64), ("int8", 128, False, 32), ("int4", 128, True, 128),
 ]  # fmt: skip
 """Kind, group size, whether groups have zeros, rows."""
+BLOCKS = [("Q4_K", 256), ("Q4_K", 64), ("Q4_K", 32), ("Q6_K", 256), ("Q6_K", 64), ("Q6_K", 32)]
+"""Kind, rows."""
 
 
 def look(code: bytes) -> str:
@@ -89,9 +92,16 @@ def main() -> None:
         for dtype in (torch.bfloat16, torch.float16):
             for case in CASES:
                 kind, group_size, zeros, num_rows = case
-                x, coded = torch.zeros(num_rows, 1280, dtype=dtype), made(kind, 520, 1280, group_size, zeros=zeros)
-                assert warpgroups.suits(x, coded)
-                warpgroups.multiply(x, coded, None)
+                compile_one(num_rows, dtype, made(kind, 520, 1280, group_size, zeros=zeros))
+        for case in BLOCKS:
+            kind, num_rows = case
+            compile_one(num_rows, dtype := torch.bfloat16, blocks(kind, 520, 1280))
+
+
+def compile_one(num_rows: int, dtype: torch.dtype, coded: Coded) -> None:
+    x = torch.zeros(num_rows, coded.num_columns, dtype=dtype)
+    assert warpgroups.suits(x, coded)
+    warpgroups.multiply(x, coded, None)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_on_a_gpu(tmp_path: Path, target: Target) -> None:
     assert len(greedy(engine, PROMPT, 16)) == 16
     written = quantize(plain, target, tmp_path / "written").path
     again = engine_for(written, **whole)
-    torch.testing.assert_close(engine_logits(again, PROMPT), engine_logits(engine, PROMPT), atol=0.05, rtol=0.05)
+    assert off(engine_logits(again, PROMPT).float(), engine_logits(engine, PROMPT).float()) < by_inputs
 
 
 @pytest.mark.parametrize("target", TARGETS)

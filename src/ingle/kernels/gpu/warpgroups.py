@@ -27,9 +27,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ingle.kernels.coded import Coded
+from ingle.kernels.coded import BITS, Coded
+from ingle.kernels.gpu import warpgroups_blocks
 from ingle.kernels.gpu.codes import FORMATS
 from ingle.kernels.gpu.device import counters, has_warpgroups, num_sms, pdl
+from ingle.kernels.gpu.warpgroups_blocks import block_numbers, load_steps, store_steps
 
 # Two bytes are two numbers of 16 bits in a register, or four in two: of their lower halves, then of their upper ones.
 _SPREAD = "{{ .reg .b32 w, t, s, a; cvt.u32.u16 w, ${0}; prmt.b32 w, w, 0, 0x4140; "
@@ -55,8 +57,10 @@ _BIAS = {("int4", "bf16"): 128, ("int4", "f16"): 1024, ("int8", "bf16"): -128, (
 """What those are more than the code."""
 _WHOLE = 1 << 20
 """Columns of a group that has all of a row's."""
-_MOST_ROWS = 2048
-"""Up to which this is faster than decoding first."""
+_MOST_ROWS, _MOST_ROWS_OF_WIDE, _WIDE = 256, 1024, 1 << 14
+"""Rows up to which this is faster than decoding first: of any matrix, and of those with so many rows of weights."""
+_MOST_ROWS_BY_256 = 2048
+"""As much, of what is decoded once for 256 rows."""
 _MOST_SHARERS = 8
 """Of a tile of 128 rows of weights, that each has 16 of them to add up."""
 _MOST_OFF = 0.02
@@ -78,7 +82,8 @@ class Tiling(NamedTuple):
 
 def is_fastest(x: torch.Tensor, coded: Coded) -> bool:
     """Whether it takes them, and nothing else is faster."""
-    return len(x) <= _MOST_ROWS and suits(x, coded)
+    most = _MOST_ROWS_OF_WIDE if coded.num_rows >= _WIDE else _MOST_ROWS
+    return len(x) <= (_MOST_ROWS_BY_256 if _takes_256(coded) else most) and suits(x, coded)
 
 
 _Product = Callable[[torch.Tensor, Coded, torch.Tensor | None], torch.Tensor]
@@ -92,8 +97,8 @@ def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
     such a product is first asked for, which is before a CUDA graph is captured, for there nothing can be compared.
     """
     matrix = coded.num_rows, coded.num_columns, coded.group_size, coded.half, coded.scales.dtype, coded.zeros is None
-    shape = tiling(len(x), coded.kind)
-    key = x.device, x.dtype, shape, coded.kind, *matrix
+    shape = tiling(len(x), coded)
+    key = x.device, x.dtype, shape, coded.kind, coded.span, *matrix
     if key not in _right:
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
@@ -104,30 +109,38 @@ def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
         off = float((multiply(rows, coded, None, shape).float() - right).norm() / right.norm())
         _right[key] = off < _MOST_OFF
         if not _right[key]:
-            message = "int4 products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
-            logging.getLogger("ingle").warning(message, len(x), off, triton.__version__)
+            message = "%s products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
+            logging.getLogger("ingle").warning(message, coded.kind, len(x), off, triton.__version__)
     return _right[key]
 
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether it takes them."""
-    if not has_warpgroups(x.device) or x.dtype not in (torch.bfloat16, torch.float16) or coded.kind not in FORMATS:
+    if not has_warpgroups(x.device) or x.dtype not in (torch.bfloat16, torch.float16):
         return False
-    groups, size, per_byte = coded.scales.shape[1], coded.group_size, FORMATS[coded.kind].columns_per_byte
     return (
-        x.stride(1) == 1
-        and coded.table is None
-        and coded.factors is None
-        and coded.minima is None
-        and (per_byte == 1 or coded.half in (16, 32, 64))
-        and (groups == 1 or size in (32, 64) or size % 128 == 0)
+        (warpgroups_blocks.suits(coded) and x.dtype == torch.bfloat16 if coded.factors is not None else _reads(coded))
+        and x.stride(1) == 1
         and coded.codes.shape[1] % 16 == 0
         and coded.num_rows % 8 == 0
         and coded.codes.is_contiguous()
-        and coded.scales.is_contiguous()
-        and (coded.zeros is None or coded.zeros.is_contiguous())
         and x.stride(0) % 8 == 0
         and x.data_ptr() % 16 == coded.codes.data_ptr() % 16 == 0
+    )
+
+
+def _reads(coded: Coded) -> bool:
+    """Scales without factors."""
+    if coded.kind not in FORMATS:
+        return False
+    groups, size = coded.scales.shape[1], coded.group_size
+    return (
+        coded.table is None
+        and coded.minima is None
+        and (coded.kind != "int4" or coded.half in (16, 32, 64))
+        and (groups == 1 or size in (32, 64) or size % 128 == 0)
+        and coded.scales.is_contiguous()
+        and (coded.zeros is None or coded.zeros.is_contiguous())
     )
 
 
@@ -152,8 +165,8 @@ _ASSEMBLIES = gl.constexpr(
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Tiling | None = None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them, to [M, O]."""
     (num_rows, size_in), size_out, device = x.shape, coded.num_rows, x.device
-    groups, per_byte = coded.scales.shape[1], FORMATS[coded.kind].columns_per_byte
-    shape = shape or tiling(num_rows, coded.kind)
+    groups, per_byte = coded.scales.shape[1], 8 // BITS[coded.kind][0]
+    shape = shape or tiling(num_rows, coded)
     assert shape.num_stages <= 4
     out, rows, outs, num_bytes = x.new_empty(num_rows, size_out), shape.rows, shape.outs, shape.num_bytes
     name, number = ("bf16", gl.bfloat16) if x.dtype == torch.bfloat16 else ("f16", gl.float16)
@@ -164,27 +177,42 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     num_shared = num_tiles % most
     sharers = shape.sharers or num_sharers(num_shared, units, most, num_bytes)
     parts = torch.empty(2 * sharers * outs * rows, dtype=torch.float32, device=device)
-    more = _BIAS.get((coded.kind, name), 0)
-    zero = more + FORMATS[coded.kind].middle
-    form = (coded.kind, name, coded.zeros is not None or zero != 0, groups > 1)
+    codes = _described(coded.codes, [outs, num_bytes], gl.uint8)
+    high = codes
+    if coded.high is not None:
+        high = _described(coded.high, [outs, num_bytes // 4 * BITS[coded.kind][1]], gl.uint8)
+    if coded.factors is None:
+        more = _BIAS.get((coded.kind, name), 0)
+        zero = more + FORMATS[coded.kind].middle
+        form = _FORMS.index((coded.kind, name, coded.zeros is not None or zero != 0, groups > 1))
+        scales, zeros = coded.scales, coded.codes if coded.zeros is None else coded.zeros
+        group, packed = coded.group_size if groups > 1 else _WHOLE, groups % 4 == 0 and coded.scales.itemsize == 2
+    else:
+        more, zero, form, packed, group = 0, 0, 0, False, warpgroups_blocks.GROUP
+        scales, zeros = warpgroups_blocks.pointers(coded)
+        groups = scales.shape[1] // 2
+    halves = 2 if coded.high is not None and rows == 128 else 1  # else there is no room for three stages
     early = pdl(device)
     _warpgroups_kernel[(most if num_tiles >= most else sharers,)](
-        _described(x, [rows, num_bytes], number), _described(coded.codes, [outs, num_bytes], gl.uint8),
-        _described(out, [rows, outs], number), out,
-        coded.scales, coded.codes if coded.zeros is None else coded.zeros, out if bias is None else bias, parts,
+        _described(x, [rows, num_bytes], number), codes, high, _described(out, [rows // halves, outs], number), out,
+        scales, zeros, out if bias is None else bias, parts,
         counters(device), num_tiles - num_shared, num_shared, sharers, num_row_tiles, units, num_rows, size_out,
         groups, int(bias is not None),
-        GROUP=coded.group_size if groups > 1 else _WHOLE, SCALED=groups > 1, PER_BYTE=per_byte, HALF=coded.half,
-        FORM=_FORMS.index(form), ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more,
-        PACKED=groups % 4 == 0 and coded.scales.itemsize == 2,
+        GROUP=group, SCALED=group < _WHOLE, PER_BYTE=per_byte, HALF=coded.half,
+        FORM=form, ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more, PACKED=packed,
+        FACTORED=coded.factors is not None, MINIMA=coded.minima is not None, HIGH=BITS[coded.kind][1],
         OUTS=outs, ROWS=rows, BYTES=num_bytes, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
     )  # fmt: skip
     return out
 
 
-def tiling(num_rows: int, kind: str) -> Tiling:
-    """256 rows at once are decoded once, where the last tile is more than half full."""
-    if kind == "int4" and (num_rows - 1) % 256 >= 128:
+def _takes_256(coded: Coded) -> bool:
+    return coded.kind == "int4" and coded.factors is None
+
+
+def tiling(num_rows: int, coded: Coded) -> Tiling:
+    """Of 256 rows, for which weights are decoded once, where the last tile is more than half full."""
+    if _takes_256(coded) and (num_rows - 1) % 256 >= 128:
         return Tiling(256, 4, 128, 32)
     if num_rows > 64:
         return Tiling(128, 3)
@@ -198,7 +226,7 @@ def num_sharers(num_shared: int, units: int, most: int, num_bytes: int = 64) -> 
         return 1
 
     def cost(sharers: int) -> float:
-        added = 0 if sharers == num_shared else 3 if sharers % num_shared == 0 else 4
+        added = 0 if sharers == num_shared else 7 if sharers % num_shared == 0 else 10
         return -(-num_shared * units // sharers) + added * 64 // num_bytes
 
     most = min(most, num_shared * min(units, _MOST_SHARERS))
@@ -287,9 +315,15 @@ def _await_parts(arrived_ptr, count):
 
 
 @gluon.jit
-def _load_codes(codes_desc, codes, ready, stage, out_tile, unit, there, OUTS: gl.constexpr, BYTES: gl.constexpr):
+def _load_codes(
+    codes_desc, high_desc, codes, high, ready, stage, out_tile, unit, there,
+    OUTS: gl.constexpr, BYTES: gl.constexpr, HIGH: gl.constexpr,
+):  # fmt: skip
     place = [out_tile * OUTS, unit * BYTES]
     tma.async_copy_global_to_shared(codes_desc, place, ready.index(stage), codes.index(stage), there)
+    if HIGH:
+        place = [out_tile * OUTS, unit * (BYTES // 4 * HIGH)]
+        tma.async_copy_global_to_shared(high_desc, place, ready.index(stage), high.index(stage), there)
 
 
 @gluon.jit
@@ -308,13 +342,16 @@ def _load_rows(
 @gluon.jit
 def _load_scales(
     scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, there,
-    GROUP: gl.constexpr, COLUMNS: gl.constexpr, ZEROS: gl.constexpr, PACKED: gl.constexpr, OUTS: gl.constexpr,
+    GROUP: gl.constexpr, COLUMNS: gl.constexpr, ZEROS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
+    OUTS: gl.constexpr,
 ):  # fmt: skip
     """Of the block of four groups that a unit is in the scales, and the zeros: four tensors [OUTS], or PACKED, one."""
     outs = out_tile * OUTS + gl.arange(0, OUTS, gl.BlockedLayout([1], [32], [2], [0]))
     block = unit // (4 * GROUP // COLUMNS)
     mask = there & (outs < size_out)
-    if PACKED:
+    if FACTORED:
+        scales, zeros = load_steps(scales_ptr, zeros_ptr, outs, num_groups, unit // 2, mask)
+    elif PACKED:
         places = outs * (num_groups // 4) + block
         scales = (gl.load(scales_ptr.to(gl.pointer_type(gl.int64), bitcast=True) + places, mask=mask, other=0),)
         zeros = scales
@@ -398,14 +435,18 @@ def _await_products(total, operands, NUM_AFTER: gl.constexpr):
 
 @gluon.jit
 def _add_chunk(
-    total, before, codes, xs, scales, at,
+    total, before, codes, high, xs, scales, at,
     BYTE: gl.constexpr, COLUMN: gl.constexpr, CHUNK: gl.constexpr, WEIGHTS: gl.constexpr, HALF: gl.constexpr,
-    FORM: gl.constexpr, PER_BYTE: gl.constexpr, BYTES: gl.constexpr, dtype: gl.constexpr,
+    FORM: gl.constexpr, PER_BYTE: gl.constexpr, BYTES: gl.constexpr, FACTORED: gl.constexpr, HIGH: gl.constexpr,
+    dtype: gl.constexpr,
 ):  # fmt: skip
     """Begins the product of some bytes of a step, and waits for the first of those begun before, whose operands are
     `before`."""
-    held = codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS)
-    numbers = _numbers(held, scales[COLUMN * len(scales) // (BYTES * PER_BYTE)], FORM, PER_BYTE, dtype)
+    scale = scales[COLUMN * len(scales) // (BYTES * PER_BYTE)]
+    if FACTORED:
+        numbers = block_numbers(codes.index(at), high.index(at), scale, BYTE, HIGH, WEIGHTS)
+    else:
+        numbers = _numbers(codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS), scale, FORM, PER_BYTE, dtype)
     total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE, BYTES)
     if PER_BYTE == 2:
         total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE, BYTES)
@@ -486,10 +527,11 @@ def _add_parts(
 
 @gluon.jit
 def _multiply_tiles(
-    x_desc, out_desc, out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, held, result, num_shared,
+    x_desc, out_desc, out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held, result, num_shared,
     sharers, first, num_steps, work, num_rows, size_out, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
-    OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
+    FACTORED: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """What warpgroups do."""
     dtype: gl.constexpr = x_desc.dtype
@@ -497,20 +539,23 @@ def _multiply_tiles(
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     COLUMNS: gl.constexpr = BYTES * PER_BYTE
     PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
-    BLOCK: gl.constexpr = 4 * GROUP // COLUMNS
+    HELD: gl.constexpr = held.shape[0] // 2
+    BLOCK: gl.constexpr = HELD * GROUP // COLUMNS
     NEAR: gl.constexpr = HALF if HALF < BYTES else BYTES  # how far in a step the numbers of a byte are apart
     # Chunks on their way, by what registers hold: fewer than a step has, for each is decoded into registers of its own.
-    DEPTH: gl.constexpr = 1 if ROWS >= 128 else 2
-    CHUNK: gl.constexpr = 16 if DEPTH == 2 or BYTES == 32 or (PER_BYTE == 2 and HALF == 16) else 32
+    SMALL: gl.constexpr = PER_BYTE == 2 and HALF == 16
+    DEPTH: gl.constexpr = 2 if SMALL and ROWS < 128 else 1
+    CHUNK: gl.constexpr = 16 if SMALL or BYTES == 32 else 32
+    HALVES: gl.constexpr = ROWS // result.shape[0]  # of a tile's results, one after the other
     program, num_programs, num_whole, _first_shared, num_row_tiles, units = work
     step, index = 0, 0
-    at, last, block = 0, STAGES - 1, 4
+    at, last, block = 0, STAGES - 1, HELD
     while step < num_steps:
         out_tile, row_tile, unit = _begin(work, index)
         first_out = out_tile * OUTS
         first_step = step
         last_step = gl.minimum(step + (units - unit), num_steps)
-        block ^= 4  # of scales
+        block ^= HELD  # of scales
         total = gl.zeros([OUTS, ROWS], gl.float32, SUMS)
         nothing = gl.zeros([OUTS, CHUNK], dtype, WEIGHTS)
         none = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
@@ -525,13 +570,13 @@ def _multiply_tiles(
                 scales += (held.index(slot + part).load(gl.SliceLayout(1, WEIGHTS)),)
             for chunk in gl.static_range(BYTES // CHUNK):
                 total, before = _add_chunk(
-                    total, before, codes, xs, scales, at, chunk * CHUNK,
+                    total, before, codes, high, xs, scales, at, chunk * CHUNK,
                     chunk * CHUNK // NEAR * (2 * NEAR) + chunk * CHUNK % NEAR if PER_BYTE == 2 else chunk * CHUNK,
-                    CHUNK, WEIGHTS, NEAR, FORM, PER_BYTE, BYTES, dtype,
+                    CHUNK, WEIGHTS, NEAR, FORM, PER_BYTE, BYTES, FACTORED, HIGH, dtype,
                 )  # fmt: skip
                 if chunk == DEPTH - 1 and step > 1:  # what the step before had
                     _tell_free(last)
-            block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ 4, block)
+            block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ HELD, block)
             last = at
             at = gl.where(at == STAGES - 1, 0, at + 1)
         sums = total
@@ -552,12 +597,15 @@ def _multiply_tiles(
                 sums *= gl.load(scales_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
             if has_bias:
                 sums += gl.load(bias_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
-            tma.store_wait(0)
-            _barrier()
-            result.permute([1, 0]).store(sums.to(dtype))
-            fence_async_shared()
-            _barrier()
-            tma.async_copy_shared_to_global(out_desc, [row_tile * ROWS, first_out], result)
+            parts = (sums,) if HALVES == 1 else gl.split(gl.permute(gl.reshape(sums, [OUTS, 2, ROWS // 2]), [0, 2, 1]))
+            for half in gl.static_range(HALVES):
+                tma.store_wait(0)
+                _barrier()
+                result.permute([1, 0]).store(parts[half].to(dtype))
+                fence_async_shared()
+                _barrier()
+                place = [row_tile * ROWS + half * (ROWS // HALVES), first_out]
+                tma.async_copy_shared_to_global(out_desc, place, result)
         index += 1
     if program < sharers:
         num_whole_tiles = num_whole * num_programs
@@ -570,17 +618,18 @@ def _multiply_tiles(
 
 @gluon.jit
 def _copy_tiles(
-    x_desc, codes_desc, xs, codes, ready, num_steps, work,
-    PER_BYTE: gl.constexpr, HALF: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr,
-    STAGES: gl.constexpr, PDL: gl.constexpr,
+    x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work,
+    PER_BYTE: gl.constexpr, HALF: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr,
+    BYTES: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """What a warp does meanwhile: it asks for what comes next."""
+    SIZE: gl.constexpr = (OUTS + OUTS // 4 * HIGH + 2 * ROWS * PER_BYTE) * BYTES  # of a stage, in bytes
     out_tile, row_tile, unit = _begin(work, 0)
     ahead = (0, out_tile, row_tile, unit)
     for stage in gl.static_range(STAGES):
         there = stage < num_steps
-        mbarrier.expect(ready.index(stage), (OUTS + 2 * ROWS * PER_BYTE) * BYTES, there)
-        _load_codes(codes_desc, codes, ready, stage, ahead[1], ahead[3], there, OUTS, BYTES)
+        mbarrier.expect(ready.index(stage), SIZE, there)
+        _load_codes(codes_desc, high_desc, codes, high, ready, stage, ahead[1], ahead[3], there, OUTS, BYTES, HIGH)
         ahead = _next(work, ahead)
     if PDL:
         gdc_wait()
@@ -597,8 +646,8 @@ def _copy_tiles(
         if step > 0:
             _await_free(last)
             there = step + STAGES - 1 < num_steps
-            mbarrier.expect(ready.index(last), (OUTS + 2 * ROWS * PER_BYTE) * BYTES, there)
-            _load_codes(codes_desc, codes, ready, last, ahead[1], ahead[3], there, OUTS, BYTES)
+            mbarrier.expect(ready.index(last), SIZE, there)
+            _load_codes(codes_desc, high_desc, codes, high, ready, last, ahead[1], ahead[3], there, OUTS, BYTES, HIGH)
             _load_rows(x_desc, xs, ready, last, ahead[2], ahead[3], there, ROWS, PER_BYTE, HALF, BYTES)
             ahead = _next(work, ahead)
         last = at
@@ -610,29 +659,34 @@ def _copy_tiles(
 def _scale_tiles(
     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups,
     GROUP: gl.constexpr, PER_BYTE: gl.constexpr, ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr,
-    PACKED: gl.constexpr, OUTS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
+    PACKED: gl.constexpr, FACTORED: gl.constexpr, MINIMA: gl.constexpr, OUTS: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """What two warps do: scales are small and far apart, and so take as long to come as anything. Those of four groups
     come at once, while the four before are used."""
     dtype: gl.constexpr = x_desc.dtype
     COLUMNS: gl.constexpr = BYTES * PER_BYTE
-    BLOCK: gl.constexpr = 4 * GROUP // COLUMNS  # units
+    BLOCK: gl.constexpr = held.shape[0] // 2 * GROUP // COLUMNS  # units
     out_tile, row_tile, unit = _begin(work, 0)
     where = (0, out_tile, row_tile, unit)
     scales, zeros = _load_scales(
-        scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, num_steps > 0, GROUP, COLUMNS, ZEROS, PACKED, OUTS
-    )
+        scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, num_steps > 0,
+        GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS,
+    )  # fmt: skip
     at, last, block, index = 0, STAGES - 1, 0, -1
     for step in range(num_steps):
         if where[3] % BLOCK == 0 or where[0] != index:
-            _store_scales(held, block, scales_ptr, scales, zeros, ZEROS, ZERO, CODE_BIAS, PACKED, dtype)
+            if FACTORED:
+                store_steps(held, block, scales, zeros, MINIMA)
+            else:
+                _store_scales(held, block, scales_ptr, scales, zeros, ZEROS, ZERO, CODE_BIAS, PACKED, dtype)
             block += 1
             end = gl.minimum((where[3] // BLOCK + 1) * BLOCK, work[5])
             there = step + (end - where[3]) < num_steps
             _index, next_tile, _row_tile, next_unit = _next(work, (where[0], where[1], where[2], end - 1))
             scales, zeros = _load_scales(
-                scales_ptr, zeros_ptr, size_out, num_groups, next_tile, next_unit, there, GROUP, COLUMNS, ZEROS, PACKED,
-                OUTS,
+                scales_ptr, zeros_ptr, size_out, num_groups, next_tile, next_unit, there,
+                GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS,
             )  # fmt: skip
         _tell_step(at)
         if step > 0:
@@ -651,17 +705,21 @@ _COUNTS = [
 
 @gluon.jit(do_not_specialize=_COUNTS)
 def _warpgroups_kernel(
-    x_desc, codes_desc, out_desc, out_ptr, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
+    x_desc, codes_desc, high_desc, out_desc, out_ptr, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
     num_whole_tiles, num_shared, sharers, num_row_tiles, units, num_rows, size_out, num_groups, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
-    ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, OUTS: gl.constexpr,
-    ROWS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
+    ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
+    MINIMA: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """A tile is [OUTS, ROWS]; a step has BYTES of each row of weights."""
     xs = gl.allocate_shared_memory(x_desc.dtype, [PER_BYTE * STAGES, ROWS, BYTES], x_desc.layout)
     codes = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, BYTES], codes_desc.layout)
-    held = gl.allocate_shared_memory(gl.int32, [8, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    result = gl.allocate_shared_memory(x_desc.dtype, [ROWS, OUTS], out_desc.layout)
+    high = codes
+    if HIGH:
+        high = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, BYTES // 4 * HIGH], high_desc.layout)
+    held = gl.allocate_shared_memory(gl.int32, [16 if FACTORED else 8, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    result = gl.allocate_shared_memory(x_desc.dtype, out_desc.block_shape, out_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
@@ -678,20 +736,23 @@ def _warpgroups_kernel(
             (
                 _multiply_tiles,
                 (
-                    x_desc, out_desc, out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, held, result,
-                    num_shared, sharers, first, num_steps, work, num_rows, size_out, has_bias, GROUP, SCALED, PER_BYTE,
-                    HALF, FORM, OUTS, ROWS, BYTES, STAGES,
+                    x_desc, out_desc, out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held,
+                    result, num_shared, sharers, first, num_steps, work, num_rows, size_out, has_bias, GROUP, SCALED,
+                    PER_BYTE, HALF, FORM, FACTORED, HIGH, OUTS, ROWS, BYTES, STAGES,
                 ),
             ),
             (
                 _copy_tiles,
-                (x_desc, codes_desc, xs, codes, ready, num_steps, work, PER_BYTE, HALF, OUTS, ROWS, BYTES, STAGES, PDL),
+                (
+                    x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work, PER_BYTE, HALF, HIGH, OUTS,
+                    ROWS, BYTES, STAGES, PDL,
+                ),
             ),
             (
                 _scale_tiles,
                 (
                     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups, GROUP, PER_BYTE,
-                    ZEROS, ZERO, CODE_BIAS, PACKED, OUTS, BYTES, STAGES,
+                    ZEROS, ZERO, CODE_BIAS, PACKED, FACTORED, MINIMA, OUTS, BYTES, STAGES,
                 ),
             ),
         ],

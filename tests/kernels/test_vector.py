@@ -104,7 +104,7 @@ def fp8(num_rows: int, size_in: int) -> Coded:
 def test_fp8(num_rows: int, size_in: int, tiling: Tiling | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(size_in)
     if tiling is not None:
-        monkeypatch.setattr(vector, "fp8_tiling", lambda size_in, *, paired: tiling)
+        monkeypatch.setattr(vector, "fp8_tiling", lambda *_, paired: tiling)
     rows, norm, normed = normed_rows(num_rows, size_in)
     size_out = 72 if tiling is None else 70  # whole tiles, and not
     held, residual, bias = fp8(size_out, size_in), randn(num_rows, size_out), randn(size_out)

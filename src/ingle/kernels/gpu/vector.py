@@ -34,6 +34,8 @@ _ALIGNMENT = 8
 _FP8_ALIGNMENT = 16
 _OUTS, _UNIT = 2, 4096
 """Rows of weights or pairs of them, and weights that one iteration takes, of a program."""
+_FEW = 8192
+"""Rows of weights up to which all programs run at once."""
 _LONG = 4096
 """Inputs above which an iteration takes twice as many."""
 
@@ -275,12 +277,15 @@ def sent_tiling(size_in: int) -> Tiling:
     return Tiling(outs, min(triton.next_power_of_2(size_in), _UNIT // outs), early=5 << 12)
 
 
-def fp8_tiling(size_in: int, *, paired: bool) -> Tiling:
-    """Programs that have asked for all of their weights before they wait; of long rows, for some all the time."""
+def fp8_tiling(size_in: int, size_out: int, *, paired: bool) -> Tiling:
+    """Programs that have asked for all of their weights before they wait; of long rows, for some all the time. Of few
+    rows of weights each has more of them, so that all programs run at once."""
+    depth = min(triton.next_power_of_2(size_in), 512)
     if paired:
-        return Tiling(2, min(triton.next_power_of_2(size_in), 512))
-    long = size_in > _LONG
-    return Tiling(4 if long else 2, min(triton.next_power_of_2(size_in), 1024), num_warps=4 if long else 2, ahead=long)
+        return Tiling(4, depth) if size_out <= _FEW else Tiling(2, depth, num_warps=2)
+    if size_in > _LONG:
+        return Tiling(4, min(triton.next_power_of_2(size_in), 1024), ahead=True)
+    return Tiling(4, depth, num_warps=2)
 
 
 def _run(
@@ -303,7 +308,7 @@ def _run(
     scaled = numbers is not weight
     paired, early = epilogue != _ADD, pdl(x.device)
     if scaled:
-        shape = fp8_tiling(size_in, paired=paired)
+        shape = fp8_tiling(size_in, size_out, paired=paired)
     else:
         shape = tiling(size_in, paired=paired) if peers is None else sent_tiling(size_in)
     outs, depth, most_early, num_warps, ahead = shape

@@ -43,17 +43,24 @@ _MOST_UNITS = 32
 # Of a word, that is of four columns and of those 64 further, four registers of two numbers. A code's bits alone are a
 # float below the lowest exponent, so one instruction makes it as large as it should be and takes away its zero.
 _PAIRS = (
-    "{ .reg .b32 a, b, c, d, l, h; mov.b32 l, LOW; mov.b32 h, HIGH; "
-    "prmt.b32 a, $4, 0, 0x4140; prmt.b32 c, $4, 0, 0x4342; "
-    "and.b32 b, a, 0x00f000f0; and.b32 a, a, 0x000f000f; and.b32 d, c, 0x00f000f0; and.b32 c, c, 0x000f000f; "
-    "fma.rn.TYPE $0, a, l, $6; fma.rn.TYPE $1, b, h, $6; "
-    "fma.rn.TYPE $2, c, l, $6; fma.rn.TYPE $3, d, h, $6; }"
+    "{ .reg .b32 a, b, c, d, l, h, n; mov.b32 l, LOW; mov.b32 h, HIGH; "
+    "mov.b32 n, NEGATIVE; prmt.b32 a, $4, 0, 0x4140; prmt.b32 c, $4, 0, 0x4342; "
+    "and.b32 b, a, 0x000f000f; and.b32 d, c, 0x000f000f; "
+    "fma.rn.TYPE a, a, h, $6; fma.rn.TYPE c, c, h, $6; "
+    "fma.rn.TYPE $0, b, l, $6; fma.rn.TYPE $1, b, n, a; "
+    "fma.rn.TYPE $2, d, l, $6; fma.rn.TYPE $3, d, n, c; }"
 )
 _BF16_ASM = gl.constexpr(
-    _PAIRS.replace("TYPE", "bf16x2").replace("LOW", "0x7f007f00").replace("HIGH", "0x7d007d00")  # 2 ** 127, 2 ** 123
+    _PAIRS.replace("TYPE", "bf16x2")
+    .replace("LOW", "0x7f007f00")
+    .replace("HIGH", "0x7d007d00")
+    .replace("NEGATIVE", "0xfd00fd00")  # 2 ** 127, 2 ** 123
 )
 _FP16_ASM = gl.constexpr(
-    _PAIRS.replace("TYPE", "f16x2").replace("LOW", "0x78007800").replace("HIGH", "0x68006800")  # 2 ** 15, 2 ** 11
+    _PAIRS.replace("TYPE", "f16x2")
+    .replace("LOW", "0x78007800")
+    .replace("HIGH", "0x68006800")
+    .replace("NEGATIVE", "0xe800e800")  # 2 ** 15, 2 ** 11
 )
 _BF16, _FP16 = gl.constexpr((gl.bfloat16,) * 4), gl.constexpr((gl.float16,) * 4)
 
@@ -93,6 +100,11 @@ def _ends_layout(warps):
 @gluon.constexpr_function
 def _halves_layout(warps):
     return gl.BlockedLayout([2, 1, 2], [8, 4, 1], [max(warps // 4, 1), min(warps, 4), 1], [2, 0, 1])
+
+
+@gluon.constexpr_function
+def _at_least(first, other):
+    return 1 << (max(first, other) - 1).bit_length()
 
 
 @gluon.constexpr_function
@@ -150,7 +162,7 @@ def _steps(
 
 @gluon.jit(do_not_specialize=["num_rows"])
 def _few_rows_ring_kernel(
-    codes_desc, x_desc, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
+    codes_desc, x_desc, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
     squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     num_rows, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
     IN: gl.constexpr, OUT: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, SHARES: gl.constexpr,
@@ -158,6 +170,7 @@ def _few_rows_ring_kernel(
     EPILOGUE: gl.constexpr, NORMED: gl.constexpr, BIASED: gl.constexpr, SQUARED: gl.constexpr, SQUARES: gl.constexpr,
     HALF: gl.constexpr, NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, PAGE_SIZE: gl.constexpr,
     GROUP: gl.constexpr, GROUPS: gl.constexpr, HELD: gl.constexpr, ZEROS: gl.constexpr, PDL: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):  # fmt: skip
     """A tile has BLOCKS of OUTS rows of weights: neighbours, or those of two HALVES that are APART. A unit is CHUNKS
     of 128 columns, of which STAGES are in the ring; SHARES of the warps take its chunks in turn."""
@@ -190,6 +203,11 @@ def _few_rows_ring_kernel(
         _copy_codes(
             codes_desc, codes, arrived, stage, tile, first_unit + stage, there,
             CHUNKS, BLOCKS, HALVES, R, HALF, EPILOGUE,
+        )  # fmt: skip
+    if AHEAD > 0:
+        _ask_for_codes(
+            codes_ptr, tile, (first_unit + STAGES) * CHUNKS, gl.minimum(num_units - STAGES, AHEAD) * CHUNKS, IN, OUT,
+            BLOCKS, OUTS, R, APART, HALF, EPILOGUE,
         )  # fmt: skip
     steps = gl.allocate_shared_memory(gl.int32, [BLOCKS, HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     for block in gl.static_range(BLOCKS):
@@ -295,6 +313,24 @@ def _first_out(block, R: gl.constexpr, HALF: gl.constexpr, EPILOGUE: gl.constexp
 
 
 @gluon.jit
+def _ask_for_codes(
+    codes_ptr, tile, first_chunk, num_chunks, IN: gl.constexpr, OUT: gl.constexpr,
+    BLOCKS: gl.constexpr, OUTS: gl.constexpr, R: gl.constexpr, APART: gl.constexpr, HALF: gl.constexpr,
+    EPILOGUE: gl.constexpr,
+):  # fmt: skip
+    """To come into the second-level cache."""
+    ROWS: gl.constexpr = _at_least(BLOCKS * OUTS, 32 * gl.num_warps())
+    row = gl.arange(0, ROWS, layout=gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    out = _first_out(tile * BLOCKS + row // OUTS, R, HALF, EPILOGUE) + row % OUTS % R + row % OUTS // R * APART
+    there = (row < BLOCKS * OUTS) & (out < OUT)
+    gl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [codes_ptr + out * (IN // 2) + first_chunk * 64, gl.where(there, num_chunks * 64, 0)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
 def _copy_codes(
     desc, codes, arrived, stage, tile, unit, there,
     CHUNKS: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, R: gl.constexpr, HALF: gl.constexpr,
@@ -340,6 +376,8 @@ class Tiling(NamedTuple):
     num_warps: int
     num_shares: int = 1
     """Warps, or groups of them, among which an iteration's chunks are shared out."""
+    num_ahead: int = 0
+    """Iterations behind those in the ring, whose codes come into the second-level cache at once."""
 
     def run(
         self,
@@ -384,7 +422,7 @@ class Tiling(NamedTuple):
         early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
         places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
         _few_rows_ring_kernel[(num_tiles * num_splits,)](
-            codes, inputs, coded.scales, _or(coded.zeros, coded.codes), _or(bias, x), _or(squares_in, x),
+            codes, inputs, coded.codes, coded.scales, _or(coded.zeros, coded.codes), _or(bias, x), _or(squares_in, x),
             _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
             counters(device), *places,
             num_rows, num_squares, 0.0 if norm is None else norm.eps,
@@ -397,7 +435,7 @@ class Tiling(NamedTuple):
             NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
             PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
             GROUP=coded.group_size, GROUPS=groups, HELD=held, ZEROS=coded.zeros is not None, PDL=early,
-            num_warps=self.num_warps, launch_pdl=early,
+            AHEAD=self.num_ahead, num_warps=self.num_warps, launch_pdl=early,
         )  # fmt: skip
 
 

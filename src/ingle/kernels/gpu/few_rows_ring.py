@@ -378,6 +378,8 @@ class Tiling(NamedTuple):
     """Warps, or groups of them, among which an iteration's chunks are shared out."""
     num_ahead: int = 0
     """Iterations behind those in the ring, whose codes come into the second-level cache at once."""
+    registers: int | None = None
+    """Of a thread, at most."""
 
     def run(
         self,
@@ -435,7 +437,7 @@ class Tiling(NamedTuple):
             NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
             PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
             GROUP=coded.group_size, GROUPS=groups, HELD=held, ZEROS=coded.zeros is not None, PDL=early,
-            AHEAD=self.num_ahead, num_warps=self.num_warps, launch_pdl=early,
+            AHEAD=self.num_ahead, num_warps=self.num_warps, maxnreg=self.registers, launch_pdl=early,
         )  # fmt: skip
 
 

@@ -98,11 +98,6 @@ def _ends_layout(warps):
 
 
 @gluon.constexpr_function
-def _halves_layout(warps):
-    return gl.BlockedLayout([2, 1, 2], [8, 4, 1], [max(warps // 4, 1), min(warps, 4), 1], [2, 0, 1])
-
-
-@gluon.constexpr_function
 def _at_least(first, other):
     return 1 << (max(first, other) - 1).bit_length()
 
@@ -185,7 +180,6 @@ def _few_rows_ring_kernel(
     words_layout: gl.constexpr = _words_layout(OUTS, WARPS // SHARES, SHARES)
     loaded_layout: gl.constexpr = _inputs_layout(ROWS, WARPS // SHARES, SHARES)
     ends_layout: gl.constexpr = _ends_layout(WARPS)
-    halves_layout: gl.constexpr = _halves_layout(WARPS)
     of_outs: gl.constexpr = gl.SliceLayout(1, ends_layout)
 
     tile, split = gl.program_id(0) // SPLITS, gl.program_id(0) % SPLITS
@@ -266,39 +260,48 @@ def _few_rows_ring_kernel(
         phase = gl.where(stage == 0, phase ^ 1, phase)
 
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, ends_layout))[None, :]
-    of_block = gl.arange(0, OUTS, layout=of_outs)[:, None]
-    sums = ()
+    of_block = gl.arange(0, R, layout=of_outs)[:, None]
+    left = gl.allocate_shared_memory(
+        gl.float32, [BLOCKS * SHARES, OUTS, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
+    )
+    of_shares = left._reinterpret(
+        gl.float32, [BLOCKS, SHARES, OUTS, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [1, 2, 0])
+    )
     for block in gl.static_range(BLOCKS):
-        sums += (gl.convert_layout(gl.sum(totals[block], 0), ends_layout),)
+        of_shares.index(block).store(totals[block])
+    sums = ()
+    for part in gl.static_range(BLOCKS * HALVES):
+        total = gl.zeros([R, ROWS], gl.float32, ends_layout)
+        for share in gl.static_range(SHARES):
+            place = left.index(part // HALVES * SHARES + share).slice(part % HALVES * R, R)
+            total += place.load(ends_layout)
+        sums += (total,)
     done = True
     if SPLITS > 1:
-        left = parts_ptr + tile.to(gl.int64) * (SPLITS * BLOCKS * OUTS * ROWS) + of_block * ROWS + rows
-        for block in gl.static_range(BLOCKS):
-            gl.store(left + (split * BLOCKS + block) * (OUTS * ROWS), sums[block])
+        SIZE: gl.constexpr = R * ROWS
+        PARTS: gl.constexpr = BLOCKS * HALVES
+        place = parts_ptr + tile.to(gl.int64) * (SPLITS * PARTS * SIZE) + rows * R + of_block
+        for part in gl.static_range(PARTS):
+            gl.store(place + (split * PARTS + part) * SIZE, sums[part])
         barrier(True)  # the whole program's stores come before its arrival
         done = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
         if done:
             gl.store(arrived_ptr + tile, 0)
             joined = ()
-            for block in gl.static_range(BLOCKS):
-                joined += (_joined(left + block * (OUTS * ROWS), SPLITS, BLOCKS * OUTS * ROWS),)
+            for part in gl.static_range(PARTS):
+                joined += (_joined(place + part * SIZE, SPLITS, PARTS * SIZE),)
             sums = joined
     if done:
         for block in gl.static_range(BLOCKS):
-            total = sums[block]
+            first, other = sums[block * HALVES], sums[block * HALVES + HALVES - 1]
             if NORMED:
-                total *= scale_of_rows
-            first, other = total, total
-            if HALVES == 2:
-                halves = gl.permute(gl.reshape(total, [2, R, ROWS]), [1, 2, 0])
-                first, other = gl.split(gl.convert_layout(halves, halves_layout))
-                first, other = gl.convert_layout(first, ends_layout), gl.convert_layout(other, ends_layout)
+                first *= scale_of_rows
+                other *= scale_of_rows
             first_out = _first_out(tile * BLOCKS + block, R, HALF, EPILOGUE)
             finish(
-                first, other, first_out, first_out + APART, tile * BLOCKS + block, OUT // OUTS,
-                gl.arange(0, R, layout=of_outs)[:, None], rows, num_rows, bias_ptr, residual_ptr, norm_ptr,
-                out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-                v_offset, page_stride, token_stride, head_stride,
+                first, other, first_out, first_out + APART, tile * BLOCKS + block, OUT // OUTS, of_block, rows,
+                num_rows, bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr,
+                kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
                 OUT, R, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip
 

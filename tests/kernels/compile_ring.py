@@ -15,7 +15,6 @@ from triton.runtime.jit import JITFunction
 
 from ingle.kernels.flow import Flow, Rotation
 from ingle.kernels.gpu import few_rows_coded as few_rows
-from ingle.kernels.gpu import few_rows_ring
 from ingle.model.layers import RMSNorm
 from tests.kernels.compile_lanes import in_pairs
 from tests.kernels.resources import folder, usage
@@ -61,7 +60,6 @@ def main() -> None:
             return made
 
         JITFunction.run = looked_at
-        few_rows_ring.UNTRIED = True
         for dtype in (torch.bfloat16, torch.float16):
             for num_rows in (4, 16):
                 products(num_rows, dtype, 128, zeros=num_rows == 4)

@@ -1,9 +1,9 @@
 """Products of a few rows with int4 on Hopper, as in `few_rows_coded`: codes come long before they are wanted.
 
-A program has a ring of places in an SM's memory, into which the copy engine brings codes and inputs several iterations
-ahead, without registers or instructions. Codes become numbers in the registers in which the tensor cores take them: a
-lane reads 16 neighbouring bytes of a row of weights, and 16 neighbours of a row of inputs for either half of those
-bytes, so the order of columns is the one in which codes lie.
+A program has a ring of places in an SM's memory, into which a warp has codes and inputs copied several iterations
+ahead, while others multiply. Codes become numbers in the registers in which the tensor cores take them: a lane reads 16
+neighbouring bytes of a row of weights, and 16 neighbours of a row of inputs for either half of those bytes, so the
+order of columns is the one in which codes lie. Warps share out rows of weights, and blocks of columns.
 
 In Gluon, for Triton decides on its own where what is loaded goes, and how far ahead. What stands at a product's end is
 common to both (`endings`).
@@ -11,7 +11,6 @@ common to both (`endings`).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,43 +23,46 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, counters, num_sms, pdl
 from ingle.kernels.gpu.endings import ADD, GELU, PLAIN, ROTATE, SILU, finish, row_scales
 
-UNTRIED = False
-"""Whether float16, rotation, GELU and groups of more than 128 columns, too: compiled, but not yet run."""
+_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # from Triton 3.7 on, and before
 _CHUNK = 128
 """Columns of a block of codes, whose halves share bytes."""
-_CHUNKS = 2
-"""Of them, that an iteration takes."""
 _ALIGNMENT = 16
 """Bytes to which the copy engine wants rows aligned."""
 
+_PER_SM = 3
+"""Programs that an SM runs side by side."""
+_MOST_BLOCKS = 3
+"""Of a program, for whose sums there are registers."""
 _LEAST_UNITS = 2
 _MOST_UNITS = 32
-"""Iterations of a program, at least: its beginning and its end take longer than one; and at most."""
+"""Iterations of a program with a part of a row, at least: its beginning and its end take longer than one; and at
+most."""
+_LONG = 8192
+"""Columns from which on programs share out a row."""
 
 # Of a word, that is of four columns and of those 64 further, four registers of two numbers. A code's bits alone are a
-# float below the lowest exponent, so one instruction makes it as large as it should be and takes away its zero.
+# float below the lowest exponent, so one instruction makes it as large as it should be and takes away its zero. Of a
+# byte's two the upper one is the byte less the lower: multiplications and additions have twice the rate of masks.
 _PAIRS = (
-    "{ .reg .b32 a, b, c, d, l, h, n; mov.b32 l, LOW; mov.b32 h, HIGH; "
-    "mov.b32 n, NEGATIVE; prmt.b32 a, $4, 0, 0x4140; prmt.b32 c, $4, 0, 0x4342; "
-    "and.b32 b, a, 0x000f000f; and.b32 d, c, 0x000f000f; "
-    "fma.rn.TYPE a, a, h, $6; fma.rn.TYPE c, c, h, $6; "
-    "fma.rn.TYPE $0, b, l, $6; fma.rn.TYPE $1, b, n, a; "
+    "{ .reg .b32 a, b, c, d, l, h, n; mov.b32 l, LOW; mov.b32 h, HIGH; mov.b32 n, LESS; "
+    "prmt.b32 a, $4, 0, 0x4140; prmt.b32 c, $4, 0, 0x4342; and.b32 b, a, 0x000f000f; and.b32 d, c, 0x000f000f; "
+    "fma.rn.TYPE a, a, h, $6; fma.rn.TYPE c, c, h, $6; fma.rn.TYPE $0, b, l, $6; fma.rn.TYPE $1, b, n, a; "
     "fma.rn.TYPE $2, d, l, $6; fma.rn.TYPE $3, d, n, c; }"
 )
-_BF16_ASM = gl.constexpr(
+_BF16_ASM = gl.constexpr(  # 2 ** 127, 2 ** 123
     _PAIRS.replace("TYPE", "bf16x2")
     .replace("LOW", "0x7f007f00")
     .replace("HIGH", "0x7d007d00")
-    .replace("NEGATIVE", "0xfd00fd00")  # 2 ** 127, 2 ** 123
+    .replace("LESS", "0xfd00fd00")
 )
-_FP16_ASM = gl.constexpr(
+_FP16_ASM = gl.constexpr(  # 2 ** 15, 2 ** 11
     _PAIRS.replace("TYPE", "f16x2")
     .replace("LOW", "0x78007800")
     .replace("HIGH", "0x68006800")
-    .replace("NEGATIVE", "0xe800e800")  # 2 ** 15, 2 ** 11
+    .replace("LESS", "0xe800e800")
 )
 _BF16, _FP16 = gl.constexpr((gl.bfloat16,) * 4), gl.constexpr((gl.float16,) * 4)
 
@@ -95,11 +97,6 @@ def _steps_layout(outs, held, warps):
 def _ends_layout(warps):
     """Of rows of weights by those of inputs: neighbours of a row of outputs are stored together."""
     return gl.BlockedLayout([2, 1], [8, 4], [max(warps // 4, 1), min(warps, 4)], [0, 1])
-
-
-@gluon.constexpr_function
-def _at_least(first, other):
-    return 1 << (max(first, other) - 1).bit_length()
 
 
 @gluon.constexpr_function
@@ -157,22 +154,111 @@ def _steps(
 
 @gluon.jit(do_not_specialize=["num_rows"])
 def _few_rows_ring_kernel(
-    codes_desc, x_desc, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
+    codes_desc, x_desc, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr,
     squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     num_rows, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
     IN: gl.constexpr, OUT: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, SHARES: gl.constexpr,
-    OUTS: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, APART: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, SPLITS: gl.constexpr,
-    EPILOGUE: gl.constexpr, NORMED: gl.constexpr, BIASED: gl.constexpr, SQUARED: gl.constexpr, SQUARES: gl.constexpr,
-    HALF: gl.constexpr, NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, PAGE_SIZE: gl.constexpr,
-    GROUP: gl.constexpr, GROUPS: gl.constexpr, HELD: gl.constexpr, ZEROS: gl.constexpr, PDL: gl.constexpr,
-    AHEAD: gl.constexpr,
+    OUTS: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, APART: gl.constexpr, CHUNKS: gl.constexpr,
+    STAGES: gl.constexpr, SPLITS: gl.constexpr, EPILOGUE: gl.constexpr, NORMED: gl.constexpr, BIASED: gl.constexpr,
+    SQUARED: gl.constexpr, SQUARES: gl.constexpr, HALF: gl.constexpr, NUM_HEADS: gl.constexpr,
+    NUM_KV_HEADS: gl.constexpr, PAGE_SIZE: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
+    HELD: gl.constexpr, ZEROS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """A tile has BLOCKS of OUTS rows of weights: neighbours, or those of two HALVES that are APART. A unit is CHUNKS
     of 128 columns, of which STAGES are in the ring; SHARES of the warps take its chunks in turn."""
-    R: gl.constexpr = OUTS // HALVES
     UNITS: gl.constexpr = IN // (128 * CHUNKS)
-    BYTES: gl.constexpr = (BLOCKS * OUTS * 64 + ROWS * 256) * CHUNKS
-    dtype: gl.constexpr = x_desc.dtype
+    tile, split = gl.program_id(0) // SPLITS, gl.program_id(0) % SPLITS
+    first_unit = UNITS * split // SPLITS
+    num_units = UNITS * (split + 1) // SPLITS - first_unit
+    share = (tile, split, first_unit, num_units)
+    codes = gl.allocate_shared_memory(gl.int32, [STAGES * BLOCKS, CHUNKS, OUTS, 16], gl.NVMMASharedLayout(64, 32, 3))
+    xs = gl.allocate_shared_memory(x_desc.dtype, [STAGES, CHUNKS, 2 * ROWS, 64], gl.NVMMASharedLayout(128, 16, 3))
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(free.index(stage), count=1)
+    fence_async_shared()
+    gl.warp_specialize([
+        (_multiply, (
+            codes, xs, full, free, share, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr,
+            out_ptr, values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+            num_rows, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
+            IN, OUT, ROWS, WARPS, SHARES, OUTS, BLOCKS, HALVES, APART, CHUNKS, STAGES, SPLITS, EPILOGUE, NORMED,
+            BIASED, SQUARED, SQUARES, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, GROUP, GROUPS, HELD, ZEROS, PDL,
+        )),
+        (_bring, (
+            codes_desc, x_desc, codes, xs, full, free, share,
+            ROWS, OUTS // HALVES, BLOCKS, HALVES, CHUNKS, STAGES, HALF, EPILOGUE, PDL,
+        )),
+    ], [1], [24])  # fmt: skip
+
+
+@gluon.jit
+def _bring(
+    codes_desc, x_desc, codes, xs, full, free, share,
+    ROWS: gl.constexpr, R: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, CHUNKS: gl.constexpr,
+    STAGES: gl.constexpr, HALF: gl.constexpr, EPILOGUE: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    """Has codes and inputs copied where there is room; the first codes before the kernel before has ended."""
+    tile, _, first_unit, num_units = share
+    for stage in gl.static_range(STAGES):
+        there = stage < num_units
+        _copy_codes(
+            codes_desc, codes, full, stage, tile, first_unit + stage, there,
+            ROWS, R, BLOCKS, HALVES, CHUNKS, HALF, EPILOGUE,
+        )  # fmt: skip
+    if PDL:
+        await_previous()
+    for stage in gl.static_range(STAGES):
+        _copy_inputs(x_desc, xs, full, stage, first_unit + stage, stage < num_units, CHUNKS, ROWS)
+    stage, phase = 0, 0
+    for index in range(STAGES, num_units):
+        mbarrier.wait(free.index(stage), phase)
+        _copy_codes(
+            codes_desc, codes, full, stage, tile, first_unit + index, True,
+            ROWS, R, BLOCKS, HALVES, CHUNKS, HALF, EPILOGUE,
+        )  # fmt: skip
+        _copy_inputs(x_desc, xs, full, stage, first_unit + index, True, CHUNKS, ROWS)
+        stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+        phase = gl.where(stage == 0, phase ^ 1, phase)
+
+
+@gluon.jit
+def _copy_codes(
+    desc, codes, full, stage, tile, unit, there,
+    ROWS: gl.constexpr, R: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, CHUNKS: gl.constexpr,
+    HALF: gl.constexpr, EPILOGUE: gl.constexpr,
+):  # fmt: skip
+    """Of a unit, whose inputs are to come, too."""
+    mbarrier.expect(full.index(stage), (BLOCKS * HALVES * R * 64 + ROWS * 256) * CHUNKS, pred=there)
+    for block in gl.static_range(BLOCKS):
+        place = codes.index(stage * BLOCKS + block)._reinterpret(gl.int32, [CHUNKS, HALVES, R, 16], desc.layout)
+        at = [unit * CHUNKS, 0, _first_out(tile * BLOCKS + block, R, HALF, EPILOGUE), 0]
+        tma.async_copy_global_to_shared(desc, at, full.index(stage), place, pred=there)
+
+
+@gluon.jit
+def _copy_inputs(desc, xs, full, stage, unit, there, CHUNKS: gl.constexpr, ROWS: gl.constexpr):
+    place = xs.index(stage)._reinterpret(desc.dtype, [CHUNKS, 2, ROWS, 64], desc.layout)
+    tma.async_copy_global_to_shared(desc, [unit * CHUNKS, 0, 0, 0], full.index(stage), place, pred=there)
+
+
+@gluon.jit
+def _multiply(
+    codes, xs, full, free, share, scales_ptr, zeros_ptr, bias_ptr, squares_in_ptr, residual_ptr, norm_ptr, out_ptr,
+    values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+    num_rows, num_squares, eps, v_offset, page_stride, token_stride, head_stride,
+    IN: gl.constexpr, OUT: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, SHARES: gl.constexpr,
+    OUTS: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, APART: gl.constexpr, CHUNKS: gl.constexpr,
+    STAGES: gl.constexpr, SPLITS: gl.constexpr, EPILOGUE: gl.constexpr, NORMED: gl.constexpr, BIASED: gl.constexpr,
+    SQUARED: gl.constexpr, SQUARES: gl.constexpr, HALF: gl.constexpr, NUM_HEADS: gl.constexpr,
+    NUM_KV_HEADS: gl.constexpr, PAGE_SIZE: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
+    HELD: gl.constexpr, ZEROS: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    tile, split, first_unit, num_units = share
+    R: gl.constexpr = OUTS // HALVES
+    dtype: gl.constexpr = xs.dtype
     UNIT: gl.constexpr = 64.0 if dtype == gl.bfloat16 else 512.0
     layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [SHARES, WARPS // SHARES, 1], [1, 16, 8])
     numbers_layout: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
@@ -182,27 +268,6 @@ def _few_rows_ring_kernel(
     ends_layout: gl.constexpr = _ends_layout(WARPS)
     of_outs: gl.constexpr = gl.SliceLayout(1, ends_layout)
 
-    tile, split = gl.program_id(0) // SPLITS, gl.program_id(0) % SPLITS
-    first_unit = UNITS * split // SPLITS
-    num_units = UNITS * (split + 1) // SPLITS - first_unit
-    codes = gl.allocate_shared_memory(gl.int32, [STAGES * BLOCKS, CHUNKS, OUTS, 16], gl.NVMMASharedLayout(64, 32, 3))
-    xs = gl.allocate_shared_memory(dtype, [STAGES, CHUNKS, 2 * ROWS, 64], gl.NVMMASharedLayout(128, 16, 3))
-    arrived = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(arrived.index(stage), count=1)
-    fence_async_shared()
-    for stage in gl.static_range(STAGES):
-        there = stage < num_units
-        mbarrier.expect(arrived.index(stage), BYTES, pred=there)
-        _copy_codes(
-            codes_desc, codes, arrived, stage, tile, first_unit + stage, there,
-            CHUNKS, BLOCKS, HALVES, R, HALF, EPILOGUE,
-        )  # fmt: skip
-    if AHEAD > 0:
-        _ask_for_codes(
-            codes_ptr, tile, (first_unit + STAGES) * CHUNKS, gl.minimum(num_units - STAGES, AHEAD) * CHUNKS, IN, OUT,
-            BLOCKS, OUTS, R, APART, HALF, EPILOGUE,
-        )  # fmt: skip
     steps = gl.allocate_shared_memory(gl.int32, [BLOCKS, HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     for block in gl.static_range(BLOCKS):
         first_out = _first_out(tile * BLOCKS + block, R, HALF, EPILOGUE)
@@ -216,9 +281,6 @@ def _few_rows_ring_kernel(
     )
     if PDL:
         await_previous()
-    for stage in gl.static_range(STAGES):
-        _copy_inputs(x_desc, xs, arrived, stage, first_unit + stage, stage < num_units, CHUNKS, ROWS)
-
     if NORMED:
         of_squares: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [WARPS, 1], [1, 0])
         row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, of_squares))[:, None]
@@ -231,7 +293,7 @@ def _few_rows_ring_kernel(
         totals += (gl.zeros([SHARES, OUTS, ROWS], gl.float32, layout),)
     stage, phase = 0, 0
     for index in range(num_units):
-        mbarrier.wait(arrived.index(stage), phase)
+        mbarrier.wait(full.index(stage), phase)
         for turn in gl.static_range(CHUNKS // SHARES):
             loaded = xs.index(stage).slice(turn * SHARES, SHARES).load(loaded_layout)
             x = _inputs(loaded, SHARES, ROWS, inputs_layout)
@@ -247,24 +309,15 @@ def _few_rows_ring_kernel(
                 part = mma_v2(numbers, x, gl.zeros([SHARES, OUTS, ROWS], gl.float32, layout))
                 sums += (totals[block] + part * gl.expand_dims(scale, 2),)
             totals = sums
-        # What was read makes room.
-        later = index + STAGES
-        there = later < num_units
-        mbarrier.expect(arrived.index(stage), BYTES, pred=there)
-        _copy_codes(
-            codes_desc, codes, arrived, stage, tile, first_unit + later, there,
-            CHUNKS, BLOCKS, HALVES, R, HALF, EPILOGUE,
-        )  # fmt: skip
-        _copy_inputs(x_desc, xs, arrived, stage, first_unit + later, there, CHUNKS, ROWS)
+        mbarrier.arrive(free.index(stage), count=1)
         stage = gl.where(stage == STAGES - 1, 0, stage + 1)
         phase = gl.where(stage == 0, phase ^ 1, phase)
 
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, ends_layout))[None, :]
     of_block = gl.arange(0, R, layout=of_outs)[:, None]
-    left = gl.allocate_shared_memory(
-        gl.float32, [BLOCKS * SHARES, OUTS, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
-    )
-    of_shares = left._reinterpret(
+    # The ring is done.
+    left = codes._reinterpret(gl.float32, [BLOCKS * SHARES, OUTS, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0, 1]))
+    of_shares = codes._reinterpret(
         gl.float32, [BLOCKS, SHARES, OUTS, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [1, 2, 0])
     )
     for block in gl.static_range(BLOCKS):
@@ -283,7 +336,7 @@ def _few_rows_ring_kernel(
         place = parts_ptr + tile.to(gl.int64) * (SPLITS * PARTS * SIZE) + rows * R + of_block
         for part in gl.static_range(PARTS):
             gl.store(place + (split * PARTS + part) * SIZE, sums[part])
-        barrier(True)  # the whole program's stores come before its arrival
+        _barrier()  # the whole program's stores come before its arrival
         done = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
         if done:
             gl.store(arrived_ptr + tile, 0)
@@ -316,42 +369,6 @@ def _first_out(block, R: gl.constexpr, HALF: gl.constexpr, EPILOGUE: gl.constexp
 
 
 @gluon.jit
-def _ask_for_codes(
-    codes_ptr, tile, first_chunk, num_chunks, IN: gl.constexpr, OUT: gl.constexpr,
-    BLOCKS: gl.constexpr, OUTS: gl.constexpr, R: gl.constexpr, APART: gl.constexpr, HALF: gl.constexpr,
-    EPILOGUE: gl.constexpr,
-):  # fmt: skip
-    """To come into the second-level cache."""
-    ROWS: gl.constexpr = _at_least(BLOCKS * OUTS, 32 * gl.num_warps())
-    row = gl.arange(0, ROWS, layout=gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
-    out = _first_out(tile * BLOCKS + row // OUTS, R, HALF, EPILOGUE) + row % OUTS % R + row % OUTS // R * APART
-    there = (row < BLOCKS * OUTS) & (out < OUT)
-    gl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
-        "=r,l,r", [codes_ptr + out * (IN // 2) + first_chunk * 64, gl.where(there, num_chunks * 64, 0)],
-        dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _copy_codes(
-    desc, codes, arrived, stage, tile, unit, there,
-    CHUNKS: gl.constexpr, BLOCKS: gl.constexpr, HALVES: gl.constexpr, R: gl.constexpr, HALF: gl.constexpr,
-    EPILOGUE: gl.constexpr,
-):  # fmt: skip
-    for block in gl.static_range(BLOCKS):
-        place = codes.index(stage * BLOCKS + block)._reinterpret(gl.int32, [CHUNKS, HALVES, R, 16], desc.layout)
-        at = [unit * CHUNKS, 0, _first_out(tile * BLOCKS + block, R, HALF, EPILOGUE), 0]
-        tma.async_copy_global_to_shared(desc, at, arrived.index(stage), place, pred=there)
-
-
-@gluon.jit
-def _copy_inputs(desc, xs, arrived, stage, unit, there, CHUNKS: gl.constexpr, ROWS: gl.constexpr):
-    place = xs.index(stage)._reinterpret(desc.dtype, [CHUNKS, 2, ROWS, 64], desc.layout)
-    tma.async_copy_global_to_shared(desc, [unit * CHUNKS, 0, 0, 0], arrived.index(stage), place, pred=there)
-
-
-@gluon.jit
 def _joined(place, SPLITS: gl.constexpr, SIZE: gl.constexpr):
     """The sum of what all programs of a tile left, in order, all asked for at once."""
     left = (gl.load(place, cache_modifier=".cg"),)
@@ -377,12 +394,11 @@ class Tiling(NamedTuple):
     num_chunks: int
     """Of 128 columns, that an iteration takes."""
     num_warps: int
-    num_shares: int = 1
-    """Warps, or groups of them, among which an iteration's chunks are shared out."""
-    num_ahead: int = 0
-    """Iterations behind those in the ring, whose codes come into the second-level cache at once."""
-    registers: int | None = None
-    """Of a thread, at most."""
+    """That multiply."""
+    num_shares: int
+    """Among which an iteration's chunks are shared out, each of some of the warps."""
+    registers: int
+    """Of a thread when a program starts: then the warp that copies gives up what it does not need."""
 
     def run(
         self,
@@ -427,36 +443,39 @@ class Tiling(NamedTuple):
         early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
         places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
         _few_rows_ring_kernel[(num_tiles * num_splits,)](
-            codes, inputs, coded.codes, coded.scales, _or(coded.zeros, coded.codes), _or(bias, x), _or(squares_in, x),
+            codes, inputs, coded.scales, _or(coded.zeros, coded.codes), _or(bias, x), _or(squares_in, x),
             _or(residual, x), x if norm is None else norm.weight, out, _or(values, x), _or(squares, x), parts,
             counters(device), *places,
             num_rows, num_squares, 0.0 if norm is None else norm.eps,
             *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]),
             IN=size_in, OUT=size_out, ROWS=rows, WARPS=self.num_warps, SHARES=self.num_shares, OUTS=self.outs,
-            BLOCKS=self.num_blocks, HALVES=halves, APART=apart, CHUNKS=self.num_chunks, STAGES=self.num_stages, SPLITS=num_splits, EPILOGUE=epilogue,
-            NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
-            SQUARES=triton.next_power_of_2(num_squares), HALF=half,
+            BLOCKS=self.num_blocks, HALVES=halves, APART=apart, CHUNKS=self.num_chunks, STAGES=self.num_stages,
+            SPLITS=num_splits, EPILOGUE=epilogue, NORMED=squares_in is not None, BIASED=bias is not None,
+            SQUARED=squares is not None, SQUARES=triton.next_power_of_2(num_squares), HALF=half,
             NUM_HEADS=0 if rotation is None else rotation.num_heads,
             NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
             PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
             GROUP=coded.group_size, GROUPS=groups, HELD=held, ZEROS=coded.zeros is not None, PDL=early,
-            AHEAD=self.num_ahead, num_warps=self.num_warps, maxnreg=self.registers, launch_pdl=early,
+            num_warps=self.num_warps, maxnreg=self.registers, launch_pdl=early,
         )  # fmt: skip
 
 
 def tiling(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> Tiling | None:
-    """For a product that ends so, of heads with such halves; None where this kernel does not fit. Three programs for
-    each SM, with as many iterations as their beginning and their end are worth, and as their scales have room."""
-    gated = epilogue in (SILU, GELU)
-    outs, num_units = 128 if gated else 64, coded.num_columns // (_CHUNK * _CHUNKS)
-    if not _fits(x, coded) or coded.num_rows % outs or (epilogue == ROTATE and half % 32):
+    """For a product that ends so, of heads with such halves; None where this kernel does not fit."""
+    if not _fits(x, coded) or (epilogue == ROTATE and half % 16):
         return None
-    if not UNTRIED and (epilogue in (ROTATE, GELU) or coded.group_size != _CHUNK or x.dtype != torch.bfloat16):
+    num_blocks, chunks, sms = coded.num_rows // 32, coded.num_columns // _CHUNK, num_sms(x.device)
+    if epilogue in (SILU, GELU):
+        # As many blocks as let all programs run at once.
+        num_blocks = min(triton.cdiv(num_blocks, _PER_SM * sms), _MOST_BLOCKS)
+        return Tiling(32, num_blocks, 1, num_stages=2, num_chunks=2, num_warps=4, num_shares=2, registers=80)
+    if sms < 2 * num_blocks <= 4 * sms and chunks % 4 == 0 and coded.num_columns <= _LONG:
+        return Tiling(32, 1, 1, num_stages=4, num_chunks=4, num_warps=8, num_shares=4, registers=80)
+    if coded.num_rows % 64 or (epilogue == ROTATE and half % 32):
         return None
-    num_splits = min(3 * num_sms(x.device) // (coded.num_rows // outs), num_units // _LEAST_UNITS)
-    num_splits = max(num_splits, triton.cdiv(num_units, _MOST_UNITS))
-    # A warp has rows of both halves.
-    return Tiling(outs, 1, num_splits, 2 if gated else 3, _CHUNKS, num_warps=2 if epilogue == ROTATE else 4)
+    num_splits = min(_PER_SM * sms // (coded.num_rows // 64), chunks // (2 * _LEAST_UNITS))
+    num_splits = max(num_splits, triton.cdiv(chunks // 2, _MOST_UNITS))
+    return Tiling(64, 1, num_splits, num_stages=3, num_chunks=2, num_warps=4, num_shares=2, registers=80)
 
 
 def _fits(x: torch.Tensor, coded: Coded) -> bool:
@@ -467,7 +486,8 @@ def _fits(x: torch.Tensor, coded: Coded) -> bool:
         and coded.factors is None
         and not coded.has_minima
         and 2 * coded.half == _CHUNK
-        and coded.num_columns % (_CHUNK * _CHUNKS) == 0
+        and coded.num_rows % 32 == 0
+        and coded.num_columns % (2 * _CHUNK) == 0
         and (coded.group_size % _CHUNK == 0 or coded.scales.shape[1] == 1)
         and coded.scales.itemsize == 2
         and all(each.is_contiguous() for each in (coded.codes, *held))

@@ -44,6 +44,7 @@ def look(made: Any) -> str:
     for name in packed:
         assert in_pairs(layouts[name]), f"a pair is not side by side: {layouts[name]}"
     loop = next(block for block in re.split(r"^\$L__BB\d+_\d+:", made.asm["ptx"], flags=re.M) if "mma.sync" in block)
+    loop = loop[: loop.rindex("mma.sync")]
     assert "st.shared" not in loop, "numbers pass through memory"
     assert all(width == "4" for width in re.findall(r"ld\.shared\.v(\d)", loop))
     registers, stack = usage(made)

@@ -328,6 +328,8 @@ def _multiply(
         for share in gl.static_range(SHARES):
             place = left.index(part // HALVES * SHARES + share).slice(part % HALVES * R, R)
             total += place.load(ends_layout)
+        if NORMED:
+            total *= scale_of_rows
         sums += (total,)
     done = True
     if SPLITS > 1:
@@ -346,14 +348,10 @@ def _multiply(
             sums = joined
     if done:
         for block in gl.static_range(BLOCKS):
-            first, other = sums[block * HALVES], sums[block * HALVES + HALVES - 1]
-            if NORMED:
-                first *= scale_of_rows
-                other *= scale_of_rows
             first_out = _first_out(tile * BLOCKS + block, R, HALF, EPILOGUE)
             finish(
-                first, other, first_out, first_out + APART, tile * BLOCKS + block, OUT // OUTS, of_block, rows,
-                num_rows, bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr,
+                sums[block * HALVES], sums[block * HALVES + HALVES - 1], first_out, first_out + APART,
+                tile * BLOCKS + block, OUT // OUTS, of_block, rows, num_rows, bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr,
                 kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
                 OUT, R, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip

@@ -351,8 +351,9 @@ def _multiply(
             first_out = _first_out(tile * BLOCKS + block, R, HALF, EPILOGUE)
             finish(
                 sums[block * HALVES], sums[block * HALVES + HALVES - 1], first_out, first_out + APART,
-                tile * BLOCKS + block, OUT // OUTS, of_block, rows, num_rows, bias_ptr, residual_ptr, norm_ptr, out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr,
-                kv_places_ptr, v_offset, page_stride, token_stride, head_stride,
+                tile * BLOCKS + block, OUT // OUTS, of_block, rows, num_rows, bias_ptr, residual_ptr, norm_ptr,
+                out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+                v_offset, page_stride, token_stride, head_stride,
                 OUT, R, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip
 
